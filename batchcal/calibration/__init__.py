@@ -1,0 +1,1 @@
+"""The waist: one value that measuring writes and everything else reads."""

@@ -1,0 +1,166 @@
+"""calibration.json: what was measured, on what machine, of what task, and what follows from it.
+
+A record never borrows from its reader: a missing fact is missing, today's machine is not yesterday's.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from batchcal.calibration.memory_model import MemoryModel
+from batchcal.core.values import Record
+from batchcal.detect.environment import Environment
+from batchcal.guard.outcome import Outcome
+from batchcal.workload.facts import TaskFacts
+from batchcal.workload.identity import TaskIdentity
+
+# Format history
+# 1 - (0.1) first version
+FORMAT: Final = 1
+TIME_TO_LIVE: Final = timedelta(days=7)
+
+Mode = Literal["train", "eval"]
+SearchPhase = Literal["profile", "scale", "verify", "expand", "bisect", "eval", "confirm"]
+"""`profile`: tiny batches; `scale`: about half the expected cap; then the three phases: `verify` the cap, `expand` under the
+headroom threshold, `bisect` after a miss."""
+LimitedBy = Literal[
+    "memory", "accelerator-memory", "shm", "dataset", "max-batch", "model", "time-limit", "max-probes", "measuring-overhead"
+]
+
+
+class Options(Record):
+    """What the user asked for and what changes the answer. Part of the fingerprint."""
+
+    margin: float
+    """Fraction of the limit that is left alone."""
+    headroom: float
+    """Under this fraction of the budget expansion goes on."""
+    memory_limit_bytes: int | None
+    samples: int
+    """Steps per probe at most (by memory tier, or as asked)."""
+    max_batch: int | None
+    multiple_of: int
+    device: str
+    """As asked: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    allocator: str
+    workers: int
+    effective_batch: int | None
+    seed: int
+    time_limit_s: float
+    max_probes: int | None
+    """time_limit_s and max_probes do not enter the fingerprint: a longer search does not make a shorter one's answer wrong."""
+
+
+class Budget(Record):
+    """Bytes that the training may use on one device: limit - others - margin."""
+
+    device: str
+    limit_bytes: int
+    others_bytes: int
+    """Used by others when we began, batchcal's own processes left out."""
+    margin_bytes: int
+    budget_bytes: int
+    learned_from: str
+
+
+class Isolation(Record):
+    """How a measurement was kept away from the rest of the container."""
+
+    launcher: Literal["zygote", "spawn", "fake"]
+    fence: tuple[str, ...]
+    """The layers that were really in force, such as `prediction`, `rlimit-data`, `watchdog`, `oom-score`, `deadline`."""
+    missing: tuple[str, ...] = ()
+
+
+class Measurement(Record):
+    """One probe."""
+
+    sequence: int
+    phase: SearchPhase
+    mode: Mode
+    device: str
+    allocator: str
+    batch: int
+    predicted_bytes: int | None
+    """Demand predicted before it ran."""
+    allowed_bytes: int | None
+    """Demand at which the fence was armed."""
+    outcome: Outcome
+    isolation: Isolation
+    wall_s: float
+    attempt: int = 1
+    why: str = ""
+    """Why this size was asked."""
+
+
+class Capacity(Record):
+    """The largest micro-batch that was run within the budget."""
+
+    batch: int
+    peak_bytes: int
+    samples_per_s: float
+    measured_by: int
+    """`sequence` of the measurement that ran it."""
+    limited_by: LimitedBy
+    undone: str = ""
+    """What a longer search would still have tried."""
+
+
+class Finding(Record):
+    """What is known for one device under one allocator policy."""
+
+    device: str
+    allocator: str
+    train: Capacity
+    eval: Capacity | None
+    train_memory: MemoryModel
+    eval_memory: MemoryModel | None
+
+
+class Fingerprint(Record):
+    """What must be the same for the calibration to hold. Each a sha256, compared part by part so that the reason is known."""
+
+    cpu: str
+    os: str
+    python: str
+    torch: str
+    accelerator: str
+    task: str
+    options: str
+    memory_limit_bytes: int
+    """Compared with a tolerance of 2 %."""
+
+
+class Calibration(Record):
+    kind: Literal["calibration"] = "calibration"
+    format: int = FORMAT
+    batchcal: str
+    """Version that wrote it."""
+    created_at: datetime
+    expires_at: datetime
+    status: Literal["complete", "unsettled", "partial"]
+    """`unsettled`: verified, but time or probes ended before the search did; `partial`: nothing verified yet."""
+    environment: Environment
+    task: TaskIdentity
+    facts: TaskFacts | None
+    options: Options
+    fingerprint: Fingerprint
+    budgets: tuple[Budget, ...]
+    measurements: tuple[Measurement, ...]
+    findings: tuple[Finding, ...]
+    chosen_device: str
+    effective_batch: int | None
+    """Asked for, by flag or by `[plan]`; None: the capacity."""
+    undone: tuple[str, ...] = ()
+    wall_s: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def finding(self, *, device: str | None = None, allocator: str | None = None) -> Finding | None:
+        """The finding for `device` (default: the chosen one) under `allocator` (default: the one asked for)."""
+        wanted = (device or self.chosen_device, allocator or self.options.allocator)
+        return next((found for found in self.findings if (found.device, found.allocator) == wanted), None)
+
+    def budget(self, device: str | None = None) -> Budget | None:
+        """The budget of `device` (default: the chosen one)."""
+        return next((budget for budget in self.budgets if budget.device == (device or self.chosen_device)), None)

@@ -1,0 +1,113 @@
+"""Bytes, seconds and cores as people write and read them. Data holds bytes and seconds; only views hold text."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from batchcal.core.errors import UsageError
+
+KIB: Final = 1024
+MIB: Final = 1024**2
+GIB: Final = 1024**3
+
+_FACTORS: Final[dict[str, int]] = {
+    "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024**4,
+}  # fmt: skip
+_SIZE: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
+_DURATION: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?\s*$")
+_SECONDS: Final[dict[str, float]] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(text: str, *, name: str = "size") -> int:
+    """`2GiB` -> bytes. A unit is required and must say which kind: docker's `2g` is 2 GiB, elsewhere it is 2 GB.
+
+    Raises:
+        UsageError: no number, no unit, or a unit that can be read two ways.
+    """
+    match = _SIZE.match(text)
+    if match is None:
+        raise UsageError(f"{name} {text!r} is not a size", try_=f"--{name} 2GiB")
+    number, unit = match.groups()
+    factor = _FACTORS.get(unit.upper())
+    if factor is None:
+        known = (
+            "a size needs a unit"
+            if not unit
+            else f"{unit!r} is binary for some tools and decimal for others"
+            if unit.upper() in {"K", "M", "G", "T"}
+            else f"{unit!r} is not a unit of bytes"
+        )
+        letter = unit[:1].upper() if unit[:1].upper() in {"K", "M", "G", "T"} else "G"
+        raise UsageError(
+            f"{name} {text!r} is ambiguous",
+            known=known,
+            try_=f"{number}{letter}iB (1024-based) or {number}{letter}B (1000-based)",
+        )
+    size = int(float(number) * factor)
+    if size <= 0:
+        raise UsageError(f"{name} {text!r} is not positive", try_=f"--{name} 2GiB")
+    return size
+
+
+def parse_duration(text: str, *, name: str = "time-limit") -> float:
+    """`60s`, `2m`, `500ms`, `1h` or a bare number of seconds -> seconds.
+
+    Raises:
+        UsageError: it cannot be read or is not positive.
+    """
+    match = _DURATION.match(text)
+    seconds = 0.0 if match is None else float(match.group(1)) * _SECONDS[match.group(2) or "s"]
+    if seconds <= 0:
+        raise UsageError(f"{name} {text!r} is not a duration", try_=f"--{name} 60s")
+    return seconds
+
+
+def parse_fraction(text: str, *, name: str) -> float:
+    """`15%` or `0.15` -> 0.15.
+
+    Raises:
+        UsageError: not a number, or outside [0, 1).
+    """
+    body = text.strip()
+    try:
+        value = float(body[:-1]) / 100 if body.endswith("%") else float(body)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"{name} {text!r} is not a fraction from 0 to below 1", try_=f"--{name} 15%")
+    return value
+
+
+def format_bytes(count: float) -> str:
+    """Binary units, three significant digits: `828 MiB`, `1.45 GiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1000 or unit == "GiB":
+            break
+        size /= 1024
+    if unit == "B":
+        return f"{size:.0f} B"
+    digits = 0 if abs(size) >= 100 else 1 if abs(size) >= 10 else 2
+    return f"{size:.{digits}f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`43 ms`, `1.2 s`, `3 min 20 s`, `2 h 5 min`, `6 d 3 h`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 probe`, `2 probes`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,46 @@
+"""Plan: the exact settings of a training. The JSON keys are a contract; other programs parse them."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from batchcal.core.values import Record
+
+FORMAT: Final = 1
+Objective = Literal["memory"]
+"""`memory`: the largest micro-batch that fits."""
+Status = Literal["verified", "derived", "predicted"]
+"""`verified`: this whole plan was run; `derived`: follows from verified capacities; `predicted`: from the memory model only."""
+
+
+class Plan(Record):
+    format: int = FORMAT
+    kind: Literal["plan"] = "plan"
+    status: Status
+    micro_batch: int
+    """The largest of `micro_batches`."""
+    accumulation_steps: int
+    effective_batch: int
+    micro_batches: tuple[int, ...]
+    """Sizes per optimizer step on one rank; their sum x world_size is the effective batch."""
+    eval_batch: int
+    num_workers: int
+    prefetch_factor: int | None
+    """None where there are no workers: torch refuses a value then."""
+    pin_memory: bool
+    persistent_workers: bool
+    multiprocessing_context: str | None
+    intra_op_threads: int
+    interop_threads: int
+    allocator: str
+    predicted_peak_bytes: int
+    budget_bytes: int
+    predicted_samples_per_s: float | None
+    world_size: int
+    objective: Objective
+    limited_by: str
+    device: str
+    why: dict[str, str]
+    """For each of the values above, the reason, by name."""
+    notices: tuple[str, ...] = ()
+    """What the reader should know: another signer, less memory free now than the plan needs, ..."""
