@@ -1,0 +1,107 @@
+"""Inside a child: takes its place, runs the one function it was started for, leaves the result in a file, and is gone.
+
+Also `python -m batchcal.guard.child FD`, which is how a child is spawned where there is no zygote.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final, NoReturn
+
+from batchcal.guard.job import ChildContext, flush_output, resolve
+from batchcal.guard.report import describe
+from batchcal.guard.wire import JSON, Channel, Message
+
+RESULT_NAME: Final = "result.json"
+PR_SET_PDEATHSIG: Final = 1
+OUTPUT_DESCRIPTOR: Final = 2
+
+
+def run_child(request: Message, control: int, output: int) -> NoReturn:
+    """Never returns. `control` and `output` are descriptors that this process now owns."""
+    parent = os.getppid()
+    _take_place(request, output, parent)
+    channel = Channel(socket.socket(fileno=control))
+    directory = Path(str(request["directory"]))
+    context = ChildContext(channel, directory)
+    try:
+        arguments = request["arguments"]
+        value = resolve(str(request["function"]))(arguments if isinstance(arguments, dict) else {}, context)
+        context.disarm_reserve()
+        leave_result(directory, {"returned": value})
+    except BaseException as error:  # noqa: BLE001 - SystemExit, KeyboardInterrupt and MemoryError are answers too
+        context.disarm_reserve()
+        leave_result(directory, {"raised": describe(error, context.phase_name).model_dump(mode="json")})
+    flush_output()
+    os._exit(0)
+
+
+def leave_result(directory: Path, result: dict[str, JSON]) -> None:
+    """Written beside and renamed: the parent sees a whole result or none."""
+    beside = directory / f"{RESULT_NAME}.part"
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(result, file)
+    beside.rename(directory / RESULT_NAME)
+
+
+def _take_place(request: Message, output: int, parent: int) -> None:
+    if os.getsid(0) != os.getpid():
+        os.setsid()  # an own group, so that a kill reaches our workers, and Ctrl-C on the terminal does not reach us
+    die_with_parent(parent)
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(output, 1)
+    os.dup2(output, OUTPUT_DESCRIPTOR)
+    os.close(output)
+    _volunteer_for_the_kernel()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    faulthandler.enable(OUTPUT_DESCRIPTOR, all_threads=False)
+    faulthandler.register(signal.SIGUSR1, file=OUTPUT_DESCRIPTOR, all_threads=True)
+    environment = request.get("environment")
+    if isinstance(environment, dict):
+        os.environ.clear()
+        os.environ.update({name: str(value) for name, value in environment.items()})
+    os.chdir(str(request["working_directory"]))
+
+
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel (Linux) for a SIGKILL when `parent` ends, and leaves at once where it already did."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _volunteer_for_the_kernel() -> None:
+    """If the kernel must kill, it takes us and not our parent: 20 of 20 with 1000, 0 of 20 without."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    except OSError:
+        return  # not Linux, or not dumpable after a setuid: a layer less, and the fence in force says so
+
+
+def main() -> NoReturn:
+    """Takes descriptors from the command line and the request from the control socket."""
+    control, output = int(sys.argv[1]), int(sys.argv[2])
+    channel = Channel(socket.socket(fileno=os.dup(control)))
+    request = channel.wait()
+    if request is None:
+        os._exit(1)
+    run_child(request, control, output)
+
+
+if __name__ == "__main__":
+    main()

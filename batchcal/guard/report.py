@@ -1,0 +1,73 @@
+"""What a child raised, as values that travel: the whole cause chain, classes first, texts capped."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Final
+
+from batchcal.core.values import Frozen
+from batchcal.guard.outcome import Phase
+
+DEPTH: Final = 10
+TEXT_LIMIT: Final = 64 * 1024
+
+
+class RaisedLink(Frozen):
+    """One exception of the chain."""
+
+    type_name: str
+    """`torch.OutOfMemoryError`."""
+    bases: tuple[str, ...]
+    """Names of every class it derives from, itself first."""
+    message: str
+    errno: int | None = None
+
+
+class Raised(Frozen):
+    """An exception with everything it came from, outermost first."""
+
+    chain: tuple[RaisedLink, ...]
+    traceback: str
+    phase: Phase
+
+    @property
+    def headline(self) -> str:
+        """`ValueError: shapes do not match`, the first line only."""
+        link = self.chain[0]
+        message = link.message.strip().splitlines()
+        return f"{link.type_name}: {message[0]}" if message else link.type_name
+
+
+def describe(error: BaseException, phase: Phase) -> Raised:
+    """Everything worth knowing of `error`; clears the frames it holds, so that their tensors are free again."""
+    links: list[RaisedLink] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen and len(links) < DEPTH:
+        seen.add(id(current))
+        links.append(
+            RaisedLink(
+                type_name=_name(type(current)),
+                bases=tuple(_name(base) for base in type(current).__mro__),
+                message=_text(current),
+                errno=current.errno if isinstance(current, OSError) else None,
+            )
+        )
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
+        text = f"(the traceback could not be formatted: {type(broken).__name__})"
+    traceback.clear_frames(error.__traceback__)
+    return Raised(chain=tuple(links), traceback=text[-TEXT_LIMIT:], phase=phase)
+
+
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:TEXT_LIMIT]
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
+        return f"(its text could not be had: {type(broken).__name__})"

@@ -1,0 +1,251 @@
+"""Runs one job in one child and watches it until it is gone: one child, one reply or one cause of death."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from pydantic import ValidationError
+
+from batchcal.core.errors import GuardError
+from batchcal.guard.child import RESULT_NAME
+from batchcal.guard.ending import Ending
+from batchcal.guard.fence import arm_data_limit, sweep_shared_memory
+from batchcal.guard.launch import Job, Launcher, Started
+from batchcal.guard.outcome import Phase
+from batchcal.guard.report import Raised
+from batchcal.guard.watchdog import INTERVAL_S, MemoryGroup, Watchdog
+from batchcal.guard.wire import JSON, Message
+
+OUTPUT_TAIL_BYTES: Final = 64 * 1024
+RESULT_LIMIT_BYTES: Final = 64 << 20
+DUMP_S: Final = 0.3
+"""How long a child that is past its deadline may take to say where it stands."""
+BACK_LIMIT_S: Final = 3.0
+"""A SIGKILLed torch process gives its memory back within 45-84 ms; a loaded machine takes longer."""
+_PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a child may take. Seconds of wall time, bytes of demand."""
+
+    allowed_bytes: int | None = None
+    """Demand of the child at which the fence is armed, once the child asks for it. None: the watchdog alone."""
+    phase_s: Mapping[str, float] = field(default_factory=dict)
+    """Deadline by phase; a phase that is not named has 120 s."""
+    total_s: float | None = None
+    """Deadline of the whole, whatever the phase."""
+    host_fence: bool = True
+    """False where the address space is not ours to limit (a CUDA context): the watchdog alone."""
+
+
+Listener = Callable[[Message], None]
+
+
+def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None = None) -> Ending:
+    """Runs `job` to its end, whatever that is. The child and all it started are gone, and its memory back, when this returns or raises.
+
+    Raises:
+        GuardError: no child could be started. (What happens to a started child is never an exception.)
+    """
+    kills_before = group.oom_kills()
+    child = launcher.start(job)
+    watch = _Watch(child, launcher, group, limits, listen)
+    try:
+        watch.until_gone()
+    finally:
+        watch.end()
+    kills_after = group.oom_kills()
+    return watch.ending((kills_after or 0) - (kills_before or 0))
+
+
+class _Watch:
+    """The state of watching one child."""
+
+    def __init__(self, child: Started, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> None:
+        self._child = child
+        self._launcher = launcher
+        self._limits = limits
+        self._listen = listen
+        self._watchdog = Watchdog(child.pid, group, allowed_bytes=limits.allowed_bytes)
+        self._output: deque[bytes] = deque()
+        self._output_bytes = 0
+        self._began = time.monotonic()
+        self._phase: Phase = "start"
+        self._phase_began = self._began
+        self._phase_limit_s = limits.phase_s.get("start", 120.0)
+        self._killed_for: Literal["memory", "deadline", "stop"] | None = None
+        self._kill_reason = ""
+        self._infrastructure = ""
+        self._result: dict[str, JSON] = {}
+
+    def until_gone(self) -> None:
+        poll = select.poll()
+        poll.register(self._child.output, select.POLLIN)
+        poll.register(self._child.control.fileno(), select.POLLIN)
+        if self._child.watch is not None:
+            poll.register(self._child.watch, select.POLLIN)
+        next_look = 0.0
+        dumped_at: float | None = None
+        os.set_blocking(self._child.output, False)
+        while True:
+            for descriptor, _ in poll.poll(INTERVAL_S * 1000):
+                if descriptor == self._child.output:
+                    if not self._drain():
+                        poll.unregister(descriptor)
+                elif descriptor == self._child.control.fileno():
+                    self._hear()
+                    if self._child.control.closed:
+                        poll.unregister(descriptor)
+                else:
+                    poll.unregister(descriptor)  # it has ended; the launcher will say how
+            try:
+                if self._launcher.poll(self._child):
+                    self._drain()
+                    return
+            except GuardError as error:
+                self._infrastructure = str(error)
+                return
+            now = time.monotonic()
+            if now < next_look:
+                continue
+            next_look = now + INTERVAL_S * 0.8
+            if self._killed_for is not None:
+                continue
+            too_far = self._watchdog.look(now)
+            if too_far is not None:
+                self._kill("memory", too_far)
+            elif dumped_at is not None:
+                if now - dumped_at > DUMP_S:
+                    self._kill("deadline", f"still in {self._phase} after {self._phase_limit_s:.1f} s")
+            elif self._is_late(now):
+                dumped_at = now
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._child.pid, signal.SIGUSR1)  # faulthandler says where it stands
+
+    def end(self) -> None:
+        """Whatever happened: the child is killed, reaped, its memory back, its names swept."""
+        if self._child.exit_status is None and not self._infrastructure:
+            self._kill("stop", "stopped")
+            until = time.monotonic() + BACK_LIMIT_S
+            with contextlib.suppress(GuardError):
+                while not self._launcher.poll(self._child) and time.monotonic() < until:
+                    time.sleep(0.001)
+        self._result = _read_result(self._child.directory)
+        until = time.monotonic() + BACK_LIMIT_S
+        while self._killed_for is not None and not self._watchdog.is_back() and time.monotonic() < until:
+            time.sleep(INTERVAL_S)
+        sweep_shared_memory({self._child.pid, *self._watchdog.family})
+        self._watchdog.close()
+        self._child.close()
+
+    def ending(self, oom_kills: int) -> Ending:
+        raised: Raised | None = None
+        if "raised" in self._result:
+            try:
+                raised = Raised.model_validate(self._result["raised"])
+            except ValidationError:
+                self._result = {}
+        layers = ["watchdog", "deadline"]
+        missing = []
+        for name, there in (
+            ("rlimit-data", self._watchdog.armed),
+            ("oom-score", sys.platform == "linux"),
+            ("own-group", True),
+        ):
+            (layers if there else missing).append(name)
+        return Ending(
+            returned=self._result.get("returned"),
+            has_result="returned" in self._result,
+            raised=raised,
+            exit_status=self._child.exit_status,
+            killed_for=self._killed_for,
+            kill_reason=self._kill_reason,
+            phase=self._phase,
+            phase_limit_s=self._phase_limit_s,
+            output=b"".join(self._output)[-OUTPUT_TAIL_BYTES:].decode(errors="replace"),
+            oom_kills=oom_kills,
+            armed=self._watchdog.armed,
+            peak_anonymous_bytes=self._watchdog.peak_anonymous_bytes,
+            peak_hard_bytes=self._watchdog.peak_hard_bytes,
+            group_growth_bytes=self._watchdog.peak_hard_bytes - self._watchdog.begin_hard_bytes,
+            near_limit=self._watchdog.near_limit,
+            swapped_bytes=self._watchdog.swapped_bytes(),
+            infrastructure=self._infrastructure,
+            wall_s=time.monotonic() - self._began,
+            layers=tuple(layers),
+            missing=tuple(missing),
+        )
+
+    def _kill(self, why: Literal["memory", "deadline", "stop"], reason: str) -> None:
+        self._killed_for, self._kill_reason = why, reason
+        self._launcher.kill(self._child)
+
+    def _is_late(self, now: float) -> bool:
+        total = self._limits.total_s
+        if total is not None and now - self._began > total:
+            self._phase_limit_s = total
+            return True
+        return now - self._phase_began > self._phase_limit_s
+
+    def _drain(self) -> bool:
+        """Takes what the child printed, keeping the end. False: the pipe is closed."""
+        for _ in range(64):  # then look at the memory again, however much is printed
+            try:
+                data = os.read(self._child.output, 65536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._output.append(data)
+            self._output_bytes += len(data)
+            while self._output_bytes - len(self._output[0]) >= OUTPUT_TAIL_BYTES:
+                self._output_bytes -= len(self._output.popleft())
+        return True
+
+    def _hear(self) -> None:
+        for message in self._child.control.read():
+            phase, limit_s = message.get("phase"), message.get("limit_s")
+            tell = message.get("tell")
+            if phase in _PHASES:
+                self._phase = next(name for name in _PHASES if name == phase)
+                self._phase_began = time.monotonic()
+                told = limit_s if isinstance(limit_s, (int, float)) else 120.0
+                self._phase_limit_s = self._limits.phase_s.get(self._phase, told)
+            elif "arm" in message:
+                self._arm()
+            elif isinstance(tell, dict) and self._listen is not None:
+                self._listen(tell)
+
+    def _arm(self) -> None:
+        allowed = self._limits.allowed_bytes
+        if allowed is not None and self._limits.host_fence:
+            self._watchdog.armed = arm_data_limit(self._child.pid, allowed)
+        self._child.control.send({"armed": self._watchdog.armed})
+
+
+def _read_result(directory: Path) -> dict[str, JSON]:
+    """The child's result, or nothing where there is no whole and sane one."""
+    path = directory / RESULT_NAME
+    try:
+        if path.stat().st_size > RESULT_LIMIT_BYTES:
+            return {}
+        value = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is not a number")

@@ -1,0 +1,86 @@
+"""How parent, zygote and child talk: JSON lines over a Unix socket. User output never travels here."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Final
+
+JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+Message = dict[str, JSON]
+
+LINE_LIMIT: Final = 1 << 20
+"""A line longer than this is a broken peer. Results travel in files, not here."""
+
+
+class Channel:
+    """One end of a line-based connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._buffer = b""
+        self._descriptors: list[int] = []
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def set_blocking(self, blocking: bool, limit_s: float) -> None:
+        """Whether `read` waits (then at most `limit_s`, after which it raises TimeoutError)."""
+        self._socket.settimeout(limit_s if blocking else 0.0)
+
+    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> bool:
+        """False where the peer is gone."""
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            if descriptors:
+                sent = socket.send_fds(self._socket, [data], list(descriptors))
+                data = data[sent:]
+            self._socket.sendall(data)
+        except (BrokenPipeError, ConnectionError):
+            return False
+        return True
+
+    def read(self) -> list[Message]:
+        """Reads once (blocking as the socket is) and returns the whole lines that have come. Sets `closed` at the end."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 65536, 16)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except ConnectionError:
+            data, descriptors = b"", []
+        self._descriptors.extend(descriptors)
+        if not data:
+            self.closed = True
+        return self._lines(data)
+
+    def take_descriptors(self, count: int) -> list[int]:
+        """File descriptors that came with the messages read so far, oldest first."""
+        taken, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        return taken
+
+    def wait(self) -> Message | None:
+        """Blocks until one message is there. None: the peer is gone."""
+        while not self.closed:
+            messages = self.read()
+            if messages:
+                return messages[0]
+        return None
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _lines(self, data: bytes) -> list[Message]:
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > LINE_LIMIT:
+            self._buffer, self.closed = b"", True
+        messages: list[Message] = []
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                messages.append(value)
+        return messages
