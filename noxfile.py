@@ -1,0 +1,102 @@
+"""The project's manual: `nox -l` lists what can be done, plain `nox` does what CI does.
+
+One environment with torch (.nox/project) serves every session that needs it: torch is installed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10"
+# pip and not uv: a wheel that pip is told of (find-links, an index of one's own) is found in every session alike.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).resolve().parent
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def project_python(session: nox.Session) -> str:
+    """The python of the one environment that has torch, made or brought up to date where it has to be."""
+    home = ROOT / ".nox" / "project"
+    python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()
+    stamp = home / "installed"
+    if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
+        shutil.rmtree(home, ignore_errors=True)
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(home), external=True)
+        groups = ["--group", "test", "--group", "types", "--group", "imports"]
+        session.run(
+            str(python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), "-e", str(ROOT), *groups, external=True
+        )  # fmt: skip
+        stamp.write_text(wanted)
+    return str(python)
+
+
+def in_project(session: nox.Session, *command: str, env: dict[str, str] | None = None) -> None:
+    """`python COMMAND` in the environment that has torch."""
+    python = project_python(session)
+    path = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])
+    session.run(python, *command, env={"PATH": path} | (env or {}), external=True)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run the tests and measure what they cover, child processes counted. `nox -s tests -- tests/detect -k cgroup` runs some."""
+    in_project(session, "-m", "coverage", "erase")
+    in_project(session, "-m", "coverage", "run", "-m", "pytest", *(session.posargs or ["--ignore=tests/docs"]))
+    in_project(session, "-m", "coverage", "combine", "--quiet")
+    # A part of the tests cannot cover the whole.
+    in_project(session, "-m", "coverage", "report", f"--fail-under={0 if session.posargs else 92}")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, layout and our own rule: no Any, no cast, no type: ignore. `nox -s lint -- --fix` mends what it can."""
+    session.install("-c", str(CONSTRAINTS), "ruff")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+    session.run("python", "tests/support/forbidden_types.py")
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Check types with mypy --strict, tests included."""
+    in_project(session, "-m", "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def imports(session: nox.Session) -> None:
+    """Check that imports only go down the house (pyproject.toml, [tool.importlinter])."""
+    in_project(session, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Run every command and block of the README and every config."""
+    in_project(session, "-m", "pytest", *(session.posargs or ["tests/docs"]))
+
+
+@nox.session(venv_backend="none", default=False)
+def soak(session: nox.Session) -> None:
+    """Run 1,000 probes over tasks, limits and threads, count leftovers. `-- --probes 50` for fewer. Needs root."""
+    in_project(session, "-m", "tests.benchmarks.soak", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure one thing side by side: `nox -s bench -- NAME [OPTIONS]`; without a NAME, list them."""
+    names = sorted(path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.py") if not path.stem.startswith("_"))
+    if not session.posargs or session.posargs[0] not in names:
+        session.error(f"name one of: {', '.join(names)}")
+    session.install("-c", str(CONSTRAINTS), "-e", ".", "--group", "test")
+    # The opponents, as released. Kept out of the constraints: nothing else here needs them.
+    session.install("torch==2.13.0", "lightning==2.6.6", "accelerate==1.15.0")
+    session.run("python", "-m", f"tests.benchmarks.{session.posargs[0]}", *session.posargs[1:])
