@@ -5,8 +5,10 @@ A record never borrows from its reader: a missing fact is missing, today's machi
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Final, Literal
+from datetime import timedelta
+from typing import Annotated, Final, Literal
+
+from pydantic import AwareDatetime, Field
 
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.core.values import Record
@@ -20,6 +22,10 @@ from batchcal.workload.identity import TaskIdentity
 FORMAT: Final = 1
 TIME_TO_LIVE: Final = timedelta(days=7)
 
+BatchSize = Annotated[int, Field(ge=1, le=2**31)]
+"""Samples in a micro-batch. A size out of this range was not measured by anybody."""
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
 Mode = Literal["train", "eval"]
 SearchPhase = Literal["profile", "scale", "verify", "expand", "bisect", "eval", "confirm"]
 """`profile`: tiny batches; `scale`: about half the expected cap; then the three phases: `verify` the cap, `expand` under the
@@ -32,20 +38,20 @@ LimitedBy = Literal[
 class Options(Record):
     """What the user asked for and what changes the answer. Part of the fingerprint."""
 
-    margin: float
+    margin: Fraction
     """Fraction of the limit that is left alone."""
-    headroom: float
+    headroom: Annotated[float, Field(ge=0, le=1)]
     """Under this fraction of the budget expansion goes on."""
     memory_limit_bytes: int | None
     samples: int
     """Steps per probe at most (by memory tier, or as asked)."""
-    max_batch: int | None
-    multiple_of: int
+    max_batch: BatchSize | None
+    multiple_of: BatchSize
     device: str
     """As asked: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     allocator: str
-    workers: int
-    effective_batch: int | None
+    workers: Annotated[int, Field(ge=0, le=1024)]
+    effective_batch: BatchSize | None
     seed: int
     time_limit_s: float
     max_probes: int | None
@@ -81,7 +87,7 @@ class Measurement(Record):
     mode: Mode
     device: str
     allocator: str
-    batch: int
+    batch: BatchSize
     predicted_bytes: int | None
     """Demand predicted before it ran."""
     allowed_bytes: int | None
@@ -97,7 +103,7 @@ class Measurement(Record):
 class Capacity(Record):
     """The largest micro-batch that was run within the budget."""
 
-    batch: int
+    batch: BatchSize
     peak_bytes: int
     samples_per_s: float
     measured_by: int
@@ -105,6 +111,9 @@ class Capacity(Record):
     limited_by: LimitedBy
     undone: str = ""
     """What a longer search would still have tried."""
+    accumulated: bool = False
+    """True: it was run with the gradients of an earlier micro-batch alive, as accumulation has them. False: a plan that
+    accumulates must add them."""
 
 
 class Finding(Record):
@@ -130,6 +139,9 @@ class Fingerprint(Record):
     options: str
     memory_limit_bytes: int
     """Compared with a tolerance of 2 %."""
+    allocators: dict[str, str] = {}
+    """By name of the policy that was measured: sha256 of its library, where it has one. One that is in here and is gone or changed
+    today is a reason to measure again; one of today that is not in here is none."""
 
 
 class Calibration(Record):
@@ -137,8 +149,8 @@ class Calibration(Record):
     format: int = FORMAT
     batchcal: str
     """Version that wrote it."""
-    created_at: datetime
-    expires_at: datetime
+    created_at: AwareDatetime
+    expires_at: AwareDatetime
     status: Literal["complete", "unsettled", "partial"]
     """`unsettled`: verified, but time or probes ended before the search did; `partial`: nothing verified yet."""
     environment: Environment

@@ -44,3 +44,12 @@ class Plan(Record):
     """For each of the values above, the reason, by name."""
     notices: tuple[str, ...] = ()
     """What the reader should know: another signer, less memory free now than the plan needs, ..."""
+
+
+KEYS: Final = (
+    "format", "status", "micro_batch", "accumulation_steps", "effective_batch", "micro_batches", "eval_batch", "num_workers",
+    "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context", "intra_op_threads", "interop_threads",
+    "allocator", "predicted_peak_bytes", "budget_bytes", "predicted_samples_per_s", "world_size", "objective", "limited_by",
+    "device",
+)  # fmt: skip
+"""What other programs see of a plan, in this order. A contract."""

@@ -1,0 +1,79 @@
+"""What a micro-batch is expected to need and to achieve, from what was measured."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from batchcal.calibration.schema import Calibration, Finding, Measurement, Mode
+from batchcal.guard.outcome import Fits
+
+
+def fitting(calibration: Calibration, finding: Finding, mode: Mode = "train") -> tuple[tuple[Measurement, Fits], ...]:
+    """The runs that fitted, on this device under this allocator, by rising batch."""
+    found = [
+        (measurement, measurement.outcome)
+        for measurement in calibration.measurements
+        if (measurement.device, measurement.allocator, measurement.mode) == (finding.device, finding.allocator, mode)
+        and isinstance(measurement.outcome, Fits)
+    ]
+    return tuple(sorted(found, key=lambda pair: (pair[0].batch, pair[0].sequence)))
+
+
+def was_run(calibration: Calibration, finding: Finding, micro_batch: int) -> bool:
+    """Whether this very size was trained with, and fitted."""
+    return micro_batch == finding.train.batch or any(
+        measurement.batch == micro_batch for measurement, _ in fitting(calibration, finding)
+    )
+
+
+def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_steps: int) -> int:
+    """Bytes that accumulation adds to a measured peak.
+
+    From the second micro-batch of a group on, the gradients of the first are alive during the forward pass; a step of one
+    micro-batch frees them before it. They are as large as the parameters at most. Nothing is added where the capacity was
+    measured with gradients held.
+    """
+    if accumulation_steps == 1 or finding.train.accumulated or calibration.facts is None:
+        return 0
+    return calibration.facts.parameter_bytes
+
+
+def peak_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> int:
+    """Demand of a training step at `micro_batch`: what the memory model says, and no less than any run up to this size needed."""
+    runs = fitting(calibration, finding)
+    measured = [_demand(finding.device, fits) for measurement, fits in runs if measurement.batch <= micro_batch]
+    if finding.train.batch <= micro_batch:
+        measured.append(finding.train.peak_bytes)
+    return max(round(finding.train_memory.predict(micro_batch)), *measured, 0)
+
+
+def host_bytes(calibration: Calibration, finding: Finding) -> int:
+    """Host memory that the largest fitting run needed: what is left of the host's budget beside it is for workers."""
+    runs = fitting(calibration, finding)
+    return max((fits.peak.demand_bytes for _, fits in runs), default=finding.train.peak_bytes if finding.device == "cpu" else 0)
+
+
+def samples_per_s(calibration: Calibration, finding: Finding, micro_batches: tuple[int, ...]) -> float | None:
+    """Samples per second of one process over a group, from the measured step times, between two of them along a line.
+
+    None where a size lies outside of what was timed: a rate is not extrapolated.
+    """
+    times = {measurement.batch: fits.step_s for measurement, fits in fitting(calibration, finding)}
+    times.setdefault(finding.train.batch, finding.train.batch / finding.train.samples_per_s)
+    spent = [_step_s(times, size) for size in micro_batches]
+    known = [seconds for seconds in spent if seconds is not None]
+    return sum(micro_batches) / sum(known) if len(known) == len(spent) else None
+
+
+def _step_s(times: dict[int, float], batch: int) -> float | None:
+    if batch in times:
+        return times[batch]
+    for left, right in pairwise(sorted(times)):
+        if left < batch < right:
+            return times[left] + (times[right] - times[left]) * (batch - left) / (right - left)
+    return None
+
+
+def _demand(device: str, fits: Fits) -> int:
+    on_device = None if device == "cpu" else fits.peak.accelerator_bytes
+    return fits.peak.demand_bytes if on_device is None else on_device

@@ -1,0 +1,85 @@
+"""A plan as other programs read it: JSON, shell exports, a dotenv file."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Final
+
+from batchcal.core.errors import UsageError
+from batchcal.plan.plan import KEYS, Plan
+
+PREFIX: Final = "BATCHCAL_PLAN_"
+
+# What sh, docker --env-file, GITHUB_ENV and python-dotenv all read as the same text. Some read a blank or a quote differently.
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./:,+@%=~-]*")
+
+
+def as_json(plan: Plan) -> str:
+    """One JSON document, with the reasons and notices."""
+    return plan.model_dump_json(indent=2) + "\n"
+
+
+def as_sh(plan: Plan, allocator_environment: Mapping[str, str]) -> str:
+    """`export NAME='value'` lines for `eval "$(batchcal plan --format sh)"`.
+
+    Args:
+        allocator_environment: the variables that put the plan's allocator into force.
+
+    Raises:
+        UsageError: a value that not every shell and env file reads alike, such as a library path with a blank.
+    """
+    return "".join(f"export {name}={_quoted(value)}\n" for name, value in exported(plan, allocator_environment).items())
+
+
+def as_dotenv(plan: Plan, allocator_environment: Mapping[str, str]) -> str:
+    """`NAME=value` lines, unquoted: for `docker --env-file`, `GITHUB_ENV`, Kubernetes.
+
+    Raises:
+        UsageError: as `as_sh`.
+    """
+    return "".join(f"{name}={value}\n" for name, value in exported(plan, allocator_environment).items())
+
+
+def failure_sh(exit_code: int) -> str:
+    """What `--format sh` must print when it fails.
+
+    `set -e; eval "$(batchcal plan --format sh)"` does not see the command's own exit code; a subshell in what is evaluated does.
+    Without `set -e` the code is in `$?`.
+    """
+    return f"(exit {exit_code})\n"
+
+
+def exported(plan: Plan, allocator_environment: Mapping[str, str]) -> dict[str, str]:
+    """Every variable that a plan sets: its own keys, OMP_NUM_THREADS, the allocator's.
+
+    Raises:
+        UsageError: as `as_sh`.
+    """
+    values = {PREFIX + key.upper(): _text(getattr(plan, key)) for key in KEYS}
+    values |= {"OMP_NUM_THREADS": str(plan.intra_op_threads)} | dict(allocator_environment)
+    for name, value in values.items():
+        if _PLAIN.fullmatch(value) is None:
+            raise UsageError(
+                f"{name} cannot be written so that every shell and env file reads the same",
+                known=f"its value is {value!r}; letters, digits and _ . / : , + @ % = ~ - are safe",
+                try_="batchcal plan --format json",
+            )
+    return values
+
+
+def _quoted(value: str) -> str:
+    quoted = shlex.quote(value)
+    return quoted if quoted.startswith("'") else f"'{quoted}'"
+
+
+def _text(value: object) -> str:
+    """Lists by comma, None as nothing (so that a variable of an earlier plan does not stay), booleans in lower case."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(_text(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

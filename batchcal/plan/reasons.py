@@ -1,0 +1,54 @@
+"""Why each value of a plan is what it is, as far as the value itself and the calibration tell."""
+
+from __future__ import annotations
+
+from batchcal.calibration.schema import Budget, Calibration, Finding
+from batchcal.core.units import count_of, format_bytes
+from batchcal.plan.plan import Plan
+
+
+def reasons(plan: Plan, calibration: Calibration, finding: Finding, budget: Budget) -> dict[str, str]:
+    """A sentence for each value that does not depend on what was asked; the chooser of a value brings the others."""
+    capacity, threads = finding.train, plan.intra_op_threads
+    per_rank = sum(plan.micro_batches)
+    cores = f"{calibration.environment.cpu.cores.value:g}"
+    return {
+        "status": (
+            f"a micro-batch of {plan.micro_batch} was run and fitted"
+            if plan.status == "verified"
+            else f"{plan.micro_batch} follows from the capacity of {capacity.batch}; it was not run itself"
+        ),
+        "accumulation_steps": f"the fewest for {count_of(per_rank, 'sample')}" + (" of each rank" if plan.world_size > 1 else ""),
+        "micro_batches": "the sum is exact and the sizes are as even as can be, for the lowest peak",
+        "eval_batch": (
+            "the largest that was run without gradients" if finding.eval else "evaluation was not measured: as for training"
+        ),
+        "pin_memory": (
+            "copies to the GPU overlap with computing" if plan.pin_memory else f"{plan.device} copies nothing from pinned memory"
+        ),
+        "persistent_workers": "workers are kept over epochs" if plan.num_workers else "there are no workers",
+        "multiprocessing_context": "the platform's default",
+        "intra_op_threads": f"physical cores within {cores} cores' worth of time",
+        "interop_threads": (
+            "so few cores are best used within one operator" if threads <= 2 else "a second one for operators side by side"
+        ),
+        "allocator": "measured under this policy",
+        "predicted_peak_bytes": (
+            f"evaluating {plan.eval_batch} at once needs it"
+            if finding.eval and finding.eval.peak_bytes == plan.predicted_peak_bytes
+            else "the memory model at this size, and at least what was measured up to it"
+        ),
+        "budget_bytes": f"{format_bytes(budget.limit_bytes)} by {budget.learned_from}, less others and margin",
+        "predicted_samples_per_s": (
+            "no step was timed around this size"
+            if plan.predicted_samples_per_s is None
+            else "from measured step times" + (", per rank" if plan.world_size > 1 else "")
+        ),
+        "world_size": "as asked",
+        "objective": "the largest micro-batch that fits",
+        "limited_by": (
+            "no more was asked for"
+            if plan.limited_by == "effective-batch"
+            else f"why the capacity is {capacity.batch} and no more"
+        ),
+    }

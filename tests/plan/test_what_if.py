@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchcal.calibration.schema import LimitedBy
+from batchcal.core.errors import NoCalibration, UsageError
+from batchcal.core.units import GIB, MIB
+from batchcal.plan.what_if import FURTHEST, what_if
+from tests.support.calibrations import BUDGET_BYTES, LIMIT_BYTES, TRAIN_CAPACITY, a_calibration, a_finding, options
+
+
+def limited_by(reason: LimitedBy) -> tuple[object, ...]:
+    finding = a_finding()
+    return (finding.model_copy(update={"train": finding.train.model_copy(update={"limited_by": reason})}),)
+
+
+def test_twice_the_container_holds_more_than_twice_the_batch_since_the_base_is_paid_once() -> None:
+    (prediction,) = what_if(a_calibration(), [2 * GIB])
+    assert prediction.status == "predicted"
+    assert 2 * TRAIN_CAPACITY < prediction.micro_batch <= 1437
+    assert prediction.budget_bytes == pytest.approx(2 * GIB * 0.85 - 31 * MIB, abs=8)
+    assert prediction.predicted_peak_bytes is not None
+    assert prediction.predicted_peak_bytes <= prediction.budget_bytes
+    assert prediction.relative_error == 0.06, "glibc's own spread is larger than the residual"
+
+
+def test_the_same_container_gives_what_was_run_there() -> None:
+    (prediction,) = what_if(a_calibration(), [LIMIT_BYTES])
+    assert prediction.micro_batch >= TRAIN_CAPACITY
+    assert abs(prediction.budget_bytes - BUDGET_BYTES) <= 8
+
+
+def test_a_batch_that_was_run_is_not_taken_away_by_the_models_error() -> None:
+    finding = a_finding()
+    dear = finding.model_copy(update={"train_memory": finding.train_memory.model_copy(update={"ratio": 1.5})})
+    (prediction,) = what_if(a_calibration(findings=(dear,)), [LIMIT_BYTES])
+    assert prediction.micro_batch == TRAIN_CAPACITY
+
+
+def test_a_container_below_the_base_holds_nothing_and_says_why() -> None:
+    small, none = what_if(a_calibration(), [256 * MIB, 20 * MIB])
+    for prediction in (small, none):
+        assert (prediction.micro_batch, prediction.accumulation_steps, prediction.predicted_peak_bytes) == (0, 0, None)
+        assert "one sample needs 269 MiB" in prediction.why
+    assert "0 B would be left" in none.why
+
+
+@pytest.mark.parametrize("reason", ["dataset", "model", "max-batch"])
+def test_more_memory_does_not_help_where_memory_was_not_the_limit(reason: LimitedBy) -> None:
+    (prediction,) = what_if(a_calibration(findings=limited_by(reason)), [8 * GIB])
+    assert prediction.micro_batch == TRAIN_CAPACITY
+    assert prediction.limited_by == reason
+
+
+def test_the_effective_batch_asked_for_is_split_in_each_container() -> None:
+    small, large = what_if(a_calibration(), [GIB, 2 * GIB], effective_batch=1100)
+    assert (small.accumulation_steps, large.accumulation_steps) == (3, 1)
+    assert {small.effective_batch, large.effective_batch} == {1100}
+
+
+def test_multiples_and_the_largest_batch_asked_for_hold_there_too() -> None:
+    (prediction,) = what_if(a_calibration(options=options(multiple_of=64, max_batch=1000)), [8 * GIB])
+    assert prediction.micro_batch == 960
+
+
+def test_a_dataset_without_a_length_does_not_bound_the_prediction() -> None:
+    (prediction,) = what_if(a_calibration(facts=None), [1024 * GIB])
+    assert TRAIN_CAPACITY < prediction.micro_batch <= FURTHEST
+
+
+def test_evaluation_is_predicted_where_it_was_measured() -> None:
+    (prediction,) = what_if(a_calibration(findings=(a_finding(eval=None, eval_memory=None),)), [2 * GIB])
+    assert prediction.eval_batch == 0
+    (prediction,) = what_if(a_calibration(), [2 * GIB])
+    assert prediction.eval_batch == 360, "the whole evaluation set"
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(UsageError, match="not positive"):
+        what_if(a_calibration(), [0])
+    with pytest.raises(UsageError, match="below 1"):
+        what_if(a_calibration(), [GIB], effective_batch=0)
+    with pytest.raises(NoCalibration):
+        what_if(a_calibration(), [GIB], allocator="jemalloc")
+    with pytest.raises(NoCalibration, match="no budget"):
+        what_if(a_calibration(budgets=()), [GIB])
+
+
+@given(limits=st.lists(st.integers(min_value=64, max_value=65_536), min_size=2, max_size=2, unique=True))
+def test_a_larger_container_never_holds_less(limits: list[int]) -> None:
+    smaller, larger = what_if(a_calibration(), [limit * MIB for limit in sorted(limits)])
+    assert smaller.micro_batch <= larger.micro_batch
+    assert smaller.eval_batch <= larger.eval_batch
