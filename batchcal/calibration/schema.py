@@ -140,8 +140,8 @@ class Fingerprint(Record):
     memory_limit_bytes: int
     """Compared with a tolerance of 2 %."""
     allocators: dict[str, str] = {}
-    """By name of the policy that was measured: sha256 of its library, where it has one. One that is in here and is gone or changed
-    today is a reason to measure again; one of today that is not in here is none."""
+    """By name of the policy that was measured: sha256 of its library, where it has one. One that is in here and is gone or
+    changed today is a reason to measure again; one of today that is not in here is none."""
 
 
 class Calibration(Record):

@@ -1,0 +1,170 @@
+"""Whether a calibration still holds: fresh only on proof, and the time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from pydantic import BaseModel
+
+from batchcal.calibration.schema import TIME_TO_LIVE, Calibration, Fingerprint, Options
+from batchcal.calibration.stale import Stale, StaleReason
+from batchcal.core.units import format_bytes, format_seconds
+from batchcal.detect.environment import Environment
+from batchcal.workload.identity import TaskIdentity
+
+CLOCK_SKEW: Final = timedelta(minutes=10)
+"""How far the clocks of two machines on one volume may differ; NTP keeps them within seconds."""
+MEMORY_TOLERANCE: Final = 0.02
+"""Limits are set in units of many sizes (1 GB is not 1 GiB: 7 %), but a page or a MiB of rounding does not matter."""
+
+_NOT_IN_FINGERPRINT: Final = frozenset({"time_limit_s", "max_probes"})
+
+
+class _Today(NamedTuple):
+    environment: Environment | None
+    task: TaskIdentity | None
+    options: Options | None
+
+
+def check(
+    calibration: Calibration,
+    here: Fingerprint,
+    *,
+    at: datetime,
+    environment: Environment | None = None,
+    task: TaskIdentity | None = None,
+    options: Options | None = None,
+) -> Stale | None:
+    """None: fresh. Else the first reason found: time, then the machine, then the software, then task and options.
+
+    `environment`, `task` and `options` are what `here` was computed from; with them the detail says what it is now,
+    without them only what it was.
+    """
+    late = check_age(calibration.created_at, at=at, expires_at=calibration.expires_at)
+    if late is not None:
+        return late
+    reason = differs(calibration.fingerprint, here)
+    if reason is None:
+        return None
+    return Stale(reason=reason, detail=_detail(reason, calibration, here, _Today(environment, task, options)))
+
+
+def check_age(created_at: datetime, *, at: datetime, expires_at: datetime | None = None) -> Stale | None:
+    """Stale where it is older than seven days (or its own, earlier, expiry) or was made in the future. All aware."""
+    age = at - created_at
+    if age < -CLOCK_SKEW:
+        return Stale(
+            reason="future-dated",
+            detail=f"made at {_moment(created_at)}, which is {format_seconds(-age.total_seconds())} from now: a clock is wrong",
+        )
+    if age >= TIME_TO_LIVE or (expires_at is not None and at >= expires_at):
+        return Stale(
+            reason="expired",
+            detail=f"made at {_moment(created_at)}, {format_seconds(max(age.total_seconds(), 0.0))} ago; "
+            f"a calibration holds for {TIME_TO_LIVE.days} days",
+        )
+    return None
+
+
+def differs(then: Fingerprint, now: Fingerprint) -> StaleReason | None:
+    """The first part in which two fingerprints differ; None: they agree."""
+    parts: tuple[tuple[StaleReason, bool], ...] = (
+        ("other-cpu", then.cpu == now.cpu),
+        ("other-memory", _close(then.memory_limit_bytes, now.memory_limit_bytes)),
+        ("other-accelerator", then.accelerator == now.accelerator),
+        ("other-os", then.os == now.os),
+        ("other-python", then.python == now.python),
+        ("other-torch", then.torch == now.torch),
+        # Policies that were not measured then are no reason: a plan cannot name them.
+        ("other-allocator", all(now.allocators.get(name) == digest for name, digest in then.allocators.items())),
+        ("other-task", then.task == now.task),
+        ("other-options", then.options == now.options),
+    )
+    return next((reason for reason, agrees in parts if not agrees), None)
+
+
+def _close(then: int, now: int) -> bool:
+    return abs(now - then) <= MEMORY_TOLERANCE * then
+
+
+def _detail(reason: StaleReason, calibration: Calibration, here: Fingerprint, today: _Today) -> str:
+    match reason:
+        case "other-memory":
+            was, now = calibration.fingerprint.memory_limit_bytes, here.memory_limit_bytes
+            return f"measured under a memory limit of {format_bytes(was)}, now it is {format_bytes(now)}"
+        case "other-task":
+            return _task_detail(calibration.task, today.task)
+        case "other-options":
+            return _options_detail(calibration.options, today.options)
+        case "other-allocator":
+            return _allocator_detail(calibration.fingerprint.allocators, here.allocators)
+    was_text = _machine(reason, calibration.environment)
+    if today.environment is None:
+        return f"measured on {was_text}, now it is another"
+    now_text = _machine(reason, today.environment)
+    if now_text == was_text:
+        return f"measured on {was_text}; it differs now in what this description leaves out"
+    return f"measured on {was_text}, now it is {now_text}"
+
+
+def _machine(reason: StaleReason, environment: Environment) -> str:
+    software = environment.software
+    match reason:
+        case "other-cpu":
+            cpu = environment.cpu
+            return f"{cpu.model or 'an unnamed CPU'}, {cpu.cores.value:g} of {cpu.visible} cores ({cpu.architecture})"
+        case "other-os":
+            return f"{software.os}, {software.libc}"
+        case "other-python":
+            return f"Python {software.python}"
+        case "other-torch":
+            cuda = f" with CUDA {software.cuda}" if software.cuda else ""
+            return f"torch {software.torch or 'unknown'}{cuda}"
+    found = [f"{one.name} ({format_bytes(one.total_bytes)})" for one in environment.accelerators]
+    return ", ".join(found) or "no accelerator"
+
+
+def _task_detail(then: TaskIdentity, now: TaskIdentity | None) -> str:
+    if now is None:
+        return f"measured for {then.spec}, whose code or arguments are others now"
+    if then.spec != now.spec:
+        return f"measured for {then.spec}, now it is {now.spec}"
+    changed = [*_changed(then.arguments, now.arguments), *(f"{name} was edited" for name in _edited(then.sources, now.sources))]
+    return f"measured for {then.spec}; since then " + ("; ".join(changed[:4]) or "it changed")
+
+
+def _allocator_detail(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    changed = next(name for name in sorted(then) if now.get(name) != then[name])
+    return f"the allocator {changed} was measured, and {'is another one' if changed in now else 'is gone'} now"
+
+
+def _options_detail(then: Options, now: Options | None) -> str:
+    if now is None:
+        return "measured with other options"
+    left_out = set(_NOT_IN_FINGERPRINT)
+    changed = _changed(_plain(then, left_out), _plain(now, left_out))
+    return "measured with other options: " + ("; ".join(changed[:4]) or "the defaults changed")
+
+
+def _plain(value: BaseModel, left_out: set[str]) -> dict[str, object]:
+    found: dict[str, object] = value.model_dump(exclude=left_out)
+    return found
+
+
+def _changed(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    nothing = "not given"
+    return [
+        f"{name} was {then.get(name, nothing)}, is {now.get(name, nothing)}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name, nothing) != now.get(name, nothing)
+    ]
+
+
+def _edited(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+
+
+def _moment(moment: datetime) -> str:
+    return moment.isoformat(sep=" ", timespec="minutes")

@@ -1,0 +1,111 @@
+"""Digest and signature: the file is unchanged, and someone with the key vouches for it.
+
+The signature covers the document without `digest` and `signature`; the digest covers the document with its signature, so that no
+bit can change unseen. Both are computed over the parsed document, so that fields of a later version are covered too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Final
+
+from batchcal.calibration.keys import Key, Trust
+from batchcal.calibration.stale import Stale
+from batchcal.core.canonical import JSON, BadJson, dumps, dumps_line, loads
+
+ALGORITHM: Final = "hmac-sha256"
+_PURPOSE: Final = "calibration"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A document whose seal held."""
+
+    payload: dict[str, JSON]
+    """Without `digest` and `signature`."""
+    notices: tuple[str, ...]
+
+
+def seal(payload: dict[str, JSON], *, key: Key | None) -> bytes:
+    """The file's bytes: the canonical rendering of `payload` with its `signature` (null without a key) and `digest`.
+
+    Raises:
+        BadJson: the payload holds what JSON does not.
+    """
+    signature: JSON = None
+    if key is not None:
+        signature = {"algorithm": ALGORITHM, "key_id": key.key_id, "value": key.mac(_PURPOSE, dumps_line(payload))}
+    signed = payload | {"signature": signature}
+    return dumps(signed | {"digest": _digest(signed)})
+
+
+def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Stale:
+    """The document in `data`, where it is one of `kind`, not of a format above `newest`, and its seal holds. Never raises."""
+    try:
+        document = loads(data)
+        if not isinstance(document, dict):
+            return Stale(reason="malformed", detail="not a JSON object")
+        return _unseal(document, data, kind=kind, newest=newest, trust=trust)
+    except BadJson as error:
+        return Stale(reason="malformed", detail=error.detail)
+
+
+def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Stale:
+    if document.get("kind") != kind:
+        return Stale(reason="malformed", detail=f"not a {kind}: its kind is {_short(document.get('kind'))}")
+    number = document.get("format")
+    # A bool is an int to isinstance.
+    if type(number) is not int or number < 1:
+        return Stale(reason="malformed", detail=f"its format is {_short(number)}")
+    if number > newest:
+        return Stale(reason="newer-format", detail=f"format {number}; this version reads up to {newest}")
+    signed = {name: value for name, value in document.items() if name != "digest"}
+    if not _same(document.get("digest"), _digest(signed)):
+        return Stale(reason="bad-digest", detail="the file was changed after it was written")
+    payload = {name: value for name, value in signed.items() if name != "signature"}
+    verdict = _check_signature(signed.get("signature"), payload, trust)
+    if isinstance(verdict, Stale):
+        return verdict
+    if dumps(document) != data:
+        return Stale(reason="malformed", detail="not written as batchcal writes it")
+    return Opened(payload, verdict)
+
+
+def _check_signature(signature: JSON, payload: dict[str, JSON], trust: Trust) -> tuple[str, ...] | Stale:
+    """Notices, or why it is refused."""
+    if signature is None:
+        if trust.demands_signature:
+            return Stale(reason="unsigned", detail=f"nobody signed it, and a signature is required{_because(trust)}")
+        return ("the calibration is unsigned; its digest is right",)
+    if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM:
+        return Stale(reason="bad-signature", detail=f"not a signature by {ALGORITHM}")
+    key_id = signature.get("key_id")
+    if trust.key is not None and key_id == trust.key.key_id:
+        if _same(signature.get("value"), trust.key.mac(_PURPOSE, dumps_line(payload))):
+            return ()
+        return Stale(reason="bad-signature", detail=f"the signature by key {trust.key.key_id} does not verify")
+    if trust.demands_signature:
+        return Stale(reason="bad-signature", detail=f"signed with key {_short(key_id)}, which we do not have{_because(trust)}")
+    return (f"the calibration was signed elsewhere, with key {_short(key_id)}; its digest is right",)
+
+
+def _because(trust: Trust) -> str:
+    if trust.key is not None and trust.key.configured:
+        return f" (our key {trust.key.key_id} is from {trust.key.source})"
+    return ""
+
+
+def _digest(signed: dict[str, JSON]) -> str:
+    return "sha256:" + hashlib.sha256(dumps_line(signed)).hexdigest()
+
+
+def _same(said: JSON, right: str) -> bool:
+    # As bytes: compare_digest raises for text outside ASCII.
+    return isinstance(said, str) and hmac.compare_digest(said.encode(), right.encode())
+
+
+def _short(value: JSON) -> str:
+    """Enough of a foreign value to recognize it, with no control characters."""
+    return repr(value)[:40]

@@ -1,0 +1,37 @@
+"""Stale: why a calibration is not used. A closed set of reasons."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from batchcal.core.values import Frozen
+
+StaleReason = Literal[
+    "expired",
+    "future-dated",
+    "other-cpu",
+    "other-memory",
+    "other-os",
+    "other-python",
+    "other-torch",
+    "other-accelerator",
+    "other-allocator",
+    "other-task",
+    "other-options",
+    "malformed",
+    "newer-format",
+    "not-ours",
+    "bad-digest",
+    "bad-signature",
+    "unsigned",
+]
+
+
+class Stale(Frozen):
+    """Not to be used, with the reason for programs and the detail for people: what it was, what it is now."""
+
+    reason: StaleReason
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
