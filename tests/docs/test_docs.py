@@ -1,0 +1,169 @@
+"""Nothing shown is untested: every block of the README is run as somebody would who types along, and every config."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.markdown import Block, anchors, blocks, links, without_installing
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = blocks(README)
+DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+TESTS_COMMAND = "python -m pip install nox && python -m nox"
+SECONDS_PER_BLOCK = 600
+
+started = pytest.mark.skipif(not BLOCKS, reason="the README shows no command yet")
+
+
+def user_environment(home: Path) -> dict[str, str]:
+    """What a user has who installed batchcal: our command on the path, a home, nothing else of ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHCAL_", "PYTHON", "VIRTUAL_ENV"))}
+    return kept | {"HOME": str(home), "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]]), "COLUMNS": "80"}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout in which the blocks are run one after the other, so that each finds what the ones above left."""
+    copy = tmp_path_factory.mktemp("desk") / "batchcal"
+    hidden_and_built = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+    shutil.copytree(ROOT, copy, ignore=hidden_and_built)
+    (copy.parent / "home").mkdir()
+    return copy
+
+
+def run(desk: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command,
+        cwd=desk,
+        env=user_environment(desk.parent / "home"),
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=SECONDS_PER_BLOCK,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(
+            f"exit {done.returncode} of\n{command[-1]}\n--- stdout\n{done.stdout[-3000:]}\n--- stderr\n{done.stderr[-3000:]}"
+        )
+    return done
+
+
+def run_block(desk: Path, block: Block) -> None:
+    if block.not_run:
+        pytest.skip(block.not_run)
+    if block.file:
+        path = desk / block.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text, encoding="utf-8")
+        if path.suffix == ".py":
+            compile(block.text, block.file, "exec")
+        return
+    match block.language:
+        case "console":
+            commands = block.commands()
+            assert commands, "a console block shows at least one `$ command`"
+            for command in commands:
+                # The tests would run themselves; that this command is the right one is what .ci/run shows.
+                what = "python -m nox -l" if command == TESTS_COMMAND else without_installing(command)
+                run(desk, "bash", "-euo", "pipefail", "-c", what)
+        case "sh" | "bash":
+            run(desk, "bash", "-euo", "pipefail", "-c", "\n".join(without_installing(line) for line in block.text.splitlines()))
+        case "python":
+            run(desk, sys.executable, "-c", block.text)
+        case "toml":
+            tomllib.loads(block.text)
+        case "json":
+            json.loads(block.text)
+        case "text":
+            pass
+        case language:
+            pytest.fail(f"line {block.line}: nobody knows how to run {language!r}; say console, sh, python, toml, json or text")
+
+
+@pytest.mark.slow
+@pytest.mark.child
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line{block.line}-{block.language}")
+def test_every_block_of_the_readme_runs(block: Block, desk: Path) -> None:
+    run_block(desk, block)
+
+
+@pytest.mark.slow
+@pytest.mark.child
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_config_in_the_repository_calibrates(config: Path, desk: Path, tmp_path: Path) -> None:
+    answer = tmp_path / "calibration.json"
+    command = [
+        sys.executable,
+        "-m",
+        "batchcal",
+        "calibrate",
+        f"configs/{config.name}",
+        "--time-limit",
+        "20s",
+        "--max-batch",
+        "64",
+    ]
+    run(desk, *command, "--memory-limit", "2GiB", "--output", str(answer))
+    calibration = json.loads(answer.read_text())
+    assert calibration["kind"] == "calibration"
+    assert calibration["findings"][0]["train"]["batch"] >= 1
+
+
+def test_there_is_a_config_for_each_example() -> None:
+    examples = ROOT / "batchcal" / "workload" / "examples"
+    wanted = {"handwriting", "patchtst", "textpair", "multiimage"}
+    present = {path.stem for path in examples.iterdir() if not path.name.startswith("_")}
+    assert wanted <= present
+    assert wanted <= {config.stem for config in CONFIGS}
+
+
+@started
+def test_the_readme_shows_the_two_commands() -> None:
+    commands = [command for block in BLOCKS if block.language == "console" for command in block.commands()]
+    assert any(command.endswith("batchcal calibrate configs/handwriting.toml") for command in commands[:1]), commands[:1]
+    assert TESTS_COMMAND in commands
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(TESTS_COMMAND)
+
+
+@started
+@pytest.mark.child
+def test_the_help_in_the_readme_is_the_real_one(desk: Path) -> None:
+    shown = [text for block in BLOCKS if (text := block.output_of("batchcal --help")) is not None]
+    assert shown, "the README shows `$ batchcal --help`"
+    real = run(desk, sys.executable, "-m", "batchcal", "--help").stdout
+    assert [line.rstrip() for line in shown[0].splitlines()] == [line.rstrip() for line in real.strip("\n").splitlines()]
+
+
+@started
+@pytest.mark.child
+def test_every_verb_is_in_the_readme(desk: Path) -> None:
+    listed = run(desk, sys.executable, "-m", "batchcal", "--help").stdout.partition("Commands")[2]
+    verbs = re.findall(r"^[│ ] *([a-z][a-z-]*)  ", listed, re.MULTILINE)
+    assert {"detect", "calibrate", "show", "plan", "train"} <= set(verbs)
+    assert [verb for verb in verbs if f"batchcal {verb}" not in README] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    broken = []
+    for link in links(text):
+        if link.startswith(("https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = ROOT / path if path else ROOT / name
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target.read_text("utf-8"))):
+            broken.append(link)
+    assert not broken
