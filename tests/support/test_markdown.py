@@ -48,9 +48,9 @@ docker run tool
 def test_every_block_is_seen_with_its_language_and_line() -> None:
     assert [(block.language, block.line) for block in blocks(DOCUMENT)] == [
         ("console", 5),
-        ("python", 16),
-        ("sh", 22),
-        ("sh", 30),
+        ("python", 17),
+        ("sh", 23),
+        ("sh", 31),
     ]
 
 
