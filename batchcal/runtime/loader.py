@@ -1,0 +1,184 @@
+"""The DataLoader that a plan describes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from batchcal.core.errors import UsageError
+from batchcal.core.units import count_of
+from batchcal.plan.plan import Plan
+from batchcal.runtime.batches import MicroBatchSampler, StreamBatches, unchanged
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSettings:
+    """Settings of a DataLoader that hold together. What torch would refuse late, or accept and then hang on, is refused here.
+
+    Raises:
+        UsageError: they contradict each other or this platform.
+    """
+
+    num_workers: int = 0
+    prefetch_factor: int | None = None
+    """Batches that each worker reads ahead; None without workers."""
+    pin_memory: bool = False
+    persistent_workers: bool = False
+    multiprocessing_context: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise UsageError(f"{self.num_workers} workers are fewer than none", try_="num_workers=0")
+        if self.num_workers == 0:
+            for name in ("prefetch_factor", "multiprocessing_context"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} is set and there are no workers", try_=f"{name}=None, or num_workers=1")
+            if self.persistent_workers:
+                raise UsageError("persistent_workers is set and there are no workers", try_="persistent_workers=False")
+        # torch takes 0 and fails when the first batch is asked for.
+        if self.prefetch_factor is not None and self.prefetch_factor < 1:
+            raise UsageError(f"prefetch_factor {self.prefetch_factor} is below 1", try_="prefetch_factor=2")
+        methods = multiprocessing.get_all_start_methods()
+        if self.multiprocessing_context is not None and self.multiprocessing_context not in methods:
+            raise UsageError(
+                f"start method {self.multiprocessing_context!r} does not exist here", known=f"there are {', '.join(methods)}"
+            )
+        # torch warns and goes on without; then the plan would not be what runs.
+        if self.pin_memory and not torch.accelerator.is_available():
+            raise UsageError("pin_memory is set and there is no accelerator to copy to", try_="pin_memory=False")
+
+    @classmethod
+    def of(cls, plan: Plan) -> LoaderSettings:
+        """The settings that `plan` names."""
+        return cls(
+            num_workers=plan.num_workers,
+            prefetch_factor=plan.prefetch_factor,
+            pin_memory=plan.pin_memory,
+            persistent_workers=plan.persistent_workers,
+            multiprocessing_context=plan.multiprocessing_context,
+        )
+
+
+def make_loader(
+    plan: Plan,
+    dataset: Dataset[object],
+    *,
+    collate_fn: Callable[..., object] | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    drop_last: bool = False,
+    epoch: int = 0,
+    first_group: int = 0,
+) -> DataLoader[object]:
+    """A loader whose batches are the plan's micro-batches: `batchcal.accumulate(plan, loader)` groups and weighs them.
+
+    Every sample comes once per epoch. The last group of an epoch is smaller, and split evenly. Each pass over the loader is the
+    next epoch and has an order of its own.
+
+    A dataset that can only be read in order (an IterableDataset) is batched in order, by one worker at most, since more would
+    each read the whole of it. Its loader yields `(batch, samples)` pairs, because nobody knows beforehand how many samples the
+    last batch will hold; `accumulate` takes them apart.
+
+    Args:
+        shuffle: in an order told by `seed` and the epoch's number. Without effect on what can only be read in order.
+        drop_last: leave the last, smaller group out, for models that refuse small batches (BatchNorm refuses one sample).
+        epoch: the number of the first pass, for a run that goes on where another stopped.
+        first_group: how many groups of that pass to skip.
+
+    Raises:
+        UsageError: a plan for several ranks, a dataset that is empty or too small for one whole group where the last is dropped,
+            or settings that contradict each other.
+    """
+    if plan.world_size != 1:
+        raise UsageError(
+            f"the plan is for {plan.world_size} ranks, this loader feeds one process with the whole dataset",
+            try_=f"batchcal plan --effective-batch {plan.effective_batch} --world-size 1",
+        )
+    return _loader(
+        LoaderSettings.of(plan),
+        dataset,
+        plan.micro_batches,
+        collate_fn,
+        shuffle=shuffle,
+        seed=seed,
+        drop_last=drop_last,
+        epoch=epoch,
+        first_group=first_group,
+    )
+
+
+def make_eval_loader(
+    plan: Plan, dataset: Dataset[object], *, collate_fn: Callable[..., object] | None = None
+) -> DataLoader[object]:
+    """A loader over the whole of `dataset` in order, in batches of the plan's `eval_batch`.
+
+    Raises:
+        UsageError: the dataset is empty or has no length, or settings contradict each other.
+    """
+    return _loader(
+        LoaderSettings.of(plan),
+        dataset,
+        (plan.eval_batch,),
+        collate_fn,
+        shuffle=False,
+        seed=0,
+        drop_last=False,
+        epoch=0,
+        first_group=0,
+    )
+
+
+def _loader(
+    settings: LoaderSettings,
+    dataset: Dataset[object],
+    micro_batches: tuple[int, ...],
+    collate_fn: Callable[..., object] | None,
+    *,
+    shuffle: bool,
+    seed: int,
+    drop_last: bool,
+    epoch: int,
+    first_group: int,
+) -> DataLoader[object]:
+    # Workers are seeded from a generator of the loader's own: a pass then neither depends on nor moves the global one.
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(dataset, IterableDataset):
+        if drop_last:
+            raise UsageError("drop_last needs a dataset with a length", known="where a stream ends is known when it has ended")
+        return DataLoader(
+            StreamBatches(dataset, micro_batches, collate_fn or default_collate),
+            batch_size=None,
+            collate_fn=unchanged,
+            generator=generator,
+            num_workers=min(settings.num_workers, 1),
+            prefetch_factor=settings.prefetch_factor,
+            pin_memory=settings.pin_memory,
+            persistent_workers=settings.persistent_workers,
+            multiprocessing_context=settings.multiprocessing_context,
+        )
+    samples = len(dataset) if isinstance(dataset, Sized) else 0
+    group = sum(micro_batches)
+    if samples == 0 or (drop_last and samples < group):
+        raise UsageError(
+            f"{type(dataset).__name__} makes no batch",
+            known=f"it has {count_of(samples, 'sample')}" + (f", a group {group}, and the last is dropped" if samples else ""),
+            try_="drop_last=False" if samples else "a dataset with __len__ and __getitem__",
+        )
+    sampler = MicroBatchSampler(
+        samples, micro_batches, shuffle=shuffle, seed=seed, drop_last=drop_last, epoch=epoch, first_group=first_group
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate_fn,
+        generator=generator,
+        num_workers=settings.num_workers,
+        prefetch_factor=settings.prefetch_factor,
+        pin_memory=settings.pin_memory,
+        persistent_workers=settings.persistent_workers,
+        multiprocessing_context=settings.multiprocessing_context,
+    )
