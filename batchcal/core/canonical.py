@@ -133,7 +133,7 @@ def _short(text: str) -> int:
 
 def _check_depth(value: JSON) -> None:
     level: list[JSON] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [child for container in level for child in _children(container) if isinstance(child, (dict, list))]
         if not level:
             return

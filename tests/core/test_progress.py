@@ -1,0 +1,47 @@
+"""One line of key=value that a program can split, whatever the text in it."""
+
+from __future__ import annotations
+
+import shlex
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcal.core.progress import Progress, Recorded, Silent, key_values
+
+
+def test_a_line_names_the_event_and_its_fields_in_order() -> None:
+    line = key_values(
+        "probe_ended", {"batch": 512, "outcome": "fits", "wall_s": 2.5, "fresh": True, "why": None, "verified": False}
+    )
+
+    assert line == "probe_ended batch=512 outcome=fits wall_s=2.5 fresh=true verified=false"
+
+
+def test_text_that_would_break_the_line_is_quoted() -> None:
+    line = key_values("x", {"a": "two words", "b": "", "c": 'say "no"', "d": "k=v", "e": "one\ntwo\tthree"})
+
+    assert line == r'x a="two words" b="" c="say \"no\"" d="k=v" e="one\ntwo\tthree"'
+
+
+@given(st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"])))
+@settings(max_examples=200, deadline=None, database=None)
+def test_a_shell_reads_back_any_text_that_was_quoted(text: str) -> None:
+    line = key_values("x", {"a": text})
+
+    assert "\n" not in line
+    if line.startswith('x a="'):
+        assert shlex.split(line)[1] == f"a={text}"
+    else:
+        assert line == f"x a={text}"
+
+
+def test_a_listener_may_keep_everything_or_nothing() -> None:
+    recorded = Recorded()
+    listeners: list[Progress] = [Silent(), recorded]
+    fields: dict[str, str | int | float | bool | None] = {"batch": 8}
+    for listener in listeners:
+        listener.event("probe_started", fields)
+    fields["batch"] = 9
+
+    assert recorded.events == [("probe_started", {"batch": 8})]
