@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
@@ -132,6 +133,11 @@ def make_eval_loader(
     )
 
 
+def leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: a worker that died of it would take the parent's orderly stop away."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _loader(
     settings: LoaderSettings,
     dataset: Dataset[object],
@@ -159,6 +165,7 @@ def _loader(
             pin_memory=settings.pin_memory,
             persistent_workers=settings.persistent_workers,
             multiprocessing_context=settings.multiprocessing_context,
+            worker_init_fn=leave_interrupts_to_the_parent,
         )
     samples = len(dataset) if isinstance(dataset, Sized) else 0
     group = sum(micro_batches)
@@ -181,4 +188,5 @@ def _loader(
         pin_memory=settings.pin_memory,
         persistent_workers=settings.persistent_workers,
         multiprocessing_context=settings.multiprocessing_context,
+        worker_init_fn=leave_interrupts_to_the_parent,
     )

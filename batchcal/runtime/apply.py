@@ -1,0 +1,84 @@
+"""Puts a plan into force in this process: threads now, the allocator now or by starting the process anew."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+from batchcal.guard.allocator import RETAIN_MMAP_THRESHOLD, PolicyName, apply_mallopt, in_force, resolve
+from batchcal.plan.plan import Plan
+from batchcal.runtime.threads import apply_threads
+
+REEXEC_VARIABLE: Final = "BATCHCAL_REEXEC"
+"""`PID:POLICY` of a process that has started itself anew, which keeps its id. Children have other ids and are not held back."""
+
+
+class AllocatorNotInForce(UserWarning):
+    """The plan was measured under an allocator that this process does not run under, so its peak may be another."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What is in force now."""
+
+    allocator: PolicyName
+    notices: tuple[str, ...] = ()
+    """What of the plan is not."""
+
+
+def apply(plan: Plan) -> Applied:
+    """Use the plan's threads and allocator from here on. Call it first, before torch works.
+
+    `retain` is put into force at once; every other policy must be there when a process starts. A process that was started without
+    it goes on under its own, with a warning: `batchcal exec -- python train.py` starts it right, and `batchcal.load_plan` makes
+    plans for the allocator that is there.
+
+    Raises:
+        UsageError: torch already uses another number of threads between operators, or the plan names an allocator that this
+            system does not have.
+    """
+    allocator, notices = _allocator(plan.allocator)
+    for notice in notices:
+        warnings.warn(notice, AllocatorNotInForce, stacklevel=2)
+    apply_threads(plan.intra_op_threads, plan.interop_threads)
+    return Applied(allocator, notices)
+
+
+def reexec_for(plan: Plan) -> None:
+    """Start this process anew, with the same command and the same id, where the plan's allocator needs that.
+
+    Returns where nothing is to be done: the policy is in force, `apply` can put it into force, or the process was started anew
+    for it already (`apply` then says that it had no effect).
+
+    Raises:
+        UsageError: this system does not have the plan's allocator.
+    """
+    mark = f"{os.getpid()}:{plan.allocator}"
+    if in_force() == plan.allocator or os.environ.get(REEXEC_VARIABLE) == mark:
+        return
+    policy = resolve(plan.allocator)
+    if policy.kind == "mallopt" and in_force() == "default":
+        return
+    environment = policy.process_environment(os.environ) | {REEXEC_VARIABLE: mark}
+    # What is buffered would be lost.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _allocator(wanted: PolicyName) -> tuple[PolicyName, tuple[str, ...]]:
+    there = in_force()
+    if there == wanted:
+        return there, ()
+    if resolve(wanted).kind == "mallopt" and there == "default":
+        kept = apply_mallopt()
+        if kept >= RETAIN_MMAP_THRESHOLD:
+            return in_force(), ()
+        return in_force(), (f"this C library keeps blocks up to {kept} bytes only: {wanted} is in force in part",)
+    return there, (
+        f"the plan was measured with the allocator {wanted} and this process runs with {there}:"
+        " start it by `batchcal exec -- COMMAND`",
+    )
