@@ -38,6 +38,8 @@ class Cpu(Record):
     """None: no quota."""
     model: str
     architecture: str
+    instructions: tuple[str, ...] = ()
+    """Instruction sets that kernels are chosen by (AVX2, AVX-512, AMX, SVE, ...), sorted."""
 
 
 class Memory(Record):

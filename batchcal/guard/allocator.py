@@ -176,7 +176,7 @@ def available(*, root: Path = Path("/")) -> tuple[AllocatorPolicy, ...]:
 
 
 def library_digest(policy: AllocatorPolicy, *, root: Path = Path("/")) -> str:
-    """sha256 of the policy's library: when it changes, the allocator is another one. Empty where there is none, or none any more."""
+    """sha256 of the policy's library, which tells a changed allocator. Empty where it has none, or none any more."""
     if not policy.library:
         return ""
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import psutil
 
@@ -206,6 +206,16 @@ class MemoryGroup:
             self._open.pop().close()
 
 
+class _Reading(NamedTuple):
+    """The machine's memory at one moment, in bytes."""
+
+    total: int
+    available: int
+    free: int
+    swap_total: int
+    swapped: int
+
+
 class MachineMemory:
     """The same answers for the machine as a whole, where no group binds. From /proc/meminfo; psutil where there is none.
 
@@ -220,37 +230,40 @@ class MachineMemory:
         self._kills = _KillCounter(chain, chain.own, root) if chain else None
         # Without groups of our own there is only the counter of the whole machine.
         self._vmstat = _ControlFile(root, "/proc/vmstat") if not chain and root.exists("/proc/vmstat") else None
-        self.total_bytes = self._numbers()[0]
+        self.total_bytes = self._read().total
         self.limit_bytes = self.total_bytes if at_most_bytes is None else min(at_most_bytes, self.total_bytes)
 
-    def _numbers(self) -> tuple[int, int, int, int]:
-        """Total, available, free and swapped bytes."""
+    def _read(self) -> _Reading:
         if self._meminfo is None:
-            memory = psutil.virtual_memory()
-            return memory.total, memory.available, memory.free, psutil.swap_memory().used
+            memory, paged = psutil.virtual_memory(), psutil.swap_memory()
+            return _Reading(memory.total, memory.available, memory.free, paged.total, paged.used)
         values = {key: int(value) * 1024 for key, value in _MEMINFO.findall(self._meminfo.read())}
         total, free = values.get(b"MemTotal", 0), values.get(b"MemFree", 0)
         available = values.get(b"MemAvailable", free + values.get(b"Cached", 0))
-        return total, available, free, values.get(b"SwapTotal", 0) - values.get(b"SwapFree", 0)
+        swap = values.get(b"SwapTotal", 0)
+        return _Reading(total, available, free, swap, swap - values.get(b"SwapFree", 0))
 
     def usage_bytes(self) -> int:
-        total, _, free, _ = self._numbers()
-        return total - free
+        now = self._read()
+        return now.total - now.free
 
     def hard_bytes(self) -> int:
-        total, available, _, _ = self._numbers()
-        return max(total - available, 0)
+        now = self._read()
+        return max(now.total - now.available, 0)
 
     def reclaimable_bytes(self) -> int:
-        _, available, free, _ = self._numbers()
-        return max(available - free, 0)
+        now = self._read()
+        return max(now.available - now.free, 0)
 
     def available_bytes(self) -> int:
         """What the kernel says may be had without swapping."""
-        return self._numbers()[1]
+        return self._read().available
 
     def swap_bytes(self) -> int:
-        return self._numbers()[3]
+        return self._read().swapped
+
+    def swap_total_bytes(self) -> int:
+        return self._read().swap_total
 
     def oom_kills(self) -> int:
         if self._kills is not None:

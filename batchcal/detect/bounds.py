@@ -1,0 +1,51 @@
+"""Several places bound a number; the least holds. What each said is kept, so that the answer can be explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from batchcal.core.values import Frozen
+from batchcal.detect.environment import Candidate, Fact
+
+
+class Bound(Frozen):
+    """What one place allows."""
+
+    value: float
+    learned_from: str
+    """A file, a variable or a call that anybody can look at: `/sys/fs/cgroup/memory.max`."""
+    because: str
+    """What happens at this bound, as the first half of a sentence: `the kernel kills above it`."""
+
+
+def least_cores(bounds: Sequence[Bound], show: Callable[[float], str]) -> Fact[float]:
+    """The least of `bounds` (at least one) as a fact about cores."""
+    least = _least(bounds)
+    return Fact[float](
+        value=least.value, learned_from=least.learned_from, why=_why(least, bounds, show), considered=_considered(bounds)
+    )
+
+
+def least_count(bounds: Sequence[Bound], show: Callable[[float], str]) -> Fact[int]:
+    """The least of `bounds` (at least one) as a fact about whole things: bytes, files, processes."""
+    least = _least(bounds)
+    return Fact[int](
+        value=int(least.value), learned_from=least.learned_from, why=_why(least, bounds, show), considered=_considered(bounds)
+    )
+
+
+def _least(bounds: Sequence[Bound]) -> Bound:
+    return min(bounds, key=lambda bound: bound.value)
+
+
+def _why(least: Bound, bounds: Sequence[Bound], show: Callable[[float], str]) -> str:
+    others = sorted((bound for bound in bounds if bound is not least), key=lambda bound: bound.value)
+    if not others:
+        return least.because
+    following = others[0]
+    relation = "no more than" if following.value == least.value else "less than"
+    return f"{least.because}; {relation} the {show(following.value)} of {following.learned_from}"
+
+
+def _considered(bounds: Sequence[Bound]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(value=bound.value, learned_from=bound.learned_from) for bound in bounds)

@@ -1,0 +1,179 @@
+"""Cores: how much processor time this process may use, and what stands behind it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import psutil
+
+from batchcal.detect.bounds import Bound, least_cores
+from batchcal.detect.environment import Cpu
+from batchcal.guard.hierarchy import Chain, locate
+from batchcal.guard.roots import Root
+
+# fmt: off
+_INSTRUCTIONS: Final = frozenset({
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "fphp", "bf16", "i8mm", "sve", "sve2", "sme",
+})
+# fmt: on
+"""What oneDNN and ATen choose their kernels by. The whole list of flags would change with the kernel's version."""
+_VARIABLES: Final = {
+    "SLURM_CPUS_PER_TASK": "Slurm gave this task so many",
+    "PYTHON_CPU_COUNT": "Python was told to count so many",
+}
+_SYS_CPU: Final = "/sys/devices/system/cpu"
+
+
+def read_cpu(root: Root, environ: Mapping[str, str], notes: list[str]) -> Cpu:
+    """The processors behind `root`. What could not be read is added to `notes`."""
+    visible = visible_processors(root)
+    mask, mask_from = _mask(root)
+    if not mask:
+        mask, mask_from = frozenset(range(visible)), "os.cpu_count()"
+        notes.append("the affinity mask could not be read: every visible processor was counted")
+    bounds = [Bound(value=len(mask), learned_from=mask_from, because="the affinity mask has no more processors")]
+    cpuset = _cpuset(root)
+    if cpuset is not None:
+        bounds.append(cpuset)
+    quotas = quota_bounds(root)
+    bounds += [*quotas, *_asked(environ, notes)]
+    return Cpu(
+        cores=least_cores(bounds, lambda cores: f"{cores:g}"),
+        logical=len(mask),
+        visible=visible,
+        physical=_physical(root, mask, notes),
+        quota_cores=min((quota.value for quota in quotas), default=None),
+        model=_model(root),
+        architecture=platform.machine(),
+        instructions=_instructions(root),
+    )
+
+
+def parse_list(text: str) -> frozenset[int]:
+    """`0-3,8` -> {0, 1, 2, 3, 8}. Empty where it says something else."""
+    numbers: set[int] = set()
+    for part in filter(None, text.replace("\n", ",").split(",")):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            return frozenset()
+        numbers.update(range(int(match.group(1)), int(match.group(2) or match.group(1)) + 1))
+    return frozenset(numbers)
+
+
+def visible_processors(root: Root) -> int:
+    """What programs see that look at neither the mask nor the quota."""
+    online = parse_list(root.read(f"{_SYS_CPU}/online") or "")
+    listed = re.findall(r"^processor\s*:", root.read("/proc/cpuinfo") or "", re.MULTILINE)
+    return len(online) or len(listed) or os.cpu_count() or 1
+
+
+def _mask(root: Root) -> tuple[frozenset[int], str]:
+    match = re.search(r"^Cpus_allowed_list:\s*(\S+)", root.read("/proc/self/status") or "", re.MULTILINE)
+    mask = parse_list(match.group(1)) if match else frozenset()
+    if not mask and root.real and hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0)), "sched_getaffinity"
+    return mask, "/proc/self/status Cpus_allowed_list"
+
+
+def _cpuset(root: Root) -> Bound | None:
+    chain = locate("cpuset", root)
+    names = ("cpuset.cpus.effective",) if chain and chain.version == "v2" else ("cpuset.effective_cpus", "cpuset.cpus")
+    for level in chain.levels if chain else ():
+        for name in names:
+            processors = parse_list(root.read(f"{level}/{name}") or "")
+            if processors:  # the effective set of a level is within those of all above it
+                return Bound(value=len(processors), learned_from=f"{level}/{name}", because="the cpuset has no more processors")
+    return None
+
+
+def quota_bounds(root: Root) -> list[Bound]:
+    """The CPU quotas of every level, in cores. A quota of 1.5 stays 1.5."""
+    chain = locate("cpu", root)
+    bounds: list[Bound] = []
+    for level in chain.levels if chain else ():
+        cores, name = _quota(chain, level, root) if chain else (None, "")
+        if cores is not None:
+            bounds.append(
+                Bound(
+                    value=cores,
+                    learned_from=f"{level}/{name}",
+                    because="the scheduler stops the group once it has run this long in a period",
+                )
+            )
+    return bounds
+
+
+def _quota(chain: Chain, level: str, root: Root) -> tuple[float | None, str]:
+    if chain.version == "v2":
+        words = (root.read(f"{level}/cpu.max") or "").split()
+        quota, period = (_whole(words[0]), _whole(words[1])) if len(words) == 2 else (None, None)
+        name = "cpu.max"
+    else:
+        quota, period = root.number(f"{level}/cpu.cfs_quota_us"), root.number(f"{level}/cpu.cfs_period_us")
+        name = "cpu.cfs_quota_us"
+    return (quota / period if quota is not None and quota > 0 and period else None), name
+
+
+def _asked(environ: Mapping[str, str], notes: list[str]) -> list[Bound]:
+    bounds: list[Bound] = []
+    for name, because in _VARIABLES.items():
+        text = environ.get(name, "").strip()
+        count = _whole(text)
+        if count:
+            bounds.append(Bound(value=count, learned_from=name, because=because))
+        elif text and text != "default":  # PYTHON_CPU_COUNT=default is how one asks for no override
+            notes.append(f"{name}={text!r} is no number of processors and was passed over")
+    return bounds
+
+
+def _physical(root: Root, mask: frozenset[int], notes: list[str]) -> int:
+    cores = {root.read(f"{_SYS_CPU}/cpu{number}/topology/thread_siblings_list") for number in mask} - {None, ""}
+    if cores:
+        return len(cores)
+    listed = _cores_of_cpuinfo(root, mask)
+    if listed:
+        return listed
+    asked = psutil.cpu_count(logical=False) if root.real else None
+    if asked:
+        return min(asked, len(mask))
+    notes.append("the processor's topology could not be read: each logical processor was taken for a core")
+    return len(mask)
+
+
+def _cores_of_cpuinfo(root: Root, mask: frozenset[int]) -> int:
+    cores: set[tuple[str, str]] = set()
+    for block in (root.read("/proc/cpuinfo") or "").split("\n\n"):
+        fields = _fields(block)
+        if _whole(fields.get("processor", "")) in mask and "core id" in fields:
+            cores.add((fields.get("physical id", ""), fields["core id"]))
+    return len(cores)
+
+
+def _model(root: Root) -> str:
+    for block in (root.read("/proc/cpuinfo") or "").split("\n\n"):
+        fields = _fields(block)
+        name = fields.get("model name") or fields.get("Hardware") or fields.get("cpu model")
+        if name:
+            return name
+        if "CPU implementer" in fields:  # Arm names its parts by number only
+            return f"Arm {fields['CPU implementer']} part {fields.get('CPU part', '?')}"
+    return platform.processor() or "unknown"
+
+
+def _instructions(root: Root) -> tuple[str, ...]:
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", root.read("/proc/cpuinfo") or "", re.MULTILINE)
+    return tuple(sorted(_INSTRUCTIONS.intersection(match.group(1).split()))) if match else ()
+
+
+def _fields(block: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, separator, value in pairs if separator}
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None

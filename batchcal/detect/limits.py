@@ -1,0 +1,92 @@
+"""Resource limits of this process: open files, processes and threads, address space."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from batchcal.core.values import Frozen
+from batchcal.detect.bounds import Bound, least_count
+from batchcal.detect.environment import Fact
+from batchcal.guard.hierarchy import locate
+from batchcal.guard.roots import Root
+
+_ROWS: Final = {
+    "Max open files": ("open_files", "RLIMIT_NOFILE"),
+    "Max processes": ("processes", "RLIMIT_NPROC"),
+    "Max data size": ("data_bytes", "RLIMIT_DATA"),
+    "Max address space": ("address_space_bytes", "RLIMIT_AS"),
+}
+"""Rows of /proc/self/limits: our field, and the name for the system call."""
+_NOBODY_SAYS: Final = 1024
+"""Open files where no limit can be read at all: what POSIX systems commonly give."""
+
+
+class Limits(Frozen):
+    """The soft limits; None: unlimited or unknown."""
+
+    open_files: int | None = None
+    processes: int | None = None
+    data_bytes: int | None = None
+    address_space_bytes: int | None = None
+
+
+def read_limits(root: Root) -> Limits:
+    """From /proc/self/limits; of this very process by getrlimit where that file is missing."""
+    text = root.read("/proc/self/limits")
+    if text is None:
+        return _asked_of_the_kernel() if root.real else Limits()
+    values: dict[str, int] = {}
+    for row, (field, _) in _ROWS.items():
+        match = re.search(rf"^{row}\s+(\d+)\s", text, re.MULTILINE)
+        if match:
+            values[field] = int(match.group(1))
+    return Limits(**values)
+
+
+def _asked_of_the_kernel() -> Limits:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return Limits()
+    values: dict[str, int] = {}
+    for field, name in _ROWS.values():
+        number = getattr(resource, name, None)
+        if isinstance(number, int):
+            soft, _ = resource.getrlimit(number)
+            if soft != resource.RLIM_INFINITY:
+                values[field] = soft
+    return Limits(**values)
+
+
+def open_files(root: Root, limits: Limits, notes: list[str]) -> Fact[int]:
+    """How many files this process may have open at once."""
+    bounds: list[Bound] = []
+    if limits.open_files is not None:
+        bounds.append(Bound(value=limits.open_files, learned_from="RLIMIT_NOFILE", because="opening one more fails"))
+    most = root.number("/proc/sys/fs/nr_open")
+    if most is not None:
+        bounds.append(Bound(value=most, learned_from="/proc/sys/fs/nr_open", because="the kernel allows no process more"))
+    if not bounds:
+        notes.append(f"the limit of open files could not be read: {_NOBODY_SAYS} was assumed")
+        bounds.append(Bound(value=_NOBODY_SAYS, learned_from="assumed", because="nothing says otherwise"))
+    return least_count(bounds, lambda count: f"{count:.0f}")
+
+
+def pids(root: Root, limits: Limits) -> Fact[int] | None:
+    """How many processes and threads there may be; None: nothing limits them."""
+    chain = locate("pids", root)
+    bounds: list[Bound] = []
+    for level in reversed(chain.levels) if chain else ():
+        most = root.number(f"{level}/pids.max")
+        if most is not None:
+            because = "a fork or a new thread in the group fails above it"
+            bounds.append(Bound(value=most, learned_from=f"{level}/pids.max", because=because))
+    if limits.processes is not None:
+        because = "the user may have no more processes and threads"
+        bounds.append(Bound(value=limits.processes, learned_from="RLIMIT_NPROC", because=because))
+    for name in ("/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"):
+        most = root.number(name)
+        if most is not None:
+            bounds.append(Bound(value=most, learned_from=name, because="the whole machine has no more"))
+    return least_count(bounds, lambda count: f"{count:.0f}") if bounds else None

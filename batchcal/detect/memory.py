@@ -1,0 +1,92 @@
+"""Host memory: what binds over all levels, what is used already, what a kill would take with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+from batchcal.core.units import format_bytes
+from batchcal.detect.bounds import Bound, least_count
+from batchcal.detect.environment import Memory
+from batchcal.detect.limits import Limits
+from batchcal.guard.cgroup import MachineMemory, finite, memory_bounds, memory_meter
+from batchcal.guard.hierarchy import Chain, locate
+from batchcal.guard.roots import Root
+
+_BECAUSE: Final[dict[Literal["max", "high", "hidden"], str]] = {
+    "max": "the kernel kills a process of the group above it",
+    "high": "the kernel stops the group to reclaim above it, which a training does not survive at a useful speed",
+    "hidden": "a group above those that can be seen from here is limited to it",
+}
+
+
+def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
+    """The memory behind `root`. What could not be read is added to `notes`."""
+    chain = locate("memory", root)
+    if not root.exists("/proc/meminfo"):
+        notes.append("/proc/meminfo cannot be read: the machine's memory is what psutil says")
+    elif chain is None:
+        notes.append("no memory control group can be seen: a limit that a container has is not known here")
+    machine = MachineMemory(chain, root)
+    meter = memory_meter(root)
+    try:
+        groups = memory_bounds(chain, root) if chain else ()
+        bounds = [
+            # Of two equal limits the upper one holds first: more is charged against it.
+            *(Bound(value=group.bytes, learned_from=group.file, because=_BECAUSE[group.kind]) for group in reversed(groups)),
+            Bound(
+                value=machine.total_bytes,
+                learned_from="/proc/meminfo MemTotal" if root.exists("/proc/meminfo") else "psutil",
+                because="the machine has no more",
+            ),
+        ]
+        if limits.data_bytes is not None:
+            because = "an allocation of this process fails above it"
+            bounds.append(Bound(value=limits.data_bytes, learned_from="RLIMIT_DATA", because=because))
+        if limits.address_space_bytes is not None:
+            because = "the addresses of this process, used or only reserved, end there"
+            bounds.append(Bound(value=limits.address_space_bytes, learned_from="RLIMIT_AS", because=because))
+        if isinstance(meter, MachineMemory) and meter.limit_bytes < meter.total_bytes:
+            notes.append("the group that limits memory does not say what it uses: the whole machine's use is given instead")
+        return Memory(
+            limit=least_count(bounds, format_bytes),
+            total_bytes=machine.total_bytes,
+            available_bytes=machine.available_bytes(),
+            used_bytes=meter.hard_bytes(),
+            reclaimable_bytes=meter.reclaimable_bytes(),
+            high_bytes=min((group.bytes for group in groups if group.kind == "high"), default=None),
+            swap_total_bytes=machine.swap_total_bytes(),
+            swap_limit_bytes=_swap_limit(chain, root),
+            rlimit_data_bytes=limits.data_bytes,
+            rlimit_as_bytes=limits.address_space_bytes,
+            oom_group=_oom_group(chain, root),
+            cgroup_version=chain.version if chain else "none",
+            cgroup_path=meter.directory,
+        )
+    finally:
+        machine.close()
+        meter.close()
+
+
+def _swap_limit(chain: Chain | None, root: Root) -> int | None:
+    """Bytes of swap that the groups allow; None: no limit."""
+    allowed: list[int] = []
+    for level in chain.levels if chain else ():
+        if chain and chain.version == "v2":
+            limit = finite(root.number(f"{level}/memory.swap.max"))
+        else:
+            both = finite(root.number(f"{level}/memory.memsw.limit_in_bytes"))
+            memory = finite(root.number(f"{level}/memory.limit_in_bytes"))
+            limit = None if both is None or memory is None else max(both - memory, 0)
+        if limit is not None:
+            allowed.append(limit)
+    return min(allowed, default=None)
+
+
+def _oom_group(chain: Chain | None, root: Root) -> bool | None:
+    """Whether any group that we are in dies as a whole: the kernel takes the outermost such group within the one that is full."""
+    if chain is None or chain.version == "v1":
+        return None
+    switches = [root.read(f"{level}/memory.oom.group") for level in chain.levels]
+    known = [switch for switch in switches if switch is not None and re.fullmatch("[01]", switch)]
+    return ("1" in known) if known else None

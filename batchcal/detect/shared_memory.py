@@ -1,0 +1,47 @@
+"""/dev/shm, through which DataLoader workers hand their batches over. Docker gives 64 MiB unless it is told otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from batchcal.core.values import Frozen
+from batchcal.detect.environment import SharedMemory
+from batchcal.guard.roots import Root
+
+PATH: Final = "/dev/shm"
+
+
+class Space(Frozen):
+    """A file system's size, as far as it matters here."""
+
+    size_bytes: int
+    free_bytes: int
+    """Free to this user."""
+
+
+AskSpace = Callable[[Path], Space]
+
+
+def space_of(path: Path) -> Space:
+    """What statvfs says.
+
+    Raises:
+        OSError: no such directory, or no such call on this system.
+    """
+    if not hasattr(os, "statvfs"):
+        raise OSError("this system has no statvfs")
+    answer = os.statvfs(path)
+    return Space(size_bytes=answer.f_blocks * answer.f_frsize, free_bytes=answer.f_bavail * answer.f_frsize)
+
+
+def read_shared_memory(root: Root, ask: AskSpace, notes: list[str]) -> SharedMemory | None:
+    """Size and free bytes of /dev/shm; None where there is none."""
+    try:
+        space = ask(root.at(PATH))
+    except OSError as error:
+        notes.append(f"{PATH} cannot be used ({error.strerror or error}): DataLoader workers have no shared memory there")
+        return None
+    return SharedMemory(path=PATH, size_bytes=space.size_bytes, free_bytes=space.free_bytes)
