@@ -162,7 +162,7 @@ class Calibration(Record):
     measurements: tuple[Measurement, ...]
     findings: tuple[Finding, ...]
     chosen_device: str
-    effective_batch: int | None
+    effective_batch: BatchSize | None
     """Asked for, by flag or by `[plan]`; None: the capacity."""
     undone: tuple[str, ...] = ()
     wall_s: float = 0.0

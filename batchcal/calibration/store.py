@@ -133,7 +133,8 @@ def save(calibration: Calibration, path: Path, *, key: Key | None = None) -> Non
     """Write it, signed where there is a key: the old file stays whole until the new one is.
 
     Raises:
-        NotSaved: disk full, read-only, no right, too large; what was there before is untouched.
+        NotSaved: disk full, read-only, no right, too large; what was there before is untouched. Also where the new file is there
+            and whole, but the disk failed to make its name durable.
     """
     try:
         data = seal(calibration.model_dump(mode="json"), key=key)

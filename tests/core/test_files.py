@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from batchcal.core.files import LEFTOVER_AGE_S, FileRefused, leftovers, read_guarded, sync_folder, write_atomically
+from tests.support.faults import files_of_at_most
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
@@ -23,17 +21,6 @@ def refusal(path: Path, *, max_bytes: int = 1000) -> str:
         read_guarded(path, max_bytes=max_bytes)
     assert str(refused.value)
     return refused.value.reason
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel takes part of a write and refuses the rest, as a disk does that fills up."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_killed_holder_lets_go_though_a_process_that_it_started_lives_on(tmp_p
 @pytest.mark.child
 @pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP", "EIO"])
 def test_a_file_system_without_locks_is_told_and_does_not_stop_us(tmp_path: Path, error: str) -> None:
-    state, _, notice = a_try(tmp_path / "lock", faulty_environment(tmp_path, flock=error)).partition(" ")
+    state, _, notice = a_try(tmp_path / "lock", faulty_environment(tmp_path, {"flock": error})).partition(" ")
 
     assert state == "unavailable"
     assert "another calibration may run at the same time" in notice
@@ -148,6 +148,6 @@ def test_a_file_system_without_locks_is_told_and_does_not_stop_us(tmp_path: Path
 
 @pytest.mark.child
 def test_a_system_without_flock_still_keeps_processes_apart(tmp_path: Path) -> None:
-    environment = faulty_environment(tmp_path, flock="ENOSYS")
+    environment = faulty_environment(tmp_path, {"flock": "ENOSYS"})
 
     assert a_try(tmp_path / "lock", environment).startswith("held")

@@ -1,0 +1,185 @@
+"""Fresh only on proof: each part that can differ has its reason, and the detail says what it was and what it is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from batchcal.calibration.freshness import CLOCK_SKEW, check, check_age, differs
+from batchcal.calibration.schema import Calibration
+from batchcal.calibration.stale import Stale
+from batchcal.core.units import GIB
+from batchcal.detect.environment import Accelerator, Fact
+from tests.support.calibrations import MADE_AT, a_calibration, an_environment, fingerprint, options, sha256_of
+
+HOUR_LATER = MADE_AT + timedelta(hours=1)
+
+
+def stale(calibration: Calibration | None = None, *, at: datetime = HOUR_LATER, **changes: object) -> Stale:
+    found = check(calibration or a_calibration(), fingerprint(**changes), at=at)
+    assert found is not None, "was fresh"
+    return found
+
+
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1), timedelta(days=6, hours=23), -CLOCK_SKEW])
+def test_the_same_machine_and_task_within_a_week_are_fresh(age: timedelta) -> None:
+    assert check(a_calibration(), fingerprint(), at=MADE_AT + age) is None
+
+
+@pytest.mark.parametrize("age", [timedelta(days=7), timedelta(days=8), timedelta(days=3650)])
+def test_after_a_week_it_is_expired(age: timedelta) -> None:
+    found = stale(at=MADE_AT + age)
+
+    assert found.reason == "expired"
+    assert "2026-07-01 12:00" in found.detail
+    assert f"{age.days} d" in found.detail
+
+
+@pytest.mark.parametrize("age", [timedelta(minutes=-11), timedelta(days=-1), timedelta(days=-3650)])
+def test_a_clock_set_back_makes_it_future_dated(age: timedelta) -> None:
+    assert stale(at=MADE_AT + age).reason == "future-dated"
+
+
+def test_its_own_expiry_counts_where_it_is_earlier_and_not_where_it_is_later() -> None:
+    soon = a_calibration(expires_at=MADE_AT + timedelta(hours=1))
+    never = a_calibration(expires_at=datetime(9999, 12, 31, tzinfo=UTC))
+
+    assert stale(soon, at=HOUR_LATER).reason == "expired"
+    assert stale(never, at=MADE_AT + timedelta(days=7)).reason == "expired"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, tzinfo=UTC),
+        datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
+        datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-12))),
+    ],
+)
+def test_the_ends_of_the_calendar_are_stale_and_no_error(moment: datetime) -> None:
+    assert check_age(moment, at=MADE_AT, expires_at=moment) is not None
+    assert check(a_calibration(created_at=moment, expires_at=moment), fingerprint(), at=MADE_AT) is not None
+
+
+def test_the_zone_in_which_a_time_is_told_does_not_matter() -> None:
+    elsewhere = MADE_AT.astimezone(timezone(timedelta(hours=9)))
+
+    assert check(a_calibration(created_at=elsewhere), fingerprint(), at=HOUR_LATER) is None
+
+
+@pytest.mark.parametrize("part", ["cpu", "os", "python", "torch", "accelerator", "task", "options"])
+def test_each_part_of_the_fingerprint_has_its_reason(part: str) -> None:
+    found = check(a_calibration(), fingerprint(**{part: sha256_of("another")}), at=HOUR_LATER)
+
+    assert found is not None
+    assert found.reason == f"other-{part}"
+    assert found.detail
+
+
+@pytest.mark.parametrize(
+    ("limit", "fresh"),
+    [
+        (GIB, True),
+        (int(GIB * 1.019), True),
+        (int(GIB * 0.981), True),
+        (int(GIB * 1.021), False),
+        (int(GIB * 0.979), False),
+        (2 * GIB, False),
+    ],
+)
+def test_a_memory_limit_may_differ_by_two_percent(limit: int, fresh: bool) -> None:
+    found = check(a_calibration(), fingerprint(memory_limit_bytes=limit), at=HOUR_LATER)
+
+    assert (found is None) == fresh
+    if found is not None:
+        assert found.reason == "other-memory"
+        assert found.detail.startswith("measured under a memory limit of 1.00 GiB, now it is ")
+        assert "now it is 1.00 GiB" not in found.detail
+
+
+def test_an_allocator_that_was_measured_and_is_gone_or_another_one_is_a_reason() -> None:
+    measured = a_calibration(fingerprint=fingerprint(allocators={"default": "", "tcmalloc": "aaaa"}))
+    gone = check(measured, fingerprint(allocators={"default": ""}), at=HOUR_LATER)
+    changed = check(measured, fingerprint(allocators={"default": "", "tcmalloc": "bbbb"}), at=HOUR_LATER)
+    more = check(measured, fingerprint(allocators={"default": "", "tcmalloc": "aaaa", "mimalloc": "cccc"}), at=HOUR_LATER)
+
+    assert gone == Stale(reason="other-allocator", detail="the allocator tcmalloc was measured, and is gone now")
+    assert changed == Stale(reason="other-allocator", detail="the allocator tcmalloc was measured, and is another one now")
+    assert more is None
+
+
+def test_the_detail_says_what_it_was_and_what_it_is() -> None:
+    one_gpu = (
+        Accelerator(kind="cuda", index=0, name="H200", total_bytes=141 * GIB, free_bytes=GIB, capability="9.0", mig=False),
+    )
+    cores = Fact[float](value=1.5, learned_from="cpu.max")
+    now = an_environment(cpu=an_environment().cpu.model_copy(update={"cores": cores}), accelerators=one_gpu)
+    software = now.software.model_copy(update={"torch": "2.14.0", "cuda": "13.0", "python": "3.12.1", "os": "Linux 7.0"})
+    now = now.model_copy(update={"software": software})
+
+    def detail(part: str) -> str:
+        found = check(a_calibration(), fingerprint(**{part: "another"}), at=HOUR_LATER, environment=now)
+        assert found is not None
+        return found.detail
+
+    assert "2 of 8 cores (x86_64), now it is" in detail("cpu")
+    assert detail("cpu").endswith("1.5 of 8 cores (x86_64)")
+    assert detail("torch") == "measured on torch 2.13.0, now it is torch 2.14.0 with CUDA 13.0"
+    assert detail("python") == "measured on Python 3.11.15, now it is Python 3.12.1"
+    assert detail("os") == "measured on Linux 6.18.44, glibc 2.36, now it is Linux 7.0, glibc 2.36"
+    assert detail("accelerator") == "measured on no accelerator, now it is H200 (141 GiB)"
+
+
+def test_a_difference_that_the_description_leaves_out_is_not_told_as_a_is_a() -> None:
+    found = check(a_calibration(), fingerprint(cpu="another"), at=HOUR_LATER, environment=an_environment())
+
+    assert found is not None
+    assert "now it is Intel" not in found.detail
+    assert "differs now" in found.detail
+
+
+def test_the_detail_of_another_task_names_what_changed() -> None:
+    then = a_calibration().task
+    edited = then.model_copy(
+        update={
+            "sources": {**then.sources, "batchcal.workload.examples.handwriting": "x"},
+            "arguments": {"width": 64, "depth": 2},
+        }
+    )
+    moved = then.model_copy(update={"spec": "mine.py:task"})
+
+    by_edit = check(a_calibration(), fingerprint(task="another"), at=HOUR_LATER, task=edited)
+    by_spec = check(a_calibration(), fingerprint(task="another"), at=HOUR_LATER, task=moved)
+    by_nothing = check(a_calibration(), fingerprint(task="another"), at=HOUR_LATER, task=then)
+
+    assert by_edit is not None
+    assert by_edit.detail.endswith(
+        "depth was not given, is 2; learning_rate was 0.001, is not given; width was 32, is 64; "
+        "batchcal.workload.examples.handwriting was edited"
+    )
+    assert by_spec is not None
+    assert by_spec.detail.endswith("now it is mine.py:task")
+    assert by_nothing is not None
+    assert by_nothing.detail.endswith("it changed")
+
+
+def test_the_detail_of_other_options_names_them_and_not_how_long_to_search() -> None:
+    asked = options(margin=0.1, time_limit_s=10.0, max_probes=3)
+
+    found = check(a_calibration(), fingerprint(options="another"), at=HOUR_LATER, options=asked)
+    unexplained = check(a_calibration(), fingerprint(options="another"), at=HOUR_LATER, options=options())
+
+    assert found == Stale(reason="other-options", detail="measured with other options: margin was 0.15, is 0.1")
+    assert unexplained is not None
+    assert "defaults" in unexplained.detail
+
+
+def test_the_machine_is_told_before_the_task() -> None:
+    assert stale(cpu="x", task="x", options="x").reason == "other-cpu"
+    assert differs(fingerprint(), fingerprint()) is None
+
+
+def test_a_reason_reads_as_one_line() -> None:
+    assert str(Stale(reason="expired", detail="made long ago")) == "expired: made long ago"

@@ -1,0 +1,210 @@
+"""A killed calibration loses one probe at most, and what is resumed is of this machine, this task and this week."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from batchcal.calibration.journal import Journal, Past, read, resume
+from batchcal.calibration.keys import Key
+from batchcal.calibration.schema import Measurement
+from batchcal.core.errors import NotSaved
+from tests.support.calibrations import MADE_AT, fingerprint, measurement, measurements, options
+from tests.support.faults import files_of_at_most
+
+KEY = Key(b"the key that we made ourselves", configured=False, source="")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / ".batchcal" / "calibration.journal.jsonl"
+
+
+def opened(path: Path, *, anew: bool = False, key: Key | None = None, hours: float = 0) -> Journal:
+    at = MADE_AT + timedelta(hours=hours)
+    return Journal.open(path, fingerprint=fingerprint(), options=options(), at=at, key=key, anew=anew)
+
+
+def written(path: Path, *some: Measurement, key: Key | None = None) -> None:
+    with opened(path, key=key) as journal:
+        for one in some or measurements():
+            journal.append(one)
+
+
+def resumed(path: Path, **changes: object) -> tuple[Measurement, ...]:
+    return resume(path, fingerprint(**changes), at=MADE_AT)
+
+
+def test_each_measurement_is_on_disk_when_append_returns(path: Path) -> None:
+    with opened(path) as journal:
+        seen = []
+        for one in measurements():
+            journal.append(one)
+            seen.append(resumed(path))
+
+    assert seen == [measurements()[:count] for count in range(1, 7)]
+
+
+def test_a_line_is_one_json_document(path: Path) -> None:
+    written(path)
+    header, *rest = (json.loads(line) for line in path.read_text().splitlines())
+
+    assert header["entry"]["kind"] == "journal"
+    assert header["entry"]["fingerprint"]["memory_limit_bytes"] == 2**30
+    assert [line["entry"]["batch"] for line in rest] == [8, 256, 544, 544, 512, 360]
+
+
+def test_nothing_is_resumed_where_nothing_is(path: Path) -> None:
+    assert resume(path, fingerprint()) == ()
+    assert read(path, fingerprint(), at=MADE_AT) == Past()
+
+
+def test_a_line_torn_at_any_byte_costs_only_itself(path: Path) -> None:
+    written(path, *measurements()[:2])
+    data = path.read_bytes()
+    last = data.rindex(b"\n", 0, -1) + 1
+    for length in range(last, len(data)):
+        path.write_bytes(data[:length])
+        assert resumed(path) == measurements()[:1]
+
+
+def test_a_torn_header_costs_the_journal(path: Path) -> None:
+    written(path)
+    data = path.read_bytes()
+    for length in range(0, data.index(b"\n") + 1, 7):
+        path.write_bytes(data[:length])
+        past = read(path, fingerprint(), at=MADE_AT)
+        assert past.measurements == ()
+        assert past.ignored
+
+
+def test_a_changed_line_is_left_out_and_the_others_stay(path: Path) -> None:
+    written(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"batch":256', b'"batch":999')
+    lines[4] = b"not JSON\n"
+    lines.insert(5, b'[1]\n{"check":7,"entry":{}}\n{"check":"","entry":[]}\n')
+    path.write_bytes(b"".join(lines))
+
+    assert [one.sequence for one in resumed(path)] == [1, 3, 5, 6]
+
+
+def test_a_line_of_another_journal_does_not_pass(path: Path) -> None:
+    written(path, *measurements()[:1])
+    other = path.with_name("other.jsonl")
+    written(other, *measurements())
+    path.write_bytes(path.read_bytes() + other.read_bytes().split(b"\n", 2)[2])
+
+    assert resumed(path) == measurements()[:1]
+
+
+def test_a_sequence_number_that_came_before_is_left_out(path: Path) -> None:
+    written(path, measurement(sequence=1, batch=8), measurement(sequence=1, batch=9), measurement(sequence=2, batch=10))
+
+    assert [(one.sequence, one.batch) for one in resumed(path)] == [(1, 8), (2, 10)]
+
+
+@pytest.mark.parametrize("part", ["cpu", "torch", "task", "options"])
+def test_the_journal_of_another_machine_task_or_options_is_ignored(path: Path, part: str) -> None:
+    written(path)
+
+    past = read(path, fingerprint(**{part: "another"}), at=MADE_AT)
+
+    assert past.measurements == ()
+    assert f"other-{part}" in past.ignored
+
+
+@pytest.mark.parametrize(("days", "why"), [(8, "expired"), (-1, "future-dated")])
+def test_a_journal_ages_as_a_calibration_does(path: Path, days: int, why: str) -> None:
+    written(path)
+
+    past = read(path, fingerprint(), at=MADE_AT + timedelta(days=days))
+
+    assert past.measurements == ()
+    assert why in past.ignored
+
+
+def test_what_is_taken_over_keeps_its_age(path: Path) -> None:
+    written(path, *measurements()[:1])
+    with opened(path, hours=100) as journal:
+        journal.append(measurements()[1])
+    with opened(path, hours=160) as journal:
+        taken_over = journal.past
+
+    assert taken_over == Past(measurements()[:2], MADE_AT)
+    assert resume(path, fingerprint(), at=MADE_AT + timedelta(hours=169)) == ()
+
+
+def test_one_resumes_and_goes_on_in_the_same_journal(path: Path) -> None:
+    written(path, *measurements()[:3])
+    path.write_bytes(path.read_bytes() + b'{"check":"torn')
+    with opened(path, hours=1) as journal:
+        taken_over = journal.past.measurements
+        for one in measurements()[3:]:
+            journal.append(one)
+
+    assert taken_over == measurements()[:3]
+    assert resumed(path) == measurements()
+
+
+def test_anew_begins_with_nothing(path: Path) -> None:
+    written(path)
+    with opened(path, anew=True) as journal:
+        assert journal.past == Past()
+
+    assert resumed(path) == ()
+
+
+def test_under_a_key_only_its_own_lines_pass(path: Path) -> None:
+    written(path, key=KEY)
+    signed = resume(path, fingerprint(), at=MADE_AT, key=KEY)
+    by_another = resume(path, fingerprint(), at=MADE_AT, key=Key(b"another key of ours", configured=False, source=""))
+    by_nobody = resumed(path)
+    written(path.with_name("unsigned.jsonl"))
+    unsigned = resume(path.with_name("unsigned.jsonl"), fingerprint(), at=MADE_AT, key=KEY)
+
+    assert signed == measurements()
+    assert by_another == by_nobody == unsigned == ()
+
+
+def test_a_complete_calibration_removes_its_journal(path: Path) -> None:
+    journal = opened(path)
+    journal.remove()
+    journal.remove()
+
+    assert not path.exists()
+    with pytest.raises(ValueError, match="closed"):
+        journal.append(measurement())
+
+
+def test_a_full_disk_costs_the_line_and_not_the_ones_before_or_after(path: Path) -> None:
+    with opened(path) as journal:
+        journal.append(measurements()[0])
+        with files_of_at_most(path.stat().st_size + 100), pytest.raises(NotSaved):
+            journal.append(measurements()[1])
+        journal.append(measurements()[2])
+
+    assert [one.sequence for one in resumed(path)] == [1, 3]
+
+
+def test_a_journal_that_cannot_be_begun_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(NotSaved, match="not saved"):
+        opened(tmp_path / "file" / "calibration.journal.jsonl")
+
+
+def test_a_journal_that_is_not_ours_is_ignored_and_replaced(path: Path, tmp_path: Path) -> None:
+    written(tmp_path / "elsewhere.jsonl")
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere.jsonl")
+    ignored = read(path, fingerprint(), at=MADE_AT)
+    written(path, *measurements()[:1])
+
+    assert ignored.measurements == ()
+    assert "symbolic link" in ignored.ignored
+    assert resumed(path) == measurements()[:1]
+    assert resumed(tmp_path / "elsewhere.jsonl") == measurements()

@@ -1,0 +1,264 @@
+"""Where a calibration lies, and that whatever lies there is answered with a value."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from batchcal.calibration.keys import Key, Trust, find_or_make_trust
+from batchcal.calibration.seal import seal
+from batchcal.calibration.stale import Stale, StaleReason
+from batchcal.calibration.store import (
+    Loaded,
+    Missing,
+    default_path,
+    existing_path,
+    journal_path,
+    load,
+    load_fresh,
+    lock_path,
+    refusal,
+    save,
+)
+from batchcal.core.canonical import MAX_BYTES
+from batchcal.core.errors import NotSaved, UsageError, exit_code_of
+from tests.support.calibrations import MADE_AT, a_calibration, an_environment, fingerprint
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+KEY = Key(b"the key that we made ourselves", configured=False, source="~/.config/batchcal/key")
+TRUST = Trust(KEY)
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A saved calibration."""
+    place = tmp_path / ".batchcal" / "calibration.json"
+    save(a_calibration(), place, key=KEY)
+    return place
+
+
+def reason(path: Path, trust: Trust = TRUST) -> str:
+    found = load(path, trust=trust)
+    assert isinstance(found, Stale), f"was {type(found).__name__}"
+    return found.reason
+
+
+def test_what_was_saved_is_loaded_the_same(path: Path) -> None:
+    assert load(path, trust=TRUST) == Loaded(path=path, calibration=a_calibration())
+
+
+def test_the_folder_ignores_itself_in_git_and_holds_nothing_else(path: Path) -> None:
+    assert (path.parent / ".gitignore").read_text() == "*\n"
+    assert sorted(name.name for name in path.parent.iterdir()) == [".gitignore", "calibration.json"]
+
+
+def test_an_own_gitignore_is_kept_and_other_folders_get_none(path: Path, tmp_path: Path) -> None:
+    (path.parent / ".gitignore").write_text("mine\n")
+    save(a_calibration(), path, key=KEY)
+    save(a_calibration(), tmp_path / "shared" / "calibration.json", key=KEY)
+
+    assert (path.parent / ".gitignore").read_text() == "mine\n"
+    assert [name.name for name in (tmp_path / "shared").iterdir()] == ["calibration.json"]
+
+
+def test_others_may_read_it_and_only_we_may_write_it(path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644 & ~_umask()
+
+
+def _umask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
+
+
+def test_nothing_is_missing(tmp_path: Path) -> None:
+    assert load(tmp_path / "calibration.json", trust=TRUST) == Missing(path=tmp_path / "calibration.json")
+    assert isinstance(load(tmp_path / "no" / "folder" / "calibration.json", trust=TRUST), Missing)
+
+
+def test_a_symlink_is_not_ours_and_what_it_points_to_stays(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    before = path.read_bytes()
+    answer = reason(link)
+    save(a_calibration(status="partial"), link, key=KEY)
+
+    assert answer == "not-ours"
+    assert path.read_bytes() == before
+
+
+def test_a_fifo_a_device_and_a_folder_are_not_ours(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+
+    assert [reason(place) for place in (tmp_path / "fifo", Path("/dev/zero"), tmp_path)] == ["not-ours"] * 3
+
+
+def test_a_file_that_anybody_may_write_is_not_ours(path: Path) -> None:
+    path.chmod(0o666)
+
+    assert reason(path) == "not-ours"
+
+
+@needs_root
+def test_a_file_of_another_user_is_not_ours(path: Path) -> None:
+    os.chown(path, 12345, -1)
+
+    assert reason(path) == "not-ours"
+
+
+def test_a_group_that_may_write_the_volume_passes_with_a_notice(path: Path) -> None:
+    path.chmod(0o664)
+    path.parent.chmod(0o775)
+    found = load(path, trust=TRUST)
+
+    assert isinstance(found, Loaded)
+    assert [notice.startswith("group ") for notice in found.notices] == [True]
+
+
+def test_a_folder_that_anybody_may_write_passes_with_a_notice(path: Path) -> None:
+    path.parent.chmod(0o777)
+    found = load(path, trust=TRUST)
+
+    assert isinstance(found, Loaded)
+    assert "anybody may write" in found.notices[0]
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff" * 64, b"x" * (MAX_BYTES + 1)])
+def test_rubbish_is_malformed(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+    assert reason(path) == "malformed"
+
+
+def test_a_file_signed_elsewhere_is_used_with_a_notice_or_refused_as_the_policy_says(path: Path) -> None:
+    here = find_or_make_trust({})
+    found = load(path, trust=here)
+
+    assert isinstance(found, Loaded)
+    assert f"signed elsewhere, with key '{KEY.key_id}'" in found.notices[0]
+    assert reason(path, Trust(here.key, require_signature=True)) == "bad-signature"
+
+
+def test_a_calibration_that_is_fresh_here_is_loaded_and_another_is_stale(path: Path) -> None:
+    hour_later = MADE_AT + timedelta(hours=1)
+    fresh = load_fresh(path, fingerprint(), at=hour_later, trust=TRUST)
+    late = load_fresh(path, fingerprint(), at=MADE_AT + timedelta(days=8), trust=TRUST)
+    other = load_fresh(path, fingerprint(cpu="x"), at=hour_later, trust=TRUST, environment=an_environment())
+    missing = load_fresh(path.with_name("x"), fingerprint(), at=hour_later, trust=TRUST)
+    path.write_bytes(b"{}")
+    broken = load_fresh(path, fingerprint(), at=hour_later, trust=TRUST)
+
+    assert isinstance(fresh, Loaded)
+    assert [isinstance(found, Stale) and found.reason for found in (late, other, broken)] == ["expired", "other-cpu", "malformed"]
+    assert isinstance(missing, Missing)
+
+
+def test_a_calibration_of_format_1_still_reads() -> None:
+    """The file was written by the first release; it is never written anew."""
+    trust = Trust(Key(b"the key of the kept calibrations", configured=True, source="tests"))
+    found = load(DATA / "format-1.json", trust=trust)
+
+    assert isinstance(found, Loaded)
+    assert found.notices == ()
+    capacity = found.calibration.findings[0].train
+    assert (found.calibration.format, capacity.batch, capacity.limited_by) == (1, 512, "memory")
+    assert len(found.calibration.measurements) == 6
+    assert (
+        seal(found.calibration.model_dump(mode="json", exclude_unset=True), key=trust.key)
+        == (DATA / "format-1.json").read_bytes()
+    )
+
+
+def test_a_calibration_too_large_to_be_read_again_is_not_saved_and_the_old_one_stays(path: Path) -> None:
+    before = path.read_bytes()
+
+    with pytest.raises(NotSaved, match="it would hold"):
+        save(a_calibration(notes=("x" * MAX_BYTES,)), path, key=KEY)
+
+    assert path.read_bytes() == before
+
+
+def test_where_the_folder_cannot_be_made_the_error_says_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(NotSaved) as error:
+        save(a_calibration(), tmp_path / "file" / "calibration.json", key=KEY)
+
+    assert exit_code_of(error.value) == 7
+    assert "--output" in error.value.try_
+    assert "BATCHCAL_CALIBRATION" in error.value.try_
+
+
+@pytest.mark.parametrize("mark", ["batchcal.toml", "pyproject.toml", ".git"])
+def test_the_project_is_the_nearest_folder_upwards_that_looks_like_one(tmp_path: Path, mark: str) -> None:
+    inside = tmp_path / "project" / "src" / "deep"
+    inside.mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "project" / mark).mkdir()
+
+    assert default_path(inside, {}) == tmp_path / "project" / ".batchcal" / "calibration.json"
+
+
+def test_without_a_project_it_is_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert default_path(Path(), {}) == tmp_path / ".batchcal" / "calibration.json"
+
+
+def test_the_environment_moves_it(tmp_path: Path, own_home: Path) -> None:
+    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": "/shared/c.json"}) == Path("/shared/c.json")
+    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": "sub/c.json"}) == tmp_path / "sub" / "c.json"
+    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": "~/c.json"}) == own_home / "c.json"
+    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": ""}) == tmp_path / ".batchcal" / "calibration.json"
+    with pytest.raises(UsageError, match="BATCHCAL_CALIBRATION"):
+        default_path(tmp_path, {"BATCHCAL_CALIBRATION": "~nobody-of-that-name/c.json"})
+
+
+def test_a_project_that_cannot_be_written_has_a_place_of_its_own_in_the_cache(own_home: Path) -> None:
+    cache = own_home / ".cache" / "batchcal"
+    net, fs = default_path(Path("/proc/sys/net"), {}), default_path(Path("/proc/sys/fs"), {})
+
+    assert net.name == fs.name == "calibration.json"
+    assert net.parent.parent == fs.parent.parent == cache
+    assert net.parent.name.startswith("net-")
+    assert net.parent != fs.parent
+
+
+def test_one_reads_where_one_writes_unless_only_the_project_has_one(tmp_path: Path, path: Path) -> None:
+    assert existing_path(tmp_path, {}) == path
+    assert existing_path(tmp_path, {"BATCHCAL_CALIBRATION": "/shared/c.json"}) == Path("/shared/c.json")
+    path.unlink()
+    assert existing_path(tmp_path, {}) == path
+
+
+def test_the_journal_and_the_lock_lie_beside_the_calibration() -> None:
+    path = Path("/x/.batchcal/calibration.json")
+
+    assert journal_path(path) == Path("/x/.batchcal/calibration.journal.jsonl")
+    assert lock_path(path) == Path("/x/.batchcal/calibration.json.lock")
+
+
+REASONS: list[StaleReason] = ["expired", "newer-format", "not-ours", "bad-signature", "unsigned", "malformed", "other-task"]
+
+
+@pytest.mark.parametrize("why", REASONS)
+def test_who_needs_a_calibration_is_told_why_there_is_none_and_what_to_type(why: StaleReason) -> None:
+    error = refusal(Stale(reason=why, detail="as it is"), Path("/x/c.json"))
+
+    assert exit_code_of(error) == 3
+    assert why in error.what
+    assert error.known == "as it is"
+    assert error.try_
+
+
+def test_who_has_none_is_told_to_calibrate() -> None:
+    error = refusal(Missing(path=Path("/x/c.json")), Path("/x/c.json"))
+
+    assert exit_code_of(error) == 3
+    assert "batchcal calibrate" in error.try_
+    assert str(Missing(path=Path("/x/c.json"))) == "there is no /x/c.json"
