@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from batchcal.core.errors import UsageError
 from batchcal.core.values import Frozen
 
 Scalar = str | int | float | bool | None
@@ -17,3 +20,54 @@ class TaskReference(Frozen):
     arguments: dict[str, Scalar] = {}
     config: str | None = None
     """Path of the TOML config that it came from, relative to `directory` where it lies below it."""
+
+
+class Spec(NamedTuple):
+    """The two halves of a SPEC."""
+
+    file: str | None
+    """`path/to/file.py` as given, for a SPEC that names a file."""
+    module: str | None
+    """`package.module`, for one that names a module."""
+    attribute: str
+    """Name of the factory, with dots where it is an attribute of something."""
+
+
+def parse_spec(text: str) -> Spec:
+    """`package.module:factory` or `path/to/file.py:factory`. Only the form is judged; the disk is not looked at.
+
+    Raises:
+        UsageError: any other form.
+    """
+    if not text.isprintable():
+        raise UsageError(f"{text!r} holds a character that cannot be printed", try_="batchcal calibrate train.py:task")
+    where, colon, attribute = text.rpartition(":")
+    if not colon or not where or not attribute:
+        missing = "colon" if not colon else "module or file before the colon" if not where else "name after the colon"
+        raise UsageError(
+            f"{text!r} has no {missing}",
+            known="a SPEC names a module or a file, and the function in it that returns the task",
+            try_=f"batchcal calibrate {where or attribute if colon else text or 'train.py'}:{attribute if where else 'task'}",
+        )
+    names = attribute.split(".")
+    if not all(name.isidentifier() for name in names):
+        bare = attribute.partition("(")[0]
+        raise UsageError(
+            f"{attribute!r} in {text!r} is not the name of a function",
+            known="batchcal calls it itself; arguments come from [task.args] of a config",
+            try_=f"batchcal calibrate {where}:{bare if bare.isidentifier() else 'task'}",
+        )
+    if any(name.startswith("__") for name in names):
+        raise UsageError(
+            f"{attribute!r} in {text!r} is a name of Python's own", known="a task's factory is a function that you wrote",
+            try_=f"batchcal calibrate {where}:task",
+        )  # fmt: skip
+    if where.endswith(".py") or "/" in where or "\\" in where:
+        return Spec(where, None, attribute)
+    if not all(name.isidentifier() for name in where.split(".")):
+        raise UsageError(
+            f"{where!r} in {text!r} is neither a module nor a file",
+            known="a module is names joined by dots, a file ends with .py",
+            try_=f"batchcal calibrate {where.strip('.')}.py:{attribute}",
+        )
+    return Spec(None, where, attribute)

@@ -1,0 +1,200 @@
+"""The one step: what is measured and what is trained, forward, backward, update and evaluation. There is no second copy.
+
+A group of micro-batches makes one update, exact however the samples were split and without holding the group:
+
+    for batch, samples in group:
+        batch = move(batch, device)
+        weight = batch_weight(task, batch, samples)
+        forward_backward(task, batch, weight=weight, scaler=scaler)      # gradients accumulate weight x mean
+        total += weight
+    finish_group(task, total, scaler=scaler)                             # divides by the total, updates
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from batchcal.core.errors import UserCodeError
+from batchcal.workload.task import Task
+
+
+def prepare(task: Task, device: torch.device) -> None:
+    """Moves the model, and what the optimizer holds, to `device`. The optimizer's parameters stay the objects they are.
+
+    State that the optimizer already has (a loaded one) moves along, but for a counter that the optimizer wants on the CPU.
+    """
+    task.model.to(device)
+    for group in task.optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.device != device:
+                # Not one of the model's, such as the temperature of a loss: moved in place, as nn.Module does it.
+                parameter.data = parameter.data.to(device)
+            state = task.optimizer.state.get(parameter)
+            if not state:
+                continue
+            on_device = bool(group.get("capturable")) or bool(group.get("fused"))
+            for name, value in state.items():
+                if name != "step" or on_device:
+                    state[name] = move(value, device)
+
+
+def make_scaler(task: Task, device: torch.device) -> GradScaler | None:
+    """What keeps float16 gradients from vanishing; None where the task does not compute in float16."""
+    return GradScaler(device.type) if task.autocast is torch.float16 else None
+
+
+def move(batch: object, device: torch.device) -> object:
+    """`batch` with every tensor in it on `device`; types of containers are kept, what holds no tensor is passed on as it is.
+
+    Any nest of mappings, lists, tuples, named tuples, dataclasses and objects with a method `to`. On CUDA the copy of pinned
+    tensors runs beside the host.
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=device.type == "cuda")
+    if isinstance(batch, str | bytes | type):
+        return batch
+    to = getattr(batch, "to", None)
+    if callable(to):  # also a PackedSequence, which is a named tuple besides
+        moved: object = to(device)
+        return moved
+    if isinstance(batch, Mapping):
+        return _move_mapping(batch, device)
+    if isinstance(batch, list | tuple):
+        items = [move(item, device) for item in batch]
+        make: Callable[..., object] = getattr(batch, "_make", type(batch))  # a named tuple takes its items one by one
+        return make(items)
+    if is_dataclass(batch):
+        clone = copy.copy(batch)
+        for field in fields(batch):
+            # Past `frozen`, and past `replace`, which refuses fields that __init__ does not take.
+            object.__setattr__(clone, field.name, move(getattr(batch, field.name), device))
+        return clone
+    return batch
+
+
+def _move_mapping(batch: Mapping[object, object], device: torch.device) -> object:
+    moved = {key: move(value, device) for key, value in batch.items()}
+    if type(batch) is dict or not isinstance(batch, MutableMapping):
+        return moved
+    clone = copy.copy(batch)  # a defaultdict and the like cannot be made from their items alone
+    clone.update(moved)
+    return clone
+
+
+def batch_weight(task: Task, batch: object, samples: int) -> float:
+    """What the batch's mean loss weighs in its group: `weight_of`, or its number of samples.
+
+    Raises:
+        UserCodeError: `weight_of` returns what is no number, is negative or not finite.
+    """
+    if task.weight_of is None:
+        return float(samples)
+    given: object = task.weight_of(batch)
+    weight = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+    if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
+        return float(weight)
+    raise UserCodeError(
+        f"weight_of returned {_said(given)}",
+        known="the weight of a batch is a number, 0 or more: how many samples, or tokens, its mean loss stands for",
+        try_="weight_of=lambda batch: float(batch['mask'].sum())",
+    )
+
+
+def forward_backward(task: Task, batch: object, *, weight: float, scaler: GradScaler | None) -> float:
+    """Adds the gradients of `weight` x the mean loss of `batch`, which is on the model's device; returns the mean loss.
+
+    Only the ratio of the weights in a group counts.
+
+    Raises:
+        UserCodeError: the loss is no scalar tensor, or nothing can be learned from it. What the user's code raises is let pass.
+    """
+    with _autocast(task):
+        mean: object = task.loss(task.model, batch)
+    loss = _checked(mean)
+    weighted = loss * weight
+    (weighted if scaler is None else scaler.scale(weighted)).backward()
+    return float(loss.detach())
+
+
+def finish_group(task: Task, total_weight: float, *, scaler: GradScaler | None) -> None:
+    """Divides the gradients by the total weight of the group, updates, and lets the gradients go.
+
+    Raises:
+        UserCodeError: the weights of the group sum to 0.
+    """
+    if total_weight <= 0:
+        raise UserCodeError(
+            f"the weights of a group sum to {total_weight:g}",
+            known="gradients are divided by that sum",
+            try_="let weight_of count what the loss is the mean of; one batch in a group must have some",
+        )
+    if scaler is not None:
+        scaler.unscale_(task.optimizer)
+    for group in task.optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.div_(total_weight)
+    if scaler is None:
+        task.optimizer.step()
+    else:
+        scaler.step(task.optimizer)
+        scaler.update()
+    task.optimizer.zero_grad(set_to_none=True)
+    task.model.zero_grad(set_to_none=True)  # those that the optimizer does not know would grow for ever
+
+
+def evaluate(task: Task, batch: object, *, device: torch.device | None = None) -> object:
+    """`eval_step`, or the loss, without gradients. The caller sets the model's mode.
+
+    Args:
+        device: where to move the batch before; None: it is there.
+    """
+    if device is not None:
+        batch = move(batch, device)
+    with torch.no_grad(), _autocast(task):
+        result: object = (task.eval_step or task.loss)(task.model, batch)
+    return result
+
+
+def _autocast(task: Task) -> torch.autocast:
+    first = next(task.model.parameters(), None)
+    return torch.autocast("cpu" if first is None else first.device.type, dtype=task.autocast, enabled=task.autocast is not None)
+
+
+def _checked(loss: object) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise UserCodeError(
+            f"loss returned {_said(loss)}",
+            known="it must return a tensor with one value, the mean over the batch, from which gradients flow back",
+            try_="return functional.cross_entropy(model(inputs), targets), without .item()",
+        )
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise UserCodeError(
+            f"loss returned {_said(loss)}",
+            known="the gradient is that of one real number, the mean over the batch",
+            try_="loss.mean(), or reduction='mean'",
+        )
+    if not loss.requires_grad:
+        raise UserCodeError(
+            "no gradient flows back from the loss",
+            known="it does not depend on a parameter that requires one: detached, made under no_grad, or all are frozen",
+            try_="compute the loss from model(...) itself, and leave one parameter with requires_grad=True",
+        )
+    return loss.reshape(())
+
+
+def _said(value: object) -> str:
+    """`a float`, `an int`, `a tensor of shape (32, 10) and type torch.float32`."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
