@@ -18,7 +18,7 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 BadJsonReason = Literal["too-large", "encoding", "syntax", "duplicate-key", "number", "too-deep", "surrogate", "type"]
 
 MAX_BYTES: Final = 4 * 1024 * 1024
-"""A calibration holds tens of kilobytes; 4 MiB is parsed in well under a second."""
+"""A calibration holds tens of kilobytes. The worst 4 MiB (of empty objects) take 0.9 s to refuse."""
 MAX_DEPTH: Final = 64
 """pydantic refuses to write values nested deeper than 255; ours are 8 deep."""
 MAX_DIGITS: Final = 40

@@ -88,6 +88,17 @@ save(a_calibration(), path)
 subprocess.run(["mount", "--bind", folder / "source", path], check=True)
 print(json.dumps(attempt()))
 """
+BAKED_IN = """
+from batchcal.calibration.store import default_path, existing_path
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=True)
+(folder / "pyproject.toml").touch()
+save(a_calibration(), default_path(folder, {}))
+subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+cache = default_path(folder, {})
+told = {"reads": str(existing_path(folder, {}).relative_to(folder)), "writes_inside": cache.is_relative_to(folder)}
+save(a_calibration(), cache)
+print(json.dumps({**told, "then_reads_the_new_one": existing_path(folder, {}) == cache}))
+"""
 PLAIN = """
 print(json.dumps(attempt()))
 """
@@ -139,6 +150,13 @@ def test_a_file_that_is_a_mount_of_its_own_is_not_written_in_place(tmp_path: Pat
     told = told_by(["unshare", "-m"], ONE_FILE_MOUNTED, tmp_path)
 
     assert old_and_whole(told, "the file is a mount of its own and cannot be replaced; mount its folder instead")
+
+
+@needs_mounts
+def test_an_image_with_a_calibration_and_a_read_only_root_reads_it_and_writes_to_the_cache(tmp_path: Path) -> None:
+    told = told_by(["unshare", "-m"], BAKED_IN, tmp_path)
+
+    assert told == {"reads": ".batchcal/calibration.json", "writes_inside": False, "then_reads_the_new_one": True}
 
 
 @pytest.mark.parametrize(("call", "error"), [("fsync", "EIO"), ("rename", "EIO"), ("fsync", "ENOSPC"), ("rename", "EDQUOT")])

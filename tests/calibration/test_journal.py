@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -208,3 +209,18 @@ def test_a_journal_that_is_not_ours_is_ignored_and_replaced(path: Path, tmp_path
     assert "symbolic link" in ignored.ignored
     assert resumed(path) == measurements()[:1]
     assert resumed(tmp_path / "elsewhere.jsonl") == measurements()
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 2}, {"format": True}, {"kind": "diary"}, {"started_at": "2026-07-01T12:00:00"}, {"options": None}]
+)
+def test_a_header_that_we_cannot_read_costs_the_journal(path: Path, change: dict[str, object]) -> None:
+    written(path)
+    header, rest = path.read_bytes().split(b"\n", 1)
+    entry = json.dumps(json.loads(header)["entry"] | change, sort_keys=True, separators=(",", ":")).encode()
+    check = hashlib.sha256(b"\n" + entry).hexdigest()[:16].encode()
+    path.write_bytes(b'{"check":"' + check + b'","entry":' + entry + b"}\n" + rest)
+
+    past = read(path, fingerprint(), at=MADE_AT)
+
+    assert past == Past(ignored="the journal has no header that we can read")
