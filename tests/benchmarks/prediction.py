@@ -1,0 +1,163 @@
+"""How well memory is predicted: a model fitted to probes at up to a quarter of the cap, against the measured peak at sizes at
+least four times beyond, over all tasks, two optimizers and the allocator policies that are here.
+
+The error is |predicted / measured - 1|. Each size is measured several times, which also gives the policy's own run-to-run
+spread: no prediction can be better than that.
+
+    python -m tests.benchmarks.prediction --memory 2GiB --allocators default,retain,tcmalloc
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Final
+
+from batchcal.calibration.memory_model import MemoryModel
+from batchcal.core.units import parse_size
+from batchcal.workload.reference import TaskReference
+from tests.benchmarks._limits import ROOT, python, run_limited
+from tests.benchmarks._report import MIB, Journal, finish, say
+
+LEARNED_AT: Final = (1 / 20, 1 / 10, 1 / 5)
+"""Of the cap. The largest is the anchor; what is predicted lies at least four times beyond it."""
+PREDICTED_AT: Final = (0.8, 0.9, 1.0)
+REACH: Final = {"tcmalloc": (0.015, 0.05)}
+"""(median, 95th percentile) where the policy repeats itself; elsewhere its own spread is the measure."""
+
+
+def run_cell(arguments: argparse.Namespace) -> None:
+    """One task, optimizer and policy, within the group that we are in. Prints one JSON line."""
+    from batchcal.guard.outcome import Fits
+    from batchcal.measure.campaign import PRIOR_RATIO
+    from batchcal.measure.search.fit import fit
+    from tests.benchmarks._probes import Bench, bench
+
+    def peaks(at: Bench, batch: int, repeats: int) -> list[int]:
+        found: list[int] = []
+        for _ in range(repeats):
+            outcome = at.measure(batch).outcome
+            if isinstance(outcome, Fits):
+                found.append(outcome.peak.demand_bytes)
+            say(f"  {arguments.config} {arguments.optimizer} batch {batch}: {outcome.kind} {found[-1:]}")
+        return found
+
+    reference = TaskReference(
+        spec="tests.benchmarks._jobs:with_optimizer",
+        directory=str(ROOT),
+        arguments={"config": arguments.config, "optimizer": arguments.optimizer},
+    )
+    rows: list[dict[str, object]] = []
+    with bench(reference, allocator=arguments.allocator) as at:
+        prior = at.on_paper().model_copy(update={"ratio": PRIOR_RATIO})
+        cap = prior.largest_within(at.budget_bytes, ceiling=at.examination.facts.train_samples or 1 << 20)
+        learned = [(size, peak) for part in LEARNED_AT if (size := int(cap * part)) for peak in peaks(at, size, 1)]
+        if not learned:
+            raise SystemExit(f"nothing of {arguments.config} was learned below {cap}")
+        model: MemoryModel = fit(
+            at.examination.shapes["train"],
+            learned,
+            base_bytes=at.examination.base_bytes,
+            source=at.examination.shape_source,
+            prior_ratio=PRIOR_RATIO,
+            spread=0.0,
+        )
+        # The real cap is known better now.
+        cap = min(model.largest_within(at.budget_bytes, ceiling=1 << 30), at.examination.facts.train_samples or 1 << 30)
+        anchor = max(size for size, _ in learned)
+        for size in sorted({max(int(cap * part), 4 * anchor) for part in PREDICTED_AT}):
+            measured = peaks(at, size, arguments.repeats)
+            if not measured:
+                continue
+            middle = statistics.median(measured)
+            rows.append(
+                {
+                    "config": Path(arguments.config).stem,
+                    "optimizer": arguments.optimizer,
+                    "allocator": arguments.allocator,
+                    "shape": at.examination.shape_source,
+                    "learned_to": anchor,
+                    "batch": size,
+                    "predicted_mib": round(model.predict(size) / MIB, 1),
+                    "measured_mib": round(middle / MIB, 1),
+                    "errors": [round(abs(model.predict(size) / one - 1), 4) for one in measured],
+                    "spread": round((max(measured) - min(measured)) / middle, 4),
+                }
+            )
+    print(json.dumps({"rows": rows}))
+
+
+def summary_of(rows: list[dict[str, object]]) -> dict[str, object]:
+    """Per policy: median and 95th percentile of the error, the policy's own spread, and whether it is met."""
+    told: dict[str, object] = {}
+    for policy in dict.fromkeys(str(row["allocator"]) for row in rows):
+        mine = [row for row in rows if row["allocator"] == policy]
+        errors = [error for row in mine if isinstance(row["errors"], list) for error in row["errors"]]
+        spreads = [spread for row in mine if isinstance(spread := row["spread"], float)]
+        middle, high = statistics.median(errors), percentile(errors, 0.95)
+        told[policy] = {
+            "points": len(errors),
+            "median_error": round(middle, 4),
+            "p95_error": round(high, 4),
+            "median_spread": round(statistics.median(spreads), 4) if spreads else None,
+            "max_spread": max(spreads, default=None),
+            "met": None if policy not in REACH else middle <= REACH[policy][0] and high <= REACH[policy][1],
+        }
+    return told
+
+
+def percentile(values: list[float], part: float) -> float:
+    """The smallest value that at least `part` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(part * len(ordered)) - 1))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", default="handwriting,patchtst,textpair,multiimage")
+    parser.add_argument("--optimizers", default="sgd,adamw")
+    parser.add_argument("--allocators", default="default")
+    parser.add_argument("--memory", default="2GiB", help="limit of the cgroup")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--timeout-s", type=float, default=1800.0, help="of one cell")
+    parser.add_argument("--journal", type=Path, default=ROOT / "build" / "prediction.jsonl")
+    parser.add_argument("--afresh", action="store_true", help="measure again what the journal has")
+    cell_only = parser.add_argument_group("one cell, within the group that it is started in")
+    cell_only.add_argument("--cell", action="store_true")
+    cell_only.add_argument("--config", default="configs/handwriting.toml")
+    cell_only.add_argument("--optimizer", default="as-is")
+    cell_only.add_argument("--allocator", default="default")
+    arguments = parser.parse_args()
+    if arguments.cell:
+        run_cell(arguments)
+        return
+    journal = Journal(arguments.journal)
+    rows: list[dict[str, object]] = []
+    for allocator in arguments.allocators.split(","):
+        for config in arguments.configs.split(","):
+            for optimizer in arguments.optimizers.split(","):
+                cell = {"config": f"configs/{config}.toml", "optimizer": optimizer, "allocator": allocator}
+                key = {**cell, "memory": arguments.memory, "repeats": arguments.repeats}
+                known = None if arguments.afresh else journal.find(**key)
+                if known is None:
+                    options = [part for name, value in cell.items() for part in (f"--{name}", value)]
+                    ended = run_limited(
+                        python("-m", "tests.benchmarks.prediction", "--cell", *options, "--repeats", str(arguments.repeats)),
+                        limit_bytes=parse_size(arguments.memory),
+                        timeout_s=arguments.timeout_s,
+                    )
+                    if not ended.survived:
+                        say(f"{cell}: exit {ended.exit_code}, {ended.oom_kills} kernel kills\n{ended.stderr[-2000:]}")
+                        continue
+                    known = {**key, **json.loads(ended.stdout.strip().splitlines()[-1])}
+                    journal.add(known)
+                found = known["rows"]
+                rows += [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    finish("prediction", rows, summary_of(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What the benchmarks make of their rows, on rows whose summary is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.finders import advantage, summarised
+from tests.benchmarks.prediction import percentile
+from tests.benchmarks.prediction import summary_of as prediction_summary
+from tests.benchmarks.soak import summary_of as soak_summary
+
+
+def finder_row(finder: str, answer: int | None, wall_s: float, *, survived: bool = True) -> dict[str, object]:
+    return {
+        "limit": "1GiB",
+        "regime": "rlimit-data",
+        "finder": finder,
+        "survived": survived,
+        "oom_kills": 0 if survived else 1,
+        "answer": answer,
+        "was_run": None if answer is None else answer == 100,
+        "wall_s": wall_s,
+        "last_words": "" if survived else "Killed",
+    }
+
+
+def test_rounds_of_a_finder_become_one_row_of_medians() -> None:
+    rows = [finder_row("batchcal", 100, wall) for wall in (9.0, 1.0, 2.0)] + [finder_row("accelerate", None, 3.0, survived=False)]
+    ours, theirs = summarised(rows)
+    assert (ours["wall_s"], ours["answer"], ours["survived"], ours["was_run"]) == (2.0, 100, "3/3", True)
+    assert (theirs["survived"], theirs["answer"], theirs["oom_kills"], theirs["last_words"]) == ("0/1", None, 1, "Killed")
+
+
+def test_the_advantage_is_told_only_where_both_answered() -> None:
+    rows = summarised([finder_row("batchcal", 100, 2.0), finder_row("lightning binsearch", 80, 7.0)])
+    assert list(advantage(rows).values()) == [3.5, 1.25]
+    dead = summarised([finder_row("batchcal", 100, 2.0), finder_row("lightning binsearch", None, 7.0, survived=False)])
+    assert advantage(dead) == {}
+
+
+def test_a_soak_adds_up_its_cells_and_a_cell_that_broke_is_seen() -> None:
+    rows: list[dict[str, object]] = [
+        {"oom_kills": 0, "outcomes": {"fits": 5, "out-of-memory": 2, "infrastructure": 1}, "counts": {"zombies": 1, "files": 0}},
+        {"oom_kills": 2, "outcomes": {"fits": 1}, "counts": {"zombies": 1}},
+        {"oom_kills": 0, "broken": "Killed"},
+    ]
+    summary = soak_summary(rows)
+    assert (summary["probes"], summary["kernel_oom_kills"], summary["unclassified"]) == (9, 2, 1)
+    assert (summary["left_zombies"], summary["left_files"], summary["broken_cells"]) == (2, 0, 1)
+
+
+def test_prediction_is_judged_by_policy() -> None:
+    rows: list[dict[str, object]] = [
+        {"allocator": "tcmalloc", "errors": [0.01, 0.012], "spread": 0.004},
+        {"allocator": "tcmalloc", "errors": [0.04], "spread": 0.006},
+        {"allocator": "default", "errors": [0.07], "spread": 0.08},
+    ]
+    summary = prediction_summary(rows)
+    assert summary["tcmalloc"] == {
+        "points": 3, "median_error": 0.012, "p95_error": 0.04, "median_spread": 0.005, "max_spread": 0.006, "met": True,
+    }  # fmt: skip
+    default = summary["default"]
+    assert isinstance(default, dict)
+    assert default["met"] is None
+
+
+@pytest.mark.parametrize(("part", "value"), [(0.5, 5.0), (0.95, 10.0), (0.1, 1.0), (0.9, 9.0)])
+def test_a_percentile_is_one_of_the_values(part: float, value: float) -> None:
+    assert percentile([float(number) for number in range(10, 0, -1)], part) == value
