@@ -107,6 +107,8 @@ def _sized_groups(loader: DataLoader[object], sampler: MicroBatchSampler) -> Ite
         group = _sized(batches, sizes)
         yield Group(sizes, group)
         _finish(group)
+    # To its end: only then do workers leave, and only a pass that was begun, though nothing was left of it, makes way for the next.
+    next(batches, None)
 
 
 def _sized(batches: Iterator[object], sizes: tuple[int, ...]) -> Iterator[MicroBatch]:

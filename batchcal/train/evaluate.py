@@ -1,0 +1,75 @@
+"""One pass over the evaluation data, reduced exactly."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from batchcal.core.errors import UserCodeError
+from batchcal.runtime.accumulate import groups
+from batchcal.train.stop import StopWish
+from batchcal.workload.step import batch_weight, evaluate, move
+from batchcal.workload.task import Task
+
+
+def evaluate_all(
+    task: Task, loader: DataLoader[object], *, device: torch.device, wish: StopWish | None = None
+) -> dict[str, float]:
+    """Means over the whole of `loader` (of `make_eval_loader`), in eval mode and without gradients, each batch by its weight.
+
+    `loss` where evaluation is the loss (no `eval_step`), and every metric of the task by its own sums and weights, so that a
+    last, smaller batch counts for what it holds. What an `eval_step` returns is its own affair.
+
+    Args:
+        wish: a signal in the middle ends the pass early; the means are then of no use.
+
+    Raises:
+        UserCodeError: metrics that are no sums and weights.
+    """
+    sums: defaultdict[str, float] = defaultdict(float)
+    weights: defaultdict[str, float] = defaultdict(float)
+    was_training = task.model.training
+    task.model.eval()
+    try:
+        for group in groups(loader):
+            for micro_batch in group.micro_batches:
+                if wish is not None and wish.signal is not None:
+                    return {}
+                batch = move(micro_batch.batch, device)
+                for name, (total, weight) in _of_batch(task, batch, micro_batch.samples, device).items():
+                    sums[name] += total
+                    weights[name] += weight
+                del micro_batch, batch
+    finally:
+        task.model.train(was_training)
+    return {name: sums[name] / weights[name] if weights[name] else 0.0 for name in sums}
+
+
+def _of_batch(task: Task, batch: object, samples: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    found: dict[str, tuple[float, float]] = {}
+    result = evaluate(task, batch)
+    if task.eval_step is None and isinstance(result, Tensor):
+        weight = batch_weight(task, batch, samples)
+        found["loss"] = (float(result) * weight, weight)
+    if task.metrics is not None:
+        with torch.no_grad(), torch.autocast(device.type, dtype=task.autocast, enabled=task.autocast is not None):
+            metrics: object = task.metrics(task.model, batch)
+        if not isinstance(metrics, Mapping):
+            raise _no_metrics(metrics)
+        for name, pair in metrics.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise _no_metrics(metrics)
+            found[str(name)] = (float(pair[0]), float(pair[1]))
+    return found
+
+
+def _no_metrics(returned: object) -> UserCodeError:
+    return UserCodeError(
+        f"metrics returned {returned!r}"[:200],
+        known="sums and weights can be added over batches of different sizes, means cannot",
+        try_="return {'accuracy': (number_correct, number_of_samples)}",
+    )

@@ -1,0 +1,38 @@
+"""What a training comes to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from batchcal.core.values import Record
+
+
+class EpochResult(Record):
+    epoch: int
+    """From 0."""
+    loss: float
+    """Mean over the weight of all samples of the epoch, each as it was when its turn came."""
+    evaluation: dict[str, float]
+    """By name, over the whole evaluation data: the task's metrics, or `loss`. Empty: there are none."""
+    steps: int
+    """Optimizer steps."""
+    samples: int
+    wall_s: float
+    """Of the training part, waiting for data included."""
+    samples_per_s: float
+
+
+class TrainingResult(Record):
+    kind: Literal["training"] = "training"
+    epochs: tuple[EpochResult, ...]
+    """All of them, those before a resume too."""
+    samples_per_s: float
+    """Over all epochs, evaluation left out."""
+    peak_bytes: int
+    """Most host memory that this process held at once since the training began: anonymous and shared, file pages left out."""
+    accelerator_peak_bytes: int | None
+    """Most that the caching allocator reserved. None: trained on the CPU."""
+    wall_s: float
+    """Of this run, evaluation and checkpoints included."""
+    resumed_at_epoch: int | None
+    """None: it began anew."""

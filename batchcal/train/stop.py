@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM as a wish that the loop grants when its state is whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopWish:
+    """While entered, the first signal is noted; a second one does what it would have done without us.
+
+    Outside of the main thread, where Python takes no handlers, signals keep their meaning and nothing is ever noted.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """Its number, once there was one."""
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> StopWish:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            # None: a handler that was not set from Python; it cannot be put back from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from batchcal.core.errors import Interrupted, UsageError, exit_code_of
+from batchcal.core.progress import Field, Fields, Recorded
+from batchcal.train.loop import train
+from batchcal.train.result import TrainingResult
+from batchcal.workload.task import Task
+from tests.support.plans import a_plan
+from tests.support.tasks import a_task, cross_entropy, points
+
+
+def parameters(task: Task) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in task.model.parameters()])
+
+
+class SignalAt:
+    """Sends a signal to this process when the n-th event of a name comes."""
+
+    def __init__(self, name: str, nth: int, number: int = signal.SIGTERM) -> None:
+        self.name = name
+        self.left = nth
+        self.number = number
+
+    def event(self, name: str, fields: Fields) -> None:
+        self.left -= name == self.name
+        if name == self.name and self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+class InOrder(IterableDataset[object]):
+    def __init__(self, count: int) -> None:
+        self.data = points(count)
+        self.count = count
+
+    def __iter__(self) -> Iterator[object]:
+        return (self.data[index] for index in range(self.count))
+
+
+def test_the_loss_goes_down_and_the_result_says_what_happened() -> None:
+    task, heard = a_task(100), Recorded()
+    result = train(task, a_plan(8, 8, eval_batch=7), epochs=5, progress=heard)
+    assert [epoch.epoch for epoch in result.epochs] == [0, 1, 2, 3, 4]
+    assert result.epochs[-1].loss < result.epochs[0].loss * 0.7
+    assert all(epoch.samples == 100 and epoch.steps == 7 for epoch in result.epochs), "six groups of 16 and one of 4"
+    assert result.epochs[-1].evaluation["accuracy"] > result.epochs[0].evaluation["accuracy"]
+    assert 0 <= result.epochs[-1].evaluation["accuracy"] <= 1
+    assert result.samples_per_s > 0
+    assert result.peak_bytes > 10_000_000
+    assert result.accelerator_peak_bytes is None
+    assert result.resumed_at_epoch is None
+    names = [name for name, _ in heard.events]
+    assert names.count("step") == 35
+    assert names.count("epoch_ended") == 5
+    assert (names[0], names[-1]) == ("training_started", "training_ended")
+
+
+def test_how_an_effective_batch_is_split_does_not_change_what_is_learned() -> None:
+    def trained(*sizes: int) -> tuple[Tensor, TrainingResult]:
+        task = a_task(107)
+        task.model.double()
+        task = replace(task, train_data=Doubled(task.train_data), eval_data=None)
+        result = train(task, a_plan(*sizes), epochs=3, seed=5)
+        return parameters(task), result
+
+    divided, of_divided = trained(9, 8, 8)
+    undivided, of_undivided = trained(25)
+    torch.testing.assert_close(divided, undivided, rtol=1e-8, atol=1e-10)
+    for one, other in zip(of_divided.epochs, of_undivided.epochs, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-9)
+
+
+class Doubled(Dataset[object]):
+    """In double precision, so that order of summation is all that differs."""
+
+    def __init__(self, data: Dataset[object]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 107
+
+    def __getitem__(self, index: int) -> object:
+        inputs, label = self._pair(index)
+        return inputs.double(), label
+
+    def _pair(self, index: int) -> tuple[Tensor, Tensor]:
+        pair = self.data[index]
+        assert isinstance(pair, tuple)
+        return pair
+
+
+def test_the_same_seed_repeats_a_training_exactly_and_another_does_not() -> None:
+    def trained(seed: int) -> Tensor:
+        task = a_task(50, dropout=0.3)
+        train(task, a_plan(8), epochs=2, seed=seed)
+        return parameters(task)
+
+    assert torch.equal(trained(1), trained(1))
+    assert not torch.equal(trained(1), trained(2))
+
+
+def test_evaluation_is_exact_over_uneven_batches_and_leaves_the_model_training() -> None:
+    modes = []
+
+    def watched(model: nn.Module, batch: object) -> Tensor:
+        modes.append((model.training, torch.is_grad_enabled()))
+        return cross_entropy(model, batch)
+
+    task = replace(a_task(20, eval_samples=31), loss=watched, train_data=points(20))
+    result = train(task, a_plan(20, eval_batch=8), epochs=1)
+    assert modes == [(True, True)] + [(False, False)] * 4
+    task.model.eval()
+    with torch.no_grad():
+        whole = float(cross_entropy(task.model, _all(points(31, seed=1), 31)))
+    assert result.epochs[0].evaluation["loss"] == pytest.approx(whole, rel=1e-5)
+
+
+def _all(data: Dataset[object], count: int) -> object:
+    batch: object = torch.utils.data.default_collate([data[index] for index in range(count)])
+    return batch
+
+
+def test_without_evaluation_data_nothing_is_evaluated() -> None:
+    assert train(replace(a_task(20), eval_data=None), a_plan(10), epochs=1).epochs[0].evaluation == {}
+
+
+def test_an_evaluation_step_of_ones_own_is_run_and_its_metrics_are_reported() -> None:
+    seen: list[object] = []
+
+    def step(model: nn.Module, batch: object) -> object:
+        seen.append(batch)
+        return "something"
+
+    task = replace(a_task(20, eval_samples=30), eval_step=step)
+    result = train(task, a_plan(10, eval_batch=16), epochs=1)
+    assert len(seen) == 2
+    assert set(result.epochs[0].evaluation) == {"accuracy"}
+
+
+def test_a_stream_is_trained_on_in_order_to_its_end() -> None:
+    task = replace(a_task(), train_data=InOrder(45), eval_data=InOrder(10))
+    result = train(task, a_plan(8, 8), epochs=2)
+    assert [epoch.samples for epoch in result.epochs] == [45, 45]
+    assert result.epochs[0].steps == 3
+
+
+def test_the_last_smaller_group_can_be_left_out() -> None:
+    assert train(a_task(45), a_plan(8, 8), epochs=1, drop_last=True).epochs[0].samples == 32
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stopped_after", [1, 3, 7, 9])
+def test_a_stopped_run_that_resumes_ends_where_an_unstopped_one_ends(tmp_path: Path, stopped_after: int, stream: bool) -> None:
+    """Seven steps an epoch; dropout makes the generators matter."""
+
+    def fresh() -> Task:
+        task = a_task(100, dropout=0.4)
+        return replace(task, train_data=InOrder(100)) if stream else task
+
+    plan, checkpoint = a_plan(8, 7), tmp_path / "folder" / "run.pt"
+    unstopped = fresh()
+    whole = train(unstopped, plan, epochs=3, seed=2)
+
+    with pytest.raises(Interrupted) as caught:
+        train(fresh(), plan, epochs=3, seed=2, checkpoint=checkpoint, progress=SignalAt("step", stopped_after))
+    assert exit_code_of(caught.value) == 143
+    assert str(checkpoint) in caught.value.known
+
+    random.seed(99)
+    torch.manual_seed(99)
+    resumed = fresh()
+    result = train(resumed, plan, epochs=3, seed=2, checkpoint=checkpoint, resume=True)
+    assert torch.equal(parameters(resumed), parameters(unstopped))
+    assert [epoch.loss for epoch in result.epochs] == [epoch.loss for epoch in whole.epochs]
+    assert [epoch.samples for epoch in result.epochs] == [100, 100, 100]
+    assert result.resumed_at_epoch == (stopped_after - 1) // 7
+
+
+def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    fired: list[bool] = []
+
+    def once(model: nn.Module, batch: object) -> object:
+        if not fired:
+            fired.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+    task = replace(a_task(20), eval_step=once)
+    with pytest.raises(Interrupted) as caught:
+        train(task, a_plan(10, eval_batch=4), epochs=2, checkpoint=checkpoint)
+    assert exit_code_of(caught.value) == 130
+    result = train(replace(a_task(20), eval_step=once), a_plan(10, eval_batch=4), epochs=2, checkpoint=checkpoint, resume=True)
+    assert [set(epoch.evaluation) for epoch in result.epochs] == [{"accuracy"}, {"accuracy"}]
+    assert [epoch.steps for epoch in result.epochs] == [2, 2]
+
+
+def test_without_a_checkpoint_an_interruption_says_that_nothing_is_kept() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM in epoch 0, after step 2") as caught:
+        train(a_task(50), a_plan(10), epochs=2, progress=SignalAt("step", 2))
+    assert "nothing is kept" in caught.value.known
+    assert "--checkpoint" in caught.value.try_
+
+
+def test_the_handlers_of_the_process_are_back_afterwards() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(a_task(20), a_plan(10))
+    with pytest.raises(Interrupted):
+        train(a_task(20), a_plan(10), progress=SignalAt("step", 1))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_interrupt_ends_it_at_once() -> None:
+    def twice(model: nn.Module, batch: object) -> Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return cross_entropy(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(a_task(20), loss=twice), a_plan(10))
+
+
+def test_it_trains_in_a_thread_where_no_handler_can_be_set() -> None:
+    results: list[TrainingResult] = []
+    thread = threading.Thread(target=lambda: results.append(train(a_task(20), a_plan(10))))
+    thread.start()
+    thread.join(30)
+    assert results[0].epochs[0].samples == 20
+
+
+def test_a_finished_run_that_resumes_has_nothing_left_to_do(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    first = train(a_task(20), a_plan(10), epochs=2, checkpoint=checkpoint, resume=True)
+    assert first.resumed_at_epoch is None, "there was no checkpoint yet"
+    again = train(a_task(20), a_plan(10), epochs=2, checkpoint=checkpoint, resume=True)
+    assert again.epochs == first.epochs
+    more = train(a_task(20), a_plan(10), epochs=3, checkpoint=checkpoint, resume=True)
+    assert more.epochs[:2] == first.epochs
+    assert len(more.epochs) == 3
+
+
+def test_the_middle_of_an_epoch_is_not_resumed_with_other_samples_left(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
+    with pytest.raises(UsageError, match="effective batch was 10; it is 5 now"):
+        train(a_task(50), a_plan(5), checkpoint=checkpoint, resume=True)
+    with pytest.raises(UsageError, match="seed was 0"):
+        train(a_task(50), a_plan(10), seed=4, checkpoint=checkpoint, resume=True)
+    with pytest.raises(UsageError, match="train samples was 50"):
+        train(a_task(60), a_plan(10), checkpoint=checkpoint, resume=True)
+    result = train(a_task(50), a_plan(5, 5), checkpoint=checkpoint, resume=True)
+    assert result.epochs[0].samples == 50, "another split of the same effective batch goes on"
+
+
+def test_a_next_epoch_may_have_another_effective_batch(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    train(a_task(50), a_plan(10), epochs=1, checkpoint=checkpoint)
+    assert train(a_task(50), a_plan(25), epochs=2, checkpoint=checkpoint, resume=True).epochs[1].steps == 2
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(UsageError, match="0 epochs"):
+        train(a_task(20), a_plan(10), epochs=0)
+    with pytest.raises(UsageError, match="no checkpoint to resume"):
+        train(a_task(20), a_plan(10), resume=True)
+
+
+def test_every_step_is_told_with_its_loss() -> None:
+    heard = Recorded()
+    train(a_task(20), a_plan(5, 5), progress=heard)
+    steps: list[dict[str, Field]] = [fields for name, fields in heard.events if name == "step"]
+    assert [fields["step"] for fields in steps] == [1, 2]
+    assert all(fields["samples"] == 10 and fields["micro_batches"] == 2 for fields in steps)
+    assert all(isinstance(fields["loss"], float) for fields in steps)
+
+
+@pytest.mark.child
+def test_workers_train_to_the_same_parameters() -> None:
+    plain, worked = a_task(60), a_task(60)
+    train(plain, a_plan(8, 7), epochs=2)
+    train(worked, a_plan(8, 7, num_workers=1, prefetch_factor=2, persistent_workers=True), epochs=2)
+    assert torch.equal(parameters(plain), parameters(worked))
