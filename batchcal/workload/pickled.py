@@ -1,0 +1,84 @@
+"""How much a worker that is not forked must be sent, counted without building it."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from types import NotImplementedType
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+STREAM_LIMIT_BYTES: Final = 16 << 20
+"""Counting ends here: by then the answer is "too much", and the pickler remembers every object that it met."""
+TIME_LIMIT_S: Final = 0.25
+_REFERENCE_BYTES: Final = 64
+"""About what a tensor's type, shape and place take in a pickle, besides its values."""
+_AS_IT_IS: Final[NotImplementedType] = NotImplemented
+
+
+class Pickled(NamedTuple):
+    """Bytes, or why there are none."""
+
+    size: int | None
+    """None: it does not pickle."""
+    complete: bool
+    """False: at least `size`; a limit ended the counting."""
+    why_not: str = ""
+
+
+class _Enough(Exception):
+    """A limit was reached."""
+
+
+class _Counter:
+    """A file that keeps only how much was written."""
+
+    def __init__(self, stop_at: float) -> None:
+        self.count = 0
+        self.streamed = 0
+        self._stop_at = stop_at
+
+    def write(self, data: bytes) -> int:
+        size = len(memoryview(data).cast("B"))
+        self.streamed += size
+        self.count += size
+        if self.streamed > STREAM_LIMIT_BYTES or time.monotonic() > self._stop_at:
+            raise _Enough
+        return size
+
+
+class _Counting(pickle.Pickler):
+    """Counts the values of tensors and arrays instead of copying them: 2 GB of them cost nothing to count."""
+
+    def __init__(self, counter: _Counter) -> None:
+        super().__init__(counter, protocol=pickle.HIGHEST_PROTOCOL)
+        self._counter = counter
+        self._stored: set[int] = set()
+
+    def reducer_override(self, obj: object) -> tuple[Callable[..., str], tuple[str]] | NotImplementedType:
+        if isinstance(obj, Tensor) and obj.layout is torch.strided:
+            storage = obj.untyped_storage()
+            if storage.data_ptr() not in self._stored:  # views share one storage, which travels once
+                self._stored.add(storage.data_ptr())
+                self._counter.count += storage.nbytes()
+        elif type(obj).__module__ == "numpy" and not getattr(getattr(obj, "dtype", None), "hasobject", True):
+            size: object = getattr(obj, "nbytes", 0)
+            self._counter.count += size if isinstance(size, int) else 0
+        else:
+            return _AS_IT_IS
+        return str, (" " * _REFERENCE_BYTES,)
+
+
+def pickled_bytes(value: object) -> Pickled:
+    """Bytes that `value` pickles to, tensors and arrays by their storage. Ends at 16 MiB of anything else, or after 0.25 s."""
+    counter = _Counter(time.monotonic() + TIME_LIMIT_S)
+    try:
+        _Counting(counter).dump(value)
+    except _Enough:
+        return Pickled(counter.count, complete=False)
+    except Exception as error:  # noqa: BLE001 - a user's __getstate__ and __reduce__ may raise anything
+        return Pickled(None, complete=True, why_not=f"{type(error).__name__}: {error}".splitlines()[0][:200])
+    return Pickled(counter.count, complete=True)
