@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
+from batchcal.calibration.fingerprint import NOT_IDENTIFYING
 from batchcal.calibration.schema import TIME_TO_LIVE, Calibration, Fingerprint, Options
 from batchcal.calibration.stale import Stale, StaleReason
 from batchcal.core.units import format_bytes, format_seconds
@@ -18,8 +19,6 @@ CLOCK_SKEW: Final = timedelta(minutes=10)
 """How far the clocks of two machines on one volume may differ; NTP keeps them within seconds."""
 MEMORY_TOLERANCE: Final = 0.02
 """Limits are set in units of many sizes (1 GB is not 1 GiB: 7 %), but a page or a MiB of rounding does not matter."""
-
-_NOT_IN_FINGERPRINT: Final = frozenset({"time_limit_s", "max_probes"})
 
 
 class _Today(NamedTuple):
@@ -143,7 +142,7 @@ def _allocator_detail(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 def _options_detail(then: Options, now: Options | None) -> str:
     if now is None:
         return "measured with other options"
-    left_out = set(_NOT_IN_FINGERPRINT)
+    left_out = set(NOT_IDENTIFYING)
     changed = _changed(_plain(then, left_out), _plain(now, left_out))
     return "measured with other options: " + ("; ".join(changed[:4]) or "the defaults changed")
 

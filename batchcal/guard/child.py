@@ -21,6 +21,7 @@ from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON, Channel, Message
 
 RESULT_NAME: Final = "result.json"
+ARGUMENTS_NAME: Final = "arguments.json"
 PR_SET_PDEATHSIG: Final = 1
 OUTPUT_DESCRIPTOR: Final = 2
 
@@ -33,7 +34,7 @@ def run_child(request: Message, control: int, output: int) -> NoReturn:
     directory = Path(str(request["directory"]))
     context = ChildContext(channel, directory)
     try:
-        arguments = request["arguments"]
+        arguments = json.loads((directory / ARGUMENTS_NAME).read_text(encoding="utf-8"))
         value = resolve(str(request["function"]))(arguments if isinstance(arguments, dict) else {}, context)
         context.disarm_reserve()
         leave_result(directory, {"returned": value})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,12 +20,14 @@ from typing import Final, Literal, Protocol
 
 from batchcal.core.errors import GuardError
 from batchcal.guard.allocator import AllocatorPolicy
+from batchcal.guard.child import ARGUMENTS_NAME
 from batchcal.guard.wire import JSON, Channel, Message
 
 READY_LIMIT_S: Final = 120.0
 """`import torch` takes a second here and tens of seconds from a cold network disk."""
 START_LIMIT_S: Final = 20.0
 PREFIX: Final = "batchcal-"
+LEFT_BEHIND_S: Final = 3600.0
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,14 @@ class Launcher(Protocol):
 
 
 def private_directory() -> Path:
-    """A new directory that only we can read."""
-    return Path(tempfile.mkdtemp(prefix=PREFIX))
+    """A new directory that only we can read. Those that a killed process left more than an hour ago are removed."""
+    made = Path(tempfile.mkdtemp(prefix=PREFIX))
+    for old in made.parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            seen = old.lstat()
+            if seen.st_uid == os.getuid() and time.time() - seen.st_mtime > LEFT_BEHIND_S and stat.S_ISDIR(seen.st_mode):
+                shutil.rmtree(old, ignore_errors=True)
+    return made
 
 
 def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> dict[str, str]:
@@ -116,7 +126,7 @@ class ZygoteLauncher:
         try:
             with theirs, (self._home / "zygote.log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno()), str(self._home)],
                     pass_fds=(theirs.fileno(),),
                     env=start_environment(policy, environ),
                     stdin=subprocess.DEVNULL,
@@ -281,10 +291,10 @@ class SpawnLauncher:
 
 
 def request_of(job: Job, directory: Path) -> Message:
-    """What travels to the child."""
+    """What travels to the child; its arguments lie in its directory, since they may be long."""
+    (directory / ARGUMENTS_NAME).write_text(json.dumps(job.arguments), encoding="utf-8")
     return {
         "function": job.function,
-        "arguments": job.arguments,
         "directory": str(directory),
         "working_directory": job.working_directory,
         "environment": dict(job.environment),

@@ -26,10 +26,12 @@ _TEXTS: Final[tuple[tuple[MemoryError_, str], ...]] = (
     ("accelerator", r"(cuda|hip|xpu|mps backend|npu|mlu|hpu)\s+out of memory"),
     ("accelerator", r"(cuda|hip) error: out of memory|cuda failure 2 'out of memory'|std::bad_alloc: out_of_memory"),
     ("accelerator", r"cublas_status_alloc_failed|cudnn_status_alloc_failed|cufft_alloc_failed|cusolver_status_alloc_failed"),
-    ("suspect", r"cublas_status_not_initialized|cudnn_status_(internal_error|not_supported|execution_failed)|unable to find an engine"),
+    ("suspect", r"cublas_status_not_initialized|unable to find an engine"),
+    ("suspect", r"cudnn_status_(internal_error|not_supported|execution_failed)"),
     ("suspect", r"could not (create|execute) a primitive|could not create (a )?memory|could not create a (memory|descriptor)"),
     ("suspect", r"std::bad_alloc|error return without exception set|could not get source code|thread creation failed"),
-    ("suspect", r"can't start new thread|resource temporarily unavailable|failed to map segment|cannot apply additional memory protection"),
+    ("suspect", r"can't start new thread|resource temporarily unavailable"),
+    ("suspect", r"failed to map segment|cannot apply additional memory protection"),
     ("worker", r"dataloader worker .*(killed by signal|exited unexpectedly)"),
 )  # fmt: skip
 _COMPILED: Final = tuple((kind, re.compile(pattern, re.IGNORECASE | re.DOTALL)) for kind, pattern in _TEXTS)

@@ -54,7 +54,7 @@ Listener = Callable[[Message], None]
 
 
 def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None = None) -> Ending:
-    """Runs `job` to its end, whatever that is. The child and all it started are gone, and its memory back, when this returns or raises.
+    """Runs `job` to its end, whatever that is. When this returns or raises, the child and all it started are gone.
 
     Raises:
         GuardError: no child could be started. (What happens to a started child is never an exception.)
@@ -158,7 +158,7 @@ class _Watch:
             except ValidationError:
                 self._result = {}
         layers = ["watchdog", "deadline"]
-        missing = []
+        missing: list[str] = []
         for name, there in (
             ("rlimit-data", self._watchdog.armed),
             ("oom-score", sys.platform == "linux"),

@@ -1,6 +1,6 @@
 """The zygote: a process that imported torch and nothing else, and forks children that are ready in 30 ms instead of a second.
 
-`python -m batchcal.guard.zygote FD`, exec'd once per allocator environment. It runs no operation of torch and stays
+`python -m batchcal.guard.zygote FD HOME`, exec'd once per allocator environment. It runs no operation of torch and stays
 single-threaded: one multi-threaded operation here, and every child hangs in OpenMP. It reaps its children (and, as a
 subreaper, their orphans), kills what is left of a child's group before the pid is free, and ends with its parent.
 """
@@ -13,6 +13,7 @@ import gc
 import importlib
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -127,7 +128,7 @@ def preload() -> None:
 
 def main() -> NoReturn:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection, home = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     try:
         preload()
         channel = Channel(connection)
@@ -135,6 +136,7 @@ def main() -> NoReturn:
         Zygote(connection).serve()
     finally:
         connection.close()
+        shutil.rmtree(home, ignore_errors=True)  # the parent does this too, unless it was killed
     sys.exit(0)
 
 

@@ -1,12 +1,14 @@
-"""Probe: measures one batch size once, in a child. The interface, and the fake that ships with the product."""
+"""Probe: measures one batch size once, in a child. The interface that the search and the calibration know."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Isolation, Mode
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
+from batchcal.workload.facts import TaskFacts
 
 
 class ProbeRequest(Frozen):
@@ -22,7 +24,10 @@ class ProbeRequest(Frozen):
     """Demand at which the fence is armed (the whole process tree)."""
     budget_bytes: int
     """A run that ends above this is out of memory with source `budget`."""
-    predicted_bytes: int | None
+    train_batch: int | None = None
+    """For `eval`: the training micro-batch that is run first, as in a training."""
+    deadline_s: float | None = None
+    """Wall time for the whole, seconds."""
 
 
 class ProbeReport(Frozen):
@@ -31,7 +36,31 @@ class ProbeReport(Frozen):
     wall_s: float
 
 
+class Examination(Frozen):
+    """What a child learned about the task without a real batch: the facts, the static shapes, what a tiny step holds."""
+
+    facts: TaskFacts
+    base_bytes: int
+    """Demand after a tiny training step, optimizer state present."""
+    base_accelerator_bytes: int | None
+    shapes: dict[Mode, tuple[ShapePoint, ...]]
+    shape_source: str
+    """`fake-tensor`, `profiler` or `batch-bytes`."""
+    notes: tuple[str, ...] = ()
+
+
 class Probe(Protocol):
-    """Measures. Never raises for what the machine or the user's code did; raises GuardError for what we could not do."""
+    """Measures. Never raises for what the machine or the user's code did to a probe; raises for what we could not do."""
+
+    def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+        """Loads the task once, before the first probe.
+
+        Raises:
+            UserCodeError, UsageError: the task cannot be loaded or its first step fails.
+            NothingFits: even a tiny step needs more memory than there is.
+        """
+        ...
 
     def measure(self, request: ProbeRequest) -> ProbeReport: ...
+
+    def close(self) -> None: ...

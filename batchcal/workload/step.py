@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,40 +52,54 @@ def make_scaler(task: Task, device: torch.device) -> GradScaler | None:
 
 
 def move(batch: object, device: torch.device) -> object:
-    """`batch` with every tensor in it on `device`; types of containers are kept, what holds no tensor is passed on as it is.
+    """`batch` with every tensor in it on `device`; see `map_tensors`. Objects with a method `to` are asked to move themselves.
 
-    Any nest of mappings, lists, tuples, named tuples, dataclasses and objects with a method `to`. On CUDA the copy of pinned
-    tensors runs beside the host.
+    On CUDA the copy of pinned tensors runs beside the host.
+    """
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"), lambda part: part.to(device))
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """What moves itself, such as a tokenizer's encoding."""
+
+    def to(self, device: torch.device) -> object: ...
+
+
+def map_tensors(batch: object, change: Callable[[Tensor], Tensor], ask: Callable[[Movable], object] | None = None) -> object:
+    """`batch` with every tensor in it changed; types of containers are kept, what holds no tensor is passed on as it is.
+
+    Any nest of mappings, lists, tuples, named tuples and dataclasses; other objects with a method `to` are given to `ask`.
     """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=device.type == "cuda")
+        return change(batch)
     if isinstance(batch, str | bytes | type):
         return batch
-    to = getattr(batch, "to", None)
-    if callable(to):  # also a PackedSequence, which is a named tuple besides
-        moved: object = to(device)
-        return moved
+    if ask is not None and isinstance(batch, Movable):  # also a PackedSequence, which is a named tuple besides
+        return ask(batch)
     if isinstance(batch, Mapping):
-        return _move_mapping(batch, device)
+        return _map_mapping(batch, change, ask)
     if isinstance(batch, list | tuple):
-        items = [move(item, device) for item in batch]
+        items = [map_tensors(item, change, ask) for item in batch]
         make: Callable[..., object] = getattr(batch, "_make", type(batch))  # a named tuple takes its items one by one
         return make(items)
     if is_dataclass(batch):
         clone = copy.copy(batch)
         for field in fields(batch):
             # Past `frozen`, and past `replace`, which refuses fields that __init__ does not take.
-            object.__setattr__(clone, field.name, move(getattr(batch, field.name), device))
+            object.__setattr__(clone, field.name, map_tensors(getattr(batch, field.name), change, ask))
         return clone
     return batch
 
 
-def _move_mapping(batch: Mapping[object, object], device: torch.device) -> object:
-    moved = {key: move(value, device) for key, value in batch.items()}
+def _map_mapping(
+    batch: Mapping[object, object], change: Callable[[Tensor], Tensor], ask: Callable[[Movable], object] | None
+) -> object:
+    changed = {key: map_tensors(value, change, ask) for key, value in batch.items()}
     if type(batch) is dict or not isinstance(batch, MutableMapping):
-        return moved
+        return changed
     clone = copy.copy(batch)  # a defaultdict and the like cannot be made from their items alone
-    clone.update(moved)
+    clone.update(changed)
     return clone
 
 

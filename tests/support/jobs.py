@@ -124,3 +124,61 @@ def spawn_threads(arguments: Arguments, context: ChildContext) -> JSON:
 
     torch.set_num_threads(2)
     return float((torch.ones(512, 512) @ torch.ones(512, 512)).sum())
+
+
+def stop_itself(arguments: Arguments, context: ChildContext) -> JSON:
+    """SIGSTOP: neither ends nor answers."""
+    context.phase("measure")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return None
+
+
+def raise_limit(arguments: Arguments, context: ChildContext) -> JSON:
+    """Tries to get out of the fence."""
+    import resource
+
+    context.arm()
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        return "refused"
+    return "raised"
+
+
+def tear_result(arguments: Arguments, context: ChildContext) -> JSON:
+    """Leaves half a result file, as a full disk does."""
+    (context.directory / "result.json").write_text('{"returned": [1, 2')
+    os._exit(0)
+
+
+def leave_shared_memory(arguments: Arguments, context: ChildContext) -> JSON:
+    """Leaves a name in /dev/shm, as a killed DataLoader worker does."""
+    from pathlib import Path
+
+    Path(f"/dev/shm/torch_{os.getpid()}_1_0").write_bytes(b"x" * 4096)
+    os._exit(1)
+
+
+def tell_and_hang(arguments: Arguments, context: ChildContext) -> JSON:
+    """Says who it is, then never ends."""
+    context.tell({"pid": os.getpid()})
+    return hang({}, context)
+
+
+def tell_and_work(arguments: Arguments, context: ChildContext) -> JSON:
+    """Says who it is, then works for 20 ms."""
+    context.tell({"pid": os.getpid()})
+    until = time.monotonic() + 0.02
+    while time.monotonic() < until:
+        sum(range(1000))
+    return "done"
+
+
+def tell_family(arguments: Arguments, context: ChildContext) -> JSON:
+    """Says who it and its own child are, then never ends."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    context.tell({"pid": os.getpid(), "grandchild": child})
+    return hang({}, context)

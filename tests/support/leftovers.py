@@ -134,4 +134,6 @@ def _shared_memory(ours: set[int]) -> set[str]:
 
 
 def _files(directory: Path) -> set[str]:
-    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+    """torch's own compile cache, which it makes when its first optimizer is made, is not ours to remove."""
+    found = {path.relative_to(directory) for path in directory.rglob("*")}
+    return {str(path) for path in found if not path.parts[0].startswith("torchinductor_")}

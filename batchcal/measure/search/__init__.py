@@ -1,0 +1,1 @@
+"""What to try next: pure ask and tell. Somebody else measures."""

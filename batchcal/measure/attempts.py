@@ -1,0 +1,217 @@
+"""Runs what a search asks, again where a run told nothing, keeps every run, and says what it means for the size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from batchcal.calibration.schema import Measurement, Mode
+from batchcal.core.errors import UserCodeError
+from batchcal.core.progress import Field, Progress
+from batchcal.core.units import MIB, format_bytes
+from batchcal.guard.outcome import (
+    Fits,
+    Infrastructure,
+    KilledFromOutside,
+    Outcome,
+    OutOfMemory,
+    Suspect,
+    Swapping,
+    TimedOut,
+    UserCodeFailed,
+    WorkerDied,
+)
+from batchcal.measure.probe import Probe, ProbeRequest
+from batchcal.measure.search.capacity import Ask, Verdict
+
+ATTEMPTS: Final = 2
+"""A suspect, a kill from outside, a dead worker, a failure of ours: once more, then it counts."""
+OVER_BUDGET: Final = 0.04
+"""The fence stands this much above the budget, so that a run that ends just over it says by how much."""
+OVER_BUDGET_LEAST: Final = 24 * MIB
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search measures, and within what."""
+
+    device: str
+    allocator: str
+    mode: Mode
+    budget_bytes: int
+    samples: int
+    train_batch: int | None = None
+    """For `eval`: the training micro-batch that runs before, as in a training."""
+
+
+@dataclass
+class Attempts:
+    """Every run of a calibration, in order."""
+
+    probe: Probe
+    progress: Progress
+    keep: Callable[[Measurement], None]
+    """Puts a measurement on disk before the next child starts."""
+    past: tuple[Measurement, ...] = ()
+    """Measurements of an interrupted calibration: not made again."""
+    measurements: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    started: int = 0
+    """Children that were started for a measurement."""
+
+    def note(self, text: str) -> None:
+        """Something that the reader of the calibration should know; said once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.progress.event("note", {"text": text})
+
+    def run(self, ask: Ask, place: Place, *, deadline_s: float) -> Measurement:
+        """Runs `ask`; a run that told nothing about memory is repeated once."""
+        known = self._known(ask, place)
+        if known is not None:
+            measured = known.model_copy(update={"sequence": len(self.measurements) + 1})
+            self.measurements.append(measured)
+            self.progress.event("probe_kept", _ended(measured, place.budget_bytes))
+            return measured
+        measured = self._once(ask, place, deadline_s, attempt=1)
+        for attempt in range(2, ATTEMPTS + 1):
+            if decides(measured.outcome) or isinstance(measured.outcome, (TimedOut, UserCodeFailed)):
+                break
+            measured = self._once(ask, place, deadline_s, attempt=attempt)
+        return measured
+
+    def verdict(self, measured: Measurement, best: int | None) -> tuple[Verdict, int | None]:
+        """What an outcome says about size, and the demand in bytes where it ran to its end. Only memory moves a bound.
+
+        Raises:
+            UserCodeError: the task fails, and no size has worked yet.
+        """
+        outcome = measured.outcome
+        match outcome:
+            case Fits():
+                return "fits", outcome.peak.demand_bytes
+            case OutOfMemory():
+                if outcome.source == "kernel":
+                    self.note(f"the kernel's OOM killer fired at batch {measured.batch}: the fence did not hold")
+                return "too-big", outcome.peak.demand_bytes if outcome.source == "budget" and outcome.peak else None
+            case Swapping() | Suspect():
+                return "too-big", None
+            case UserCodeFailed():
+                if best is None:
+                    raise UserCodeError(outcome.error, known=(outcome.traceback or outcome.output).strip())
+                self.note(f"the task's own code refuses batch {measured.batch}: {outcome.error}")
+                return "refused", None
+            case WorkerDied():
+                raise UserCodeError(
+                    "a DataLoader worker died, twice", known=outcome.detail, try_="--workers 0 shows the error itself"
+                )
+            case TimedOut() | KilledFromOutside() | Infrastructure():
+                self.note(f"batch {measured.batch} told nothing about memory: {outcome.kind} ({detail(outcome)})")
+                return "unknown", None
+
+    def _known(self, ask: Ask, place: Place) -> Measurement | None:
+        """What an interrupted calibration measured for this, under the same budget."""
+        for old in reversed(self.past):
+            same = (old.device, old.allocator, old.mode, old.batch) == (place.device, place.allocator, place.mode, ask.batch)
+            if same and decides(old.outcome) and old.allowed_bytes == _allowed(place.budget_bytes):
+                return old
+        return None
+
+    def _once(self, ask: Ask, place: Place, deadline_s: float, *, attempt: int) -> Measurement:
+        sequence = len(self.measurements) + 1
+        self.started += 1
+        self.progress.event(
+            "probe_started",
+            {
+                "sequence": sequence,
+                "phase": ask.phase,
+                "mode": place.mode,
+                "batch": ask.batch,
+                "predicted_bytes": ask.predicted_bytes,
+            },
+        )
+        allowed = _allowed(place.budget_bytes)
+        request = ProbeRequest(
+            batch=ask.batch,
+            mode=place.mode,
+            device=place.device,
+            allocator=place.allocator,
+            samples=place.samples,
+            allowed_bytes=allowed,
+            budget_bytes=place.budget_bytes,
+            train_batch=place.train_batch,
+            deadline_s=deadline_s,
+        )
+        report = self.probe.measure(request)
+        measured = Measurement(
+            sequence=sequence,
+            phase=ask.phase,
+            mode=place.mode,
+            device=place.device,
+            allocator=place.allocator,
+            batch=ask.batch,
+            predicted_bytes=ask.predicted_bytes,
+            allowed_bytes=allowed,
+            outcome=report.outcome,
+            isolation=report.isolation,
+            wall_s=report.wall_s,
+            attempt=attempt,
+            why=ask.why,
+        )
+        self.measurements.append(measured)
+        self.keep(measured)
+        self.progress.event("probe_ended", _ended(measured, place.budget_bytes))
+        return measured
+
+
+def decides(outcome: Outcome) -> bool:
+    """Whether an outcome moves a bound."""
+    return isinstance(outcome, (Fits, OutOfMemory, Swapping))
+
+
+def detail(outcome: Outcome) -> str | None:
+    """An outcome in a few words; None where its name says all."""
+    match outcome:
+        case Fits():
+            return None
+        case OutOfMemory():
+            return f"{outcome.source}: {_first_line(outcome.detail)}"
+        case UserCodeFailed():
+            return outcome.error
+        case Suspect() | WorkerDied() | Infrastructure():
+            return _first_line(outcome.detail)
+        case TimedOut():
+            return f"in {outcome.phase} after {outcome.limit_s:.0f} s"
+        case KilledFromOutside():
+            return f"signal {outcome.signal}"
+        case Swapping():
+            return f"{format_bytes(outcome.swapped_bytes)} swapped"
+
+
+def _allowed(budget_bytes: int) -> int:
+    return budget_bytes + max(OVER_BUDGET_LEAST, int(budget_bytes * OVER_BUDGET))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def _ended(measured: Measurement, budget_bytes: int) -> Mapping[str, Field]:
+    outcome = measured.outcome
+    peak = outcome.peak if isinstance(outcome, (Fits, OutOfMemory, Swapping)) else None
+    return {
+        "sequence": measured.sequence,
+        "phase": measured.phase,
+        "mode": measured.mode,
+        "device": measured.device,
+        "allocator": measured.allocator,
+        "batch": measured.batch,
+        "outcome": outcome.kind,
+        "detail": detail(outcome),
+        "peak_bytes": peak.demand_bytes if peak is not None else None,
+        "predicted_bytes": measured.predicted_bytes,
+        "budget_bytes": budget_bytes,
+        "samples_per_s": outcome.samples_per_s if isinstance(outcome, Fits) else None,
+        "wall_s": round(measured.wall_s, 3),
+    }

@@ -1,0 +1,66 @@
+"""How many bytes the training may use: limit - what others use - margin, on the host and on an accelerator."""
+
+from __future__ import annotations
+
+from batchcal.calibration.schema import Budget
+from batchcal.core.errors import UsageError
+from batchcal.core.units import format_bytes
+from batchcal.detect.environment import Accelerator, Environment
+from batchcal.guard.meters import read_status
+
+
+def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: int | None) -> Budget:
+    """The host's budget. Our own process is not there during training and is taken off what others use.
+
+    An asked `memory_limit_bytes` below the real limit is an allowance for the training itself; the real limit still holds.
+
+    Raises:
+        UsageError: the asked limit is above the real one.
+    """
+    limit = environment.memory.limit.value
+    own = read_status()
+    others = max(0, environment.memory.used_bytes - (own.hard_bytes if own is not None else 0))
+    margin_bytes = int(limit * margin)
+    budget = limit - others - margin_bytes
+    # Where the machine itself is tighter than the group (neighbours outside of it), its free memory is what counts.
+    budget = min(budget, environment.memory.available_bytes - int(min(limit, environment.memory.total_bytes) * margin))
+    learned_from = environment.memory.limit.learned_from
+    if memory_limit_bytes is not None:
+        if memory_limit_bytes > limit:
+            raise UsageError(
+                f"--memory-limit {format_bytes(memory_limit_bytes)} is more than there is",
+                known=f"the limit here is {format_bytes(limit)} ({learned_from})",
+                try_="a smaller --memory-limit, or none",
+            )
+        asked = memory_limit_bytes - int(memory_limit_bytes * margin)
+        if asked < budget:
+            return Budget(
+                device="cpu",
+                limit_bytes=memory_limit_bytes,
+                others_bytes=0,
+                margin_bytes=memory_limit_bytes - asked,
+                budget_bytes=asked,
+                learned_from="--memory-limit",
+            )
+    return Budget(
+        device="cpu",
+        limit_bytes=limit,
+        others_bytes=others,
+        margin_bytes=margin_bytes,
+        budget_bytes=max(0, budget),
+        learned_from=learned_from,
+    )
+
+
+def accelerator_budget(accelerator: Accelerator, device: str, *, margin: float) -> Budget:
+    """The budget on an accelerator: other tenants are what the device says is not free."""
+    others = accelerator.total_bytes - accelerator.free_bytes
+    margin_bytes = int(accelerator.total_bytes * margin)
+    return Budget(
+        device=device,
+        limit_bytes=accelerator.total_bytes,
+        others_bytes=others,
+        margin_bytes=margin_bytes,
+        budget_bytes=max(0, accelerator.free_bytes - margin_bytes),
+        learned_from="the device's own view of its memory",
+    )

@@ -1,0 +1,362 @@
+"""Environment + Task -> Calibration. Reads like a list; the work is in the rooms it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from batchcal import __version__
+from batchcal.calibration.fingerprint import fingerprint_of
+from batchcal.calibration.journal import Journal
+from batchcal.calibration.keys import Trust, find_or_make_trust
+from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Fingerprint, Measurement, Options
+from batchcal.calibration.store import Loaded, default_path, journal_path, load_fresh, lock_path, make_folder, save
+from batchcal.core.clock import Clock, SystemClock
+from batchcal.core.errors import BatchcalError, Interrupted, NotSaved, Partial
+from batchcal.core.lock import Lock
+from batchcal.core.progress import Progress, Silent
+from batchcal.detect.environment import Environment
+from batchcal.guard.allocator import resolve
+from batchcal.guard.cgroup import memory_meter
+from batchcal.measure.attempts import Attempts
+from batchcal.measure.budget import accelerator_budget, host_budget
+from batchcal.measure.campaign import Campaign
+from batchcal.measure.children import ChildProbe
+from batchcal.measure.fake import FakeProbe
+from batchcal.measure.probe import Probe
+from batchcal.measure.request import Setting
+from batchcal.workload.identity import TaskIdentity, identify
+from batchcal.workload.reference import TaskReference
+
+LOCK_WAIT_FACTOR: Final = 2.0
+"""Another calibration of the same file is waited for this many time limits, then we go on without the lock."""
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What came of a calibration. Unverified and unsaved results are here too: nothing measured is lost."""
+
+    calibration: Calibration
+    path: Path | None
+    """Where it lies; None: not written (a dry run, or `not_saved`)."""
+    fresh: bool
+    """A fresh calibration was there already; nothing was measured."""
+    notices: tuple[str, ...] = ()
+    not_saved: NotSaved | None = None
+    stopped: BatchcalError | None = None
+    """Why it ended early: Partial (nothing verified) or Interrupted. The calibration holds what there is."""
+
+
+def calibrate(
+    reference: TaskReference,
+    options: Options,
+    *,
+    environment: Environment,
+    output: Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    require_signature: bool = False,
+    probe: Probe | None = None,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> CalibrationResult:
+    """Measures `reference` within the limits of `environment`, or finds that a fresh calibration is there.
+
+    Progress events, in order: `calibrate_started`, then for each device and policy `phase`, `probe_started`, `probe_ended`,
+    `best` and `note`, then `calibrate_ended`.
+
+    Args:
+        output: the file to write; default: BATCHCAL_CALIBRATION, else `.batchcal/calibration.json` of the project.
+        force: measure although a fresh calibration is there, and from the beginning.
+        dry_run: run the search against an assumed machine, without starting a child or writing a file.
+        probe: another way to measure, for tests.
+
+    Raises:
+        UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
+            `CalibrationResult.stopped`.
+    """
+    variables = dict(os.environ if environ is None else environ)
+    run = _Run(
+        reference=reference,
+        options=options,
+        environment=environment,
+        identity=identify(reference),
+        path=output or default_path(Path(reference.directory), variables),
+        trust=find_or_make_trust(variables, require_signature=require_signature),
+        progress=progress or Silent(),
+        clock=clock or SystemClock(),
+        probe=probe,
+        environ=variables,
+    )
+    resolve(options.allocator)  # a policy that this system does not have is refused before anything is measured
+    if dry_run:
+        return run.rehearse_dry()
+    if not force and (found := run.fresh()) is not None:
+        return found
+    return run.locked(force=force)
+
+
+@dataclass
+class _Run:
+    reference: TaskReference
+    options: Options
+    environment: Environment
+    identity: TaskIdentity
+    path: Path
+    trust: Trust
+    progress: Progress
+    clock: Clock
+    probe: Probe | None
+    environ: Mapping[str, str]
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What has to be the same for a calibration to hold, here and now."""
+        return fingerprint_of(self.environment, self.identity, self.options, environ=self.environ)
+
+    def fresh(self) -> CalibrationResult | None:
+        """The calibration that is there, if it may be used here and now."""
+        found = load_fresh(self.path, self.fingerprint, at=self.clock.now(), trust=self.trust)
+        if not isinstance(found, Loaded) or found.calibration.status == "partial":
+            return None
+        return CalibrationResult(calibration=found.calibration, path=self.path, fresh=True, notices=found.notices)
+
+    def locked(self, *, force: bool) -> CalibrationResult:
+        """Single flight: replicas on one volume calibrate once; without a lock both do, and both files are valid."""
+        began = self.clock.monotonic()
+        notices: list[str] = []
+        try:
+            make_folder(self.path)
+        except OSError:
+            pass
+        with Lock(lock_path(self.path), clock=self.clock) as lock:
+            others = lock.acquire(
+                wait_s=self.options.time_limit_s * LOCK_WAIT_FACTOR, done=lambda: not force and self.fresh() is not None
+            )
+            if others.state == "done" and (found := self.fresh()) is not None:
+                return found
+            if others.notice:
+                notices.append(others.notice)
+            return self.measure(began, notices, anew=force)
+
+    def measure(self, began: float, notices: list[str], *, anew: bool) -> CalibrationResult:
+        """Measures, and writes what came of it, however it ended."""
+        budgets = self.budgets()
+        journal: Journal | None = None
+        try:
+            journal = Journal.open(
+                journal_path(self.path),
+                fingerprint=self.fingerprint,
+                options=self.options,
+                at=self.clock.now(),
+                key=self.trust.key,
+                anew=anew,
+            )
+        except NotSaved as error:
+            notices.append(f"no journal: {error.known or error.what}; an interruption would lose what was measured")
+        probe = self.probe or self._children(budgets)
+        campaign = Campaign(
+            probe=probe,
+            attempts=Attempts(
+                probe, self.progress, _keeper(journal, notices), past=() if journal is None else journal.past.measurements
+            ),
+            options=self.options,
+            environment=self.environment,
+            budgets=budgets,
+            clock=self.clock,
+            progress=self.progress,
+        )
+        self._announce(budgets)
+        stopped: BatchcalError | None = None
+        try:
+            campaign.run(self._allocators())
+        except Interrupted as error:
+            stopped = error
+        finally:
+            probe.close()
+            if journal is not None:
+                journal.close()
+        result = self._result(campaign, budgets, began, notices, stopped)
+        if journal is not None and result.calibration.status == "complete" and result.path is not None:
+            journal.remove()
+        return result
+
+    def rehearse_dry(self) -> CalibrationResult:
+        """The search against an assumed machine: what would be asked, and why."""
+        began = self.clock.monotonic()
+        budgets = self.budgets()
+        fake = FakeProbe()
+        campaign = Campaign(
+            probe=fake,
+            attempts=Attempts(fake, self.progress, keep=lambda measured: None),
+            options=self.options,
+            environment=self.environment,
+            budgets=budgets,
+            clock=self.clock,
+            progress=self.progress,
+        )
+        self._announce(budgets)
+        campaign.run(self._allocators())
+        campaign.attempts.note(
+            "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
+        )
+        calibration = self._calibration(campaign, budgets, began, None)
+        return CalibrationResult(calibration=calibration, path=None, fresh=False)
+
+    def budgets(self) -> dict[str, Budget]:
+        """By device, the CPU first unless an accelerator was asked for."""
+        asked, options = self.options.device, self.options
+        found: dict[str, Budget] = {}
+        if asked in ("auto", "cpu"):
+            found["cpu"] = host_budget(self.environment, margin=options.margin, memory_limit_bytes=options.memory_limit_bytes)
+        for accelerator in self.environment.accelerators:
+            name = f"{accelerator.kind}:{accelerator.index}"
+            if asked in (name, accelerator.kind) or (asked == "auto" and accelerator.index == 0):
+                found.setdefault(name, accelerator_budget(accelerator, name, margin=options.margin))
+                if asked == accelerator.kind:
+                    break
+        if not found:
+            from batchcal.core.errors import UsageError
+
+            there = ", ".join(["cpu", *(f"{item.kind}:{item.index}" for item in self.environment.accelerators)])
+            raise UsageError(
+                f"there is no device {asked!r} here", known=f"there is: {there}", try_="--device auto, or batchcal detect"
+            )
+        return found
+
+    def _children(self, budgets: dict[str, Budget]) -> ChildProbe:
+        free = {f"{item.kind}:{item.index}": item.free_bytes for item in self.environment.accelerators}
+        host = budgets.get("cpu") or host_budget(self.environment, margin=self.options.margin, memory_limit_bytes=None)
+        settings = {
+            device: Setting(
+                reference=self.reference,
+                device=device,
+                seed=self.options.seed,
+                intra_op_threads=self.environment.optimal_threads,
+                workers=self.options.workers,
+                smallest_batch=max(2, self.options.multiple_of),
+                accelerator_free_bytes=free.get(device),
+            )
+            for device in budgets
+        }
+        note: Callable[[str], None] = lambda text: self.progress.event("note", {"text": text})  # noqa: E731
+        return ChildProbe(settings, memory_meter(), host_budget_bytes=host.budget_bytes, note=note)
+
+    def _allocators(self) -> tuple[str, ...]:
+        """The policy asked for, and always `default`: a script that is not re-executed runs under that."""
+        return tuple(dict.fromkeys((self.options.allocator, "default")))
+
+    def _announce(self, budgets: dict[str, Budget]) -> None:
+        for device, budget in budgets.items():
+            self.progress.event(
+                "calibrate_started",
+                {
+                    "task": self.reference.spec,
+                    "device": device,
+                    "allocator": self.options.allocator,
+                    "limit_bytes": budget.limit_bytes,
+                    "others_bytes": budget.others_bytes,
+                    "budget_bytes": budget.budget_bytes,
+                    "time_limit_s": self.options.time_limit_s,
+                },
+            )
+
+    def _result(
+        self,
+        campaign: Campaign,
+        budgets: dict[str, Budget],
+        began: float,
+        notices: list[str],
+        stopped: BatchcalError | None,
+    ) -> CalibrationResult:
+        calibration = self._calibration(campaign, budgets, began, stopped)
+        if calibration.status == "partial" and stopped is None:
+            stopped = Partial(
+                "stopped before any batch size was verified",
+                known=f"{len(campaign.attempts.measurements)} probes in {calibration.wall_s:.0f} s; undone: {'; '.join(campaign.undone) or 'everything'}",
+                try_="a longer --time-limit, or more --max-probes; what was measured is kept and not measured again",
+            )
+        path: Path | None = self.path
+        not_saved: NotSaved | None = None
+        try:
+            if calibration.status != "partial" or not self.path.exists():
+                save(calibration, self.path, key=self.trust.key)
+        except NotSaved as error:
+            path, not_saved = None, error
+        finding = calibration.finding()
+        self.progress.event(
+            "calibrate_ended",
+            {
+                "status": calibration.status,
+                "device": calibration.chosen_device,
+                "train_batch": finding.train.batch if finding else None,
+                "eval_batch": finding.eval.batch if finding and finding.eval else None,
+                "limited_by": finding.train.limited_by if finding else None,
+                "probes": campaign.attempts.started,
+                "wall_s": calibration.wall_s,
+            },
+        )
+        return CalibrationResult(
+            calibration=calibration, path=path, fresh=False, notices=tuple(notices), not_saved=not_saved, stopped=stopped
+        )
+
+    def _calibration(
+        self, campaign: Campaign, budgets: dict[str, Budget], began: float, stopped: BatchcalError | None
+    ) -> Calibration:
+        created = self.clock.now()
+        asked = [found for found in campaign.findings if found.allocator == self.options.allocator]
+        chosen = max(asked, key=lambda found: found.train.samples_per_s, default=None)
+        device = chosen.device if chosen is not None else next(iter(budgets))
+        if chosen is not None and len(asked) > 1:
+            rates = ", ".join(f"{found.device} {found.train.samples_per_s:.0f} samples/s" for found in asked)
+            campaign.attempts.note(f"{device} is the fastest device: {rates}")
+        undone = [*campaign.undone, *([str(stopped.what)] if stopped is not None else [])]
+        status = "partial" if chosen is None else "unsettled" if undone else "complete"
+        examination = campaign.examinations.get(device)
+        return Calibration(
+            batchcal=__version__,
+            created_at=created,
+            expires_at=created + TIME_TO_LIVE,
+            status=status,
+            environment=self.environment,
+            task=self.identity,
+            facts=examination.facts if examination is not None else None,
+            options=self.options,
+            fingerprint=self.fingerprint.model_copy(
+                update={
+                    # A library that no finding was measured under may come and go.
+                    "allocators": {
+                        name: digest
+                        for name, digest in self.fingerprint.allocators.items()
+                        if any(found.allocator == name for found in campaign.findings)
+                    }
+                }
+            ),
+            budgets=tuple(budgets.values()),
+            measurements=tuple(campaign.attempts.measurements),
+            findings=tuple(campaign.findings),
+            chosen_device=device,
+            effective_batch=self.options.effective_batch,
+            undone=tuple(undone),
+            wall_s=round(self.clock.monotonic() - began, 3),
+            notes=tuple(campaign.attempts.notes),
+        )
+
+
+def _keeper(journal: Journal | None, notices: list[str]) -> Callable[[Measurement], None]:
+    """Appends to the journal; a disk that fills up meanwhile costs the journal, not the calibration."""
+
+    def keep(measured: Measurement) -> None:
+        if journal is None:
+            return
+        try:
+            journal.append(measured)
+        except NotSaved as error:
+            notices.append(f"the journal could not be written: {error.known or error.what}")
+
+    return keep

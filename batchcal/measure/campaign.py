@@ -1,0 +1,187 @@
+"""One calibration while it runs: devices and allocator policies one after the other; each gives a finding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
+from batchcal.core.clock import Clock
+from batchcal.core.errors import NothingFits
+from batchcal.core.progress import Progress
+from batchcal.core.units import format_bytes
+from batchcal.detect.environment import Environment
+from batchcal.guard.outcome import Fits
+from batchcal.measure.attempts import Attempts, Place
+from batchcal.measure.probe import Examination, Probe
+from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
+
+PRIOR_RATIO: Final = 1.15
+"""Resident over on-paper bytes before anything was measured: 1.0-1.3 over the examples with glibc."""
+SPREAD: Final = {"tcmalloc": 0.005}
+SPREAD_OTHERWISE: Final = 0.06
+"""Run-to-run spread of the peak: tcmalloc 0.5 %, glibc 5-8 % (fragmentation)."""
+STATIC_LIMIT_S: Final = 3.0
+DEADLINE_LEAST_S: Final = 10.0
+"""A probe that was begun gets this long, however little of the time limit is left."""
+UNBOUNDED: Final = 1 << 20
+"""Ceiling where the dataset has no length."""
+SHM_SHARE: Final = 0.8
+STEPS_AT_LEAST: Final = 3
+PREFETCH_FACTOR: Final = 2
+
+
+@dataclass
+class Campaign:
+    """What was found so far, and what time is left."""
+
+    probe: Probe
+    attempts: Attempts
+    options: Options
+    environment: Environment
+    budgets: dict[str, Budget]
+    clock: Clock
+    progress: Progress
+    findings: list[Finding] = field(default_factory=list)
+    examinations: dict[str, Examination] = field(default_factory=dict)
+    undone: list[str] = field(default_factory=list)
+    began: float = 0.0
+
+    def run(self, allocators: tuple[str, ...]) -> None:
+        """Fills `findings`. What was measured stays in `measurements` however this ends.
+
+        Raises:
+            UserCodeError, UsageError: the task fails at every size.
+            NothingFits: on no device.
+        """
+        self.began = self.clock.monotonic()
+        nothing: list[NothingFits] = []
+        for device in self.budgets:
+            for allocator in allocators:
+                if self.findings and self._left_s() <= 0:
+                    self.undone.append(f"{device} under {allocator}: no time was left")
+                    continue
+                try:
+                    self._find(device, allocator)
+                except NothingFits as error:
+                    nothing.append(error)
+                    self.attempts.note(f"{device} under {allocator}: {error.what}")
+        if not self.findings and nothing:
+            raise nothing[0]
+
+    def _find(self, device: str, allocator: str) -> None:
+        budget = self.budgets[device].budget_bytes
+        self.progress.event("phase", {"phase": "profile", "device": device, "allocator": allocator, "why": "loading the task"})
+        examination = self.probe.examine(device, allocator, budget, STATIC_LIMIT_S)
+        self.examinations.setdefault(device, examination)
+        for text in (*examination.notes, *examination.facts.notes):
+            self.attempts.note(text)
+        train, train_model = self._capacity(device, allocator, "train", examination, None)
+        if train is None:
+            self._nothing(device, examination, train_model)
+            return
+        finding = Finding(device=device, allocator=allocator, train=train, eval=None, train_memory=train_model, eval_memory=None)
+        self.findings.append(finding)
+        evaluation, evaluation_model = self._capacity(device, allocator, "eval", examination, train)
+        self.findings[-1] = finding.model_copy(update={"eval": evaluation, "eval_memory": evaluation_model})
+
+    def _capacity(
+        self, device: str, allocator: str, mode: Mode, examination: Examination, train: Capacity | None
+    ) -> tuple[Capacity | None, MemoryModel]:
+        """The three phases for one mode. None: nothing was verified, for want of memory or of time."""
+        bounds = self._bounds(device, mode, examination)
+        base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
+        search = CapacitySearch(
+            bounds,
+            examination.shapes[mode],
+            base_bytes=base,
+            source=examination.shape_source,
+            prior_ratio=PRIOR_RATIO,
+            spread=SPREAD.get(allocator, SPREAD_OTHERWISE),
+        )
+        place = Place(
+            device, allocator, mode, bounds.budget_bytes, self.options.samples, train_batch=train.batch if train else None
+        )
+        best: Measurement | None = None
+        ended: LimitedBy | None = None
+        phase = ""
+        while (ask := search.ask()) is not None:
+            ended = self._spent(ask, best)
+            if ended is not None:
+                self.undone.append(f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
+                break
+            if ask.phase != phase:
+                phase = ask.phase
+                self.progress.event("phase", {"phase": phase, "mode": mode, "why": ask.why})
+            measured = self.attempts.run(ask, place, deadline_s=max(self._left_s(), DEADLINE_LEAST_S))
+            verdict, peak = self.attempts.verdict(measured, search.best)
+            search.tell(ask.batch, verdict, peak)
+            if verdict == "fits":
+                best = measured
+                self.progress.event("best", {"mode": mode, "batch": ask.batch, "peak_bytes": peak})
+        if best is None or not isinstance(best.outcome, Fits):
+            return None, search.model
+        capacity = Capacity(
+            batch=best.batch,
+            peak_bytes=best.outcome.peak.demand_bytes,
+            samples_per_s=best.outcome.samples_per_s,
+            measured_by=best.sequence,
+            limited_by=ended or search.limited_by,
+            undone=search.undone if ended else "",
+        )
+        return capacity, search.model
+
+    def _bounds(self, device: str, mode: Mode, examination: Examination) -> Bounds:
+        options, facts, budget = self.options, examination.facts, self.budgets[device].budget_bytes
+        samples = facts.train_samples if mode == "train" else (facts.eval_samples or facts.train_samples)
+        ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
+        if options.max_batch is not None and mode == "train":
+            ceilings.append((options.max_batch, "max-batch"))
+        shm = self.environment.shared_memory
+        if options.workers > 0 and shm is not None and facts.batch_bytes_per_sample > 0:
+            # In flight: what each worker has prefetched, one being made by each, one in use.
+            in_flight = (options.workers * (PREFETCH_FACTOR + 1) + 1) * facts.batch_bytes_per_sample
+            ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
+        ceiling, reason = min(ceilings, key=lambda pair: pair[0])
+        multiple = options.multiple_of if mode == "train" else 1
+        accelerated = not device.startswith("cpu")
+        return Bounds(
+            budget_bytes=budget,
+            floor=min(multiple, ceiling),
+            ceiling=ceiling,
+            ceiling_reason=reason,
+            multiple_of=multiple if multiple <= ceiling else 1,
+            headroom=options.headroom,
+            over_budget_reason="accelerator-memory" if accelerated else "memory",
+        )
+
+    def _spent(self, ask: Ask, best: Measurement | None) -> LimitedBy | None:
+        """Whether time or probes are used up, before a probe is started that they would cut."""
+        if self.options.max_probes is not None and self.attempts.started >= self.options.max_probes:
+            return "max-probes"
+        left = self._left_s()
+        if left <= 0:
+            return "time-limit"
+        if best is not None and isinstance(best.outcome, Fits):
+            expected = best.outcome.step_s * ask.batch / best.batch * STEPS_AT_LEAST
+            if expected > left:
+                return "time-limit"
+        return None
+
+    def _left_s(self) -> float:
+        return self.options.time_limit_s - (self.clock.monotonic() - self.began)
+
+    def _nothing(self, device: str, examination: Examination, model: MemoryModel) -> None:
+        """Raises where nothing fits; returns where time or probes ended first."""
+        if self.undone:
+            return
+        budget = self.budgets[device]
+        smallest = max(1, self.options.multiple_of)
+        raise NothingFits(
+            f"nothing fits: even batch size {smallest} needs about {format_bytes(model.predict(smallest))} "
+            f"and the budget is {format_bytes(budget.budget_bytes)}",
+            known=f"limit {format_bytes(budget.limit_bytes)} ({budget.learned_from}), used by others {format_bytes(budget.others_bytes)}, "
+            f"margin {format_bytes(budget.margin_bytes)}; the task alone holds {format_bytes(examination.base_bytes)}",
+            try_="a larger container, a smaller model, or a smaller --margin",
+        )

@@ -1,0 +1,232 @@
+"""Inside a measuring child: examines a task, or runs its step at one batch size. Named by the parent, never called by it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+from torch.utils.data import DataLoader
+
+from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.schema import Mode
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.measure.peak import AcceleratorPeak, HostPeak, stands_still, workers_bytes
+from batchcal.measure.probe import Examination
+from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments, Setting
+from batchcal.measure.static import FakeTrace, line, profiled_curve
+from batchcal.runtime.batches import MicroBatch
+from batchcal.runtime.group import run_group
+from batchcal.runtime.threads import apply_threads
+from batchcal.workload.batches import WorstCase
+from batchcal.workload.facts import TaskFacts
+from batchcal.workload.load import load_task
+from batchcal.workload.step import evaluate, make_scaler, prepare
+from batchcal.workload.task import Task
+
+SCAN_LIMIT_S: Final = 2.0
+"""How long the search for the largest samples may take."""
+STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
+ORDER_KEPT: Final = 65_536
+"""So many of the largest samples are remembered; a larger batch repeats them."""
+COLLATE_LIMIT_S: Final = 0.7
+"""The static curve asks for no batch whose collation is expected to take longer."""
+
+
+def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Loads the task, runs two tiny steps, and draws the static curves."""
+    request = ExamineArguments.model_validate(arguments)
+    context.phase("load")
+    task, device, scaler = _load(request.setting)
+    worst = WorstCase.of(task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
+    facts = TaskFacts.model_validate(worst.facts(task))
+    context.phase("warm-up", limit_s=600.0)
+    host, accelerator = HostPeak(), AcceleratorPeak(device, request.setting.accelerator_free_bytes)
+    smallest = request.setting.smallest_batch
+    for _ in range(2):
+        _train(task, worst, smallest, device, scaler)
+    host.reset()
+    accelerator.reset()
+    _train(task, worst, smallest, device, scaler)
+    base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
+    context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
+    shapes, source, notes = _shapes(task, worst, request, facts, base_accelerator or base_bytes)
+    examination = Examination(
+        facts=facts,
+        base_bytes=base_bytes,
+        base_accelerator_bytes=base_accelerator,
+        shapes=shapes,
+        shape_source=source,
+        notes=notes,
+    )
+    return {"examination": examination.model_dump(mode="json"), "order": list(worst.order[:ORDER_KEPT])}
+
+
+def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Warms up on a tiny batch, has the fence armed, then runs steps at the asked size until the peak stands still."""
+    request = ProbeArguments.model_validate(arguments)
+    setting = request.setting
+    context.phase("load")
+    task, device, scaler = _load(setting)
+    worst = WorstCase.of(task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
+    train_worst = worst if request.mode == "train" else WorstCase.of(task, "train", limit_s=0.2, seed=setting.seed)
+    accelerator = AcceleratorPeak(device, setting.accelerator_free_bytes)
+    _limit_accelerator(device, request.accelerator_allowed_bytes)
+    host = HostPeak()
+    load_peak = host.read()
+    context.phase("warm-up", limit_s=600.0)
+    for _ in range(2):
+        _train(task, train_worst, min(setting.smallest_batch, request.batch), device, scaler)
+    context.arm()
+    context.phase("measure")
+    host.reset()
+    accelerator.reset()
+    if request.mode == "eval" and request.train_batch is not None:
+        _train(task, train_worst, request.train_batch, device, scaler)
+    step_s, peaks = _steps(task, worst, request, device, scaler, host)
+    workers = workers_bytes()
+    status_file, anonymous, shared = _resident()
+    context.phase("finish")
+    answer = ProbeAnswer(
+        anonymous_bytes=anonymous,
+        shared_bytes=shared,
+        file_bytes=status_file,
+        workers_bytes=workers,
+        load_peak_bytes=load_peak,
+        step_peak_bytes=peaks[-1],
+        accelerator_bytes=accelerator.reserved_bytes(),
+        accelerator_allocated_bytes=accelerator.allocated_bytes(),
+        accelerator_retries=accelerator.retries(),
+        step_s=tuple(step_s),
+    )
+    return answer.model_dump(mode="json")
+
+
+def _train(task: Task, worst: WorstCase, size: int, device: torch.device, scaler: GradScaler | None) -> None:
+    """One optimizer step on the worst-case batch of `size`."""
+    run_group(task, [MicroBatch(worst.batch(size), size)], device=device, scaler=scaler)
+
+
+def _steps(
+    task: Task, worst: WorstCase, request: ProbeArguments, device: torch.device, scaler: GradScaler | None, host: HostPeak
+) -> tuple[list[float], list[int]]:
+    """Runs at most `samples` steps; seconds of each and the peak after each, bytes."""
+    step_s: list[float] = []
+    peaks: list[int] = []
+    task.model.train(request.mode == "train")
+    began = time.perf_counter()
+    # The batch stays alive while the next one is collated, as in every training loop.
+    for batch in _batches(worst, request):
+        if request.mode == "train":
+            run_group(task, [MicroBatch(batch, request.batch)], device=device, scaler=scaler)
+        else:
+            evaluate(task, batch, device=device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        ended = time.perf_counter()
+        step_s.append(ended - began)
+        began = ended
+        peaks.append(host.read())
+        if stands_still(peaks):
+            break
+    return step_s, peaks
+
+
+def _batches(worst: WorstCase, request: ProbeArguments) -> Iterator[object]:
+    """The worst-case batch again and again, through DataLoader workers where there are any."""
+    workers = request.setting.workers
+    if workers == 0 or not worst.indexable:
+        for _ in range(request.samples):
+            yield worst.batch(request.batch)
+        return
+    indices = worst.indices(request.batch)
+    loader: DataLoader[object] = DataLoader(
+        worst.dataset,
+        batch_sampler=[indices] * (request.samples + workers * request.setting.prefetch_factor),
+        num_workers=workers,
+        prefetch_factor=request.setting.prefetch_factor,
+        collate_fn=worst.collate,
+        pin_memory=request.setting.device.startswith("cuda"),
+    )
+    for position, batch in enumerate(loader):
+        if position >= request.samples:
+            return
+        yield batch
+
+
+def _load(setting: Setting) -> tuple[Task, torch.device, GradScaler | None]:
+    apply_threads(setting.intra_op_threads, 1)
+    random.seed(setting.seed)
+    torch.manual_seed(setting.seed)
+    device = torch.device(setting.device)
+    task = load_task(setting.reference, device=setting.device)
+    prepare(task, device)
+    task.model.train()
+    return task, device, make_scaler(task, device)
+
+
+def _shapes(
+    task: Task, worst: WorstCase, request: ExamineArguments, facts: TaskFacts, base_bytes: int
+) -> tuple[dict[Mode, tuple[ShapePoint, ...]], str, tuple[str, ...]]:
+    """The static curve by mode, the source, and what was noticed."""
+    modes: tuple[Mode, ...] = ("train", "eval")
+    ceiling = min(filter(None, (facts.train_samples, request.max_batch)), default=1 << 16)
+    affordable = _affordable_batch(worst, ceiling)
+    notes: list[str] = []
+    try:
+        trace = FakeTrace(task, worst.batch, limit_s=request.limit_s)
+        trace.trace([size for size in STATIC_BATCHES if size <= min(ceiling, affordable)] or [1, ceiling])
+        shapes = trace.shapes()
+        if "train" in shapes:
+            # Then where it matters: around what the budget is expected to hold, since a curve may bend.
+            cap = _expected_cap(shapes["train"], base_bytes, request.budget_bytes, min(ceiling, affordable))
+            trace.trace([size for size in (cap // 2, cap, cap * 3 // 2) if 1 < size <= min(ceiling, affordable)])
+            return _with_eval(trace.shapes()), "fake-tensor", ()
+        notes.append("the model could not be traced without memory in time")
+    except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
+        notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
+    fresh, _, _ = _load(request.setting)  # the trace has spent the other
+    shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling)
+    if "train" in shapes:
+        return _with_eval(shapes), "profiler", tuple(notes)
+    notes.append("nothing that grows with the batch could be seen; the batch's own bytes stand for it")
+    per_sample = max(facts.batch_bytes_per_sample * 4, 1024.0)
+    return {"train": line(per_sample), "eval": line(per_sample / 2)}, "batch-bytes", tuple(notes)
+
+
+def _expected_cap(shape: tuple[ShapePoint, ...], base_bytes: int, budget_bytes: int, ceiling: int) -> int:
+    model = MemoryModel(base_bytes=base_bytes, ratio=1.1, shape=shape, source="fake-tensor")
+    return model.largest_within(budget_bytes, ceiling=ceiling)
+
+
+def _with_eval(shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[ShapePoint, ...]]:
+    """Evaluation with no curve of its own has training's: an upper bound."""
+    return shapes if "eval" in shapes else {**shapes, "eval": shapes["train"]}
+
+
+def _affordable_batch(worst: WorstCase, ceiling: int) -> int:
+    """The largest batch that the static curve may ask for, so that collating it stays cheap."""
+    size = min(32, ceiling)
+    began = time.perf_counter()
+    worst.batch(size)
+    per_sample_s = max((time.perf_counter() - began) / size, 1e-9)
+    return max(8, int(COLLATE_LIMIT_S / per_sample_s))
+
+
+def _limit_accelerator(device: torch.device, allowed_bytes: int | None) -> None:
+    """Lets the caching allocator hand out no more than `allowed_bytes`: a real fence for what it owns."""
+    if device.type == "cuda" and allowed_bytes is not None:
+        _, total = torch.accelerator.get_memory_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total), device)
+
+
+def _resident() -> tuple[int, int, int]:
+    """File, anonymous and shared bytes resident now."""
+    from batchcal.guard.meters import read_status
+
+    status = read_status()
+    return (0, 0, 0) if status is None else (status.file_bytes, status.anonymous_bytes, status.shared_bytes)

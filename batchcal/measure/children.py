@@ -1,0 +1,217 @@
+"""ChildProbe: the probe that runs the user's own step in fenced children, one launcher per allocator policy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Final
+
+from pydantic import ValidationError
+
+from batchcal.calibration.schema import Isolation
+from batchcal.core.errors import BatchcalError, GuardError, NothingFits, UsageError, UserCodeError
+from batchcal.core.units import MIB, format_bytes
+from batchcal.guard.allocator import resolve
+from batchcal.guard.classify import classify
+from batchcal.guard.ending import Ending
+from batchcal.guard.launch import Job, Launcher, SpawnLauncher, ZygoteLauncher
+from batchcal.guard.meters import read_status
+from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut, UserCodeFailed
+from batchcal.guard.run import Limits, run
+from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.guard.wire import JSON
+from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments, Setting
+
+UNSHARED_BYTES: Final = 16 * MIB
+"""What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
+LOAD_LIMIT_S: Final = 300.0
+WARM_UP_LIMIT_S: Final = 900.0
+"""torch.compile takes minutes for large models; it is warmed up, not timed out."""
+
+
+class ChildProbe:
+    """Measures in children. `settings` gives, by device, what every child of that device gets."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Setting],
+        group: MemoryGroup,
+        *,
+        host_budget_bytes: int,
+        note: Callable[[str], None],
+        environ: Mapping[str, str] | None = None,
+        isolation: str | None = None,
+    ) -> None:
+        self._settings = dict(settings)
+        self._group = group
+        self._host_budget = host_budget_bytes
+        self._note = note
+        self._environ = dict(os.environ if environ is None else environ)
+        self._launchers: dict[str, Launcher] = {}
+        self._orders: dict[str, tuple[int, ...]] = {}
+        self._spawn_only = isolation == "spawn" or not hasattr(os, "pidfd_open")
+
+    def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+        """Loads the task once in a child: facts, static shapes, what a tiny step holds. See `Probe`."""
+        arguments = ExamineArguments(setting=self._settings[device], budget_bytes=budget_bytes, max_batch=None, limit_s=limit_s)
+        limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s={"load": LOAD_LIMIT_S, "warm-up": WARM_UP_LIMIT_S})
+        ending = self._run("batchcal.measure.child:examine", arguments.model_dump(mode="json"), allocator, limits)
+        if not ending.has_result:
+            raise _failure(ending, self._host_budget)
+        value = ending.returned
+        if not isinstance(value, dict):
+            raise GuardError("the examination of the task gave no usable answer")
+        examination = Examination.model_validate(value["examination"])
+        order = value["order"]
+        self._orders[device] = tuple(index for index in order if isinstance(index, int)) if isinstance(order, list) else ()
+        return examination
+
+    def measure(self, request: ProbeRequest) -> ProbeReport:
+        """One probe. See `Probe`."""
+        setting = self._settings[request.device]
+        accelerated = not request.device.startswith("cpu")
+        allowed = self._most_allowed(request.allocator)
+        if not accelerated:
+            allowed = min(request.allowed_bytes, allowed)
+        arguments = ProbeArguments(
+            setting=setting,
+            batch=request.batch,
+            mode=request.mode,
+            train_batch=request.train_batch,
+            samples=request.samples,
+            order=self._orders.get(request.device) if request.mode == "train" else None,
+            accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
+        )
+        deadline = max(request.deadline_s or 600.0, 5.0)
+        limits = Limits(
+            allowed_bytes=allowed,
+            phase_s={"load": LOAD_LIMIT_S, "warm-up": WARM_UP_LIMIT_S, "measure": deadline},
+            host_fence=not accelerated and setting.workers == 0,
+        )
+        began = time.monotonic()
+        ending = self._run("batchcal.measure.child:probe", arguments.model_dump(mode="json"), request.allocator, limits)
+        outcome = classify(ending, lambda value: self._outcome(value, request))
+        layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if request.device.startswith("cuda") else ()))
+        isolation = Isolation(launcher=self._launchers[request.allocator].name, fence=layers, missing=ending.missing)
+        return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began)
+
+    def most_measurable_bytes(self, allocator: str) -> int:
+        """The largest demand that a probe can be allowed here, beside batchcal's own processes, bytes."""
+        return self._most_allowed(allocator)
+
+    def close(self) -> None:
+        """No process, no file of ours stays."""
+        for launcher in self._launchers.values():
+            launcher.close()
+        self._launchers.clear()
+
+    def _run(self, function: str, arguments: dict[str, JSON], allocator: str, limits: Limits) -> Ending:
+        setting = next(iter(self._settings.values()))
+        job = Job(function, arguments, setting.reference.directory, self._child_environment(allocator))
+        try:
+            return run(job, self._launcher(allocator), self._group, limits)
+        except GuardError:
+            self._drop(allocator)  # the zygote died: a new one, once; the caller retries what was lost
+            return run(job, self._launcher(allocator), self._group, limits)
+
+    def _launcher(self, allocator: str) -> Launcher:
+        found = self._launchers.get(allocator)
+        if found is not None:
+            return found
+        policy = resolve(allocator)
+        launcher: Launcher
+        if self._spawn_only:
+            launcher = SpawnLauncher(policy, self._environ)
+        else:
+            try:
+                launcher = ZygoteLauncher(policy, self._environ)
+            except GuardError as error:
+                self._note(f"{error.what}: {error.known}; spawning every child instead".strip())
+                self._spawn_only = True
+                launcher = SpawnLauncher(policy, self._environ)
+        self._launchers[allocator] = launcher
+        return launcher
+
+    def _drop(self, allocator: str) -> None:
+        launcher = self._launchers.pop(allocator, None)
+        if launcher is not None:
+            launcher.close()
+
+    def _child_environment(self, allocator: str) -> dict[str, str]:
+        return {**self._environ, **resolve(allocator).environment(self._environ)}
+
+    def _most_allowed(self, allocator: str) -> int:
+        """Demand (as a training would have it) at which the group would be as full as the fence lets it be."""
+        launcher = self._launcher(allocator)
+        limit = self._group.limit_bytes
+        shared = 0
+        if launcher.overhead_pid is not None:
+            status = read_status(launcher.overhead_pid)
+            shared = 0 if status is None else status.anonymous_bytes
+        room = limit - trip_distance(limit, armed=True) - self._group.hard_bytes()
+        return max(0, room + shared - (UNSHARED_BYTES if shared else 0))
+
+    def _outcome(self, value: JSON, request: ProbeRequest) -> Outcome:
+        """What a child's answer means against the budget."""
+        try:
+            answer = ProbeAnswer.model_validate(value)
+        except ValidationError as error:
+            return Infrastructure(detail=f"the child's answer is not usable: {error.error_count()} fields are wrong")
+        host = max(answer.step_peak_bytes, answer.load_peak_bytes) + answer.workers_bytes
+        demand = host if answer.accelerator_bytes is None else answer.accelerator_bytes
+        peak = Peak(
+            demand_bytes=demand,
+            anonymous_bytes=max(0, answer.step_peak_bytes - answer.shared_bytes),
+            shared_bytes=answer.shared_bytes,
+            file_bytes=answer.file_bytes,
+            accelerator_bytes=answer.accelerator_bytes,
+            accelerator_allocated_bytes=answer.accelerator_allocated_bytes,
+        )
+        if answer.accelerator_retries > 0:
+            detail = f"the allocator had to flush its cache {answer.accelerator_retries} times to go on"
+            return OutOfMemory(source="accelerator", detail=detail, peak=peak)
+        if demand > request.budget_bytes or host > max(self._host_budget, request.budget_bytes):
+            over = f"it ran, but held {format_bytes(demand)} of {format_bytes(request.budget_bytes)}"
+            return OutOfMemory(source="budget", detail=over, peak=peak)
+        timed = answer.step_s[1:] or answer.step_s
+        step_s = max(median(timed), 1e-9)
+        return Fits(peak=peak, steps=len(answer.step_s), step_s=step_s, samples_per_s=request.batch / step_s)
+
+
+def _failure(ending: Ending, budget_bytes: int) -> BatchcalError:
+    """Why the examination failed, as an error for the user."""
+    outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+    known = f"the budget is {format_bytes(budget_bytes)}"
+    match outcome:
+        case UserCodeFailed():
+            kind = (
+                UsageError
+                if ending.raised is not None and "batchcal.core.errors.UsageError" in ending.raised.chain[0].bases
+                else UserCodeError
+            )
+            text = (
+                ending.raised.chain[0].message
+                if ending.raised is not None and "batchcal.core" in ending.raised.chain[0].type_name
+                else outcome.error
+            )
+            return kind(text or outcome.error, known=(outcome.traceback or outcome.output).strip())
+        case OutOfMemory():
+            held = format_bytes(max(ending.peak_anonymous_bytes, ending.group_growth_bytes))
+            what = f"nothing fits: the task ran out of memory in its {outcome.source} before a tiny batch was through"
+            return NothingFits(
+                what, known=f"it held {held} when it was stopped; {known}", try_="a larger container, or a smaller model"
+            )
+        case TimedOut():
+            return UserCodeError(
+                f"the task hangs: still in {outcome.phase} after {outcome.limit_s:.0f} s",
+                known=outcome.detail,
+                try_="run its factory by hand",
+            )
+        case _:
+            return GuardError(
+                "the task could not be examined",
+                known=f"{outcome.kind}: {ending.output[-500:] or ending.infrastructure or ending.exit_status}",
+            )

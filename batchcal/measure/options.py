@@ -1,0 +1,85 @@
+"""What a calibration is asked for, with the defaults that depend on the machine."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batchcal.calibration.schema import Options
+from batchcal.core.errors import UsageError
+from batchcal.core.units import GIB
+
+MARGIN_CPU: Final = 0.15
+MARGIN_ACCELERATOR: Final = 0.10
+HEADROOM_CPU: Final = 0.60
+HEADROOM_ACCELERATOR: Final = 0.70
+TIME_LIMIT_S: Final = 60.0
+TIERS: Final = ((1 * GIB, 8), (2 * GIB, 12), (4 * GIB, 16))
+"""Steps per probe at most, by memory limit: below 1 GiB 8, to 2 GiB 12, to 4 GiB 16, above 32."""
+LARGEST_TIER: Final = 32
+
+
+def samples_for(limit_bytes: int) -> int:
+    """Steps per probe at most under `limit_bytes`."""
+    return next((samples for below, samples in TIERS if limit_bytes < below), LARGEST_TIER)
+
+
+def options(
+    limit_bytes: int,
+    *,
+    margin: float | None = None,
+    headroom: float | None = None,
+    memory_limit_bytes: int | None = None,
+    samples: int | None = None,
+    max_batch: int | None = None,
+    multiple_of: int = 1,
+    device: str = "auto",
+    allocator: str = "default",
+    workers: int = 0,
+    effective_batch: int | None = None,
+    seed: int = 0,
+    time_limit_s: float = TIME_LIMIT_S,
+    max_probes: int | None = None,
+) -> Options:
+    """Options with every default filled in, for a machine whose memory limit is `limit_bytes`.
+
+    Raises:
+        UsageError: a value out of its range, or two that contradict each other.
+    """
+    accelerated = not device.startswith("cpu") and device != "auto"
+    _positive("samples", samples)
+    _positive("max-batch", max_batch)
+    _positive("multiple-of", multiple_of)
+    _positive("max-probes", max_probes)
+    _positive("effective-batch", effective_batch)
+    if workers < 0:
+        raise UsageError(f"workers {workers} is negative", try_="--workers 0")
+    if max_batch is not None and max_batch < multiple_of:
+        raise UsageError(
+            f"no batch is a multiple of {multiple_of} and at most {max_batch}",
+            try_=f"--max-batch {multiple_of} or a smaller --multiple-of",
+        )
+    margin = (MARGIN_ACCELERATOR if accelerated else MARGIN_CPU) if margin is None else margin
+    headroom = (HEADROOM_ACCELERATOR if accelerated else HEADROOM_CPU) if headroom is None else headroom
+    for name, value in (("margin", margin), ("headroom", headroom)):
+        if not 0 <= value < 1:
+            raise UsageError(f"{name} {value} is not a fraction from 0 to below 1", try_=f"--{name} 15%")
+    return Options(
+        margin=margin,
+        headroom=headroom,
+        memory_limit_bytes=memory_limit_bytes,
+        samples=samples or samples_for(min(limit_bytes, memory_limit_bytes or limit_bytes)),
+        max_batch=max_batch,
+        multiple_of=multiple_of,
+        device=device,
+        allocator=allocator,
+        workers=workers,
+        effective_batch=effective_batch,
+        seed=seed,
+        time_limit_s=time_limit_s,
+        max_probes=max_probes,
+    )
+
+
+def _positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UsageError(f"{name} {value} is not a positive number", try_=f"--{name} 8")

@@ -1,0 +1,79 @@
+"""Reads, inside a child, the most memory that it held: of the host, of its workers, of the accelerator."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Final
+
+import psutil
+import torch
+
+from batchcal.guard.meters import own_bytes, read_status, reset_peak
+
+STILL: Final = 0.005
+"""A peak that grew by less than this has stood still: tcmalloc repeats its peak within 0.5 %."""
+
+
+class HostPeak:
+    """Most anonymous + shared bytes since `reset`, from VmHWM less the file pages; sampled where there is no VmHWM."""
+
+    def __init__(self) -> None:
+        self.resettable = False
+        self._sampled = 0
+
+    def reset(self) -> None:
+        self.resettable = reset_peak()
+        self._sampled = 0
+
+    def read(self) -> int:
+        """Bytes. Where the peak could not be reset it holds what came before, too: larger, never smaller."""
+        status = read_status()
+        if status is None:
+            self._sampled = max(self._sampled, psutil.Process().memory_info().rss)
+            return self._sampled
+        self._sampled = max(self._sampled, status.hard_bytes, status.peak_resident_bytes - status.file_bytes + status.swap_bytes)
+        return self._sampled
+
+
+class AcceleratorPeak:
+    """Most reserved on the accelerator since `reset`; nothing on the CPU."""
+
+    def __init__(self, device: torch.device, free_before_bytes: int | None) -> None:
+        self._device = device
+        self.present = device.type != "cpu"
+        self._context_bytes = 0
+        if self.present and free_before_bytes is not None:
+            torch.accelerator.synchronize(device)
+            free, _ = torch.accelerator.get_memory_info(device)
+            self._context_bytes = max(0, free_before_bytes - free - torch.accelerator.memory_reserved(device))
+
+    def reset(self) -> None:
+        if self.present:
+            torch.accelerator.synchronize(self._device)
+            torch.accelerator.reset_peak_memory_stats(self._device)
+
+    def reserved_bytes(self) -> int | None:
+        """Reserved by the caching allocator at most, plus what the context took. None on the CPU."""
+        if not self.present:
+            return None
+        torch.accelerator.synchronize(self._device)
+        return torch.accelerator.max_memory_reserved(self._device) + self._context_bytes
+
+    def allocated_bytes(self) -> int | None:
+        return torch.accelerator.max_memory_allocated(self._device) if self.present else None
+
+    def retries(self) -> int:
+        """How often the allocator had to flush its cache to go on: a run with retries is borderline and slow."""
+        if not self.present:
+            return 0
+        return int(torch.accelerator.memory_stats(self._device).get("num_alloc_retries", 0))
+
+
+def workers_bytes() -> int:
+    """What the DataLoader workers of this process hold of their own."""
+    return sum(own_bytes(worker.pid) for worker in multiprocessing.active_children() if worker.pid is not None)
+
+
+def stands_still(peaks: list[int]) -> bool:
+    """Three steps or more, and the last two brought nothing new."""
+    return len(peaks) >= 3 and peaks[-1] <= peaks[-3] * (1 + STILL)

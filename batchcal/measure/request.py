@@ -1,0 +1,58 @@
+"""What travels to a measuring child: everything it needs, as JSON."""
+
+from __future__ import annotations
+
+from batchcal.calibration.schema import Mode
+from batchcal.core.values import Frozen
+from batchcal.workload.reference import TaskReference
+
+
+class Setting(Frozen):
+    """What is the same for every child of a calibration on one device."""
+
+    reference: TaskReference
+    device: str
+    seed: int
+    intra_op_threads: int
+    workers: int
+    prefetch_factor: int = 2
+    smallest_batch: int
+    """Batch of the warm-up: two samples, since BatchNorm refuses one, or `multiple_of`."""
+    accelerator_free_bytes: int | None = None
+    """Free on the device before any of our contexts; with it a context's own share is known."""
+
+
+class ExamineArguments(Frozen):
+    setting: Setting
+    budget_bytes: int
+    """Only to choose the sizes of the static curve."""
+    max_batch: int | None
+    limit_s: float
+
+
+class ProbeArguments(Frozen):
+    setting: Setting
+    batch: int
+    mode: Mode
+    train_batch: int | None
+    samples: int
+    order: tuple[int, ...] | None
+    """Indices of the largest samples, largest first, found once by the examination. None: to be found again."""
+    accelerator_allowed_bytes: int | None = None
+
+
+class ProbeAnswer(Frozen):
+    """What a child measured, in bytes and seconds."""
+
+    anonymous_bytes: int
+    shared_bytes: int
+    file_bytes: int
+    workers_bytes: int
+    load_peak_bytes: int
+    step_peak_bytes: int
+    """Anonymous + shared of the child itself, most at once over the measured steps."""
+    accelerator_bytes: int | None
+    accelerator_allocated_bytes: int | None
+    accelerator_retries: int
+    step_s: tuple[float, ...]
+    notes: tuple[str, ...] = ()

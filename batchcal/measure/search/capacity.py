@@ -1,0 +1,204 @@
+"""The largest batch whose demand stays within the budget, in few probes and never by a probe that is expected to fail.
+
+Three phases, after one probe for scale: `verify` the cap that the memory model predicts; `expand` while there is room, by at
+most 4x a step; `bisect` only after a miss. Only a run that fits raises the lower bound, only running out of memory lowers the
+upper one, and the answer is always a size that was run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.schema import LimitedBy, SearchPhase
+from batchcal.measure.search.fit import fit
+
+Verdict = Literal["fits", "too-big", "refused", "unknown"]
+"""`refused`: the user's code did not take this size, but took smaller ones. `unknown`: nothing was learned about memory."""
+
+EXPANSION: Final = 4
+"""At most this much further than what was run: beyond, lines are not trusted (published lines extrapolated 17x and ran out)."""
+PRECISION: Final = 0.03
+"""A gap or a gain below this is not worth a probe."""
+AIM: Final = 0.985
+"""Share of the variable budget (budget - base) that is aimed at: noise must not turn a verification into a miss."""
+SCALE_SHARE: Final = 0.5
+"""The scale probe runs at about half the expected cap."""
+MAX_MISSES: Final = 4
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A size to run."""
+
+    batch: int
+    phase: SearchPhase
+    why: str
+    predicted_bytes: int
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What holds a search. Batches in samples, memory in bytes of demand."""
+
+    budget_bytes: int
+    floor: int
+    """The smallest batch worth an answer (multiple_of, else 1)."""
+    ceiling: int
+    """The dataset's size, --max-batch, ..."""
+    ceiling_reason: LimitedBy
+    multiple_of: int
+    headroom: float
+    over_budget_reason: LimitedBy = "memory"
+
+
+class CapacitySearch:
+    """Ask for a size, tell what became of it, until there is nothing to ask."""
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        shape: Sequence[ShapePoint],
+        *,
+        base_bytes: float,
+        source: str,
+        prior_ratio: float,
+        spread: float,
+    ) -> None:
+        self._bounds = bounds
+        self._shape = tuple(shape)
+        self._base = base_bytes
+        self._source = source
+        self._prior = prior_ratio
+        self._spread = spread
+        self._points: dict[int, int] = {}
+        self._over: dict[int, int] = {}
+        self._misses = 0
+        self._refused: int | None = None
+        self._too_big: int | None = None
+        self.best: int | None = None
+        """The largest batch that was run within the budget."""
+        self._unknown = 0
+
+    @property
+    def model(self) -> MemoryModel:
+        """The memory model as fitted so far. A run that ended over the budget is a point too."""
+        return fit(
+            self._shape,
+            [*self._points.items(), *self._over.items()],
+            base_bytes=self._base,
+            source=self._source,
+            prior_ratio=self._prior,
+            spread=self._spread,
+        )
+
+    @property
+    def upper(self) -> int:
+        """No size from here on is worth a probe."""
+        above = [self._bounds.ceiling + 1]
+        above.extend(size for size in (self._too_big, self._refused) if size is not None)
+        return min(above)
+
+    @property
+    def limited_by(self) -> LimitedBy:
+        """What keeps the answer from being larger."""
+        best = self.best or 0
+        if best >= self._round(self._bounds.ceiling):
+            return self._bounds.ceiling_reason
+        if self._refused is not None and (self._too_big is None or self._refused < self._too_big):
+            return "model"
+        return self._bounds.over_budget_reason
+
+    @property
+    def undone(self) -> str:
+        """What would still be asked if there were time. Empty: nothing."""
+        ask = self.ask()
+        return "" if ask is None else f"{ask.phase} {ask.batch}"
+
+    def ask(self) -> Ask | None:
+        """The next size, or None when the search is over."""
+        if self._unknown > 1 or self._misses > MAX_MISSES:
+            return None
+        size, phase, why = self._next()
+        size = self._round(size)
+        if self.best is not None and (size <= self.best or size < self.best * (1 + PRECISION)):
+            return None
+        if size >= self.upper or size < self._bounds.floor:
+            return None
+        return Ask(size, phase, why, round(self.model.predict(size)))
+
+    def tell(self, batch: int, verdict: Verdict, peak_bytes: int | None = None) -> None:
+        """What became of `batch`. `peak_bytes` where it ran to its end, within the budget or above it."""
+        match verdict:
+            case "fits":
+                self.best = max(batch, self.best or 0)
+                if peak_bytes is not None:
+                    self._points[batch] = peak_bytes
+            case "too-big":
+                self._misses += 1
+                self._too_big = min(batch, self._too_big or batch)
+                if peak_bytes is not None:
+                    self._over[batch] = peak_bytes
+            case "refused":
+                self._refused = min(batch, self._refused or batch)
+            case "unknown":
+                self._unknown += 1
+
+    def _next(self) -> tuple[int, SearchPhase, str]:
+        bounds, model = self._bounds, self.model
+        # Beyond the ceiling too: how easily everything fits decides whether a probe for scale is worth it.
+        hoped = model.largest_within(self._aim(model), ceiling=bounds.ceiling * EXPANSION)
+        target = min(hoped, bounds.ceiling)
+        if self._too_big is not None or self._refused is not None:
+            return self._between(target)
+        if self.best is None:
+            if hoped * SCALE_SHARE >= bounds.ceiling:
+                return bounds.ceiling, "verify", "everything there is should fit easily"
+            scale = max(int(target * SCALE_SHARE), bounds.floor)
+            return scale, "scale", "half of what the static curve expects to fit, to learn base and ratio"
+        if target > self.best * EXPANSION:
+            return (
+                self.best * EXPANSION,
+                "expand",
+                f"the budget seems to hold {target}, but no step goes further than {EXPANSION}x",
+            )
+        peak = self._points.get(self.best)
+        if len(self._points) > 1 and peak is not None:
+            used = peak / bounds.budget_bytes
+            side = "under" if used < bounds.headroom else "over"
+            return (
+                target,
+                "expand",
+                f"{used:.0%} of the budget used, {side} the {bounds.headroom:.0%} threshold; {target} should fit",
+            )
+        return target, "verify", "the cap that the memory model predicts"
+
+    def _between(self, target: int) -> tuple[int, SearchPhase, str]:
+        """After a miss: between what fits and what does not."""
+        low, high = self.best or 0, self.upper
+        if low == 0:
+            known = self._over.get(high) is not None
+            size = min(target, int(high * 0.9)) if known and target > 0 else high // 2
+            return max(size, self._bounds.floor), "bisect", f"{high} does not fit and nothing has yet"
+        if (high - low) / low <= PRECISION:
+            return low, "bisect", "close enough"
+        if self._over.get(high) is not None:
+            size = min(max(target, int(low * (1 + PRECISION)) + 1), int(high * (1 - 0.5 * PRECISION * self._misses)))
+            return size, "bisect", f"between {low}, which fits, and {high}, which ran over the budget"
+        middle = low + (high - low) * 3 // 5
+        return (
+            min(middle, max(target, low + (high - low) // 3)),
+            "bisect",
+            f"between {low}, which fits, and {high}, which does not",
+        )
+
+    def _aim(self, model: MemoryModel) -> float:
+        variable = self._bounds.budget_bytes - model.base_bytes
+        return model.base_bytes + max(0.0, variable) * AIM
+
+    def _round(self, size: int) -> int:
+        """Down to a multiple of what was asked for, within the ceiling."""
+        size = min(size, self._bounds.ceiling)
+        return size - size % self._bounds.multiple_of

@@ -1,0 +1,150 @@
+"""The shape of memory against batch, without allocating it. Runs in a child: the task it is given is spent afterwards.
+
+FakeTensor with torch's MemTracker takes 60 ms a size and sees what a line cannot (an in-batch contrastive loss is quadratic).
+Where a model cannot be traced that way, the torch CPU profiler's allocator peak at a few tiny batches gives a line. Both are
+shapes, not answers: fragmentation, libraries and the allocator's history come from real probes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import torch
+from torch import nn
+
+from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.schema import Mode
+from batchcal.workload.step import map_tensors
+from batchcal.workload.task import Task
+
+PROFILED_BATCHES: Final = (2, 4, 8, 16)
+SIZE_LIMIT_S: Final = 2.0
+"""A size that takes longer than this under FakeTensor (a 512-step GRU takes 10 s) ends the curve."""
+
+BatchOf = Callable[[int], object]
+"""size -> the worst-case batch of that size."""
+
+
+class FakeTrace:
+    """Runs a task's step without memory. Spends the task: its parameters become fake."""
+
+    def __init__(self, task: Task, batch_of: BatchOf, *, limit_s: float) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        self._task = task
+        self._batch_of = batch_of
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._ends = time.monotonic() + limit_s
+        self._slow = False
+        self.curves: dict[Mode, dict[int, float]] = {"train": {}, "eval": {}}
+        """Bytes that live at once beyond parameters and optimizer state, by mode and size."""
+        _make_fake(task.model, self._fake)
+
+    def trace(self, sizes: Sequence[int]) -> None:
+        """Adds `sizes` to the curves, in order, as long as there is time."""
+        from torch.distributed._tools.mem_tracker import MemTracker
+
+        for size in sizes:
+            began = time.monotonic()
+            if size in self.curves["train"] or began > self._ends or self._slow:
+                continue
+            batch = map_tensors(self._batch_of(size), self._fake.from_tensor)
+            for mode, curve in self.curves.items():
+                tracker = MemTracker()
+                tracker.track_external(self._task.model)
+                self._task.model.train(mode == "train")
+                with self._fake, tracker:
+                    _step(self._task, batch, mode)
+                    self._task.model.zero_grad(set_to_none=True)
+                peak = _total(tracker.get_tracker_snapshot("peak")) - _total(tracker.get_tracker_snapshot("current"))
+                curve[size] = float(max(0, peak))
+            self._slow = time.monotonic() - began > SIZE_LIMIT_S
+
+    def shapes(self) -> dict[Mode, tuple[ShapePoint, ...]]:
+        """The curves that are usable, by mode."""
+        found: dict[Mode, tuple[ShapePoint, ...]] = {}
+        for mode, curve in self.curves.items():
+            points = tuple(ShapePoint(batch=size, bytes=count) for size, count in sorted(curve.items()))
+            if usable(points):
+                found[mode] = points
+        return found
+
+
+def profiled_curve(task: Task, batch_of: BatchOf, modes: Sequence[Mode], *, ceiling: int) -> dict[Mode, tuple[ShapePoint, ...]]:
+    """The same by running tiny batches for real under the profiler, which does not depend on malloc's history."""
+    curves: dict[Mode, list[ShapePoint]] = {mode: [] for mode in modes}
+    for size in [size for size in PROFILED_BATCHES if size <= ceiling] or [ceiling]:
+        batch = batch_of(size)
+        for mode in modes:
+            task.model.train(mode == "train")
+            peak = _allocator_peak(partial(_step, task, batch, mode))
+            curves[mode].append(ShapePoint(batch=size, bytes=float(peak)))
+            task.model.zero_grad(set_to_none=True)
+    return {mode: tuple(points) for mode, points in curves.items() if usable(points)}
+
+
+def usable(points: Sequence[ShapePoint]) -> bool:
+    """Two points or more, growing."""
+    return len(points) > 1 and points[-1].bytes > points[0].bytes
+
+
+def line(bytes_per_sample: float) -> tuple[ShapePoint, ...]:
+    """The shape of last resort: so many bytes a sample."""
+    return (ShapePoint(batch=1, bytes=bytes_per_sample), ShapePoint(batch=2, bytes=2 * bytes_per_sample))
+
+
+def _step(task: Task, batch: object, mode: Mode) -> None:
+    device_type = next((parameter.device.type for parameter in task.model.parameters()), "cpu")
+    with torch.autocast(device_type, dtype=task.autocast, enabled=task.autocast is not None):
+        if mode == "train":
+            loss = task.loss(task.model, batch)
+        else:
+            with torch.no_grad():
+                (task.eval_step or task.loss)(task.model, batch)
+            return
+    loss.backward()
+
+
+def _make_fake(model: nn.Module, fake: object) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if not isinstance(fake, FakeTensorMode):
+        raise TypeError("a FakeTensorMode is needed")
+    replaced: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in replaced:
+                replaced[id(parameter)] = nn.Parameter(
+                    fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad
+                )
+            module._parameters[name] = replaced[id(parameter)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = fake.from_tensor(buffer)
+
+
+def _total(snapshot: Mapping[torch.device, Mapping[str, int]]) -> int:
+    """Bytes over all devices of a MemTracker snapshot."""
+    return sum(count for by_kind in snapshot.values() for kind, count in by_kind.items() if str(kind).endswith("otal"))
+
+
+def _allocator_peak(step: Callable[[], None]) -> int:
+    """Most bytes above the start that the CPU allocator had handed out at once while `step` ran."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results = getattr(profiler.profiler, "kineto_results", None)
+    if results is None:
+        return 0
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    live = peak = 0
+    for _, change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak

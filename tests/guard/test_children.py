@@ -1,0 +1,257 @@
+"""Real children: whatever they do, the parent learns one outcome and nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from batchcal.core.errors import GuardError
+from batchcal.guard.classify import classify
+from batchcal.guard.ending import Ending
+from batchcal.guard.launch import Launcher
+from batchcal.guard.outcome import (
+    Fits,
+    KilledFromOutside,
+    Outcome,
+    OutOfMemory,
+    Peak,
+    TimedOut,
+    UserCodeFailed,
+)
+from batchcal.guard.run import Limits
+from batchcal.guard.wire import JSON, Message
+from tests.support.guarded import ending_of, job, launcher
+
+pytestmark = pytest.mark.child
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module", params=["zygote", "spawn"])
+def opened(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    kind: Literal["zygote", "spawn"] = "zygote" if request.param == "zygote" else "spawn"
+    with launcher(kind) as made:
+        yield made
+
+
+def fits(value: JSON) -> Outcome:
+    return Fits(peak=Peak(demand_bytes=1), steps=1, step_s=1.0, samples_per_s=1.0)
+
+
+def outcome_of(ending: Ending) -> Outcome:
+    return classify(ending, fits)
+
+
+def kill_if_there(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def gone(pid: int) -> bool:
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_child_returns_what_its_function_returned(opened: Launcher) -> None:
+    assert ending_of(opened, "echo", number=1, text="x").returned == {"number": 1, "text": "x"}
+
+
+def test_a_child_leads_its_own_group_and_volunteers_for_the_kernel(opened: Launcher) -> None:
+    told = ending_of(opened, "where").returned
+    assert isinstance(told, dict)
+    assert told["pid"] == told["group"] != os.getpgid(0)
+    assert told["oom_score_adj"] == 1000
+
+
+def test_a_child_sees_the_environment_and_the_directory_it_was_given(opened: Launcher) -> None:
+    told = ending_of(opened, "where").returned
+    assert isinstance(told, dict)
+    assert told["environment"] == dict(os.environ)
+    assert told["cwd"] == job("where").working_directory
+
+
+def test_a_user_error_keeps_its_cause_and_its_traceback(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "fail"))
+    assert isinstance(outcome, UserCodeFailed)
+    assert outcome.error == "ValueError: the shapes do not match"
+    assert "KeyError: 'inner'" in outcome.traceback
+
+
+def test_sys_exit_in_the_user_s_code_is_his_error_and_not_an_answer(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "sys_exit"))
+    assert isinstance(outcome, UserCodeFailed)
+    assert outcome.error == "SystemExit: 3"
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_os_exit_without_a_result_is_the_user_s_error_even_with_code_zero(opened: Launcher, code: int) -> None:
+    outcome = outcome_of(ending_of(opened, "leave", code=code))
+    assert isinstance(outcome, UserCodeFailed)
+    assert f"exit code {code}" in outcome.error
+
+
+def test_a_kill_from_outside_is_told_as_such(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "die", signal=int(signal.SIGKILL)))
+    assert outcome == KilledFromOutside(signal=9)
+
+
+def test_a_segfault_far_from_the_limit_is_the_user_s_and_shows_where(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "segfault"))
+    assert isinstance(outcome, UserCodeFailed)
+    assert "SIGSEGV" in outcome.error
+    assert "segfault" in outcome.traceback
+
+
+def test_a_child_that_hangs_ends_at_its_deadline_and_says_where_it_stood(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "hang", limit_s=0.3))
+    assert isinstance(outcome, TimedOut)
+    assert outcome.phase == "measure"
+    assert "in hang" in outcome.detail
+
+
+def test_a_stopped_child_ends_at_its_deadline_too(opened: Launcher) -> None:
+    def stop(message: Message) -> None:
+        raise AssertionError("nothing is told")
+
+    limits = Limits(phase_s={"measure": 0.3})
+    ending = ending_of(opened, "stop_itself", limits, listen=stop)
+    assert isinstance(outcome_of(ending), TimedOut)
+
+
+def test_megabytes_of_output_neither_block_nor_reach_the_result(opened: Launcher) -> None:
+    ending = ending_of(opened, "shout", kib=20_000)
+    assert ending.returned == "done"
+    assert 0 < len(ending.output) <= 64 * 1024
+
+
+def test_a_grandchild_does_not_outlive_the_child(opened: Launcher) -> None:
+    told: list[Message] = []
+    ending = ending_of(opened, "fork_and_wait", listen=told.append)
+    assert ending.has_result
+    assert gone(int(str(told[0]["grandchild"])))
+
+
+def test_a_grandchild_does_not_outlive_a_killed_child(opened: Launcher) -> None:
+    told: list[Message] = []
+    ending_of(opened, "fork_and_wait", listen=told.append, killed=True)
+    assert gone(int(str(told[0]["grandchild"])))
+
+
+def test_openmp_works_in_a_child(opened: Launcher) -> None:
+    assert ending_of(opened, "spawn_threads", Limits(total_s=30)).returned == 512.0**3
+
+
+def test_the_fence_turns_too_much_memory_into_python_s_own_error(opened: Launcher) -> None:
+    ending = ending_of(opened, "hold", Limits(allowed_bytes=500 * MIB), bytes=900 * MIB)
+    outcome = outcome_of(ending)
+    assert ending.armed
+    assert isinstance(outcome, OutOfMemory)
+    assert outcome.source == "fence"
+    assert ending.peak_anonymous_bytes <= 500 * MIB + 16 * MIB
+
+
+def test_the_fence_turns_too_large_a_tensor_into_torch_s_own_error(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "tensors", Limits(allowed_bytes=600 * MIB), bytes=900 * MIB))
+    assert isinstance(outcome, OutOfMemory)
+    assert "DefaultCPUAllocator" in outcome.detail
+
+
+def test_what_stays_inside_the_fence_is_not_disturbed(opened: Launcher) -> None:
+    ending = ending_of(opened, "hold", Limits(allowed_bytes=600 * MIB), bytes=200 * MIB)
+    assert ending.returned == {"armed": True, "held": 200 * MIB}
+    assert ending.peak_anonymous_bytes >= 200 * MIB
+
+
+def test_user_code_cannot_raise_the_fence_again(opened: Launcher) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may raise a hard limit")
+    assert ending_of(opened, "raise_limit", Limits(allowed_bytes=600 * MIB)).returned == "refused"
+
+
+def test_the_watchdog_ends_what_is_not_fenced(opened: Launcher) -> None:
+    ending = ending_of(opened, "hold", Limits(allowed_bytes=400 * MIB), bytes=900 * MIB, arm=False, linger_s=5)
+    outcome = outcome_of(ending)
+    assert isinstance(outcome, OutOfMemory)
+    assert outcome.source == "watchdog"
+
+
+def test_a_torn_result_is_no_result(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "tear_result"))
+    assert isinstance(outcome, UserCodeFailed)
+    assert "without a result" in outcome.error
+
+
+def test_names_in_shared_memory_go_with_their_process(opened: Launcher) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    ending_of(opened, "leave_shared_memory")
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def test_a_zygote_that_was_killed_is_told_and_its_child_dies_with_it() -> None:
+    with launcher("zygote") as made:
+        told: list[Message] = []
+
+        def kill_zygote(message: Message) -> None:
+            told.append(message)
+            assert made.overhead_pid is not None
+            os.kill(made.overhead_pid, signal.SIGKILL)
+
+        ending = ending_of(made, "tell_and_hang", listen=kill_zygote)
+        assert "has died" in ending.infrastructure
+        assert gone(int(str(told[0]["pid"])))
+        with pytest.raises(GuardError):
+            ending_of(made, "echo")
+
+
+def test_children_and_grandchildren_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from tests.support.guarded import ending_of, launcher\n"
+        "with launcher('zygote') as made:\n"
+        "    ending_of(made, 'tell_family', listen=lambda message: print(message['pid'], message['grandchild'], flush=True))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": job("echo").working_directory}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
+
+
+def test_random_kills_leave_one_outcome_each_and_nothing_behind() -> None:
+    import random
+    import threading
+
+    chance = random.Random(4)
+    with launcher("zygote") as made:
+        for _ in range(40):
+            told: list[Message] = []
+            delay = chance.uniform(0, 0.03)
+
+            def kill_later(message: Message, delay: float = delay) -> None:
+                pid = int(str(message["pid"]))
+                threading.Timer(delay, kill_if_there, (pid,)).start()
+                told.append(message)
+
+            outcome = outcome_of(ending_of(made, "tell_and_work", listen=kill_later))
+            assert isinstance(outcome, (KilledFromOutside, Fits))
+            assert gone(int(str(told[0]["pid"])))
+            time.sleep(0.03)

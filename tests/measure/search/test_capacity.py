@@ -1,0 +1,216 @@
+"""The search against machines that are numbers: safe, near the truth, and in few probes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcal.calibration.memory_model import ShapePoint
+from batchcal.measure.search.capacity import EXPANSION, Ask, Bounds, CapacitySearch
+
+MIB = 1 << 20
+
+
+@dataclass
+class Machine:
+    """Needs base + ratio x bytes(batch), with noise; above the budget it may or may not live to say by how much."""
+
+    base: float
+    ratio: float
+    per_sample: float
+    budget: float
+    noise: float = 0.0
+    quadratic: float = 0.0
+    tells_above: float = 1.04
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
+
+    def paper(self, batch: int) -> float:
+        return self.per_sample * batch + self.quadratic * batch * batch
+
+    def demand(self, batch: int) -> float:
+        return self.base + self.ratio * self.paper(batch)
+
+    def run(self, batch: int) -> int:
+        return int(self.base + self.ratio * self.paper(batch) * (1 + self._chance.uniform(-self.noise, self.noise)))
+
+    def capacity(self, ceiling: int) -> int:
+        low, high = 0, ceiling + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.demand(middle) <= self.budget else (low, middle)
+        return low
+
+
+def search_for(machine: Machine, *, ceiling: int = 60_000, multiple_of: int = 1, base_error: float = 1.0) -> CapacitySearch:
+    bounds = Bounds(
+        budget_bytes=int(machine.budget),
+        floor=multiple_of,
+        ceiling=ceiling,
+        ceiling_reason="dataset",
+        multiple_of=multiple_of,
+        headroom=0.6,
+    )
+    near = machine.capacity(ceiling)  # the examination traces around the expected cap, too
+    sizes = sorted({2, 4, 8, 32, 128, 512, 2048, max(near // 2, 1), near + 1, near * 3 // 2 + 1})
+    return CapacitySearch(
+        bounds,
+        [ShapePoint(batch=size, bytes=machine.paper(size)) for size in sizes],
+        base_bytes=machine.base * base_error,
+        source="test",
+        prior_ratio=1.15,
+        spread=0.06,
+    )
+
+
+def explore(search: CapacitySearch, machine: Machine) -> list[Ask]:
+    asked: list[Ask] = []
+    while (ask := search.ask()) is not None:
+        asked.append(ask)
+        assert len(asked) <= 12, "the search does not end"
+        demand = machine.run(ask.batch)
+        if demand <= machine.budget:
+            search.tell(ask.batch, "fits", demand)
+        else:
+            search.tell(ask.batch, "too-big", demand if demand <= machine.budget * machine.tells_above else None)
+    return asked
+
+
+def test_a_well_behaved_machine_takes_two_probes() -> None:
+    machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
+    search = search_for(machine)
+    asked = explore(search, machine)
+    assert [ask.phase for ask in asked] == ["scale", "verify"]
+    assert search.best is not None
+    assert 0.97 <= search.best / machine.capacity(60_000) <= 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    base=st.floats(180 * MIB, 400 * MIB),
+    ratio=st.floats(0.9, 1.6),
+    per_sample=st.floats(10_000, 10_000_000),
+    room=st.floats(60 * MIB, 7000 * MIB),
+    noise=st.sampled_from([0.0, 0.005, 0.03]),
+    base_error=st.floats(0.9, 1.1),
+    seed=st.integers(0, 1000),
+)
+def test_the_answer_was_run_within_the_budget_and_is_near_the_truth(
+    base: float, ratio: float, per_sample: float, room: float, noise: float, base_error: float, seed: int
+) -> None:
+    machine = Machine(base, ratio, per_sample, base + room, noise, seed=seed)
+    search = search_for(machine, base_error=base_error)
+    asked = explore(search, machine)
+    truth = machine.capacity(60_000)
+    if search.best is None:
+        assert truth <= 1
+        return
+    assert search.best in [ask.batch for ask in asked]
+    if truth >= 16:
+        assert search.best >= 0.85 * truth
+    assert len(asked) <= 8
+
+
+def test_a_quadratic_memory_is_followed_by_its_curve() -> None:
+    machine = Machine(base=250 * MIB, ratio=1.05, per_sample=20_000, quadratic=40.0, budget=4000 * MIB)
+    search = search_for(machine)
+    asked = explore(search, machine)
+    assert search.best is not None
+    assert search.best / machine.capacity(60_000) > 0.95
+    assert len(asked) <= 4
+
+
+def test_no_step_goes_further_than_four_times_what_was_run() -> None:
+    machine = Machine(base=230 * MIB, ratio=0.5, per_sample=1.0 * MIB, budget=8000 * MIB)
+    # The static curve says four times what is true, so the first probes are far too small.
+    bounds = Bounds(int(machine.budget), 1, 60_000, "dataset", 1, 0.6)
+    shape = [ShapePoint(batch=size, bytes=machine.paper(size) * 40) for size in (2, 8, 32)]
+    search = CapacitySearch(bounds, shape, base_bytes=machine.base, source="test", prior_ratio=1.15, spread=0.06)
+    asked = explore(search, machine)
+    best = 0
+    for ask in asked:
+        assert best == 0 or ask.batch <= best * EXPANSION
+        best = ask.batch
+    assert "expand" in [ask.phase for ask in asked]
+    assert search.best is not None
+    assert search.best / machine.capacity(60_000) > 0.9
+
+
+def test_it_stops_at_the_dataset_s_size_with_one_probe_where_everything_fits() -> None:
+    machine = Machine(base=230 * MIB, ratio=1.1, per_sample=0.1 * MIB, budget=6000 * MIB)
+    search = search_for(machine, ceiling=1500)
+    asked = explore(search, machine)
+    assert [ask.batch for ask in asked] == [1500]
+    assert search.best == 1500
+    assert search.limited_by == "dataset"
+
+
+def test_answers_are_multiples_of_what_was_asked_for() -> None:
+    machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
+    search = search_for(machine, multiple_of=16)
+    asked = explore(search, machine)
+    assert all(ask.batch % 16 == 0 for ask in asked)
+    assert search.best is not None
+    assert search.best >= 0.9 * machine.capacity(60_000)
+
+
+def test_a_miss_is_bisected_and_the_answer_lies_below_it() -> None:
+    machine = Machine(base=230 * MIB, ratio=1.6, per_sample=4 * MIB, budget=870 * MIB, tells_above=1.0)
+    bounds = Bounds(int(machine.budget), 1, 60_000, "dataset", 1, 0.6)
+    # The curve sees a third of what is needed: the first probe already fails.
+    shape = [ShapePoint(batch=size, bytes=machine.paper(size) / 3) for size in (2, 8, 32)]
+    search = CapacitySearch(bounds, shape, base_bytes=machine.base, source="test", prior_ratio=1.15, spread=0.06)
+    asked = explore(search, machine)
+    assert "bisect" in [ask.phase for ask in asked]
+    assert search.best is not None
+    assert search.best / machine.capacity(60_000) > 0.85
+    assert search.limited_by == "memory"
+
+
+def test_nothing_that_fits_ends_without_an_answer() -> None:
+    machine = Machine(base=500 * MIB, ratio=1.0, per_sample=100 * MIB, budget=550 * MIB)
+    search = search_for(machine, base_error=0.8)
+    explore(search, machine)
+    assert search.best is None
+
+
+def test_a_size_that_the_model_refuses_bounds_the_search_without_being_too_big() -> None:
+    machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=4000 * MIB)
+    search = search_for(machine)
+    asked = []
+    while (ask := search.ask()) is not None:
+        asked.append(ask.batch)
+        if ask.batch > 1500:
+            search.tell(ask.batch, "refused")
+        else:
+            search.tell(ask.batch, "fits", machine.run(ask.batch))
+    assert search.limited_by == "model"
+    assert search.best is not None
+    assert search.best <= 1500
+
+
+def test_what_tells_nothing_about_memory_moves_no_bound_and_does_not_go_on_for_ever() -> None:
+    machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
+    search = search_for(machine)
+    asked = 0
+    while (ask := search.ask()) is not None:
+        asked += 1
+        search.tell(ask.batch, "unknown")
+    assert asked == 2
+    assert search.best is None
+    assert search.upper == 60_001
+
+
+@pytest.mark.parametrize("capacity", range(1, 12))
+def test_small_capacities_are_found_exactly_or_missed_by_one(capacity: int) -> None:
+    machine = Machine(base=250 * MIB, ratio=1.1, per_sample=50 * MIB, budget=(250 + 1.1 * 50 * (capacity + 0.5)) * MIB)
+    search = search_for(machine)
+    explore(search, machine)
+    assert search.best is not None
+    assert capacity - 1 <= search.best <= capacity
