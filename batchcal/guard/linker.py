@@ -12,7 +12,7 @@ from batchcal.guard.roots import HERE, Root
 
 CACHE: Final = "/etc/ld.so.cache"
 _MAGIC: Final = b"glibc-ld.so.cache1.1"
-_HEADER: Final = struct.Struct("=20sII28x")
+_HEADER: Final = struct.Struct("=20sII20x")
 """struct cache_file_new of glibc's dl-cache.h: magic and version, entries, bytes of strings, and what we need not know."""
 _ENTRY: Final = struct.Struct("=iII12x")
 """struct file_entry_new: flags, offset of the name, offset of the path; the offsets count from the magic."""

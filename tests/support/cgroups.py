@@ -84,7 +84,7 @@ class MemoryCgroup:
         )
 
     def oom_kills(self) -> int:
-        """The kernel's own counter of processes that its OOM killer took: those in this very group, not in groups below it (v1)."""
+        """The kernel's own count of processes that its OOM killer took in this very group, those below it not counted (v1)."""
         lines = (self.path / "memory.oom_control").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
