@@ -16,7 +16,8 @@ STREAM_LIMIT_BYTES: Final = 16 << 20
 TIME_LIMIT_S: Final = 0.25
 _REFERENCE_BYTES: Final = 64
 """About what a tensor's type, shape and place take in a pickle, besides its values."""
-Reduced = str | tuple[object, ...]
+_Made = Callable[..., object]
+Reduced = str | tuple[_Made, tuple[object, ...]] | tuple[_Made, tuple[object, ...], object]
 """What `__reduce_ex__` answers."""
 
 
@@ -67,7 +68,7 @@ class _CountedTypes(dict[type, Callable[[object], Reduced]]):
     def _count(self, value: object) -> Reduced:
         if isinstance(value, Tensor):
             if value.layout is not torch.strided:
-                return value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+                return _as_it_is(value)
             storage = value.untyped_storage()
             if storage.data_ptr() not in self._stored:  # views share one storage, which travels once
                 self._stored.add(storage.data_ptr())
@@ -75,9 +76,14 @@ class _CountedTypes(dict[type, Callable[[object], Reduced]]):
         else:
             size = getattr(value, "nbytes", None)
             if not isinstance(size, int) or getattr(getattr(value, "dtype", None), "hasobject", True):
-                return value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+                return _as_it_is(value)
             self._counter.count += size
         return str, (" " * _REFERENCE_BYTES,)
+
+
+def _as_it_is(value: object) -> Reduced:
+    reduced: Reduced = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    return reduced
 
 
 def pickled_bytes(value: object) -> Pickled:
@@ -89,6 +95,8 @@ def pickled_bytes(value: object) -> Pickled:
         pickler.dump(value)
     except _Enough:
         return Pickled(counter.count, complete=False)
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - a user's __getstate__ and __reduce__ may raise anything
         return Pickled(None, complete=True, why_not=f"{type(error).__name__}: {error}".splitlines()[0][:200])
     return Pickled(counter.count, complete=True)
