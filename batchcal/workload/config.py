@@ -1,0 +1,173 @@
+"""A TOML config: which task, with which arguments; and the tables of settings, which are judged elsewhere.
+
+[task]
+spec = "train.py:task"          # or "package.module:factory"
+[task.args]                     # what the factory takes by name
+width = 64
+[calibrate]
+margin = "15%"
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from batchcal.core.errors import UsageError
+from batchcal.core.values import Frozen
+from batchcal.workload.reference import Scalar, TaskReference, parse_spec
+
+TABLES: Final = ("calibrate", "plan", "train", "hpo")
+"""Tables of settings that a config may have, besides [task]."""
+TASK_KEYS: Final = ("spec", "args")
+
+Toml: TypeAlias = Mapping[str, object]
+"""A table as tomllib reads it: text, numbers, booleans, dates, lists and tables by key."""
+
+_EXAMPLE: Final = '[task] spec = "train.py:task"'
+_TOO_LARGE: Final = 1 << 20
+
+
+class Config(Frozen):
+    """What one file says."""
+
+    reference: TaskReference | None
+    """None: it has no [task], only settings."""
+    tables: dict[str, dict[str, object]]
+    """The tables of settings that are there, by name, as read."""
+
+
+def read_config(path: Path, *, directory: Path) -> Config:
+    """The config at `path`, of whose task `directory` is the folder.
+
+    A file in the spec is looked for below `directory`, then beside the config.
+
+    Raises:
+        UsageError: it cannot be read, is not TOML, or has a table, a key or a value that a config does not have.
+    """
+    return config_of(_parsed(path), path, directory=directory)
+
+
+def project_config(directory: Path) -> Config | None:
+    """What `batchcal.toml`, else `[tool.batchcal]` of `pyproject.toml`, says in `directory`; None where neither is there.
+
+    Raises:
+        UsageError: as `read_config`.
+    """
+    path = directory / "batchcal.toml"
+    if path.is_file():
+        return read_config(path, directory=directory)
+    path = directory / "pyproject.toml"
+    if not path.is_file():
+        return None
+    tool = _parsed(path).get("tool")
+    table = tool.get("batchcal") if isinstance(tool, dict) else None
+    if table is None:
+        return None
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: tool.batchcal is not a table", try_='[tool.batchcal.task] spec = "train.py:task"')
+    return config_of(table, path, directory=directory)
+
+
+def config_of(document: Toml, path: Path, *, directory: Path) -> Config:
+    """The same from what was read already.
+
+    Raises:
+        UsageError: a table, a key or a value that a config does not have.
+    """
+    tables: dict[str, dict[str, object]] = {}
+    for name, table in document.items():
+        if name not in {"task", *TABLES}:
+            what = f"table [{name}]" if isinstance(table, dict) else f"key {name!r} outside of any table"
+            raise _unknown(path, what, name, ("task", *TABLES), kind="tables")
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {name} is not a table", known=f"it is {table!r}", try_=f"a line [{name}], keys below it")
+        if name != "task":
+            tables[name] = table
+    task = document.get("task")
+    reference = _reference(task, path, directory) if isinstance(task, dict) else None
+    return Config(reference=reference, tables=tables)
+
+
+def _reference(task: Toml, path: Path, directory: Path) -> TaskReference:
+    for name in task:
+        if name not in TASK_KEYS:
+            raise _unknown(
+                path, f"key {name!r} in [task]", name, TASK_KEYS, kind="keys", more="arguments of the task go to [task.args]"
+            )
+    spec = task.get("spec")
+    if not isinstance(spec, str):
+        what = "[task] has no spec" if spec is None else f"spec is {spec!r}, not a text"
+        raise UsageError(
+            f"{path}: {what}", known="the spec names the function that returns the task, and where it is", try_=_EXAMPLE
+        )
+    try:
+        file = parse_spec(spec).file
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.what}", known=error.known, try_=_EXAMPLE) from None
+    if file is not None and not (directory / file).is_file() and (path.parent / file).is_file():
+        spec = f"{_below(path.parent / file, directory)}:{spec.rpartition(':')[2]}"
+    arguments = task.get("args", {})
+    if not isinstance(arguments, dict):
+        raise UsageError(f"{path}: args of [task] is not a table", try_="a line [task.args], arguments below it: width = 64")
+    return TaskReference(
+        spec=spec,
+        directory=str(directory),
+        arguments={name: _scalar(path, name, value) for name, value in arguments.items()},
+        config=_below(path, directory),
+    )
+
+
+def _scalar(path: Path, name: str, value: object) -> Scalar:
+    if isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    kind = "not finite" if isinstance(value, float) else f"of type {type(value).__name__}"
+    raise UsageError(
+        f"{path}: {name} in [task.args] is {kind}",
+        known="arguments of a task are texts, numbers, true and false: they go into calibration.json and to child processes",
+        try_=f'{name} = "a,b,c", taken apart in the factory',
+    )
+
+
+def _unknown(path: Path, what: str, name: str, names: tuple[str, ...], *, kind: str, more: str = "") -> UsageError:
+    close = difflib.get_close_matches(name, names, n=1)
+    return UsageError(
+        f"{path}: unknown {what}" + (f" (did you mean {close[0]!r}?)" if close else ""),
+        known=f"{kind} there are: {', '.join(names)}" + (f"; {more}" if more else ""),
+        try_=f"{close[0]} instead of {name}" if close else f"remove {name}",
+    )
+
+
+def _parsed(path: Path) -> Toml:
+    known = "a config is a TOML file with a table [task]"
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", known=known, try_=f"batchcal calibrate {path / 'config.toml'}")
+    if not path.exists():
+        found = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, found, n=1)
+        listed = f"in {path.parent} there are {', '.join(found[:8])}" if found else f"no config is in {path.parent}"
+        better = path.with_name(close[0]) if close else "configs/handwriting.toml"
+        raise UsageError(f"there is no file {path}", known=listed, try_=f"batchcal calibrate {better}")
+    if not path.is_file():  # reading a FIFO would wait for ever
+        raise UsageError(f"{path} is not a regular file", known=known, try_=_EXAMPLE)
+    try:
+        if path.stat().st_size > _TOO_LARGE:
+            raise UsageError(f"{path} is over 1 MiB", known=known, try_="keep data out of the config, and give its path")
+        parsed: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", known=known, try_=f"ls -l {path}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8", known=f"byte {error.start}: {error.reason}", try_="save it as UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML: {error}", known=known, try_='texts need quotes: spec = "train.py:task"') from None
+    return parsed
+
+
+def _below(path: Path, directory: Path) -> str:
+    """Relative to `directory` where it lies below it, else absolute."""
+    absolute = path.absolute()
+    return (absolute.relative_to(directory) if absolute.is_relative_to(directory) else absolute).as_posix()

@@ -1,0 +1,73 @@
+"""What a user typed -> TaskReference. Torch-free, and nothing of his is imported."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Final
+
+from batchcal.core.errors import UsageError
+from batchcal.workload.config import read_config
+from batchcal.workload.modules import file_of
+from batchcal.workload.reference import Spec, TaskReference, parse_spec
+
+_FORMS: Final = "a task is given as package.module:factory, path/to/file.py:factory or config.toml"
+
+
+def reference_of(target: str, *, directory: Path) -> TaskReference:
+    """The task that `target` names: `package.module:factory`, `path/to/file.py:factory` or `config.toml`.
+
+    Args:
+        directory: what relative paths are relative to, and where modules are looked for first; usually the working directory.
+
+    Raises:
+        UsageError: another form, or there is no such file. Whether the module and the factory exist is seen when they are loaded.
+    """
+    directory = directory.absolute()
+    if target.endswith(".toml") and target.isprintable():
+        reference = read_config(directory / target, directory=directory).reference
+        if reference is None:
+            raise UsageError(
+                f"{target} has no table [task]",
+                known="without one it says how to measure, not what",
+                try_='[task] spec = "train.py:task"',
+            )
+        return reference
+    if ":" not in target and target.isprintable():
+        raise _without_factory(target, directory)
+    spec = parse_spec(target)
+    if spec.file is not None:
+        file_of(spec, directory)
+    return TaskReference(spec=target, directory=str(directory))
+
+
+def _without_factory(target: str, directory: Path) -> UsageError:
+    """Where there is no colon: what of it there is, and what it may be meant to be."""
+    path = directory / target
+    if not target.strip():
+        return UsageError("no task is given", known=_FORMS, try_="batchcal calibrate train.py:task")
+    if path.is_dir():
+        configs = sorted(path.glob("*.toml")) or sorted(path.glob("*.py"))
+        example = (Path(target) / (configs[0].name if configs else "train.py")).as_posix()
+        ending = "" if example.endswith(".toml") else ":task"
+        return UsageError(f"{target} is a folder", known=_FORMS, try_=f"batchcal calibrate {example}{ending}")
+    if target.endswith(".py"):
+        file = file_of(Spec(target, None, "task"), directory)
+        own = _functions(file)
+        likely = next((name for name in own if "task" in name), own[0] if own else "task")
+        return UsageError(
+            f"{target} is a file, and which function in it returns the task is not said",
+            known=f"its functions are {', '.join(own[:8])}" if own else "it defines no function at its top level",
+            try_=f"batchcal calibrate {target}:{likely}",
+        )
+    if path.is_file():
+        return UsageError(f"{target} is neither a config nor Python", known=_FORMS, try_="batchcal calibrate train.py:task")
+    return UsageError(f"{target!r} names no function", known=_FORMS, try_=f"batchcal calibrate {target}:task")
+
+
+def _functions(file: Path) -> list[str]:
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [one.name for one in body if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")]
