@@ -48,7 +48,7 @@ def read_cpu(root: Root, environ: Mapping[str, str], notes: list[str]) -> Cpu:
         visible=visible,
         physical=_physical(root, mask, notes),
         quota_cores=min((quota.value for quota in quotas), default=None),
-        model=_model(root),
+        model=_model(root, environ),
         architecture=platform.machine(),
         instructions=_instructions(root),
     )
@@ -154,7 +154,7 @@ def _cores_of_cpuinfo(root: Root, mask: frozenset[int]) -> int:
     return len(cores)
 
 
-def _model(root: Root) -> str:
+def _model(root: Root, environ: Mapping[str, str]) -> str:
     for block in (root.read("/proc/cpuinfo") or "").split("\n\n"):
         fields = _fields(block)
         name = fields.get("model name") or fields.get("Hardware") or fields.get("cpu model")
@@ -162,7 +162,8 @@ def _model(root: Root) -> str:
             return name
         if "CPU implementer" in fields:  # Arm names its parts by number only
             return f"Arm {fields['CPU implementer']} part {fields.get('CPU part', '?')}"
-    return platform.processor() or "unknown"
+    # Not platform.processor(), which starts a process. The variable is that of Windows.
+    return environ.get("PROCESSOR_IDENTIFIER") or platform.machine()
 
 
 def _instructions(root: Root) -> tuple[str, ...]:
