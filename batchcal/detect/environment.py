@@ -44,7 +44,8 @@ class Cpu(Record):
 
 class Memory(Record):
     limit: Fact[int]
-    """Bytes: the binding limit over the whole ancestor chain, else what the machine has."""
+    """Bytes: the least of what binds: every group's limit (and memory.high) up to the root, RLIMIT_DATA, RLIMIT_AS, the machine.
+    The two RLIMITs are for one process alone: what others use is not held against them."""
     total_bytes: int
     available_bytes: int
     """MemAvailable of the machine."""

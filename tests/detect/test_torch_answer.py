@@ -1,0 +1,71 @@
+"""What only torch can tell, asked in a child."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from batchcal.core.errors import GuardError
+from batchcal.detect.environment import ThreadPool
+from batchcal.detect.thread_pools import can_be_asked, pools_of
+from batchcal.detect.torch_answer import TorchAnswer, ask_in_child
+from batchcal.guard import call as guard_call
+
+
+@pytest.mark.child
+def test_a_child_tells_what_torch_sees_and_what_threads_its_libraries_have() -> None:
+    answer = ask_in_child()
+    assert answer.problems == ()
+    assert can_be_asked()
+    libraries = {pool.library for pool in answer.thread_pools}
+    assert any("omp" in library for library in libraries)
+    assert any("openblas" in library or "mkl" in library for library in libraries)
+    assert all(device.total_bytes >= device.free_bytes for device in answer.accelerators)
+
+
+@pytest.mark.child
+@pytest.mark.gpu
+def test_a_real_accelerator_is_described() -> None:
+    answer = ask_in_child()
+    assert answer.accelerators
+    for device in answer.accelerators:
+        assert 0 < device.free_bytes <= device.total_bytes
+        assert device.name
+    assert answer.cuda or answer.accelerators[0].kind != "cuda"
+
+
+@pytest.mark.child
+def test_asking_loads_no_torch_here() -> None:
+    code = (
+        "import sys; from batchcal.detect.torch_answer import ask_in_child; from batchcal.detect.detect import detect;"
+        "detect(ask_child=ask_in_child); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("reply", [None, 3, {"accelerators": 5}, {"unheard": 1}])
+def test_an_odd_answer_is_an_error_of_ours(reply: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_call, "call", lambda function, *, timeout_s: reply)
+    with pytest.raises(GuardError, match="odd answer"):
+        ask_in_child()
+
+
+def test_an_answer_travels_as_json() -> None:
+    answer = TorchAnswer(thread_pools=(ThreadPool(library="libgomp", threads=2),), cuda="12.8", problems=("cuda:0 is away",))
+    assert TorchAnswer.model_validate(answer.model_dump(mode="json")) == answer
+
+
+def test_pools_without_a_name_or_a_number_are_passed_over() -> None:
+    entries: list[Mapping[str, object]] = [
+        {"prefix": "libgomp", "num_threads": 2, "version": None},
+        {"prefix": "libmkl_rt", "num_threads": 4, "version": "2024.1"},
+        {"prefix": None, "num_threads": 4},
+        {"prefix": "libblis"},
+    ]
+    assert pools_of(entries) == (
+        ThreadPool(library="libgomp", threads=2),
+        ThreadPool(library="libmkl_rt", threads=4, version="2024.1"),
+    )
