@@ -60,8 +60,19 @@ def run(finder: str, config: str, *, ceiling: int, limit_bytes: int, regime: Reg
         "was_run": None if answer is None else answer in ran,
         "sizes_run": ran,
         "wall_s": round(ended.wall_s, 2),
-        "last_words": "" if ended.survived else "".join(ended.stderr.strip().splitlines()[-1:])[:200],
+        "last_words": last_words(ended),
     }
+
+
+def last_words(ended: Ended) -> str:
+    """Why it did not survive, in one line."""
+    if ended.survived:
+        return ""
+    if ended.oom_kills:
+        return "killed by the kernel"
+    if ended.timed_out:
+        return "did not end in time"
+    return next((line[:200] for line in reversed(ended.stderr.splitlines()) if line.strip()), f"exit {ended.exit_code}")
 
 
 def _of_finder(ended: Ended) -> tuple[int | None, list[int]]:
