@@ -11,13 +11,16 @@ import json
 import platform
 import re
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from batchcal.detect.accelerator import drivers, identity
 from batchcal.detect.environment import Cpu, Software
 from batchcal.detect.torch_answer import TorchAnswer
 from batchcal.guard.allocator import AllocatorPolicy, library_digest, without_policy
 from batchcal.guard.roots import HERE, Root
-from batchcal.guard.wire import JSON
+
+if TYPE_CHECKING:
+    from batchcal.guard.wire import JSON
 
 
 def cpu_digest(cpu: Cpu) -> str:

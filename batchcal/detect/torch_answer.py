@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
@@ -11,8 +11,10 @@ from batchcal.core.values import Frozen
 from batchcal.detect import thread_pools
 from batchcal.detect.accelerator import TorchDevices, describe
 from batchcal.detect.environment import Accelerator, ThreadPool
-from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
+
+if TYPE_CHECKING:  # what a child needs; a process that only detects does without sockets
+    from batchcal.guard.job import ChildContext
+    from batchcal.guard.wire import JSON
 
 FUNCTION: Final = "batchcal.detect.torch_answer:ask"
 TIMEOUT_S: Final = 120.0

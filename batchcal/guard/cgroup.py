@@ -10,8 +10,6 @@ import os
 import re
 from typing import Final, Literal, NamedTuple, Protocol
 
-import psutil
-
 from batchcal.core.values import Frozen
 from batchcal.guard.hierarchy import Chain, Version, locate
 from batchcal.guard.roots import HERE, Root
@@ -235,6 +233,8 @@ class MachineMemory:
 
     def _read(self) -> _Reading:
         if self._meminfo is None:
+            import psutil  # 12 ms, for systems without /proc only
+
             memory, paged = psutil.virtual_memory(), psutil.swap_memory()
             return _Reading(memory.total, memory.available, memory.free, paged.total, paged.used)
         values = {key: int(value) * 1024 for key, value in _MEMINFO.findall(self._meminfo.read())}
