@@ -1,8 +1,81 @@
 """batchcal measures what batch size, workers and threads a PyTorch training can really use here.
 
-Names are loaded when they are used, so that `import batchcal` costs milliseconds and no torch.
+Names are loaded when they are used, so that `import batchcal` costs milliseconds and no torch. A loop of one's own uses a
+calibration like this:
+
+    plan = batchcal.load_plan(effective_batch=128)
+    batchcal.apply(plan)
+    loader = batchcal.make_loader(plan, dataset)
+    for group in batchcal.accumulate(plan, loader):
+        for batch, weight in group:
+            (weight * loss_of(model, batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from batchcal.calibration.schema import Calibration
+    from batchcal.detect.detect import detect
+    from batchcal.measure.calibrate import calibrate
+    from batchcal.plan.load import load_calibration as load
+    from batchcal.plan.load import load_plan
+    from batchcal.plan.plan import Plan
+    from batchcal.runtime.accumulate import accumulate
+    from batchcal.runtime.apply import apply
+    from batchcal.runtime.loader import make_eval_loader, make_loader
+    from batchcal.workload.task import Task
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Task",
+    "detect",
+    "calibrate",
+    "load",
+    "Calibration",
+    "load_plan",
+    "Plan",
+    "apply",
+    "make_loader",
+    "make_eval_loader",
+    "accumulate",
+    "__version__",
+]
+
+_HOME: Final = {
+    "Task": ("batchcal.workload.task", "Task"),
+    # The room of the same name can be called, because importing anything from it puts it in this place.
+    "detect": ("batchcal", "detect"),
+    "calibrate": ("batchcal.measure.calibrate", "calibrate"),
+    "load": ("batchcal.plan.load", "load_calibration"),
+    "Calibration": ("batchcal.calibration.schema", "Calibration"),
+    "load_plan": ("batchcal.plan.load", "load_plan"),
+    "Plan": ("batchcal.plan.plan", "Plan"),
+    "apply": ("batchcal.runtime.apply", "apply"),
+    "make_loader": ("batchcal.runtime.loader", "make_loader"),
+    "make_eval_loader": ("batchcal.runtime.loader", "make_eval_loader"),
+    "accumulate": ("batchcal.runtime.accumulate", "accumulate"),
+}
+"""Where each public name lives."""
+
+
+if not TYPE_CHECKING:  # a type checker is to see a misspelt name as one
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _HOME[name]
+        if module == __name__:
+            return import_module(f"{module}.{attribute}")
+        value = getattr(import_module(module), attribute)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -107,7 +107,7 @@ def _sized_groups(loader: DataLoader[object], sampler: MicroBatchSampler) -> Ite
         group = _sized(batches, sizes)
         yield Group(sizes, group)
         _finish(group)
-    # To its end: only then do workers leave, and only a pass that was begun, though nothing was left of it, makes way for the next.
+    # To its end: only then do workers leave, and a pass of which nothing was left must be begun to make way for the next.
     next(batches, None)
 
 

@@ -1,0 +1,159 @@
+"""The calibration of this project and a plan from it, for a script of one's own. Milliseconds, no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from batchcal.calibration.fingerprint import fingerprint_of
+from batchcal.calibration.freshness import check
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.schema import Calibration
+from batchcal.calibration.stale import Stale
+from batchcal.calibration.store import Loaded, existing_path, find_project, load, refusal
+from batchcal.core.clock import Clock, SystemClock
+from batchcal.core.errors import UsageError
+from batchcal.detect.detect import detect
+from batchcal.detect.environment import Environment
+from batchcal.guard.allocator import PolicyName, in_force
+from batchcal.guard.meters import read_status
+from batchcal.plan.make import make_plan
+from batchcal.plan.plan import Plan
+from batchcal.workload.identity import TaskIdentity, identify
+from batchcal.workload.reference import TaskReference
+
+OnStale = Literal["raise", "use"]
+"""`use` takes a calibration that is stale by time, machine or task, and the plan says so. One whose seal does not hold is never
+taken."""
+
+
+def load_calibration(
+    path: Path | str | None = None,
+    *,
+    on_stale: OnStale = "raise",
+    environ: Mapping[str, str] | None = None,
+    clock: Clock | None = None,
+) -> Calibration:
+    """The calibration of this project: its seal holds, and it was measured on this machine, for this task, within seven days.
+
+    Args:
+        path: default: BATCHCAL_CALIBRATION, else `.batchcal/calibration.json` of the project around the working directory.
+
+    Raises:
+        NoCalibration: there is none, or it may not be used; says why.
+        UsageError: BATCHCAL_CALIBRATION or BATCHCAL_KEY_FILE names what cannot be used.
+    """
+    variables = os.environ if environ is None else environ
+    return _load(path, on_stale, detect(environ=variables), variables, clock or SystemClock())[0]
+
+
+def load_plan(
+    *,
+    effective_batch: int | None = None,
+    path: Path | str | None = None,
+    on_stale: OnStale = "raise",
+    device: str | None = None,
+    world_size: int = 1,
+    environ: Mapping[str, str] | None = None,
+    clock: Clock | None = None,
+) -> Plan:
+    """A plan for this very process: made for the allocator that it runs under, since it is not started anew.
+
+    Args:
+        effective_batch: samples per optimizer step; default: what the calibration was asked for, else the capacity.
+        path: the calibration, as for `load_calibration`.
+        device: default: the one that the calibration chose.
+        world_size: processes that share the effective batch.
+
+    Raises:
+        NoCalibration: there is none that may be used, or nothing was verified under this process's allocator.
+        UsageError: an effective batch that cannot be, or as `load_calibration`.
+    """
+    variables = os.environ if environ is None else environ
+    here = detect(environ=variables)
+    calibration, notices = _load(path, on_stale, here, variables, clock or SystemClock())
+    plan = make_plan(
+        calibration,
+        effective_batch=effective_batch,
+        world_size=world_size,
+        device=device,
+        allocator=allocator_here(calibration, device=device),
+        free_bytes_now=free_bytes_now(here, device or calibration.chosen_device),
+    )
+    return plan.model_copy(update={"notices": (*notices, *plan.notices)})
+
+
+def allocator_here(calibration: Calibration, *, device: str | None = None, there: PolicyName | None = None) -> PolicyName:
+    """The policy that a plan for this process must be made for: the one in force (`there`), or `retain` where the calibration was
+    asked for it and `apply` can still put it into force."""
+    name = in_force() if there is None else there
+    asked = calibration.options.allocator
+    wanted = "retain" if asked == "retain" and name == "default" else name
+    return wanted if calibration.finding(device=device, allocator=wanted) is not None else name
+
+
+def free_bytes_now(here: Environment, device: str) -> int | None:
+    """Bytes that a training on `device` could use at this moment: what is free, and what this process holds already.
+
+    None: the device is not known, or nobody asked it.
+    """
+    if device == "cpu":
+        status = read_status()
+        held = 0 if status is None else status.hard_bytes
+        return min(here.memory.limit.value - here.memory.used_bytes, here.memory.available_bytes) + held
+    kind, _, index = device.partition(":")
+    found = (each for each in here.accelerators if (each.kind, each.index) == (kind, int(index or 0)))
+    return next((accelerator.free_bytes for accelerator in found), None)
+
+
+def _load(
+    path: Path | str | None, on_stale: OnStale, here: Environment, environ: Mapping[str, str], clock: Clock
+) -> tuple[Calibration, tuple[str, ...]]:
+    if on_stale not in ("raise", "use"):
+        raise UsageError(f"on_stale {on_stale!r} is not known", try_='on_stale="raise" or on_stale="use"')
+    place = existing_path(Path.cwd(), environ) if path is None else Path(path)
+    found = load(place, trust=find_trust(environ))
+    if not isinstance(found, Loaded):
+        raise refusal(found, place)
+    stale = _stale(found.calibration, place, here, environ, clock)
+    if stale is None:
+        return found.calibration, found.notices
+    if on_stale == "raise":
+        raise refusal(stale, place)
+    return found.calibration, (f"the calibration is stale ({stale})", *found.notices)
+
+
+def _stale(calibration: Calibration, place: Path, here: Environment, environ: Mapping[str, str], clock: Clock) -> Stale | None:
+    try:
+        identity = _identity(calibration, place)
+    except UsageError as error:
+        return Stale(reason="other-task", detail=f"{calibration.task.spec} is not here: {error.what}")
+    fingerprint = fingerprint_of(here, identity, calibration.options, environ=environ)
+    return check(calibration, fingerprint, at=clock.now(), environment=here, task=identity, options=calibration.options)
+
+
+def _identity(calibration: Calibration, place: Path) -> TaskIdentity:
+    """What the calibration's task is today. Its spec is relative to where it was calibrated, which is not recorded: the working
+    directory, the project around it, or the folder that holds the calibration's.
+
+    Raises:
+        UsageError: the task's file or module is in none of them.
+    """
+    found: TaskIdentity | None = None
+    refused: UsageError | None = None
+    for folder in dict.fromkeys((Path.cwd(), find_project(Path.cwd()), place.absolute().parent.parent)):
+        try:
+            identity = identify(
+                TaskReference(spec=calibration.task.spec, directory=str(folder), arguments=calibration.task.arguments)
+            )
+        except UsageError as error:
+            refused = refused or error
+            continue
+        if identity.digest == calibration.task.digest:
+            return identity
+        found = found or identity
+    if found is not None:
+        return found
+    raise refused or UsageError(f"{calibration.task.spec} was not found")
