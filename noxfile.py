@@ -93,7 +93,8 @@ def soak(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure one thing side by side: `nox -s bench -- NAME [OPTIONS]`; without a NAME, list them."""
-    names = sorted(path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.py") if not path.stem.startswith("_"))
+    files = (ROOT / "tests" / "benchmarks").glob("*.py")
+    names = sorted(path.stem for path in files if not path.stem.startswith(("_", "test_", "finder_")))
     if not session.posargs or session.posargs[0] not in names:
         session.error(f"name one of: {', '.join(names)}")
     session.install("-c", str(CONSTRAINTS), "-e", ".", "--group", "test")
