@@ -12,6 +12,9 @@ from typing import Final
 from batchcal.guard.meters import read_status
 
 SHARED_MEMORY: Final = Path("/dev/shm")
+SLACK_BYTES: Final = 12 << 20
+"""VmData holds freed blocks and trimmed arenas that are not resident: with none allowed for, runs were refused 8-15 MiB below
+what they might hold (512 MiB group, small CNN)."""
 
 
 def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
@@ -29,7 +32,7 @@ def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
     status = read_status(pid)
     if status is None:
         return False
-    limit = status.data_bytes + max(0, allowed_bytes - status.hard_bytes)
+    limit = status.data_bytes + max(0, allowed_bytes - status.hard_bytes) + SLACK_BYTES
     try:
         resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
     except (OSError, ValueError):

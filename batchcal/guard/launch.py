@@ -103,7 +103,7 @@ def private_directory() -> Path:
 def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> dict[str, str]:
     """What a process must have in its environment before it starts, so that `policy` is in force and its own import of torch
     stays single-threaded."""
-    environment = {**environ, **policy.environment(environ)}
+    environment = policy.process_environment(environ)
     environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's OpenBLAS would start a thread when it is imported
     package_parent = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environ.get("PYTHONPATH"), package_parent)))

@@ -20,6 +20,8 @@ def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: 
     limit = environment.memory.limit.value
     own = read_status()
     others = max(0, environment.memory.used_bytes - (own.hard_bytes if own is not None else 0))
+    if environment.memory.limit.learned_from.startswith("RLIMIT"):
+        others = 0  # a limit of this process alone: what others use does not count towards it
     margin_bytes = int(limit * margin)
     budget = limit - others - margin_bytes
     # Where the machine itself is tighter than the group (neighbours outside of it), its free memory is what counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from batchcal.core.clock import Clock, SystemClock
 from batchcal.core.errors import BatchcalError, Interrupted, NotSaved, Partial
 from batchcal.core.lock import Lock
 from batchcal.core.progress import Progress, Silent
+from batchcal.core.units import count_of
 from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import resolve
 from batchcal.guard.cgroup import memory_meter
@@ -130,10 +132,8 @@ class _Run:
         """Single flight: replicas on one volume calibrate once; without a lock both do, and both files are valid."""
         began = self.clock.monotonic()
         notices: list[str] = []
-        try:
+        with contextlib.suppress(OSError):  # saving will say so, with the result on stdout
             make_folder(self.path)
-        except OSError:
-            pass
         with Lock(lock_path(self.path), clock=self.clock) as lock:
             others = lock.acquire(
                 wait_s=self.options.time_limit_s * LOCK_WAIT_FACTOR, done=lambda: not force and self.fresh() is not None
@@ -278,8 +278,9 @@ class _Run:
         if calibration.status == "partial" and stopped is None:
             stopped = Partial(
                 "stopped before any batch size was verified",
-                known=f"{len(campaign.attempts.measurements)} probes in {calibration.wall_s:.0f} s; undone: {'; '.join(campaign.undone) or 'everything'}",
-                try_="a longer --time-limit, or more --max-probes; what was measured is kept and not measured again",
+                known=f"{count_of(len(campaign.attempts.measurements), 'probe')} in {calibration.wall_s:.0f} s; "
+                f"undone: {'; '.join(campaign.undone)}",
+                try_="a longer --time-limit, or more --max-probes; what was measured is not measured again",
             )
         path: Path | None = self.path
         not_saved: NotSaved | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.guard.job import ChildContext
+from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
 from batchcal.measure.peak import AcceleratorPeak, HostPeak, stands_still, workers_bytes
 from batchcal.measure.probe import Examination
@@ -31,6 +33,8 @@ from batchcal.workload.task import Task
 SCAN_LIMIT_S: Final = 2.0
 """How long the search for the largest samples may take."""
 STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
+WARM_UP_LIMIT_S: Final = 900.0
+"""torch.compile takes minutes for large models; it is warmed up, not timed out."""
 ORDER_KEPT: Final = 65_536
 """So many of the largest samples are remembered; a larger batch repeats them."""
 COLLATE_LIMIT_S: Final = 0.7
@@ -38,23 +42,24 @@ COLLATE_LIMIT_S: Final = 0.7
 
 
 def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Loads the task, runs two tiny steps, and draws the static curves."""
+    """Loads the task, runs three tiny steps, and draws the static curves."""
     request = ExamineArguments.model_validate(arguments)
     context.phase("load")
-    task, device, scaler = _load(request.setting)
-    worst = WorstCase.of(task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
-    facts = TaskFacts.model_validate(worst.facts(task))
-    context.phase("warm-up", limit_s=600.0)
-    host, accelerator = HostPeak(), AcceleratorPeak(device, request.setting.accelerator_free_bytes)
+    subject = _Subject.load(request.setting)
+    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
+    facts = worst.facts(subject.task)
+    context.phase("warm-up", limit_s=WARM_UP_LIMIT_S)
+    host, accelerator = HostPeak(), AcceleratorPeak(subject.device, request.setting.accelerator_free_bytes)
     smallest = request.setting.smallest_batch
     for _ in range(2):
-        _train(task, worst, smallest, device, scaler)
+        subject.train(worst.batch(smallest), smallest)
     host.reset()
     accelerator.reset()
-    _train(task, worst, smallest, device, scaler)
+    subject.train(worst.batch(smallest), smallest)
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
     context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
-    shapes, source, notes = _shapes(task, worst, request, facts, base_accelerator or base_bytes)
+    base = base_bytes if base_accelerator is None else base_accelerator
+    shapes, source, notes = _shapes(subject.task, worst, request, facts, base)
     examination = Examination(
         facts=facts,
         base_bytes=base_bytes,
@@ -71,30 +76,33 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     request = ProbeArguments.model_validate(arguments)
     setting = request.setting
     context.phase("load")
-    task, device, scaler = _load(setting)
-    worst = WorstCase.of(task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
-    train_worst = worst if request.mode == "train" else WorstCase.of(task, "train", limit_s=0.2, seed=setting.seed)
-    accelerator = AcceleratorPeak(device, setting.accelerator_free_bytes)
-    _limit_accelerator(device, request.accelerator_allowed_bytes)
+    subject = _Subject.load(setting)
+    worst = WorstCase.of(subject.task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
+    train_worst = worst
+    if request.mode == "eval":
+        train_worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=request.train_order)
+    accelerator = AcceleratorPeak(subject.device, setting.accelerator_free_bytes)
+    _limit_accelerator(subject.device, request.accelerator_allowed_bytes)
     host = HostPeak()
     load_peak = host.read()
-    context.phase("warm-up", limit_s=600.0)
+    context.phase("warm-up", limit_s=WARM_UP_LIMIT_S)
+    smallest = min(setting.smallest_batch, request.batch)
     for _ in range(2):
-        _train(task, train_worst, min(setting.smallest_batch, request.batch), device, scaler)
+        subject.train(train_worst.batch(smallest), smallest)
     context.arm()
     context.phase("measure")
     host.reset()
     accelerator.reset()
     if request.mode == "eval" and request.train_batch is not None:
-        _train(task, train_worst, request.train_batch, device, scaler)
-    step_s, peaks = _steps(task, worst, request, device, scaler, host)
+        subject.train(train_worst.batch(request.train_batch), request.train_batch)
+    step_s, peaks = _steps(subject, worst, request, host)
     workers = workers_bytes()
-    status_file, anonymous, shared = _resident()
+    status = read_status() or ProcessMemory()
     context.phase("finish")
     answer = ProbeAnswer(
-        anonymous_bytes=anonymous,
-        shared_bytes=shared,
-        file_bytes=status_file,
+        anonymous_bytes=status.anonymous_bytes,
+        shared_bytes=status.shared_bytes,
+        file_bytes=status.file_bytes,
         workers_bytes=workers,
         load_peak_bytes=load_peak,
         step_peak_bytes=peaks[-1],
@@ -106,27 +114,48 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     return answer.model_dump(mode="json")
 
 
-def _train(task: Task, worst: WorstCase, size: int, device: torch.device, scaler: GradScaler | None) -> None:
-    """One optimizer step on the worst-case batch of `size`."""
-    run_group(task, [MicroBatch(worst.batch(size), size)], device=device, scaler=scaler)
+@dataclass(frozen=True)
+class _Subject:
+    """A loaded task, ready to step."""
+
+    task: Task
+    device: torch.device
+    scaler: GradScaler | None
+
+    @classmethod
+    def load(cls, setting: Setting) -> _Subject:
+        apply_threads(setting.intra_op_threads, 1)
+        random.seed(setting.seed)
+        torch.manual_seed(setting.seed)
+        device = torch.device(setting.device)
+        task = load_task(setting.reference, device=setting.device)
+        prepare(task, device)
+        task.model.train()
+        return cls(task, device, make_scaler(task, device))
+
+    def train(self, batch: object, size: int) -> None:
+        """One optimizer step on one micro-batch: the training's own."""
+        run_group(self.task, [MicroBatch(batch, size)], device=self.device, scaler=self.scaler)
+
+    def step(self, batch: object, size: int, mode: Mode) -> None:
+        """One step of `mode`, waited for."""
+        if mode == "train":
+            self.train(batch, size)
+        else:
+            evaluate(self.task, batch, device=self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
 
-def _steps(
-    task: Task, worst: WorstCase, request: ProbeArguments, device: torch.device, scaler: GradScaler | None, host: HostPeak
-) -> tuple[list[float], list[int]]:
+def _steps(subject: _Subject, worst: WorstCase, request: ProbeArguments, host: HostPeak) -> tuple[list[float], list[int]]:
     """Runs at most `samples` steps; seconds of each and the peak after each, bytes."""
     step_s: list[float] = []
     peaks: list[int] = []
-    task.model.train(request.mode == "train")
+    subject.task.model.train(request.mode == "train")
     began = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
     for batch in _batches(worst, request):
-        if request.mode == "train":
-            run_group(task, [MicroBatch(batch, request.batch)], device=device, scaler=scaler)
-        else:
-            evaluate(task, batch, device=device)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        subject.step(batch, request.batch, request.mode)
         ended = time.perf_counter()
         step_s.append(ended - began)
         began = ended
@@ -158,17 +187,6 @@ def _batches(worst: WorstCase, request: ProbeArguments) -> Iterator[object]:
         yield batch
 
 
-def _load(setting: Setting) -> tuple[Task, torch.device, GradScaler | None]:
-    apply_threads(setting.intra_op_threads, 1)
-    random.seed(setting.seed)
-    torch.manual_seed(setting.seed)
-    device = torch.device(setting.device)
-    task = load_task(setting.reference, device=setting.device)
-    prepare(task, device)
-    task.model.train()
-    return task, device, make_scaler(task, device)
-
-
 def _shapes(
     task: Task, worst: WorstCase, request: ExamineArguments, facts: TaskFacts, base_bytes: int
 ) -> tuple[dict[Mode, tuple[ShapePoint, ...]], str, tuple[str, ...]]:
@@ -189,7 +207,7 @@ def _shapes(
         notes.append("the model could not be traced without memory in time")
     except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
         notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
-    fresh, _, _ = _load(request.setting)  # the trace has spent the other
+    fresh = _Subject.load(request.setting).task  # the trace has spent the other
     shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling)
     if "train" in shapes:
         return _with_eval(shapes), "profiler", tuple(notes)
@@ -222,11 +240,3 @@ def _limit_accelerator(device: torch.device, allowed_bytes: int | None) -> None:
     if device.type == "cuda" and allowed_bytes is not None:
         _, total = torch.accelerator.get_memory_info(device)
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total), device)
-
-
-def _resident() -> tuple[int, int, int]:
-    """File, anonymous and shared bytes resident now."""
-    from batchcal.guard.meters import read_status
-
-    status = read_status()
-    return (0, 0, 0) if status is None else (status.file_bytes, status.anonymous_bytes, status.shared_bytes)

@@ -83,6 +83,7 @@ class ChildProbe:
             train_batch=request.train_batch,
             samples=request.samples,
             order=self._orders.get(request.device) if request.mode == "train" else None,
+            train_order=self._orders.get(request.device) if request.mode == "eval" else None,
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         deadline = max(request.deadline_s or 600.0, 5.0)
@@ -141,7 +142,7 @@ class ChildProbe:
             launcher.close()
 
     def _child_environment(self, allocator: str) -> dict[str, str]:
-        return {**self._environ, **resolve(allocator).environment(self._environ)}
+        return resolve(allocator).process_environment(self._environ)
 
     def _most_allowed(self, allocator: str) -> int:
         """Demand (as a training would have it) at which the group would be as full as the fence lets it be."""

@@ -38,6 +38,8 @@ class ProbeArguments(Frozen):
     samples: int
     order: tuple[int, ...] | None
     """Indices of the largest samples, largest first, found once by the examination. None: to be found again."""
+    train_order: tuple[int, ...] | None = None
+    """The same for the training step that goes before an evaluation."""
     accelerator_allowed_bytes: int | None = None
 
 

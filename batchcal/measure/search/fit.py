@@ -11,8 +11,8 @@ RATIO_RANGE: Final = (0.4, 4.0)
 """Resident over on-paper bytes: 0.9-1.6 was seen. Outside of this range a point must stand out from the base to be believed."""
 NOISE_SHARE: Final = 0.1
 """A demand this near to the base, as a share of it, is base and noise."""
-LEVER: Final = 1.4
-"""Two points this far apart (on paper) give a slope; nearer ones would turn noise into slope."""
+LEVER: Final = (1.2, 20.0)
+"""Two points this far apart on paper (first + second x spread) give a slope; nearer ones would turn noise into slope."""
 
 
 def fit(
@@ -40,7 +40,8 @@ def fit(
         # A point that is mostly base (a small batch beside a large model) says nothing about the slope.
         ratio = prior_ratio
         base = top_bytes - ratio * top_paper
-    below = [(batch, demand) for batch, demand in kept[:-1] if model.on_paper(batch) * LEVER <= top_paper]
+    lever = LEVER[0] + LEVER[1] * spread
+    below = [(batch, demand) for batch, demand in kept[:-1] if model.on_paper(batch) * lever <= top_paper]
     if below:
         low_batch, low_bytes = below[-1]
         slope = (top_bytes - low_bytes) / (top_paper - model.on_paper(low_batch))
