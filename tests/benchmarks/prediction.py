@@ -22,9 +22,10 @@ from batchcal.workload.reference import TaskReference
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._report import MIB, Journal, finish, say
 
-LEARNED_AT: Final = (1 / 20, 1 / 10, 1 / 5)
-"""Of the cap. The largest is the anchor; what is predicted lies at least four times beyond it."""
-PREDICTED_AT: Final = (0.8, 0.9, 1.0)
+LEARNED_AT: Final = (1 / 24, 1 / 12, 1 / 6)
+"""Of the cap as it is guessed before anything was measured. The guess may be half too high, so the last is a quarter at most."""
+BEYOND: Final = (4.0, 4.75, 5.5)
+"""What is predicted, in multiples of the largest size that was learned from. What does not fit cannot be measured: left out."""
 REACH: Final = {"tcmalloc": (0.015, 0.05)}
 """(median, 95th percentile) where the policy repeats itself; elsewhere its own spread is the measure."""
 
@@ -65,10 +66,8 @@ def run_cell(arguments: argparse.Namespace) -> None:
             prior_ratio=PRIOR_RATIO,
             spread=0.0,
         )
-        # The real cap is known better now.
-        cap = min(model.largest_within(at.budget_bytes, ceiling=1 << 30), at.examination.facts.train_samples or 1 << 30)
         anchor = max(size for size, _ in learned)
-        for size in sorted({max(int(cap * part), 4 * anchor) for part in PREDICTED_AT}):
+        for size in sorted({math.ceil(anchor * times) for times in BEYOND}):
             measured = peaks(at, size, arguments.repeats)
             if not measured:
                 continue
