@@ -66,11 +66,13 @@ def _of_raised(ending: Ending, raised: Raised) -> Outcome:
         case "suspect" if near >= NEAR or ending.armed:
             return Suspect(detail=raised.headline, near_limit=near)
         case _:
+            told = raised.chain[0].told
             return UserCodeFailed(
                 phase=raised.phase,
                 error=raised.headline,
-                traceback=raised.traceback,
+                traceback=raised.traceback if told is None else told[1],
                 output=ending.output[-_OUTPUT_SHOWN:],
+                hint="" if told is None else told[2],
             )
     return OutOfMemory(source=source, detail=raised.headline, peak=_lower_bound(ending))
 

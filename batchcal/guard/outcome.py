@@ -78,6 +78,8 @@ class UserCodeFailed(Record):
     traceback: str = ""
     output: str = ""
     """The end of what the code printed."""
+    hint: str = ""
+    """What to type next, where we know."""
 
 
 class WorkerDied(Record):

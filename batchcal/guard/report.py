@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Final
 
+from batchcal.core.errors import BatchcalError
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Phase
 
@@ -21,6 +22,8 @@ class RaisedLink(Frozen):
     """Names of every class it derives from, itself first."""
     message: str
     errno: int | None = None
+    told: tuple[str, str, str] | None = None
+    """Of our own errors: what happened, what is known, what to type next."""
 
 
 class Raised(Frozen):
@@ -34,6 +37,8 @@ class Raised(Frozen):
     def headline(self) -> str:
         """`ValueError: shapes do not match`, the first line only."""
         link = self.chain[0]
+        if link.told is not None:
+            return link.told[0]
         message = link.message.strip().splitlines()
         return f"{link.type_name}: {message[0]}" if message else link.type_name
 
@@ -51,6 +56,7 @@ def describe(error: BaseException, phase: Phase) -> Raised:
                 bases=tuple(_name(base) for base in type(current).__mro__),
                 message=_text(current),
                 errno=current.errno if isinstance(current, OSError) else None,
+                told=(current.what, current.known, current.try_) if isinstance(current, BatchcalError) else None,
             )
         )
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)

@@ -99,7 +99,7 @@ class Attempts:
                 return "too-big", None
             case UserCodeFailed():
                 if best is None:
-                    raise UserCodeError(outcome.error, known=(outcome.traceback or outcome.output).strip())
+                    raise UserCodeError(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
                 self.note(f"the task's own code refuses batch {measured.batch}: {outcome.error}")
                 return "refused", None
             case WorkerDied():

@@ -182,6 +182,7 @@ class Campaign:
             f"nothing fits: even batch size {smallest} needs about {format_bytes(model.predict(smallest))} "
             f"and the budget is {format_bytes(budget.budget_bytes)}",
             known=f"limit {format_bytes(budget.limit_bytes)} ({budget.learned_from}), "
-            f"used by others {format_bytes(budget.others_bytes)}, margin {format_bytes(budget.margin_bytes)}; the task alone holds {format_bytes(examination.base_bytes)}",
+            f"used by others {format_bytes(budget.others_bytes)}, margin {format_bytes(budget.margin_bytes)}; "
+            f"the task alone holds {format_bytes(examination.base_bytes)}",
             try_="a larger container, a smaller model, or a smaller --margin",
         )

@@ -188,17 +188,9 @@ def _failure(ending: Ending, budget_bytes: int) -> BatchcalError:
     known = f"the budget is {format_bytes(budget_bytes)}"
     match outcome:
         case UserCodeFailed():
-            kind = (
-                UsageError
-                if ending.raised is not None and "batchcal.core.errors.UsageError" in ending.raised.chain[0].bases
-                else UserCodeError
-            )
-            text = (
-                ending.raised.chain[0].message
-                if ending.raised is not None and "batchcal.core" in ending.raised.chain[0].type_name
-                else outcome.error
-            )
-            return kind(text or outcome.error, known=(outcome.traceback or outcome.output).strip())
+            bases = ending.raised.chain[0].bases if ending.raised is not None else ()
+            kind = UsageError if f"{UsageError.__module__}.{UsageError.__qualname__}" in bases else UserCodeError
+            return kind(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
         case OutOfMemory():
             held = format_bytes(max(ending.peak_anonymous_bytes, ending.group_growth_bytes))
             what = f"nothing fits: the task ran out of memory in its {outcome.source} before a tiny batch was through"
