@@ -25,6 +25,8 @@ Found = Literal["size_of", "scan", "partial-scan", "first-samples"]
 
 ORDER_LIMIT: Final = 65_536
 """So many of the largest samples are remembered; a larger batch repeats the largest."""
+GROUP_LOOK_LIMIT: Final = 1024
+"""So many of the largest samples are loaded at most to learn their groups."""
 LISTED_LIMIT: Final = 1 << 20
 """Up to here a random order is a shuffled list; beyond, indices are drawn one by one."""
 LOOK_LIMIT: Final = 4096
@@ -76,9 +78,9 @@ class WorstCase:
             self.order = self._look(size_of, time_limit_s)
         elif order is not None:
             self.order = tuple(order)
-        elif size_of is not None and not callable(size_of) and group_of is None:
+        elif size_of is not None and not callable(size_of):
             self.found = "size_of"
-            self.order = self._listed(size_of)
+            self.order = self._listed(size_of, group_of, time_limit_s)
         else:
             self.order = self._scan(size_of, group_of, time_limit_s, seed)
         """Indices, largest first, at most ORDER_LIMIT. For a stream: places among the samples that were looked at."""
@@ -145,7 +147,8 @@ class WorstCase:
         elif self.found == "first-samples":
             yield f"a stream: the largest of its first {count_of(self.looked_at, 'sample')} stand for all; leave a larger margin"
 
-    def _listed(self, size_of: Sequence[float]) -> tuple[int, ...]:
+    def _listed(self, size_of: Sequence[float], group_of: Callable[..., str] | None, time_limit_s: float) -> tuple[int, ...]:
+        """By the costs alone; samples are loaded only for their groups, the largest first."""
         count = len(size_of)
         if count != self.samples:
             raise UserCodeError(
@@ -159,9 +162,19 @@ class WorstCase:
             raise _no_cost(f"a sequence with something else: {error}") from None
         if len(sizes) != count or not bool(sizes.isfinite().all()):
             raise _no_cost("a sequence with what is not one finite number for each sample")
-        worst, order = torch.sort(sizes, descending=True, stable=True)
-        self.worst_size = float(worst[0])
-        return tuple(order[:ORDER_LIMIT].tolist())
+        costs, order = torch.sort(sizes, descending=True, stable=True)
+        self.worst_size = float(costs[0])
+        indices: list[int] = order[:ORDER_LIMIT].tolist()
+        if group_of is None:
+            return tuple(indices)
+        ends = time.monotonic() + time_limit_s
+        first: dict[str, int] = {}
+        for index in indices[:GROUP_LOOK_LIMIT]:
+            first.setdefault(group_of(_item(self.dataset, index)), index)
+            self.looked_at += 1
+            if time.monotonic() > ends:
+                break
+        return tuple(dict.fromkeys([*first.values(), *indices]))
 
     def _scan(self, size_of: SizeOf, group_of: Callable[..., str] | None, time_limit_s: float, seed: int) -> tuple[int, ...]:
         """Loads samples in a random order, as many as there is time for."""
@@ -171,32 +184,24 @@ class WorstCase:
                 known="a dataset that is read by index says how many samples it has",
                 try_="def __len__(self): ..., or derive it from torch.utils.data.IterableDataset",
             )
-        costs = None
-        if size_of is not None and not callable(size_of):
-            self._listed(size_of)  # refuses what is not a cost for each
-            costs = size_of
         ends = time.monotonic() + time_limit_s
         found: list[tuple[float, int]] = []
         largest: dict[str, tuple[float, int]] = {}
         for index in _shuffled(self.samples, seed):
             sample = _item(self.dataset, index)
-            cost = (float(costs[index]) if costs is not None else _cost(size_of, sample), index)
-            found.append(cost)
+            one = _cost(size_of, sample), index
+            found.append(one)
             if group_of is not None:
                 group = group_of(sample)
-                largest[group] = max(largest.get(group, cost), cost)
+                largest[group] = min(largest.get(group, one), one, key=_by_cost)
             if time.monotonic() > ends:
                 break
         self.looked_at = len(found)
-        if costs is not None:  # the samples were loaded for their groups only
-            self.found = "size_of"
-            found = [(float(cost), index) for index, cost in enumerate(costs)]
-        elif self.looked_at < self.samples:
-            self.found = "partial-scan"
+        self.found = "scan" if self.looked_at == self.samples else "partial-scan"
         found.sort(key=_by_cost)
         self.worst_size = found[0][0]
         first = [index for _, index in sorted(largest.values(), key=_by_cost)]
-        return tuple(dict.fromkeys([*first, *(index for _, index in found[:ORDER_LIMIT])]))[:ORDER_LIMIT]
+        return tuple(dict.fromkeys([*first, *(index for _, index in found)]))[:ORDER_LIMIT]
 
     def _look(self, size_of: SizeOf, time_limit_s: float) -> tuple[int, ...]:
         """Keeps the first samples of a stream, within limits."""
