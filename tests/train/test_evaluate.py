@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from batchcal.core.errors import UserCodeError
+from batchcal.runtime.loader import make_eval_loader
+from batchcal.train.evaluate import evaluate_all
+from batchcal.workload.task import Task
+from tests.support.plans import a_plan
+from tests.support.tasks import a_task, points, unpacked
+
+CPU = torch.device("cpu")
+
+
+def evaluated(task: Task, *, eval_batch: int = 8) -> dict[str, float]:
+    assert task.eval_data is not None
+    return evaluate_all(task, make_eval_loader(a_plan(4, eval_batch=eval_batch), task.eval_data), device=CPU)
+
+
+@pytest.mark.parametrize("eval_batch", [1, 7, 30, 100])
+def test_the_size_of_the_batches_does_not_change_the_result(eval_batch: int) -> None:
+    task = a_task(eval_samples=30)
+    assert evaluated(task, eval_batch=eval_batch) == pytest.approx(evaluated(task, eval_batch=30), rel=1e-5)
+
+
+def test_a_metric_has_a_weight_of_its_own() -> None:
+    """Recall of class 1: its weight is how many of class 1 there are, not how many samples."""
+
+    def recall(model: nn.Module, batch: object) -> dict[str, tuple[float, float]]:
+        inputs, labels = unpacked(batch)
+        of_class = labels == 1
+        return {"recall": (float((model(inputs).argmax(dim=1)[of_class] == 1).sum()), float(of_class.sum()))}
+
+    task = replace(a_task(eval_samples=50), metrics=recall)
+    assert evaluated(task, eval_batch=6)["recall"] == pytest.approx(evaluated(task, eval_batch=50)["recall"])
+
+
+def test_a_metric_that_nothing_counted_for_is_zero_and_no_failure() -> None:
+    assert evaluated(replace(a_task(), metrics=lambda model, batch: {"rare": (0.0, 0.0)}))["rare"] == 0.0
+
+
+def test_the_mode_of_the_model_is_put_back_after_a_failure_too() -> None:
+    task = a_task()
+    task.model.eval()
+    evaluated(task)
+    assert not task.model.training
+    task.model.train()
+
+    def fails(model: nn.Module, batch: object) -> dict[str, tuple[float, float]]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        evaluated(replace(task, metrics=fails))
+    assert task.model.training
+
+
+def a_mean(model: nn.Module, batch: object) -> dict[str, float]:
+    return {"accuracy": 0.5}
+
+
+def a_number(model: nn.Module, batch: object) -> float:
+    return 0.5
+
+
+def test_metrics_that_cannot_be_added_over_batches_are_refused_with_what_can() -> None:
+    for wrong in (a_mean, a_number):
+        task = a_task()
+        object.__setattr__(task, "metrics", wrong)  # past the type checker, as a user without one
+        with pytest.raises(UserCodeError, match="metrics returned") as caught:
+            evaluated(task)
+        assert "number_correct" in caught.value.try_
+
+
+def test_weights_of_the_task_hold_in_evaluation_too() -> None:
+    def mean_over_class_one(model: nn.Module, batch: object) -> Tensor:
+        inputs, labels = unpacked(batch)
+        each = nn.functional.cross_entropy(model(inputs), labels, reduction="none")
+        return (each * (labels + 1)).sum() / (labels + 1).sum()
+
+    task = replace(
+        a_task(), loss=mean_over_class_one, weight_of=lambda batch: (batch[1] + 1).sum(), metrics=None, eval_data=points(41)
+    )
+    assert evaluated(task, eval_batch=6) == pytest.approx(evaluated(task, eval_batch=41), rel=1e-5)
