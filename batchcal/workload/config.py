@@ -113,7 +113,11 @@ def _reference(task: Toml, path: Path, directory: Path) -> TaskReference:
         spec = f"{_below(path.parent / file, directory)}:{spec.rpartition(':')[2]}"
     arguments = task.get("args", {})
     if not isinstance(arguments, dict):
-        raise UsageError(f"{path}: args of [task] is not a table", try_="a line [task.args], arguments below it: width = 64")
+        raise UsageError(
+            f"{path}: args of [task] is not a table",
+            known=f"it is {arguments!r}",
+            try_="a line [task.args], below it: width = 64",
+        )
     return TaskReference(
         spec=spec,
         directory=str(directory),

@@ -40,14 +40,17 @@ def parse_spec(text: str) -> Spec:
         UsageError: any other form.
     """
     if not text.isprintable():
-        raise UsageError(f"{text!r} holds a character that cannot be printed", try_="batchcal calibrate train.py:task")
+        raise UsageError(
+            f"{text!r} holds a character that cannot be printed", known="no module or file is named so", try_="train.py:task"
+        )
     where, colon, attribute = text.rpartition(":")
-    if not colon or not where or not attribute:
-        missing = "colon" if not colon else "module or file before the colon" if not where else "name after the colon"
+    if not where or not attribute:
+        missing = "colon" if not colon else "name after the colon" if where else "module or file before the colon"
+        better = f"{where}:task" if where else f"train.py:{attribute}" if colon and attribute else f"{text.strip(':')}:task"
         raise UsageError(
             f"{text!r} has no {missing}",
             known="a SPEC names a module or a file, and the function in it that returns the task",
-            try_=f"batchcal calibrate {where or attribute if colon else text or 'train.py'}:{attribute if where else 'task'}",
+            try_=f"batchcal calibrate {better}",
         )
     names = attribute.split(".")
     if not all(name.isidentifier() for name in names):
