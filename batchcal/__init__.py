@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Calibration
     from batchcal.detect.detect import detect
-    from batchcal.measure.calibrate import calibrate
+    from batchcal.measure.library import calibrate
     from batchcal.plan.load import load_calibration as load
     from batchcal.plan.load import load_plan
     from batchcal.plan.plan import Plan
@@ -51,7 +51,7 @@ _HOME: Final = {
     "Task": ("batchcal.workload.task", "Task"),
     # The room of the same name can be called, because importing anything from it puts it in this place.
     "detect": ("batchcal", "detect"),
-    "calibrate": ("batchcal.measure.calibrate", "calibrate"),
+    "calibrate": ("batchcal.measure.library", "calibrate"),
     "load": ("batchcal.plan.load", "load_calibration"),
     "Calibration": ("batchcal.calibration.schema", "Calibration"),
     "load_plan": ("batchcal.plan.load", "load_plan"),

@@ -33,6 +33,8 @@ class Peak(Record):
     shared_bytes: int = 0
     file_bytes: int = 0
     """File pages resident at the end. Reclaimable, so not part of the demand."""
+    begin_bytes: int | None = None
+    """Demand when the measured steps began. A peak that is no larger says that they fit, not what they need."""
     accelerator_bytes: int | None = None
     """Most reserved on the accelerator by the caching allocator plus what the context holds."""
     accelerator_allocated_bytes: int | None = None

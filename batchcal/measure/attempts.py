@@ -27,6 +27,8 @@ from batchcal.measure.search.capacity import Ask, Verdict
 
 ATTEMPTS: Final = 2
 """A suspect, a kill from outside, a dead worker, a failure of ours: once more, then it counts."""
+INFORMATIVE: Final = 1.05
+"""An evaluation whose peak stays within this of what training had left says that it fits, but not what it needs."""
 OVER_BUDGET: Final = 0.04
 """The fence stands this much above the budget, so that a run that ends just over it says by how much."""
 OVER_BUDGET_LEAST: Final = 24 * MIB
@@ -89,8 +91,9 @@ class Attempts:
         """
         outcome = measured.outcome
         match outcome:
-            case Fits():
-                return "fits", outcome.peak.demand_bytes
+            case Fits(peak=peak):
+                told = peak.begin_bytes is None or measured.mode == "train" or peak.demand_bytes > peak.begin_bytes * INFORMATIVE
+                return "fits", peak.demand_bytes if told else None
             case OutOfMemory():
                 if outcome.source == "kernel":
                     self.note(f"the kernel's OOM killer fired at batch {measured.batch}: the fence did not hold")

@@ -15,7 +15,7 @@ from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits
 from batchcal.measure.attempts import Attempts, Place
 from batchcal.measure.probe import Examination, Probe
-from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
+from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
 
 PRIOR_RATIO: Final = 1.15
 """Resident over on-paper bytes before anything was measured: 1.0-1.3 over the examples with glibc."""
@@ -30,6 +30,10 @@ UNBOUNDED: Final = 1 << 20
 SHM_SHARE: Final = 0.8
 STEPS_AT_LEAST: Final = 3
 PREFETCH_FACTOR: Final = 2
+EVAL_PRECISION: Final = 0.2
+EVAL_EXPANSION: Final = 2
+"""Evaluation's batch decides nothing but its own speed, which is flat up here; its static curve misses what fused kernels hold
+(a transformer's fast path: 10x), so it is found by doubling what training takes."""
 
 
 @dataclass
@@ -90,7 +94,7 @@ class Campaign:
         self, device: str, allocator: str, mode: Mode, examination: Examination, train: Capacity | None
     ) -> tuple[Capacity | None, MemoryModel]:
         """The three phases for one mode. None: nothing was verified, for want of memory or of time."""
-        bounds = self._bounds(device, mode, examination)
+        bounds = self._bounds(device, mode, examination, train)
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
         search = CapacitySearch(
             bounds,
@@ -129,10 +133,11 @@ class Campaign:
             measured_by=best.sequence,
             limited_by=ended or search.limited_by,
             undone=search.undone if ended else "",
+            accumulated=mode == "train",
         )
         return capacity, search.model
 
-    def _bounds(self, device: str, mode: Mode, examination: Examination) -> Bounds:
+    def _bounds(self, device: str, mode: Mode, examination: Examination, train: Capacity | None) -> Bounds:
         options, facts, budget = self.options, examination.facts, self.budgets[device].budget_bytes
         samples = facts.train_samples if mode == "train" else (facts.eval_samples or facts.train_samples)
         ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
@@ -154,6 +159,9 @@ class Campaign:
             multiple_of=multiple if multiple <= ceiling else 1,
             headroom=options.headroom,
             over_budget_reason="accelerator-memory" if accelerated else "memory",
+            precision=PRECISION if train is None else EVAL_PRECISION,
+            expansion=EXPANSION if train is None else EVAL_EXPANSION,
+            start=None if train is None else train.batch,
         )
 
     def _spent(self, ask: Ask, best: Measurement | None) -> LimitedBy | None:

@@ -55,7 +55,7 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         subject.train(worst.batch(smallest), smallest)
     host.reset()
     accelerator.reset()
-    subject.train(worst.batch(smallest), smallest)
+    subject.train(worst.batch(smallest), smallest, MicroBatch(worst.batch(smallest), smallest))
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
     context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
     base = base_bytes if base_accelerator is None else base_accelerator
@@ -95,7 +95,11 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     accelerator.reset()
     if request.mode == "eval" and request.train_batch is not None:
         subject.train(train_worst.batch(request.train_batch), request.train_batch)
-    step_s, peaks = _steps(subject, worst, request, host)
+        host.reset()  # what training leaves behind stays resident; what evaluation needs beyond it is the question
+        accelerator.reset()
+    begin = host.read()
+    tiny = MicroBatch(train_worst.batch(smallest), smallest)
+    step_s, peaks = _steps(subject, worst, request, host, tiny)
     workers = workers_bytes()
     status = read_status() or ProcessMemory()
     context.phase("finish")
@@ -105,6 +109,7 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         file_bytes=status.file_bytes,
         workers_bytes=workers,
         load_peak_bytes=load_peak,
+        begin_bytes=begin,
         step_peak_bytes=peaks[-1],
         accelerator_bytes=accelerator.reserved_bytes(),
         accelerator_allocated_bytes=accelerator.allocated_bytes(),
@@ -133,21 +138,27 @@ class _Subject:
         task.model.train()
         return cls(task, device, make_scaler(task, device))
 
-    def train(self, batch: object, size: int) -> None:
-        """One optimizer step on one micro-batch: the training's own."""
-        run_group(self.task, [MicroBatch(batch, size)], device=self.device, scaler=self.scaler)
+    def train(self, batch: object, size: int, before: MicroBatch | None = None) -> None:
+        """One optimizer step, the training's own, on one micro-batch and the one `before` it.
 
-    def step(self, batch: object, size: int, mode: Mode) -> None:
+        With a tiny one before it the gradients are held while the large one runs, as they are when gradients accumulate.
+        """
+        group = [MicroBatch(batch, size)] if before is None else [before, MicroBatch(batch, size)]
+        run_group(self.task, group, device=self.device, scaler=self.scaler)
+
+    def step(self, batch: object, size: int, mode: Mode, before: MicroBatch) -> None:
         """One step of `mode`, waited for."""
         if mode == "train":
-            self.train(batch, size)
+            self.train(batch, size, before)
         else:
             evaluate(self.task, batch, device=self.device)
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
 
-def _steps(subject: _Subject, worst: WorstCase, request: ProbeArguments, host: HostPeak) -> tuple[list[float], list[int]]:
+def _steps(
+    subject: _Subject, worst: WorstCase, request: ProbeArguments, host: HostPeak, tiny: MicroBatch
+) -> tuple[list[float], list[int]]:
     """Runs at most `samples` steps; seconds of each and the peak after each, bytes."""
     step_s: list[float] = []
     peaks: list[int] = []
@@ -155,7 +166,7 @@ def _steps(subject: _Subject, worst: WorstCase, request: ProbeArguments, host: H
     began = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
     for batch in _batches(worst, request):
-        subject.step(batch, request.batch, request.mode)
+        subject.step(batch, request.batch, request.mode, tiny)
         ended = time.perf_counter()
         step_s.append(ended - began)
         began = ended

@@ -168,6 +168,7 @@ class ChildProbe:
             anonymous_bytes=max(0, answer.step_peak_bytes - answer.shared_bytes),
             shared_bytes=answer.shared_bytes,
             file_bytes=answer.file_bytes,
+            begin_bytes=answer.begin_bytes,
             accelerator_bytes=answer.accelerator_bytes,
             accelerator_allocated_bytes=answer.accelerator_allocated_bytes,
         )

@@ -51,6 +51,8 @@ class ProbeAnswer(Frozen):
     file_bytes: int
     workers_bytes: int
     load_peak_bytes: int
+    begin_bytes: int
+    """Held when the measured steps began: after the warm-up, and for `eval` after a training step."""
     step_peak_bytes: int
     """Anonymous + shared of the child itself, most at once over the measured steps."""
     accelerator_bytes: int | None

@@ -52,6 +52,10 @@ class Bounds:
     multiple_of: int
     headroom: float
     over_budget_reason: LimitedBy = "memory"
+    precision: float = PRECISION
+    expansion: int = EXPANSION
+    start: int | None = None
+    """A size that is all but known to fit, to begin with. None: half of what the static curve expects."""
 
 
 class CapacitySearch:
@@ -123,7 +127,7 @@ class CapacitySearch:
             return None
         size, phase, why = self._next()
         size = self._round(size)
-        if self.best is not None and (size <= self.best or size < self.best * (1 + PRECISION)):
+        if self.best is not None and (size <= self.best or size < self.best * (1 + self._bounds.precision)):
             return None
         if size >= self.upper or size < self._bounds.floor:
             return None
@@ -149,21 +153,20 @@ class CapacitySearch:
     def _next(self) -> tuple[int, SearchPhase, str]:
         bounds, model = self._bounds, self.model
         # Beyond the ceiling too: how easily everything fits decides whether a probe for scale is worth it.
-        hoped = model.largest_within(self._aim(model), ceiling=bounds.ceiling * EXPANSION)
+        hoped = model.largest_within(self._aim(model), ceiling=bounds.ceiling * bounds.expansion)
         target = min(hoped, bounds.ceiling)
         if self._too_big is not None or self._refused is not None:
             return self._between(target)
         if self.best is None:
+            if bounds.start is not None:
+                return min(bounds.start, bounds.ceiling), "scale", "what training takes, evaluation should take"
             if hoped * SCALE_SHARE >= bounds.ceiling:
                 return bounds.ceiling, "verify", "everything there is should fit easily"
             scale = max(int(target * SCALE_SHARE), bounds.floor)
             return scale, "scale", "half of what the static curve expects to fit, to learn base and ratio"
-        if target > self.best * EXPANSION:
-            return (
-                self.best * EXPANSION,
-                "expand",
-                f"the budget seems to hold {target}, but no step goes further than {EXPANSION}x",
-            )
+        if target > self.best * bounds.expansion:
+            why = f"the budget seems to hold {target}, but no step goes further than {bounds.expansion}x"
+            return self.best * bounds.expansion, "expand", why
         peak = self._points.get(self.best)
         if len(self._points) > 1 and peak is not None:
             used = peak / bounds.budget_bytes
@@ -182,12 +185,14 @@ class CapacitySearch:
             known = self._over.get(high) is not None
             size = min(target, int(high * 0.9)) if known and target > 0 else high // 2
             return max(size, self._bounds.floor), "bisect", f"{high} does not fit and nothing has yet"
-        if (high - low) / low <= PRECISION:
+        precision = self._bounds.precision
+        if (high - low) / low <= precision:
             return low, "bisect", "close enough"
         if self._over.get(high) is not None:
-            size = min(max(target, int(low * (1 + PRECISION)) + 1), int(high * (1 - 0.5 * PRECISION * self._misses)))
+            size = min(max(target, int(low * (1 + precision)) + 1), int(high * (1 - 0.5 * precision * self._misses)))
             return size, "bisect", f"between {low}, which fits, and {high}, which ran over the budget"
-        middle = low + (high - low) * 3 // 5
+        # The geometric middle where they are far apart, a little above it where they are near: a miss costs no more than a fit.
+        middle = round((low * high) ** 0.5) if high > 1.5 * low else low + (high - low) * 3 // 5
         return (
             min(middle, max(target, low + (high - low) // 3)),
             "bisect",
