@@ -155,6 +155,8 @@ def _alone(module: ModuleType, spec: Spec) -> str:
 
 
 def _checked(made: object, spec: str) -> Task:
+    if inspect.iscoroutine(made):
+        made.close()  # or Python warns, later and elsewhere, that nobody waited for it
     if not isinstance(made, Task):
         raise UserCodeError(f"{spec} returned {_a(made)}", known="a factory returns a batchcal.Task", try_=_TEMPLATE)
     reads = hasattr(made.train_data, "__getitem__") or hasattr(made.train_data, "__iter__")
@@ -183,5 +185,7 @@ def _a(value: object) -> str:
     """`None`, `42`, `a Net`."""
     if value is None or isinstance(value, int | float):
         return repr(value)
-    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

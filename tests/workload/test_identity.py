@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     files = {
-        "train.py": "import torch, json, net\nfrom pkg import part\nfrom pkg.deep import *\ndef task():\n    import lazy, absent\n",
+        "train.py": "import torch, net\nfrom pkg import part\nfrom pkg.deep import *\ndef task():\n    import lazy, absent\n",
         "net.py": "from pkg.part import x\n",
         "lazy.py": "import train\n",
         "unused.py": "",
