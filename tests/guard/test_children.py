@@ -243,15 +243,13 @@ def test_random_kills_leave_one_outcome_each_and_nothing_behind() -> None:
     chance = random.Random(4)
     with launcher("zygote") as made:
         for _ in range(40):
-            told: list[Message] = []
-            delay = chance.uniform(0, 0.03)
+            pids: list[int] = []
 
-            def kill_later(message: Message, delay: float = delay) -> None:
-                pid = int(str(message["pid"]))
-                threading.Timer(delay, kill_if_there, (pid,)).start()
-                told.append(message)
+            def kill_later(message: Message, pids: list[int] = pids) -> None:
+                pids.append(int(str(message["pid"])))
+                threading.Timer(chance.uniform(0, 0.03), kill_if_there, pids).start()
 
             outcome = outcome_of(ending_of(made, "tell_and_work", listen=kill_later))
             assert isinstance(outcome, (KilledFromOutside, Fits))
-            assert gone(int(str(told[0]["pid"])))
+            assert gone(pids[0])
             time.sleep(0.03)

@@ -85,9 +85,7 @@ CORPUS: list[tuple[BaseException, MemoryError_ | None]] = [
     (runtime("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"), "shm"),
     (runtime("unable to write to file </torch_9_8_7>: No space left on device (28)"), "shm"),
     (
-        runtime(
-            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory"
-        ),
+        runtime("DataLoader worker (pid 7) is killed by signal: Bus error. Out of shared memory?"),
         "shm",
     ),
     (runtime("DataLoader worker (pid 7) is killed by signal: Killed."), "worker"),

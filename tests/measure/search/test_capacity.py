@@ -102,7 +102,7 @@ def test_a_well_behaved_machine_takes_two_probes() -> None:
     seed=st.integers(0, 1000),
 )
 def test_the_answer_was_run_within_the_budget_and_is_near_the_truth(
-    base: float, ratio: float, per_sample: float, room: float, noise: float, base_error: float, seed: int
+    *, base: float, ratio: float, per_sample: float, room: float, noise: float, base_error: float, seed: int
 ) -> None:
     machine = Machine(base, ratio, per_sample, base + room, noise, seed=seed)
     search = search_for(machine, base_error=base_error)
