@@ -34,6 +34,9 @@ class MultiImage(nn.Module):
                 nn.Conv3d(4 * width, 4 * width, 3, padding=1),
             ]
         )
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv3d):  # without normalisation torch's own start would fade out layer by layer
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.heads = nn.ModuleDict(
             {
                 "T1": self._head(self.features, SHAPES),

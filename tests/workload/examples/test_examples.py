@@ -1,0 +1,170 @@
+"""Each example is a real model that trains, and keeps the promises that tasks are measured by."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable, Sequence, Sized
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from batchcal.workload.batches import WorstCase
+from batchcal.workload.load import load_task
+from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.step import batch_weight, evaluate, finish_group, forward_backward, map_tensors, move, prepare
+from batchcal.workload.task import Task
+
+ROOT = Path(__file__).resolve().parents[3]
+CPU = torch.device("cpu")
+EXAMPLES = ("handwriting", "patchtst", "textpair", "multiimage")
+SMALL: dict[str, dict[str, Scalar]] = {
+    "handwriting": {"channels": 8},
+    "patchtst": {"d_model": 16, "n_layers": 1, "steps": 1000},
+    "textpair": {"d_model": 16, "n_layers": 1, "samples": 500},
+    "multiimage": {"width": 2, "samples": 300},
+}
+
+
+def example(name: str, *, small: bool = True, **arguments: Scalar) -> Task:
+    torch.manual_seed(0)
+    given = {**SMALL[name], **arguments} if small else arguments
+    spec = f"batchcal.workload.examples.{name}:task"
+    task = load_task(TaskReference(spec=spec, directory=str(ROOT), arguments=given), device="cpu")
+    prepare(task, CPU)
+    return task
+
+
+def length(data: object) -> int:
+    assert isinstance(data, Sized)
+    return len(data)
+
+
+def trained(task: Task, batch: int, steps: int) -> list[float]:
+    """The loss of each step."""
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(task.train_data, batch_size=batch, shuffle=True, collate_fn=task.collate_fn, generator=generator)
+    losses = []
+    for one in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
+        losses.append(forward_backward(task, one, weight=1.0, scaler=None))
+        finish_group(task, 1.0, scaler=None)
+    return losses
+
+
+def evaluated(task: Task) -> dict[str, float]:
+    """The metrics over the data to evaluate with."""
+    assert task.metrics is not None
+    assert task.eval_data is not None
+    task.model.eval()
+    sums: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for batch in DataLoader(task.eval_data, batch_size=100, collate_fn=task.collate_fn):
+            for name, (value, weight) in task.metrics(task.model, batch).items():
+                so_far = sums.setdefault(name, [0.0, 0.0])
+                so_far[0] += value
+                so_far[1] += weight
+    return {name: value / weight for name, (value, weight) in sums.items()}
+
+
+TRAINS: dict[str, tuple[dict[str, Scalar], int, int, Callable[[dict[str, float]], bool]]] = {
+    "handwriting": ({"channels": 8, "learning_rate": 4e-3}, 64, 50, lambda found: found["accuracy"] > 0.7),
+    "patchtst": ({"d_model": 16, "n_layers": 1, "steps": 2000}, 32, 60, lambda found: found["mse"] < 0.1),
+    "textpair": ({"d_model": 32, "n_layers": 1, "longest": 64}, 64, 220, lambda found: found["accuracy"] > 0.65),
+    "multiimage": ({"width": 4, "learning_rate": 4e-3}, 32, 120, lambda found: found["T1_accuracy"] > 0.5),
+}
+"""Arguments, batch, steps, and what must then be true of data never seen."""
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_training_teaches_something(name: str) -> None:
+    arguments, batch, steps, learned = TRAINS[name]
+    task = example(name, small=False, **arguments)
+    losses = trained(task, batch, steps)
+    fifth = steps // 5
+    assert sum(losses[-fifth:]) < 0.9 * sum(losses[:fifth])
+    found = evaluated(task)
+    assert learned(found), found
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_update_does_not_depend_on_how_the_batch_was_split(name: str) -> None:
+    """The same 12 samples at once and as 1 + 6 + 5, in float64."""
+
+    def gradients(sizes: Sequence[int]) -> dict[str, Tensor]:
+        task = example(name)
+        task.model.double()
+        samples = [task.train_data[index] for index in range(12)]
+        total, start = 0.0, 0
+        for size in sizes:
+            batch = doubled((task.collate_fn or default_collate)(samples[start : start + size]))
+            weight = batch_weight(task, batch, size)
+            forward_backward(task, batch, weight=weight, scaler=None)
+            total, start = total + weight, start + size
+        return {name: parameter.grad / total for name, parameter in task.model.named_parameters() if parameter.grad is not None}
+
+    expected = gradients([12])
+    assert expected
+    torch.testing.assert_close(gradients([1, 6, 5]), expected, rtol=1e-9, atol=1e-12)
+
+
+def doubled(batch: object) -> object:
+    """The batch with its real numbers in float64."""
+    return map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_samples_are_told_by_their_index_alone(name: str) -> None:
+    first, second = example(name).train_data, example(name).train_data
+    collate = example(name).collate_fn or default_collate
+    for index in (0, 5, 299):
+        torch.testing.assert_close(flat(collate([first[index]])), flat(collate([second[index]])), rtol=0, atol=0)
+    assert not torch.equal(torch.cat(flat(collate([first[0]]))), torch.cat(flat(collate([first[3]]))))
+
+
+def flat(batch: object) -> list[Tensor]:
+    """Every tensor in it, as one dimension of float64."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor.double().flatten())
+        return tensor
+
+    map_tensors(batch, keep)
+    return found
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_evaluation_and_metrics_run(name: str) -> None:
+    task = example(name)
+    collate = task.collate_fn or default_collate
+    assert task.eval_data is not None
+    batch = move(collate([task.eval_data[index] for index in range(4)]), CPU)
+    assert isinstance(evaluate(task, batch), Tensor)
+    assert evaluated(task)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_datasets_end_and_travel_light(name: str) -> None:
+    task = example(name, small=False)
+    for data in (task.train_data, task.eval_data):
+        assert data is not None
+        with pytest.raises(IndexError):
+            data[length(data)]
+        data[0]  # loads what it loads, which must not travel
+        assert len(pickle.dumps(data)) < (1024 if name != "textpair" else 200_000)
+    again, collate = pickle.loads(pickle.dumps(task.train_data)), task.collate_fn or default_collate
+    torch.testing.assert_close(flat(collate([again[7]])), flat(collate([task.train_data[7]])), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_costs_are_known_without_loading_and_true(name: str) -> None:
+    task = example(name)
+    assert isinstance(task.size_of, list)
+    assert len(task.size_of) == length(task.train_data)
+    worst = WorstCase.of(task, "train", limit_s=5, seed=0)
+    by_scan = WorstCase(task.train_data, task.collate_fn, time_limit_s=5)
+    assert worst.found == "size_of"
+    assert task.size_of[by_scan.order[0]] == pytest.approx(max(task.size_of), rel=0.25)
