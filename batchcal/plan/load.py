@@ -46,7 +46,9 @@ def load_calibration(
         UsageError: BATCHCAL_CALIBRATION or BATCHCAL_KEY_FILE names what cannot be used.
     """
     variables = os.environ if environ is None else environ
-    return _load(path, on_stale, detect(environ=variables), variables, clock or SystemClock())[0]
+    return open_calibration(
+        path, on_stale=on_stale, here=detect(environ=variables), environ=variables, clock=clock or SystemClock()
+    )[0]
 
 
 def load_plan(
@@ -73,7 +75,7 @@ def load_plan(
     """
     variables = os.environ if environ is None else environ
     here = detect(environ=variables)
-    calibration, notices = _load(path, on_stale, here, variables, clock or SystemClock())
+    calibration, notices = open_calibration(path, on_stale=on_stale, here=here, environ=variables, clock=clock or SystemClock())
     plan = make_plan(
         calibration,
         effective_batch=effective_batch,
@@ -108,16 +110,27 @@ def free_bytes_now(here: Environment, device: str) -> int | None:
     return next((accelerator.free_bytes for accelerator in found), None)
 
 
-def _load(
-    path: Path | str | None, on_stale: OnStale, here: Environment, environ: Mapping[str, str], clock: Clock
+def open_calibration(
+    path: Path | str | None,
+    *,
+    on_stale: OnStale,
+    here: Environment,
+    environ: Mapping[str, str],
+    clock: Clock,
+    require_signature: bool = False,
 ) -> tuple[Calibration, tuple[str, ...]]:
+    """The calibration with what its reader should know; `here` is what `detect` found.
+
+    Raises:
+        NoCalibration, UsageError: as `load_calibration`.
+    """
     if on_stale not in ("raise", "use"):
         raise UsageError(f"on_stale {on_stale!r} is not known", try_='on_stale="raise" or on_stale="use"')
     place = existing_path(Path.cwd(), environ) if path is None else Path(path)
-    found = load(place, trust=find_trust(environ))
+    found = load(place, trust=find_trust(environ, require_signature=require_signature))
     if not isinstance(found, Loaded):
         raise refusal(found, place)
-    stale = _stale(found.calibration, place, here, environ, clock)
+    stale = stale_here(found.calibration, place, here=here, environ=environ, clock=clock)
     if stale is None:
         return found.calibration, found.notices
     if on_stale == "raise":
@@ -125,7 +138,10 @@ def _load(
     return found.calibration, (f"the calibration is stale ({stale})", *found.notices)
 
 
-def _stale(calibration: Calibration, place: Path, here: Environment, environ: Mapping[str, str], clock: Clock) -> Stale | None:
+def stale_here(
+    calibration: Calibration, place: Path, *, here: Environment, environ: Mapping[str, str], clock: Clock
+) -> Stale | None:
+    """Why the calibration that lies at `place` does not hold here and now, for its own task and options. None: it does."""
     try:
         identity = _identity(calibration, place)
     except UsageError as error:

@@ -1,0 +1,81 @@
+"""What `calibrate` and `train` share: a fresh calibration is taken, else one is made, under the eyes of the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchcal.cli.desk import Desk, accelerators_matter, find_fresh, options_from, usable
+from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from batchcal.cli.views.calibration import Seen
+    from batchcal.measure.calibrate import CalibrationResult
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How it was asked for."""
+
+    output: Path | None = None
+    """Absolute."""
+    force: bool = False
+    dry_run: bool = False
+    require_signature: bool = False
+    may_measure: bool = True
+    """False: only a fresh calibration will do."""
+
+
+def calibrated(desk: Desk, wish: Wish, voice: Voice) -> CalibrationResult:
+    """The calibration of the desk's task.
+
+    Raises:
+        NoCalibration: there is no fresh one, and none may be made.
+        BatchcalError: it could not be made; see `measure.calibrate`.
+    """
+    import os
+
+    from batchcal.calibration.store import Loaded, Missing, existing_path, refusal
+    from batchcal.detect.detect import detect
+
+    reference = desk.task()
+    environment = detect()
+    options = options_from(desk.settings, limit_bytes=environment.memory.limit.value)
+    path = wish.output or existing_path(Path(reference.directory), os.environ)
+    if not wish.force and not wish.dry_run:
+        found = find_fresh(reference, options, environment, path, require_signature=wish.require_signature)
+        if isinstance(found, Loaded) and usable(found.calibration):
+            from batchcal.measure.calibrate import CalibrationResult
+
+            return CalibrationResult(calibration=found.calibration, path=found.path, fresh=True, notices=found.notices)
+        if not wish.may_measure:
+            raise refusal(Missing(path=path) if found is None or isinstance(found, Loaded) else found, path)
+        if found is not None and not isinstance(found, Loaded):
+            voice.say(f" note: the calibration that is there is stale, {found}; measuring again")
+    from batchcal.cli.progress import listening
+    from batchcal.measure.calibrate import calibrate
+
+    if accelerators_matter(options.device):
+        from batchcal.detect.torch_answer import ask_in_child
+
+        environment = detect(ask_child=ask_in_child)
+    with listening(voice, "calibration") as progress:
+        return calibrate(
+            reference,
+            options,
+            environment=environment,
+            output=wish.output,
+            force=wish.force,
+            dry_run=wish.dry_run,
+            require_signature=wish.require_signature,
+            progress=progress,
+        )
+
+
+def seen_now(result: CalibrationResult) -> Seen:
+    """A result as it is looked at: what was just measured or found fresh is not stale."""
+    from batchcal.cli.views.calibration import Seen
+    from batchcal.core.clock import SystemClock
+
+    return Seen(calibration=result.calibration, path=result.path, stale=None, at=SystemClock().now(), notices=result.notices)

@@ -1,0 +1,67 @@
+"""stdout: the result, and nothing else. A reader who leaves early (`| head`) ends it quietly."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from batchcal.core.errors import BatchcalError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FALLBACK_WIDTH = 80
+
+
+def emit(text: str) -> None:
+    """Text as it is.
+
+    Raises:
+        BatchcalError: stdout cannot take it (a full disk). A closed pipe is none: nobody wants the rest.
+    """
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _listen_no_more()
+    except OSError as error:
+        _listen_no_more()
+        raise BatchcalError("the result could not be written to stdout", known=error.strerror or str(error)) from None
+
+
+def render(renderables: Iterable[RenderableType]) -> None:
+    """Rich renderables; as wide as the terminal, 80 columns elsewhere (COLUMNS says otherwise).
+
+    Raises:
+        BatchcalError: as `emit`.
+    """
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    width = None if terminal or os.environ.get("COLUMNS", "").isdigit() else FALLBACK_WIDTH
+    # Not FORCE_COLOR: a log that is no terminal gets no escape codes.
+    console = Console(width=width, highlight=False, emoji=False, markup=False, force_terminal=terminal, file=sys.stdout)
+    with console.capture() as captured:
+        for renderable in renderables:
+            console.print(renderable)
+    emit("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def be_lenient() -> None:
+    """A terminal that cannot show a character shows a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if callable(reconfigure):
+            reconfigure(errors="replace")
+
+
+def _listen_no_more() -> None:
+    """What is still buffered goes nowhere, so that Python's own flush at the end does not fail."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass

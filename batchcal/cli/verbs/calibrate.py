@@ -1,0 +1,84 @@
+"""batchcal calibrate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from batchcal.cli import options as opt
+from batchcal.cli.voice import Voice
+
+
+def calibrate(
+    context: typer.Context,
+    target: opt.Target = None,
+    *,
+    config: opt.Config = None,
+    margin: opt.Margin = None,
+    headroom: opt.Headroom = None,
+    memory_limit: opt.MemoryLimit = None,
+    max_batch: opt.MaxBatch = None,
+    multiple_of: opt.MultipleOf = None,
+    time_limit: opt.TimeLimit = None,
+    max_probes: opt.MaxProbes = None,
+    samples: opt.Samples = None,
+    device: opt.Device = None,
+    allocator: opt.Allocator = None,
+    workers: opt.Workers = None,
+    effective_batch: opt.EffectiveBatch = None,
+    seed: opt.Seed = None,
+    force: opt.Force = False,
+    dry_run: opt.DryRun = False,
+    output: opt.Output = None,
+    require_signature: opt.RequireSignature = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Measure the largest batch that fits here, in fenced child processes, and write calibration.json."""
+    from batchcal.cli import screen
+    from batchcal.cli.calibrating import Wish, calibrated, seen_now
+    from batchcal.cli.desk import open_desk
+
+    flags = {
+        "margin": margin,
+        "headroom": headroom,
+        "memory_limit": memory_limit,
+        "max_batch": max_batch,
+        "multiple_of": multiple_of,
+        "time_limit": time_limit,
+        "max_probes": max_probes,
+        "samples": samples,
+        "device": device,
+        "allocator": allocator,
+        "workers": workers,
+        "effective_batch": effective_batch,
+        "seed": seed,
+    }
+    voice = context.ensure_object(Voice)
+    desk = open_desk(target, flags=flags, config=config, voice=voice)
+    wish = Wish(
+        output=None if output is None else Path(output).absolute(),
+        force=force,
+        dry_run=dry_run,
+        require_signature=require_signature,
+    )
+    result = calibrated(desk, wish, voice)
+    seen = seen_now(result)
+    if json:
+        from batchcal.cli.document import document
+
+        screen.emit(document(seen, measured=not result.fresh))
+    else:
+        from batchcal.cli.views.calibration import answer, remarks
+
+        screen.render([*answer(seen), *remarks(seen)])
+    # The result is out: what is wrong with it comes now, with its exit code.
+    for problem in (result.stopped, result.not_saved):
+        if problem is not None:
+            raise problem
+    if result.fresh:
+        voice.say("a fresh calibration is there; --force measures again")
+    elif not dry_run:
+        voice.say("next: batchcal show, batchcal plan --effective-batch N, batchcal train TARGET")

@@ -1,0 +1,49 @@
+"""batchcal detect"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import typer
+
+from batchcal.cli import options as opt
+from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from batchcal.detect.environment import Environment
+
+
+def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False) -> None:
+    """What this process may use, where each number comes from, and what will hurt."""
+    import os
+
+    from batchcal.cli import screen
+    from batchcal.core.progress import key_values
+    from batchcal.detect.detect import detect as look
+    from batchcal.detect.summary import EVENT, summary
+    from batchcal.detect.torch_answer import ask_in_child
+
+    environment = look(ask_child=ask_in_child)
+    if json:
+        screen.emit(environment.model_dump_json(indent=2))
+    else:
+        from batchcal.cli.views.environment import show
+
+        screen.render(show(environment))
+    line = key_values(EVENT, summary(environment, max_batch_size=_calibrated(environment, os.environ)))
+    context.ensure_object(Voice).say(f"INFO {line}")
+
+
+def _calibrated(environment: Environment, environ: Mapping[str, str]) -> int | None:
+    """The capacity of the project's calibration, where that holds here and now."""
+    from batchcal.core.clock import SystemClock
+    from batchcal.core.errors import BatchcalError
+    from batchcal.plan.load import open_calibration
+
+    try:
+        calibration, _ = open_calibration(None, on_stale="raise", here=environment, environ=environ, clock=SystemClock())
+    except BatchcalError:
+        return None
+    finding = calibration.finding()
+    return None if finding is None else finding.train.batch

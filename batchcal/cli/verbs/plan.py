@@ -1,0 +1,130 @@
+"""batchcal plan"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from batchcal.cli import options as opt
+from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batchcal.plan.plan import Plan
+    from batchcal.plan.what_if import Prediction
+
+
+def plan(
+    context: typer.Context,
+    *,
+    effective_batch: opt.EffectiveBatch = None,
+    objective: opt.Objective = None,
+    world_size: opt.WorldSize = 1,
+    what_if: opt.WhatIf = None,
+    calibration: opt.Calibration = None,
+    config: opt.Config = None,
+    device: opt.Device = None,
+    allocator: opt.Allocator = None,
+    format: opt.Format = None,  # noqa: A002 - the option's name
+    require_signature: opt.RequireSignature = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Exact settings for an effective batch, from the calibration: sizes, workers, threads, allocator."""
+    import os
+
+    from batchcal.cli.desk import objective_of, open_desk
+    from batchcal.core import settings as knobs
+    from batchcal.core.clock import SystemClock
+    from batchcal.detect.detect import detect
+    from batchcal.plan.load import free_bytes_now, open_calibration
+    from batchcal.plan.make import make_plan
+
+    style = _style(format, as_json=json)
+    flags = {"effective_batch": effective_batch, "objective": objective, "device": device, "allocator": allocator}
+    settings = open_desk(None, flags=flags, config=config, voice=context.ensure_object(Voice)).settings
+    goal = objective_of(settings.value(knobs.OBJECTIVE))
+    wished = settings.value(knobs.EFFECTIVE_BATCH)
+    here = detect()
+    found, notices = open_calibration(
+        calibration,
+        on_stale="raise",
+        here=here,
+        environ=os.environ,
+        clock=SystemClock(),
+        require_signature=require_signature,
+    )
+    on = device if device not in (None, "auto") else found.chosen_device
+    if what_if is not None:
+        from batchcal.plan.what_if import what_if as predict
+
+        _emit_predictions(predict(found, _sizes(what_if), effective_batch=wished, device=on, allocator=allocator), style)
+        return
+    made = make_plan(
+        found,
+        effective_batch=wished,
+        world_size=world_size,
+        objective=goal,
+        device=on,
+        allocator=allocator,
+        free_bytes_now=free_bytes_now(here, on),
+    )
+    _emit(made.model_copy(update={"notices": (*notices, *made.notices)}), style, context.ensure_object(Voice))
+
+
+def _style(style: opt.PlanFormat | None, *, as_json: bool) -> opt.PlanFormat:
+    from batchcal.core.errors import UsageError
+
+    if as_json and style not in (None, "json"):
+        raise UsageError(f"--json and --format {style} contradict each other", try_="one of them")
+    return "json" if as_json else style or "table"
+
+
+def _sizes(text: str) -> list[int]:
+    from batchcal.core.units import parse_size
+
+    return [parse_size(part, name="what-if") for part in text.split(",")]
+
+
+def _emit(plan: Plan, style: opt.PlanFormat, voice: Voice) -> None:
+    import os
+
+    from batchcal.cli import screen
+    from batchcal.guard.allocator import resolve
+    from batchcal.plan.formats import as_dotenv, as_json, as_sh
+
+    if style == "json":
+        screen.emit(as_json(plan))
+        return
+    if style == "table":
+        from batchcal.cli.views.plan import show
+
+        screen.render(show(plan))
+        return
+    variables = resolve(plan.allocator).environment(os.environ)
+    screen.emit(as_sh(plan, variables) if style == "sh" else as_dotenv(plan, variables))
+    for notice in plan.notices:
+        voice.say(f" note: {notice}")
+
+
+def _emit_predictions(predictions: Iterable[Prediction], style: opt.PlanFormat) -> None:
+    import json
+
+    from batchcal.cli import screen
+    from batchcal.core.errors import UsageError
+    from batchcal.plan.plan import FORMAT
+
+    if style == "json":
+        found = [one.model_dump(mode="json") for one in predictions]
+        screen.emit(json.dumps({"format": FORMAT, "kind": "what-if", "predictions": found}, indent=2))
+    elif style == "table":
+        from batchcal.cli.views.plan import show_predictions
+
+        screen.render(show_predictions(predictions))
+    else:
+        raise UsageError(
+            f"--what-if cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"
+        )

@@ -1,0 +1,105 @@
+"""batchcal show"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from batchcal.cli import options as opt
+from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from batchcal.cli.views.calibration import Seen
+
+
+def show(
+    context: typer.Context,
+    file: opt.CalibrationFile = None,
+    *,
+    why: opt.Why = False,
+    html: opt.Html = None,
+    check: opt.Check = False,
+    require_signature: opt.RequireSignature = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Show a calibration: the memory curve, every probe, the answer, what limits it, how fresh it is."""
+    from batchcal.cli import screen
+    from batchcal.core.errors import NoCalibration
+
+    if check:
+        _check(file, require_signature=require_signature)
+        return
+    seen = _look(file, require_signature=require_signature)
+    if html is not None:
+        from batchcal.cli.views.page import page
+
+        _write(Path(html), page(seen))
+        context.ensure_object(Voice).say(f"written: {html}")
+        if not json:
+            return
+    if json:
+        from batchcal.cli.document import document
+
+        screen.emit(document(seen, measured=False))
+        return
+    from batchcal.cli.views.calibration import show as view
+
+    screen.render(view(seen, why=why))
+    if seen.calibration.status == "partial":
+        raise NoCalibration(
+            "this calibration verified nothing, so no plan can be made from it",
+            try_="batchcal calibrate goes on from what was measured",
+        )
+
+
+def _look(file: str | None, *, require_signature: bool) -> Seen:
+    """The calibration with its freshness.
+
+    Raises:
+        NoCalibration: there is none, or it may not be trusted.
+    """
+    import os
+
+    from batchcal.calibration.keys import find_trust
+    from batchcal.calibration.store import Loaded, existing_path, load, refusal
+    from batchcal.cli.views.calibration import Seen
+    from batchcal.core.clock import SystemClock
+    from batchcal.detect.detect import detect
+    from batchcal.plan.load import stale_here
+
+    path = existing_path(Path.cwd(), os.environ) if file is None else Path(file)
+    found = load(path, trust=find_trust(os.environ, require_signature=require_signature))
+    if not isinstance(found, Loaded):
+        raise refusal(found, path)
+    clock = SystemClock()
+    stale = stale_here(found.calibration, path, here=detect(), environ=os.environ, clock=clock)
+    return Seen(calibration=found.calibration, path=path, stale=stale, at=clock.now(), notices=found.notices)
+
+
+def _check(file: str | None, *, require_signature: bool) -> None:
+    """Silent: exits 0 where it may be used here and now, else 3."""
+    from batchcal.cli.desk import usable
+    from batchcal.core.errors import BatchcalError, NoCalibration
+
+    try:
+        seen = _look(file, require_signature=require_signature)
+    except BatchcalError as error:
+        raise typer.Exit(NoCalibration.exit_code) from error
+    if seen.stale is not None or not usable(seen.calibration):
+        raise typer.Exit(NoCalibration.exit_code)
+
+
+def _write(path: Path, text: str) -> None:
+    from batchcal.core.errors import NotSaved
+    from batchcal.core.files import write_atomically
+
+    try:
+        write_atomically(path, text.encode(), mode=0o644)
+    except OSError as error:
+        raise NotSaved(
+            f"the page could not be written to {path}", known=error.strerror or str(error), try_="--html with another file"
+        ) from None

@@ -1,0 +1,166 @@
+"""batchcal train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from batchcal.cli import options as opt
+from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from batchcal.cli.desk import Desk
+    from batchcal.measure.calibrate import CalibrationResult
+    from batchcal.plan.plan import Plan
+    from batchcal.train.result import TrainingResult
+
+
+def train(
+    context: typer.Context,
+    target: opt.Target = None,
+    *,
+    config: opt.Config = None,
+    epochs: opt.Epochs = None,
+    effective_batch: opt.EffectiveBatch = None,
+    objective: opt.Objective = None,
+    calibrate: opt.Calibrate = True,
+    force_calibration: opt.ForceCalibration = False,
+    calibration_samples: opt.CalibrationSamples = None,
+    margin: opt.Margin = None,
+    memory_limit: opt.MemoryLimit = None,
+    max_batch: opt.MaxBatch = None,
+    time_limit: opt.TimeLimit = None,
+    device: opt.Device = None,
+    allocator: opt.Allocator = None,
+    workers: opt.Workers = None,
+    seed: opt.Seed = None,
+    checkpoint: opt.Checkpoint = None,
+    resume: opt.Resume = False,
+    drop_last: opt.DropLast = False,
+    output: opt.Output = None,
+    require_signature: opt.RequireSignature = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Train with the plan of the calibration; calibrate first where there is no fresh one."""
+    from batchcal.cli import screen
+    from batchcal.cli.calibrating import Wish, calibrated
+    from batchcal.cli.desk import open_desk
+    from batchcal.core import settings as knobs
+    from batchcal.core.errors import UsageError
+
+    flags = {
+        "epochs": epochs,
+        "effective_batch": effective_batch,
+        "objective": objective,
+        "samples": calibration_samples,
+        "margin": margin,
+        "memory_limit": memory_limit,
+        "max_batch": max_batch,
+        "time_limit": time_limit,
+        "device": device,
+        "allocator": allocator,
+        "workers": workers,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "drop_last": "true" if drop_last else None,
+    }
+    voice = context.ensure_object(Voice)
+    desk = open_desk(target, flags=flags, config=config, voice=voice)
+    wish = Wish(
+        output=None if output is None else Path(output).absolute(),
+        # What has started itself anew for the plan's allocator has calibrated already.
+        force=force_calibration and not _was_restarted(),
+        require_signature=require_signature,
+        may_measure=calibrate or force_calibration,
+    )
+    if resume and desk.settings.value(knobs.CHECKPOINT) is None:
+        raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
+    found = calibrated(desk, wish, voice)
+    for problem in (found.stopped, found.not_saved):
+        if problem is not None:
+            raise problem
+    plan = _plan(desk, found)
+    result = _run(desk, plan, resume=resume, voice=voice)
+    if json:
+        screen.emit(result.model_dump_json(indent=2))
+    else:
+        from batchcal.cli.views.training import show
+
+        screen.render(show(result, plan))
+
+
+def _was_restarted() -> bool:
+    import os
+
+    from batchcal.runtime.apply import REEXEC_VARIABLE
+
+    return os.environ.get(REEXEC_VARIABLE, "").startswith(f"{os.getpid()}:")
+
+
+def _plan(desk: Desk, found: CalibrationResult) -> Plan:
+    from batchcal.cli.desk import objective_of
+    from batchcal.core import settings as knobs
+    from batchcal.detect.detect import detect
+    from batchcal.plan.load import free_bytes_now
+    from batchcal.plan.make import make_plan
+
+    calibration = found.calibration
+    plan = make_plan(
+        calibration,
+        effective_batch=desk.settings.value(knobs.EFFECTIVE_BATCH),
+        objective=objective_of(desk.settings.value(knobs.OBJECTIVE)),
+        free_bytes_now=free_bytes_now(detect(), calibration.chosen_device),
+    )
+    return plan.model_copy(update={"notices": (*found.notices, *plan.notices)})
+
+
+def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResult:
+    """Puts the plan into force (which may start this process anew), loads the task and trains it.
+
+    Raises:
+        UserCodeError: the task's own code failed.
+    """
+    import warnings
+
+    from batchcal.cli.progress import listening
+    from batchcal.core import settings as knobs
+    from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
+
+    reexec_for(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AllocatorNotInForce)
+        applied = apply(plan)
+    for notice in (*plan.notices, *applied.notices):
+        voice.say(f" note: {notice}")
+    from batchcal.core.errors import BatchcalError
+    from batchcal.train.loop import train as run
+    from batchcal.train.seed import seed_everything
+    from batchcal.workload.blame import blame, in_user_code
+    from batchcal.workload.load import load_task
+
+    seed, checkpoint = desk.settings.value(knobs.SEED), desk.settings.value(knobs.CHECKPOINT)
+    seed_everything(seed)
+    reference = desk.task()
+    task = load_task(reference, device=plan.device)
+    try:
+        with listening(voice, "training") as progress:
+            return run(
+                task,
+                plan,
+                epochs=desk.settings.value(knobs.EPOCHS),
+                seed=seed,
+                checkpoint=None if checkpoint is None else Path(checkpoint),
+                resume=resume,
+                drop_last=desk.settings.value(knobs.DROP_LAST),
+                progress=progress,
+            )
+    except BatchcalError:
+        raise
+    except Exception as error:
+        if in_user_code(error.__traceback__):
+            raise blame(error, f"training {reference.spec}", try_="-v, or --workers 0 where a worker failed") from error
+        raise

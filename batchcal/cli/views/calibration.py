@@ -1,0 +1,267 @@
+"""A calibration on the terminal: header, answer, where the memory goes, the curve, the outcomes, the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement as Width
+from rich.table import Table
+from rich.text import Text
+
+from batchcal.calibration.schema import Calibration, Capacity, Finding, Measurement
+from batchcal.calibration.stale import Stale
+from batchcal.cli.views.chart import memory_chart
+from batchcal.cli.views.curve import draw
+from batchcal.cli.views.decisions import decisions
+from batchcal.cli.views.words import count, held_bytes, limit_sentence, peak_of, short, tone
+from batchcal.core.units import count_of, format_bytes, format_seconds
+
+TONES: Final = {"good": "green", "bad": "red", "odd": "yellow"}
+_BAR_WIDTH: Final = 10
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A calibration as it is looked at: where it lies and how fresh it is now."""
+
+    calibration: Calibration
+    path: Path | None
+    stale: Stale | None
+    at: datetime
+    notices: tuple[str, ...] = ()
+
+    @property
+    def freshness(self) -> str:
+        """`fresh, 6 d 3 h left`, `stale: expired`, `not saved`."""
+        if self.path is None:
+            return "not saved"
+        if self.stale is not None:
+            return f"stale: {self.stale.reason}"
+        return f"fresh for {format_seconds(max((self.calibration.expires_at - self.at).total_seconds(), 0))}"
+
+
+def show(seen: Seen, *, why: bool = False) -> Iterator[RenderableType]:
+    """Everything, from the top of the page."""
+    yield from answer(seen)
+    calibration = seen.calibration
+    if calibration.measurements:
+        yield Text("")
+        yield outcomes(calibration)
+    yield from remarks(seen)
+    if why:
+        yield Text("")
+        yield from reasons(calibration)
+
+
+def answer(seen: Seen) -> Iterator[RenderableType]:
+    """Header, the sizes, what limits them, where the memory goes, the curve."""
+    calibration = seen.calibration
+    yield from _header(seen)
+    yield Text("")
+    finding = calibration.finding()
+    if finding is None:
+        yield Text("  nothing was verified yet", style="bold yellow")
+        return
+    yield _sizes(calibration, finding)
+    others = [one for one in calibration.findings if one is not finding]
+    for other in others:
+        text = f"  {other.device}, {other.allocator}: train {count(other.train.batch)}"
+        text += f", eval {count(other.eval.batch)}" if other.eval else ""
+        yield Text(f"{text}, {count(other.train.samples_per_s)} samples/s", style="dim")
+    yield Text("")
+    yield MemoryBar(calibration, finding)
+    chart = memory_chart(calibration, finding)
+    if chart is not None:
+        yield Text("")
+        yield _Drawn(chart_of=finding, calibration=calibration)
+
+
+def _header(seen: Seen) -> Iterator[RenderableType]:
+    calibration = seen.calibration
+    style = "green" if seen.stale is None and seen.path is not None else "bold yellow"
+    line = Table.grid(expand=True)
+    line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
+    line.add_column(justify="right", no_wrap=True)
+    line.add_row(Text(calibration.task.spec, style="bold"), Text(seen.freshness, style=style))
+    yield line
+    made = calibration.created_at.strftime("%Y-%m-%d %H:%M UTC")
+    probes = count_of(len(calibration.measurements), "probe")
+    yield Text(
+        f"{calibration.chosen_device}, allocator {calibration.options.allocator}, measured {made} "
+        f"with {probes} in {format_seconds(calibration.wall_s)}",
+        style="dim",
+    )
+    if seen.stale is not None:
+        yield Text(f"{seen.stale.reason}: {seen.stale.detail}", style="yellow")
+    if calibration.status == "unsettled":
+        yield Text("unsettled: verified, but the search ended before it was done", style="yellow")
+    elif calibration.status == "partial":
+        yield Text("partial: nothing was verified before it ended", style="bold yellow")
+
+
+def _sizes(calibration: Calibration, finding: Finding) -> Table:
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    table.add_row("train", *_size(finding.train, "bold green"), f"limited by {limit_sentence(calibration, finding)}")
+    if finding.eval is not None:
+        table.add_row("eval", *_size(finding.eval, "bold"), f"limited by {limit_sentence(calibration, finding, 'eval')}")
+    return table
+
+
+def _size(capacity: Capacity, style: str) -> tuple[Text, str, str]:
+    rate = f"{count(capacity.samples_per_s)} samples/s"
+    return Text(count(capacity.batch), style=style), rate, format_bytes(capacity.peak_bytes)
+
+
+class MemoryBar:
+    """One line as wide as the limit: what others use, the task at rest, the batch, what is spare, the margin."""
+
+    def __init__(self, calibration: Calibration, finding: Finding) -> None:
+        self._calibration, self._finding = calibration, finding
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        parts = memory_parts(self._calibration, self._finding)
+        total = sum(size for _, size in parts)
+        if total <= 0:
+            return
+        ascii_only = options.ascii_only
+        fills = dict(zip(("others", "at rest", "batch", "spare", "margin"), "o=#./" if ascii_only else "░▓█·/", strict=True))
+        styles = {"others": "magenta", "at rest": "cyan", "batch": "green", "spare": "dim", "margin": "yellow"}
+        width = max(options.max_width - 4, 20)
+        bar, key, done = Text("  "), Text("  "), 0.0
+        for name, size in parts:
+            start, done = round(done / total * width), done + size
+            bar.append(fills[name] * (round(done / total * width) - start), styles[name])
+            if size <= 0:
+                continue
+            text = f"{name} {format_bytes(size)}"
+            if len(key.plain.rpartition("\n")[2]) + len(text) + 4 > options.max_width:
+                key.append("\n  ")
+            key.append(f"{fills[name]} ", styles[name])
+            key.append(f"{text}  ")
+        yield bar
+        key.rstrip()
+        yield key
+
+
+def memory_parts(calibration: Calibration, finding: Finding) -> tuple[tuple[str, float], ...]:
+    """The limit taken apart, in bytes; the parts sum to it."""
+    budget = calibration.budget(finding.device)
+    if budget is None:
+        return ()
+    peak = float(finding.train.peak_bytes)
+    rest = min(max(finding.train_memory.base_bytes, 0.0), peak)
+    return (
+        ("others", float(budget.others_bytes)),
+        ("at rest", rest),
+        ("batch", peak - rest),
+        ("spare", max(budget.budget_bytes - peak, 0.0)),
+        ("margin", float(budget.margin_bytes)),
+    )
+
+
+class _Drawn:
+    """The curve as wide as the console."""
+
+    def __init__(self, *, chart_of: Finding, calibration: Calibration) -> None:
+        self._finding, self._calibration = chart_of, calibration
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        chart = memory_chart(self._calibration, self._finding)
+        if chart is not None:
+            yield from draw(chart, width=min(options.max_width, 110), ascii_only=options.ascii_only)
+
+
+def outcomes(calibration: Calibration) -> Table:
+    """The probes in order."""
+    places = {(probe.device, probe.allocator) for probe in calibration.measurements}
+    table = Table(box=None, pad_edge=True, header_style="dim", padding=(0, 1))
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("phase")
+    if len(places) > 1:
+        table.add_column("where", style="dim", overflow="ellipsis", no_wrap=True)
+    table.add_column("batch", justify="right")
+    table.add_column("predicted", justify="right", style="dim", no_wrap=True)
+    table.add_column("peak", justify="right", no_wrap=True)
+    table.add_column("of budget", no_wrap=True)
+    table.add_column("samples/s", justify="right")
+    table.add_column("outcome")
+    for probe in calibration.measurements:
+        table.add_row(*_row(calibration, probe, with_place=len(places) > 1))
+    return table
+
+
+def _row(calibration: Calibration, probe: Measurement, *, with_place: bool) -> list[RenderableType]:
+    peak, style = peak_of(probe.outcome), TONES[tone(probe.outcome)]
+    budget = calibration.budget(probe.device)
+    held = None if peak is None else held_bytes(probe.device, peak)
+    rate = probe.outcome.samples_per_s if probe.outcome.kind == "fits" else None
+    place: list[RenderableType] = [f"{probe.device} {probe.allocator}"] if with_place else []
+    return [
+        str(probe.sequence),
+        probe.phase,
+        *place,
+        f"{'eval ' if probe.mode == 'eval' else ''}{count(probe.batch)}",
+        "" if probe.predicted_bytes is None else format_bytes(probe.predicted_bytes),
+        "" if held is None else format_bytes(held),
+        "" if held is None or budget is None else _Bar(held / max(budget.budget_bytes, 1), style),
+        "" if rate is None else count(rate),
+        Text(short(probe.outcome), style=style),
+    ]
+
+
+class _Bar:
+    """A share as a bar of eighths."""
+
+    def __init__(self, share: float, style: str) -> None:
+        self._share, self._style = share, style
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Width:
+        return Width(_BAR_WIDTH, _BAR_WIDTH)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        filled = min(max(self._share, 0.0), 1.0) * _BAR_WIDTH
+        whole, part = int(filled), int(filled % 1 * 8)
+        if options.ascii_only:
+            yield Text("#" * round(filled) + "." * (_BAR_WIDTH - round(filled)), style=self._style)
+            return
+        text = "█" * whole + ("" if not part else chr(0x2590 - part))
+        yield Text.assemble((text, self._style), ("·" * (_BAR_WIDTH - len(text)), "dim"))
+
+
+def remarks(seen: Seen) -> Iterator[RenderableType]:
+    """What should be known besides, and where it lies."""
+    calibration = seen.calibration
+    told = [*seen.notices, *calibration.notes, *(f"undone: {text}" for text in calibration.undone)]
+    if told:
+        yield Text("")
+    for remark in told:
+        yield hanging("  - ", remark, style="dim")
+    if seen.path is not None:
+        yield Text("")
+        yield Text(f"  {seen.path}", style="dim", overflow="fold")
+
+
+def reasons(calibration: Calibration) -> Iterator[RenderableType]:
+    """Each decision with its reason."""
+    for question, told in decisions(calibration):
+        yield Text(f"  {question}", style="bold")
+        yield hanging("    ", told)
+
+
+def hanging(indent: str, text: str, *, style: str = "") -> Table:
+    """Text whose further lines stand under its first."""
+    grid = Table.grid(padding=0)
+    grid.add_column(no_wrap=True, style=style)
+    grid.add_column(overflow="fold", style=style)
+    grid.add_row(Text(indent), Text(text))
+    return grid

@@ -1,0 +1,34 @@
+"""What a training came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from batchcal.cli.views.words import count
+from batchcal.core.units import format_bytes, format_seconds
+from batchcal.plan.plan import Plan
+from batchcal.train.result import TrainingResult
+
+
+def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
+    """An epoch a row, then speed and memory against the plan."""
+    names = sorted({name for epoch in result.epochs for name in epoch.evaluation})
+    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
+    for name in ("epoch", "loss", *(f"eval {name}" for name in names), "steps", "samples/s", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for epoch in result.epochs:
+        table.add_row(
+            *(str(epoch.epoch + 1), f"{epoch.loss:.4f}"),
+            *(f"{epoch.evaluation[name]:.4f}" if name in epoch.evaluation else "" for name in names),
+            *(count(epoch.steps), count(epoch.samples_per_s), format_seconds(epoch.wall_s)),
+        )
+    yield table
+    yield Text("")
+    held = result.peak_bytes if result.accelerator_peak_bytes is None else result.accelerator_peak_bytes
+    text = Text(f"  {count(result.samples_per_s)} samples/s, peak {format_bytes(held)}")
+    text.append(f"  ({format_bytes(plan.predicted_peak_bytes)} predicted, {format_bytes(plan.budget_bytes)} budget)", style="dim")
+    yield text
