@@ -13,9 +13,11 @@ import resource
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Final, NoReturn
 
+from batchcal.guard.ending import LOST
 from batchcal.guard.job import ChildContext, flush_output, resolve
 from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON, Channel, Message
@@ -27,7 +29,18 @@ OUTPUT_DESCRIPTOR: Final = 2
 
 
 def run_child(request: Message, control: int, output: int) -> NoReturn:
-    """Never returns. `control` and `output` are descriptors that this process now owns."""
+    """Never returns, nor raises: a forked child must not unwind into the zygote's own code. `control` and `output` are
+    descriptors that this process now owns."""
+    try:
+        _live(request, control, output)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - the report itself failed; the exit code is all that is left to say so
+        traceback.print_exc()
+    finally:
+        os._exit(LOST)
+
+
+def _live(request: Message, control: int, output: int) -> None:
     parent = os.getppid()
     _take_place(request, output, parent)
     channel = Channel(socket.socket(fileno=control))
@@ -42,7 +55,6 @@ def run_child(request: Message, control: int, output: int) -> NoReturn:
         context.disarm_reserve()
         leave_result(directory, {"raised": describe(error, context.phase_name).model_dump(mode="json")})
     flush_output()
-    os._exit(0)
 
 
 def leave_result(directory: Path, result: dict[str, JSON]) -> None:

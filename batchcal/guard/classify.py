@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-from batchcal.guard.ending import Ending
+from batchcal.guard.ending import LOST, Ending
 from batchcal.guard.memory_errors import memory_error
 from batchcal.guard.outcome import (
     Infrastructure,
@@ -29,6 +29,8 @@ NEAR: Final = 0.85
 SWAP_TOLERANCE_BYTES: Final = 8 << 20
 _MEMORY_SIGNALS: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 _OUTPUT_SHOWN: Final = 4000
+_STACKS_SHOWN: Final = 12_000
+"""Of a child that hung: what it printed before its stacks, which are dumped last, often says why."""
 
 
 def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
@@ -40,7 +42,7 @@ def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
     if ending.killed_for == "memory":
         return OutOfMemory(source="watchdog", detail=ending.kill_reason, peak=_lower_bound(ending))
     if ending.killed_for == "deadline":
-        return TimedOut(phase=ending.phase, limit_s=ending.phase_limit_s, detail=_tail(ending, ending.kill_reason))
+        return TimedOut(phase=ending.phase, limit_s=ending.phase_limit_s, detail=_tail(ending, ending.kill_reason, _STACKS_SHOWN))
     if ending.oom_kills > 0:
         return OutOfMemory(source="kernel", detail="the kernel's OOM killer took it", peak=_lower_bound(ending))
     if ending.raised is not None:
@@ -93,6 +95,11 @@ def _of_status(ending: Ending) -> Outcome:
                 traceback=ending.output[-_OUTPUT_SHOWN:],
             )
         return KilledFromOutside(signal=number)
+    if status == LOST:
+        told = _tail(ending, "the child could not leave its result")
+        if ending.near_limit >= NEAR or (ending.armed and "MemoryError" in ending.output):
+            return Suspect(detail=told, near_limit=ending.near_limit)
+        return Infrastructure(detail=told)
     if "libgomp" in ending.output or "Thread creation failed" in ending.output:
         return Suspect(detail=_tail(ending, f"exit {status}"), near_limit=ending.near_limit)
     return UserCodeFailed(
@@ -112,6 +119,6 @@ def _lower_bound(ending: Ending) -> Peak:
     return Peak(demand_bytes=ending.peak_anonymous_bytes, anonymous_bytes=ending.peak_anonymous_bytes)
 
 
-def _tail(ending: Ending, text: str) -> str:
-    output = ending.output.strip()[-2000:]
+def _tail(ending: Ending, text: str, shown: int = 2000) -> str:
+    output = ending.output.strip()[-shown:]
     return f"{text}\n{output}" if output else text

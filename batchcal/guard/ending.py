@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from batchcal.guard.outcome import Phase
 from batchcal.guard.report import Raised
 from batchcal.guard.wire import JSON
+
+LOST: Final = 213
+"""Exit code of a child that could not leave its result: no room on the disk, no memory for the report, rights given up. No
+code that a user's program is likely to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from batchcal.guard.meters import read_status
 SHARED_MEMORY: Final = Path("/dev/shm")
 SLACK_BYTES: Final = 12 << 20
 """VmData holds freed blocks and trimmed arenas that are not resident: with none allowed for, runs were refused 8-15 MiB below
-what they might hold (512 MiB group, small CNN)."""
+what they might hold (512 MiB group, small CNN). The watchdog covers these few MiB."""
 
 
 def arm_data_limit(pid: int, allowed_bytes: int) -> bool:

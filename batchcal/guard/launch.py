@@ -90,8 +90,15 @@ class Launcher(Protocol):
 
 
 def private_directory() -> Path:
-    """A new directory that only we can read. Those that a killed process left more than an hour ago are removed."""
-    made = Path(tempfile.mkdtemp(prefix=PREFIX))
+    """A new directory that only we can read. Those that a killed process left more than an hour ago are removed.
+
+    Raises:
+        GuardError: there is no place for one.
+    """
+    try:
+        made = Path(tempfile.mkdtemp(prefix=PREFIX))
+    except OSError as error:
+        raise _no_room(error) from error
     for old in made.parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             seen = old.lstat()
@@ -159,10 +166,14 @@ class ZygoteLauncher:
     def start(self, job: Job) -> Started:
         directory = self._home / f"child-{self._count}"
         self._count += 1
-        directory.mkdir(mode=0o700)
+        try:
+            directory.mkdir(mode=0o700)
+            request = request_of(job, directory)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise _no_room(error) from error
         ours, theirs = socket.socketpair()
         output_read, output_write = os.pipe2(os.O_CLOEXEC)
-        request = request_of(job, directory)
         try:
             self._channel.send(request, (theirs.fileno(), output_write))
         finally:
@@ -244,6 +255,11 @@ class SpawnLauncher:
 
     def start(self, job: Job) -> Started:
         directory = private_directory()
+        try:
+            request = request_of(job, directory)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise _no_room(error) from error
         ours, theirs = socket.socketpair()
         output_read, output_write = os.pipe()
         try:
@@ -266,7 +282,7 @@ class SpawnLauncher:
             os.close(output_write)
         self._processes[process.pid] = process
         control = Channel(ours)
-        control.send(request_of(job, directory))
+        control.send(request)
         watch = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
         return Started(process.pid, watch, control, output_read, directory)
 
@@ -288,6 +304,15 @@ class SpawnLauncher:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _no_room(error: OSError) -> GuardError:
+    folder = os.environ.get("TMPDIR", "/tmp, since TMPDIR is not set")
+    return GuardError(
+        "there is no place for a child's files",
+        known=f"{error.strerror or error}; temporary files are written to {folder}",
+        try_="TMPDIR=/a/folder/with/some/room",
+    )
 
 
 def request_of(job: Job, directory: Path) -> Message:

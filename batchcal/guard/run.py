@@ -31,6 +31,8 @@ OUTPUT_TAIL_BYTES: Final = 64 * 1024
 RESULT_LIMIT_BYTES: Final = 64 << 20
 DUMP_S: Final = 0.3
 """How long a child that is past its deadline may take to say where it stands."""
+KILL_LIMIT_S: Final = 5.0
+"""A launcher that does not say within this time that a killed child is gone has stopped itself."""
 BACK_LIMIT_S: Final = 3.0
 """A SIGKILLed torch process gives its memory back within 45-84 ms; a loaded machine takes longer."""
 _PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
@@ -87,6 +89,8 @@ class _Watch:
         self._phase_limit_s = limits.phase_s.get("start", 120.0)
         self._killed_for: Literal["memory", "deadline", "stop"] | None = None
         self._kill_reason = ""
+        self._killed_at = 0.0
+        self._dumped_at: float | None = None
         self._infrastructure = ""
         self._result: dict[str, JSON] = {}
 
@@ -97,7 +101,6 @@ class _Watch:
         if self._child.watch is not None:
             poll.register(self._child.watch, select.POLLIN)
         next_look = 0.0
-        dumped_at: float | None = None
         os.set_blocking(self._child.output, False)
         while True:
             for descriptor, _ in poll.poll(INTERVAL_S * 1000):
@@ -121,18 +124,23 @@ class _Watch:
             if now < next_look:
                 continue
             next_look = now + INTERVAL_S * 0.8
-            if self._killed_for is not None:
-                continue
-            too_far = self._watchdog.look(now)
-            if too_far is not None:
-                self._kill("memory", too_far)
-            elif dumped_at is not None:
-                if now - dumped_at > DUMP_S:
-                    self._kill("deadline", f"still in {self._phase} after {self._phase_limit_s:.1f} s")
-            elif self._is_late(now):
-                dumped_at = now
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._child.pid, signal.SIGUSR1)  # faulthandler says where it stands
+            if self._killed_for is None:
+                self._look(now)
+            elif now - self._killed_at > KILL_LIMIT_S:
+                self._kill_without_the_launcher()
+                return
+
+    def _look(self, now: float) -> None:
+        """At memory and clock; kills what goes too far."""
+        too_far = self._watchdog.look(now)
+        if too_far is not None:
+            self._kill("memory", too_far)
+        elif self._dumped_at is not None:
+            if now - self._dumped_at > DUMP_S:
+                self._kill("deadline", f"still in {self._phase} after {self._phase_limit_s:.1f} s")
+        elif self._is_late(now):
+            self._dumped_at = now
+            self._signal(signal.SIGUSR1)  # faulthandler says where it stands
 
     def end(self) -> None:
         """Whatever happened: the child is killed, reaped, its memory back, its names swept."""
@@ -189,8 +197,22 @@ class _Watch:
         )
 
     def _kill(self, why: Literal["memory", "deadline", "stop"], reason: str) -> None:
-        self._killed_for, self._kill_reason = why, reason
+        self._killed_for, self._kill_reason, self._killed_at = why, reason, time.monotonic()
         self._launcher.kill(self._child)
+
+    def _kill_without_the_launcher(self) -> None:
+        """It does not answer (a zygote that was stopped), so it has not reaped the child either: the pid is still the child's."""
+        self._infrastructure = "the process that batchcal forks its probes from does not answer"
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the child and to no stranger that got its pid meanwhile."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._child.watch is not None:
+                signal.pidfd_send_signal(self._child.watch, number)
+            else:
+                os.kill(self._child.pid, number)
 
     def _is_late(self, now: float) -> bool:
         total = self._limits.total_s

@@ -21,7 +21,7 @@ import time
 from typing import Final, NoReturn
 
 from batchcal.guard.child import run_child
-from batchcal.guard.meters import thread_count
+from batchcal.guard.meters import descendants, thread_count
 from batchcal.guard.wire import Channel, Message
 
 PRELOAD: Final = ("torch", "torch.utils.data", "torch._dynamo", "numpy", "batchcal.measure.child")
@@ -91,13 +91,25 @@ class Zygote:
             if ended.si_pid in self._children:
                 self._children.discard(ended.si_pid)
                 self._channel.send({"ended": ended.si_pid, "status": os.waitstatus_to_exitcode(status)})
+                self._end_orphans()
             else:
                 self._channel.send({"orphan": ended.si_pid})
+
+    def _end_orphans(self) -> None:
+        """Kills what left the group of a child that is gone (a daemon, a session of its own): as its subreaper we are the parent
+        now, so its pid cannot be a stranger's."""
+        if self._children:
+            return  # it may be one of theirs
+        for orphan in descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(orphan, signal.SIGKILL)
 
     def _end(self) -> None:
         """The parent is gone: so are we, and nothing of ours stays."""
         for child in self._children:
             kill_group(child)
+        self._children.clear()
+        self._end_orphans()
         until = time.monotonic() + ORPHANS_LINGER_S
         while time.monotonic() < until:
             try:

@@ -26,8 +26,8 @@ def fit(
 ) -> MemoryModel:
     """The model through `points` (batch, measured demand in bytes).
 
-    None: base as seen after a tiny step and the prior ratio. One: base kept, ratio from the point. More: the line through the
-    largest point and the nearest one that is far enough below it, since errors near the budget cost most.
+    None: base as seen after a tiny step and the prior ratio. One, or several near one another: base kept, ratio from the
+    largest. Points that are far enough apart: the line through them, in which large ones weigh more.
     """
     kept = tuple(sorted(dict(points).items()))
     model = MemoryModel(base_bytes=base_bytes, ratio=prior_ratio, shape=tuple(shape), source=source, spread=spread)
@@ -41,12 +41,19 @@ def fit(
         ratio = prior_ratio
         base = top_bytes - ratio * top_paper
     lever = LEVER[0] + LEVER[1] * spread
-    below = [(batch, demand) for batch, demand in kept[:-1] if model.on_paper(batch) * lever <= top_paper]
-    if below:
-        low_batch, low_bytes = below[-1]
-        slope = (top_bytes - low_bytes) / (top_paper - model.on_paper(low_batch))
-        if slope > 0:
-            base, ratio = top_bytes - slope * top_paper, slope
+    if model.on_paper(kept[0][0]) * lever <= top_paper:
+        line = _line([(model.on_paper(batch), float(demand)) for batch, demand in kept])
+        if line[1] > 0:
+            base, ratio = line
     fitted = model.model_copy(update={"base_bytes": base, "ratio": ratio, "points": kept})
     error = max(abs(fitted.predict(batch) / demand - 1) for batch, demand in kept)
     return fitted.model_copy(update={"relative_error": error if len(kept) > 2 else None})
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Intercept and slope by least squares, weighed by the paper size: the model is asked about large batches."""
+    weight = sum(x for x, _ in points)
+    mean_x = sum(x * x for x, _ in points) / weight
+    mean_y = sum(x * y for x, y in points) / weight
+    slope = sum(x * (x - mean_x) * (y - mean_y) for x, y in points) / sum(x * (x - mean_x) ** 2 for x, _ in points)
+    return mean_y - slope * mean_x, slope
