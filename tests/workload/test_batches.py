@@ -88,6 +88,8 @@ def test_costs_may_come_as_arrays() -> None:
 def test_costs_may_be_tensors() -> None:
     task = task_of(Texts(), size_of=lambda sample: torch.tensor(len(sample)))
     assert WorstCase.of(task, "train", limit_s=1, seed=0).order == BY_SIZE
+    task = task_of(Texts(), size_of=lambda sample: numpy.float32(len(sample)))
+    assert WorstCase.of(task, "train", limit_s=1, seed=0).order == BY_SIZE
 
 
 def test_a_batch_is_made_by_the_users_collate() -> None:
@@ -218,6 +220,7 @@ class Neither:
         (Texts(), [[1, 2]] * 7, "not one finite number"),
         (Texts(), lambda sample: "long", "size_of gave 'long'"),
         (Texts(), lambda sample: None, "size_of gave None"),
+        (Texts(), lambda sample: numpy.ones(2), r"size_of gave array"),
         (Texts(), lambda sample: float("inf"), "size_of gave inf"),
     ],
 )

@@ -189,6 +189,7 @@ def test_where_an_error_came_from_is_shown_too(load: Load) -> None:
         ("def task(:\n", "importing train.py raised SyntaxError"),
         ("class E(Exception):\n    def __str__(self): raise E\ndef task(): raise E()\n", "train.py:task raised E\n"),
         ("def task(): return task()\n", "train.py:task raised RecursionError"),
+        ("task = type\n", "train.py:task raised TypeError"),
         ("def task(): return 42\n", "train.py:task returned 42"),
         ("def task(): pass\n", "train.py:task returned None"),
         ("async def task(): pass\n", "train.py:task returned a coroutine"),
@@ -203,6 +204,12 @@ def test_code_that_fails_is_the_users(load: Load, source: str, what: str) -> Non
         load(source)
     assert caught.value.known
     assert caught.value.try_
+
+
+def test_errors_that_came_from_each_other_are_shown_once(load: Load) -> None:
+    source = "def task():\n    a, b = ValueError('a'), ValueError('b')\n    a.__context__, b.__context__ = b, a\n    raise a\n"
+    with pytest.raises(UserCodeError, match="raised ValueError: a"):
+        load(source)
 
 
 @pytest.mark.parametrize("spec", ["train:task", "train.py:task"])
