@@ -28,7 +28,12 @@ DEADLINE_LEAST_S: Final = 10.0
 UNBOUNDED: Final = 1 << 20
 """Ceiling where the dataset has no length."""
 SHM_SHARE: Final = 0.8
-STEPS_AT_LEAST: Final = 3
+STEPS_EXPECTED: Final = 4
+"""A probe takes three steps at least, and its start and warm-up take about another."""
+SHARE_OF_TIME_AT_FIRST: Final = 0.3
+SHARE_OF_TIME: Final = 0.8
+"""How much of the time left a probe may be expected to take: the first only knows the rate of a small batch."""
+WORTH_A_PROBE: Final = 1.2
 PREFETCH_FACTOR: Final = 2
 EVAL_PRECISION: Final = 0.2
 EVAL_EXPANSION: Final = 2
@@ -110,20 +115,20 @@ class Campaign:
         best: Measurement | None = None
         ended: LimitedBy | None = None
         phase = ""
+        for known in self.attempts.recall(place):
+            best = self._learn(search, known, best)
         while (ask := search.ask()) is not None:
-            ended = self._spent(ask, best)
-            if ended is not None:
+            affordable = self._affordable(ask, best, examination, bounds)
+            if not isinstance(affordable, Ask):
+                ended = affordable
                 self.undone.append(f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
                 break
+            ask = affordable
             if ask.phase != phase:
                 phase = ask.phase
                 self.progress.event("phase", {"phase": phase, "mode": mode, "why": ask.why})
             measured = self.attempts.run(ask, place, deadline_s=max(self._left_s(), DEADLINE_LEAST_S))
-            verdict, peak = self.attempts.verdict(measured, search.best)
-            search.tell(ask.batch, verdict, peak)
-            if verdict == "fits":
-                best = measured
-                self.progress.event("best", {"mode": mode, "batch": ask.batch, "peak_bytes": peak})
+            best = self._learn(search, measured, best)
         if best is None or not isinstance(best.outcome, Fits):
             return None, search.model
         capacity = Capacity(
@@ -136,6 +141,15 @@ class Campaign:
             accumulated=mode == "train",
         )
         return capacity, search.model
+
+    def _learn(self, search: CapacitySearch, measured: Measurement, best: Measurement | None) -> Measurement | None:
+        """Tells the search what a run means; returns the run of the largest batch that fitted."""
+        verdict, peak = self.attempts.verdict(measured, search.best)
+        search.tell(measured.batch, verdict, peak)
+        if verdict != "fits" or (best is not None and measured.batch <= best.batch):
+            return best
+        self.progress.event("best", {"mode": measured.mode, "batch": measured.batch, "peak_bytes": peak})
+        return measured
 
     def _bounds(self, device: str, mode: Mode, examination: Examination, train: Capacity | None) -> Bounds:
         options, facts, budget = self.options, examination.facts, self.budgets[device].budget_bytes
@@ -164,18 +178,24 @@ class Campaign:
             start=None if train is None else train.batch,
         )
 
-    def _spent(self, ask: Ask, best: Measurement | None) -> LimitedBy | None:
-        """Whether time or probes are used up, before a probe is started that they would cut."""
+    def _affordable(self, ask: Ask, best: Measurement | None, examination: Examination, bounds: Bounds) -> Ask | LimitedBy:
+        """`ask`, or the part of it that there is time for; or what is used up. A probe that time would cut is not started."""
         if self.options.max_probes is not None and self.attempts.started >= self.options.max_probes:
             return "max-probes"
         left = self._left_s()
         if left <= 0:
             return "time-limit"
         if best is not None and isinstance(best.outcome, Fits):
-            expected = best.outcome.step_s * ask.batch / best.batch * STEPS_AT_LEAST
-            if expected > left:
-                return "time-limit"
-        return None
+            rate, share = best.outcome.samples_per_s, SHARE_OF_TIME
+        else:
+            rate, share = examination.samples_per_s, SHARE_OF_TIME_AT_FIRST
+        most = int(rate * left * share / STEPS_EXPECTED)
+        most -= most % bounds.multiple_of
+        if ask.batch <= most:
+            return ask
+        if most < max(bounds.floor, (best.batch if best is not None else 0) * WORTH_A_PROBE):
+            return ask if best is None else "time-limit"
+        return Ask(most, ask.phase, f"as much of {ask.batch} as there is time for: {ask.why}", ask.predicted_bytes)
 
     def _left_s(self) -> float:
         return self.options.time_limit_s - (self.clock.monotonic() - self.began)

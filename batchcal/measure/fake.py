@@ -52,6 +52,7 @@ class FakeProbe:
             base_bytes=self._base,
             base_accelerator_bytes=None if device.startswith("cpu") else self._base,
             shapes={mode: self._shape(mode) for mode in ("train", "eval")},
+            samples_per_s=1 / self._sample_s,
             shape_source="assumed",
         )
 

@@ -44,6 +44,8 @@ class Examination(Frozen):
     """Demand after a tiny training step, optimizer state present."""
     base_accelerator_bytes: int | None
     shapes: dict[Mode, tuple[ShapePoint, ...]]
+    samples_per_s: float
+    """Of a small batch: what a first probe may be expected to take."""
     shape_source: str
     """`fake-tensor`, `profiler` or `batch-bytes`."""
     notes: tuple[str, ...] = ()
