@@ -15,7 +15,7 @@ from batchcal.cli.verbs.plan import plan
 from batchcal.cli.verbs.show import show
 from batchcal.cli.verbs.train import train
 from batchcal.cli.voice import Voice, tell
-from batchcal.core.errors import BatchcalError, Interrupted, exit_code_of
+from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_code_of
 
 EXIT_CODES: Final = (
     "Exit codes: 0 ok, 1 unexpected, 2 usage or config, 3 no usable calibration, 4 nothing fits, 5 your code failed, "
@@ -27,7 +27,6 @@ app = typer.Typer(
     help="Measures, inside your container's real limits, the batch size your PyTorch training can use.",
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
     add_completion=False,
 )
 for verb in (detect, calibrate, show, plan, train):
@@ -69,9 +68,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with raised_as_interrupted():
             code: object = typer.main.get_command(app).main(
-                args=list(arguments), prog_name="batchcal", standalone_mode=False, obj=voice
+                args=list(arguments) or ["--help"], prog_name="batchcal", standalone_mode=False, obj=voice
             )
-        return code if isinstance(code, int) else 0
+        # Nothing was asked: the help is shown, and a script learns that it did nothing.
+        return UsageError.exit_code if not arguments else code if isinstance(code, int) else 0
     except BatchcalError as error:
         return _failed(error, voice)
     except KeyboardInterrupt:

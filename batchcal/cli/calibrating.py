@@ -10,8 +10,9 @@ from batchcal.cli.desk import Desk, accelerators_matter, find_fresh, options_fro
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
+    from batchcal.calibration.schema import Calibration
     from batchcal.cli.views.calibration import Seen
-    from batchcal.measure.calibrate import CalibrationResult
+    from batchcal.core.errors import BatchcalError
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,21 @@ class Wish:
     """False: only a fresh calibration will do."""
 
 
-def calibrated(desk: Desk, wish: Wish, voice: Voice) -> CalibrationResult:
+@dataclass(frozen=True)
+class Found:
+    """A calibration to go on with."""
+
+    calibration: Calibration
+    path: Path | None
+    """None: it was not written."""
+    notices: tuple[str, ...] = ()
+    measured: bool = False
+    """False: it was there already."""
+    problem: BatchcalError | None = None
+    """It was stopped, or could not be saved: to be told once the result is out."""
+
+
+def calibrated(desk: Desk, wish: Wish, voice: Voice) -> Found:
     """The calibration of the desk's task.
 
     Raises:
@@ -46,9 +61,7 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> CalibrationResult:
     if not wish.force and not wish.dry_run:
         found = find_fresh(reference, options, environment, path, require_signature=wish.require_signature)
         if isinstance(found, Loaded) and usable(found.calibration):
-            from batchcal.measure.calibrate import CalibrationResult
-
-            return CalibrationResult(calibration=found.calibration, path=found.path, fresh=True, notices=found.notices)
+            return Found(calibration=found.calibration, path=found.path, notices=found.notices)
         if not wish.may_measure:
             raise refusal(Missing(path=path) if found is None or isinstance(found, Loaded) else found, path)
         if found is not None and not isinstance(found, Loaded):
@@ -61,7 +74,7 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> CalibrationResult:
 
         environment = detect(ask_child=ask_in_child)
     with listening(voice, "calibration") as progress:
-        return calibrate(
+        result = calibrate(
             reference,
             options,
             environment=environment,
@@ -71,11 +84,18 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> CalibrationResult:
             require_signature=wish.require_signature,
             progress=progress,
         )
+    return Found(
+        calibration=result.calibration,
+        path=result.path,
+        notices=result.notices,
+        measured=not result.fresh,
+        problem=result.stopped or result.not_saved,
+    )
 
 
-def seen_now(result: CalibrationResult) -> Seen:
-    """A result as it is looked at: what was just measured or found fresh is not stale."""
+def seen_now(found: Found) -> Seen:
+    """A calibration as it is looked at: what was just measured or found fresh is not stale."""
     from batchcal.cli.views.calibration import Seen
     from batchcal.core.clock import SystemClock
 
-    return Seen(calibration=result.calibration, path=result.path, stale=None, at=SystemClock().now(), notices=result.notices)
+    return Seen(calibration=found.calibration, path=found.path, stale=None, at=SystemClock().now(), notices=found.notices)

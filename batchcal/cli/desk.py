@@ -50,11 +50,19 @@ class Desk:
         )
 
 
-def open_desk(target: str | None, *, flags: Mapping[str, str | None], config: str | None = None, voice: Voice) -> Desk:
+def open_desk(
+    target: str | None,
+    *,
+    flags: Mapping[str, str | None],
+    spelled: Mapping[str, str] | None = None,
+    config: str | None = None,
+    voice: Voice,
+) -> Desk:
     """Reads what files there are.
 
     Args:
         target: a SPEC or a config, as typed.
+        flags, spelled: see `Settings`.
         config: a config with settings; stronger than a target that is one, too.
 
     Raises:
@@ -79,7 +87,7 @@ def open_desk(target: str | None, *, flags: Mapping[str, str | None], config: st
         source, of_project = found
         files.append(source)
         reference = reference or of_project.reference
-    settings = Settings(flags=flags, environ=os.environ, files=files)
+    settings = Settings(flags=flags, spelled=spelled, environ=os.environ, files=files)
     for text in unknown_variables(os.environ):
         voice.say(f" note: {text}")
     if voice.verbose:

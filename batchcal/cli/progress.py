@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from batchcal.cli.voice import Voice, tell
-from batchcal.core.progress import Field, Fields, Progress, Silent, key_values
+from batchcal.core.progress import Fields, Progress, Silent, key_values
 
-STEP_EVERY_S: Final = 2.0
+STEP_EVERY_S: Final = 5.0
 """Steps of a training are told this often at most: a log is read by people, too."""
 
 
@@ -57,7 +57,7 @@ class Carefully:
     def __init__(self, listener: Progress) -> None:
         self._listener: Progress | None = listener
 
-    def event(self, name: str, fields: dict[str, Field] | Fields) -> None:
+    def event(self, name: str, fields: Fields) -> None:
         if self._listener is None:
             return
         try:

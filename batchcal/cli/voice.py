@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass
@@ -23,8 +24,7 @@ class Voice:
     def of(arguments: Sequence[str]) -> Voice:
         """Judged before the arguments are parsed, so that an error in them is told right as well."""
         before_rest = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
-        pairs = list(zip(before_rest, [*before_rest[1:], ""], strict=True))
-        formats = [value for name, value in pairs if name == "--format"]
+        formats = [value for name, value in pairwise(before_rest) if name == "--format"]
         formats += [name.partition("=")[2] for name in before_rest if name.startswith("--format=")]
         return Voice(
             as_json="--json" in before_rest or "json" in formats,

@@ -15,6 +15,7 @@ from batchcal.core.errors import UsageError
 from batchcal.core.units import parse_duration, parse_fraction, parse_size
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Table = Mapping[str, object]
 
 PREFIX: Final = "BATCHCAL_"
@@ -25,22 +26,22 @@ _OURS: Final = ("BATCHCAL_PLAN_", "BATCHCAL_REEXEC", "BATCHCAL_ZYGOTE_")
 
 
 @dataclass(frozen=True)
-class Setting(Generic[T]):
+class Setting(Generic[T_co]):
     """A value with where it came from: `flag --margin`, `env BATCHCAL_MARGIN`, `x.toml [calibrate] margin`, `default`."""
 
-    value: T
+    value: T_co
     origin: str
 
 
 @dataclass(frozen=True)
-class Knob(Generic[T]):
+class Knob(Generic[T_co]):
     """A setting that there is: its table and key in a file, how its text is read, and what holds where nobody sets it."""
 
     table: str
     key: str
-    read: Callable[[str, str], T]
+    read: Callable[[str, str], T_co]
     """(text, name for messages) -> value; raises UsageError."""
-    default: T
+    default: T_co
 
     @property
     def flag(self) -> str:
@@ -127,9 +128,7 @@ EPOCHS: Final = Knob("train", "epochs", _count, 1)
 CHECKPOINT: Final = Knob("train", "checkpoint", _optional_text, None)
 DROP_LAST: Final = Knob("train", "drop_last", _flag, False)
 
-KNOBS: Final[
-    tuple[Knob[float | None] | Knob[int | None] | Knob[float] | Knob[int] | Knob[str] | Knob[str | None] | Knob[bool], ...]
-] = (
+KNOBS: Final[tuple[Knob[object], ...]] = (
     *(MARGIN, HEADROOM, MEMORY_LIMIT, TIME_LIMIT, MAX_PROBES, SAMPLES, MAX_BATCH, MULTIPLE_OF, DEVICE, ALLOCATOR, WORKERS, SEED),
     *(EFFECTIVE_BATCH, OBJECTIVE),
     *(EPOCHS, CHECKPOINT, DROP_LAST),
@@ -160,16 +159,23 @@ class Settings:
     """All the places that a value may come from, the strongest first."""
 
     def __init__(
-        self, *, flags: Mapping[str, str | None] | None = None, environ: Mapping[str, str], files: Iterable[Source] = ()
+        self,
+        *,
+        flags: Mapping[str, str | None] | None = None,
+        spelled: Mapping[str, str] | None = None,
+        environ: Mapping[str, str],
+        files: Iterable[Source] = (),
     ) -> None:
         """Args:
             flags: by key, as typed; None where a flag was not given.
+            spelled: the flags that are called otherwise than their key, by key.
             files: the strongest first.
 
         Raises:
             UsageError: a file has a key that there is not.
         """
         self._flags = {key: text for key, text in (flags or {}).items() if text is not None}
+        self._spelled = spelled or {}
         self._environ = environ
         self._files = tuple(files)
         for file in self._files:
@@ -183,7 +189,8 @@ class Settings:
         """
         name = knob.key.replace("_", "-")
         if knob.key in self._flags:
-            return Setting(knob.read(self._flags[knob.key], name), f"flag {knob.flag}")
+            flag = self._spelled.get(knob.key, knob.flag)
+            return Setting(knob.read(self._flags[knob.key], flag.removeprefix("--")), f"flag {flag}")
         # Empty is not set: `docker -e NAME=` and a shell's `NAME= command` mean that.
         text = self._environ.get(knob.variable)
         if text:
@@ -209,9 +216,15 @@ class Settings:
 
 def unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     """A sentence for each BATCHCAL_* variable that nobody reads: a misspelt setting would be silently ignored."""
-    known = [*OTHER_VARIABLES, *(variable for keys in KEYS.values() for variable in keys.values())]
+    known = [*OTHER_VARIABLES, *(knob.variable for knob in KNOBS)]
     strange = (name for name in sorted(environ) if name.startswith(PREFIX) and not name.startswith(_OURS) and name not in known)
-    return tuple(f"the variable {name} is not known" + _did_you_mean(name, known) + "; it has no effect" for name in strange)
+    return tuple(f"the variable {name} is not known{_meant(name, known)}; it has no effect" for name in strange)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    # Without the prefix, which makes all of them alike.
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)
+    return f" (did you mean {PREFIX}{close[0]}?)" if close else ""
 
 
 def _read(knob: Knob[T], name: str, text: str, origin: str) -> Setting[T]:

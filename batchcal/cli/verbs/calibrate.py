@@ -64,21 +64,20 @@ def calibrate(
         dry_run=dry_run,
         require_signature=require_signature,
     )
-    result = calibrated(desk, wish, voice)
-    seen = seen_now(result)
+    found = calibrated(desk, wish, voice)
+    seen = seen_now(found)
     if json:
         from batchcal.cli.document import document
 
-        screen.emit(document(seen, measured=not result.fresh))
+        screen.emit(document(seen, measured=found.measured))
     else:
         from batchcal.cli.views.calibration import answer, remarks
 
         screen.render([*answer(seen), *remarks(seen)])
     # The result is out: what is wrong with it comes now, with its exit code.
-    for problem in (result.stopped, result.not_saved):
-        if problem is not None:
-            raise problem
-    if result.fresh:
+    if found.problem is not None:
+        raise found.problem
+    if not found.measured:
         voice.say("a fresh calibration is there; --force measures again")
     elif not dry_run:
         voice.say("next: batchcal show, batchcal plan --effective-batch N, batchcal train TARGET")

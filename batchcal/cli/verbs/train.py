@@ -11,8 +11,8 @@ from batchcal.cli import options as opt
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
+    from batchcal.cli.calibrating import Found
     from batchcal.cli.desk import Desk
-    from batchcal.measure.calibrate import CalibrationResult
     from batchcal.plan.plan import Plan
     from batchcal.train.result import TrainingResult
 
@@ -69,7 +69,7 @@ def train(
         "drop_last": "true" if drop_last else None,
     }
     voice = context.ensure_object(Voice)
-    desk = open_desk(target, flags=flags, config=config, voice=voice)
+    desk = open_desk(target, flags=flags, spelled={"samples": "--calibration-samples"}, config=config, voice=voice)
     wish = Wish(
         output=None if output is None else Path(output).absolute(),
         # What has started itself anew for the plan's allocator has calibrated already.
@@ -80,9 +80,8 @@ def train(
     if resume and desk.settings.value(knobs.CHECKPOINT) is None:
         raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
     found = calibrated(desk, wish, voice)
-    for problem in (found.stopped, found.not_saved):
-        if problem is not None:
-            raise problem
+    if found.problem is not None:
+        raise found.problem
     plan = _plan(desk, found)
     result = _run(desk, plan, resume=resume, voice=voice)
     if json:
@@ -101,7 +100,7 @@ def _was_restarted() -> bool:
     return os.environ.get(REEXEC_VARIABLE, "").startswith(f"{os.getpid()}:")
 
 
-def _plan(desk: Desk, found: CalibrationResult) -> Plan:
+def _plan(desk: Desk, found: Found) -> Plan:
     from batchcal.cli.desk import objective_of
     from batchcal.core import settings as knobs
     from batchcal.detect.detect import detect

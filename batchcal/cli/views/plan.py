@@ -62,10 +62,12 @@ def in_runs(sizes: tuple[int, ...]) -> str:
 def show_predictions(predictions: Iterable[Prediction]) -> Iterator[RenderableType]:
     """One row for each container size. Nothing of it was run, and the heading says so."""
     found = tuple(predictions)
-    yield Text("predicted from the memory model; nothing of this was run", style="yellow")
+    error = max((one.relative_error or 0.0 for one in found), default=0.0)
+    told = f"predicted from the memory model (±{error:.0%}), and nothing of this was run"
+    yield Text(told, style="yellow")
     yield Text("")
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
-    for name in ("container", "budget", "micro-batch", "steps", "effective", "eval", "peak"):
+    for name in ("container", "budget", "batch", "steps", "effective", "eval", "peak"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("limited by")
     for one in found:
@@ -73,7 +75,7 @@ def show_predictions(predictions: Iterable[Prediction]) -> Iterator[RenderableTy
             cells = [format_bytes(one.limit_bytes), format_bytes(max(one.budget_bytes, 0)), *"-----"]
             table.add_row(*cells, Text("nothing fits", style="red"))
             continue
-        peak = format_bytes(one.predicted_peak_bytes or 0) + (f" ±{one.relative_error:.0%}" if one.relative_error else "")
+        peak = format_bytes(one.predicted_peak_bytes or 0)
         table.add_row(
             *(
                 format_bytes(one.limit_bytes),
