@@ -110,13 +110,14 @@ class Campaign:
             spread=SPREAD.get(allocator, SPREAD_OTHERWISE),
         )
         place = Place(
-            device, allocator, mode, bounds.budget_bytes, self.options.samples, train_batch=train.batch if train else None
+            device, allocator, mode, bounds.budget_bytes, self.options.samples, train_batch=self._before_evaluation(train)
         )
         best: Measurement | None = None
         ended: LimitedBy | None = None
         phase = ""
         for known in self.attempts.recall(place):
-            best = self._learn(search, known, best)
+            if known.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
+                best = self._learn(search, known, best)
         while (ask := search.ask()) is not None:
             affordable = self._affordable(ask, best, examination, bounds)
             if not isinstance(affordable, Ask):
@@ -129,6 +130,8 @@ class Campaign:
                 self.progress.event("phase", {"phase": phase, "mode": mode, "why": ask.why})
             measured = self.attempts.run(ask, place, deadline_s=max(self._left_s(), DEADLINE_LEAST_S))
             best = self._learn(search, measured, best)
+        if ended is None and search.gave_up:
+            self.undone.append(f"{device} under {allocator}, {mode}: {search.gave_up}")
         if best is None or not isinstance(best.outcome, Fits):
             return None, search.model
         capacity = Capacity(
@@ -137,7 +140,7 @@ class Campaign:
             samples_per_s=best.outcome.samples_per_s,
             measured_by=best.sequence,
             limited_by=ended or search.limited_by,
-            undone=search.undone if ended else "",
+            undone=search.undone if ended else search.gave_up,
             accumulated=mode == "train",
         )
         return capacity, search.model
@@ -196,6 +199,12 @@ class Campaign:
         if most < max(bounds.floor, (best.batch if best is not None else 0) * WORTH_A_PROBE):
             return ask if best is None else "time-limit"
         return Ask(most, ask.phase, f"as much of {ask.batch} as there is time for: {ask.why}", ask.predicted_bytes)
+
+    def _before_evaluation(self, train: Capacity | None) -> int | None:
+        """The training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
+        if train is None:
+            return None
+        return max(1, min(train.batch, int(train.samples_per_s * self._left_s() * SHARE_OF_TIME_AT_FIRST)))
 
     def _left_s(self) -> float:
         return self.options.time_limit_s - (self.clock.monotonic() - self.began)
