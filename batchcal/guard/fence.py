@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import resource
 import sys
@@ -38,6 +39,22 @@ def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def data_limit_holds() -> bool:
+    """Whether this process's data limit is one that the kernel keeps. Asked by the child, once it is armed.
+
+    A kernel booted with ignore_rlimit_data, or a sandbox that plays Linux, takes the limit and lets everything pass. A mapping as
+    large as the whole limit, never touched, must be refused.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY:
+        return False
+    try:
+        mmap.mmap(-1, limit, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, OverflowError, ValueError):
+        return True
+    return False
 
 
 def sweep_shared_memory(pids: set[int]) -> int:

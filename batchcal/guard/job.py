@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from batchcal.guard.fence import data_limit_holds
 from batchcal.guard.outcome import Phase
 from batchcal.guard.wire import JSON, Channel, Message
 
@@ -46,7 +47,12 @@ class ChildContext:
         answer = self._channel.wait()
         if answer is None:
             os._exit(1)  # the parent is gone; nobody wants our result
-        return answer.get("armed") is True
+        if answer.get("armed") is not True:
+            return False
+        if data_limit_holds():
+            return True
+        self._channel.send({"unfenced": True})
+        return False
 
     def disarm_reserve(self) -> None:
         """Gives the room for the report free."""

@@ -247,6 +247,8 @@ class _Watch:
                 self._phase_limit_s = self._limits.phase_s.get(self._phase, told)
             elif "arm" in message:
                 self._arm()
+            elif "unfenced" in message:
+                self._watchdog.armed = False  # the kernel took the limit and does not keep it; the watchdog is alone
             elif isinstance(tell, dict) and self._listen is not None:
                 self._listen(tell)
 

@@ -17,7 +17,7 @@ from batchcal.calibration.schema import Mode
 from batchcal.guard.job import ChildContext
 from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
-from batchcal.measure.peak import AcceleratorPeak, HostPeak, stands_still, workers_bytes
+from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak, stands_still
 from batchcal.measure.probe import Examination
 from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments, Setting
 from batchcal.measure.static import FakeTrace, line, profiled_curve
@@ -35,10 +35,15 @@ SCAN_LIMIT_S: Final = 2.0
 STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
 WARM_UP_LIMIT_S: Final = 900.0
 """torch.compile takes minutes for large models; it is warmed up, not timed out."""
+RATE_BATCH: Final = 16
 ORDER_KEPT: Final = 65_536
 """So many of the largest samples are remembered; a larger batch repeats them."""
 COLLATE_LIMIT_S: Final = 0.7
 """The static curve asks for no batch whose collation is expected to take longer."""
+COLLATED_SHARE: Final = 0.3
+"""Nor for one whose inputs take more of the room than this: samples and batch are there at once."""
+PROFILED_SHARE: Final = 0.6
+"""Tiny batches are profiled by running them, as long as they are expected to stay within this share of the room."""
 
 
 def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
@@ -57,6 +62,7 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     accelerator.reset()
     subject.train(worst.batch(smallest), smallest, MicroBatch(worst.batch(smallest), smallest))
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
+    rate = _rate(subject, worst, min(RATE_BATCH, facts.train_samples or RATE_BATCH))
     context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
     base = base_bytes if base_accelerator is None else base_accelerator
     shapes, source, notes = _shapes(subject.task, worst, request, facts, base)
@@ -65,6 +71,7 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         base_bytes=base_bytes,
         base_accelerator_bytes=base_accelerator,
         shapes=shapes,
+        samples_per_s=rate,
         shape_source=source,
         notes=notes,
     )
@@ -99,8 +106,7 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         accelerator.reset()
     begin = host.read()
     tiny = MicroBatch(train_worst.batch(smallest), smallest)
-    step_s, peaks = _steps(subject, worst, request, host, tiny)
-    workers = workers_bytes()
+    step_s, peaks, workers = _steps(subject, worst, request, host, tiny)
     status = read_status() or ProcessMemory()
     context.phase("finish")
     answer = ProbeAnswer(
@@ -156,12 +162,23 @@ class _Subject:
             torch.accelerator.synchronize(self.device)
 
 
+def _rate(subject: _Subject, worst: WorstCase, size: int) -> float:
+    """Samples per second of the second of two small steps."""
+    step_s = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        subject.train(worst.batch(size), size)
+        step_s = time.perf_counter() - began
+    return size / max(step_s, 1e-6)
+
+
 def _steps(
     subject: _Subject, worst: WorstCase, request: ProbeArguments, host: HostPeak, tiny: MicroBatch
-) -> tuple[list[float], list[int]]:
-    """Runs at most `samples` steps; seconds of each and the peak after each, bytes."""
+) -> tuple[list[float], list[int], int]:
+    """Runs at most `samples` steps; seconds of each, the peak after each, and what the workers held, bytes."""
     step_s: list[float] = []
     peaks: list[int] = []
+    workers, held = WorkersPeak(), 0
     subject.task.model.train(request.mode == "train")
     began = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
@@ -169,11 +186,13 @@ def _steps(
         subject.step(batch, request.batch, request.mode, tiny)
         ended = time.perf_counter()
         step_s.append(ended - began)
-        began = ended
         peaks.append(host.read())
-        if stands_still(peaks):
+        workers.look()
+        if stands_still(peaks) or len(peaks) == request.samples:
+            held = workers.read() if request.setting.workers else 0  # now: they go when the loop lets the loader go
             break
-    return step_s, peaks
+        began = time.perf_counter()
+    return step_s, peaks, held
 
 
 def _batches(worst: WorstCase, request: ProbeArguments) -> Iterator[object]:
@@ -204,7 +223,8 @@ def _shapes(
     """The static curve by mode, the source, and what was noticed."""
     modes: tuple[Mode, ...] = ("train", "eval")
     ceiling = min(filter(None, (facts.train_samples, request.max_batch)), default=1 << 16)
-    affordable = _affordable_batch(worst, ceiling)
+    room = max(0, request.budget_bytes - base_bytes)
+    affordable = _affordable_batch(worst, ceiling, facts.batch_bytes_per_sample, room)
     notes: list[str] = []
     try:
         trace = FakeTrace(task, worst.batch, limit_s=request.limit_s)
@@ -219,7 +239,7 @@ def _shapes(
     except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
         notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
     fresh = _Subject.load(request.setting).task  # the trace has spent the other
-    shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling)
+    shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling, room_bytes=room * PROFILED_SHARE)
     if "train" in shapes:
         return _with_eval(shapes), "profiler", tuple(notes)
     notes.append("nothing that grows with the batch could be seen; the batch's own bytes stand for it")
@@ -237,13 +257,14 @@ def _with_eval(shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[S
     return shapes if "eval" in shapes else {**shapes, "eval": shapes["train"]}
 
 
-def _affordable_batch(worst: WorstCase, ceiling: int) -> int:
-    """The largest batch that the static curve may ask for, so that collating it stays cheap."""
-    size = min(32, ceiling)
+def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int) -> int:
+    """The largest batch that the static curve may ask for, so that collating it stays cheap. Its inputs are real."""
+    most = max(2, int(room_bytes * COLLATED_SHARE / max(bytes_per_sample, 1.0)))
+    size = min(32, ceiling, most)
     began = time.perf_counter()
     worst.batch(size)
     per_sample_s = max((time.perf_counter() - began) / size, 1e-9)
-    return max(8, int(COLLATE_LIMIT_S / per_sample_s))
+    return min(most, max(8, int(COLLATE_LIMIT_S / per_sample_s)))
 
 
 def _limit_accelerator(device: torch.device, allowed_bytes: int | None) -> None:

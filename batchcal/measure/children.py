@@ -61,11 +61,13 @@ class ChildProbe:
         ending = self._run("batchcal.measure.child:examine", arguments.model_dump(mode="json"), allocator, limits)
         if not ending.has_result:
             raise _failure(ending, self._host_budget)
-        value = ending.returned
-        if not isinstance(value, dict):
-            raise GuardError("the examination of the task gave no usable answer")
-        examination = Examination.model_validate(value["examination"])
-        order = value["order"]
+        value = ending.returned if isinstance(ending.returned, dict) else {}
+        try:
+            examination = Examination.model_validate(value.get("examination"))
+        except ValidationError as error:
+            known = f"{error.error_count()} fields of it are wrong"
+            raise GuardError("the examination of the task gave no usable answer", known=known) from error
+        order = value.get("order")
         self._orders[device] = tuple(index for index in order if isinstance(index, int)) if isinstance(order, list) else ()
         return examination
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from typing import Final
 
 import psutil
 import torch
 
-from batchcal.guard.meters import own_bytes, read_status, reset_peak
+from batchcal.guard.fence import SHARED_MEMORY
+from batchcal.guard.meters import private_bytes, read_status, reset_peak
 
 STILL: Final = 0.005
 """A peak that grew by less than this has stood still: tcmalloc repeats its peak within 0.5 %."""
@@ -69,9 +71,32 @@ class AcceleratorPeak:
         return int(torch.accelerator.memory_stats(self._device).get("num_alloc_retries", 0))
 
 
-def workers_bytes() -> int:
-    """What the DataLoader workers of this process hold of their own."""
-    return sum(own_bytes(worker.pid) for worker in multiprocessing.active_children() if worker.pid is not None)
+class WorkersPeak:
+    """What DataLoader workers hold beside this process: their own memory, and batches that wait in shared memory."""
+
+    def __init__(self) -> None:
+        self._shared_before = _shared_used()
+        self._shared = 0
+
+    def look(self) -> None:
+        """Once a step: batches on their way are mapped by nobody, so the file system says what they take."""
+        status = read_status()
+        mapped = 0 if status is None else status.shared_bytes  # this process's own peak has them
+        self._shared = max(self._shared, _shared_used() - self._shared_before - mapped)
+
+    def read(self) -> int:
+        """Bytes. To be asked while the workers live."""
+        self.look()
+        workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
+        return sum(map(private_bytes, workers)) + self._shared
+
+
+def _shared_used() -> int:
+    try:
+        seen = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return 0
+    return (seen.f_blocks - seen.f_bfree) * seen.f_frsize
 
 
 def stands_still(peaks: list[int]) -> bool:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from batchcal.calibration.schema import Mode
 from batchcal.core.values import Frozen
 from batchcal.workload.reference import TaskReference
+
+Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
+"""What a child may say it held: nobody has a pebibyte."""
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Setting(Frozen):
@@ -46,17 +54,17 @@ class ProbeArguments(Frozen):
 class ProbeAnswer(Frozen):
     """What a child measured, in bytes and seconds."""
 
-    anonymous_bytes: int
-    shared_bytes: int
-    file_bytes: int
-    workers_bytes: int
-    load_peak_bytes: int
-    begin_bytes: int
+    anonymous_bytes: Bytes
+    shared_bytes: Bytes
+    file_bytes: Bytes
+    workers_bytes: Bytes
+    load_peak_bytes: Bytes
+    begin_bytes: Bytes
     """Held when the measured steps began: after the warm-up, and for `eval` after a training step."""
-    step_peak_bytes: int
+    step_peak_bytes: Bytes
     """Anonymous + shared of the child itself, most at once over the measured steps."""
-    accelerator_bytes: int | None
-    accelerator_allocated_bytes: int | None
-    accelerator_retries: int
-    step_s: tuple[float, ...]
+    accelerator_bytes: Bytes | None
+    accelerator_allocated_bytes: Bytes | None
+    accelerator_retries: Annotated[int, Field(ge=0)]
+    step_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
     notes: tuple[str, ...] = ()

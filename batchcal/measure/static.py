@@ -7,6 +7,7 @@ shapes, not answers: fragmentation, libraries and the allocator's history come f
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -73,17 +74,26 @@ class FakeTrace:
         return found
 
 
-def profiled_curve(task: Task, batch_of: BatchOf, modes: Sequence[Mode], *, ceiling: int) -> dict[Mode, tuple[ShapePoint, ...]]:
-    """The same by running tiny batches for real under the profiler, which does not depend on malloc's history."""
+def profiled_curve(
+    task: Task, batch_of: BatchOf, modes: Sequence[Mode], *, ceiling: int, room_bytes: float = math.inf
+) -> dict[Mode, tuple[ShapePoint, ...]]:
+    """The same by running tiny batches for real under the profiler, which does not depend on malloc's history.
+
+    Ends before a batch that is expected to take more than `room_bytes`; the first one was run before, in the warm-up.
+    """
     curves: dict[Mode, list[ShapePoint]] = {mode: [] for mode in modes}
     for size in [size for size in PROFILED_BATCHES if size <= ceiling] or [ceiling]:
+        if any(points and points[-1].bytes * size / points[-1].batch > room_bytes for points in curves.values()):
+            break
         batch = batch_of(size)
         for mode in modes:
             task.model.train(mode == "train")
             peak = _allocator_peak(partial(_step, task, batch, mode))
             curves[mode].append(ShapePoint(batch=size, bytes=float(peak)))
             task.model.zero_grad(set_to_none=True)
-    return {mode: tuple(points) for mode, points in curves.items() if usable(points)}
+    # Of a single batch that had room: through the origin.
+    seen = {mode: line(points[0].bytes / points[0].batch) if len(points) == 1 else points for mode, points in curves.items()}
+    return {mode: tuple(points) for mode, points in seen.items() if usable(points)}
 
 
 def usable(points: Sequence[ShapePoint]) -> bool:
