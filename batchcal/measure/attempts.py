@@ -33,6 +33,8 @@ OVER_BUDGET: Final = 0.1
 OVER_BUDGET_LEAST: Final = 128 * MIB
 """The fence stands this much above the budget, where the limit has room for it: a run that ends just over the budget says by how
 much, and freed blocks that glibc keeps mapped (100 MiB and more beside a small CNN) do not stop one that stays within it."""
+SAME: Final = 0.98
+"""What did not fit under this share of what is allowed now does not fit now."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class Attempts:
     keep: Callable[[Measurement], None]
     """Puts a measurement on disk before the next child starts."""
     past: tuple[Measurement, ...] = ()
-    """Measurements of an interrupted calibration: not made again."""
+    """Measurements of an interrupted calibration: they are part of this one and not made again."""
     measurements: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     started: int = 0
     """Children that were started for a measurement."""
+
+    def __post_init__(self) -> None:
+        # Under their own numbers: the journal knows each once, so a new run must not get the number of an old one.
+        self.measurements.extend(self.past)
 
     def note(self, text: str) -> None:
         """Something that the reader of the calibration should know; said once."""
@@ -71,18 +77,22 @@ class Attempts:
 
     def run(self, ask: Ask, place: Place, *, deadline_s: float) -> Measurement:
         """Runs `ask`; a run that told nothing about memory is repeated once."""
-        known = self._known(ask, place)
-        if known is not None:
-            measured = known.model_copy(update={"sequence": len(self.measurements) + 1})
-            self.measurements.append(measured)
-            self.progress.event("probe_kept", _ended(measured, place.budget_bytes))
-            return measured
         measured = self._once(ask, place, deadline_s, attempt=1)
         for attempt in range(2, ATTEMPTS + 1):
             if decides(measured.outcome) or isinstance(measured.outcome, (TimedOut, UserCodeFailed)):
                 break
             measured = self._once(ask, place, deadline_s, attempt=attempt)
         return measured
+
+    def recall(self, place: Place) -> list[Measurement]:
+        """What an interrupted calibration learned of `place`, where it holds under today's budget, which is never just the same."""
+        found: list[Measurement] = []
+        for old in self.past:
+            same = (old.device, old.allocator, old.mode) == (place.device, place.allocator, place.mode)
+            if same and _holds(old, place.budget_bytes):
+                found.append(old)
+                self.progress.event("probe_kept", _ended(old, place.budget_bytes))
+        return found
 
     def verdict(self, measured: Measurement, best: int | None) -> tuple[Verdict, int | None]:
         """What an outcome says about size, and the demand in bytes where it ran to its end. Only memory moves a bound.
@@ -114,16 +124,8 @@ class Attempts:
                 self.note(f"batch {measured.batch} told nothing about memory: {outcome.kind} ({detail(outcome)})")
                 return "unknown", None
 
-    def _known(self, ask: Ask, place: Place) -> Measurement | None:
-        """What an interrupted calibration measured for this, under the same budget."""
-        for old in reversed(self.past):
-            same = (old.device, old.allocator, old.mode, old.batch) == (place.device, place.allocator, place.mode, ask.batch)
-            if same and decides(old.outcome) and old.allowed_bytes == _allowed(place.budget_bytes):
-                return old
-        return None
-
     def _once(self, ask: Ask, place: Place, deadline_s: float, *, attempt: int) -> Measurement:
-        sequence = len(self.measurements) + 1
+        sequence = max((measured.sequence for measured in self.measurements), default=0) + 1
         self.started += 1
         self.progress.event(
             "probe_started",
@@ -191,6 +193,19 @@ def detail(outcome: Outcome) -> str | None:
             return f"signal {outcome.signal}"
         case Swapping():
             return f"{format_bytes(outcome.swapped_bytes)} swapped"
+
+
+def _holds(old: Measurement, budget_bytes: int) -> bool:
+    """Whether an outcome would be the same under `budget_bytes`."""
+    match old.outcome:
+        case Fits(peak=peak):
+            return peak.demand_bytes <= budget_bytes
+        case OutOfMemory(source="budget", peak=peak) if peak is not None:
+            return peak.demand_bytes > budget_bytes
+        case OutOfMemory() | Swapping():
+            return old.allowed_bytes is not None and old.allowed_bytes >= _allowed(budget_bytes) * SAME
+        case _:
+            return False
 
 
 def _allowed(budget_bytes: int) -> int:

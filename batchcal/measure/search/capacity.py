@@ -121,6 +121,11 @@ class CapacitySearch:
         ask = self.ask()
         return "" if ask is None else f"{ask.phase} {ask.batch}"
 
+    @property
+    def gave_up(self) -> str:
+        """What is not known because runs told nothing about memory. Empty where the search knows what it ended at."""
+        return f"above {self.best or 0} two runs told nothing about memory" if self._unknown > 1 else ""
+
     def ask(self) -> Ask | None:
         """The next size, or None when the search is over."""
         if self._unknown > 1 or self._misses > MAX_MISSES:
@@ -182,6 +187,8 @@ class CapacitySearch:
         """After a miss: between what fits and what does not."""
         low, high = self.best or 0, self.upper
         if low == 0:
+            if self._misses >= MAX_MISSES:
+                return self._bounds.floor, "bisect", f"{high} does not fit and nothing has yet: the smallest there is"
             known = self._over.get(high) is not None
             size = min(target, int(high * 0.9)) if known and target > 0 else high // 2
             return max(size, self._bounds.floor), "bisect", f"{high} does not fit and nothing has yet"
