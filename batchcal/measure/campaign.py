@@ -8,11 +8,11 @@ from typing import Final
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
 from batchcal.core.clock import Clock
-from batchcal.core.errors import NothingFits
+from batchcal.core.errors import NothingFits, UserCodeError
 from batchcal.core.progress import Progress
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.outcome import Fits
+from batchcal.guard.outcome import Fits, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
 from batchcal.measure.probe import Examination, Probe
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
@@ -147,7 +147,9 @@ class Campaign:
 
     def _learn(self, search: CapacitySearch, measured: Measurement, best: Measurement | None) -> Measurement | None:
         """Tells the search what a run means; returns the run of the largest batch that fitted."""
-        verdict, peak = self.attempts.verdict(measured, search.best)
+        # The examination ran a tiny batch. What fails at a larger one is a size that the task refuses, not the task.
+        tiny = max(2, self.options.multiple_of)
+        verdict, peak = self.attempts.verdict(measured, search.best or (tiny if measured.batch > tiny else None))
         search.tell(measured.batch, verdict, peak)
         if verdict != "fits" or (best is not None and measured.batch <= best.batch):
             return best
@@ -213,6 +215,10 @@ class Campaign:
         """Raises where nothing fits; returns where time or probes ended first."""
         if self.undone:
             return
+        for measured in reversed(self.attempts.measurements):
+            refused = measured.outcome
+            if measured.device == device and isinstance(refused, UserCodeFailed):
+                raise UserCodeError(refused.error, known=(refused.traceback or refused.output).strip(), try_=refused.hint)
         budget = self.budgets[device]
         smallest = max(1, self.options.multiple_of)
         raise NothingFits(

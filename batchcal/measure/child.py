@@ -225,26 +225,50 @@ def _shapes(
     ceiling = min(filter(None, (facts.train_samples, request.max_batch)), default=1 << 16)
     room = max(0, request.budget_bytes - base_bytes)
     affordable = _affordable_batch(worst, ceiling, facts.batch_bytes_per_sample, room)
+    inputs = _Inputs(facts.batch_bytes_per_sample, request.setting.device)
     notes: list[str] = []
     try:
         trace = FakeTrace(task, worst.batch, limit_s=request.limit_s)
         trace.trace([size for size in STATIC_BATCHES if size <= min(ceiling, affordable)] or [1, ceiling])
-        shapes = trace.shapes()
+        shapes = inputs.added_to(trace.shapes())
         if "train" in shapes:
             # Then where it matters: around what the budget is expected to hold, since a curve may bend.
             cap = _expected_cap(shapes["train"], base_bytes, request.budget_bytes, min(ceiling, affordable))
             trace.trace([size for size in (cap // 2, cap, cap * 3 // 2) if 1 < size <= min(ceiling, affordable)])
-            return _with_eval(trace.shapes()), "fake-tensor", ()
+            return _with_eval(inputs.added_to(trace.shapes())), "fake-tensor", ()
         notes.append("the model could not be traced without memory in time")
     except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
         notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
     fresh = _Subject.load(request.setting).task  # the trace has spent the other
     shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling, room_bytes=room * PROFILED_SHARE)
     if "train" in shapes:
-        return _with_eval(shapes), "profiler", tuple(notes)
+        return _with_eval(inputs.added_to(shapes)), "profiler", tuple(notes)
     notes.append("nothing that grows with the batch could be seen; the batch's own bytes stand for it")
     per_sample = max(facts.batch_bytes_per_sample * 4, 1024.0)
     return {"train": line(per_sample), "eval": line(per_sample / 2)}, "batch-bytes", tuple(notes)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The batch itself, which no trace of the step sees."""
+
+    bytes_per_sample: float
+    device: str
+
+    def added_to(self, shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[ShapePoint, ...]]:
+        """On the host a batch is there three times while the next one is made: the last one, the samples, the new one (a probe of
+        64 MiB batches held 193 MiB more). On an accelerator it is there once."""
+        copies = 3 if self.device.startswith("cpu") else 1
+        return {
+            mode: tuple(
+                ShapePoint(batch=at.batch, bytes=max(at.bytes + self._bytes(at.batch), copies * self._bytes(at.batch)))
+                for at in points
+            )
+            for mode, points in shapes.items()
+        }
+
+    def _bytes(self, batch: int) -> float:
+        return batch * self.bytes_per_sample
 
 
 def _expected_cap(shape: tuple[ShapePoint, ...], base_bytes: int, budget_bytes: int, ceiling: int) -> int:
