@@ -101,3 +101,9 @@ def bench(session: nox.Session) -> None:
     # The opponents, as released. Kept out of the constraints: nothing else here needs them.
     session.install("torch==2.13.0", "lightning==2.6.6", "accelerate==1.15.0")
     session.run("python", "-m", f"tests.benchmarks.{session.posargs[0]}", *session.posargs[1:])
+
+
+@nox.session(venv_backend="none", default=False)
+def picture(session: nox.Session) -> None:
+    """Redraw the picture in the README from a real calibration. Needs root and a memory cgroup."""
+    in_project(session, "-m", "tests.docs.picture")
