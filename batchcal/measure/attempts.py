@@ -85,7 +85,7 @@ class Attempts:
         return measured
 
     def recall(self, place: Place) -> list[Measurement]:
-        """What an interrupted calibration learned of `place`, where it holds under today's budget, which is never just the same."""
+        """What an interrupted calibration learned of `place`, where it holds under today's budget, which is never the same."""
         found: list[Measurement] = []
         for old in self.past:
             same = (old.device, old.allocator, old.mode) == (place.device, place.allocator, place.mode)

@@ -13,7 +13,7 @@ from typing import Final
 from batchcal import __version__
 from batchcal.calibration.fingerprint import fingerprint_of
 from batchcal.calibration.journal import Journal
-from batchcal.calibration.keys import Trust, find_or_make_trust
+from batchcal.calibration.keys import Trust, find_or_make_trust, find_trust
 from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Fingerprint, Measurement, Options
 from batchcal.calibration.store import Loaded, default_path, journal_path, load_fresh, lock_path, make_folder, save
 from batchcal.core.clock import Clock, SystemClock
@@ -83,13 +83,14 @@ def calibrate(
             `CalibrationResult.stopped`.
     """
     variables = dict(os.environ if environ is None else environ)
+    trust_of = find_trust if dry_run else find_or_make_trust  # a dry run makes no key either
     run = _Run(
         reference=reference,
         options=options,
         environment=environment,
         identity=identify(reference),
         path=output or default_path(Path(reference.directory), variables),
-        trust=find_or_make_trust(variables, require_signature=require_signature),
+        trust=trust_of(variables, require_signature=require_signature),
         progress=progress or Silent(),
         clock=clock or SystemClock(),
         probe=probe,

@@ -8,7 +8,7 @@ from typing import Final
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
 from batchcal.core.clock import Clock
-from batchcal.core.errors import NothingFits, UserCodeError
+from batchcal.core.errors import Interrupted, NothingFits, UserCodeError
 from batchcal.core.progress import Progress
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
@@ -56,6 +56,7 @@ class Campaign:
     examinations: dict[str, Examination] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
     began: float = 0.0
+    interrupted: Interrupted | None = None
 
     def run(self, allocators: tuple[str, ...]) -> None:
         """Fills `findings`. What was measured stays in `measurements` however this ends.
@@ -63,6 +64,7 @@ class Campaign:
         Raises:
             UserCodeError, UsageError: the task fails at every size.
             NothingFits: on no device.
+            Interrupted: what was verified before is in `findings` too.
         """
         self.began = self.clock.monotonic()
         nothing: list[NothingFits] = []
@@ -88,12 +90,19 @@ class Campaign:
             self.attempts.note(text)
         train, train_model = self._capacity(device, allocator, "train", examination, None)
         if train is None:
+            self._go_on()
             self._nothing(device, examination, train_model)
             return
         finding = Finding(device=device, allocator=allocator, train=train, eval=None, train_memory=train_model, eval_memory=None)
         self.findings.append(finding)
+        self._go_on()
         evaluation, evaluation_model = self._capacity(device, allocator, "eval", examination, train)
         self.findings[-1] = finding.model_copy(update={"eval": evaluation, "eval_memory": evaluation_model})
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.interrupted is not None:
+            raise self.interrupted
 
     def _capacity(
         self, device: str, allocator: str, mode: Mode, examination: Examination, train: Capacity | None
@@ -128,7 +137,11 @@ class Campaign:
             if ask.phase != phase:
                 phase = ask.phase
                 self.progress.event("phase", {"phase": phase, "mode": mode, "why": ask.why})
-            measured = self.attempts.run(ask, place, deadline_s=max(self._left_s(), DEADLINE_LEAST_S))
+            try:
+                measured = self.attempts.run(ask, place, deadline_s=max(self._left_s(), DEADLINE_LEAST_S))
+            except Interrupted as error:  # what was verified is an answer; who called is told right after
+                self.interrupted, ended = error, "time-limit"
+                break
             best = self._learn(search, measured, best)
         if ended is None and search.gave_up:
             self.undone.append(f"{device} under {allocator}, {mode}: {search.gave_up}")
