@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from batchcal.calibration.schema import Options
@@ -51,6 +52,10 @@ def options(
     _positive("multiple-of", multiple_of)
     _positive("max-probes", max_probes)
     _positive("effective-batch", effective_batch)
+    if memory_limit_bytes is not None and memory_limit_bytes < 1:
+        raise UsageError(f"memory-limit {memory_limit_bytes} is no amount of memory", try_="--memory-limit 2GiB")
+    if not 0 < time_limit_s < math.inf:
+        raise UsageError(f"time-limit {time_limit_s:g} s is no time to measure in", try_="--time-limit 60s")
     if workers < 0:
         raise UsageError(f"workers {workers} is negative", try_="--workers 0")
     if max_batch is not None and max_batch < multiple_of:

@@ -1,0 +1,65 @@
+"""The probe that ships with the product: numbers for a machine."""
+
+from __future__ import annotations
+
+import time
+
+from batchcal.core.units import MIB
+from batchcal.guard.outcome import Fits, OutOfMemory
+from batchcal.measure.fake import FakeProbe
+from batchcal.measure.probe import ProbeRequest
+
+
+def request(batch: int, *, mode: str = "train", budget: int = 400 * MIB) -> ProbeRequest:
+    return ProbeRequest.model_validate(
+        {
+            "batch": batch,
+            "mode": mode,
+            "device": "cpu",
+            "allocator": "default",
+            "samples": 8,
+            "allowed_bytes": budget,
+            "budget_bytes": budget,
+        }
+    )
+
+
+def test_it_needs_a_base_and_so_much_a_sample() -> None:
+    probe = FakeProbe(base_bytes=100 * MIB, bytes_per_sample=MIB)
+    outcome = probe.measure(request(300)).outcome
+    assert isinstance(outcome, Fits)
+    assert outcome.peak.demand_bytes == 400 * MIB
+    assert isinstance(probe.measure(request(301)).outcome, OutOfMemory)
+    assert [asked.batch for asked in probe.asked] == [300, 301]
+
+
+def test_an_evaluation_needs_less() -> None:
+    probe = FakeProbe(base_bytes=100 * MIB, bytes_per_sample=MIB, eval_share=0.5)
+    outcome = probe.measure(request(600, mode="eval")).outcome
+    assert isinstance(outcome, Fits)
+    assert outcome.peak.demand_bytes == 400 * MIB
+
+
+def test_larger_batches_are_faster_by_the_sample() -> None:
+    probe = FakeProbe(step_overhead_s=0.1, sample_s=0.001)
+    one, many = probe.measure(request(1)).outcome, probe.measure(request(100)).outcome
+    assert isinstance(one, Fits)
+    assert isinstance(many, Fits)
+    assert many.step_s == 0.2
+    assert many.samples_per_s == 500.0 > one.samples_per_s
+
+
+def test_its_curves_are_what_it_needs_on_paper() -> None:
+    probe = FakeProbe(base_bytes=10, bytes_per_sample=4.0, eval_share=0.5)
+    examination = probe.examine("cpu", "default", 100, 1.0)
+    assert [(point.batch, point.bytes) for point in examination.shapes["train"]] == [(8, 32.0), (64, 256.0)]
+    assert [(point.batch, point.bytes) for point in examination.shapes["eval"]] == [(8, 16.0), (64, 128.0)]
+    assert examination.base_accelerator_bytes is None
+    assert probe.examine("cuda:0", "default", 100, 1.0).base_accelerator_bytes == 10
+
+
+def test_it_takes_as_long_as_it_is_told_to() -> None:
+    began = time.monotonic()
+    FakeProbe(sleep_s=0.05).measure(request(1))
+    assert time.monotonic() - began >= 0.05
+    FakeProbe().close()

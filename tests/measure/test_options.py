@@ -1,0 +1,88 @@
+"""What is asked for: defaults that depend on the machine, and values that mean nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from batchcal.calibration.schema import Options
+from batchcal.core.errors import UsageError
+from batchcal.core.units import GIB, MIB
+from batchcal.measure.options import options, samples_for
+
+
+@pytest.mark.parametrize(
+    ("limit", "samples"),
+    [
+        (512 * MIB, 8), (GIB - 1, 8), (GIB, 12), (2 * GIB - 1, 12), (2 * GIB, 16), (4 * GIB - 1, 16), (4 * GIB, 32), (64 * GIB, 32),
+    ],
+)  # fmt: skip
+def test_the_steps_of_a_probe_follow_the_memory_tier(limit: int, samples: int) -> None:
+    assert samples_for(limit) == samples
+    assert options(limit).samples == samples
+
+
+def test_an_allowance_decides_the_tier_where_it_is_the_smaller() -> None:
+    assert options(8 * GIB, memory_limit_bytes=900 * MIB).samples == 8
+    assert options(900 * MIB, memory_limit_bytes=8 * GIB).samples == 8
+
+
+def test_samples_that_are_asked_for_are_taken() -> None:
+    assert options(64 * GIB, samples=5).samples == 5
+
+
+@pytest.mark.parametrize(
+    ("device", "margin", "headroom"),
+    [("cpu", 0.15, 0.6), ("auto", 0.15, 0.6), ("cuda", 0.10, 0.7), ("cuda:1", 0.10, 0.7), ("mps", 0.10, 0.7)],
+)
+def test_margin_and_headroom_follow_the_device(device: str, margin: float, headroom: float) -> None:
+    asked = options(GIB, device=device)
+    assert (asked.margin, asked.headroom) == (margin, headroom)
+
+
+def test_a_margin_of_nothing_is_a_margin() -> None:
+    assert options(GIB, margin=0.0, headroom=0.0).margin == 0.0
+
+
+def test_what_is_asked_for_arrives() -> None:
+    asked = options(GIB, max_batch=64, multiple_of=8, allocator="retain", workers=2, effective_batch=256, seed=3, max_probes=4)
+    assert (asked.max_batch, asked.multiple_of, asked.allocator, asked.workers) == (64, 8, "retain", 2)
+    assert (asked.effective_batch, asked.seed, asked.max_probes) == (256, 3, 4)
+    assert asked.time_limit_s == 60.0
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("samples", lambda: options(GIB, samples=0)),
+        ("max-batch", lambda: options(GIB, max_batch=0)),
+        ("max-batch", lambda: options(GIB, max_batch=-3)),
+        ("multiple-of", lambda: options(GIB, multiple_of=0)),
+        ("max-probes", lambda: options(GIB, max_probes=0)),
+        ("effective-batch", lambda: options(GIB, effective_batch=0)),
+        ("workers", lambda: options(GIB, workers=-1)),
+        ("margin", lambda: options(GIB, margin=1.0)),
+        ("margin", lambda: options(GIB, margin=-0.1)),
+        ("margin", lambda: options(GIB, margin=math.nan)),
+        ("headroom", lambda: options(GIB, headroom=1.5)),
+        ("time-limit", lambda: options(GIB, time_limit_s=0.0)),
+        ("time-limit", lambda: options(GIB, time_limit_s=-5.0)),
+        ("time-limit", lambda: options(GIB, time_limit_s=math.nan)),
+        ("time-limit", lambda: options(GIB, time_limit_s=math.inf)),
+        ("memory-limit", lambda: options(GIB, memory_limit_bytes=0)),
+        ("memory-limit", lambda: options(GIB, memory_limit_bytes=-1)),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_with_what_to_type(name: str, asked: Callable[[], Options]) -> None:
+    with pytest.raises(UsageError) as raised:
+        asked()
+    assert raised.value.what.startswith(name)
+    assert raised.value.try_.startswith(f"--{name}")
+
+
+def test_a_multiple_above_the_largest_batch_is_a_contradiction() -> None:
+    with pytest.raises(UsageError) as raised:
+        options(GIB, max_batch=4, multiple_of=8)
+    assert "multiple of 8" in raised.value.what
