@@ -143,7 +143,12 @@ def test_the_help_in_the_readme_is_the_real_one(desk: Path) -> None:
     shown = [text for block in BLOCKS if (text := block.output_of("batchcal --help")) is not None]
     assert shown, "the README shows `$ batchcal --help`"
     real = run(desk, sys.executable, "-m", "batchcal", "--help").stdout
-    assert [line.rstrip() for line in shown[0].splitlines()] == [line.rstrip() for line in real.strip("\n").splitlines()]
+    assert without_margins(shown[0]) == without_margins(real)
+
+
+def without_margins(text: str) -> str:
+    """`text` without blanks at the ends of lines and empty lines around it."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
 @started
