@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -41,12 +42,14 @@ def render(renderables: Iterable[RenderableType]) -> None:
 
     terminal = sys.stdout.isatty()
     width = None if terminal or os.environ.get("COLUMNS", "").isdigit() else FALLBACK_WIDTH
+    # Drawn aside, so that stdout sees one write: rich would meet a closed pipe or a full disk in the middle of its own work.
+    drawn = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace", newline="")
     # Not FORCE_COLOR: a log that is no terminal gets no escape codes.
-    console = Console(width=width, highlight=False, emoji=False, markup=False, force_terminal=terminal, file=sys.stdout)
-    with console.capture() as captured:
-        for renderable in renderables:
-            console.print(renderable)
-    emit("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    console = Console(width=width, highlight=False, emoji=False, markup=False, force_terminal=terminal, file=drawn)
+    for renderable in renderables:
+        console.print(renderable)
+    drawn.seek(0)
+    emit("\n".join(line.rstrip() for line in drawn.read().splitlines()))
 
 
 def be_lenient() -> None:

@@ -27,6 +27,7 @@ class _Screen:
 
     def __init__(self, *, console: Console | None = None, ticking: bool = True) -> None:
         console = console or Console(stderr=True, highlight=False, emoji=False, markup=False)
+        self.height = console.height
         # Training forks workers: no thread of ours may hold a lock while it does.
         self._live = Live(
             console=console,
@@ -37,7 +38,6 @@ class _Screen:
             redirect_stderr=False,
         )
         self._ticking = ticking
-        self.height = console.height
 
     def __enter__(self) -> _Screen:
         self._live.__enter__()

@@ -1,0 +1,416 @@
+"""The command line in this process: what it prints where, its exit codes, its options."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import typer
+
+from batchcal.__main__ import main
+from batchcal.calibration.schema import Budget
+from batchcal.cli.app import app
+from batchcal.cli.failure import as_json, in_three_parts, misused, unexpected
+from batchcal.cli.signals import raised_as_interrupted
+from batchcal.cli.voice import Voice
+from batchcal.core.errors import Interrupted, NoCalibration, UserCodeError
+from batchcal.core.units import GIB
+from batchcal.measure.calibrate import CalibrationResult
+from tests.cli.conftest import Calibrated
+from tests.support.calibrations import a_calibration
+
+# Adding an option is a decision: it is here, in the README and in CHANGELOG.md.
+OPTIONS = {
+    "detect": "--json --quiet/-q --verbose/-v",
+    "calibrate": (
+        "--allocator --config --device --dry-run --effective-batch --force --headroom --json --margin --max-batch --max-probes "
+        "--memory-limit --multiple-of --output --quiet/-q --require-signature --samples --seed --time-limit --verbose/-v "
+        "--workers"
+    ),
+    "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
+    "plan": (
+        "--allocator --calibration --config --device --effective-batch --format --json --objective --quiet/-q "
+        "--require-signature --verbose/-v --what-if --world-size"
+    ),
+    "train": (
+        "--allocator --calibrate --calibration-samples --checkpoint --config --device --drop-last --effective-batch --epochs "
+        "--force-calibration --json --margin --max-batch --memory-limit --objective --output --quiet/-q --require-signature "
+        "--resume --seed --time-limit --verbose/-v --workers"
+    ),
+}
+
+
+def commands() -> dict[str, dict[str, str]]:
+    """By verb: its options with their help."""
+    found: dict[str, dict[str, str]] = {}
+    group = typer.main.get_command(app)
+    verbs: object = getattr(group, "commands", {})
+    assert isinstance(verbs, dict)
+    for name, command in verbs.items():
+        options = (one for one in command.params if one.param_type_name == "option")
+        found[name] = {"/".join(sorted(one.opts, key=len, reverse=True)): str(one.help or "") for one in options}
+    return found
+
+
+def test_the_options_are_those_that_were_decided() -> None:
+    assert {verb: " ".join(sorted(options)) for verb, options in commands().items()} == OPTIONS
+
+
+def test_every_verb_and_every_option_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, options in commands().items():
+        assert [name for name, told in options.items() if not told] == [], verb
+        assert main([verb, "-h"]) == 0
+        out, err = capsys.readouterr()
+        assert f"batchcal {verb}" in out
+        assert err == ""
+
+
+def test_without_arguments_the_help_is_shown_and_nothing_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "Usage: batchcal" in capsys.readouterr().out
+
+
+def test_the_version_names_torch_and_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("batchcal 0.1.0, torch 2.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["calibrat"], "no such command 'calibrat'. Did you mean 'calibrate'?"),
+        (["show", "--bogus"], "no such option: --bogus"),
+        (["plan", "--world-size", "none"], "invalid value for '--world-size'"),
+        (["plan", "--format", "yaml"], "invalid value for '--format'"),
+        (["plan", "--what-if", "1GiB", "--effective-batch", "none"], "effective-batch 'none' is not a whole number"),
+        (["plan", "--objective", "speed"], "objective 'speed' is not known"),
+        (["calibrate", "--memory-limit", "2g", "task.py:task"], "memory-limit '2g' is ambiguous"),
+        (["calibrate", "absent.py:task"], "absent.py"),
+        (["train", "--resume", "task.py:task"], "there is no checkpoint to resume from"),
+        (["calibrate", "task.py:task", "--config", "absent.toml"], "there is no file"),
+    ],
+)
+def test_a_mistake_of_usage_is_told_in_parts_with_exit_2(
+    arguments: list[str], says: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ("(exit 2)\n" if "sh" in arguments else "")
+    assert err.startswith("error: ")
+    assert says in err
+    assert "  try: " in err
+
+
+def test_a_config_with_an_unknown_key_says_which_was_meant(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "x.toml").write_text('[task]\nspec = "task.py:task"\n[calibrate]\nmemory_limt = "2GiB"\n')
+    assert main(["calibrate", "x.toml"]) == 2
+    assert "x.toml: unknown key 'memory_limt' in [calibrate] (did you mean memory_limit?)" in capsys.readouterr().err
+
+
+def test_without_a_task_five_lines_say_how_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["calibrate"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("error: which task?")
+    assert "batchcal calibrate train.py:task" in lines[2]
+
+
+def test_the_project_is_found_upwards_and_no_further_than_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "batchcal.toml").write_text('[task]\nspec = "absent.py:task"\n')
+    inner = tmp_path / "repository" / "below"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert main(["calibrate"]) == 2
+    assert "absent.py" in capsys.readouterr().err
+    (tmp_path / "repository" / ".git").mkdir()
+    assert main(["calibrate"]) == 2
+    assert "which task?" in capsys.readouterr().err
+
+
+def test_a_misspelt_variable_is_told(
+    calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated()
+    monkeypatch.setenv("BATCHCAL_MARGN", "1%")
+    assert main(["plan"]) == 0
+    assert "BATCHCAL_MARGN is not known (did you mean BATCHCAL_MARGIN?)" in capsys.readouterr().err
+
+
+def test_verbose_says_where_a_setting_comes_from(
+    calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated()
+    monkeypatch.setenv("BATCHCAL_EFFECTIVE_BATCH", "1024")
+    assert main(["plan", "-v", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["effective_batch"] == 1024
+    assert 'setting name=plan.effective_batch value=1024 origin="env BATCHCAL_EFFECTIVE_BATCH"' in err
+
+
+def test_a_fresh_calibration_is_taken_as_it_is(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+    made = calibrated()
+    assert main(["calibrate"]) == 0
+    out, err = capsys.readouterr()
+    assert "train  512" in out
+    assert "a fresh calibration is there; --force measures again" in err
+    assert main(["calibrate", "--json", "-q"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["kind"], document["fresh"], document["measured"]) == ("calibration-view", True, False)
+    assert document["calibration"]["created_at"] == made.model_dump(mode="json")["created_at"]
+    assert err == ""
+
+
+def test_a_dry_run_starts_and_writes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--dry-run", "--memory-limit", "1GiB"]) == 0
+    out, err = capsys.readouterr()
+    assert "not saved" in out
+    assert "probe_started sequence=1" in err
+    assert not (project / ".batchcal").exists()
+
+
+def test_show_tells_a_fresh_calibration(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated()
+    assert main(["show", "--why"]) == 0
+    out = capsys.readouterr().out
+    assert "fresh for 6 d 22 h" in out or "fresh for 6 d 23 h" in out
+    assert "why a budget" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_show_of_a_stale_calibration_says_why_and_exits_0_and_check_exits_3(
+    calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated()
+    assert main(["show", "--check"]) == 0
+    with (project / "task.py").open("a") as task:
+        task.write("# edited\n")
+    assert main(["show"]) == 0
+    out = capsys.readouterr().out
+    assert "stale: other-task" in out
+    assert "task.py was edited" in out
+    assert main(["show", "--check"]) == 3
+    assert capsys.readouterr() == ("", "")
+    assert main(["show", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["fresh"], document["stale"]["reason"]) == (False, "other-task")
+    assert main(["plan"]) == 3
+    assert "may not be used: other-task" in capsys.readouterr().err
+
+
+def test_check_is_silent_about_everything(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--check"]) == 3
+    (project / "broken.json").write_text("{")
+    assert main(["show", "--check", "broken.json"]) == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_may_not_be_trusted_is_refused(calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated()
+    path = project / ".batchcal" / "calibration.json"
+    path.write_bytes(path.read_bytes().replace(b'"wall_s": 9.6', b'"wall_s": 8.6'))
+    for verb in ("show", "plan"):
+        assert main([verb]) == 3
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "bad-digest" in err
+
+
+def test_an_unsigned_file_is_refused_where_signatures_are_required(
+    calibrated: Calibrated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated()
+    for verb in ("show", "plan"):
+        assert main([verb]) == 0
+        assert main([verb, "--require-signature"]) == 3
+        assert "unsigned" in capsys.readouterr().err
+
+
+def test_a_calibration_without_an_answer_is_shown_with_exit_3(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated(status="partial", findings=())
+    assert main(["show"]) == 3
+    out, err = capsys.readouterr()
+    assert "partial" in out
+    assert "no plan can be made from it" in err
+
+
+def test_the_page_is_written_whole_or_not_at_all(
+    calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated()
+    assert main(["show", "--html", "page.html"]) == 0
+    out, err = capsys.readouterr()
+    assert (project / "page.html").read_text().startswith("<!DOCTYPE html>")
+    assert out == ""
+    assert "written: page.html" in err
+    assert main(["show", "--html", "absent/page.html"]) == 7
+    assert "the page could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("style", ["table", "json", "sh", "dotenv"])
+def test_a_plan_is_printed_in_every_format(style: str, calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated()
+    assert main(["plan", "--effective-batch", "1000", "--format", style]) == 0
+    out = capsys.readouterr().out
+    match style:
+        case "json":
+            assert json.loads(out)["micro_batches"] == [500, 500]
+        case "sh":
+            assert "export BATCHCAL_PLAN_MICRO_BATCHES='500,500'\n" in out
+        case "dotenv":
+            assert "BATCHCAL_PLAN_MICRO_BATCHES=500,500\n" in out
+        case _:
+            assert "2 x 500" in out
+
+
+def test_other_container_sizes_are_predicted(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated()
+    assert main(["plan", "--what-if", "512MiB,2GiB"]) == 0
+    assert "predicted from the memory model" in capsys.readouterr().out
+    assert main(["plan", "--what-if", "512MiB,2GiB", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [one["limit_bytes"] for one in document["predictions"]] == [GIB // 2, 2 * GIB]
+    assert {one["status"] for one in document["predictions"]} == {"predicted"}
+    assert main(["plan", "--what-if", "2g"]) == 2
+    assert main(["plan", "--what-if", "2GiB", "--format", "dotenv"]) == 2
+
+
+def test_a_policy_that_was_not_measured_has_no_plan(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated()
+    assert main(["plan", "--allocator", "retain"]) == 3
+    assert "nothing was verified for cpu with allocator retain" in capsys.readouterr().err
+
+
+def test_training_without_a_calibration_is_refused_where_none_may_be_made(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--no-calibrate"]) == 3
+    assert "no calibration at" in capsys.readouterr().err
+
+
+def test_two_formats_at_once_are_refused_in_both(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--json", "--format", "sh"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "(exit 2)\n"
+    assert json.loads(err)["error"]["what"] == "--json and --format sh contradict each other"
+
+
+def test_errors_are_json_where_json_was_asked_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    document = json.loads(err)
+    assert (document["format"], document["kind"]) == (1, "error")
+    assert document["error"]["exit_code"] == 3
+    assert document["error"]["name"] == "NoCalibration"
+    assert document["error"]["try"]
+
+
+def test_a_failing_plan_for_eval_prints_what_stops_the_shell(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["plan", "--format", "sh"], ["plan", "--format=sh"]):
+        assert main(arguments) == 3
+        assert capsys.readouterr().out == "(exit 3)\n"
+
+
+def test_a_result_that_is_not_saved_is_still_printed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine's own tests fill disks; here it counts that stdout has the answer and the exit code is 7."""
+    from batchcal.calibration.store import not_saved
+
+    def measured(*arguments: object, **others: object) -> CalibrationResult:
+        return CalibrationResult(
+            calibration=a_calibration(), path=None, fresh=False, not_saved=not_saved(Path("x"), "the disk is full")
+        )
+
+    monkeypatch.setattr("batchcal.measure.calibrate.calibrate", measured)
+    assert main(["calibrate", "--json"]) == 7
+    out, err = capsys.readouterr()
+    assert json.loads(out)["calibration"]["findings"][0]["train"]["batch"] == 512
+    assert json.loads(err)["error"]["known"] == "the disk is full"
+
+
+def test_what_nobody_foresaw_is_a_short_message_and_a_traceback_on_demand(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: object, **others: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("batchcal.plan.load.open_calibration", broken)
+    assert main(["plan"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: unexpected: ZeroDivisionError: oh")
+    assert "Traceback" not in err
+    assert main(["plan", "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_message_has_its_further_lines_under_the_first_and_no_control_characters() -> None:
+    error = UserCodeError("your \x1b[31mcode\x07 failed", known="Traceback:\n  line 3\r\nValueError", try_="python x.py")
+    assert in_three_parts(error) == (
+        "error: your code failed\n note: Traceback:\n         line 3\n       ValueError\n  try: python x.py"
+    )
+    assert in_three_parts(NoCalibration("no"), colour=True) == "\x1b[1;31merror:\x1b[0m no"
+
+
+def test_a_signal_is_told_in_one_line_by_its_name() -> None:
+    assert in_three_parts(Interrupted(signal.SIGINT)) == "stopped by SIGINT"
+    assert json.loads(as_json(Interrupted(signal.SIGTERM)))["error"]["exit_code"] == 143
+    kept = Interrupted(signal.SIGINT, "stopped in epoch 2", known="the checkpoint is x.pt")
+    assert in_three_parts(kept).startswith("error: stopped in epoch 2\n note: the checkpoint")
+
+
+def test_only_mistakes_of_usage_are_called_so() -> None:
+    assert misused(ValueError("no")) is None
+    assert "shows the traceback" in unexpected(ValueError("no"), verbose=False).try_
+
+
+def test_the_first_signal_is_raised_and_the_second_one_kills() -> None:
+    with pytest.raises(Interrupted) as caught, raised_as_interrupted():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert caught.value.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with raised_as_interrupted():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "as_json", "for_eval"),
+    [
+        ([], False, False),
+        (["plan", "--format", "sh"], False, True),
+        (["plan", "--format=json"], True, False),
+        (["show", "--json"], True, False),
+        (["show", "--", "--json"], False, False),
+        (["plan", "--format"], False, False),
+    ],
+)
+def test_how_to_speak_is_known_before_the_arguments_are_parsed(arguments: list[str], as_json: bool, for_eval: bool) -> None:
+    voice = Voice.of(arguments)
+    assert (voice.as_json, voice.for_eval) == (as_json, for_eval)
+
+
+def test_a_budget_is_shown_for_the_device_of_its_finding(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+    far = Budget(device="cpu", limit_bytes=64 * GIB, others_bytes=0, margin_bytes=0, budget_bytes=GIB, learned_from="x")
+    calibrated(budgets=(far,))
+    assert main(["show"]) == 0
+    assert "limit ╌" not in capsys.readouterr().out

@@ -1,0 +1,252 @@
+"""The command as a process: exit codes, pipes, signals, shells, what it loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Calibrated
+
+pytestmark = pytest.mark.child
+
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+HEAVY = {"torch", "numpy", "optuna"}
+SLOW = """\
+import time
+import torch
+import batchcal
+
+
+def task():
+    model = torch.nn.Linear(8, 1)
+
+    def loss(model, batch):
+        time.sleep(0.2)
+        return model(batch).square().mean()
+
+    data = torch.randn(64, 8)
+    return batchcal.Task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), train_data=data, loss=loss)
+"""
+
+
+def batchcal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "batchcal", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def sh(script: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [shell, "-c", script], env={**os.environ, "PATH": PATH}, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Top-level packages that the command imports."""
+    code = (
+        "import sys\n"
+        "from batchcal.__main__ import main\n"
+        f"code = main({list(arguments)!r})\n"
+        "print('LOADED', code, *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    line = next(line for line in done.stderr.splitlines() if line.startswith("LOADED 0 "))
+    return set(line.split()[2:])
+
+
+def test_the_help_loads_neither_torch_nor_pydantic(tmp_path: Path) -> None:
+    assert not (HEAVY | {"pydantic", "psutil", "multiprocessing"}) & loaded("--help")
+    assert not HEAVY & loaded("--version")
+
+
+FAST = ("show", "show --why", "show --html x.html", "show --check", "plan", "plan --format sh", "calibrate")
+
+
+@pytest.mark.parametrize("command", FAST)
+def test_what_reads_a_fresh_calibration_loads_no_torch(command: str, calibrated: Calibrated) -> None:
+    calibrated()
+    assert not HEAVY & loaded(*command.split())
+
+
+def test_detect_tells_its_numbers_in_one_line_and_json(calibrated: Calibrated) -> None:
+    calibrated()
+    done = batchcal("detect", "--json")
+    assert done.returncode == 0
+    environment = json.loads(done.stdout)
+    line = done.stderr.strip()
+    assert re.fullmatch(
+        r"INFO resource_limits cpu_cores=\S+ memory_mb=\d+ optimal_threads=\d+ optimal_workers=\d+ max_batch_size=512.*", line
+    )
+    assert f"memory_mb={environment['memory']['limit']['value'] // 2**20} " in line
+    table = batchcal("detect", "-q")
+    assert table.stderr == ""
+    source = environment["memory"]["limit"]["learned_from"]
+    assert re.sub(r"\s+", "", source) in re.sub(r"\s+", "", table.stdout), "folded, but whole"
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_plan_is_evaluated_by_a_real_shell(shell: str, calibrated: Calibrated) -> None:
+    calibrated()
+    done = sh('set -eu; eval "$(batchcal plan --effective-batch 1000 --format sh)"; echo $BATCHCAL_PLAN_MICRO_BATCHES', shell)
+    assert (done.returncode, done.stdout) == (0, "500,500\n")
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize(("arguments", "code"), [("", 3), ("--bogus", 2), ("--effective-batch none", 2)])
+def test_a_failing_plan_stops_a_script_that_evaluates_it(shell: str, arguments: str, code: int, project: Path) -> None:
+    done = sh(f'set -e; eval "$(batchcal plan --format sh {arguments})"; echo went on', shell)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("error: ")
+
+
+def test_a_reader_that_leaves_early_ends_it_quietly(calibrated: Calibrated) -> None:
+    calibrated()
+    # The reader is gone before the first byte is written.
+    done = sh('batchcal show --why | true; echo "end"')
+    assert (done.stdout, done.stderr) == ("end\n", "")
+    piped = sh('(batchcal show --why; echo "exit $?" >&2) | head -n 1 > /dev/null')
+    assert piped.stderr == "exit 0\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_under_stdout_is_told(calibrated: Calibrated) -> None:
+    calibrated()
+    done = sh("batchcal show > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the result could not be written to stdout\n note: No space left on device")
+
+
+def test_a_terminal_of_another_encoding_gets_plain_characters(calibrated: Calibrated) -> None:
+    calibrated()
+    done = batchcal("show", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+    assert "# answer" in done.stdout
+
+
+def test_colours_are_for_terminals_that_want_them(calibrated: Calibrated) -> None:
+    calibrated()
+    assert "\x1b[" in on_a_terminal("show", TERM="xterm-256color")
+    assert "\x1b[3" not in on_a_terminal("show", TERM="xterm-256color", NO_COLOR="1")
+    assert "\x1b" not in batchcal("show", FORCE_COLOR="1").stdout
+    assert "\x1b[1;31merror:" in on_a_terminal("show", "absent.json", TERM="xterm")
+    assert "\x1b" not in on_a_terminal("show", "absent.json", TERM="xterm", NO_COLOR="1")
+
+
+def test_progress_is_live_on_a_terminal_and_lines_elsewhere(project: Path) -> None:
+    dry = ("calibrate", "--dry-run", "--memory-limit", "1GiB")
+    live = on_a_terminal(*dry, TERM="xterm", CI="")
+    assert "calibrating task.py:task on cpu" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", live)
+    assert "probe_started" not in live
+    assert "probe_started sequence=1" in on_a_terminal(*dry, TERM="xterm", CI="true")
+    assert "probe_started sequence=1" in batchcal(*dry).stderr
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What a person sees: stdout and stderr are one terminal."""
+    main, side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchcal", *arguments],
+        env={**os.environ, **environment},
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        close_fds=True,
+    )
+    os.close(side)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(main, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(main)
+    process.wait(timeout=60)
+    return seen.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured(number: int, code: int, project: Path) -> None:
+    (project / "slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchcal", "calibrate", "slow.py:task", "--memory-limit", "2GiB"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("best mode=train"):
+            process.send_signal(number)
+            break
+    out, rest = process.communicate(timeout=60)
+    assert process.returncode == code, "".join(told) + rest
+    assert "Traceback" not in rest
+    assert rest.strip().splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name}")
+    kept = json.loads((project / ".batchcal" / "calibration.json").read_text())
+    assert kept["status"] in {"partial", "unsettled"}
+    assert kept["measurements"][0]["outcome"]["kind"] == "fits"
+    assert kept["status"] in out
+
+
+@pytest.mark.slow
+def test_a_calibration_from_nothing_and_a_training_that_uses_it(project: Path) -> None:
+    (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[train]\nepochs = 2\n')
+    made = batchcal("calibrate", "--memory-limit", "2GiB", "--json")
+    assert made.returncode == 0, made.stderr
+    document = json.loads(made.stdout)
+    assert (document["measured"], document["calibration"]["findings"][0]["train"]["batch"]) == (True, 96)
+    assert "probe_ended sequence=1" in made.stderr
+    trained = batchcal("train", "--no-calibrate", "--memory-limit", "2GiB", "--effective-batch", "16", "--json")
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout)
+    assert [epoch["steps"] for epoch in result["epochs"]] == [6, 6]
+    assert result["epochs"][1]["loss"] < result["epochs"][0]["loss"]
+    assert "training_started" in trained.stderr
+
+
+@pytest.mark.slow
+def test_a_plan_for_another_allocator_starts_the_training_anew_once(project: Path) -> None:
+    done = batchcal("train", "--memory-limit", "2GiB", "--max-batch", "8", "--allocator", "thp", "--force-calibration", "-v")
+    if "transparent huge pages" in done.stderr:
+        pytest.skip("this kernel gives no huge pages")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("calibrate_started") == 1
+    assert "epoch_ended" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_is_exit_5_with_its_own_traceback(project: Path) -> None:
+    (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[task.args]\nfail = true\n')
+    done = batchcal("calibrate", "--memory-limit", "2GiB")
+    assert done.returncode == 5
+    assert "shapes do not match" in done.stderr
+    assert 'task.py", line' in done.stderr
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_in_training_only_is_exit_5_too(calibrated: Calibrated, project: Path) -> None:
+    (project / "task.py").write_text((project / "task.py").read_text().replace("fail: bool = False", "fail: bool = True"))
+    calibrated()
+    done = batchcal("train", "--no-calibrate")
+    assert done.returncode == 5, done.stderr
+    assert "error: training task.py:task raised ValueError: shapes do not match" in done.stderr

@@ -1,0 +1,309 @@
+"""What a person sees, at 80 columns."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from batchcal.calibration.schema import Calibration, Capacity
+from batchcal.calibration.stale import Stale
+from batchcal.cli.views import environment as environment_view
+from batchcal.cli.views import plan as plan_view
+from batchcal.cli.views import training as training_view
+from batchcal.cli.views.calibration import Seen, answer, memory_parts, show
+from batchcal.cli.views.canvas import Canvas
+from batchcal.cli.views.chart import memory_chart, ticks
+from batchcal.cli.views.curve import draw
+from batchcal.cli.views.page import page
+from batchcal.cli.views.words import count, limit_sentence, long, short, tone
+from batchcal.core.units import GIB, MIB
+from batchcal.detect.environment import Accelerator
+from batchcal.guard.outcome import (
+    Infrastructure,
+    KilledFromOutside,
+    Outcome,
+    OutOfMemory,
+    Peak,
+    Suspect,
+    Swapping,
+    TimedOut,
+    UserCodeFailed,
+    WorkerDied,
+)
+from batchcal.plan.make import make_plan
+from batchcal.plan.what_if import what_if
+from batchcal.train.result import EpochResult, TrainingResult
+from tests.support.calibrations import MADE_AT, a_calibration, a_finding, an_environment, fits, measurement
+from tests.support.plans import a_plan
+
+GOLDEN = Path(__file__).parent / "golden"
+WIDTH = 80
+
+
+def text_of(renderables: Iterable[RenderableType], *, width: int = WIDTH, encoding: str = "utf-8") -> str:
+    """As it is printed where no terminal is."""
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, errors="replace")
+    console = Console(file=file, width=width, highlight=False, emoji=False, markup=False)
+    for renderable in renderables:
+        console.print(renderable)
+    file.flush()
+    return "\n".join(line.rstrip() for line in raw.getvalue().decode(encoding).splitlines()) + "\n"
+
+
+def seen(calibration: Calibration | None = None, *, stale: Stale | None = None, path: str | None = "/app/made.json") -> Seen:
+    return Seen(
+        calibration=calibration or a_calibration(),
+        path=None if path is None else Path(path),
+        stale=stale,
+        at=MADE_AT + timedelta(hours=5),
+    )
+
+
+VIEWS: dict[str, Iterable[RenderableType]] = {
+    "show.txt": list(show(seen(), why=True)),
+    "plan.txt": list(plan_view.show(make_plan(a_calibration(), effective_batch=1000))),
+    "what-if.txt": list(plan_view.show_predictions(what_if(a_calibration(), [256 * MIB, 2 * GIB, 8 * GIB]))),
+    "detect.txt": list(environment_view.show(an_environment())),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_looks_as_it_was_agreed(name: str) -> None:
+    assert text_of(VIEWS[name]) == (GOLDEN / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_view_is_wider_than_the_terminal_or_has_escape_codes_in_a_pipe(name: str, width: int) -> None:
+    text = text_of(VIEWS[name], width=width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "\x1b" not in text
+
+
+def test_a_terminal_without_unicode_gets_plain_characters() -> None:
+    text = text_of(answer(seen()), encoding="ascii")
+    assert "?" not in text, "nothing had to be replaced"
+    assert "# answer" in text
+    assert "x too much" in text
+
+
+def test_a_stale_calibration_says_why_in_its_header() -> None:
+    text = text_of(show(seen(stale=Stale(reason="other-memory", detail="measured under 1.00 GiB, now it is 2.00 GiB"))))
+    assert "stale: other-memory" in text.splitlines()[0]
+    assert "measured under 1.00 GiB, now it is 2.00 GiB" in text
+
+
+def test_an_unsettled_calibration_says_so_and_what_is_undone() -> None:
+    unsettled = a_calibration(status="unsettled", undone=("cpu under default, train: bisect 528",))
+    text = text_of(show(seen(unsettled)))
+    assert "unsettled: verified, but the search ended before it was done" in text
+    assert "undone: cpu under default, train: bisect 528" in text
+
+
+def test_a_calibration_that_verified_nothing_shows_its_probes() -> None:
+    partial = a_calibration(status="partial", findings=(), measurements=(measurement(),))
+    text = text_of(show(seen(partial, path=None)))
+    assert "nothing was verified" in text
+    assert "not saved" in text
+    assert "profile" in text
+
+
+def test_an_empty_calibration_is_shown_too() -> None:
+    empty = a_calibration(status="partial", findings=(), measurements=(), facts=None, budgets=(), notes=())
+    assert "nothing was verified" in text_of(show(seen(empty), why=True))
+    assert "nothing was verified" in page(seen(empty))
+
+
+def test_other_policies_stand_under_the_answer() -> None:
+    train = Capacity(batch=640, peak_bytes=800 * MIB, samples_per_s=2100.0, measured_by=5, limited_by="memory")
+    both = a_calibration(findings=(a_finding(), a_finding(allocator="tcmalloc", train=train)))
+    assert "cpu, tcmalloc: train 640, eval 360, 2,100 samples/s" in text_of(answer(seen(both)))
+
+
+def test_the_parts_of_the_memory_bar_sum_to_the_limit() -> None:
+    calibration = a_calibration()
+    parts = memory_parts(calibration, calibration.findings[0])
+    assert [name for name, _ in parts] == ["others", "at rest", "batch", "spare", "margin"]
+    assert sum(size for _, size in parts) == pytest.approx(calibration.budgets[0].limit_bytes)
+
+
+def test_a_probe_that_ran_out_stands_at_or_above_the_budget() -> None:
+    calibration = a_calibration()
+    chart = memory_chart(calibration, calibration.findings[0])
+    assert chart is not None
+    too_big = [mark for mark in chart.marks if mark.tone == "bad"]
+    assert {mark.batch for mark in too_big} == {544}
+    assert all(mark.bytes >= chart.budget_bytes for mark in too_big)
+    assert [mark.batch for mark in chart.marks if mark.is_answer] == [512, 360]
+
+
+def test_a_far_limit_does_not_squeeze_the_curve() -> None:
+    calibration = a_calibration()
+    budget = calibration.budgets[0].model_copy(update={"limit_bytes": 64 * GIB})
+    chart = memory_chart(calibration.model_copy(update={"budgets": (budget,)}), calibration.findings[0])
+    assert chart is not None
+    assert chart.limit_bytes is None
+    assert chart.most_bytes < 2 * GIB
+
+
+def test_a_probe_that_told_nothing_is_marked_apart() -> None:
+    odd = measurement(sequence=7, batch=100, predicted_bytes=400 * MIB, outcome=TimedOut(phase="measure", limit_s=10))
+    blind = measurement(sequence=8, batch=100, outcome=KilledFromOutside(signal=9))
+    calibration = a_calibration()
+    calibration = calibration.model_copy(update={"measurements": (*calibration.measurements, odd, blind)})
+    chart = memory_chart(calibration, calibration.findings[0])
+    assert chart is not None
+    assert [mark.sequence for mark in chart.marks if mark.tone == "odd"] == [7], "what has no height is not drawn"
+    assert "? told nothing" in "\n".join(line.plain for line in draw(chart, width=WIDTH))
+
+
+def test_a_line_on_the_canvas_has_no_gaps() -> None:
+    canvas = Canvas(40, 10)
+    canvas.line([(0.0, 0.0), (1.0, 1.0)], "")
+    rows = [row.plain for row in canvas.rows()]
+    columns = ["".join(row[column] for row in rows).strip() for column in range(40)]
+    assert all(columns)
+
+
+def test_what_lies_outside_of_the_canvas_is_not_drawn() -> None:
+    canvas = Canvas(10, 4)
+    canvas.line([(0.5, 1.5), (0.5, 2.0)], "")
+    assert "".join(row.plain for row in canvas.rows()).strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("most", "about", "kind", "expected"),
+    [
+        (600.0, 8, "count", (0, 100, 200, 300, 400, 500, 600)),
+        (3.0, 8, "count", (0, 1, 2, 3)),
+        (1.1 * GIB, 5, "bytes", (0, 256 * MIB, 512 * MIB, 768 * MIB, GIB)),
+        (0.0, 5, "bytes", (0,)),
+    ],
+)
+def test_ticks_are_round(most: float, about: int, kind: str, expected: tuple[float, ...]) -> None:
+    assert ticks(most, about=about, kind="bytes" if kind == "bytes" else "count") == expected
+
+
+OUTCOMES: dict[str, tuple[Outcome, str, str]] = {
+    "fits": (fits(277, 640.0, batch=8), "good", "3 steps of 12 ms"),
+    "fence": (OutOfMemory(source="fence", detail="no memory\nat all"), "bad", "said the fence (RLIMIT_DATA): no memory"),
+    "budget": (OutOfMemory(source="budget", peak=Peak(demand_bytes=1)), "bad", "it ran, but above the budget"),
+    "swapping": (Swapping(swapped_bytes=3 * MIB), "bad", "3.00 MiB were swapped out"),
+    "timed out": (TimedOut(phase="warm-up", limit_s=10), "odd", "timed out in warm-up after 10.0 s"),
+    "user": (UserCodeFailed(phase="measure", error="ValueError: no"), "odd", "the task's own code failed: ValueError: no"),
+    "worker": (WorkerDied(detail="killed"), "odd", "a worker died: killed"),
+    "outside": (KilledFromOutside(signal=9), "odd", "killed from outside by signal 9"),
+    "suspect": (Suspect(detail="SIGSEGV", near_limit=0.99), "bad", "died at 99% of its limit: SIGSEGV"),
+    "ours": (Infrastructure(detail=""), "odd", "batchcal failed"),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_outcome_has_words(name: str) -> None:
+    outcome, expected_tone, words = OUTCOMES[name]
+    assert tone(outcome) == expected_tone
+    assert words in long(outcome)
+    assert 0 < len(short(outcome)) <= 26
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [count(number) for number in (7, 60_000, 39.44, 0.5, 1530.2)] == ["7", "60,000", "39.4", "0.5", "1,530"]
+
+
+def test_the_reason_for_a_limit_names_the_size_that_was_too_much() -> None:
+    calibration = a_calibration()
+    assert limit_sentence(calibration, calibration.findings[0]) == "memory: 544 was too much"
+    fitting_only = tuple(one for one in calibration.measurements if one.outcome.kind == "fits")
+    calm = calibration.model_copy(update={"measurements": fitting_only})
+    assert limit_sentence(calm, calm.findings[0]) == "memory: more is predicted not to fit"
+
+
+def test_a_plan_of_uneven_sizes_is_told_in_runs() -> None:
+    assert plan_view.in_runs((25, 24, 24, 24)) == "25 + 3 x 24"
+    assert plan_view.in_runs((512,)) == "512"
+
+
+def test_a_plan_that_has_notices_tells_them() -> None:
+    assert "less is free now" in text_of(plan_view.show(a_plan(8, notices=("less is free now",))))
+
+
+def test_accelerators_are_named_with_what_is_free() -> None:
+    card = Accelerator(
+        kind="cuda", index=0, name="H200", total_bytes=140 * GIB, free_bytes=100 * GIB, capability="9.0", mig=False
+    )
+    text = text_of(environment_view.show(an_environment(accelerators=(card,), accelerators_asked=True)))
+    assert re.search(r"cuda:0 +100 GiB of 140 GiB free +H200, capability 9\.0", text)
+
+
+def test_a_training_is_told_by_epoch_and_against_its_plan() -> None:
+    epochs = tuple(
+        EpochResult(epoch=at, loss=1.5 - at, evaluation={"accuracy": 0.9}, steps=10, samples=80, wall_s=2.0, samples_per_s=40.0)
+        for at in range(2)
+    )
+    result = TrainingResult(
+        epochs=epochs, samples_per_s=40.0, peak_bytes=290_000_000, accelerator_peak_bytes=None, wall_s=4.2, resumed_at_epoch=None
+    )
+    text = text_of(training_view.show(result, a_plan(8)))
+    assert re.search(r"1 +1\.5000 +0\.9000 +10 +40 +2\.0 s", text)
+    assert "40 samples/s, peak 277 MiB  (286 MiB predicted, 763 MiB budget)" in text
+
+
+class _Page(HTMLParser):
+    """Collects what a page would fetch, and whether its elements are closed."""
+
+    VOID = {"meta", "br", "link", "img"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.fetched += [f"{name}={value}" for name, value in attrs if name in {"src", "href", "xlink:href", "data"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else_and_is_light_and_dark() -> None:
+    html = page(seen())
+    parsed = _Page()
+    parsed.feed(html)
+    assert parsed.open == []
+    assert parsed.fetched == []
+    assert "svg" in parsed.seen
+    assert not {"script", "link", "img", "iframe"} & set(parsed.seen)
+    assert not re.findall(r"https?://|url\(|@import", html)
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_the_page_shows_the_answer_the_probes_and_the_reasons() -> None:
+    html = page(seen(stale=Stale(reason="expired", detail="made long ago")))
+    wanted = ("512", "360", "killed by SIGSEGV", "why a budget of 839 MiB on cpu", "expired: made long ago", "DataLoader workers")
+    assert [told for told in wanted if told not in html] == []
+    assert html.count('class="mark') == 6
+    assert html.count("<tr>") == 1 + 6
+
+
+def test_what_a_user_named_cannot_break_the_page() -> None:
+    calibration = a_calibration(notes=("<script>alert(1)</script>",))
+    task = calibration.task.model_copy(update={"spec": "a<b>&'\".py:task"})
+    html = page(seen(calibration.model_copy(update={"task": task})))
+    assert "<script" not in html
+    assert "a&lt;b&gt;&amp;" in html
