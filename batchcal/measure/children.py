@@ -14,6 +14,7 @@ from batchcal.calibration.schema import Isolation
 from batchcal.core.errors import BatchcalError, GuardError, NothingFits, UsageError, UserCodeError
 from batchcal.core.units import MIB, format_bytes
 from batchcal.guard.allocator import resolve
+from batchcal.guard.cgroup import MemoryGroup as ControlGroup
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Job, Launcher, SpawnLauncher, ZygoteLauncher
@@ -96,7 +97,7 @@ class ChildProbe:
         )
         began = time.monotonic()
         ending = self._run("batchcal.measure.child:probe", arguments.model_dump(mode="json"), request.allocator, limits)
-        outcome = classify(ending, lambda value: self._outcome(value, request))
+        outcome = classify(ending, lambda value: self._outcome(value, request, ending))
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if request.device.startswith("cuda") else ()))
         isolation = Isolation(launcher=self._launchers[request.allocator].name, fence=layers, missing=ending.missing)
         return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began)
@@ -148,22 +149,26 @@ class ChildProbe:
 
     def _most_allowed(self, allocator: str) -> int:
         """Demand (as a training would have it) at which the group would be as full as the fence lets it be."""
-        launcher = self._launcher(allocator)
-        limit = self._group.limit_bytes
-        shared = 0
-        if launcher.overhead_pid is not None:
-            status = read_status(launcher.overhead_pid)
-            shared = 0 if status is None else status.anonymous_bytes
+        limit, shared = self._group.limit_bytes, self._shared_bytes(allocator)
         room = limit - trip_distance(limit, armed=True) - self._group.hard_bytes()
         return max(0, room + shared - (UNSHARED_BYTES if shared else 0))
 
-    def _outcome(self, value: JSON, request: ProbeRequest) -> Outcome:
+    def _shared_bytes(self, allocator: str) -> int:
+        """What a child holds together with the zygote that it was forked from, which a training holds alone."""
+        pid = self._launcher(allocator).overhead_pid
+        status = None if pid is None else read_status(pid)
+        return 0 if status is None else status.anonymous_bytes
+
+    def _outcome(self, value: JSON, request: ProbeRequest, ending: Ending) -> Outcome:
         """What a child's answer means against the budget."""
         try:
             answer = ProbeAnswer.model_validate(value)
         except ValidationError as error:
             return Infrastructure(detail=f"the child's answer is not usable: {error.error_count()} fields are wrong")
         host = max(answer.step_peak_bytes, answer.load_peak_bytes) + answer.workers_bytes
+        if self._settings[request.device].workers and isinstance(self._group, ControlGroup):
+            # Workers' batches come and go between two looks of the child; the group saw them all.
+            host = max(host, ending.group_growth_bytes + self._shared_bytes(request.allocator))
         demand = host if answer.accelerator_bytes is None else answer.accelerator_bytes
         peak = Peak(
             demand_bytes=demand,
