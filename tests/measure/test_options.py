@@ -16,7 +16,7 @@ from batchcal.measure.options import options, samples_for
 @pytest.mark.parametrize(
     ("limit", "samples"),
     [
-        (512 * MIB, 8), (GIB - 1, 8), (GIB, 12), (2 * GIB - 1, 12), (2 * GIB, 16), (4 * GIB - 1, 16), (4 * GIB, 32), (64 * GIB, 32),
+        (512 * MIB, 8), (GIB - 1, 8), (GIB, 12), (2 * GIB, 16), (4 * GIB - 1, 16), (4 * GIB, 32), (9 * GIB, 32),
     ],
 )  # fmt: skip
 def test_the_steps_of_a_probe_follow_the_memory_tier(limit: int, samples: int) -> None:
@@ -56,23 +56,23 @@ def test_what_is_asked_for_arrives() -> None:
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        ("samples", lambda: options(GIB, samples=0)),
-        ("max-batch", lambda: options(GIB, max_batch=0)),
-        ("max-batch", lambda: options(GIB, max_batch=-3)),
-        ("multiple-of", lambda: options(GIB, multiple_of=0)),
-        ("max-probes", lambda: options(GIB, max_probes=0)),
-        ("effective-batch", lambda: options(GIB, effective_batch=0)),
-        ("workers", lambda: options(GIB, workers=-1)),
-        ("margin", lambda: options(GIB, margin=1.0)),
-        ("margin", lambda: options(GIB, margin=-0.1)),
-        ("margin", lambda: options(GIB, margin=math.nan)),
-        ("headroom", lambda: options(GIB, headroom=1.5)),
-        ("time-limit", lambda: options(GIB, time_limit_s=0.0)),
-        ("time-limit", lambda: options(GIB, time_limit_s=-5.0)),
-        ("time-limit", lambda: options(GIB, time_limit_s=math.nan)),
-        ("time-limit", lambda: options(GIB, time_limit_s=math.inf)),
-        ("memory-limit", lambda: options(GIB, memory_limit_bytes=0)),
-        ("memory-limit", lambda: options(GIB, memory_limit_bytes=-1)),
+        pytest.param("samples", lambda: options(GIB, samples=0), id="samples 0"),
+        pytest.param("max-batch", lambda: options(GIB, max_batch=0), id="max-batch 0"),
+        pytest.param("max-batch", lambda: options(GIB, max_batch=-3), id="max-batch -3"),
+        pytest.param("multiple-of", lambda: options(GIB, multiple_of=0), id="multiple-of 0"),
+        pytest.param("max-probes", lambda: options(GIB, max_probes=0), id="max-probes 0"),
+        pytest.param("effective-batch", lambda: options(GIB, effective_batch=0), id="effective-batch 0"),
+        pytest.param("workers", lambda: options(GIB, workers=-1), id="workers -1"),
+        pytest.param("margin", lambda: options(GIB, margin=1.0), id="margin 1.0"),
+        pytest.param("margin", lambda: options(GIB, margin=-0.1), id="margin -0.1"),
+        pytest.param("margin", lambda: options(GIB, margin=math.nan), id="margin math.nan"),
+        pytest.param("headroom", lambda: options(GIB, headroom=1.5), id="headroom 1.5"),
+        pytest.param("time-limit", lambda: options(GIB, time_limit_s=0.0), id="time-limit 0.0"),
+        pytest.param("time-limit", lambda: options(GIB, time_limit_s=-5.0), id="time-limit -5.0"),
+        pytest.param("time-limit", lambda: options(GIB, time_limit_s=math.nan), id="time-limit math.nan"),
+        pytest.param("time-limit", lambda: options(GIB, time_limit_s=math.inf), id="time-limit math.inf"),
+        pytest.param("memory-limit", lambda: options(GIB, memory_limit_bytes=0), id="memory-limit 0"),
+        pytest.param("memory-limit", lambda: options(GIB, memory_limit_bytes=-1), id="memory-limit -1"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_with_what_to_type(name: str, asked: Callable[[], Options]) -> None:

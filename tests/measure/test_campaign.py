@@ -1,0 +1,301 @@
+"""What bounds a search, what ends it, and what it leaves undone; for training and for evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchcal.calibration.schema import Budget, Finding, Measurement, Options
+from batchcal.core.errors import NothingFits, UserCodeError
+from batchcal.core.progress import Recorded
+from batchcal.core.units import GIB, MIB
+from batchcal.detect.environment import SharedMemory
+from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut
+from batchcal.measure.attempts import Attempts
+from batchcal.measure.campaign import DEADLINE_LEAST_S, Campaign
+from batchcal.measure.fake import FakeProbe
+from batchcal.measure.options import options
+from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def found(desk: Desk, probe: FakeProbe, asked: Options | None = None) -> Finding:
+    finding = desk.calibrate(probe, asked).calibration.finding()
+    assert finding is not None
+    return finding
+
+
+def test_a_suspect_that_fits_the_second_time_costs_nothing_but_the_time(desk: Desk) -> None:
+    suspect = Suspect(detail="died by SIGSEGV", near_limit=0.9)
+    probe = ScriptedProbe(lambda request, time: suspect if time == 1 and request.mode == "train" else None)
+    finding = found(desk, probe)
+    assert finding.train == found(Desk(new_folder(desk)), ScriptedProbe()).train.model_copy(
+        update={"measured_by": finding.train.measured_by}
+    )
+
+
+def new_folder(desk: Desk) -> Path:
+    folder = desk.folder / "other"
+    folder.mkdir()
+    return folder
+
+
+def test_a_suspect_that_is_one_twice_is_too_big_and_the_answer_lies_below(desk: Desk) -> None:
+    suspect = Suspect(detail="died by SIGSEGV", near_limit=0.95)
+    probe = ScriptedProbe(lambda request, time: suspect if request.batch > 250 and request.mode == "train" else None)
+    finding = found(desk, probe)
+    assert 230 <= finding.train.batch <= 250
+    assert finding.train.limited_by == "memory"
+
+
+@pytest.mark.parametrize("outcome", [KILLED, BROKEN], ids=lambda outcome: outcome.kind)
+def test_what_was_not_the_probe_s_doing_is_tried_again(desk: Desk, outcome: Outcome) -> None:
+    probe = ScriptedProbe(lambda request, time: outcome if time == 1 else None)
+    calibration = desk.calibrate(probe).calibration
+    assert calibration.status == "complete"
+    assert {one.attempt for one in calibration.measurements} == {1, 2}
+
+
+def test_a_size_that_the_task_refuses_limits_the_answer_by_the_model(desk: Desk) -> None:
+    probe = ScriptedProbe(lambda request, time: FAILED if request.batch > 250 else None)
+    calibration = desk.calibrate(probe).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.train.limited_by == "model"
+    assert 230 <= finding.train.batch <= 250
+    assert any("refuses batch" in note for note in calibration.notes)
+
+
+def test_a_task_that_fails_at_every_size_is_the_user_s_error(desk: Desk) -> None:
+    with pytest.raises(UserCodeError):
+        desk.calibrate(ScriptedProbe(lambda request, time: FAILED))
+
+
+def test_a_kill_by_the_kernel_is_on_the_record(desk: Desk) -> None:
+    probe = ScriptedProbe(lambda request, time: OutOfMemory(source="kernel") if request.batch > 300 else None)
+    calibration = desk.calibrate(probe).calibration
+    assert any("kernel's OOM killer" in note for note in calibration.notes)
+    assert calibration.status == "complete"
+
+
+def test_sizes_that_tell_nothing_leave_the_answer_unsettled(desk: Desk) -> None:
+    probe = ScriptedProbe(lambda request, time: KILLED if request.batch > 200 and request.mode == "train" else None)
+    calibration = desk.calibrate(probe).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.train.batch <= 200
+    assert calibration.status == "unsettled"
+    assert "told nothing about memory" in finding.train.undone
+
+
+def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(desk: Desk) -> None:
+    def hang(request: ProbeRequest, time: int) -> Outcome | None:
+        if request.batch <= 200 or request.mode == "eval":
+            return None
+        assert request.deadline_s is not None
+        desk.clock.move(request.deadline_s)
+        return TimedOut(phase="measure", limit_s=request.deadline_s)
+
+    finding = found(desk, ScriptedProbe(hang))
+    assert 100 <= finding.train.batch <= 200
+    assert finding.train.limited_by == "time-limit"
+    assert desk.clock.monotonic() == 60
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 7])
+def test_nothing_fits_is_said_only_where_the_smallest_was_run(desk: Desk, capacity: int) -> None:
+    """The static curve sees a hundredth of what is needed, and what fails says nothing."""
+    probe = ScriptedProbe(
+        lambda request, time: OutOfMemory(source="fence") if request.batch > capacity and request.mode == "train" else None
+    )
+    assert 1 <= found(desk, probe).train.batch <= capacity
+
+
+def test_nothing_fits_ran_the_smallest(desk: Desk) -> None:
+    probe = ScriptedProbe(lambda request, time: OutOfMemory(source="fence"))
+    with pytest.raises(NothingFits) as raised:
+        desk.calibrate(probe)
+    assert min(probe.sizes()) == 1
+    assert raised.value.known
+    assert raised.value.try_
+
+
+def test_a_multiple_that_does_not_fit_is_told_by_its_size(desk: Desk) -> None:
+    with pytest.raises(NothingFits) as raised:
+        desk.calibrate(ScriptedProbe(bytes_per_sample=100 * MIB), options(GIB, multiple_of=64))
+    assert "batch size 64" in raised.value.what
+
+
+def test_training_stops_at_the_dataset_and_evaluation_at_its_own(desk: Desk) -> None:
+    finding = found(desk, ScriptedProbe(train_samples=120, eval_samples=33))
+    assert (finding.train.batch, finding.train.limited_by) == (120, "dataset")
+    assert finding.eval is not None
+    assert (finding.eval.batch, finding.eval.limited_by) == (33, "dataset")
+
+
+def test_without_evaluation_data_it_is_measured_on_the_training_s(desk: Desk) -> None:
+    finding = found(desk, ScriptedProbe(train_samples=120, eval_samples=None))
+    assert finding.eval is not None
+    assert finding.eval.batch == 120
+
+
+def test_a_stream_without_a_length_is_limited_by_memory(desk: Desk) -> None:
+    finding = found(desk, ScriptedProbe(train_samples=None, eval_samples=None))
+    assert finding.train.limited_by == "memory"
+
+
+def test_max_batch_limits_training_only(desk: Desk) -> None:
+    finding = found(desk, ScriptedProbe(), options(GIB, max_batch=50))
+    assert (finding.train.batch, finding.train.limited_by) == (50, "max-batch")
+    assert finding.eval is not None
+    assert finding.eval.batch > 50
+
+
+@pytest.mark.parametrize("multiple", [8, 64, 100])
+def test_training_batches_are_multiples_and_evaluation_s_need_not_be(desk: Desk, multiple: int) -> None:
+    probe = ScriptedProbe()
+    finding = found(desk, probe, options(GIB, multiple_of=multiple))
+    assert all(batch % multiple == 0 for batch in probe.sizes())
+    assert finding.train.batch >= 300
+
+
+def test_a_multiple_larger_than_the_dataset_takes_the_dataset(desk: Desk) -> None:
+    assert found(desk, ScriptedProbe(train_samples=20), options(GIB, multiple_of=64)).train.batch == 20
+
+
+def test_evaluation_takes_more_than_training_and_begins_with_what_training_takes(desk: Desk) -> None:
+    probe = ScriptedProbe()
+    finding = found(desk, probe)
+    assert finding.eval is not None
+    assert probe.sizes("eval")[0] == finding.train.batch
+    assert finding.eval.batch >= 2 * finding.train.batch
+    budget = desk.calibrate(probe).calibration.budget()
+    assert budget is not None
+    assert finding.eval.peak_bytes <= budget.budget_bytes
+
+
+def test_evaluation_runs_after_a_training_step_as_in_a_training(desk: Desk) -> None:
+    probe = ScriptedProbe()
+    finding = found(desk, probe)
+    assert {request.train_batch for request in probe.asked if request.mode == "eval"} == {finding.train.batch}
+    assert {request.train_batch for request in probe.asked if request.mode == "train"} == {None}
+
+
+def test_an_evaluation_that_takes_less_than_training_is_bisected_below_it(desk: Desk) -> None:
+    probe = ScriptedProbe(
+        lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" and request.batch > 100 else None
+    )
+    finding = found(desk, probe)
+    assert finding.eval is not None
+    assert finding.eval.batch <= 100 < finding.train.batch
+
+
+def test_an_evaluation_that_never_fits_leaves_the_training_s_answer(desk: Desk) -> None:
+    probe = ScriptedProbe(lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" else None)
+    finding = found(desk, probe)
+    assert finding.eval is None
+    assert finding.train.batch > 300
+
+
+@pytest.mark.parametrize(("workers", "free"), [(1, 64 * MIB), (4, 64 * MIB), (4, 1 * MIB)])
+def test_workers_and_prefetched_batches_must_fit_into_shared_memory(desk: Desk, workers: int, free: int) -> None:
+    shm = SharedMemory(path="/dev/shm", size_bytes=free, free_bytes=free)
+    desk.environment = desk.environment.model_copy(update={"shared_memory": shm})
+    per_sample = 1.5 * MIB / 100  # as FakeProbe says
+    finding = found(desk, ScriptedProbe(), options(GIB, workers=workers))
+    # Each worker has two batches ready and one in the making; one more is in use.
+    held = finding.train.batch * per_sample * (workers * 3 + 1)
+    assert held <= free or finding.train.batch == 1
+    if finding.train.limited_by == "shm":
+        assert held >= 0.7 * free
+
+
+def test_shared_memory_bounds_nothing_without_workers(desk: Desk) -> None:
+    shm = SharedMemory(path="/dev/shm", size_bytes=1, free_bytes=0)
+    desk.environment = desk.environment.model_copy(update={"shared_memory": shm})
+    assert found(desk, ScriptedProbe(), options(GIB)).train.limited_by == "memory"
+
+
+def test_a_machine_without_shared_memory_bounds_nothing_by_it(desk: Desk) -> None:
+    desk.environment = desk.environment.model_copy(update={"shared_memory": None})
+    assert found(desk, ScriptedProbe(), options(GIB, workers=2)).train.limited_by == "memory"
+
+
+def test_the_second_allocator_is_left_undone_where_no_time_is_left(desk: Desk) -> None:
+    probe = ScriptedProbe(clock=desk.clock, takes_s=70)
+    calibration = desk.calibrate(probe, options(GIB, allocator="retain")).calibration
+    assert [finding.allocator for finding in calibration.findings] == ["retain"]
+    assert "cpu under default: no time was left" in calibration.undone
+    assert calibration.status == "unsettled"
+
+
+def test_a_probe_never_gets_less_time_than_it_needs_to_say_something(desk: Desk) -> None:
+    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=55)
+    desk.calibrate(probe)
+    assert probe.asked[0].deadline_s == DEADLINE_LEAST_S
+
+
+class SlowProbe(FakeProbe):
+    """Takes half a second a sample, and the clock of the desk knows."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(sample_s=0.1, step_overhead_s=0.0)
+        self._desk = desk
+
+    def measure(self, request: ProbeRequest) -> ProbeReport:
+        report = super().measure(request)
+        self._desk.clock.move(report.wall_s)
+        return report
+
+
+def test_a_slow_task_is_probed_as_large_as_time_allows(desk: Desk) -> None:
+    """At 10 samples/s the 371 samples that fit would take two minutes a probe."""
+    calibration = desk.calibrate(SlowProbe(desk)).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.train.limited_by == "time-limit"
+    assert 20 <= finding.train.batch < 371
+    assert calibration.status == "unsettled"
+    assert desk.clock.monotonic() <= 1.5 * 60
+
+
+def test_what_the_examination_noticed_is_noted_once(desk: Desk) -> None:
+    class Noticing(ScriptedProbe):
+        def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+            examination = super().examine(device, allocator, budget_bytes, limit_s)
+            facts = examination.facts.model_copy(update={"notes": ("the dataset pickles to 9 MiB",)})
+            return examination.model_copy(update={"notes": ("the model cannot be traced",), "facts": facts})
+
+    calibration = desk.calibrate(Noticing(), options(GIB, allocator="retain")).calibration
+    assert calibration.notes == ("the model cannot be traced", "the dataset pickles to 9 MiB")
+
+
+def test_the_samples_of_a_probe_are_those_asked_for(desk: Desk) -> None:
+    probe = ScriptedProbe()
+    found(desk, probe, options(GIB, samples=5))
+    assert {request.samples for request in probe.asked} == {5}
+
+
+def test_a_campaign_alone_keeps_its_findings_when_it_is_run(desk: Desk) -> None:
+    probe, progress = ScriptedProbe(), Recorded()
+    kept: list[Measurement] = []
+    budget = Budget(device="cpu", limit_bytes=GIB, others_bytes=0, margin_bytes=0, budget_bytes=GIB, learned_from="here")
+    campaign = Campaign(
+        probe=probe,
+        attempts=Attempts(probe, progress, kept.append),
+        options=options(GIB),
+        environment=desk.environment,
+        budgets={"cpu": budget},
+        clock=desk.clock,
+        progress=progress,
+    )
+    campaign.run(("default",))
+    assert [finding.device for finding in campaign.findings] == ["cpu"]
+    assert kept == campaign.attempts.measurements
+    assert all(isinstance(one.outcome, Fits | OutOfMemory) for one in kept)

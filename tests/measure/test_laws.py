@@ -1,0 +1,182 @@
+"""What holds for a whole calibration on any machine: the answer was run, it is within the budget, the status tells the truth."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.schema import Calibration, Mode
+from batchcal.calibration.store import Loaded, load
+from batchcal.core.errors import NothingFits, Partial
+from batchcal.core.units import GIB, KIB, MIB
+from batchcal.guard.outcome import Fits, Outcome
+from batchcal.measure.options import options
+from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from tests.support.probes import BROKEN, KILLED, SUSPECT, Desk, MachineProbe
+
+MISHAPS: tuple[Outcome, ...] = (KILLED, BROKEN, SUSPECT)
+
+
+class Mishaps(MachineProbe):
+    """Now and then a probe is lost, as on a busy machine; never the same twice in a row."""
+
+    chance = random.Random(0)
+    often = 0.0
+    _before = False
+
+    def measure(self, request: ProbeRequest) -> ProbeReport:
+        report = super().measure(request)
+        self._before = not self._before and self.chance.random() < self.often
+        return report.model_copy(update={"outcome": self.chance.choice(MISHAPS)}) if self._before else report
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Mishaps:
+    base = draw(st.integers(100 * MIB, 900 * MIB))
+    per_sample = draw(st.floats(4 * KIB, 200 * MIB))
+    ratio = draw(st.floats(0.5, 4.0))
+    share = draw(st.floats(0.1, 1.2))
+    bend = draw(st.sampled_from([0.0, 0.0, 0.001, 0.05]))
+    chance = random.Random(draw(st.integers(0, 10_000)))
+    noise = draw(st.sampled_from([0.0, 0.005, 0.05]))
+
+    def paper(batch: int, mode: Mode) -> float:
+        return (per_sample * batch * (1 + bend * batch)) * (1.0 if mode == "train" else share)
+
+    probe = Mishaps(
+        lambda batch, mode: ratio * paper(batch, mode),
+        paper,
+        base_bytes=base,
+        train_samples=draw(st.one_of(st.none(), st.integers(1, 100_000))),
+        eval_samples=draw(st.one_of(st.none(), st.integers(1, 100_000))),
+        noise=lambda: 1 + chance.uniform(-noise, noise),
+    )
+    probe.chance = chance
+    probe.often = draw(st.sampled_from([0.0, 0.0, 0.3]))
+    return probe
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    probe=machines(),
+    multiple_of=st.sampled_from([1, 1, 8, 96]),
+    max_batch=st.sampled_from([None, None, 100, 4000]),
+    max_probes=st.sampled_from([None, None, 1, 3]),
+)
+def test_the_answer_was_run_within_the_budget_and_the_status_is_true(
+    *, probe: Mishaps, multiple_of: int, max_batch: int | None, max_probes: int | None
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        desk = Desk(Path(folder))
+        asked = options(GIB, multiple_of=multiple_of, max_batch=max_batch, max_probes=max_probes)
+        try:
+            result = desk.calibrate(probe, asked)
+        except NothingFits as error:
+            assert_nothing_fits(probe, error, multiple_of, max_batch)
+            return
+        on_disk = load(desk.path, trust=find_trust({}))
+    assert isinstance(on_disk, Loaded)
+    assert on_disk.calibration == result.calibration
+    assert_true(result.calibration)
+    assert isinstance(result.stopped, Partial) == (result.calibration.status == "partial")
+    if max_probes is not None:
+        assert len(result.calibration.measurements) <= max_probes + 1  # a lost run is repeated
+    if result.calibration.status == "partial":
+        assert max_probes is not None
+
+
+def assert_nothing_fits(probe: Mishaps, error: NothingFits, multiple_of: int, max_batch: int | None) -> None:
+    """The smallest size was really run, and it is the machine that does not hold it."""
+    smallest = min(request.batch for request in probe.asked)
+    assert smallest <= multiple_of
+    assert all(part for part in (error.what, error.known, error.try_))
+
+
+def assert_true(calibration: Calibration) -> None:
+    numbers = [one.sequence for one in calibration.measurements]
+    assert numbers == list(range(1, len(numbers) + 1))
+    runs = {one.sequence: one for one in calibration.measurements}
+    budget = calibration.budget()
+    assert budget is not None
+    for finding in calibration.findings:
+        for mode, capacity in (("train", finding.train), ("eval", finding.eval)):
+            if capacity is None:
+                continue
+            run = runs[capacity.measured_by]
+            assert (run.batch, run.mode, run.allocator, run.device) == (
+                capacity.batch,
+                mode,
+                finding.allocator,
+                finding.device,
+            )
+            assert isinstance(run.outcome, Fits)
+            assert run.outcome.peak.demand_bytes == capacity.peak_bytes <= budget.budget_bytes
+            larger = [one.batch for one in runs.values() if one.mode == mode and isinstance(one.outcome, Fits)]
+            assert capacity.batch == max(larger)
+    undone = bool(calibration.undone)
+    expected = "partial" if calibration.finding() is None else "unsettled" if undone else "complete"
+    assert calibration.status == expected
+    for measurement in calibration.measurements:
+        assert measurement.allowed_bytes is not None
+        assert measurement.allowed_bytes >= budget.budget_bytes
+
+
+class Cut(BaseException):
+    """The power is gone."""
+
+
+class Cutting:
+    """The same machine, with so many probes `left` until the power is gone."""
+
+    def __init__(self, probe: MachineProbe) -> None:
+        self._probe = probe
+        self.left = 0
+
+    def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+        return self._probe.examine(device, allocator, budget_bytes, limit_s)
+
+    def measure(self, request: ProbeRequest) -> ProbeReport:
+        if self.left == 0:
+            raise Cut
+        self.left -= 1
+        return self._probe.measure(request)
+
+    def close(self) -> None:
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(probe=machines(), kills=st.lists(st.integers(0, 4), max_size=4))
+def test_a_calibration_that_is_cut_off_again_and_again_gives_an_answer_at_least_as_large(
+    *, probe: Mishaps, kills: list[int]
+) -> None:
+    cutting = Cutting(probe)
+    with tempfile.TemporaryDirectory() as folder:
+        desk = Desk(Path(folder))
+        accepted = 0
+        for kill in [*kills, 100]:
+            cutting.left = kill
+            try:
+                calibration = desk.calibrate(cutting).calibration
+            except Cut:
+                accepted = _accepted(desk)
+            except NothingFits:
+                assert accepted == 0
+                return
+            else:
+                assert_true(calibration)
+                finding = calibration.finding()
+                assert finding is not None
+                assert finding.train.batch >= accepted
+                return
+
+
+def _accepted(desk: Desk) -> int:
+    """The largest training batch that was told to have fitted, over all lives."""
+    fitted = [fields for fields in desk.events("probe_ended") if (fields["mode"], fields["outcome"]) == ("train", "fits")]
+    return max((batch for fields in fitted if isinstance(batch := fields["batch"], int)), default=0)
