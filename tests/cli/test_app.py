@@ -173,6 +173,7 @@ def test_a_dry_run_starts_and_writes_nothing(project: Path, capsys: pytest.Captu
     assert main(["calibrate", "--dry-run", "--memory-limit", "1GiB"]) == 0
     out, err = capsys.readouterr()
     assert "not saved" in out
+    assert "assumed 20" in out
     assert "probe_started sequence=1" in err
     assert not (project / ".batchcal").exists()
 

@@ -91,8 +91,14 @@ def _header(seen: Seen) -> Iterator[RenderableType]:
     yield line
     made = calibration.created_at.strftime("%Y-%m-%d %H:%M UTC")
     probes = count_of(len(calibration.measurements), "probe")
+    # A dry run measures nothing.
+    done = (
+        "assumed"
+        if calibration.measurements and all(one.isolation.launcher == "fake" for one in calibration.measurements)
+        else "measured"
+    )
     yield Text(
-        f"{calibration.chosen_device}, allocator {calibration.options.allocator}, measured {made} "
+        f"{calibration.chosen_device}, allocator {calibration.options.allocator}, {done} {made} "
         f"with {probes} in {format_seconds(calibration.wall_s)}",
         style="dim",
     )

@@ -44,7 +44,11 @@ class _Screen:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
         self._live.__exit__(kind, error, trace)
+
+    def close(self) -> None:
+        """Nothing runs any more: the last drawing stays on the screen."""
 
     def draw(self) -> RenderableType:
         return Text("")
@@ -88,7 +92,10 @@ class CalibrationLive(_Screen):
             case "note":
                 self._notes.append(str(fields.get("text")))
             case "calibrate_ended":
-                self._ended, self._running = True, None
+                self.close()
+
+    def close(self) -> None:
+        self._ended, self._running = True, None
 
     def draw(self) -> RenderableType:
         table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
