@@ -37,7 +37,7 @@ def test_files_are_merged_key_by_key() -> None:
 
 def test_a_flag_of_another_name_is_named_as_it_was_typed() -> None:
     settings = Settings(flags={"samples": "x"}, spelled={"samples": "--calibration-samples"}, environ={})
-    with pytest.raises(UsageError, match="^calibration-samples 'x' is not a whole number"):
+    with pytest.raises(UsageError, match=r"^calibration-samples 'x' is not a whole number"):
         settings.of(knobs.SAMPLES)
 
 

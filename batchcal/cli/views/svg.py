@@ -109,6 +109,6 @@ def _mark(chart: MemoryChart, mark: Mark) -> str:
         return f'<g class="mark bad"><path d="{cross}"/>{title}</g>'
     if mark.is_answer:
         diamond = f"M{x},{y - 9}L{x + 9},{y}L{x},{y + 9}L{x - 9},{y}Z"
-        label = f'<text class="answer" x="{x}" y="{y - 16}" text-anchor="middle">{count(mark.batch)}</text>'
+        label = f'<text class="answer" x="{x - 8}" y="{y - 12}" text-anchor="end">{count(mark.batch)}</text>'
         return f'<g class="mark answer"><path d="{diamond}"/>{label}{title}</g>'
     return f'<g class="mark {mark.tone} {mark.mode}"><circle cx="{x}" cy="{y}" r="5.5"/>{title}</g>'

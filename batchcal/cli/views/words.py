@@ -71,7 +71,9 @@ def long(outcome: Outcome) -> str:
         case Fits():
             return f"fits: {outcome.steps} steps of {format_seconds(outcome.step_s)}"
         case OutOfMemory():
-            said = f"out of memory, said {WHO_SAID[outcome.source]}" if outcome.source != "budget" else WHO_SAID["budget"]
+            if outcome.source == "budget":
+                return outcome.detail or WHO_SAID["budget"]
+            said = f"out of memory, said {WHO_SAID[outcome.source]}"
             return said + (f": {first_line(outcome.detail)}" if outcome.detail else "")
         case Swapping():
             return f"{format_bytes(outcome.swapped_bytes)} were swapped out: as bad as out of memory"
