@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,6 @@ import typer
 from batchcal.__main__ import main
 from batchcal.calibration.schema import Budget
 from batchcal.cli.app import app
-from batchcal.cli.failure import as_json, in_three_parts, misused, unexpected
-from batchcal.cli.signals import raised_as_interrupted
-from batchcal.cli.voice import Voice
-from batchcal.core.errors import Interrupted, NoCalibration, UserCodeError
 from batchcal.core.units import GIB
 from batchcal.measure.calibrate import CalibrationResult
 from tests.cli.conftest import Calibrated
@@ -352,62 +347,6 @@ def test_what_nobody_foresaw_is_a_short_message_and_a_traceback_on_demand(
     assert "Traceback" not in err
     assert main(["plan", "-v"]) == 1
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_a_message_has_its_further_lines_under_the_first_and_no_control_characters() -> None:
-    error = UserCodeError("your \x1b[31mcode\x07 failed", known="Traceback:\n  line 3\r\nValueError", try_="python x.py")
-    assert in_three_parts(error) == (
-        "error: your code failed\n note: Traceback:\n         line 3\n       ValueError\n  try: python x.py"
-    )
-    assert in_three_parts(NoCalibration("no"), colour=True) == "\x1b[1;31merror:\x1b[0m no"
-
-
-def test_a_signal_is_told_in_one_line_by_its_name() -> None:
-    assert in_three_parts(Interrupted(signal.SIGINT)) == "stopped by SIGINT"
-    assert json.loads(as_json(Interrupted(signal.SIGTERM)))["error"]["exit_code"] == 143
-    kept = Interrupted(signal.SIGINT, "stopped in epoch 2", known="the checkpoint is x.pt")
-    assert in_three_parts(kept).startswith("error: stopped in epoch 2\n note: the checkpoint")
-
-
-def test_only_mistakes_of_usage_are_called_so() -> None:
-    assert misused(ValueError("no")) is None
-    assert "shows the traceback" in unexpected(ValueError("no"), verbose=False).try_
-
-
-def test_the_first_signal_is_raised_and_the_second_one_kills() -> None:
-    with pytest.raises(Interrupted) as caught, raised_as_interrupted():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    assert caught.value.signal_number == signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_signal_that_was_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with raised_as_interrupted():
-            signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "as_json", "for_eval"),
-    [
-        ([], False, False),
-        (["plan", "--format", "sh"], False, True),
-        (["plan", "--format=json"], True, False),
-        (["show", "--json"], True, False),
-        (["show", "--", "--json"], False, False),
-        (["plan", "--format"], False, False),
-    ],
-)
-def test_how_to_speak_is_known_before_the_arguments_are_parsed(arguments: list[str], as_json: bool, for_eval: bool) -> None:
-    voice = Voice.of(arguments)
-    assert (voice.as_json, voice.for_eval) == (as_json, for_eval)
 
 
 def test_a_budget_is_shown_for_the_device_of_its_finding(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
