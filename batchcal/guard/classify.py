@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from batchcal.guard.ending import LOST, Ending
-from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.memory_errors import memory_error, out_of_descriptors
 from batchcal.guard.outcome import (
     Infrastructure,
     KilledFromOutside,
@@ -74,9 +74,14 @@ def _of_raised(ending: Ending, raised: Raised) -> Outcome:
                 error=raised.headline,
                 traceback=raised.traceback if told is None else told[1],
                 output=ending.output[-_OUTPUT_SHOWN:],
-                hint="" if told is None else told[2],
+                hint=_hint(raised) if told is None else told[2],
             )
     return OutOfMemory(source=source, detail=raised.headline, peak=_lower_bound(ending))
+
+
+def _hint(raised: Raised) -> str:
+    """What to type next, where the error alone says it."""
+    return "ulimit -n 65536, or fewer --workers and fewer tensors in a sample" if out_of_descriptors(raised) else ""
 
 
 def _of_status(ending: Ending) -> Outcome:

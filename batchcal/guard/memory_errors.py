@@ -34,18 +34,27 @@ _TEXTS: Final[tuple[tuple[MemoryError_, str], ...]] = (
     ("suspect", r"failed to map segment|cannot apply additional memory protection"),
     ("worker", r"dataloader worker .*(killed by signal|exited unexpectedly)"),
 )  # fmt: skip
+_DESCRIPTORS: Final = re.compile(r"too many open files", re.IGNORECASE)
+"""Says `unable to open shared memory object` before it, and is no lack of memory: a smaller batch has as many tensors."""
 _COMPILED: Final = tuple((kind, re.compile(pattern, re.IGNORECASE | re.DOTALL)) for kind, pattern in _TEXTS)
 _WORKER_IN_CONNECTION: Final = ("ConnectionResetError", "ConnectionRefusedError", "EOFError")
 
 
 def memory_error(raised: Raised) -> MemoryError_ | None:
     """What kind of memory error `raised` is, or came from. None: it is not one."""
+    if out_of_descriptors(raised):
+        return None
     kinds = [kind for link in raised.chain if (kind := _of_link(link, raised.traceback)) is not None]
     for strongest in ("accelerator", "shm", "host", "worker", "suspect"):
         for kind in kinds:
             if kind == strongest:
                 return kind
     return None
+
+
+def out_of_descriptors(raised: Raised) -> bool:
+    """Whether `raised` is, or came from, the limit of open files."""
+    return any(link.errno in {errno.EMFILE, errno.ENFILE} or _DESCRIPTORS.search(link.message) for link in raised.chain)
 
 
 def _of_link(link: RaisedLink, traceback: str) -> MemoryError_ | None:
