@@ -1,0 +1,184 @@
+"""Small tasks for real probes: so many MiB a sample, and each with one thing that goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from batchcal.core.errors import UsageError
+from batchcal.workload.task import Task
+
+FEATURES = 256
+WARM_UP = 2
+"""No larger batch than this is run before the fence is armed."""
+
+
+class Numbers(Dataset[object]):
+    """Samples of 1 KiB, made when they are asked for."""
+
+    def __init__(self, samples: int = 100_000, *, features: int = FEATURES) -> None:
+        self._samples = samples
+        self._features = features
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((self._features,), index % 7 / 7)
+
+
+class Stream(IterableDataset[object]):
+    """The same without an end."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            yield torch.full((FEATURES,), 0.5)
+
+
+class Wide(nn.Module):
+    """Holds `repeats` KiB a sample three to five times over: what it repeats, and what two element-wise steps keep of it."""
+
+    scale: Tensor
+
+    def __init__(self, repeats: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, FEATURES)
+        self.register_buffer("scale", torch.ones(1))
+        self.repeats = repeats
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(inputs)
+        return outputs.repeat(1, self.repeats).tanh() * self.scale
+
+
+def loss(model: nn.Module, batch: object) -> Tensor:
+    outputs = model(batch)
+    assert isinstance(outputs, Tensor)
+    return outputs.square().mean()
+
+
+def size_of(batch: object) -> int:
+    assert isinstance(batch, Tensor)
+    return len(batch)
+
+
+def task_of(model: nn.Module, data: Dataset[object] | None = None, eval_data: Dataset[object] | None = None) -> Task:
+    return Task(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters()),
+        train_data=Numbers() if data is None else data,
+        loss=loss,
+        eval_data=eval_data,
+    )
+
+
+def wide(repeats: int = 512, samples: int = 100_000) -> Task:
+    return task_of(Wide(repeats), Numbers(samples), Numbers(50))
+
+
+def stream() -> Task:
+    return task_of(Wide(64), Stream())
+
+
+def untraceable() -> Task:
+    """Looks at values, which a tensor without memory does not have."""
+
+    class Looking(Wide):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if inputs.sum().item() < 0:
+                raise ValueError("negative")
+            return super().forward(inputs)
+
+    return task_of(Looking(64))
+
+
+def constant() -> Task:
+    """Looks at values, and holds nothing that the profiler could see grow: its samples are of one number."""
+
+    def tiny(model: nn.Module, batch: object) -> Tensor:
+        assert isinstance(batch, Tensor)
+        assert batch.sum().item() >= 0
+        return next(model.parameters()).sum() ** 2
+
+    model = nn.Linear(4, 4)
+    return Task(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_data=Numbers(features=1),
+        loss=tiny,
+        collate_fn=lambda samples: torch.zeros(1),
+    )
+
+
+def refusing(above: int = 8) -> Task:
+    def refuse(model: nn.Module, batch: object) -> Tensor:
+        if size_of(batch) > above:
+            raise ValueError(f"no more than {above} samples")
+        return loss(model, batch)
+
+    model = Wide(8)
+    return Task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), train_data=Numbers(), loss=refuse)
+
+
+def failing() -> Task:
+    print("looking for the data")
+    raise FileNotFoundError("no data at /nowhere")
+
+
+def asking_for_a_flag() -> Task:
+    raise UsageError("this task needs a corpus", known="none was given", try_="[task.args] corpus = ...")
+
+
+def hungry(mib: int = 1500) -> Task:
+    """Needs more to be loaded than there is."""
+    held = torch.ones(mib << 18)
+    task = task_of(Wide(8))
+    vars(task.model)["held"] = held
+    return task
+
+
+def dying(by: int = signal.SIGKILL) -> Task:
+    """Killed in its first large step."""
+
+    def die(model: nn.Module, batch: object) -> Tensor:
+        if size_of(batch) > WARM_UP:
+            os.kill(os.getpid(), by)
+            time.sleep(30)
+        return loss(model, batch)
+
+    model = Wide(8)
+    return Task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), train_data=Numbers(), loss=die)
+
+
+def dying_in_load() -> Task:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return wide()
+
+
+def hanging() -> Task:
+    def hang(model: nn.Module, batch: object) -> Tensor:
+        if size_of(batch) > 64:
+            time.sleep(600)
+        return loss(model, batch)
+
+    model = Wide(8)
+    return Task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), train_data=Numbers(), loss=hang)
+
+
+class Broken(Numbers):
+    """Its workers die."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        if torch.utils.data.get_worker_info() is not None:
+            os._exit(3)
+        return super().__getitem__(index)
+
+
+def broken_workers() -> Task:
+    return task_of(Wide(8), Broken())
