@@ -121,7 +121,7 @@ class _Sources:
                 spec = PathFinder.find_spec(part, [*self._roots, *sys.path]) or _hooked(part)
             else:
                 folders = None if spec is None else spec.submodule_search_locations
-                spec = None if folders is None else PathFinder.find_spec(part, list(folders))
+                spec = None if folders is None else _below(part, list(folders))
             if spec is None:
                 return None
         return spec
@@ -130,6 +130,17 @@ class _Sources:
         if not _is_example(name) and file.is_relative_to(self._directory):
             return file.relative_to(self._directory).as_posix()
         return name
+
+
+def _below(name: str, folders: list[str]) -> ModuleSpec | None:
+    """A module in one of `folders`, which are those of the package that it is in."""
+    try:
+        return PathFinder.find_spec(name, folders)
+    except KeyError:
+        # A folder without __init__.py in another one: Python says so only of packages whose parent is imported.
+        found = ModuleSpec(name, None, is_package=True)
+        found.submodule_search_locations = [str(Path(folder, name.rpartition(".")[2])) for folder in folders]
+        return found
 
 
 def _file(spec: ModuleSpec) -> Path | None:

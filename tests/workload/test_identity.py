@@ -166,3 +166,10 @@ def test_nothing_of_the_task_is_imported(project: Path) -> None:
         "sys.exit(bool({'torch', 'train', 'pkg', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=project).returncode == 0
+
+
+def test_folders_without_an_init_file_within_each_other_are_packages_too(tmp_path: Path) -> None:
+    for name, text in {"train.py": "from a.b.net import x\nimport a.b.absent\n", "a/b/net.py": "", "a/c/net.py": ""}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert set(identity(tmp_path).sources) == {"train.py", "a/b/net.py"}
