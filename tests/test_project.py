@@ -126,7 +126,7 @@ def test_nox_reads_as_the_manual() -> None:
     sessions = [line[2:].split(" -> ") for line in listing.splitlines() if line[:2] in {"* ", "- "} and " -> " in line]
     by_default = [line[2:].split(" -> ")[0] for line in listing.splitlines() if line.startswith("* ")]
     assert by_default == ["tests", "lint", "types", "imports", "docs"]
-    assert {name for name, _ in sessions} == {*by_default, "soak", "bench"}
+    assert {name for name, _ in sessions} == {*by_default, "soak", "bench", "picture"}
     assert all(description.strip() for _, description in sessions)
 
 

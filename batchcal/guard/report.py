@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from batchcal.core.errors import BatchcalError
@@ -11,6 +13,8 @@ from batchcal.guard.outcome import Phase
 
 DEPTH: Final = 10
 TEXT_LIMIT: Final = 64 * 1024
+_PACKAGE: Final = str(Path(__file__).resolve().parents[1])
+_EXAMPLES: Final = str(Path(__file__).resolve().parents[1] / "workload" / "examples")
 
 
 class RaisedLink(Frozen):
@@ -61,11 +65,24 @@ def describe(error: BaseException, phase: Phase) -> Raised:
         )
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     try:
-        text = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(type(error), error, _from_user_code(error.__traceback__)))
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
         text = f"(the traceback could not be formatted: {type(broken).__name__})"
     traceback.clear_frames(error.__traceback__)
     return Raised(chain=tuple(links), traceback=text[-TEXT_LIMIT:], phase=phase)
+
+
+def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
+    """`trace` without our own frames on top of the user's; all of it where there is no frame of his."""
+    inner = trace
+    while inner is not None and _is_ours(inner.tb_frame.f_code.co_filename):
+        inner = inner.tb_next
+    return inner or trace
+
+
+def _is_ours(file_name: str) -> bool:
+    """A file of this package, but not an example, which stands for the user's code."""
+    return file_name.startswith(_PACKAGE) and not file_name.startswith(_EXAMPLES)
 
 
 def _name(kind: type) -> str:
