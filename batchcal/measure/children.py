@@ -182,8 +182,11 @@ class ChildProbe:
         if answer.accelerator_retries > 0:
             detail = f"the allocator had to flush its cache {answer.accelerator_retries} times to go on"
             return OutOfMemory(source="accelerator", detail=detail, peak=peak)
-        if demand > request.budget_bytes or host > max(self._host_budget, request.budget_bytes):
+        if demand > request.budget_bytes:
             over = f"it ran, but held {format_bytes(demand)} of {format_bytes(request.budget_bytes)}"
+            return OutOfMemory(source="budget", detail=over, peak=peak)
+        if answer.accelerator_bytes is not None and host > self._host_budget:
+            over = f"it ran, but held {format_bytes(host)} of the host's {format_bytes(self._host_budget)}"
             return OutOfMemory(source="budget", detail=over, peak=peak)
         timed = answer.step_s[1:] or answer.step_s
         step_s = max(median(timed), 1e-9)

@@ -171,6 +171,11 @@ def hanging() -> Task:
     return Task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), train_data=Numbers(), loss=hang)
 
 
+def sleeping() -> Task:
+    time.sleep(600)
+    return wide()
+
+
 class Broken(Numbers):
     """Its workers die."""
 
