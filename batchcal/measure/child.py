@@ -56,15 +56,16 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     context.phase("warm-up", limit_s=WARM_UP_LIMIT_S)
     host, accelerator = HostPeak(), AcceleratorPeak(subject.device, request.setting.accelerator_free_bytes)
     smallest = request.setting.smallest_batch
+    loaded = accelerator.reserved_bytes() or (read_status() or ProcessMemory()).hard_bytes
     for _ in range(2):
         subject.train(worst.batch(smallest), smallest)
     host.reset()
     accelerator.reset()
     subject.train(worst.batch(smallest), smallest, MicroBatch(worst.batch(smallest), smallest))
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
-    rate = _rate(subject, worst, min(RATE_BATCH, facts.train_samples or RATE_BATCH))
-    context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
     base = base_bytes if base_accelerator is None else base_accelerator
+    rate = _rate(subject, worst, _rate_batch(request, facts, loaded, base), smallest)
+    context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
     shapes, source, notes = _shapes(subject.task, worst, request, facts, base)
     examination = Examination(
         facts=facts,
@@ -162,13 +163,27 @@ class _Subject:
             torch.accelerator.synchronize(self.device)
 
 
-def _rate(subject: _Subject, worst: WorstCase, size: int) -> float:
-    """Samples per second of the second of two small steps."""
+def _rate_batch(request: ExamineArguments, facts: TaskFacts, loaded_bytes: int, base_bytes: int) -> int:
+    """RATE_BATCH, or as many as surely fit: what a tiny step took beyond the loaded task was its samples', at most."""
+    smallest = request.setting.smallest_batch
+    bytes_per_sample = max(1.0, (base_bytes - loaded_bytes) / smallest)
+    fitting = int((request.budget_bytes - base_bytes) * PROFILED_SHARE / bytes_per_sample)
+    return max(smallest, min(RATE_BATCH, facts.train_samples or RATE_BATCH, fitting))
+
+
+def _rate(subject: _Subject, worst: WorstCase, size: int, smallest: int) -> float:
+    """Samples per second of the second of two small steps, of `smallest` samples where the task refuses `size`."""
     step_s = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        subject.train(worst.batch(size), size)
-        step_s = time.perf_counter() - began
+    try:
+        for _ in range(2):
+            began = time.perf_counter()
+            subject.train(worst.batch(size), size)
+            step_s = time.perf_counter() - began
+    except Exception:
+        if size == smallest:
+            raise
+        subject.task.optimizer.zero_grad(set_to_none=True)
+        return _rate(subject, worst, smallest, smallest)
     return size / max(step_s, 1e-6)
 
 

@@ -86,11 +86,16 @@ def profiled_curve(
         if any(points and points[-1].bytes * size / points[-1].batch > room_bytes for points in curves.values()):
             break
         batch = batch_of(size)
-        for mode in modes:
-            task.model.train(mode == "train")
-            peak = _allocator_peak(partial(_step, task, batch, mode))
-            curves[mode].append(ShapePoint(batch=size, bytes=float(peak)))
-            task.model.zero_grad(set_to_none=True)
+        try:
+            for mode in modes:
+                task.model.train(mode == "train")
+                peak = _allocator_peak(partial(_step, task, batch, mode))
+                curves[mode].append(ShapePoint(batch=size, bytes=float(peak)))
+                task.model.zero_grad(set_to_none=True)
+        except Exception:
+            if not all(curves.values()):
+                raise
+            break  # a size that the task refuses ends the curve, not the task
     # Of a single batch that had room: through the origin.
     seen = {mode: line(points[0].bytes / points[0].batch) if len(points) == 1 else points for mode, points in curves.items()}
     return {mode: tuple(points) for mode, points in seen.items() if usable(points)}
