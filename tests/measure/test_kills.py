@@ -1,0 +1,44 @@
+"""A calibration killed at any moment loses nothing that it had measured, and the next one goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.child]
+
+
+def killed(*asked: str) -> dict[str, dict[str, int]]:
+    # Not under coverage: a calibration slowed down tenfold would be killed before it measures.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.kill_calibration", *asked],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told: dict[str, dict[str, int]] = json.loads(done.stdout)
+    return told
+
+
+def test_a_hundred_kills_with_the_fake_probe_lose_nothing() -> None:
+    counts = killed("--fake", "100", "--real", "0")["fake"]
+    assert counts["kills"] == 100
+    assert counts["calibrations"] > 3
+    assert [counts[name] for name in ("bad_reads", "old_reads", "left_running")] == [0, 0, 0]
+    assert counts["ended_whole"] == 1
+
+
+def test_kills_while_children_measure_lose_nothing_and_leave_nothing_running() -> None:
+    counts = killed("--fake", "0", "--real", "3")["real"]
+    assert counts["kills"] == 3
+    assert [counts[name] for name in ("bad_reads", "old_reads", "left_running")] == [0, 0, 0]
+    assert counts["ended_whole"] == 1
