@@ -118,6 +118,14 @@ class _ControlFile:
         os.close(self._descriptor)
 
 
+def _opened(root: Root, name: str) -> _ControlFile | None:
+    """None where it is not there, or there and not for us."""
+    try:
+        return _ControlFile(root, name)
+    except OSError:
+        return None
+
+
 class _KillCounter:
     """The kernel's count of its own kills, from our group up to `upto`. v1 counts a death in the group of the process that
     died and nowhere above it (measured), v2 in all above."""
@@ -126,7 +134,7 @@ class _KillCounter:
         name = "memory.oom_control" if chain.version == "v1" else "memory.events"
         reach = chain.levels[: chain.levels.index(upto) + 1]
         levels = reach if chain.version == "v1" else reach[-1:]
-        self._files = [_ControlFile(root, f"{level}/{name}") for level in levels if root.exists(f"{level}/{name}")]
+        self._files = [file for level in levels if (file := _opened(root, f"{level}/{name}")) is not None]
 
     def count(self) -> int:
         return sum(_field(file.read(), _OOM_KILL) for file in self._files)
@@ -224,10 +232,10 @@ class MachineMemory:
 
     def __init__(self, chain: Chain | None = None, root: Root = HERE, *, at_most_bytes: int | None = None) -> None:
         self.directory = chain.own if chain else ""
-        self._meminfo = _ControlFile(root, "/proc/meminfo") if root.exists("/proc/meminfo") else None
+        self._meminfo = _opened(root, "/proc/meminfo")
         self._kills = _KillCounter(chain, chain.own, root) if chain else None
         # Without groups of our own there is only the counter of the whole machine.
-        self._vmstat = _ControlFile(root, "/proc/vmstat") if not chain and root.exists("/proc/vmstat") else None
+        self._vmstat = _opened(root, "/proc/vmstat") if not chain else None
         self.total_bytes = self._read().total
         self.limit_bytes = self.total_bytes if at_most_bytes is None else min(at_most_bytes, self.total_bytes)
 
