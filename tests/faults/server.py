@@ -1,0 +1,152 @@
+"""Measures what it is asked to, line by line: `python -m tests.faults.server`, started where a limit or a fault is in force.
+
+One zygote serves all requests, as in a calibration. Nothing but replies is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from batchcal.calibration.schema import Calibration, Mode
+from batchcal.core.errors import BatchcalError, exit_code_of
+from batchcal.core.units import MIB
+from batchcal.core.values import Frozen
+from batchcal.detect.detect import detect
+from batchcal.detect.environment import Environment
+from batchcal.guard.cgroup import memory_meter
+from batchcal.guard.launch import Launcher
+from batchcal.guard.watchdog import MemoryGroup
+from batchcal.measure import children
+from batchcal.measure.attempts import OVER_BUDGET_LEAST
+from batchcal.measure.calibrate import calibrate
+from batchcal.measure.children import ChildProbe
+from batchcal.measure.options import options
+from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.request import Setting
+from batchcal.workload.reference import Scalar, TaskReference
+
+MARGIN: Final = 0.15
+UNLIMITED: Final = 700 * MIB
+"""A child with torch holds some 200 MiB of it."""
+
+
+class Ask(Frozen):
+    """One request. `output` makes it a calibration, `batch` a probe; neither: an examination."""
+
+    spec: str
+    directory: str
+    arguments: dict[str, Scalar] = {}
+    batch: int | None = None
+    mode: Mode = "train"
+    workers: int = 0
+    threads: int = 1
+    samples: int = 4
+    deadline_s: float = 30.0
+    budget_bytes: int = 0
+    """0: what the limit leaves, less the margin; UNLIMITED where no group limits."""
+    output: str = ""
+    max_probes: int | None = None
+    max_batch: int | None = None
+    time_limit_s: float = 60.0
+
+
+class Failed(Frozen):
+    """An error on its way to the test."""
+
+    type: str
+    exit_code: int
+    what: str
+    known: str
+    try_: str
+
+
+class Reply(Frozen):
+    report: ProbeReport | None = None
+    examination: Examination | None = None
+    calibration: Calibration | None = None
+    failed: Failed | None = None
+
+
+class KeptProbe(ChildProbe):
+    """Shares its launchers with the probes before and after it."""
+
+    def __init__(self, setting: Setting, group: MemoryGroup, budget_bytes: int, launchers: dict[str, Launcher]) -> None:
+        super().__init__({"cpu": setting}, group, host_budget_bytes=budget_bytes, note=self.noted)
+        self._launchers = launchers
+
+    def noted(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    def close(self) -> None:
+        """Later."""
+
+
+def answer(ask: Ask, environment: Environment, launchers: dict[str, Launcher]) -> Reply:
+    reference = TaskReference(spec=ask.spec, directory=ask.directory, arguments=ask.arguments)
+    setting = Setting(
+        reference=reference,
+        device="cpu",
+        seed=0,
+        intra_op_threads=ask.threads,
+        workers=ask.workers,
+        smallest_batch=2,
+    )
+    with closing(memory_meter()) as meter:
+        room = UNLIMITED if meter.version == "none" else int(meter.limit_bytes * (1 - MARGIN))
+        budget = ask.budget_bytes or room
+        probe = KeptProbe(setting, meter, budget, launchers)
+        if ask.output:
+            chosen = options(
+                environment.memory.limit.value,
+                memory_limit_bytes=None,
+                max_batch=ask.max_batch,
+                max_probes=ask.max_probes,
+                time_limit_s=ask.time_limit_s,
+                workers=ask.workers,
+                device="cpu",
+            )
+            made = calibrate(reference, chosen, environment=environment, output=Path(ask.output), probe=probe)
+            return Reply(calibration=made.calibration)
+        if ask.batch is None:
+            return Reply(examination=probe.examine("cpu", "default", budget, 3.0))
+        request = ProbeRequest(
+            batch=ask.batch,
+            mode=ask.mode,
+            device="cpu",
+            allocator="default",
+            samples=ask.samples,
+            allowed_bytes=budget + OVER_BUDGET_LEAST,
+            budget_bytes=budget,
+            deadline_s=ask.deadline_s,
+        )
+        return Reply(report=probe.measure(request))
+
+
+def main() -> None:
+    """LAB_BALLAST_MIB: what this process holds itself; LAB_LOAD_LIMIT_S: the deadline of loading, else minutes."""
+    vars(children)["LOAD_LIMIT_S"] = float(os.environ.get("LAB_LOAD_LIMIT_S", children.LOAD_LIMIT_S))
+    ballast = b"x" * (int(os.environ.get("LAB_BALLAST_MIB", "0")) * MIB)
+    environment = detect()
+    launchers: dict[str, Launcher] = {}
+    try:
+        for line in sys.stdin:
+            try:
+                reply = answer(Ask.model_validate_json(line), environment, launchers)
+            except BatchcalError as error:
+                failed = Failed(
+                    type=type(error).__name__, exit_code=exit_code_of(error), what=error.what, known=error.known, try_=error.try_
+                )
+                reply = Reply(failed=failed)
+            print(reply.model_dump_json(), flush=True)
+    finally:
+        for launcher in launchers.values():
+            launcher.close()
+        del ballast
+
+
+if __name__ == "__main__":
+    main()
