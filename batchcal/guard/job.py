@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from batchcal.guard.fence import data_limit_holds
@@ -73,16 +71,6 @@ def resolve(name: str) -> Function:
         return result
 
     return call
-
-
-@contextmanager
-def adopted_socket(descriptor: int) -> Iterator[socket.socket]:
-    """The socket behind an inherited descriptor."""
-    connection = socket.socket(fileno=descriptor)
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def flush_output() -> None:

@@ -24,6 +24,7 @@ from batchcal.core.units import count_of
 from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import resolve
 from batchcal.guard.cgroup import memory_meter
+from batchcal.guard.watchdog import MemoryGroup
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.budget import accelerator_budget, host_budget
 from batchcal.measure.campaign import Campaign
@@ -160,7 +161,8 @@ class _Run:
             )
         except NotSaved as error:
             notices.append(f"no journal: {error.known or error.what}; an interruption would lose what was measured")
-        probe = self.probe or self._children(budgets)
+        meter = memory_meter()
+        probe = self.probe or self._children(budgets, meter)
         campaign = Campaign(
             probe=probe,
             attempts=Attempts(
@@ -180,6 +182,7 @@ class _Run:
             stopped = error
         finally:
             probe.close()
+            meter.close()
             if journal is not None:
                 journal.close()
         result = self._result(campaign, budgets, began, notices, stopped)
@@ -230,7 +233,7 @@ class _Run:
             )
         return found
 
-    def _children(self, budgets: dict[str, Budget]) -> ChildProbe:
+    def _children(self, budgets: dict[str, Budget], meter: MemoryGroup) -> ChildProbe:
         free = {f"{item.kind}:{item.index}": item.free_bytes for item in self.environment.accelerators}
         host = budgets.get("cpu") or host_budget(self.environment, margin=self.options.margin, memory_limit_bytes=None)
         settings = {
@@ -246,7 +249,7 @@ class _Run:
             for device in budgets
         }
         note: Callable[[str], None] = lambda text: self.progress.event("note", {"text": text})  # noqa: E731
-        return ChildProbe(settings, memory_meter(), host_budget_bytes=host.budget_bytes, note=note)
+        return ChildProbe(settings, meter, host_budget_bytes=host.budget_bytes, note=note)
 
     def _allocators(self) -> tuple[str, ...]:
         """The policy asked for, and always `default`: a script that is not re-executed runs under that."""

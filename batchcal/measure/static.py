@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
 PROFILED_BATCHES: Final = (2, 4, 8, 16)
 SIZE_LIMIT_S: Final = 2.0
@@ -123,11 +126,7 @@ def _step(task: Task, batch: object, mode: Mode) -> None:
     loss.backward()
 
 
-def _make_fake(model: nn.Module, fake: object) -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    if not isinstance(fake, FakeTensorMode):
-        raise TypeError("a FakeTensorMode is needed")
+def _make_fake(model: nn.Module, fake: FakeTensorMode) -> None:
     replaced: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from batchcal.guard.classify import classify
-from batchcal.guard.ending import Ending
+from batchcal.guard.ending import LOST, Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, Peak
 from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON
@@ -57,6 +57,9 @@ def test_a_result_that_swapped_does_not_fit() -> None:
         (replace(BASE, exit_status=-7, near_limit=0.95), "suspect"),
         (replace(BASE, exit_status=1, output="libgomp: Thread creation failed: Resource temporarily unavailable"), "suspect"),
         (replace(BASE, exit_status=0), "user-code-failed"),
+        (replace(BASE, exit_status=LOST), "infrastructure"),
+        (replace(BASE, exit_status=LOST, near_limit=0.9), "suspect"),
+        (replace(BASE, exit_status=LOST, armed=True, output="MemoryError"), "suspect"),
         (replace(BASE, exit_status=None), "infrastructure"),
         (replace(BASE, exit_status=None, infrastructure="the zygote has died"), "infrastructure"),
         (raising(MemoryError(), armed=True), "out-of-memory:fence"),

@@ -296,6 +296,15 @@ def test_a_size_that_the_task_refuses_is_its_own_error() -> None:
     assert outcome.phase == "measure"
 
 
+def test_a_task_that_takes_two_samples_only_is_examined_and_bounded_there() -> None:
+    with probing("refusing", above=2) as probe:
+        examination = probe.examine("cpu", "default", GIB, 20.0)
+        assert isinstance(probe.measure(request(2)).outcome, Fits)
+        assert isinstance(probe.measure(request(3)).outcome, UserCodeFailed)
+    assert examination.samples_per_s > 0
+    assert examination.shapes["train"][1].bytes > examination.shapes["train"][0].bytes
+
+
 def test_a_task_that_is_killed_from_outside_is_nobody_s_fault() -> None:
     with probing("dying") as probe:
         assert probe.measure(request(16)).outcome == KilledFromOutside(signal=9)

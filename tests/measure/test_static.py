@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.measure.static import FakeTrace, line, profiled_curve, usable
 from batchcal.workload.task import Task
-from tests.measure.tasks import FEATURES, Wide, loss, task_of, untraceable, wide
+from tests.measure.tasks import FEATURES, Wide, loss, refusing, task_of, untraceable, wide
 
 KIB = 1024
 
@@ -154,6 +154,16 @@ def test_no_batch_is_profiled_that_would_not_fit() -> None:
     curves = profiled_curve(wide(1024), counted, ("train",), ceiling=100, room_bytes=8 * KIB * KIB)
     assert ran == [2]
     assert usable(curves["train"])
+
+
+def test_a_size_that_the_task_refuses_ends_the_curve_and_not_the_task() -> None:
+    curves = profiled_curve(refusing(above=4), batch_of, ("train", "eval"), ceiling=100)
+    assert [point.batch for point in curves["train"]] == [2, 4]
+
+
+def test_a_task_that_refuses_even_the_smallest_fails() -> None:
+    with pytest.raises(ValueError, match="no more than 1"):
+        profiled_curve(refusing(above=1), batch_of, ("train",), ceiling=100)
 
 
 def test_what_does_not_grow_is_no_curve() -> None:

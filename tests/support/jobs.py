@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import shutil
 import signal
 import sys
 import time
@@ -135,8 +137,6 @@ def stop_itself(arguments: Arguments, context: ChildContext) -> JSON:
 
 def raise_limit(arguments: Arguments, context: ChildContext) -> JSON:
     """Tries to get out of the fence."""
-    import resource
-
     context.arm()
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -182,3 +182,43 @@ def tell_family(arguments: Arguments, context: ChildContext) -> JSON:
         os._exit(0)
     context.tell({"pid": os.getpid(), "grandchild": child})
     return hang({}, context)
+
+
+def write_result(arguments: Arguments, context: ChildContext) -> JSON:
+    """Leaves a result file of its own making."""
+    (context.directory / "result.json").write_text(str(arguments["text"]))
+    os._exit(0)
+
+
+def lose_directory(arguments: Arguments, context: ChildContext) -> JSON:
+    """Takes away the place for its own result, as a full disk does."""
+    shutil.rmtree(context.directory)
+    return "never seen"
+
+
+def close_output(arguments: Arguments, context: ChildContext) -> JSON:
+    """Closes what it prints to, as a daemon would."""
+    sys.stdout.close()
+    return "done"
+
+
+def page_faults(arguments: Arguments, context: ChildContext) -> JSON:
+    """Page faults of taking 64 MiB five times over, each time given back."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        block = bytearray(64 << 20)
+        block[::4096] = b"x" * len(block[::4096])
+        del block
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def leave_a_daemon(arguments: Arguments, context: ChildContext) -> JSON:
+    """Leaves a grandchild in a session of its own."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        os.write(write, str(os.getpid()).encode())
+        time.sleep(60)
+        os._exit(0)
+    context.tell({"daemon": int(os.read(read, 20))})
+    return "done"

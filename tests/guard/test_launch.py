@@ -1,0 +1,299 @@
+"""Starting children: what can be in the way, and what is cleaned up all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from batchcal.core.errors import GuardError
+from batchcal.guard import launch, run
+from batchcal.guard.allocator import resolve as policy
+from batchcal.guard.classify import classify
+from batchcal.guard.job import resolve
+from batchcal.guard.launch import (
+    LEFT_BEHIND_S,
+    Launcher,
+    SpawnLauncher,
+    ZygoteLauncher,
+    private_directory,
+    request_of,
+    start_environment,
+)
+from batchcal.guard.outcome import Fits, Infrastructure, Outcome, Peak, TimedOut, UserCodeFailed
+from batchcal.guard.run import Limits
+from batchcal.guard.wire import JSON, Message
+from tests.support.guarded import ending_of, job, launcher
+
+DEFAULT = policy("default")
+
+
+def fits(value: JSON) -> Outcome:
+    return Fits(peak=Peak(demand_bytes=1), steps=1, step_s=1.0, samples_per_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Launcher]:
+    with launcher("zygote") as made:
+        yield made
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_what_a_killed_process_left_an_hour_ago_is_removed_and_nothing_else(temporary: Path) -> None:
+    for name in ("batchcal-old", "batchcal-new", "other-old"):
+        (temporary / name).mkdir()
+        (temporary / name / "file").write_text("x")
+    (temporary / "batchcal-file").write_text("x")
+    (temporary / "batchcal-link").symlink_to(temporary / "other-old")
+    long_ago = time.time() - LEFT_BEHIND_S - 60
+    for name in ("batchcal-old", "other-old", "batchcal-file", "batchcal-link"):
+        os.utime(temporary / name, (long_ago, long_ago), follow_symlinks=False)
+    made = private_directory()
+    assert made.stat().st_mode & 0o777 == 0o700
+    left = {path.name for path in temporary.iterdir()} - {made.name}
+    assert left == {"batchcal-new", "other-old", "batchcal-file", "batchcal-link"}
+    assert (temporary / "other-old" / "file").exists()
+
+
+def test_no_place_for_a_child_s_files_says_where_it_looked(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "none"))
+    for start in (lambda: ZygoteLauncher(DEFAULT, {}), lambda: SpawnLauncher(DEFAULT, {}).start(job("echo"))):
+        with pytest.raises(GuardError) as raised:
+            start()
+        assert "No such file" in raised.value.known
+        assert "TMPDIR" in raised.value.try_
+
+
+def test_a_process_starts_single_threaded_and_finds_batchcal() -> None:
+    environment = start_environment(DEFAULT, {"PYTHONPATH": "/mine", "OPENBLAS_NUM_THREADS": "8"})
+    assert environment["OPENBLAS_NUM_THREADS"] == "1"
+    mine, ours = environment["PYTHONPATH"].split(os.pathsep)
+    assert mine == "/mine"
+    assert (Path(ours) / "batchcal" / "guard").is_dir()
+    assert "BATCHCAL_ZYGOTE_MALLOPT" not in environment
+    assert start_environment(policy("retain"), {})["BATCHCAL_ZYGOTE_MALLOPT"] == "retain"
+
+
+def test_arguments_travel_in_a_file_since_they_may_be_long(tmp_path: Path) -> None:
+    request = request_of(job("echo", text="x" * 5_000_000), tmp_path)
+    assert len(str(request)) < 100_000
+    assert (tmp_path / "arguments.json").stat().st_size > 5_000_000
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "tests_of_somebody:f", "batchcal:nothing", "nothing"])
+def test_only_functions_of_our_own_can_be_named(name: str) -> None:
+    with pytest.raises((ValueError, AttributeError)):
+        resolve(name)
+
+
+def test_what_is_no_function_cannot_be_run() -> None:
+    with pytest.raises(TypeError):
+        resolve("batchcal.guard.wire:LINE_LIMIT")
+
+
+@pytest.mark.child
+@pytest.mark.parametrize("kind", [ZygoteLauncher, SpawnLauncher])
+def test_an_interpreter_that_is_gone_is_told(kind: type[ZygoteLauncher | SpawnLauncher], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(GuardError) as raised, closing(kind(DEFAULT, os.environ)) as made:
+        made.start(job("echo"))
+    assert raised.value.what == "no child process could be started"
+    assert "/nowhere/python" in raised.value.known
+
+
+def interpreter(folder: Path, text: str) -> str:
+    """Another program in the place of Python; `connection` is its line to us."""
+    script = folder / "python"
+    head = f"#!{sys.executable}\nimport socket, sys, time\nconnection = socket.socket(fileno=int(sys.argv[4]))\n"
+    script.write_text(head + text)
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.mark.child
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ('connection.send(b\'{"ready": true, "threads": 3}\\n\')\nconnection.recv(9)\n', "3 threads"),
+        ("sys.exit('no module named torch')\n", "no module named torch"),
+        ("time.sleep(60)\n", ""),
+    ],
+    ids=["threads", "dead", "silent"],
+)
+def test_a_zygote_that_cannot_be_used_is_ended_and_told(
+    text: str, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known:
+        monkeypatch.setattr(launch, "READY_LIMIT_S", 0.3)
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, text))
+    with pytest.raises(GuardError) as raised:
+        ZygoteLauncher(DEFAULT, os.environ)
+    assert "not usable" in raised.value.what
+    assert known in raised.value.known
+    assert not list(Path(tempfile.gettempdir()).glob("batchcal-*"))
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+
+
+@pytest.mark.child
+def test_a_zygote_that_was_stopped_is_told_and_its_child_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "KILL_LIMIT_S", 0.4)
+    monkeypatch.setattr(launch, "START_LIMIT_S", 0.4)
+    with launcher("zygote") as made:
+        zygote = made.overhead_pid
+        assert zygote is not None
+        told: list[Message] = []
+
+        def stop(message: Message) -> None:
+            told.append(message)
+            os.kill(zygote, signal.SIGSTOP)
+
+        ending = ending_of(made, "tell_and_hang", Limits(phase_s={"measure": 0.2}), listen=stop)
+        assert "does not answer" in ending.infrastructure
+        assert isinstance(classify(ending, fits), TimedOut)  # which came first
+        until = time.monotonic() + 3
+        while state_of(int(str(told[0]["pid"]))) != "Z" and time.monotonic() < until:
+            time.sleep(0.01)
+        assert state_of(int(str(told[0]["pid"]))) == "Z"  # dead; its parent will reap it when it goes on
+        with pytest.raises(GuardError):
+            ending_of(made, "echo")
+        os.kill(zygote, signal.SIGCONT)
+
+
+@pytest.mark.child
+def test_a_child_whose_zygote_is_gone_can_still_be_killed() -> None:
+    with launcher("zygote") as made:
+        child = made.start(job("hang"))
+        assert made.overhead_pid is not None
+        os.kill(made.overhead_pid, signal.SIGKILL)
+        os.waitid(os.P_PID, made.overhead_pid, os.WEXITED | os.WNOWAIT)
+        made.kill(child)
+        with pytest.raises(GuardError) as raised:
+            while not made.poll(child):
+                time.sleep(0.01)
+        assert "has died" in raised.value.what
+        child.close()
+
+
+@pytest.mark.child
+def test_closing_a_launcher_ends_what_still_runs() -> None:
+    with launcher("spawn") as made:
+        child = made.start(job("hang"))
+        assert Path(f"/proc/{child.pid}").exists()
+    assert not Path(f"/proc/{child.pid}").exists()
+    child.close()
+
+
+@pytest.mark.child
+@pytest.mark.parametrize("kind", ["zygote", "spawn"])
+def test_a_listener_that_fails_leaves_no_child(kind: str) -> None:
+    class Failed(Exception):
+        pass
+
+    pids: list[int] = []
+
+    def fail(message: Message) -> None:
+        pids.append(int(str(message["pid"])))
+        raise Failed
+
+    with launcher("zygote" if kind == "zygote" else "spawn") as made:
+        with pytest.raises(Failed):
+            ending_of(made, "tell_and_hang", listen=fail)
+        assert not Path(f"/proc/{pids[0]}").exists()
+        assert ending_of(made, "echo", still="there").returned == {"still": "there"}
+
+
+@pytest.mark.child
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"raised": {"chain": []}}', '{"raised": 5}', '{"returned": NaN}', '{"returned": Infinity}', "[1]", "", "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_result_that_is_not_sane_is_none(text: str, opened: Launcher) -> None:
+    ending = ending_of(opened, "write_result", text=text)
+    assert (ending.has_result, ending.raised) == (False, None)
+    assert isinstance(classify(ending, fits), UserCodeFailed)
+
+
+@pytest.mark.child
+def test_a_result_that_is_too_large_is_none(monkeypatch: pytest.MonkeyPatch, opened: Launcher) -> None:
+    monkeypatch.setattr(run, "RESULT_LIMIT_BYTES", 100)
+    assert ending_of(opened, "echo", text="x").has_result
+    assert not ending_of(opened, "echo", text="x" * 200).has_result
+
+
+@pytest.mark.child
+@pytest.mark.parametrize("kind", ["zygote", "spawn"])
+def test_a_child_that_cannot_leave_its_result_is_no_fault_of_the_user_s(kind: str) -> None:
+    with launcher("zygote" if kind == "zygote" else "spawn") as made:
+        outcome = classify(ending_of(made, "lose_directory"), fits)
+    assert isinstance(outcome, Infrastructure)
+    assert "could not leave its result" in outcome.detail
+    assert "FileNotFoundError" in outcome.detail
+
+
+@pytest.mark.child
+def test_a_child_that_closes_its_output_returns_all_the_same(opened: Launcher) -> None:
+    assert ending_of(opened, "close_output").returned == "done"
+
+
+@pytest.mark.child
+def test_a_limit_that_the_kernel_does_not_keep_is_not_called_a_fence(monkeypatch: pytest.MonkeyPatch, opened: Launcher) -> None:
+    monkeypatch.setattr(run, "arm_data_limit", lambda pid, allowed: True)
+    ending = ending_of(opened, "hold", Limits(allowed_bytes=600 << 20), bytes=32 << 20)
+    assert ending.returned == {"armed": False, "held": 32 << 20}
+    assert not ending.armed
+    assert "rlimit-data" in ending.missing
+
+
+@pytest.mark.child
+def test_the_whole_may_take_so_long_whatever_the_phase(opened: Launcher) -> None:
+    ending = ending_of(opened, "hang", Limits(total_s=1.5), limit_s=60)
+    assert ending.killed_for == "deadline"
+    assert ending.phase_limit_s == 1.5
+    assert ending.wall_s < 30
+
+
+@pytest.mark.child
+def test_a_zygote_keeps_memory_under_the_policy_that_retains_it() -> None:
+    faults: dict[str, int] = {}
+    for name in ("default", "retain"):
+        with launcher("zygote", name) as made:
+            faults[name] = int(str(ending_of(made, "page_faults").returned))
+    assert faults["retain"] < 0.5 * faults["default"]
+
+
+@pytest.mark.child
+def test_an_orphan_that_left_its_group_goes_with_its_child() -> None:
+    """A daemon: a session of its own, whose parent is gone."""
+    with launcher("zygote") as made:
+        told: list[Message] = []
+        ending = ending_of(made, "leave_a_daemon", listen=told.append)
+        assert ending.returned == "done"
+        pid = int(str(told[0]["daemon"]))
+        until = time.monotonic() + 3
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.child
+def test_a_child_that_is_started_without_a_parent_leaves_at_once() -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "batchcal.guard.child", "0", "1"], stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode != 0

@@ -1,0 +1,70 @@
+"""From a Python script: a real calibration, from end to end, and what it raises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.store import Loaded, load
+from batchcal.core.errors import NotSaved, Partial, UserCodeError
+from batchcal.core.progress import Recorded
+from batchcal.core.units import MIB
+from batchcal.guard.outcome import Fits
+from batchcal.measure.library import calibrate
+
+pytestmark = pytest.mark.child
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WIDE = "tests.measure.tasks:wide"
+
+
+@pytest.fixture(autouse=True)
+def from_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def test_a_real_calibration_answers_what_ran_in_a_fenced_child(tmp_path: Path) -> None:
+    path, told = tmp_path / "calibration.json", Recorded()
+    calibration = calibrate(
+        WIDE, device="cpu", memory_limit_bytes=900 * MIB, max_batch=100, samples=3, output=path, progress=told
+    )
+    finding = calibration.finding()
+    assert finding is not None
+    assert (finding.train.batch, finding.train.limited_by) == (100, "max-batch")
+    assert finding.eval is not None
+    assert (finding.eval.batch, finding.eval.limited_by) == (50, "dataset")
+    run = next(one for one in calibration.measurements if one.sequence == finding.train.measured_by)
+    assert isinstance(run.outcome, Fits)
+    assert run.isolation.launcher == "zygote"
+    assert {"rlimit-data", "watchdog"} <= set(run.isolation.fence)
+    budget = calibration.budget()
+    assert budget is not None
+    assert budget.learned_from == "--memory-limit"
+    assert finding.train.peak_bytes <= budget.budget_bytes == 765 * MIB
+    found = load(path, trust=find_trust({}))
+    assert isinstance(found, Loaded)
+    assert found.calibration == calibration
+    assert calibrate(WIDE, device="cpu", memory_limit_bytes=900 * MIB, max_batch=100, samples=3, output=path) == calibration
+
+
+def test_no_time_at_all_is_partial_and_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    with pytest.raises(Partial):
+        calibrate(WIDE, device="cpu", time_limit_s=0.01, output=path)
+    found = load(path, trust=find_trust({}))
+    assert isinstance(found, Loaded)
+    assert found.calibration.status == "partial"
+
+
+def test_a_place_that_cannot_be_written_is_told_after_all_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(NotSaved):
+        calibrate(WIDE, device="cpu", max_batch=8, samples=3, output=tmp_path / "file" / "calibration.json")
+
+
+def test_the_user_s_own_error_is_raised_with_his_traceback(tmp_path: Path) -> None:
+    with pytest.raises(UserCodeError) as raised:
+        calibrate("tests.measure.tasks:failing", device="cpu", output=tmp_path / "calibration.json")
+    assert "no data at /nowhere" in str(raised.value)
