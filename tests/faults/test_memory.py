@@ -98,7 +98,7 @@ def test_a_big_parent_is_not_a_child_s_peak(machine: Lab) -> None:
     plain = demand(machine.outcome(ask("plain", 32)))
     with lab(environment={"LAB_BALLAST_MIB": "400"}) as opened:
         beside_ballast = demand(opened.outcome(ask("plain", 32)))
-    assert beside_ballast == pytest.approx(plain, rel=0.05)
+    assert beside_ballast < 1.1 * plain
 
 
 def test_the_demand_of_a_size_does_not_depend_on_what_was_measured_before(machine: Lab) -> None:

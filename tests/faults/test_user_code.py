@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -178,23 +179,30 @@ UNUSUAL = [
     pytest.param(ask("images"), id="samples larger than the model"),
     pytest.param(ask("compiled", backend="aot_eager"), id="torch.compile"),
     pytest.param(ask("recurrent"), id="a GRU", marks=pytest.mark.slow),
-    pytest.param(ask("compiled", backend="inductor"), id="torch.compile with a C++ compiler", marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.cgroup
 @pytest.mark.parametrize("asked", UNUSUAL)
 def test_the_answer_fills_the_budget_and_was_run(small: Lab, output: Path, asked: Ask) -> None:
-    made = calibrated(small, asked, output, max_probes=4)
+    made = calibrated(small, asked, output, max_probes=3)
     found = made.finding()
     assert found is not None
     assert found.train.limited_by in {"memory", "max-probes"}
     assert found.train.peak_bytes > 0.85 * made.budgets[0].budget_bytes
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_model_that_is_compiled_to_c_is_warmed_up_and_not_timed_out(machine: Lab) -> None:
+    # The compiler and its helpers take some 800 MiB themselves.
+    outcome = machine.outcome(ask("compiled", 64, backend="inductor", budget_bytes=3072 * MIB, deadline_s=60))
+    assert isinstance(outcome, Fits)
+
+
 @pytest.mark.cgroup
 def test_a_loss_that_compares_all_samples_with_each_other_is_not_taken_for_a_line(small: Lab, output: Path) -> None:
-    made = calibrated(small, ask("contrastive"), output, max_probes=4)
+    made = calibrated(small, ask("contrastive"), output, max_probes=3)
     found = made.finding()
     assert found is not None
     assert found.train.peak_bytes > 0.85 * made.budgets[0].budget_bytes
@@ -220,7 +228,7 @@ def test_a_task_of_which_not_two_samples_fit_is_nothing_that_fits(small: Lab, ou
 
 @pytest.mark.cgroup
 def test_a_task_of_which_few_samples_fit_is_not_profiled_to_death(small: Lab, output: Path) -> None:
-    made = calibrated(small, ask("branching", mib=60), output)
+    made = calibrated(small, ask("branching", mib=60), output, max_probes=3)
     found = made.finding()
     assert found is not None
     assert 2 <= found.train.batch <= 8

@@ -87,12 +87,12 @@ def test_workers_that_grow_and_batches_in_flight_end_at_the_watchdog(small: Lab,
 
 @pytest.mark.cgroup
 def test_batches_in_flight_are_demand(small: Lab) -> None:
-    alone = small.outcome(ask("images", 40))
-    flying = small.outcome(ask("images", 40, workers=4))
+    alone = small.outcome(ask("images", 24))
+    flying = small.outcome(ask("images", 24, workers=4))
     assert isinstance(alone, Fits)
     assert isinstance(flying, Fits)
-    # Two are made for each worker: 8 batches of 40 MiB and more, beside the three of a loop without workers.
-    assert flying.peak.demand_bytes > alone.peak.demand_bytes + 4 * 40 * MIB
+    # Two are made for each worker: 8 batches of 24 MiB and more, beside the three of a loop without workers.
+    assert flying.peak.demand_bytes > alone.peak.demand_bytes + 4 * 24 * MIB
 
 
 @pytest.fixture(scope="module")
