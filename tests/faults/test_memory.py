@@ -76,7 +76,8 @@ def test_a_dataset_that_is_too_large_to_load_is_nothing_that_fits(small: Lab) ->
 def test_what_the_dataset_holds_is_demand(machine: Lab) -> None:
     plain = demand(machine.outcome(ask("plain", 16)))
     holding = demand(machine.outcome(ask("big_arrays", 16, mib=200)))
-    assert 0.95 * 200 * MIB < holding - plain < 1.1 * 200 * MIB
+    # The same size again may hold 16 MiB more or less: glibc.
+    assert 170 * MIB < holding - plain < 230 * MIB
 
 
 def test_a_file_that_is_mapped_is_not_demand_although_it_fills_the_group(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_a_file_that_is_mapped_is_not_demand_although_it_fills_the_group(tmp_pat
         assert opened.group is not None
         stat = opened.group.stat()
     assert stat["total_inactive_file"] + stat["total_active_file"] > 150 * MIB
-    assert mapped == pytest.approx(plain, rel=0.05)
+    assert mapped == pytest.approx(plain, abs=32 * MIB)
 
 
 def test_a_big_parent_is_not_a_child_s_peak(machine: Lab) -> None:
