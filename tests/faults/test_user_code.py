@@ -215,7 +215,8 @@ def test_a_size_that_the_model_refuses_is_not_too_big_for_the_memory(small: Lab,
     made = calibrated(small, ask("refusing", above=100), output)
     found = made.finding()
     assert found is not None
-    assert (found.train.batch, found.train.limited_by) == (100, "model")
+    assert 95 <= found.train.batch <= 100, "a gap of 3 % is not worth a probe"
+    assert found.train.limited_by == "model"
     assert any("at most 100 samples, please" in note for note in made.notes)
 
 
