@@ -379,7 +379,7 @@ TABLE: Final[dict[int, Row]] = {
     53: Row(
         "the history of malloc",
         _in("memory", "test_the_demand_of_a_size_does_not_depend_on_what_was_measured_before"),
-        "to 2 %: glibc repeats itself within 5-8 % in a fresh process too; 10 % is asked",
+        "to 2 %: glibc repeats itself within 5-8 % in a fresh process too; 48 MiB are allowed",
     ),
     54: Row(
         "a neighbour takes 300 MiB in the middle of a probe",
