@@ -85,9 +85,10 @@ class Attempts:
         return measured
 
     def recall(self, place: Place) -> list[Measurement]:
-        """What an interrupted calibration learned of `place`, where it holds under today's budget, which is never the same."""
+        """What was learned of `place` before, where it holds under the budget of now: by an interrupted calibration, or within
+        a margin that has been doubled since."""
         found: list[Measurement] = []
-        for old in self.past:
+        for old in self.measurements:
             same = (old.device, old.allocator, old.mode) == (place.device, place.allocator, place.mode)
             if same and _holds(old, place.budget_bytes):
                 found.append(old)

@@ -12,7 +12,7 @@ from batchcal.core.errors import Interrupted, NothingFits, UserCodeError
 from batchcal.core.progress import Progress
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.outcome import Fits, UserCodeFailed
+from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
 from batchcal.measure.probe import Examination, Probe
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
@@ -28,8 +28,8 @@ DEADLINE_LEAST_S: Final = 10.0
 UNBOUNDED: Final = 1 << 20
 """Ceiling where the dataset has no length."""
 SHM_SHARE: Final = 0.8
-STEPS_EXPECTED: Final = 4
-"""A probe takes three steps at least, and its start and warm-up take about another."""
+STEPS_EXPECTED: Final = 5
+"""A probe takes four steps at least, and its start and warm-up take about another."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.3
 SHARE_OF_TIME: Final = 0.8
 """How much of the time left a probe may be expected to take: the first only knows the rate of a small batch."""
@@ -39,6 +39,12 @@ EVAL_PRECISION: Final = 0.2
 EVAL_EXPANSION: Final = 2
 """Evaluation's batch decides nothing but its own speed, which is flat up here; its static curve misses what fused kernels hold
 (a transformer's fast path: 10x), so it is found by doubling what training takes."""
+MARGIN_DOUBLINGS: Final = 2
+"""15 % of the limit becomes 60 %: where that does not help, a larger margin is not what is missing."""
+
+
+class _FenceFailed(Exception):
+    """The kernel's OOM killer took a probe: the search begins again within a smaller budget."""
 
 
 @dataclass
@@ -57,6 +63,9 @@ class Campaign:
     undone: list[str] = field(default_factory=list)
     began: float = 0.0
     interrupted: Interrupted | None = None
+    _examined: dict[tuple[str, str], Examination] = field(default_factory=dict)
+    _doubled: dict[str, int] = field(default_factory=dict)
+    """How often the margin of a device was doubled."""
 
     def run(self, allocators: tuple[str, ...]) -> None:
         """Fills `findings`. What was measured stays in `measurements` however this ends.
@@ -68,23 +77,65 @@ class Campaign:
         """
         self.began = self.clock.monotonic()
         nothing: list[NothingFits] = []
-        for device in self.budgets:
-            for allocator in allocators:
-                if self.findings and self._left_s() <= 0:
-                    self.undone.append(f"{device} under {allocator}: no time was left")
-                    continue
+        for device in tuple(self.budgets):
+            before = len(self.findings), len(self.undone)
+            while True:
                 try:
-                    self._find(device, allocator)
-                except NothingFits as error:
-                    nothing.append(error)
-                    self.attempts.note(f"{device} under {allocator}: {error.what}")
+                    nothing.extend(self._find_all(device, allocators))
+                    break
+                except _FenceFailed:
+                    # What was found within the narrower margin is asked again; runs that fitted the smaller budget count.
+                    del self.findings[before[0] :], self.undone[before[1] :]
+                    self._double_margin(device)
         if not self.findings and nothing:
             raise nothing[0]
 
+    def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:
+        """One finding for each policy under which something fits; the errors of the others."""
+        nothing: list[NothingFits] = []
+        for allocator in allocators:
+            if self.findings and self._left_s() <= 0:
+                self.undone.append(f"{device} under {allocator}: no time was left")
+                continue
+            try:
+                self._find(device, allocator)
+            except NothingFits as error:
+                nothing.append(error)
+                self.attempts.note(f"{device} under {allocator}: {error.what}")
+        return nothing
+
+    def _double_margin(self, device: str) -> None:
+        """The kernel's OOM killer came before the fence: memory here is less than it seems."""
+        budget = self.budgets[device]
+        self.budgets[device] = budget.model_copy(
+            update={
+                "margin_bytes": 2 * budget.margin_bytes,
+                "budget_bytes": max(0, budget.budget_bytes - budget.margin_bytes),
+            }
+        )
+        self.attempts.note(
+            f"the margin on {device} is doubled, to {format_bytes(2 * budget.margin_bytes)}: the kernel's OOM killer fired"
+        )
+
+    def _check_fence(self, device: str) -> None:
+        """Raises _FenceFailed where the kernel has killed more probes than the margin was doubled for."""
+        kills = sum(
+            measured.device == device and isinstance(measured.outcome, OutOfMemory) and measured.outcome.source == "kernel"
+            for measured in self.attempts.measurements
+        )
+        doubled = self._doubled.get(device, 0)
+        if kills > doubled and doubled < MARGIN_DOUBLINGS:
+            self._doubled[device] = doubled + 1
+            raise _FenceFailed
+
     def _find(self, device: str, allocator: str) -> None:
         budget = self.budgets[device].budget_bytes
-        self.progress.event("phase", {"phase": "profile", "device": device, "allocator": allocator, "why": "loading the task"})
-        examination = self.probe.examine(device, allocator, budget, STATIC_LIMIT_S)
+        examination = self._examined.get((device, allocator))
+        if examination is None:
+            why = "loading the task"
+            self.progress.event("phase", {"phase": "profile", "device": device, "allocator": allocator, "why": why})
+            examination = self.probe.examine(device, allocator, budget, STATIC_LIMIT_S)
+            self._examined[device, allocator] = examination
         self.examinations.setdefault(device, examination)
         for text in (*examination.notes, *examination.facts.notes):
             self.attempts.note(text)
@@ -127,6 +178,7 @@ class Campaign:
         for known in self.attempts.recall(place):
             if known.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
                 best = self._learn(search, known, best)
+        self._check_fence(device)
         while (ask := search.ask()) is not None:
             affordable = self._affordable(ask, best, examination, bounds)
             if not isinstance(affordable, Ask):
@@ -143,6 +195,7 @@ class Campaign:
                 self.interrupted, ended = error, "time-limit"
                 break
             best = self._learn(search, measured, best)
+            self._check_fence(device)
         if ended is None and search.gave_up:
             self.undone.append(f"{device} under {allocator}, {mode}: {search.gave_up}")
         if best is None or not isinstance(best.outcome, Fits):

@@ -99,6 +99,6 @@ def _shared_used() -> int:
     return (seen.f_blocks - seen.f_bfree) * seen.f_frsize
 
 
-def stands_still(peaks: list[int]) -> bool:
-    """Three steps or more, and the last two brought nothing new."""
-    return len(peaks) >= 3 and peaks[-1] <= peaks[-3] * (1 + STILL)
+def stands_still(peaks: list[int], *, least: int = 3) -> bool:
+    """`least` steps or more, and the last two brought nothing new."""
+    return len(peaks) >= max(3, least) and peaks[-1] <= peaks[-3] * (1 + STILL)

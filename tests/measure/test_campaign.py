@@ -13,7 +13,7 @@ from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import SharedMemory
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut
 from batchcal.measure.attempts import Attempts
-from batchcal.measure.campaign import DEADLINE_LEAST_S, Campaign
+from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campaign
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
@@ -77,11 +77,37 @@ def test_a_task_that_fails_at_every_size_is_the_user_s_error(desk: Desk) -> None
         desk.calibrate(ScriptedProbe(lambda request, time: FAILED))
 
 
-def test_a_kill_by_the_kernel_is_on_the_record(desk: Desk) -> None:
+def test_a_kill_by_the_kernel_doubles_the_margin(desk: Desk) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="kernel") if request.batch > 300 else None)
     calibration = desk.calibrate(probe).calibration
     assert any("kernel's OOM killer" in note for note in calibration.notes)
     assert calibration.status == "complete"
+    budget, asked = calibration.budget(), options(GIB)
+    assert budget is not None
+    doublings = sum("margin on cpu is doubled" in note for note in calibration.notes)
+    assert doublings >= 1
+    assert budget.margin_bytes == int(GIB * asked.margin) * 2**doublings
+    assert budget.budget_bytes <= GIB - budget.margin_bytes
+    finding = calibration.finding()
+    assert finding is not None
+    assert 1 <= finding.train.batch <= 300
+    assert finding.train.peak_bytes <= budget.budget_bytes
+
+
+def test_what_fitted_before_the_margin_was_doubled_is_not_run_again(desk: Desk) -> None:
+    probe = ScriptedProbe(lambda request, time: OutOfMemory(source="kernel") if time == 2 and request.mode == "train" else None)
+    calibration = desk.calibrate(probe).calibration
+    fitted = [one.batch for one in calibration.measurements if one.mode == "train" and isinstance(one.outcome, Fits)]
+    assert len(fitted) == len(set(fitted))
+    assert desk.names().count("phase") >= 2
+
+
+def test_a_kernel_that_kills_again_and_again_ends_the_doubling(desk: Desk) -> None:
+    probe = ScriptedProbe(lambda request, time: OutOfMemory(source="kernel") if request.batch > 20 else None)
+    calibration = desk.calibrate(probe).calibration
+    assert sum("is doubled" in note for note in calibration.notes) <= MARGIN_DOUBLINGS
+    finding = calibration.finding()
+    assert finding is None or finding.train.batch <= 20
 
 
 def test_sizes_that_tell_nothing_leave_the_answer_unsettled(desk: Desk) -> None:

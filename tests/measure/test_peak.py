@@ -125,3 +125,8 @@ def test_without_shared_memory_there_is_nothing_in_it(tmp_path: Path, monkeypatc
 )
 def test_a_peak_stands_still_when_two_steps_brought_nothing_new(peaks: list[int], still: bool) -> None:
     assert stands_still(peaks) is still
+
+
+def test_a_training_has_a_step_more_in_which_gradients_accumulate() -> None:
+    assert not stands_still([100, 100, 100], least=4)
+    assert stands_still([90, 100, 100, 100], least=4)

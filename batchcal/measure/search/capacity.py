@@ -24,6 +24,9 @@ PRECISION: Final = 0.03
 """A gap or a gain below this is not worth a probe."""
 AIM: Final = 0.985
 """Share of the variable budget (budget - base) that is aimed at: noise must not turn a verification into a miss."""
+SPREAD_SHARE: Final = 0.75
+"""How much of the allocator's run-to-run spread is left free besides: most of what later trainings at the answer take must stay
+within the budget, not half of it (glibc: 93-105 % of the budget in 60 plain trainings at four answers)."""
 SCALE_SHARE: Final = 0.5
 """The scale probe runs at about half the expected cap."""
 MAX_MISSES: Final = 4
@@ -208,7 +211,7 @@ class CapacitySearch:
 
     def _aim(self, model: MemoryModel) -> float:
         variable = self._bounds.budget_bytes - model.base_bytes
-        return model.base_bytes + max(0.0, variable) * AIM
+        return model.base_bytes + max(0.0, variable) * (AIM - SPREAD_SHARE * self._spread)
 
     def _round(self, size: int) -> int:
         """Down to a multiple of what was asked for, within the ceiling."""
