@@ -84,7 +84,7 @@ def explore(search: CapacitySearch, machine: Machine) -> list[Ask]:
     return asked
 
 
-@pytest.mark.parametrize(("spread", "least"), [(0.005, 0.975), (0.06, 0.935)])
+@pytest.mark.parametrize(("spread", "least"), [(0.005, 0.975), (0.06, 0.95)])
 def test_a_well_behaved_machine_takes_two_probes_and_leaves_room_for_its_spread(spread: float, least: float) -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine, spread=spread)
