@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -78,6 +79,12 @@ class AllocatorPolicy(Record):
     def process_environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """The whole environment of a process under this policy: `base` less what another policy put there, plus ours."""
         return {**without_policy(base), **self.environment(without_policy(base))}
+
+
+def maps_large_blocks(name: PolicyName) -> bool:
+    """Whether blocks of 32 MiB and more are mapped one by one under the policy: glibc, unless it was told otherwise."""
+    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    return name in {"default", "thp"} and platform.libc_ver()[0] == "glibc" and not told
 
 
 def without_policy(base: Mapping[str, str]) -> dict[str, str]:

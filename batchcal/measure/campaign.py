@@ -14,14 +14,10 @@ from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
+from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, Probe
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
 
-PRIOR_RATIO: Final = 1.15
-"""Resident over on-paper bytes before anything was measured: 1.0-1.3 over the examples with glibc."""
-SPREAD: Final = {"tcmalloc": 0.005}
-SPREAD_OTHERWISE: Final = 0.06
-"""Run-to-run spread of the peak: tcmalloc 0.5 %, glibc 5-8 % (fragmentation)."""
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
 """A probe that was begun gets this long, however little of the time limit is left."""
@@ -161,13 +157,14 @@ class Campaign:
         """The three phases for one mode. None: nothing was verified, for want of memory or of time."""
         bounds = self._bounds(device, mode, examination, train)
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
+        prior = Prior.of(device, allocator)
         search = CapacitySearch(
             bounds,
-            examination.shapes[mode],
+            prior.shape(examination.shapes[mode]),
             base_bytes=base,
             source=examination.shape_source,
-            prior_ratio=PRIOR_RATIO,
-            spread=SPREAD.get(allocator, SPREAD_OTHERWISE),
+            prior_ratio=prior.ratio,
+            spread=prior.spread,
         )
         place = Place(
             device, allocator, mode, bounds.budget_bytes, self.options.samples, train_batch=self._before_evaluation(train)

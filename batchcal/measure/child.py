@@ -293,7 +293,7 @@ class _Inputs:
         copies = 3 if self.device.startswith("cpu") else 1
         return {
             mode: tuple(
-                ShapePoint(batch=at.batch, bytes=max(at.bytes + self._bytes(at.batch), copies * self._bytes(at.batch)))
+                at.model_copy(update={"bytes": max(at.bytes + self._bytes(at.batch), copies * self._bytes(at.batch))})
                 for at in points
             )
             for mode, points in shapes.items()

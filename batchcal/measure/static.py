@@ -1,6 +1,7 @@
 """The shape of memory against batch, without allocating it. Runs in a child: the task it is given is spent afterwards.
 
-FakeTensor with torch's MemTracker takes 60 ms a size and sees what a line cannot (an in-batch contrastive loss is quadratic).
+FakeTensor takes 20-40 ms a size and sees what a line cannot (an in-batch contrastive loss is quadratic), and of which blocks a
+peak consists, which torch's MemTracker does not tell (150-250 ms a size, the same peaks).
 Where a model cannot be traced that way, the torch CPU profiler's allocator peak at a few tiny batches gives a line. Both are
 shapes, not answers: fragmentation, libraries and the allocator's history come from real probes.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
+from batchcal.measure.blocks import LiveBlocks, curve_of
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 
@@ -43,35 +45,39 @@ class FakeTrace:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._ends = time.monotonic() + limit_s
         self._slow = False
-        self.curves: dict[Mode, dict[int, float]] = {"train": {}, "eval": {}}
-        """Bytes that live at once beyond parameters and optimizer state, by mode and size."""
+        self._inputs: list[torch.Tensor] = []
+        self.peaks: dict[Mode, dict[int, tuple[int, ...]]] = {"train": {}, "eval": {}}
+        """Sizes in bytes of the blocks that live at once beyond parameters, optimizer state and batch, by mode and batch size."""
         _make_fake(task.model, self._fake)
 
     def trace(self, sizes: Sequence[int]) -> None:
         """Adds `sizes` to the curves, in order, as long as there is time."""
-        from torch.distributed._tools.mem_tracker import MemTracker
-
         for size in sizes:
             began = time.monotonic()
-            if size in self.curves["train"] or began > self._ends or self._slow:
+            if size in self.peaks["train"] or began > self._ends or self._slow:
                 continue
-            batch = map_tensors(self._batch_of(size), self._fake.from_tensor)
-            for mode, curve in self.curves.items():
-                tracker = MemTracker()
-                tracker.track_external(self._task.model)
+            self._inputs = []
+            batch = map_tensors(self._batch_of(size), self._faked)
+            for mode, peaks in self.peaks.items():
                 self._task.model.train(mode == "train")
-                with self._fake, tracker:
+                blocks = LiveBlocks()
+                blocks.ignore([*self._task.model.parameters(), *self._task.model.buffers(), *self._inputs])
+                with self._fake, blocks:
                     _step(self._task, batch, mode)
                     self._task.model.zero_grad(set_to_none=True)
-                peak = _total(tracker.get_tracker_snapshot("peak")) - _total(tracker.get_tracker_snapshot("current"))
-                curve[size] = float(max(0, peak))
+                peaks[size] = blocks.peak
             self._slow = time.monotonic() - began > SIZE_LIMIT_S
+
+    def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
+        fake = self._fake.from_tensor(tensor)
+        self._inputs.append(fake)
+        return fake
 
     def shapes(self) -> dict[Mode, tuple[ShapePoint, ...]]:
         """The curves that are usable, by mode."""
         found: dict[Mode, tuple[ShapePoint, ...]] = {}
-        for mode, curve in self.curves.items():
-            points = tuple(ShapePoint(batch=size, bytes=count) for size, count in sorted(curve.items()))
+        for mode, peaks in self.peaks.items():
+            points = curve_of(peaks)
             if usable(points):
                 found[mode] = points
         return found
@@ -140,11 +146,6 @@ def _make_fake(model: nn.Module, fake: FakeTensorMode) -> None:
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = fake.from_tensor(buffer)
-
-
-def _total(snapshot: Mapping[torch.device, Mapping[str, int]]) -> int:
-    """Bytes over all devices of a MemTracker snapshot."""
-    return sum(count for by_kind in snapshot.values() for kind, count in by_kind.items() if str(kind).endswith("otal"))
 
 
 def _allocator_peak(step: Callable[[], None]) -> int:

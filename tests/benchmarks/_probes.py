@@ -13,6 +13,7 @@ from batchcal.guard.cgroup import memory_meter
 from batchcal.measure.budget import host_budget
 from batchcal.measure.children import ChildProbe
 from batchcal.measure.options import MARGIN_CPU, samples_for
+from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
 from batchcal.measure.request import Setting
 from batchcal.workload.reference import TaskReference
@@ -43,11 +44,12 @@ class Bench:
         return self.probe.measure(request)
 
     def on_paper(self, mode: Mode = "train") -> MemoryModel:
-        """The model before anything was measured: base and shape, ratio 1."""
+        """The model before anything was measured."""
+        prior = Prior.of("cpu", self.allocator)
         return MemoryModel(
             base_bytes=self.examination.base_bytes,
-            ratio=1.0,
-            shape=self.examination.shapes[mode],
+            ratio=prior.ratio,
+            shape=prior.shape(self.examination.shapes[mode]),
             source=self.examination.shape_source,
         )
 

@@ -22,7 +22,7 @@ from batchcal.workload.reference import TaskReference
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._report import MIB, Journal, finish, say
 
-LEARNED_AT: Final = (1 / 24, 1 / 12, 1 / 6)
+LEARNED_AT: Final = (1 / 24, 1 / 16, 1 / 12, 1 / 10, 1 / 8, 1 / 7, 1 / 6)
 """Of the cap as it is guessed before anything was measured. The guess may be half too high, so the last is a quarter at most."""
 BEYOND: Final = (4.0, 4.75, 5.5)
 """What is predicted, in multiples of the largest size that was learned from. What does not fit cannot be measured: left out."""
@@ -33,7 +33,6 @@ REACH: Final = {"tcmalloc": (0.015, 0.05)}
 def run_cell(arguments: argparse.Namespace) -> None:
     """One task, optimizer and policy, within the group that we are in. Prints one JSON line."""
     from batchcal.guard.outcome import Fits
-    from batchcal.measure.campaign import PRIOR_RATIO
     from batchcal.measure.search.fit import fit
     from tests.benchmarks._probes import Bench, bench
 
@@ -53,17 +52,17 @@ def run_cell(arguments: argparse.Namespace) -> None:
     )
     rows: list[dict[str, object]] = []
     with bench(reference, allocator=arguments.allocator) as at:
-        prior = at.on_paper().model_copy(update={"ratio": PRIOR_RATIO})
+        prior = at.on_paper()
         cap = prior.largest_within(at.budget_bytes, ceiling=at.examination.facts.train_samples or 1 << 20)
         learned = [(size, peak) for part in LEARNED_AT if (size := int(cap * part)) for peak in peaks(at, size, 1)]
         if not learned:
             raise SystemExit(f"nothing of {arguments.config} was learned below {cap}")
         model: MemoryModel = fit(
-            at.examination.shapes["train"],
+            prior.shape,
             learned,
             base_bytes=at.examination.base_bytes,
             source=at.examination.shape_source,
-            prior_ratio=PRIOR_RATIO,
+            prior_ratio=prior.ratio,
             spread=0.0,
         )
         anchor = max(size for size, _ in learned)
@@ -79,6 +78,10 @@ def run_cell(arguments: argparse.Namespace) -> None:
                     "allocator": arguments.allocator,
                     "shape": at.examination.shape_source,
                     "learned_to": anchor,
+                    "base_mib": round(at.examination.base_bytes / MIB, 1),
+                    "learned": [_point(model, size, peak) for size, peak in learned],
+                    "heap_mib": round(model.heap(size) / MIB, 1),
+                    "mapped_mib": round(model.mapped(size) / MIB, 1),
                     "batch": size,
                     "predicted_mib": round(model.predict(size) / MIB, 1),
                     "measured_mib": round(middle / MIB, 1),
@@ -87,6 +90,17 @@ def run_cell(arguments: argparse.Namespace) -> None:
                 }
             )
     print(json.dumps({"rows": rows}))
+
+
+def _point(model: MemoryModel, batch: int, peak_bytes: int) -> dict[str, float]:
+    """A measured size beside what it takes on paper: from these a fit can be judged again without measuring again."""
+    heap, mapped = model.heap(batch) / MIB, model.mapped(batch) / MIB
+    return {
+        "batch": batch,
+        "heap_mib": round(heap, 1),
+        "mapped_mib": round(mapped, 1),
+        "measured_mib": round(peak_bytes / MIB, 1),
+    }
 
 
 def summary_of(rows: list[dict[str, object]]) -> dict[str, object]:

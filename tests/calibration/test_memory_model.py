@@ -72,3 +72,20 @@ def test_the_calibration_used_in_tests_agrees_with_its_own_model() -> None:
         assert finding.train_memory.predict(batch) == pytest.approx(measured, rel=0.002)
     assert finding.train.peak_bytes <= BUDGET_BYTES
     assert finding.train.batch <= finding.train_memory.largest_within(BUDGET_BYTES, ceiling=10_000)
+
+
+def test_what_needs_less_than_a_smaller_batch_is_found() -> None:
+    """From 100 on the blocks are so large that they fragment nothing: 300 bytes at 99, 201 at 100."""
+    points = (
+        ShapePoint(batch=1, bytes=1.0),
+        ShapePoint(batch=99, bytes=99.0),
+        ShapePoint(batch=100, bytes=100.0, mapped_bytes=100.0),
+        ShapePoint(batch=200, bytes=200.0, mapped_bytes=200.0),
+    )
+    one = MemoryModel(base_bytes=100.0, ratio=2.0, shape=points, source="measured")
+
+    assert one.predict(99) == pytest.approx(298)
+    assert one.predict(100) == pytest.approx(200)
+    assert one.largest_within(250, ceiling=1000) == 150
+    assert one.largest_within(250, ceiling=99) == 75
+    assert one.largest_within(199, ceiling=1000) == 49

@@ -33,11 +33,17 @@ def traced(task: Task, *sizes: int, limit_s: float = 60.0) -> FakeTrace:
 def test_the_curve_of_a_step_is_what_its_activations_take() -> None:
     shapes = traced(wide(512), 2, 8, 512).shapes()
     train, evaluation = shapes["train"], shapes["eval"]
-    assert [point.batch for point in train] == [2, 8, 512]
+    assert {2, 8, 512} <= {point.batch for point in train}
     # At least: what tanh keeps, what the product keeps, and what flows back; at most a few more of them.
-    per_sample = (train[2].bytes - train[1].bytes) / 504
+    per_sample = (train[-1].bytes - train[1].bytes) / (train[-1].batch - 8)
     assert 3 * 512 * KIB <= per_sample <= 6 * 512 * KIB
-    assert 0 < evaluation[2].bytes < train[2].bytes
+    assert 0 < evaluation[-1].bytes < train[-1].bytes
+
+
+def test_from_the_size_on_at_which_glibc_maps_blocks_they_count_as_mapped() -> None:
+    """512 KiB a sample: 64 samples make a block of 32 MiB."""
+    mapped = {point.batch: point.mapped_bytes for point in traced(wide(512), 2, 8, 512).shapes()["train"]}
+    assert mapped[63] == 0 < mapped[64]
 
 
 def test_no_memory_is_needed_for_it() -> None:
@@ -99,10 +105,10 @@ def test_evaluation_runs_its_own_step_where_the_task_has_one() -> None:
 
 def test_a_size_is_traced_once_and_later_ones_are_put_in_order() -> None:
     trace = traced(wide(64), 2, 32)
-    before = dict(trace.curves["train"])
+    before = dict(trace.peaks["train"])
     trace.trace([32, 16])
-    assert before.items() <= trace.curves["train"].items()
-    assert [point.batch for point in trace.shapes()["train"]] == [2, 16, 32]
+    assert before.items() <= trace.peaks["train"].items()
+    assert [point.batch for point in trace.shapes()["train"]][:3] == [2, 16, 32]
 
 
 def test_no_size_is_traced_after_the_time_is_up() -> None:
@@ -116,7 +122,7 @@ def test_a_slow_size_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.03)
         return loss(model, batch)
 
-    assert list(traced(replace(wide(64), loss=slow), 2, 8, 32).curves["train"]) == [2]
+    assert list(traced(replace(wide(64), loss=slow), 2, 8, 32).peaks["train"]) == [2]
 
 
 def test_a_model_that_looks_at_values_cannot_be_traced() -> None:

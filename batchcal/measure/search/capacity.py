@@ -24,9 +24,9 @@ PRECISION: Final = 0.03
 """A gap or a gain below this is not worth a probe."""
 AIM: Final = 0.985
 """Share of the variable budget (budget - base) that is aimed at: noise must not turn a verification into a miss."""
-SPREAD_SHARE: Final = 0.5
-"""How much of the allocator's run-to-run spread is left free besides: most of what later trainings at the answer take must stay
-within the budget, not just half of it (glibc: 92-108 % of the budget in 80 plain trainings at four answers)."""
+SPREAD_LEFT_FREE: Final = 0.7
+"""Of the allocator's run-to-run spread, besides: most of what later trainings at the answer take must stay within the budget, not
+just half of it (glibc: 92-108 % of the budget in 80 plain trainings at four answers)."""
 SCALE_SHARE: Final = 0.5
 """The scale probe runs at about half the expected cap."""
 MAX_MISSES: Final = 4
@@ -160,21 +160,20 @@ class CapacitySearch:
 
     def _next(self) -> tuple[int, SearchPhase, str]:
         bounds, model = self._bounds, self.model
-        # Beyond the ceiling too: how easily everything fits decides whether a probe for scale is worth it.
-        hoped = model.largest_within(self._aim(model), ceiling=bounds.ceiling * bounds.expansion)
-        target = min(hoped, bounds.ceiling)
+        target = self._hoped(model, bounds.ceiling)
         if self._too_big is not None or self._refused is not None:
             return self._between(target)
         if self.best is None:
             if bounds.start is not None:
                 return min(bounds.start, bounds.ceiling), "scale", "what training takes, evaluation should take"
-            if hoped * SCALE_SHARE >= bounds.ceiling:
+            # Beyond the ceiling too: how easily everything fits decides whether a probe for scale is worth it.
+            if self._hoped(model, bounds.ceiling * bounds.expansion) * SCALE_SHARE >= bounds.ceiling:
                 return bounds.ceiling, "verify", "everything there is should fit easily"
-            scale = max(int(target * SCALE_SHARE), bounds.floor)
+            scale = max(self._hoped(model, int(target * SCALE_SHARE)), bounds.floor)
             return scale, "scale", "half of what the static curve expects to fit, to learn base and ratio"
         if target > self.best * bounds.expansion:
             why = f"the budget seems to hold {target}, but no step goes further than {bounds.expansion}x"
-            return self.best * bounds.expansion, "expand", why
+            return self._hoped(model, self.best * bounds.expansion), "expand", why
         peak = self._points.get(self.best)
         if len(self._points) > 1 and peak is not None:
             used = peak / bounds.budget_bytes
@@ -209,9 +208,11 @@ class CapacitySearch:
             f"between {low}, which fits, and {high}, which does not",
         )
 
-    def _aim(self, model: MemoryModel) -> float:
-        variable = self._bounds.budget_bytes - model.base_bytes
-        return model.base_bytes + max(0.0, variable) * (AIM - SPREAD_SHARE * self._spread)
+    def _hoped(self, model: MemoryModel, ceiling: int) -> int:
+        """The largest batch up to `ceiling` that should stay within the budget."""
+        cautious = model.model_copy(update={"ratio": model.ratio * (1 + SPREAD_LEFT_FREE * self._spread)})
+        variable = max(0.0, self._bounds.budget_bytes - model.base_bytes)
+        return cautious.largest_within(model.base_bytes + variable * AIM, ceiling=ceiling)
 
     def _round(self, size: int) -> int:
         """Down to a multiple of what was asked for, within the ceiling."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
-from batchcal.measure.search.fit import fit
+from batchcal.measure.search.fit import OVERHEAD, fit
 
 MIB = 1 << 20
 SHAPE = (ShapePoint(batch=8, bytes=8 * MIB), ShapePoint(batch=64, bytes=64 * MIB))
@@ -19,30 +19,57 @@ def test_without_a_point_the_prior_holds() -> None:
     assert fitted().predict(100) == pytest.approx((200 + 115) * MIB)
 
 
-def test_one_point_gives_the_ratio_over_the_base() -> None:
-    assert fitted((100, 330 * MIB)).predict(200) == pytest.approx((200 + 260) * MIB)
+def test_the_largest_point_is_met_exactly_whatever_the_others_say() -> None:
+    for points in (
+        [(100, 330 * MIB)],
+        [(100, 350 * MIB), (400, 740 * MIB)],
+        [(10, 230 * MIB), (50, 240 * MIB), (400, 500 * MIB)],
+    ):
+        assert fitted(*points).predict(points[-1][0]) == pytest.approx(points[-1][1])
 
 
-def test_two_far_points_give_the_line_through_them() -> None:
-    model = fitted((100, 350 * MIB), (400, 740 * MIB))
-    assert model.predict(100) == pytest.approx(350 * MIB)
-    assert model.predict(400) == pytest.approx(740 * MIB)
+def test_one_large_point_gives_the_ratio_over_base_and_overhead() -> None:
+    model = fitted((400, 700 * MIB))
+    assert model.ratio == pytest.approx((500 * MIB - OVERHEAD) / (400 * MIB), rel=0.02)
+
+
+def test_far_points_on_a_line_over_base_and_overhead_give_it_back() -> None:
+    model = fitted(*((batch, round(200 * MIB + OVERHEAD + 1.3 * batch * MIB)) for batch in (100, 200, 400)))
+    assert model.ratio == pytest.approx(1.3, rel=0.01)
+    assert model.predict(1600) == pytest.approx(200 * MIB + OVERHEAD + 1.3 * 1600 * MIB, rel=0.01)
+    assert model.relative_error == pytest.approx(0, abs=0.005)
+
+
+def test_where_the_base_was_not_what_it_seemed_the_points_make_their_own_line() -> None:
+    """A buffer of 300 MiB that only a large step makes."""
+    model = fitted(*((batch, round((500 + 1.2 * batch) * MIB)) for batch in (100, 400, 800)))
+    assert model.predict(1600) == pytest.approx((500 + 1.2 * 1600) * MIB, rel=0.01)
 
 
 def test_two_near_points_do_not_turn_noise_into_slope() -> None:
-    model = fitted((100, 300 * MIB), (110, 360 * MIB))
-    assert model.ratio == pytest.approx(160 / 110)
+    model = fitted((400, 640 * MIB), (420, 720 * MIB))  # through them: 4 MiB a sample
+    assert 1.05 <= model.ratio <= 1.3
 
 
 def test_a_point_that_is_mostly_base_keeps_the_prior_slope() -> None:
     model = fitted((2, 260 * MIB), base=250 * MIB)
-    assert model.ratio == pytest.approx(1.15)
-    assert model.predict(2) == pytest.approx(260 * MIB)
+    assert model.ratio == pytest.approx(1.15, rel=0.02)
+
+
+def test_demands_that_fall_as_the_batch_grows_are_noise() -> None:
+    assert fitted((100, 900 * MIB), (400, 210 * MIB)).ratio > 0
 
 
 def test_the_error_is_only_told_where_there_are_more_points_than_unknowns() -> None:
     assert fitted((100, 350 * MIB), (400, 740 * MIB)).relative_error is None
-    assert fitted((100, 350 * MIB), (200, 480 * MIB), (400, 740 * MIB)).relative_error == pytest.approx(0, abs=1e-6)
+    assert fitted((100, 350 * MIB), (200, 480 * MIB), (400, 740 * MIB)).relative_error is not None
+
+
+def test_what_is_mapped_by_itself_is_taken_as_it_is() -> None:
+    shape = (ShapePoint(batch=100, bytes=100 * MIB), ShapePoint(batch=101, bytes=101 * MIB, mapped_bytes=101 * MIB))
+    model = fit(shape, [(100, 370 * MIB)], base_bytes=200 * MIB, source="test", prior_ratio=1.5, spread=0.06)
+    assert model.ratio == pytest.approx(1.5, abs=0.05)
+    assert model.predict(101) < model.predict(100) - 40 * MIB
 
 
 def test_largest_within_is_the_last_that_is_predicted_to_stay_within() -> None:

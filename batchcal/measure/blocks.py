@@ -1,0 +1,109 @@
+"""The blocks of memory that a step holds at once, seen tensor by tensor; works on fake tensors, which hold nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+
+MAPPED_FROM: Final = 32 << 20
+"""glibc maps a block of this size or more by itself, always: its threshold moves up to here and no further (mallopt(3))."""
+COUNTED: Final = 0.01
+"""Blocks of one size that together hold less than this share of a peak have no corner of their own in a curve."""
+REACH: Final = 64
+"""Corners are looked for up to this many times the largest batch that was traced."""
+
+
+class LiveBlocks(TorchDispatchMode):
+    """Follows every storage that an operation returns, until it is freed; `peak` is the fullest moment, block by block.
+
+    What is there before (parameters, buffers, the batch) is told with `ignore` and not counted.
+    """
+
+    def __init__(self) -> None:
+        initialise: Callable[[], None] = super().__init__  # torch has no types for it
+        initialise()
+        self._live: dict[int, int] = {}
+        self._ignored: dict[int, torch.UntypedStorage] = {}
+        self._bytes = 0
+        self._most = 0
+        self.peak: tuple[int, ...] = ()
+        """Sizes in bytes of the blocks that were there when there was most."""
+
+    def ignore(self, held: Iterable[torch.Tensor]) -> None:
+        """Counts none of these."""
+        for tensor in held:
+            storage = tensor.untyped_storage()
+            self._ignored[id(storage)] = storage  # kept, so that nobody else gets its id
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._see(leaf.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._live or key in self._ignored:
+            return
+        size = storage.nbytes()
+        self._live[key] = size
+        self._bytes += size
+        weakref.finalize(storage, self._freed, key)
+        if self._bytes > self._most:
+            self._most = self._bytes
+            self.peak = tuple(self._live.values())
+
+    def _freed(self, key: int) -> None:
+        self._bytes -= self._live.pop(key, 0)
+
+
+def curve_of(peaks: Mapping[int, Sequence[int]]) -> tuple[ShapePoint, ...]:
+    """A memory curve through the `peaks` that were traced (batch -> sizes of the blocks), with a corner wherever blocks of one
+    size grow to MAPPED_FROM. Up to a traced batch, and beyond the last, its blocks are taken to grow as the batch does."""
+    sizes = sorted(peaks)
+    if len(sizes) < 2:
+        return tuple(_at(size, peaks[size], size, float(sum(peaks[size]))) for size in sizes)
+    traced = MemoryModel(
+        base_bytes=0.0, ratio=1.0, shape=tuple(ShapePoint(batch=size, bytes=sum(peaks[size])) for size in sizes), source=""
+    )
+    wanted: dict[int, int] = {size: size for size in sizes}
+    """Batch of a point -> the traced batch whose blocks tell what of it is mapped."""
+    for low, high in itertools.pairwise([0, *sizes]):
+        wanted.update(dict.fromkeys(_corners(peaks[high], high, low, high), high))
+    last = sizes[-1]
+    if beyond := _corners(peaks[last], last, last, last * REACH):
+        # One more, so that the slope that goes on is that of the blocks and not that of the last corner.
+        wanted.update(dict.fromkeys([*beyond, 2 * max(beyond)], last))
+    return tuple(_at(batch, peaks[of], of, traced.on_paper(batch)) for batch, of in sorted(wanted.items()))
+
+
+def _at(batch: int, blocks: Sequence[int], of: int, on_paper: float) -> ShapePoint:
+    """The point at `batch`, of whose bytes on paper as much is mapped as `blocks`, traced at the batch `of`, would be."""
+    grown = [size * batch / of for size in blocks]
+    return ShapePoint(batch=batch, bytes=on_paper, mapped_bytes=min(on_paper, sum(size for size in grown if size >= MAPPED_FROM)))
+
+
+def _corners(blocks: Sequence[int], traced_at: int, low: int, high: int) -> list[int]:
+    """The batches in (low, high] at which blocks of one size pass the threshold, each with the batch before it."""
+    held, total = Counter(blocks), sum(blocks)
+    passing = {
+        math.ceil(MAPPED_FROM * traced_at / size) for size, count in held.items() if size * count >= COUNTED * max(total, 1)
+    }
+    return sorted({batch for at in passing if low + 1 < at <= high for batch in (at - 1, at)})

@@ -1,0 +1,41 @@
+"""What is believed of memory before anything was measured, by allocator policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from batchcal.calibration.memory_model import ShapePoint
+from batchcal.guard.allocator import maps_large_blocks
+
+RATIO: Final = 1.15
+GLIBC_RATIO: Final = 1.5
+"""Resident over on-paper bytes of the heap: 1.4-2.1 over the examples with glibc, 1.05-1.5 with tcmalloc."""
+SPREAD: Final = {"tcmalloc": 0.005}
+SPREAD_OTHERWISE: Final = 0.06
+"""Run-to-run spread of the peak: tcmalloc 0.5 %, glibc 5-8 % (fragmentation)."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The belief for one device under one policy."""
+
+    ratio: float
+    spread: float
+    maps_large_blocks: bool
+
+    @classmethod
+    def of(cls, device: str, allocator: str) -> Prior:
+        on_host = device == "cpu"
+        glibc = on_host and allocator in {"default", "thp", "retain"}
+        return cls(
+            ratio=GLIBC_RATIO if glibc else RATIO,
+            spread=SPREAD.get(allocator, SPREAD_OTHERWISE),
+            maps_large_blocks=on_host and maps_large_blocks(allocator),
+        )
+
+    def shape(self, curve: tuple[ShapePoint, ...]) -> tuple[ShapePoint, ...]:
+        """The static curve as this policy sees it: where large blocks are not mapped by themselves, all of it is heap."""
+        if self.maps_large_blocks:
+            return curve
+        return tuple(point.model_copy(update={"mapped_bytes": 0.0}) for point in curve)

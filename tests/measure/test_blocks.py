@@ -1,0 +1,52 @@
+"""What a step holds at once, block by block, and where its blocks become so large that glibc maps them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from batchcal.core.units import MIB
+from batchcal.measure.blocks import MAPPED_FROM, LiveBlocks, curve_of
+
+
+def test_the_peak_is_the_fullest_moment_block_by_block() -> None:
+    with LiveBlocks() as blocks:
+        first = torch.empty(1024, dtype=torch.uint8)
+        second = torch.empty(4096, dtype=torch.uint8)
+        del first
+        third = torch.empty(512, dtype=torch.uint8)
+        del second, third
+        torch.empty(2048, dtype=torch.uint8)
+    assert sorted(blocks.peak) == [1024, 4096]
+
+
+def test_a_view_is_no_block_of_its_own_and_what_was_there_is_not_counted() -> None:
+    there = torch.ones(1000)
+    with LiveBlocks() as blocks:
+        blocks.ignore([there])
+        there.add_(1)
+        half = there[:500]
+        copy = half.clone()
+        assert copy.view(250, 2).shape == (250, 2)
+    assert blocks.peak == (2000,)
+
+
+def test_a_curve_has_a_corner_where_blocks_pass_the_threshold() -> None:
+    per_sample = MIB // 4
+    curve = curve_of({8: (8 * per_sample, 8), 64: (64 * per_sample, 8)})
+    by_batch = {point.batch: point for point in curve}
+    passes = MAPPED_FROM // per_sample
+    assert by_batch[passes - 1].mapped_bytes == 0
+    assert by_batch[passes].mapped_bytes == pytest.approx(MAPPED_FROM, rel=0.01)
+    assert by_batch[64].mapped_bytes == 0
+    assert by_batch[max(by_batch)].mapped_bytes == pytest.approx(max(by_batch) * per_sample, rel=0.01)
+    assert all(point.mapped_bytes <= point.bytes for point in curve)
+
+
+def test_blocks_that_are_large_already_are_mapped_at_every_size_that_was_traced() -> None:
+    curve = curve_of({2: (40 * MIB,), 4: (80 * MIB, 1024)})
+    assert [point.mapped_bytes for point in curve if point.batch in (2, 4)] == [40 * MIB, 80 * MIB]
+
+
+def test_one_traced_size_is_one_point() -> None:
+    assert [(point.batch, point.bytes) for point in curve_of({4: (100, 28)})] == [(4, 128)]
