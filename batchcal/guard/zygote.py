@@ -18,9 +18,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from types import FrameType
 from typing import Final, NoReturn
 
-from batchcal.guard.child import run_child
+from batchcal.guard.child import PR_SET_PDEATHSIG, run_child
 from batchcal.guard.meters import descendants, thread_count
 from batchcal.guard.wire import Channel, Message
 
@@ -138,11 +140,31 @@ def preload() -> None:
     gc.freeze()  # else the first collection in a child unshares 69 MB of what we hold
 
 
+@contextlib.contextmanager
+def leaving_with_parent(connection: socket.socket, home: str) -> Iterator[None]:
+    """While nobody reads the socket, as during an import from a cold disk, the kernel tells that the parent has ended."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        shutil.rmtree(home, ignore_errors=True)
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    with contextlib.suppress(BlockingIOError):
+        if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):  # it ended before we asked
+            leave(signal.SIGTERM, None)
+    yield
+    libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main() -> NoReturn:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     connection, home = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     try:
-        preload()
+        with leaving_with_parent(connection, home):
+            preload()
         channel = Channel(connection)
         channel.send({"ready": True, "threads": thread_count()})
         Zygote(connection).serve()

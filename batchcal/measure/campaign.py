@@ -30,6 +30,8 @@ SHARE_OF_TIME_AT_FIRST: Final = 0.3
 SHARE_OF_TIME: Final = 0.8
 """How much of the time left a probe may be expected to take: the first only knows the rate of a small batch."""
 WORTH_A_PROBE: Final = 1.2
+STEPS_BEFORE_EVALUATION: Final = 3
+"""An evaluation's probe trains so many steps first."""
 PREFETCH_FACTOR: Final = 2
 EVAL_PRECISION: Final = 0.2
 EVAL_EXPANSION: Final = 2
@@ -213,11 +215,17 @@ class Campaign:
         # The examination ran a tiny batch. What fails at a larger one is a size that the task refuses, not the task.
         tiny = max(2, self.options.multiple_of)
         verdict, peak = self.attempts.verdict(measured, search.best or (tiny if measured.batch > tiny else None))
+        if verdict == "fits" and measured.mode == "eval" and peak is not None and peak > self._evaluation_budget(measured):
+            verdict = "too-big"
         search.tell(measured.batch, verdict, peak)
         if verdict != "fits" or (best is not None and measured.batch <= best.batch):
             return best
         self.progress.event("best", {"mode": measured.mode, "batch": measured.batch, "peak_bytes": peak})
         return measured
+
+    def _evaluation_budget(self, measured: Measurement) -> float:
+        """Evaluation comes after training, in a heap that looks different every time: it leaves the allocator's spread free."""
+        return self.budgets[measured.device].budget_bytes * (1 - Prior.of(measured.device, measured.allocator).spread)
 
     def _bounds(self, device: str, mode: Mode, examination: Examination, train: Capacity | None) -> Bounds:
         options, facts, budget = self.options, examination.facts, self.budgets[device].budget_bytes
@@ -269,7 +277,8 @@ class Campaign:
         """The training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
         if train is None:
             return None
-        return max(1, min(train.batch, int(train.samples_per_s * self._left_s() * SHARE_OF_TIME_AT_FIRST)))
+        affordable = train.samples_per_s * self._left_s() * SHARE_OF_TIME_AT_FIRST / STEPS_BEFORE_EVALUATION
+        return max(1, min(train.batch, int(affordable)))
 
     def _left_s(self) -> float:
         return self.options.time_limit_s - (self.clock.monotonic() - self.began)

@@ -37,6 +37,8 @@ WARM_UP_LIMIT_S: Final = 900.0
 """torch.compile takes minutes for large models; it is warmed up, not timed out."""
 LEAST_STEPS: Final = 4
 """Of a training: one that makes the optimizer's state, one that accumulates, two that bring nothing new."""
+STEPS_BEFORE_EVALUATION: Final = 3
+"""After one step of training the heap has larger holes than after many, and evaluation would seem to need less."""
 RATE_BATCH: Final = 16
 ORDER_KEPT: Final = 65_536
 """So many of the largest samples are remembered; a larger batch repeats them."""
@@ -103,7 +105,8 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     host.reset()
     accelerator.reset()
     if request.mode == "eval" and request.train_batch is not None:
-        subject.train(train_worst.batch(request.train_batch), request.train_batch)
+        for _ in range(STEPS_BEFORE_EVALUATION):
+            subject.train(train_worst.batch(request.train_batch), request.train_batch)
         host.reset()  # what training leaves behind stays resident; what evaluation needs beyond it is the question
         accelerator.reset()
     begin = host.read()

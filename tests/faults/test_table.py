@@ -56,7 +56,7 @@ TABLE: Final[dict[int, Row]] = {
         "the kernel's OOM killer picks the child",
         (
             *_in("memory", "test_where_no_fence_holds_the_kernel_takes_the_child_and_not_the_larger_parent"),
-            "measure/test_campaign.py::test_a_kill_by_the_kernel_is_on_the_record",
+            "measure/test_campaign.py::test_a_kill_by_the_kernel_doubles_the_margin",
         ),
     ),
     5: Row(

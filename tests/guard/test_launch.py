@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -297,3 +297,34 @@ def test_an_orphan_that_left_its_group_goes_with_its_child() -> None:
 def test_a_child_that_is_started_without_a_parent_leaves_at_once() -> None:
     done = subprocess.run([sys.executable, "-P", "-m", "batchcal.guard.child", "0", "1"], stdin=subprocess.DEVNULL, check=False)
     assert done.returncode != 0
+
+
+@pytest.mark.child
+def test_a_zygote_that_still_imports_goes_with_its_parent_and_takes_its_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    parent = (
+        "import socket, subprocess, sys, time\n"
+        "ours, theirs = socket.socketpair()\n"
+        f"command = [sys.executable, '-m', 'batchcal.guard.zygote', str(theirs.fileno()), {str(home)!r}]\n"
+        "zygote = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)\n"
+        "print(zygote.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        zygote = int(process.stdout.readline())
+        maps = Path(f"/proc/{zygote}/maps")
+        assert within(20, lambda: "libtorch" in maps.read_text())  # it is at its imports, and has said nothing yet
+        process.kill()
+    assert within(5, lambda: not maps.parent.exists())
+    assert not home.exists()
+
+
+def within(seconds: float, holds: Callable[[], bool]) -> bool:
+    until = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True

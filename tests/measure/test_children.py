@@ -34,6 +34,7 @@ from batchcal.guard.watchdog import MemoryGroup
 from batchcal.guard.wire import JSON
 from batchcal.measure import children
 from batchcal.measure.children import ChildProbe
+from batchcal.measure.prior import Prior
 from batchcal.measure.probe import ProbeReport, ProbeRequest
 from batchcal.measure.request import ProbeAnswer, Setting
 from batchcal.workload.reference import Scalar, TaskReference
@@ -189,17 +190,21 @@ def test_a_probe_of_the_handwriting_example_measures_what_a_plain_training_takes
         report = probe.measure(request(256))
     fits = fitting(report)
     plain = plain_peak(HANDWRITING, 256)
-    assert fits.peak.demand_bytes == pytest.approx(plain, rel=0.15)
+    assert fits.peak.demand_bytes == pytest.approx(plain, rel=0.2)  # glibc: either of them may be 8 % off its own middle
     assert report.isolation.launcher == "zygote"
     assert {"prediction", "watchdog", "deadline", "rlimit-data", "oom-score", "own-group"} <= set(report.isolation.fence)
     assert report.isolation.missing == ()
-    assert 3 <= fits.steps <= 4
+    assert 4 <= fits.steps <= 8
     assert fits.samples_per_s == pytest.approx(256 / fits.step_s)
     assert report.wall_s >= fits.step_s * fits.steps
+    prior = Prior.of("cpu", "default")
     predicted = MemoryModel(
-        base_bytes=examination.base_bytes, ratio=1.15, shape=examination.shapes["train"], source=examination.shape_source
+        base_bytes=examination.base_bytes,
+        ratio=prior.ratio,
+        shape=prior.shape(examination.shapes["train"]),
+        source=examination.shape_source,
     ).predict(256)
-    assert predicted == pytest.approx(fits.peak.demand_bytes, rel=0.35)
+    assert predicted == pytest.approx(fits.peak.demand_bytes, rel=0.25)
 
 
 def test_what_ran_but_held_too_much_is_over_the_budget_and_says_by_how_much() -> None:
