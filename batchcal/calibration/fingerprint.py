@@ -16,9 +16,9 @@ from batchcal.detect.torch_answer import TorchAnswer
 from batchcal.guard.allocator import available, resolve
 from batchcal.workload.identity import TaskIdentity
 
-NOT_IDENTIFYING: Final = frozenset({"time_limit_s", "max_probes", "effective_batch"})
-"""Options that are left out: a longer search does not make a shorter one's answer wrong, and a plan is made for any effective
-batch."""
+NOT_IDENTIFYING: Final = frozenset({"time_limit_s", "max_probes", "effective_batch", "seed"})
+"""Options that are left out: a longer search does not make a shorter one's answer wrong, a plan is made for any effective batch,
+and the largest samples are the same for every seed."""
 
 
 def fingerprint_of(

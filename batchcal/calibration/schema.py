@@ -55,7 +55,7 @@ class Options(Record):
     seed: int
     time_limit_s: float
     max_probes: int | None
-    """time_limit_s and max_probes do not enter the fingerprint: a longer search does not make a shorter one's answer wrong."""
+    """time_limit_s, max_probes, effective_batch and seed do not enter the fingerprint."""
 
 
 class Budget(Record):

@@ -26,6 +26,8 @@ class Wish:
     require_signature: bool = False
     may_measure: bool = True
     """False: only a fresh calibration will do."""
+    as_before: bool = False
+    """What is not set is as it was in the calibration that is there, and no reason to measure again."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,16 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> Found:
     """
     import os
 
-    from batchcal.calibration.store import Loaded, Missing, existing_path, refusal
+    from batchcal.calibration.keys import find_trust
+    from batchcal.calibration.store import Loaded, Missing, existing_path, load, refusal
     from batchcal.detect.detect import detect
 
     reference = desk.task()
     environment = detect()
-    options = options_from(desk.settings, limit_bytes=environment.memory.limit.value)
     path = wish.output or existing_path(Path(reference.directory), os.environ)
+    before = load(path, trust=find_trust(os.environ)) if wish.as_before and not wish.force else None
+    like = before.calibration.options if isinstance(before, Loaded) else None
+    options = options_from(desk.settings, limit_bytes=environment.memory.limit.value, like=like)
     if not wish.force and not wish.dry_run:
         found = find_fresh(reference, options, environment, path, require_signature=wish.require_signature)
         if isinstance(found, Loaded) and usable(found.calibration):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from batchcal.cli.voice import Voice
 from batchcal.core.errors import UsageError
-from batchcal.core.settings import Settings, Source, unknown_variables
+from batchcal.core.settings import Knob, Settings, Source, unknown_variables
 
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Calibration, Options
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from batchcal.workload.reference import TaskReference
 
 _PYPROJECT = "pyproject.toml"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,11 @@ def _origins(settings: Settings) -> list[str]:
     ]
 
 
-def options_from(settings: Settings, *, limit_bytes: int) -> Options:
+def options_from(settings: Settings, *, limit_bytes: int, like: Options | None = None) -> Options:
     """What a calibration is asked for.
+
+    Args:
+        like: the options of a calibration that is there; what nobody set here is as it was there.
 
     Raises:
         UsageError: a value that cannot be, or two that contradict each other.
@@ -131,22 +135,35 @@ def options_from(settings: Settings, *, limit_bytes: int) -> Options:
     from batchcal.core import settings as knobs
     from batchcal.measure.options import options
 
+    chosen = _Chosen(settings, like)
     return options(
         limit_bytes,
-        margin=settings.value(knobs.MARGIN),
-        headroom=settings.value(knobs.HEADROOM),
-        memory_limit_bytes=settings.value(knobs.MEMORY_LIMIT),
-        samples=settings.value(knobs.SAMPLES),
-        max_batch=settings.value(knobs.MAX_BATCH),
-        multiple_of=settings.value(knobs.MULTIPLE_OF),
-        device=settings.value(knobs.DEVICE),
-        allocator=settings.value(knobs.ALLOCATOR),
-        workers=settings.value(knobs.WORKERS),
+        margin=chosen.value(knobs.MARGIN, lambda was: was.margin),
+        headroom=chosen.value(knobs.HEADROOM, lambda was: was.headroom),
+        memory_limit_bytes=chosen.value(knobs.MEMORY_LIMIT, lambda was: was.memory_limit_bytes),
+        samples=chosen.value(knobs.SAMPLES, lambda was: was.samples),
+        max_batch=chosen.value(knobs.MAX_BATCH, lambda was: was.max_batch),
+        multiple_of=chosen.value(knobs.MULTIPLE_OF, lambda was: was.multiple_of),
+        device=chosen.value(knobs.DEVICE, lambda was: was.device),
+        allocator=chosen.value(knobs.ALLOCATOR, lambda was: was.allocator),
+        workers=chosen.value(knobs.WORKERS, lambda was: was.workers),
         effective_batch=settings.value(knobs.EFFECTIVE_BATCH),
         seed=settings.value(knobs.SEED),
         time_limit_s=settings.value(knobs.TIME_LIMIT),
         max_probes=settings.value(knobs.MAX_PROBES),
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Settings, with those of an earlier calibration in the place of defaults."""
+
+    settings: Settings
+    like: Options | None
+
+    def value(self, knob: Knob[T], of: Callable[[Options], T]) -> T:
+        setting = self.settings.of(knob)
+        return of(self.like) if self.like is not None and setting.origin == "default" else setting.value
 
 
 def objective_of(name: str) -> Objective:

@@ -217,12 +217,16 @@ def test_a_calibration_from_nothing_and_a_training_that_uses_it(project: Path) -
     document = json.loads(made.stdout)
     assert (document["measured"], document["calibration"]["findings"][0]["train"]["batch"]) == (True, 96)
     assert "probe_ended sequence=1" in made.stderr
-    trained = batchcal("train", "--no-calibrate", "--memory-limit", "2GiB", "--effective-batch", "16", "--json")
+    # The limit was asked for when it was measured, and holds unless another one is asked for.
+    trained = batchcal("train", "--no-calibrate", "--effective-batch", "16", "--seed", "7", "--json")
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout)
     assert [epoch["steps"] for epoch in result["epochs"]] == [6, 6]
     assert result["epochs"][1]["loss"] < result["epochs"][0]["loss"]
     assert "training_started" in trained.stderr
+    other = batchcal("train", "--no-calibrate", "--margin", "20%")
+    assert other.returncode == 3
+    assert "margin was" in other.stderr
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_the_first_process_of_a_container_obeys_signals_and_takes_all_along(tmp_
             pid_in(tell)
             inside = int(Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text())
             os.kill(inside, number)
-            _, talk = outside.communicate(timeout=10)
+            _, talk = outside.communicate(timeout=40)
         finally:
             kill_group(outside.pid)
     assert outside.returncode == code, talk

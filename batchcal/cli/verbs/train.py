@@ -76,6 +76,7 @@ def train(
         force=force_calibration and not _was_restarted(),
         require_signature=require_signature,
         may_measure=calibrate or force_calibration,
+        as_before=True,
     )
     if resume and desk.settings.value(knobs.CHECKPOINT) is None:
         raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
