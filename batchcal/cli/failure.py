@@ -14,6 +14,8 @@ from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_co
 
 FORMAT: Final = 1
 _INDENT: Final = " " * 7
+POSIX_ONLY: Final = frozenset({"resource", "fcntl"})
+"""Modules of Python that Windows does not have."""
 _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Escape sequences and control characters: a user's exception may hold any, and they would reach the terminal."""
 
@@ -64,7 +66,13 @@ def unexpected(error: BaseException, *, verbose: bool) -> BatchcalError:
 
 
 def misused(error: Exception) -> UsageError | None:
-    """A mistake in the command line that Typer found. None: `error` is something else."""
+    """A mistake in the command line that Typer found, or a system that we do not run on. None: `error` is something else."""
+    if isinstance(error, ModuleNotFoundError) and error.name in POSIX_ONLY:
+        return UsageError(
+            "batchcal does not run on this system",
+            known=f"it has no {error.name!r}: no limits on processes, no process groups, no fence",
+            try_="Linux or macOS; on Windows a Linux of its own: wsl --install",
+        )
     say = getattr(error, "format_message", None)
     if not callable(say):
         return None

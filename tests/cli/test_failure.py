@@ -67,3 +67,10 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
 def test_how_to_speak_is_known_before_the_arguments_are_parsed(arguments: list[str], as_json: bool, for_eval: bool) -> None:
     voice = Voice.of(arguments)
     assert (voice.as_json, voice.for_eval) == (as_json, for_eval)
+
+
+def test_a_system_without_process_limits_is_told_by_name() -> None:
+    error = misused(ModuleNotFoundError("No module named 'resource'", name="resource"))
+    assert error is not None
+    assert "wsl" in error.try_
+    assert misused(ModuleNotFoundError("No module named 'wandb'", name="wandb")) is None
