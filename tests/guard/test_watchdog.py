@@ -65,6 +65,18 @@ def test_an_armed_child_may_come_nearer() -> None:
     assert watchdog.look(0.0) is not None
 
 
+def test_workers_beside_an_armed_child_keep_the_distance_of_no_fence() -> None:
+    """Each process has a data limit of its own; nothing but the look bounds their sum."""
+    group = Group()
+    watchdog = Watchdog(os.getpid(), group, allowed_bytes=None)
+    watchdog.armed = True
+    group.hard = GIB - trip_distance(GIB, armed=False) + MIB
+    assert watchdog.look(0.0) is None
+    watchdog.family.add(12345)
+    assert watchdog.look(0.0) is not None
+    watchdog.close()
+
+
 def test_an_unarmed_child_that_outgrows_what_it_may_hold_is_killed() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=50 * MIB)
