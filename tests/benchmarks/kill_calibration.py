@@ -49,6 +49,8 @@ FAKE_LIFE_S: Final = 0.12
 """A calibration with the fake probe takes about this long, so that kills fall before, into and after it."""
 REAL_LIFE_S: Final = 12.0
 REAL_ALLOWANCE: Final = 700 * MIB
+UNREACHED: Final = 2**20
+"""A batch that no search of ours comes near."""
 
 Row = dict[str, int | float]
 
@@ -81,7 +83,7 @@ class Told:
 
 
 class Lives:
-    """A task that is calibrated again and again. Each generation has a seed of its own, which makes it another calibration."""
+    """A task that is calibrated again and again. Each generation asks for another largest batch: another calibration."""
 
     def __init__(
         self, folder: Path, reference: TaskReference, environment: Environment, probe: Callable[[], Probe | None], asked: Options
@@ -97,7 +99,7 @@ class Lives:
 
     @property
     def options(self) -> Options:
-        return self._asked.model_copy(update={"seed": self.generation})
+        return self._asked.model_copy(update={"max_batch": UNREACHED + self.generation})
 
     def live(self) -> int:
         """A process that calibrates; its pid."""
@@ -135,7 +137,7 @@ class Lives:
         """Bad and old reads, after a death. Begins the next generation where this one is whole."""
         calibration, bad = self.read()
         old = 0
-        ours = calibration is not None and calibration.options.seed == self.generation
+        ours = calibration is not None and calibration.options == self.options
         if ours and calibration is not None:
             finding = calibration.finding()
             old += finding is None or finding.train.batch < self.told["best"]
@@ -180,7 +182,7 @@ def run(lives: Lives, kills: int, longest_life_s: float, drawn: random.Random) -
         "bad_reads": bad,
         "old_reads": old,
         "left_running": left,
-        "ended_whole": int(whole is not None and whole.options.seed == lives.generation),
+        "ended_whole": int(whole is not None and whole.options == lives.options),
         "wall_s": round(time.monotonic() - began, 1),
     }
 

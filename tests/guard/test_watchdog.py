@@ -68,7 +68,7 @@ def test_an_armed_child_may_come_nearer() -> None:
 def test_workers_beside_an_armed_child_keep_the_distance_of_no_fence() -> None:
     """Each process has a data limit of its own; nothing but the look bounds their sum."""
     group = Group()
-    watchdog = Watchdog(os.getpid(), group, allowed_bytes=None)
+    watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
     watchdog.armed = True
     group.hard = GIB - trip_distance(GIB, armed=False) + MIB
     assert watchdog.look(0.0) is None
