@@ -23,11 +23,11 @@ _BECAUSE: Final[dict[Literal["max", "high", "hidden"], str]] = {
 def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
     """The memory behind `root`. What could not be read is added to `notes`."""
     chain = locate("memory", root)
-    if not root.exists("/proc/meminfo"):
-        notes.append("/proc/meminfo cannot be read: the machine's memory is what psutil says")
+    machine = MachineMemory(chain, root)
+    if not machine.learned_from.startswith("/proc/meminfo"):
+        notes.append(f"/proc/meminfo cannot be read: the machine's memory is what {machine.learned_from} says")
     elif chain is None:
         notes.append("no memory control group can be seen: a limit that a container has is not known here")
-    machine = MachineMemory(chain, root)
     meter = memory_meter(root)
     try:
         groups = memory_bounds(chain, root) if chain else ()
@@ -36,7 +36,7 @@ def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
             *(Bound(value=group.bytes, learned_from=group.file, because=_BECAUSE[group.kind]) for group in reversed(groups)),
             Bound(
                 value=machine.total_bytes,
-                learned_from="/proc/meminfo MemTotal" if root.exists("/proc/meminfo") else "psutil",
+                learned_from=machine.learned_from,
                 because="the machine has no more",
             ),
         ]

@@ -220,10 +220,11 @@ class _Reading(NamedTuple):
     free: int
     swap_total: int
     swapped: int
+    learned_from: str
 
 
 class MachineMemory:
-    """The same answers for the machine as a whole, where no group binds. From /proc/meminfo; psutil where there is none.
+    """The same answers for the machine as a whole, where no group binds. From /proc/meminfo; asked otherwise where it is none.
 
     `at_most_bytes`: a limit that holds all the same, of a group that does not say what it uses.
     """
@@ -236,20 +237,18 @@ class MachineMemory:
         self._kills = _KillCounter(chain, chain.own, root) if chain else None
         # Without groups of our own there is only the counter of the whole machine.
         self._vmstat = _opened(root, "/proc/vmstat") if not chain else None
-        self.total_bytes = self._read().total
+        first = self._read()
+        self.total_bytes, self.learned_from = first.total, first.learned_from
         self.limit_bytes = self.total_bytes if at_most_bytes is None else min(at_most_bytes, self.total_bytes)
 
     def _read(self) -> _Reading:
-        if self._meminfo is None:
-            import psutil  # 12 ms, for systems without /proc only
-
-            memory, paged = psutil.virtual_memory(), psutil.swap_memory()
-            return _Reading(memory.total, memory.available, memory.free, paged.total, paged.used)
-        values = {key: int(value) * 1024 for key, value in _MEMINFO.findall(self._meminfo.read())}
-        total, free = values.get(b"MemTotal", 0), values.get(b"MemFree", 0)
+        values = {} if self._meminfo is None else {key: int(kib) * 1024 for key, kib in _MEMINFO.findall(self._meminfo.read())}
+        if b"MemTotal" not in values:
+            return _asked()
+        total, free = values[b"MemTotal"], values.get(b"MemFree", 0)
         available = values.get(b"MemAvailable", free + values.get(b"Cached", 0))
         swap = values.get(b"SwapTotal", 0)
-        return _Reading(total, available, free, swap, swap - values.get(b"SwapFree", 0))
+        return _Reading(total, available, free, swap, swap - values.get(b"SwapFree", 0), "/proc/meminfo MemTotal")
 
     def usage_bytes(self) -> int:
         now = self._read()
@@ -283,6 +282,19 @@ class MachineMemory:
             if file is not None:
                 file.close()
         self._meminfo = self._kills = self._vmstat = None
+
+
+def _asked() -> _Reading:
+    """What the system says where /proc/meminfo does not: psutil off Linux, a system call in a root without /proc."""
+    import psutil  # 12 ms
+
+    try:
+        memory, paged = psutil.virtual_memory(), psutil.swap_memory()
+    except (OSError, KeyError):  # on Linux it reads the same file
+        page = os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * page
+        return _Reading(os.sysconf("SC_PHYS_PAGES") * page, free, free, 0, 0, "sysconf")
+    return _Reading(memory.total, memory.available, memory.free, paged.total, paged.used, "psutil")
 
 
 _MEMINFO: Final = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)

@@ -210,6 +210,7 @@ class _Run:
             "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
         )
         calibration = self._calibration(campaign, budgets, began, None)
+        self._tell_the_end(campaign, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
 
     def budgets(self) -> dict[str, Budget]:
@@ -293,6 +294,12 @@ class _Run:
                 save(calibration, self.path, key=self.trust.key)
         except NotSaved as error:
             path, not_saved = None, error
+        self._tell_the_end(campaign, calibration)
+        return CalibrationResult(
+            calibration=calibration, path=path, fresh=False, notices=tuple(notices), not_saved=not_saved, stopped=stopped
+        )
+
+    def _tell_the_end(self, campaign: Campaign, calibration: Calibration) -> None:
         finding = calibration.finding()
         self.progress.event(
             "calibrate_ended",
@@ -305,9 +312,6 @@ class _Run:
                 "probes": campaign.attempts.started,
                 "wall_s": calibration.wall_s,
             },
-        )
-        return CalibrationResult(
-            calibration=calibration, path=path, fresh=False, notices=tuple(notices), not_saved=not_saved, stopped=stopped
         )
 
     def _calibration(

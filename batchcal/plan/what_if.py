@@ -17,7 +17,7 @@ UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
 """What limits a capacity whatever the memory."""
 FURTHEST: Final = 2**20
 """No prediction goes beyond this size; a model that memory does not limit there is not limited by memory."""
-WHOLE_MACHINE: Final = frozenset({"/proc/meminfo MemTotal", "psutil"})
+WHOLE_MACHINE: Final = frozenset({"/proc/meminfo MemTotal", "psutil", "sysconf"})
 """Where a limit is learned that no container set."""
 
 

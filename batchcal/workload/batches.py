@@ -36,6 +36,8 @@ LOOK_LIMIT_BYTES: Final = 64 * MIB
 PICKLE_LIMIT_BYTES: Final = MIB
 """A dataset that pickles to more is worth a word: every worker that is not forked is sent that much."""
 FACTS_BATCH: Final = 8
+"""Samples of the batch whose bytes are told; fewer where they are large."""
+FACTS_BATCH_BYTES: Final = 256 * MIB
 
 
 class WorstCase:
@@ -100,15 +102,15 @@ class WorstCase:
 
     def batch(self, size: int) -> object:
         """A batch of `size` samples as collated, on the CPU; loaded anew each time, as in training."""
-        if self.indexable:
-            samples = [_item(self.dataset, index) for index in self.indices(size)]
-        else:
-            samples = [self._kept[place] for place in self.indices(size)]
-        return self.collate(samples)
+        return self.collate([self._sample(place) for place in self.indices(size)])
+
+    def _sample(self, place: int) -> object:
+        return _item(self.dataset, place) if self.indexable else self._kept[place]
 
     def facts(self, task: Task) -> TaskFacts:
         """What `task`, whose training data this is about, says about itself."""
-        size = min(FACTS_BATCH, self.samples or FACTS_BATCH)
+        fit = FACTS_BATCH_BYTES // max(nest_bytes(self._sample(self.order[0])), 1)
+        size = max(1, min(FACTS_BATCH, self.samples or FACTS_BATCH, fit))
         parameters = list(task.model.parameters())
         pickled = pickled_bytes(task.train_data)
         notes = list(self.notes())

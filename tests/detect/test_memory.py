@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from batchcal.core.units import GIB, MIB
-from batchcal.detect.environment import Memory
+from batchcal.detect.environment import Environment, Memory
 from batchcal.detect.limits import read_limits
 from batchcal.detect.memory import read_memory
 from batchcal.guard.roots import Root
@@ -89,3 +93,19 @@ def test_without_meminfo_psutil_is_named(tmp_path: Path) -> None:
     assert "psutil" in notes[0]
     assert found.cgroup_version == "none"
     assert found.cgroup_path == ""
+
+
+@pytest.mark.child
+@pytest.mark.parametrize("hide", ["mount -t tmpfs tmpfs /proc", "mount --bind /dev/null /proc/meminfo"])
+def test_where_proc_does_not_say_it_the_system_is_asked(hide: str) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare here")
+    program = "from batchcal.detect.detect import detect; print(detect().model_dump_json())"
+    command = f"{hide} && exec {sys.executable} -c '{program}'"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True)
+    if "unshare failed" in done.stderr or "permission denied" in done.stderr.lower():
+        pytest.skip("needs root for a mount namespace")
+    assert done.returncode == 0, done.stderr
+    found = Environment.model_validate_json(done.stdout)
+    assert found.memory.total_bytes == pytest.approx(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), rel=0.02)
+    assert any("/proc/meminfo cannot be read" in note for note in found.notes)

@@ -138,6 +138,7 @@ def test_a_dry_run_shows_the_search_and_writes_nothing_at_all(desk: Desk, own_ho
     before, home = desk.files(), {path for path in own_home.rglob("*") if path.is_file()}
     result = desk.calibrate(dry_run=True)
     assert result.path is None
+    assert desk.names()[-1] == "calibrate_ended"
     assert result.calibration.finding() is not None
     assert all(one.isolation.launcher == "fake" for one in result.calibration.measurements)
     assert any("dry run" in note for note in result.calibration.notes)

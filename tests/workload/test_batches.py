@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, IterableDataset
 
 from batchcal.core.errors import UserCodeError
+from batchcal.core.units import MIB
 from batchcal.workload import batches
 from batchcal.workload.batches import SizeOf, WorstCase, elements, nest_bytes
 from batchcal.workload.task import Task
@@ -274,6 +275,24 @@ def test_the_facts_of_a_task() -> None:
     assert facts.dataset_pickle_bytes is not None
     assert facts.dataset_pickle_bytes < 500
     assert facts.notes == ()
+
+
+def test_the_facts_of_large_samples_are_told_by_few() -> None:
+    """A volume of 200 MiB is not collated eight at a time to learn its size."""
+    collated: list[int] = []
+
+    def collate(samples: list[Tensor]) -> Tensor:
+        collated.append(len(samples))
+        return samples[0]
+
+    class Volumes(Texts):
+        def __getitem__(self, index: int) -> Tensor:
+            return torch.zeros(1).expand(50 * MIB)
+
+    task = task_of(Volumes(), collate_fn=collate)
+    facts = WorstCase.of(task, "train", limit_s=1, seed=0).facts(task)
+    assert facts.batch_bytes_per_sample == 200 * MIB
+    assert collated == [1]
 
 
 def test_the_facts_of_a_stream() -> None:
