@@ -68,7 +68,7 @@ TABLE: Final[dict[int, Row]] = {
     ),
     6: Row(
         "memory.oom.group: any kill by the kernel takes the container",
-        _in("memory", "test_three_hundred_probes_of_which_many_do_not_fit_and_the_kernel_kills_none"),
+        _in("memory", "test_many_probes_of_which_many_do_not_fit_and_the_kernel_kills_none"),
         "the flag itself needs cgroup v2; that the kernel never has to kill is what can be shown, and every lab in a group does",
     ),
     7: Row(
