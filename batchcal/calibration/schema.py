@@ -31,8 +31,18 @@ SearchPhase = Literal["profile", "scale", "verify", "expand", "bisect", "eval", 
 """`profile`: tiny batches; `scale`: about half the expected cap; then the three phases: `verify` the cap, `expand` under the
 headroom threshold, `bisect` after a miss."""
 LimitedBy = Literal[
-    "memory", "accelerator-memory", "shm", "dataset", "max-batch", "model", "time-limit", "max-probes", "measuring-overhead"
+    "memory",
+    "accelerator-memory",
+    "shm",
+    "dataset",
+    "max-batch",
+    "model",
+    "speed",
+    "time-limit",
+    "max-probes",
+    "measuring-overhead",
 ]
+"""`speed`: of evaluation, which ends growing where a larger batch is no faster."""
 
 
 class Options(Record):

@@ -9,6 +9,7 @@ the error lives on. Interleaved. With --verify every answer is then trained with
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -153,6 +154,10 @@ def main() -> None:
     parser.add_argument("--verify", action="store_true", help="train five times with each answer, in the cgroup")
     parser.add_argument("--journal", type=Path, default=ROOT / "build" / "finders.jsonl")
     arguments = parser.parse_args()
+    finders = arguments.finders.split(",")
+    missing = {name for finder in finders if importlib.util.find_spec(name := finder.partition(" ")[0]) is None}
+    if missing:  # a program that is not there has not failed
+        parser.error(f"not installed: {', '.join(sorted(missing))}; nox -s bench -- finders installs them")
     journal = Journal(arguments.journal)
     rows: list[dict[str, object]] = []
     for text in arguments.limits.split(","):

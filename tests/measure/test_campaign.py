@@ -17,7 +17,7 @@ from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campai
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
-from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe
+from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe, fits
 
 
 @pytest.fixture
@@ -204,6 +204,30 @@ def test_evaluation_takes_more_than_training_and_begins_with_what_training_takes
     budget = desk.calibrate(probe).calibration.budget()
     assert budget is not None
     assert finding.eval.peak_bytes <= budget.budget_bytes
+
+
+def test_evaluation_grows_no_further_than_it_gets_faster(desk: Desk) -> None:
+    probe = ScriptedProbe()
+    finding = found(desk, probe)
+    assert finding.eval is not None
+    assert probe.sizes("eval") == [finding.train.batch, 2 * finding.train.batch]
+    assert (finding.eval.limited_by, finding.eval.undone) == ("speed", "")
+    assert desk.calibrate().calibration.status == "complete"
+
+
+def test_evaluation_that_gets_faster_grows_until_memory_ends(desk: Desk) -> None:
+    def steps_of_one_second(request: ProbeRequest, time: int) -> Fits | OutOfMemory | None:
+        if request.mode == "train":
+            return None
+        return fits(request.batch) if request.batch <= 2000 else OutOfMemory(source="fence")
+
+    probe = ScriptedProbe(steps_of_one_second, eval_samples=100_000)
+    finding = found(desk, probe)
+    first = finding.train.batch
+    assert finding.eval is not None
+    assert probe.sizes("eval") == [first, 2 * first, 4 * first, 8 * first][: len(probe.sizes("eval"))]
+    assert finding.eval.batch > 1000
+    assert finding.eval.limited_by == "memory"
 
 
 def test_evaluation_runs_after_a_training_step_as_in_a_training(desk: Desk) -> None:

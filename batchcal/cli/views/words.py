@@ -123,6 +123,7 @@ LIMITS: Final[dict[LimitedBy, str]] = {
     "dataset": "the data: there are no more samples",
     "max-batch": "--max-batch",
     "model": "the task itself, which refuses more",
+    "speed": "speed: a larger one would be no faster",
     "time-limit": "the time limit",
     "max-probes": "--max-probes",
     "measuring-overhead": "what measuring itself takes",

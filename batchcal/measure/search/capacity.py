@@ -139,7 +139,7 @@ class CapacitySearch:
             return None
         if size >= self.upper or size < self._bounds.floor:
             return None
-        return Ask(size, phase, why, round(self.model.predict(size)))
+        return Ask(size, phase, why, round(self._predict(size)))
 
     def tell(self, batch: int, verdict: Verdict, peak_bytes: int | None = None) -> None:
         """What became of `batch`. `peak_bytes` where it ran to its end, within the budget or above it."""
@@ -203,7 +203,8 @@ class CapacitySearch:
         if (high - low) / low <= precision:
             return low, "bisect", "close enough"
         if self._over.get(high) is not None:
-            size = min(max(target, int(low * (1 + precision)) + 1), int(high * (1 - 0.5 * precision * self._misses)))
+            size = target if target > low * (1 + precision) else self._between_runs(low, high)
+            size = min(size, int(high * (1 - 0.5 * precision * self._misses)))
             return size, "bisect", f"between {low}, which fits, and {high}, which ran over the budget"
         # The geometric middle where they are far apart, a little above it where they are near: a miss costs no more than a fit.
         middle = round((low * high) ** 0.5) if high > 1.5 * low else low + (high - low) * 3 // 5
@@ -212,6 +213,25 @@ class CapacitySearch:
             "bisect",
             f"between {low}, which fits, and {high}, which does not",
         )
+
+    def _between_runs(self, low: int, high: int) -> int:
+        """The largest batch in [low, high) that should stay within the budget by what both were seen to take."""
+        most = self._bounds.budget_bytes * AIM
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._predict(middle) <= most:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _predict(self, size: int) -> float:
+        """Demand in bytes at `size`; between a run that fitted and one that ran over, the model is led through both."""
+        model, low, high = self.model, self.best, self._too_big
+        if low is None or high is None or not low < size < high or low not in self._points or high not in self._over:
+            return model.predict(size)
+        off_low, off_high = self._points[low] - model.predict(low), self._over[high] - model.predict(high)
+        return model.predict(size) + off_low + (off_high - off_low) * (size - low) / (high - low)
 
     def _hoped(self, model: MemoryModel, ceiling: int) -> int:
         """The largest batch up to `ceiling` that should stay within the budget."""

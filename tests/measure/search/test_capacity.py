@@ -177,6 +177,21 @@ def test_a_miss_is_bisected_and_the_answer_lies_below_it() -> None:
     assert search.limited_by == "memory"
 
 
+def test_between_a_run_that_fitted_and_one_that_ran_over_the_two_of_them_tell_the_next_size() -> None:
+    """The model, which meets the largest run, says that nothing above 600 fits; the runs themselves say 660."""
+    machine = Machine(base=230 * MIB, ratio=1.0, per_sample=1 * MIB, budget=900 * MIB)
+    search = search_for(machine)
+    search.tell(600, "fits", 820 * MIB)
+    search.tell(720, "too-big", 980 * MIB)
+    ask = search.ask()
+    assert ask is not None
+    assert 635 <= ask.batch <= 660
+    assert ask.predicted_bytes == pytest.approx(820 * MIB + (ask.batch - 600) * 160 * MIB / 120, rel=1e-3)
+    assert ask.predicted_bytes <= machine.budget
+    search.tell(ask.batch, "fits", round(ask.predicted_bytes))
+    assert search.ask() is None
+
+
 def test_nothing_that_fits_ends_without_an_answer() -> None:
     machine = Machine(base=500 * MIB, ratio=1.0, per_sample=100 * MIB, budget=550 * MIB)
     search = search_for(machine, base_error=0.8)
