@@ -19,7 +19,7 @@ from batchcal.calibration.schema import Calibration
 from batchcal.core.units import format_bytes, parse_size
 from tests.benchmarks._limits import ROOT, Ended, python, run_limited
 from tests.benchmarks._report import Journal, finish, say
-from tests.benchmarks.oracle import Training, Trial, check_answer, runs_at
+from tests.benchmarks.oracle import Training, Trial, check_answer, runs_at, steps_at
 
 LIMITS: Final = "512MiB,1GiB,2GiB,7.6GiB"
 CONFIGS: Final = "handwriting,patchtst,textpair,multiimage"
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--limits", default=LIMITS)
     parser.add_argument("--configs", default=CONFIGS, help="names in configs/, without .toml")
     parser.add_argument("--runs", type=int, help="plain trainings at each answer; default 20 up to 1 GiB, else 5")
-    parser.add_argument("--steps", type=int, default=12, help="of each plain training")
+    parser.add_argument("--steps", type=int, help="of each plain training; default 12 up to 2 GiB, else 6")
     parser.add_argument("--journal", type=Path, default=ROOT / "build" / "safety_table.jsonl")
     parser.add_argument("--afresh", action="store_true", help="measure cells again that the journal has")
     parser.add_argument("options", nargs="*", help="for calibrate, behind `--`")
@@ -133,7 +133,7 @@ def main() -> None:
         calibrated[config, limit] = calibrate(f"configs/{config}.toml", limit, arguments.options)
     say("calibrated; now the oracle")
     for (config, limit), done in calibrated.items():
-        row = cell(config, limit, done, arguments.steps, arguments.runs) | {"options": arguments.options}
+        row = cell(config, limit, done, arguments.steps or steps_at(limit), arguments.runs) | {"options": arguments.options}
         journal.add(row)
         rows[config, limit] = row
     summary = {
