@@ -20,11 +20,6 @@ from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
 from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe, fits
 
 
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
-
-
 def found(desk: Desk, probe: FakeProbe, asked: Options | None = None) -> Finding:
     finding = desk.calibrate(probe, asked).calibration.finding()
     assert finding is not None

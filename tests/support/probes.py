@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from batchcal.calibration.keys import find_trust
 from batchcal.calibration.memory_model import ShapePoint
-from batchcal.calibration.schema import Isolation, Measurement, Mode, Options
+from batchcal.calibration.schema import Calibration, Isolation, Measurement, Mode, Options
+from batchcal.calibration.store import Loaded, load
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Field, Recorded
 from batchcal.core.units import GIB, MIB
@@ -195,6 +197,13 @@ class Desk:
     def files(self) -> set[str]:
         """Everything that lies in the project, relative to it."""
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
+
+
+def saved(desk: Desk, path: Path | None = None) -> Calibration:
+    """What lies in the file, which is whole and ours."""
+    found = load(path or desk.path, trust=find_trust(desk.environ))
+    assert isinstance(found, Loaded)
+    return found.calibration
 
 
 def fits(batch: int, demand_bytes: int = 300 * MIB, *, begin_bytes: int | None = None) -> Fits:

@@ -1,0 +1,111 @@
+"""A calibration that ends early, at a limit or by a signal: what it answers and keeps, and what it says is undone."""
+
+from __future__ import annotations
+
+from batchcal.core.errors import Interrupted, Partial
+from batchcal.core.units import GIB
+from batchcal.guard.outcome import Outcome
+from batchcal.measure.options import options
+from batchcal.measure.probe import ProbeRequest
+from tests.support.probes import KILLED, Desk, ScriptedProbe, best_of, saved
+
+
+def test_a_time_limit_without_an_answer_is_partial_and_what_there_is_is_saved(desk: Desk) -> None:
+    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=100)
+    result = desk.calibrate(probe)
+    assert isinstance(result.stopped, Partial)
+    assert result.stopped.exit_code == 6
+    assert "scale" in result.stopped.known
+    assert result.calibration.status == "partial"
+    assert result.calibration.finding() is None
+    assert saved(desk) == result.calibration
+    assert desk.journal.exists()
+
+
+def test_runs_that_tell_nothing_are_no_proof_that_nothing_fits(desk: Desk) -> None:
+    result = desk.calibrate(ScriptedProbe(lambda request, time: KILLED))
+    assert isinstance(result.stopped, Partial)
+    assert result.calibration.status == "partial"
+    assert "told nothing about memory" in " ".join(result.calibration.undone)
+
+
+def test_a_partial_result_never_replaces_a_calibration(desk: Desk) -> None:
+    desk.calibrate(ScriptedProbe())
+    good = desk.path.read_bytes()
+    result = desk.calibrate(ScriptedProbe(clock=desk.clock, examination_takes_s=100), force=True)
+    assert isinstance(result.stopped, Partial)
+    assert desk.path.read_bytes() == good
+
+
+def test_a_partial_calibration_is_not_fresh(desk: Desk) -> None:
+    desk.calibrate(ScriptedProbe(clock=desk.clock, examination_takes_s=100))
+    result = desk.calibrate(ScriptedProbe())
+    assert not result.fresh
+    assert result.calibration.status == "complete"
+    assert saved(desk) == result.calibration
+    assert not desk.journal.exists()
+
+
+def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(desk: Desk) -> None:
+    probe = ScriptedProbe(clock=desk.clock, takes_s=70)
+    result = desk.calibrate(probe)
+    finding = result.calibration.finding()
+    assert finding is not None
+    assert result.stopped is None
+    assert result.calibration.status == "unsettled"
+    assert finding.train.limited_by == "time-limit"
+    assert finding.train.batch == probe.sizes()[0]
+    assert finding.train.undone
+    assert result.calibration.undone
+    assert saved(desk) == result.calibration
+
+
+def test_max_probes_is_kept(desk: Desk) -> None:
+    probe = ScriptedProbe()
+    result = desk.calibrate(probe, options(GIB, max_probes=1))
+    assert len(probe.asked) == 1
+    assert result.calibration.status == "unsettled"
+    finding = result.calibration.finding()
+    assert finding is not None
+    assert finding.train.limited_by == "max-probes"
+    assert finding.eval is None
+
+
+def interrupting(after: int) -> ScriptedProbe:
+    """Ctrl-C in the probe that comes after so many."""
+    asked: list[int] = []
+
+    def script(request: ProbeRequest, time: int) -> Outcome | None:
+        asked.append(request.batch)
+        if len(asked) > after:
+            raise Interrupted(2)
+        return None
+
+    return ScriptedProbe(script)
+
+
+def test_an_interruption_keeps_what_was_verified(desk: Desk) -> None:
+    probe = interrupting(2)
+    result = desk.calibrate(probe)
+    assert isinstance(result.stopped, Interrupted)
+    assert result.calibration.status == "unsettled"
+    assert "stopped by signal 2" in result.calibration.undone
+    assert saved(desk) == result.calibration
+    assert desk.journal.exists()
+    assert probe.closed == 1
+
+
+def test_an_interruption_before_anything_was_verified_keeps_the_measurements(desk: Desk) -> None:
+    result = desk.calibrate(interrupting(0))
+    assert isinstance(result.stopped, Interrupted)
+    assert result.calibration.status == "partial"
+    assert saved(desk).status == "partial"
+
+
+def test_an_interruption_within_a_search_returns_the_best_so_far(desk: Desk) -> None:
+    """The first probe fitted: what was verified is an answer, though the search was not over."""
+    result = desk.calibrate(interrupting(1))
+    assert isinstance(result.stopped, Interrupted)
+    finding = result.calibration.finding()
+    assert finding is not None
+    assert finding.train.batch == best_of(result.calibration.measurements)

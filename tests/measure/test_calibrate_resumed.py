@@ -1,0 +1,75 @@
+"""A calibration after a power cut: what was measured is not measured again."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcal.core.units import GIB, MIB
+from batchcal.guard.outcome import Outcome
+from batchcal.measure.probe import ProbeRequest
+from tests.support.probes import Desk, ScriptedProbe
+
+
+def broken_off(desk: Desk, after: int) -> list[int]:
+    """A calibration that dies without a word after so many probes; the sizes that it ran."""
+
+    class PowerCut(BaseException):
+        pass
+
+    ran: list[int] = []
+
+    def script(request: ProbeRequest, time: int) -> Outcome | None:
+        if len(ran) == after:
+            raise PowerCut
+        ran.append(request.batch)
+        return None
+
+    with pytest.raises(PowerCut):
+        desk.calibrate(ScriptedProbe(script))
+    return ran
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_what_was_measured_before_a_power_cut_is_not_measured_again(desk: Desk, after: int) -> None:
+    whole = ScriptedProbe()
+    straight = desk.calibrate(whole, output=desk.folder / "other" / "straight.json").calibration
+    ran = broken_off(desk, after)
+    probe = ScriptedProbe()
+    resumed = desk.calibrate(probe).calibration
+    assert len(ran) == after
+    assert [request.batch for request in probe.asked] == [request.batch for request in whole.asked][after:]
+    assert len(desk.events("probe_kept")) >= after
+    assert resumed.finding() == straight.finding()
+    assert [one.batch for one in resumed.measurements] == [one.batch for one in straight.measurements]
+    assert not desk.journal.exists()
+
+
+def test_a_second_power_cut_loses_nothing_either(desk: Desk) -> None:
+    first = broken_off(desk, 1)
+    second = broken_off(desk, 1)
+    resumed = desk.calibrate(ScriptedProbe()).calibration
+    assert [one.batch for one in resumed.measurements][:2] == first + second
+    assert [one.sequence for one in resumed.measurements] == list(range(1, len(resumed.measurements) + 1))
+
+
+def test_a_resumption_holds_although_others_use_a_little_more_now(desk: Desk) -> None:
+    ran = broken_off(desk, 2)
+    memory = desk.environment.memory
+    less = memory.model_copy(update={"available_bytes": 850 * MIB + int(0.15 * GIB)})
+    desk.environment = desk.environment.model_copy(update={"memory": less})
+    probe = ScriptedProbe()
+    resumed = desk.calibrate(probe).calibration
+    budget, finding = resumed.budget(), resumed.finding()
+    assert budget is not None
+    assert finding is not None
+    assert budget.budget_bytes == 850 * MIB
+    assert finding.train.peak_bytes <= budget.budget_bytes
+    assert ran[0] not in probe.sizes()
+
+
+def test_force_begins_from_the_beginning(desk: Desk) -> None:
+    broken_off(desk, 2)
+    probe = ScriptedProbe()
+    desk.calibrate(probe, force=True)
+    assert len(probe.sizes()) == 2
+    assert desk.events("probe_kept") == []

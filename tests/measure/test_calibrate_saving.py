@@ -1,0 +1,75 @@
+"""A calibration whose file, journal or lock is not to be had, or is another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchcal.core.errors import NotSaved
+from batchcal.core.lock import Lock
+from tests.support.probes import Desk, ScriptedProbe
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written any more, as root neither."""
+
+    def refuse(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("batchcal.calibration.store.write_atomically", refuse)
+    monkeypatch.setattr("batchcal.calibration.journal.write_atomically", refuse)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_what_cannot_be_saved_is_returned_with_the_reason(desk: Desk) -> None:
+    result = desk.calibrate(ScriptedProbe())
+    assert result.path is None
+    assert isinstance(result.not_saved, NotSaved)
+    assert result.not_saved.exit_code == 7
+    assert "disk is full" in result.not_saved.known
+    assert result.calibration.status == "complete"
+    assert any("no journal" in notice for notice in result.notices)
+
+
+def test_a_journal_that_fails_later_costs_the_journal_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("batchcal.calibration.journal.write_all", refuse)
+    result = desk.calibrate(ScriptedProbe())
+    assert result.calibration.status == "complete"
+    assert any("the journal could not be written: the disk is full" in notice for notice in result.notices)
+
+
+def test_a_calibration_that_another_made_while_we_waited_is_ours(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas on one volume: the second waits for the first and takes what it made."""
+    made = desk.calibrate(ScriptedProbe()).calibration
+    data = desk.path.read_bytes()
+    desk.path.unlink()
+    acquire = Lock.acquire
+
+    def finished_by_another(self: Lock, **asked: object) -> object:
+        desk.path.write_bytes(data)
+        wait_s, done = asked["wait_s"], asked["done"]
+        assert isinstance(wait_s, float)
+        assert callable(done)
+        return acquire(self, wait_s=wait_s, done=done)
+
+    monkeypatch.setattr(Lock, "acquire", finished_by_another)
+    probe = ScriptedProbe()
+    result = desk.calibrate(probe)
+    assert result.fresh
+    assert result.calibration == made
+    assert probe.asked == []
+
+
+def test_without_a_lock_it_measures_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(self: object, **asked: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    result = desk.calibrate(ScriptedProbe())
+    assert result.calibration.status == "complete"
+    assert any("no lock" in notice for notice in result.notices)
