@@ -7,124 +7,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
 
 import pytest
 
 from batchcal.calibration.memory_model import MemoryModel
-from batchcal.calibration.schema import Mode
 from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.allocator import available
-from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job, Launcher
-from batchcal.guard.outcome import (
-    Fits,
-    Infrastructure,
-    KilledFromOutside,
-    OutOfMemory,
-    TimedOut,
-    UserCodeFailed,
-    WorkerDied,
-)
-from batchcal.guard.run import Limits
-from batchcal.guard.watchdog import MemoryGroup
-from batchcal.guard.wire import JSON
+from batchcal.guard.outcome import Fits, KilledFromOutside, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
 from batchcal.measure import children
-from batchcal.measure.children import ChildProbe
 from batchcal.measure.prior import Prior
-from batchcal.measure.probe import ProbeReport, ProbeRequest
-from batchcal.measure.request import ProbeAnswer, Setting
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.reference import Scalar
+from tests.support.children import REPOSITORY, fitting, probing, request
 
 pytestmark = pytest.mark.child
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HANDWRITING = "batchcal.workload.examples.handwriting:task"
-ROOM = 4 * GIB
-
-
-class Fixed:
-    """A memory group in which nothing but the child moves: so far below its limit, whatever the neighbours do."""
-
-    def __init__(self, above_bytes: int) -> None:
-        self.limit_bytes = GIB + above_bytes
-
-    def hard_bytes(self) -> int:
-        return GIB
-
-    def swap_bytes(self) -> int:
-        return 0
-
-    def oom_kills(self) -> int | None:
-        return None
-
-
-def setting_of(spec: str, *, workers: int = 0, **arguments: Scalar) -> Setting:
-    return Setting(
-        reference=TaskReference(
-            spec=spec if ":" in spec else f"tests.measure.tasks:{spec}", directory=str(REPOSITORY), arguments=dict(arguments)
-        ),
-        device="cpu",
-        seed=0,
-        intra_op_threads=1,
-        workers=workers,
-        smallest_batch=2,
-    )
-
-
-@contextmanager
-def probing(
-    spec: str,
-    *,
-    workers: int = 0,
-    above_bytes: int = ROOM,
-    isolation: str | None = None,
-    notes: list[str] | None = None,
-    **arguments: Scalar,
-) -> Iterator[ChildProbe]:
-    probe = ChildProbe(
-        {"cpu": setting_of(spec, workers=workers, **arguments)},
-        Fixed(above_bytes),
-        host_budget_bytes=ROOM,
-        note=(notes if notes is not None else []).append,
-        environ={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        isolation=isolation,
-    )
-    with closing(probe):
-        yield probe
-
-
-def request(
-    batch: int,
-    *,
-    mode: Mode = "train",
-    budget: int = 2 * GIB,
-    allowed: int | None = None,
-    samples: int = 4,
-    train_batch: int | None = None,
-    allocator: str = "default",
-    deadline_s: float | None = 60.0,
-) -> ProbeRequest:
-    return ProbeRequest(
-        batch=batch,
-        mode=mode,
-        device="cpu",
-        allocator=allocator,
-        samples=samples,
-        allowed_bytes=allowed or budget + 128 * MIB,
-        budget_bytes=budget,
-        train_batch=train_batch,
-        deadline_s=deadline_s,
-    )
-
-
-def fitting(report: ProbeReport) -> Fits:
-    assert isinstance(report.outcome, Fits), report.outcome
-    return report.outcome
-
 
 PLAIN = """
 import json, sys
@@ -409,84 +307,3 @@ def test_a_probe_is_allowed_less_where_the_machine_has_less() -> None:
         outcome = probe.measure(request(2000, budget=3 * GIB)).outcome
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source in ("fence", "watchdog")
-
-
-def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
-    """Every child answers `value`."""
-
-    def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits) -> Ending:
-        return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
-
-    monkeypatch.setattr(children, "run", run)
-
-
-ANSWER = ProbeAnswer(
-    anonymous_bytes=300 * MIB,
-    shared_bytes=10 * MIB,
-    file_bytes=90 * MIB,
-    workers_bytes=0,
-    load_peak_bytes=200 * MIB,
-    begin_bytes=250 * MIB,
-    step_peak_bytes=400 * MIB,
-    accelerator_bytes=None,
-    accelerator_allocated_bytes=None,
-    accelerator_retries=0,
-    step_s=(5.0, 1.0, 2.0, 3.0),
-)
-
-
-@contextmanager
-def answered(monkeypatch: pytest.MonkeyPatch, device: str, **changes: object) -> Iterator[ProbeReport]:
-    answering(monkeypatch, ANSWER.model_copy(update=changes).model_dump(mode="json"))
-    setting = setting_of("wide").model_copy(update={"device": device})
-    probe = ChildProbe({device: setting}, Fixed(ROOM), host_budget_bytes=GIB, note=print, isolation="spawn")
-    with closing(probe):
-        yield probe.measure(request(100).model_copy(update={"device": device}))
-
-
-def test_the_first_step_is_left_out_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answered(monkeypatch, "cpu") as report:
-        fits = fitting(report)
-    assert (fits.steps, fits.step_s, fits.samples_per_s) == (4, 2.0, 50.0)
-    assert fits.peak.demand_bytes == 400 * MIB
-    assert fits.peak.anonymous_bytes == 390 * MIB
-
-
-def test_a_single_step_is_all_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answered(monkeypatch, "cpu", step_s=(5.0,)) as report:
-        assert fitting(report).step_s == 5.0
-
-
-def test_what_loading_took_counts_where_it_is_more_than_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answered(monkeypatch, "cpu", load_peak_bytes=600 * MIB, workers_bytes=50 * MIB) as report:
-        assert fitting(report).peak.demand_bytes == 650 * MIB
-
-
-def test_on_an_accelerator_its_own_memory_is_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_allocated_bytes=900 * MIB) as report:
-        assert fitting(report).peak.demand_bytes == GIB
-    assert "accelerator-fraction" in report.isolation.fence
-
-
-def test_an_accelerator_s_run_must_fit_the_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, workers_bytes=700 * MIB) as report:
-        outcome = report.outcome
-    assert isinstance(outcome, OutOfMemory)
-    assert "of the host's 1.00 GiB" in outcome.detail
-
-
-def test_a_run_that_had_to_flush_the_allocator_s_cache_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_retries=2) as report:
-        outcome = report.outcome
-    assert isinstance(outcome, OutOfMemory)
-    assert outcome.source == "accelerator"
-    assert "2 times" in outcome.detail
-
-
-@pytest.mark.parametrize("value", [{"nothing": "of use"}, "text", None])
-def test_an_answer_that_cannot_be_used_is_ours_to_explain(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
-    answering(monkeypatch, value)
-    with probing("wide", isolation="spawn") as probe:
-        assert isinstance(probe.measure(request(1)).outcome, Infrastructure)
-        with pytest.raises(GuardError, match="no usable answer"):
-            probe.examine("cpu", "default", GIB, 1.0)

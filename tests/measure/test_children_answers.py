@@ -1,0 +1,105 @@
+"""What is made of a child's answer, as it is told or as it should not be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from batchcal.core.errors import GuardError
+from batchcal.core.units import GIB, MIB
+from batchcal.guard.ending import Ending
+from batchcal.guard.launch import Job, Launcher
+from batchcal.guard.outcome import Infrastructure, OutOfMemory
+from batchcal.guard.run import Limits
+from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.wire import JSON
+from batchcal.measure import children
+from batchcal.measure.children import ChildProbe
+from batchcal.measure.probe import ProbeReport
+from batchcal.measure.request import ProbeAnswer
+from tests.support.children import ROOM, Fixed, fitting, probing, request, setting_of
+
+pytestmark = pytest.mark.child
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
+    """Every child answers `value`."""
+
+    def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits) -> Ending:
+        return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
+
+    monkeypatch.setattr(children, "run", run)
+
+
+ANSWER = ProbeAnswer(
+    anonymous_bytes=300 * MIB,
+    shared_bytes=10 * MIB,
+    file_bytes=90 * MIB,
+    workers_bytes=0,
+    load_peak_bytes=200 * MIB,
+    begin_bytes=250 * MIB,
+    step_peak_bytes=400 * MIB,
+    accelerator_bytes=None,
+    accelerator_allocated_bytes=None,
+    accelerator_retries=0,
+    step_s=(5.0, 1.0, 2.0, 3.0),
+)
+
+
+@contextmanager
+def answered(monkeypatch: pytest.MonkeyPatch, device: str, **changes: object) -> Iterator[ProbeReport]:
+    answering(monkeypatch, ANSWER.model_copy(update=changes).model_dump(mode="json"))
+    setting = setting_of("wide").model_copy(update={"device": device})
+    probe = ChildProbe({device: setting}, Fixed(ROOM), host_budget_bytes=GIB, note=print, isolation="spawn")
+    with closing(probe):
+        yield probe.measure(request(100).model_copy(update={"device": device}))
+
+
+def test_the_first_step_is_left_out_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answered(monkeypatch, "cpu") as report:
+        fits = fitting(report)
+    assert (fits.steps, fits.step_s, fits.samples_per_s) == (4, 2.0, 50.0)
+    assert fits.peak.demand_bytes == 400 * MIB
+    assert fits.peak.anonymous_bytes == 390 * MIB
+
+
+def test_a_single_step_is_all_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answered(monkeypatch, "cpu", step_s=(5.0,)) as report:
+        assert fitting(report).step_s == 5.0
+
+
+def test_what_loading_took_counts_where_it_is_more_than_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answered(monkeypatch, "cpu", load_peak_bytes=600 * MIB, workers_bytes=50 * MIB) as report:
+        assert fitting(report).peak.demand_bytes == 650 * MIB
+
+
+def test_on_an_accelerator_its_own_memory_is_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_allocated_bytes=900 * MIB) as report:
+        assert fitting(report).peak.demand_bytes == GIB
+    assert "accelerator-fraction" in report.isolation.fence
+
+
+def test_an_accelerator_s_run_must_fit_the_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, workers_bytes=700 * MIB) as report:
+        outcome = report.outcome
+    assert isinstance(outcome, OutOfMemory)
+    assert "of the host's 1.00 GiB" in outcome.detail
+
+
+def test_a_run_that_had_to_flush_the_allocator_s_cache_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_retries=2) as report:
+        outcome = report.outcome
+    assert isinstance(outcome, OutOfMemory)
+    assert outcome.source == "accelerator"
+    assert "2 times" in outcome.detail
+
+
+@pytest.mark.parametrize("value", [{"nothing": "of use"}, "text", None])
+def test_an_answer_that_cannot_be_used_is_ours_to_explain(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
+    answering(monkeypatch, value)
+    with probing("wide", isolation="spawn") as probe:
+        assert isinstance(probe.measure(request(1)).outcome, Infrastructure)
+        with pytest.raises(GuardError, match="no usable answer"):
+            probe.examine("cpu", "default", GIB, 1.0)

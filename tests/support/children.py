@@ -1,0 +1,99 @@
+"""Real probes of small tasks in fenced children, within budgets of a few gibibytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from batchcal.calibration.schema import Mode
+from batchcal.core.units import GIB, MIB
+from batchcal.guard.outcome import Fits
+from batchcal.measure.children import ChildProbe
+from batchcal.measure.probe import ProbeReport, ProbeRequest
+from batchcal.measure.request import Setting
+from batchcal.workload.reference import Scalar, TaskReference
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOM = 4 * GIB
+
+
+class Fixed:
+    """A memory group in which nothing but the child moves: so far below its limit, whatever the neighbours do."""
+
+    def __init__(self, above_bytes: int) -> None:
+        self.limit_bytes = GIB + above_bytes
+
+    def hard_bytes(self) -> int:
+        return GIB
+
+    def swap_bytes(self) -> int:
+        return 0
+
+    def oom_kills(self) -> int | None:
+        return None
+
+
+def setting_of(spec: str, *, workers: int = 0, **arguments: Scalar) -> Setting:
+    return Setting(
+        reference=TaskReference(
+            spec=spec if ":" in spec else f"tests.measure.tasks:{spec}", directory=str(REPOSITORY), arguments=dict(arguments)
+        ),
+        device="cpu",
+        seed=0,
+        intra_op_threads=1,
+        workers=workers,
+        smallest_batch=2,
+    )
+
+
+@contextmanager
+def probing(
+    spec: str,
+    *,
+    workers: int = 0,
+    above_bytes: int = ROOM,
+    isolation: str | None = None,
+    notes: list[str] | None = None,
+    **arguments: Scalar,
+) -> Iterator[ChildProbe]:
+    probe = ChildProbe(
+        {"cpu": setting_of(spec, workers=workers, **arguments)},
+        Fixed(above_bytes),
+        host_budget_bytes=ROOM,
+        note=(notes if notes is not None else []).append,
+        environ={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        isolation=isolation,
+    )
+    with closing(probe):
+        yield probe
+
+
+def request(
+    batch: int,
+    *,
+    mode: Mode = "train",
+    budget: int = 2 * GIB,
+    allowed: int | None = None,
+    samples: int = 4,
+    train_batch: int | None = None,
+    allocator: str = "default",
+    deadline_s: float | None = 60.0,
+) -> ProbeRequest:
+    return ProbeRequest(
+        batch=batch,
+        mode=mode,
+        device="cpu",
+        allocator=allocator,
+        samples=samples,
+        allowed_bytes=allowed or budget + 128 * MIB,
+        budget_bytes=budget,
+        train_batch=train_batch,
+        deadline_s=deadline_s,
+    )
+
+
+def fitting(report: ProbeReport) -> Fits:
+    assert isinstance(report.outcome, Fits), report.outcome
+    return report.outcome
