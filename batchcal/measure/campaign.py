@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
 from batchcal.core.clock import Clock
 from batchcal.core.errors import Interrupted, NothingFits, UserCodeError
@@ -139,7 +140,7 @@ class Campaign:
         self.examinations.setdefault(device, examination)
         for text in (*examination.notes, *examination.facts.notes):
             self.attempts.note(text)
-        train, train_model = self._capacity(device, allocator, "train", examination, None)
+        train, train_model = self._capacity(device, allocator, examination, None)
         if train is None:
             self._go_on()
             self._nothing(device, examination, train_model)
@@ -147,7 +148,7 @@ class Campaign:
         finding = Finding(device=device, allocator=allocator, train=train, eval=None, train_memory=train_model, eval_memory=None)
         self.findings.append(finding)
         self._go_on()
-        evaluation, evaluation_model = self._capacity(device, allocator, "eval", examination, train)
+        evaluation, evaluation_model = self._capacity(device, allocator, examination, finding)
         self.findings[-1] = finding.model_copy(update={"eval": evaluation, "eval_memory": evaluation_model})
         self._go_on()
 
@@ -156,22 +157,25 @@ class Campaign:
             raise self.interrupted
 
     def _capacity(
-        self, device: str, allocator: str, mode: Mode, examination: Examination, train: Capacity | None
+        self, device: str, allocator: str, examination: Examination, trained: Finding | None
     ) -> tuple[Capacity | None, MemoryModel]:
-        """The three phases for one mode. None: nothing was verified, for want of memory or of time."""
-        bounds = self._bounds(device, mode, examination, train)
+        """The three phases for training, or for the evaluation after what was `trained`. None: nothing was verified, for want of
+        memory or of time."""
+        mode: Mode = "train" if trained is None else "eval"
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
         prior = Prior.of(device, allocator)
+        shape = prior.shape(examination.shapes[mode])
+        bounds = self._bounds(device, examination, trained, shape, prior)
         search = CapacitySearch(
             bounds,
-            prior.shape(examination.shapes[mode]),
+            shape,
             base_bytes=base,
             source=examination.shape_source,
             prior_ratio=prior.ratio,
             spread=prior.spread,
         )
         place = Place(
-            device, allocator, mode, bounds.budget_bytes, self.options.samples, train_batch=self._before_evaluation(train)
+            device, allocator, mode, bounds.budget_bytes, self.options.samples, train_batch=self._before_evaluation(trained)
         )
         best: Measurement | None = None
         ended: LimitedBy | None = None
@@ -232,19 +236,23 @@ class Campaign:
         """Evaluation comes after training, in a heap that looks different every time: it leaves the allocator's spread free."""
         return self.budgets[measured.device].budget_bytes * (1 - Prior.of(measured.device, measured.allocator).spread)
 
-    def _bounds(self, device: str, mode: Mode, examination: Examination, train: Capacity | None) -> Bounds:
+    def _bounds(
+        self, device: str, examination: Examination, trained: Finding | None, shape: Sequence[ShapePoint], prior: Prior
+    ) -> Bounds:
         options, facts, budget = self.options, examination.facts, self.budgets[device].budget_bytes
-        samples = facts.train_samples if mode == "train" else (facts.eval_samples or facts.train_samples)
+        samples = facts.train_samples if trained is None else (facts.eval_samples or facts.train_samples)
         ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
-        if options.max_batch is not None and mode == "train":
+        if options.max_batch is not None and trained is None:
             ceilings.append((options.max_batch, "max-batch"))
+        if trained is not None and prior.fragments:
+            ceilings.append((_beside_training(trained, shape, prior.ratio, budget), "memory"))
         shm = self.environment.shared_memory
         if options.workers > 0 and shm is not None and facts.batch_bytes_per_sample > 0:
             # In flight: what each worker has prefetched, one being made by each, one in use.
             in_flight = (options.workers * (PREFETCH_FACTOR + 1) + 1) * facts.batch_bytes_per_sample
             ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
         ceiling, reason = min(ceilings, key=lambda pair: pair[0])
-        multiple = options.multiple_of if mode == "train" else 1
+        multiple = options.multiple_of if trained is None else 1
         accelerated = not device.startswith("cpu")
         return Bounds(
             budget_bytes=budget,
@@ -254,9 +262,9 @@ class Campaign:
             multiple_of=multiple if multiple <= ceiling else 1,
             headroom=options.headroom,
             over_budget_reason="accelerator-memory" if accelerated else "memory",
-            precision=PRECISION if train is None else EVAL_PRECISION,
-            expansion=EXPANSION if train is None else EVAL_EXPANSION,
-            start=None if train is None else train.batch,
+            precision=PRECISION if trained is None else EVAL_PRECISION,
+            expansion=EXPANSION if trained is None else EVAL_EXPANSION,
+            start=None if trained is None else trained.train.batch,
         )
 
     def _affordable(self, ask: Ask, best: Measurement | None, examination: Examination, bounds: Bounds) -> Ask | LimitedBy:
@@ -278,12 +286,12 @@ class Campaign:
             return ask if best is None else "time-limit"
         return Ask(most, ask.phase, f"as much of {ask.batch} as there is time for: {ask.why}", ask.predicted_bytes)
 
-    def _before_evaluation(self, train: Capacity | None) -> int | None:
+    def _before_evaluation(self, trained: Finding | None) -> int | None:
         """The training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
-        if train is None:
+        if trained is None:
             return None
-        affordable = train.samples_per_s * self._left_s() * SHARE_OF_TIME_AT_FIRST / STEPS_BEFORE_EVALUATION
-        return max(1, min(train.batch, int(affordable)))
+        affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_AT_FIRST / STEPS_BEFORE_EVALUATION
+        return max(1, min(trained.train.batch, int(affordable)))
 
     def _left_s(self) -> float:
         return self.options.time_limit_s - (self.clock.monotonic() - self.began)
@@ -306,6 +314,15 @@ class Campaign:
             f"the task alone holds {format_bytes(examination.base_bytes)}",
             try_="a larger container, a smaller model, or a smaller --margin",
         )
+
+
+def _beside_training(trained: Finding, shape: Sequence[ShapePoint], ratio: float, budget_bytes: int) -> int:
+    """The largest evaluation batch to try in a heap that fragments. Up to training's own batch its blocks go where training's
+    were; larger ones need room beside all that training's heap keeps."""
+    train, memory = trained.train, trained.train_memory
+    kept = memory.base_bytes + memory.ratio * memory.heap(train.batch)
+    beside = MemoryModel(base_bytes=kept, ratio=ratio, shape=tuple(shape), source="")
+    return max(train.batch, beside.largest_within(budget_bytes, ceiling=UNBOUNDED))
 
 
 def _no_faster(before: Measurement | None, best: Measurement | None) -> bool:

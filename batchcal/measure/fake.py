@@ -13,7 +13,10 @@ from batchcal.workload.facts import TaskFacts
 
 
 class FakeProbe:
-    """Needs `base + batch x per_sample` bytes; a step is said to take `step_overhead_s + batch x sample_s` seconds."""
+    """Needs `base + batch x per_sample` bytes; a step is said to take `step_overhead_s + batch x sample_s` seconds.
+
+    `mapped`: all of it in blocks so large that none is left behind in the heap.
+    """
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class FakeProbe:
         sample_s: float = 0.001,
         step_overhead_s: float = 0.01,
         eval_share: float = 0.3,
+        mapped: bool = False,
         sleep_s: float = 0.0,
     ) -> None:
         self._base = base_bytes
@@ -34,6 +38,7 @@ class FakeProbe:
         self._sample_s = sample_s
         self._overhead_s = step_overhead_s
         self._eval_share = eval_share
+        self._mapped = mapped
         self._sleep_s = sleep_s
         self.asked: list[ProbeRequest] = []
 
@@ -74,4 +79,6 @@ class FakeProbe:
 
     def _shape(self, mode: Mode) -> tuple[ShapePoint, ...]:
         per_sample = self._per_sample * (1.0 if mode == "train" else self._eval_share)
-        return (ShapePoint(batch=8, bytes=8 * per_sample), ShapePoint(batch=64, bytes=64 * per_sample))
+        return tuple(
+            ShapePoint(batch=batch, bytes=batch * per_sample, mapped_bytes=batch * per_sample * self._mapped) for batch in (8, 64)
+        )

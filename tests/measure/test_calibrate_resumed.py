@@ -25,16 +25,16 @@ def broken_off(desk: Desk, after: int) -> list[int]:
         return None
 
     with pytest.raises(PowerCut):
-        desk.calibrate(ScriptedProbe(script))
+        desk.calibrate(ScriptedProbe(script, mapped=True))
     return ran
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_what_was_measured_before_a_power_cut_is_not_measured_again(desk: Desk, after: int) -> None:
-    whole = ScriptedProbe()
+    whole = ScriptedProbe(mapped=True)
     straight = desk.calibrate(whole, output=desk.folder / "other" / "straight.json").calibration
     ran = broken_off(desk, after)
-    probe = ScriptedProbe()
+    probe = ScriptedProbe(mapped=True)
     resumed = desk.calibrate(probe).calibration
     assert len(ran) == after
     assert [request.batch for request in probe.asked] == [request.batch for request in whole.asked][after:]

@@ -191,7 +191,7 @@ def test_a_multiple_larger_than_the_dataset_takes_the_dataset(desk: Desk) -> Non
 
 
 def test_evaluation_takes_more_than_training_and_begins_with_what_training_takes(desk: Desk) -> None:
-    probe = ScriptedProbe()
+    probe = ScriptedProbe(mapped=True)
     finding = found(desk, probe)
     assert finding.eval is not None
     assert probe.sizes("eval")[0] == finding.train.batch
@@ -201,8 +201,16 @@ def test_evaluation_takes_more_than_training_and_begins_with_what_training_takes
     assert finding.eval.peak_bytes <= budget.budget_bytes
 
 
-def test_evaluation_grows_no_further_than_it_gets_faster(desk: Desk) -> None:
+def test_in_a_heap_that_fragments_evaluation_takes_no_more_samples_than_training(desk: Desk) -> None:
     probe = ScriptedProbe()
+    finding = found(desk, probe)
+    assert finding.eval is not None
+    assert probe.sizes("eval") == [finding.train.batch]
+    assert (finding.eval.batch, finding.eval.limited_by) == (finding.train.batch, "memory")
+
+
+def test_evaluation_grows_no_further_than_it_gets_faster(desk: Desk) -> None:
+    probe = ScriptedProbe(mapped=True)
     finding = found(desk, probe)
     assert finding.eval is not None
     assert probe.sizes("eval") == [finding.train.batch, 2 * finding.train.batch]
@@ -216,12 +224,12 @@ def test_evaluation_that_gets_faster_grows_until_memory_ends(desk: Desk) -> None
             return None
         return fits(request.batch) if request.batch <= 2000 else OutOfMemory(source="fence")
 
-    probe = ScriptedProbe(steps_of_one_second, eval_samples=100_000)
+    probe = ScriptedProbe(steps_of_one_second, eval_samples=100_000, mapped=True)
     finding = found(desk, probe)
     first = finding.train.batch
     assert finding.eval is not None
     assert probe.sizes("eval") == [first, 2 * first, 4 * first, 8 * first][: len(probe.sizes("eval"))]
-    assert finding.eval.batch > 1000
+    assert finding.eval.batch >= 2 * first
     assert finding.eval.limited_by == "memory"
 
 

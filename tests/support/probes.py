@@ -51,9 +51,14 @@ class ScriptedProbe(FakeProbe):
         clock: ManualClock | None = None,
         takes_s: float = 0.0,
         examination_takes_s: float = 0.0,
+        mapped: bool = False,
     ) -> None:
         super().__init__(
-            base_bytes=base_bytes, bytes_per_sample=bytes_per_sample, train_samples=train_samples, eval_samples=eval_samples
+            base_bytes=base_bytes,
+            bytes_per_sample=bytes_per_sample,
+            train_samples=train_samples,
+            eval_samples=eval_samples,
+            mapped=mapped,
         )
         self._script = script
         self._clock = clock
