@@ -100,7 +100,7 @@ def key_from_file(path: Path) -> Key:
         raise UsageError(
             f"the key file {path} cannot be used",
             known=str(error),
-            try_=f"chmod 400 {path}, or make one: {make_one}",
+            try_=f"a key of your own: (umask 077; head -c 32 /dev/urandom > batchcal.key), {KEY_FILE_VARIABLE}=batchcal.key",
         ) from None
     return Key(secret, configured=True, source=str(path))
 

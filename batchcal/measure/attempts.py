@@ -110,7 +110,13 @@ class Attempts:
                 if outcome.source == "kernel":
                     self.note(f"the kernel's OOM killer fired at batch {measured.batch}: the fence did not hold")
                 return "too-big", outcome.peak.demand_bytes if outcome.source == "budget" and outcome.peak else None
-            case Swapping() | Suspect():
+            case Suspect():
+                self.note(
+                    f"batch {measured.batch} crashed twice with {outcome.near_limit:.0%} of what it may hold in use "
+                    f"({_first_line(outcome.detail)}): taken for too big, though it may be a mistake in native code"
+                )
+                return "too-big", None
+            case Swapping():
                 return "too-big", None
             case UserCodeFailed():
                 if best is None:
@@ -169,6 +175,8 @@ class Attempts:
         self.measurements.append(measured)
         self.keep(measured)
         self.progress.event("probe_ended", _ended(measured, place.budget_bytes))
+        for text in report.notes:
+            self.note(text)
         return measured
 
 

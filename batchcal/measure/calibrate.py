@@ -17,10 +17,10 @@ from batchcal.calibration.keys import Trust, find_or_make_trust, find_trust
 from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Fingerprint, Measurement, Options
 from batchcal.calibration.store import Loaded, default_path, journal_path, load_fresh, lock_path, make_folder, save
 from batchcal.core.clock import Clock, SystemClock
-from batchcal.core.errors import BatchcalError, Interrupted, NotSaved, Partial
+from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSaved, Partial
 from batchcal.core.lock import Lock
 from batchcal.core.progress import Progress, Silent
-from batchcal.core.units import count_of
+from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import resolve
 from batchcal.guard.cgroup import memory_meter
@@ -37,6 +37,9 @@ from batchcal.workload.reference import TaskReference
 
 LOCK_WAIT_FACTOR: Final = 2.0
 """Another calibration of the same file is waited for this many time limits, then we go on without the lock."""
+LEAST_ROOM_BYTES: Final = 224 * MIB
+"""No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 240 MiB, of which
+the command itself took 40, the kernel killed it."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,9 @@ class _Run:
     def measure(self, began: float, notices: list[str], *, anew: bool) -> CalibrationResult:
         """Measures, and writes what came of it, however it ended."""
         budgets = self.budgets()
+        meter = memory_meter()
+        if self.probe is None:
+            _check_room(meter)
         journal: Journal | None = None
         try:
             journal = Journal.open(
@@ -161,7 +167,6 @@ class _Run:
             )
         except NotSaved as error:
             notices.append(f"no journal: {error.known or error.what}; an interruption would lose what was measured")
-        meter = memory_meter()
         probe = self.probe or self._children(budgets, meter)
         campaign = Campaign(
             probe=probe,
@@ -250,7 +255,7 @@ class _Run:
             for device in budgets
         }
         note: Callable[[str], None] = lambda text: self.progress.event("note", {"text": text})  # noqa: E731
-        return ChildProbe(settings, meter, host_budget_bytes=host.budget_bytes, note=note)
+        return ChildProbe(settings, meter, host_budget_bytes=host.budget_bytes, note=note, time_limit_s=self.options.time_limit_s)
 
     def _allocators(self) -> tuple[str, ...]:
         """The policy asked for, and always `default`: a script that is not re-executed runs under that."""
@@ -354,6 +359,18 @@ class _Run:
             undone=tuple(undone),
             wall_s=round(self.clock.monotonic() - began, 3),
             notes=tuple(campaign.attempts.notes),
+        )
+
+
+def _check_room(meter: MemoryGroup) -> None:
+    """Raises NothingFits where there is no room for a child to measure in."""
+    room = meter.limit_bytes - meter.hard_bytes()
+    if room < LEAST_ROOM_BYTES:
+        raise NothingFits(
+            f"nothing fits: a process with torch takes about {format_bytes(LEAST_ROOM_BYTES)} before its first batch, "
+            f"and {format_bytes(max(room, 0))} are free",
+            known=f"limit {format_bytes(meter.limit_bytes)}, in use {format_bytes(meter.hard_bytes())}",
+            try_="a larger container, or fewer neighbours in it",
         )
 
 

@@ -179,7 +179,7 @@ class Campaign:
         )
         best: Measurement | None = None
         ended: LimitedBy | None = None
-        phase = ""
+        phase, wanted = "", 0
         for known in self.attempts.recall(place):
             if known.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
                 best = self._learn(search, known, best)
@@ -190,6 +190,8 @@ class Campaign:
                 ended = affordable
                 self.undone.append(f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
                 break
+            if affordable is not ask:
+                wanted = max(wanted, ask.batch)
             ask = affordable
             if ask.phase != phase:
                 phase = ask.phase
@@ -201,13 +203,18 @@ class Campaign:
                 break
             before, best = best, self._learn(search, measured, best)
             self._check_fence(device)
-            if mode == "eval" and _no_faster(before, best):
+            if mode == "eval" and _no_faster(before, best) and search.ask() is not None:
                 ended = "speed"
                 break
         if ended is None and search.gave_up:
             self.undone.append(f"{device} under {allocator}, {mode}: {search.gave_up}")
         if best is None or not isinstance(best.outcome, Fits):
             return None, search.model
+        if ended is None and search.upper > wanted > best.batch:
+            # Time had cut what was run, and what it left of the way was not worth a probe of its own.
+            ended = "time-limit"
+            if wanted > best.batch * WORTH_A_PROBE:
+                self.undone.append(f"{device} under {allocator}, {mode}: {phase} {wanted}")
         capacity = Capacity(
             batch=best.batch,
             peak_bytes=best.outcome.peak.demand_bytes,
@@ -242,7 +249,7 @@ class Campaign:
         options, facts, budget = self.options, examination.facts, self.budgets[device].budget_bytes
         samples = facts.train_samples if trained is None else (facts.eval_samples or facts.train_samples)
         ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
-        if options.max_batch is not None and trained is None:
+        if options.max_batch is not None:
             ceilings.append((options.max_batch, "max-batch"))
         if trained is not None and prior.fragments:
             ceilings.append((_beside_training(trained, shape, prior.ratio, budget), "memory"))
@@ -253,6 +260,8 @@ class Campaign:
             ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
         ceiling, reason = min(ceilings, key=lambda pair: pair[0])
         multiple = options.multiple_of if trained is None else 1
+        if multiple > ceiling:
+            self.attempts.note(f"no batch is a multiple of {multiple}: there is no more than {ceiling} ({reason})")
         accelerated = not device.startswith("cpu")
         return Bounds(
             budget_bytes=budget,

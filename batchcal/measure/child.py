@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Mode
+from batchcal.core.units import format_bytes
 from batchcal.guard.job import ChildContext
 from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
-from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak, stands_still
+from batchcal.measure.peak import STILL, AcceleratorPeak, HostPeak, WorkersPeak, stands_still
 from batchcal.measure.probe import Examination
 from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments, Setting
 from batchcal.measure.static import FakeTrace, line, profiled_curve
@@ -33,12 +35,12 @@ from batchcal.workload.task import Task
 SCAN_LIMIT_S: Final = 2.0
 """How long the search for the largest samples may take."""
 STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
-WARM_UP_LIMIT_S: Final = 900.0
-"""torch.compile takes minutes for large models; it is warmed up, not timed out."""
 LEAST_STEPS: Final = 4
 """Of a training: one that makes the optimizer's state, one that accumulates, two that bring nothing new."""
 STEPS_BEFORE_EVALUATION: Final = 3
 """After one step of training the heap has larger holes than after many, and evaluation would seem to need less."""
+LEAKING_STEPS: Final = 4
+"""So many steps in a row that each bring more are no settling."""
 RATE_BATCH: Final = 16
 ORDER_KEPT: Final = 65_536
 """So many of the largest samples are remembered; a larger batch repeats them."""
@@ -57,7 +59,7 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     subject = _Subject.load(request.setting)
     worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
     facts = worst.facts(subject.task)
-    context.phase("warm-up", limit_s=WARM_UP_LIMIT_S)
+    context.phase("warm-up")
     host, accelerator = HostPeak(), AcceleratorPeak(subject.device, request.setting.accelerator_free_bytes)
     smallest = request.setting.smallest_batch
     loaded = accelerator.reserved_bytes() or (read_status() or ProcessMemory()).hard_bytes
@@ -97,7 +99,7 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     _limit_accelerator(subject.device, request.accelerator_allowed_bytes)
     host = HostPeak()
     load_peak = host.read()
-    context.phase("warm-up", limit_s=WARM_UP_LIMIT_S)
+    context.phase("warm-up")
     smallest = min(setting.smallest_batch, request.batch)
     subject.warm_up(train_worst.batch(smallest), smallest)
     context.arm()
@@ -126,8 +128,13 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         accelerator_allocated_bytes=accelerator.allocated_bytes(),
         accelerator_retries=accelerator.retries(),
         step_s=tuple(step_s),
+        notes=_growing(peaks, request),
     )
     return answer.model_dump(mode="json")
+
+
+class NotTraced(Exception):
+    """The model is not to be run without memory."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +237,18 @@ def _steps(
     return step_s, peaks, held
 
 
+def _growing(peaks: list[int], request: ProbeArguments) -> tuple[str, ...]:
+    """Says where memory grew to the last step, by about as much each time: what goes on like that fits nowhere."""
+    growth = [after - before for before, after in itertools.pairwise(peaks)]
+    if len(peaks) < request.samples or len(growth) < LEAKING_STEPS or min(growth[-LEAKING_STEPS:]) < peaks[-1] * STILL:
+        return ()
+    each = format_bytes(sum(growth[-LEAKING_STEPS:]) // LEAKING_STEPS)
+    return (
+        f"memory grew with each of {len(peaks)} steps, by {each} a step at last: is something kept that should go? "
+        "A training that goes on like that outgrows any capacity",
+    )
+
+
 def _batches(worst: WorstCase, request: ProbeArguments) -> Iterator[object]:
     """The worst-case batch again and again, through DataLoader workers where there are any."""
     workers = request.setting.workers
@@ -263,6 +282,8 @@ def _shapes(
     inputs = _Inputs(facts.batch_bytes_per_sample, request.setting.device)
     notes: list[str] = []
     try:
+        if not request.traced:
+            raise NotTraced("a process that did so crashed or hung")
         trace = FakeTrace(task, worst.batch, limit_s=request.limit_s)
         trace.trace([size for size in STATIC_BATCHES if size <= min(ceiling, affordable)] or [1, ceiling])
         shapes = inputs.added_to(trace.shapes())

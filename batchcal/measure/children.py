@@ -28,9 +28,12 @@ from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArgumen
 
 UNSHARED_BYTES: Final = 16 * MIB
 """What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
-LOAD_LIMIT_S: Final = 300.0
-WARM_UP_LIMIT_S: Final = 900.0
-"""torch.compile takes minutes for large models; it is warmed up, not timed out."""
+LOAD_LIMIT_S: Final = (30.0, 300.0)
+WARM_UP_LIMIT_S: Final = (60.0, 900.0)
+"""Least and most. torch.compile takes minutes for large models; it is warmed up, not timed out."""
+LOAD_LIMIT_FACTOR: Final = 5.0
+WARM_UP_LIMIT_FACTOR: Final = 15.0
+"""So many time limits: a minute is no reason to break a compilation off; five seconds are one not to wait for 15 minutes."""
 
 
 class ChildProbe:
@@ -43,6 +46,7 @@ class ChildProbe:
         *,
         host_budget_bytes: int,
         note: Callable[[str], None],
+        time_limit_s: float = 60.0,
         environ: Mapping[str, str] | None = None,
         isolation: str | None = None,
     ) -> None:
@@ -50,6 +54,10 @@ class ChildProbe:
         self._group = group
         self._host_budget = host_budget_bytes
         self._note = note
+        self._phase_s = {
+            "load": _within(LOAD_LIMIT_S, time_limit_s * LOAD_LIMIT_FACTOR),
+            "warm-up": _within(WARM_UP_LIMIT_S, time_limit_s * WARM_UP_LIMIT_FACTOR),
+        }
         self._environ = dict(os.environ if environ is None else environ)
         self._launchers: dict[str, Launcher] = {}
         self._orders: dict[str, tuple[int, ...]] = {}
@@ -58,8 +66,12 @@ class ChildProbe:
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         """Loads the task once in a child: facts, static shapes, what a tiny step holds. See `Probe`."""
         arguments = ExamineArguments(setting=self._settings[device], budget_bytes=budget_bytes, max_batch=None, limit_s=limit_s)
-        limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s={"load": LOAD_LIMIT_S, "warm-up": WARM_UP_LIMIT_S})
+        limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s=self._phase_s)
         ending = self._run("batchcal.measure.child:examine", arguments.model_dump(mode="json"), allocator, limits)
+        if not ending.has_result and ending.phase == "measure":
+            # Past the first real steps: what crashed or hung is the model without memory, which it need not bear.
+            untraced = arguments.model_copy(update={"traced": False})
+            ending = self._run("batchcal.measure.child:examine", untraced.model_dump(mode="json"), allocator, limits)
         if not ending.has_result:
             raise _failure(ending, self._host_budget)
         value = ending.returned if isinstance(ending.returned, dict) else {}
@@ -92,7 +104,7 @@ class ChildProbe:
         deadline = max(request.deadline_s or 600.0, 5.0)
         limits = Limits(
             allowed_bytes=allowed,
-            phase_s={"load": LOAD_LIMIT_S, "warm-up": WARM_UP_LIMIT_S, "measure": deadline},
+            phase_s={**self._phase_s, "measure": deadline},
             host_fence=not accelerated and setting.workers == 0,
         )
         began = time.monotonic()
@@ -100,7 +112,7 @@ class ChildProbe:
         outcome = classify(ending, lambda value: self._outcome(value, request, ending))
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if request.device.startswith("cuda") else ()))
         isolation = Isolation(launcher=self._launchers[request.allocator].name, fence=layers, missing=ending.missing)
-        return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began)
+        return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=_notes(ending.returned))
 
     def most_measurable_bytes(self, allocator: str) -> int:
         """The largest demand that a probe can be allowed here, beside batchcal's own processes, bytes."""
@@ -193,6 +205,16 @@ class ChildProbe:
         return Fits(peak=peak, steps=len(answer.step_s), step_s=step_s, samples_per_s=request.batch / step_s)
 
 
+def _within(bounds: tuple[float, float], seconds: float) -> float:
+    least, most = bounds
+    return min(max(seconds, least), most)
+
+
+def _notes(returned: JSON) -> tuple[str, ...]:
+    notes = returned.get("notes") if isinstance(returned, dict) else None
+    return tuple(note for note in notes if isinstance(note, str)) if isinstance(notes, list) else ()
+
+
 def _failure(ending: Ending, budget_bytes: int) -> BatchcalError:
     """Why the examination failed, as an error for the user."""
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
@@ -205,8 +227,9 @@ def _failure(ending: Ending, budget_bytes: int) -> BatchcalError:
         case OutOfMemory():
             held = format_bytes(max(ending.peak_anonymous_bytes, ending.group_growth_bytes))
             what = f"nothing fits: the task ran out of memory in its {outcome.source} before a tiny batch was through"
+            asked = f"; {outcome.detail}" if outcome.detail else ""
             return NothingFits(
-                what, known=f"it held {held} when it was stopped; {known}", try_="a larger container, or a smaller model"
+                what, known=f"it held {held} when it was stopped; {known}{asked}", try_="a larger container, or a smaller model"
             )
         case TimedOut():
             return UserCodeError(

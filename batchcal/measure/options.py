@@ -17,6 +17,8 @@ TIME_LIMIT_S: Final = 60.0
 TIERS: Final = ((1 * GIB, 8), (2 * GIB, 12), (4 * GIB, 16))
 """Steps per probe at most, by memory limit: below 1 GiB 8, to 2 GiB 12, to 4 GiB 16, above 32."""
 LARGEST_TIER: Final = 32
+LARGEST: Final = 2**31
+"""No count that is asked for may be larger: it would not fit the file."""
 
 
 def samples_for(limit_bytes: int) -> int:
@@ -88,3 +90,5 @@ def options(
 def _positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise UsageError(f"{name} {value} is not a positive number", try_=f"--{name} 8")
+    if value is not None and value > LARGEST:
+        raise UsageError(f"{name} {value} is more than anybody has", known=f"at most {LARGEST}", try_=f"--{name} 8192")

@@ -34,6 +34,8 @@ class ProbeReport(Frozen):
     outcome: Outcome
     isolation: Isolation
     wall_s: float
+    notes: tuple[str, ...] = ()
+    """What the reader of the calibration should know of it."""
 
 
 class Examination(Frozen):

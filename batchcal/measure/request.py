@@ -36,6 +36,8 @@ class ExamineArguments(Frozen):
     """Only to choose the sizes of the static curve."""
     max_batch: int | None
     limit_s: float
+    traced: bool = True
+    """False: the static curve comes from the profiler, since running the model without memory has ended a child before."""
 
 
 class ProbeArguments(Frozen):

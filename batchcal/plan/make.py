@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from batchcal.calibration.schema import Budget, Calibration, Finding
 from batchcal.core.errors import NoCalibration, UsageError
@@ -12,6 +13,9 @@ from batchcal.plan.plan import KEYS, Objective, Plan
 from batchcal.plan.reasons import reasons
 from batchcal.plan.split import split
 from batchcal.plan.workers import choose_workers
+
+MOST_STEPS: Final = 65_536
+"""Micro-batches per optimizer step, at most: a plan lists them one by one."""
 
 
 def make_plan(
@@ -127,6 +131,13 @@ def _effective_batch(calibration: Calibration, finding: Finding, asked: int | No
         why = "none was asked for: the capacity" + (" of every rank" if world_size > 1 else "")
     if wished < 1:
         raise UsageError(f"effective batch {wished} is below 1", try_=f"--effective-batch {finding.train.batch}")
+    most = finding.train.batch * MOST_STEPS * world_size
+    if wished > most:
+        raise UsageError(
+            f"effective batch {wished} would take more than {MOST_STEPS} micro-batches a step",
+            known=f"the capacity is {finding.train.batch}",
+            try_=f"--effective-batch {most} or less",
+        )
     if wished % world_size:
         nearest = max(round(wished / world_size), 1) * world_size
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -45,7 +45,7 @@ def load_task(reference: TaskReference, *, device: str) -> Task:
     except BatchcalError:
         raise
     except (Exception, SystemExit) as error:
-        raise blame(error, f"the factory {reference.spec}", try_=_alone(module, spec)) from error
+        raise blame(error, f"the factory {reference.spec}", try_=_alone(module, spec, arguments)) from error
     return _checked(made, reference.spec)
 
 
@@ -149,8 +149,11 @@ def _arguments(factory: Callable[..., object], reference: TaskReference, device:
     return given
 
 
-def _alone(module: ModuleType, spec: Spec) -> str:
-    call = f"import {module.__name__} as m; m.{spec.attribute}(...)"
+def _alone(module: ModuleType, spec: Spec, arguments: Mapping[str, object]) -> str:
+    """A command line that calls the factory by itself."""
+    plain = {name: str(value) if name == _DEVICE else value for name, value in arguments.items()}
+    given = ", ".join(f"{name}={value!r}" for name, value in plain.items())
+    call = f"import {module.__name__} as m; m.{spec.attribute}({given})"
     return f'python -c "{call}"' if spec.file is None else f'cd {Path(module.__file__ or ".").parent}; python -c "{call}"'
 
 

@@ -128,7 +128,8 @@ def answer(ask: Ask, environment: Environment, launchers: dict[str, Launcher]) -
 
 def main() -> None:
     """LAB_BALLAST_MIB: what this process holds itself; LAB_LOAD_LIMIT_S: the deadline of loading, else minutes."""
-    vars(children)["LOAD_LIMIT_S"] = float(os.environ.get("LAB_LOAD_LIMIT_S", children.LOAD_LIMIT_S))
+    if "LAB_LOAD_LIMIT_S" in os.environ:
+        vars(children)["LOAD_LIMIT_S"] = (float(os.environ["LAB_LOAD_LIMIT_S"]),) * 2
     ballast = b"x" * (int(os.environ.get("LAB_BALLAST_MIB", "0")) * MIB)
     environment = detect()
     launchers: dict[str, Launcher] = {}

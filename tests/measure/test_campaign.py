@@ -171,11 +171,20 @@ def test_a_stream_without_a_length_is_limited_by_memory(desk: Desk) -> None:
     assert finding.train.limited_by == "memory"
 
 
-def test_max_batch_limits_training_only(desk: Desk) -> None:
-    finding = found(desk, ScriptedProbe(), options(GIB, max_batch=50))
+def test_nothing_larger_than_max_batch_is_tried_in_training_or_evaluation(desk: Desk) -> None:
+    probe = ScriptedProbe(mapped=True)
+    finding = found(desk, probe, options(GIB, max_batch=50))
     assert (finding.train.batch, finding.train.limited_by) == (50, "max-batch")
     assert finding.eval is not None
-    assert finding.eval.batch > 50
+    assert (finding.eval.batch, finding.eval.limited_by) == (50, "max-batch")
+    assert max(request.batch for request in probe.asked) == 50
+
+
+def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(desk: Desk) -> None:
+    finding = found(desk, ScriptedProbe(clock=desk.clock, takes_s=27.0))
+    assert finding.eval is not None
+    assert 0.5 * finding.train.batch < finding.eval.batch < finding.train.batch
+    assert finding.eval.limited_by == "time-limit"
 
 
 @pytest.mark.parametrize("multiple", [8, 64, 100])
@@ -210,10 +219,10 @@ def test_in_a_heap_that_fragments_evaluation_takes_no_more_samples_than_training
 
 
 def test_evaluation_grows_no_further_than_it_gets_faster(desk: Desk) -> None:
-    probe = ScriptedProbe(mapped=True)
+    probe = FakeProbe(eval_share=0.1, mapped=True)
     finding = found(desk, probe)
     assert finding.eval is not None
-    assert probe.sizes("eval") == [finding.train.batch, 2 * finding.train.batch]
+    assert [one.batch for one in probe.asked if one.mode == "eval"] == [finding.train.batch, 2 * finding.train.batch]
     assert (finding.eval.limited_by, finding.eval.undone) == ("speed", "")
     assert desk.calibrate().calibration.status == "complete"
 

@@ -235,7 +235,7 @@ def test_a_factory_that_asks_for_an_argument_is_a_usage_error() -> None:
 
 
 def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "LOAD_LIMIT_S", 0.5)
+    monkeypatch.setattr(children, "LOAD_LIMIT_S", (0.5, 0.5))
     with probing("sleeping") as probe, pytest.raises(UserCodeError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
     assert "still in load" in raised.value.what

@@ -37,7 +37,7 @@ def show(
     if html is not None:
         from batchcal.cli.views.page import page
 
-        _write(Path(html), page(seen))
+        _write(Path(html), page(seen), beside=seen.path)
         context.ensure_object(Voice).say(f"written: {html}")
         if not json:
             return
@@ -93,10 +93,13 @@ def _check(file: str | None, *, require_signature: bool) -> None:
         raise typer.Exit(NoCalibration.exit_code)
 
 
-def _write(path: Path, text: str) -> None:
-    from batchcal.core.errors import NotSaved
+def _write(path: Path, text: str, *, beside: Path | None) -> None:
+    from batchcal.core.errors import NotSaved, UsageError
     from batchcal.core.files import write_atomically
 
+    if path.is_dir() or (beside is not None and path.resolve() == beside.resolve()):
+        what = "a folder" if path.is_dir() else "the calibration itself"
+        raise UsageError(f"--html {path} is {what}", try_="--html report.html")
     try:
         write_atomically(path, text.encode(), mode=0o644)
     except OSError as error:

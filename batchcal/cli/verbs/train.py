@@ -48,7 +48,7 @@ def train(
     """Train with the plan of the calibration; calibrate first where there is no fresh one."""
     from batchcal.cli import screen
     from batchcal.cli.calibrating import Wish, calibrated
-    from batchcal.cli.desk import open_desk
+    from batchcal.cli.desk import objective_of, open_desk
     from batchcal.core import settings as knobs
     from batchcal.core.errors import UsageError
 
@@ -80,6 +80,10 @@ def train(
     )
     if resume and desk.settings.value(knobs.CHECKPOINT) is None:
         raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
+    # What cannot be is told before anything is measured.
+    for knob in (knobs.EPOCHS, knobs.DROP_LAST):
+        desk.settings.value(knob)
+    objective_of(desk.settings.value(knobs.OBJECTIVE))
     found = calibrated(desk, wish, voice)
     if found.problem is not None:
         raise found.problem
