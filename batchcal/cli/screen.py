@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchcal.core.errors import BatchcalError
@@ -53,7 +54,9 @@ def render(renderables: Iterable[RenderableType]) -> None:
 
 
 def be_lenient() -> None:
-    """A terminal that cannot show a character shows a question mark."""
+    """A terminal that cannot show a character shows a question mark; a stream that was closed before we began takes all."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if callable(reconfigure):

@@ -251,6 +251,14 @@ def test_the_page_is_written_whole_or_not_at_all(
     assert "the page could not be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("target", [".", ".batchcal/calibration.json"])
+def test_the_page_replaces_no_calibration_and_no_folder(target: str, calibrated: Calibrated, project: Path) -> None:
+    calibrated()
+    before = (project / ".batchcal" / "calibration.json").read_bytes()
+    assert main(["show", "--html", target]) == 2
+    assert (project / ".batchcal" / "calibration.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("style", ["table", "json", "sh", "dotenv"])
 def test_a_plan_is_printed_in_every_format(style: str, calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
     calibrated()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import os
 import signal
 import time
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import Dataset, IterableDataset
 
 from batchcal.core.errors import UsageError
@@ -96,6 +99,30 @@ def untraceable() -> Task:
             return super().forward(inputs)
 
     return task_of(Looking(64))
+
+
+def crashing_without_memory() -> Task:
+    """Native code that reads what a tensor points at: without memory there is nothing."""
+
+    def crash(model: nn.Module, batch: object) -> Tensor:
+        assert isinstance(batch, Tensor)
+        if isinstance(model.get_parameter("linear.weight"), FakeTensor):
+            ctypes.string_at(0)
+        return loss(model, batch)
+
+    return dataclasses.replace(wide(repeats=64), loss=crash)
+
+
+def leaking(mib: int = 16) -> Task:
+    """Keeps `mib` MiB of every large step."""
+    kept: list[Tensor] = []
+
+    def keep(model: nn.Module, batch: object) -> Tensor:
+        if size_of(batch) > WARM_UP:
+            kept.append(torch.ones(mib << 18))
+        return loss(model, batch)
+
+    return dataclasses.replace(wide(repeats=8), loss=keep)
 
 
 def constant() -> Task:

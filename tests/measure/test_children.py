@@ -179,6 +179,23 @@ def test_a_model_that_cannot_be_traced_is_profiled_and_that_is_said() -> None:
     assert examination.shapes["train"][-1].bytes > examination.shapes["eval"][-1].bytes > 0
 
 
+def test_a_model_that_crashes_without_memory_is_profiled_and_that_is_said() -> None:
+    with probing("crashing_without_memory") as probe:
+        examination = probe.examine("cpu", "default", GIB, 20.0)
+        assert isinstance(probe.measure(request(64)).outcome, Fits)
+    assert examination.shape_source == "profiler"
+    assert any("crashed or hung" in note for note in examination.notes)
+
+
+def test_memory_that_grows_with_every_step_is_told() -> None:
+    with probing("leaking") as probe:
+        leak = probe.measure(request(16, samples=8))
+    with probing("wide", repeats=8) as probe:
+        settled = probe.measure(request(16, samples=8))
+    assert any("grew with each of 8 steps, by 16" in note for note in leak.notes), leak
+    assert settled.notes == ()
+
+
 def test_where_nothing_is_seen_to_grow_the_batch_s_own_bytes_stand_for_it() -> None:
     with probing("constant") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)

@@ -34,6 +34,11 @@ def with_parameters(parameter_bytes: int, **overrides: object) -> Calibration:
     return a_calibration(facts=facts.model_copy(update={"parameter_bytes": parameter_bytes}), **overrides)
 
 
+def test_a_plan_of_more_micro_batches_than_anybody_lists_is_refused() -> None:
+    with pytest.raises(UsageError, match="more than 65536 micro-batches"):
+        make_plan(a_calibration(), effective_batch=2**40)
+
+
 def test_without_a_wish_the_plan_is_the_capacity_itself() -> None:
     plan = make_plan(a_calibration())
     assert (plan.micro_batch, plan.micro_batches, plan.effective_batch) == (TRAIN_CAPACITY, (TRAIN_CAPACITY,), TRAIN_CAPACITY)
