@@ -42,7 +42,9 @@ def render(renderables: Iterable[RenderableType]) -> None:
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
-    width = None if terminal or os.environ.get("COLUMNS", "").isdigit() else FALLBACK_WIDTH
+    asked = os.environ.get("COLUMNS", "")
+    # rich takes COLUMNS=0 at its word, and draws nothing.
+    width = None if (terminal and asked != "0") or (asked.isdigit() and int(asked) > 0) else FALLBACK_WIDTH
     # Drawn aside, so that stdout sees one write: rich would meet a closed pipe or a full disk in the middle of its own work.
     drawn = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace", newline="")
     # Not FORCE_COLOR: a log that is no terminal gets no escape codes.

@@ -23,6 +23,11 @@ from batchcal.core.units import count_of, format_bytes, format_seconds
 
 TONES: Final = {"good": "green", "bad": "red", "odd": "yellow"}
 _BAR_WIDTH: Final = 10
+_BAR_FROM: Final = 78
+_PREDICTED_FROM: Final = 66
+_RATE_FROM: Final = 54
+"""Columns that a console must have for these of the outcomes."""
+_PLACE_WIDTH: Final = 15
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,13 @@ class Seen:
 
     @property
     def freshness(self) -> str:
-        """`fresh, 6 d 3 h left`, `stale: expired`, `not saved`."""
+        """`fresh for 6 d 3 h`, `stale: expired`, `partial: no plan yet`, `not saved`."""
         if self.path is None:
             return "not saved"
         if self.stale is not None:
             return f"stale: {self.stale.reason}"
+        if self.calibration.status == "partial":
+            return "partial: no plan yet"
         return f"fresh for {format_seconds(max((self.calibration.expires_at - self.at).total_seconds(), 0))}"
 
 
@@ -51,7 +58,7 @@ def show(seen: Seen, *, why: bool = False) -> Iterator[RenderableType]:
     calibration = seen.calibration
     if calibration.measurements:
         yield Text("")
-        yield outcomes(calibration)
+        yield _Outcomes(calibration)
     yield from remarks(seen)
     if why:
         yield Text("")
@@ -187,42 +194,50 @@ class _Drawn:
             yield from draw(chart, width=min(options.max_width, 110), ascii_only=options.ascii_only)
 
 
-def outcomes(calibration: Calibration) -> Table:
-    """The probes in order."""
-    places = {(probe.device, probe.allocator) for probe in calibration.measurements}
-    table = Table(box=None, pad_edge=True, header_style="dim", padding=(0, 1))
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("phase")
-    if len(places) > 1:
-        table.add_column("where", style="dim", overflow="ellipsis", no_wrap=True)
-    table.add_column("batch", justify="right")
-    table.add_column("predicted", justify="right", style="dim", no_wrap=True)
-    table.add_column("peak", justify="right", no_wrap=True)
-    table.add_column("of budget", no_wrap=True)
-    table.add_column("samples/s", justify="right")
-    table.add_column("outcome")
-    for probe in calibration.measurements:
-        table.add_row(*_row(calibration, probe, with_place=len(places) > 1))
-    return table
+class _Outcomes:
+    """The probes in order. A narrow console gets fewer columns, never half a number."""
 
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+        self._with_place = len({(probe.device, probe.allocator) for probe in calibration.measurements}) > 1
 
-def _row(calibration: Calibration, probe: Measurement, *, with_place: bool) -> list[RenderableType]:
-    peak, style = peak_of(probe.outcome), TONES[tone(probe.outcome)]
-    budget = calibration.budget(probe.device)
-    held = None if peak is None else held_bytes(probe.device, peak)
-    rate = probe.outcome.samples_per_s if probe.outcome.kind == "fits" else None
-    place: list[RenderableType] = [f"{probe.device} {probe.allocator}"] if with_place else []
-    return [
-        str(probe.sequence),
-        probe.phase,
-        *place,
-        f"{'eval ' if probe.mode == 'eval' else ''}{count(probe.batch)}",
-        "" if probe.predicted_bytes is None else format_bytes(probe.predicted_bytes),
-        "" if held is None else format_bytes(held),
-        "" if held is None or budget is None else _Bar(held / max(budget.budget_bytes, 1), style),
-        "" if rate is None else count(rate),
-        Text(short(probe.outcome), style=style),
-    ]
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = options.max_width - (_PLACE_WIDTH if self._with_place else 0)
+        table = Table(box=None, pad_edge=True, header_style="dim", padding=(0, 1))
+        table.add_column("#", justify="right", style="dim")
+        table.add_column("phase", no_wrap=True)
+        if self._with_place:
+            table.add_column("where", style="dim", overflow="ellipsis", no_wrap=True)
+        table.add_column("batch", justify="right", no_wrap=True)
+        if room >= _PREDICTED_FROM:
+            table.add_column("predicted", justify="right", style="dim", no_wrap=True)
+        table.add_column("peak", justify="right", no_wrap=True)
+        if room >= _BAR_FROM:
+            table.add_column("of budget", no_wrap=True)
+        if room >= _RATE_FROM:
+            table.add_column("samples/s", justify="right", no_wrap=True)
+        table.add_column("outcome")
+        for probe in self._calibration.measurements:
+            table.add_row(*self._row(probe, room))
+        yield table
+
+    def _row(self, probe: Measurement, room: int) -> Iterator[RenderableType]:
+        peak, style = peak_of(probe.outcome), TONES[tone(probe.outcome)]
+        budget = self._calibration.budget(probe.device)
+        held = None if peak is None else held_bytes(probe.device, peak)
+        yield str(probe.sequence)
+        yield probe.phase
+        if self._with_place:
+            yield f"{probe.device} {probe.allocator}"
+        yield f"{'eval ' if probe.mode == 'eval' else ''}{count(probe.batch)}"
+        if room >= _PREDICTED_FROM:
+            yield "" if probe.predicted_bytes is None else format_bytes(probe.predicted_bytes)
+        yield "" if held is None else format_bytes(held)
+        if room >= _BAR_FROM:
+            yield "" if held is None or budget is None else _Bar(held / max(budget.budget_bytes, 1), style)
+        if room >= _RATE_FROM:
+            yield count(probe.outcome.samples_per_s) if probe.outcome.kind == "fits" else ""
+        yield Text(short(probe.outcome), style=style)
 
 
 class _Bar:

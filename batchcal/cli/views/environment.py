@@ -50,7 +50,7 @@ def _cpu(environment: Environment) -> Iterator[tuple[str, str, str]]:
     yield (
         "processors",
         f"{cpu.logical} logical",
-        f"{cpu.physical} physical cores{visible}; {cpu.model or 'unnamed'}, {cpu.architecture}",
+        f"{count_of(cpu.physical, 'physical core')}{visible}; {cpu.model or 'unnamed'}, {cpu.architecture}",
     )
 
 
