@@ -56,7 +56,7 @@ def _header(seen: Seen) -> list[str]:
         f"{escape(seen.freshness)}</span></header>",
         f'<p class="about">{escape(where)}, measured {made} '
         f"with {count_of(len(calibration.measurements), 'probe')} in {format_seconds(calibration.wall_s)}</p>",
-        f'<p class="about">{escape(cpu.model or cpu.architecture)}, {cpu.cores.value:g} core{"" if cpu.cores.value == 1 else "s"}, '
+        f'<p class="about">{escape(cpu.model or cpu.architecture)}, {cpu.cores.value:g} cores, '
         f"{format_bytes(memory.limit.value)}, torch {escape(calibration.environment.software.torch or 'unknown')}</p>",
     ]
     if seen.stale is not None:
