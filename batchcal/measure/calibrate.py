@@ -37,9 +37,9 @@ from batchcal.workload.reference import TaskReference
 
 LOCK_WAIT_FACTOR: Final = 2.0
 """Another calibration of the same file is waited for this many time limits, then we go on without the lock."""
-LEAST_ROOM_BYTES: Final = 224 * MIB
-"""No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 240 MiB, of which
-the command itself took 40, the kernel killed it."""
+LEAST_ROOM_BYTES: Final = 288 * MIB
+"""No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 300 MiB, of which
+the command itself took 40, the kernel killed some. A tiny model at rest holds 220 MiB and more."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,11 @@ UNBOUNDED: Final = 1 << 20
 SHM_SHARE: Final = 0.8
 STEPS_EXPECTED: Final = 5
 """A probe takes four steps at least, and its start and warm-up take about another."""
-SHARE_OF_TIME_AT_FIRST: Final = 0.3
+SHARE_OF_TIME_AT_FIRST: Final = 0.15
 SHARE_OF_TIME: Final = 0.8
-"""How much of the time left a probe may be expected to take: the first only knows the rate of a small batch."""
+SHARE_OF_TIME_EVALUATING: Final = 0.4
+"""How much of the time left a probe may be expected to take. The first only knows the rate of a small batch, and large ones were
+up to three times slower; the first evaluation knows training's, and trains before it evaluates."""
 WORTH_A_PROBE: Final = 1.2
 STEPS_BEFORE_EVALUATION: Final = 3
 """An evaluation's probe trains so many steps first."""
@@ -185,7 +187,7 @@ class Campaign:
                 best = self._learn(search, known, best)
         self._check_fence(device)
         while (ask := search.ask()) is not None:
-            affordable = self._affordable(ask, best, examination, bounds)
+            affordable = self._affordable(ask, best, trained, examination, bounds)
             if not isinstance(affordable, Ask):
                 ended = affordable
                 self.undone.append(f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
@@ -276,7 +278,9 @@ class Campaign:
             start=None if trained is None else trained.train.batch,
         )
 
-    def _affordable(self, ask: Ask, best: Measurement | None, examination: Examination, bounds: Bounds) -> Ask | LimitedBy:
+    def _affordable(
+        self, ask: Ask, best: Measurement | None, trained: Finding | None, examination: Examination, bounds: Bounds
+    ) -> Ask | LimitedBy:
         """`ask`, or the part of it that there is time for; or what is used up. A probe that time would cut is not started."""
         if self.options.max_probes is not None and self.attempts.started >= self.options.max_probes:
             return "max-probes"
@@ -285,6 +289,8 @@ class Campaign:
             return "time-limit"
         if best is not None and isinstance(best.outcome, Fits):
             rate, share = best.outcome.samples_per_s, SHARE_OF_TIME
+        elif trained is not None:
+            rate, share = trained.train.samples_per_s, SHARE_OF_TIME_EVALUATING
         else:
             rate, share = examination.samples_per_s, SHARE_OF_TIME_AT_FIRST
         most = int(rate * left * share / STEPS_EXPECTED)
@@ -299,7 +305,7 @@ class Campaign:
         """The training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
         if trained is None:
             return None
-        affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_AT_FIRST / STEPS_BEFORE_EVALUATION
+        affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_EVALUATING / STEPS_BEFORE_EVALUATION
         return max(1, min(trained.train.batch, int(affordable)))
 
     def _left_s(self) -> float:

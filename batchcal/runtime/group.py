@@ -9,7 +9,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.runtime.batches import MicroBatch
-from batchcal.workload.step import batch_weight, finish_group, forward_backward, move
+from batchcal.workload.step import batch_weight, clear_gradients, finish_group, forward_backward, move, update
 from batchcal.workload.task import Task
 
 
@@ -25,7 +25,14 @@ class GroupResult:
     micro_batches: int
 
 
-def run_group(task: Task, micro_batches: Iterable[MicroBatch], *, device: torch.device, scaler: GradScaler | None) -> GroupResult:
+def run_group(
+    task: Task,
+    micro_batches: Iterable[MicroBatch],
+    *,
+    device: torch.device,
+    scaler: GradScaler | None,
+    clear_first: bool = False,
+) -> GroupResult:
     """Forward and backward over every micro-batch, then one step of the optimizer.
 
     The gradients are those of the undivided batch: each micro-batch adds weight x mean, and their sum is divided by the total
@@ -35,10 +42,14 @@ def run_group(task: Task, micro_batches: Iterable[MicroBatch], *, device: torch.
     Args:
         task: prepared for `device`; gradients clear, as every group leaves them.
         scaler: for float16 autocast, else None.
+        clear_first: clear the gradients of the step before now, and leave this one's: as loops do that call `zero_grad` before
+            the forward pass, whose gradients are there while the next batch is made.
 
     Raises:
         ValueError: no micro-batch at all.
     """
+    if clear_first:
+        clear_gradients(task)
     weight = weighted_loss = 0.0
     samples = count = 0
     for micro_batch in micro_batches:
@@ -54,5 +65,8 @@ def run_group(task: Task, micro_batches: Iterable[MicroBatch], *, device: torch.
         count += 1
     if not count:
         raise ValueError("a group without micro-batches makes no step")
-    finish_group(task, weight, scaler=scaler)
+    if clear_first:
+        update(task, weight, scaler=scaler)
+    else:
+        finish_group(task, weight, scaler=scaler)
     return GroupResult(loss=weighted_loss / weight, weight=weight, samples=samples, micro_batches=count)

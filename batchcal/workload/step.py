@@ -139,7 +139,13 @@ def forward_backward(task: Task, batch: object, *, weight: float, scaler: GradSc
 
 
 def finish_group(task: Task, total_weight: float, *, scaler: GradScaler | None) -> None:
-    """Divides the gradients by the total weight of the group, updates, and lets the gradients go.
+    """`update`, then `clear_gradients`."""
+    update(task, total_weight, scaler=scaler)
+    clear_gradients(task)
+
+
+def update(task: Task, total_weight: float, *, scaler: GradScaler | None) -> None:
+    """Divides the gradients by the total weight of the group and steps the optimizer. The gradients stay.
 
     Raises:
         UserCodeError: the weights of the group sum to 0.
@@ -161,6 +167,10 @@ def finish_group(task: Task, total_weight: float, *, scaler: GradScaler | None) 
     else:
         scaler.step(task.optimizer)
         scaler.update()
+
+
+def clear_gradients(task: Task) -> None:
+    """Lets the gradients go."""
     task.optimizer.zero_grad(set_to_none=True)
     task.model.zero_grad(set_to_none=True)  # those that the optimizer does not know would grow for ever
 
