@@ -184,7 +184,7 @@ class Campaign:
         phase, wanted = "", 0
         for known in self.attempts.recall(place):
             if known.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
-                best = self._learn(search, known, best)
+                best = self._learn(search, known, best, trained)
         self._check_fence(device)
         while (ask := search.ask()) is not None:
             affordable = self._affordable(ask, best, trained, examination, bounds)
@@ -203,7 +203,7 @@ class Campaign:
             except Interrupted as error:  # what was verified is an answer; who called is told right after
                 self.interrupted, ended = error, "time-limit"
                 break
-            before, best = best, self._learn(search, measured, best)
+            before, best = best, self._learn(search, measured, best, trained)
             self._check_fence(device)
             if mode == "eval" and _no_faster(before, best) and search.ask() is not None:
                 ended = "speed"
@@ -228,12 +228,15 @@ class Campaign:
         )
         return capacity, search.model
 
-    def _learn(self, search: CapacitySearch, measured: Measurement, best: Measurement | None) -> Measurement | None:
+    def _learn(
+        self, search: CapacitySearch, measured: Measurement, best: Measurement | None, trained: Finding | None
+    ) -> Measurement | None:
         """Tells the search what a run means; returns the run of the largest batch that fitted."""
         # The examination ran a tiny batch. What fails at a larger one is a size that the task refuses, not the task.
         tiny = max(2, self.options.multiple_of)
         verdict, peak = self.attempts.verdict(measured, search.best or (tiny if measured.batch > tiny else None))
-        if verdict == "fits" and measured.mode == "eval" and peak is not None and peak > self._evaluation_budget(measured):
+        larger = trained is not None and measured.batch > trained.train.batch
+        if verdict == "fits" and larger and peak is not None and peak > self._larger_evaluation_budget(measured):
             verdict = "too-big"
         search.tell(measured.batch, verdict, peak)
         if verdict != "fits" or (best is not None and measured.batch <= best.batch):
@@ -241,8 +244,10 @@ class Campaign:
         self.progress.event("best", {"mode": measured.mode, "batch": measured.batch, "peak_bytes": peak})
         return measured
 
-    def _evaluation_budget(self, measured: Measurement) -> float:
-        """Evaluation comes after training, in a heap that looks different every time: it leaves the allocator's spread free."""
+    def _larger_evaluation_budget(self, measured: Measurement) -> float:
+        """Evaluation comes after training, in a heap that looks different every time. At training's own batch it takes the room
+        that training took (a transformer, four times: 0-25 MiB more); a larger one leaves the allocator's spread free.
+        """
         return self.budgets[measured.device].budget_bytes * (1 - Prior.of(measured.device, measured.allocator).spread)
 
     def _bounds(

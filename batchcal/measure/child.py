@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
@@ -21,15 +19,12 @@ from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
 from batchcal.measure.peak import STILL, AcceleratorPeak, HostPeak, WorkersPeak, stands_still
 from batchcal.measure.probe import Examination
-from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments, Setting
+from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments
 from batchcal.measure.static import FakeTrace, line, profiled_curve
+from batchcal.measure.subject import Subject
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import run_group
-from batchcal.runtime.threads import apply_threads
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.load import load_task
-from batchcal.workload.step import evaluate, make_scaler, prepare
 from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 2.0
@@ -56,7 +51,7 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     """Loads the task, runs three tiny steps, and draws the static curves."""
     request = ExamineArguments.model_validate(arguments)
     context.phase("load")
-    subject = _Subject.load(request.setting)
+    subject = Subject.load(request.setting)
     worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
     facts = worst.facts(subject.task)
     context.phase("warm-up")
@@ -90,7 +85,7 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     request = ProbeArguments.model_validate(arguments)
     setting = request.setting
     context.phase("load")
-    subject = _Subject.load(setting)
+    subject = Subject.load(setting)
     worst = WorstCase.of(subject.task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
     train_worst = worst
     if request.mode == "eval":
@@ -137,57 +132,6 @@ class NotTraced(Exception):
     """The model is not to be run without memory."""
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A loaded task, ready to step."""
-
-    task: Task
-    device: torch.device
-    scaler: GradScaler | None
-
-    @classmethod
-    def load(cls, setting: Setting) -> _Subject:
-        apply_threads(setting.intra_op_threads, 1)
-        random.seed(setting.seed)
-        torch.manual_seed(setting.seed)
-        device = torch.device(setting.device)
-        task = load_task(setting.reference, device=setting.device)
-        prepare(task, device)
-        task.model.train()
-        return cls(task, device, make_scaler(task, device))
-
-    def train(self, batch: object, size: int, before: MicroBatch | None = None) -> None:
-        """One optimizer step, the training's own, on one micro-batch and the one `before` it.
-
-        With a tiny one before it the gradients are held while the large one runs, as they are when gradients accumulate. They
-        are cleared before the next forward pass and not after the step, as most loops do it: with glibc's allocator that
-        fragments more (a small transformer at one batch: 879-1004 MiB, 831-956 where they are cleared at once).
-        """
-        group = [MicroBatch(batch, size)] if before is None else [before, MicroBatch(batch, size)]
-        run_group(self.task, group, device=self.device, scaler=self.scaler, clear_first=True)
-
-    def warm_up(self, batch: object, size: int) -> None:
-        """Two steps, of which the optimizer remembers nothing.
-
-        A training makes the optimizer's state in its first large step, where it comes to lie among the activations. Made before,
-        it lies below them, and glibc finds larger holes: 768 MiB at the peak of a small CNN where plain trainings had 801.
-        """
-        made_lazily = not self.task.optimizer.state
-        for _ in range(2):
-            self.train(batch, size)
-        if made_lazily:
-            self.task.optimizer.state.clear()
-
-    def step(self, batch: object, size: int, mode: Mode, before: MicroBatch | None) -> None:
-        """One step of `mode`, waited for."""
-        if mode == "train":
-            self.train(batch, size, before)
-        else:
-            evaluate(self.task, batch, device=self.device)
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-
-
 def _rate_batch(request: ExamineArguments, facts: TaskFacts, loaded_bytes: int, base_bytes: int) -> int:
     """RATE_BATCH, or as many as surely fit: what a tiny step took beyond the loaded task was its samples', at most."""
     smallest = request.setting.smallest_batch
@@ -196,7 +140,7 @@ def _rate_batch(request: ExamineArguments, facts: TaskFacts, loaded_bytes: int, 
     return max(smallest, min(RATE_BATCH, facts.train_samples or RATE_BATCH, fitting))
 
 
-def _rate(subject: _Subject, worst: WorstCase, size: int, smallest: int) -> float:
+def _rate(subject: Subject, worst: WorstCase, size: int, smallest: int) -> float:
     """Samples per second of the second of two small steps, of `smallest` samples where the task refuses `size`."""
     step_s = 0.0
     try:
@@ -213,7 +157,7 @@ def _rate(subject: _Subject, worst: WorstCase, size: int, smallest: int) -> floa
 
 
 def _steps(
-    subject: _Subject, worst: WorstCase, request: ProbeArguments, host: HostPeak, tiny: MicroBatch
+    subject: Subject, worst: WorstCase, request: ProbeArguments, host: HostPeak, tiny: MicroBatch
 ) -> tuple[list[float], list[int], int]:
     """Runs at most `samples` steps; seconds of each, the peak after each, and what the workers held, bytes."""
     step_s: list[float] = []
@@ -297,7 +241,7 @@ def _shapes(
         notes.append("the model could not be traced without memory in time")
     except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
         notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
-    fresh = _Subject.load(request.setting).task  # the trace has spent the other
+    fresh = Subject.load(request.setting).task  # the trace has spent the other
     shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling, room_bytes=room * PROFILED_SHARE)
     if "train" in shapes:
         return _with_eval(inputs.added_to(shapes)), "profiler", tuple(notes)
