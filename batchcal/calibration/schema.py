@@ -49,7 +49,9 @@ class Options(Record):
     """What the user asked for and what changes the answer. Part of the fingerprint."""
 
     margin: Fraction
-    """Fraction of the limit that is left alone."""
+    """Fraction of the host's limit that is left alone."""
+    accelerator_margin: Fraction = 0.10
+    """The same of an accelerator's memory."""
     headroom: Annotated[float, Field(ge=0, le=1)]
     """Under this fraction of the budget expansion goes on."""
     memory_limit_bytes: int | None
@@ -179,10 +181,19 @@ class Calibration(Record):
     notes: tuple[str, ...] = ()
 
     def finding(self, *, device: str | None = None, allocator: str | None = None) -> Finding | None:
-        """The finding for `device` (default: the chosen one) under `allocator` (default: the one asked for)."""
-        wanted = (device or self.chosen_device, allocator or self.options.allocator)
-        return next((found for found in self.findings if (found.device, found.allocator) == wanted), None)
+        """The finding for `device` (default: the chosen one; `cuda` is the first of its kind) under `allocator` (default: the
+        one asked for)."""
+        wanted = allocator or self.options.allocator
+        return next((found for found in self.findings if self._is(found.device, device) and found.allocator == wanted), None)
 
     def budget(self, device: str | None = None) -> Budget | None:
         """The budget of `device` (default: the chosen one)."""
-        return next((budget for budget in self.budgets if budget.device == (device or self.chosen_device)), None)
+        return next((budget for budget in self.budgets if self._is(budget.device, device)), None)
+
+    def device_of(self, asked: str | None) -> str:
+        """The measured device that is meant by `asked` (None: the chosen one); `asked` itself where none was measured."""
+        return next((budget.device for budget in self.budgets if self._is(budget.device, asked)), asked or self.chosen_device)
+
+    def _is(self, device: str, asked: str | None) -> bool:
+        wanted = asked or self.chosen_device
+        return device == wanted or device.partition(":")[0] == wanted

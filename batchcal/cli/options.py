@@ -76,7 +76,7 @@ TimeLimit: TypeAlias = Annotated[
 ]
 MaxProbes: TypeAlias = Annotated[
     str | None,
-    typer.Option(metavar="N", help="Start no more child processes than this.", rich_help_panel=_SEARCH, show_default=False),
+    typer.Option(metavar="N", help="Run no more probes than this.", rich_help_panel=_SEARCH, show_default=False),
 ]
 Samples: TypeAlias = Annotated[
     str | None,

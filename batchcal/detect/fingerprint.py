@@ -1,7 +1,7 @@
 """Which kind of machine this is, part by part, as sha256. The same after a reboot and in a new container of the same type.
 
-Left out on purpose: host names, serial numbers, addresses, which processors of many, free memory. No torch is loaded; an
-accelerator that driver files do not describe needs a child, and then the writer and every reader must ask one.
+Left out on purpose: host names, serial numbers, addresses, which processors of many, free memory. No torch is loaded: an
+accelerator that driver files do not describe (MIG slices, AMD, Intel, Apple) is known by its driver alone, unless a child asks.
 """
 
 from __future__ import annotations

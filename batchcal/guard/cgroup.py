@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple
 
 from batchcal.core.values import Frozen
 from batchcal.guard.hierarchy import Chain, Version, locate
@@ -17,43 +17,6 @@ from batchcal.guard.roots import HERE, Root
 UNLIMITED_FROM: Final = 1 << 60
 """v1 writes "no limit" as 2^63 less a page (of 4 or 64 KiB); nobody has an exbibyte."""
 _READ_AT_MOST: Final = 1 << 16
-
-
-class MemoryMeter(Protocol):
-    """What the engine asks about the memory that it shares. Readings are bytes, now."""
-
-    @property
-    def version(self) -> Literal["v1", "v2", "none"]:
-        """`none`: no group binds; the machine's own memory is what limits."""
-        ...
-
-    @property
-    def directory(self) -> str:
-        """The binding group, or our own where none binds; empty without groups."""
-        ...
-
-    @property
-    def limit_bytes(self) -> int: ...
-
-    def usage_bytes(self) -> int:
-        """Everything charged, page cache included."""
-        ...
-
-    def hard_bytes(self) -> int:
-        """What cannot be had back by dropping file pages: anonymous, shared and kernel memory."""
-        ...
-
-    def reclaimable_bytes(self) -> int:
-        """File pages that the kernel may drop."""
-        ...
-
-    def swap_bytes(self) -> int: ...
-
-    def oom_kills(self) -> int:
-        """Processes that the kernel's OOM killer took since the group began. Compare two readings."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class MemoryBound(Frozen):

@@ -1,6 +1,6 @@
 """Inside a child: takes its place, runs the one function it was started for, leaves the result in a file, and is gone.
 
-Also `python -m batchcal.guard.child FD`, which is how a child is spawned where there is no zygote.
+Also `python -m batchcal.guard.child CONTROL OUTPUT`, two descriptors, which is how a child is spawned where there is no zygote.
 """
 
 from __future__ import annotations

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ from typing import Final, Literal, Protocol
 from batchcal.core.errors import GuardError
 from batchcal.guard.allocator import AllocatorPolicy
 from batchcal.guard.child import ARGUMENTS_NAME
+from batchcal.guard.home import Home, no_room
 from batchcal.guard.wire import JSON, Channel, Message
 
 READY_LIMIT_S: Final = 120.0
 """`import torch` takes a second here and tens of seconds from a cold network disk."""
 START_LIMIT_S: Final = 20.0
-PREFIX: Final = "batchcal-"
-LEFT_BEHIND_S: Final = 3600.0
 
 
 @dataclass(frozen=True)
@@ -89,24 +87,6 @@ class Launcher(Protocol):
     def close(self) -> None: ...
 
 
-def private_directory() -> Path:
-    """A new directory that only we can read. Those that a killed process left more than an hour ago are removed.
-
-    Raises:
-        GuardError: there is no place for one.
-    """
-    try:
-        made = Path(tempfile.mkdtemp(prefix=PREFIX))
-    except OSError as error:
-        raise _no_room(error) from error
-    for old in made.parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            seen = old.lstat()
-            if seen.st_uid == os.getuid() and time.time() - seen.st_mtime > LEFT_BEHIND_S and stat.S_ISDIR(seen.st_mode):
-                shutil.rmtree(old, ignore_errors=True)
-    return made
-
-
 def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> dict[str, str]:
     """What a process must have in its environment before it starts, so that `policy` is in force and its own import of torch
     stays single-threaded."""
@@ -125,15 +105,14 @@ class ZygoteLauncher:
     name: Literal["zygote", "spawn"] = "zygote"
 
     def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str]) -> None:
-        self._home = private_directory()
+        self._home = Home()
         self._ended: dict[int, int] = {}
-        self._count = 0
-        self.orphans: list[int] = []
+        self._numbers = itertools.count()
         ours, theirs = socket.socketpair()
         try:
-            with theirs, (self._home / "zygote.log").open("wb") as log:
+            with theirs, (self._home.path / "zygote.log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno()), str(self._home)],
+                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno()), str(self._home.path)],
                     pass_fds=(theirs.fileno(),),
                     env=start_environment(policy, environ),
                     stdin=subprocess.DEVNULL,
@@ -143,7 +122,7 @@ class ZygoteLauncher:
                 )
         except OSError as error:
             ours.close()
-            shutil.rmtree(self._home, ignore_errors=True)
+            self._home.remove()
             raise GuardError("no child process could be started", known=str(error)) from error
         self._channel = Channel(ours)
         ours.settimeout(READY_LIMIT_S)
@@ -164,14 +143,7 @@ class ZygoteLauncher:
         return self._process.pid
 
     def start(self, job: Job) -> Started:
-        directory = self._home / f"child-{self._count}"
-        self._count += 1
-        try:
-            directory.mkdir(mode=0o700)
-            request = request_of(job, directory)
-        except OSError as error:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise _no_room(error) from error
+        directory, request = _directory(self._home, next(self._numbers), job)
         ours, theirs = socket.socketpair()
         output_read, output_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -211,7 +183,7 @@ class ZygoteLauncher:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._home, ignore_errors=True)
+        self._home.remove()
 
     def _await_started(self) -> tuple[int, int] | None:
         until = time.monotonic() + START_LIMIT_S
@@ -229,16 +201,14 @@ class ZygoteLauncher:
         except TimeoutError:
             messages = []
         for message in messages:
-            pid, status, orphan = message.get("ended"), message.get("status"), message.get("orphan")
+            pid, status = message.get("ended"), message.get("status")
             if isinstance(pid, int) and isinstance(status, int):
                 self._ended[pid] = status
-            elif isinstance(orphan, int):
-                self.orphans.append(orphan)
         return messages
 
     def _log_tail(self) -> str:
         try:
-            return (self._home / "zygote.log").read_text(errors="replace")[-2000:].strip()
+            return (self._home.path / "zygote.log").read_text(errors="replace")[-2000:].strip()
         except OSError:
             return ""
 
@@ -250,16 +220,13 @@ class SpawnLauncher:
     overhead_pid: int | None = None
 
     def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str]) -> None:
+        self._home = Home()
+        self._numbers = itertools.count()
         self._environment = start_environment(policy, environ)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, job: Job) -> Started:
-        directory = private_directory()
-        try:
-            request = request_of(job, directory)
-        except OSError as error:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise _no_room(error) from error
+        directory, request = _directory(self._home, next(self._numbers), job)
         ours, theirs = socket.socketpair()
         output_read, output_write = os.pipe()
         try:
@@ -304,15 +271,18 @@ class SpawnLauncher:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self._home.remove()
 
 
-def _no_room(error: OSError) -> GuardError:
-    folder = os.environ.get("TMPDIR", "/tmp, since TMPDIR is not set")
-    return GuardError(
-        "there is no place for a child's files",
-        known=f"{error.strerror or error}; temporary files are written to {folder}",
-        try_="TMPDIR=/a/folder/with/some/room",
-    )
+def _directory(home: Home, number: int, job: Job) -> tuple[Path, Message]:
+    """A new folder for one child, with what the child is to be sent."""
+    directory = home.path / f"child-{number}"
+    try:
+        directory.mkdir(mode=0o700)
+        return directory, request_of(job, directory)
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise no_room(error) from error
 
 
 def request_of(job: Job, directory: Path) -> Message:

@@ -28,7 +28,7 @@ class Peak(Record):
     """The most memory that a probe held at once, in bytes."""
 
     demand_bytes: int
-    """What cannot be reclaimed: anonymous plus shared, over the child and its workers. This is held against the budget."""
+    """Host memory that cannot be reclaimed: anonymous plus shared, over the child and its workers."""
     anonymous_bytes: int = 0
     shared_bytes: int = 0
     file_bytes: int = 0
@@ -38,6 +38,11 @@ class Peak(Record):
     accelerator_bytes: int | None = None
     """Most reserved on the accelerator by the caching allocator plus what the context holds."""
     accelerator_allocated_bytes: int | None = None
+
+    def held_on(self, device: str) -> int:
+        """What is held against the budget of `device`, bytes."""
+        on_host = device == "cpu" or self.accelerator_bytes is None
+        return self.demand_bytes if on_host else self.accelerator_bytes or 0
 
 
 class Fits(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +14,9 @@ from batchcal.guard.outcome import Phase
 
 DEPTH: Final = 10
 TEXT_LIMIT: Final = 64 * 1024
-_PACKAGE: Final = str(Path(__file__).resolve().parents[1])
-_EXAMPLES: Final = str(Path(__file__).resolve().parents[1] / "workload" / "examples")
+_PACKAGE: Final = Path(__file__).resolve().parents[1]
+_OURS: Final = f"{_PACKAGE}{os.sep}"
+_EXAMPLES: Final = f"{_PACKAGE / 'workload' / 'examples'}{os.sep}"
 
 
 class RaisedLink(Frozen):
@@ -75,14 +77,14 @@ def describe(error: BaseException, phase: Phase) -> Raised:
 def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
     """`trace` without our own frames on top of the user's; all of it where there is no frame of his."""
     inner = trace
-    while inner is not None and _is_ours(inner.tb_frame.f_code.co_filename):
+    while inner is not None and is_ours(inner.tb_frame.f_code.co_filename):
         inner = inner.tb_next
     return inner or trace
 
 
-def _is_ours(file_name: str) -> bool:
+def is_ours(file_name: str) -> bool:
     """A file of this package, but not an example, which stands for the user's code."""
-    return file_name.startswith(_PACKAGE) and not file_name.startswith(_EXAMPLES)
+    return file_name.startswith(_OURS) and not file_name.startswith(_EXAMPLES)
 
 
 def _name(kind: type) -> str:

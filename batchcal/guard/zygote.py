@@ -94,8 +94,6 @@ class Zygote:
                 self._children.discard(ended.si_pid)
                 self._channel.send({"ended": ended.si_pid, "status": os.waitstatus_to_exitcode(status)})
                 self._end_orphans()
-            else:
-                self._channel.send({"orphan": ended.si_pid})
 
     def _end_orphans(self) -> None:
         """Kills what left the group of a child that is gone (a daemon, a session of its own): as its subreaper we are the parent

@@ -104,12 +104,14 @@ class Attempts:
         outcome = measured.outcome
         match outcome:
             case Fits(peak=peak):
-                told = peak.begin_bytes is None or measured.mode == "train" or peak.demand_bytes > peak.begin_bytes * INFORMATIVE
-                return "fits", peak.demand_bytes if told else None
+                begin = peak.begin_bytes if measured.mode == "eval" and measured.device == "cpu" else None
+                held = peak.held_on(measured.device)
+                return "fits", held if begin is None or held > begin * INFORMATIVE else None
             case OutOfMemory():
                 if outcome.source == "kernel":
                     self.note(f"the kernel's OOM killer fired at batch {measured.batch}: the fence did not hold")
-                return "too-big", outcome.peak.demand_bytes if outcome.source == "budget" and outcome.peak else None
+                ran = outcome.peak if outcome.source == "budget" else None
+                return "too-big", ran.held_on(measured.device) if ran is not None else None
             case Suspect():
                 self.note(
                     f"batch {measured.batch} crashed twice with {outcome.near_limit:.0%} of what it may hold in use "
@@ -208,9 +210,9 @@ def _holds(old: Measurement, budget_bytes: int) -> bool:
     """Whether an outcome would be the same under `budget_bytes`."""
     match old.outcome:
         case Fits(peak=peak):
-            return peak.demand_bytes <= budget_bytes
+            return peak.held_on(old.device) <= budget_bytes
         case OutOfMemory(source="budget", peak=peak) if peak is not None:
-            return peak.demand_bytes > budget_bytes
+            return peak.held_on(old.device) > budget_bytes
         case OutOfMemory() | Swapping():
             return old.allowed_bytes is not None and old.allowed_bytes >= _allowed(budget_bytes) * SAME
         case _:
@@ -237,7 +239,7 @@ def _ended(measured: Measurement, budget_bytes: int) -> Mapping[str, Field]:
         "batch": measured.batch,
         "outcome": outcome.kind,
         "detail": detail(outcome),
-        "peak_bytes": peak.demand_bytes if peak is not None else None,
+        "peak_bytes": peak.held_on(measured.device) if peak is not None else None,
         "predicted_bytes": measured.predicted_bytes,
         "budget_bytes": budget_bytes,
         "samples_per_s": outcome.samples_per_s if isinstance(outcome, Fits) else None,

@@ -86,6 +86,8 @@ def calibrate(
         UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
             `CalibrationResult.stopped`.
     """
+    # A policy that this system does not have is refused before anything is measured; and one library has one name.
+    options = options.model_copy(update={"allocator": resolve(options.allocator).name})
     variables = dict(os.environ if environ is None else environ)
     trust_of = find_trust if dry_run else find_or_make_trust  # a dry run makes no key either
     run = _Run(
@@ -100,7 +102,6 @@ def calibrate(
         probe=probe,
         environ=variables,
     )
-    resolve(options.allocator)  # a policy that this system does not have is refused before anything is measured
     if dry_run:
         return run.rehearse_dry()
     if not force and (found := run.fresh()) is not None:
@@ -167,6 +168,8 @@ class _Run:
             )
         except NotSaved as error:
             notices.append(f"no journal: {error.known or error.what}; an interruption would lose what was measured")
+        if journal is not None and journal.past.ignored:
+            notices.append(f"what an interrupted calibration measured is not used: {journal.past.ignored}")
         probe = self.probe or self._children(budgets, meter)
         campaign = Campaign(
             probe=probe,
@@ -223,11 +226,11 @@ class _Run:
         asked, options = self.options.device, self.options
         found: dict[str, Budget] = {}
         if asked in ("auto", "cpu"):
-            found["cpu"] = host_budget(self.environment, margin=options.margin, memory_limit_bytes=options.memory_limit_bytes)
+            found["cpu"] = self._host_budget()
         for accelerator in self.environment.accelerators:
             name = f"{accelerator.kind}:{accelerator.index}"
             if asked in (name, accelerator.kind) or (asked == "auto" and accelerator.index == 0):
-                found.setdefault(name, accelerator_budget(accelerator, name, margin=options.margin))
+                found.setdefault(name, accelerator_budget(accelerator, name, margin=options.accelerator_margin))
                 if asked == accelerator.kind:
                     break
         if not found:
@@ -239,9 +242,12 @@ class _Run:
             )
         return found
 
+    def _host_budget(self) -> Budget:
+        return host_budget(self.environment, margin=self.options.margin, memory_limit_bytes=self.options.memory_limit_bytes)
+
     def _children(self, budgets: dict[str, Budget], meter: MemoryGroup) -> ChildProbe:
         free = {f"{item.kind}:{item.index}": item.free_bytes for item in self.environment.accelerators}
-        host = budgets.get("cpu") or host_budget(self.environment, margin=self.options.margin, memory_limit_bytes=None)
+        host = budgets.get("cpu") or self._host_budget()
         settings = {
             device: Setting(
                 reference=self.reference,
@@ -289,7 +295,7 @@ class _Run:
             stopped = Partial(
                 "stopped before any batch size was verified",
                 known=f"{count_of(len(campaign.attempts.measurements), 'probe')} in {calibration.wall_s:.0f} s; "
-                f"undone: {'; '.join(campaign.undone)}",
+                f"{'; '.join(campaign.undone or campaign.attempts.notes)}",
                 try_="a longer --time-limit, or more --max-probes; what was measured is not measured again",
             )
         path: Path | None = self.path

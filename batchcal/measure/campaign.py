@@ -9,7 +9,7 @@ from typing import Final
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
 from batchcal.core.clock import Clock
-from batchcal.core.errors import Interrupted, NothingFits, UserCodeError
+from batchcal.core.errors import GuardError, Interrupted, NothingFits, UserCodeError
 from batchcal.core.progress import Progress
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
@@ -17,14 +17,15 @@ from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, Probe
+from batchcal.measure.request import STEPS_BEFORE_EVALUATION
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
+from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
 """A probe that was begun gets this long, however little of the time limit is left."""
 UNBOUNDED: Final = 1 << 20
 """Ceiling where the dataset has no length."""
-SHM_SHARE: Final = 0.8
 STEPS_EXPECTED: Final = 5
 """A probe takes four steps at least, and its start and warm-up take about another."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
@@ -33,9 +34,6 @@ SHARE_OF_TIME_EVALUATING: Final = 0.4
 """How much of the time left a probe may be expected to take. The first only knows the rate of a small batch, and large ones were
 up to three times slower; the first evaluation knows training's, and trains before it evaluates."""
 WORTH_A_PROBE: Final = 1.2
-STEPS_BEFORE_EVALUATION: Final = 3
-"""An evaluation's probe trains so many steps first."""
-PREFETCH_FACTOR: Final = 2
 EVAL_EXPANSION: Final = 2
 EVAL_PRECISION: Final = 0.75
 EVAL_GAIN: Final = 1.1
@@ -105,6 +103,12 @@ class Campaign:
             except NothingFits as error:
                 nothing.append(error)
                 self.attempts.note(f"{device} under {allocator}: {error.what}")
+            except (UserCodeError, GuardError) as error:
+                if not self.findings:
+                    raise
+                # What was verified before stands, on another device or for training alone.
+                self.undone.append(f"{device} under {allocator}: {error.what}")
+                self.attempts.note(f"{device} under {allocator} failed: {error.what}")
         return nothing
 
     def _double_margin(self, device: str) -> None:
@@ -145,7 +149,7 @@ class Campaign:
         train, train_model = self._capacity(device, allocator, examination, None)
         if train is None:
             self._go_on()
-            self._nothing(device, examination, train_model)
+            self._nothing(device, allocator, examination, train_model)
             return
         finding = Finding(device=device, allocator=allocator, train=train, eval=None, train_memory=train_model, eval_memory=None)
         self.findings.append(finding)
@@ -219,7 +223,7 @@ class Campaign:
                 self.undone.append(f"{device} under {allocator}, {mode}: {phase} {wanted}")
         capacity = Capacity(
             batch=best.batch,
-            peak_bytes=best.outcome.peak.demand_bytes,
+            peak_bytes=best.outcome.peak.held_on(device),
             samples_per_s=best.outcome.samples_per_s,
             measured_by=best.sequence,
             limited_by=ended or search.limited_by,
@@ -262,8 +266,7 @@ class Campaign:
             ceilings.append((_beside_training(trained, shape, prior.ratio, budget), "memory"))
         shm = self.environment.shared_memory
         if options.workers > 0 and shm is not None and facts.batch_bytes_per_sample > 0:
-            # In flight: what each worker has prefetched, one being made by each, one in use.
-            in_flight = (options.workers * (PREFETCH_FACTOR + 1) + 1) * facts.batch_bytes_per_sample
+            in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
             ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
         ceiling, reason = min(ceilings, key=lambda pair: pair[0])
         multiple = options.multiple_of if trained is None else 1
@@ -302,8 +305,10 @@ class Campaign:
         most -= most % bounds.multiple_of
         if ask.batch <= most:
             return ask
-        if most < max(bounds.floor, (best.batch if best is not None else 0) * WORTH_A_PROBE):
-            return ask if best is None else "time-limit"
+        if best is None:
+            most = max(most, bounds.floor)  # there is no answer without one
+        elif most < best.batch * WORTH_A_PROBE:
+            return "time-limit"
         return Ask(most, ask.phase, f"as much of {ask.batch} as there is time for: {ask.why}", ask.predicted_bytes)
 
     def _before_evaluation(self, trained: Finding | None) -> int | None:
@@ -316,13 +321,13 @@ class Campaign:
     def _left_s(self) -> float:
         return self.options.time_limit_s - (self.clock.monotonic() - self.began)
 
-    def _nothing(self, device: str, examination: Examination, model: MemoryModel) -> None:
+    def _nothing(self, device: str, allocator: str, examination: Examination, model: MemoryModel) -> None:
         """Raises where nothing fits; returns where time or probes ended first."""
         if self.undone:
             return
         for measured in reversed(self.attempts.measurements):
             refused = measured.outcome
-            if measured.device == device and isinstance(refused, UserCodeFailed):
+            if (measured.device, measured.allocator) == (device, allocator) and isinstance(refused, UserCodeFailed):
                 raise UserCodeError(refused.error, known=(refused.traceback or refused.output).strip(), try_=refused.hint)
         budget = self.budgets[device]
         smallest = max(1, self.options.multiple_of)

@@ -19,7 +19,7 @@ from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
 from batchcal.measure.peak import STILL, AcceleratorPeak, HostPeak, WorkersPeak, stands_still
 from batchcal.measure.probe import Examination
-from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments
+from batchcal.measure.request import STEPS_BEFORE_EVALUATION, ExamineArguments, ProbeAnswer, ProbeArguments
 from batchcal.measure.static import FakeTrace, line, profiled_curve
 from batchcal.measure.subject import Subject
 from batchcal.runtime.batches import MicroBatch
@@ -32,13 +32,9 @@ SCAN_LIMIT_S: Final = 2.0
 STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
 LEAST_STEPS: Final = 4
 """Of a training: one that makes the optimizer's state, one that accumulates, two that bring nothing new."""
-STEPS_BEFORE_EVALUATION: Final = 3
-"""After one step of training the heap has larger holes than after many, and evaluation would seem to need less."""
 LEAKING_STEPS: Final = 4
 """So many steps in a row that each bring more are no settling."""
 RATE_BATCH: Final = 16
-ORDER_KEPT: Final = 65_536
-"""So many of the largest samples are remembered; a larger batch repeats them."""
 COLLATE_LIMIT_S: Final = 0.7
 """The static curve asks for no batch whose collation is expected to take longer."""
 COLLATED_SHARE: Final = 0.3
@@ -77,7 +73,7 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         shape_source=source,
         notes=notes,
     )
-    return {"examination": examination.model_dump(mode="json"), "order": list(worst.order[:ORDER_KEPT])}
+    return {"examination": examination.model_dump(mode="json"), "order": list(worst.order)}
 
 
 def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
@@ -222,7 +218,7 @@ def _shapes(
 ) -> tuple[dict[Mode, tuple[ShapePoint, ...]], str, tuple[str, ...]]:
     """The static curve by mode, the source, and what was noticed."""
     modes: tuple[Mode, ...] = ("train", "eval")
-    ceiling = min(filter(None, (facts.train_samples, request.max_batch)), default=1 << 16)
+    ceiling = facts.train_samples or 1 << 16
     room = max(0, request.budget_bytes - base_bytes)
     affordable = _affordable_batch(worst, ceiling, facts.batch_bytes_per_sample, room)
     inputs = _Inputs(facts.batch_bytes_per_sample, request.setting.device)

@@ -65,7 +65,7 @@ class ChildProbe:
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         """Loads the task once in a child: facts, static shapes, what a tiny step holds. See `Probe`."""
-        arguments = ExamineArguments(setting=self._settings[device], budget_bytes=budget_bytes, max_batch=None, limit_s=limit_s)
+        arguments = ExamineArguments(setting=self._settings[device], budget_bytes=budget_bytes, limit_s=limit_s)
         limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s=self._phase_s)
         ending = self._run("batchcal.measure.child:examine", arguments.model_dump(mode="json"), allocator, limits)
         if not ending.has_result and ending.phase == "measure":
@@ -114,10 +114,6 @@ class ChildProbe:
         isolation = Isolation(launcher=self._launchers[request.allocator].name, fence=layers, missing=ending.missing)
         return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=_notes(ending.returned))
 
-    def most_measurable_bytes(self, allocator: str) -> int:
-        """The largest demand that a probe can be allowed here, beside batchcal's own processes, bytes."""
-        return self._most_allowed(allocator)
-
     def close(self) -> None:
         """No process, no file of ours stays."""
         for launcher in self._launchers.values():
@@ -137,6 +133,8 @@ class ChildProbe:
         found = self._launchers.get(allocator)
         if found is not None:
             return found
+        for other in tuple(self._launchers):
+            self._drop(other)  # an idle zygote holds memory that no training will
         policy = resolve(allocator)
         launcher: Launcher
         if self._spawn_only:
@@ -181,9 +179,8 @@ class ChildProbe:
         if self._settings[request.device].workers and isinstance(self._group, ControlGroup):
             # Workers' batches come and go between two looks of the child; the group saw them all.
             host = max(host, ending.group_growth_bytes + self._shared_bytes(request.allocator))
-        demand = host if answer.accelerator_bytes is None else answer.accelerator_bytes
         peak = Peak(
-            demand_bytes=demand,
+            demand_bytes=host,
             anonymous_bytes=max(0, answer.step_peak_bytes - answer.shared_bytes),
             shared_bytes=answer.shared_bytes,
             file_bytes=answer.file_bytes,
@@ -194,10 +191,11 @@ class ChildProbe:
         if answer.accelerator_retries > 0:
             detail = f"the allocator had to flush its cache {answer.accelerator_retries} times to go on"
             return OutOfMemory(source="accelerator", detail=detail, peak=peak)
+        demand = peak.held_on(request.device)
         if demand > request.budget_bytes:
             over = f"it ran, but held {format_bytes(demand)} of {format_bytes(request.budget_bytes)}"
             return OutOfMemory(source="budget", detail=over, peak=peak)
-        if answer.accelerator_bytes is not None and host > self._host_budget:
+        if request.device != "cpu" and host > self._host_budget:
             over = f"it ran, but held {format_bytes(host)} of the host's {format_bytes(self._host_budget)}"
             return OutOfMemory(source="budget", detail=over, peak=peak)
         timed = answer.step_s[1:] or answer.step_s

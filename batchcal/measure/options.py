@@ -20,6 +20,9 @@ LARGEST_TIER: Final = 32
 LARGEST: Final = 2**31
 """No count that is asked for may be larger: it would not fit the file."""
 
+MOST_WORKERS: Final = 1024
+LARGEST_SEED: Final = 2**63
+
 
 def samples_for(limit_bytes: int) -> int:
     """Steps per probe at most under `limit_bytes`."""
@@ -65,6 +68,11 @@ def options(
             f"no batch is a multiple of {multiple_of} and at most {max_batch}",
             try_=f"--max-batch {multiple_of} or a smaller --multiple-of",
         )
+    if workers > MOST_WORKERS:
+        raise UsageError(f"workers {workers} is more than a machine runs", known=f"at most {MOST_WORKERS}", try_="--workers 4")
+    if not -LARGEST_SEED <= seed < LARGEST_SEED:
+        raise UsageError(f"seed {seed} does not fit 64 bits", known="torch takes no larger one", try_="--seed 0")
+    accelerator_margin = MARGIN_ACCELERATOR if margin is None else margin
     margin = (MARGIN_ACCELERATOR if accelerated else MARGIN_CPU) if margin is None else margin
     headroom = (HEADROOM_ACCELERATOR if accelerated else HEADROOM_CPU) if headroom is None else headroom
     for name, value in (("margin", margin), ("headroom", headroom)):
@@ -72,6 +80,7 @@ def options(
             raise UsageError(f"{name} {value} is not a fraction from 0 to below 1", try_=f"--{name} 15%")
     return Options(
         margin=margin,
+        accelerator_margin=accelerator_margin,
         headroom=headroom,
         memory_limit_bytes=memory_limit_bytes,
         samples=samples or samples_for(min(limit_bytes, memory_limit_bytes or limit_bytes)),

@@ -19,7 +19,7 @@ class ProbeRequest(Frozen):
     device: str
     allocator: str
     samples: int
-    """Steps at most; ends earlier once the peak has stood still for two steps, at least three in all."""
+    """Steps at most; ends earlier once the peak stands still."""
     allowed_bytes: int
     """Demand at which the fence is armed (the whole process tree)."""
     budget_bytes: int
@@ -27,7 +27,7 @@ class ProbeRequest(Frozen):
     train_batch: int | None = None
     """For `eval`: the training micro-batch that is run first, as in a training."""
     deadline_s: float | None = None
-    """Wall time for the whole, seconds."""
+    """For the measured steps, seconds. Loading and warming up have limits of their own."""
 
 
 class ProbeReport(Frozen):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from batchcal.calibration.schema import Mode
 from batchcal.core.values import Frozen
+from batchcal.workload.in_flight import PREFETCH_FACTOR
 from batchcal.workload.reference import TaskReference
 
 Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 """What a child may say it held: nobody has a pebibyte."""
+STEPS_BEFORE_EVALUATION: Final = 3
+"""Steps of training in an evaluation's probe. After one the heap has larger holes than after many, and evaluation would seem to
+need less."""
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -23,7 +27,7 @@ class Setting(Frozen):
     seed: int
     intra_op_threads: int
     workers: int
-    prefetch_factor: int = 2
+    prefetch_factor: int = PREFETCH_FACTOR
     smallest_batch: int
     """Batch of the warm-up: two samples, since BatchNorm refuses one, or `multiple_of`."""
     accelerator_free_bytes: int | None = None
@@ -34,7 +38,6 @@ class ExamineArguments(Frozen):
     setting: Setting
     budget_bytes: int
     """Only to choose the sizes of the static curve."""
-    max_batch: int | None
     limit_s: float
     traced: bool = True
     """False: the static curve comes from the profiler, since running the model without memory has ended a child before."""

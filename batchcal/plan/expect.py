@@ -41,7 +41,7 @@ def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_step
 def peak_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> int:
     """Demand of a training step at `micro_batch`: what the memory model says, and no less than any run up to this size needed."""
     runs = fitting(calibration, finding)
-    measured = [_demand(finding.device, fits) for measurement, fits in runs if measurement.batch <= micro_batch]
+    measured = [fits.peak.held_on(finding.device) for measurement, fits in runs if measurement.batch <= micro_batch]
     if finding.train.batch <= micro_batch:
         measured.append(finding.train.peak_bytes)
     return max(round(finding.train_memory.predict(micro_batch)), *measured, 0)
@@ -72,8 +72,3 @@ def _step_s(times: dict[int, float], batch: int) -> float | None:
         if left < batch < right:
             return times[left] + (times[right] - times[left]) * (batch - left) / (right - left)
     return None
-
-
-def _demand(device: str, fits: Fits) -> int:
-    on_device = None if device == "cpu" else fits.peak.accelerator_bytes
-    return fits.peak.demand_bytes if on_device is None else on_device

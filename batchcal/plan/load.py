@@ -76,13 +76,14 @@ def load_plan(
     variables = os.environ if environ is None else environ
     here = detect(environ=variables)
     calibration, notices = open_calibration(path, on_stale=on_stale, here=here, environ=variables, clock=clock or SystemClock())
+    on = calibration.device_of(device)
     plan = make_plan(
         calibration,
         effective_batch=effective_batch,
         world_size=world_size,
-        device=device,
-        allocator=allocator_here(calibration, device=device),
-        free_bytes_now=free_bytes_now(here, device or calibration.chosen_device),
+        device=on,
+        allocator=allocator_here(calibration, device=on),
+        free_bytes_now=free_bytes_now(here, on),
     )
     return plan.model_copy(update={"notices": (*notices, *plan.notices)})
 

@@ -10,7 +10,7 @@ FORMAT: Final = 1
 Objective = Literal["memory"]
 """`memory`: the largest micro-batch that fits."""
 Status = Literal["verified", "derived", "predicted"]
-"""`verified`: this whole plan was run; `derived`: follows from verified capacities; `predicted`: from the memory model only."""
+"""`verified`: the micro-batch was run; `derived`: follows from verified capacities; `predicted`: from the memory model only."""
 
 
 class Plan(Record):

@@ -11,7 +11,6 @@ from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.core.values import Record
 from batchcal.plan.make import find
-from batchcal.plan.split import split
 
 UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
 """What limits a capacity whatever the memory."""
@@ -83,7 +82,7 @@ def what_if(
                 micro_batch=micro,
                 eval_batch=evaluating or 0,
                 effective_batch=wished,
-                accumulation_steps=len(split(wished, micro)) if micro else 0,
+                accumulation_steps=-(-wished // micro) if micro else 0,
                 predicted_peak_bytes=round(finding.train_memory.predict(micro)) if micro else None,
                 relative_error=max(errors, default=None),
                 limited_by=_limited_by(finding.train, micro),

@@ -7,15 +7,12 @@ from typing import Final
 
 from batchcal.calibration.schema import Calibration
 from batchcal.core.units import MIB, count_of, format_bytes
+from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 # Private memory of one worker beside its batches: 11 MiB forked, 144 MiB started by forkserver or spawn (torch 2.13 on CPU,
 # smaps_rollup after 20 batches). A forked one grows as reference counts copy the parent's objects, so it is given more.
 FORKED_WORKER_BYTES: Final = 48 * MIB
 FRESH_WORKER_BYTES: Final = 160 * MIB
-# Of /dev/shm's free space; the rest is for tensors that live on in the training process and for other users.
-SHM_SHARE: Final = 0.8
-PREFETCH: Final = 2
-"""Batches that a worker reads ahead: torch's own default."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ def choose_workers(calibration: Calibration, *, largest_batch: int, room_bytes: 
     shm_bytes = None if shm is None else int(shm.free_bytes * SHM_SHARE)
     each = _worker_bytes(calibration)
     for count in range(wished, 0, -1):
-        for prefetch in range(PREFETCH, 0, -1):
-            in_flight = (count * prefetch + 1) * batch_bytes
+        for prefetch in range(PREFETCH_FACTOR, 0, -1):
+            in_flight = batches_in_flight(count, prefetch) * batch_bytes
             fits_shm = shm_bytes is None or in_flight <= shm_bytes
             fits_ram = count <= measured_with or count * (each + batch_bytes) + in_flight <= room_bytes
             if fits_shm and fits_ram:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from batchcal.core.errors import UserCodeError
+from batchcal.guard.report import is_ours
 
-_OURS: Final = str(Path(__file__).resolve().parents[1])
-_EXAMPLES: Final = str(Path(__file__).resolve().parent / "examples")
-_IMPORT: Final = str(Path(traceback.__file__).parent / "importlib")
+_IMPORT: Final = f"{Path(traceback.__file__).parent / 'importlib'}{os.sep}"
 
 
 def blame(error: BaseException, doing: str, *, try_: str) -> UserCodeError:
@@ -56,7 +56,7 @@ def _machinery(filename: str) -> bool:
     """Ours or Python's import system; the examples are a user's code to us."""
     if filename.startswith(("<frozen importlib", _IMPORT)):
         return True
-    return filename.startswith(_OURS) and not filename.startswith(_EXAMPLES)
+    return is_ours(filename)
 
 
 def _text(error: BaseException) -> str:

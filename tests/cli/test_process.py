@@ -240,6 +240,15 @@ def test_a_plan_for_another_allocator_starts_the_training_anew_once(project: Pat
 
 
 @pytest.mark.slow
+def test_a_calibration_that_cannot_be_saved_does_not_stop_the_training(project: Path) -> None:
+    nowhere = {"BATCHCAL_CALIBRATION": "/proc/nowhere/calibration.json"}
+    done = batchcal("train", "--memory-limit", "2GiB", "--max-batch", "8", "--json", **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"]
+    assert "training goes on" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_task_that_fails_is_exit_5_with_its_own_traceback(project: Path) -> None:
     (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[task.args]\nfail = true\n')
     done = batchcal("calibrate", "--memory-limit", "2GiB")

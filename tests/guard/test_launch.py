@@ -20,11 +20,9 @@ from batchcal.guard.allocator import resolve as policy
 from batchcal.guard.classify import classify
 from batchcal.guard.job import resolve
 from batchcal.guard.launch import (
-    LEFT_BEHIND_S,
     Launcher,
     SpawnLauncher,
     ZygoteLauncher,
-    private_directory,
     request_of,
     start_environment,
 )
@@ -52,25 +50,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_a_killed_process_left_an_hour_ago_is_removed_and_nothing_else(temporary: Path) -> None:
-    for name in ("batchcal-old", "batchcal-new", "other-old"):
-        (temporary / name).mkdir()
-        (temporary / name / "file").write_text("x")
-    (temporary / "batchcal-file").write_text("x")
-    (temporary / "batchcal-link").symlink_to(temporary / "other-old")
-    long_ago = time.time() - LEFT_BEHIND_S - 60
-    for name in ("batchcal-old", "other-old", "batchcal-file", "batchcal-link"):
-        os.utime(temporary / name, (long_ago, long_ago), follow_symlinks=False)
-    made = private_directory()
-    assert made.stat().st_mode & 0o777 == 0o700
-    left = {path.name for path in temporary.iterdir()} - {made.name}
-    assert left == {"batchcal-new", "other-old", "batchcal-file", "batchcal-link"}
-    assert (temporary / "other-old" / "file").exists()
-
-
 def test_no_place_for_a_child_s_files_says_where_it_looked(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "none"))
-    for start in (lambda: ZygoteLauncher(DEFAULT, {}), lambda: SpawnLauncher(DEFAULT, {}).start(job("echo"))):
+    for start in (lambda: ZygoteLauncher(DEFAULT, {}), lambda: SpawnLauncher(DEFAULT, {})):
         with pytest.raises(GuardError) as raised:
             start()
         assert "No such file" in raised.value.known

@@ -319,8 +319,6 @@ def test_a_zygote_that_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_probe_is_allowed_less_where_the_machine_has_less() -> None:
     """The group would be full before the budget is used up: the fence stands nearer."""
     with probing("wide", above_bytes=700 * MIB) as probe:
-        most = probe.most_measurable_bytes("default")
-        assert 200 * MIB < most < 1000 * MIB
         outcome = probe.measure(request(2000, budget=3 * GIB)).outcome
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source in ("fence", "watchdog")

@@ -42,6 +42,18 @@ def test_margin_and_headroom_follow_the_device(device: str, margin: float, headr
     assert (asked.margin, asked.headroom) == (margin, headroom)
 
 
+def test_an_accelerator_has_a_margin_of_its_own_where_the_device_is_chosen_later() -> None:
+    assert options(GIB, device="auto").accelerator_margin == 0.10
+    assert options(GIB, device="auto", margin=0.2).accelerator_margin == 0.2
+
+
+def test_what_torch_or_the_file_would_not_take_is_refused_before() -> None:
+    with pytest.raises(UsageError):
+        options(GIB, workers=2000)
+    with pytest.raises(UsageError):
+        options(GIB, seed=2**64)
+
+
 def test_a_margin_of_nothing_is_a_margin() -> None:
     assert options(GIB, margin=0.0, headroom=0.0).margin == 0.0
 

@@ -69,6 +69,11 @@ def test_the_effective_batch_asked_for_is_split_in_each_container() -> None:
     assert {small.effective_batch, large.effective_batch} == {1100}
 
 
+def test_an_effective_batch_that_nobody_could_run_costs_no_memory_to_predict() -> None:
+    (prediction,) = what_if(a_calibration(), [GIB], effective_batch=10**15)
+    assert prediction.accumulation_steps == -(-(10**15) // prediction.micro_batch)
+
+
 def test_multiples_and_the_largest_batch_asked_for_hold_there_too() -> None:
     (prediction,) = what_if(a_calibration(options=options(multiple_of=64, max_batch=1000)), [8 * GIB])
     assert prediction.micro_batch == 960

@@ -57,7 +57,7 @@ def plan(
         clock=SystemClock(),
         require_signature=require_signature,
     )
-    on = device if device not in (None, "auto") else found.chosen_device
+    on = found.device_of(None if device == "auto" else device)
     if what_if is not None:
         from batchcal.plan.what_if import what_if as predict
 

@@ -39,16 +39,14 @@ def show(
 
         _write(Path(html), page(seen), beside=seen.path)
         context.ensure_object(Voice).say(f"written: {html}")
-        if not json:
-            return
     if json:
         from batchcal.cli.document import document
 
         screen.emit(document(seen, measured=False))
-        return
-    from batchcal.cli.views.calibration import show as view
+    elif html is None:
+        from batchcal.cli.views.calibration import show as view
 
-    screen.render(view(seen, why=why))
+        screen.render(view(seen, why=why))
     if seen.calibration.status == "partial":
         raise NoCalibration(
             "this calibration verified nothing, so no plan can be made from it",

@@ -50,7 +50,7 @@ def train(
     from batchcal.cli.calibrating import Wish, calibrated
     from batchcal.cli.desk import objective_of, open_desk
     from batchcal.core import settings as knobs
-    from batchcal.core.errors import UsageError
+    from batchcal.core.errors import NotSaved, UsageError
 
     flags = {
         "epochs": epochs,
@@ -85,7 +85,9 @@ def train(
         desk.settings.value(knob)
     objective_of(desk.settings.value(knobs.OBJECTIVE))
     found = calibrated(desk, wish, voice)
-    if found.problem is not None:
+    if isinstance(found.problem, NotSaved):
+        voice.say(f" note: {found.problem.what}; training goes on, the next one will measure again")
+    elif found.problem is not None:
         raise found.problem
     plan = _plan(desk, found)
     result = _run(desk, plan, resume=resume, voice=voice)

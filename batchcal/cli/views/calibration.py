@@ -18,7 +18,7 @@ from batchcal.calibration.stale import Stale
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.curve import draw
 from batchcal.cli.views.decisions import decisions
-from batchcal.cli.views.words import count, held_bytes, limit_sentence, peak_of, short, tone
+from batchcal.cli.views.words import count, limit_sentence, peak_of, short, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
 
 TONES: Final = {"good": "green", "bad": "red", "odd": "yellow"}
@@ -224,7 +224,7 @@ class _Outcomes:
     def _row(self, probe: Measurement, room: int) -> Iterator[RenderableType]:
         peak, style = peak_of(probe.outcome), TONES[tone(probe.outcome)]
         budget = self._calibration.budget(probe.device)
-        held = None if peak is None else held_bytes(probe.device, peak)
+        held = None if peak is None else peak.held_on(probe.device)
         yield str(probe.sequence)
         yield probe.phase
         if self._with_place:

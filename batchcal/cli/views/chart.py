@@ -8,7 +8,7 @@ from typing import Literal
 
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.schema import Calibration, Finding, Measurement, Mode
-from batchcal.cli.views.words import Tone, held_bytes, of_finding, peak_of, short, tone
+from batchcal.cli.views.words import Tone, of_finding, peak_of, short, tone
 from batchcal.core.units import format_bytes
 
 BEYOND = 1.12
@@ -90,7 +90,7 @@ def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> Mark | Non
     """None: it told nothing about memory, and nothing was predicted."""
     peak, kind = peak_of(probe.outcome), tone(probe.outcome)
     # What ran out stands no lower than the budget: it wanted more than it was seen to hold.
-    seen = None if peak is None else float(held_bytes(finding.device, peak))
+    seen = None if peak is None else float(peak.held_on(finding.device))
     known = [value for value in (seen, probe.predicted_bytes) if value is not None]
     if kind == "bad":
         height = max([*known, float(budget_bytes)])

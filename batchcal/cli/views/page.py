@@ -10,7 +10,7 @@ from batchcal.cli.views.calibration import Seen, memory_parts
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.decisions import decisions
 from batchcal.cli.views.svg import draw
-from batchcal.cli.views.words import count, held_bytes, limit_sentence, long, peak_of, tone
+from batchcal.cli.views.words import count, limit_sentence, long, peak_of, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
 
 
@@ -129,7 +129,7 @@ def _outcomes(calibration: Calibration) -> list[str]:
 def _row(calibration: Calibration, probe: Measurement, *, with_place: bool) -> str:
     peak, kind = peak_of(probe.outcome), tone(probe.outcome)
     budget = calibration.budget(probe.device)
-    held = None if peak is None else held_bytes(probe.device, peak)
+    held = None if peak is None else peak.held_on(probe.device)
     meter = ""
     if held is not None and budget is not None:
         share = min(held / max(budget.budget_bytes, 1), 1.0)

@@ -94,12 +94,6 @@ def peak_of(outcome: Outcome) -> Peak | None:
     return outcome.peak if isinstance(outcome, (Fits, OutOfMemory, Swapping)) else None
 
 
-def held_bytes(device: str, peak: Peak) -> int:
-    """What is held against the budget of `device`."""
-    on_device = None if device == "cpu" else peak.accelerator_bytes
-    return peak.demand_bytes if on_device is None else on_device
-
-
 def of_finding(calibration: Calibration, finding: Finding) -> tuple[Measurement, ...]:
     """The probes on its device under its allocator, in order."""
     place = (finding.device, finding.allocator)

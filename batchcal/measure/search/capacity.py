@@ -91,6 +91,8 @@ class CapacitySearch:
         self.best: int | None = None
         """The largest batch that was run within the budget."""
         self._unknown = 0
+        self._untold: int | None = None
+        """A size that told nothing about memory: it hung, or was killed from outside."""
 
     @property
     def model(self) -> MemoryModel:
@@ -119,6 +121,8 @@ class CapacitySearch:
             return self._bounds.ceiling_reason
         if self._refused is not None and (self._too_big is None or self._refused < self._too_big):
             return "model"
+        if self._unknown > 1 and self._too_big is None:
+            return "time-limit"  # nearly always: what hangs ends by it
         return self._bounds.over_budget_reason
 
     @property
@@ -137,6 +141,8 @@ class CapacitySearch:
         if self._unknown > 1 or self._misses > MAX_MISSES:
             return None
         size, phase, why = self._next()
+        if self._untold is not None:
+            size = min(size, ((self.best or 0) + self._untold) // 2)
         size = self._round(size)
         if self.best is not None and (size <= self.best or size < self.best * (1 + self._precision)):
             return None
@@ -160,6 +166,7 @@ class CapacitySearch:
                 self._refused = min(batch, self._refused or batch)
             case "unknown":
                 self._unknown += 1
+                self._untold = min(batch, self._untold or batch)
 
     @property
     def _precision(self) -> float:

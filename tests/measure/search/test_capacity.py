@@ -226,6 +226,20 @@ def test_what_tells_nothing_about_memory_moves_no_bound_and_does_not_go_on_for_e
     assert search.upper == 60_001
 
 
+def test_after_a_size_that_tells_nothing_a_smaller_one_is_asked_and_memory_is_not_blamed() -> None:
+    machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
+    search = search_for(machine)
+    told_nothing: list[int] = []
+    while (ask := search.ask()) is not None:
+        if ask.batch > 150:
+            told_nothing.append(ask.batch)
+            search.tell(ask.batch, "unknown")
+        else:
+            search.tell(ask.batch, "fits", machine.run(ask.batch))
+    assert told_nothing == sorted(set(told_nothing), reverse=True)
+    assert search.limited_by == "time-limit"
+
+
 @pytest.mark.parametrize("capacity", range(1, 12))
 def test_small_capacities_are_found_exactly_or_missed_by_one(capacity: int) -> None:
     machine = Machine(base=250 * MIB, ratio=1.1, per_sample=50 * MIB, budget=(250 + 1.1 * 50 * (capacity + 0.5)) * MIB)
