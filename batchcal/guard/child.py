@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from batchcal.guard.ending import LOST
+from batchcal.guard.fence import FIRST_TO_GO
 from batchcal.guard.job import ChildContext, flush_output, resolve
 from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON, Channel, Message
@@ -101,7 +102,7 @@ def die_with_parent(parent: int) -> None:
 def _volunteer_for_the_kernel() -> None:
     """If the kernel must kill, it takes us and not our parent: 20 of 20 with 1000, 0 of 20 without."""
     try:
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_GO), encoding="ascii")
     except OSError:
         return  # not Linux, or not dumpable after a setuid: a layer less, and the fence in force says so
 

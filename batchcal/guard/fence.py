@@ -13,6 +13,8 @@ from typing import Final
 from batchcal.guard.meters import read_status
 
 SHARED_MEMORY: Final = Path("/dev/shm")
+FIRST_TO_GO: Final = 1000
+"""The largest oom_score_adj: if the kernel must kill, it takes the child and not its parent."""
 SLACK_BYTES: Final = 12 << 20
 """VmData holds freed blocks and trimmed arenas that are not resident: with none allowed for, runs were refused 8-15 MiB below
 what they might hold (512 MiB group, small CNN). The watchdog covers these few MiB."""
@@ -71,3 +73,11 @@ def sweep_shared_memory(pids: set[int]) -> int:
                 (SHARED_MEMORY / name).unlink()
                 removed += 1
     return removed
+
+
+def volunteers(pid: int) -> bool:
+    """Whether the kernel's OOM killer would take `pid` before others. Where the child could not ask for it, it does not."""
+    try:
+        return Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii").strip() == str(FIRST_TO_GO)
+    except OSError:
+        return False

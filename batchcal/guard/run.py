@@ -7,7 +7,6 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from pydantic import ValidationError
 from batchcal.core.errors import GuardError
 from batchcal.guard.child import RESULT_NAME
 from batchcal.guard.ending import Ending
-from batchcal.guard.fence import arm_data_limit, sweep_shared_memory
+from batchcal.guard.fence import arm_data_limit, sweep_shared_memory, volunteers
 from batchcal.guard.launch import Job, Launcher, Started
 from batchcal.guard.outcome import Phase
 from batchcal.guard.report import Raised
@@ -92,6 +91,7 @@ class _Watch:
         self._killed_at = 0.0
         self._dumped_at: float | None = None
         self._infrastructure = ""
+        self._volunteers = False
         self._result: dict[str, JSON] = {}
 
     def until_gone(self) -> None:
@@ -169,7 +169,7 @@ class _Watch:
         missing: list[str] = []
         for name, there in (
             ("rlimit-data", self._watchdog.armed),
-            ("oom-score", sys.platform == "linux"),
+            ("oom-score", self._volunteers),
             ("own-group", True),
         ):
             (layers if there else missing).append(name)
@@ -243,6 +243,7 @@ class _Watch:
             if phase in _PHASES:
                 self._phase = next(name for name in _PHASES if name == phase)
                 self._phase_began = time.monotonic()
+                self._volunteers = self._volunteers or volunteers(self._child.pid)
                 told = limit_s if isinstance(limit_s, (int, float)) else 120.0
                 self._phase_limit_s = self._limits.phase_s.get(self._phase, told)
             elif "arm" in message:
