@@ -67,7 +67,7 @@ def test_a_device_that_is_asked_for_is_the_only_one(desk: Desk, asked: str, meas
 
 def test_an_accelerator_s_answer_is_limited_by_its_own_memory(desk: Desk) -> None:
     desk.environment = desk.environment.model_copy(update={"accelerators": (an_accelerator(),)})
-    finding = desk.calibrate(ScriptedProbe(), options(GIB, device="cuda")).calibration.finding()
+    finding = desk.calibrate(ScriptedProbe(), options(GIB, device="cuda", time_limit_s=120)).calibration.finding()
     assert finding is not None
     assert finding.train.limited_by == "accelerator-memory"
 
