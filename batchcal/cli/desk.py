@@ -139,6 +139,7 @@ def options_from(settings: Settings, *, limit_bytes: int, like: Options | None =
     return options(
         limit_bytes,
         margin=chosen.value(knobs.MARGIN, lambda was: was.margin),
+        accelerator_margin=chosen.value(knobs.MARGIN, lambda was: was.accelerator_margin),
         headroom=chosen.value(knobs.HEADROOM, lambda was: was.headroom),
         memory_limit_bytes=chosen.value(knobs.MEMORY_LIMIT, lambda was: was.memory_limit_bytes),
         samples=chosen.value(knobs.SAMPLES, lambda was: was.samples),

@@ -169,7 +169,7 @@ class _Run:
         except NotSaved as error:
             notices.append(f"no journal: {error.known or error.what}; an interruption would lose what was measured")
         if journal is not None and journal.past.ignored:
-            notices.append(f"what an interrupted calibration measured is not used: {journal.past.ignored}")
+            notices.append(f"what an unfinished calibration measured is not used: {journal.past.ignored}")
         probe = self.probe or self._children(budgets, meter)
         campaign = Campaign(
             probe=probe,

@@ -33,6 +33,7 @@ def options(
     limit_bytes: int,
     *,
     margin: float | None = None,
+    accelerator_margin: float | None = None,
     headroom: float | None = None,
     memory_limit_bytes: int | None = None,
     samples: int | None = None,
@@ -47,6 +48,9 @@ def options(
     max_probes: int | None = None,
 ) -> Options:
     """Options with every default filled in, for a machine whose memory limit is `limit_bytes`.
+
+    Args:
+        accelerator_margin: default: `margin` where it is given.
 
     Raises:
         UsageError: a value out of its range, or two that contradict each other.
@@ -72,7 +76,8 @@ def options(
         raise UsageError(f"workers {workers} is more than a machine runs", known=f"at most {MOST_WORKERS}", try_="--workers 4")
     if not -LARGEST_SEED <= seed < LARGEST_SEED:
         raise UsageError(f"seed {seed} does not fit 64 bits", known="torch takes no larger one", try_="--seed 0")
-    accelerator_margin = MARGIN_ACCELERATOR if margin is None else margin
+    if accelerator_margin is None:
+        accelerator_margin = MARGIN_ACCELERATOR if margin is None else margin
     margin = (MARGIN_ACCELERATOR if accelerated else MARGIN_CPU) if margin is None else margin
     headroom = (HEADROOM_ACCELERATOR if accelerated else HEADROOM_CPU) if headroom is None else headroom
     for name, value in (("margin", margin), ("headroom", headroom)):
