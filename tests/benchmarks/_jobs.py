@@ -23,7 +23,7 @@ def with_optimizer(device: str, config: str, optimizer: str) -> Task:
     import torch
 
     from batchcal.workload.load import load_task
-    from tests.benchmarks._task import reference_of
+    from tests.benchmarks._reference import reference_of
 
     task = load_task(reference_of(config), device=device)
     match optimizer:

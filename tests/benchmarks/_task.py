@@ -1,22 +1,10 @@
-"""What the benchmarks need of a task and none of batchcal's engine."""
+"""What the benchmarks need of a batch and none of batchcal's engine."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-
-from batchcal.workload.reference import TaskReference
-
-
-def reference_of(config: str) -> TaskReference:
-    """A TOML config or a SPEC, as `batchcal calibrate` takes it."""
-    if not config.endswith(".toml"):
-        return TaskReference(spec=config, directory=str(Path.cwd()))
-    table = tomllib.loads(Path(config).read_text(encoding="utf-8"))["task"]
-    return TaskReference(spec=table["spec"], directory=str(Path.cwd()), arguments=table.get("args", {}), config=config)
 
 
 def moved(batch: object, device: torch.device) -> object:

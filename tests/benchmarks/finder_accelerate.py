@@ -13,7 +13,8 @@ from accelerate.utils import find_executable_batch_size
 from torch.utils.data import DataLoader
 
 from batchcal.workload.load import load_task
-from tests.benchmarks._task import reference_of, samples_in
+from tests.benchmarks._reference import reference_of
+from tests.benchmarks._task import samples_in
 
 STEPS = 20
 

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from batchcal.workload.load import load_task
 from batchcal.workload.task import Task
-from tests.benchmarks._task import reference_of, samples_in
+from tests.benchmarks._reference import reference_of
+from tests.benchmarks._task import samples_in
 
 
 class Module(lightning.LightningModule):

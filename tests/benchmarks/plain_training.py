@@ -18,7 +18,8 @@ import torch
 
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.load import load_task
-from tests.benchmarks._task import moved, reference_of
+from tests.benchmarks._reference import reference_of
+from tests.benchmarks._task import moved
 
 
 def status_bytes() -> dict[str, int]:

@@ -25,8 +25,8 @@ from typing import Final
 
 from batchcal.core.units import parse_size
 from tests.benchmarks._limits import ROOT, python, run_limited
+from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import Journal, finish, say
-from tests.benchmarks._task import reference_of
 from tests.support.leftovers import TOKEN, look, settled
 
 UNCLASSIFIED: Final = frozenset({"infrastructure"})
