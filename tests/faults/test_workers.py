@@ -119,5 +119,5 @@ def test_no_batch_is_tried_that_shared_memory_cannot_hold(small_shm: Lab, tmp_pa
     found = made.finding()
     assert found is not None
     assert found.train.limited_by == "shm"
-    assert found.train.batch == 64 * 0.8 / 0.5 // 7
+    assert found.train.batch == 64 * 0.8 / 0.5 // 5
     assert {measured.outcome.kind for measured in made.measurements} == {"fits"}
