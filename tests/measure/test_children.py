@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -272,14 +273,19 @@ def test_an_examination_whose_child_is_killed_is_not_the_user_s_error() -> None:
     assert "killed-from-outside" in raised.value.known
 
 
-def test_two_allocators_have_a_zygote_each() -> None:
+def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
+    """One that waits would hold memory that no training does."""
     names = [policy.name for policy in available()]
     other = "tcmalloc" if "tcmalloc" in names else "retain"
     with probing("wide", repeats=64) as probe:
-        reports = {name: probe.measure(request(200, allocator=name)) for name in ("default", other)}
-        pids = {launcher.overhead_pid for launcher in probe._launchers.values()}
-    assert len(pids) == 2
-    assert all(isinstance(report.outcome, Fits) for report in reports.values())
+        pids: list[int] = []
+        for name in ("default", other):
+            assert isinstance(probe.measure(request(200, allocator=name)).outcome, Fits)
+            (launcher,) = probe._launchers.values()
+            assert launcher.overhead_pid is not None
+            pids.append(launcher.overhead_pid)
+        assert not Path(f"/proc/{pids[0]}").exists()
+    assert len(set(pids)) == 2
 
 
 def test_without_a_zygote_every_child_is_spawned_and_that_is_on_the_record() -> None:

@@ -77,7 +77,9 @@ def test_what_loading_took_counts_where_it_is_more_than_the_steps(monkeypatch: p
 
 def test_on_an_accelerator_its_own_memory_is_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_allocated_bytes=900 * MIB) as report:
-        assert fitting(report).peak.demand_bytes == GIB
+        peak = fitting(report).peak
+    assert peak.held_on("cuda:0") == GIB
+    assert peak.demand_bytes == peak.held_on("cpu") < GIB
     assert "accelerator-fraction" in report.isolation.fence
 
 
