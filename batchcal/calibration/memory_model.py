@@ -49,6 +49,12 @@ class MemoryModel(Record):
         total, mapped = self._between(batch)
         return max(0.0, total - mapped)
 
+    def mapped_share(self, batch: float) -> float:
+        """Of what `batch` takes beyond the base: the share that is mapped by itself."""
+        total, mapped = self._between(batch)
+        taken = mapped + self.ratio * max(0.0, total - mapped)
+        return mapped / taken if taken > 0 else 0.0
+
     def predict(self, batch: float) -> float:
         """Demand in bytes at `batch`."""
         total, mapped = self._between(batch)

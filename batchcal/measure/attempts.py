@@ -24,6 +24,7 @@ from batchcal.guard.outcome import (
 )
 from batchcal.measure.probe import Probe, ProbeRequest
 from batchcal.measure.search.capacity import Ask, Verdict
+from batchcal.measure.settling import STEPS_BEFORE_EVALUATION, least_steps
 
 ATTEMPTS: Final = 2
 """A suspect, a kill from outside, a dead worker, a failure of ours: once more, then it counts."""
@@ -48,6 +49,8 @@ class Place:
     samples: int
     train_batch: int | None = None
     """For `eval`: the training micro-batch that runs before, as in a training."""
+    train_steps: int = STEPS_BEFORE_EVALUATION
+    """For `eval`: so many steps of it."""
 
 
 @dataclass
@@ -153,9 +156,11 @@ class Attempts:
             device=place.device,
             allocator=place.allocator,
             samples=place.samples,
+            least_steps=least_steps(place.mode, ask.mapped_share),
             allowed_bytes=allowed,
             budget_bytes=place.budget_bytes,
             train_batch=place.train_batch,
+            train_steps=place.train_steps,
             deadline_s=deadline_s,
         )
         report = self.probe.measure(request)

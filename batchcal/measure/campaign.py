@@ -17,8 +17,8 @@ from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, Probe
-from batchcal.measure.request import STEPS_BEFORE_EVALUATION
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
+from batchcal.measure.settling import least_steps, steps_before_evaluation
 from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 STATIC_LIMIT_S: Final = 3.0
@@ -26,8 +26,8 @@ DEADLINE_LEAST_S: Final = 10.0
 """A probe that was begun gets this long, however little of the time limit is left."""
 UNBOUNDED: Final = 1 << 20
 """Ceiling where the dataset has no length."""
-STEPS_EXPECTED: Final = 5
-"""A probe takes four steps at least, and its start and warm-up take about another."""
+STEPS_BESIDE: Final = 1
+"""A probe's start and warm-up take about as long as one of its steps."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
 SHARE_OF_TIME: Final = 0.6
 SHARE_OF_TIME_EVALUATING: Final = 0.4
@@ -181,8 +181,15 @@ class Campaign:
             prior_ratio=prior.ratio,
             spread=prior.spread,
         )
+        before_steps = 0 if trained is None else steps_before_evaluation(_mapped_share(trained))
         place = Place(
-            device, allocator, mode, bounds.budget_bytes, self.options.samples, train_batch=self._before_evaluation(trained)
+            device,
+            allocator,
+            mode,
+            bounds.budget_bytes,
+            self.options.samples,
+            train_batch=None if trained is None else self._before_evaluation(trained, before_steps),
+            train_steps=before_steps,
         )
         best: Measurement | None = None
         ended: LimitedBy | None = None
@@ -193,13 +200,13 @@ class Campaign:
         self._check_fence(device)
         while (ask := search.ask()) is not None:
             affordable = self._affordable(ask, best, trained, examination, bounds)
-            if not isinstance(affordable, Ask):
+            if not isinstance(affordable, int):
                 ended = affordable
                 self.undone.append(f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
                 break
-            if affordable is not ask:
+            if affordable < ask.batch:
                 wanted = max(wanted, ask.batch)
-            ask = affordable
+                ask = search.part_of(ask, affordable)
             if ask.phase != phase:
                 phase = ask.phase
                 self.progress.event("phase", {"phase": phase, "mode": mode, "why": ask.why})
@@ -289,8 +296,8 @@ class Campaign:
 
     def _affordable(
         self, ask: Ask, best: Measurement | None, trained: Finding | None, examination: Examination, bounds: Bounds
-    ) -> Ask | LimitedBy:
-        """`ask`, or the part of it that there is time for; or what is used up. A probe that time would cut is not started."""
+    ) -> int | LimitedBy:
+        """The asked batch, or as much of it as there is time for; or what is used up. What time would cut is not started."""
         if self.options.max_probes is not None and self.attempts.started >= self.options.max_probes:
             return "max-probes"
         left = self._left_s()
@@ -302,21 +309,20 @@ class Campaign:
             rate, share = trained.train.samples_per_s, SHARE_OF_TIME_EVALUATING
         else:
             rate, share = examination.samples_per_s, SHARE_OF_TIME_AT_FIRST
-        most = int(rate * left * share / STEPS_EXPECTED)
+        mode: Mode = "train" if trained is None else "eval"
+        most = int(rate * left * share / (STEPS_BESIDE + least_steps(mode, ask.mapped_share)))
         most -= most % bounds.multiple_of
         if ask.batch <= most:
-            return ask
+            return ask.batch
         if best is None:
             most = max(most, bounds.floor)  # there is no answer without one
         elif most < best.batch * WORTH_A_PROBE:
             return "time-limit"
-        return Ask(most, ask.phase, f"as much of {ask.batch} as there is time for: {ask.why}", ask.predicted_bytes)
+        return most
 
-    def _before_evaluation(self, trained: Finding | None) -> int | None:
+    def _before_evaluation(self, trained: Finding, steps: int) -> int:
         """The training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
-        if trained is None:
-            return None
-        affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_EVALUATING / STEPS_BEFORE_EVALUATION
+        affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_EVALUATING / steps
         return max(1, min(trained.train.batch, int(affordable)))
 
     def _left_s(self) -> float:
@@ -340,6 +346,10 @@ class Campaign:
             f"the task alone holds {format_bytes(examination.base_bytes)}",
             try_="a larger container, a smaller model, or a smaller --margin",
         )
+
+
+def _mapped_share(trained: Finding) -> float:
+    return trained.train_memory.mapped_share(trained.train.batch)
 
 
 def _beside_training(trained: Finding, shape: Sequence[ShapePoint], ratio: float, budget_bytes: int) -> int:

@@ -17,9 +17,10 @@ from batchcal.core.units import format_bytes
 from batchcal.guard.job import ChildContext
 from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
-from batchcal.measure.peak import STILL, AcceleratorPeak, HostPeak, WorkersPeak, stands_still
+from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak
 from batchcal.measure.probe import Examination
-from batchcal.measure.request import STEPS_BEFORE_EVALUATION, ExamineArguments, ProbeAnswer, ProbeArguments
+from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments
+from batchcal.measure.settling import STILL, stands_still
 from batchcal.measure.static import FakeTrace, line, profiled_curve
 from batchcal.measure.subject import Subject
 from batchcal.runtime.batches import MicroBatch
@@ -30,8 +31,6 @@ from batchcal.workload.task import Task
 SCAN_LIMIT_S: Final = 2.0
 """How long the search for the largest samples may take."""
 STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
-LEAST_STEPS: Final = 4
-"""Of a training: one that makes the optimizer's state, one that accumulates, two that bring nothing new."""
 LEAKING_STEPS: Final = 4
 """So many steps in a row that each bring more are no settling."""
 RATE_BATCH: Final = 16
@@ -98,7 +97,7 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     host.reset()
     accelerator.reset()
     if request.mode == "eval" and request.train_batch is not None:
-        for _ in range(STEPS_BEFORE_EVALUATION):
+        for _ in range(request.train_steps):
             subject.train(train_worst.batch(request.train_batch), request.train_batch)
         host.reset()  # what training leaves behind stays resident; what evaluation needs beyond it is the question
         accelerator.reset()
@@ -160,7 +159,6 @@ def _steps(
     peaks: list[int] = []
     workers, held = WorkersPeak(), 0
     subject.task.model.train(request.mode == "train")
-    least = LEAST_STEPS if request.mode == "train" else LEAST_STEPS - 1
     began = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
     for batch in _batches(worst, request):
@@ -172,7 +170,7 @@ def _steps(
         step_s.append(ended - began)
         peaks.append(host.read())
         workers.look()
-        if stands_still(peaks, least=least) or len(peaks) == request.samples:
+        if stands_still(peaks, least=request.least_steps) or len(peaks) == request.samples:
             held = workers.read() if request.setting.workers else 0  # now: they go when the loop lets the loader go
             break
         began = time.perf_counter()

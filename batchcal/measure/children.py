@@ -97,6 +97,8 @@ class ChildProbe:
             mode=request.mode,
             train_batch=request.train_batch,
             samples=request.samples,
+            least_steps=request.least_steps,
+            train_steps=request.train_steps,
             order=self._orders.get(request.device) if request.mode == "train" else None,
             train_order=self._orders.get(request.device) if request.mode == "eval" else None,
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,

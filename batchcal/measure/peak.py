@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from typing import Final
 
 import psutil
 import torch
 
 from batchcal.guard.fence import SHARED_MEMORY
 from batchcal.guard.meters import private_bytes, read_status, reset_peak
-
-STILL: Final = 0.005
-"""A peak that grew by less than this has stood still: tcmalloc repeats its peak within 0.5 %."""
 
 
 class HostPeak:
@@ -97,8 +93,3 @@ def _shared_used() -> int:
     except OSError:
         return 0
     return (seen.f_blocks - seen.f_bfree) * seen.f_frsize
-
-
-def stands_still(peaks: list[int], *, least: int = 3) -> bool:
-    """`least` steps or more, and the last two brought nothing new."""
-    return len(peaks) >= max(3, least) and peaks[-1] <= peaks[-3] * (1 + STILL)

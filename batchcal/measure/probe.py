@@ -8,6 +8,7 @@ from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Isolation, Mode
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
+from batchcal.measure.settling import LEAST_STEPS, STEPS_BEFORE_EVALUATION
 from batchcal.workload.facts import TaskFacts
 
 
@@ -20,12 +21,16 @@ class ProbeRequest(Frozen):
     allocator: str
     samples: int
     """Steps at most; ends earlier once the peak stands still."""
+    least_steps: int = LEAST_STEPS["train"]
+    """Steps at least, before a peak is said to stand still."""
     allowed_bytes: int
     """Demand at which the fence is armed (the whole process tree)."""
     budget_bytes: int
     """A run that ends above this is out of memory with source `budget`."""
     train_batch: int | None = None
     """For `eval`: the training micro-batch that is run first, as in a training."""
+    train_steps: int = STEPS_BEFORE_EVALUATION
+    """For `eval`: so many steps of it."""
     deadline_s: float | None = None
     """For the measured steps, seconds. Loading and warming up have limits of their own."""
 

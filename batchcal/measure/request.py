@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated
 
 from pydantic import Field
 
@@ -13,9 +13,6 @@ from batchcal.workload.reference import TaskReference
 
 Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 """What a child may say it held: nobody has a pebibyte."""
-STEPS_BEFORE_EVALUATION: Final = 3
-"""Steps of training in an evaluation's probe. After one the heap has larger holes than after many, and evaluation would seem to
-need less."""
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -49,6 +46,8 @@ class ProbeArguments(Frozen):
     mode: Mode
     train_batch: int | None
     samples: int
+    least_steps: int
+    train_steps: int
     order: tuple[int, ...] | None
     """Indices of the largest samples, largest first, found once by the examination. None: to be found again."""
     train_order: tuple[int, ...] | None = None

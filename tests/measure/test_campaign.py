@@ -249,6 +249,16 @@ def test_evaluation_runs_after_a_training_step_as_in_a_training(desk: Desk) -> N
     assert {request.train_batch for request in probe.asked if request.mode == "train"} == {None}
 
 
+def test_where_nothing_fragments_a_probe_runs_half_the_steps(desk: Desk) -> None:
+    mapped, heap = ScriptedProbe(mapped=True), ScriptedProbe()
+    found(desk, mapped)
+    found(Desk(new_folder(desk)), heap)
+    for probe, steps, train_steps in ((mapped, (2, 2), 1), (heap, (4, 3), 3)):
+        for mode, least in zip(("train", "eval"), steps, strict=True):
+            assert {request.least_steps for request in probe.asked if request.mode == mode} == {least}
+        assert {request.train_steps for request in probe.asked if request.mode == "eval"} == {train_steps}
+
+
 def test_an_evaluation_that_takes_less_than_training_is_bisected_below_it(desk: Desk) -> None:
     probe = ScriptedProbe(
         lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" and request.batch > 100 else None
@@ -348,6 +358,10 @@ def test_a_slow_task_is_probed_as_large_as_time_allows(desk: Desk) -> None:
     assert finding is not None
     assert finding.train.limited_by == "time-limit"
     assert 20 <= finding.train.batch < 371
+    for measured in calibration.measurements:
+        assert isinstance(measured.outcome, Fits)
+        # Of what was run, not of what was wished for.
+        assert measured.predicted_bytes == pytest.approx(measured.outcome.peak.demand_bytes, rel=0.25)
     assert calibration.status == "unsettled"
     assert desk.clock.monotonic() <= 1.5 * 60
 

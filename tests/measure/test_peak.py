@@ -10,7 +10,7 @@ import torch
 
 from batchcal.core.units import MIB
 from batchcal.measure import peak
-from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak, stands_still
+from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak
 
 
 def touch(mib: int) -> None:
@@ -117,16 +117,3 @@ def test_batches_that_wait_in_shared_memory_are_the_workers(tmp_path: Path) -> N
 def test_without_shared_memory_there_is_nothing_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peak, "SHARED_MEMORY", tmp_path / "none")
     assert WorkersPeak().read() == 0
-
-
-@pytest.mark.parametrize(
-    ("peaks", "still"),
-    [([], False), ([100, 100], False), ([100, 100, 100], True), ([90, 100, 100], False), ([90, 1000, 1003, 1004], True)],
-)
-def test_a_peak_stands_still_when_two_steps_brought_nothing_new(peaks: list[int], still: bool) -> None:
-    assert stands_still(peaks) is still
-
-
-def test_a_training_has_a_step_more_in_which_gradients_accumulate() -> None:
-    assert not stands_still([100, 100, 100], least=4)
-    assert stands_still([90, 100, 100, 100], least=4)

@@ -43,6 +43,8 @@ class Ask:
     phase: SearchPhase
     why: str
     predicted_bytes: int
+    mapped_share: float = 0.0
+    """Of what the batch is predicted to take: in blocks that are mapped one by one, which do not fragment."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,11 @@ class CapacitySearch:
             return None
         if size >= self.upper or size < self._bounds.floor:
             return None
-        return Ask(size, phase, why, round(self._predict(size)))
+        return self._ask_for(size, phase, why)
+
+    def part_of(self, ask: Ask, batch: int) -> Ask:
+        """`ask`, cut to the `batch` that there is time for."""
+        return self._ask_for(batch, ask.phase, f"as much of {ask.batch} as there is time for: {ask.why}")
 
     def tell(self, batch: int, verdict: Verdict, peak_bytes: int | None = None) -> None:
         """What became of `batch`. `peak_bytes` where it ran to its end, within the budget or above it."""
@@ -167,6 +173,9 @@ class CapacitySearch:
             case "unknown":
                 self._unknown += 1
                 self._untold = min(batch, self._untold or batch)
+
+    def _ask_for(self, size: int, phase: SearchPhase, why: str) -> Ask:
+        return Ask(size, phase, why, round(self._predict(size)), self.model.mapped_share(size))
 
     @property
     def _precision(self) -> float:
