@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AwareDatetime, Field
 
 from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.pipeline import PipelineResult
 from batchcal.core.values import Record
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Outcome
@@ -179,6 +180,8 @@ class Calibration(Record):
     undone: tuple[str, ...] = ()
     wall_s: float = 0.0
     notes: tuple[str, ...] = ()
+    pipeline: PipelineResult | None = None
+    """The input pipeline, where it was measured: `calibrate --pipeline-only`."""
 
     def finding(self, *, device: str | None = None, allocator: str | None = None) -> Finding | None:
         """The finding for `device` (default: the chosen one; `cuda` is the first of its kind) under `allocator` (default: the

@@ -11,6 +11,7 @@ import typer
 from batchcal.cli.signals import raised_as_interrupted
 from batchcal.cli.verbs.calibrate import calibrate
 from batchcal.cli.verbs.detect import detect
+from batchcal.cli.verbs.execute import execute
 from batchcal.cli.verbs.plan import plan
 from batchcal.cli.verbs.show import show
 from batchcal.cli.verbs.train import train
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 for verb in (detect, calibrate, show, plan, train):
     app.command()(verb)
+# What stands behind the command's own name is the command's, options too.
+app.command("exec", context_settings={"allow_interspersed_args": False})(execute)
 
 
 def _version(value: bool) -> None:

@@ -126,6 +126,10 @@ Seed: TypeAlias = Annotated[
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Measure although a fresh calibration is there.", rich_help_panel=_SEARCH)
 ]
+PipelineOnly: TypeAlias = Annotated[
+    bool,
+    typer.Option("--pipeline-only", help="Only find the fastest DataLoader: no model, a few seconds.", rich_help_panel=_SEARCH),
+]
 Output: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -186,6 +190,15 @@ WhatIf: TypeAlias = Annotated[
 WorldSize: TypeAlias = Annotated[
     int, typer.Option("--world-size", metavar="N", help="Processes that share the effective batch.", min=1)
 ]
+
+OnStale: TypeAlias = Annotated[
+    Literal["fail", "default", "recalibrate"],
+    typer.Option(
+        "--on-stale",
+        help="Without a calibration that holds here and now: fail with 3, start the command as it is, or calibrate first.",
+    ),
+]
+Command: TypeAlias = Annotated[list[str], typer.Argument(metavar="-- CMD [ARGS]...", help="What is started.", show_default=False)]
 
 Calibrate: TypeAlias = Annotated[
     bool,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from batchcal.core.errors import UsageError
+from batchcal.core.progress import Fields, key_values
 from batchcal.plan.plan import KEYS, Plan
 
 PREFIX: Final = "BATCHCAL_PLAN_"
@@ -42,6 +43,26 @@ def as_dotenv(plan: Plan, allocator_environment: Mapping[str, str]) -> str:
     return "".join(f"{name}={value}\n" for name, value in exported(plan, allocator_environment).items())
 
 
+def as_lines(plan: Plan) -> tuple[str, str]:
+    """One line for the loader and one for the training, key=value: for the log of whoever puts the plan into force."""
+    loader: Fields = {
+        "num_workers": plan.num_workers,
+        "persistent_workers": plan.persistent_workers,
+        "prefetch_factor": plan.prefetch_factor,
+        "pin_memory": plan.pin_memory,
+    }
+    training: Fields = {
+        "device": plan.device,
+        "threads_intra": plan.intra_op_threads,
+        "threads_interop": plan.interop_threads,
+        "batch_size": plan.micro_batch,
+        "accumulation_steps": plan.accumulation_steps,
+        "effective_batch": plan.effective_batch,
+        "allocator": plan.allocator,
+    }
+    return f"INFO {key_values('dataloader_config', loader)}", f"INFO {key_values('training_config', training)}"
+
+
 def failure_sh(exit_code: int) -> str:
     """What `--format sh` must print when it fails.
 
@@ -51,14 +72,19 @@ def failure_sh(exit_code: int) -> str:
     return f"(exit {exit_code})\n"
 
 
+def variables(plan: Plan, allocator_environment: Mapping[str, str]) -> dict[str, str]:
+    """Every variable that a plan sets: its own keys, OMP_NUM_THREADS, the allocator's."""
+    values = {PREFIX + key.upper(): _text(getattr(plan, key)) for key in KEYS}
+    return values | {"OMP_NUM_THREADS": str(plan.intra_op_threads)} | dict(allocator_environment)
+
+
 def exported(plan: Plan, allocator_environment: Mapping[str, str]) -> dict[str, str]:
-    """Every variable that a plan sets: its own keys, OMP_NUM_THREADS, the allocator's.
+    """The same, for whoever reads it as text.
 
     Raises:
         UsageError: as `as_sh`.
     """
-    values = {PREFIX + key.upper(): _text(getattr(plan, key)) for key in KEYS}
-    values |= {"OMP_NUM_THREADS": str(plan.intra_op_threads)} | dict(allocator_environment)
+    values = variables(plan, allocator_environment)
     for name, value in values.items():
         if _PLAIN.fullmatch(value) is None:
             raise UsageError(

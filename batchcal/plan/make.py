@@ -56,7 +56,14 @@ def make_plan(
         peak_bytes(calibration, finding, micro) + gradient_bytes(calibration, finding, steps),
         finding.eval.peak_bytes if finding.eval else 0,
     )
-    workers = choose_workers(calibration, largest_batch=max(micro, eval_batch), room_bytes=_host_room(calibration, finding, peak))
+    rate = samples_per_s(calibration, finding, chosen.sizes)
+    workers = choose_workers(
+        calibration,
+        largest_batch=max(micro, eval_batch),
+        room_bytes=_host_room(calibration, finding, peak),
+        samples_per_s=rate,
+        device=finding.device,
+    )
     threads = calibration.environment.optimal_threads
     plan = Plan(
         status="verified" if was_run(calibration, finding, micro) and not chosen.reduced else "derived",
@@ -75,7 +82,7 @@ def make_plan(
         allocator=finding.allocator,
         predicted_peak_bytes=peak,
         budget_bytes=budget.budget_bytes,
-        predicted_samples_per_s=samples_per_s(calibration, finding, chosen.sizes),
+        predicted_samples_per_s=rate,
         world_size=world_size,
         objective=objective,
         limited_by="effective-batch" if steps == 1 and micro < finding.train.batch else finding.train.limited_by,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from batchcal.calibration.pipeline import PipelineResult
 from batchcal.calibration.schema import Calibration
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
@@ -13,6 +14,10 @@ from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_f
 # smaps_rollup after 20 batches). A forked one grows as reference counts copy the parent's objects, so it is given more.
 FORKED_WORKER_BYTES: Final = 48 * MIB
 FRESH_WORKER_BYTES: Final = 160 * MIB
+HEAVY: Final = 1.15
+"""On two cores or fewer, workers must promise so much: there they take the step's own cores, and the promise is the best case."""
+WORTH: Final = 1.05
+"""With more cores."""
 
 
 @dataclass(frozen=True)
@@ -23,37 +28,45 @@ class Workers:
     why_prefetch: str
 
 
-def choose_workers(calibration: Calibration, *, largest_batch: int, room_bytes: int) -> Workers:
+@dataclass(frozen=True)
+class _Wish:
+    count: int
+    why: str
+    prefetch: int = PREFETCH_FACTOR
+
+
+def choose_workers(
+    calibration: Calibration, *, largest_batch: int, room_bytes: int, samples_per_s: float | None, device: str
+) -> Workers:
     """Workers and prefetch whose batches fit into /dev/shm and whose memory fits into `room_bytes` of the host's budget.
 
     The number wished for is the one that the calibration was measured with (its memory is then part of the measured peak), else
-    what suits the cores. In flight at once: `workers x prefetch` batches and the one in use, all in shared memory, and one more
-    per worker while it collates.
+    what the measurement of the input pipeline promises, else what suits the cores. In flight at once: `workers x prefetch`
+    batches and the one in use, all in shared memory, and one more per worker while it collates.
 
     Args:
         largest_batch: samples of the largest batch that a loader will build, for training or evaluation.
         room_bytes: what the budget leaves beside the training process's own peak.
+        samples_per_s: of a training that fetches its batches itself, where that was timed.
     """
     measured_with = calibration.options.workers
     environment = calibration.environment
-    wished = measured_with or environment.optimal_workers
-    cores = f"{environment.cpu.cores.value:g} cores"
+    wish = _wish(calibration, samples_per_s, device)
+    wished = wish.count
     if wished == 0:
-        return Workers(0, None, f"with {cores} a worker would take time from the training itself", "there are no workers")
+        return Workers(0, None, wish.why, "there are no workers")
     batch_bytes = 0 if calibration.facts is None else int(calibration.facts.batch_bytes_per_sample * largest_batch)
     shm = environment.shared_memory
     # Unknown where there is no /dev/shm (not Linux): torch passes tensors by other means there.
     shm_bytes = None if shm is None else int(shm.free_bytes * SHM_SHARE)
     each = _worker_bytes(calibration)
     for count in range(wished, 0, -1):
-        for prefetch in range(PREFETCH_FACTOR, 0, -1):
+        for prefetch in range(wish.prefetch, 0, -1):
             in_flight = batches_in_flight(count, prefetch) * batch_bytes
             fits_shm = shm_bytes is None or in_flight <= shm_bytes
             fits_ram = count <= measured_with or count * (each + batch_bytes) + in_flight <= room_bytes
             if fits_shm and fits_ram:
-                why = f"measured with {count_of(count, 'worker')}" if count == measured_with else f"suits {cores}"
-                if count < wished:
-                    why = f"{wished} suit {cores}, memory is there for {count}"
+                why = wish.why if count == wished else f"{wish.why}; memory is there for {count}"
                 return Workers(count, prefetch, why, f"{format_bytes(in_flight)} of batches in flight at most")
     if shm is not None and shm_bytes is not None and 2 * batch_bytes > shm_bytes:
         tight = f"{shm.path} has {format_bytes(shm_bytes)} for the two batches of {format_bytes(batch_bytes)} that a worker keeps"
@@ -61,6 +74,49 @@ def choose_workers(calibration: Calibration, *, largest_batch: int, room_bytes: 
         needed, left = each + 3 * batch_bytes, max(room_bytes, 0)
         tight = f"one worker needs {format_bytes(needed)} and {format_bytes(left)} are left beside the training"
     return Workers(0, None, tight, "there are no workers")
+
+
+def _wish(calibration: Calibration, samples_per_s: float | None, device: str) -> _Wish:
+    """What would be best if there were memory for it."""
+    measured_with, environment = calibration.options.workers, calibration.environment
+    cores = environment.cpu.cores.value
+    if measured_with:
+        return _Wish(measured_with, f"measured with {count_of(measured_with, 'worker')}")
+    promised = _promised(calibration.pipeline, samples_per_s, cores, on_host=device == "cpu")
+    if promised is not None:
+        return promised
+    if environment.optimal_workers == 0:
+        return _Wish(0, f"with {cores:g} cores a worker would take time from the training itself")
+    return _Wish(environment.optimal_workers, f"{environment.optimal_workers} suit {cores:g} cores")
+
+
+def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, cores: float, *, on_host: bool) -> _Wish | None:
+    """By conservation of work: what a step spends on its batch, workers do beside it, on the cores that there are, and no
+    faster than they were seen to. None: not both were measured."""
+    alone = None if pipeline is None else pipeline.of(0)
+    if pipeline is None or alone is None or alone.samples_per_s is None or samples_per_s is None:
+        return None
+    step_s, fetch_s = 1 / samples_per_s, 1 / alone.samples_per_s
+    rest_s = max(0.0, step_s - fetch_s)
+    least_s = rest_s + (fetch_s / cores if on_host else 0.0)
+    expected = [
+        (max(least_s, 1 / timing.samples_per_s), timing.config)
+        for timing in pipeline.timings
+        if timing.config.num_workers and timing.samples_per_s is not None
+    ]
+    share = f"fetching takes {min(1.0, fetch_s / step_s):.0%} of a step"
+    if not expected:
+        return _Wish(0, f"{share}, and no worker could be tried")
+    best_s = min(seconds for seconds, _ in expected)
+    gain = step_s / best_s
+    if gain < (HEAVY if cores <= 2 else WORTH):
+        return _Wish(0, f"{share}: workers would gain {max(0.0, gain - 1):.0%} at most")
+    # The fewest that are within a few percent of the best.
+    config = min(
+        (config for seconds, config in expected if seconds <= best_s * (1 + pipeline.tie)),
+        key=lambda config: (config.num_workers, config.prefetch_factor or 0),
+    )
+    return _Wish(config.num_workers, f"{share}: workers gain up to {gain - 1:.0%}", config.prefetch_factor or PREFETCH_FACTOR)
 
 
 def _worker_bytes(calibration: Calibration) -> int:

@@ -17,7 +17,7 @@ from batchcal.runtime.batches import MicroBatchSampler, StreamBatches, unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderSettings:
+class DataLoaderConfig:
     """Settings of a DataLoader that hold together. What torch would refuse late, or accept and then hang on, is refused here.
 
     Raises:
@@ -53,7 +53,7 @@ class LoaderSettings:
             raise UsageError("pin_memory is set and there is no accelerator to copy to", try_="pin_memory=False")
 
     @classmethod
-    def of(cls, plan: Plan) -> LoaderSettings:
+    def of(cls, plan: Plan) -> DataLoaderConfig:
         """The settings that `plan` names."""
         return cls(
             num_workers=plan.num_workers,
@@ -100,7 +100,7 @@ def make_loader(
             try_=f"batchcal plan --effective-batch {plan.effective_batch} --world-size 1",
         )
     return _loader(
-        LoaderSettings.of(plan),
+        DataLoaderConfig.of(plan),
         dataset,
         plan.micro_batches,
         collate_fn,
@@ -121,7 +121,7 @@ def make_eval_loader(
         UsageError: the dataset is empty or has no length, or settings contradict each other.
     """
     return _loader(
-        LoaderSettings.of(plan),
+        DataLoaderConfig.of(plan),
         dataset,
         (plan.eval_batch,),
         collate_fn,
@@ -139,7 +139,7 @@ def leave_interrupts_to_the_parent(worker: int) -> None:
 
 
 def _loader(
-    settings: LoaderSettings,
+    settings: DataLoaderConfig,
     dataset: Dataset[object],
     micro_batches: tuple[int, ...],
     collate_fn: Callable[..., object] | None,

@@ -21,8 +21,8 @@ OPTIONS = {
     "detect": "--json --quiet/-q --verbose/-v",
     "calibrate": (
         "--allocator --config --device --dry-run --effective-batch --force --headroom --json --margin --max-batch --max-probes "
-        "--memory-limit --multiple-of --output --quiet/-q --require-signature --samples --seed --time-limit --verbose/-v "
-        "--workers"
+        "--memory-limit --multiple-of --output --pipeline-only --quiet/-q --require-signature --samples --seed --time-limit "
+        "--verbose/-v --workers"
     ),
     "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
     "plan": (
@@ -33,6 +33,10 @@ OPTIONS = {
         "--allocator --calibrate --calibration-samples --checkpoint --config --device --drop-last --effective-batch --epochs "
         "--force-calibration --json --margin --max-batch --memory-limit --objective --output --quiet/-q --require-signature "
         "--resume --seed --time-limit --verbose/-v --workers"
+    ),
+    "exec": (
+        "--allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "
+        "--verbose/-v --world-size"
     ),
 }
 

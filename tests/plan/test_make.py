@@ -272,7 +272,7 @@ def test_fewer_workers_are_planned_where_memory_is_there_for_fewer() -> None:
     # 401 MiB at its peak (evaluation), 839 MiB of budget: fresh interpreters of 160 MiB fit twice, forked ones three times.
     plan = make_plan(a_calibration(**wide_machine(python="3.14.1")), effective_batch=64)
     assert plan.num_workers == 2
-    assert plan.why["num_workers"] == "3 suit 8 cores, memory is there for 2"
+    assert plan.why["num_workers"] == "3 suit 8 cores; memory is there for 2"
 
 
 def test_without_a_dev_shm_only_memory_bounds_the_workers() -> None:

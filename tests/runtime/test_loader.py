@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from batchcal.core.errors import UsageError
 from batchcal.runtime.batches import MicroBatch, MicroBatchSampler
-from batchcal.runtime.loader import LoaderSettings, make_eval_loader, make_loader
+from batchcal.runtime.loader import DataLoaderConfig, make_eval_loader, make_loader
 from tests.support.plans import a_plan
 
 
@@ -185,10 +185,10 @@ def test_a_plan_for_several_ranks_is_not_fed_the_whole_dataset_on_each() -> None
 )
 def test_what_torch_would_refuse_late_is_refused_early(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        LoaderSettings.of(a_plan(4, **wrong))
+        DataLoaderConfig.of(a_plan(4, **wrong))
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="pinning is right where there is an accelerator")
 def test_pinning_without_an_accelerator_is_refused_rather_than_ignored() -> None:
     with pytest.raises(UsageError, match="no accelerator"):
-        LoaderSettings.of(a_plan(4, pin_memory=True))
+        DataLoaderConfig.of(a_plan(4, pin_memory=True))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from batchcal.cli.desk import Desk
 
 
 def calibrate(
@@ -30,6 +34,7 @@ def calibrate(
     seed: opt.Seed = None,
     force: opt.Force = False,
     dry_run: opt.DryRun = False,
+    pipeline_only: opt.PipelineOnly = False,
     output: opt.Output = None,
     require_signature: opt.RequireSignature = False,
     json: opt.Json = False,
@@ -58,8 +63,12 @@ def calibrate(
     }
     voice = context.ensure_object(Voice)
     desk = open_desk(target, flags=flags, config=config, voice=voice)
+    place = None if output is None else Path(output).absolute()
+    if pipeline_only:
+        _pipeline(desk, place, voice, as_json=json)
+        return
     wish = Wish(
-        output=None if output is None else Path(output).absolute(),
+        output=place,
         force=force,
         dry_run=dry_run,
         require_signature=require_signature,
@@ -81,3 +90,17 @@ def calibrate(
         voice.say("a fresh calibration is there; --force measures again")
     elif not dry_run:
         voice.say("next: batchcal show, batchcal plan --effective-batch N, batchcal train TARGET")
+
+
+def _pipeline(desk: Desk, output: Path | None, voice: Voice, *, as_json: bool) -> None:
+    from batchcal.cli import screen
+    from batchcal.cli.pipelining import keep, pipelined
+
+    result = pipelined(desk, voice)
+    if as_json:
+        screen.emit(result.model_dump_json(indent=2))
+    else:
+        from batchcal.cli.views.pipeline import show
+
+        screen.render(show(result))
+    keep(desk, result, output, voice)

@@ -34,45 +34,25 @@ def plan(
     verbose: opt.Verbose = False,
 ) -> None:
     """Exact settings for an effective batch, from the calibration: sizes, workers, threads, allocator."""
-    import os
-
     from batchcal.cli.desk import objective_of, open_desk
+    from batchcal.cli.planning import device_of, open_here, plan_of
     from batchcal.core import settings as knobs
-    from batchcal.core.clock import SystemClock
-    from batchcal.detect.detect import detect
-    from batchcal.plan.load import free_bytes_now, open_calibration
-    from batchcal.plan.make import make_plan
 
     style = _style(format, as_json=json)
+    voice = context.ensure_object(Voice)
     flags = {"effective_batch": effective_batch, "objective": objective, "device": device, "allocator": allocator}
-    settings = open_desk(None, flags=flags, config=config, voice=context.ensure_object(Voice)).settings
-    goal = objective_of(settings.value(knobs.OBJECTIVE))
+    settings = open_desk(None, flags=flags, config=config, voice=voice).settings
     wished = settings.value(knobs.EFFECTIVE_BATCH)
-    here = detect()
-    found, notices = open_calibration(
-        calibration,
-        on_stale="raise",
-        here=here,
-        environ=os.environ,
-        clock=SystemClock(),
-        require_signature=require_signature,
-    )
-    on = found.device_of(None if device == "auto" else device)
+    objective_of(settings.value(knobs.OBJECTIVE))
+    opened = open_here(calibration, require_signature=require_signature)
     if what_if is not None:
         from batchcal.plan.what_if import what_if as predict
 
-        _emit_predictions(predict(found, _sizes(what_if), effective_batch=wished, device=on, allocator=allocator), style)
+        on = device_of(opened, device)
+        found = predict(opened.calibration, _sizes(what_if), effective_batch=wished, device=on, allocator=allocator)
+        _emit_predictions(found, style)
         return
-    made = make_plan(
-        found,
-        effective_batch=wished,
-        world_size=world_size,
-        objective=goal,
-        device=on,
-        allocator=allocator,
-        free_bytes_now=free_bytes_now(here, on),
-    )
-    _emit(made.model_copy(update={"notices": (*notices, *made.notices)}), style, context.ensure_object(Voice))
+    _emit(plan_of(opened, settings, world_size=world_size, device=device, allocator=allocator), style, voice)
 
 
 def _style(style: opt.PlanFormat | None, *, as_json: bool) -> opt.PlanFormat:

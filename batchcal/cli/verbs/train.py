@@ -108,20 +108,10 @@ def _was_restarted() -> bool:
 
 
 def _plan(desk: Desk, found: Found) -> Plan:
-    from batchcal.cli.desk import objective_of
-    from batchcal.core import settings as knobs
+    from batchcal.cli.planning import Opened, plan_of
     from batchcal.detect.detect import detect
-    from batchcal.plan.load import free_bytes_now
-    from batchcal.plan.make import make_plan
 
-    calibration = found.calibration
-    plan = make_plan(
-        calibration,
-        effective_batch=desk.settings.value(knobs.EFFECTIVE_BATCH),
-        objective=objective_of(desk.settings.value(knobs.OBJECTIVE)),
-        free_bytes_now=free_bytes_now(detect(), calibration.chosen_device),
-    )
-    return plan.model_copy(update={"notices": (*found.notices, *plan.notices)})
+    return plan_of(Opened(calibration=found.calibration, here=detect(), notices=found.notices), desk.settings)
 
 
 def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResult:
@@ -134,6 +124,7 @@ def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResul
 
     from batchcal.cli.progress import listening
     from batchcal.core import settings as knobs
+    from batchcal.plan.formats import as_lines
     from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
 
     reexec_for(plan)
@@ -142,6 +133,8 @@ def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResul
         applied = apply(plan)
     for notice in (*plan.notices, *applied.notices):
         voice.say(f" note: {notice}")
+    for line in as_lines(plan):
+        voice.say(line)
     from batchcal.core.errors import BatchcalError
     from batchcal.train.loop import train as run
     from batchcal.train.seed import seed_everything

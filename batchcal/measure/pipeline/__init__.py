@@ -1,0 +1,1 @@
+"""The input pipeline alone: which DataLoader brings batches fastest. No model, no step."""

@@ -1,0 +1,97 @@
+"""Which DataLoaders are worth a try here, and which arithmetic forbids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from batchcal.core.units import count_of, format_bytes
+from batchcal.core.values import Frozen
+from batchcal.workload.in_flight import SHM_SHARE, batches_in_flight
+
+PREFETCH: Final = (2, 4, 1, 8)
+"""torch's own default first."""
+MOST_CANDIDATES: Final = 8
+DESCRIPTORS_BESIDE: Final = 64
+"""Files that a process has open besides the tensors on their way: each of those is one."""
+
+
+class Candidate(Frozen):
+    """One DataLoader."""
+
+    num_workers: int
+    prefetch_factor: int | None
+
+
+class Room(Frozen):
+    """What workers may take of the machine."""
+
+    cores: float
+    shm_bytes: int | None
+    """Free in /dev/shm. None: batches travel by other means."""
+    memory_bytes: int
+    worker_bytes: int
+    """Private memory of one worker, beside its batches."""
+    open_files: int
+    processes: int | None
+    """That may still be started. None: no limit."""
+
+
+def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool = False) -> tuple[Candidate, ...]:
+    """The simplest first: no worker, then few; torch's default prefetch before others. At most MOST_CANDIDATES.
+
+    Args:
+        pinned_workers: what the user asked for; nothing else is tried then.
+        stream: the data can only be read in order, and two workers would each read all of it.
+    """
+    found = list(_all(_most_workers(cores), stream=stream))
+    if pinned_workers is not None:
+        found = [one for one in found if one.num_workers == pinned_workers] or [
+            Candidate(num_workers=pinned_workers, prefetch_factor=prefetch) for prefetch in PREFETCH
+        ]
+    kept = found[:MOST_CANDIDATES]
+    return tuple(sorted(kept, key=lambda one: (one.num_workers, PREFETCH.index(one.prefetch_factor or PREFETCH[0]))))
+
+
+def forbidden(candidate: Candidate, room: Room, *, batch_bytes: float, tensors: int) -> str:
+    """Why `candidate` cannot work here; empty: it may.
+
+    Args:
+        tensors: in a batch; each is a descriptor while it is on its way.
+    """
+    workers = candidate.num_workers
+    if workers == 0:
+        return ""
+    in_flight = batches_in_flight(workers, candidate.prefetch_factor or 1)
+    shared = in_flight * batch_bytes
+    if room.shm_bytes is not None and shared > room.shm_bytes * SHM_SHARE:
+        return f"{format_bytes(shared)} of batches in flight, {format_bytes(room.shm_bytes)} free in /dev/shm"
+    private = workers * (room.worker_bytes + batch_bytes)
+    if private + shared > room.memory_bytes:
+        return f"{count_of(workers, 'worker')} need {format_bytes(private + shared)}, {format_bytes(room.memory_bytes)} are free"
+    if in_flight * tensors + DESCRIPTORS_BESIDE > room.open_files:
+        return f"{in_flight * tensors} tensors in flight, {room.open_files} files may be open"
+    if room.processes is not None and workers > room.processes:
+        return f"{room.processes} more processes may be started"
+    return ""
+
+
+def _most_workers(cores: float) -> int:
+    """Half of the cores; on two or one as many as there are, since data may be heavier than the model."""
+    return max(1, math.ceil(cores)) if cores <= 2 else max(2, math.floor(cores / 2))
+
+
+def _all(most_workers: int, *, stream: bool) -> Iterator[Candidate]:
+    """The most promising first."""
+    yield Candidate(num_workers=0, prefetch_factor=None)
+    counts = [1] if stream else _ladder(most_workers)
+    for prefetch in PREFETCH:
+        for workers in counts:
+            yield Candidate(num_workers=workers, prefetch_factor=prefetch)
+
+
+def _ladder(most: int) -> list[int]:
+    """1, 2, 4, ... and the most."""
+    steps = [1 << power for power in range(most.bit_length()) if 1 << power < most]
+    return [*steps, most]

@@ -1,0 +1,223 @@
+"""Task -> PipelineResult: the DataLoaders raced in one fenced child, and in another where one of them ends it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import quantiles
+from typing import Final
+
+from pydantic import ValidationError
+
+from batchcal.calibration.pipeline import Left, LoaderConfig, LoaderTiming, PipelineResult
+from batchcal.core.clock import Clock, SystemClock
+from batchcal.core.errors import GuardError, UserCodeError
+from batchcal.core.units import MIB
+from batchcal.detect.environment import Environment
+from batchcal.guard.allocator import resolve
+from batchcal.guard.cgroup import memory_meter
+from batchcal.guard.classify import classify
+from batchcal.guard.ending import Ending
+from batchcal.guard.launch import Job, SpawnLauncher
+from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, TimedOut, UserCodeFailed
+from batchcal.guard.run import Limits, Listener, run
+from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.measure.attempts import detail
+from batchcal.measure.pipeline.candidates import Room
+from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
+from batchcal.measure.race.race import TIE, Race
+from batchcal.workload.reference import TaskReference
+
+BATCH: Final = 128
+FETCHES: Final = (8, 16)
+"""Batches a round, below 2 GiB and from there on."""
+FETCHES_FROM: Final = 2 << 30
+LIMIT_S: Final = 4.4
+"""For the whole, where nobody says otherwise: a cold command takes about half a second besides, and is to end within five."""
+LOAD_LIMIT_S: Final = 60.0
+GRACE_S: Final = 30.0
+"""A round that was begun is ended, a worker that hangs is waited for."""
+MOST_CHILDREN: Final = 4
+WORKER_BYTES: Final = 48 * MIB
+"""A forked one, grown by what reference counts copy. See plan.workers."""
+PARENT_BYTES: Final = 300 * MIB
+"""The child that fetches: torch and the task."""
+CLOSE_P95: Final = 1.1
+
+
+@dataclass(frozen=True)
+class PipelineWish:
+    """What was asked for; None where nothing was."""
+
+    batch: int | None = None
+    fetches: int | None = None
+    workers: int | None = None
+    time_limit_s: float | None = None
+    seed: int = 0
+
+
+def calibrate_pipeline(
+    reference: TaskReference,
+    wish: PipelineWish,
+    *,
+    environment: Environment,
+    clock: Clock | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> PipelineResult:
+    """Races the DataLoaders that may work here over the training data of `reference`.
+
+    Raises:
+        UserCodeError: the task cannot be loaded, its data fails or hangs.
+        GuardError: no child could be started, or none lived to tell.
+    """
+    began = time.monotonic()
+    fetches = wish.fetches or (FETCHES[1] if environment.memory.limit.value >= FETCHES_FROM else FETCHES[0])
+    limit_s = wish.time_limit_s or LIMIT_S
+    variables = dict(os.environ if environ is None else environ)
+    meter = memory_meter()
+    launcher = SpawnLauncher(resolve("default"), variables)
+    excluded: dict[str, str] = {}
+    try:
+        while True:
+            arguments = FetchArguments(
+                reference=reference,
+                seed=wish.seed,
+                batch=wish.batch or BATCH,
+                fetches=fetches,
+                until_s=began + limit_s,
+                cores=environment.cpu.cores.value,
+                pinned_workers=wish.workers,
+                room=_room(environment, meter),
+                excluded=excluded,
+            )
+            heard: list[str] = []
+            job = Job("batchcal.measure.pipeline.fetch:fetch", arguments.model_dump(mode="json"), reference.directory, variables)
+            ending = run(job, launcher, meter, _limits(meter, limit_s), listen=_listener(heard))
+            if ending.has_result:
+                break
+            _exclude(ending, heard, excluded)
+    finally:
+        launcher.close()
+        meter.close()
+    answer = _answer(ending)
+    return _result(answer, fetches, began, clock or SystemClock())
+
+
+def _room(environment: Environment, meter: MemoryGroup) -> Room:
+    shm = environment.shared_memory
+    free = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
+    return Room(
+        cores=environment.cpu.cores.value,
+        shm_bytes=None if shm is None else shm.free_bytes,
+        memory_bytes=max(0, free - PARENT_BYTES),
+        worker_bytes=WORKER_BYTES,
+        open_files=environment.open_files.value,
+        processes=None if environment.pids is None else environment.pids.value,
+    )
+
+
+def _limits(meter: MemoryGroup, limit_s: float) -> Limits:
+    # The data limit would be inherited by workers; the watchdog sees the whole tree.
+    room = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
+    deadlines = {"load": LOAD_LIMIT_S, "warm-up": LOAD_LIMIT_S, "measure": limit_s + GRACE_S}
+    return Limits(allowed_bytes=max(0, room), phase_s=deadlines, host_fence=False)
+
+
+def _listener(heard: list[str]) -> Listener:
+    return lambda message: heard.append(str(message.get("began", "")))
+
+
+def _exclude(ending: Ending, heard: list[str], excluded: dict[str, str]) -> None:
+    """Leaves out the candidate that ended the child.
+
+    Raises:
+        UserCodeError, GuardError: no candidate is to blame, or too many are.
+    """
+    outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+    culprit = heard[-1] if heard else ""
+    if isinstance(outcome, UserCodeFailed):
+        raise UserCodeError(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
+    if not culprit or culprit.startswith("0/") or culprit in excluded or len(excluded) >= MOST_CHILDREN:
+        raise _failure(outcome)
+    excluded[culprit] = f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
+
+
+def _failure(outcome: Outcome) -> UserCodeError | GuardError:
+    match outcome:
+        case TimedOut():
+            return UserCodeError(
+                f"the data hangs: still in {outcome.phase} after {outcome.limit_s:.0f} s",
+                known=outcome.detail,
+                try_="fetch one sample by hand: task().train_data[0]",
+            )
+        case OutOfMemory():
+            return UserCodeError(
+                "fetching alone needs more memory than there is", known=outcome.detail, try_="a smaller --max-batch"
+            )
+        case _:
+            return GuardError("the input pipeline could not be measured", known=f"{outcome.kind}: {detail(outcome) or ''}")
+
+
+def _answer(ending: Ending) -> FetchAnswer:
+    try:
+        return FetchAnswer.model_validate(ending.returned)
+    except ValidationError as error:
+        raise GuardError(
+            "the measurement of the input pipeline gave no usable answer", known=f"{error.error_count()} fields of it are wrong"
+        ) from error
+
+
+def _result(answer: FetchAnswer, fetches: int, began: float, clock: Clock) -> PipelineResult:
+    race = Race(len(answer.candidates))
+    for place, why in answer.failed.items():
+        race.fail(place, why)
+    for told in answer.rounds:
+        race.tell({place: sum(seconds) / len(seconds) for place, seconds in told.items()})
+    timings = [_timing(race, answer, place) for place in range(len(answer.candidates))]
+    ranked = sorted(timings, key=lambda timing: -(timing.samples_per_s or 0.0))
+    return PipelineResult(
+        created_at=clock.now(),
+        batch=answer.batch,
+        fetches=fetches,
+        timings=tuple(_winner_first(ranked)),
+        settled=race.settled,
+        tie=TIE - 1,
+        wall_s=time.monotonic() - began,
+        notes=answer.notes,
+    )
+
+
+def _timing(race: Race, answer: FetchAnswer, place: int) -> LoaderTiming:
+    runner, candidate = race.runners[place], answer.candidates[place]
+    waits = [seconds for told in answer.rounds for seconds in told.get(place, ())]
+    left: Left = runner.left or ("" if runner.times else "no-time")
+    return LoaderTiming(
+        config=LoaderConfig(
+            num_workers=candidate.num_workers,
+            prefetch_factor=candidate.prefetch_factor,
+            persistent_workers=candidate.num_workers > 0,
+        ),
+        samples_per_s=answer.batch / max(runner.best, 1e-9) if runner.times else None,
+        p95_s=None if not waits else max(_p95(waits), 1e-9),
+        rounds=len(runner.times),
+        left=left,
+        why=runner.why,
+    )
+
+
+def _p95(waits: list[float]) -> float:
+    return quantiles(waits, n=20, method="inclusive")[-1] if len(waits) > 1 else waits[0]
+
+
+def _winner_first(ranked: list[LoaderTiming]) -> list[LoaderTiming]:
+    """Of those that are as fast as the fastest, the one that lets the training wait least; of these the simplest."""
+    best = ranked[0].samples_per_s
+    if best is None:
+        return ranked
+    tied = [timing for timing in ranked if timing.samples_per_s is not None and timing.samples_per_s * TIE >= best]
+    steadiest = min(timing.p95_s or 0.0 for timing in tied)
+    steady = [timing for timing in tied if (timing.p95_s or 0.0) <= steadiest * CLOSE_P95]
+    winner = min(steady, key=lambda timing: (timing.config.num_workers, timing.config.prefetch_factor or 0))
+    return [winner, *(timing for timing in ranked if timing is not winner)]

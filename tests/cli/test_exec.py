@@ -1,0 +1,161 @@
+"""`batchcal exec`: another program takes this process, inside the plan. Real shells, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchcal.guard.allocator import RETAIN_MMAP_THRESHOLD
+from tests.cli.conftest import Calibrated
+from tests.support.calibrations import a_calibration
+
+pytestmark = pytest.mark.child
+
+SIGPIPE_BIT = 1 << (signal.SIGPIPE - 1)
+
+
+def execute(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "batchcal", "exec", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def environment_of(*arguments: str, **environment: str) -> dict[str, str]:
+    code = "import json, os; print(json.dumps(dict(os.environ)))"
+    done = execute(*arguments, "--", sys.executable, "-c", code, **environment)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test_the_command_sees_the_plan(calibrated: Calibrated, project: Path) -> None:
+    calibrated()
+    seen = environment_of("--effective-batch", "1000", OMP_NUM_THREADS="7", BATCHCAL_PLAN_OF_LAST_WEEK="1")
+    assert seen["BATCHCAL_PLAN_MICRO_BATCHES"] == "500,500"
+    assert seen["BATCHCAL_PLAN_STATUS"] == "derived"
+    assert seen["OMP_NUM_THREADS"] == seen["BATCHCAL_PLAN_INTRA_OP_THREADS"] != "7"
+    assert seen["BATCHCAL_CALIBRATION"] == str(project / ".batchcal" / "calibration.json")
+    assert "BATCHCAL_PLAN_OF_LAST_WEEK" not in seen
+
+
+def test_what_is_put_into_force_is_told_in_two_lines_and_the_output_is_the_command_s(calibrated: Calibrated) -> None:
+    calibrated()
+    done = execute("--effective-batch", "1000", "--", "echo", "--json", "-q")
+    assert done.stdout == "--json -q\n"
+    loader, training = done.stderr.splitlines()[-2:]
+    assert loader.startswith("INFO dataloader_config num_workers=0 persistent_workers=false")
+    assert training.startswith("INFO training_config device=cpu threads_intra=")
+    assert " batch_size=500 accumulation_steps=2 effective_batch=1000" in training
+    assert execute("--quiet", "echo", "hello").stderr == ""
+
+
+def test_a_plan_under_another_allocator_is_found_by_the_script_that_was_started(calibrated: Calibrated) -> None:
+    finding = a_calibration().findings[0]
+    calibrated(findings=(finding, finding.model_copy(update={"allocator": "retain"})))
+    code = "import batchcal; print(batchcal.load_plan(effective_batch=1000).allocator)"
+    there = execute("--allocator", "retain", "--", sys.executable, "-c", code)
+    assert there.stdout == "retain\n", there.stderr
+    seen = environment_of("--allocator", "retain")
+    assert seen["MALLOC_MMAP_THRESHOLD_"] == str(RETAIN_MMAP_THRESHOLD)
+    # A policy that somebody else had set would not be the plan's.
+    assert "MALLOC_MMAP_THRESHOLD_" not in environment_of("--allocator", "default", MALLOC_MMAP_THRESHOLD_="1")
+
+
+def test_the_process_is_the_same_and_so_is_how_it_ends(calibrated: Calibrated) -> None:
+    calibrated()
+    command = [sys.executable, "-m", "batchcal", "exec", "-q", "--", "sh", "-c", "echo $$; read line; exit 7"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        out, _ = process.communicate("go\n", timeout=60)
+    assert (out.strip(), process.returncode) == (str(process.pid), 7)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_command_and_nobody_else(number: signal.Signals, calibrated: Calibrated) -> None:
+    calibrated()
+    command = [sys.executable, "-m", "batchcal", "exec", "-q", "--", "sh", "-c", "echo ready; exec sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (-number, "")
+
+
+def test_what_python_ignores_for_itself_is_not_inherited(calibrated: Calibrated) -> None:
+    calibrated()
+    ignored = execute("-q", "--", "sed", "-n", "s/^SigIgn:\t//p", "/proc/self/status")
+    assert int(ignored.stdout, 16) & SIGPIPE_BIT == 0
+
+
+def test_what_was_ignored_before_stays_ignored(calibrated: Calibrated) -> None:
+    calibrated()
+    script = f"trap '' INT; exec {sys.executable} -m batchcal exec -q -- sed -n 's/^SigIgn:\t//p' /proc/self/status"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout, 16) & (1 << (signal.SIGINT - 1))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["--", "no-such-program"], "error: 'no-such-program' cannot be started: no such file or directory"),
+        (["--", "/etc/passwd"], "error: '/etc/passwd' cannot be started: permission denied"),
+        ([], "error: missing argument"),
+        (["--on-stale", "guess", "--", "true"], "error: invalid value for '--on-stale'"),
+    ],
+)
+def test_what_cannot_be_started_is_a_usage_error(command: list[str], told: str, calibrated: Calibrated) -> None:
+    calibrated()
+    done = execute(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+
+
+def test_without_a_calibration_nothing_is_started(project: Path) -> None:
+    done = execute("--", "touch", "started")
+    assert done.returncode == 3
+    assert "try: batchcal calibrate" in done.stderr
+    assert not (project / "started").exists()
+
+
+def test_a_stale_calibration_may_be_done_without(calibrated: Calibrated, project: Path) -> None:
+    calibrated()
+    (project / "task.py").write_text((project / "task.py").read_text() + "\n# changed\n")
+    assert execute("--", "true").returncode == 3
+    done = execute(
+        "--on-stale=default", "--", "sh", "-c", 'echo "$OMP_NUM_THREADS$BATCHCAL_PLAN_MICRO_BATCH"', OMP_NUM_THREADS="5"
+    )
+    assert (done.returncode, done.stdout) == (0, "5\n")
+    assert "is started as it is, without a plan" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_stale_calibration_is_made_again_and_then_the_command_starts(calibrated: Calibrated, project: Path) -> None:
+    calibrated()
+    (project / "task.py").write_text((project / "task.py").read_text() + "\n# changed\n")
+    seen = environment_of("--on-stale=recalibrate")
+    assert seen["BATCHCAL_PLAN_MICRO_BATCH"] == "96"  # the whole of its dataset, and not what the old file says
+    again = execute("--on-stale=recalibrate", "--", "true")
+    assert "probe_started" not in again.stderr
+
+
+def test_it_loads_no_torch(calibrated: Calibrated) -> None:
+    calibrated()
+    code = (
+        "import os, sys\n"
+        "os.execvpe = lambda *a: (print('torch' in sys.modules), sys.exit(0))\n"
+        "from batchcal.__main__ import main\n"
+        "main(['exec', '-q', '--', 'true'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "False\n", done.stderr

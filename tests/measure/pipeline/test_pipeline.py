@@ -1,0 +1,104 @@
+"""The DataLoaders that a user's data gets, in real children with real workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchcal.calibration.pipeline import PipelineResult
+from batchcal.core.errors import UserCodeError
+from batchcal.detect.detect import detect
+from batchcal.measure.pipeline import pipeline
+from batchcal.measure.pipeline.pipeline import PipelineWish, calibrate_pipeline
+from batchcal.workload.reference import Scalar, TaskReference
+from tests.support.children import REPOSITORY
+
+pytestmark = pytest.mark.child
+
+QUICK = PipelineWish(batch=16, fetches=4, time_limit_s=4.0)
+LONG = PipelineWish(batch=16, fetches=4, time_limit_s=10.0)
+
+
+def measured(name: str, wish: PipelineWish = QUICK, **arguments: Scalar) -> PipelineResult:
+    reference = TaskReference(spec=f"tests.measure.pipeline.tasks:{name}", directory=str(REPOSITORY), arguments=arguments)
+    return calibrate_pipeline(reference, wish, environment=detect())
+
+
+def test_data_that_waits_is_fetched_by_workers_and_the_fastest_comes_first() -> None:
+    result = measured("waiting", LONG)
+    rates = [timing.samples_per_s for timing in result.timings if timing.samples_per_s is not None]
+    assert result.winner.config.num_workers == max(timing.config.num_workers for timing in result.timings)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    alone = result.of(0)
+    assert alone is not None
+    assert alone.left == "slower"
+    assert result.winner.samples_per_s is not None
+    assert alone.samples_per_s is not None
+    assert result.winner.samples_per_s > 1.5 * alone.samples_per_s
+    assert result.winner.p95_s is not None
+    assert result.winner.p95_s < 1
+
+
+def test_data_that_costs_nothing_needs_no_worker() -> None:
+    result = measured("rows")
+    assert result.winner.config.num_workers == 0
+    assert result.winner.config.persistent_workers is False
+
+
+def test_a_dataset_smaller_than_a_batch_is_one_batch() -> None:
+    assert measured("rows", PipelineWish(batch=512, fetches=4, time_limit_s=4.0), samples=5).batch == 5
+
+
+def test_slow_data_is_fetched_in_smaller_batches_so_that_there_are_two_rounds() -> None:
+    result = measured("waiting", PipelineWish(batch=512, fetches=4, time_limit_s=4.0))
+    assert result.batch < 512
+    assert result.winner.rounds >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("dying_in_workers", "exited"), ("failing_in_workers", "this handle belongs to another process")]
+)
+def test_a_candidate_whose_workers_fail_leaves_with_its_reason(name: str, why: str) -> None:
+    result = measured(name, LONG)
+    assert result.winner.config.num_workers == 0
+    others = [timing for timing in result.timings if timing.config.num_workers]
+    assert others
+    for timing in others:
+        assert (timing.left, timing.samples_per_s) == ("failed", None)
+        assert why in timing.why
+
+
+def test_workers_that_hang_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "LOAD_LIMIT_S", 3.0)
+    with pytest.raises(UserCodeError) as error:
+        measured("hanging")
+    assert "the data hangs" in error.value.what
+    assert "__getitem__" in error.value.known
+
+
+def test_a_stream_is_read_by_one_worker_at_most_and_begins_anew_when_it_ends() -> None:
+    result = measured("stream")
+    assert {timing.config.num_workers for timing in result.timings} == {0, 1}
+    assert result.winner.samples_per_s is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("ragged", "stack expects each tensor to be equal size"), ("broken", "the path is wrong")]
+)
+def test_data_that_fails_is_the_user_s_error_with_its_traceback(name: str, told: str) -> None:
+    with pytest.raises(UserCodeError) as error:
+        measured(name)
+    assert told in error.value.what + error.value.known
+
+
+def test_what_was_set_is_not_raced() -> None:
+    result = measured("rows", PipelineWish(batch=16, fetches=4, workers=1, time_limit_s=0.8))
+    assert {timing.config.num_workers for timing in result.timings} == {1}
+
+
+def test_the_examples_are_measured_without_a_step() -> None:
+    reference = TaskReference(spec="batchcal.workload.examples.handwriting:task", directory=str(Path.cwd()), arguments={})
+    result = calibrate_pipeline(reference, QUICK, environment=detect())
+    assert result.winner.samples_per_s is not None
+    assert result.winner.samples_per_s > 100

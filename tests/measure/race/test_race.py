@@ -1,0 +1,120 @@
+"""Who is fastest, by ratios within rounds: what a user sees is that noise does not decide, and that time is not wasted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from batchcal.measure.race.race import LEAST_ROUNDS, MOST_ROUNDS, Race
+
+SPEEDS = (1.0, 1.03, 1.08, 1.15, 1.3, 1.6, 2.2, 3.5)
+"""Seconds a sample of eight candidates, relative to the best."""
+Noise = Callable[[random.Random, int], float]
+
+
+def quiet(dice: random.Random, turn: int) -> float:
+    return dice.gauss(1.0, 0.02)
+
+
+def bursts(dice: random.Random, turn: int) -> float:
+    """Somebody else has one of two cores for half of the time."""
+    return dice.gauss(1.0, 0.02) * (1.6 if (turn // 5) % 2 else 1.0)
+
+
+def drifting(dice: random.Random, turn: int) -> float:
+    return dice.gauss(1.0, 0.03) * (1 + 0.004 * turn)
+
+
+def run(speeds: Sequence[float], noise: Noise, seed: int) -> tuple[Race, int]:
+    """The race, and how many turns it took."""
+    dice, race, turn = random.Random(seed), Race(len(speeds)), 0
+    while not race.over:
+        told: dict[int, float] = {}
+        for place in race.order():
+            told[place] = speeds[place] * noise(dice, turn)
+            turn += 1
+        race.tell(told)
+    return race, turn
+
+
+def shaken(dice: random.Random, turn: int) -> float:
+    """The worst that bursts can do: any turn may be hit."""
+    return quiet(dice, turn) * (1.6 if dice.random() < 0.5 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "right"),
+    [(quiet, 1.0), (drifting, 0.98), (bursts, 0.98), (shaken, 0.95)],
+    ids=["quiet", "drift", "bursts", "shaken"],
+)
+def test_the_leader_is_within_a_tie_of_the_best_whatever_else_runs(noise: Noise, right: float) -> None:
+    good = 0
+    for seed in range(200):
+        order = random.Random(seed).sample(SPEEDS, len(SPEEDS))
+        race, _ = run(order, noise, seed)
+        assert race.leader is not None
+        good += order[race.leader] <= 1.03
+    assert good >= 200 * right
+
+
+def test_what_is_slower_by_far_is_timed_twice_and_no_more() -> None:
+    race, turns = run(SPEEDS, quiet, 0)
+    slow = [runner for runner in race.runners if SPEEDS[runner.place] >= 1.6]
+    assert {len(runner.times) for runner in slow} == {2}
+    assert {runner.left for runner in slow} == {"slower"}
+    assert turns < 0.4 * MOST_ROUNDS * len(SPEEDS)
+
+
+def test_one_bad_turn_throws_nobody_out() -> None:
+    race = Race(2)
+    for first in (1.0, 1.6, 1.0, 1.6):
+        race.tell({0: first, 1: 1.0})
+    assert race.running == (0, 1)
+
+
+def test_who_is_a_little_slower_again_and_again_is_behind() -> None:
+    race = Race(2)
+    for extra in (0.0, 0.05, 0.1, 0.0, 0.05, 0.1):
+        race.tell({0: 1.08 + extra, 1: 1.0 + extra})
+    assert (race.runners[0].left, race.runners[0].why) == ("behind", "8% slower in 6 rounds")
+    assert race.over
+
+
+def test_a_candidate_that_cannot_be_run_is_out_and_says_why() -> None:
+    race = Race(3)
+    race.fail(1, "its worker died")
+    assert set(race.order()) == {0, 2}
+    race.tell({0: 1.0, 2: 2.0})
+    assert (race.leader, race.runners[1].left, race.runners[1].why) == (0, "failed", "its worker died")
+
+
+def test_rounds_run_in_different_orders_so_that_what_comes_and_goes_favours_nobody() -> None:
+    race = Race(8)
+    orders = set()
+    for _ in range(6):
+        orders.add(race.order())
+        race.tell(dict.fromkeys(range(8), 1.0))
+    assert len(orders) == 6
+
+
+def test_those_that_are_as_fast_as_one_another_settle_soon() -> None:
+    race, _ = run((1.0, 1.001, 0.999), lambda dice, turn: dice.gauss(1.0, 0.005), 1)
+    assert race.settled
+    assert race.rounds == LEAST_ROUNDS
+    assert race.running == (0, 1, 2)
+
+
+def test_one_alone_is_the_leader_at_once_and_nobody_is_none() -> None:
+    alone = Race(1)
+    alone.tell({0: 1.0})
+    assert (alone.over, alone.leader) == (True, 0)
+    nobody = Race(1)
+    nobody.fail(0, "no")
+    assert (nobody.over, nobody.leader) == (True, None)
+
+
+def test_a_race_is_not_over_before_it_began() -> None:
+    assert not Race(2).over
+    assert not Race(1).over
