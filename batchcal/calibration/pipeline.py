@@ -51,7 +51,6 @@ class PipelineResult(Record):
     tie: Share
     """Within this share of the fastest none is called faster."""
     wall_s: float
-    notes: tuple[str, ...] = ()
 
     @property
     def winner(self) -> LoaderTiming:

@@ -198,7 +198,7 @@ OnStale: TypeAlias = Annotated[
         help="Without a calibration that holds here and now: fail with 3, start the command as it is, or calibrate first.",
     ),
 ]
-Command: TypeAlias = Annotated[list[str], typer.Argument(metavar="-- CMD [ARGS]...", help="What is started.", show_default=False)]
+Command: TypeAlias = Annotated[list[str], typer.Argument(metavar="CMD", help="What is started.", show_default=False)]
 
 Calibrate: TypeAlias = Annotated[
     bool,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.pipeline.candidates import Candidate, candidates, forbidden
-from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments, name_of
+from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import Race
 from batchcal.runtime.batches import StreamBatches, unchanged
 from batchcal.runtime.loader import leave_interrupts_to_the_parent
@@ -55,7 +55,8 @@ def fetch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     chosen = candidates(request.cores, pinned_workers=request.pinned_workers, stream=source.stream)
     race = Race(len(chosen))
     for place, candidate in enumerate(chosen):
-        why = request.excluded.get(name_of(candidate)) or forbidden(candidate, request.room, batch_bytes=size, tensors=tensors)
+        too_many = request.fewer_than is not None and candidate.num_workers >= request.fewer_than
+        why = request.why_fewer if too_many else forbidden(candidate, request.room, batch_bytes=size, tensors=tensors)
         if why:
             race.fail(place, why)
     context.phase("measure")
@@ -66,7 +67,7 @@ def fetch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         for place in race.order():
             if time.monotonic() >= until and (told or rounds):
                 break
-            context.tell({"began": name_of(chosen[place])})
+            context.tell({"workers": chosen[place].num_workers})
             try:
                 told[place] = source.fetch(chosen[place], batch, request.fetches)
             except Exception as error:

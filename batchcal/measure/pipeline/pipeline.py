@@ -24,6 +24,7 @@ from batchcal.guard.launch import Job, SpawnLauncher
 from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, TimedOut, UserCodeFailed
 from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.guard.wire import Message
 from batchcal.measure.attempts import detail
 from batchcal.measure.pipeline.candidates import Room
 from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
@@ -39,7 +40,6 @@ LIMIT_S: Final = 4.4
 LOAD_LIMIT_S: Final = 60.0
 GRACE_S: Final = 30.0
 """A round that was begun is ended, a worker that hangs is waited for."""
-MOST_CHILDREN: Final = 4
 WORKER_BYTES: Final = 48 * MIB
 """A forked one, grown by what reference counts copy. See plan.workers."""
 PARENT_BYTES: Final = 300 * MIB
@@ -69,40 +69,37 @@ def calibrate_pipeline(
     """Races the DataLoaders that may work here over the training data of `reference`.
 
     Raises:
-        UserCodeError: the task cannot be loaded, its data fails or hangs.
+        UserCodeError: the task cannot be loaded, its data fails or hangs, or none of the DataLoaders that may be tried works.
         GuardError: no child could be started, or none lived to tell.
     """
     began = time.monotonic()
-    fetches = wish.fetches or (FETCHES[1] if environment.memory.limit.value >= FETCHES_FROM else FETCHES[0])
     limit_s = wish.time_limit_s or LIMIT_S
     variables = dict(os.environ if environ is None else environ)
     meter = memory_meter()
     launcher = SpawnLauncher(resolve("default"), variables)
-    excluded: dict[str, str] = {}
+    arguments = FetchArguments(
+        reference=reference,
+        seed=wish.seed,
+        batch=wish.batch or BATCH,
+        fetches=wish.fetches or FETCHES[environment.memory.limit.value >= FETCHES_FROM],
+        until_s=began + limit_s,
+        cores=environment.cpu.cores.value,
+        pinned_workers=wish.workers,
+        room=_room(environment, meter),
+    )
     try:
         while True:
-            arguments = FetchArguments(
-                reference=reference,
-                seed=wish.seed,
-                batch=wish.batch or BATCH,
-                fetches=fetches,
-                until_s=began + limit_s,
-                cores=environment.cpu.cores.value,
-                pinned_workers=wish.workers,
-                room=_room(environment, meter),
-                excluded=excluded,
-            )
-            heard: list[str] = []
+            heard: list[int] = []
             job = Job("batchcal.measure.pipeline.fetch:fetch", arguments.model_dump(mode="json"), reference.directory, variables)
             ending = run(job, launcher, meter, _limits(meter, limit_s), listen=_listener(heard))
             if ending.has_result:
                 break
-            _exclude(ending, heard, excluded)
+            why = _why_not(ending, blamed=heard[-1] if heard else 0)
+            arguments = arguments.model_copy(update={"fewer_than": heard[-1], "why_fewer": why})
     finally:
         launcher.close()
         meter.close()
-    answer = _answer(ending)
-    return _result(answer, fetches, began, clock or SystemClock())
+    return _result(_answer(ending), arguments.fetches, began, clock or SystemClock())
 
 
 def _room(environment: Environment, meter: MemoryGroup) -> Room:
@@ -125,23 +122,27 @@ def _limits(meter: MemoryGroup, limit_s: float) -> Limits:
     return Limits(allowed_bytes=max(0, room), phase_s=deadlines, host_fence=False)
 
 
-def _listener(heard: list[str]) -> Listener:
-    return lambda message: heard.append(str(message.get("began", "")))
+def _listener(heard: list[int]) -> Listener:
+    def listen(message: Message) -> None:
+        workers = message.get("workers")
+        if isinstance(workers, int):
+            heard.append(workers)
+
+    return listen
 
 
-def _exclude(ending: Ending, heard: list[str], excluded: dict[str, str]) -> None:
-    """Leaves out the candidate that ended the child.
+def _why_not(ending: Ending, *, blamed: int) -> str:
+    """How DataLoaders with `blamed` workers end the child that uses them. More workers would do no better.
 
     Raises:
-        UserCodeError, GuardError: no candidate is to blame, or too many are.
+        UserCodeError, GuardError: no worker is to blame.
     """
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
-    culprit = heard[-1] if heard else ""
     if isinstance(outcome, UserCodeFailed):
         raise UserCodeError(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
-    if not culprit or culprit.startswith("0/") or culprit in excluded or len(excluded) >= MOST_CHILDREN:
+    if not blamed:
         raise _failure(outcome)
-    excluded[culprit] = f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
+    return f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
 
 
 def _failure(outcome: Outcome) -> UserCodeError | GuardError:
@@ -177,6 +178,8 @@ def _result(answer: FetchAnswer, fetches: int, began: float, clock: Clock) -> Pi
         race.tell({place: sum(seconds) / len(seconds) for place, seconds in told.items()})
     timings = [_timing(race, answer, place) for place in range(len(answer.candidates))]
     ranked = sorted(timings, key=lambda timing: -(timing.samples_per_s or 0.0))
+    if ranked[0].samples_per_s is None:
+        raise UserCodeError("no DataLoader brought a batch", known=ranked[0].why, try_="--workers 0")
     return PipelineResult(
         created_at=clock.now(),
         batch=answer.batch,
@@ -185,7 +188,6 @@ def _result(answer: FetchAnswer, fetches: int, began: float, clock: Clock) -> Pi
         settled=race.settled,
         tie=TIE - 1,
         wall_s=time.monotonic() - began,
-        notes=answer.notes,
     )
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from batchcal.core.values import Frozen
 from batchcal.measure.pipeline.candidates import Candidate, Room
 from batchcal.measure.request import Seconds
@@ -24,16 +20,9 @@ class FetchArguments(Frozen):
     cores: float
     pinned_workers: int | None
     room: Room
-    excluded: dict[str, str] = {}
-    """By candidate (`name_of`): those that ended a child before, and how."""
-
-
-class Turn(Frozen):
-    """One candidate in one round."""
-
-    candidate: Candidate
-    batch_s: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
-    """Of each fetch: seconds that it was waited for."""
+    fewer_than: int | None = None
+    """Workers: so many ended a child before."""
+    why_fewer: str = ""
 
 
 class FetchAnswer(Frozen):
@@ -44,9 +33,3 @@ class FetchAnswer(Frozen):
     """By place: seconds that each fetch was waited for."""
     failed: dict[int, str]
     """By place: why it could not be run."""
-    notes: tuple[str, ...] = ()
-
-
-def name_of(candidate: Candidate) -> str:
-    """`2 workers, prefetch 4`, as an index."""
-    return f"{candidate.num_workers}/{candidate.prefetch_factor or 0}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from batchcal.calibration.pipeline import PipelineResult
 from batchcal.core.errors import UserCodeError
+from batchcal.core.units import MIB
 from batchcal.detect.detect import detect
 from batchcal.measure.pipeline import pipeline
 from batchcal.measure.pipeline.pipeline import PipelineWish, calibrate_pipeline
 from batchcal.workload.reference import Scalar, TaskReference
+from tests.support.cgroups import memory_cgroup, needs_memory_cgroup
 from tests.support.children import REPOSITORY
 
 pytestmark = pytest.mark.child
@@ -102,3 +105,23 @@ def test_the_examples_are_measured_without_a_step() -> None:
     result = calibrate_pipeline(reference, QUICK, environment=detect())
     assert result.winner.samples_per_s is not None
     assert result.winner.samples_per_s > 100
+
+
+def test_workers_that_cannot_be_had_are_an_error_where_nothing_else_may_be_tried() -> None:
+    with pytest.raises(UserCodeError) as error:
+        measured("dying_in_workers", PipelineWish(batch=16, fetches=4, workers=1, time_limit_s=10.0))
+    assert error.value.what == "no DataLoader brought a batch"
+    assert "exited" in error.value.known
+
+
+@pytest.mark.cgroup
+@needs_memory_cgroup
+def test_workers_that_would_fill_the_container_are_ended_before_the_kernel_ends_it() -> None:
+    command = [sys.executable, "-m", "batchcal", "calibrate", "tests.measure.pipeline.tasks:heavy", "--pipeline-only", "--json"]
+    with memory_cgroup(700 * MIB) as group:
+        done = group.run(command, timeout=120)
+        assert group.oom_kills() == 0
+    assert done.returncode == 0, done.stderr
+    result = PipelineResult.model_validate_json(done.stdout)
+    assert result.winner.config.num_workers == 0
+    assert all("out-of-memory: watchdog" in timing.why for timing in result.timings[1:])
