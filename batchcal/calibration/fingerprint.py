@@ -13,7 +13,7 @@ from batchcal.core.errors import UsageError
 from batchcal.detect.environment import Environment
 from batchcal.detect.fingerprint import accelerator_digest, allocator_digests, cpu_digest, os_digest, python_digest, torch_digest
 from batchcal.detect.torch_answer import TorchAnswer
-from batchcal.guard.allocator import available, resolve
+from batchcal.guard.allocator import AUTO, available, resolve
 from batchcal.workload.identity import TaskIdentity
 
 NOT_IDENTIFYING: Final = frozenset({"time_limit_s", "max_probes", "effective_batch", "seed"})
@@ -35,7 +35,7 @@ def fingerprint_of(
         ask_child: asks torch in a child, only where driver files do not tell what accelerators there are.
     """
     policies = {policy.name: policy for policy in available()}
-    if options.allocator not in policies:
+    if options.allocator not in policies and options.allocator != AUTO:
         with contextlib.suppress(UsageError):  # gone since: its digest is missing, which is what a reader must see
             policies[options.allocator] = resolve(options.allocator)
     return Fingerprint(

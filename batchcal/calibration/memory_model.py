@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Final
 
 from batchcal.core.values import Record
+
+UNBOUNDED: Final = 1 << 20
+"""Ceiling where nothing but memory bounds a batch."""
 
 
 class ShapePoint(Record):

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field
 
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.pipeline import PipelineResult
+from batchcal.calibration.speed import Speeds
 from batchcal.core.values import Record
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Outcome
@@ -180,14 +181,28 @@ class Calibration(Record):
     undone: tuple[str, ...] = ()
     wall_s: float = 0.0
     notes: tuple[str, ...] = ()
+    allocator: str | None = None
+    """The policy that the race of policies chose; None: none was raced, the one asked for holds."""
+    speeds: tuple[Speeds, ...] = ()
+    """What the policies achieved in the race."""
     pipeline: PipelineResult | None = None
     """The input pipeline, where it was measured: `calibrate --pipeline-only`."""
 
+    @property
+    def policy(self) -> str:
+        """The allocator policy that a plan is made for where nobody asks for another."""
+        return self.allocator or self.options.allocator
+
     def finding(self, *, device: str | None = None, allocator: str | None = None) -> Finding | None:
         """The finding for `device` (default: the chosen one; `cuda` is the first of its kind) under `allocator` (default: the
-        one asked for)."""
-        wanted = allocator or self.options.allocator
+        `policy`)."""
+        wanted = allocator or self.policy
         return next((found for found in self.findings if self._is(found.device, device) and found.allocator == wanted), None)
+
+    def speeds_of(self, finding: Finding) -> Speeds | None:
+        """What the policy of `finding` achieved on its device in the race; None: it was not timed."""
+        place = (finding.device, finding.allocator)
+        return next((speeds for speeds in self.speeds if (speeds.device, speeds.allocator) == place and speeds.times), None)
 
     def budget(self, device: str | None = None) -> Budget | None:
         """The budget of `device` (default: the chosen one)."""

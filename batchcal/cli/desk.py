@@ -175,8 +175,12 @@ def objective_of(name: str) -> Objective:
     """
     if name == "memory":
         return "memory"
+    if name == "throughput":
+        return "throughput"
     raise UsageError(
-        f"objective {name!r} is not known", known="there is memory: the largest micro-batches", try_="--objective memory"
+        f"objective {name!r} is not known",
+        known="there is memory: the largest micro-batches, and throughput: the fastest",
+        try_="--objective memory",
     )
 
 

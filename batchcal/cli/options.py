@@ -105,7 +105,7 @@ Allocator: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="POLICY",
-        help="default, thp, retain, tcmalloc, jemalloc, mimalloc or the path of a library.",
+        help="auto (the fastest), default, thp, retain, tcmalloc, jemalloc, mimalloc or the path of a library.",
         rich_help_panel=_SEARCH,
         show_default=False,
     ),
@@ -174,7 +174,9 @@ Check: TypeAlias = Annotated[
 
 Objective: TypeAlias = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="memory: the largest micro-batches. [default: memory]", show_default=False),
+    typer.Option(
+        metavar="NAME", help="memory: the largest micro-batches; throughput: the fastest. [default: memory]", show_default=False
+    ),
 ]
 PlanFormat: TypeAlias = Literal["table", "json", "sh", "dotenv"]
 Format: TypeAlias = Annotated[

@@ -23,6 +23,8 @@ from batchcal.guard.roots import Root
 PolicyName = str
 """`default`, `thp`, `retain`, `tcmalloc`, `jemalloc`, `mimalloc`, or the path of a shared library to preload."""
 
+AUTO: Final = "auto"
+"""No policy: the fastest of those that this system has is to be found."""
 BUILT_IN: Final = ("default", "thp", "retain")
 LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libtcmalloc_minimal.so", "libtcmalloc.so"),
@@ -139,7 +141,7 @@ def resolve(name: PolicyName, *, root: Path = Path("/")) -> AllocatorPolicy:
         return _known_library(name, files)
     if "/" in name:
         return _given_library(name, files)
-    choices = ", ".join((*BUILT_IN, *LIBRARIES))
+    choices = ", ".join((AUTO, *BUILT_IN, *LIBRARIES))
     raise UsageError(f"there is no allocator policy {name!r}", known=f"there are {choices}, or the path of a library")
 
 

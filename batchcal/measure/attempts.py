@@ -211,6 +211,11 @@ def detail(outcome: Outcome) -> str | None:
             return f"{format_bytes(outcome.swapped_bytes)} swapped"
 
 
+def said(outcome: Outcome) -> str:
+    """An outcome by name, with what is known of it."""
+    return f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
+
+
 def _holds(old: Measurement, budget_bytes: int) -> bool:
     """Whether an outcome would be the same under `budget_bytes`."""
     match old.outcome:

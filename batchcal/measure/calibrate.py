@@ -22,7 +22,7 @@ from batchcal.core.lock import Lock
 from batchcal.core.progress import Progress, Silent
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import resolve
+from batchcal.guard.allocator import AUTO, resolve
 from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.measure.attempts import Attempts
@@ -87,7 +87,8 @@ def calibrate(
             `CalibrationResult.stopped`.
     """
     # A policy that this system does not have is refused before anything is measured; and one library has one name.
-    options = options.model_copy(update={"allocator": resolve(options.allocator).name})
+    if options.allocator != AUTO:
+        options = options.model_copy(update={"allocator": resolve(options.allocator).name})
     variables = dict(os.environ if environ is None else environ)
     trust_of = find_trust if dry_run else find_or_make_trust  # a dry run makes no key either
     run = _Run(
@@ -185,7 +186,7 @@ class _Run:
         self._announce(budgets)
         stopped: BatchcalError | None = None
         try:
-            campaign.run(self._allocators())
+            campaign.run()
         except Interrupted as error:
             stopped = error
         finally:
@@ -213,7 +214,7 @@ class _Run:
             progress=self.progress,
         )
         self._announce(budgets)
-        campaign.run(self._allocators())
+        campaign.run()
         campaign.attempts.note(
             "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
         )
@@ -262,10 +263,6 @@ class _Run:
         }
         note: Callable[[str], None] = lambda text: self.progress.event("note", {"text": text})  # noqa: E731
         return ChildProbe(settings, meter, host_budget_bytes=host.budget_bytes, note=note, time_limit_s=self.options.time_limit_s)
-
-    def _allocators(self) -> tuple[str, ...]:
-        """The policy asked for, and always `default`: a script that is not re-executed runs under that."""
-        return tuple(dict.fromkeys((self.options.allocator, "default")))
 
     def _announce(self, budgets: dict[str, Budget]) -> None:
         for device, budget in budgets.items():
@@ -329,7 +326,7 @@ class _Run:
         self, campaign: Campaign, budgets: dict[str, Budget], began: float, stopped: BatchcalError | None
     ) -> Calibration:
         created = self.clock.now()
-        asked = [found for found in campaign.findings if found.allocator == self.options.allocator]
+        asked = [found for found in campaign.findings if found.allocator == campaign.policy(found.device)]
         chosen = max(asked, key=lambda found: found.train.samples_per_s, default=None)
         device = chosen.device if chosen is not None else next(iter(budgets))
         if chosen is not None and len(asked) > 1:
@@ -361,6 +358,8 @@ class _Run:
             measurements=tuple(campaign.attempts.measurements),
             findings=tuple(campaign.findings),
             chosen_device=device,
+            allocator=campaign.policy(device) if self.options.allocator == AUTO else None,
+            speeds=tuple(campaign.speeds),
             effective_batch=self.options.effective_batch,
             undone=tuple(undone),
             wall_s=round(self.clock.monotonic() - began, 3),

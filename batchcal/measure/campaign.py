@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel, ShapePoint
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
+from batchcal.calibration.speed import Speeds
 from batchcal.core.clock import Clock
 from batchcal.core.errors import GuardError, Interrupted, NothingFits, UserCodeError
 from batchcal.core.progress import Progress
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
+from batchcal.guard.allocator import AUTO
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
+from batchcal.measure.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training, larger_budget, mapped_share, no_faster
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, Probe
+from batchcal.measure.race.policies import policy_race
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
 from batchcal.measure.settling import least_steps, steps_before_evaluation
 from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
@@ -24,23 +28,16 @@ from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_f
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
 """A probe that was begun gets this long, however little of the time limit is left."""
-UNBOUNDED: Final = 1 << 20
-"""Ceiling where the dataset has no length."""
 STEPS_BESIDE: Final = 1
 """A probe's start and warm-up take about as long as one of its steps."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
 SHARE_OF_TIME: Final = 0.6
 SHARE_OF_TIME_EVALUATING: Final = 0.4
+SHARE_OF_TIME_RACING: Final = 0.35
 """How much of the time left a probe may be expected to take. The first only knows the rate of a small batch, and large ones were
 up to three times slower; later ones know that of a size up to four times smaller (607 samples/s at 1,274 and less than 400 at
 4,297: 48 s for nothing); the first evaluation knows training's, and trains before it evaluates."""
 WORTH_A_PROBE: Final = 1.2
-EVAL_EXPANSION: Final = 2
-EVAL_PRECISION: Final = 0.75
-EVAL_GAIN: Final = 1.1
-"""Evaluation's batch decides nothing but its own speed; its static curve misses what fused kernels hold (a transformer's fast
-path: 10x). So it is found by doubling what training takes, for as long as a doubling makes it a tenth faster; after one that
-does not fit nothing in between is tried. On a CPU it is flat up here: 877 and 920 samples/s at 249 and 498 volumes."""
 MARGIN_DOUBLINGS: Final = 2
 """15 % of the limit becomes 60 %: where that does not help, a larger margin is not what is missing."""
 
@@ -63,13 +60,16 @@ class Campaign:
     findings: list[Finding] = field(default_factory=list)
     examinations: dict[str, Examination] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
+    speeds: list[Speeds] = field(default_factory=list)
     began: float = 0.0
     interrupted: Interrupted | None = None
     _examined: dict[tuple[str, str], Examination] = field(default_factory=dict)
+    _fastest: dict[str, str] = field(default_factory=dict)
+    """By device: the allocator policy that won the race."""
     _doubled: dict[str, int] = field(default_factory=dict)
     """How often the margin of a device was doubled."""
 
-    def run(self, allocators: tuple[str, ...]) -> None:
+    def run(self) -> None:
         """Fills `findings`. What was measured stays in `measurements` however this ends.
 
         Raises:
@@ -83,7 +83,7 @@ class Campaign:
             before = len(self.findings), len(self.undone)
             while True:
                 try:
-                    nothing.extend(self._find_all(device, allocators))
+                    nothing.extend(self._find_all(device, self._allocators(device)))
                     break
                 except _FenceFailed:
                     # What was found within the narrower margin is asked again; runs that fitted the smaller budget count.
@@ -91,6 +91,37 @@ class Campaign:
                     self._double_margin(device)
         if not self.findings and nothing:
             raise nothing[0]
+
+    def policy(self, device: str) -> str:
+        """The allocator policy that `device` is to be used with: the one asked for, else the fastest, else `default`."""
+        return self._fastest.get(device, "default") if self.options.allocator == AUTO else self.options.allocator
+
+    def _allocators(self, device: str) -> tuple[str, ...]:
+        """The policy, and always `default`: a script that is not re-executed runs under that."""
+        if self.options.allocator == AUTO and device == "cpu" and device not in self._fastest:
+            self._race(device)
+        return tuple(dict.fromkeys((self.policy(device), "default")))
+
+    def _race(self, device: str) -> None:
+        """Finds the fastest allocator policy, at sizes that are far from the budget under any of them."""
+        budget = self.budgets[device].budget_bytes
+        race = policy_race(
+            self.probe,
+            self._examine(device, "default"),
+            device=device,
+            budget_bytes=budget,
+            options=self.options,
+            limit_s=self._left_s() * SHARE_OF_TIME_RACING,
+            clock=self.clock,
+            progress=self.progress,
+        )
+        self.progress.event("phase", {"phase": "race", "device": device, "why": f"{len(race.policies)} allocator policies"})
+        chosen, speeds = race.run()
+        self.speeds.extend(speeds)
+        self._fastest[device] = chosen or "default"
+        for one in speeds:
+            if one.left == "failed":
+                self.attempts.note(f"the allocator policy {one.allocator} could not be raced: {one.why}")
 
     def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:
         """One finding for each policy under which something fits; the errors of the others."""
@@ -137,16 +168,7 @@ class Campaign:
             raise _FenceFailed
 
     def _find(self, device: str, allocator: str) -> None:
-        budget = self.budgets[device].budget_bytes
-        examination = self._examined.get((device, allocator))
-        if examination is None:
-            why = "loading the task"
-            self.progress.event("phase", {"phase": "profile", "device": device, "allocator": allocator, "why": why})
-            examination = self.probe.examine(device, allocator, budget, STATIC_LIMIT_S)
-            self._examined[device, allocator] = examination
-        self.examinations.setdefault(device, examination)
-        for text in (*examination.notes, *examination.facts.notes):
-            self.attempts.note(text)
+        examination = self._examine(device, allocator)
         train, train_model = self._capacity(device, allocator, examination, None)
         if train is None:
             self._go_on()
@@ -158,6 +180,19 @@ class Campaign:
         evaluation, evaluation_model = self._capacity(device, allocator, examination, finding)
         self.findings[-1] = finding.model_copy(update={"eval": evaluation, "eval_memory": evaluation_model})
         self._go_on()
+
+    def _examine(self, device: str, allocator: str) -> Examination:
+        examination = self._examined.get((device, allocator))
+        if examination is None:
+            why = "loading the task"
+            self.progress.event("phase", {"phase": "profile", "device": device, "allocator": allocator, "why": why})
+            budget = self.budgets[device].budget_bytes
+            examination = self.probe.examine(device, allocator, budget, STATIC_LIMIT_S)
+            self._examined[device, allocator] = examination
+        self.examinations.setdefault(device, examination)
+        for text in (*examination.notes, *examination.facts.notes):
+            self.attempts.note(text)
+        return examination
 
     def _go_on(self) -> None:
         if self.interrupted is not None:
@@ -181,7 +216,7 @@ class Campaign:
             prior_ratio=prior.ratio,
             spread=prior.spread,
         )
-        before_steps = 0 if trained is None else steps_before_evaluation(_mapped_share(trained))
+        before_steps = 0 if trained is None else steps_before_evaluation(mapped_share(trained))
         place = Place(
             device,
             allocator,
@@ -217,7 +252,7 @@ class Campaign:
                 break
             before, best = best, self._learn(search, measured, best, trained)
             self._check_fence(device)
-            if mode == "eval" and _no_faster(before, best) and search.ask() is not None:
+            if mode == "eval" and no_faster(before, best) and search.ask() is not None:
                 ended = "speed"
                 break
         if ended is None and search.gave_up:
@@ -248,19 +283,14 @@ class Campaign:
         tiny = max(2, self.options.multiple_of)
         verdict, peak = self.attempts.verdict(measured, search.best or (tiny if measured.batch > tiny else None))
         larger = trained is not None and measured.batch > trained.train.batch
-        if verdict == "fits" and larger and peak is not None and peak > self._larger_evaluation_budget(measured):
+        budget = self.budgets[measured.device].budget_bytes
+        if verdict == "fits" and larger and peak is not None and peak > larger_budget(budget, measured):
             verdict = "too-big"
         search.tell(measured.batch, verdict, peak)
         if verdict != "fits" or (best is not None and measured.batch <= best.batch):
             return best
         self.progress.event("best", {"mode": measured.mode, "batch": measured.batch, "peak_bytes": peak})
         return measured
-
-    def _larger_evaluation_budget(self, measured: Measurement) -> float:
-        """Evaluation comes after training, in a heap that looks different every time. At training's own batch it takes the room
-        that training took (a transformer, four times: 0-25 MiB more); a larger one leaves the allocator's spread free.
-        """
-        return self.budgets[measured.device].budget_bytes * (1 - Prior.of(measured.device, measured.allocator).spread)
 
     def _bounds(
         self, device: str, examination: Examination, trained: Finding | None, shape: Sequence[ShapePoint], prior: Prior
@@ -271,7 +301,7 @@ class Campaign:
         if options.max_batch is not None:
             ceilings.append((options.max_batch, "max-batch"))
         if trained is not None and prior.fragments:
-            ceilings.append((_beside_training(trained, shape, prior.ratio, budget), "memory"))
+            ceilings.append((beside_training(trained, shape, prior.ratio, budget), "memory"))
         shm = self.environment.shared_memory
         if options.workers > 0 and shm is not None and facts.batch_bytes_per_sample > 0:
             in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
@@ -346,25 +376,3 @@ class Campaign:
             f"the task alone holds {format_bytes(examination.base_bytes)}",
             try_="a larger container, a smaller model, or a smaller --margin",
         )
-
-
-def _mapped_share(trained: Finding) -> float:
-    return trained.train_memory.mapped_share(trained.train.batch)
-
-
-def _beside_training(trained: Finding, shape: Sequence[ShapePoint], ratio: float, budget_bytes: int) -> int:
-    """The largest evaluation batch to try in a heap that fragments. Up to training's own batch its blocks go where training's
-    were; larger ones need room beside all that training's heap keeps."""
-    train, memory = trained.train, trained.train_memory
-    kept = memory.base_bytes + memory.ratio * memory.heap(train.batch)
-    beside = MemoryModel(base_bytes=kept, ratio=ratio, shape=tuple(shape), source="")
-    return max(train.batch, beside.largest_within(budget_bytes, ceiling=UNBOUNDED))
-
-
-def _no_faster(before: Measurement | None, best: Measurement | None) -> bool:
-    """Whether the larger of two batches that fit is hardly faster."""
-    if before is None or best is None or best is before:
-        return False
-    if not isinstance(before.outcome, Fits) or not isinstance(best.outcome, Fits):
-        return False
-    return best.outcome.samples_per_s < before.outcome.samples_per_s * EVAL_GAIN

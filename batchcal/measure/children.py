@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from batchcal.calibration.schema import Isolation
+from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import BatchcalError, GuardError, NothingFits, UsageError, UserCodeError
 from batchcal.core.units import MIB, format_bytes
 from batchcal.guard.allocator import resolve
@@ -20,14 +22,22 @@ from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Job, Launcher, SpawnLauncher, ZygoteLauncher
 from batchcal.guard.meters import read_status
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut, UserCodeFailed
-from batchcal.guard.run import Limits, run
+from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
-from batchcal.guard.wire import JSON
-from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.guard.wire import JSON, Message
+from batchcal.measure.attempts import said
+from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
+from batchcal.measure.race.request import LapArguments
 from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments, Setting
 
 UNSHARED_BYTES: Final = 16 * MIB
 """What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
+STAY_SHARE: Final = 0.6
+"""Of the limit that must be free for zygotes of other policies to stay while laps are run."""
+LAP_LEAST_S: Final = 0.15
+"""Every size of a lap is timed for so long at least."""
+LAP_GRACE_S: Final = 10.0
+"""A size that was begun is ended."""
 LOAD_LIMIT_S: Final = (30.0, 300.0)
 WARM_UP_LIMIT_S: Final = (60.0, 900.0)
 """Least and most. torch.compile takes minutes for large models; it is warmed up, not timed out."""
@@ -61,6 +71,8 @@ class ChildProbe:
         self._environ = dict(os.environ if environ is None else environ)
         self._launchers: dict[str, Launcher] = {}
         self._orders: dict[str, tuple[int, ...]] = {}
+        self._others_may_stay = False
+        """Policies that are timed in turn need not start anew each time."""
         self._spawn_only = isolation == "spawn" or not hasattr(os, "pidfd_open")
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
@@ -116,27 +128,60 @@ class ChildProbe:
         isolation = Isolation(launcher=self._launchers[request.allocator].name, fence=layers, missing=ending.missing)
         return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=_notes(ending.returned))
 
+    def lap(self, request: LapRequest) -> LapReport:
+        """Times micro-batches in one child. See `Probe`."""
+        arguments = LapArguments(
+            setting=self._settings[request.device],
+            micro_batches=request.micro_batches,
+            least_s=LAP_LEAST_S,
+            until_s=time.monotonic() + request.limit_s,
+            order=self._orders.get(request.device),
+        )
+        limits = Limits(
+            allowed_bytes=min(request.allowed_bytes, self._most_allowed(request.allocator)),
+            phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
+            host_fence=request.device.startswith("cpu"),
+        )
+        times: list[StepTime] = []
+
+        def listen(message: Message) -> None:
+            with contextlib.suppress(ValidationError):  # a child whose memory was overwritten may say anything
+                times.append(StepTime.model_validate(message.get("time")))
+
+        self._others_may_stay = self._group.limit_bytes - self._group.hard_bytes() > self._group.limit_bytes * STAY_SHARE
+        try:
+            ending = self._run(
+                "batchcal.measure.race.lap:lap", arguments.model_dump(mode="json"), request.allocator, limits, listen=listen
+            )
+        finally:
+            self._others_may_stay = False
+        outcome = classify(ending, lambda value: Infrastructure(detail=""))
+        return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
+
     def close(self) -> None:
         """No process, no file of ours stays."""
         for launcher in self._launchers.values():
             launcher.close()
         self._launchers.clear()
 
-    def _run(self, function: str, arguments: dict[str, JSON], allocator: str, limits: Limits) -> Ending:
+    def _run(
+        self, function: str, arguments: dict[str, JSON], allocator: str, limits: Limits, *, listen: Listener | None = None
+    ) -> Ending:
         setting = next(iter(self._settings.values()))
         job = Job(function, arguments, setting.reference.directory, self._child_environment(allocator))
         try:
-            return run(job, self._launcher(allocator), self._group, limits)
+            return run(job, self._launcher(allocator), self._group, limits, listen)
         except GuardError:
             self._drop(allocator)  # the zygote died: a new one, once; the caller retries what was lost
-            return run(job, self._launcher(allocator), self._group, limits)
+            return run(job, self._launcher(allocator), self._group, limits, listen)
 
     def _launcher(self, allocator: str) -> Launcher:
+        if not self._others_may_stay:
+            for other in [name for name in self._launchers if name != allocator]:
+                self._drop(other)  # an idle zygote holds memory that no training will
         found = self._launchers.get(allocator)
         if found is not None:
             return found
-        for other in tuple(self._launchers):
-            self._drop(other)  # an idle zygote holds memory that no training will
         policy = resolve(allocator)
         launcher: Launcher
         if self._spawn_only:

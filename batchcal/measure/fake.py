@@ -6,9 +6,10 @@ import time
 
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Isolation, Mode
+from batchcal.calibration.speed import StepTime
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak
-from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
 from batchcal.workload.facts import TaskFacts
 
 
@@ -73,6 +74,14 @@ class FakeProbe:
         else:
             outcome = Fits(peak=Peak(demand_bytes=demand), steps=3, step_s=step_s, samples_per_s=request.batch / step_s)
         return ProbeReport(outcome=outcome, isolation=Isolation(launcher="fake", fence=()), wall_s=step_s * 3)
+
+    def lap(self, request: LapRequest) -> LapReport:
+        """A step takes what `measure` says, whatever the policy; an update nothing to speak of."""
+        times = [
+            StepTime(micro_batch=size, step_s=self._overhead_s + size * self._sample_s, update_s=1e-6, steps=3)
+            for size in request.micro_batches
+        ]
+        return LapReport(times=tuple(times))
 
     def close(self) -> None:
         return None

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Isolation, Mode
+from batchcal.calibration.speed import StepTime
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.settling import LEAST_STEPS, STEPS_BEFORE_EVALUATION
@@ -58,6 +59,25 @@ class Examination(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class LapRequest(Frozen):
+    """Micro-batches to time in one child."""
+
+    device: str
+    allocator: str
+    micro_batches: tuple[int, ...]
+    """By rising size: the heap that a larger one leaves must not serve a smaller one."""
+    allowed_bytes: int
+    """Demand at which the fence is armed."""
+    limit_s: float
+    """No size is begun after so many seconds."""
+
+
+class LapReport(Frozen):
+    times: tuple[StepTime, ...]
+    """In the order in which they ran; fewer than asked for where the lap ended before, as `why_ended` says."""
+    why_ended: str = ""
+
+
 class Probe(Protocol):
     """Measures. Never raises for what the machine or the user's code did to a probe; raises for what we could not do."""
 
@@ -71,5 +91,9 @@ class Probe(Protocol):
         ...
 
     def measure(self, request: ProbeRequest) -> ProbeReport: ...
+
+    def lap(self, request: LapRequest) -> LapReport:
+        """Times micro-batches. What cannot be run is left out, and says so."""
+        ...
 
     def close(self) -> None: ...

@@ -21,9 +21,10 @@ def fitting(calibration: Calibration, finding: Finding, mode: Mode = "train") ->
 
 def was_run(calibration: Calibration, finding: Finding, micro_batch: int) -> bool:
     """Whether this very size was trained with, and fitted."""
-    return micro_batch == finding.train.batch or any(
-        measurement.batch == micro_batch for measurement, _ in fitting(calibration, finding)
-    )
+    speeds = calibration.speeds_of(finding)
+    timed = () if speeds is None else (time.micro_batch for time in speeds.times)
+    probed = (measurement.batch for measurement, _ in fitting(calibration, finding))
+    return micro_batch in (finding.train.batch, *timed, *probed)
 
 
 def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_steps: int) -> int:
@@ -58,11 +59,16 @@ def samples_per_s(calibration: Calibration, finding: Finding, micro_batches: tup
 
     None where a size lies outside of what was timed: a rate is not extrapolated.
     """
-    times = {measurement.batch: fits.step_s for measurement, fits in fitting(calibration, finding)}
-    times.setdefault(finding.train.batch, finding.train.batch / finding.train.samples_per_s)
+    speeds = calibration.speeds_of(finding)
+    # A probe's step is an update, too; in a group there is one for all micro-batches.
+    update_s = 0.0 if speeds is None else min(time.update_s for time in speeds.times)
+    times = {measurement.batch: fits.step_s - update_s for measurement, fits in fitting(calibration, finding)}
+    times.setdefault(finding.train.batch, finding.train.batch / finding.train.samples_per_s - update_s)
+    # Of real batches, where probes take the largest samples.
+    times |= {} if speeds is None else {time.micro_batch: time.step_s for time in speeds.times}
     spent = [_step_s(times, size) for size in micro_batches]
     known = [seconds for seconds in spent if seconds is not None]
-    return sum(micro_batches) / sum(known) if len(known) == len(spent) else None
+    return sum(micro_batches) / (sum(known) + update_s) if len(known) == len(spent) else None
 
 
 def _step_s(times: dict[int, float], batch: int) -> float | None:

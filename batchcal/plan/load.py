@@ -89,10 +89,10 @@ def load_plan(
 
 
 def allocator_here(calibration: Calibration, *, device: str | None = None, there: PolicyName | None = None) -> PolicyName:
-    """The policy that a plan for this process must be made for: the one in force (`there`), or `retain` where the calibration was
-    asked for it and `apply` can still put it into force."""
+    """The policy that a plan for this process must be made for: the one in force (`there`), or `retain` where the calibration is
+    for it and `apply` can still put it into force."""
     name = in_force() if there is None else there
-    asked = calibration.options.allocator
+    asked = calibration.policy
     wanted = "retain" if asked == "retain" and name == "default" else name
     return wanted if calibration.finding(device=device, allocator=wanted) is not None else name
 

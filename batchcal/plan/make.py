@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 from batchcal.calibration.schema import Budget, Calibration, Finding
 from batchcal.core.errors import NoCalibration, UsageError
@@ -33,7 +33,8 @@ def make_plan(
     Args:
         effective_batch: over all ranks. Default: the one that the calibration was asked for, else the capacity of every rank.
         world_size: ranks that share the effective batch evenly. Each has a budget of its own as large as the one measured.
-        objective: `memory` takes the largest micro-batches, which are the fewest.
+        objective: `memory` takes the largest micro-batches, which are the fewest; `throughput` those that trained fastest under
+            the policy, where they were timed.
         device: default: the one that the calibration chose.
         allocator: the policy under which the training will run. Default: the one that was calibrated.
         free_bytes_now: what may still be used on the device at this moment; a plan that needs more says so in `notices`.
@@ -42,14 +43,16 @@ def make_plan(
         UsageError: an effective batch or a world size that cannot be.
         NoCalibration: nothing was verified on this device under this allocator.
     """
-    if objective != "memory":
-        raise UsageError(f"objective {objective!r} is not known", try_="--objective memory")
+    if objective not in get_args(Objective):
+        raise UsageError(f"objective {objective!r} is not known", try_="--objective memory, or throughput")
     finding = find(calibration, device=device, allocator=allocator)
     budget = calibration.budget(finding.device)
     if budget is None:
         raise NoCalibration(f"the calibration holds no budget for {finding.device}", try_="batchcal calibrate --force")
     wished, why_effective = _effective_batch(calibration, finding, effective_batch, world_size)
-    chosen = _micro_batches(calibration, finding, budget, wished // world_size)
+    per_rank = wished // world_size
+    largest = _fastest(calibration, finding, per_rank) if objective == "throughput" else _capacity(finding)
+    chosen = _micro_batches(calibration, finding, budget, per_rank, largest)
     micro, steps = chosen.sizes[0], len(chosen.sizes)
     eval_batch = (finding.eval or finding.train).batch
     peak = max(
@@ -85,10 +88,15 @@ def make_plan(
         predicted_samples_per_s=rate,
         world_size=world_size,
         objective=objective,
-        limited_by="effective-batch" if steps == 1 and micro < finding.train.batch else finding.train.limited_by,
+        limited_by=_limited_by(finding, largest, chosen.sizes),
         device=finding.device,
         why={},
-        notices=(*chosen.notices, *_notices(calibration, finding, wished), *_too_little_now(peak, budget, free_bytes_now)),
+        notices=(
+            *largest.notices,
+            *chosen.notices,
+            *_notices(calibration, finding, wished),
+            *_too_little_now(peak, budget, free_bytes_now),
+        ),
     )
     why = reasons(plan, calibration, finding, budget) | {
         "micro_batch": chosen.why,
@@ -109,12 +117,12 @@ def find(calibration: Calibration, *, device: str | None = None, allocator: str 
     finding = calibration.finding(device=device, allocator=allocator)
     if finding is not None:
         return finding
-    wanted = f"{device or calibration.chosen_device} with allocator {allocator or calibration.options.allocator}"
+    wanted = f"{device or calibration.chosen_device} with allocator {allocator or calibration.policy}"
     there = ", ".join(f"{found.device} with {found.allocator}" for found in calibration.findings)
     raise NoCalibration(
         f"nothing was verified for {wanted}",
         known=f"the calibration knows {there}" if there else "the calibration stopped before it verified anything",
-        try_=f"batchcal calibrate --force --allocator {allocator or calibration.options.allocator}",
+        try_=f"batchcal calibrate --force --allocator {allocator or calibration.policy}",
     )
 
 
@@ -155,8 +163,39 @@ def _effective_batch(calibration: Calibration, finding: Finding, asked: int | No
     return wished, why
 
 
-def _micro_batches(calibration: Calibration, finding: Finding, budget: Budget, per_rank: int) -> _Chosen:
-    capacity = finding.train.batch
+@dataclass(frozen=True)
+class _Largest:
+    """The largest micro-batch to take, and what it is."""
+
+    batch: int
+    name: str
+    notices: tuple[str, ...] = ()
+
+
+def _capacity(finding: Finding) -> _Largest:
+    return _Largest(finding.train.batch, "the capacity")
+
+
+def _limited_by(finding: Finding, largest: _Largest, sizes: tuple[int, ...]) -> str:
+    if len(sizes) == 1 and sizes[0] < largest.batch:
+        return "effective-batch"
+    return "speed" if largest.batch < finding.train.batch else finding.train.limited_by
+
+
+def _fastest(calibration: Calibration, finding: Finding, per_rank: int) -> _Largest:
+    """Of the sizes up to the capacity that were timed under the policy; the capacity where none was."""
+    speeds = calibration.speeds_of(finding)
+    fastest = None if speeds is None else speeds.fastest(per_rank)
+    if fastest is None:
+        text = f"no size was timed with {finding.allocator}, so the largest is taken; calibrate --allocator auto times some"
+        return _Largest(finding.train.batch, "the capacity", (text,))
+    if fastest.micro_batch >= finding.train.batch:
+        return _capacity(finding)
+    return _Largest(fastest.micro_batch, "the fastest size that was timed")
+
+
+def _micro_batches(calibration: Calibration, finding: Finding, budget: Budget, per_rank: int, largest: _Largest) -> _Chosen:
+    capacity = largest.batch
     multiple = calibration.options.multiple_of
     sizes = split(per_rank, capacity, multiple_of=multiple)
     notices = (
@@ -165,11 +204,11 @@ def _micro_batches(calibration: Calibration, finding: Finding, budget: Budget, p
         else ()
     )
     why = (
-        f"the capacity is {capacity}"
+        f"{largest.name} is {capacity}"
         if sizes[0] == capacity
-        else f"{per_rank} in the fewest parts of at most {capacity}, the capacity"
+        else f"{per_rank} in the fewest parts of at most {capacity}, {largest.name}"
         if len(sizes) > 1
-        else f"the whole effective batch fits: the capacity is {capacity}"
+        else f"the whole effective batch fits: {largest.name} is {capacity}"
     )
     held = gradient_bytes(calibration, finding, len(sizes))
     if not held or peak_bytes(calibration, finding, sizes[0]) + held <= budget.budget_bytes:

@@ -7,8 +7,8 @@ from typing import Final, Literal
 from batchcal.core.values import Record
 
 FORMAT: Final = 1
-Objective = Literal["memory"]
-"""`memory`: the largest micro-batch that fits."""
+Objective = Literal["memory", "throughput"]
+"""`memory`: the largest micro-batch that fits; `throughput`: the one that trained fastest, of those that were timed."""
 Status = Literal["verified", "derived", "predicted"]
 """`verified`: the micro-batch was run; `derived`: follows from verified capacities; `predicted`: from the memory model only."""
 

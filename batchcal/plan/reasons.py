@@ -45,10 +45,14 @@ def reasons(plan: Plan, calibration: Calibration, finding: Finding, budget: Budg
             else "from measured step times" + (", per rank" if plan.world_size > 1 else "")
         ),
         "world_size": "as asked",
-        "objective": "the largest micro-batch that fits",
+        "objective": (
+            "the largest micro-batch that fits" if plan.objective == "memory" else "the micro-batch that trained fastest"
+        ),
         "limited_by": (
             "no more was asked for"
             if plan.limited_by == "effective-batch"
+            else "larger ones train slower"
+            if plan.limited_by == "speed"
             else f"why the capacity is {capacity.batch} and no more"
         ),
     }

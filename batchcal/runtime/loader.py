@@ -99,7 +99,7 @@ def make_loader(
             f"the plan is for {plan.world_size} ranks, this loader feeds one process with the whole dataset",
             try_=f"batchcal plan --effective-batch {plan.effective_batch} --world-size 1",
         )
-    return _loader(
+    return build_loader(
         DataLoaderConfig.of(plan),
         dataset,
         plan.micro_batches,
@@ -120,16 +120,12 @@ def make_eval_loader(
     Raises:
         UsageError: the dataset is empty or has no length, or settings contradict each other.
     """
-    return _loader(
+    return build_loader(
         DataLoaderConfig.of(plan),
         dataset,
         (plan.eval_batch,),
         collate_fn,
         shuffle=False,
-        seed=0,
-        drop_last=False,
-        epoch=0,
-        first_group=0,
     )
 
 
@@ -138,18 +134,19 @@ def leave_interrupts_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _loader(
+def build_loader(
     settings: DataLoaderConfig,
     dataset: Dataset[object],
     micro_batches: tuple[int, ...],
     collate_fn: Callable[..., object] | None,
     *,
     shuffle: bool,
-    seed: int,
-    drop_last: bool,
-    epoch: int,
-    first_group: int,
+    seed: int = 0,
+    drop_last: bool = False,
+    epoch: int = 0,
+    first_group: int = 0,
 ) -> DataLoader[object]:
+    """The loader behind `make_loader` and `make_eval_loader`, for settings that no plan holds yet. See `make_loader`."""
     # Workers are seeded from a generator of the loader's own: a pass then neither depends on nor moves the global one.
     generator = torch.Generator().manual_seed(seed)
     if isinstance(dataset, IterableDataset):

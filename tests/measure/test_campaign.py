@@ -16,7 +16,7 @@ from batchcal.measure.attempts import Attempts
 from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campaign
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
 from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe, fits
 
 
@@ -396,7 +396,36 @@ def test_a_campaign_alone_keeps_its_findings_when_it_is_run(desk: Desk) -> None:
         clock=desk.clock,
         progress=progress,
     )
-    campaign.run(("default",))
+    campaign.run()
     assert [finding.device for finding in campaign.findings] == ["cpu"]
     assert kept == campaign.attempts.measurements
     assert all(isinstance(one.outcome, Fits | OutOfMemory) for one in kept)
+
+
+class Racing(ScriptedProbe):
+    """Every policy is twice as fast as the one before it; those that hold more memory are no faster to find."""
+
+    def lap(self, request: LapRequest) -> LapReport:
+        report = super().lap(request)
+        factor = 0.5 if request.allocator == "retain" else 1.0
+        return LapReport(times=tuple(time.model_copy(update={"step_s": time.step_s * factor}) for time in report.times))
+
+
+def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(desk: Desk) -> None:
+    probe = Racing()
+    calibration = desk.calibrate(probe, options(GIB, allocator="auto")).calibration
+    assert calibration.policy == "retain"
+    assert {finding.allocator for finding in calibration.findings} == {"retain", "default"}
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.allocator == "retain"
+    speeds = calibration.speeds_of(finding)
+    assert speeds is not None
+    assert speeds.left == ""
+    assert {one.left for one in calibration.speeds if one.allocator != "retain"} == {"slower"}
+    assert "lap_ended" in {event for event, _ in desk.progress.events}
+
+
+def test_what_the_user_set_is_not_raced(desk: Desk) -> None:
+    calibration = desk.calibrate(Racing(), options(GIB, allocator="default")).calibration
+    assert (calibration.policy, calibration.allocator, calibration.speeds) == ("default", None, ())

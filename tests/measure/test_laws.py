@@ -16,7 +16,7 @@ from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, KIB, MIB
 from batchcal.guard.outcome import Fits, Outcome
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
 from tests.support.probes import BROKEN, KILLED, SUSPECT, Desk, MachineProbe
 
 MISHAPS: tuple[Outcome, ...] = (KILLED, BROKEN, SUSPECT)
@@ -148,6 +148,9 @@ class Cutting:
             raise Cut
         self.left -= 1
         return self._probe.measure(request)
+
+    def lap(self, request: LapRequest) -> LapReport:
+        return self._probe.lap(request)
 
     def close(self) -> None:
         return None

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
+from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Fact, SharedMemory
@@ -328,3 +329,36 @@ def test_on_a_gpu_memory_is_pinned_and_workers_come_out_of_the_hosts_memory() ->
     assert plan.predicted_peak_bytes == 5 * GIB, "the device's bytes, not the host's"
     assert plan.num_workers == 3, "3 GiB available, 2 GiB for the training process"
     assert make_plan(on_a_gpu(with_host_budget=True)).num_workers == 0, "the host's budget of 839 MiB is used up"
+
+
+def raced(*times: tuple[int, float]) -> Calibration:
+    """Timed under `default`: (micro-batch, samples per second), an update taking 1 ms."""
+    steps = tuple(StepTime(micro_batch=size, step_s=size / rate, update_s=0.001, steps=3) for size, rate in times)
+    return a_calibration(speeds=(Speeds(device="cpu", allocator="default", times=steps, rounds=3, left=""),))
+
+
+def test_for_throughput_the_fastest_size_is_taken_and_not_the_largest() -> None:
+    plan = make_plan(raced((64, 900.0), (128, 1100.0), (256, 700.0)), effective_batch=512, objective="throughput")
+    assert plan.micro_batches == (128, 128, 128, 128)
+    assert (plan.objective, plan.limited_by, plan.status) == ("throughput", "speed", "verified")
+    assert plan.predicted_samples_per_s == pytest.approx(512 / (512 / 1100 + 0.001))
+    assert plan.why["micro_batch"] == "the fastest size that was timed is 128"
+    assert plan.why["limited_by"] == "larger ones train slower"
+    assert make_plan(raced((64, 900.0), (128, 1100.0)), effective_batch=512).micro_batches == (512,)
+
+
+def test_no_size_larger_than_the_effective_batch_is_the_fastest() -> None:
+    plan = make_plan(raced((16, 700.0), (64, 900.0), (128, 1100.0)), effective_batch=100, objective="throughput")
+    assert plan.micro_batches == (50, 50)
+    assert make_plan(raced((128, 1100.0)), effective_batch=100, objective="throughput").micro_batches == (100,)
+
+
+def test_where_the_largest_is_the_fastest_it_is_the_capacity() -> None:
+    plan = make_plan(raced((64, 900.0), (TRAIN_CAPACITY, 1500.0)), objective="throughput")
+    assert (plan.micro_batch, plan.limited_by) == (TRAIN_CAPACITY, "memory")
+
+
+def test_without_times_throughput_is_the_largest_and_says_so() -> None:
+    plan = make_plan(a_calibration(), effective_batch=1024, objective="throughput")
+    assert plan.micro_batches == (512, 512)
+    assert "no size was timed with default" in plan.notices[0]

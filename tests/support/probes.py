@@ -10,6 +10,7 @@ from typing import Final
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Calibration, Isolation, Measurement, Mode, Options
+from batchcal.calibration.speed import StepTime
 from batchcal.calibration.store import Loaded, load
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Field, Recorded
@@ -19,7 +20,7 @@ from batchcal.guard.outcome import Fits, Infrastructure, KilledFromOutside, Outc
 from batchcal.measure.calibrate import CalibrationResult, calibrate
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, Probe, ProbeReport, ProbeRequest
+from batchcal.measure.probe import Examination, LapReport, LapRequest, Probe, ProbeReport, ProbeRequest
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.reference import TaskReference
 from tests.support.calibrations import an_environment
@@ -134,6 +135,10 @@ class MachineProbe:
             samples_per_s=100_000.0,
             shape_source="fake-tensor",
         )
+
+    def lap(self, request: LapRequest) -> LapReport:
+        times = (StepTime(micro_batch=size, step_s=size / 100_000, update_s=1e-6, steps=2) for size in request.micro_batches)
+        return LapReport(times=tuple(times))
 
     def measure(self, request: ProbeRequest) -> ProbeReport:
         self.asked.append(request)

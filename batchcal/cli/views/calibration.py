@@ -18,6 +18,7 @@ from batchcal.calibration.stale import Stale
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.curve import draw
 from batchcal.cli.views.decisions import decisions
+from batchcal.cli.views.speeds import speeds
 from batchcal.cli.views.words import count, limit_sentence, peak_of, short, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
 
@@ -81,6 +82,9 @@ def answer(seen: Seen) -> Iterator[RenderableType]:
         text += f", eval {count(other.eval.batch)}" if other.eval else ""
         yield Text(f"{text}, {count(other.train.samples_per_s)} samples/s", style="dim")
     yield Text("")
+    if calibration.speeds:
+        yield from speeds(calibration)
+        yield Text("")
     yield MemoryBar(calibration, finding)
     chart = memory_chart(calibration, finding)
     if chart is not None:
@@ -105,7 +109,7 @@ def _header(seen: Seen) -> Iterator[RenderableType]:
         else "measured"
     )
     yield Text(
-        f"{calibration.chosen_device}, allocator {calibration.options.allocator}, {done} {made} "
+        f"{calibration.chosen_device}, allocator {calibration.policy}, {done} {made} "
         f"with {probes} in {format_seconds(calibration.wall_s)}",
         style="dim",
     )

@@ -49,7 +49,7 @@ def _header(seen: Seen) -> list[str]:
     calibration = seen.calibration
     fresh = seen.stale is None and seen.path is not None
     made = calibration.created_at.strftime("%Y-%m-%d %H:%M UTC")
-    where = f"{calibration.chosen_device}, allocator {calibration.options.allocator}"
+    where = f"{calibration.chosen_device}, allocator {calibration.policy}"
     cpu, memory = calibration.environment.cpu, calibration.environment.memory
     parts = [
         f'<header><h1>{escape(calibration.task.spec)}</h1><span class="badge{"" if fresh else " stale"}">'

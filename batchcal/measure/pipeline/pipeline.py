@@ -25,7 +25,7 @@ from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, TimedOu
 from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import Message
-from batchcal.measure.attempts import detail
+from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import Room
 from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import TIE, Race
@@ -142,7 +142,7 @@ def _why_not(ending: Ending, *, blamed: int) -> str:
         raise UserCodeError(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
     if not blamed:
         raise _failure(outcome)
-    return f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
+    return said(outcome)
 
 
 def _failure(outcome: Outcome) -> UserCodeError | GuardError:
@@ -158,7 +158,7 @@ def _failure(outcome: Outcome) -> UserCodeError | GuardError:
                 "fetching alone needs more memory than there is", known=outcome.detail, try_="a smaller --max-batch"
             )
         case _:
-            return GuardError("the input pipeline could not be measured", known=f"{outcome.kind}: {detail(outcome) or ''}")
+            return GuardError("the input pipeline could not be measured", known=said(outcome))
 
 
 def _answer(ending: Ending) -> FetchAnswer:

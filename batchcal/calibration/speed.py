@@ -1,0 +1,54 @@
+"""How fast a micro-batch trains, and under which allocator policy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from batchcal.core.values import Record
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class StepTime(Record):
+    """What one micro-batch takes, as undisturbed as it was seen."""
+
+    micro_batch: Annotated[int, Field(ge=1, le=2**31)]
+    step_s: Positive
+    """Seconds of fetching, forward and backward."""
+    update_s: Positive
+    """Seconds of an optimizer step."""
+    steps: Annotated[int, Field(ge=1)]
+    """How many were timed."""
+
+    def samples_per_s(self, effective_batch: int) -> float:
+        """Where one optimizer step is for `effective_batch` samples."""
+        return 1 / (self.step_s / self.micro_batch + self.update_s / max(effective_batch, self.micro_batch))
+
+    def or_better(self, other: StepTime) -> StepTime:
+        """The two as one: what else runs on a machine only ever makes a step longer."""
+        return StepTime(
+            micro_batch=self.micro_batch,
+            step_s=min(self.step_s, other.step_s),
+            update_s=min(self.update_s, other.update_s),
+            steps=self.steps + other.steps,
+        )
+
+
+class Speeds(Record):
+    """One allocator policy in the race of policies."""
+
+    device: str
+    allocator: str
+    times: tuple[StepTime, ...]
+    """By rising micro-batch."""
+    rounds: int
+    left: str
+    """`slower`, `behind`, `failed`, or empty: it ran to the end."""
+    why: str = ""
+
+    def fastest(self, effective_batch: int) -> StepTime | None:
+        """The micro-batch of at most `effective_batch` samples that trains fastest; None: none was timed."""
+        fitting = [time for time in self.times if time.micro_batch <= effective_batch]
+        return max(fitting, key=lambda time: time.samples_per_s(effective_batch), default=None)

@@ -1,0 +1,160 @@
+"""Which allocator policy trains fastest: a race of policies, each lap in a child of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.schema import Options
+from batchcal.calibration.speed import Speeds, StepTime
+from batchcal.core.clock import Clock
+from batchcal.core.progress import Progress
+from batchcal.guard.allocator import available
+from batchcal.measure.prior import Prior
+from batchcal.measure.probe import Examination, LapRequest, Probe
+from batchcal.measure.race.race import TIE, Race
+
+SMALLEST: Final = 16
+MOST_SIZES: Final = 8
+ROOM_SHARE: Final = 0.5
+"""Of the budget: what the largest micro-batch of the race may be expected to take. No policy's own demand is known yet."""
+LAP_SHARE: Final = 0.2
+"""Of the time of the race: what one lap may take."""
+
+
+def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_of: int = 1) -> tuple[int, ...]:
+    """Micro-batches to time: doubling from 16 to what half of the budget is expected to hold."""
+    top = model.largest_within(model.base_bytes + (budget_bytes - model.base_bytes) * ROOM_SHARE, ceiling=ceiling)
+    top = max(top - top % multiple_of, min(multiple_of, ceiling))
+    doubled = [multiple_of * (1 << power) for power in range(32) if SMALLEST <= multiple_of * (1 << power) < top]
+    return tuple([*doubled, top][-MOST_SIZES:])
+
+
+def policy_race(
+    probe: Probe,
+    examination: Examination,
+    *,
+    device: str,
+    budget_bytes: int,
+    options: Options,
+    limit_s: float,
+    clock: Clock,
+    progress: Progress,
+) -> PolicyRace:
+    """The race of all policies that this system has, for the task that was examined."""
+    prior = Prior.of(device, "default")
+    model = MemoryModel(
+        base_bytes=examination.base_bytes,
+        ratio=prior.ratio,
+        shape=prior.shape(examination.shapes["train"]),
+        source=examination.shape_source,
+    )
+    bounds = (examination.facts.train_samples, options.max_batch, options.effective_batch)
+    ceiling = min(bound for bound in (*bounds, UNBOUNDED) if bound is not None)
+    sizes = sizes_for(model, budget_bytes=budget_bytes, ceiling=ceiling, multiple_of=options.multiple_of)
+    return PolicyRace(
+        probe=probe,
+        device=device,
+        policies=tuple(policy.name for policy in available()),
+        sizes=sizes,
+        effective_batch=options.effective_batch or sizes[-1],
+        allowed_bytes=budget_bytes,
+        limit_s=limit_s,
+        clock=clock,
+        progress=progress,
+    )
+
+
+@dataclass
+class PolicyRace:
+    """The race: the first lap of a policy goes through all sizes, later ones repeat the one that was fastest."""
+
+    probe: Probe
+    device: str
+    policies: Sequence[str]
+    """The simplest first: it wins where none is faster."""
+    sizes: tuple[int, ...]
+    effective_batch: int
+    allowed_bytes: int
+    limit_s: float
+    clock: Clock
+    progress: Progress
+    _times: dict[int, dict[int, StepTime]] = field(default_factory=dict)
+
+    def run(self) -> tuple[str | None, tuple[Speeds, ...]]:
+        """The policy to take, or None where none could be timed; and what each achieved, in the order of `policies`.
+
+        Raises:
+            BatchcalError: as the probe's `lap`.
+        """
+        race = Race(len(self.policies))
+        began = self.clock.monotonic()
+        while not race.over:
+            told: dict[int, float] = {}
+            for place in race.order():
+                left_s = self.limit_s - (self.clock.monotonic() - began)
+                if left_s <= 0:
+                    break
+                seconds = self._lap(race, place, min(left_s, self.limit_s * LAP_SHARE))
+                if seconds is not None:
+                    told[place] = seconds
+            if not told:
+                break
+            race.tell(told)
+        return self._chosen(race), tuple(self._speeds(race, place) for place in range(len(self.policies)))
+
+    def _lap(self, race: Race, place: int, limit_s: float) -> float | None:
+        """Seconds a sample at the size that is fastest under this policy; None: nothing was timed."""
+        known = self._times.setdefault(place, {})
+        sizes = self.sizes if not known else (self._fastest(place).micro_batch,)
+        report = self.probe.lap(
+            LapRequest(
+                device=self.device,
+                allocator=self.policies[place],
+                micro_batches=sizes,
+                allowed_bytes=self.allowed_bytes,
+                limit_s=limit_s,
+            )
+        )
+        for time in report.times:
+            known[time.micro_batch] = known[time.micro_batch].or_better(time) if time.micro_batch in known else time
+        if not report.times:
+            race.fail(place, report.why_ended or "no time was left")
+            return None
+        at = self._fastest(place) if len(sizes) > 1 else report.times[0]
+        rate = at.samples_per_s(self.effective_batch)
+        self.progress.event(
+            "lap_ended",
+            {
+                "allocator": self.policies[place],
+                "micro_batch": at.micro_batch,
+                "samples_per_s": rate,
+                "ended": report.why_ended or None,
+            },
+        )
+        return 1 / rate
+
+    def _fastest(self, place: int) -> StepTime:
+        return max(self._times[place].values(), key=lambda time: time.samples_per_s(self.effective_batch))
+
+    def _chosen(self, race: Race) -> str | None:
+        leader = race.leader
+        if leader is None:
+            return None
+        best = race.runners[leader].best
+        running = (race.runners[place] for place in race.running)
+        return next(self.policies[runner.place] for runner in running if runner.times and runner.best <= best * TIE)
+
+    def _speeds(self, race: Race, place: int) -> Speeds:
+        runner = race.runners[place]
+        times = self._times.get(place, {})
+        return Speeds(
+            device=self.device,
+            allocator=self.policies[place],
+            times=tuple(times[size] for size in sorted(times)),
+            rounds=len(runner.times),
+            left=runner.left or "",
+            why=runner.why,
+        )

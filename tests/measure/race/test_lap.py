@@ -1,0 +1,55 @@
+"""Micro-batches that are timed in a real child."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcal.core.units import GIB, MIB
+from batchcal.measure.probe import LapReport, LapRequest
+from tests.support.children import probing
+
+pytestmark = pytest.mark.child
+
+HANDWRITING = "batchcal.workload.examples.handwriting:task"
+
+
+def lap(spec: str, *sizes: int, allocator: str = "default", allowed: int = GIB, limit_s: float = 20.0) -> LapReport:
+    with probing(spec) as probe:
+        return probe.lap(
+            LapRequest(device="cpu", allocator=allocator, micro_batches=sizes, allowed_bytes=allowed, limit_s=limit_s)
+        )
+
+
+def test_every_size_is_timed_by_itself() -> None:
+    report = lap(HANDWRITING, 8, 32)
+    assert report.why_ended == ""
+    assert [time.micro_batch for time in report.times] == [8, 32]
+    small, large = report.times
+    assert large.step_s > small.step_s
+    assert min(small.steps, large.steps) >= 2
+    assert large.samples_per_s(32) > 50
+    assert small.samples_per_s(1024) >= small.samples_per_s(8)
+
+
+def test_a_size_beyond_the_fence_ends_the_lap_and_what_went_before_is_kept() -> None:
+    report = lap(HANDWRITING, 8, 4096, allowed=500 * MIB)
+    assert [time.micro_batch for time in report.times] == [8]
+    assert report.why_ended.startswith("out-of-memory: fence")
+
+
+def test_no_size_is_begun_when_the_time_is_over() -> None:
+    report = lap(HANDWRITING, 8, 16, 32, limit_s=0.0)
+    assert report.times == ()
+
+
+def test_another_policy_has_a_process_of_its_own() -> None:
+    with probing(HANDWRITING) as probe:
+        for allocator in ("default", "retain", "default"):
+            request = LapRequest(device="cpu", allocator=allocator, micro_batches=(8,), allowed_bytes=GIB, limit_s=20.0)
+            assert probe.lap(request).times
+
+
+def test_a_task_that_fails_has_no_time_and_says_why() -> None:
+    report = lap("failing", 8)
+    assert report.times == ()
+    assert report.why_ended.startswith("user-code-failed: ")

@@ -1,0 +1,128 @@
+"""Which allocator policy wins: by its own best size, the simpler one where none is faster."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.speed import Speeds, StepTime
+from batchcal.core.clock import ManualClock
+from batchcal.core.progress import Recorded
+from batchcal.core.units import GIB, MIB
+from batchcal.measure.fake import FakeProbe
+from batchcal.measure.probe import LapReport, LapRequest
+from batchcal.measure.race.policies import MOST_SIZES, PolicyRace, sizes_for
+from tests.support.calibrations import MADE_AT
+
+Curve = dict[int, float]
+"""Samples per second by micro-batch."""
+FALLS: Curve = {16: 1500.0, 64: 2000.0, 256: 900.0, 1024: 700.0}
+FLAT: Curve = {16: 1400.0, 64: 1900.0, 256: 2100.0, 1024: 2080.0}
+
+
+class Track(FakeProbe):
+    """Each policy has a curve; one without has none that lives."""
+
+    def __init__(self, curves: dict[str, Curve], clock: ManualClock | None = None, lap_s: float = 1.0) -> None:
+        super().__init__()
+        self.curves, self.clock, self.lap_s = curves, clock, lap_s
+        self.laps: list[LapRequest] = []
+
+    def lap(self, request: LapRequest) -> LapReport:
+        self.laps.append(request)
+        if self.clock is not None:
+            self.clock.move(self.lap_s)
+        curve = self.curves.get(request.allocator)
+        if curve is None:
+            return LapReport(times=(), why_ended="out-of-memory: fence")
+        return LapReport(
+            times=tuple(
+                StepTime(micro_batch=size, step_s=size / curve[size], update_s=1e-9, steps=2) for size in request.micro_batches
+            )
+        )
+
+
+def race(probe: Track, *, effective: int = 1024, limit_s: float = 60.0) -> tuple[str | None, dict[str, Speeds]]:
+    chosen, speeds = PolicyRace(
+        probe=probe,
+        device="cpu",
+        policies=("default", "retain", "tcmalloc"),
+        sizes=(16, 64, 256, 1024),
+        effective_batch=effective,
+        allowed_bytes=GIB,
+        limit_s=limit_s,
+        clock=probe.clock or ManualClock(MADE_AT),
+        progress=Recorded(),
+    ).run()
+    return chosen, {one.allocator: one for one in speeds}
+
+
+def test_the_policy_whose_best_size_is_fastest_wins_and_its_curve_is_kept() -> None:
+    chosen, speeds = race(
+        Track({"default": FALLS, "retain": FLAT, "tcmalloc": {size: 0.5 * rate for size, rate in FLAT.items()}})
+    )
+    assert chosen == "retain"
+    fastest = speeds["retain"].fastest(1024)
+    assert fastest is not None
+    assert (fastest.micro_batch, round(fastest.samples_per_s(1024))) == (256, 2100)
+    assert speeds["tcmalloc"].left == "slower"
+    assert [time.micro_batch for time in speeds["default"].times] == [16, 64, 256, 1024]
+
+
+def test_the_simpler_one_wins_where_none_is_faster() -> None:
+    chosen, _ = race(Track(dict.fromkeys(("default", "retain", "tcmalloc"), FLAT)))
+    assert chosen == "default"
+
+
+def test_all_sizes_are_run_once_and_then_the_best_alone() -> None:
+    probe = Track({"default": FLAT, "retain": FLAT, "tcmalloc": FLAT})
+    race(probe)
+    asked = [request.micro_batches for request in probe.laps]
+    assert asked[:3] == [(16, 64, 256, 1024)] * 3
+    assert set(asked[3:]) == {(256,)}
+
+
+def test_a_policy_that_cannot_be_run_is_out_with_its_reason() -> None:
+    chosen, speeds = race(Track({"default": FALLS, "tcmalloc": FLAT}))
+    assert chosen == "tcmalloc"
+    assert (speeds["retain"].left, speeds["retain"].why, speeds["retain"].times) == ("failed", "out-of-memory: fence", ())
+
+
+def test_where_time_ends_first_the_best_so_far_is_taken() -> None:
+    clock = ManualClock(MADE_AT)
+    probe = Track({"default": FALLS, "retain": FLAT, "tcmalloc": FLAT}, clock, lap_s=10.0)
+    chosen, speeds = race(probe, limit_s=15.0)
+    assert len(probe.laps) == 2
+    assert chosen in {"default", "retain", "tcmalloc"}
+    assert sum(bool(one.times) for one in speeds.values()) == 2
+
+
+def test_nothing_that_runs_is_no_policy() -> None:
+    assert race(Track({}))[0] is None
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "multiple", "sizes"),
+    [
+        (10_000, 1, (16, 32, 64, 128, 256)),
+        (100, 1, (16, 32, 64, 100)),
+        (7, 1, (7,)),
+        (10_000, 24, (24, 48, 96, 192, 240)),
+    ],
+)
+def test_sizes_double_up_to_what_half_of_the_budget_holds(ceiling: int, multiple: int, sizes: tuple[int, ...]) -> None:
+    shape = (ShapePoint(batch=1, bytes=MIB), ShapePoint(batch=2, bytes=2 * MIB))
+    model = MemoryModel(base_bytes=200 * MIB, ratio=1.0, shape=shape, source="assumed")
+    assert sizes_for(model, budget_bytes=712 * MIB, ceiling=ceiling, multiple_of=multiple) == sizes
+    huge = model.model_copy(update={"ratio": 0.0001})
+    assert len(sizes_for(huge, budget_bytes=GIB, ceiling=1 << 20)) == MOST_SIZES
+
+
+def test_a_step_is_as_fast_as_it_was_seen_and_an_update_is_shared_by_the_group() -> None:
+    once = StepTime(micro_batch=10, step_s=0.2, update_s=0.1, steps=2)
+    again = StepTime(micro_batch=10, step_s=0.1, update_s=0.2, steps=3)
+    both = once.or_better(again)
+    assert (both.step_s, both.update_s, both.steps) == (0.1, 0.1, 5)
+    assert both.samples_per_s(10) == pytest.approx(50)
+    assert both.samples_per_s(100) == pytest.approx(10 / 0.11)
+    assert both.samples_per_s(1) == both.samples_per_s(10)
