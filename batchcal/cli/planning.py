@@ -46,6 +46,11 @@ def device_of(opened: Opened, asked: str | None) -> str | None:
     return None if asked in (None, "auto") else opened.calibration.device_of(asked)
 
 
+def allocator_of(asked: str | None) -> str | None:
+    """The policy that is meant; None: the one that the calibration is for."""
+    return None if asked == "auto" else asked
+
+
 def plan_of(
     opened: Opened, settings: Settings, *, world_size: int = 1, device: str | None = None, allocator: str | None = None
 ) -> Plan:
@@ -66,7 +71,7 @@ def plan_of(
         world_size=world_size,
         objective=objective_of(settings.value(knobs.OBJECTIVE)),
         device=on,
-        allocator=allocator,
+        allocator=allocator_of(allocator),
         free_bytes_now=free_bytes_now(opened.here, on or calibration.chosen_device),
     )
     return plan.model_copy(update={"notices": (*opened.notices, *plan.notices)})

@@ -130,18 +130,6 @@ class ChildProbe:
 
     def lap(self, request: LapRequest) -> LapReport:
         """Times micro-batches in one child. See `Probe`."""
-        arguments = LapArguments(
-            setting=self._settings[request.device],
-            micro_batches=request.micro_batches,
-            least_s=LAP_LEAST_S,
-            until_s=time.monotonic() + request.limit_s,
-            order=self._orders.get(request.device),
-        )
-        limits = Limits(
-            allowed_bytes=min(request.allowed_bytes, self._most_allowed(request.allocator)),
-            phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
-            host_fence=request.device.startswith("cpu"),
-        )
         times: list[StepTime] = []
 
         def listen(message: Message) -> None:
@@ -150,9 +138,20 @@ class ChildProbe:
 
         self._others_may_stay = self._group.limit_bytes - self._group.hard_bytes() > self._group.limit_bytes * STAY_SHARE
         try:
-            ending = self._run(
-                "batchcal.measure.race.lap:lap", arguments.model_dump(mode="json"), request.allocator, limits, listen=listen
+            limits = Limits(
+                allowed_bytes=min(request.allowed_bytes, self._most_allowed(request.allocator)),
+                phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
+                host_fence=request.device.startswith("cpu"),
             )
+            arguments = LapArguments(
+                setting=self._settings[request.device],
+                micro_batches=request.micro_batches,
+                least_s=LAP_LEAST_S,
+                until_s=time.monotonic() + request.limit_s,  # the launcher is there: its start is nobody's lap
+                order=self._orders.get(request.device),
+            )
+            values = arguments.model_dump(mode="json")
+            ending = self._run("batchcal.measure.race.lap:lap", values, request.allocator, limits, listen=listen)
         finally:
             self._others_may_stay = False
         outcome = classify(ending, lambda value: Infrastructure(detail=""))

@@ -264,3 +264,23 @@ def test_a_task_that_fails_in_training_only_is_exit_5_too(calibrated: Calibrated
     done = batchcal("train", "--no-calibrate")
     assert done.returncode == 5, done.stderr
     assert "error: training task.py:task raised ValueError: shapes do not match" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_fastest_allocator_is_raced_for_calibrated_under_and_used(project: Path) -> None:
+    made = batchcal("calibrate", "--allocator", "auto", "--memory-limit", "2GiB", "--json")
+    assert made.returncode == 0, made.stderr
+    calibration = json.loads(made.stdout)["calibration"]
+    raced = {one["allocator"]: one for one in calibration["speeds"]}
+    assert {"default", "retain"} <= set(raced)
+    assert calibration["allocator"] in raced
+    assert raced[calibration["allocator"]]["times"]
+    assert {finding["allocator"] for finding in calibration["findings"]} == {calibration["allocator"], "default"}
+    assert "lap_ended allocator=" in made.stderr
+    plan = json.loads(batchcal("plan", "--objective", "throughput", "--allocator", "auto", "--json").stdout)
+    assert (plan["allocator"], plan["objective"]) == (calibration["allocator"], "throughput")
+    assert "at micro-batch" in batchcal("show").stdout
+    assert "a fresh calibration is there" in batchcal("calibrate", "--allocator", "auto", "--memory-limit", "2GiB").stderr
+    trained = batchcal("train", "--allocator", "auto", "--memory-limit", "2GiB", "--objective", "throughput", "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert f"allocator={calibration['allocator']}" in trained.stderr

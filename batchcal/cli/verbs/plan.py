@@ -35,7 +35,7 @@ def plan(
 ) -> None:
     """Exact settings for an effective batch, from the calibration: sizes, workers, threads, allocator."""
     from batchcal.cli.desk import objective_of, open_desk
-    from batchcal.cli.planning import device_of, open_here, plan_of
+    from batchcal.cli.planning import allocator_of, device_of, open_here, plan_of
     from batchcal.core import settings as knobs
 
     style = _style(format, as_json=json)
@@ -49,7 +49,8 @@ def plan(
         from batchcal.plan.what_if import what_if as predict
 
         on = device_of(opened, device)
-        found = predict(opened.calibration, _sizes(what_if), effective_batch=wished, device=on, allocator=allocator)
+        of = allocator_of(allocator)
+        found = predict(opened.calibration, _sizes(what_if), effective_batch=wished, device=on, allocator=of)
         _emit_predictions(found, style)
         return
     _emit(plan_of(opened, settings, world_size=world_size, device=device, allocator=allocator), style, voice)
