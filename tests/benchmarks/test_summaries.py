@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks.finders import advantage, summarised
+from tests.benchmarks.pipeline import summary_of as pipeline_summary
 from tests.benchmarks.prediction import percentile
 from tests.benchmarks.prediction import summary_of as prediction_summary
 from tests.benchmarks.soak import summary_of as soak_summary
@@ -67,3 +68,14 @@ def test_prediction_is_judged_by_policy() -> None:
 @pytest.mark.parametrize(("part", "value"), [(0.5, 5.0), (0.95, 10.0), (0.1, 1.0), (0.9, 9.0)])
 def test_a_percentile_is_one_of_the_values(part: float, value: float) -> None:
     assert percentile([float(number) for number in range(10, 0, -1)], part) == value
+
+
+def test_runs_of_the_pipeline_are_within_reach_where_both_time_and_choice_are() -> None:
+    rows: list[dict[str, object]] = [
+        {"wall_s": 4.0, "regret": 0.0},
+        {"wall_s": 4.5, "regret": 0.05},
+        {"wall_s": 6.0, "regret": 0.01},
+    ]
+    summary = pipeline_summary(rows)
+    assert (summary["wall_s_median"], summary["wall_s_most"], summary["regret_most"]) == (4.5, 6.0, 0.05)
+    assert (summary["within_reach"], summary["runs"]) == (1, 3)
