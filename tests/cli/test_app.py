@@ -85,6 +85,7 @@ def test_the_version_names_torch_and_python(capsys: pytest.CaptureFixture[str]) 
         (["plan", "--format", "yaml"], "invalid value for '--format'"),
         (["plan", "--what-if", "1GiB", "--effective-batch", "none"], "effective-batch 'none' is not a whole number"),
         (["plan", "--objective", "speed"], "objective 'speed' is not known"),
+        (["calibrate", "--pipeline-only", "--dry-run", "task.py:task"], "--pipeline-only measures or does nothing"),
         (["calibrate", "--memory-limit", "2g", "task.py:task"], "memory-limit '2g' is ambiguous"),
         (["calibrate", "absent.py:task"], "absent.py"),
         (["train", "--resume", "task.py:task"], "there is no checkpoint to resume from"),

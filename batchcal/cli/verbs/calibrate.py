@@ -45,6 +45,7 @@ def calibrate(
     from batchcal.cli import screen
     from batchcal.cli.calibrating import Wish, calibrated, seen_now
     from batchcal.cli.desk import open_desk
+    from batchcal.core.errors import UsageError
 
     flags = {
         "margin": margin,
@@ -64,6 +65,8 @@ def calibrate(
     voice = context.ensure_object(Voice)
     desk = open_desk(target, flags=flags, config=config, voice=voice)
     place = None if output is None else Path(output).absolute()
+    if pipeline_only and dry_run:
+        raise UsageError("--pipeline-only measures or does nothing", known="--dry-run would start nothing", try_="one of them")
     if pipeline_only:
         _pipeline(desk, place, voice, as_json=json)
         return
