@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
+import weakref
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
@@ -152,7 +154,7 @@ def build_loader(
     if isinstance(dataset, IterableDataset):
         if drop_last:
             raise UsageError("drop_last needs a dataset with a length", known="where a stream ends is known when it has ended")
-        return DataLoader(
+        stream: DataLoader[object] = DataLoader(
             StreamBatches(dataset, micro_batches, collate_fn or default_collate),
             batch_size=None,
             collate_fn=unchanged,
@@ -164,6 +166,7 @@ def build_loader(
             multiprocessing_context=settings.multiprocessing_context,
             worker_init_fn=leave_interrupts_to_the_parent,
         )
+        return _ending_with_us(stream)
     samples = len(dataset) if isinstance(dataset, Sized) else 0
     group = sum(micro_batches)
     if samples == 0 or (drop_last and samples < group):
@@ -175,7 +178,7 @@ def build_loader(
     sampler = MicroBatchSampler(
         samples, micro_batches, shuffle=shuffle, seed=seed, drop_last=drop_last, epoch=epoch, first_group=first_group
     )
-    return DataLoader(
+    loader: DataLoader[object] = DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate_fn,
@@ -187,3 +190,22 @@ def build_loader(
         multiprocessing_context=settings.multiprocessing_context,
         worker_init_fn=leave_interrupts_to_the_parent,
     )
+    return _ending_with_us(loader)
+
+
+def _ending_with_us(loader: DataLoader[object]) -> DataLoader[object]:
+    """Lets workers that are kept over epochs end in order when the interpreter does.
+
+    They end when their iterator goes, and that is after multiprocessing has terminated them, each of which then leaves a folder
+    with a socket in the temporary directory. What is registered later runs earlier.
+    """
+    if loader.persistent_workers:
+        here = weakref.ref(loader)
+
+        def let_go() -> None:
+            found = here()
+            if found is not None:
+                found._iterator = None
+
+        atexit.register(let_go)
+    return loader

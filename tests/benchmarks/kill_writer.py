@@ -32,6 +32,7 @@ from tests.support.calibrations import MADE_AT, a_calibration, fingerprint, meas
 KEY: Final = Key(b"the key that the writer has", configured=True, source="")
 LONGEST_LIFE_S: Final = 0.05
 """A writer that shares two cores with the readers saves every 5 ms or so: kills fall into every part of some write."""
+SAVES_A_LIFE: Final = 5
 MOST_LINES: Final = 60
 
 
@@ -98,6 +99,7 @@ def run(kills: int, folder: Path, seed: int) -> dict[str, int | float]:
     drawn, counters, path = random.Random(seed), Counters(), folder / "calibration.json"
     began = time.monotonic()
     save(a_calibration(wall_s=0.0), path, key=KEY)
+    longest_life_s = max(LONGEST_LIFE_S, SAVES_A_LIFE * (time.monotonic() - began))  # else a slow disk would see no save
     readers = [fork(partial(read, path, counters, suffix)) for suffix in ("", "2")]
     bad = old = bad_journals = old_journals = most_leftovers = 0
     kept = 0
@@ -107,7 +109,7 @@ def run(kills: int, folder: Path, seed: int) -> dict[str, int | float]:
             if anew:
                 counters["appended"] = 0
             writer = fork(partial(write, path, counters, anew))
-            time.sleep(drawn.uniform(0, LONGEST_LIFE_S))
+            time.sleep(drawn.uniform(0, longest_life_s))
             os.kill(writer, signal.SIGKILL)
             os.waitpid(writer, 0)
             number = number_of(path)

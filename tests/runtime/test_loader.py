@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,3 +196,22 @@ def test_what_torch_would_refuse_late_is_refused_early(wrong: dict[str, object],
 def test_pinning_without_an_accelerator_is_refused_rather_than_ignored() -> None:
     with pytest.raises(UsageError, match="no accelerator"):
         DataLoaderConfig.of(a_plan(4, pin_memory=True))
+
+
+KEPT = """
+import tempfile, torch
+from pathlib import Path
+from batchcal.runtime.loader import DataLoaderConfig, build_loader
+
+config = DataLoaderConfig(num_workers=2, prefetch_factor=2, persistent_workers=True)
+loader = build_loader(config, torch.utils.data.TensorDataset(torch.zeros(64, 8)), (8,), None, shuffle=True)
+print(sum(1 for _ in loader), sum(1 for _ in loader))
+"""
+
+
+@pytest.mark.child
+def test_workers_that_are_kept_leave_nothing_behind_when_the_script_ends(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True, env=environment, timeout=60)
+    assert (done.stdout, done.stderr) == ("8 8\n", "")
+    assert list(tmp_path.iterdir()) == []
