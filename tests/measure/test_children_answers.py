@@ -12,7 +12,7 @@ from batchcal.core.units import GIB, MIB
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Job, Launcher
 from batchcal.guard.outcome import Infrastructure, OutOfMemory
-from batchcal.guard.run import Limits
+from batchcal.guard.run import Limits, Listener
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.guard.wire import JSON
 from batchcal.measure import children
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.child
 def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     """Every child answers `value`."""
 
-    def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits) -> Ending:
+    def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> Ending:
         return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
 
     monkeypatch.setattr(children, "run", run)
