@@ -121,7 +121,8 @@ class PolicyRace:
         for time in report.times:
             known[time.micro_batch] = known[time.micro_batch].or_better(time) if time.micro_batch in known else time
         if not report.times:
-            race.fail(place, report.why_ended or "no time was left")
+            if report.why_ended or not known:  # else time ended, and what it did before stands
+                race.fail(place, report.why_ended or "no time was left")
             return None
         at = self._fastest(place) if len(sizes) > 1 else report.times[0]
         rate = at.samples_per_s(self.effective_batch)

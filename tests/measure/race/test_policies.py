@@ -97,6 +97,17 @@ def test_where_time_ends_first_the_best_so_far_is_taken() -> None:
     assert sum(bool(one.times) for one in speeds.values()) == 2
 
 
+def test_a_lap_for_which_time_was_too_short_takes_nothing_away() -> None:
+    class Ending(Track):
+        def lap(self, request: LapRequest) -> LapReport:
+            report = super().lap(request)
+            return report if len(self.laps) <= 3 else LapReport(times=())
+
+    chosen, speeds = race(Ending({"default": FALLS, "retain": FLAT, "tcmalloc": FALLS}))
+    assert chosen == "retain"
+    assert speeds["retain"].left == ""
+
+
 def test_nothing_that_runs_is_no_policy() -> None:
     assert race(Track({}))[0] is None
 
