@@ -11,9 +11,9 @@ from batchcal.core.values import Record
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-Left = Literal["", "slower", "behind", "failed", "pruned", "no-time"]
-"""Why a candidate is not the winner: "" it ran to the end; `slower`: by 15 % in two rounds; `behind`: by less, and surely;
-`failed`: it could not be run; `pruned`: arithmetic forbade it; `no-time`: none was left to try it."""
+Left = Literal["", "slower", "behind", "failed", "no-time"]
+"""Why a candidate is not the winner: "" it ran to the end; `slower`: by more than 15 %; `behind`: by less, and surely;
+`failed`: it could not be run, or arithmetic forbade it; `no-time`: none was left to try it."""
 
 
 class LoaderConfig(Record):

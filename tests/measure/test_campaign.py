@@ -16,7 +16,7 @@ from batchcal.measure.attempts import Attempts
 from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campaign
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
+from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
 from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe, fits
 
 
@@ -249,16 +249,6 @@ def test_evaluation_runs_after_a_training_step_as_in_a_training(desk: Desk) -> N
     assert {request.train_batch for request in probe.asked if request.mode == "train"} == {None}
 
 
-def test_where_nothing_fragments_a_probe_runs_half_the_steps(desk: Desk) -> None:
-    mapped, heap = ScriptedProbe(mapped=True), ScriptedProbe()
-    found(desk, mapped)
-    found(Desk(new_folder(desk)), heap)
-    for probe, steps, train_steps in ((mapped, (2, 2), 1), (heap, (4, 3), 3)):
-        for mode, least in zip(("train", "eval"), steps, strict=True):
-            assert {request.least_steps for request in probe.asked if request.mode == mode} == {least}
-        assert {request.train_steps for request in probe.asked if request.mode == "eval"} == {train_steps}
-
-
 def test_an_evaluation_that_takes_less_than_training_is_bisected_below_it(desk: Desk) -> None:
     probe = ScriptedProbe(
         lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" and request.batch > 100 else None
@@ -400,32 +390,3 @@ def test_a_campaign_alone_keeps_its_findings_when_it_is_run(desk: Desk) -> None:
     assert [finding.device for finding in campaign.findings] == ["cpu"]
     assert kept == campaign.attempts.measurements
     assert all(isinstance(one.outcome, Fits | OutOfMemory) for one in kept)
-
-
-class Racing(ScriptedProbe):
-    """Every policy is twice as fast as the one before it; those that hold more memory are no faster to find."""
-
-    def lap(self, request: LapRequest) -> LapReport:
-        report = super().lap(request)
-        factor = 0.5 if request.allocator == "retain" else 1.0
-        return LapReport(times=tuple(time.model_copy(update={"step_s": time.step_s * factor}) for time in report.times))
-
-
-def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(desk: Desk) -> None:
-    probe = Racing()
-    calibration = desk.calibrate(probe, options(GIB, allocator="auto")).calibration
-    assert calibration.policy == "retain"
-    assert {finding.allocator for finding in calibration.findings} == {"retain", "default"}
-    finding = calibration.finding()
-    assert finding is not None
-    assert finding.allocator == "retain"
-    speeds = calibration.speeds_of(finding)
-    assert speeds is not None
-    assert speeds.left == ""
-    assert {one.left for one in calibration.speeds if one.allocator != "retain"} == {"slower"}
-    assert "lap_ended" in {event for event, _ in desk.progress.events}
-
-
-def test_what_the_user_set_is_not_raced(desk: Desk) -> None:
-    calibration = desk.calibrate(Racing(), options(GIB, allocator="default")).calibration
-    assert (calibration.policy, calibration.allocator, calibration.speeds) == ("default", None, ())

@@ -6,6 +6,7 @@ import pytest
 
 from batchcal.calibration.schema import Mode
 from batchcal.measure.settling import least_steps, stands_still, steps_before_evaluation
+from tests.support.probes import Desk, ScriptedProbe
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,15 @@ def test_blocks_that_are_mapped_one_by_one_settle_at_once(mode: Mode, share: flo
 
 def test_a_heap_is_trained_in_before_it_is_evaluated_in() -> None:
     assert (steps_before_evaluation(0.5), steps_before_evaluation(0.95)) == (3, 1)
+
+
+def test_where_nothing_fragments_a_probe_runs_half_the_steps(desk: Desk) -> None:
+    mapped, heap = ScriptedProbe(mapped=True), ScriptedProbe()
+    desk.calibrate(mapped)
+    other = desk.folder / "other"
+    other.mkdir()
+    Desk(other).calibrate(heap)
+    for probe, steps, train_steps in ((mapped, (2, 2), 1), (heap, (4, 3), 3)):
+        for mode, least in zip(("train", "eval"), steps, strict=True):
+            assert {request.least_steps for request in probe.asked if request.mode == mode} == {least}
+        assert {request.train_steps for request in probe.asked if request.mode == "eval"} == {train_steps}

@@ -39,7 +39,7 @@ HANGS_S: Final = 10.0
 
 
 def fetch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Races the DataLoaders that may work here; tells each turn as it ends."""
+    """Races the DataLoaders that may work here; tells each turn as it begins: it may not live to its end."""
     request = FetchArguments.model_validate(arguments)
     context.phase("load")
     torch.manual_seed(request.seed)

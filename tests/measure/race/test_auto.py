@@ -1,0 +1,37 @@
+"""A calibration under the fastest allocator policy."""
+
+from __future__ import annotations
+
+from batchcal.core.units import GIB
+from batchcal.measure.options import options
+from batchcal.measure.probe import LapReport, LapRequest
+from tests.support.probes import Desk, ScriptedProbe
+
+
+class Racing(ScriptedProbe):
+    """`retain` is twice as fast as the others."""
+
+    def lap(self, request: LapRequest) -> LapReport:
+        report = super().lap(request)
+        factor = 0.5 if request.allocator == "retain" else 1.0
+        return LapReport(times=tuple(time.model_copy(update={"step_s": time.step_s * factor}) for time in report.times))
+
+
+def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(desk: Desk) -> None:
+    probe = Racing()
+    calibration = desk.calibrate(probe, options(GIB, allocator="auto")).calibration
+    assert calibration.policy == "retain"
+    assert {finding.allocator for finding in calibration.findings} == {"retain", "default"}
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.allocator == "retain"
+    speeds = calibration.speeds_of(finding)
+    assert speeds is not None
+    assert speeds.left == ""
+    assert {one.left for one in calibration.speeds if one.allocator != "retain"} == {"slower"}
+    assert "lap_ended" in {event for event, _ in desk.progress.events}
+
+
+def test_what_the_user_set_is_not_raced(desk: Desk) -> None:
+    calibration = desk.calibrate(Racing(), options(GIB, allocator="default")).calibration
+    assert (calibration.policy, calibration.allocator, calibration.speeds) == ("default", None, ())
