@@ -16,7 +16,7 @@ from batchcal.detect.torch_answer import TorchAnswer
 from batchcal.guard.allocator import AUTO, available, resolve
 from batchcal.workload.identity import TaskIdentity
 
-NOT_IDENTIFYING: Final = frozenset({"time_limit_s", "max_probes", "effective_batch", "seed"})
+NOT_IDENTIFYING: Final = frozenset({"time_limit_s", "max_probes", "effective_batch", "seed", "objective"})
 """Options that are left out: a longer search does not make a shorter one's answer wrong, a plan is made for any effective batch,
 and the largest samples are the same for every seed."""
 

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field
 
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.pipeline import PipelineResult
+from batchcal.calibration.rehearsal import Attribution, Finals, Rehearsal
 from batchcal.calibration.speed import Speeds
 from batchcal.core.values import Record
 from batchcal.detect.environment import Environment
@@ -29,6 +30,8 @@ BatchSize = Annotated[int, Field(ge=1, le=2**31)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 Mode = Literal["train", "eval"]
+Objective = Literal["memory", "throughput"]
+"""`memory`: the largest micro-batch that fits; `throughput`: the one that trained fastest, of those that were timed."""
 SearchPhase = Literal["profile", "scale", "verify", "expand", "bisect", "eval", "confirm"]
 """`profile`: tiny batches; `scale`: about half the expected cap; then the three phases: `verify` the cap, `expand` under the
 headroom threshold, `bisect` after a miss."""
@@ -64,12 +67,15 @@ class Options(Record):
     device: str
     """As asked: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     allocator: str
-    workers: Annotated[int, Field(ge=0, le=1024)]
+    workers: Annotated[int, Field(ge=0, le=1024)] | None
+    """None: to be found. Memory is then measured without."""
     effective_batch: BatchSize | None
     seed: int
     time_limit_s: float
     max_probes: int | None
-    """time_limit_s, max_probes, effective_batch and seed do not enter the fingerprint."""
+    objective: Objective = "throughput"
+    """What the plan that is rehearsed is for. time_limit_s, max_probes, effective_batch, objective and seed do not enter the
+    fingerprint."""
 
 
 class Budget(Record):
@@ -185,6 +191,12 @@ class Calibration(Record):
     """The policy that the race of policies chose; None: none was raced, the one asked for holds."""
     speeds: tuple[Speeds, ...] = ()
     """What the policies achieved in the race."""
+    finals: tuple[Finals, ...] = ()
+    """The races of threads and workers."""
+    rehearsals: tuple[Rehearsal, ...] = ()
+    """Plans that were run whole."""
+    attribution: Attribution | None = None
+    """What the plan that was rehearsed first gains over PyTorch's defaults."""
     pipeline: PipelineResult | None = None
     """The input pipeline, where it was measured: `calibrate --pipeline-only`."""
 
@@ -203,6 +215,11 @@ class Calibration(Record):
         """What the policy of `finding` achieved on its device in the race; None: it was not timed."""
         place = (finding.device, finding.allocator)
         return next((speeds for speeds in self.speeds if (speeds.device, speeds.allocator) == place and speeds.times), None)
+
+    def finals_of(self, finding: Finding) -> Finals | None:
+        """The race of threads and workers on the device of `finding`, under its policy if there is one; None: none was run."""
+        here = [finals for finals in self.finals if finals.device == finding.device]
+        return next((finals for finals in here if finals.allocator == finding.allocator), here[0] if here else None)
 
     def budget(self, device: str | None = None) -> Budget | None:
         """The budget of `device` (default: the chosen one)."""

@@ -9,14 +9,21 @@ from pydantic import Field
 from batchcal.core.values import Record
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class StepTime(Record):
     """What one micro-batch takes, as undisturbed as it was seen."""
 
     micro_batch: Annotated[int, Field(ge=1, le=2**31)]
+    threads: Annotated[int, Field(ge=1)]
+    """Intra-op threads."""
     step_s: Positive
     """Seconds of fetching, forward and backward."""
+    fetch_s: NotNegative
+    """Of these, what fetching the batch took, in the training process itself."""
+    fetch_cpu_s: NotNegative
+    """Of fetching, what it computed; the rest it waited."""
     update_s: Positive
     """Seconds of an optimizer step."""
     steps: Annotated[int, Field(ge=1)]
@@ -28,12 +35,8 @@ class StepTime(Record):
 
     def or_better(self, other: StepTime) -> StepTime:
         """The two as one: what else runs on a machine only ever makes a step longer."""
-        return StepTime(
-            micro_batch=self.micro_batch,
-            step_s=min(self.step_s, other.step_s),
-            update_s=min(self.update_s, other.update_s),
-            steps=self.steps + other.steps,
-        )
+        faster = self if self.step_s <= other.step_s else other
+        return faster.model_copy(update={"update_s": min(self.update_s, other.update_s), "steps": self.steps + other.steps})
 
 
 class Speeds(Record):

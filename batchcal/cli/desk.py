@@ -13,11 +13,10 @@ from batchcal.core.errors import UsageError
 from batchcal.core.settings import Knob, Settings, Source, unknown_variables
 
 if TYPE_CHECKING:
-    from batchcal.calibration.schema import Calibration, Options
+    from batchcal.calibration.schema import Calibration, Objective, Options
     from batchcal.calibration.stale import Stale
     from batchcal.calibration.store import Loaded
     from batchcal.detect.environment import Environment
-    from batchcal.plan.plan import Objective
     from batchcal.workload.config import Config
     from batchcal.workload.reference import TaskReference
 
@@ -152,6 +151,7 @@ def options_from(settings: Settings, *, limit_bytes: int, like: Options | None =
         seed=settings.value(knobs.SEED),
         time_limit_s=settings.value(knobs.TIME_LIMIT),
         max_probes=settings.value(knobs.MAX_PROBES),
+        objective=objective_of(settings.value(knobs.OBJECTIVE)),
     )
 
 
@@ -180,7 +180,7 @@ def objective_of(name: str) -> Objective:
     raise UsageError(
         f"objective {name!r} is not known",
         known="there is memory: the largest micro-batches, and throughput: the fastest",
-        try_="--objective memory",
+        try_="--objective throughput",
     )
 
 

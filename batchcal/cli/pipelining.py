@@ -26,11 +26,11 @@ def pipelined(desk: Desk, voice: Voice) -> PipelineResult:
     from batchcal.measure.pipeline.pipeline import PipelineWish, calibrate_pipeline
 
     reference, settings, environment = desk.task(), desk.settings, detect()
-    workers, limit = settings.of(knobs.WORKERS), settings.of(knobs.TIME_LIMIT)
+    limit = settings.of(knobs.TIME_LIMIT)
     wish = PipelineWish(
         batch=settings.value(knobs.MAX_BATCH),
         fetches=settings.value(knobs.SAMPLES),
-        workers=None if workers.origin == "default" else workers.value,
+        workers=settings.value(knobs.WORKERS),
         time_limit_s=None if limit.origin == "default" else limit.value,
         seed=settings.value(knobs.SEED),
     )

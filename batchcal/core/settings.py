@@ -101,6 +101,10 @@ def _count_from_zero(text: str, name: str) -> int:
     return number
 
 
+def _optional_count_from_zero(text: str, name: str) -> int | None:
+    return _count_from_zero(text, name)
+
+
 def _flag(text: str, name: str) -> bool:
     switch = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.strip().lower())
     if switch is None:
@@ -118,12 +122,13 @@ SAMPLES: Final = Knob("calibrate", "samples", _optional_count, None)
 MAX_BATCH: Final = Knob("calibrate", "max_batch", _optional_count, None)
 MULTIPLE_OF: Final = Knob("calibrate", "multiple_of", _count, 1)
 DEVICE: Final = Knob("calibrate", "device", _text, "auto")
-ALLOCATOR: Final = Knob("calibrate", "allocator", _text, "default")
-WORKERS: Final = Knob("calibrate", "workers", _count_from_zero, 0)
+ALLOCATOR: Final = Knob("calibrate", "allocator", _text, "auto")
+WORKERS: Final = Knob("calibrate", "workers", _optional_count_from_zero, None)
+"""None: to be found."""
 SEED: Final = Knob("calibrate", "seed", _count_from_zero, 0)
 EFFECTIVE_BATCH: Final = Knob("plan", "effective_batch", _optional_count, None)
 """None: the capacity."""
-OBJECTIVE: Final = Knob("plan", "objective", _text, "memory")
+OBJECTIVE: Final = Knob("plan", "objective", _text, "throughput")
 EPOCHS: Final = Knob("train", "epochs", _count, 1)
 CHECKPOINT: Final = Knob("train", "checkpoint", _optional_text, None)
 DROP_LAST: Final = Knob("train", "drop_last", _flag, False)

@@ -31,12 +31,16 @@ from batchcal.measure.campaign import Campaign
 from batchcal.measure.children import ChildProbe
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.probe import Probe
+from batchcal.measure.rehearsal.rehearsing import Rehearsing
+from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.request import Setting
 from batchcal.workload.identity import TaskIdentity, identify
 from batchcal.workload.reference import TaskReference
 
 LOCK_WAIT_FACTOR: Final = 2.0
 """Another calibration of the same file is waited for this many time limits, then we go on without the lock."""
+SHARE_OF_CAMPAIGN: Final = 0.8
+"""Of the time: for the race of policies and the capacities. The rest is for the race of threads and workers and the rehearsal."""
 LEAST_ROOM_BYTES: Final = 288 * MIB
 """No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 300 MiB, of which
 the command itself took 40, the kernel killed some. A tiny model at rest holds 220 MiB and more."""
@@ -153,6 +157,7 @@ class _Run:
 
     def measure(self, began: float, notices: list[str], *, anew: bool) -> CalibrationResult:
         """Measures, and writes what came of it, however it ended."""
+        measuring = self.clock.monotonic()
         budgets = self.budgets()
         meter = memory_meter()
         if self.probe is None:
@@ -182,19 +187,25 @@ class _Run:
             budgets=budgets,
             clock=self.clock,
             progress=self.progress,
+            until=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN,
         )
         self._announce(budgets)
         stopped: BatchcalError | None = None
         try:
-            campaign.run()
-        except Interrupted as error:
-            stopped = error
+            try:
+                campaign.run()
+            except Interrupted as error:
+                stopped = error
+            calibration = self._calibration(campaign, budgets, began, stopped)
+            if stopped is None:
+                calibration, stopped = self._rehearsed(calibration, probe, measuring)
         finally:
             probe.close()
             meter.close()
             if journal is not None:
                 journal.close()
-        result = self._result(campaign, budgets, began, notices, stopped)
+        calibration = calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - began, 3)})
+        result = self._result(campaign, calibration, notices, stopped)
         if journal is not None and result.calibration.status == "complete" and result.path is not None:
             journal.remove()
         return result
@@ -212,15 +223,28 @@ class _Run:
             budgets=budgets,
             clock=self.clock,
             progress=self.progress,
+            until=began + self.options.time_limit_s * SHARE_OF_CAMPAIGN,
         )
         self._announce(budgets)
         campaign.run()
         campaign.attempts.note(
             "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
         )
-        calibration = self._calibration(campaign, budgets, began, None)
+        calibration, _ = self._rehearsed(self._calibration(campaign, budgets, began, None), fake, began)
         self._tell_the_end(campaign, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
+
+    def _rehearsed(self, calibration: Calibration, probe: Probe, began: float) -> tuple[Calibration, BatchcalError | None]:
+        """`calibration` with its plan run whole, as far as there was time; and why that ended early."""
+        stage = Stage(probe=probe, clock=self.clock, progress=self.progress, until=began + self.options.time_limit_s)
+        rehearsing = Rehearsing(stage, calibration)
+        stopped: BatchcalError | None = None
+        try:
+            rehearsing.run()
+        except Interrupted as error:
+            stopped = error
+            rehearsing.undone.append(error.what)
+        return rehearsing.told(), stopped
 
     def budgets(self) -> dict[str, Budget]:
         """By device, the CPU first unless an accelerator was asked for."""
@@ -255,7 +279,7 @@ class _Run:
                 device=device,
                 seed=self.options.seed,
                 intra_op_threads=self.environment.optimal_threads,
-                workers=self.options.workers,
+                workers=self.options.workers or 0,
                 smallest_batch=max(2, self.options.multiple_of),
                 accelerator_free_bytes=free.get(device),
             )
@@ -282,12 +306,10 @@ class _Run:
     def _result(
         self,
         campaign: Campaign,
-        budgets: dict[str, Budget],
-        began: float,
+        calibration: Calibration,
         notices: list[str],
         stopped: BatchcalError | None,
     ) -> CalibrationResult:
-        calibration = self._calibration(campaign, budgets, began, stopped)
         if calibration.status == "partial" and stopped is None:
             stopped = Partial(
                 "stopped before any batch size was verified",

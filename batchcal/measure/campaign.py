@@ -14,7 +14,7 @@ from batchcal.core.errors import GuardError, Interrupted, NothingFits, UserCodeE
 from batchcal.core.progress import Progress
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import AUTO
+from batchcal.guard.allocator import AUTO, available
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
 from batchcal.measure.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training, larger_budget, mapped_share, no_faster
@@ -33,10 +33,12 @@ STEPS_BESIDE: Final = 1
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
 SHARE_OF_TIME: Final = 0.6
 SHARE_OF_TIME_EVALUATING: Final = 0.4
-SHARE_OF_TIME_RACING: Final = 0.35
+SHARE_OF_TIME_RACING: Final = 0.3
 """How much of the time left a probe may be expected to take. The first only knows the rate of a small batch, and large ones were
 up to three times slower; later ones know that of a size up to four times smaller (607 samples/s at 1,274 and less than 400 at
 4,297: 48 s for nothing); the first evaluation knows training's, and trains before it evaluates."""
+SHARE_OF_TIME_OF_FIRST: Final = 0.7
+"""What the policy that will be used may take of the time, where `default` is to be measured besides."""
 WORTH_A_PROBE: Final = 1.2
 MARGIN_DOUBLINGS: Final = 2
 """15 % of the limit becomes 60 %: where that does not help, a larger margin is not what is missing."""
@@ -57,11 +59,12 @@ class Campaign:
     budgets: dict[str, Budget]
     clock: Clock
     progress: Progress
+    until: float
+    """Of the clock: when no further child is started."""
     findings: list[Finding] = field(default_factory=list)
     examinations: dict[str, Examination] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
     speeds: list[Speeds] = field(default_factory=list)
-    began: float = 0.0
     interrupted: Interrupted | None = None
     _examined: dict[tuple[str, str], Examination] = field(default_factory=dict)
     _fastest: dict[str, str] = field(default_factory=dict)
@@ -77,7 +80,6 @@ class Campaign:
             NothingFits: on no device.
             Interrupted: what was verified before is in `findings` too.
         """
-        self.began = self.clock.monotonic()
         nothing: list[NothingFits] = []
         for device in tuple(self.budgets):
             before = len(self.findings), len(self.undone)
@@ -98,50 +100,61 @@ class Campaign:
 
     def _allocators(self, device: str) -> tuple[str, ...]:
         """The policy, and always `default`: a script that is not re-executed runs under that."""
-        if self.options.allocator == AUTO and device == "cpu" and device not in self._fastest:
+        if device not in self._fastest and (self.options.allocator == AUTO or self.options.objective == "throughput"):
             self._race(device)
         return tuple(dict.fromkeys((self.policy(device), "default")))
 
     def _race(self, device: str) -> None:
-        """Finds the fastest allocator policy, at sizes that are far from the budget under any of them."""
-        budget = self.budgets[device].budget_bytes
+        """Finds the fastest allocator policy, and the fastest size under each, at sizes that are far from the budget."""
+        raced = self.options.allocator == AUTO and device == "cpu"
+        policies = tuple(policy.name for policy in available()) if raced else (self.policy(device),)
         race = policy_race(
             self.probe,
-            self._examine(device, "default"),
+            self._examine(device, policies[0]),
             device=device,
-            budget_bytes=budget,
+            policies=policies,
+            budget_bytes=self.budgets[device].budget_bytes,
             options=self.options,
             limit_s=self._left_s() * SHARE_OF_TIME_RACING,
             clock=self.clock,
             progress=self.progress,
         )
-        self.progress.event("phase", {"phase": "race", "device": device, "why": f"{len(race.policies)} allocator policies"})
+        self.progress.event("phase", {"phase": "race", "device": device, "why": "allocator policies: " + ", ".join(policies)})
         chosen, speeds = race.run()
         self.speeds.extend(speeds)
-        self._fastest[device] = chosen or "default"
+        self._fastest[device] = chosen or policies[0]
         for one in speeds:
             if one.left == "failed":
-                self.attempts.note(f"the allocator policy {one.allocator} could not be raced: {one.why}")
+                self.attempts.note(f"no size could be timed under the allocator policy {one.allocator}: {one.why}")
 
     def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:
         """One finding for each policy under which something fits; the errors of the others."""
         nothing: list[NothingFits] = []
-        for allocator in allocators:
-            if self.findings and self._left_s() <= 0:
-                self.undone.append(f"{device} under {allocator}: no time was left")
-                continue
-            try:
-                self._find(device, allocator)
-            except NothingFits as error:
-                nothing.append(error)
-                self.attempts.note(f"{device} under {allocator}: {error.what}")
-            except (UserCodeError, GuardError) as error:
-                if not self.findings:
-                    raise
-                # What was verified before stands, on another device or for training alone.
-                self.undone.append(f"{device} under {allocator}: {error.what}")
-                self.attempts.note(f"{device} under {allocator} failed: {error.what}")
+        until = self.until
+        try:
+            for allocator in allocators:
+                last = allocator == allocators[-1]
+                self.until = until if last else self.clock.monotonic() + self._left_s() * SHARE_OF_TIME_OF_FIRST
+                if self.findings and self._left_s() <= 0:
+                    self.undone.append(f"{device} under {allocator}: no time was left")
+                    continue
+                self._try_to_find(device, allocator, nothing)
+        finally:
+            self.until = until
         return nothing
+
+    def _try_to_find(self, device: str, allocator: str, nothing: list[NothingFits]) -> None:
+        try:
+            self._find(device, allocator)
+        except NothingFits as error:
+            nothing.append(error)
+            self.attempts.note(f"{device} under {allocator}: {error.what}")
+        except (UserCodeError, GuardError) as error:
+            if not self.findings:
+                raise
+            # What was verified before stands, on another device or for training alone.
+            self.undone.append(f"{device} under {allocator}: {error.what}")
+            self.attempts.note(f"{device} under {allocator} failed: {error.what}")
 
     def _double_margin(self, device: str) -> None:
         """The kernel's OOM killer came before the fence: memory here is less than it seems."""
@@ -303,7 +316,7 @@ class Campaign:
         if trained is not None and prior.fragments:
             ceilings.append((beside_training(trained, shape, prior.ratio, budget), "memory"))
         shm = self.environment.shared_memory
-        if options.workers > 0 and shm is not None and facts.batch_bytes_per_sample > 0:
+        if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:
             in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
             ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
         ceiling, reason = min(ceilings, key=lambda pair: pair[0])
@@ -356,7 +369,7 @@ class Campaign:
         return max(1, min(trained.train.batch, int(affordable)))
 
     def _left_s(self) -> float:
-        return self.options.time_limit_s - (self.clock.monotonic() - self.began)
+        return self.until - self.clock.monotonic()
 
     def _nothing(self, device: str, allocator: str, examination: Examination, model: MemoryModel) -> None:
         """Raises where nothing fits; returns where time or probes ended first."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch.utils.data import DataLoader
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
@@ -17,12 +16,12 @@ from batchcal.core.units import format_bytes
 from batchcal.guard.job import ChildContext
 from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
-from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak
+from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
 from batchcal.measure.probe import Examination
 from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments
 from batchcal.measure.settling import STILL, stands_still
 from batchcal.measure.static import FakeTrace, line, profiled_curve
-from batchcal.measure.subject import Subject
+from batchcal.measure.subject import Subject, limit_accelerator
 from batchcal.runtime.batches import MicroBatch
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.facts import TaskFacts
@@ -86,7 +85,7 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     if request.mode == "eval":
         train_worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=request.train_order)
     accelerator = AcceleratorPeak(subject.device, setting.accelerator_free_bytes)
-    _limit_accelerator(subject.device, request.accelerator_allowed_bytes)
+    limit_accelerator(subject.device, request.accelerator_allowed_bytes)
     host = HostPeak()
     load_peak = host.read()
     context.phase("warm-up")
@@ -104,19 +103,9 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     begin = host.read()
     tiny = MicroBatch(train_worst.batch(smallest), smallest)
     step_s, peaks, workers = _steps(subject, worst, request, host, tiny)
-    status = read_status() or ProcessMemory()
     context.phase("finish")
     answer = ProbeAnswer(
-        anonymous_bytes=status.anonymous_bytes,
-        shared_bytes=status.shared_bytes,
-        file_bytes=status.file_bytes,
-        workers_bytes=workers,
-        load_peak_bytes=load_peak,
-        begin_bytes=begin,
-        step_peak_bytes=peaks[-1],
-        accelerator_bytes=accelerator.reserved_bytes(),
-        accelerator_allocated_bytes=accelerator.allocated_bytes(),
-        accelerator_retries=accelerator.retries(),
+        held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers),
         step_s=tuple(step_s),
         notes=_growing(peaks, request),
     )
@@ -285,10 +274,3 @@ def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, r
     worst.batch(size)
     per_sample_s = max((time.perf_counter() - began) / size, 1e-9)
     return min(most, max(8, int(COLLATE_LIMIT_S / per_sample_s)))
-
-
-def _limit_accelerator(device: torch.device, allowed_bytes: int | None) -> None:
-    """Lets the caching allocator hand out no more than `allowed_bytes`: a real fence for what it owns."""
-    if device.type == "cuda" and allowed_bytes is not None:
-        _, total = torch.accelerator.get_memory_info(device)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total), device)

@@ -6,29 +6,38 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
 from typing import Final
 
 from pydantic import ValidationError
 
 from batchcal.calibration.schema import Isolation
 from batchcal.calibration.speed import StepTime
-from batchcal.core.errors import BatchcalError, GuardError, NothingFits, UsageError, UserCodeError
-from batchcal.core.units import MIB, format_bytes
+from batchcal.core.errors import GuardError
+from batchcal.core.units import MIB
 from batchcal.guard.allocator import resolve
 from batchcal.guard.cgroup import MemoryGroup as ControlGroup
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Job, Launcher, SpawnLauncher, ZygoteLauncher
 from batchcal.guard.meters import read_status
-from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut, UserCodeFailed
+from batchcal.guard.outcome import Fits, Infrastructure
 from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import JSON, Message
+from batchcal.measure import answers
 from batchcal.measure.attempts import said
-from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
+from batchcal.measure.probe import (
+    Examination,
+    LapReport,
+    LapRequest,
+    ProbeReport,
+    ProbeRequest,
+    RehearsalReport,
+    RehearsalRequest,
+)
 from batchcal.measure.race.request import LapArguments
-from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments, Setting
+from batchcal.measure.rehearsal.request import RehearsalArguments
+from batchcal.measure.request import ExamineArguments, ProbeArguments, Setting
 
 UNSHARED_BYTES: Final = 16 * MIB
 """What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
@@ -38,6 +47,8 @@ LAP_LEAST_S: Final = 0.15
 """Every size of a lap is timed for so long at least."""
 LAP_GRACE_S: Final = 10.0
 """A size that was begun is ended."""
+REHEARSAL_GRACE_S: Final = 30.0
+"""So are groups and evaluations that no limit cuts short."""
 LOAD_LIMIT_S: Final = (30.0, 300.0)
 WARM_UP_LIMIT_S: Final = (60.0, 900.0)
 """Least and most. torch.compile takes minutes for large models; it is warmed up, not timed out."""
@@ -65,8 +76,8 @@ class ChildProbe:
         self._host_budget = host_budget_bytes
         self._note = note
         self._phase_s = {
-            "load": _within(LOAD_LIMIT_S, time_limit_s * LOAD_LIMIT_FACTOR),
-            "warm-up": _within(WARM_UP_LIMIT_S, time_limit_s * WARM_UP_LIMIT_FACTOR),
+            "load": _bounded(LOAD_LIMIT_S, time_limit_s * LOAD_LIMIT_FACTOR),
+            "warm-up": _bounded(WARM_UP_LIMIT_S, time_limit_s * WARM_UP_LIMIT_FACTOR),
         }
         self._environ = dict(os.environ if environ is None else environ)
         self._launchers: dict[str, Launcher] = {}
@@ -85,7 +96,7 @@ class ChildProbe:
             untraced = arguments.model_copy(update={"traced": False})
             ending = self._run("batchcal.measure.child:examine", untraced.model_dump(mode="json"), allocator, limits)
         if not ending.has_result:
-            raise _failure(ending, self._host_budget)
+            raise answers.failure(ending, self._host_budget)
         value = ending.returned if isinstance(ending.returned, dict) else {}
         try:
             examination = Examination.model_validate(value.get("examination"))
@@ -123,10 +134,12 @@ class ChildProbe:
         )
         began = time.monotonic()
         ending = self._run("batchcal.measure.child:probe", arguments.model_dump(mode="json"), request.allocator, limits)
-        outcome = classify(ending, lambda value: self._outcome(value, request, ending))
+        within = self._within(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
+        outcome = classify(ending, lambda value: answers.probed(value, ending, within, request.batch))
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if request.device.startswith("cuda") else ()))
         isolation = Isolation(launcher=self._launchers[request.allocator].name, fence=layers, missing=ending.missing)
-        return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=_notes(ending.returned))
+        notes = answers.notes(ending.returned)
+        return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
 
     def lap(self, request: LapRequest) -> LapReport:
         """Times micro-batches in one child. See `Probe`."""
@@ -136,7 +149,7 @@ class ChildProbe:
             with contextlib.suppress(ValidationError):  # a child whose memory was overwritten may say anything
                 times.append(StepTime.model_validate(message.get("time")))
 
-        self._others_may_stay = self._group.limit_bytes - self._group.hard_bytes() > self._group.limit_bytes * STAY_SHARE
+        self._others_may_stay = self._room_for_others()
         try:
             limits = Limits(
                 allowed_bytes=min(request.allowed_bytes, self._most_allowed(request.allocator)),
@@ -146,6 +159,7 @@ class ChildProbe:
             arguments = LapArguments(
                 setting=self._settings[request.device],
                 micro_batches=request.micro_batches,
+                threads=request.threads,
                 least_s=LAP_LEAST_S,
                 until_s=time.monotonic() + request.limit_s,  # the launcher is there: its start is nobody's lap
                 order=self._orders.get(request.device),
@@ -156,6 +170,41 @@ class ChildProbe:
             self._others_may_stay = False
         outcome = classify(ending, lambda value: Infrastructure(detail=""))
         return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
+
+    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        """A whole plan in one child. See `Probe`."""
+        plan = request.plan
+        accelerated = not plan.device.startswith("cpu")
+        self._others_may_stay = self._room_for_others()
+        try:
+            allowed = self._most_allowed(plan.allocator)
+            limits = Limits(
+                allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
+                phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
+                host_fence=not accelerated and plan.num_workers == 0,
+            )
+            threads = {"intra_op_threads": plan.intra_op_threads, "interop_threads": plan.interop_threads}
+            arguments = RehearsalArguments(
+                setting=self._settings[plan.device].model_copy(update=threads),
+                plan=plan,
+                micro_batches=request.micro_batches,
+                eval_batches=request.eval_batches,
+                worst_case=request.worst_case,
+                least_s=request.least_s,
+                until_s=time.monotonic() + request.limit_s,
+                order=self._orders.get(plan.device),
+                accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
+            )
+            began = time.monotonic()
+            ending = self._run(
+                "batchcal.measure.rehearsal.child:rehearse", arguments.model_dump(mode="json"), plan.allocator, limits
+            )
+            within = self._within(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
+            outcome = classify(ending, lambda value: answers.rehearsed(value, ending, within, request))
+            times = answers.rehearsal_times(ending.returned) if isinstance(outcome, Fits) else None
+        finally:
+            self._others_may_stay = False
+        return RehearsalReport(outcome=outcome, times=times, wall_s=time.monotonic() - began)
 
     def close(self) -> None:
         """No process, no file of ours stays."""
@@ -203,6 +252,18 @@ class ChildProbe:
     def _child_environment(self, allocator: str) -> dict[str, str]:
         return resolve(allocator).process_environment(self._environ)
 
+    def _room_for_others(self) -> bool:
+        return self._group.limit_bytes - self._group.hard_bytes() > self._group.limit_bytes * STAY_SHARE
+
+    def _within(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.Within:
+        return answers.Within(
+            device=device,
+            budget_bytes=budget_bytes,
+            host_budget_bytes=self._host_budget,
+            # Workers' batches come and go between two looks of the child; the group saw them all.
+            group_base_bytes=self._shared_bytes(allocator) if workers and isinstance(self._group, ControlGroup) else None,
+        )
+
     def _most_allowed(self, allocator: str) -> int:
         """Demand (as a training would have it) at which the group would be as full as the fence lets it be."""
         limit, shared = self._group.limit_bytes, self._shared_bytes(allocator)
@@ -215,74 +276,7 @@ class ChildProbe:
         status = None if pid is None else read_status(pid)
         return 0 if status is None else status.anonymous_bytes
 
-    def _outcome(self, value: JSON, request: ProbeRequest, ending: Ending) -> Outcome:
-        """What a child's answer means against the budget."""
-        try:
-            answer = ProbeAnswer.model_validate(value)
-        except ValidationError as error:
-            return Infrastructure(detail=f"the child's answer is not usable: {error.error_count()} fields are wrong")
-        host = max(answer.step_peak_bytes, answer.load_peak_bytes) + answer.workers_bytes
-        if self._settings[request.device].workers and isinstance(self._group, ControlGroup):
-            # Workers' batches come and go between two looks of the child; the group saw them all.
-            host = max(host, ending.group_growth_bytes + self._shared_bytes(request.allocator))
-        peak = Peak(
-            demand_bytes=host,
-            anonymous_bytes=max(0, answer.step_peak_bytes - answer.shared_bytes),
-            shared_bytes=answer.shared_bytes,
-            file_bytes=answer.file_bytes,
-            begin_bytes=answer.begin_bytes,
-            accelerator_bytes=answer.accelerator_bytes,
-            accelerator_allocated_bytes=answer.accelerator_allocated_bytes,
-        )
-        if answer.accelerator_retries > 0:
-            detail = f"the allocator had to flush its cache {answer.accelerator_retries} times to go on"
-            return OutOfMemory(source="accelerator", detail=detail, peak=peak)
-        demand = peak.held_on(request.device)
-        if demand > request.budget_bytes:
-            over = f"it ran, but held {format_bytes(demand)} of {format_bytes(request.budget_bytes)}"
-            return OutOfMemory(source="budget", detail=over, peak=peak)
-        if request.device != "cpu" and host > self._host_budget:
-            over = f"it ran, but held {format_bytes(host)} of the host's {format_bytes(self._host_budget)}"
-            return OutOfMemory(source="budget", detail=over, peak=peak)
-        timed = answer.step_s[1:] or answer.step_s
-        step_s = max(median(timed), 1e-9)
-        return Fits(peak=peak, steps=len(answer.step_s), step_s=step_s, samples_per_s=request.batch / step_s)
 
-
-def _within(bounds: tuple[float, float], seconds: float) -> float:
+def _bounded(bounds: tuple[float, float], seconds: float) -> float:
     least, most = bounds
     return min(max(seconds, least), most)
-
-
-def _notes(returned: JSON) -> tuple[str, ...]:
-    notes = returned.get("notes") if isinstance(returned, dict) else None
-    return tuple(note for note in notes if isinstance(note, str)) if isinstance(notes, list) else ()
-
-
-def _failure(ending: Ending, budget_bytes: int) -> BatchcalError:
-    """Why the examination failed, as an error for the user."""
-    outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
-    known = f"the budget is {format_bytes(budget_bytes)}"
-    match outcome:
-        case UserCodeFailed():
-            bases = ending.raised.chain[0].bases if ending.raised is not None else ()
-            kind = UsageError if f"{UsageError.__module__}.{UsageError.__qualname__}" in bases else UserCodeError
-            return kind(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
-        case OutOfMemory():
-            held = format_bytes(max(ending.peak_anonymous_bytes, ending.group_growth_bytes))
-            what = f"nothing fits: the task ran out of memory in its {outcome.source} before a tiny batch was through"
-            asked = f"; {outcome.detail}" if outcome.detail else ""
-            return NothingFits(
-                what, known=f"it held {held} when it was stopped; {known}{asked}", try_="a larger container, or a smaller model"
-            )
-        case TimedOut():
-            return UserCodeError(
-                f"the task hangs: still in {outcome.phase} after {outcome.limit_s:.0f} s",
-                known=outcome.detail,
-                try_="run its factory by hand",
-            )
-        case _:
-            return GuardError(
-                "the task could not be examined",
-                known=f"{outcome.kind}: {ending.output[-500:] or ending.infrastructure or ending.exit_status}",
-            )

@@ -9,7 +9,16 @@ from batchcal.calibration.schema import Isolation, Mode
 from batchcal.calibration.speed import StepTime
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak
-from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
+from batchcal.measure.probe import (
+    Examination,
+    LapReport,
+    LapRequest,
+    ProbeReport,
+    ProbeRequest,
+    RehearsalReport,
+    RehearsalRequest,
+    RehearsalTimes,
+)
 from batchcal.workload.facts import TaskFacts
 
 
@@ -78,10 +87,35 @@ class FakeProbe:
     def lap(self, request: LapRequest) -> LapReport:
         """A step takes what `measure` says, whatever the policy; an update nothing to speak of."""
         times = [
-            StepTime(micro_batch=size, step_s=self._overhead_s + size * self._sample_s, update_s=1e-6, steps=3)
+            StepTime(
+                micro_batch=size,
+                threads=threads,
+                step_s=self._overhead_s + size * self._sample_s,
+                fetch_s=0.0,
+                fetch_cpu_s=0.0,
+                update_s=1e-6,
+                steps=3,
+            )
             for size in request.micro_batches
+            for threads in request.threads or (1,)
         ]
         return LapReport(times=tuple(times))
+
+    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        """As `measure` says of the largest micro-batch."""
+        plan = request.plan
+        time.sleep(self._sleep_s)
+        demand = int(self._base + max(plan.micro_batches) * self._per_sample)
+        step_s = sum(self._overhead_s + size * self._sample_s for size in plan.micro_batches)
+        samples = sum(plan.micro_batches)
+        outcome: Outcome
+        if demand > request.budget_bytes:
+            outcome = OutOfMemory(source="budget", detail="assumed", peak=Peak(demand_bytes=demand))
+        else:
+            outcome = Fits(peak=Peak(demand_bytes=demand), steps=1, step_s=step_s, samples_per_s=samples / step_s)
+        rates = tuple(size / (self._overhead_s + size * self._sample_s) for size in request.eval_batches)
+        times = RehearsalTimes(wait_share=0.0, eval_samples_per_s=rates)
+        return RehearsalReport(outcome=outcome, times=times, wall_s=step_s * 2)
 
     def close(self) -> None:
         return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from batchcal.calibration.schema import Calibration
+from batchcal.calibration.schema import Calibration, Objective
 from batchcal.core.progress import Progress
 from batchcal.detect.accelerator import present
 from batchcal.detect.detect import detect
 from batchcal.detect.torch_answer import ask_in_child
+from batchcal.guard.allocator import AUTO
 from batchcal.guard.roots import HERE
 from batchcal.measure.calibrate import calibrate as run
 from batchcal.measure.options import TIME_LIMIT_S, options
@@ -26,12 +27,13 @@ def calibrate(
     max_batch: int | None = None,
     multiple_of: int = 1,
     device: str = "auto",
-    allocator: str = "default",
-    workers: int = 0,
+    allocator: str = AUTO,
+    workers: int | None = None,
     effective_batch: int | None = None,
     seed: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
     max_probes: int | None = None,
+    objective: Objective = "throughput",
     output: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -44,6 +46,8 @@ def calibrate(
         target: `package.module:factory`, `path/to/file.py:factory` or a TOML config.
         margin: fraction of the memory limit that is left alone; default 0.15 on the CPU, 0.10 on an accelerator.
         memory_limit_bytes: an allowance below the real limit.
+        allocator, workers: what is given is not raced.
+        effective_batch, objective: of the plan that is rehearsed; plans for others are derived.
         output: the file to write; default: BATCHCAL_CALIBRATION, else `.batchcal/calibration.json` of the project.
 
     Raises:
@@ -66,6 +70,7 @@ def calibrate(
         seed=seed,
         time_limit_s=time_limit_s,
         max_probes=max_probes,
+        objective=objective,
     )
     reference = reference_of(target, directory=Path.cwd())
     result = run(

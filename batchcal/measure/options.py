@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from batchcal.calibration.schema import Options
+from batchcal.calibration.schema import Objective, Options
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB
+from batchcal.guard.allocator import AUTO
 
 MARGIN_CPU: Final = 0.15
 MARGIN_ACCELERATOR: Final = 0.10
@@ -40,17 +41,20 @@ def options(
     max_batch: int | None = None,
     multiple_of: int = 1,
     device: str = "auto",
-    allocator: str = "default",
-    workers: int = 0,
+    allocator: str = AUTO,
+    workers: int | None = None,
     effective_batch: int | None = None,
     seed: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
     max_probes: int | None = None,
+    objective: Objective = "throughput",
 ) -> Options:
     """Options with every default filled in, for a machine whose memory limit is `limit_bytes`.
 
     Args:
         accelerator_margin: default: `margin` where it is given.
+        allocator, workers: what is given is not raced.
+        objective: of the plan that is rehearsed.
 
     Raises:
         UsageError: a value out of its range, or two that contradict each other.
@@ -65,14 +69,14 @@ def options(
         raise UsageError(f"memory-limit {memory_limit_bytes} is no amount of memory", try_="--memory-limit 2GiB")
     if not 0 < time_limit_s < math.inf:
         raise UsageError(f"time-limit {time_limit_s:g} s is no time to measure in", try_="--time-limit 60s")
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise UsageError(f"workers {workers} is negative", try_="--workers 0")
     if max_batch is not None and max_batch < multiple_of:
         raise UsageError(
             f"no batch is a multiple of {multiple_of} and at most {max_batch}",
             try_=f"--max-batch {multiple_of} or a smaller --multiple-of",
         )
-    if workers > MOST_WORKERS:
+    if workers is not None and workers > MOST_WORKERS:
         raise UsageError(f"workers {workers} is more than a machine runs", known=f"at most {MOST_WORKERS}", try_="--workers 4")
     if not -LARGEST_SEED <= seed < LARGEST_SEED:
         raise UsageError(f"seed {seed} does not fit 64 bits", known="torch takes no larger one", try_="--seed 0")
@@ -98,6 +102,7 @@ def options(
         seed=seed,
         time_limit_s=time_limit_s,
         max_probes=max_probes,
+        objective=objective,
     )
 
 

@@ -9,7 +9,8 @@ import psutil
 import torch
 
 from batchcal.guard.fence import SHARED_MEMORY
-from batchcal.guard.meters import private_bytes, read_status, reset_peak
+from batchcal.guard.meters import ProcessMemory, private_bytes, read_status, reset_peak
+from batchcal.measure.request import Held
 
 
 class HostPeak:
@@ -85,6 +86,28 @@ class WorkersPeak:
         self.look()
         workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
         return sum(map(private_bytes, workers)) + self._shared
+
+
+def held(host: HostPeak, accelerator: AcceleratorPeak, *, load_peak: int, begin: int, workers: int) -> Held:
+    """All of it together, as it is now.
+
+    Args:
+        load_peak, begin: what `host` read after loading and before the measured steps.
+        workers: what DataLoader workers held.
+    """
+    status = read_status() or ProcessMemory()
+    return Held(
+        anonymous_bytes=status.anonymous_bytes,
+        shared_bytes=status.shared_bytes,
+        file_bytes=status.file_bytes,
+        workers_bytes=workers,
+        load_peak_bytes=load_peak,
+        begin_bytes=begin,
+        step_peak_bytes=host.read(),
+        accelerator_bytes=accelerator.reserved_bytes(),
+        accelerator_allocated_bytes=accelerator.allocated_bytes(),
+        accelerator_retries=accelerator.retries(),
+    )
 
 
 def _shared_used() -> int:

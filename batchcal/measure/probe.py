@@ -10,6 +10,7 @@ from batchcal.calibration.speed import StepTime
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.settling import LEAST_STEPS, STEPS_BEFORE_EVALUATION
+from batchcal.plan.plan import Plan
 from batchcal.workload.facts import TaskFacts
 
 
@@ -66,6 +67,8 @@ class LapRequest(Frozen):
     allocator: str
     micro_batches: tuple[int, ...]
     """By rising size: the heap that a larger one leaves must not serve a smaller one."""
+    threads: tuple[int, ...] = ()
+    """Intra-op threads to time each size with; none: those of every child."""
     allowed_bytes: int
     """Demand at which the fence is armed."""
     limit_s: float
@@ -76,6 +79,42 @@ class LapReport(Frozen):
     times: tuple[StepTime, ...]
     """In the order in which they ran; fewer than asked for where the lap ended before, as `why_ended` says."""
     why_ended: str = ""
+
+
+class RehearsalRequest(Frozen):
+    """A plan to run as it will train."""
+
+    plan: Plan
+    micro_batches: tuple[int, ...]
+    """Of each optimizer step: the plan's, or as many of them as there is time for."""
+    eval_batches: tuple[int, ...] = ()
+    """Sizes to evaluate with; the plan's own comes last."""
+    worst_case: bool = False
+    """Whether groups of the largest samples are run before: for the peak."""
+    allowed_bytes: int
+    """Demand at which the fence is armed."""
+    budget_bytes: int
+    least_s: float
+    """Groups are timed for so long at least, and one in any case."""
+    limit_s: float
+    """No group is begun after so many seconds."""
+
+
+class RehearsalTimes(Frozen):
+    """What else was learned of a plan that fits."""
+
+    wait_share: float
+    """Of a step: waiting for the batch."""
+    eval_samples_per_s: tuple[float, ...]
+    """By size that was asked for."""
+
+
+class RehearsalReport(Frozen):
+    outcome: Outcome
+    """`Fits.samples_per_s` is that of whole optimizer steps, in the mean; `step_s` seconds of one."""
+    times: RehearsalTimes | None
+    """None: it did not fit."""
+    wall_s: float
 
 
 class Probe(Protocol):
@@ -94,6 +133,10 @@ class Probe(Protocol):
 
     def lap(self, request: LapRequest) -> LapReport:
         """Times micro-batches. What cannot be run is left out, and says so."""
+        ...
+
+    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        """Runs a whole plan."""
         ...
 
     def close(self) -> None: ...

@@ -23,6 +23,7 @@ class Setting(Frozen):
     device: str
     seed: int
     intra_op_threads: int
+    interop_threads: int = 1
     workers: int
     prefetch_factor: int = PREFETCH_FACTOR
     smallest_batch: int
@@ -55,8 +56,8 @@ class ProbeArguments(Frozen):
     accelerator_allowed_bytes: int | None = None
 
 
-class ProbeAnswer(Frozen):
-    """What a child measured, in bytes and seconds."""
+class Held(Frozen):
+    """What a child held, in bytes."""
 
     anonymous_bytes: Bytes
     shared_bytes: Bytes
@@ -70,5 +71,11 @@ class ProbeAnswer(Frozen):
     accelerator_bytes: Bytes | None
     accelerator_allocated_bytes: Bytes | None
     accelerator_retries: Annotated[int, Field(ge=0)]
+
+
+class ProbeAnswer(Frozen):
+    """What a child measured, in bytes and seconds."""
+
+    held: Held
     step_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
     notes: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ class Subject:
 
     @classmethod
     def load(cls, setting: Setting) -> Subject:
-        apply_threads(setting.intra_op_threads, 1)
+        apply_threads(setting.intra_op_threads, setting.interop_threads)
         random.seed(setting.seed)
         torch.manual_seed(setting.seed)
         return cls.of(load_task(setting.reference, device=setting.device), torch.device(setting.device))
@@ -89,3 +89,10 @@ class _LastLossHeld:
         loss = self._loss(model, batch)
         self._held = loss
         return loss
+
+
+def limit_accelerator(device: torch.device, allowed_bytes: int | None) -> None:
+    """Lets the caching allocator hand out no more than `allowed_bytes`: a real fence for what it owns."""
+    if device.type == "cuda" and allowed_bytes is not None:
+        _, total = torch.accelerator.get_memory_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total), device)

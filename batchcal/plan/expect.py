@@ -19,14 +19,6 @@ def fitting(calibration: Calibration, finding: Finding, mode: Mode = "train") ->
     return tuple(sorted(found, key=lambda pair: (pair[0].batch, pair[0].sequence)))
 
 
-def was_run(calibration: Calibration, finding: Finding, micro_batch: int) -> bool:
-    """Whether this very size was trained with, and fitted."""
-    speeds = calibration.speeds_of(finding)
-    timed = () if speeds is None else (time.micro_batch for time in speeds.times)
-    probed = (measurement.batch for measurement, _ in fitting(calibration, finding))
-    return micro_batch in (finding.train.batch, *timed, *probed)
-
-
 def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_steps: int) -> int:
     """Bytes that accumulation adds to a measured peak.
 

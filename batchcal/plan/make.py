@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from batchcal.calibration.schema import Budget, Calibration, Finding
+from batchcal.calibration.rehearsal import Rehearsal
+from batchcal.calibration.schema import Budget, Calibration, Finding, Objective
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
-from batchcal.plan.expect import gradient_bytes, host_bytes, peak_bytes, samples_per_s, was_run
-from batchcal.plan.plan import KEYS, Objective, Plan
+from batchcal.guard.outcome import Fits
+from batchcal.plan.expect import gradient_bytes, host_bytes, peak_bytes, samples_per_s
+from batchcal.plan.plan import KEYS, Plan
 from batchcal.plan.reasons import reasons
+from batchcal.plan.rehearsed import most_rehearsed, rehearsal_of
 from batchcal.plan.split import split
 from batchcal.plan.workers import choose_workers
 
@@ -23,7 +26,7 @@ def make_plan(
     *,
     effective_batch: int | None = None,
     world_size: int = 1,
-    objective: Objective = "memory",
+    objective: Objective = "throughput",
     device: str | None = None,
     allocator: str | None = None,
     free_bytes_now: int | None = None,
@@ -44,7 +47,7 @@ def make_plan(
         NoCalibration: nothing was verified on this device under this allocator.
     """
     if objective not in get_args(Objective):
-        raise UsageError(f"objective {objective!r} is not known", try_="--objective memory, or throughput")
+        raise UsageError(f"objective {objective!r} is not known", try_="--objective throughput, or memory")
     finding = find(calibration, device=device, allocator=allocator)
     budget = calibration.budget(finding.device)
     if budget is None:
@@ -52,6 +55,9 @@ def make_plan(
     wished, why_effective = _effective_batch(calibration, finding, effective_batch, world_size)
     per_rank = wished // world_size
     largest = _fastest(calibration, finding, per_rank) if objective == "throughput" else _capacity(finding)
+    most = most_rehearsed(calibration, finding)
+    if most is not None and most < largest.batch:
+        largest = _Largest(most, "the most that a failed rehearsal leaves", largest.notices)
     chosen = _micro_batches(calibration, finding, budget, per_rank, largest)
     micro, steps = chosen.sizes[0], len(chosen.sizes)
     eval_batch = (finding.eval or finding.train).batch
@@ -62,14 +68,15 @@ def make_plan(
     rate = samples_per_s(calibration, finding, chosen.sizes)
     workers = choose_workers(
         calibration,
+        finding,
         largest_batch=max(micro, eval_batch),
         room_bytes=_host_room(calibration, finding, peak),
         samples_per_s=rate,
-        device=finding.device,
     )
-    threads = calibration.environment.optimal_threads
+    finals = calibration.finals_of(finding)
+    threads = calibration.environment.optimal_threads if finals is None else finals.winner.intra_op_threads
     plan = Plan(
-        status="verified" if was_run(calibration, finding, micro) and not chosen.reduced else "derived",
+        status="derived",
         micro_batch=micro,
         accumulation_steps=steps,
         effective_batch=wished,
@@ -98,7 +105,10 @@ def make_plan(
             *_too_little_now(peak, budget, free_bytes_now),
         ),
     )
-    why = reasons(plan, calibration, finding, budget) | {
+    rehearsal = rehearsal_of(calibration, plan)
+    if rehearsal is not None:
+        plan = _as_rehearsed(plan, rehearsal)
+    why = reasons(plan, calibration, finding, budget, rehearsal) | {
         "micro_batch": chosen.why,
         "effective_batch": why_effective,
         "num_workers": workers.why,
@@ -106,6 +116,21 @@ def make_plan(
         "device": "as asked" if device else "the device that the calibration chose",
     }
     return plan.model_copy(update={"why": {key: why[key] for key in KEYS if key in why}})
+
+
+def _as_rehearsed(plan: Plan, rehearsal: Rehearsal) -> Plan:
+    """What was run whole is known, not predicted."""
+    outcome = rehearsal.outcome
+    if not isinstance(outcome, Fits):
+        return plan
+    held = outcome.peak.held_on(plan.device)
+    return plan.model_copy(
+        update={
+            "status": "verified",
+            "predicted_peak_bytes": max(plan.predicted_peak_bytes, held),
+            "predicted_samples_per_s": outcome.samples_per_s,
+        }
+    )
 
 
 def find(calibration: Calibration, *, device: str | None = None, allocator: str | None = None) -> Finding:
@@ -130,7 +155,6 @@ def find(calibration: Calibration, *, device: str | None = None, allocator: str 
 class _Chosen:
     sizes: tuple[int, ...]
     why: str
-    reduced: bool = False
     notices: tuple[str, ...] = ()
 
 
@@ -216,11 +240,10 @@ def _micro_batches(calibration: Calibration, finding: Finding, budget: Budget, p
     smaller = _largest_beside_gradients(calibration, finding, budget.budget_bytes - held, capacity)
     if not smaller:
         text = f"gradients ({format_bytes(held)}) stay alive while micro-batches accumulate: the peak may exceed the budget"
-        return _Chosen(sizes, why, reduced=True, notices=(*notices, text))
+        return _Chosen(sizes, why, notices=(*notices, text))
     return _Chosen(
         split(per_rank, smaller, multiple_of=multiple),
         f"gradients ({format_bytes(held)}) stay alive while micro-batches accumulate: {smaller} fit beside, {capacity} alone",
-        reduced=True,
         notices=notices,
     )
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from batchcal.calibration.schema import Objective
 from batchcal.core.values import Record
 
 FORMAT: Final = 1
-Objective = Literal["memory", "throughput"]
-"""`memory`: the largest micro-batch that fits; `throughput`: the one that trained fastest, of those that were timed."""
 Status = Literal["verified", "derived", "predicted"]
-"""`verified`: the micro-batch was run; `derived`: follows from verified capacities; `predicted`: from the memory model only."""
+"""`verified`: this very plan was run whole; `derived`: follows from verified capacities; `predicted`: from the model only."""
 
 
 class Plan(Record):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from batchcal.calibration.rehearsal import Rehearsal
 from batchcal.calibration.schema import Budget, Calibration, Finding
 from batchcal.core.units import count_of, format_bytes
 from batchcal.plan.plan import Plan
 
 
-def reasons(plan: Plan, calibration: Calibration, finding: Finding, budget: Budget) -> dict[str, str]:
+def reasons(
+    plan: Plan, calibration: Calibration, finding: Finding, budget: Budget, rehearsal: Rehearsal | None
+) -> dict[str, str]:
     """A sentence for each value that does not depend on what was asked; the chooser of a value brings the others."""
     capacity, threads = finding.train, plan.intra_op_threads
     per_rank = sum(plan.micro_batches)
     cores = f"{calibration.environment.cpu.cores.value:g}"
     return {
-        "status": (
-            f"a micro-batch of {plan.micro_batch} was run and fitted"
-            if plan.status == "verified"
-            else f"{plan.micro_batch} follows from the capacity of {capacity.batch}; it was not run itself"
-        ),
+        "status": _status(plan, rehearsal),
         "accumulation_steps": f"the fewest for {count_of(per_rank, 'sample')}" + (" of each rank" if plan.world_size > 1 else ""),
         "micro_batches": "the sum is exact and the sizes are as even as can be, for the lowest peak",
         "eval_batch": (
@@ -28,7 +27,11 @@ def reasons(plan: Plan, calibration: Calibration, finding: Finding, budget: Budg
         ),
         "persistent_workers": "workers are kept over epochs" if plan.num_workers else "there are no workers",
         "multiprocessing_context": "the platform's default",
-        "intra_op_threads": f"physical cores within {cores} cores' worth of time",
+        "intra_op_threads": (
+            f"physical cores within {cores} cores' worth of time"
+            if calibration.finals_of(finding) is None
+            else "the fewest of those that are as fast as any, raced"
+        ),
         "interop_threads": (
             "so few cores are best used within one operator" if threads <= 2 else "a second one for operators side by side"
         ),
@@ -37,12 +40,15 @@ def reasons(plan: Plan, calibration: Calibration, finding: Finding, budget: Budg
             f"evaluating {plan.eval_batch} at once needs it"
             if finding.eval and finding.eval.peak_bytes == plan.predicted_peak_bytes
             else "the memory model at this size, and at least what was measured up to it"
+            if plan.status != "verified"
+            else "at least what the rehearsal held"
         ),
         "budget_bytes": f"{format_bytes(budget.limit_bytes)} by {budget.learned_from}, less others and margin",
         "predicted_samples_per_s": (
             "no step was timed around this size"
             if plan.predicted_samples_per_s is None
-            else "from measured step times" + (", per rank" if plan.world_size > 1 else "")
+            else ("rehearsed" if plan.status == "verified" else "from measured step times")
+            + (", per rank" if plan.world_size > 1 else "")
         ),
         "world_size": "as asked",
         "objective": (
@@ -56,3 +62,13 @@ def reasons(plan: Plan, calibration: Calibration, finding: Finding, budget: Budg
             else f"why the capacity is {capacity.batch} and no more"
         ),
     }
+
+
+def _status(plan: Plan, rehearsal: Rehearsal | None) -> str:
+    if rehearsal is None:
+        return f"this plan was not run whole; batchcal calibrate --effective-batch {plan.effective_batch} does that"
+    if not rehearsal.fits:
+        return f"its rehearsal failed: {rehearsal.outcome.kind}"
+    run, steps = rehearsal.micro_batches_run, plan.accumulation_steps
+    part = f", {run} of {steps} micro-batches a step" if run < steps else ""
+    return f"this very plan was run whole{part}: peak within the budget"

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchcal.calibration.pipeline import PipelineResult
-from batchcal.calibration.schema import Calibration
+from batchcal.calibration.rehearsal import Finals
+from batchcal.calibration.schema import Calibration, Finding
 from batchcal.core.units import MIB, count_of, format_bytes
+from batchcal.plan.rehearsed import workers_failed
 from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 # Private memory of one worker beside its batches: 11 MiB forked, 144 MiB started by forkserver or spawn (torch 2.13 on CPU,
@@ -35,23 +37,28 @@ class _Wish:
     prefetch: int = PREFETCH_FACTOR
 
 
+def worth_it(gain: float, cores: float) -> bool:
+    """Whether what workers promise is enough to have them."""
+    return gain >= (HEAVY if cores <= 2 else WORTH)
+
+
 def choose_workers(
-    calibration: Calibration, *, largest_batch: int, room_bytes: int, samples_per_s: float | None, device: str
+    calibration: Calibration, finding: Finding, *, largest_batch: int, room_bytes: int, samples_per_s: float | None
 ) -> Workers:
     """Workers and prefetch whose batches fit into /dev/shm and whose memory fits into `room_bytes` of the host's budget.
 
-    The number wished for is the one that the calibration was measured with (its memory is then part of the measured peak), else
-    what the measurement of the input pipeline promises, else what suits the cores. In flight at once: `workers x prefetch`
-    batches and the one in use, all in shared memory, and one more per worker while it collates.
+    The number wished for is the one that was asked for (its memory is then part of the measured peak), else the one that won the
+    race, else what the measurement of the input pipeline promises, else what suits the cores. In flight at once: `workers x
+    prefetch` batches and the one in use, all in shared memory, and one more per worker while it collates.
 
     Args:
         largest_batch: samples of the largest batch that a loader will build, for training or evaluation.
         room_bytes: what the budget leaves beside the training process's own peak.
         samples_per_s: of a training that fetches its batches itself, where that was timed.
     """
-    measured_with = calibration.options.workers
+    measured_with = calibration.options.workers or 0
     environment = calibration.environment
-    wish = _wish(calibration, samples_per_s, device)
+    wish = _wish(calibration, finding, samples_per_s)
     wished = wish.count
     if wished == 0:
         return Workers(0, None, wish.why, "there are no workers")
@@ -59,7 +66,7 @@ def choose_workers(
     shm = environment.shared_memory
     # Unknown where there is no /dev/shm (not Linux): torch passes tensors by other means there.
     shm_bytes = None if shm is None else int(shm.free_bytes * SHM_SHARE)
-    each = _worker_bytes(calibration)
+    each = worker_bytes(calibration)
     for count in range(wished, 0, -1):
         for prefetch in range(wish.prefetch, 0, -1):
             in_flight = batches_in_flight(count, prefetch) * batch_bytes
@@ -76,18 +83,39 @@ def choose_workers(
     return Workers(0, None, tight, "there are no workers")
 
 
-def _wish(calibration: Calibration, samples_per_s: float | None, device: str) -> _Wish:
+def _wish(calibration: Calibration, finding: Finding, samples_per_s: float | None) -> _Wish:
     """What would be best if there were memory for it."""
-    measured_with, environment = calibration.options.workers, calibration.environment
+    asked, environment = calibration.options.workers, calibration.environment
     cores = environment.cpu.cores.value
-    if measured_with:
-        return _Wish(measured_with, f"measured with {count_of(measured_with, 'worker')}")
-    promised = _promised(calibration.pipeline, samples_per_s, cores, on_host=device == "cpu")
+    if asked is not None:
+        return _Wish(asked, f"measured with {count_of(asked, 'worker')}" if asked else "as asked")
+    if workers_failed(calibration, finding):
+        return _Wish(0, "a rehearsal with workers failed")
+    finals = calibration.finals_of(finding)
+    if finals is not None:
+        winner = finals.winner
+        return _Wish(winner.num_workers, _raced(finals), winner.prefetch_factor or PREFETCH_FACTOR)
+    promised = _promised(calibration.pipeline, samples_per_s, cores, on_host=finding.device == "cpu")
     if promised is not None:
         return promised
     if environment.optimal_workers == 0:
         return _Wish(0, f"with {cores:g} cores a worker would take time from the training itself")
     return _Wish(environment.optimal_workers, f"{environment.optimal_workers} suit {cores:g} cores")
+
+
+def _raced(finals: Finals) -> str:
+    """What the race of workers says."""
+    winner = finals.winner
+    others = [one for one in finals.finalists if bool(one.num_workers) != bool(winner.num_workers)]
+    timed = max((one.samples_per_s for one in others if one.samples_per_s is not None), default=None)
+    if timed is not None and winner.samples_per_s is not None:
+        than = "none" if winner.num_workers else "with workers"
+        ratio = winner.samples_per_s / timed
+        return f"{ratio - 1:.0%} faster than {than}, raced" if ratio > 1 else f"none is as fast as {than}, raced"
+    bound = max((one.bound_samples_per_s for one in others), default=None)
+    if winner.num_workers == 0 and bound is not None and winner.samples_per_s is not None:
+        return f"workers could gain {max(0.0, bound / winner.samples_per_s - 1):.0%} at most"
+    return "the fastest of those that could be run"
 
 
 def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, cores: float, *, on_host: bool) -> _Wish | None:
@@ -109,7 +137,7 @@ def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, core
         return _Wish(0, f"{share}, and no worker could be tried")
     best_s = min(seconds for seconds, _ in expected)
     gain = step_s / best_s
-    if gain < (HEAVY if cores <= 2 else WORTH):
+    if not worth_it(gain, cores):
         return _Wish(0, f"{share}: workers would gain {max(0.0, gain - 1):.0%} at most")
     # The fewest that are within a few percent of the best.
     config = min(
@@ -119,7 +147,8 @@ def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, core
     return _Wish(config.num_workers, f"{share}: workers gain up to {gain - 1:.0%}", config.prefetch_factor or PREFETCH_FACTOR)
 
 
-def _worker_bytes(calibration: Calibration) -> int:
+def worker_bytes(calibration: Calibration) -> int:
+    """Private memory of one worker, beside its batches."""
     software = calibration.environment.software
     python = tuple(int(part) for part in software.python.split(".")[:2] if part.isdigit())
     # Linux forks workers up to Python 3.13; from 3.14 on forkserver is its default too.

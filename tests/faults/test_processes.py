@@ -27,7 +27,7 @@ from tests.support.guarded import ending_of, launcher
 
 pytestmark = pytest.mark.child
 
-VALID = {
+HELD = {
     "anonymous_bytes": 1 << 28,
     "shared_bytes": 0,
     "file_bytes": 0,
@@ -38,8 +38,8 @@ VALID = {
     "accelerator_bytes": None,
     "accelerator_allocated_bytes": None,
     "accelerator_retries": 0,
-    "step_s": [0.1, 0.1],
 }
+VALID = {"held": HELD, "step_s": [0.1, 0.1]}
 
 
 def test_a_probe_that_is_killed_in_its_step_is_told_and_the_next_one_works(machine: Lab, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_an_examination_that_is_none_is_an_error_that_says_so(machine: Lab) -> N
     assert failed.model_dump()["type"] == "GuardError"
 
 
-BYTES = [name for name in VALID if name.endswith("_bytes")]
+BYTES = [name for name in HELD if name.endswith("_bytes")]
 not_whole = st.floats().filter(lambda value: not value.is_integer())
 
 
@@ -206,7 +206,7 @@ not_whole = st.floats().filter(lambda value: not value.is_integer())
 )
 def test_a_number_of_bytes_that_cannot_be_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError):
-        ProbeAnswer.model_validate({**VALID, name: value})
+        ProbeAnswer.model_validate({**VALID, "held": {**HELD, name: value}})
 
 
 @pytest.mark.parametrize("seconds", [[], [-1.0], [float("nan")], [float("inf")], "soon"])

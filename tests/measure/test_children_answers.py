@@ -18,7 +18,7 @@ from batchcal.guard.wire import JSON
 from batchcal.measure import children
 from batchcal.measure.children import ChildProbe
 from batchcal.measure.probe import ProbeReport
-from batchcal.measure.request import ProbeAnswer
+from batchcal.measure.request import Held, ProbeAnswer
 from tests.support.children import ROOM, Fixed, fitting, probing, request, setting_of
 
 pytestmark = pytest.mark.child
@@ -33,7 +33,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     monkeypatch.setattr(children, "run", run)
 
 
-ANSWER = ProbeAnswer(
+HELD = Held(
     anonymous_bytes=300 * MIB,
     shared_bytes=10 * MIB,
     file_bytes=90 * MIB,
@@ -44,13 +44,15 @@ ANSWER = ProbeAnswer(
     accelerator_bytes=None,
     accelerator_allocated_bytes=None,
     accelerator_retries=0,
-    step_s=(5.0, 1.0, 2.0, 3.0),
 )
+ANSWER = ProbeAnswer(held=HELD, step_s=(5.0, 1.0, 2.0, 3.0))
 
 
 @contextmanager
 def answered(monkeypatch: pytest.MonkeyPatch, device: str, **changes: object) -> Iterator[ProbeReport]:
-    answering(monkeypatch, ANSWER.model_copy(update=changes).model_dump(mode="json"))
+    own = {name: value for name, value in changes.items() if name in ProbeAnswer.model_fields}
+    held = HELD.model_copy(update={name: value for name, value in changes.items() if name not in own})
+    answering(monkeypatch, ANSWER.model_copy(update={"held": held, **own}).model_dump(mode="json"))
     setting = setting_of("wide").model_copy(update={"device": device})
     probe = ChildProbe({device: setting}, Fixed(ROOM), host_budget_bytes=GIB, note=print, isolation="spawn")
     with closing(probe):

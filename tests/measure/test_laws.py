@@ -16,7 +16,15 @@ from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, KIB, MIB
 from batchcal.guard.outcome import Fits, Outcome
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, LapReport, LapRequest, ProbeReport, ProbeRequest
+from batchcal.measure.probe import (
+    Examination,
+    LapReport,
+    LapRequest,
+    ProbeReport,
+    ProbeRequest,
+    RehearsalReport,
+    RehearsalRequest,
+)
 from tests.support.probes import BROKEN, KILLED, SUSPECT, Desk, MachineProbe
 
 MISHAPS: tuple[Outcome, ...] = (KILLED, BROKEN, SUSPECT)
@@ -151,6 +159,9 @@ class Cutting:
 
     def lap(self, request: LapRequest) -> LapReport:
         return self._probe.lap(request)
+
+    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        return self._probe.rehearse(request)
 
     def close(self) -> None:
         return None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
-from batchcal.calibration.speed import Speeds, StepTime
+from batchcal.calibration.speed import Speeds
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Fact, SharedMemory
@@ -26,6 +26,7 @@ from tests.support.calibrations import (
     measurement,
     measurements,
     options,
+    step_time,
 )
 
 
@@ -333,7 +334,7 @@ def test_on_a_gpu_memory_is_pinned_and_workers_come_out_of_the_hosts_memory() ->
 
 def raced(*times: tuple[int, float]) -> Calibration:
     """Timed under `default`: (micro-batch, samples per second), an update taking 1 ms."""
-    steps = tuple(StepTime(micro_batch=size, step_s=size / rate, update_s=0.001, steps=3) for size, rate in times)
+    steps = tuple(step_time(size, size / rate, update_s=0.001, steps=3) for size, rate in times)
     return a_calibration(speeds=(Speeds(device="cpu", allocator="default", times=steps, rounds=3, left=""),))
 
 

@@ -8,7 +8,7 @@ from batchcal.calibration.pipeline import LoaderConfig, LoaderTiming, PipelineRe
 from batchcal.calibration.schema import Calibration
 from batchcal.core.units import GIB
 from batchcal.plan.workers import choose_workers
-from tests.support.calibrations import MADE_AT, a_calibration, an_environment
+from tests.support.calibrations import MADE_AT, a_calibration, a_finding, an_environment
 
 
 def timing(workers: int, rate: float | None, prefetch: int = 2) -> LoaderTiming:
@@ -26,7 +26,8 @@ def measured(*timings: LoaderTiming, cores: float = 2.0, **overrides: object) ->
 
 
 def chosen(calibration: Calibration, *, rate: float | None = 100.0, device: str = "cpu") -> tuple[int, int | None, str]:
-    workers = choose_workers(calibration, largest_batch=8, room_bytes=GIB, samples_per_s=rate, device=device)
+    finding = a_finding(device=device)
+    workers = choose_workers(calibration, finding, largest_batch=8, room_bytes=GIB, samples_per_s=rate)
     return workers.count, workers.prefetch, workers.why
 
 

@@ -22,6 +22,7 @@ from batchcal.calibration.schema import (
     Measurement,
     Options,
 )
+from batchcal.calibration.speed import StepTime
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Advice, Candidate, Cpu, Environment, Fact, Memory, SharedMemory, Software, ThreadPool
 from batchcal.guard.outcome import Fits, OutOfMemory, Peak, Suspect
@@ -155,6 +156,20 @@ def fits(mebibytes: int, samples_per_s: float, *, batch: int, steps: int = 3) ->
     demand = mebibytes * MIB
     peak = Peak(demand_bytes=demand, anonymous_bytes=demand, file_bytes=180 * MIB)
     return Fits(peak=peak, steps=steps, step_s=round(batch / samples_per_s, 4), samples_per_s=samples_per_s)
+
+
+def step_time(micro_batch: int, step_s: float, **overrides: object) -> StepTime:
+    """What one micro-batch took, with two threads, most of it computing."""
+    values: dict[str, object] = {
+        "micro_batch": micro_batch,
+        "threads": 2,
+        "step_s": step_s,
+        "fetch_s": 0.0,
+        "fetch_cpu_s": 0.0,
+        "update_s": 1e-9,
+        "steps": 2,
+    }
+    return StepTime.model_validate(values | overrides)
 
 
 def measurement(**overrides: object) -> Measurement:

@@ -10,7 +10,6 @@ from typing import Final
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Calibration, Isolation, Measurement, Mode, Options
-from batchcal.calibration.speed import StepTime
 from batchcal.calibration.store import Loaded, load
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Field, Recorded
@@ -20,7 +19,7 @@ from batchcal.guard.outcome import Fits, Infrastructure, KilledFromOutside, Outc
 from batchcal.measure.calibrate import CalibrationResult, calibrate
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, LapReport, LapRequest, Probe, ProbeReport, ProbeRequest
+from batchcal.measure.probe import Examination, Probe, ProbeReport, ProbeRequest, RehearsalReport, RehearsalRequest
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.reference import TaskReference
 from tests.support.calibrations import an_environment
@@ -94,7 +93,7 @@ class ScriptedProbe(FakeProbe):
         return [request.batch for request in self.asked if request.mode == mode]
 
 
-class MachineProbe:
+class MachineProbe(FakeProbe):
     """A machine with noise, whose static curve is wrong by a factor and whose fence stops what goes above it."""
 
     def __init__(
@@ -107,12 +106,11 @@ class MachineProbe:
         eval_samples: int | None,
         noise: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        super().__init__(base_bytes=base_bytes)
         self._demand = demand
         self._paper = paper
-        self._base = base_bytes
         self._samples = (train_samples, eval_samples)
         self._noise = noise
-        self.asked: list[ProbeRequest] = []
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         facts = TaskFacts(
@@ -136,9 +134,12 @@ class MachineProbe:
             shape_source="fake-tensor",
         )
 
-    def lap(self, request: LapRequest) -> LapReport:
-        times = (StepTime(micro_batch=size, step_s=size / 100_000, update_s=1e-6, steps=2) for size in request.micro_batches)
-        return LapReport(times=tuple(times))
+    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        demand = int(self._base + self._demand(request.plan.micro_batch, "train") * self._noise())
+        if demand > request.budget_bytes:
+            over = OutOfMemory(source="budget", detail="it ran, but held too much", peak=Peak(demand_bytes=demand))
+            return RehearsalReport(outcome=over, times=None, wall_s=0.01)
+        return super().rehearse(request)
 
     def measure(self, request: ProbeRequest) -> ProbeReport:
         self.asked.append(request)

@@ -8,6 +8,7 @@ from typing import Final
 
 from batchcal.core.units import count_of, format_bytes
 from batchcal.core.values import Frozen
+from batchcal.detect.environment import Environment
 from batchcal.workload.in_flight import SHM_SHARE, batches_in_flight
 
 PREFETCH: Final = (2, 4, 1, 8)
@@ -36,6 +37,19 @@ class Room(Frozen):
     open_files: int
     processes: int | None
     """That may still be started. None: no limit."""
+
+
+def room_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -> Room:
+    """What workers may take here, of which `memory_bytes` of memory."""
+    shm = environment.shared_memory
+    return Room(
+        cores=environment.cpu.cores.value,
+        shm_bytes=None if shm is None else shm.free_bytes,
+        memory_bytes=max(0, memory_bytes),
+        worker_bytes=worker_bytes,
+        open_files=environment.open_files.value,
+        processes=None if environment.pids is None else environment.pids.value,
+    )
 
 
 def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool = False) -> tuple[Candidate, ...]:

@@ -26,7 +26,7 @@ from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import Message
 from batchcal.measure.attempts import said
-from batchcal.measure.pipeline.candidates import Room
+from batchcal.measure.pipeline.candidates import Room, room_of
 from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import TIE, Race
 from batchcal.workload.reference import TaskReference
@@ -103,16 +103,8 @@ def calibrate_pipeline(
 
 
 def _room(environment: Environment, meter: MemoryGroup) -> Room:
-    shm = environment.shared_memory
     free = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
-    return Room(
-        cores=environment.cpu.cores.value,
-        shm_bytes=None if shm is None else shm.free_bytes,
-        memory_bytes=max(0, free - PARENT_BYTES),
-        worker_bytes=WORKER_BYTES,
-        open_files=environment.open_files.value,
-        processes=None if environment.pids is None else environment.pids.value,
-    )
+    return room_of(environment, memory_bytes=free - PARENT_BYTES, worker_bytes=WORKER_BYTES)
 
 
 def _limits(meter: MemoryGroup, limit_s: float) -> Limits:

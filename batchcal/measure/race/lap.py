@@ -7,17 +7,18 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+import torch
 from torch.utils.data import IterableDataset
 
 from batchcal.calibration.speed import StepTime
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.race.request import LapArguments
+from batchcal.measure.race.stopwatch import timed_group
 from batchcal.measure.subject import Subject
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.loader import DataLoaderConfig, build_loader
 from batchcal.workload.batches import WorstCase
-from batchcal.workload.step import batch_weight, clear_gradients, forward_backward, move, update
 
 STEPS_DROPPED: Final = 1
 """Of every size: the first step can take twelve times the others."""
@@ -40,48 +41,53 @@ def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     context.phase("measure")
     best, slower = 0.0, 0
     for size in request.micro_batches:
-        if time.monotonic() >= request.until_s:
-            break
-        timed = _timed(subject, size, request)
-        context.tell({"time": timed.model_dump(mode="json")})
-        rate = timed.samples_per_s(request.micro_batches[-1])
+        rate = 0.0
+        for threads in request.threads or (setting.intra_op_threads,):
+            if time.monotonic() >= request.until_s:
+                return {"done": True}
+            torch.set_num_threads(threads)
+            timed = _timed(subject, size, threads, request)
+            context.tell({"time": timed.model_dump(mode="json")})
+            rate = max(rate, timed.samples_per_s(request.micro_batches[-1]))
         best, slower = max(best, rate), slower + 1 if rate < best * SLOWING else 0
         if slower > 1:
             break
     return {"done": True}
 
 
-def _timed(subject: Subject, size: int, request: LapArguments) -> StepTime:
-    step_s: list[float] = []
-    update_s: list[float] = []
-    batches = _batches(subject, size, request.setting.seed)
-    for number in itertools.count():
-        began = time.perf_counter()
-        batch = next(batches)
-        weight = _forward_backward(subject, batch)
-        ended = time.perf_counter()
-        update(subject.task, weight, scaler=subject.scaler)
-        if number >= STEPS_DROPPED:
-            step_s.append(ended - began)
-            update_s.append(time.perf_counter() - ended)
-        clear_gradients(subject.task)
-        if len(step_s) >= LEAST_STEPS and sum(step_s) >= request.least_s:
-            break
-    return StepTime(micro_batch=size, step_s=min(step_s), update_s=max(min(update_s), 1e-9), steps=len(step_s))
+def _timed(subject: Subject, size: int, threads: int, request: LapArguments) -> StepTime:
+    batches = training_batches(subject, (size,), DataLoaderConfig(), request.setting.seed)
+    for _ in range(STEPS_DROPPED):
+        timed_group(subject, batches, 1)
+    found: StepTime | None = None
+    spent_s = 0.0
+    while found is None or found.steps < LEAST_STEPS or spent_s < request.least_s:
+        group = timed_group(subject, batches, 1)
+        one = StepTime(
+            micro_batch=size,
+            threads=threads,
+            step_s=max(group.step_s[0], 1e-9),
+            fetch_s=group.fetch_s[0],
+            fetch_cpu_s=group.fetch_cpu_s[0],
+            update_s=group.update_s,
+            steps=1,
+        )
+        spent_s += one.step_s
+        found = one if found is None else found.or_better(one)
+    return found
 
 
-def _forward_backward(subject: Subject, micro_batch: MicroBatch) -> float:
-    batch = move(micro_batch.batch, subject.device)
-    weight = batch_weight(subject.task, batch, micro_batch.samples)
-    forward_backward(subject.task, batch, weight=weight, scaler=subject.scaler)
-    return weight
-
-
-def _batches(subject: Subject, size: int, seed: int) -> Iterator[MicroBatch]:
-    """Whole micro-batches in the shuffled order of a training, epoch after epoch."""
+def training_batches(
+    subject: Subject, micro_batches: tuple[int, ...], config: DataLoaderConfig, seed: int
+) -> Iterator[MicroBatch]:
+    """Whole groups of micro-batches in the shuffled order of a training, epoch after epoch."""
     task = subject.task
     whole = not isinstance(task.train_data, IterableDataset)  # where a stream ends is known when it has ended
-    loader = build_loader(DataLoaderConfig(), task.train_data, (size,), task.collate_fn, shuffle=True, seed=seed, drop_last=whole)
+    loader = build_loader(config, task.train_data, micro_batches, task.collate_fn, shuffle=True, seed=seed, drop_last=whole)
     for _ in itertools.count():
-        for batch in loader:
-            yield batch if isinstance(batch, MicroBatch) else MicroBatch(batch, size)
+        # Not a loop: its name would keep a batch alive while the next one is made.
+        yield from map(_counted, loader, itertools.cycle(micro_batches))
+
+
+def _counted(batch: object, samples: int) -> MicroBatch:
+    return batch if isinstance(batch, MicroBatch) else MicroBatch(batch, samples)

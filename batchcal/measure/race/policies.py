@@ -11,7 +11,6 @@ from batchcal.calibration.schema import Options
 from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
-from batchcal.guard.allocator import available
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, LapRequest, Probe
 from batchcal.measure.race.race import TIE, Race
@@ -37,14 +36,15 @@ def policy_race(
     examination: Examination,
     *,
     device: str,
+    policies: Sequence[str],
     budget_bytes: int,
     options: Options,
     limit_s: float,
     clock: Clock,
     progress: Progress,
 ) -> PolicyRace:
-    """The race of all policies that this system has, for the task that was examined."""
-    prior = Prior.of(device, "default")
+    """The race of `policies` for the task that was examined. One alone is timed at every size all the same."""
+    prior = Prior.of(device, policies[0])
     model = MemoryModel(
         base_bytes=examination.base_bytes,
         ratio=prior.ratio,
@@ -57,7 +57,7 @@ def policy_race(
     return PolicyRace(
         probe=probe,
         device=device,
-        policies=tuple(policy.name for policy in available()),
+        policies=policies,
         sizes=sizes,
         effective_batch=options.effective_batch or sizes[-1],
         allowed_bytes=budget_bytes,

@@ -10,6 +10,7 @@ class LapArguments(Frozen):
     setting: Setting
     micro_batches: tuple[int, ...]
     """See `LapRequest`."""
+    threads: tuple[int, ...]
     least_s: float
     """Every size is timed for so long at least, and for two steps."""
     until_s: float

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
-from batchcal.calibration.speed import Speeds, StepTime
+from batchcal.calibration.speed import Speeds
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.probe import LapReport, LapRequest
 from batchcal.measure.race.policies import MOST_SIZES, PolicyRace, sizes_for
-from tests.support.calibrations import MADE_AT
+from tests.support.calibrations import MADE_AT, step_time
 
 Curve = dict[int, float]
 """Samples per second by micro-batch."""
@@ -35,11 +35,7 @@ class Track(FakeProbe):
         curve = self.curves.get(request.allocator)
         if curve is None:
             return LapReport(times=(), why_ended="out-of-memory: fence")
-        return LapReport(
-            times=tuple(
-                StepTime(micro_batch=size, step_s=size / curve[size], update_s=1e-9, steps=2) for size in request.micro_batches
-            )
-        )
+        return LapReport(times=tuple(step_time(size, size / curve[size]) for size in request.micro_batches))
 
 
 def race(probe: Track, *, effective: int = 1024, limit_s: float = 60.0) -> tuple[str | None, dict[str, Speeds]]:
@@ -130,8 +126,8 @@ def test_sizes_double_up_to_what_half_of_the_budget_holds(ceiling: int, multiple
 
 
 def test_a_step_is_as_fast_as_it_was_seen_and_an_update_is_shared_by_the_group() -> None:
-    once = StepTime(micro_batch=10, step_s=0.2, update_s=0.1, steps=2)
-    again = StepTime(micro_batch=10, step_s=0.1, update_s=0.2, steps=3)
+    once = step_time(10, 0.2, update_s=0.1, steps=2)
+    again = step_time(10, 0.1, update_s=0.2, steps=3)
     both = once.or_better(again)
     assert (both.step_s, both.update_s, both.steps) == (0.1, 0.1, 5)
     assert both.samples_per_s(10) == pytest.approx(50)

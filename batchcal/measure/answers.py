@@ -1,0 +1,137 @@
+"""What a child's answer means: an outcome against the budget, or an error for the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from pydantic import ValidationError
+
+from batchcal.core.errors import BatchcalError, GuardError, NothingFits, UsageError, UserCodeError
+from batchcal.core.units import format_bytes
+from batchcal.guard.classify import classify
+from batchcal.guard.ending import Ending
+from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut, UserCodeFailed
+from batchcal.guard.wire import JSON
+from batchcal.measure.probe import RehearsalRequest, RehearsalTimes
+from batchcal.measure.rehearsal.request import RehearsalAnswer
+from batchcal.measure.request import Held, ProbeAnswer
+
+
+@dataclass(frozen=True)
+class Within:
+    """What a child had to stay within."""
+
+    device: str
+    budget_bytes: int
+    """Of the device."""
+    host_budget_bytes: int
+    group_base_bytes: int | None
+    """What the child shared with its zygote, where the group's growth counts besides; None: the child saw all there was."""
+
+
+def probed(value: JSON, ending: Ending, within: Within, batch: int) -> Outcome:
+    """Of one batch size."""
+    try:
+        answer = ProbeAnswer.model_validate(value)
+    except ValidationError as error:
+        return _unusable(error)
+    peak = _peak(answer.held, ending, within)
+    over = _over(answer.held, peak, within)
+    if over is not None:
+        return over
+    step_s = max(median(answer.step_s[1:] or answer.step_s), 1e-9)
+    return Fits(peak=peak, steps=len(answer.step_s), step_s=step_s, samples_per_s=batch / step_s)
+
+
+def rehearsed(value: JSON, ending: Ending, within: Within, request: RehearsalRequest) -> Outcome:
+    """Of a whole plan."""
+    try:
+        answer = RehearsalAnswer.model_validate(value)
+    except ValidationError as error:
+        return _unusable(error)
+    peak = _peak(answer.held, ending, within)
+    over = _over(answer.held, peak, within)
+    if over is not None:
+        return over
+    samples = sum(request.plan.micro_batches)
+    step_s = max(samples * answer.sample_s + answer.update_s, 1e-9)
+    return Fits(peak=peak, steps=answer.groups, step_s=step_s, samples_per_s=samples / step_s)
+
+
+def rehearsal_times(value: JSON) -> RehearsalTimes:
+    """Of an answer that is usable."""
+    answer = RehearsalAnswer.model_validate(value)
+    return RehearsalTimes(
+        wait_share=min(1.0, answer.wait_s / max(answer.sample_s, 1e-12)),
+        eval_samples_per_s=tuple(1 / max(seconds, 1e-12) for seconds in answer.eval_sample_s),
+    )
+
+
+def notes(returned: JSON) -> tuple[str, ...]:
+    """What a child wants the reader to know."""
+    told = returned.get("notes") if isinstance(returned, dict) else None
+    return tuple(note for note in told if isinstance(note, str)) if isinstance(told, list) else ()
+
+
+def _unusable(error: ValidationError) -> Infrastructure:
+    return Infrastructure(detail=f"the child's answer is not usable: {error.error_count()} fields are wrong")
+
+
+def _peak(held: Held, ending: Ending, within: Within) -> Peak:
+    host = max(held.step_peak_bytes, held.load_peak_bytes) + held.workers_bytes
+    if within.group_base_bytes is not None:
+        host = max(host, ending.group_growth_bytes + within.group_base_bytes)
+    return Peak(
+        demand_bytes=host,
+        anonymous_bytes=max(0, held.step_peak_bytes - held.shared_bytes),
+        shared_bytes=held.shared_bytes,
+        file_bytes=held.file_bytes,
+        begin_bytes=held.begin_bytes,
+        accelerator_bytes=held.accelerator_bytes,
+        accelerator_allocated_bytes=held.accelerator_allocated_bytes,
+    )
+
+
+def _over(held: Held, peak: Peak, within: Within) -> OutOfMemory | None:
+    """It ran to its end, and yet it does not fit. None: it does."""
+    if held.accelerator_retries > 0:
+        detail = f"the allocator had to flush its cache {held.accelerator_retries} times to go on"
+        return OutOfMemory(source="accelerator", detail=detail, peak=peak)
+    demand = peak.held_on(within.device)
+    if demand > within.budget_bytes:
+        over = f"it ran, but held {format_bytes(demand)} of {format_bytes(within.budget_bytes)}"
+        return OutOfMemory(source="budget", detail=over, peak=peak)
+    if within.device != "cpu" and peak.demand_bytes > within.host_budget_bytes:
+        over = f"it ran, but held {format_bytes(peak.demand_bytes)} of the host's {format_bytes(within.host_budget_bytes)}"
+        return OutOfMemory(source="budget", detail=over, peak=peak)
+    return None
+
+
+def failure(ending: Ending, budget_bytes: int) -> BatchcalError:
+    """Why the examination failed, as an error for the user."""
+    outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+    known = f"the budget is {format_bytes(budget_bytes)}"
+    match outcome:
+        case UserCodeFailed():
+            bases = ending.raised.chain[0].bases if ending.raised is not None else ()
+            kind = UsageError if f"{UsageError.__module__}.{UsageError.__qualname__}" in bases else UserCodeError
+            return kind(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
+        case OutOfMemory():
+            held = format_bytes(max(ending.peak_anonymous_bytes, ending.group_growth_bytes))
+            what = f"nothing fits: the task ran out of memory in its {outcome.source} before a tiny batch was through"
+            asked = f"; {outcome.detail}" if outcome.detail else ""
+            return NothingFits(
+                what, known=f"it held {held} when it was stopped; {known}{asked}", try_="a larger container, or a smaller model"
+            )
+        case TimedOut():
+            return UserCodeError(
+                f"the task hangs: still in {outcome.phase} after {outcome.limit_s:.0f} s",
+                known=outcome.detail,
+                try_="run its factory by hand",
+            )
+        case _:
+            return GuardError(
+                "the task could not be examined",
+                known=f"{outcome.kind}: {ending.output[-500:] or ending.infrastructure or ending.exit_status}",
+            )

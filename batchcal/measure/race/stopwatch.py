@@ -1,0 +1,73 @@
+"""Optimizer steps, each timed in its parts, as a training runs them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from batchcal.measure.subject import Subject
+from batchcal.runtime.batches import MicroBatch
+from batchcal.runtime.group import run_group
+
+
+@dataclass(frozen=True)
+class GroupTime:
+    """One optimizer step in seconds; the tuples by micro-batch."""
+
+    step_s: tuple[float, ...]
+    """Fetching, forward and backward."""
+    fetch_s: tuple[float, ...]
+    fetch_cpu_s: tuple[float, ...]
+    """What this thread computed meanwhile."""
+    update_s: float
+    samples: int
+
+
+def timed_group(subject: Subject, batches: Iterator[MicroBatch], count: int) -> GroupTime:
+    """Runs one group of `count` micro-batches: the trainings' own function.
+
+    Raises:
+        StopIteration: there are fewer.
+    """
+    watched = _Watched(batches, count)
+    result = run_group(subject.task, watched, device=subject.device, scaler=subject.scaler)
+    if subject.device.type != "cpu":
+        torch.accelerator.synchronize(subject.device)
+    ended = time.perf_counter()
+    marks = watched.began_s
+    return GroupTime(
+        step_s=tuple(after - before for before, after in itertools.pairwise(marks)),
+        fetch_s=tuple(watched.fetch_s),
+        fetch_cpu_s=tuple(watched.fetch_cpu_s),
+        update_s=max(ended - marks[-1], 1e-9),
+        samples=result.samples,
+    )
+
+
+@dataclass
+class _Watched:
+    """Hands micro-batches on and holds none: a name here would keep a batch alive while the next one is made."""
+
+    batches: Iterator[MicroBatch]
+    left: int
+    began_s: list[float] = field(default_factory=list)
+    fetch_s: list[float] = field(default_factory=list)
+    fetch_cpu_s: list[float] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return self
+
+    def __next__(self) -> MicroBatch:
+        cpu = time.thread_time()
+        self.began_s.append(time.perf_counter())
+        if self.left == 0:
+            raise StopIteration
+        self.left -= 1
+        fetched = [next(self.batches)]
+        self.fetch_s.append(time.perf_counter() - self.began_s[-1])
+        self.fetch_cpu_s.append(time.thread_time() - cpu)
+        return fetched.pop()

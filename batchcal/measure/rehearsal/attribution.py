@@ -1,0 +1,126 @@
+"""What a plan gains over PyTorch's defaults: one knob turned back at a time, and all of them, timed in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from batchcal.calibration.rehearsal import Attribution, TurnedBack
+from batchcal.calibration.schema import Calibration
+from batchcal.detect.environment import Environment
+from batchcal.guard.outcome import Fits
+from batchcal.measure.attempts import said
+from batchcal.measure.race.race import Race
+from batchcal.measure.rehearsal.stage import Stage
+from batchcal.plan.plan import Plan
+from batchcal.plan.split import split
+
+ROUNDS: Final = 2
+"""At most; a knob's part is said with two digits."""
+Name = Literal["allocator", "micro_batch", "num_workers", "intra_op_threads"]
+
+
+def usual_threads(environment: Environment) -> int:
+    """The intra-op threads that torch takes by itself: OMP_NUM_THREADS, else all physical cores, whatever the quota."""
+    told = environment.software.thread_environment.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(told) if told.isdigit() and int(told) > 0 else max(1, environment.cpu.physical)
+
+
+@dataclass
+class _Variant:
+    """A plan that is timed, and what came of it."""
+
+    plan: Plan | None
+    """None: it cannot be, as `why` says."""
+    why: str = ""
+    rates: list[float] = field(default_factory=list)
+
+    @property
+    def samples_per_s(self) -> float | None:
+        return max(self.rates, default=None)
+
+
+def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution | None:
+    """Each knob's part in what `plan` gains. None: no time was left, or the plan itself could not be timed.
+
+    A knob that is as PyTorch has it is not turned.
+    """
+    knobs = _knobs(calibration, plan)
+    turned = {name: _turned_back(calibration, plan, (name,)) for name in knobs}
+    usual = _turned_back(calibration, plan, tuple(knobs)) if len(knobs) > 1 else None
+    chosen = _Variant(plan)
+    variants = [chosen, *([usual] if usual is not None else []), *turned.values()]
+    rounds = _run(stage, variants) if knobs else 0
+    if knobs and chosen.samples_per_s is None:
+        return None
+    rate = chosen.samples_per_s or plan.predicted_samples_per_s
+    if rate is None:
+        return None
+    back = next(iter(turned.values())) if len(knobs) == 1 else usual
+    return Attribution(
+        effective_batch=plan.effective_batch,
+        samples_per_s=rate,
+        usual_samples_per_s=back.samples_per_s if back is not None else rate,
+        knobs=tuple(
+            TurnedBack(knob=name, chosen=knobs[name][0], usual=knobs[name][1], samples_per_s=one.samples_per_s, why=one.why)
+            for name, one in turned.items()
+        ),
+        rounds=rounds,
+        why=back.why if back is not None else "",
+    )
+
+
+def _knobs(calibration: Calibration, plan: Plan) -> dict[Name, tuple[str, str]]:
+    """The knobs that differ from what PyTorch does by itself: as chosen, and as usual."""
+    threads = usual_threads(calibration.environment)
+    undivided = _undivided(calibration, plan, plan.allocator)
+    values: dict[Name, tuple[str, str]] = {
+        "allocator": (plan.allocator, "default"),
+        "micro_batch": (str(plan.micro_batch), str(undivided)),
+        "num_workers": (str(plan.num_workers), "0"),
+        "intra_op_threads": (str(plan.intra_op_threads), str(threads)),
+    }
+    return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+
+
+def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) -> _Variant:
+    update: dict[str, object] = {}
+    allocator = "default" if "allocator" in names else plan.allocator
+    if calibration.finding(device=plan.device, allocator=allocator) is None:
+        return _Variant(None, why=f"nothing is known to fit under {allocator}")
+    undivided = _undivided(calibration, plan, allocator)
+    largest = undivided if "micro_batch" in names else min(plan.micro_batch, undivided)
+    sizes = split(sum(plan.micro_batches), largest)
+    update |= {"allocator": allocator, "micro_batches": sizes, "micro_batch": sizes[0], "accumulation_steps": len(sizes)}
+    if "num_workers" in names:
+        update |= {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None}
+    if "intra_op_threads" in names:
+        update |= {"intra_op_threads": usual_threads(calibration.environment)}
+    return _Variant(plan.model_copy(update=update))
+
+
+def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
+    """The micro-batch of who does not divide: the effective batch, or what of it fits."""
+    finding = calibration.finding(device=plan.device, allocator=allocator)
+    whole = sum(plan.micro_batches)
+    return whole if finding is None else min(whole, finding.train.batch)
+
+
+def _run(stage: Stage, variants: list[_Variant]) -> int:
+    """Rounds in which each variant is timed once, another order every time; as many as there is time for. Returns how many."""
+    order = Race(len(variants))
+    for number in range(ROUNDS):
+        for place in order.order() if number else range(len(variants)):
+            variant = variants[place]
+            if variant.plan is None or variant.why:
+                continue
+            if stage.left_s() <= 0:
+                variant.why = "" if variant.rates else "no time was left"
+                continue
+            outcome = stage.turn(variant.plan).outcome
+            if isinstance(outcome, Fits):
+                variant.rates.append(outcome.samples_per_s)
+            else:
+                variant.why = said(outcome)
+        order.tell({})
+    return max(len(variant.rates) for variant in variants)

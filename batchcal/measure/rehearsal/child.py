@@ -1,0 +1,117 @@
+"""Inside a measuring child: runs a plan as it will train. Named by the parent, never called by it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
+from batchcal.measure.race.lap import training_batches
+from batchcal.measure.race.stopwatch import GroupTime, timed_group
+from batchcal.measure.rehearsal.request import RehearsalAnswer, RehearsalArguments
+from batchcal.measure.subject import Subject, limit_accelerator
+from batchcal.runtime.batches import MicroBatch
+from batchcal.runtime.group import run_group
+from batchcal.runtime.loader import DataLoaderConfig
+from batchcal.workload.batches import WorstCase
+
+WORST_GROUPS: Final = 2
+WORST_MICRO_BATCHES: Final = 2
+"""Of each: the second has the gradients of the first beside it, and no later one has more."""
+EVALUATIONS: Final = 2
+SCAN_LIMIT_S: Final = 0.5
+
+
+def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Groups of the largest samples, groups as they come, evaluations, and a group after them."""
+    request = RehearsalArguments.model_validate(arguments)
+    setting = request.setting
+    context.phase("load")
+    subject = Subject.load(setting)
+    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
+    accelerator = AcceleratorPeak(subject.device, setting.accelerator_free_bytes)
+    limit_accelerator(subject.device, request.accelerator_allowed_bytes)
+    host = HostPeak()
+    load_peak = host.read()
+    context.phase("warm-up")
+    smallest = min(setting.smallest_batch, request.plan.micro_batch)
+    subject.warm_up(worst.batch(smallest), smallest)
+    context.arm()
+    context.phase("measure")
+    host.reset()
+    accelerator.reset()
+    begin = host.read()
+    workers = WorkersPeak()
+    if request.worst_case:
+        for _ in range(WORST_GROUPS):
+            _largest(subject, worst, request)
+    batches = training_batches(subject, request.micro_batches, DataLoaderConfig.of(request.plan), setting.seed)
+    count = len(request.micro_batches)
+    # What workers have read ahead by then comes faster than they work.
+    dropped = 1 + request.plan.num_workers * (request.plan.prefetch_factor or 0)
+    passed = 0
+    while passed < dropped and (passed == 0 or time.monotonic() < request.until_s):
+        passed += len(timed_group(subject, batches, count).step_s)
+    timing = _Timing()
+    while timing.groups == 0 or (timing.spent_s < request.least_s and time.monotonic() < request.until_s):
+        timing.add(timed_group(subject, batches, count))
+        workers.look()
+    eval_sample_s = tuple(_evaluated(subject, size, request) for size in request.eval_batches)
+    if request.eval_batches:
+        timed_group(subject, batches, count)
+    workers_bytes = workers.read() if request.plan.num_workers else 0
+    context.phase("finish")
+    answer = RehearsalAnswer(
+        held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
+        groups=timing.groups,
+        sample_s=timing.step_s / timing.samples,
+        wait_s=timing.fetch_s / timing.samples,
+        update_s=timing.update_s / timing.groups,
+        eval_sample_s=eval_sample_s,
+    )
+    return answer.model_dump(mode="json")
+
+
+@dataclass
+class _Timing:
+    """Sums over the groups that were timed."""
+
+    groups: int = 0
+    samples: int = 0
+    step_s: float = 0.0
+    fetch_s: float = 0.0
+    update_s: float = 0.0
+
+    @property
+    def spent_s(self) -> float:
+        return self.step_s + self.update_s
+
+    def add(self, group: GroupTime) -> None:
+        self.groups += 1
+        self.samples += group.samples
+        self.step_s += sum(group.step_s)
+        self.fetch_s += sum(group.fetch_s)
+        self.update_s += group.update_s
+
+
+def _largest(subject: Subject, worst: WorstCase, request: RehearsalArguments) -> None:
+    """One optimizer step on the largest samples."""
+    sizes = request.micro_batches[:WORST_MICRO_BATCHES]
+    group = (MicroBatch(worst.batch(size), size) for size in sizes)
+    run_group(subject.task, group, device=subject.device, scaler=subject.scaler, clear_first=True)
+
+
+def _evaluated(subject: Subject, size: int, request: RehearsalArguments) -> float:
+    """Seconds a sample of the last of some evaluations."""
+    worst = WorstCase.of(subject.task, "eval", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
+    subject.task.model.eval()
+    seconds = 0.0
+    for _ in range(EVALUATIONS):
+        began = time.perf_counter()
+        subject.step(worst.batch(size), size, "eval", None)
+        seconds = time.perf_counter() - began
+    subject.task.model.train()
+    return seconds / size

@@ -1,0 +1,183 @@
+"""The last part of a calibration: threads and workers are raced, the plan is run whole, and what it gains is told apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from batchcal.calibration.rehearsal import Finals, Rehearsal
+from batchcal.calibration.schema import Calibration
+from batchcal.guard.outcome import Fits
+from batchcal.measure.attempts import said
+from batchcal.measure.pipeline.candidates import room_of
+from batchcal.measure.rehearsal.attribution import attribute
+from batchcal.measure.rehearsal.finals import Loading, race_finals, timed_threads
+from batchcal.measure.rehearsal.stage import Stage
+from batchcal.measure.rehearsal.work import Work
+from batchcal.plan.make import make_plan
+from batchcal.plan.plan import Plan
+from batchcal.plan.rehearsed import rehearsal_of, settings_of
+from batchcal.plan.workers import worker_bytes
+
+TRIES: Final = 3
+"""A plan that ran out of memory is made anew, smaller, and run again."""
+
+
+@dataclass
+class Rehearsing:
+    """What is known so far is in `calibration` at any moment, however this ends."""
+
+    stage: Stage
+    calibration: Calibration
+    undone: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Fills in what there is time for.
+
+        Raises:
+            BatchcalError: as the probe's methods.
+        """
+        if self.calibration.finding() is None:
+            return
+        if self._none_left("the race of threads and workers"):
+            return
+        self._race()
+        if not self._none_left("the rehearsal"):
+            self._rehearse()
+            self._attribute()
+
+    def rehearse_alone(self) -> None:
+        """Only the plan: all else is as it was."""
+        if not self._none_left("the rehearsal"):
+            self._rehearse()
+
+    def told(self) -> Calibration:
+        """The calibration, which says what was left undone."""
+        calibration = self.calibration
+        unsettled = calibration.status == "complete" and bool(self.undone)
+        return calibration.model_copy(
+            update={
+                "status": "unsettled" if unsettled else calibration.status,
+                "undone": (*calibration.undone, *self.undone),
+                "notes": (*calibration.notes, *self.notes),
+            }
+        )
+
+    def plan(self) -> Plan:
+        """The plan that the calibration makes as it is now."""
+        return make_plan(self.calibration, objective=self.calibration.options.objective)
+
+    def _race(self) -> None:
+        plan = self.plan()
+        alone = plan.model_copy(
+            update={
+                "num_workers": 0,
+                "prefetch_factor": None,
+                "persistent_workers": False,
+                "intra_op_threads": self.calibration.environment.optimal_threads,
+            }
+        )
+        self._phase("finals", "threads and DataLoader workers")
+        times = timed_threads(self.stage, alone)
+        if not times:
+            self.undone.append("the race of threads and workers: no step could be timed")
+            return
+        facts = self.calibration.facts
+        batch_bytes = 0.0 if facts is None else facts.batch_bytes_per_sample * plan.micro_batch
+        room = room_of(
+            self.calibration.environment,
+            memory_bytes=plan.budget_bytes - plan.predicted_peak_bytes if plan.device == "cpu" else plan.budget_bytes,
+            worker_bytes=worker_bytes(self.calibration),
+        )
+        cores, on_host = self.calibration.environment.cpu.cores.value, plan.device == "cpu"
+        loading = Loading(
+            room=room,
+            batch_bytes=batch_bytes,
+            stream=facts is None or facts.train_samples is None,
+            pinned_workers=self.calibration.options.workers,
+        )
+        finals = race_finals(self.stage, alone, Work(times, cores, on_host), loading)
+        self._know(finals=(*self.calibration.finals, finals))
+        self._tell(finals)
+        if not finals.settled:
+            self.undone.append("the race of threads and workers is not settled")
+
+    def _rehearse(self) -> None:
+        self._phase("rehearsal", "the whole plan, the largest samples included")
+        for _ in range(TRIES):
+            plan = self.plan()
+            if rehearsal_of(self.calibration, plan) is not None:
+                return
+            report, run = self.stage.rehearse(plan)
+            rates = () if report.times is None else report.times.eval_samples_per_s
+            rehearsal = Rehearsal(
+                settings=settings_of(plan),
+                micro_batches_run=run,
+                outcome=report.outcome,
+                wait_share=None if report.times is None else report.times.wait_share,
+                eval_samples_per_s=rates[-1] if rates else None,
+                eval_samples_per_s_at_micro_batch=rates[0] if len(rates) > 1 else None,
+                wall_s=report.wall_s,
+            )
+            self._know(rehearsals=(*self.calibration.rehearsals, rehearsal))
+            outcome = report.outcome
+            self.stage.progress.event(
+                "rehearsed",
+                {
+                    "effective_batch": plan.effective_batch,
+                    "micro_batch": plan.micro_batch,
+                    "outcome": outcome.kind,
+                    "detail": None if rehearsal.fits else said(outcome),
+                    "peak_bytes": outcome.peak.held_on(plan.device) if isinstance(outcome, Fits) else None,
+                    "budget_bytes": plan.budget_bytes,
+                    "samples_per_s": outcome.samples_per_s if isinstance(outcome, Fits) else None,
+                },
+            )
+            if rehearsal.fits:
+                return
+            self._note(f"the rehearsal of micro-batch {plan.micro_batch} failed: {said(outcome)}")
+        self.undone.append("no plan was verified")
+
+    def _attribute(self) -> None:
+        plan = self.plan()
+        if plan.status != "verified" or self.stage.left_s() <= 0:
+            return
+        self._phase("attribution", "each knob as PyTorch has it, in turn")
+        attribution = attribute(self.stage, self.calibration, plan)
+        if attribution is None:
+            return
+        self._know(attribution=attribution)
+        self.stage.progress.event(
+            "attributed",
+            {"gain": attribution.gain, **{one.knob: one.samples_per_s for one in attribution.knobs}},
+        )
+
+    def _none_left(self, what: str) -> bool:
+        if self.stage.left_s() > 0:
+            return False
+        self.undone.append(f"{what}: no time was left")
+        return True
+
+    def _know(self, **update: object) -> None:
+        self.calibration = self.calibration.model_copy(update=update)
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.stage.progress.event("note", {"text": text})
+
+    def _phase(self, name: str, why: str) -> None:
+        self.stage.progress.event("phase", {"phase": name, "device": self.calibration.chosen_device, "why": why})
+
+    def _tell(self, finals: Finals) -> None:
+        for one in finals.finalists:
+            if one.samples_per_s is not None:
+                self.stage.progress.event(
+                    "finalist_ended",
+                    {
+                        "intra_op_threads": one.intra_op_threads,
+                        "num_workers": one.num_workers,
+                        "samples_per_s": one.samples_per_s,
+                        "ended": one.why or None,
+                    },
+                )

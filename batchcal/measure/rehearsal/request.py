@@ -1,0 +1,43 @@
+"""What travels to a child that runs a whole plan, and what it tells, as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from batchcal.core.values import Frozen
+from batchcal.measure.request import Held, Seconds, Setting
+from batchcal.plan.plan import Plan
+
+
+class RehearsalArguments(Frozen):
+    setting: Setting
+    plan: Plan
+    micro_batches: tuple[int, ...]
+    """Of each optimizer step: the plan's, or as many of them as there is time for."""
+    eval_batches: tuple[int, ...]
+    """Sizes to evaluate with, the last one the plan's; empty: none."""
+    worst_case: bool
+    """Whether groups of the largest samples are run, too."""
+    least_s: float
+    until_s: float
+    """Of the monotonic clock: no further group is timed."""
+    order: tuple[int, ...] | None
+    accelerator_allowed_bytes: int | None
+
+
+class RehearsalAnswer(Frozen):
+    """What a plan held and took."""
+
+    held: Held
+    groups: Annotated[int, Field(ge=1)]
+    """Optimizer steps that were timed."""
+    sample_s: Seconds
+    """Mean seconds of fetching, forward and backward a sample."""
+    wait_s: Seconds
+    """Of these, waiting for the batch."""
+    update_s: Seconds
+    """Mean seconds of an optimizer step."""
+    eval_sample_s: tuple[Seconds, ...]
+    """Seconds a sample, for each of `eval_batches`."""

@@ -1,0 +1,74 @@
+"""Where whole plans are run: within what is left of the time, one child a plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from batchcal.core.clock import Clock
+from batchcal.core.progress import Progress
+from batchcal.measure.probe import Probe, RehearsalReport, RehearsalRequest
+from batchcal.plan.plan import Plan
+
+TURN_S: Final = 0.5
+"""What a plan is timed for at least, where it races another."""
+GROUPS: Final = 4
+"""Optimizer steps that a whole rehearsal runs beside those of the largest samples, evaluations included."""
+LEAST_MICRO_BATCHES: Final = 2
+"""Of a rehearsed step that has more: with the second, memory stands still."""
+SHARE_OF_A_TURN: Final = 0.5
+"""Of the time left: what one run may be expected to take."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    probe: Probe
+    clock: Clock
+    progress: Progress
+    until: float
+    """Of the clock: when no further child is started."""
+
+    def left_s(self) -> float:
+        return self.until - self.clock.monotonic()
+
+    def turn(self, plan: Plan) -> RehearsalReport:
+        """Times `plan`, as one of several in a race: no more of each optimizer step than that takes."""
+        limit_s = max(self.left_s(), TURN_S)
+        return self.probe.rehearse(
+            RehearsalRequest(
+                plan=plan,
+                micro_batches=first_of(plan, TURN_S, least=1),
+                allowed_bytes=plan.budget_bytes,
+                budget_bytes=plan.budget_bytes,
+                least_s=TURN_S,
+                limit_s=limit_s,
+            )
+        )
+
+    def rehearse(self, plan: Plan) -> tuple[RehearsalReport, int]:
+        """Runs `plan` for its peak and its rate, evaluations at training's size and at its own included. Tells how many
+        micro-batches of each step were run, too."""
+        limit_s = max(self.left_s() * SHARE_OF_A_TURN, TURN_S)
+        cut = first_of(plan, limit_s / GROUPS, least=LEAST_MICRO_BATCHES)
+        evaluations = tuple(dict.fromkeys((min(plan.micro_batch, plan.eval_batch), plan.eval_batch)))
+        report = self.probe.rehearse(
+            RehearsalRequest(
+                plan=plan,
+                micro_batches=cut,
+                eval_batches=evaluations,
+                worst_case=True,
+                allowed_bytes=plan.budget_bytes,
+                budget_bytes=plan.budget_bytes,
+                least_s=TURN_S,
+                limit_s=limit_s,
+            )
+        )
+        return report, len(cut)
+
+
+def first_of(plan: Plan, seconds: float, *, least: int) -> tuple[int, ...]:
+    """The first micro-batches of a step: as many as are expected to take `seconds`, and `least` if there are."""
+    rate = plan.predicted_samples_per_s
+    most = len(plan.micro_batches) if rate is None else math.ceil(seconds * rate / plan.micro_batch)
+    return plan.micro_batches[: max(least, most)]

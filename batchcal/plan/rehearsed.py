@@ -1,0 +1,54 @@
+"""Which rehearsal belongs to a plan, and what failed ones say about others."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batchcal.calibration.rehearsal import Rehearsal, Settings
+from batchcal.calibration.schema import Calibration, Finding
+from batchcal.guard.outcome import TooBig
+from batchcal.plan.plan import Plan
+
+BACK_OFF: Final = 0.9
+"""Of a micro-batch whose rehearsal ran out of memory: the next plan's is no larger."""
+
+
+def settings_of(plan: Plan) -> Settings:
+    """What of `plan` a run depends on."""
+    return Settings(
+        device=plan.device,
+        allocator=plan.allocator,
+        micro_batches=plan.micro_batches,
+        eval_batch=plan.eval_batch,
+        num_workers=plan.num_workers,
+        prefetch_factor=plan.prefetch_factor,
+        multiprocessing_context=plan.multiprocessing_context,
+        intra_op_threads=plan.intra_op_threads,
+        interop_threads=plan.interop_threads,
+    )
+
+
+def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
+    """The last run of this very plan; None: it was not rehearsed."""
+    wanted = settings_of(plan)
+    return next((one for one in reversed(calibration.rehearsals) if one.settings == wanted), None)
+
+
+def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
+    """The largest micro-batch that rehearsals which ran out of memory leave; None: none did."""
+    failed = [
+        max(one.settings.micro_batches)
+        for one in calibration.rehearsals
+        if (one.settings.device, one.settings.allocator) == (finding.device, finding.allocator)
+        and isinstance(one.outcome, TooBig)
+    ]
+    return max(1, int(min(failed) * BACK_OFF)) if failed else None
+
+
+def workers_failed(calibration: Calibration, finding: Finding) -> bool:
+    """Whether a plan with workers ended for another reason than memory: then there are to be none."""
+    return any(
+        one.settings.num_workers and not one.fits and not isinstance(one.outcome, TooBig)
+        for one in calibration.rehearsals
+        if one.settings.device == finding.device
+    )
