@@ -50,6 +50,8 @@ class Speeds(Record):
     left: str
     """`slower`, `behind`, `failed`, or empty: it ran to the end."""
     why: str = ""
+    spread: NotNegative | None = None
+    """How much slower the second best turn was than the best, as a share. None: there was but one."""
 
     def fastest(self, effective_batch: int) -> StepTime | None:
         """The micro-batch of at most `effective_batch` samples that trains fastest; None: none was timed."""

@@ -100,7 +100,7 @@ def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> di
 
 
 class ZygoteLauncher:
-    """Forks from a zygote of its own, one per allocator environment."""
+    """Forks from a zygote of its own, one per allocator environment. It is begun here, and ready some time later."""
 
     name: Literal["zygote", "spawn"] = "zygote"
 
@@ -124,25 +124,38 @@ class ZygoteLauncher:
             ours.close()
             self._home.remove()
             raise GuardError("no child process could be started", known=str(error)) from error
+        self._socket = ours
         self._channel = Channel(ours)
-        ours.settimeout(READY_LIMIT_S)
+        self._ready = False
+
+    def await_ready(self) -> None:
+        """Waits until it can fork.
+
+        Raises:
+            GuardError: it cannot, and is closed.
+        """
+        if self._ready:
+            return
+        self._socket.settimeout(READY_LIMIT_S)
         try:
             hello = self._channel.wait()
         except TimeoutError:
             hello = None
-        ours.settimeout(START_LIMIT_S)
+        self._socket.settimeout(START_LIMIT_S)
         if hello is None or hello.get("threads") != 1:
             log_tail = self._log_tail()
             self.close()
             threads = None if hello is None else hello.get("threads")
             known = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
             raise GuardError("the process that batchcal forks its probes from is not usable", known=known)
+        self._ready = True
 
     @property
     def overhead_pid(self) -> int | None:
         return self._process.pid
 
     def start(self, job: Job) -> Started:
+        self.await_ready()
         directory, request = _directory(self._home, next(self._numbers), job)
         ours, theirs = socket.socketpair()
         output_read, output_write = os.pipe2(os.O_CLOEXEC)

@@ -149,7 +149,7 @@ class Attempts:
                 "predicted_bytes": ask.predicted_bytes,
             },
         )
-        allowed = _allowed(place.budget_bytes)
+        allowed = allowed_for(place.budget_bytes)
         request = ProbeRequest(
             batch=ask.batch,
             mode=place.mode,
@@ -224,12 +224,13 @@ def _holds(old: Measurement, budget_bytes: int) -> bool:
         case OutOfMemory(source="budget", peak=peak) if peak is not None:
             return peak.held_on(old.device) > budget_bytes
         case OutOfMemory() | Swapping():
-            return old.allowed_bytes is not None and old.allowed_bytes >= _allowed(budget_bytes) * SAME
+            return old.allowed_bytes is not None and old.allowed_bytes >= allowed_for(budget_bytes) * SAME
         case _:
             return False
 
 
-def _allowed(budget_bytes: int) -> int:
+def allowed_for(budget_bytes: int) -> int:
+    """Demand at which the fence is armed."""
     return budget_bytes + max(OVER_BUDGET_LEAST, int(budget_bytes * OVER_BUDGET))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pydantic import ValidationError
@@ -14,11 +14,10 @@ from batchcal.calibration.schema import Isolation
 from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import GuardError
 from batchcal.core.units import MIB
-from batchcal.guard.allocator import resolve
 from batchcal.guard.cgroup import MemoryGroup as ControlGroup
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job, Launcher, SpawnLauncher, ZygoteLauncher
+from batchcal.guard.launch import Job, Launcher
 from batchcal.guard.meters import read_status
 from batchcal.guard.outcome import Fits, Infrastructure
 from batchcal.guard.run import Limits, Listener, run
@@ -26,6 +25,7 @@ from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import JSON, Message
 from batchcal.measure import answers
 from batchcal.measure.attempts import said
+from batchcal.measure.launchers import Launchers
 from batchcal.measure.probe import (
     Examination,
     LapReport,
@@ -41,8 +41,11 @@ from batchcal.measure.request import ExamineArguments, ProbeArguments, Setting
 
 UNSHARED_BYTES: Final = 16 * MIB
 """What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
-STAY_SHARE: Final = 0.6
-"""Of the limit that must be free for zygotes of other policies to stay while laps are run."""
+ZYGOTE_BYTES: Final = 240 * MIB
+"""Anonymous memory of a zygote: 219 to 229 MiB with torch 2.13 on CPU, most of it what linking its libraries writes."""
+FREE_BESIDE_ZYGOTES: Final = 0.45
+"""Of the limit: what must be left for the zygotes of several policies to stay at once. With less the pages of torch's libraries
+are thrown out and read again: in 1 GiB four at once took longer than one after the other."""
 LAP_LEAST_S: Final = 0.15
 """Every size of a lap is timed for so long at least."""
 LAP_GRACE_S: Final = 10.0
@@ -74,17 +77,15 @@ class ChildProbe:
         self._settings = dict(settings)
         self._group = group
         self._host_budget = host_budget_bytes
-        self._note = note
         self._phase_s = {
             "load": _bounded(LOAD_LIMIT_S, time_limit_s * LOAD_LIMIT_FACTOR),
             "warm-up": _bounded(WARM_UP_LIMIT_S, time_limit_s * WARM_UP_LIMIT_FACTOR),
         }
-        self._environ = dict(os.environ if environ is None else environ)
-        self._launchers: dict[str, Launcher] = {}
+        variables = os.environ if environ is None else environ
+        self._launchers = Launchers(variables, note=note, spawn_only=isolation == "spawn")
         self._orders: dict[str, tuple[int, ...]] = {}
-        self._others_may_stay = False
+        self._stay: frozenset[str] = frozenset()
         """Policies that are timed in turn need not start anew each time."""
-        self._spawn_only = isolation == "spawn" or not hasattr(os, "pidfd_open")
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         """Loads the task once in a child: facts, static shapes, what a tiny step holds. See `Probe`."""
@@ -109,6 +110,7 @@ class ChildProbe:
 
     def measure(self, request: ProbeRequest) -> ProbeReport:
         """One probe. See `Probe`."""
+        self._stay = frozenset()
         setting = self._settings[request.device]
         accelerated = not request.device.startswith("cpu")
         allowed = self._most_allowed(request.allocator)
@@ -137,9 +139,18 @@ class ChildProbe:
         within = self._within(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
         outcome = classify(ending, lambda value: answers.probed(value, ending, within, request.batch))
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if request.device.startswith("cuda") else ()))
-        isolation = Isolation(launcher=self._launchers[request.allocator].name, fence=layers, missing=ending.missing)
+        isolation = Isolation(launcher=self._launchers.get(request.allocator).name, fence=layers, missing=ending.missing)
         notes = answers.notes(ending.returned)
         return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
+
+    def prepare(self, allocators: Sequence[str]) -> None:
+        """Starts a launcher for each of `allocators`, where there is room for all of them. See `Probe`."""
+        self._stay = frozenset()
+        missing = sum(name not in self._launchers.there for name in allocators)
+        free = self._group.limit_bytes - self._group.hard_bytes() - missing * ZYGOTE_BYTES
+        if free >= self._group.limit_bytes * FREE_BESIDE_ZYGOTES:
+            self._stay = frozenset(allocators)
+            self._launchers.start_all(allocators)
 
     def lap(self, request: LapRequest) -> LapReport:
         """Times micro-batches in one child. See `Probe`."""
@@ -149,25 +160,21 @@ class ChildProbe:
             with contextlib.suppress(ValidationError):  # a child whose memory was overwritten may say anything
                 times.append(StepTime.model_validate(message.get("time")))
 
-        self._others_may_stay = self._room_for_others()
-        try:
-            limits = Limits(
-                allowed_bytes=min(request.allowed_bytes, self._most_allowed(request.allocator)),
-                phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
-                host_fence=request.device.startswith("cpu"),
-            )
-            arguments = LapArguments(
-                setting=self._settings[request.device],
-                micro_batches=request.micro_batches,
-                threads=request.threads,
-                least_s=LAP_LEAST_S,
-                until_s=time.monotonic() + request.limit_s,  # the launcher is there: its start is nobody's lap
-                order=self._orders.get(request.device),
-            )
-            values = arguments.model_dump(mode="json")
-            ending = self._run("batchcal.measure.race.lap:lap", values, request.allocator, limits, listen=listen)
-        finally:
-            self._others_may_stay = False
+        limits = Limits(
+            allowed_bytes=min(request.allowed_bytes, self._most_allowed(request.allocator)),
+            phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
+            host_fence=request.device.startswith("cpu"),
+        )
+        arguments = LapArguments(
+            setting=self._settings[request.device],
+            micro_batches=request.micro_batches,
+            threads=request.threads,
+            least_s=LAP_LEAST_S,
+            until_s=time.monotonic() + request.limit_s,  # the launcher is there: its start is nobody's lap
+            order=self._orders.get(request.device),
+        )
+        values = arguments.model_dump(mode="json")
+        ending = self._run("batchcal.measure.race.lap:lap", values, request.allocator, limits, listen=listen)
         outcome = classify(ending, lambda value: Infrastructure(detail=""))
         return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
 
@@ -175,85 +182,50 @@ class ChildProbe:
         """A whole plan in one child. See `Probe`."""
         plan = request.plan
         accelerated = not plan.device.startswith("cpu")
-        self._others_may_stay = self._room_for_others()
-        try:
-            allowed = self._most_allowed(plan.allocator)
-            limits = Limits(
-                allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
-                phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
-                host_fence=not accelerated and plan.num_workers == 0,
-            )
-            threads = {"intra_op_threads": plan.intra_op_threads, "interop_threads": plan.interop_threads}
-            arguments = RehearsalArguments(
-                setting=self._settings[plan.device].model_copy(update=threads),
-                plan=plan,
-                micro_batches=request.micro_batches,
-                eval_batches=request.eval_batches,
-                worst_case=request.worst_case,
-                least_s=request.least_s,
-                until_s=time.monotonic() + request.limit_s,
-                order=self._orders.get(plan.device),
-                accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
-            )
-            began = time.monotonic()
-            ending = self._run(
-                "batchcal.measure.rehearsal.child:rehearse", arguments.model_dump(mode="json"), plan.allocator, limits
-            )
-            within = self._within(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
-            outcome = classify(ending, lambda value: answers.rehearsed(value, ending, within, request))
-            times = answers.rehearsal_times(ending.returned) if isinstance(outcome, Fits) else None
-        finally:
-            self._others_may_stay = False
+        allowed = self._most_allowed(plan.allocator)
+        limits = Limits(
+            allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
+            phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
+            host_fence=not accelerated and plan.num_workers == 0,
+        )
+        threads = {"intra_op_threads": plan.intra_op_threads, "interop_threads": plan.interop_threads}
+        arguments = RehearsalArguments(
+            setting=self._settings[plan.device].model_copy(update=threads),
+            plan=plan,
+            micro_batches=request.micro_batches,
+            eval_batches=request.eval_batches,
+            worst_case=request.worst_case,
+            least_s=request.least_s,
+            until_s=time.monotonic() + request.limit_s,
+            order=self._orders.get(plan.device),
+            accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
+        )
+        began = time.monotonic()
+        ending = self._run("batchcal.measure.rehearsal.child:rehearse", arguments.model_dump(mode="json"), plan.allocator, limits)
+        within = self._within(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
+        outcome = classify(ending, lambda value: answers.rehearsed(value, ending, within, request))
+        times = answers.rehearsal_times(ending.returned) if isinstance(outcome, Fits) else None
         return RehearsalReport(outcome=outcome, times=times, wall_s=time.monotonic() - began)
 
     def close(self) -> None:
         """No process, no file of ours stays."""
-        for launcher in self._launchers.values():
-            launcher.close()
-        self._launchers.clear()
+        self._launchers.close()
 
     def _run(
         self, function: str, arguments: dict[str, JSON], allocator: str, limits: Limits, *, listen: Listener | None = None
     ) -> Ending:
         setting = next(iter(self._settings.values()))
-        job = Job(function, arguments, setting.reference.directory, self._child_environment(allocator))
+        job = Job(function, arguments, setting.reference.directory, self._launchers.environment(allocator))
         try:
             return run(job, self._launcher(allocator), self._group, limits, listen)
         except GuardError:
-            self._drop(allocator)  # the zygote died: a new one, once; the caller retries what was lost
+            self._launchers.drop(allocator)  # the zygote died: a new one, once; the caller retries what was lost
             return run(job, self._launcher(allocator), self._group, limits, listen)
 
     def _launcher(self, allocator: str) -> Launcher:
-        if not self._others_may_stay:
-            for other in [name for name in self._launchers if name != allocator]:
-                self._drop(other)  # an idle zygote holds memory that no training will
-        found = self._launchers.get(allocator)
-        if found is not None:
-            return found
-        policy = resolve(allocator)
-        launcher: Launcher
-        if self._spawn_only:
-            launcher = SpawnLauncher(policy, self._environ)
-        else:
-            try:
-                launcher = ZygoteLauncher(policy, self._environ)
-            except GuardError as error:
-                self._note(f"{error.what}: {error.known}; spawning every child instead".strip())
-                self._spawn_only = True
-                launcher = SpawnLauncher(policy, self._environ)
-        self._launchers[allocator] = launcher
-        return launcher
-
-    def _drop(self, allocator: str) -> None:
-        launcher = self._launchers.pop(allocator, None)
-        if launcher is not None:
-            launcher.close()
-
-    def _child_environment(self, allocator: str) -> dict[str, str]:
-        return resolve(allocator).process_environment(self._environ)
-
-    def _room_for_others(self) -> bool:
-        return self._group.limit_bytes - self._group.hard_bytes() > self._group.limit_bytes * STAY_SHARE
+        if allocator not in self._stay:
+            self._launchers.keep_only(allocator)
+        return self._launchers.get(allocator)
 
     def _within(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.Within:
         return answers.Within(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Isolation, Mode
@@ -83,6 +84,9 @@ class FakeProbe:
         else:
             outcome = Fits(peak=Peak(demand_bytes=demand), steps=3, step_s=step_s, samples_per_s=request.batch / step_s)
         return ProbeReport(outcome=outcome, isolation=Isolation(launcher="fake", fence=()), wall_s=step_s * 3)
+
+    def prepare(self, allocators: Sequence[str]) -> None:
+        return None
 
     def lap(self, request: LapRequest) -> LapReport:
         """A step takes what `measure` says, whatever the policy; an update nothing to speak of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from batchcal.calibration.memory_model import ShapePoint
@@ -130,6 +131,10 @@ class Probe(Protocol):
         ...
 
     def measure(self, request: ProbeRequest) -> ProbeReport: ...
+
+    def prepare(self, allocators: Sequence[str]) -> None:
+        """What runs under `allocators` is about to be timed, in turn: what it takes to start may be there before."""
+        ...
 
     def lap(self, request: LapRequest) -> LapReport:
         """Times micro-batches. What cannot be run is left out, and says so."""

@@ -10,7 +10,7 @@ from batchcal.calibration.schema import Budget, Calibration, Finding, Objective
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.guard.outcome import Fits
-from batchcal.plan.expect import gradient_bytes, host_bytes, peak_bytes, samples_per_s
+from batchcal.plan.expect import eval_peak_bytes, gradient_bytes, host_bytes, peak_bytes, samples_per_s
 from batchcal.plan.plan import KEYS, Plan
 from batchcal.plan.reasons import reasons
 from batchcal.plan.rehearsed import most_rehearsed, rehearsal_of
@@ -61,10 +61,8 @@ def make_plan(
     chosen = _micro_batches(calibration, finding, budget, per_rank, largest)
     micro, steps = chosen.sizes[0], len(chosen.sizes)
     eval_batch = (finding.eval or finding.train).batch
-    peak = max(
-        peak_bytes(calibration, finding, micro) + gradient_bytes(calibration, finding, steps),
-        finding.eval.peak_bytes if finding.eval else 0,
-    )
+    train_peak = peak_bytes(calibration, finding, micro) + gradient_bytes(calibration, finding, steps)
+    peak = max(train_peak, eval_peak_bytes(finding, micro, train_peak))
     rate = samples_per_s(calibration, finding, chosen.sizes)
     workers = choose_workers(
         calibration,
@@ -123,11 +121,10 @@ def _as_rehearsed(plan: Plan, rehearsal: Rehearsal) -> Plan:
     outcome = rehearsal.outcome
     if not isinstance(outcome, Fits):
         return plan
-    held = outcome.peak.held_on(plan.device)
     return plan.model_copy(
         update={
             "status": "verified",
-            "predicted_peak_bytes": max(plan.predicted_peak_bytes, held),
+            "predicted_peak_bytes": outcome.peak.held_on(plan.device),
             "predicted_samples_per_s": outcome.samples_per_s,
         }
     )

@@ -37,11 +37,11 @@ def reasons(
         ),
         "allocator": "measured under this policy",
         "predicted_peak_bytes": (
-            f"evaluating {plan.eval_batch} at once needs it"
+            "what the rehearsal held, evaluations included"
+            if plan.status == "verified"
+            else f"evaluating {plan.eval_batch} at once needs it"
             if finding.eval and finding.eval.peak_bytes == plan.predicted_peak_bytes
             else "the memory model at this size, and at least what was measured up to it"
-            if plan.status != "verified"
-            else "at least what the rehearsal held"
         ),
         "budget_bytes": f"{format_bytes(budget.limit_bytes)} by {budget.learned_from}, less others and margin",
         "predicted_samples_per_s": (

@@ -6,11 +6,13 @@ from typing import Final
 
 from batchcal.calibration.rehearsal import Rehearsal, Settings
 from batchcal.calibration.schema import Calibration, Finding
-from batchcal.guard.outcome import TooBig
+from batchcal.guard.outcome import OutOfMemory, TooBig
 from batchcal.plan.plan import Plan
 
 BACK_OFF: Final = 0.9
 """Of a micro-batch whose rehearsal ran out of memory: the next plan's is no larger."""
+BELOW: Final = 0.98
+"""Of what would have fitted had the peak been a multiple of the micro-batch, where a rehearsal ran and held too much."""
 
 
 def settings_of(plan: Plan) -> Settings:
@@ -36,13 +38,20 @@ def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
 
 def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
     """The largest micro-batch that rehearsals which ran out of memory leave; None: none did."""
-    failed = [
-        max(one.settings.micro_batches)
+    left = [
+        int(max(one.settings.micro_batches) * _share_left(calibration, one))
         for one in calibration.rehearsals
         if (one.settings.device, one.settings.allocator) == (finding.device, finding.allocator)
         and isinstance(one.outcome, TooBig)
     ]
-    return max(1, int(min(failed) * BACK_OFF)) if failed else None
+    return max(1, min(left)) if left else None
+
+
+def _share_left(calibration: Calibration, rehearsal: Rehearsal) -> float:
+    outcome, budget = rehearsal.outcome, calibration.budget(rehearsal.settings.device)
+    if not isinstance(outcome, OutOfMemory) or outcome.source != "budget" or outcome.peak is None or budget is None:
+        return BACK_OFF
+    return BELOW * min(1.0, budget.budget_bytes / max(1, outcome.peak.held_on(rehearsal.settings.device)))
 
 
 def workers_failed(calibration: Calibration, finding: Finding) -> bool:

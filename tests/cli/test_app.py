@@ -157,11 +157,11 @@ def test_verbose_says_where_a_setting_comes_from(
 
 def test_a_fresh_calibration_is_taken_as_it_is(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
     made = calibrated()
-    assert main(["calibrate"]) == 0
+    assert main(["calibrate", "--allocator", "default"]) == 0
     out, err = capsys.readouterr()
     assert "train  512" in out
     assert "a fresh calibration is there; --force measures again" in err
-    assert main(["calibrate", "--json", "-q"]) == 0
+    assert main(["calibrate", "--allocator", "default", "--json", "-q"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert (document["kind"], document["fresh"], document["measured"]) == ("calibration-view", True, False)

@@ -18,12 +18,12 @@ from batchcal.core.values import Frozen
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
 from batchcal.guard.cgroup import memory_meter
-from batchcal.guard.launch import Launcher
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.measure import children
 from batchcal.measure.attempts import OVER_BUDGET_LEAST
 from batchcal.measure.calibrate import calibrate
 from batchcal.measure.children import ChildProbe
+from batchcal.measure.launchers import Launchers
 from batchcal.measure.options import options
 from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
 from batchcal.measure.request import Setting
@@ -74,7 +74,7 @@ class Reply(Frozen):
 class KeptProbe(ChildProbe):
     """Shares its launchers with the probes before and after it."""
 
-    def __init__(self, setting: Setting, group: MemoryGroup, budget_bytes: int, launchers: dict[str, Launcher]) -> None:
+    def __init__(self, setting: Setting, group: MemoryGroup, budget_bytes: int, launchers: Launchers) -> None:
         super().__init__({"cpu": setting}, group, host_budget_bytes=budget_bytes, note=self.noted)
         self._launchers = launchers
 
@@ -85,7 +85,7 @@ class KeptProbe(ChildProbe):
         """Later."""
 
 
-def answer(ask: Ask, environment: Environment, launchers: dict[str, Launcher]) -> Reply:
+def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
     reference = TaskReference(spec=ask.spec, directory=ask.directory, arguments=ask.arguments)
     setting = Setting(
         reference=reference,
@@ -132,7 +132,7 @@ def main() -> None:
         vars(children)["LOAD_LIMIT_S"] = (float(os.environ["LAB_LOAD_LIMIT_S"]),) * 2
     ballast = b"x" * (int(os.environ.get("LAB_BALLAST_MIB", "0")) * MIB)
     environment = detect()
-    launchers: dict[str, Launcher] = {}
+    launchers = Launchers(os.environ, note=lambda text: print(text, file=sys.stderr), spawn_only=False)
     try:
         for line in sys.stdin:
             try:
@@ -144,8 +144,7 @@ def main() -> None:
                 reply = Reply(failed=failed)
             print(reply.model_dump_json(), flush=True)
     finally:
-        for launcher in launchers.values():
-            launcher.close()
+        launchers.close()
         del ballast
 
 

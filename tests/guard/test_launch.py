@@ -122,7 +122,7 @@ def test_a_zygote_that_cannot_be_used_is_ended_and_told(
         monkeypatch.setattr(launch, "READY_LIMIT_S", 0.3)
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path, text))
     with pytest.raises(GuardError) as raised:
-        ZygoteLauncher(DEFAULT, os.environ)
+        ZygoteLauncher(DEFAULT, os.environ).await_ready()
     assert "not usable" in raised.value.what
     assert known in raised.value.known
     assert not list(Path(tempfile.gettempdir()).glob("batchcal-*"))

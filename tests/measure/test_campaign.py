@@ -13,6 +13,7 @@ from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import SharedMemory
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut
 from batchcal.measure.attempts import Attempts
+from batchcal.measure.calibrate import SHARE_OF_CAMPAIGN
 from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campaign
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
@@ -126,7 +127,7 @@ def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(desk: Desk) -
     finding = found(desk, ScriptedProbe(hang))
     assert 100 <= finding.train.batch <= 200
     assert finding.train.limited_by == "time-limit"
-    assert desk.clock.monotonic() == 60
+    assert desk.clock.monotonic() == pytest.approx(60 * SHARE_OF_CAMPAIGN)
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 7])
@@ -181,7 +182,7 @@ def test_nothing_larger_than_max_batch_is_tried_in_training_or_evaluation(desk: 
 
 
 def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(desk: Desk) -> None:
-    finding = found(desk, ScriptedProbe(clock=desk.clock, takes_s=28.0))
+    finding = found(desk, ScriptedProbe(clock=desk.clock, takes_s=20.0))
     assert finding.eval is not None
     assert 0.5 * finding.train.batch < finding.eval.batch < finding.train.batch
     assert finding.eval.limited_by == "time-limit"
@@ -323,7 +324,7 @@ def test_a_size_refused_under_one_policy_is_no_answer_under_another(desk: Desk) 
 
 
 def test_a_probe_never_gets_less_time_than_it_needs_to_say_something(desk: Desk) -> None:
-    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=55)
+    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=40)
     desk.calibrate(probe)
     assert probe.asked[0].deadline_s == DEADLINE_LEAST_S
 

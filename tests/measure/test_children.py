@@ -281,7 +281,7 @@ def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
         pids: list[int] = []
         for name in ("default", other):
             assert isinstance(probe.measure(request(200, allocator=name)).outcome, Fits)
-            (launcher,) = probe._launchers.values()
+            (launcher,) = probe._launchers.there.values()
             assert launcher.overhead_pid is not None
             pids.append(launcher.overhead_pid)
         assert not Path(f"/proc/{pids[0]}").exists()
@@ -307,19 +307,20 @@ def test_a_zygote_that_cannot_be_had_is_replaced_by_spawning_and_noted(monkeypat
     with probing("wide", repeats=8, notes=notes) as probe:
         report = probe.measure(request(10))
     assert report.isolation.launcher == "spawn"
-    assert notes == [
-        "the process that batchcal forks its probes from is not usable: it has 3 threads; spawning every child instead"
-    ]
+    (note,) = notes
+    assert note.startswith(
+        "the process that batchcal forks its probes from is not usable: it has 3 threads; spawning every child"
+    )
 
 
 def test_a_zygote_that_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     with probing("wide", repeats=8) as probe:
         assert isinstance(probe.measure(request(10)).outcome, Fits)
-        pid = probe._launchers["default"].overhead_pid
+        pid = probe._launchers.get("default").overhead_pid
         assert pid is not None
         os.kill(pid, 9)
         assert isinstance(probe.measure(request(10)).outcome, Fits)
-        assert probe._launchers["default"].overhead_pid != pid
+        assert probe._launchers.get("default").overhead_pid != pid
 
 
 def test_a_probe_is_allowed_less_where_the_machine_has_less() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -156,6 +157,9 @@ class Cutting:
             raise Cut
         self.left -= 1
         return self._probe.measure(request)
+
+    def prepare(self, allocators: Sequence[str]) -> None:
+        return None
 
     def lap(self, request: LapRequest) -> LapReport:
         return self._probe.lap(request)

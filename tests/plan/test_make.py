@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.rehearsal import Finalist, Finals, Rehearsal
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
 from batchcal.calibration.speed import Speeds
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Fact, SharedMemory
-from batchcal.guard.outcome import Fits, Peak
-from batchcal.plan.make import make_plan
+from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak, WorkerDied
+from batchcal.plan.make import make_plan as make
 from batchcal.plan.plan import KEYS, Plan
+from batchcal.plan.rehearsed import settings_of
 from tests.support.calibrations import (
     BUDGET_BYTES,
     EVAL_CAPACITY,
@@ -28,6 +32,9 @@ from tests.support.calibrations import (
     options,
     step_time,
 )
+
+make_plan = partial(make, objective="memory")
+"""How an effective batch is divided is the same for both; the tests of `throughput` say so."""
 
 
 def with_parameters(parameter_bytes: int, **overrides: object) -> Calibration:
@@ -44,7 +51,7 @@ def test_a_plan_of_more_micro_batches_than_anybody_lists_is_refused() -> None:
 def test_without_a_wish_the_plan_is_the_capacity_itself() -> None:
     plan = make_plan(a_calibration())
     assert (plan.micro_batch, plan.micro_batches, plan.effective_batch) == (TRAIN_CAPACITY, (TRAIN_CAPACITY,), TRAIN_CAPACITY)
-    assert plan.status == "verified"
+    assert plan.status == "derived", "nobody ran it whole"
     assert plan.predicted_peak_bytes >= 822 * MIB
     assert plan.predicted_samples_per_s == pytest.approx(1530, rel=0.01)
     assert plan.eval_batch == EVAL_CAPACITY
@@ -69,9 +76,8 @@ def test_a_thousand_samples_are_two_even_micro_batches_below_the_capacity() -> N
     assert 1480 < plan.predicted_samples_per_s < measured_at_capacity
 
 
-def test_a_size_that_was_run_on_the_way_is_verified_too() -> None:
+def test_a_plan_below_the_capacity_is_one_micro_batch() -> None:
     plan = make_plan(a_calibration(), effective_batch=256)
-    assert plan.status == "verified"
     assert plan.limited_by == "effective-batch"
     assert plan.predicted_peak_bytes >= 544 * MIB
 
@@ -149,7 +155,6 @@ def test_every_plan_sums_to_what_was_asked_within_what_was_measured(effective: i
     assert max(plan.micro_batches) == plan.micro_batch <= TRAIN_CAPACITY
     assert len(plan.micro_batches) == plan.accumulation_steps
     assert plan.predicted_peak_bytes <= plan.budget_bytes
-    assert (plan.status == "verified") == (plan.micro_batch in {8, 256, TRAIN_CAPACITY})
 
 
 @pytest.mark.parametrize("effective", [0, -5])
@@ -341,7 +346,7 @@ def raced(*times: tuple[int, float]) -> Calibration:
 def test_for_throughput_the_fastest_size_is_taken_and_not_the_largest() -> None:
     plan = make_plan(raced((64, 900.0), (128, 1100.0), (256, 700.0)), effective_batch=512, objective="throughput")
     assert plan.micro_batches == (128, 128, 128, 128)
-    assert (plan.objective, plan.limited_by, plan.status) == ("throughput", "speed", "verified")
+    assert (plan.objective, plan.limited_by) == ("throughput", "speed")
     assert plan.predicted_samples_per_s == pytest.approx(512 / (512 / 1100 + 0.001))
     assert plan.why["micro_batch"] == "the fastest size that was timed is 128"
     assert plan.why["limited_by"] == "larger ones train slower"
@@ -363,3 +368,62 @@ def test_without_times_throughput_is_the_largest_and_says_so() -> None:
     plan = make_plan(a_calibration(), effective_batch=1024, objective="throughput")
     assert plan.micro_batches == (512, 512)
     assert "no size was timed with default" in plan.notices[0]
+
+
+def rehearsed(plan: Plan, outcome: Outcome, *, run: int | None = None) -> Rehearsal:
+    return Rehearsal(
+        settings=settings_of(plan),
+        micro_batches_run=run or len(plan.micro_batches),
+        outcome=outcome,
+        wait_share=0.1,
+        eval_samples_per_s=None,
+        eval_samples_per_s_at_micro_batch=None,
+        wall_s=2.0,
+    )
+
+
+def test_only_the_very_plan_that_was_run_whole_is_verified() -> None:
+    first = make_plan(a_calibration(), effective_batch=1000)
+    calibration = a_calibration(rehearsals=(rehearsed(first, fits(830, 1400.0, batch=1000), run=1),))
+    plan = make_plan(calibration, effective_batch=1000)
+    assert plan.status == "verified"
+    assert (plan.predicted_peak_bytes, plan.predicted_samples_per_s) == (830 * MIB, 1400.0)
+    assert plan.why["status"] == "this very plan was run whole, 1 of 2 micro-batches a step: peak within the budget"
+    other = make_plan(calibration, effective_batch=998)
+    assert other.status == "derived"
+    assert other.why["status"].endswith("batchcal calibrate --effective-batch 998 does that")
+
+
+def test_a_plan_whose_rehearsal_ran_out_of_memory_is_made_anew_smaller() -> None:
+    first = make_plan(a_calibration(), effective_batch=1024)
+    failed = rehearsed(first, OutOfMemory(source="budget", detail="too much"))
+    plan = make_plan(a_calibration(rehearsals=(failed,)), effective_batch=1024)
+    assert plan.micro_batch <= 0.9 * first.micro_batch
+    assert sum(plan.micro_batches) == 1024
+    assert plan.status == "derived"
+
+
+def a_race(*finalists: Finalist) -> Finals:
+    return Finals(device="cpu", allocator="default", micro_batch=128, finalists=finalists, settled=True)
+
+
+def test_threads_and_workers_are_those_that_won_the_race() -> None:
+    winner = Finalist(intra_op_threads=1, num_workers=1, prefetch_factor=2, bound_samples_per_s=150.0, samples_per_s=140.0)
+    alone = Finalist(intra_op_threads=2, num_workers=0, prefetch_factor=None, bound_samples_per_s=100.0, samples_per_s=100.0)
+    shm = SharedMemory(path="/dev/shm", size_bytes=GIB, free_bytes=GIB)
+    environment = an_environment(shared_memory=shm)
+    plan = make_plan(a_calibration(finals=(a_race(winner, alone),), environment=environment), effective_batch=128)
+    assert (plan.intra_op_threads, plan.num_workers, plan.prefetch_factor, plan.persistent_workers) == (1, 1, 2, True)
+    assert plan.why["num_workers"] == "40% faster than none, raced"
+    failed = rehearsed(plan, WorkerDied(detail="killed"))
+    without = make_plan(
+        a_calibration(finals=(a_race(winner, alone),), environment=environment, rehearsals=(failed,)), effective_batch=128
+    )
+    assert (without.num_workers, without.why["num_workers"]) == (0, "a rehearsal with workers failed")
+
+
+def test_where_the_race_says_that_no_worker_is_worth_it_the_plan_says_by_how_much() -> None:
+    winner = Finalist(intra_op_threads=2, num_workers=0, prefetch_factor=None, bound_samples_per_s=100.0, samples_per_s=100.0)
+    pruned = Finalist(intra_op_threads=2, num_workers=1, prefetch_factor=2, bound_samples_per_s=108.0, left="pruned", why="8%")
+    plan = make_plan(a_calibration(finals=(a_race(winner, pruned),)))
+    assert (plan.num_workers, plan.why["num_workers"]) == (0, "workers could gain 8% at most")

@@ -127,7 +127,7 @@ def options(**overrides: object) -> Options:
         "multiple_of": 1,
         "device": "auto",
         "allocator": "default",
-        "workers": 0,
+        "workers": None,
         "effective_batch": None,
         "seed": 0,
         "time_limit_s": 60.0,

@@ -18,7 +18,7 @@ from batchcal.calibration.stale import Stale
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.curve import draw
 from batchcal.cli.views.decisions import decisions
-from batchcal.cli.views.speeds import speeds
+from batchcal.cli.views.speeds import chosen, details
 from batchcal.cli.views.words import count, limit_sentence, peak_of, short, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
 
@@ -60,6 +60,7 @@ def show(seen: Seen, *, why: bool = False) -> Iterator[RenderableType]:
     if calibration.measurements:
         yield Text("")
         yield _Outcomes(calibration)
+    yield from details(calibration)
     yield from remarks(seen)
     if why:
         yield Text("")
@@ -82,9 +83,8 @@ def answer(seen: Seen) -> Iterator[RenderableType]:
         text += f", eval {count(other.eval.batch)}" if other.eval else ""
         yield Text(f"{text}, {count(other.train.samples_per_s)} samples/s", style="dim")
     yield Text("")
-    if calibration.speeds:
-        yield from speeds(calibration)
-        yield Text("")
+    yield from chosen(calibration)
+    yield Text("")
     yield MemoryBar(calibration, finding)
     chart = memory_chart(calibration, finding)
     if chart is not None:

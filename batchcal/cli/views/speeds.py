@@ -1,4 +1,4 @@
-"""The race of allocator policies: what each achieved, and at which micro-batch."""
+"""How fast it trains: the plan with what it gains, the sizes under each allocator policy, the race of threads and workers."""
 
 from __future__ import annotations
 
@@ -6,34 +6,152 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from batchcal.calibration.rehearsal import Attribution, Finalist, Finals
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.speed import Speeds
 from batchcal.cli.views.words import count
+from batchcal.core.units import count_of, format_bytes
+from batchcal.plan.make import make_plan
+from batchcal.plan.plan import Plan
+
+KNOBS = {
+    "allocator": "allocator",
+    "micro_batch": "micro-batch",
+    "num_workers": "workers",
+    "intra_op_threads": "threads",
+}
+"""How the knobs of a plan are called."""
 
 
-def speeds(calibration: Calibration) -> Iterator[RenderableType]:
-    """Nothing where no policies were raced."""
-    raced = [one for one in calibration.speeds if one.device == calibration.chosen_device]
-    if not raced:
-        return
-    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
-    table.add_column("allocator")
-    for name in ("samples/s", "at micro-batch", "rounds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", style="dim", overflow="fold")
-    for one in sorted(raced, key=lambda one: -_rate(one)):
-        fastest = max(one.times, key=lambda time: time.samples_per_s(time.micro_batch), default=None)
+def chosen(calibration: Calibration) -> Iterator[RenderableType]:
+    """The plan that the calibration makes where nothing else is asked for, and what it gains, knob by knob."""
+    plan = make_plan(calibration, objective=calibration.options.objective)
+    grid = Table.grid(padding=(0, 2), pad_edge=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("plan", Text(settings_line(plan), style="bold green" if plan.status == "verified" else "bold"))
+    grid.add_row("", Text(promise_line(plan, calibration.attribution)))
+    yield grid
+    if calibration.attribution is not None and calibration.attribution.knobs:
+        yield Text("")
+        yield attribution(calibration.attribution)
+
+
+def settings_line(plan: Plan) -> str:
+    """`687 = 22 x 32, eval 359, 2 threads, no workers, tcmalloc`."""
+    parts = (
+        f"{plan.accumulation_steps} x {count(plan.micro_batch)} for {count(plan.effective_batch)}"
+        if plan.accumulation_steps > 1
+        else count(plan.micro_batch)
+    )
+    workers = count_of(plan.num_workers, "worker") if plan.num_workers else "no workers"
+    threads = count_of(plan.intra_op_threads, "thread")
+    return f"{parts}, eval {count(plan.eval_batch)}, {threads}, {workers}, allocator {plan.allocator}"
+
+
+def promise_line(plan: Plan, told: Attribution | None) -> str:
+    """`verified: 1,021 samples/s, 379 MiB of 870 MiB; 3.0x PyTorch's defaults`."""
+    rate = "" if plan.predicted_samples_per_s is None else f" {count(plan.predicted_samples_per_s)} samples/s,"
+    text = f"{plan.status}:{rate} {format_bytes(plan.predicted_peak_bytes)} of {format_bytes(plan.budget_bytes)}"
+    if told is None or told.effective_batch != plan.effective_batch or told.gain is None:
+        return text
+    return f"{text}; {told.gain:.1f}x PyTorch's defaults" if told.knobs else f"{text}; PyTorch's defaults are as fast"
+
+
+def attribution(told: Attribution) -> Table:
+    """What is lost where one knob is as PyTorch has it, and where all are."""
+    table = _table("turned back", "to", "samples/s", "gain")
+    for knob in told.knobs:
+        gain = None if knob.samples_per_s is None else told.samples_per_s / knob.samples_per_s
         table.add_row(
-            one.allocator,
-            count(_rate(one)) if fastest is not None else "-",
-            count(fastest.micro_batch) if fastest is not None else "-",
-            str(one.rounds),
-            "chosen" if one.allocator == calibration.policy else one.why,
+            f"{KNOBS[knob.knob]} {_number(knob.chosen)}", _number(knob.usual), *_rate_and_gain(knob.samples_per_s, gain, knob.why)
         )
+    if len(told.knobs) > 1:
+        table.add_row("all of them", "PyTorch's defaults", *_rate_and_gain(told.usual_samples_per_s, told.gain, told.why))
+    return table
+
+
+def details(calibration: Calibration) -> Iterator[RenderableType]:
+    """The sizes under each policy, the policies, the threads and workers; what was measured of them on the chosen device."""
+    raced = [one for one in calibration.speeds if one.device == calibration.chosen_device]
+    if raced:
+        yield Text("")
+        yield from sizes(calibration, raced)
+    finding = calibration.finding()
+    finals = None if finding is None else calibration.finals_of(finding)
+    if finals is not None:
+        yield Text("")
+        yield threads_and_workers(finals)
+
+
+def sizes(calibration: Calibration, raced: list[Speeds]) -> Iterator[RenderableType]:
+    """Samples/s by micro-batch and policy, where each optimizer step is one micro-batch."""
+    raced = sorted(raced, key=lambda one: -_best(one))
+    table = _table("micro-batch", *(one.allocator for one in raced))
+    for size in sorted({time.micro_batch for one in raced for time in one.times}):
+        rates = [next((time.samples_per_s(size) for time in one.times if time.micro_batch == size), None) for one in raced]
+        cells = [
+            Text(
+                "" if rate is None else count(rate),
+                style="bold green" if rate == _best(one) and _is_policy(one, calibration) else "",
+            )
+            for rate, one in zip(rates, raced, strict=True)
+        ]
+        table.add_row(count(size), *cells)
     yield table
+    for one in raced:
+        if one.why:
+            yield Text(f"  {one.allocator}: {one.why}", style="dim", overflow="fold")
+        elif one.spread is not None:
+            yield Text(f"  {one.allocator}: {count_of(one.rounds, 'round')}, within {one.spread:.0%}", style="dim")
 
 
-def _rate(speeds: Speeds) -> float:
-    """Of the fastest size, where an optimizer step is one micro-batch."""
+def threads_and_workers(finals: Finals) -> Table:
+    """Who ran in the race, and what conservation of work allowed the others."""
+    table = _table("threads", "workers", "samples/s", "at most")
+    table.add_column("", style="dim", overflow="fold")
+    for one in finals.finalists:
+        style = "bold green" if one is finals.winner else ""
+        rate = "" if one.samples_per_s is None else count(one.samples_per_s)
+        table.add_row(
+            Text(str(one.intra_op_threads), style=style),
+            Text(str(one.num_workers), style=style),
+            Text(rate, style=style),
+            count(one.bound_samples_per_s),
+            _remark(one, finals),
+        )
+    return table
+
+
+def _remark(one: Finalist, finals: Finals) -> str:
+    if one is finals.winner:
+        return "chosen" if finals.settled else "chosen, not settled"
+    return one.why or {"no-time": "no time was left"}.get(one.left, "")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
+    table.add_column(columns[0], justify="left" if columns[0] == "turned back" else "right", no_wrap=True)
+    for name in columns[1:]:
+        table.add_column(name, justify="left" if name == "to" else "right", no_wrap=True)
+    return table
+
+
+def _rate_and_gain(rate: float | None, gain: float | None, why: str) -> tuple[str, str]:
+    if rate is None:
+        return "-", why or "not run"
+    return count(rate), "" if gain is None else f"{gain:.2f}x"
+
+
+def _number(text: str) -> str:
+    return count(int(text)) if text.isdigit() else text
+
+
+def _best(speeds: Speeds) -> float:
     return max((time.samples_per_s(time.micro_batch) for time in speeds.times), default=0.0)
+
+
+def _is_policy(speeds: Speeds, calibration: Calibration) -> bool:
+    return speeds.allocator == calibration.policy

@@ -23,8 +23,9 @@ from batchcal.workload.batches import WorstCase
 STEPS_DROPPED: Final = 1
 """Of every size: the first step can take twelve times the others."""
 LEAST_STEPS: Final = 2
-SLOWING: Final = 0.85
-"""Two sizes in a row that are this much slower than the best so far end the lap: it gets no better further on."""
+GAIN: Final = 1.02
+"""Two sizes in a row that are not this much faster than all before end the lap: it gets no better further on, and of sizes that
+are as fast the smaller is the better."""
 
 
 def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
@@ -39,20 +40,32 @@ def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     subject.warm_up(worst.batch(smallest), smallest)
     context.arm()
     context.phase("measure")
-    best, slower = 0.0, 0
+    fastest, best, stalled = 0, 0.0, 0
     for size in request.micro_batches:
-        rate = 0.0
-        for threads in request.threads or (setting.intra_op_threads,):
-            if time.monotonic() >= request.until_s:
-                return {"done": True}
-            torch.set_num_threads(threads)
-            timed = _timed(subject, size, threads, request)
-            context.tell({"time": timed.model_dump(mode="json")})
-            rate = max(rate, timed.samples_per_s(request.micro_batches[-1]))
-        best, slower = max(best, rate), slower + 1 if rate < best * SLOWING else 0
-        if slower > 1:
+        rate = _tell(subject, size, request, context)
+        if rate > best * GAIN:
+            fastest, stalled = size, 0
+        else:
+            stalled += 1
+        best = max(best, rate)
+        if stalled > 1:
             break
+    if len(request.micro_batches) > 1 and fastest:
+        _tell(subject, fastest, request, context)  # once more, some time later: what else runs comes and goes
     return {"done": True}
+
+
+def _tell(subject: Subject, size: int, request: LapArguments, context: ChildContext) -> float:
+    """Times `size` with each number of threads, as long as there is time; samples/s of the best."""
+    rate = 0.0
+    for threads in request.threads or (request.setting.intra_op_threads,):
+        if time.monotonic() >= request.until_s:
+            break
+        torch.set_num_threads(threads)
+        timed = _timed(subject, size, threads, request)
+        context.tell({"time": timed.model_dump(mode="json")})
+        rate = max(rate, timed.samples_per_s(request.micro_batches[-1]))
+    return rate
 
 
 def _timed(subject: Subject, size: int, threads: int, request: LapArguments) -> StepTime:

@@ -91,6 +91,7 @@ class PolicyRace:
         """
         race = Race(len(self.policies))
         began = self.clock.monotonic()
+        self.probe.prepare(self.policies)
         while not race.over:
             told: dict[int, float] = {}
             for place in race.order():
@@ -158,4 +159,5 @@ class PolicyRace:
             rounds=len(runner.times),
             left=runner.left or "",
             why=runner.why,
+            spread=runner.doubt if len(runner.times) > 1 else None,
         )

@@ -86,16 +86,22 @@ class Race:
     def settled(self) -> bool:
         """Whether another round is not expected to change the leader by more than a tie."""
         running = [self.runners[place] for place in self.running]
-        if not all(runner.times for runner in running):
+        if self.leader is None or not all(runner.times for runner in running):
             return False
         if len(running) < 2:
             return True
-        return self.rounds >= LEAST_ROUNDS and all(runner.doubt <= TIE - 1 for runner in running)
+        best = self.runners[self.leader].best
+        return self.rounds >= LEAST_ROUNDS and all(
+            # Undisturbed in two turns, or slower even if its next turn were better by as much as the last was.
+            runner.doubt <= TIE - 1 or runner.best > best * (1 + runner.doubt)
+            for runner in running
+            if runner.place != self.leader
+        )
 
     @property
     def over(self) -> bool:
         """Nothing is to be learned from another round, or enough were run."""
-        return self.settled or self.rounds >= MOST_ROUNDS
+        return self.settled or self.rounds >= MOST_ROUNDS or not self.running
 
     def _part(self) -> None:
         if self.leader is None:

@@ -10,7 +10,6 @@ from batchcal.calibration.schema import Calibration
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits
 from batchcal.measure.attempts import said
-from batchcal.measure.race.race import Race
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.plan.plan import Plan
 from batchcal.plan.split import split
@@ -50,7 +49,7 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
     usual = _turned_back(calibration, plan, tuple(knobs)) if len(knobs) > 1 else None
     chosen = _Variant(plan)
     variants = [chosen, *([usual] if usual is not None else []), *turned.values()]
-    rounds = _run(stage, variants) if knobs else 0
+    rounds = _run(stage, variants, plan.allocator) if knobs else 0
     if knobs and chosen.samples_per_s is None:
         return None
     rate = chosen.samples_per_s or plan.predicted_samples_per_s
@@ -106,12 +105,13 @@ def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
     return whole if finding is None else min(whole, finding.train.batch)
 
 
-def _run(stage: Stage, variants: list[_Variant]) -> int:
-    """Rounds in which each variant is timed once, another order every time; as many as there is time for. Returns how many."""
-    order = Race(len(variants))
+def _run(stage: Stage, variants: list[_Variant], chosen: str) -> int:
+    """Rounds in which each variant is timed once, as many as there is time for. Returns how many."""
+    stage.probe.prepare(tuple(dict.fromkeys(one.plan.allocator for one in variants if one.plan is not None)))
+    # A policy at a time, in case they cannot be there at once, the one that was run last before all others; there and back again.
+    ordered = sorted(variants, key=lambda one: one.plan is not None and one.plan.allocator != chosen)
     for number in range(ROUNDS):
-        for place in order.order() if number else range(len(variants)):
-            variant = variants[place]
+        for variant in reversed(ordered) if number else ordered:
             if variant.plan is None or variant.why:
                 continue
             if stage.left_s() <= 0:
@@ -122,5 +122,4 @@ def _run(stage: Stage, variants: list[_Variant]) -> int:
                 variant.rates.append(outcome.samples_per_s)
             else:
                 variant.why = said(outcome)
-        order.tell({})
     return max(len(variant.rates) for variant in variants)

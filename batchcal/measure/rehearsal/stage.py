@@ -8,6 +8,7 @@ from typing import Final
 
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
+from batchcal.measure.attempts import allowed_for
 from batchcal.measure.probe import Probe, RehearsalReport, RehearsalRequest
 from batchcal.plan.plan import Plan
 
@@ -39,7 +40,7 @@ class Stage:
             RehearsalRequest(
                 plan=plan,
                 micro_batches=first_of(plan, TURN_S, least=1),
-                allowed_bytes=plan.budget_bytes,
+                allowed_bytes=allowed_for(plan.budget_bytes),
                 budget_bytes=plan.budget_bytes,
                 least_s=TURN_S,
                 limit_s=limit_s,
@@ -58,7 +59,7 @@ class Stage:
                 micro_batches=cut,
                 eval_batches=evaluations,
                 worst_case=True,
-                allowed_bytes=plan.budget_bytes,
+                allowed_bytes=allowed_for(plan.budget_bytes),
                 budget_bytes=plan.budget_bytes,
                 least_s=TURN_S,
                 limit_s=limit_s,

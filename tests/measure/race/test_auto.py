@@ -34,4 +34,11 @@ def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(desk: Desk
 
 def test_what_the_user_set_is_not_raced(desk: Desk) -> None:
     calibration = desk.calibrate(Racing(), options(GIB, allocator="default")).calibration
-    assert (calibration.policy, calibration.allocator, calibration.speeds) == ("default", None, ())
+    assert (calibration.policy, calibration.allocator) == ("default", None)
+    (alone,) = calibration.speeds
+    assert (alone.allocator, alone.rounds) == ("default", 1)
+
+
+def test_for_the_largest_batch_nothing_is_timed_where_the_policy_is_set(desk: Desk) -> None:
+    calibration = desk.calibrate(Racing(), options(GIB, allocator="default", objective="memory")).calibration
+    assert calibration.speeds == ()

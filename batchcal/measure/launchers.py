@@ -1,0 +1,82 @@
+"""Launchers, one for each allocator policy, kept while they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+from batchcal.core.errors import GuardError
+from batchcal.guard.allocator import PolicyName, resolve
+from batchcal.guard.launch import Launcher, SpawnLauncher, ZygoteLauncher
+
+
+class Launchers:
+    """A zygote for each policy where there can be one, else a launcher that spawns."""
+
+    def __init__(self, environ: Mapping[str, str], *, note: Callable[[str], None], spawn_only: bool) -> None:
+        self._environ = dict(environ)
+        self._note = note
+        self._spawned: set[PolicyName] = set()
+        """Policies under which no zygote lives."""
+        self._spawn_only = spawn_only or not hasattr(os, "pidfd_open")
+        self.there: dict[PolicyName, Launcher] = {}
+        """By policy: those that were started."""
+        self._starting: dict[PolicyName, ZygoteLauncher] = {}
+
+    def get(self, allocator: PolicyName) -> Launcher:
+        """The launcher of `allocator`, started where it is not there."""
+        if allocator not in self.there:
+            self.there[allocator] = self._started(allocator)
+        return self.there[allocator]
+
+    def start_all(self, allocators: Iterable[PolicyName]) -> None:
+        """Starts the launchers of all `allocators`, side by side: most of a start is the import of torch, on one core."""
+        missing = [name for name in allocators if name not in self.there and not self._must_spawn(name)]
+        for name in missing:
+            try:
+                self._starting[name] = ZygoteLauncher(resolve(name), self._environ)
+            except GuardError as error:
+                self._give_up(name, error)
+        for name in missing:
+            self.get(name)
+
+    def keep_only(self, allocator: PolicyName) -> None:
+        """Lets all others go: an idle zygote holds memory that no training will."""
+        for other in [name for name in self.there if name != allocator]:
+            self.drop(other)
+
+    def drop(self, allocator: PolicyName) -> None:
+        """Lets the launcher of `allocator` go, where there is one."""
+        launcher = self.there.pop(allocator, None)
+        if launcher is not None:
+            launcher.close()
+
+    def close(self) -> None:
+        """No process, no file of ours stays."""
+        for launcher in (*self.there.values(), *self._starting.values()):
+            launcher.close()
+        self.there.clear()
+        self._starting.clear()
+
+    def environment(self, allocator: PolicyName) -> dict[str, str]:
+        """The environment of a child under `allocator`."""
+        return resolve(allocator).process_environment(self._environ)
+
+    def _started(self, allocator: PolicyName) -> Launcher:
+        policy = resolve(allocator)
+        if not self._must_spawn(allocator):
+            try:
+                zygote = self._starting.pop(allocator, None) or ZygoteLauncher(policy, self._environ)
+                zygote.await_ready()
+            except GuardError as error:
+                self._give_up(allocator, error)
+            else:
+                return zygote
+        return SpawnLauncher(policy, self._environ)
+
+    def _must_spawn(self, allocator: PolicyName) -> bool:
+        return self._spawn_only or allocator in self._spawned
+
+    def _give_up(self, allocator: PolicyName, error: GuardError) -> None:
+        self._note(f"{error.what}: {error.known}; spawning every child under {allocator} instead".strip())
+        self._spawned.add(allocator)
