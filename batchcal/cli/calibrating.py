@@ -56,6 +56,7 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> Found:
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.store import Loaded, Missing, existing_path, load, refusal
     from batchcal.detect.detect import detect
+    from batchcal.plan.make import is_rehearsed
 
     reference = desk.task()
     environment = detect()
@@ -65,7 +66,9 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> Found:
     options = options_from(desk.settings, limit_bytes=environment.memory.limit.value, like=like)
     if not wish.force and not wish.dry_run:
         found = find_fresh(reference, options, environment, path, require_signature=wish.require_signature)
-        if isinstance(found, Loaded) and usable(found.calibration):
+        # A training takes a plan that was not run whole; who asks to calibrate asks for that.
+        enough = isinstance(found, Loaded) and (wish.as_before or is_rehearsed(found.calibration, options))
+        if isinstance(found, Loaded) and usable(found.calibration) and enough:
             return Found(calibration=found.calibration, path=found.path, notices=found.notices)
         if not wish.may_measure:
             raise refusal(Missing(path=path) if found is None or isinstance(found, Loaded) else found, path)

@@ -105,13 +105,16 @@ Allocator: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="POLICY",
-        help="auto (the fastest), default, thp, retain, tcmalloc, jemalloc, mimalloc or the path of a library.",
+        help="auto (the fastest), default, thp, retain, tcmalloc, jemalloc, mimalloc or a library's path. [default: auto]",
         rich_help_panel=_SEARCH,
         show_default=False,
     ),
 ]
 Workers: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="N", help="DataLoader workers. [default: 0]", rich_help_panel=_SEARCH, show_default=False)
+    str | None,
+    typer.Option(
+        metavar="N", help="DataLoader workers. Default: what the race finds.", rich_help_panel=_SEARCH, show_default=False
+    ),
 ]
 EffectiveBatch: TypeAlias = Annotated[
     str | None,
@@ -175,7 +178,9 @@ Check: TypeAlias = Annotated[
 Objective: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="memory: the largest micro-batches; throughput: the fastest. [default: memory]", show_default=False
+        metavar="NAME",
+        help="throughput: the fastest micro-batches; memory: the largest. [default: throughput]",
+        show_default=False,
     ),
 ]
 PlanFormat: TypeAlias = Literal["table", "json", "sh", "dotenv"]

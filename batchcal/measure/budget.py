@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.schema import Budget
+from batchcal.calibration.schema import Budget, Options
 from batchcal.core.errors import UsageError
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Accelerator, Environment
 from batchcal.guard.meters import read_status
+
+
+def budgets_of(environment: Environment, options: Options) -> dict[str, Budget]:
+    """By device that is to be measured, the CPU first unless an accelerator was asked for.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    asked = options.device
+    found: dict[str, Budget] = {}
+    if asked in ("auto", "cpu"):
+        found["cpu"] = host_budget_of(environment, options)
+    for accelerator in environment.accelerators:
+        name = f"{accelerator.kind}:{accelerator.index}"
+        if asked in (name, accelerator.kind) or (asked == "auto" and accelerator.index == 0):
+            found.setdefault(name, accelerator_budget(accelerator, name, margin=options.accelerator_margin))
+            if asked == accelerator.kind:
+                break
+    if not found:
+        there = ", ".join(["cpu", *(f"{item.kind}:{item.index}" for item in environment.accelerators)])
+        raise UsageError(
+            f"there is no device {asked!r} here", known=f"there is: {there}", try_="--device auto, or batchcal detect"
+        )
+    return found
+
+
+def host_budget_of(environment: Environment, options: Options) -> Budget:
+    """`host_budget` with what was asked for."""
+    return host_budget(environment, margin=options.margin, memory_limit_bytes=options.memory_limit_bytes)
 
 
 def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: int | None) -> Budget:

@@ -10,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from batchcal import __version__
 from batchcal.calibration.fingerprint import fingerprint_of
 from batchcal.calibration.journal import Journal
 from batchcal.calibration.keys import Trust, find_or_make_trust, find_trust
-from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Fingerprint, Measurement, Options
+from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Measurement, Options
 from batchcal.calibration.store import Loaded, default_path, journal_path, load_fresh, lock_path, make_folder, save
 from batchcal.core.clock import Clock, SystemClock
 from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSaved, Partial
@@ -26,14 +25,15 @@ from batchcal.guard.allocator import AUTO, resolve
 from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.measure.attempts import Attempts
-from batchcal.measure.budget import accelerator_budget, host_budget
+from batchcal.measure.budget import budgets_of
 from batchcal.measure.campaign import Campaign
-from batchcal.measure.children import ChildProbe
+from batchcal.measure.children import ChildProbe, child_probe
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.probe import Probe
+from batchcal.measure.record import recorded
 from batchcal.measure.rehearsal.rehearsing import Rehearsing
 from batchcal.measure.rehearsal.stage import Stage
-from batchcal.measure.request import Setting
+from batchcal.plan.make import is_rehearsed
 from batchcal.workload.identity import TaskIdentity, identify
 from batchcal.workload.reference import TaskReference
 
@@ -110,7 +110,7 @@ def calibrate(
     if dry_run:
         return run.rehearse_dry()
     if not force and (found := run.fresh()) is not None:
-        return found
+        return found if is_rehearsed(found.calibration, options) else run.verified(found)
     return run.locked(force=force)
 
 
@@ -155,10 +155,46 @@ class _Run:
                 notices.append(others.notice)
             return self.measure(began, notices, anew=force)
 
+    def verified(self, found: CalibrationResult) -> CalibrationResult:
+        """What was found, with the plan for another effective batch run whole. All else is kept."""
+        began, meter = self.clock.monotonic(), memory_meter()
+        budgets = {budget.device: budget for budget in found.calibration.budgets}
+        asked = {"effective_batch": self.options.effective_batch, "objective": self.options.objective}
+        calibration = found.calibration.model_copy(
+            update={
+                "effective_batch": self.options.effective_batch,
+                "options": found.calibration.options.model_copy(update=asked),
+            }
+        )
+        probe = self.probe or self._children(budgets, meter)
+        rehearsing = Rehearsing(self._stage(probe, began), calibration)
+        stopped: BatchcalError | None = None
+        try:
+            rehearsing.rehearse_alone()
+        except Interrupted as error:
+            stopped = error
+        finally:
+            probe.close()
+            meter.close()
+        calibration = rehearsing.told()
+        not_saved: NotSaved | None = None
+        try:
+            save(calibration, self.path, key=self.trust.key)
+        except NotSaved as error:
+            not_saved = error
+        return CalibrationResult(
+            calibration=calibration,
+            path=self.path,
+            fresh=False,
+            notices=found.notices,
+            not_saved=not_saved,
+            stopped=stopped,
+        )
+
     def measure(self, began: float, notices: list[str], *, anew: bool) -> CalibrationResult:
         """Measures, and writes what came of it, however it ended."""
         measuring = self.clock.monotonic()
-        budgets = self.budgets()
+        budgets = budgets_of(self.environment, self.options)
         meter = memory_meter()
         if self.probe is None:
             _check_room(meter)
@@ -196,7 +232,7 @@ class _Run:
                 campaign.run()
             except Interrupted as error:
                 stopped = error
-            calibration = self._calibration(campaign, budgets, began, stopped)
+            calibration = self._recorded(campaign, budgets, began, stopped)
             if stopped is None:
                 calibration, stopped = self._rehearsed(calibration, probe, measuring)
         finally:
@@ -213,7 +249,7 @@ class _Run:
     def rehearse_dry(self) -> CalibrationResult:
         """The search against an assumed machine: what would be asked, and why."""
         began = self.clock.monotonic()
-        budgets = self.budgets()
+        budgets = budgets_of(self.environment, self.options)
         fake = FakeProbe()
         campaign = Campaign(
             probe=fake,
@@ -230,14 +266,30 @@ class _Run:
         campaign.attempts.note(
             "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
         )
-        calibration, _ = self._rehearsed(self._calibration(campaign, budgets, began, None), fake, began)
+        calibration, _ = self._rehearsed(self._recorded(campaign, budgets, began, None), fake, began)
         self._tell_the_end(campaign, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
 
+    def _recorded(
+        self, campaign: Campaign, budgets: dict[str, Budget], began: float, stopped: BatchcalError | None
+    ) -> Calibration:
+        calibration = recorded(
+            campaign,
+            budgets,
+            environment=self.environment,
+            task=self.identity,
+            fingerprint=self.fingerprint,
+            at=self.clock.now(),
+            stopped=stopped,
+        )
+        return calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - began, 3)})
+
+    def _stage(self, probe: Probe, began: float) -> Stage:
+        return Stage(probe=probe, clock=self.clock, progress=self.progress, until=began + self.options.time_limit_s)
+
     def _rehearsed(self, calibration: Calibration, probe: Probe, began: float) -> tuple[Calibration, BatchcalError | None]:
         """`calibration` with its plan run whole, as far as there was time; and why that ended early."""
-        stage = Stage(probe=probe, clock=self.clock, progress=self.progress, until=began + self.options.time_limit_s)
-        rehearsing = Rehearsing(stage, calibration)
+        rehearsing = Rehearsing(self._stage(probe, began), calibration)
         stopped: BatchcalError | None = None
         try:
             rehearsing.run()
@@ -246,47 +298,15 @@ class _Run:
             rehearsing.undone.append(error.what)
         return rehearsing.told(), stopped
 
-    def budgets(self) -> dict[str, Budget]:
-        """By device, the CPU first unless an accelerator was asked for."""
-        asked, options = self.options.device, self.options
-        found: dict[str, Budget] = {}
-        if asked in ("auto", "cpu"):
-            found["cpu"] = self._host_budget()
-        for accelerator in self.environment.accelerators:
-            name = f"{accelerator.kind}:{accelerator.index}"
-            if asked in (name, accelerator.kind) or (asked == "auto" and accelerator.index == 0):
-                found.setdefault(name, accelerator_budget(accelerator, name, margin=options.accelerator_margin))
-                if asked == accelerator.kind:
-                    break
-        if not found:
-            from batchcal.core.errors import UsageError
-
-            there = ", ".join(["cpu", *(f"{item.kind}:{item.index}" for item in self.environment.accelerators)])
-            raise UsageError(
-                f"there is no device {asked!r} here", known=f"there is: {there}", try_="--device auto, or batchcal detect"
-            )
-        return found
-
-    def _host_budget(self) -> Budget:
-        return host_budget(self.environment, margin=self.options.margin, memory_limit_bytes=self.options.memory_limit_bytes)
-
-    def _children(self, budgets: dict[str, Budget], meter: MemoryGroup) -> ChildProbe:
-        free = {f"{item.kind}:{item.index}": item.free_bytes for item in self.environment.accelerators}
-        host = budgets.get("cpu") or self._host_budget()
-        settings = {
-            device: Setting(
-                reference=self.reference,
-                device=device,
-                seed=self.options.seed,
-                intra_op_threads=self.environment.optimal_threads,
-                workers=self.options.workers or 0,
-                smallest_batch=max(2, self.options.multiple_of),
-                accelerator_free_bytes=free.get(device),
-            )
-            for device in budgets
-        }
-        note: Callable[[str], None] = lambda text: self.progress.event("note", {"text": text})  # noqa: E731
-        return ChildProbe(settings, meter, host_budget_bytes=host.budget_bytes, note=note, time_limit_s=self.options.time_limit_s)
+    def _children(self, budgets: Mapping[str, Budget], meter: MemoryGroup) -> ChildProbe:
+        return child_probe(
+            self.reference,
+            self.options,
+            self.environment,
+            budgets,
+            meter,
+            note=lambda text: self.progress.event("note", {"text": text}),
+        )
 
     def _announce(self, budgets: dict[str, Budget]) -> None:
         for device, budget in budgets.items():
@@ -342,50 +362,6 @@ class _Run:
                 "probes": campaign.attempts.started,
                 "wall_s": calibration.wall_s,
             },
-        )
-
-    def _calibration(
-        self, campaign: Campaign, budgets: dict[str, Budget], began: float, stopped: BatchcalError | None
-    ) -> Calibration:
-        created = self.clock.now()
-        asked = [found for found in campaign.findings if found.allocator == campaign.policy(found.device)]
-        chosen = max(asked, key=lambda found: found.train.samples_per_s, default=None)
-        device = chosen.device if chosen is not None else next(iter(budgets))
-        if chosen is not None and len(asked) > 1:
-            rates = ", ".join(f"{found.device} {found.train.samples_per_s:.0f} samples/s" for found in asked)
-            campaign.attempts.note(f"{device} is the fastest device: {rates}")
-        undone = [*campaign.undone, *([str(stopped.what)] if stopped is not None else [])]
-        status = "partial" if chosen is None else "unsettled" if undone else "complete"
-        examination = campaign.examinations.get(device)
-        return Calibration(
-            batchcal=__version__,
-            created_at=created,
-            expires_at=created + TIME_TO_LIVE,
-            status=status,
-            environment=self.environment,
-            task=self.identity,
-            facts=examination.facts if examination is not None else None,
-            options=self.options,
-            fingerprint=self.fingerprint.model_copy(
-                update={
-                    # A library that no finding was measured under may come and go.
-                    "allocators": {
-                        name: digest
-                        for name, digest in self.fingerprint.allocators.items()
-                        if any(found.allocator == name for found in campaign.findings)
-                    }
-                }
-            ),
-            budgets=tuple(budgets.values()),
-            measurements=tuple(campaign.attempts.measurements),
-            findings=tuple(campaign.findings),
-            chosen_device=device,
-            allocator=campaign.policy(device) if self.options.allocator == AUTO else None,
-            speeds=tuple(campaign.speeds),
-            effective_batch=self.options.effective_batch,
-            undone=tuple(undone),
-            wall_s=round(self.clock.monotonic() - began, 3),
-            notes=tuple(campaign.attempts.notes),
         )
 
 

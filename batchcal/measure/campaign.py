@@ -140,8 +140,8 @@ class Campaign:
                     self.undone.append(f"{device} under {allocator}: no time was left")
                 else:
                     self._try_to_find(device, allocator, nothing)
-                if last and len(allocators) > 1 and self.findings:
-                    # What a script that is not re-executed might use: a smaller answer than might be, but no lesser plan.
+                if last and len(allocators) > 1 and self.findings and self.findings[-1].allocator == allocator:
+                    # What a script that is not re-executed uses: there is an answer, if a smaller one than might be.
                     for text in self.undone[undone:]:
                         self.attempts.note(f"not settled: {text}")
                     del self.undone[undone:]

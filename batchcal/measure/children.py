@@ -10,10 +10,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.calibration.schema import Isolation
+from batchcal.calibration.schema import Budget, Isolation, Options
 from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import GuardError
 from batchcal.core.units import MIB
+from batchcal.detect.environment import Environment
 from batchcal.guard.cgroup import MemoryGroup as ControlGroup
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
@@ -25,6 +26,7 @@ from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import JSON, Message
 from batchcal.measure import answers
 from batchcal.measure.attempts import said
+from batchcal.measure.budget import host_budget_of
 from batchcal.measure.launchers import Launchers
 from batchcal.measure.probe import (
     Examination,
@@ -38,6 +40,7 @@ from batchcal.measure.probe import (
 from batchcal.measure.race.request import LapArguments
 from batchcal.measure.rehearsal.request import RehearsalArguments
 from batchcal.measure.request import ExamineArguments, ProbeArguments, Setting
+from batchcal.workload.reference import TaskReference
 
 UNSHARED_BYTES: Final = 16 * MIB
 """What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
@@ -247,6 +250,33 @@ class ChildProbe:
         pid = self._launcher(allocator).overhead_pid
         status = None if pid is None else read_status(pid)
         return 0 if status is None else status.anonymous_bytes
+
+
+def child_probe(
+    reference: TaskReference,
+    options: Options,
+    environment: Environment,
+    budgets: Mapping[str, Budget],
+    meter: MemoryGroup,
+    *,
+    note: Callable[[str], None],
+) -> ChildProbe:
+    """The probe for the task behind `reference` on the devices of `budgets`."""
+    free = {f"{item.kind}:{item.index}": item.free_bytes for item in environment.accelerators}
+    host = budgets.get("cpu") or host_budget_of(environment, options)
+    settings = {
+        device: Setting(
+            reference=reference,
+            device=device,
+            seed=options.seed,
+            intra_op_threads=environment.optimal_threads,
+            workers=options.workers or 0,
+            smallest_batch=max(2, options.multiple_of),
+            accelerator_free_bytes=free.get(device),
+        )
+        for device in budgets
+    }
+    return ChildProbe(settings, meter, host_budget_bytes=host.budget_bytes, note=note, time_limit_s=options.time_limit_s)
 
 
 def _bounded(bounds: tuple[float, float], seconds: float) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from batchcal.calibration.rehearsal import Rehearsal
-from batchcal.calibration.schema import Budget, Calibration, Finding, Objective
+from batchcal.calibration.schema import Budget, Calibration, Finding, Objective, Options
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.guard.outcome import Fits
@@ -128,6 +128,14 @@ def _as_rehearsed(plan: Plan, rehearsal: Rehearsal) -> Plan:
             "predicted_samples_per_s": outcome.samples_per_s,
         }
     )
+
+
+def is_rehearsed(calibration: Calibration, options: Options) -> bool:
+    """Whether the plan that `options` ask for was run whole, or they ask for none of its own."""
+    asked = options.effective_batch
+    if asked is None or calibration.finding() is None:
+        return True
+    return rehearsal_of(calibration, make_plan(calibration, effective_batch=asked, objective=options.objective)) is not None
 
 
 def find(calibration: Calibration, *, device: str | None = None, allocator: str | None = None) -> Finding:

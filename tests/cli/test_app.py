@@ -21,8 +21,8 @@ OPTIONS = {
     "detect": "--json --quiet/-q --verbose/-v",
     "calibrate": (
         "--allocator --config --device --dry-run --effective-batch --force --headroom --json --margin --max-batch --max-probes "
-        "--memory-limit --multiple-of --output --pipeline-only --quiet/-q --require-signature --samples --seed --time-limit "
-        "--verbose/-v --workers"
+        "--memory-limit --multiple-of --objective --output --pipeline-only --quiet/-q --require-signature --samples --seed "
+        "--time-limit --verbose/-v --workers"
     ),
     "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
     "plan": (

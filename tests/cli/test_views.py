@@ -42,6 +42,7 @@ from batchcal.plan.what_if import what_if
 from batchcal.train.result import EpochResult, TrainingResult
 from tests.support.calibrations import MADE_AT, a_calibration, a_finding, an_environment, fits, measurement
 from tests.support.plans import a_plan
+from tests.support.races import a_raced_calibration
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTH = 80
@@ -68,8 +69,8 @@ def seen(calibration: Calibration | None = None, *, stale: Stale | None = None, 
 
 
 VIEWS: dict[str, Iterable[RenderableType]] = {
-    "show.txt": list(show(seen(), why=True)),
-    "plan.txt": list(plan_view.show(make_plan(a_calibration(), effective_batch=1000))),
+    "show.txt": list(show(seen(a_raced_calibration()), why=True)),
+    "plan.txt": list(plan_view.show(make_plan(a_raced_calibration(), effective_batch=1000))),
     "what-if.txt": list(plan_view.show_predictions(what_if(a_calibration(), [256 * MIB, 2 * GIB, 8 * GIB]))),
     "detect.txt": list(environment_view.show(an_environment())),
 }

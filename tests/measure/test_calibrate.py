@@ -13,6 +13,7 @@ from batchcal.core.clock import ManualClock
 from batchcal.core.errors import NothingFits, UsageError, UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.measure.options import options
+from batchcal.plan.make import make_plan
 from tests.support.probes import FAILED, Desk, ScriptedProbe, saved
 
 
@@ -50,10 +51,27 @@ def test_when_it_is_complete_nothing_but_the_file_stays(desk: Desk) -> None:
 def test_a_simple_run_tells_its_events_in_this_order(desk: Desk) -> None:
     desk.calibrate(ScriptedProbe(train_samples=100, eval_samples=60))
     probe = ["phase", "probe_started", "probe_ended", "best"]
-    assert desk.names() == ["calibrate_started", "phase", *probe, *probe, "calibrate_ended"]
+    races = {"lap_ended", "finalist_ended", "rehearsed", "attributed"}
+    assert races < set(desk.names())
+    phases = [fields["phase"] for fields in desk.events("phase")]
+    assert phases[:2] == ["profile", "race"]
+    assert phases[-3:] == ["finals", "rehearsal", "attribution"]
+    desk.progress.events.clear()
+    desk.calibrate(
+        ScriptedProbe(train_samples=100, eval_samples=60), options(GIB, allocator="default", objective="memory"), force=True
+    )
+    last = ["phase", "finalist_ended", "phase", "rehearsed", "phase", "attributed", "calibrate_ended"]
+    assert desk.names() == ["calibrate_started", "phase", *probe, *probe, *last]
     (began,) = desk.events("calibrate_started")
     assert (began["task"], began["device"], began["limit_bytes"]) == ("task.py:task", "cpu", GIB)
-    assert [fields["phase"] for fields in desk.events("phase")] == ["profile", "verify", "scale"]
+    assert [fields["phase"] for fields in desk.events("phase")] == [
+        "profile",
+        "verify",
+        "scale",
+        "finals",
+        "rehearsal",
+        "attribution",
+    ]
     assert [fields["batch"] for fields in desk.events("best")] == [100, 60]
     (ended,) = desk.events("calibrate_ended")
     assert (ended["status"], ended["train_batch"], ended["eval_batch"]) == ("complete", 100, 60)
@@ -102,7 +120,21 @@ def test_a_stale_calibration_is_measured_anew(desk: Desk, change: str) -> None:
 
 def test_a_longer_time_limit_does_not_make_an_answer_stale(desk: Desk) -> None:
     desk.calibrate(ScriptedProbe())
-    assert desk.calibrate(ScriptedProbe(), options(GIB, time_limit_s=600, max_probes=50, effective_batch=999)).fresh
+    assert desk.calibrate(ScriptedProbe(), options(GIB, time_limit_s=600, max_probes=50, objective="memory")).fresh
+
+
+def test_for_another_effective_batch_only_its_plan_is_run(desk: Desk) -> None:
+    before = desk.calibrate(ScriptedProbe()).calibration
+    probe = ScriptedProbe()
+    result = desk.calibrate(probe, options(GIB, effective_batch=999))
+    assert not result.fresh
+    assert probe.asked == []
+    calibration = saved(desk)
+    assert (calibration.findings, calibration.created_at) == (before.findings, before.created_at)
+    assert len(calibration.rehearsals) == len(before.rehearsals) + 1
+    plan = make_plan(calibration)
+    assert (plan.status, plan.effective_batch) == ("verified", 999)
+    assert desk.calibrate(ScriptedProbe(), options(GIB, effective_batch=999)).fresh
 
 
 def test_output_moves_the_file(desk: Desk, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
 from batchcal.measure.options import options
-from batchcal.measure.probe import ProbeReport, ProbeRequest
+from batchcal.measure.probe import LapReport, LapRequest, ProbeReport, ProbeRequest
 from tests.support.probes import Desk, ScriptedProbe, an_accelerator, saved
 
 
@@ -38,6 +38,12 @@ class TwoDevices(ScriptedProbe):
             return report
         faster = report.outcome.model_copy(update={"samples_per_s": report.outcome.samples_per_s * self._speed})
         return report.model_copy(update={"outcome": faster})
+
+    def lap(self, request: LapRequest) -> LapReport:
+        report = super().lap(request)
+        if request.device == "cpu":
+            return report
+        return LapReport(times=tuple(time.model_copy(update={"step_s": time.step_s / self._speed}) for time in report.times))
 
 
 @pytest.mark.parametrize(("speed", "chosen"), [(3.0, "cuda:0"), (0.2, "cpu")])

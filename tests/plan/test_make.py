@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
-from batchcal.calibration.rehearsal import Finalist, Finals, Rehearsal
+from batchcal.calibration.rehearsal import Finalist
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
 from batchcal.calibration.speed import Speeds
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Fact, SharedMemory
-from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak, WorkerDied
+from batchcal.guard.outcome import Fits, OutOfMemory, Peak, WorkerDied
 from batchcal.plan.make import make_plan as make
 from batchcal.plan.plan import KEYS, Plan
-from batchcal.plan.rehearsed import settings_of
 from tests.support.calibrations import (
     BUDGET_BYTES,
     EVAL_CAPACITY,
@@ -32,6 +31,7 @@ from tests.support.calibrations import (
     options,
     step_time,
 )
+from tests.support.races import a_race, rehearsed
 
 make_plan = partial(make, objective="memory")
 """How an effective batch is divided is the same for both; the tests of `throughput` say so."""
@@ -370,18 +370,6 @@ def test_without_times_throughput_is_the_largest_and_says_so() -> None:
     assert "no size was timed with default" in plan.notices[0]
 
 
-def rehearsed(plan: Plan, outcome: Outcome, *, run: int | None = None) -> Rehearsal:
-    return Rehearsal(
-        settings=settings_of(plan),
-        micro_batches_run=run or len(plan.micro_batches),
-        outcome=outcome,
-        wait_share=0.1,
-        eval_samples_per_s=None,
-        eval_samples_per_s_at_micro_batch=None,
-        wall_s=2.0,
-    )
-
-
 def test_only_the_very_plan_that_was_run_whole_is_verified() -> None:
     first = make_plan(a_calibration(), effective_batch=1000)
     calibration = a_calibration(rehearsals=(rehearsed(first, fits(830, 1400.0, batch=1000), run=1),))
@@ -401,10 +389,6 @@ def test_a_plan_whose_rehearsal_ran_out_of_memory_is_made_anew_smaller() -> None
     assert plan.micro_batch <= 0.9 * first.micro_batch
     assert sum(plan.micro_batches) == 1024
     assert plan.status == "derived"
-
-
-def a_race(*finalists: Finalist) -> Finals:
-    return Finals(device="cpu", allocator="default", micro_batch=128, finalists=finalists, settled=True)
 
 
 def test_threads_and_workers_are_those_that_won_the_race() -> None:

@@ -31,6 +31,7 @@ def calibrate(
     allocator: opt.Allocator = None,
     workers: opt.Workers = None,
     effective_batch: opt.EffectiveBatch = None,
+    objective: opt.Objective = None,
     seed: opt.Seed = None,
     force: opt.Force = False,
     dry_run: opt.DryRun = False,
@@ -41,7 +42,7 @@ def calibrate(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Measure the largest batch that fits here, in fenced child processes, and write calibration.json."""
+    """Measure what fits here and what trains fastest, in fenced child processes, and write calibration.json."""
     from batchcal.cli import screen
     from batchcal.cli.calibrating import Wish, calibrated, seen_now
     from batchcal.cli.desk import open_desk
@@ -60,6 +61,7 @@ def calibrate(
         "allocator": allocator,
         "workers": workers,
         "effective_batch": effective_batch,
+        "objective": objective,
         "seed": seed,
     }
     voice = context.ensure_object(Voice)

@@ -109,8 +109,7 @@ def _header(seen: Seen) -> Iterator[RenderableType]:
         else "measured"
     )
     yield Text(
-        f"{calibration.chosen_device}, allocator {calibration.policy}, {done} {made} "
-        f"with {probes} in {format_seconds(calibration.wall_s)}",
+        f"{calibration.chosen_device}, {calibration.policy}, {done} {made} with {probes} in {format_seconds(calibration.wall_s)}",
         style="dim",
     )
     if seen.stale is not None:

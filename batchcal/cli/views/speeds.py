@@ -92,13 +92,7 @@ def sizes(calibration: Calibration, raced: list[Speeds]) -> Iterator[RenderableT
     table = _table("micro-batch", *(one.allocator for one in raced))
     for size in sorted({time.micro_batch for one in raced for time in one.times}):
         rates = [next((time.samples_per_s(size) for time in one.times if time.micro_batch == size), None) for one in raced]
-        cells = [
-            Text(
-                "" if rate is None else count(rate),
-                style="bold green" if rate == _best(one) and _is_policy(one, calibration) else "",
-            )
-            for rate, one in zip(rates, raced, strict=True)
-        ]
+        cells = [_rate(rate, one, calibration) for rate, one in zip(rates, raced, strict=True)]
         table.add_row(count(size), *cells)
     yield table
     for one in raced:
@@ -149,9 +143,13 @@ def _number(text: str) -> str:
     return count(int(text)) if text.isdigit() else text
 
 
+def _rate(rate: float | None, speeds: Speeds, calibration: Calibration) -> Text:
+    """A star at the size that plans for throughput take."""
+    if rate is None:
+        return Text("")
+    taken = rate == _best(speeds) and speeds.allocator == calibration.policy
+    return Text(f"*{count(rate)}", style="bold green") if taken else Text(count(rate))
+
+
 def _best(speeds: Speeds) -> float:
     return max((time.samples_per_s(time.micro_batch) for time in speeds.times), default=0.0)
-
-
-def _is_policy(speeds: Speeds, calibration: Calibration) -> bool:
-    return speeds.allocator == calibration.policy

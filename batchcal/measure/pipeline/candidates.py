@@ -83,7 +83,10 @@ def forbidden(candidate: Candidate, room: Room, *, batch_bytes: float, tensors: 
         return f"{format_bytes(shared)} of batches in flight, {format_bytes(room.shm_bytes)} free in /dev/shm"
     private = workers * (room.worker_bytes + batch_bytes)
     if private + shared > room.memory_bytes:
-        return f"{count_of(workers, 'worker')} need {format_bytes(private + shared)}, {format_bytes(room.memory_bytes)} are free"
+        need = "needs" if workers == 1 else "need"
+        return (
+            f"{count_of(workers, 'worker')} {need} {format_bytes(private + shared)}, {format_bytes(room.memory_bytes)} are free"
+        )
     if in_flight * tensors + DESCRIPTORS_BESIDE > room.open_files:
         return f"{in_flight * tensors} tensors in flight, {room.open_files} files may be open"
     if room.processes is not None and workers > room.processes:

@@ -107,8 +107,11 @@ class Rehearsing:
         self._phase("rehearsal", "the whole plan, the largest samples included")
         for _ in range(TRIES):
             plan = self.plan()
-            if rehearsal_of(self.calibration, plan) is not None:
+            known = rehearsal_of(self.calibration, plan)
+            if known is not None and known.fits:
                 return
+            if known is not None:
+                break
             report, run = self.stage.rehearse(plan)
             rates = () if report.times is None else report.times.eval_samples_per_s
             rehearsal = Rehearsal(

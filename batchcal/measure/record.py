@@ -1,0 +1,71 @@
+"""A campaign becomes a calibration: what was found, on which device it is best, how settled it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from batchcal import __version__
+from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Finding, Fingerprint
+from batchcal.core.errors import BatchcalError
+from batchcal.detect.environment import Environment
+from batchcal.guard.allocator import AUTO
+from batchcal.measure.campaign import Campaign
+from batchcal.workload.identity import TaskIdentity
+
+
+def recorded(
+    campaign: Campaign,
+    budgets: Mapping[str, Budget],
+    *,
+    environment: Environment,
+    task: TaskIdentity,
+    fingerprint: Fingerprint,
+    at: datetime,
+    stopped: BatchcalError | None,
+) -> Calibration:
+    """The calibration that `campaign` amounts to.
+
+    Args:
+        budgets: by device, the first of those that were asked for first.
+        stopped: why it ended early; None: by itself.
+    """
+    asked = [found for found in campaign.findings if found.allocator == campaign.policy(found.device)]
+    chosen = max(asked, key=lambda found: _rate(campaign, found), default=None)
+    device = chosen.device if chosen is not None else next(iter(budgets))
+    if chosen is not None and len(asked) > 1:
+        rates = ", ".join(f"{found.device} {_rate(campaign, found):.0f} samples/s" for found in asked)
+        campaign.attempts.note(f"{device} is the fastest device: {rates}")
+    undone = [*campaign.undone, *([str(stopped.what)] if stopped is not None else [])]
+    examination = campaign.examinations.get(device)
+    measured_under = {found.allocator for found in campaign.findings}
+    # A library that no finding was measured under may come and go.
+    libraries = {name: digest for name, digest in fingerprint.allocators.items() if name in measured_under}
+    options = campaign.options
+    return Calibration(
+        batchcal=__version__,
+        created_at=at,
+        expires_at=at + TIME_TO_LIVE,
+        status="partial" if chosen is None else "unsettled" if undone else "complete",
+        environment=environment,
+        task=task,
+        facts=examination.facts if examination is not None else None,
+        options=options,
+        fingerprint=fingerprint.model_copy(update={"allocators": libraries}),
+        budgets=tuple(budgets.values()),
+        measurements=tuple(campaign.attempts.measurements),
+        findings=tuple(campaign.findings),
+        chosen_device=device,
+        allocator=campaign.policy(device) if options.allocator == AUTO else None,
+        speeds=tuple(campaign.speeds),
+        effective_batch=options.effective_batch,
+        undone=tuple(undone),
+        notes=tuple(campaign.attempts.notes),
+    )
+
+
+def _rate(campaign: Campaign, found: Finding) -> float:
+    """Samples/s of the fastest micro-batch that was run under the finding's policy on its device."""
+    place = (found.device, found.allocator)
+    times = [time for one in campaign.speeds if (one.device, one.allocator) == place for time in one.times]
+    return max([found.train.samples_per_s, *(time.samples_per_s(time.micro_batch) for time in times)])

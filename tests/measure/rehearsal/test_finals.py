@@ -1,0 +1,143 @@
+"""Threads and workers: what conservation of work prunes, and who wins among the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from batchcal.calibration.rehearsal import Finalist
+from batchcal.calibration.speed import StepTime
+from batchcal.core.clock import ManualClock
+from batchcal.core.progress import Recorded
+from batchcal.core.units import GIB, MIB
+from batchcal.guard.outcome import Fits, Outcome, Peak, WorkerDied
+from batchcal.measure.fake import FakeProbe
+from batchcal.measure.pipeline.candidates import Room
+from batchcal.measure.probe import RehearsalReport, RehearsalRequest, RehearsalTimes
+from batchcal.measure.rehearsal.finals import Loading, entries, race_finals, thread_ladder
+from batchcal.measure.rehearsal.stage import Stage
+from batchcal.measure.rehearsal.work import Work
+from batchcal.plan.make import make_plan
+from batchcal.plan.plan import Plan
+from tests.support.calibrations import MADE_AT, a_calibration, step_time
+
+ROOM = Room(cores=2.0, shm_bytes=GIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
+LOADING = Loading(room=ROOM, batch_bytes=MIB)
+
+
+def work(fetch_s: float, rest_s: dict[int, float], *, cpu: float = 1.0, cores: float = 2.0, on_host: bool = True) -> Work:
+    """A micro-batch of one sample: `fetch_s` to fetch, of which `cpu` computing, and by threads what the rest takes."""
+    times = {
+        threads: step_time(1, fetch_s + rest, threads=threads, fetch_s=fetch_s, fetch_cpu_s=fetch_s * cpu)
+        for threads, rest in rest_s.items()
+    }
+    return Work(times, cores, on_host)
+
+
+def left_in(finalists: list[Finalist]) -> set[tuple[int, int]]:
+    return {(one.intra_op_threads, one.num_workers) for one in finalists if not one.left}
+
+
+@pytest.mark.parametrize(("most", "ladder"), [(1, (1,)), (2, (2, 1)), (8, (8, 4, 1)), (3, (3, 1))])
+def test_threads_halve_and_end_with_one(most: int, ladder: tuple[int, ...]) -> None:
+    assert thread_ladder(most) == ladder
+
+
+def test_no_loader_beats_the_step_nor_the_cores_nor_the_workers() -> None:
+    assert work(1.0, {2: 4.0, 1: 8.0}).least_s(2, 1) == pytest.approx(4.5), "nine core-seconds on two cores"
+    assert work(1.0, {2: 4.0}, on_host=False).least_s(2, 1) == pytest.approx(4.0), "the step is not on the cores"
+    assert work(9.0, {2: 1.0, 1: 1.0}, cpu=0.0).least_s(1, 2) == pytest.approx(4.5), "two workers that wait"
+    assert work(9.0, {2: 1.0, 1: 1.0}).least_s(1, 2) == pytest.approx(5.0), "two workers that compute"
+
+
+def test_light_data_needs_no_race() -> None:
+    assert left_in(entries(work(0.1, {2: 1.0, 1: 1.9}), LOADING)) == {(2, 0)}
+
+
+def test_fewer_threads_win_where_more_are_no_faster() -> None:
+    assert left_in(entries(work(0.0, {2: 1.0, 1: 1.02}), LOADING)) == {(1, 0)}
+
+
+def test_heavy_data_is_raced_with_the_most_promising_workers() -> None:
+    runners = left_in(entries(work(2.0, {2: 1.0, 1: 1.6}), LOADING))
+    assert (2, 0) in runners
+    assert len(runners) == 4
+    assert all(workers for threads, workers in runners - {(2, 0)})
+
+
+@pytest.mark.parametrize(
+    ("loading", "runners"),
+    [
+        (replace(LOADING, pinned_workers=0), {(2, 0)}),
+        (replace(LOADING, pinned_workers=1), {(2, 1)}),
+        (replace(LOADING, stream=True), {(2, 0), (1, 1), (2, 1)}),
+        (replace(LOADING, batch_bytes=GIB), {(2, 0)}),
+    ],
+    ids=["none-asked", "one-asked", "stream", "no-shm"],
+)
+def test_what_may_run_is_bounded_by_the_wish_the_data_and_the_machine(loading: Loading, runners: set[tuple[int, int]]) -> None:
+    assert left_in(entries(work(2.0, {2: 1.0, 1: 1.6}), loading)) == runners
+
+
+class Loaders(FakeProbe):
+    """Each plan has a rate, by threads and workers; one that has none dies."""
+
+    def __init__(self, rates: dict[tuple[int, int], float], clock: ManualClock, turn_s: float = 1.0) -> None:
+        super().__init__()
+        self.rates, self.clock, self.turn_s = rates, clock, turn_s
+        self.turns: list[tuple[int, int]] = []
+
+    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        plan = request.plan
+        key = (plan.intra_op_threads, plan.num_workers)
+        self.turns.append(key)
+        self.clock.move(self.turn_s)
+        outcome: Outcome = WorkerDied(detail="killed by SIGSEGV")
+        if key in self.rates:
+            outcome = Fits(peak=Peak(demand_bytes=MIB), steps=1, step_s=1.0, samples_per_s=self.rates[key])
+        return RehearsalReport(outcome=outcome, times=RehearsalTimes(wait_share=0.0, eval_samples_per_s=()), wall_s=1.0)
+
+
+def race(rates: dict[tuple[int, int], float], *, limit_s: float = 60.0) -> tuple[list[Finalist], Loaders, bool]:
+    clock = ManualClock(MADE_AT)
+    probe = Loaders(rates, clock)
+    stage = Stage(probe=probe, clock=clock, progress=Recorded(), until=clock.monotonic() + limit_s)
+    finals = race_finals(stage, plan(), work(2.0, {2: 1.0, 1: 1.6}), LOADING)
+    return list(finals.finalists), probe, finals.settled
+
+
+def plan() -> Plan:
+    return make_plan(a_calibration(), effective_batch=64)
+
+
+def test_the_fastest_that_was_run_wins() -> None:
+    (winner, *others), probe, settled = race({(2, 0): 1 / 3.0, (1, 1): 1 / 2.0, (1, 2): 1 / 1.7, (2, 2): 1 / 1.9})
+    assert (winner.intra_op_threads, winner.num_workers) == (1, 2)
+    assert winner.samples_per_s == pytest.approx(1 / 1.7)
+    assert settled
+    assert {one.left for one in others if one.samples_per_s is not None} <= {"slower", "behind", ""}
+    assert probe.turns.count((2, 0)) <= 3, "what is far slower leaves early"
+
+
+def test_none_is_simpler_where_workers_bring_nothing() -> None:
+    (winner, *_), _, _ = race(dict.fromkeys(((2, 0), (1, 1), (1, 2), (2, 1), (2, 2)), 0.4))
+    assert winner.num_workers == 0
+
+
+def test_a_loader_whose_worker_dies_leaves_with_its_reason() -> None:
+    (winner, *others), _, _ = race({(2, 0): 0.33})
+    assert winner.num_workers == 0
+    assert {one.why for one in others if one.left == "failed"} == {"worker-died: killed by SIGSEGV"}
+
+
+def test_a_race_that_time_ends_is_not_settled() -> None:
+    finalists, probe, settled = race({(2, 0): 0.33, (1, 1): 0.5, (1, 2): 0.6}, limit_s=1.5)
+    assert len(probe.turns) == 2
+    assert not settled
+    assert any(one.left == "no-time" for one in finalists)
+
+
+def test_a_step_time_keeps_the_threads_that_it_was_measured_with() -> None:
+    once: StepTime = step_time(8, 0.2, threads=1, fetch_s=0.1)
+    assert once.or_better(step_time(8, 0.1, threads=1, fetch_s=0.02)).fetch_s == 0.02

@@ -1,0 +1,122 @@
+"""The end of a calibration: its plan is run whole, made smaller where that fails, and what it gains is told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchcal.core.errors import Interrupted
+from batchcal.core.units import GIB
+from batchcal.guard.outcome import Fits, OutOfMemory, Peak, UserCodeFailed
+from batchcal.measure.options import options
+from batchcal.measure.probe import LapReport, LapRequest, RehearsalReport, RehearsalRequest
+from batchcal.plan.make import make_plan
+from batchcal.plan.plan import Plan
+from tests.support.probes import Desk, ScriptedProbe, saved
+
+
+class Stage(ScriptedProbe):
+    """Tells which plans were run; retain is twice as fast as the other policies, and small micro-batches are faster."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: list[Plan] = []
+        self.rehearsed: list[Plan] = []
+
+    def lap(self, request: LapRequest) -> LapReport:
+        report = super().lap(request)
+        factor = 0.5 if request.allocator == "retain" else 1.0
+        slower = [
+            time.model_copy(update={"step_s": time.step_s * factor * (1 + time.micro_batch / 100), "threads": time.threads})
+            for time in report.times
+        ]
+        return LapReport(times=tuple(slower))
+
+    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        self.plans.append(request.plan)
+        if request.worst_case:
+            self.rehearsed.append(request.plan)
+        return super().rehearse(request)
+
+
+def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(desk: Desk) -> None:
+    probe = Stage()
+    calibration = desk.calibrate(probe).calibration
+    plan = make_plan(calibration)
+    assert plan.status == "verified"
+    assert plan.allocator == "retain"
+    assert plan.micro_batch < plan.effective_batch
+    assert [one.micro_batches for one in probe.rehearsed] == [plan.micro_batches]
+    assert make_plan(calibration, objective="memory").status == "derived"
+    assert calibration.status == "complete"
+
+
+def test_what_each_knob_brings_is_measured_by_turning_it_back(desk: Desk) -> None:
+    probe = Stage()
+    told = desk.calibrate(probe).calibration.attribution
+    assert told is not None
+    assert {"allocator", "micro_batch"} <= {knob.knob for knob in told.knobs}
+    timed = {(plan.allocator, plan.micro_batch) for plan in probe.plans}
+    chosen = probe.rehearsed[0]
+    assert {("default", chosen.micro_batch), ("retain", chosen.effective_batch)} <= timed
+    assert all(plan.effective_batch == sum(plan.micro_batches) == chosen.effective_batch for plan in probe.plans)
+
+
+def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(desk: Desk) -> None:
+    class TooMuch(Stage):
+        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+            report = super().rehearse(request)
+            if not request.worst_case or len(self.rehearsed) > 1:
+                return report
+            held = Peak(demand_bytes=int(request.budget_bytes * 1.1))
+            over = OutOfMemory(source="budget", detail="it ran, but held too much", peak=held)
+            return RehearsalReport(outcome=over, times=None, wall_s=1.0)
+
+    probe = TooMuch()
+    calibration = desk.calibrate(probe, options(GIB, objective="memory")).calibration
+    first, second = probe.rehearsed
+    assert second.micro_batch < 0.9 * first.micro_batch
+    assert second.effective_batch == first.effective_batch
+    assert make_plan(calibration, objective="memory").status == "verified"
+    assert any("rehearsal of micro-batch" in note for note in calibration.notes)
+
+
+def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(desk: Desk) -> None:
+    class Failing(Stage):
+        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+            super().rehearse(request)
+            return RehearsalReport(outcome=UserCodeFailed(phase="measure", error="ValueError: no"), times=None, wall_s=1.0)
+
+    calibration = desk.calibrate(Failing()).calibration
+    plan = make_plan(calibration)
+    assert plan.status == "derived"
+    assert plan.why["status"] == "its rehearsal failed: user-code-failed"
+    assert calibration.status == "unsettled"
+    assert calibration.attribution is None
+
+
+def test_without_time_the_capacity_stands_alone_and_says_so(desk: Desk) -> None:
+    probe = ScriptedProbe(clock=desk.clock, takes_s=70.0)
+    calibration = desk.calibrate(probe).calibration
+    assert calibration.rehearsals == ()
+    assert any("no time was left" in text for text in calibration.undone)
+    assert make_plan(calibration).status == "derived"
+
+
+def test_an_interruption_in_the_rehearsal_keeps_what_was_found(desk: Desk) -> None:
+    class Interrupting(Stage):
+        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+            raise Interrupted(2)
+
+    result = desk.calibrate(Interrupting())
+    assert result.stopped is not None
+    calibration = saved(desk, Path(desk.path))
+    assert calibration.finding() is not None
+    assert calibration.status == "unsettled"
+    assert calibration.finals != ()
+
+
+def test_the_rate_of_a_verified_plan_is_the_one_that_was_seen(desk: Desk) -> None:
+    calibration = desk.calibrate(Stage()).calibration
+    (rehearsal,) = calibration.rehearsals
+    assert isinstance(rehearsal.outcome, Fits)
+    assert make_plan(calibration).predicted_samples_per_s == rehearsal.outcome.samples_per_s
