@@ -16,7 +16,7 @@ from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeEr
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.allocator import available
 from batchcal.guard.outcome import Fits, KilledFromOutside, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
-from batchcal.measure import children
+from batchcal.measure import children, launchers
 from batchcal.measure.prior import Prior
 from batchcal.workload.reference import Scalar
 from tests.support.children import REPOSITORY, fitting, probing, request
@@ -302,7 +302,7 @@ def test_a_zygote_that_cannot_be_had_is_replaced_by_spawning_and_noted(monkeypat
         def __init__(self, *asked: object) -> None:
             raise GuardError("the process that batchcal forks its probes from is not usable", known="it has 3 threads")
 
-    monkeypatch.setattr(children, "ZygoteLauncher", Unusable)
+    monkeypatch.setattr(launchers, "ZygoteLauncher", Unusable)
     notes: list[str] = []
     with probing("wide", repeats=8, notes=notes) as probe:
         report = probe.measure(request(10))

@@ -1,0 +1,93 @@
+"""Whole plans in real children: with accumulation, workers, evaluations, within a budget, and when something goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcal.core.units import GIB, MIB
+from batchcal.guard.outcome import Fits, OutOfMemory
+from batchcal.measure.probe import RehearsalReport, RehearsalRequest
+from batchcal.plan.make import make_plan
+from batchcal.plan.plan import Plan
+from tests.support.calibrations import a_calibration
+from tests.support.children import probing
+
+pytestmark = pytest.mark.child
+
+SLOW_DATA = "tests.measure.rehearsal.tasks:waiting"
+
+
+def a_plan(*micro_batches: int, workers: int = 0, eval_batch: int = 8, threads: int = 1) -> Plan:
+    plan = make_plan(a_calibration(), effective_batch=sum(micro_batches))
+    return plan.model_copy(
+        update={
+            "micro_batches": micro_batches,
+            "micro_batch": micro_batches[0],
+            "accumulation_steps": len(micro_batches),
+            "eval_batch": eval_batch,
+            "num_workers": workers,
+            "prefetch_factor": 2 if workers else None,
+            "persistent_workers": workers > 0,
+            "intra_op_threads": threads,
+        }
+    )
+
+
+def rehearse(
+    spec: str, plan: Plan, *, budget: int = GIB, evaluations: tuple[int, ...] = (), worst: bool = True, repeats: int = 8
+) -> RehearsalReport:
+    probe_of = probing(spec, repeats=repeats) if spec == "wide" else probing(spec)
+    with probe_of as probe:
+        return probe.rehearse(
+            RehearsalRequest(
+                plan=plan,
+                micro_batches=plan.micro_batches,
+                eval_batches=evaluations,
+                worst_case=worst,
+                allowed_bytes=budget + 64 * MIB,
+                budget_bytes=budget,
+                least_s=0.2,
+                limit_s=20.0,
+            )
+        )
+
+
+def fitting(report: RehearsalReport) -> Fits:
+    assert isinstance(report.outcome, Fits), report.outcome
+    return report.outcome
+
+
+def test_uneven_groups_and_both_evaluations_are_run() -> None:
+    report = rehearse("wide", a_plan(12, 11, 11), evaluations=(12, 40), repeats=64)
+    fits = fitting(report)
+    assert fits.samples_per_s > 0
+    assert report.times is not None
+    assert len(report.times.eval_samples_per_s) == 2
+    assert 0 <= report.times.wait_share <= 1
+    assert fits.peak.demand_bytes > 200 * MIB
+
+
+def test_the_peak_is_that_of_the_largest_of_training_and_evaluation() -> None:
+    small = fitting(rehearse("wide", a_plan(64), repeats=1024)).peak.demand_bytes
+    large = fitting(rehearse("wide", a_plan(64), evaluations=(64, 256), repeats=1024)).peak.demand_bytes
+    assert large > small + 100 * MIB
+
+
+def test_a_plan_that_holds_more_than_its_budget_does_not_fit() -> None:
+    report = rehearse("wide", a_plan(256), budget=400 * MIB, repeats=1024)
+    assert isinstance(report.outcome, OutOfMemory)
+    assert report.outcome.source in {"fence", "budget"}
+    assert report.times is None
+
+
+def test_workers_are_alive_and_hide_what_the_data_waits_for() -> None:
+    alone = rehearse(SLOW_DATA, a_plan(16, 16), worst=False)
+    helped = rehearse(SLOW_DATA, a_plan(16, 16, workers=2), worst=False)
+    assert fitting(helped).samples_per_s > 1.5 * fitting(alone).samples_per_s
+    assert alone.times is not None
+    assert alone.times.wait_share > 0.7
+
+
+def test_a_worker_that_dies_ends_the_rehearsal_and_says_so() -> None:
+    report = rehearse("tests.measure.rehearsal.tasks:dying", a_plan(16, workers=1), worst=False)
+    assert report.outcome.kind == "worker-died", report.outcome
