@@ -73,6 +73,8 @@ class Rehearsal(Record):
     """Of each optimizer step: fewer than the plan has where time was short. From the second on memory stands still."""
     outcome: Outcome
     """`Fits.samples_per_s` is that of whole optimizer steps, in the mean; `step_s` seconds of one."""
+    evaluating: bool
+    """Whether it was an evaluation that went on when it ended; False: all evaluations were through, or none had begun."""
     wait_share: NotNegative | None
     """Of a step: waiting for the batch. None: it did not fit."""
     eval_samples_per_s: Positive | None

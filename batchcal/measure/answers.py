@@ -68,6 +68,16 @@ def rehearsal_times(value: JSON) -> RehearsalTimes:
     )
 
 
+def evaluating(value: JSON, within: Within, *, heard: bool) -> bool:
+    """Whether a rehearsal that did not fit was evaluating when it needed too much: it said so and never ended, or its training
+    had stayed within the budget."""
+    try:
+        answer = RehearsalAnswer.model_validate(value)
+    except ValidationError:
+        return heard
+    return heard and answer.train_peak_bytes <= within.budget_bytes
+
+
 def notes(returned: JSON) -> tuple[str, ...]:
     """What a child wants the reader to know."""
     told = returned.get("notes") if isinstance(returned, dict) else None

@@ -17,7 +17,15 @@ from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import AUTO, available
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
-from batchcal.measure.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training, larger_budget, mapped_share, no_faster
+from batchcal.measure.evaluation import (
+    EVAL_EXPANSION,
+    EVAL_MISSES,
+    EVAL_PRECISION,
+    beside_training,
+    larger_budget,
+    mapped_share,
+    no_faster,
+)
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, Probe
 from batchcal.measure.race.policies import policy_race
@@ -37,7 +45,7 @@ SHARE_OF_TIME_RACING: Final = 0.3
 """How much of the time left a probe may be expected to take. The first only knows the rate of a small batch, and large ones were
 up to three times slower; later ones know that of a size up to four times smaller (607 samples/s at 1,274 and less than 400 at
 4,297: 48 s for nothing); the first evaluation knows training's, and trains before it evaluates."""
-SHARE_OF_TIME_OF_FIRST: Final = 0.7
+SHARE_OF_TIME_OF_FIRST: Final = 0.75
 """What the policy that will be used may take of the time, where `default` is to be measured besides."""
 WORTH_A_PROBE: Final = 1.2
 MARGIN_DOUBLINGS: Final = 2
@@ -247,7 +255,7 @@ class Campaign:
         )
         best: Measurement | None = None
         ended: LimitedBy | None = None
-        phase, wanted = "", 0
+        phase, wanted, missed = "", 0, 0
         for known in self.attempts.recall(place):
             if known.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
                 best = self._learn(search, known, best, trained)
@@ -273,6 +281,13 @@ class Campaign:
             self._check_fence(device)
             if mode == "eval" and no_faster(before, best) and search.ask() is not None:
                 ended = "speed"
+                break
+            missed += measured.outcome.kind != "fits"
+            if mode == "eval" and best is None and missed == EVAL_MISSES:
+                self.attempts.note(
+                    f"{device} under {allocator}: no evaluation of {measured.batch} or more fits into what training at "
+                    f"{bounds.start} leaves; the rehearsal of a plan says what does beside smaller micro-batches"
+                )
                 break
         if ended is None and search.gave_up:
             self.undone.append(f"{device} under {allocator}, {mode}: {search.gave_up}")

@@ -46,10 +46,10 @@ UNSHARED_BYTES: Final = 16 * MIB
 """What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
 ZYGOTE_BYTES: Final = 240 * MIB
 """Anonymous memory of a zygote: 219 to 229 MiB with torch 2.13 on CPU, most of it what linking its libraries writes."""
-FREE_BESIDE_ZYGOTES: Final = 0.45
-"""Of the limit: what must be left for the zygotes of several policies to stay at once. With less the pages of torch's libraries
-are thrown out and read again: in 1 GiB four at once took longer than one after the other."""
-LAP_LEAST_S: Final = 0.15
+LIBRARY_BYTES: Final = 384 * MIB
+"""Pages of torch's libraries that are in use. Where zygotes leave no room for them they are thrown out and read again: in 1 GiB
+four zygotes at once took longer than one after the other."""
+LAP_LEAST_S: Final = 0.25
 """Every size of a lap is timed for so long at least."""
 LAP_GRACE_S: Final = 10.0
 """A size that was begun is ended."""
@@ -146,12 +146,12 @@ class ChildProbe:
         notes = answers.notes(ending.returned)
         return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
 
-    def prepare(self, allocators: Sequence[str]) -> None:
+    def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         """Starts a launcher for each of `allocators`, where there is room for all of them. See `Probe`."""
         self._stay = frozenset()
         missing = sum(name not in self._launchers.there for name in allocators)
         free = self._group.limit_bytes - self._group.hard_bytes() - missing * ZYGOTE_BYTES
-        if free >= self._group.limit_bytes * FREE_BESIDE_ZYGOTES:
+        if free >= demand_bytes + LIBRARY_BYTES:
             self._stay = frozenset(allocators)
             self._launchers.start_all(allocators)
 
@@ -204,11 +204,14 @@ class ChildProbe:
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         began = time.monotonic()
-        ending = self._run("batchcal.measure.rehearsal.child:rehearse", arguments.model_dump(mode="json"), plan.allocator, limits)
+        heard: list[Message] = []
+        values = arguments.model_dump(mode="json")
+        ending = self._run("batchcal.measure.rehearsal.child:rehearse", values, plan.allocator, limits, listen=heard.append)
         within = self._within(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
         outcome = classify(ending, lambda value: answers.rehearsed(value, ending, within, request))
         times = answers.rehearsal_times(ending.returned) if isinstance(outcome, Fits) else None
-        return RehearsalReport(outcome=outcome, times=times, wall_s=time.monotonic() - began)
+        evaluating = answers.evaluating(ending.returned, within, heard=bool(heard))
+        return RehearsalReport(outcome=outcome, times=times, evaluating=evaluating, wall_s=time.monotonic() - began)
 
     def close(self) -> None:
         """No process, no file of ours stays."""

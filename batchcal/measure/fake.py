@@ -85,7 +85,7 @@ class FakeProbe:
             outcome = Fits(peak=Peak(demand_bytes=demand), steps=3, step_s=step_s, samples_per_s=request.batch / step_s)
         return ProbeReport(outcome=outcome, isolation=Isolation(launcher="fake", fence=()), wall_s=step_s * 3)
 
-    def prepare(self, allocators: Sequence[str]) -> None:
+    def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
 
     def lap(self, request: LapRequest) -> LapReport:

@@ -115,6 +115,8 @@ class RehearsalReport(Frozen):
     """`Fits.samples_per_s` is that of whole optimizer steps, in the mean; `step_s` seconds of one."""
     times: RehearsalTimes | None
     """None: it did not fit."""
+    evaluating: bool = False
+    """Whether it was an evaluation that needed too much, or that ended it."""
     wall_s: float
 
 
@@ -132,8 +134,9 @@ class Probe(Protocol):
 
     def measure(self, request: ProbeRequest) -> ProbeReport: ...
 
-    def prepare(self, allocators: Sequence[str]) -> None:
-        """What runs under `allocators` is about to be timed, in turn: what it takes to start may be there before."""
+    def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
+        """What needs up to `demand_bytes` is about to be timed under each of `allocators`, in turn: what it takes to start may be
+        there before."""
         ...
 
     def lap(self, request: LapRequest) -> LapReport:

@@ -40,8 +40,9 @@ def peak_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> 
     return max(round(finding.train_memory.predict(micro_batch)), *measured, 0)
 
 
-def eval_peak_bytes(finding: Finding, micro_batch: int, train_peak: int) -> int:
-    """Demand of an evaluation after training at `micro_batch`, which takes `train_peak`. 0: evaluation was not measured.
+def eval_peak_bytes(finding: Finding, eval_batch: int, micro_batch: int, train_peak: int) -> int:
+    """Demand of an evaluation at `eval_batch` after training at `micro_batch`, which takes `train_peak`. 0: it was not
+    measured.
 
     It was measured after training at the capacity, whose heap it then has about it; after smaller micro-batches it needs no more
     than that, nor more than its own share beside what they held.
@@ -51,7 +52,7 @@ def eval_peak_bytes(finding: Finding, micro_batch: int, train_peak: int) -> int:
         return 0
     if memory is None or micro_batch >= finding.train.batch:
         return measured.peak_bytes
-    beside = memory.predict(measured.batch) - memory.base_bytes
+    beside = memory.predict(eval_batch) - memory.base_bytes
     return min(measured.peak_bytes, train_peak + max(0, round(beside)))
 
 

@@ -13,7 +13,7 @@ from batchcal.guard.outcome import Fits
 from batchcal.plan.expect import eval_peak_bytes, gradient_bytes, host_bytes, peak_bytes, samples_per_s
 from batchcal.plan.plan import KEYS, Plan
 from batchcal.plan.reasons import reasons
-from batchcal.plan.rehearsed import most_rehearsed, rehearsal_of
+from batchcal.plan.rehearsed import most_evaluated, most_rehearsed, rehearsal_of
 from batchcal.plan.split import split
 from batchcal.plan.workers import choose_workers
 
@@ -61,8 +61,11 @@ def make_plan(
     chosen = _micro_batches(calibration, finding, budget, per_rank, largest)
     micro, steps = chosen.sizes[0], len(chosen.sizes)
     eval_batch = (finding.eval or finding.train).batch
+    most_eval = most_evaluated(calibration, finding)
+    if most_eval is not None:
+        eval_batch = min(eval_batch, most_eval)
     train_peak = peak_bytes(calibration, finding, micro) + gradient_bytes(calibration, finding, steps)
-    peak = max(train_peak, eval_peak_bytes(finding, micro, train_peak))
+    peak = max(train_peak, eval_peak_bytes(finding, eval_batch, micro, train_peak))
     rate = samples_per_s(calibration, finding, chosen.sizes)
     workers = choose_workers(
         calibration,

@@ -20,7 +20,11 @@ def reasons(
         "accumulation_steps": f"the fewest for {count_of(per_rank, 'sample')}" + (" of each rank" if plan.world_size > 1 else ""),
         "micro_batches": "the sum is exact and the sizes are as even as can be, for the lowest peak",
         "eval_batch": (
-            "the largest that was run without gradients" if finding.eval else "evaluation was not measured: as for training"
+            "half of one that a rehearsal did not survive"
+            if plan.eval_batch < (finding.eval or finding.train).batch
+            else "the largest that was run without gradients"
+            if finding.eval
+            else "evaluation was not measured: as for training"
         ),
         "pin_memory": (
             "copies to the GPU overlap with computing" if plan.pin_memory else f"{plan.device} copies nothing from pinned memory"

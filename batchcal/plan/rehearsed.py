@@ -11,6 +11,8 @@ from batchcal.plan.plan import Plan
 
 BACK_OFF: Final = 0.9
 """Of a micro-batch whose rehearsal ran out of memory: the next plan's is no larger."""
+EVAL_BACK_OFF: Final = 0.5
+"""Of an evaluation's batch, which decides nothing but its own speed, and that is nearly flat."""
 BELOW: Final = 0.98
 """Of what would have fitted had the peak been a multiple of the micro-batch, where a rehearsal ran and held too much."""
 
@@ -43,8 +45,19 @@ def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
         for one in calibration.rehearsals
         if (one.settings.device, one.settings.allocator) == (finding.device, finding.allocator)
         and isinstance(one.outcome, TooBig)
+        and not one.evaluating
     ]
     return max(1, min(left)) if left else None
+
+
+def most_evaluated(calibration: Calibration, finding: Finding) -> int | None:
+    """The largest evaluation batch that rehearsals which failed while they evaluated leave; None: none did."""
+    failed = [
+        one.settings.eval_batch
+        for one in calibration.rehearsals
+        if (one.settings.device, one.settings.allocator) == (finding.device, finding.allocator) and one.evaluating
+    ]
+    return max(1, int(min(failed) * EVAL_BACK_OFF)) if failed else None
 
 
 def _share_left(calibration: Calibration, rehearsal: Rehearsal) -> float:

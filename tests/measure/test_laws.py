@@ -158,7 +158,7 @@ class Cutting:
         self.left -= 1
         return self._probe.measure(request)
 
-    def prepare(self, allocators: Sequence[str]) -> None:
+    def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
 
     def lap(self, request: LapRequest) -> LapReport:

@@ -18,6 +18,7 @@ def rehearsed(plan: Plan, outcome: Outcome, *, run: int | None = None) -> Rehear
         settings=settings_of(plan),
         micro_batches_run=run or len(plan.micro_batches),
         outcome=outcome,
+        evaluating=False,
         wait_share=0.1,
         eval_samples_per_s=6100.0,
         eval_samples_per_s_at_micro_batch=4000.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Final
 
 import torch
@@ -14,7 +15,7 @@ from batchcal.calibration.speed import StepTime
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.race.request import LapArguments
-from batchcal.measure.race.stopwatch import timed_group
+from batchcal.measure.race.stopwatch import GroupTime, timed_group
 from batchcal.measure.subject import Subject
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.loader import DataLoaderConfig, build_loader
@@ -69,25 +70,22 @@ def _tell(subject: Subject, size: int, request: LapArguments, context: ChildCont
 
 
 def _timed(subject: Subject, size: int, threads: int, request: LapArguments) -> StepTime:
+    """The mean over some steps: batches differ in what they hold, and the quickest step would be the lightest batch."""
     batches = training_batches(subject, (size,), DataLoaderConfig(), request.setting.seed)
     for _ in range(STEPS_DROPPED):
         timed_group(subject, batches, 1)
-    found: StepTime | None = None
-    spent_s = 0.0
-    while found is None or found.steps < LEAST_STEPS or spent_s < request.least_s:
-        group = timed_group(subject, batches, 1)
-        one = StepTime(
-            micro_batch=size,
-            threads=threads,
-            step_s=max(group.step_s[0], 1e-9),
-            fetch_s=group.fetch_s[0],
-            fetch_cpu_s=group.fetch_cpu_s[0],
-            update_s=group.update_s,
-            steps=1,
-        )
-        spent_s += one.step_s
-        found = one if found is None else found.or_better(one)
-    return found
+    groups: list[GroupTime] = []
+    while len(groups) < LEAST_STEPS or sum(group.step_s[0] for group in groups) < request.least_s:
+        groups.append(timed_group(subject, batches, 1))
+    return StepTime(
+        micro_batch=size,
+        threads=threads,
+        step_s=max(fmean(group.step_s[0] for group in groups), 1e-9),
+        fetch_s=fmean(group.fetch_s[0] for group in groups),
+        fetch_cpu_s=fmean(group.fetch_cpu_s[0] for group in groups),
+        update_s=fmean(group.update_s for group in groups),
+        steps=len(groups),
+    )
 
 
 def training_batches(

@@ -9,7 +9,6 @@ from batchcal.calibration.rehearsal import Attribution, TurnedBack
 from batchcal.calibration.schema import Calibration
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits
-from batchcal.measure.attempts import said
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.plan.plan import Plan
 from batchcal.plan.split import split
@@ -107,7 +106,8 @@ def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
 
 def _run(stage: Stage, variants: list[_Variant], chosen: str) -> int:
     """Rounds in which each variant is timed once, as many as there is time for. Returns how many."""
-    stage.probe.prepare(tuple(dict.fromkeys(one.plan.allocator for one in variants if one.plan is not None)))
+    plans = [one.plan for one in variants if one.plan is not None]
+    stage.probe.prepare(tuple(dict.fromkeys(plan.allocator for plan in plans)), max(plan.budget_bytes for plan in plans))
     # A policy at a time, in case they cannot be there at once, the one that was run last before all others; there and back again.
     ordered = sorted(variants, key=lambda one: one.plan is not None and one.plan.allocator != chosen)
     for number in range(ROUNDS):
@@ -121,5 +121,5 @@ def _run(stage: Stage, variants: list[_Variant], chosen: str) -> int:
             if isinstance(outcome, Fits):
                 variant.rates.append(outcome.samples_per_s)
             else:
-                variant.why = said(outcome)
+                variant.why = outcome.kind.replace("-", " ")
     return max(len(variant.rates) for variant in variants)

@@ -59,6 +59,9 @@ def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     while timing.groups == 0 or (timing.spent_s < request.least_s and time.monotonic() < request.until_s):
         timing.add(timed_group(subject, batches, count))
         workers.look()
+    train_peak = host.read() if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
+    if request.eval_batches:
+        context.tell({"evaluating": True})  # it may not live to say so later
     eval_sample_s = tuple(_evaluated(subject, size, request) for size in request.eval_batches)
     if request.eval_batches:
         timed_group(subject, batches, count)
@@ -66,6 +69,7 @@ def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     context.phase("finish")
     answer = RehearsalAnswer(
         held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
+        train_peak_bytes=train_peak,
         groups=timing.groups,
         sample_s=timing.step_s / timing.samples,
         wait_s=timing.fetch_s / timing.samples,

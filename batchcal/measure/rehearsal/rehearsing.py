@@ -19,6 +19,8 @@ from batchcal.plan.plan import Plan
 from batchcal.plan.rehearsed import rehearsal_of, settings_of
 from batchcal.plan.workers import worker_bytes
 
+SHARE_OF_FINALS: Final = 0.45
+"""Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
 TRIES: Final = 3
 """A plan that ran out of memory is made anew, smaller, and run again."""
 
@@ -79,7 +81,8 @@ class Rehearsing:
             }
         )
         self._phase("finals", "threads and DataLoader workers")
-        times = timed_threads(self.stage, alone)
+        stage = self.stage.part(SHARE_OF_FINALS)
+        times = timed_threads(stage, alone)
         if not times:
             self.undone.append("the race of threads and workers: no step could be timed")
             return
@@ -97,7 +100,7 @@ class Rehearsing:
             stream=facts is None or facts.train_samples is None,
             pinned_workers=self.calibration.options.workers,
         )
-        finals = race_finals(self.stage, alone, Work(times, cores, on_host), loading)
+        finals = race_finals(stage, alone, Work(times, cores, on_host), loading)
         self._know(finals=(*self.calibration.finals, finals))
         self._tell(finals)
         if not finals.settled:
@@ -118,6 +121,7 @@ class Rehearsing:
                 settings=settings_of(plan),
                 micro_batches_run=run,
                 outcome=report.outcome,
+                evaluating=report.evaluating and not isinstance(report.outcome, Fits),
                 wait_share=None if report.times is None else report.times.wait_share,
                 eval_samples_per_s=rates[-1] if rates else None,
                 eval_samples_per_s_at_micro_batch=rates[0] if len(rates) > 1 else None,
@@ -139,7 +143,8 @@ class Rehearsing:
             )
             if rehearsal.fits:
                 return
-            self._note(f"the rehearsal of micro-batch {plan.micro_batch} failed: {said(outcome)}")
+            what = f"evaluation at {plan.eval_batch}" if rehearsal.evaluating else f"micro-batch {plan.micro_batch}"
+            self._note(f"the rehearsal failed at {what}: {said(outcome)}")
         self.undone.append("no plan was verified")
 
     def _attribute(self) -> None:

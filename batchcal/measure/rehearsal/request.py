@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from batchcal.core.values import Frozen
-from batchcal.measure.request import Held, Seconds, Setting
+from batchcal.measure.request import Bytes, Held, Seconds, Setting
 from batchcal.plan.plan import Plan
 
 
@@ -31,6 +31,8 @@ class RehearsalAnswer(Frozen):
     """What a plan held and took."""
 
     held: Held
+    train_peak_bytes: Bytes
+    """Most held on the device before the first evaluation."""
     groups: Annotated[int, Field(ge=1)]
     """Optimizer steps that were timed."""
     sample_s: Seconds

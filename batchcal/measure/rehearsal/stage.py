@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from batchcal.core.clock import Clock
@@ -32,6 +32,10 @@ class Stage:
 
     def left_s(self) -> float:
         return self.until - self.clock.monotonic()
+
+    def part(self, share: float) -> Stage:
+        """The same with `share` of the time that is left."""
+        return replace(self, until=self.clock.monotonic() + max(0.0, self.left_s()) * share)
 
     def turn(self, plan: Plan) -> RehearsalReport:
         """Times `plan`, as one of several in a race: no more of each optimizer step than that takes."""

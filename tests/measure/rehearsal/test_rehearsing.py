@@ -77,7 +77,25 @@ def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(desk: Desk
     assert second.micro_batch < 0.9 * first.micro_batch
     assert second.effective_batch == first.effective_batch
     assert make_plan(calibration, objective="memory").status == "verified"
-    assert any("rehearsal of micro-batch" in note for note in calibration.notes)
+    assert any("the rehearsal failed at micro-batch" in note for note in calibration.notes)
+
+
+def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_not(desk: Desk) -> None:
+    class Evaluating(Stage):
+        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+            report = super().rehearse(request)
+            if not request.worst_case or len(self.rehearsed) > 1:
+                return report
+            return RehearsalReport(outcome=OutOfMemory(source="fence"), times=None, evaluating=True, wall_s=1.0)
+
+    probe = Evaluating()
+    calibration = desk.calibrate(probe).calibration
+    first, second = probe.rehearsed
+    assert second.micro_batches == first.micro_batches
+    assert second.eval_batch == first.eval_batch // 2
+    plan = make_plan(calibration)
+    assert (plan.status, plan.eval_batch) == ("verified", second.eval_batch)
+    assert plan.why["eval_batch"] == "half of one that a rehearsal did not survive"
 
 
 def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(desk: Desk) -> None:
