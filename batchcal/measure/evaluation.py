@@ -17,8 +17,8 @@ EVAL_GAIN: Final = 1.1
 path: 10x). So it is found by doubling what training takes, for as long as a doubling makes it a tenth faster; after one that
 does not fit nothing in between is tried. On a CPU it is flat up here: 877 and 920 samples/s at 249 and 498 volumes."""
 
-EVAL_MISSES: Final = 2
-"""Where neither training's own batch nor half of it fits, what training leaves is the trouble, and no evaluation's size is."""
+EVAL_MISSES: Final = 3
+"""Where neither training's own batch nor a quarter of it fits, the trouble is what training leaves and not evaluation's size."""
 
 
 def mapped_share(trained: Finding) -> float:

@@ -29,7 +29,9 @@ VERIFYING_RUNS: Final = 5
 
 def command_of(finder: str, config: str, ceiling: int, output: Path) -> list[str]:
     if finder == "batchcal":
+        # The largest batch under the same allocator, as the others look for.
         options = ["--json", "--force", "--max-batch", str(ceiling), "--output", str(output)]
+        options += ["--allocator", "default", "--objective", "memory"]
         return python("-m", "batchcal", "calibrate", config, *options)
     name, _, mode = finder.partition(" ")
     options = ["--ceiling", str(ceiling), *(["--mode", mode] if mode else [])]

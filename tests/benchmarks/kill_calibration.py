@@ -207,7 +207,14 @@ def with_real(kills: int, drawn: random.Random) -> Row:
     environment = detect()
     with a_folder() as folder:
         reference = TaskReference(spec="batchcal.workload.examples.handwriting:task", directory=str(REPOSITORY))
-        asked = options(environment.memory.limit.value, device="cpu", memory_limit_bytes=REAL_ALLOWANCE, samples=3)
+        asked = options(
+            environment.memory.limit.value,
+            device="cpu",
+            memory_limit_bytes=REAL_ALLOWANCE,
+            samples=3,
+            allocator="default",  # what is killed is the search; the races before it would take most of a life
+            objective="memory",
+        )
         lives = Lives(folder, reference, environment, lambda: None, asked)
         return run(lives, kills, REAL_LIFE_S, drawn)
 

@@ -25,6 +25,8 @@ LIMITS: Final = "512MiB,1GiB,2GiB,7.6GiB"
 CONFIGS: Final = "handwriting,patchtst,textpair,multiimage"
 CUT_SHORT: Final = ("dataset", "max-batch", "model")
 """Where one of these ended the search there is nothing larger to try, and answer / 0.93 has nothing to say."""
+CAPACITY: Final = ("--allocator", "default", "--objective", "memory")
+"""The question is the largest batch under the allocator that the plain trainings have."""
 COLUMNS: Final = (
     "config", "limit", "exit", "oom_kills", "probes", "wall_s", "answer", "limited_by", "peak_of_limit",
     "survived", "runs", "beyond_exceeded", "oracle_oom_kills", "right",
@@ -41,7 +43,7 @@ def calibrate(config: str, limit_bytes: int, options: list[str]) -> Calibrated:
     with tempfile.TemporaryDirectory(prefix="safety-") as folder:
         kept = Path(folder) / "calibration.json"
         home = {"HOME": folder, "XDG_CONFIG_HOME": f"{folder}/config", "XDG_CACHE_HOME": f"{folder}/cache"}
-        command = python("-m", "batchcal", "calibrate", config, "--json", "--force", "--output", str(kept), *options)
+        command = python("-m", "batchcal", "calibrate", config, "--json", "--force", "--output", str(kept), *CAPACITY, *options)
         ended = run_limited(command, limit_bytes=limit_bytes, environment=home)
         text = kept.read_text(encoding="utf-8") if kept.exists() else ""
     return Calibrated(ended, Calibration.model_validate_json(text) if text else None)

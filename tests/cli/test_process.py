@@ -37,10 +37,14 @@ def task():
 """
 
 
+QUICK = {"BATCHCAL_ALLOCATOR": "default", "BATCHCAL_OBJECTIVE": "memory"}
+"""No races where they are not what is tested."""
+
+
 def batchcal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "batchcal", *arguments],
-        env={**os.environ, **environment},
+        env={**os.environ, **QUICK, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -188,6 +192,7 @@ def test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured(num
     (project / "slow.py").write_text(SLOW)
     process = subprocess.Popen(
         [sys.executable, "-m", "batchcal", "calibrate", "slow.py:task", "--memory-limit", "2GiB"],
+        env={**os.environ, **QUICK},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -268,7 +273,8 @@ def test_a_task_that_fails_in_training_only_is_exit_5_too(calibrated: Calibrated
 
 @pytest.mark.slow
 def test_the_fastest_allocator_is_raced_for_calibrated_under_and_used(project: Path) -> None:
-    made = batchcal("calibrate", "--allocator", "auto", "--memory-limit", "2GiB", "--json")
+    fastest = ("--allocator", "auto", "--objective", "throughput", "--memory-limit", "2GiB")
+    made = batchcal("calibrate", *fastest, "--json")
     assert made.returncode == 0, made.stderr
     calibration = json.loads(made.stdout)["calibration"]
     raced = {one["allocator"]: one for one in calibration["speeds"]}
@@ -278,9 +284,11 @@ def test_the_fastest_allocator_is_raced_for_calibrated_under_and_used(project: P
     assert {finding["allocator"] for finding in calibration["findings"]} == {calibration["allocator"], "default"}
     assert "lap_ended allocator=" in made.stderr
     plan = json.loads(batchcal("plan", "--objective", "throughput", "--allocator", "auto", "--json").stdout)
-    assert (plan["allocator"], plan["objective"]) == (calibration["allocator"], "throughput")
-    assert "at micro-batch" in batchcal("show").stdout
-    assert "a fresh calibration is there" in batchcal("calibrate", "--allocator", "auto", "--memory-limit", "2GiB").stderr
-    trained = batchcal("train", "--allocator", "auto", "--memory-limit", "2GiB", "--objective", "throughput", "--json")
+    assert (plan["allocator"], plan["objective"], plan["status"]) == (calibration["allocator"], "throughput", "verified")
+    shown = batchcal("show").stdout
+    assert "micro-batch" in shown
+    assert "threads  workers" in shown
+    assert "a fresh calibration is there" in batchcal("calibrate", *fastest).stderr
+    trained = batchcal("train", *fastest, "--json")
     assert trained.returncode == 0, trained.stderr
     assert f"allocator={calibration['allocator']}" in trained.stderr

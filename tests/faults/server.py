@@ -106,8 +106,10 @@ def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
                 max_batch=ask.max_batch,
                 max_probes=ask.max_probes,
                 time_limit_s=ask.time_limit_s,
+                allocator="default",
                 workers=ask.workers,
                 device="cpu",
+                objective="memory",
             )
             made = calibrate(reference, chosen, environment=environment, output=Path(ask.output), probe=probe)
             return Reply(calibration=made.calibration)

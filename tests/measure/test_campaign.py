@@ -252,11 +252,11 @@ def test_evaluation_runs_after_a_training_step_as_in_a_training(desk: Desk) -> N
 
 def test_an_evaluation_that_takes_less_than_training_is_bisected_below_it(desk: Desk) -> None:
     probe = ScriptedProbe(
-        lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" and request.batch > 100 else None
+        lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" and request.batch > 150 else None
     )
     finding = found(desk, probe)
     assert finding.eval is not None
-    assert finding.eval.batch <= 100 < finding.train.batch
+    assert finding.eval.batch <= 150 < finding.train.batch
 
 
 def test_an_evaluation_that_never_fits_leaves_the_training_s_answer(desk: Desk) -> None:

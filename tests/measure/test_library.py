@@ -28,7 +28,15 @@ def from_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_real_calibration_answers_what_ran_in_a_fenced_child(tmp_path: Path) -> None:
     path, told = tmp_path / "calibration.json", Recorded()
     calibration = calibrate(
-        WIDE, device="cpu", memory_limit_bytes=900 * MIB, max_batch=100, samples=3, output=path, progress=told
+        WIDE,
+        device="cpu",
+        allocator="default",
+        objective="memory",
+        memory_limit_bytes=900 * MIB,
+        max_batch=100,
+        samples=3,
+        output=path,
+        progress=told,
     )
     finding = calibration.finding()
     assert finding is not None
@@ -46,13 +54,25 @@ def test_a_real_calibration_answers_what_ran_in_a_fenced_child(tmp_path: Path) -
     found = load(path, trust=find_trust({}))
     assert isinstance(found, Loaded)
     assert found.calibration == calibration
-    assert calibrate(WIDE, device="cpu", memory_limit_bytes=900 * MIB, max_batch=100, samples=3, output=path) == calibration
+    assert (
+        calibrate(
+            WIDE,
+            device="cpu",
+            allocator="default",
+            objective="memory",
+            memory_limit_bytes=900 * MIB,
+            max_batch=100,
+            samples=3,
+            output=path,
+        )
+        == calibration
+    )
 
 
 def test_no_time_at_all_is_partial_and_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     with pytest.raises(Partial):
-        calibrate(WIDE, device="cpu", time_limit_s=0.01, output=path)
+        calibrate(WIDE, device="cpu", allocator="default", objective="memory", time_limit_s=0.01, output=path)
     found = load(path, trust=find_trust({}))
     assert isinstance(found, Loaded)
     assert found.calibration.status == "partial"
@@ -61,7 +81,15 @@ def test_no_time_at_all_is_partial_and_on_disk(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told_after_all_was_measured(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(NotSaved):
-        calibrate(WIDE, device="cpu", max_batch=8, samples=3, output=tmp_path / "file" / "calibration.json")
+        calibrate(
+            WIDE,
+            device="cpu",
+            allocator="default",
+            objective="memory",
+            max_batch=8,
+            samples=3,
+            output=tmp_path / "file" / "calibration.json",
+        )
 
 
 def test_the_user_s_own_error_is_raised_with_his_traceback(tmp_path: Path) -> None:

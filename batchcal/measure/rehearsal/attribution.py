@@ -37,6 +37,10 @@ class _Variant:
     def samples_per_s(self) -> float | None:
         return max(self.rates, default=None)
 
+    @property
+    def allocator(self) -> str:
+        return "" if self.plan is None else self.plan.allocator
+
 
 def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution | None:
     """Each knob's part in what `plan` gains. None: no time was left, or the plan itself could not be timed.
@@ -48,7 +52,7 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
     usual = _turned_back(calibration, plan, tuple(knobs)) if len(knobs) > 1 else None
     chosen = _Variant(plan)
     variants = [chosen, *([usual] if usual is not None else []), *turned.values()]
-    rounds = _run(stage, variants, plan.allocator) if knobs else 0
+    rounds = _run(stage, variants) if knobs else 0
     if knobs and chosen.samples_per_s is None:
         return None
     rate = chosen.samples_per_s or plan.predicted_samples_per_s
@@ -104,12 +108,13 @@ def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
     return whole if finding is None else min(whole, finding.train.batch)
 
 
-def _run(stage: Stage, variants: list[_Variant], chosen: str) -> int:
+def _run(stage: Stage, variants: list[_Variant]) -> int:
     """Rounds in which each variant is timed once, as many as there is time for. Returns how many."""
     plans = [one.plan for one in variants if one.plan is not None]
     stage.probe.prepare(tuple(dict.fromkeys(plan.allocator for plan in plans)), max(plan.budget_bytes for plan in plans))
-    # A policy at a time, in case they cannot be there at once, the one that was run last before all others; there and back again.
-    ordered = sorted(variants, key=lambda one: one.plan is not None and one.plan.allocator != chosen)
+    # The first two are what the gain is told from. Then a policy at a time, in case they cannot be there at once; and back again.
+    chosen, usual, *rest = variants
+    ordered = [chosen, usual, *sorted(rest, key=lambda one: one.allocator != usual.allocator)]
     for number in range(ROUNDS):
         for variant in reversed(ordered) if number else ordered:
             if variant.plan is None or variant.why:

@@ -149,7 +149,8 @@ class Rehearsing:
 
     def _attribute(self) -> None:
         plan = self.plan()
-        if plan.status != "verified" or self.stage.left_s() <= 0:
+        # Who asks for the largest batch does not ask what is gained.
+        if plan.objective == "memory" or plan.status != "verified" or self.stage.left_s() <= 0:
             return
         self._phase("attribution", "each knob as PyTorch has it, in turn")
         attribution = attribute(self.stage, self.calibration, plan)
