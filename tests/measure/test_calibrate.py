@@ -70,7 +70,6 @@ def test_a_simple_run_tells_its_events_in_this_order(desk: Desk) -> None:
         "scale",
         "finals",
         "rehearsal",
-        "attribution",
     ]
     assert [fields["batch"] for fields in desk.events("best")] == [100, 60]
     (ended,) = desk.events("calibrate_ended")
