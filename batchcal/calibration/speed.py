@@ -9,6 +9,7 @@ from pydantic import Field
 from batchcal.core.values import Record
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -28,6 +29,8 @@ class StepTime(Record):
     """Seconds of an optimizer step."""
     steps: Annotated[int, Field(ge=1)]
     """How many were timed."""
+    foreign_share: Share | None = None
+    """Of our processors: what others used meanwhile, where there was not enough for all. None: nobody could tell."""
 
     def samples_per_s(self, effective_batch: int) -> float:
         """Where one optimizer step is for `effective_batch` samples."""
@@ -50,6 +53,8 @@ class Speeds(Record):
     left: str
     """`slower`, `behind`, `failed`, or empty: it ran to the end."""
     why: str = ""
+    disturbed: Annotated[int, Field(ge=0)] = 0
+    """Sizes that others took our processors from while they were timed, each time they were tried again, too."""
     spread: NotNegative | None = None
     """How much slower the second best turn was than the best, as a share. None: there was but one."""
 

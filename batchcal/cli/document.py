@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from batchcal.cli.views.calibration import Seen
+    from batchcal.cli.views.comparison import Row
 
 # Format history
 # 1 - (0.1) first version
@@ -30,6 +31,16 @@ def document(seen: Seen, *, measured: bool) -> str:
             "notices": list(seen.notices),
             "calibration": seen.calibration.model_dump(mode="json"),
         },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def comparison(rows: tuple[Row, ...], paths: tuple[str, str]) -> str:
+    """What changed between two calibrations, for programs."""
+    told = [{**row.model_dump(mode="json"), "ratio": row.ratio, "changed": row.changed} for row in rows]
+    return json.dumps(
+        {"format": FORMAT, "kind": "comparison", "first": paths[0], "second": paths[1], "rows": told},
         indent=2,
         ensure_ascii=False,
     )

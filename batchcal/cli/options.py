@@ -166,6 +166,14 @@ Calibration: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+OtherFile: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[OTHER]",
+        help="A second calibration: what changed between the two, and by how much.",
+        show_default=False,
+    ),
+]
 Why: TypeAlias = Annotated[bool, typer.Option("--why", help="Explain each decision.", rich_help_panel=_RESULT)]
 Html: TypeAlias = Annotated[
     str | None,

@@ -63,6 +63,7 @@ def rehearsal_times(value: JSON) -> RehearsalTimes:
     """Of an answer that is usable."""
     answer = RehearsalAnswer.model_validate(value)
     return RehearsalTimes(
+        foreign_share=answer.foreign_share,
         wait_share=min(1.0, answer.wait_s / max(answer.sample_s, 1e-12)),
         eval_samples_per_s=tuple(1 / max(seconds, 1e-12) for seconds in answer.eval_sample_s),
     )

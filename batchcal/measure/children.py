@@ -49,8 +49,8 @@ ZYGOTE_BYTES: Final = 240 * MIB
 LIBRARY_BYTES: Final = 384 * MIB
 """Pages of torch's libraries that are in use. Where zygotes leave no room for them they are thrown out and read again: in 1 GiB
 four zygotes at once took longer than one after the other."""
-LAP_LEAST_S: Final = 0.25
-"""Every size of a lap is timed for so long at least."""
+LAP_LEAST_S: Final = 0.3
+"""The first size of a lap is timed for so long; the others over the same samples."""
 LAP_GRACE_S: Final = 10.0
 """A size that was begun is ended."""
 REHEARSAL_GRACE_S: Final = 30.0
@@ -172,6 +172,7 @@ class ChildProbe:
             setting=self._settings[request.device],
             micro_batches=request.micro_batches,
             threads=request.threads,
+            samples=request.samples,
             least_s=LAP_LEAST_S,
             until_s=time.monotonic() + request.limit_s,  # the launcher is there: its start is nobody's lap
             order=self._orders.get(request.device),

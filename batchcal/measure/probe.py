@@ -70,6 +70,9 @@ class LapRequest(Frozen):
     """By rising size: the heap that a larger one leaves must not serve a smaller one."""
     threads: tuple[int, ...] = ()
     """Intra-op threads to time each size with; none: those of every child."""
+    samples: int | None = None
+    """That every size is timed over, at least; the same for laps that are compared. None: what the first size does in a fraction
+    of a second."""
     allowed_bytes: int
     """Demand at which the fence is armed."""
     limit_s: float
@@ -106,6 +109,8 @@ class RehearsalTimes(Frozen):
 
     wait_share: float
     """Of a step: waiting for the batch."""
+    foreign_share: float | None = None
+    """See `StepTime`."""
     eval_samples_per_s: tuple[float, ...]
     """By size that was asked for."""
 

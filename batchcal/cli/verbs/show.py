@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def show(
     context: typer.Context,
     file: opt.CalibrationFile = None,
+    other: opt.OtherFile = None,
     *,
     why: opt.Why = False,
     html: opt.Html = None,
@@ -26,10 +27,17 @@ def show(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Show a calibration: the memory curve, every probe, the answer, what limits it, how fresh it is."""
+    """Show a calibration: the memory curve, every probe, the answer, what limits it, how fresh it is. Two are compared."""
     from batchcal.cli import screen
-    from batchcal.core.errors import NoCalibration
+    from batchcal.core.errors import NoCalibration, UsageError
 
+    if file is not None and other is not None:
+        if check or why or html is not None:
+            raise UsageError(
+                "two calibrations are compared, not checked, explained or drawn", try_=f"batchcal show {file} {other}"
+            )
+        _compare(file, other, require_signature=require_signature, as_json=json)
+        return
     if check:
         _check(file, require_signature=require_signature)
         return
@@ -76,6 +84,35 @@ def _look(file: str | None, *, require_signature: bool) -> Seen:
     clock = SystemClock()
     stale = stale_here(found.calibration, path, here=detect(), environ=os.environ, clock=clock)
     return Seen(calibration=found.calibration, path=path, stale=stale, at=clock.now(), notices=found.notices)
+
+
+def _compare(first: str, second: str, *, require_signature: bool, as_json: bool) -> None:
+    """What changed from `first` to `second`.
+
+    Raises:
+        NoCalibration: one of them is not there, or may not be trusted.
+    """
+    import os
+
+    from batchcal.calibration.keys import find_trust
+    from batchcal.calibration.store import Loaded, load, refusal
+    from batchcal.cli import screen
+    from batchcal.cli.views.comparison import compare, show
+
+    trust = find_trust(os.environ, require_signature=require_signature)
+    calibrations = []
+    for path in (Path(first), Path(second)):
+        found = load(path, trust=trust)
+        if not isinstance(found, Loaded):
+            raise refusal(found, path)
+        calibrations.append(found.calibration)
+    rows = compare(*calibrations)
+    if as_json:
+        from batchcal.cli.document import comparison
+
+        screen.emit(comparison(rows, (first, second)))
+    else:
+        screen.render(show(rows, (first, second)))
 
 
 def _check(file: str | None, *, require_signature: bool) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from html import escape
 from importlib.resources import files
 
 from batchcal.calibration.schema import Calibration, Capacity, Finding, Measurement
+from batchcal.cli.views import speed_svg
 from batchcal.cli.views.calibration import Seen, memory_parts
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.decisions import decisions
+from batchcal.cli.views.speeds import all_of_them, attribution_row, finalist_row, promise_line, settings_line
 from batchcal.cli.views.svg import draw
 from batchcal.cli.views.words import count, limit_sentence, long, peak_of, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
+from batchcal.plan.make import make_plan
 
 
 def page(seen: Seen) -> str:
@@ -22,8 +26,10 @@ def page(seen: Seen) -> str:
     body = [
         *_header(seen),
         *([] if finding is None else _answers(calibration, finding)),
+        *([] if finding is None else _plan(calibration)),
         *([] if finding is None else _memory(calibration, finding)),
         *_curves(calibration),
+        *_speeds(calibration),
         *_outcomes(calibration),
         *_why(calibration),
         *_remarks(seen),
@@ -83,6 +89,54 @@ def _card(calibration: Calibration, finding: Finding, capacity: Capacity, mode: 
         f"<b>{format_bytes(capacity.peak_bytes)}</b> at its peak</p>"
         f'<p class="facts soft">limited by {escape(limit)}</p></div>'
     )
+
+
+def _plan(calibration: Calibration) -> list[str]:
+    """The plan and what it gains."""
+    plan = make_plan(calibration, objective=calibration.options.objective)
+    told = calibration.attribution
+    parts = [
+        "<section><h2>the plan</h2>",
+        f'<p class="facts"><b>{escape(settings_line(plan))}</b></p>',
+        f'<p class="facts soft">{escape(promise_line(plan, told))}</p>',
+    ]
+    if told is not None and told.knobs:
+        rows = [attribution_row(told, knob) for knob in told.knobs] + ([all_of_them(told)] if len(told.knobs) > 1 else [])
+        parts += _table(("turned back", "to", "samples/s", "gain"), rows, numbers={"samples/s", "gain"})
+    return [*parts, "</section>"]
+
+
+def _speeds(calibration: Calibration) -> list[str]:
+    """What was timed: sizes by policy, then threads and workers."""
+    parts = []
+    drawn = speed_svg.draw(calibration)
+    if drawn:
+        parts.append(f"<section><h2>how fast it trains, by micro-batch and allocator</h2>\n{drawn}</section>")
+    finding = calibration.finding()
+    finals = None if finding is None else calibration.finals_of(finding)
+    if finals is not None:
+        heads = ("threads", "workers", "samples/s", "at most", "")
+        rows = [finalist_row(one, finals) for one in finals.finalists]
+        table = _table(heads, rows, numbers=set(heads[:-1]), chosen=0)
+        parts += ["<section><h2>threads and workers</h2>", *table, "</section>"]
+    return parts
+
+
+def _table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[str], chosen: int | None = None
+) -> list[str]:
+    kinds = ["n" if name in numbers else "" for name in heads]
+    head = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in zip(heads, kinds, strict=True))
+    lines = [
+        "<tr>"
+        + "".join(
+            f'<td class="{kind}{" chosen" if place == chosen else ""}">{escape(cell)}</td>'
+            for cell, kind in zip(row, kinds, strict=True)
+        )
+        + "</tr>"
+        for place, row in enumerate(rows)
+    ]
+    return [f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>', *lines, "</tbody></table></div>"]
 
 
 def _memory(calibration: Calibration, finding: Finding) -> list[str]:

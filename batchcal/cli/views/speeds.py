@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.calibration.rehearsal import Attribution, Finalist, Finals
+from batchcal.calibration.rehearsal import Attribution, Finalist, Finals, TurnedBack
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.speed import Speeds
 from batchcal.cli.views.words import count
@@ -64,13 +64,21 @@ def attribution(told: Attribution) -> Table:
     """What is lost where one knob is as PyTorch has it, and where all are."""
     table = _table("turned back", "to", "samples/s", "gain")
     for knob in told.knobs:
-        gain = None if knob.samples_per_s is None else told.samples_per_s / knob.samples_per_s
-        table.add_row(
-            f"{KNOBS[knob.knob]} {_number(knob.chosen)}", _number(knob.usual), *_rate_and_gain(knob.samples_per_s, gain, knob.why)
-        )
+        table.add_row(*attribution_row(told, knob))
     if len(told.knobs) > 1:
-        table.add_row("all of them", "PyTorch's defaults", *_rate_and_gain(told.usual_samples_per_s, told.gain, told.why))
+        table.add_row(*all_of_them(told))
     return table
+
+
+def attribution_row(told: Attribution, knob: TurnedBack) -> tuple[str, str, str, str]:
+    """The knob as chosen, as usual, the rate with it turned back, and what the chosen one gains."""
+    gain = None if knob.samples_per_s is None else told.samples_per_s / knob.samples_per_s
+    return f"{KNOBS[knob.knob]} {_number(knob.chosen)}", _number(knob.usual), *_rate_and_gain(knob.samples_per_s, gain, knob.why)
+
+
+def all_of_them(told: Attribution) -> tuple[str, str, str, str]:
+    """The same for all knobs at once."""
+    return "all of them", "PyTorch's defaults", *_rate_and_gain(told.usual_samples_per_s, told.gain, told.why)
 
 
 def details(calibration: Calibration) -> Iterator[RenderableType]:
@@ -96,10 +104,13 @@ def sizes(calibration: Calibration, raced: list[Speeds]) -> Iterator[RenderableT
         table.add_row(count(size), *cells)
     yield table
     for one in raced:
-        if one.why:
-            yield Text(f"  {one.allocator}: {one.why}", style="dim", overflow="fold")
-        elif one.spread is not None:
-            yield Text(f"  {one.allocator}: {count_of(one.rounds, 'round')}, within {one.spread:.0%}", style="dim")
+        told = [one.why] if one.why else []
+        if one.spread is not None and not one.why:
+            told.append(f"{count_of(one.rounds, 'round')}, within {one.spread:.0%}")
+        if one.disturbed:
+            told.append(f"others were in the way {count_of(one.disturbed, 'time')}")
+        if told:
+            yield Text(f"  {one.allocator}: {', '.join(told)}", style="dim", overflow="fold")
 
 
 def threads_and_workers(finals: Finals) -> Table:
@@ -108,15 +119,15 @@ def threads_and_workers(finals: Finals) -> Table:
     table.add_column("", style="dim", overflow="fold")
     for one in finals.finalists:
         style = "bold green" if one is finals.winner else ""
-        rate = "" if one.samples_per_s is None else count(one.samples_per_s)
-        table.add_row(
-            Text(str(one.intra_op_threads), style=style),
-            Text(str(one.num_workers), style=style),
-            Text(rate, style=style),
-            count(one.bound_samples_per_s),
-            _remark(one, finals),
-        )
+        *numbers, bound, remark = finalist_row(one, finals)
+        table.add_row(*(Text(number, style=style) for number in numbers), bound, remark)
     return table
+
+
+def finalist_row(one: Finalist, finals: Finals) -> tuple[str, str, str, str, str]:
+    """Threads, workers, samples/s, what conservation of work allows, and what became of it."""
+    rate = "" if one.samples_per_s is None else count(one.samples_per_s)
+    return str(one.intra_op_threads), str(one.num_workers), rate, count(one.bound_samples_per_s), _remark(one, finals)
 
 
 def _remark(one: Finalist, finals: Finals) -> str:

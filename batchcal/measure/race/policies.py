@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,7 @@ from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, LapRequest, Probe
+from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import TIE, Race
 
 SMALLEST: Final = 8
@@ -82,6 +84,9 @@ class PolicyRace:
     clock: Clock
     progress: Progress
     _times: dict[int, dict[int, StepTime]] = field(default_factory=dict)
+    _disturbed: Counter[int] = field(default_factory=Counter)
+    _samples: int | None = None
+    """What the first lap timed its sizes over."""
 
     def run(self) -> tuple[str | None, tuple[Speeds, ...]]:
         """The policy to take, or None where none could be timed; and what each achieved, in the order of `policies`.
@@ -117,10 +122,14 @@ class PolicyRace:
                 device=self.device,
                 allocator=self.policies[place],
                 micro_batches=sizes,
+                samples=self._samples,
                 allowed_bytes=self.allowed_bytes,
                 limit_s=limit_s,
             )
         )
+        if report.times and self._samples is None:
+            self._samples = report.times[0].steps * report.times[0].micro_batch
+        self._disturbed[place] += sum(disturbed(time.foreign_share) for time in report.times)
         for time in report.times:
             known[time.micro_batch] = known[time.micro_batch].or_better(time) if time.micro_batch in known else time
         if not report.times:
@@ -161,6 +170,7 @@ class PolicyRace:
             rounds=len(runner.times),
             left=runner.left or "",
             why=runner.why,
+            disturbed=self._disturbed[place],
             spread=runner.doubt if len(runner.times) > 1 else None,
         )
 

@@ -11,8 +11,9 @@ class LapArguments(Frozen):
     micro_batches: tuple[int, ...]
     """See `LapRequest`."""
     threads: tuple[int, ...]
+    samples: int | None
+    """That every size is timed over, at least, and for two steps. None: as many as the first does in `least_s`."""
     least_s: float
-    """Every size is timed for so long at least, and for two steps."""
     until_s: float
     """Of the monotonic clock, which all processes share: no further size is begun."""
     order: tuple[int, ...] | None

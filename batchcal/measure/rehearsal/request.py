@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from batchcal.calibration.speed import Share
 from batchcal.core.values import Frozen
 from batchcal.measure.request import Bytes, Held, Seconds, Setting
 from batchcal.plan.plan import Plan
@@ -43,3 +44,5 @@ class RehearsalAnswer(Frozen):
     """Mean seconds of an optimizer step."""
     eval_sample_s: tuple[Seconds, ...]
     """Seconds a sample, for each of `eval_batches`."""
+    foreign_share: Share | None
+    """See `StepTime`."""

@@ -1,0 +1,73 @@
+"""What else ran on our processors while something was timed: other processes, the kernel, a hypervisor's other guests."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from typing import Final
+
+import psutil
+
+from batchcal.guard.roots import HERE, Root
+
+STAT: Final = "/proc/stat"
+BUSY: Final = (0, 1, 2, 5, 6, 7)
+"""user, nice, system, irq, softirq, steal: what is neither idle nor waiting for a disk. Guests are part of user."""
+FULL: Final = 0.9
+"""Of our processors, all in all: below, whoever else runs takes nothing from us."""
+DISTURBING: Final = 0.08
+"""Of our processors: what others may take before a turn counts as disturbed. A quiet machine of two shows 1 to 3 %."""
+LEAST_S: Final = 0.1
+"""The kernel counts in hundredths of a second; less than this tells nothing."""
+
+
+class Foreign:
+    """The share of our processors that others used since this was made."""
+
+    def __init__(self, root: Root = HERE) -> None:
+        self._root = root
+        self._began = time.monotonic()
+        self._busy = _busy_s(root)
+        self._own = _own_s()
+
+    def share(self) -> float | None:
+        """From 0 to 1: what others used, where there was not enough for all. None: it cannot be told, or too little time has
+        passed."""
+        passed = time.monotonic() - self._began
+        busy = _busy_s(self._root)
+        if busy is None or self._busy is None or passed < LEAST_S:
+            return None
+        capacity = passed * max(1, len(os.sched_getaffinity(0)))
+        used, own = busy - self._busy, _own_s() - self._own
+        return max(0.0, min(1.0, (used - own) / capacity)) if used >= FULL * capacity else 0.0
+
+
+def disturbed(share: float | None) -> bool:
+    """Whether so much was used by others that a time says little."""
+    return share is not None and share > DISTURBING
+
+
+def _busy_s(root: Root) -> float | None:
+    """Seconds that the processors of our mask were busy since the machine started, summed."""
+    text = root.read(STAT)
+    if text is None or not hasattr(os, "sched_getaffinity"):
+        return None
+    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
+    for line in text.splitlines():
+        name, *fields = line.split()
+        if name in ours:
+            ticks += sum(int(fields[place]) for place in BUSY if place < len(fields))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    """Seconds of processor that this process and its workers have used."""
+    used = time.process_time()
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(worker.pid).cpu_times()
+            used += times.user + times.system
+    return used
