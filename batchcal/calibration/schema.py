@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, Field
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.pipeline import PipelineResult
 from batchcal.calibration.rehearsal import Attribution, Finals, Rehearsal
+from batchcal.calibration.shape import ShapeEstimate
 from batchcal.calibration.speed import Speeds
 from batchcal.core.values import Record
 from batchcal.detect.environment import Environment
@@ -197,6 +198,8 @@ class Calibration(Record):
     """Plans that were run whole."""
     attribution: Attribution | None = None
     """What the plan that was rehearsed first gains over PyTorch's defaults."""
+    shapes: tuple[ShapeEstimate, ...] = ()
+    """Shapes of the model that were asked about, the task's own first: `calibrate --shape`."""
     pipeline: PipelineResult | None = None
     """The input pipeline, where it was measured: `calibrate --pipeline-only`."""
 

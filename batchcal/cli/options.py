@@ -133,6 +133,16 @@ PipelineOnly: TypeAlias = Annotated[
     bool,
     typer.Option("--pipeline-only", help="Only find the fastest DataLoader: no model, a few seconds.", rich_help_panel=_SEARCH),
 ]
+Shape: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=VALUE,...",
+        help="Arguments of the task to ask about without measuring, d_model=1024,n_layers=256; plan predicts. Again for more.",
+        rich_help_panel=_SEARCH,
+        show_default=False,
+    ),
+]
 Output: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -201,6 +211,9 @@ Format: TypeAlias = Annotated[
 WhatIf: TypeAlias = Annotated[
     str | None,
     typer.Option("--what-if", metavar="SIZES", help="What 2GiB,4GiB,8GiB would give; predicted, not run.", show_default=False),
+]
+Shapes: TypeAlias = Annotated[
+    bool, typer.Option("--shapes", help="Only what the shapes of calibrate --shape would give; predicted, not run.")
 ]
 WorldSize: TypeAlias = Annotated[
     int, typer.Option("--world-size", metavar="N", help="Processes that share the effective batch.", min=1)

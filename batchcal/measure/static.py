@@ -37,12 +37,26 @@ BatchOf = Callable[[int], object]
 class FakeTrace:
     """Runs a task's step without memory. Spends the task: its parameters become fake."""
 
-    def __init__(self, task: Task, batch_of: BatchOf, *, limit_s: float) -> None:
+    def __init__(
+        self,
+        task: Task,
+        batch_of: BatchOf,
+        *,
+        limit_s: float,
+        fake: FakeTensorMode | None = None,
+        slow_s: float = SIZE_LIMIT_S,
+    ) -> None:
+        """Args:
+        limit_s: no further size is traced after so many seconds.
+        fake: the mode that parameters of the task are fake in already, where they are.
+        slow_s: a size that takes longer ends the curve.
+        """
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         self._task = task
         self._batch_of = batch_of
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
+        self._slow_s = slow_s
         self._ends = time.monotonic() + limit_s
         self._slow = False
         self._inputs: list[torch.Tensor] = []
@@ -66,7 +80,7 @@ class FakeTrace:
                     _step(self._task, batch, mode)
                     self._task.model.zero_grad(set_to_none=True)
                 peaks[size] = blocks.peak
-            self._slow = time.monotonic() - began > SIZE_LIMIT_S
+            self._slow = time.monotonic() - began > self._slow_s
 
     def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
         fake = self._fake.from_tensor(tensor)
@@ -133,10 +147,14 @@ def _step(task: Task, batch: object, mode: Mode) -> None:
 
 
 def _make_fake(model: nn.Module, fake: FakeTensorMode) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor
+
     replaced: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
+                continue
+            if isinstance(parameter, FakeTensor):
                 continue
             if id(parameter) not in replaced:
                 replaced[id(parameter)] = nn.Parameter(
@@ -144,7 +162,7 @@ def _make_fake(model: nn.Module, fake: FakeTensorMode) -> None:
                 )
             module._parameters[name] = replaced[id(parameter)]
         for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
+            if buffer is not None and not isinstance(buffer, FakeTensor):
                 module._buffers[name] = fake.from_tensor(buffer)
 
 

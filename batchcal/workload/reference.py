@@ -74,3 +74,31 @@ def parse_spec(text: str) -> Spec:
             try_=f"batchcal calibrate {where.strip('.')}.py:{attribute}",
         )
     return Spec(None, where, attribute)
+
+
+def parse_arguments(text: str, *, name: str) -> dict[str, Scalar]:
+    """`d_model=1024,n_layers=256`: values as TOML would read them, else as text.
+
+    Raises:
+        UsageError: a part that is not NAME=VALUE, or a name that comes twice.
+    """
+    found: dict[str, Scalar] = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key.isidentifier() or not value:
+            raise UsageError(f"{name} {part.strip()!r} is not NAME=VALUE", try_=f"--{name} d_model=1024,n_layers=256")
+        if key in found:
+            raise UsageError(f"{name} names {key} twice", try_=f"--{name} {key}={value}")
+        found[key] = _scalar(value)
+    return found
+
+
+def _scalar(text: str) -> Scalar:
+    if text in ("true", "false"):
+        return text == "true"
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text

@@ -22,12 +22,12 @@ OPTIONS = {
     "calibrate": (
         "--allocator --config --device --dry-run --effective-batch --force --headroom --json --margin --max-batch --max-probes "
         "--memory-limit --multiple-of --objective --output --pipeline-only --quiet/-q --require-signature --samples --seed "
-        "--time-limit --verbose/-v --workers"
+        "--shape --time-limit --verbose/-v --workers"
     ),
     "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
     "plan": (
         "--allocator --calibration --config --device --effective-batch --format --json --objective --quiet/-q "
-        "--require-signature --verbose/-v --what-if --world-size"
+        "--require-signature --shapes --verbose/-v --what-if --world-size"
     ),
     "train": (
         "--allocator --calibrate --calibration-samples --checkpoint --config --device --drop-last --effective-batch --epochs "

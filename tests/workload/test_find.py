@@ -8,6 +8,7 @@ import pytest
 
 from batchcal.core.errors import UsageError
 from batchcal.workload.find import reference_of
+from batchcal.workload.reference import Scalar, parse_arguments
 
 
 @pytest.fixture
@@ -81,3 +82,22 @@ def test_a_bare_file_shows_its_functions(project: Path) -> None:
     with pytest.raises(UsageError) as caught:
         reference_of("train.py", directory=project)
     assert caught.value.known == "its functions are helper, make_task"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("d_model=1024,n_layers=256", {"d_model": 1024, "n_layers": 256}),
+        ("dropout=0.1, name=big ,flag=true,other=false", {"dropout": 0.1, "name": "big", "flag": True, "other": False}),
+        ("path=a/b.csv", {"path": "a/b.csv"}),
+    ],
+)
+def test_arguments_are_read_as_a_config_would_have_them(text: str, arguments: dict[str, Scalar]) -> None:
+    assert parse_arguments(text, name="shape") == arguments
+
+
+@pytest.mark.parametrize("text", ["", "d_model", "=3", "d model=3", "a=1,,b=2", "a=", "a=1,a=2"])
+def test_what_is_no_argument_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_arguments(text, name="shape")
+    assert "--shape" in caught.value.try_

@@ -36,6 +36,7 @@ def calibrate(
     force: opt.Force = False,
     dry_run: opt.DryRun = False,
     pipeline_only: opt.PipelineOnly = False,
+    shape: opt.Shape = None,
     output: opt.Output = None,
     require_signature: opt.RequireSignature = False,
     json: opt.Json = False,
@@ -72,6 +73,9 @@ def calibrate(
     if pipeline_only:
         _pipeline(desk, place, voice, as_json=json)
         return
+    from batchcal.cli.shaping import parsed, shaped
+
+    shapes = parsed(shape or ())
     wish = Wish(
         output=place,
         force=force,
@@ -79,6 +83,8 @@ def calibrate(
         require_signature=require_signature,
     )
     found = calibrated(desk, wish, voice)
+    if shapes and not dry_run and found.problem is None:
+        found = shaped(desk, found, shapes, voice)
     seen = seen_now(found)
     if json:
         from batchcal.cli.document import document

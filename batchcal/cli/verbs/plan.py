@@ -10,9 +10,10 @@ from batchcal.cli import options as opt
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from batchcal.plan.plan import Plan
+    from batchcal.plan.shapes import ShapePrediction
     from batchcal.plan.what_if import Prediction
 
 
@@ -23,6 +24,7 @@ def plan(
     objective: opt.Objective = None,
     world_size: opt.WorldSize = 1,
     what_if: opt.WhatIf = None,
+    shapes: opt.Shapes = False,
     calibration: opt.Calibration = None,
     config: opt.Config = None,
     device: opt.Device = None,
@@ -53,7 +55,16 @@ def plan(
         found = predict(opened.calibration, _sizes(what_if), effective_batch=wished, device=on, allocator=of)
         _emit_predictions(found, style)
         return
-    _emit(plan_of(opened, settings, world_size=world_size, device=device, allocator=allocator), style, voice)
+    plan = plan_of(opened, settings, world_size=world_size, device=device, allocator=allocator)
+    if not shapes:
+        _emit(plan, style, voice)
+    if shapes or (opened.calibration.shapes and style == "table"):
+        from batchcal.plan.shapes import predict_shapes
+
+        predicted = predict_shapes(
+            opened.calibration, effective_batch=plan.effective_batch, device=plan.device, allocator=plan.allocator
+        )
+        _emit_shapes(predicted, style)
 
 
 def _style(style: opt.PlanFormat | None, *, as_json: bool) -> opt.PlanFormat:
@@ -89,6 +100,26 @@ def _emit(plan: Plan, style: opt.PlanFormat, voice: Voice) -> None:
     screen.emit(as_sh(plan, variables) if style == "sh" else as_dotenv(plan, variables))
     for notice in plan.notices:
         voice.say(f" note: {notice}")
+
+
+def _emit_shapes(predictions: Sequence[ShapePrediction], style: opt.PlanFormat) -> None:
+    import json
+
+    from batchcal.cli import screen
+    from batchcal.core.errors import UsageError
+    from batchcal.plan.plan import FORMAT
+
+    if style == "json":
+        found = [one.model_dump(mode="json") for one in predictions]
+        screen.emit(json.dumps({"format": FORMAT, "kind": "shapes", "predictions": found}, indent=2))
+    elif style == "table":
+        from batchcal.cli.views.shapes import show
+
+        screen.render(show(predictions))
+    else:
+        raise UsageError(
+            f"--shapes cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"
+        )
 
 
 def _emit_predictions(predictions: Iterable[Prediction], style: opt.PlanFormat) -> None:

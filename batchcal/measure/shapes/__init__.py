@@ -1,0 +1,1 @@
+"""Shapes of a model that are asked about and not measured."""

@@ -1,0 +1,99 @@
+"""Inside a child: traces a task whose parameters never take memory. Named by the parent, never called by it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules import module as torch_module
+from torch.utils.hooks import RemovableHandle
+
+from batchcal.calibration.memory_model import ShapePoint
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.measure.shapes.request import TraceArguments
+from batchcal.measure.static import FakeTrace
+from batchcal.workload.batches import WorstCase
+from batchcal.workload.load import load_task
+from batchcal.workload.task import Task
+
+BATCHES: Final = (2, 8, 32, 128)
+SCAN_LIMIT_S: Final = 0.5
+DEVICE: Final = "cpu"
+
+
+def trace(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Loads the task with every parameter faked the moment it is made, and runs its step on real batches, faked too."""
+    request = TraceArguments.model_validate(arguments)
+    context.phase("load")
+    random.seed(request.seed)
+    torch.manual_seed(request.seed)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with parameters_without_memory(fake):
+        task = load_task(request.reference, device=DEVICE)
+    context.phase("measure")
+    worst = WorstCase.of(task, "train", limit_s=SCAN_LIMIT_S, seed=request.seed)
+    traced = FakeTrace(task, worst.batch, limit_s=request.limit_s, fake=fake, slow_s=request.limit_s)
+    largest = worst.facts(task).train_samples or max(BATCHES)
+    traced.trace([size for size in BATCHES if size <= largest] or [largest])
+    points: tuple[ShapePoint, ...] = traced.shapes().get("train", ())
+    parameters = list(task.model.parameters())
+    return {
+        "parameters": sum(one.numel() for one in parameters),
+        "static_bytes": sum(map(_bytes, parameters)) + _state_bytes(task, fake),
+        "gradient_bytes": sum(_bytes(one) for one in parameters if one.requires_grad),
+        "points": [point.model_dump(mode="json") for point in points],
+    }
+
+
+@contextmanager
+def parameters_without_memory(fake: FakeTensorMode) -> Iterator[None]:
+    """Within it, what a module registers as a parameter is replaced by a fake one before anything is written to it: what
+    `torch.empty` gave was never touched. Data stay real."""
+
+    def faked(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
+
+    # torch declares that a hook returns nothing, and takes what it returns.
+    register: Callable[[Callable[..., nn.Parameter]], RemovableHandle] = vars(torch_module)[
+        "register_module_parameter_registration_hook"
+    ]
+    hook = register(faked)
+    moved = nn.Module.to
+    setattr(nn.Module, "to", _moved_nowhere)  # noqa: B010 - a fake parameter cannot be swapped for another, and is nowhere
+    try:
+        yield
+    finally:
+        hook.remove()
+        setattr(nn.Module, "to", moved)  # noqa: B010
+
+
+def _moved_nowhere(self: nn.Module, *where: object, **how: object) -> nn.Module:
+    """Takes the type alone: a device is of no account."""
+    dtype = next((one for one in (*where, *how.values()) if isinstance(one, torch.dtype)), None)
+    return self if dtype is None else self._apply(partial(_as_type, dtype=dtype))
+
+
+def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _state_bytes(task: Task, fake: FakeTensorMode) -> int:
+    """What the optimizer keeps once it has stepped."""
+    with fake:
+        for group in task.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+        task.optimizer.step()
+    states = (value for state in task.optimizer.state.values() for value in state.values())
+    return sum(_bytes(value) for value in states if isinstance(value, Tensor))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

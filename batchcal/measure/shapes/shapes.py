@@ -1,0 +1,116 @@
+"""TaskReference + arguments -> ShapeEstimate, each in a child of its own. Nothing is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pydantic import Field, ValidationError
+
+from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.shape import Bytes, Scalar, ShapeEstimate
+from batchcal.core.errors import UsageError
+from batchcal.core.progress import Progress, Silent
+from batchcal.core.values import Frozen
+from batchcal.guard.cgroup import memory_meter
+from batchcal.guard.classify import classify
+from batchcal.guard.ending import Ending
+from batchcal.guard.launch import Job
+from batchcal.guard.outcome import Infrastructure
+from batchcal.guard.run import Limits, run
+from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.measure.attempts import said
+from batchcal.measure.launchers import Launchers
+from batchcal.measure.shapes.request import TraceArguments
+from batchcal.workload.reference import TaskReference
+
+LIMIT_S: Final = 60.0
+"""For one shape: 256 layers of a transformer take 10 s a size."""
+GRACE_S: Final = 120.0
+"""A size that was begun is ended."""
+POLICY: Final = "default"
+
+
+class _Answer(Frozen):
+    parameters: int = Field(ge=0)
+    static_bytes: Bytes
+    gradient_bytes: Bytes
+    points: tuple[ShapePoint, ...]
+
+
+def estimate_shapes(
+    reference: TaskReference,
+    shapes: Sequence[Mapping[str, Scalar]],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[ShapeEstimate, ...]:
+    """What the task needs with each of `shapes` over its own arguments, and first with its own.
+
+    Events: `shape_traced` for each.
+
+    Raises:
+        UsageError: the task takes no such argument.
+        GuardError: no child could be started.
+    """
+    progress = progress or Silent()
+    found: list[ShapeEstimate] = []
+    launchers = Launchers(
+        os.environ if environ is None else environ,
+        note=lambda text: progress.event("note", {"text": text}),
+        spawn_only=False,
+    )
+    meter = memory_meter()
+    try:
+        for shape in ({}, *shapes):
+            changed = reference.model_copy(update={"arguments": {**reference.arguments, **shape}})
+            request = TraceArguments(reference=changed, seed=seed, limit_s=LIMIT_S)
+            job = Job(
+                "batchcal.measure.shapes.child:trace",
+                request.model_dump(mode="json"),
+                reference.directory,
+                launchers.environment(POLICY),
+            )
+            ending = run(job, launchers.get(POLICY), meter, _limits(meter))
+            estimate = _estimate(dict(shape), ending)
+            found.append(estimate)
+            told = {"arguments": " ".join(f"{name}={value}" for name, value in shape.items()) or "as calibrated"}
+            progress.event("shape_traced", {**told, "parameters": estimate.parameters, "why": estimate.why or None})
+    finally:
+        launchers.close()
+        meter.close()
+    return tuple(found)
+
+
+def _limits(meter: MemoryGroup) -> Limits:
+    room = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
+    return Limits(allowed_bytes=max(0, room), phase_s={"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S})
+
+
+def _estimate(arguments: dict[str, Scalar], ending: Ending) -> ShapeEstimate:
+    if not ending.has_result:
+        bases = ending.raised.chain[0].bases if ending.raised is not None else ()
+        outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+        why = said(outcome)
+        if f"{UsageError.__module__}.{UsageError.__qualname__}" in bases:
+            raise UsageError(why.partition(": ")[2] or why, try_="--shape NAME=VALUE with names of the factory")
+        return _untraced(arguments, why)
+    try:
+        answer = _Answer.model_validate(ending.returned)
+    except ValidationError as error:
+        why = f"the child's answer is not usable: {error.error_count()} fields are wrong"
+        return _untraced(arguments, why)
+    return ShapeEstimate(
+        arguments=arguments,
+        parameters=answer.parameters,
+        static_bytes=answer.static_bytes,
+        gradient_bytes=answer.gradient_bytes,
+        points=answer.points,
+        why="" if answer.points else "its step could not be traced in time",
+    )
+
+
+def _untraced(arguments: dict[str, Scalar], why: str) -> ShapeEstimate:
+    return ShapeEstimate(arguments=arguments, parameters=0, static_bytes=0, gradient_bytes=0, points=(), why=why)

@@ -1,0 +1,55 @@
+"""What shapes that nobody ran would train with."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.schema import Calibration
+from batchcal.calibration.shape import ShapeEstimate
+from batchcal.core.errors import NoCalibration
+from batchcal.core.units import GIB, MIB
+from batchcal.plan.shapes import predict_shapes
+from tests.support.calibrations import TRAIN_CAPACITY, a_calibration
+
+
+def shape(mib_a_sample: float, static_mib: int, **arguments: int) -> ShapeEstimate:
+    return ShapeEstimate(
+        arguments=dict(arguments),
+        parameters=static_mib * MIB // 12,
+        static_bytes=static_mib * MIB,
+        gradient_bytes=static_mib * MIB // 3,
+        points=tuple(ShapePoint(batch=size, bytes=size * mib_a_sample * MIB) for size in (8, 1024)),
+    )
+
+
+def asked(*shapes: ShapeEstimate) -> Calibration:
+    return a_calibration(shapes=(shape(1.0, 6), *shapes))
+
+
+def test_the_task_itself_is_predicted_near_what_was_measured() -> None:
+    (own,) = predict_shapes(asked())
+    assert own.micro_batch == pytest.approx(TRAIN_CAPACITY, rel=0.05)
+    assert own.status == "predicted"
+    assert own.at_rest_bytes < 268 * MIB
+
+
+def test_a_larger_shape_takes_smaller_micro_batches_for_the_same_effective_batch() -> None:
+    own, large = predict_shapes(asked(shape(10.0, 300, d_model=512)), effective_batch=200)
+    assert (own.micro_batch, own.accumulation_steps) == (200, 1)
+    assert (large.arguments, large.micro_batch, large.accumulation_steps) == ({"d_model": 512}, 25, 8)
+    assert large.predicted_peak_bytes is not None
+    assert large.predicted_peak_bytes <= large.budget_bytes
+
+
+def test_what_does_not_fit_or_was_not_traced_says_so() -> None:
+    untraced = ShapeEstimate(arguments={"a": 1}, parameters=0, static_bytes=0, gradient_bytes=0, points=(), why="no head")
+    _, huge, odd = predict_shapes(asked(shape(1.0, 2 * GIB // MIB, n_layers=256), untraced))
+    assert (huge.micro_batch, huge.predicted_peak_bytes, huge.why) == (0, None, "not even one sample is predicted to fit")
+    assert (odd.micro_batch, odd.why) == (0, "no head")
+
+
+def test_where_none_was_asked_about_it_says_how() -> None:
+    with pytest.raises(NoCalibration) as caught:
+        predict_shapes(a_calibration())
+    assert "--shape d_model=1024" in caught.value.try_
