@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchcal.cli.desk import Desk, find_fresh, options_from
+from batchcal.cli.desk import Desk, find_fresh
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def keep(desk: Desk, result: PipelineResult, output: Path | None, voice: Voice) 
     environment: Environment = detect()
     path = output or existing_path(Path(reference.directory), os.environ)
     before = load(path, trust=find_trust(os.environ))
-    like = before.calibration.options if isinstance(before, Loaded) else None
-    options = options_from(desk.settings, limit_bytes=environment.memory.limit.value, like=like)
-    found = find_fresh(reference, options, environment, path, require_signature=False)
+    found = None
+    if isinstance(before, Loaded):
+        # Whatever was asked of this measurement: the calibration is for what was asked of it.
+        found = find_fresh(reference, before.calibration.options, environment, path, require_signature=False)
     if not isinstance(found, Loaded):
         voice.say(" note: not kept, there is no calibration of this task to keep it with; batchcal calibrate makes one")
         return

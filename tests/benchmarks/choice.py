@@ -1,8 +1,8 @@
 """Is what a calibration chooses the fastest there is? Each task's plan against a grid of settings around it.
 
 Each task is calibrated cold; then up to 40 settings (allocator x micro-batch x threads with workers) are screened with a turn
-each, and the plan runs against the best of them in interleaved rounds. A turn is a child of its own that trains groups of the same
-effective batch; ratios are of the same round, and their median has a bootstrapped interval.
+each, and the plan runs against the best of them in interleaved rounds. A turn is a child of its own that trains groups of the
+same effective batch; ratios are of the same round, and their median has a bootstrapped interval.
 
     python -m tests.benchmarks.choice --tasks handwriting,overhead
     python -m tests.benchmarks.choice --tasks handwriting --repeats 20   # does it choose as well again?
