@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel, ShapePoint
+from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
 from batchcal.calibration.speed import Speeds
 from batchcal.core.clock import Clock
@@ -17,21 +16,18 @@ from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import AUTO, available
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
+from batchcal.measure.bounds import bounds_for
 from batchcal.measure.evaluation import (
-    EVAL_EXPANSION,
     EVAL_MISSES,
-    EVAL_PRECISION,
-    beside_training,
     larger_budget,
     mapped_share,
     no_faster,
 )
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, Probe
-from batchcal.measure.race.policies import policy_race
-from batchcal.measure.search.capacity import EXPANSION, PRECISION, Ask, Bounds, CapacitySearch
+from batchcal.measure.race.policies import NO_TIME, policy_race
+from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
 from batchcal.measure.settling import least_steps, steps_before_evaluation
-from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
@@ -131,8 +127,11 @@ class Campaign:
         chosen, speeds = race.run()
         self.speeds.extend(speeds)
         self._fastest[device] = chosen or policies[0]
+        late = [one.allocator for one in speeds if one.why == NO_TIME or not (one.times or one.why)]
+        if late:
+            self.attempts.note(f"no time was left to race the allocator policies {', '.join(late)}")
         for one in speeds:
-            if one.left == "failed":
+            if one.left == "failed" and one.allocator not in late:
                 self.attempts.note(f"no size could be timed under the allocator policy {one.allocator}: {one.why}")
 
     def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:
@@ -234,7 +233,21 @@ class Campaign:
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
         prior = Prior.of(device, allocator)
         shape = prior.shape(examination.shapes[mode])
-        bounds = self._bounds(device, examination, trained, shape, prior)
+        bounds = bounds_for(
+            device,
+            self.budgets[device].budget_bytes,
+            self.options,
+            examination.facts,
+            trained=trained,
+            shape=shape,
+            prior=prior,
+            shm=self.environment.shared_memory,
+        )
+        if bounds.multiple_of < self.options.multiple_of and trained is None:
+            self.attempts.note(
+                f"no batch is a multiple of {self.options.multiple_of}: "
+                f"there is no more than {bounds.ceiling} ({bounds.ceiling_reason})"
+            )
         search = CapacitySearch(
             bounds,
             shape,
@@ -325,38 +338,6 @@ class Campaign:
             return best
         self.progress.event("best", {"mode": measured.mode, "batch": measured.batch, "peak_bytes": peak})
         return measured
-
-    def _bounds(
-        self, device: str, examination: Examination, trained: Finding | None, shape: Sequence[ShapePoint], prior: Prior
-    ) -> Bounds:
-        options, facts, budget = self.options, examination.facts, self.budgets[device].budget_bytes
-        samples = facts.train_samples if trained is None else (facts.eval_samples or facts.train_samples)
-        ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
-        if options.max_batch is not None:
-            ceilings.append((options.max_batch, "max-batch"))
-        if trained is not None and prior.fragments:
-            ceilings.append((beside_training(trained, shape, prior.ratio, budget), "memory"))
-        shm = self.environment.shared_memory
-        if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:
-            in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
-            ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
-        ceiling, reason = min(ceilings, key=lambda pair: pair[0])
-        multiple = options.multiple_of if trained is None else 1
-        if multiple > ceiling:
-            self.attempts.note(f"no batch is a multiple of {multiple}: there is no more than {ceiling} ({reason})")
-        accelerated = not device.startswith("cpu")
-        return Bounds(
-            budget_bytes=budget,
-            floor=min(multiple, ceiling),
-            ceiling=ceiling,
-            ceiling_reason=reason,
-            multiple_of=multiple if multiple <= ceiling else 1,
-            headroom=options.headroom,
-            over_budget_reason="accelerator-memory" if accelerated else "memory",
-            precision=PRECISION if trained is None else EVAL_PRECISION,
-            expansion=EXPANSION if trained is None else EVAL_EXPANSION,
-            start=None if trained is None else trained.train.batch,
-        )
 
     def _affordable(
         self, ask: Ask, best: Measurement | None, trained: Finding | None, examination: Examination, bounds: Bounds

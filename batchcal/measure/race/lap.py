@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from statistics import fmean
 from typing import Final
 
@@ -121,13 +121,22 @@ class _Clock:
 def training_batches(
     subject: Subject, micro_batches: tuple[int, ...], config: DataLoaderConfig, seed: int
 ) -> Iterator[MicroBatch]:
-    """Whole groups of micro-batches in the shuffled order of a training, epoch after epoch."""
+    """Micro-batches of these sizes in turn, in the shuffled order of a training, epoch after epoch. What an epoch has too few
+    samples for is left out."""
     task = subject.task
     whole = not isinstance(task.train_data, IterableDataset)  # where a stream ends is known when it has ended
+    if whole and isinstance(task.train_data, Sized):
+        micro_batches = _within(len(task.train_data), micro_batches)
     loader = build_loader(config, task.train_data, micro_batches, task.collate_fn, shuffle=True, seed=seed, drop_last=whole)
     for _ in itertools.count():
         # Not a loop: its name would keep a batch alive while the next one is made.
         yield from map(_counted, loader, itertools.cycle(micro_batches))
+
+
+def _within(samples: int, micro_batches: tuple[int, ...]) -> tuple[int, ...]:
+    """The first that `samples` are enough for, one at least."""
+    sums = list(itertools.accumulate(micro_batches))
+    return micro_batches[: max(1, sum(total <= samples for total in sums))]
 
 
 def _counted(batch: object, samples: int) -> MicroBatch:

@@ -21,6 +21,7 @@ SMALLEST: Final = 8
 MOST_SIZES: Final = 12
 ROOM_SHARE: Final = 0.5
 """Of the budget: what the largest micro-batch of the race may be expected to take. No policy's own demand is known yet."""
+NO_TIME: Final = "no time was left"
 LAP_SHARE: Final = 0.2
 """Of the time of the race: what one lap may take."""
 
@@ -134,7 +135,7 @@ class PolicyRace:
             known[time.micro_batch] = known[time.micro_batch].or_better(time) if time.micro_batch in known else time
         if not report.times:
             if report.why_ended or not known:  # else time ended, and what it did before stands
-                race.fail(place, report.why_ended or "no time was left")
+                race.fail(place, report.why_ended or NO_TIME)
             return None
         at = self._fastest(place) if len(sizes) > 1 else report.times[0]
         rate = at.samples_per_s(self.effective_batch)

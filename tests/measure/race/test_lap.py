@@ -54,3 +54,22 @@ def test_a_task_that_fails_has_no_time_and_says_why() -> None:
     report = lap("failing", 8)
     assert report.times == ()
     assert report.why_ended.startswith("user-code-failed: ")
+
+
+def test_every_size_is_timed_over_the_samples_that_were_asked_for() -> None:
+    with probing(HANDWRITING) as probe:
+        request = LapRequest(
+            device="cpu", allocator="default", micro_batches=(8, 32), samples=128, allowed_bytes=GIB, limit_s=20.0
+        )
+        report = probe.lap(request)
+    assert {time.micro_batch: time.steps * time.micro_batch for time in report.times[:2]} == {8: 128, 32: 128}
+
+
+def test_threads_are_timed_side_by_side_and_fetching_apart() -> None:
+    with probing(HANDWRITING) as probe:
+        request = LapRequest(
+            device="cpu", allocator="default", micro_batches=(32,), threads=(2, 1), allowed_bytes=GIB, limit_s=20.0
+        )
+        report = probe.lap(request)
+    assert [time.threads for time in report.times] == [2, 1]
+    assert all(0 < time.fetch_s < time.step_s for time in report.times)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from batchcal.workload.task import Task
-from tests.measure.pipeline.tasks import DyingInWorkers, Waiting
+from tests.measure.pipeline.tasks import DyingInWorkers, Rows, Waiting
 
 
 def task_of(data: Dataset[object]) -> Task:
@@ -27,3 +27,8 @@ def waiting() -> Task:
 
 def dying() -> Task:
     return task_of(DyingInWorkers())
+
+
+def few() -> Task:
+    """25 samples."""
+    return task_of(Rows(25))

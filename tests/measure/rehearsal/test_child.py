@@ -91,3 +91,19 @@ def test_workers_are_alive_and_hide_what_the_data_waits_for() -> None:
 def test_a_worker_that_dies_ends_the_rehearsal_and_says_so() -> None:
     report = rehearse("tests.measure.rehearsal.tasks:dying", a_plan(16, workers=1), worst=False)
     assert report.outcome.kind == "worker-died", report.outcome
+
+
+def test_an_effective_batch_beyond_the_dataset_goes_on_with_the_next_epoch() -> None:
+    with probing("tests.measure.rehearsal.tasks:few") as probe:
+        plan = a_plan(10, 10, 10, 10)
+        report = probe.rehearse(
+            RehearsalRequest(
+                plan=plan,
+                micro_batches=plan.micro_batches,
+                allowed_bytes=GIB,
+                budget_bytes=GIB,
+                least_s=0.05,
+                limit_s=20.0,
+            )
+        )
+    assert fitting(report).samples_per_s > 0

@@ -1,0 +1,54 @@
+"""Between which sizes a capacity is searched for, and what ends it there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchcal.calibration.memory_model import UNBOUNDED, ShapePoint
+from batchcal.calibration.schema import Finding, LimitedBy, Options
+from batchcal.detect.environment import SharedMemory
+from batchcal.measure.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training
+from batchcal.measure.prior import Prior
+from batchcal.measure.search.capacity import EXPANSION, PRECISION, Bounds
+from batchcal.workload.facts import TaskFacts
+from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
+
+
+def bounds_for(
+    device: str,
+    budget_bytes: int,
+    options: Options,
+    facts: TaskFacts,
+    *,
+    trained: Finding | None,
+    shape: Sequence[ShapePoint],
+    prior: Prior,
+    shm: SharedMemory | None,
+) -> Bounds:
+    """The bounds for training, or for the evaluation after what was `trained`.
+
+    A multiple that is larger than every bound is not kept: `multiple_of` is 1 then.
+    """
+    samples = facts.train_samples if trained is None else (facts.eval_samples or facts.train_samples)
+    ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
+    if options.max_batch is not None:
+        ceilings.append((options.max_batch, "max-batch"))
+    if trained is not None and prior.fragments:
+        ceilings.append((beside_training(trained, shape, prior.ratio, budget_bytes), "memory"))
+    if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:
+        in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
+        ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
+    ceiling, reason = min(ceilings, key=lambda pair: pair[0])
+    multiple = options.multiple_of if trained is None else 1
+    return Bounds(
+        budget_bytes=budget_bytes,
+        floor=min(multiple, ceiling),
+        ceiling=ceiling,
+        ceiling_reason=reason,
+        multiple_of=multiple if multiple <= ceiling else 1,
+        headroom=options.headroom,
+        over_budget_reason="memory" if device.startswith("cpu") else "accelerator-memory",
+        precision=PRECISION if trained is None else EVAL_PRECISION,
+        expansion=EXPANSION if trained is None else EVAL_EXPANSION,
+        start=None if trained is None else trained.train.batch,
+    )
