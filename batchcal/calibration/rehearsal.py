@@ -23,7 +23,7 @@ class Finalist(Record):
     bound_samples_per_s: Positive
     """What conservation of work allows it, by what fetching and the rest of a step took alone. Without workers: as timed."""
     samples_per_s: Positive | None = None
-    """Of whole optimizer steps. None: it was not run, or could not be."""
+    """Of whole optimizer steps where it raced others, else of the lap of threads. None: it was not run, or could not be."""
     rounds: int = 0
     left: Left = ""
     """`pruned`: even its bound is no gain worth having; `no-time`: none was left to run it. The others as in every race."""
@@ -74,7 +74,7 @@ class Rehearsal(Record):
     outcome: Outcome
     """`Fits.samples_per_s` is that of whole optimizer steps, in the mean; `step_s` seconds of one."""
     evaluating: bool
-    """Whether it was an evaluation that went on when it ended; False: all evaluations were through, or none had begun."""
+    """Whether it was an evaluation that needed too much: training before it had stayed within the budget."""
     wait_share: NotNegative | None
     """Of a step: waiting for the batch. None: it did not fit."""
     eval_samples_per_s: Positive | None

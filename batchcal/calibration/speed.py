@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from batchcal.core.values import Record
 
+ALIKE: Final = 1.015
+"""Sizes within this of the fastest are as fast: no turn tells less."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -59,6 +61,8 @@ class Speeds(Record):
     """How much slower the second best turn was than the best, as a share. None: there was but one."""
 
     def fastest(self, effective_batch: int) -> StepTime | None:
-        """The micro-batch of at most `effective_batch` samples that trains fastest; None: none was timed."""
-        fitting = [time for time in self.times if time.micro_batch <= effective_batch]
-        return max(fitting, key=lambda time: time.samples_per_s(effective_batch), default=None)
+        """The micro-batch of at most `effective_batch` samples that trains fastest, and of those that are as fast the smallest;
+        None: none was timed."""
+        rates = {time: time.samples_per_s(effective_batch) for time in self.times if time.micro_batch <= effective_batch}
+        alike = [time for time, rate in rates.items() if rate * ALIKE >= max(rates.values())]
+        return min(alike, key=lambda time: time.micro_batch, default=None)

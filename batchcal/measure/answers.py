@@ -76,7 +76,10 @@ def evaluating(value: JSON, within: Within, *, heard: bool) -> bool:
         answer = RehearsalAnswer.model_validate(value)
     except ValidationError:
         return heard
-    return heard and answer.train_peak_bytes <= within.budget_bytes
+    held = answer.held
+    most = held.step_peak_bytes + held.workers_bytes if within.device == "cpu" else held.accelerator_bytes or 0
+    # What only the group or the host saw, or the accelerator's own cache, is not told apart by when it was.
+    return heard and answer.train_peak_bytes <= within.budget_bytes < most and held.accelerator_retries == 0
 
 
 def notes(returned: JSON) -> tuple[str, ...]:

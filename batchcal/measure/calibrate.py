@@ -109,8 +109,8 @@ def calibrate(
     )
     if dry_run:
         return run.rehearse_dry()
-    if not force and (found := run.fresh()) is not None:
-        return found if is_rehearsed(found.calibration, options) else run.verified(found)
+    if not force and (found := run.fresh()) is not None and is_rehearsed(found.calibration, options):
+        return found
     return run.locked(force=force)
 
 
@@ -149,10 +149,10 @@ class _Run:
             others = lock.acquire(
                 wait_s=self.options.time_limit_s * LOCK_WAIT_FACTOR, done=lambda: not force and self.fresh() is not None
             )
-            if others.state == "done" and (found := self.fresh()) is not None:
-                return found
             if others.notice:
                 notices.append(others.notice)
+            if not force and (found := self.fresh()) is not None:
+                return found if is_rehearsed(found.calibration, self.options) else self.verified(found)
             return self.measure(began, notices, anew=force)
 
     def verified(self, found: CalibrationResult) -> CalibrationResult:
@@ -160,36 +160,24 @@ class _Run:
         began, meter = self.clock.monotonic(), memory_meter()
         budgets = {budget.device: budget for budget in found.calibration.budgets}
         asked = {"effective_batch": self.options.effective_batch, "objective": self.options.objective}
-        calibration = found.calibration.model_copy(
-            update={
-                "effective_batch": self.options.effective_batch,
-                "options": found.calibration.options.model_copy(update=asked),
-            }
-        )
-        probe = self.probe or self._children(budgets, meter)
-        rehearsing = Rehearsing(self._stage(probe, began), calibration)
+        options = found.calibration.options.model_copy(update=asked)
+        calibration = found.calibration.model_copy(update={"effective_batch": self.options.effective_batch, "options": options})
         stopped: BatchcalError | None = None
+        probe = self.probe
         try:
-            rehearsing.rehearse_alone()
-        except Interrupted as error:
-            stopped = error
+            if probe is None:
+                _check_room(meter)
+                probe = self._children(budgets, meter)
+            rehearsing = Rehearsing(self._stage(probe, began), calibration)
+            try:
+                rehearsing.rehearse_alone()
+            except Interrupted as error:
+                stopped = error
         finally:
-            probe.close()
+            if probe is not None:
+                probe.close()
             meter.close()
-        calibration = rehearsing.told()
-        not_saved: NotSaved | None = None
-        try:
-            save(calibration, self.path, key=self.trust.key)
-        except NotSaved as error:
-            not_saved = error
-        return CalibrationResult(
-            calibration=calibration,
-            path=self.path,
-            fresh=False,
-            notices=found.notices,
-            not_saved=not_saved,
-            stopped=stopped,
-        )
+        return self._saved(rehearsing.told(), list(found.notices), stopped)
 
     def measure(self, began: float, notices: list[str], *, anew: bool) -> CalibrationResult:
         """Measures, and writes what came of it, however it ended."""
@@ -296,6 +284,9 @@ class _Run:
         except Interrupted as error:
             stopped = error
             rehearsing.undone.append(error.what)
+        except BatchcalError as error:
+            # What was verified before stands.
+            rehearsing.undone.append(f"the rehearsal: {error.what}")
         return rehearsing.told(), stopped
 
     def _children(self, budgets: Mapping[str, Budget], meter: MemoryGroup) -> ChildProbe:
@@ -337,6 +328,12 @@ class _Run:
                 f"{'; '.join(campaign.undone or campaign.attempts.notes)}",
                 try_="a longer --time-limit, or more --max-probes; what was measured is not measured again",
             )
+        result = self._saved(calibration, notices, stopped)
+        self._tell_the_end(campaign, calibration)
+        return result
+
+    def _saved(self, calibration: Calibration, notices: list[str], stopped: BatchcalError | None) -> CalibrationResult:
+        """The result, on disk where that can be written. A partial one does not take the place of what is there."""
         path: Path | None = self.path
         not_saved: NotSaved | None = None
         try:
@@ -344,7 +341,6 @@ class _Run:
                 save(calibration, self.path, key=self.trust.key)
         except NotSaved as error:
             path, not_saved = None, error
-        self._tell_the_end(campaign, calibration)
         return CalibrationResult(
             calibration=calibration, path=path, fresh=False, notices=tuple(notices), not_saved=not_saved, stopped=stopped
         )

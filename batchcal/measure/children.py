@@ -163,10 +163,12 @@ class ChildProbe:
             with contextlib.suppress(ValidationError):  # a child whose memory was overwritten may say anything
                 times.append(StepTime.model_validate(message.get("time")))
 
+        accelerated = not request.device.startswith("cpu")
+        allowed = self._most_allowed(request.allocator)
         limits = Limits(
-            allowed_bytes=min(request.allowed_bytes, self._most_allowed(request.allocator)),
+            allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
-            host_fence=request.device.startswith("cpu"),
+            host_fence=not accelerated,
         )
         arguments = LapArguments(
             setting=self._settings[request.device],
@@ -174,8 +176,9 @@ class ChildProbe:
             threads=request.threads,
             samples=request.samples,
             least_s=LAP_LEAST_S,
-            until_s=time.monotonic() + request.limit_s,  # the launcher is there: its start is nobody's lap
+            limit_s=request.limit_s,
             order=self._orders.get(request.device),
+            accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         values = arguments.model_dump(mode="json")
         ending = self._run("batchcal.measure.race.lap:lap", values, request.allocator, limits, listen=listen)
@@ -200,7 +203,7 @@ class ChildProbe:
             eval_batches=request.eval_batches,
             worst_case=request.worst_case,
             least_s=request.least_s,
-            until_s=time.monotonic() + request.limit_s,
+            limit_s=request.limit_s,
             order=self._orders.get(plan.device),
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )

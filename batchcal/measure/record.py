@@ -30,7 +30,10 @@ def recorded(
         budgets: by device, the first of those that were asked for first.
         stopped: why it ended early; None: by itself.
     """
-    asked = [found for found in campaign.findings if found.allocator == campaign.policy(found.device)]
+    # Where nothing was verified under the policy that won, another's answer is an answer all the same.
+    by_policy = {device: campaign.policy(device) for device in budgets}
+    asked = [found for found in campaign.findings if found.allocator == by_policy[found.device]]
+    asked = asked or list(campaign.findings if campaign.options.allocator == AUTO else ())
     chosen = max(asked, key=lambda found: _rate(campaign, found), default=None)
     device = chosen.device if chosen is not None else next(iter(budgets))
     if chosen is not None and len(asked) > 1:
@@ -56,7 +59,7 @@ def recorded(
         measurements=tuple(campaign.attempts.measurements),
         findings=tuple(campaign.findings),
         chosen_device=device,
-        allocator=campaign.policy(device) if options.allocator == AUTO else None,
+        allocator=(by_policy[device] if chosen is None else chosen.allocator) if options.allocator == AUTO else None,
         speeds=tuple(campaign.speeds),
         effective_batch=options.effective_batch,
         undone=tuple(undone),

@@ -44,19 +44,19 @@ class FakeTrace:
         *,
         limit_s: float,
         fake: FakeTensorMode | None = None,
-        slow_s: float = SIZE_LIMIT_S,
+        slow_s: float | None = None,
     ) -> None:
         """Args:
         limit_s: no further size is traced after so many seconds.
         fake: the mode that parameters of the task are fake in already, where they are.
-        slow_s: a size that takes longer ends the curve.
+        slow_s: a size that takes longer ends the curve. None: SIZE_LIMIT_S.
         """
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         self._task = task
         self._batch_of = batch_of
         self._fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
-        self._slow_s = slow_s
+        self._slow_s = SIZE_LIMIT_S if slow_s is None else slow_s
         self._ends = time.monotonic() + limit_s
         self._slow = False
         self._inputs: list[torch.Tensor] = []

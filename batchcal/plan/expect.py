@@ -33,11 +33,16 @@ def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_step
 
 def peak_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> int:
     """Demand of a training step at `micro_batch`: what the memory model says, and no less than any run up to this size needed."""
+    return max(round(finding.train_memory.predict(micro_batch)), measured_bytes(calibration, finding, micro_batch))
+
+
+def measured_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> int:
+    """The most that any run up to `micro_batch` needed; 0: none was run."""
     runs = fitting(calibration, finding)
     measured = [fits.peak.held_on(finding.device) for measurement, fits in runs if measurement.batch <= micro_batch]
     if finding.train.batch <= micro_batch:
         measured.append(finding.train.peak_bytes)
-    return max(round(finding.train_memory.predict(micro_batch)), *measured, 0)
+    return max(measured, default=0)
 
 
 def eval_peak_bytes(finding: Finding, eval_batch: int, micro_batch: int, train_peak: int) -> int:

@@ -10,10 +10,10 @@ from batchcal.calibration.schema import Budget, Calibration, Finding, Objective,
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.guard.outcome import Fits
-from batchcal.plan.expect import eval_peak_bytes, gradient_bytes, host_bytes, peak_bytes, samples_per_s
+from batchcal.plan.expect import eval_peak_bytes, gradient_bytes, host_bytes, measured_bytes, peak_bytes, samples_per_s
 from batchcal.plan.plan import KEYS, Plan
 from batchcal.plan.reasons import reasons
-from batchcal.plan.rehearsed import most_evaluated, most_rehearsed, rehearsal_of
+from batchcal.plan.rehearsed import most_evaluated, most_rehearsed, rehearsal_of, tells
 from batchcal.plan.split import split
 from batchcal.plan.workers import choose_workers
 
@@ -108,7 +108,7 @@ def make_plan(
     )
     rehearsal = rehearsal_of(calibration, plan)
     if rehearsal is not None:
-        plan = _as_rehearsed(plan, rehearsal)
+        plan = _as_rehearsed(plan, rehearsal, measured_bytes(calibration, finding, micro))
     why = reasons(plan, calibration, finding, budget, rehearsal) | {
         "micro_batch": chosen.why,
         "effective_batch": why_effective,
@@ -119,15 +119,15 @@ def make_plan(
     return plan.model_copy(update={"why": {key: why[key] for key in KEYS if key in why}})
 
 
-def _as_rehearsed(plan: Plan, rehearsal: Rehearsal) -> Plan:
-    """What was run whole is known, not predicted."""
+def _as_rehearsed(plan: Plan, rehearsal: Rehearsal, measured: int) -> Plan:
+    """What was run whole is known, not predicted, and no less than probes of its size needed."""
     outcome = rehearsal.outcome
     if not isinstance(outcome, Fits):
         return plan
     return plan.model_copy(
         update={
             "status": "verified",
-            "predicted_peak_bytes": outcome.peak.held_on(plan.device),
+            "predicted_peak_bytes": max(outcome.peak.held_on(plan.device), measured),
             "predicted_samples_per_s": outcome.samples_per_s,
         }
     )
@@ -138,7 +138,8 @@ def is_rehearsed(calibration: Calibration, options: Options) -> bool:
     asked = options.effective_batch
     if asked is None or calibration.finding() is None:
         return True
-    return rehearsal_of(calibration, make_plan(calibration, effective_batch=asked, objective=options.objective)) is not None
+    known = rehearsal_of(calibration, make_plan(calibration, effective_batch=asked, objective=options.objective))
+    return known is not None and tells(known.outcome)
 
 
 def find(calibration: Calibration, *, device: str | None = None, allocator: str | None = None) -> Finding:
@@ -218,6 +219,8 @@ def _fastest(calibration: Calibration, finding: Finding, per_rank: int) -> _Larg
     """Of the sizes up to the capacity that were timed under the policy; the capacity where none was."""
     speeds = calibration.speeds_of(finding)
     fastest = None if speeds is None else speeds.fastest(per_rank)
+    if fastest is None and speeds is not None:
+        return _Largest(min(per_rank, finding.train.batch), "the whole effective batch, smaller than any size that was timed,")
     if fastest is None:
         text = f"no size was timed with {finding.allocator}, so the largest is taken; calibrate --allocator auto times some"
         return _Largest(finding.train.batch, "the capacity", (text,))
@@ -266,6 +269,12 @@ def _largest_beside_gradients(calibration: Calibration, finding: Finding, budget
         else:
             high = middle
     return low
+
+
+def host_room(calibration: Calibration, plan: Plan) -> int:
+    """Bytes of host memory that `plan` leaves for workers beside the training process."""
+    finding = find(calibration, device=plan.device, allocator=plan.allocator)
+    return _host_room(calibration, finding, plan.predicted_peak_bytes)
 
 
 def _host_room(calibration: Calibration, finding: Finding, peak: int) -> int:

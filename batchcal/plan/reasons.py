@@ -69,6 +69,8 @@ def reasons(
 
 
 def _status(plan: Plan, rehearsal: Rehearsal | None) -> str:
+    if plan.world_size > 1:
+        return "several processes were not run together"
     if rehearsal is None:
         return f"this plan was not run whole; batchcal calibrate --effective-batch {plan.effective_batch} does that"
     if not rehearsal.fits:

@@ -6,7 +6,7 @@ from typing import Final
 
 from batchcal.calibration.rehearsal import Rehearsal, Settings
 from batchcal.calibration.schema import Calibration, Finding
-from batchcal.guard.outcome import OutOfMemory, TooBig
+from batchcal.guard.outcome import Infrastructure, KilledFromOutside, Outcome, OutOfMemory, Suspect, TimedOut, TooBig
 from batchcal.plan.plan import Plan
 
 BACK_OFF: Final = 0.9
@@ -32,8 +32,15 @@ def settings_of(plan: Plan) -> Settings:
     )
 
 
+def tells(outcome: Outcome) -> bool:
+    """Whether an outcome says something about the plan. A kill from outside, a failure of ours or a deadline do not."""
+    return not isinstance(outcome, KilledFromOutside | Infrastructure | TimedOut)
+
+
 def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
-    """The last run of this very plan; None: it was not rehearsed."""
+    """The last run of this very plan; None: it was not rehearsed, as those for several ranks never are."""
+    if plan.world_size > 1:
+        return None
     wanted = settings_of(plan)
     return next((one for one in reversed(calibration.rehearsals) if one.settings == wanted), None)
 
@@ -44,8 +51,9 @@ def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
         int(max(one.settings.micro_batches) * _share_left(calibration, one))
         for one in calibration.rehearsals
         if (one.settings.device, one.settings.allocator) == (finding.device, finding.allocator)
-        and isinstance(one.outcome, TooBig)
+        and isinstance(one.outcome, (*TooBig, Suspect))
         and not one.evaluating
+        and not one.settings.num_workers
     ]
     return max(1, min(left)) if left else None
 
@@ -68,9 +76,9 @@ def _share_left(calibration: Calibration, rehearsal: Rehearsal) -> float:
 
 
 def workers_failed(calibration: Calibration, finding: Finding) -> bool:
-    """Whether a plan with workers ended for another reason than memory: then there are to be none."""
+    """Whether a plan with workers did not go well while it trained: then there are to be none, before all else is smaller."""
     return any(
-        one.settings.num_workers and not one.fits and not isinstance(one.outcome, TooBig)
+        one.settings.num_workers and not one.fits and not one.evaluating and tells(one.outcome)
         for one in calibration.rehearsals
         if one.settings.device == finding.device
     )

@@ -21,6 +21,8 @@ class ShapePrediction(Record):
     parameters: int
     at_rest_bytes: int
     """Parameters, optimizer, and what every process with torch holds."""
+    traced: bool
+    """False: nothing is known of its steps, as `why` says."""
     micro_batch: int
     """The largest predicted to fit, of at most the effective batch. 0: not even one sample."""
     accumulation_steps: int
@@ -66,6 +68,7 @@ def _predict(shape: ShapeEstimate, finding: Finding, beside: float, budget_bytes
         arguments=shape.arguments,
         parameters=shape.parameters,
         at_rest_bytes=round(rest),
+        traced=bool(shape.points),
         micro_batch=0,
         accumulation_steps=0,
         effective_batch=wished,

@@ -84,7 +84,7 @@ def calibrate(
     )
     found = calibrated(desk, wish, voice)
     if shapes and not dry_run and found.problem is None:
-        found = shaped(desk, found, shapes, voice)
+        found = shaped(desk, found, shapes, voice)  # what is wrong with it is told with the result, below
     seen = seen_now(found)
     if json:
         from batchcal.cli.document import document

@@ -11,7 +11,7 @@ from batchcal.cli.views import speed_svg
 from batchcal.cli.views.calibration import Seen, memory_parts
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.decisions import decisions
-from batchcal.cli.views.speeds import all_of_them, attribution_row, finalist_row, promise_line, settings_line
+from batchcal.cli.views.speeds import all_of_them, attribution_row, finalist_row, promise_line, settings_line, told_of
 from batchcal.cli.views.svg import draw
 from batchcal.cli.views.words import count, limit_sentence, long, peak_of, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
@@ -94,7 +94,7 @@ def _card(calibration: Calibration, finding: Finding, capacity: Capacity, mode: 
 def _plan(calibration: Calibration) -> list[str]:
     """The plan and what it gains."""
     plan = make_plan(calibration, objective=calibration.options.objective)
-    told = calibration.attribution
+    told = told_of(calibration, plan)
     parts = [
         "<section><h2>the plan</h2>",
         f'<p class="facts"><b>{escape(settings_line(plan))}</b></p>',

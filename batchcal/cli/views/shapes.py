@@ -28,7 +28,7 @@ def show(predictions: Sequence[ShapePrediction]) -> Iterator[RenderableType]:
             peak = "" if one.predicted_peak_bytes is None else format_bytes(one.predicted_peak_bytes)
             cells = (count(one.micro_batch), f"x {one.accumulation_steps}", peak)
         else:
-            cells = ("-", "", "does not fit" if one.parameters else "not traced")
+            cells = ("-", "", "does not fit" if one.traced else "not traced")
         table.add_row(name, _parameters(one.parameters), format_bytes(one.at_rest_bytes), *cells)
     yield table
     if predictions:
@@ -36,7 +36,7 @@ def show(predictions: Sequence[ShapePrediction]) -> Iterator[RenderableType]:
         effective = count(predictions[0].effective_batch)
         yield Text(f"  predicted, not run: for an effective batch of {effective} within {budget}", style="dim")
     for one in predictions:
-        if one.why and not one.parameters:
+        if one.why and not one.traced:
             yield Text(f"  {one.why}", style="dim", overflow="fold")
 
 

@@ -32,11 +32,18 @@ def chosen(calibration: Calibration) -> Iterator[RenderableType]:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("plan", Text(settings_line(plan), style="bold green" if plan.status == "verified" else "bold"))
-    grid.add_row("", Text(promise_line(plan, calibration.attribution)))
+    grid.add_row("", Text(promise_line(plan, told_of(calibration, plan))))
     yield grid
-    if calibration.attribution is not None and calibration.attribution.knobs:
+    told = told_of(calibration, plan)
+    if told is not None and told.knobs:
         yield Text("")
-        yield attribution(calibration.attribution)
+        yield attribution(told)
+
+
+def told_of(calibration: Calibration, plan: Plan) -> Attribution | None:
+    """What was found that `plan` gains. None: that is known of another effective batch, or of none."""
+    told = calibration.attribution
+    return told if told is not None and told.effective_batch == plan.effective_batch else None
 
 
 def settings_line(plan: Plan) -> str:
@@ -55,7 +62,7 @@ def promise_line(plan: Plan, told: Attribution | None) -> str:
     """`verified: 1,021 samples/s, 379 MiB of 870 MiB; 3.0x PyTorch's defaults`."""
     rate = "" if plan.predicted_samples_per_s is None else f" {count(plan.predicted_samples_per_s)} samples/s,"
     text = f"{plan.status}:{rate} {format_bytes(plan.predicted_peak_bytes)} of {format_bytes(plan.budget_bytes)}"
-    if told is None or told.effective_batch != plan.effective_batch or told.gain is None:
+    if told is None or told.gain is None:
         return text
     return f"{text}; {told.gain:.1f}x PyTorch's defaults" if told.knobs else f"{text}; PyTorch's defaults are as fast"
 

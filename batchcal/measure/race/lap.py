@@ -12,12 +12,13 @@ import torch
 from torch.utils.data import IterableDataset
 
 from batchcal.calibration.speed import StepTime
+from batchcal.core.errors import UserCodeError
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.race.noise import Foreign, disturbed
 from batchcal.measure.race.request import LapArguments
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
-from batchcal.measure.subject import Subject
+from batchcal.measure.subject import Subject, limit_accelerator
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.loader import DataLoaderConfig, build_loader
 from batchcal.workload.batches import WorstCase
@@ -27,9 +28,8 @@ STEPS_DROPPED: Final = 1
 LEAST_STEPS: Final = 2
 REPEATS: Final = 2
 """Of a size that was timed while others took our processors: bursts come and go."""
-GAIN: Final = 1.02
-"""Two sizes in a row that are not this much faster than all before end the lap: it gets no better further on, and of sizes that
-are as fast the smaller is the better."""
+SLOWING: Final = 0.97
+"""Two sizes in a row that are this much slower than the best so far end the lap: it gets no better further on."""
 
 
 def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
@@ -38,6 +38,7 @@ def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     setting = request.setting
     context.phase("load")
     subject = Subject.load(setting)
+    limit_accelerator(subject.device, request.accelerator_allowed_bytes)
     worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=request.order)
     context.phase("warm-up")
     smallest = min(setting.smallest_batch, *request.micro_batches)
@@ -45,15 +46,13 @@ def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     context.arm()
     context.phase("measure")
     clock = _Clock(subject, request, context)
-    fastest, best, stalled = 0, 0.0, 0
+    fastest, best, slower = 0, 0.0, 0
     for size in request.micro_batches:
         rate = clock.tell(size)
-        if rate > best * GAIN:
-            fastest, stalled = size, 0
-        else:
-            stalled += 1
-        best = max(best, rate)
-        if stalled > 1:
+        if rate > best:
+            fastest, best = size, rate
+        slower = slower + 1 if rate < best * SLOWING else 0
+        if slower > 1:
             break
     if len(request.micro_batches) > 1 and fastest:
         clock.tell(fastest)  # once more, some time later: what else runs comes and goes
@@ -67,16 +66,19 @@ class _Clock:
     def __init__(self, subject: Subject, request: LapArguments, context: ChildContext) -> None:
         self._subject, self._request, self._context = subject, request, context
         self._samples = request.samples
+        self._until_s = time.monotonic() + request.limit_s
+        self._told = False
 
     def tell(self, size: int) -> float:
         """Times `size` with each number of threads, as long as there is time; samples/s of the best."""
         rate = 0.0
         for threads in self._request.threads or (self._request.setting.intra_op_threads,):
-            if time.monotonic() >= self._request.until_s:
+            if self._told and time.monotonic() >= self._until_s:
                 break
             torch.set_num_threads(threads)
             timed = self._timed(size, threads)
             self._context.tell({"time": timed.model_dump(mode="json")})
+            self._told = True
             self._samples = self._samples or timed.steps * size
             rate = max(rate, timed.samples_per_s(self._request.micro_batches[-1]))
         return rate
@@ -87,7 +89,7 @@ class _Clock:
             timed_group(self._subject, self._batches(size), 1)
         found = self._once(size, threads)
         for _ in range(REPEATS):
-            if not disturbed(found.foreign_share) or time.monotonic() >= self._request.until_s:
+            if not disturbed(found.foreign_share) or time.monotonic() >= self._until_s:
                 break
             found = found.or_better(self._once(size, threads))
         return found
@@ -130,7 +132,16 @@ def training_batches(
     loader = build_loader(config, task.train_data, micro_batches, task.collate_fn, shuffle=True, seed=seed, drop_last=whole)
     for _ in itertools.count():
         # Not a loop: its name would keep a batch alive while the next one is made.
-        yield from map(_counted, loader, itertools.cycle(micro_batches))
+        batches = map(_counted, loader, itertools.cycle(micro_batches))
+        first = list(itertools.islice(batches, 1))
+        if not first:
+            raise UserCodeError(
+                "the data brought no batch when it was read again",
+                known=f"iter({type(task.train_data).__name__}) has to begin anew for every epoch",
+                try_="def __iter__(self): return iter(...), a new one each time",
+            )
+        yield first.pop()
+        yield from batches
 
 
 def _within(samples: int, micro_batches: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import TIE, Race
 
 SMALLEST: Final = 8
-MOST_SIZES: Final = 12
+DOUBLING: Final = 64
 ROOM_SHARE: Final = 0.5
 """Of the budget: what the largest micro-batch of the race may be expected to take. No policy's own demand is known yet."""
 NO_TIME: Final = "no time was left"
@@ -27,11 +27,17 @@ LAP_SHARE: Final = 0.2
 
 
 def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_of: int = 1) -> tuple[int, ...]:
-    """Micro-batches to time: doubling from 8 to what half of the budget is expected to hold."""
+    """Micro-batches to time, up to what half of the budget is expected to hold: doubling from 8, from 64 on four times as large,
+    since there the curve is flat or falls and every size costs more."""
     top = model.largest_within(model.base_bytes + (budget_bytes - model.base_bytes) * ROOM_SHARE, ceiling=ceiling)
     top = max(top - top % multiple_of, min(multiple_of, ceiling))
-    doubled = [multiple_of * (1 << power) for power in range(32) if SMALLEST <= multiple_of * (1 << power) < top]
-    return tuple([*doubled, top][-MOST_SIZES:])
+    found: list[int] = []
+    size = multiple_of
+    while size < top:
+        if size >= SMALLEST:
+            found.append(size)
+        size *= 2 if size < DOUBLING else 4
+    return (*found, top)
 
 
 def policy_race(
@@ -49,7 +55,7 @@ def policy_race(
     """The race of `policies` for the task that was examined. One alone is timed at every size all the same."""
     prior = Prior.of(device, policies[0])
     model = MemoryModel(
-        base_bytes=examination.base_bytes,
+        base_bytes=examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes,
         ratio=prior.ratio,
         shape=prior.shape(examination.shapes["train"]),
         source=examination.shape_source,
@@ -97,7 +103,8 @@ class PolicyRace:
         """
         race = Race(len(self.policies))
         began = self.clock.monotonic()
-        self.probe.prepare(self.policies, round(self.allowed_bytes * ROOM_SHARE))
+        if self.limit_s > 0:
+            self.probe.prepare(self.policies, round(self.allowed_bytes * ROOM_SHARE))
         while not race.over:
             told: dict[int, float] = {}
             # First those of which most is to be expected, in case there is no time for all.

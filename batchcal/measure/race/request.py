@@ -14,6 +14,7 @@ class LapArguments(Frozen):
     samples: int | None
     """That every size is timed over, at least, and for two steps. None: as many as the first does in `least_s`."""
     least_s: float
-    until_s: float
-    """Of the monotonic clock, which all processes share: no further size is begun."""
+    limit_s: float
+    """No further size is begun so many seconds after the warm-up; the first is timed in any case."""
+    accelerator_allowed_bytes: int | None
     order: tuple[int, ...] | None

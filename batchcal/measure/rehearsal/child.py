@@ -43,6 +43,7 @@ def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     subject.warm_up(worst.batch(smallest), smallest)
     context.arm()
     context.phase("measure")
+    until_s = time.monotonic() + request.limit_s
     host.reset()
     accelerator.reset()
     begin = host.read()
@@ -55,14 +56,15 @@ def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     # What workers have read ahead by then comes faster than they work.
     dropped = 1 + request.plan.num_workers * (request.plan.prefetch_factor or 0)
     passed = 0
-    while passed < dropped and (passed == 0 or time.monotonic() < request.until_s):
+    while passed < dropped and (passed == 0 or time.monotonic() < until_s):
         passed += len(timed_group(subject, batches, count).step_s)
-    timing = _timed(subject, batches, request, workers)
+    timing = _timed(subject, batches, request, workers, until_s)
     for _ in range(REPEATS):
-        if not disturbed(timing.foreign_share) or time.monotonic() >= request.until_s:
+        if not disturbed(timing.foreign_share) or time.monotonic() >= until_s:
             break
-        timing = min(timing, _timed(subject, batches, request, workers), key=lambda one: one.spent_s / one.samples)
-    train_peak = host.read() if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
+        timing = min(timing, _timed(subject, batches, request, workers, until_s), key=lambda one: one.spent_s / one.samples)
+    held_training = host.read() + (workers.read() if request.plan.num_workers else 0)
+    train_peak = held_training if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
     if request.eval_batches:
         context.tell({"evaluating": True})  # it may not live to say so later
     eval_sample_s = tuple(_evaluated(subject, size, request) for size in request.eval_batches)
@@ -106,10 +108,12 @@ class _Timing:
         self.update_s += group.update_s
 
 
-def _timed(subject: Subject, batches: Iterator[MicroBatch], request: RehearsalArguments, workers: WorkersPeak) -> _Timing:
+def _timed(
+    subject: Subject, batches: Iterator[MicroBatch], request: RehearsalArguments, workers: WorkersPeak, until_s: float
+) -> _Timing:
     """One group, and more for as long as was asked."""
     timing, foreign = _Timing(), Foreign()
-    while timing.groups == 0 or (timing.spent_s < request.least_s and time.monotonic() < request.until_s):
+    while timing.groups == 0 or (timing.spent_s < request.least_s and time.monotonic() < until_s):
         timing.add(timed_group(subject, batches, len(request.micro_batches)))
         workers.look()
     timing.foreign_share = foreign.share()

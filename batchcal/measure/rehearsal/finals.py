@@ -9,7 +9,7 @@ from typing import Final
 from batchcal.calibration.rehearsal import Finalist, Finals, Left
 from batchcal.calibration.speed import StepTime
 from batchcal.guard.outcome import Fits
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import allowed_for, said
 from batchcal.measure.pipeline.candidates import Candidate, Room, candidates, forbidden
 from batchcal.measure.probe import LapRequest
 from batchcal.measure.race.race import TIE, Race
@@ -42,8 +42,8 @@ class Loading:
     """What the user asked for; then only the threads are chosen."""
 
 
-def timed_threads(stage: Stage, plan: Plan) -> dict[int, StepTime]:
-    """What one micro-batch of `plan` takes with each number of threads, fetching in the process itself."""
+def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
+    """What one micro-batch of `plan` takes with each number of threads, without workers; and why that ended early."""
     ladder = thread_ladder(plan.intra_op_threads)
     report = stage.probe.lap(
         LapRequest(
@@ -51,14 +51,14 @@ def timed_threads(stage: Stage, plan: Plan) -> dict[int, StepTime]:
             allocator=plan.allocator,
             micro_batches=(plan.micro_batch,),
             threads=ladder * 2,  # there and back again: what comes and goes meets nobody twice
-            allowed_bytes=plan.budget_bytes,
+            allowed_bytes=allowed_for(plan.budget_bytes),
             limit_s=min(LAP_S, stage.left_s()),
         )
     )
     found: dict[int, StepTime] = {}
     for time in report.times:
         found[time.threads] = time if time.threads not in found else found[time.threads].or_better(time)
-    return found
+    return found, report.why_ended
 
 
 def thread_ladder(most: int) -> tuple[int, ...]:
@@ -72,7 +72,8 @@ def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Final
     runners = [place for place, one in enumerate(finalists) if not one.left]
     if len(runners) == 1:
         alone = finalists[runners[0]]
-        finalists[runners[0]] = alone.model_copy(update={"samples_per_s": alone.bound_samples_per_s})
+        if not alone.num_workers:
+            finalists[runners[0]] = alone.model_copy(update={"samples_per_s": alone.bound_samples_per_s})
         return _finals(plan, finalists, runners[0], settled=True)
     race = _run(stage, [with_finalist(plan, finalists[place]) for place in runners])
     for runner, place in zip(race.runners, runners, strict=True):

@@ -7,20 +7,22 @@ from typing import Final
 
 from batchcal.calibration.rehearsal import Finals, Rehearsal
 from batchcal.calibration.schema import Calibration
-from batchcal.guard.outcome import Fits
+from batchcal.guard.outcome import Fits, Suspect
 from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import room_of
 from batchcal.measure.rehearsal.attribution import attribute
 from batchcal.measure.rehearsal.finals import Loading, race_finals, timed_threads
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
-from batchcal.plan.make import make_plan
+from batchcal.plan.make import host_room, make_plan
 from batchcal.plan.plan import Plan
-from batchcal.plan.rehearsed import rehearsal_of, settings_of
+from batchcal.plan.rehearsed import rehearsal_of, settings_of, tells
 from batchcal.plan.workers import worker_bytes
 
 SHARE_OF_FINALS: Final = 0.45
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
+OF_THE_REHEARSAL: Final = "the rehearsal"
+EXAMINATION_S: Final = 1.0
 TRIES: Final = 3
 """A plan that ran out of memory is made anew, smaller, and run again."""
 
@@ -50,9 +52,21 @@ class Rehearsing:
             self._attribute()
 
     def rehearse_alone(self) -> None:
-        """Only the plan: all else is as it was."""
-        if not self._none_left("the rehearsal"):
-            self._rehearse()
+        """Only the plan: all else is as it was.
+
+        Raises:
+            BatchcalError: as the probe's methods.
+        """
+        plan = self.plan()
+        # Which samples are the largest is known to nobody who was not told.
+        self.stage.probe.examine(plan.device, plan.allocator, plan.budget_bytes, EXAMINATION_S)
+        if self._none_left("the rehearsal"):
+            return
+        before = self.calibration.undone
+        self._know(undone=tuple(text for text in before if not text.startswith(OF_THE_REHEARSAL)))
+        if self.calibration.status == "unsettled" and not self.calibration.undone:
+            self._know(status="complete")
+        self._rehearse()
 
     def told(self) -> Calibration:
         """The calibration, which says what was left undone."""
@@ -82,15 +96,15 @@ class Rehearsing:
         )
         self._phase("finals", "threads and DataLoader workers")
         stage = self.stage.part(SHARE_OF_FINALS)
-        times = timed_threads(stage, alone)
+        times, why = timed_threads(stage, alone)
         if not times:
-            self.undone.append("the race of threads and workers: no step could be timed")
+            self.undone.append(f"the race of threads and workers: no step could be timed{why and f', {why}'}")
             return
         facts = self.calibration.facts
         batch_bytes = 0.0 if facts is None else facts.batch_bytes_per_sample * plan.micro_batch
         room = room_of(
             self.calibration.environment,
-            memory_bytes=plan.budget_bytes - plan.predicted_peak_bytes if plan.device == "cpu" else plan.budget_bytes,
+            memory_bytes=host_room(self.calibration, plan),
             worker_bytes=worker_bytes(self.calibration),
         )
         cores, on_host = self.calibration.environment.cpu.cores.value, plan.device == "cpu"
@@ -116,6 +130,8 @@ class Rehearsing:
             if known is not None:
                 break
             report, run = self.stage.rehearse(plan)
+            if not tells(report.outcome) or isinstance(report.outcome, Suspect):
+                report, run = self.stage.rehearse(plan)  # an accident, or a crash that may be one: once more
             rates = () if report.times is None else report.times.eval_samples_per_s
             rehearsal = Rehearsal(
                 settings=settings_of(plan),
@@ -145,7 +161,7 @@ class Rehearsing:
                 return
             what = f"evaluation at {plan.eval_batch}" if rehearsal.evaluating else f"micro-batch {plan.micro_batch}"
             self._note(f"the rehearsal failed at {what}: {said(outcome)}")
-        self.undone.append("no plan was verified")
+        self.undone.append(f"{OF_THE_REHEARSAL} of no plan went well")
 
     def _attribute(self) -> None:
         plan = self.plan()

@@ -22,8 +22,8 @@ class RehearsalArguments(Frozen):
     worst_case: bool
     """Whether groups of the largest samples are run, too."""
     least_s: float
-    until_s: float
-    """Of the monotonic clock: no further group is timed."""
+    limit_s: float
+    """No further group is timed so many seconds after the warm-up."""
     order: tuple[int, ...] | None
     accelerator_allowed_bytes: int | None
 
@@ -33,7 +33,7 @@ class RehearsalAnswer(Frozen):
 
     held: Held
     train_peak_bytes: Bytes
-    """Most held on the device before the first evaluation."""
+    """Most held on the device before the first evaluation, by workers too."""
     groups: Annotated[int, Field(ge=1)]
     """Optimizer steps that were timed."""
     sample_s: Seconds

@@ -33,16 +33,13 @@ class Work:
     def least_s(self, threads: int, workers: int) -> float:
         """Seconds a sample with workers, at the least: the step waits for nobody, workers fetch side by side, and a core does one
         thing at a time."""
-        time = self.times[threads]
-        rest_s = (time.step_s - time.fetch_s) / time.micro_batch
-        fetch_s, fetch_cpu_s = time.fetch_s / time.micro_batch, time.fetch_cpu_s / time.micro_batch
-        return max(rest_s, fetch_s / workers, (self._rest_cpu_s() + fetch_cpu_s) / self.cores, INSTANT_S)
+        # A worker fetches with one thread, and what one thread takes is what there is to compute: more compute as much or more.
+        fewest = self.times[self.threads[0]]
+        fetch_s, fetch_cpu_s = fewest.fetch_s / fewest.micro_batch, fewest.fetch_cpu_s / fewest.micro_batch
+        step_cpu_s = _rest_s(fewest) * fewest.threads if self.on_host else 0.0
+        return max(_rest_s(self.times[threads]), fetch_s / workers, (step_cpu_s + fetch_cpu_s) / self.cores, INSTANT_S)
 
-    def _rest_cpu_s(self) -> float:
-        """Core-seconds a sample that the step computes beside fetching: with few threads that is what it takes; more threads
-        compute as much or more."""
-        if not self.on_host:
-            return 0.0
-        fewest = self.threads[0]
-        time = self.times[fewest]
-        return (time.step_s - time.fetch_s) / time.micro_batch * fewest
+
+def _rest_s(time: StepTime) -> float:
+    """Seconds a sample of a step beside fetching."""
+    return (time.step_s - time.fetch_s) / time.micro_batch

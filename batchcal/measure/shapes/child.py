@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
@@ -40,8 +40,8 @@ def trace(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     context.phase("measure")
     worst = WorstCase.of(task, "train", limit_s=SCAN_LIMIT_S, seed=request.seed)
     traced = FakeTrace(task, worst.batch, limit_s=request.limit_s, fake=fake, slow_s=request.limit_s)
-    largest = worst.facts(task).train_samples or max(BATCHES)
-    traced.trace([size for size in BATCHES if size <= largest] or [largest])
+    largest = max(worst.facts(task).train_samples or max(BATCHES), BATCHES[1])  # however few there are: two points make a curve
+    traced.trace([size for size in BATCHES if size <= largest])
     points: tuple[ShapePoint, ...] = traced.shapes().get("train", ())
     parameters = list(task.model.parameters())
     return {
@@ -58,6 +58,8 @@ def parameters_without_memory(fake: FakeTensorMode) -> Iterator[None]:
     `torch.empty` gave was never touched. Data stay real."""
 
     def faked(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        if isinstance(parameter, FakeTensor):
+            return parameter  # tied: one under two names
         return nn.Parameter(fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
 
     # torch declares that a hook returns nothing, and takes what it returns.
