@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from batchcal.calibration.speed import NotNegative, Positive
+from batchcal.calibration.speed import ALIKE, NotNegative, Positive
 from batchcal.core.values import Record
 from batchcal.guard.outcome import Fits, Outcome
 
@@ -49,6 +49,38 @@ class Finals(Record):
     def limit_samples_per_s(self) -> float:
         """What conservation of work allows at most, whatever the workers and threads."""
         return max(finalist.bound_samples_per_s for finalist in self.finalists)
+
+
+class SizeTime(Record):
+    """A micro-batch in the race of sizes."""
+
+    micro_batch: Annotated[int, Field(ge=1, le=2**31)]
+    """The largest of a step; the effective batch is divided evenly into parts no larger."""
+    samples_per_s: Positive | None
+    """Of whole optimizer steps. None: it was not run, or could not be, as `why` says."""
+    rounds: int
+    why: str = ""
+
+
+class SizeRace(Record):
+    """Micro-batches that were fast in a lap, and the undivided one, as whole optimizer steps of one effective batch."""
+
+    device: str
+    allocator: str
+    effective_batch: Count
+    sizes: Annotated[tuple[SizeTime, ...], Field(min_length=1)]
+    """By rising size."""
+    settled: bool
+
+    def fastest(self, effective_batch: int) -> int | None:
+        """The fastest of at most `effective_batch` samples, of those that are as fast the smallest; None: none was run."""
+        rates = {
+            one.micro_batch: one.samples_per_s
+            for one in self.sizes
+            if one.samples_per_s is not None and one.micro_batch <= effective_batch
+        }
+        best = max(rates.values(), default=0.0)
+        return min((size for size, rate in rates.items() if rate * ALIKE >= best), default=None)
 
 
 class Settings(Record):

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field
 
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.pipeline import PipelineResult
-from batchcal.calibration.rehearsal import Attribution, Finals, Rehearsal
+from batchcal.calibration.rehearsal import Attribution, Finals, Rehearsal, SizeRace
 from batchcal.calibration.shape import ShapeEstimate
 from batchcal.calibration.speed import Speeds
 from batchcal.core.values import Record
@@ -194,6 +194,8 @@ class Calibration(Record):
     """What the policies achieved in the race."""
     finals: tuple[Finals, ...] = ()
     """The races of threads and workers."""
+    sizes: tuple[SizeRace, ...] = ()
+    """The races of micro-batches."""
     rehearsals: tuple[Rehearsal, ...] = ()
     """Plans that were run whole."""
     attribution: Attribution | None = None
@@ -223,6 +225,11 @@ class Calibration(Record):
         """The race of threads and workers on the device of `finding`, under its policy if there is one; None: none was run."""
         here = [finals for finals in self.finals if finals.device == finding.device]
         return next((finals for finals in here if finals.allocator == finding.allocator), here[0] if here else None)
+
+    def sizes_of(self, finding: Finding) -> SizeRace | None:
+        """The race of micro-batches on the device of `finding` under its policy; None: none was run."""
+        place = (finding.device, finding.allocator)
+        return next((race for race in self.sizes if (race.device, race.allocator) == place), None)
 
     def budget(self, device: str | None = None) -> Budget | None:
         """The budget of `device` (default: the chosen one)."""

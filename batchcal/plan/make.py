@@ -217,6 +217,10 @@ def _limited_by(finding: Finding, largest: _Largest, sizes: tuple[int, ...]) -> 
 
 def _fastest(calibration: Calibration, finding: Finding, per_rank: int) -> _Largest:
     """Of the sizes up to the capacity that were timed under the policy; the capacity where none was."""
+    race = calibration.sizes_of(finding)
+    raced = None if race is None else race.fastest(per_rank)
+    if raced is not None:
+        return _capacity(finding) if raced >= finding.train.batch else _Largest(raced, "the fastest size that was raced")
     speeds = calibration.speeds_of(finding)
     fastest = None if speeds is None else speeds.fastest(per_rank)
     if fastest is None and speeds is not None:

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.calibration.rehearsal import Attribution, Finalist, Finals, TurnedBack
+from batchcal.calibration.rehearsal import Attribution, Finalist, Finals, SizeRace, TurnedBack
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.speed import Speeds
 from batchcal.cli.views.words import count
@@ -99,6 +99,10 @@ def details(calibration: Calibration) -> Iterator[RenderableType]:
     if finals is not None:
         yield Text("")
         yield threads_and_workers(finals)
+    race = None if finding is None else calibration.sizes_of(finding)
+    if race is not None:
+        yield Text("")
+        yield raced_sizes(race)
 
 
 def sizes(calibration: Calibration, raced: list[Speeds]) -> Iterator[RenderableType]:
@@ -118,6 +122,19 @@ def sizes(calibration: Calibration, raced: list[Speeds]) -> Iterator[RenderableT
             told.append(f"others were in the way {count_of(one.disturbed, 'time')}")
         if told:
             yield Text(f"  {one.allocator}: {', '.join(told)}", style="dim", overflow="fold")
+
+
+def raced_sizes(race: SizeRace) -> Table:
+    """Micro-batches as whole optimizer steps of one effective batch."""
+    table = _table(f"micro-batch for {count(race.effective_batch)}", "samples/s", "rounds")
+    table.add_column("", style="dim", overflow="fold")
+    fastest = race.fastest(race.effective_batch)
+    for one in race.sizes:
+        style = "bold green" if one.micro_batch == fastest else ""
+        remark = "chosen" if one.micro_batch == fastest else one.why
+        rate = "-" if one.samples_per_s is None else count(one.samples_per_s)
+        table.add_row(Text(count(one.micro_batch), style=style), Text(rate, style=style), str(one.rounds), remark)
+    return table
 
 
 def threads_and_workers(finals: Finals) -> Table:

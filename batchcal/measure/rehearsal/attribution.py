@@ -9,9 +9,8 @@ from batchcal.calibration.rehearsal import Attribution, TurnedBack
 from batchcal.calibration.schema import Calibration
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits
-from batchcal.measure.rehearsal.stage import Stage
+from batchcal.measure.rehearsal.stage import Stage, divided
 from batchcal.plan.plan import Plan
-from batchcal.plan.split import split
 
 ROUNDS: Final = 2
 """At most; a knob's part is said with two digits."""
@@ -92,13 +91,12 @@ def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) 
         return _Variant(None, why=f"nothing is known to fit under {allocator}")
     undivided = _undivided(calibration, plan, allocator)
     largest = undivided if "micro_batch" in names else min(plan.micro_batch, undivided)
-    sizes = split(sum(plan.micro_batches), largest)
-    update |= {"allocator": allocator, "micro_batches": sizes, "micro_batch": sizes[0], "accumulation_steps": len(sizes)}
+    update |= {"allocator": allocator}
     if "num_workers" in names:
         update |= {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None}
     if "intra_op_threads" in names:
         update |= {"intra_op_threads": usual_threads(calibration.environment)}
-    return _Variant(plan.model_copy(update=update))
+    return _Variant(divided(plan, largest).model_copy(update=update))
 
 
 def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:

@@ -8,8 +8,7 @@ from typing import Final
 
 from batchcal.calibration.rehearsal import Finalist, Finals, Left
 from batchcal.calibration.speed import StepTime
-from batchcal.guard.outcome import Fits
-from batchcal.measure.attempts import allowed_for, said
+from batchcal.measure.attempts import allowed_for
 from batchcal.measure.pipeline.candidates import Candidate, Room, candidates, forbidden
 from batchcal.measure.probe import LapRequest
 from batchcal.measure.race.race import TIE, Race
@@ -75,7 +74,7 @@ def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Final
         if not alone.num_workers:
             finalists[runners[0]] = alone.model_copy(update={"samples_per_s": alone.bound_samples_per_s})
         return _finals(plan, finalists, runners[0], settled=True)
-    race = _run(stage, [with_finalist(plan, finalists[place]) for place in runners])
+    race = stage.race([with_finalist(plan, finalists[place]) for place in runners])
     for runner, place in zip(race.runners, runners, strict=True):
         finalists[place] = finalists[place].model_copy(
             update={
@@ -148,24 +147,6 @@ def _with_workers(work: Work, loading: Loading, loader: Candidate, threads: int)
         left=left,
         why=why,
     )
-
-
-def _run(stage: Stage, plans: Sequence[Plan]) -> Race:
-    race = Race(len(plans))
-    while not race.over and stage.left_s() > 0:
-        told: dict[int, float] = {}
-        for place in race.order():
-            if stage.left_s() <= 0:
-                break
-            outcome = stage.turn(plans[place]).outcome
-            if isinstance(outcome, Fits):
-                told[place] = 1 / outcome.samples_per_s
-            else:
-                race.fail(place, said(outcome))
-        if not told:
-            break
-        race.tell(told)
-    return race
 
 
 def _simplest(race: Race) -> int:

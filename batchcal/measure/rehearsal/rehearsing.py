@@ -12,6 +12,7 @@ from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import room_of
 from batchcal.measure.rehearsal.attribution import attribute
 from batchcal.measure.rehearsal.finals import Loading, race_finals, timed_threads
+from batchcal.measure.rehearsal.sizes import race_sizes, sizes_to_race
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
 from batchcal.plan.make import host_room, make_plan
@@ -19,10 +20,12 @@ from batchcal.plan.plan import Plan
 from batchcal.plan.rehearsed import rehearsal_of, settings_of, tells
 from batchcal.plan.workers import worker_bytes
 
-SHARE_OF_FINALS: Final = 0.45
+SHARE_OF_FINALS: Final = 0.35
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
 OF_THE_REHEARSAL: Final = "the rehearsal"
 EXAMINATION_S: Final = 1.0
+SHARE_OF_SIZES: Final = 0.5
+"""Likewise."""
 TRIES: Final = 3
 """A plan that ran out of memory is made anew, smaller, and run again."""
 
@@ -47,6 +50,8 @@ class Rehearsing:
         if self._none_left("the race of threads and workers"):
             return
         self._race()
+        if self.calibration.options.objective == "throughput":
+            self._race_sizes()
         if not self._none_left("the rehearsal"):
             self._rehearse()
             self._attribute()
@@ -119,6 +124,20 @@ class Rehearsing:
         self._tell(finals)
         if not finals.settled:
             self.undone.append("the race of threads and workers is not settled")
+
+    def _race_sizes(self) -> None:
+        plan, finding = self.plan(), self.calibration.finding()
+        if finding is None or self.stage.left_s() <= 0:
+            return
+        sizes = sizes_to_race(self.calibration.speeds_of(finding), plan, finding.train.batch)
+        if len(sizes) < 2:
+            return
+        self._phase("sizes", f"micro-batches {', '.join(map(str, sizes))} as whole optimizer steps")
+        race = race_sizes(self.stage.part(SHARE_OF_SIZES), plan, sizes)
+        self._know(sizes=(*self.calibration.sizes, race))
+        for one in race.sizes:
+            told = {"micro_batch": one.micro_batch, "samples_per_s": one.samples_per_s, "ended": one.why or None}
+            self.stage.progress.event("size_ended", told)
 
     def _rehearse(self) -> None:
         self._phase("rehearsal", "the whole plan, the largest samples included")

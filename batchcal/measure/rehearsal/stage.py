@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
-from batchcal.measure.attempts import allowed_for
+from batchcal.guard.outcome import Fits
+from batchcal.measure.attempts import allowed_for, said
 from batchcal.measure.probe import Probe, RehearsalReport, RehearsalRequest
+from batchcal.measure.race.race import Race
 from batchcal.plan.plan import Plan
+from batchcal.plan.split import split
 
 TURN_S: Final = 0.5
 """What a plan is timed for at least, where it races another."""
@@ -51,6 +55,24 @@ class Stage:
             )
         )
 
+    def race(self, plans: Sequence[Plan]) -> Race:
+        """Races `plans`, a turn each a round, as long as there is time; what cannot be run leaves."""
+        race = Race(len(plans))
+        while not race.over and self.left_s() > 0:
+            told: dict[int, float] = {}
+            for place in race.order():
+                if self.left_s() <= 0:
+                    break
+                outcome = self.turn(plans[place]).outcome
+                if isinstance(outcome, Fits):
+                    told[place] = 1 / outcome.samples_per_s
+                else:
+                    race.fail(place, said(outcome))
+            if not told:
+                break
+            race.tell(told)
+        return race
+
     def rehearse(self, plan: Plan) -> tuple[RehearsalReport, int]:
         """Runs `plan` for its peak and its rate, evaluations at training's size and at its own included. Tells how many
         micro-batches of each step were run, too."""
@@ -70,6 +92,12 @@ class Stage:
             )
         )
         return report, len(cut)
+
+
+def divided(plan: Plan, largest: int) -> Plan:
+    """`plan` with its effective batch divided into the fewest micro-batches of at most `largest`."""
+    sizes = split(sum(plan.micro_batches), largest)
+    return plan.model_copy(update={"micro_batches": sizes, "micro_batch": sizes[0], "accumulation_steps": len(sizes)})
 
 
 def first_of(plan: Plan, seconds: float, *, least: int) -> tuple[int, ...]:
