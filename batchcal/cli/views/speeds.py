@@ -131,7 +131,7 @@ def raced_sizes(race: SizeRace) -> Table:
     fastest = race.fastest(race.effective_batch)
     for one in race.sizes:
         style = "bold green" if one.micro_batch == fastest else ""
-        remark = "chosen" if one.micro_batch == fastest else one.why
+        remark = one.why if one.micro_batch != fastest else "chosen" if race.settled else "chosen, not settled"
         rate = "-" if one.samples_per_s is None else count(one.samples_per_s)
         table.add_row(Text(count(one.micro_batch), style=style), Text(rate, style=style), str(one.rounds), remark)
     return table
