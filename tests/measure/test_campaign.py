@@ -182,7 +182,7 @@ def test_nothing_larger_than_max_batch_is_tried_in_training_or_evaluation(desk: 
 
 
 def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(desk: Desk) -> None:
-    finding = found(desk, ScriptedProbe(clock=desk.clock, takes_s=22.0))
+    finding = found(desk, ScriptedProbe(clock=desk.clock, takes_s=19.0))
     assert finding.eval is not None
     assert finding.eval.batch < finding.train.batch
     assert finding.eval.limited_by == "time-limit"
