@@ -127,7 +127,7 @@ def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(desk: Desk) -
     finding = found(desk, ScriptedProbe(hang))
     assert 100 <= finding.train.batch <= 200
     assert finding.train.limited_by == "time-limit"
-    assert desk.clock.monotonic() == pytest.approx(60 * SHARE_OF_CAMPAIGN)
+    assert desk.clock.monotonic() == pytest.approx(60 * SHARE_OF_CAMPAIGN["throughput"])
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 7])
