@@ -1,0 +1,91 @@
+"""What a rehearsal's answer means: whether training or evaluation was too much."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcal.core.units import GIB, MIB
+from batchcal.guard.ending import Ending
+from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory
+from batchcal.guard.wire import JSON
+from batchcal.measure.answers import Within, evaluating, rehearsal_times, rehearsed
+from batchcal.measure.probe import RehearsalRequest
+from batchcal.measure.rehearsal.request import RehearsalAnswer
+from batchcal.measure.request import Held
+from batchcal.plan.make import make_plan
+from tests.support.calibrations import a_calibration
+
+WITHIN = Within(device="cpu", budget_bytes=800 * MIB, host_budget_bytes=GIB, group_base_bytes=None)
+
+
+def answer(*, training: int, most: int, workers: int = 0) -> JSON:
+    held = Held(
+        anonymous_bytes=300 * MIB,
+        shared_bytes=0,
+        file_bytes=0,
+        workers_bytes=workers * MIB,
+        load_peak_bytes=200 * MIB,
+        begin_bytes=250 * MIB,
+        step_peak_bytes=most * MIB,
+        accelerator_bytes=None,
+        accelerator_allocated_bytes=None,
+        accelerator_retries=0,
+    )
+    told = RehearsalAnswer(
+        held=held,
+        train_peak_bytes=training * MIB,
+        groups=2,
+        sample_s=0.001,
+        wait_s=0.0002,
+        update_s=0.01,
+        eval_sample_s=(0.0005,),
+        foreign_share=None,
+    )
+    value: JSON = told.model_dump(mode="json")
+    return value
+
+
+def request(*sizes: int) -> RehearsalRequest:
+    plan = make_plan(a_calibration(), effective_batch=sum(sizes)).model_copy(update={"micro_batches": sizes})
+    return RehearsalRequest(plan=plan, micro_batches=sizes, allowed_bytes=GIB, budget_bytes=800 * MIB, least_s=0.1, limit_s=1.0)
+
+
+def test_a_rate_is_that_of_whole_optimizer_steps() -> None:
+    outcome = rehearsed(answer(training=500, most=600), Ending(), WITHIN, request(50, 50))
+    assert isinstance(outcome, Fits)
+    assert outcome.step_s == pytest.approx(100 * 0.001 + 0.01)
+    assert outcome.samples_per_s == pytest.approx(100 / 0.11)
+    times = rehearsal_times(answer(training=500, most=600))
+    assert times.wait_share == pytest.approx(0.2)
+    assert times.eval_samples_per_s == pytest.approx((2000.0,))
+
+
+def test_what_held_more_than_its_budget_does_not_fit() -> None:
+    outcome = rehearsed(answer(training=500, most=900), Ending(), WITHIN, request(50))
+    assert isinstance(outcome, OutOfMemory)
+    assert outcome.source == "budget"
+
+
+@pytest.mark.parametrize(
+    ("training", "most", "workers", "heard", "expected"),
+    [
+        (500, 900, 0, True, True),
+        (900, 950, 0, True, False),
+        (500, 900, 0, False, False),
+        (850, 700, 150, True, False),
+    ],
+    ids=["evaluation", "training", "before any", "workers"],
+)
+def test_evaluation_is_blamed_only_where_training_had_stayed_within(
+    training: int, most: int, workers: int, heard: bool, expected: bool
+) -> None:
+    assert evaluating(answer(training=training, most=most, workers=workers), WITHIN, heard=heard) is expected
+
+
+def test_a_child_that_died_while_it_evaluated_is_believed() -> None:
+    assert evaluating(None, WITHIN, heard=True)
+    assert not evaluating(None, WITHIN, heard=False)
+
+
+def test_an_answer_that_is_none_is_a_failure_of_ours() -> None:
+    assert isinstance(rehearsed({"groups": 0}, Ending(), WITHIN, request(8)), Infrastructure)
