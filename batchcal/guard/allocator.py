@@ -12,13 +12,16 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.core.values import Record
 from batchcal.guard.linker import find_library, is_loadable
 from batchcal.guard.roots import Root
+
+if TYPE_CHECKING:
+    import ctypes
 
 PolicyName = str
 """`default`, `thp`, `retain`, `tcmalloc`, `jemalloc`, `mimalloc`, or the path of a shared library to preload."""
@@ -253,11 +256,31 @@ def malloc_library() -> str:
     import ctypes
 
     try:
-        malloc = ctypes.CDLL(None).malloc
-        address = ctypes.cast(malloc, ctypes.c_void_p).value or 0
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+        found = _defined_in(ctypes.CDLL(None), maps)
+        program = Path("/proc/self/exe").resolve()
     except (OSError, AttributeError, TypeError):
         return ""
+    if not found or not _same_file(Path(found), program):
+        return found
+    # A program that is not position-independent (Debian's python3) has an entry of its own for every function that it calls, and
+    # the address is of that. So the libraries are asked one by one, in the linker's order: preloaded ones come first.
+    mapped = dict.fromkeys(line.split(maxsplit=5)[5] for line in maps.splitlines() if line.count("/"))
+    for library in (*preloaded(os.environ), *(path for path in mapped if Path(path).name.startswith("libc.so"))):
+        try:
+            asked = _defined_in(ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_LAZY), maps)
+        except (OSError, AttributeError):
+            continue  # not loaded, or without a malloc
+        if asked and not _same_file(Path(asked), program):
+            return asked
+    return ""
+
+
+def _defined_in(library: ctypes.CDLL, maps: str) -> str:
+    """Path of the file that `malloc` lies in, as seen from `library`; empty: in none."""
+    import ctypes
+
+    address = ctypes.cast(library.malloc, ctypes.c_void_p).value or 0
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
         start, _, end = fields[0].partition("-")
