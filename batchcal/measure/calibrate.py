@@ -40,8 +40,8 @@ from batchcal.workload.reference import TaskReference
 LOCK_WAIT_FACTOR: Final = 2.0
 """Another calibration of the same file is waited for this many time limits, then we go on without the lock."""
 SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.7, "memory": 0.9}
-"""Of the time: for the race of policies and the capacities. The rest is for the races of whole plans and the rehearsal; for the
-largest plan there is but one race, and no attribution."""
+"""Of the time: for the race of policies and the capacities. The rest is for the races of whole plans and the rehearsal; the
+largest plan is not raced."""
 LEAST_ROOM_BYTES: Final = 288 * MIB
 """No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 300 MiB, of which
 the command itself took 40, the kernel killed some. A tiny model at rest holds 220 MiB and more."""

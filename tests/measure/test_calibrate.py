@@ -60,7 +60,7 @@ def test_a_simple_run_tells_its_events_in_this_order(desk: Desk) -> None:
     desk.calibrate(
         ScriptedProbe(train_samples=100, eval_samples=60), options(GIB, allocator="default", objective="memory"), force=True
     )
-    last = ["phase", "finalist_ended", "phase", "rehearsed", "calibrate_ended"]
+    last = ["phase", "rehearsed", "calibrate_ended"]
     assert desk.names() == ["calibrate_started", "phase", *probe, *probe, *last]
     (began,) = desk.events("calibrate_started")
     assert (began["task"], began["device"], began["limit_bytes"]) == ("task.py:task", "cpu", GIB)
@@ -68,7 +68,6 @@ def test_a_simple_run_tells_its_events_in_this_order(desk: Desk) -> None:
         "profile",
         "verify",
         "scale",
-        "finals",
         "rehearsal",
     ]
     assert [fields["batch"] for fields in desk.events("best")] == [100, 60]

@@ -47,10 +47,10 @@ class Rehearsing:
         """
         if self.calibration.finding() is None:
             return
-        if self._none_left("the race of threads and workers"):
-            return
-        self._race()
         if self.calibration.options.objective == "throughput":
+            if self._none_left("the race of threads and workers"):
+                return
+            self._race()
             self._race_sizes()
         if not self._none_left("the rehearsal"):
             self._rehearse()
