@@ -124,7 +124,8 @@ from pathlib import Path
 import batchcal
 print("once")
 made = batchcal.calibrate(
-    "tests.faults.tasks:plain", output=Path({output!r}), device="cpu", memory_limit_bytes=700 << 20, max_probes=1, max_batch=16
+    "tests.faults.tasks:plain", output=Path({output!r}), device="cpu", memory_limit_bytes=700 << 20, max_probes=1, max_batch=16,
+    allocator="default", objective="memory",
 )
 print(made.finding().train.batch)
 """
