@@ -77,7 +77,7 @@ def test_the_help_loads_neither_torch_nor_pydantic(tmp_path: Path) -> None:
     assert not HEAVY & loaded("--version")
 
 
-FAST = ("show", "show --why", "show --html x.html", "show --check", "plan", "plan --format sh", "calibrate")
+FAST = ("show", "show --why", "show --html x.html", "show --check", "plan", "plan --format sh", "calibrate --allocator default")
 
 
 @pytest.mark.parametrize("command", FAST)

@@ -17,12 +17,12 @@ PATCHTST = TaskReference(spec="batchcal.workload.examples.patchtst:task", direct
 ENVIRON = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
-def test_a_model_far_larger_than_memory_is_traced_beside_the_task_itself() -> None:
-    own, large = estimate_shapes(PATCHTST, [{"d_model": 1024, "n_layers": 64}], environ=ENVIRON)
+def test_a_large_model_is_traced_without_memory_beside_the_task_itself() -> None:
+    own, large = estimate_shapes(PATCHTST, [{"d_model": 1024, "n_layers": 12}], environ=ENVIRON)
     assert own.arguments == {}
     assert own.points
     assert large.why == ""
-    assert large.parameters > 500_000_000
+    assert large.parameters > 90_000_000
     # AdamW keeps two numbers a parameter.
     assert large.static_bytes == pytest.approx(3 * 4 * large.parameters, rel=0.01)
     assert large.gradient_bytes == pytest.approx(4 * large.parameters, rel=0.01)
