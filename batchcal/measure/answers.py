@@ -37,8 +37,7 @@ def probed(value: JSON, ending: Ending, within: Within, batch: int) -> Outcome:
     except ValidationError as error:
         return _unusable(error)
     peak = _peak(answer.held, ending, within)
-    over = _over(answer.held, peak, within)
-    if over is not None:
+    if (over := _over(answer.held, peak, within)) is not None:
         return over
     step_s = max(median(answer.step_s[1:] or answer.step_s), 1e-9)
     return Fits(peak=peak, steps=len(answer.step_s), step_s=step_s, samples_per_s=batch / step_s)
@@ -51,8 +50,7 @@ def rehearsed(value: JSON, ending: Ending, within: Within, request: RehearsalReq
     except ValidationError as error:
         return _unusable(error)
     peak = _peak(answer.held, ending, within)
-    over = _over(answer.held, peak, within)
-    if over is not None:
+    if (over := _over(answer.held, peak, within)) is not None:
         return over
     samples = sum(request.plan.micro_batches)
     step_s = max(samples * answer.sample_s + answer.update_s, 1e-9)

@@ -110,7 +110,7 @@ def calibrate(
     )
     if dry_run:
         return run.rehearse_dry()
-    if not force and (found := run.fresh()) is not None and is_rehearsed(found.calibration, options):
+    if not force and (found := run.enough()) is not None:
         return found
     return run.locked(force=force)
 
@@ -140,6 +140,11 @@ class _Run:
             return None
         return CalibrationResult(calibration=found.calibration, path=self.path, fresh=True, notices=found.notices)
 
+    def enough(self) -> CalibrationResult | None:
+        """The same, where the plan that is asked for was run whole, too."""
+        found = self.fresh()
+        return found if found is not None and is_rehearsed(found.calibration, self.options) else None
+
     def locked(self, *, force: bool) -> CalibrationResult:
         """Single flight: replicas on one volume calibrate once; without a lock both do, and both files are valid."""
         began = self.clock.monotonic()
@@ -148,12 +153,14 @@ class _Run:
             make_folder(self.path)
         with Lock(lock_path(self.path), clock=self.clock) as lock:
             others = lock.acquire(
-                wait_s=self.options.time_limit_s * LOCK_WAIT_FACTOR, done=lambda: not force and self.fresh() is not None
+                wait_s=self.options.time_limit_s * LOCK_WAIT_FACTOR, done=lambda: not force and self.enough() is not None
             )
+            if not force and (found := self.enough()) is not None:
+                return found
             if others.notice:
                 notices.append(others.notice)
             if not force and (found := self.fresh()) is not None:
-                return found if is_rehearsed(found.calibration, self.options) else self.verified(found)
+                return self.verified(found)
             return self.measure(began, notices, anew=force)
 
     def verified(self, found: CalibrationResult) -> CalibrationResult:

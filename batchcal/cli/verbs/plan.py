@@ -12,6 +12,9 @@ from batchcal.cli.voice import Voice
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rich.console import RenderableType
+
+    from batchcal.core.values import Record
     from batchcal.plan.plan import Plan
     from batchcal.plan.shapes import ShapePrediction
     from batchcal.plan.what_if import Prediction
@@ -103,6 +106,19 @@ def _emit(plan: Plan, style: opt.PlanFormat, voice: Voice) -> None:
 
 
 def _emit_shapes(predictions: Sequence[ShapePrediction], style: opt.PlanFormat) -> None:
+    from batchcal.cli.views.shapes import show
+
+    _emit_predicted("shapes", predictions, show(predictions), style)
+
+
+def _emit_predictions(predictions: Sequence[Prediction], style: opt.PlanFormat) -> None:
+    from batchcal.cli.views.plan import show_predictions
+
+    _emit_predicted("what-if", predictions, show_predictions(predictions), style)
+
+
+def _emit_predicted(kind: str, predictions: Sequence[Record], view: Iterable[RenderableType], style: opt.PlanFormat) -> None:
+    """Predictions of one kind, which is also the name of the flag that asked for them."""
     import json
 
     from batchcal.cli import screen
@@ -111,32 +127,10 @@ def _emit_shapes(predictions: Sequence[ShapePrediction], style: opt.PlanFormat) 
 
     if style == "json":
         found = [one.model_dump(mode="json") for one in predictions]
-        screen.emit(json.dumps({"format": FORMAT, "kind": "shapes", "predictions": found}, indent=2))
+        screen.emit(json.dumps({"format": FORMAT, "kind": kind, "predictions": found}, indent=2))
     elif style == "table":
-        from batchcal.cli.views.shapes import show
-
-        screen.render(show(predictions))
+        screen.render(view)
     else:
         raise UsageError(
-            f"--shapes cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"
-        )
-
-
-def _emit_predictions(predictions: Iterable[Prediction], style: opt.PlanFormat) -> None:
-    import json
-
-    from batchcal.cli import screen
-    from batchcal.core.errors import UsageError
-    from batchcal.plan.plan import FORMAT
-
-    if style == "json":
-        found = [one.model_dump(mode="json") for one in predictions]
-        screen.emit(json.dumps({"format": FORMAT, "kind": "what-if", "predictions": found}, indent=2))
-    elif style == "table":
-        from batchcal.cli.views.plan import show_predictions
-
-        screen.render(show_predictions(predictions))
-    else:
-        raise UsageError(
-            f"--what-if cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"
+            f"--{kind} cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"
         )

@@ -22,10 +22,12 @@ from batchcal.plan.workers import worker_bytes
 
 SHARE_OF_FINALS: Final = 0.35
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
-OF_THE_REHEARSAL: Final = "the rehearsal"
-EXAMINATION_S: Final = 1.0
 SHARE_OF_SIZES: Final = 0.5
 """Likewise."""
+OF_THE_REHEARSAL: Final = "the rehearsal"
+"""How what it left undone begins: a later rehearsal that goes well takes that back."""
+EXAMINATION_S: Final = 1.0
+"""For the static curves, which a plan that is verified alone has no use for."""
 TRIES: Final = 3
 """A plan that ran out of memory is made anew, smaller, and run again."""
 
