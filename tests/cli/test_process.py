@@ -273,7 +273,7 @@ def test_a_task_that_fails_in_training_only_is_exit_5_too(calibrated: Calibrated
 
 @pytest.mark.slow
 def test_the_fastest_allocator_is_raced_for_calibrated_under_and_used(project: Path) -> None:
-    fastest = ("--allocator", "auto", "--objective", "throughput", "--memory-limit", "2GiB", "--time-limit", "25s")
+    fastest = ("--allocator", "auto", "--objective", "throughput", "--memory-limit", "2GiB", "--time-limit", "40s")
     made = batchcal("calibrate", *fastest, "--json")
     assert made.returncode == 0, made.stderr
     calibration = json.loads(made.stdout)["calibration"]
