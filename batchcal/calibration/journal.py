@@ -1,7 +1,7 @@
 """The journal of a calibration that runs: each probe is on disk before the next begins, so that a kill costs one probe.
 
-JSON lines: a header with the fingerprint, then one measurement a line, each with a check over it and the journal's own number.
-With a key the check is a MAC, since what is resumed ends up under a signature.
+JSON lines: a header with the fingerprint, then a measurement or a settled race of allocator policies a line, each with a check
+over it and the journal's own number. With a key the check is a MAC, since what is resumed ends up under a signature.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,9 @@ from pydantic import AwareDatetime, ValidationError
 from batchcal.calibration.freshness import check_age, differs
 from batchcal.calibration.keys import Key
 from batchcal.calibration.schema import Fingerprint, Measurement, Options
+from batchcal.calibration.speed import RACED_POLICIES, RacedPolicies
 from batchcal.calibration.store import make_folder, not_saved, why_not_written
 from batchcal.core.canonical import JSON, BadJson, dumps_line, loads
-from batchcal.core.clock import SystemClock
 from batchcal.core.files import FileRefused, read_guarded, write_all, write_atomically
 from batchcal.core.values import Record
 
@@ -36,6 +36,7 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 _MODE: Final = 0o644
 _CHECK_DIGITS: Final = 16
 """64 bits: an accident passes once in 10^19."""
+Kept = Measurement | RacedPolicies
 
 
 class Header(Record):
@@ -52,6 +53,7 @@ class Past(NamedTuple):
     """What a journal holds that may be used."""
 
     measurements: tuple[Measurement, ...] = ()
+    races: tuple[RacedPolicies, ...] = ()
     started_at: datetime | None = None
     """When the oldest of them may have been measured. None: nothing is used."""
     ignored: str = ""
@@ -77,14 +79,12 @@ def read(path: Path, fingerprint: Fingerprint, *, at: datetime, key: Key | None 
     late = check_age(header.started_at, at=at)
     if late is not None:
         return Past(ignored=f"the journal is too old or too new ({late})")
-    return Past(tuple(_in_order(lines[1:], header.number, key)), header.started_at)
-
-
-def resume(
-    path: Path, fingerprint: Fingerprint, *, at: datetime | None = None, key: Key | None = None
-) -> tuple[Measurement, ...]:
-    """The measurements that need not be made again; empty where there are none."""
-    return read(path, fingerprint, at=at or SystemClock().now(), key=key).measurements
+    kept = tuple(_kept(lines[1:], header.number, key))
+    return Past(
+        measurements=tuple(_in_order(kept)),
+        races=tuple(one for one in kept if isinstance(one, RacedPolicies)),
+        started_at=header.started_at,
+    )
 
 
 class Journal:
@@ -118,7 +118,7 @@ class Journal:
         # What is taken over keeps its age: or a calibration killed every day would never expire.
         header = Header(number=secrets.token_hex(8), started_at=past.started_at or at, fingerprint=fingerprint, options=options)
         lines = [_line(header.model_dump(mode="json"), "", key)]
-        lines += [_line(old.model_dump(mode="json"), header.number, key) for old in past.measurements]
+        lines += [_line(old.model_dump(mode="json"), header.number, key) for old in (*past.races, *past.measurements)]
         try:
             make_folder(path)
             write_atomically(path, b"".join(lines), mode=_MODE)
@@ -127,7 +127,7 @@ class Journal:
             raise not_saved(path, why_not_written(error)) from error
         return cls(path, descriptor, header.number, past, key)
 
-    def append(self, measurement: Measurement) -> None:
+    def append(self, kept: Kept) -> None:
         """Write it and make it durable.
 
         Raises:
@@ -136,7 +136,7 @@ class Journal:
         """
         if self._descriptor is None:
             raise ValueError("the journal is closed")
-        line = _line(measurement.model_dump(mode="json"), self._number, self._key)
+        line = _line(kept.model_dump(mode="json"), self._number, self._key)
         end = os.fstat(self._descriptor).st_size
         try:
             write_all(self._descriptor, line)
@@ -175,20 +175,23 @@ def _header(line: bytes, key: Key | None) -> Header | None:
         return None
 
 
-def _in_order(lines: list[bytes], number: str, key: Key | None) -> Iterator[Measurement]:
-    last = 0
+def _kept(lines: list[bytes], number: str, key: Key | None) -> Iterator[Kept]:
     for line in lines:
         entry = _entry(line, number, key)
         if entry is None:
             continue
-        try:
-            measurement = Measurement.model_validate_json(dumps_line(entry), strict=True)
-        except ValidationError:
-            continue
+        model = RacedPolicies if entry.get("kind") == RACED_POLICIES else Measurement
+        with contextlib.suppress(ValidationError):
+            yield model.model_validate_json(dumps_line(entry), strict=True)
+
+
+def _in_order(kept: Iterable[Kept]) -> Iterator[Measurement]:
+    last = 0
+    for one in kept:
         # A number that came before names a measurement already; a second one would make `measured_by` ambiguous.
-        if measurement.sequence > last:
-            last = measurement.sequence
-            yield measurement
+        if isinstance(one, Measurement) and one.sequence > last:
+            last = one.sequence
+            yield one
 
 
 def _line(entry: dict[str, JSON], number: str, key: Key | None) -> bytes:

@@ -20,6 +20,8 @@ class Finalist(Record):
     intra_op_threads: Annotated[int, Field(ge=1, le=2**20)]
     num_workers: Annotated[int, Field(ge=0, le=1024)]
     prefetch_factor: int | None
+    multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None
+    """How its workers are started. None: as the platform does by itself."""
     bound_samples_per_s: Positive
     """What conservation of work allows it, by what fetching and the rest of a step took alone. Without workers: as timed."""
     samples_per_s: Positive | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from batchcal.core.values import Record
 
 ALIKE: Final = 1.015
 """Sizes within this of the fastest are as fast: no turn tells less."""
+RACED_POLICIES: Final = "raced-policies"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -66,3 +67,13 @@ class Speeds(Record):
         rates = {time: time.samples_per_s(effective_batch) for time in self.times if time.micro_batch <= effective_batch}
         alike = [time for time, rate in rates.items() if rate * ALIKE >= max(rates.values())]
         return min(alike, key=lambda time: time.micro_batch, default=None)
+
+
+class RacedPolicies(Record):
+    """The race of allocator policies on one device, ended."""
+
+    kind: Literal["raced-policies"] = RACED_POLICIES
+    device: str
+    allocator: str
+    """The fastest; where none could be timed, the one that was to be used."""
+    speeds: Annotated[tuple[Speeds, ...], Field(min_length=1)]

@@ -5,9 +5,11 @@ Also `python -m batchcal.guard.child CONTROL OUTPUT`, two descriptors, which is 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -27,6 +29,8 @@ RESULT_NAME: Final = "result.json"
 ARGUMENTS_NAME: Final = "arguments.json"
 PR_SET_PDEATHSIG: Final = 1
 OUTPUT_DESCRIPTOR: Final = 2
+LONGEST_FOLDER_OF_SOCKETS: Final = 80
+"""Bytes; the whole path of a socket may have 107."""
 
 
 def run_child(request: Message, control: int, output: int) -> NoReturn:
@@ -46,6 +50,7 @@ def _live(request: Message, control: int, output: int) -> None:
     _take_place(request, output, parent)
     channel = Channel(socket.socket(fileno=control))
     directory = Path(str(request["directory"]))
+    _keep_sockets_in(directory)
     context = ChildContext(channel, directory)
     try:
         arguments = json.loads((directory / ARGUMENTS_NAME).read_text(encoding="utf-8"))
@@ -89,6 +94,15 @@ def _take_place(request: Message, output: int, parent: int) -> None:
         os.environ.clear()
         os.environ.update({name: str(value) for name, value in environment.items()})
     os.chdir(str(request["working_directory"]))
+
+
+def _keep_sockets_in(directory: Path) -> None:
+    """Lets multiprocessing, and the DataLoader workers that it starts for us, make the sockets between them in `directory`, which
+    is removed however we end. By itself it makes a folder in the system's place, which a kill leaves there."""
+    if len(os.fsencode(directory)) > LONGEST_FOLDER_OF_SOCKETS:
+        return
+    with contextlib.suppress(KeyError):  # a private name, and the only one that there is
+        vars(multiprocessing.current_process())["_config"]["tempdir"] = str(directory)
 
 
 def die_with_parent(parent: int) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.fingerprint import fingerprint_of
-from batchcal.calibration.journal import Journal
+from batchcal.calibration.journal import Journal, Kept, Past
 from batchcal.calibration.keys import Trust, find_or_make_trust, find_trust
-from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Measurement, Objective, Options
+from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Objective, Options
 from batchcal.calibration.store import Loaded, default_path, journal_path, load_fresh, lock_path, make_folder, save
 from batchcal.core.clock import Clock, SystemClock
 from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSaved, Partial
@@ -30,6 +30,7 @@ from batchcal.measure.campaign import Campaign
 from batchcal.measure.children import ChildProbe, child_probe
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.probe import Probe
+from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded
 from batchcal.measure.rehearsal.rehearsing import Rehearsing
 from batchcal.measure.rehearsal.stage import Stage
@@ -209,11 +210,12 @@ class _Run:
         if journal is not None and journal.past.ignored:
             notices.append(f"what an unfinished calibration measured is not used: {journal.past.ignored}")
         probe = self.probe or self._children(budgets, meter)
+        past = Past() if journal is None else journal.past
+        keep = _keeper(journal, notices)
         campaign = Campaign(
             probe=probe,
-            attempts=Attempts(
-                probe, self.progress, _keeper(journal, notices), past=() if journal is None else journal.past.measurements
-            ),
+            attempts=Attempts(probe, self.progress, keep, past=past.measurements),
+            policies=DevicePolicies(probe, self.options, self.clock, self.progress, keep, past=past.races),
             options=self.options,
             environment=self.environment,
             budgets=budgets,
@@ -250,6 +252,7 @@ class _Run:
         campaign = Campaign(
             probe=fake,
             attempts=Attempts(fake, self.progress, keep=lambda measured: None),
+            policies=DevicePolicies(fake, self.options, self.clock, self.progress),
             options=self.options,
             environment=self.environment,
             budgets=budgets,
@@ -381,14 +384,14 @@ def _check_room(meter: MemoryGroup) -> None:
         )
 
 
-def _keeper(journal: Journal | None, notices: list[str]) -> Callable[[Measurement], None]:
+def _keeper(journal: Journal | None, notices: list[str]) -> Callable[[Kept], None]:
     """Appends to the journal; a disk that fills up meanwhile costs the journal, not the calibration."""
 
-    def keep(measured: Measurement) -> None:
+    def keep(kept: Kept) -> None:
         if journal is None:
             return
         try:
-            journal.append(measured)
+            journal.append(kept)
         except NotSaved as error:
             notices.append(f"the journal could not be written: {error.known or error.what}")
 

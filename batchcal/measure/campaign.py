@@ -7,13 +7,11 @@ from typing import Final
 
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
-from batchcal.calibration.speed import Speeds
 from batchcal.core.clock import Clock
 from batchcal.core.errors import GuardError, Interrupted, NothingFits, UserCodeError
 from batchcal.core.progress import Progress
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import AUTO, available
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
 from batchcal.measure.bounds import bounds_for
@@ -25,7 +23,7 @@ from batchcal.measure.evaluation import (
 )
 from batchcal.measure.prior import Prior
 from batchcal.measure.probe import Examination, Probe
-from batchcal.measure.race.policies import NO_TIME, policy_race
+from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
 from batchcal.measure.settling import least_steps, steps_before_evaluation
 
@@ -58,6 +56,7 @@ class Campaign:
 
     probe: Probe
     attempts: Attempts
+    policies: DevicePolicies
     options: Options
     environment: Environment
     budgets: dict[str, Budget]
@@ -68,11 +67,8 @@ class Campaign:
     findings: list[Finding] = field(default_factory=list)
     examinations: dict[str, Examination] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
-    speeds: list[Speeds] = field(default_factory=list)
     interrupted: Interrupted | None = None
     _examined: dict[tuple[str, str], Examination] = field(default_factory=dict)
-    _fastest: dict[str, str] = field(default_factory=dict)
-    """By device: the allocator policy that won the race."""
     _doubled: dict[str, int] = field(default_factory=dict)
     """How often the margin of a device was doubled."""
 
@@ -98,41 +94,20 @@ class Campaign:
         if not self.findings and nothing:
             raise nothing[0]
 
-    def policy(self, device: str) -> str:
-        """The allocator policy that `device` is to be used with: the one asked for, else the fastest, else `default`."""
-        return self._fastest.get(device, "default") if self.options.allocator == AUTO else self.options.allocator
-
     def _allocators(self, device: str) -> tuple[str, ...]:
         """The policy, and always `default`: a script that is not re-executed runs under that."""
-        if device not in self._fastest and (self.options.allocator == AUTO or self.options.objective == "throughput"):
-            self._race(device)
-        return tuple(dict.fromkeys((self.policy(device), "default")))
-
-    def _race(self, device: str) -> None:
-        """Finds the fastest allocator policy, and the fastest size under each, at sizes that are far from the budget."""
-        raced = self.options.allocator == AUTO and device == "cpu"
-        policies = tuple(policy.name for policy in available()) if raced else (self.policy(device),)
-        race = policy_race(
-            self.probe,
-            self._examine(device, policies[0]),
-            device=device,
-            policies=policies,
-            budget_bytes=self.budgets[device].budget_bytes,
-            options=self.options,
-            limit_s=self._left_s() * SHARE_OF_TIME_RACING,
-            clock=self.clock,
-            progress=self.progress,
-        )
-        self.progress.event("phase", {"phase": "race", "device": device, "why": "allocator policies: " + ", ".join(policies)})
-        chosen, speeds = race.run()
-        self.speeds.extend(speeds)
-        self._fastest[device] = chosen or policies[0]
-        late = [one.allocator for one in speeds if one.why == NO_TIME or not (one.times or one.why)]
-        if late:
-            self.attempts.note(f"no time was left to race the allocator policies {', '.join(late)}")
-        for one in speeds:
-            if one.left == "failed" and one.allocator not in late:
-                self.attempts.note(f"no size could be timed under the allocator policy {one.allocator}: {one.why}")
+        undecided = self.policies.to_race(device)
+        if undecided:
+            notes = self.policies.race(
+                device,
+                undecided,
+                self._examine(device, undecided[0]),
+                budget_bytes=self.budgets[device].budget_bytes,
+                limit_s=self._left_s() * SHARE_OF_TIME_RACING,
+            )
+            for text in notes:
+                self.attempts.note(text)
+        return tuple(dict.fromkeys((self.policies.policy(device), "default")))
 
     def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:
         """One finding for each policy under which something fits; the errors of the others."""

@@ -31,7 +31,7 @@ def recorded(
         stopped: why it ended early; None: by itself.
     """
     # Where nothing was verified under the policy that won, another's answer is an answer all the same.
-    by_policy = {device: campaign.policy(device) for device in budgets}
+    by_policy = {device: campaign.policies.policy(device) for device in budgets}
     asked = [found for found in campaign.findings if found.allocator == by_policy[found.device]]
     asked = asked or list(campaign.findings if campaign.options.allocator == AUTO else ())
     chosen = max(asked, key=lambda found: _rate(campaign, found), default=None)
@@ -60,7 +60,7 @@ def recorded(
         findings=tuple(campaign.findings),
         chosen_device=device,
         allocator=(by_policy[device] if chosen is None else chosen.allocator) if options.allocator == AUTO else None,
-        speeds=tuple(campaign.speeds),
+        speeds=tuple(campaign.policies.speeds),
         effective_batch=options.effective_batch,
         undone=tuple(undone),
         notes=tuple(campaign.attempts.notes),
@@ -70,5 +70,5 @@ def recorded(
 def _rate(campaign: Campaign, found: Finding) -> float:
     """Samples/s of the fastest micro-batch that was run under the finding's policy on its device."""
     place = (found.device, found.allocator)
-    times = [time for one in campaign.speeds if (one.device, one.allocator) == place for time in one.times]
+    times = [time for one in campaign.policies.speeds if (one.device, one.allocator) == place for time in one.times]
     return max([found.train.samples_per_s, *(time.samples_per_s(time.micro_batch) for time in times)])

@@ -87,7 +87,7 @@ def make_plan(
         prefetch_factor=workers.prefetch,
         pin_memory=finding.device.startswith("cuda"),
         persistent_workers=workers.count > 0,
-        multiprocessing_context=None,
+        multiprocessing_context=workers.start,
         intra_op_threads=threads,
         interop_threads=1 if threads <= 2 else 2,
         allocator=finding.allocator,
@@ -114,6 +114,7 @@ def make_plan(
         "effective_batch": why_effective,
         "num_workers": workers.why,
         "prefetch_factor": workers.why_prefetch,
+        "multiprocessing_context": workers.why_start,
         "device": "as asked" if device else "the device that the calibration chose",
     }
     return plan.model_copy(update={"why": {key: why[key] for key in KEYS if key in why}})

@@ -30,7 +30,6 @@ def reasons(
             "copies to the GPU overlap with computing" if plan.pin_memory else f"{plan.device} copies nothing from pinned memory"
         ),
         "persistent_workers": "workers are kept over epochs" if plan.num_workers else "there are no workers",
-        "multiprocessing_context": "the platform's default",
         "intra_op_threads": (
             f"physical cores within {cores} cores' worth of time"
             if calibration.finals_of(finding) is None

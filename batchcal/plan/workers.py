@@ -28,6 +28,9 @@ class Workers:
     prefetch: int | None
     why: str
     why_prefetch: str
+    start: str | None = None
+    """How they are started; None: as the platform does."""
+    why_start: str = "the platform's default"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class _Wish:
     count: int
     why: str
     prefetch: int = PREFETCH_FACTOR
+    start: str | None = None
 
 
 def worth_it(gain: float, cores: float) -> bool:
@@ -66,7 +70,8 @@ def choose_workers(
     shm = environment.shared_memory
     # Unknown where there is no /dev/shm (not Linux): torch passes tensors by other means there.
     shm_bytes = None if shm is None else int(shm.free_bytes * SHM_SHARE)
-    each = worker_bytes(calibration)
+    each = worker_bytes(calibration, wish.start)
+    why_start = "workers that were started in the platform's way failed" if wish.start else "the platform's default"
     for count in range(wished, 0, -1):
         for prefetch in range(wish.prefetch, 0, -1):
             in_flight = batches_in_flight(count, prefetch) * batch_bytes
@@ -74,7 +79,8 @@ def choose_workers(
             fits_ram = count <= measured_with or count * (each + batch_bytes) + in_flight <= room_bytes
             if fits_shm and fits_ram:
                 why = wish.why if count == wished else f"{wish.why}; memory is there for {count}"
-                return Workers(count, prefetch, why, f"{format_bytes(in_flight)} of batches in flight at most")
+                why_prefetch = f"{format_bytes(in_flight)} of batches in flight at most"
+                return Workers(count, prefetch, why, why_prefetch, wish.start, why_start)
     if shm is not None and shm_bytes is not None and 2 * batch_bytes > shm_bytes:
         tight = f"{shm.path} has {format_bytes(shm_bytes)} for the two batches of {format_bytes(batch_bytes)} that a worker keeps"
     else:
@@ -94,7 +100,8 @@ def _wish(calibration: Calibration, finding: Finding, samples_per_s: float | Non
     finals = calibration.finals_of(finding)
     if finals is not None:
         winner = finals.winner
-        return _Wish(winner.num_workers, _raced(finals), winner.prefetch_factor or PREFETCH_FACTOR)
+        prefetch = winner.prefetch_factor or PREFETCH_FACTOR
+        return _Wish(winner.num_workers, _raced(finals), prefetch, winner.multiprocessing_context)
     promised = _promised(calibration.pipeline, samples_per_s, cores, on_host=finding.device == "cpu")
     if promised is not None:
         return promised
@@ -147,12 +154,12 @@ def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, core
     return _Wish(config.num_workers, f"{share}: workers gain up to {gain - 1:.0%}", config.prefetch_factor or PREFETCH_FACTOR)
 
 
-def worker_bytes(calibration: Calibration) -> int:
-    """Private memory of one worker, beside its batches."""
+def worker_bytes(calibration: Calibration, start: str | None = None) -> int:
+    """Private memory of one worker beside its batches, started by `start` or as the platform does."""
     software = calibration.environment.software
     python = tuple(int(part) for part in software.python.split(".")[:2] if part.isdigit())
     # Linux forks workers up to Python 3.13; from 3.14 on forkserver is its default too.
-    if software.os.startswith("Linux") and python < (3, 14):
+    if start == "fork" or (start is None and software.os.startswith("Linux") and python < (3, 14)):
         return FORKED_WORKER_BYTES
     pickled = None if calibration.facts is None else calibration.facts.dataset_pickle_bytes
     return FRESH_WORKER_BYTES + (pickled or 0)

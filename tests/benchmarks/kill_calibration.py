@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.fingerprint import fingerprint_of
-from batchcal.calibration.journal import resume
+from batchcal.calibration.journal import read
 from batchcal.calibration.keys import Trust, find_or_make_trust
 from batchcal.calibration.schema import Calibration, Options
 from batchcal.calibration.store import Loaded, Missing, journal_path, load
@@ -130,7 +130,7 @@ class Lives:
     def kept(self) -> list[int]:
         """The numbers of the measurements that the next life will find."""
         here = fingerprint_of(self._environment, identify(self._reference), self.options, environ=os.environ)
-        old = resume(journal_path(self._path), here, at=SystemClock().now(), key=self._trust.key)
+        old = read(journal_path(self._path), here, at=SystemClock().now(), key=self._trust.key).measurements
         return [one.sequence for one in old]
 
     def check(self) -> tuple[int, int]:

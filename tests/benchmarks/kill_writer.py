@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from batchcal.calibration.journal import Journal, resume
+from batchcal.calibration import journal as journals
 from batchcal.calibration.keys import Key, Trust
 from batchcal.calibration.store import Loaded, journal_path, load, save
 from batchcal.core.files import leftovers
@@ -72,7 +72,7 @@ def number_of(path: Path) -> int | None:
 
 def write(path: Path, counters: Counters, anew: bool) -> None:
     number = counters["saved"]
-    with Journal.open(
+    with journals.Journal.open(
         journal_path(path), fingerprint=fingerprint(), options=options(), at=MADE_AT, key=KEY, anew=anew
     ) as journal:
         line = max((old.sequence for old in journal.past.measurements), default=0)
@@ -118,7 +118,9 @@ def run(kills: int, folder: Path, seed: int) -> dict[str, int | float]:
             if number is not None:  # saved, and killed before it could say so
                 counters["saved"] = number
             if journal_path(path).exists():
-                lines = [one.sequence for one in resume(journal_path(path), fingerprint(), at=MADE_AT, key=KEY)]
+                lines = [
+                    one.sequence for one in journals.read(journal_path(path), fingerprint(), at=MADE_AT, key=KEY).measurements
+                ]
                 kept = len(lines)
                 bad_journals += lines != list(range(1, kept + 1))
                 old_journals += kept < counters["appended"]
@@ -148,7 +150,7 @@ def collected(path: Path) -> int:
         for name in leftovers(target):
             os.utime(name, (0, 0))
     save(a_calibration(), path, key=KEY)
-    Journal.open(journal_path(path), fingerprint=fingerprint(), options=options(), at=MADE_AT, key=KEY).close()
+    journals.Journal.open(journal_path(path), fingerprint=fingerprint(), options=options(), at=MADE_AT, key=KEY).close()
     return sum(len(list(leftovers(target))) for target in (path, journal_path(path)))
 
 

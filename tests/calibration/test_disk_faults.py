@@ -26,7 +26,7 @@ needs_mounts = pytest.mark.skipif(
 PRELUDE = """
 import json, os, subprocess, sys
 from pathlib import Path
-from batchcal.calibration.journal import Journal, resume
+from batchcal.calibration.journal import Journal, read
 from batchcal.calibration.keys import Trust
 from batchcal.calibration.store import Loaded, load, save
 from batchcal.core.errors import NotSaved, exit_code_of
@@ -68,11 +68,11 @@ for number in range(2, 20):
         journal.append(measurements()[0].model_copy(update={"sequence": number}))
     except NotSaved:
         told["lines_refused"] += 1
-kept = [one.sequence for one in resume(journal.path, fingerprint(), at=MADE_AT)]
+kept = [one.sequence for one in read(journal.path, fingerprint(), at=MADE_AT).measurements]
 told["lines_kept"] = len(kept)
 (folder / "ballast").unlink()
 journal.append(measurements()[0].model_copy(update={"sequence": 99}))
-told["last"] = resume(journal.path, fingerprint(), at=MADE_AT)[-1].sequence
+told["last"] = read(journal.path, fingerprint(), at=MADE_AT).measurements[-1].sequence
 told["then"] = attempt()["exit_code"]
 print(json.dumps(told))
 """

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.calibration.journal import Journal, Past, read, resume
+from batchcal.calibration.journal import Journal, Past, read
 from batchcal.calibration.keys import Key
 from batchcal.calibration.schema import Measurement
+from batchcal.calibration.speed import RacedPolicies, Speeds, StepTime
 from batchcal.core.errors import NotSaved
 from tests.support.calibrations import MADE_AT, fingerprint, measurement, measurements, options
 from tests.support.faults import files_of_at_most
@@ -36,7 +37,7 @@ def written(path: Path, *some: Measurement, key: Key | None = None) -> None:
 
 
 def resumed(path: Path, **changes: object) -> tuple[Measurement, ...]:
-    return resume(path, fingerprint(**changes), at=MADE_AT)
+    return read(path, fingerprint(**changes), at=MADE_AT).measurements
 
 
 def test_each_measurement_is_on_disk_when_append_returns(path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_line_is_one_json_document(path: Path) -> None:
 
 
 def test_nothing_is_resumed_where_nothing_is(path: Path) -> None:
-    assert resume(path, fingerprint()) == ()
+    assert resumed(path) == ()
     assert read(path, fingerprint(), at=MADE_AT) == Past()
 
 
@@ -135,8 +136,8 @@ def test_what_is_taken_over_keeps_its_age(path: Path) -> None:
     with opened(path, hours=160) as journal:
         taken_over = journal.past
 
-    assert taken_over == Past(measurements()[:2], MADE_AT)
-    assert resume(path, fingerprint(), at=MADE_AT + timedelta(hours=169)) == ()
+    assert taken_over == Past(measurements=measurements()[:2], started_at=MADE_AT)
+    assert read(path, fingerprint(), at=MADE_AT + timedelta(hours=169)).measurements == ()
 
 
 def test_one_resumes_and_goes_on_in_the_same_journal(path: Path) -> None:
@@ -151,6 +152,21 @@ def test_one_resumes_and_goes_on_in_the_same_journal(path: Path) -> None:
     assert resumed(path) == measurements()
 
 
+def test_a_race_of_policies_is_taken_over_too(path: Path) -> None:
+    time = StepTime(micro_batch=8, threads=2, step_s=0.5, fetch_s=0.1, fetch_cpu_s=0.1, update_s=0.01, steps=3)
+    speeds = Speeds(device="cpu", allocator="retain", times=(time,), rounds=2, left="")
+    race = RacedPolicies(device="cpu", allocator="retain", speeds=(speeds,))
+    with opened(path) as journal:
+        journal.append(race)
+        journal.append(measurements()[0])
+    with opened(path, hours=1) as journal:
+        assert journal.past.races == (race,)
+    with opened(path, hours=2) as journal:  # taken over twice
+        taken_over = journal.past
+
+    assert taken_over == Past(measurements=measurements()[:1], races=(race,), started_at=MADE_AT)
+
+
 def test_anew_begins_with_nothing(path: Path) -> None:
     written(path)
     with opened(path, anew=True) as journal:
@@ -161,11 +177,11 @@ def test_anew_begins_with_nothing(path: Path) -> None:
 
 def test_under_a_key_only_its_own_lines_pass(path: Path) -> None:
     written(path, key=KEY)
-    signed = resume(path, fingerprint(), at=MADE_AT, key=KEY)
-    by_another = resume(path, fingerprint(), at=MADE_AT, key=Key(b"another key of ours", configured=False, source=""))
+    signed = read(path, fingerprint(), at=MADE_AT, key=KEY).measurements
+    by_another = read(path, fingerprint(), at=MADE_AT, key=Key(b"another key of ours", configured=False, source="")).measurements
     by_nobody = resumed(path)
     written(path.with_name("unsigned.jsonl"))
-    unsigned = resume(path.with_name("unsigned.jsonl"), fingerprint(), at=MADE_AT, key=KEY)
+    unsigned = read(path.with_name("unsigned.jsonl"), fingerprint(), at=MADE_AT, key=KEY).measurements
 
     assert signed == measurements()
     assert by_another == by_nobody == unsigned == ()

@@ -6,7 +6,8 @@ import pytest
 
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Outcome
-from batchcal.measure.probe import ProbeRequest
+from batchcal.measure.options import options
+from batchcal.measure.probe import LapReport, LapRequest, ProbeRequest
 from tests.support.probes import Desk, ScriptedProbe
 
 
@@ -73,3 +74,28 @@ def test_force_begins_from_the_beginning(desk: Desk) -> None:
     desk.calibrate(probe, force=True)
     assert len(probe.sizes()) == 2
     assert desk.events("probe_kept") == []
+
+
+def test_a_race_of_policies_before_a_power_cut_is_not_run_again(desk: Desk) -> None:
+    class PowerCut(BaseException):
+        pass
+
+    class Counting(ScriptedProbe):
+        laps = 0
+
+        def lap(self, request: LapRequest) -> LapReport:
+            self.laps += 1
+            return super().lap(request)
+
+    def cut(request: ProbeRequest, time: int) -> Outcome | None:
+        raise PowerCut
+
+    raced = options(GIB, allocator="auto", objective="throughput")
+    first = Counting(cut, mapped=True)
+    with pytest.raises(PowerCut):
+        desk.calibrate(first, raced)
+    second = Counting(mapped=True)
+    calibration = desk.calibrate(second, raced).calibration
+    assert first.laps >= len(calibration.speeds) > 1
+    assert second.laps == 1  # of threads, after the capacities
+    assert desk.events("race_kept") == [{"device": "cpu", "allocator": calibration.allocator}]

@@ -18,6 +18,7 @@ from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campai
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.race.devices import DevicePolicies
 from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe, fits
 
 
@@ -381,6 +382,7 @@ def test_a_campaign_alone_keeps_its_findings_when_it_is_run(desk: Desk) -> None:
     campaign = Campaign(
         probe=probe,
         attempts=Attempts(probe, progress, kept.append),
+        policies=DevicePolicies(probe, options(GIB), desk.clock, progress),
         options=options(GIB),
         environment=desk.environment,
         budgets={"cpu": budget},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.rehearsal import Finalist, Rehearsal
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
 from batchcal.cli.views.words import count, limit_sentence, long
 from batchcal.core.units import count_of, format_bytes, format_seconds
+from batchcal.guard.outcome import Fits
+from batchcal.workload.in_flight import PREFETCH_FACTOR
 
 
 def decisions(calibration: Calibration) -> tuple[tuple[str, str], ...]:
@@ -24,8 +27,11 @@ def decisions(calibration: Calibration) -> tuple[tuple[str, str], ...]:
         why = probe.why or "asked by the search"
         again = f" (attempt {probe.attempt})" if probe.attempt > 1 else ""
         told.append((f"why probe {probe.sequence}, {probe.mode} {count(probe.batch)}{again}", f"{why}. {long(probe.outcome)}"))
+    told += _policies(calibration)
     for finding in calibration.findings:
         told += _finding(calibration, finding)
+    told += _races(calibration)
+    told += [_rehearsal(calibration, one) for one in calibration.rehearsals]
     if calibration.facts is not None:
         largest = {
             "size_of": "the largest samples by the task's size_of",
@@ -39,6 +45,76 @@ def decisions(calibration: Calibration) -> tuple[tuple[str, str], ...]:
     for text in calibration.undone:
         told.append(("what is still undone", text))
     return tuple(told)
+
+
+def _policies(calibration: Calibration) -> list[tuple[str, str]]:
+    """What the race of allocator policies says; nothing where there was none to race against."""
+    raced = [one for one in calibration.speeds if one.device == calibration.chosen_device]
+    if len(raced) < 2:
+        return []
+    answers = []
+    for one in raced:
+        best = one.fastest(UNBOUNDED)
+        rate = "" if best is None else f"{count(best.samples_per_s(best.micro_batch))} samples/s at {count(best.micro_batch)}"
+        told = [rate, count_of(one.rounds, "round") if one.rounds else "", one.why]
+        answers.append(f"{one.allocator}: {', '.join(text for text in told if text) or 'not raced'}")
+    return [(f"why the allocator policy {calibration.policy}", "; ".join(answers))]
+
+
+def _races(calibration: Calibration) -> list[tuple[str, str]]:
+    """What the races of whole plans say: threads and workers, then micro-batches."""
+    told = []
+    for finals in calibration.finals:
+        winner = finals.winner
+        others = [one for one in finals.finalists[1:] if one.samples_per_s is not None]
+        pruned = sum(one.left == "pruned" for one in finals.finalists)
+        answer = [
+            f"{_rate(winner.samples_per_s)} of {count(finals.limit_samples_per_s)} that conservation of work allows at most"
+        ]
+        answer += [f"{_loader(one)}: {_rate(one.samples_per_s)}" for one in others]
+        answer += [f"{count_of(pruned, 'other')} could not be faster by enough to be run"] if pruned else []
+        answer += [] if finals.settled else ["time ended it before it was settled"]
+        told.append((f"why {_loader(winner)} under {finals.allocator}", "; ".join(answer)))
+    for race in calibration.sizes:
+        fastest = race.fastest(race.effective_batch)
+        rates = "; ".join(f"{count(one.micro_batch)}: {one.why or _rate(one.samples_per_s)}" for one in race.sizes)
+        if fastest is not None:
+            unsettled = "" if race.settled else "; time ended it before it was settled"
+            question = f"why micro-batches of {count(fastest)} for steps of {count(race.effective_batch)}"
+            told.append((question, f"whole optimizer steps were raced. {rates}{unsettled}"))
+    return told
+
+
+def _loader(one: Finalist) -> str:
+    """`2 threads, no workers`."""
+    workers = count_of(one.num_workers, "worker") if one.num_workers else "no workers"
+    ahead = f" reading {one.prefetch_factor} ahead" if one.prefetch_factor not in (None, PREFETCH_FACTOR) else ""
+    start = f" started by {one.multiprocessing_context}" if one.multiprocessing_context else ""
+    return f"{count_of(one.intra_op_threads, 'thread')}, {workers}{ahead}{start}"
+
+
+def _rehearsal(calibration: Calibration, rehearsal: Rehearsal) -> tuple[str, str]:
+    """What came of a plan that was run whole."""
+    sizes = rehearsal.settings.micro_batches
+    steps = f"{len(sizes)} x {count(max(sizes))}" if len(sizes) > 1 else count(sizes[0])
+    outcome = rehearsal.outcome
+    if not isinstance(outcome, Fits):
+        at = "evaluating" if rehearsal.evaluating else "training"
+        return f"what the rehearsal of {steps} said", f"it failed while {at}: {long(outcome)}"
+    held = format_bytes(outcome.peak.held_on(rehearsal.settings.device))
+    budget = calibration.budget(rehearsal.settings.device)
+    of = "" if budget is None else f" of a budget of {format_bytes(budget.budget_bytes)}"
+    waits = "" if rehearsal.wait_share is None else f", {rehearsal.wait_share:.0%} of a step waiting for its batch"
+    run = rehearsal.micro_batches_run
+    part = f"; {run} of {len(sizes)} micro-batches of each step were run" if run < len(sizes) else ""
+    answer = (
+        f"{held}{of}, evaluations of {count(rehearsal.settings.eval_batch)} included; {_rate(outcome.samples_per_s)}{waits}{part}"
+    )
+    return f"what the rehearsal of {steps} said", answer
+
+
+def _rate(samples_per_s: float | None) -> str:
+    return "not run" if samples_per_s is None else f"{count(samples_per_s)} samples/s"
 
 
 def _budget(budget: Budget, margin: float) -> str:

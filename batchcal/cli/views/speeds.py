@@ -15,6 +15,7 @@ from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
+from batchcal.workload.in_flight import PREFETCH_FACTOR
 
 KNOBS = {
     "allocator": "allocator",
@@ -151,7 +152,13 @@ def threads_and_workers(finals: Finals) -> Table:
 def finalist_row(one: Finalist, finals: Finals) -> tuple[str, str, str, str, str]:
     """Threads, workers, samples/s, what conservation of work allows, and what became of it."""
     rate = "" if one.samples_per_s is None else count(one.samples_per_s)
-    return str(one.intra_op_threads), str(one.num_workers), rate, count(one.bound_samples_per_s), _remark(one, finals)
+    return str(one.intra_op_threads), _workers(one), rate, count(one.bound_samples_per_s), _remark(one, finals)
+
+
+def _workers(one: Finalist) -> str:
+    """`2`, and what of them is not as usual."""
+    ahead = f", {one.prefetch_factor} ahead" if one.prefetch_factor not in (None, PREFETCH_FACTOR) else ""
+    return f"{one.num_workers}{ahead}" + (f", {one.multiprocessing_context}" if one.multiprocessing_context else "")
 
 
 def _remark(one: Finalist, finals: Finals) -> str:

@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from batchcal.calibration.rehearsal import Finalist, Finals, Left
 from batchcal.calibration.speed import StepTime
 from batchcal.measure.attempts import allowed_for
-from batchcal.measure.pipeline.candidates import Candidate, Room, candidates, forbidden
+from batchcal.measure.pipeline.candidates import Candidate, candidates
 from batchcal.measure.probe import LapRequest
-from batchcal.measure.race.race import TIE, Race
+from batchcal.measure.race.race import TIE, Race, Runner
+from batchcal.measure.rehearsal.loading import FURTHER_AHEAD, Loading
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
 from batchcal.plan.plan import Plan
 from batchcal.plan.workers import worth_it
+from batchcal.workload.in_flight import PREFETCH_FACTOR
 
 MOST_WITH_WORKERS: Final = 3
 """Run at most, beside the one without."""
 MOST_THREADS: Final = 3
-PREFETCH: Final = 2
-"""torch's own: more hides unevenness, of which the race sees nothing."""
 LAP_S: Final = 6.0
 """For the lap of threads, at most."""
-
-
-@dataclass(frozen=True)
-class Loading:
-    """What is known of loading, and what may be tried."""
-
-    room: Room
-    batch_bytes: float
-    """Of one micro-batch."""
-    tensors: int = 1
-    """In a batch, at least."""
-    stream: bool = False
-    """The data can only be read in order, by one worker at most."""
-    pinned_workers: int | None = None
-    """What the user asked for; then only the threads are chosen."""
+WAITING: Final = 0.95
+"""Of what conservation of work allows: a winner that stays below waits for batches that may be read further ahead."""
 
 
 def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
@@ -76,15 +62,34 @@ def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Final
         return _finals(plan, finalists, runners[0], settled=True)
     race = stage.race([with_finalist(plan, finalists[place]) for place in runners])
     for runner, place in zip(race.runners, runners, strict=True):
-        finalists[place] = finalists[place].model_copy(
-            update={
-                "samples_per_s": 1 / runner.best if runner.times else None,
-                "rounds": len(runner.times),
-                "left": runner.left or ("" if runner.times else "no-time"),
-                "why": runner.why,
-            }
-        )
-    return _finals(plan, finalists, runners[_simplest(race)], settled=race.settled)
+        finalists[place] = _ran(finalists[place], runner)
+    winner, settled = runners[_simplest(race)], race.settled
+    variant = variant_of(finalists[winner], [finalists[place] for place in runners], loading)
+    if variant is not None and stage.left_s() > 0:
+        again = stage.race([with_finalist(plan, finalists[winner]), with_finalist(plan, variant)])
+        finalists[winner] = _better(finalists[winner], again.runners[0])
+        finalists.append(_ran(variant, again.runners[1]))
+        settled = settled and again.settled
+        winner = winner if _simplest(again) == 0 else len(finalists) - 1
+    return _finals(plan, finalists, winner, settled=settled)
+
+
+def variant_of(winner: Finalist, ran: Sequence[Finalist], loading: Loading) -> Finalist | None:
+    """A loader that only the race gives reason to try: one that reads further ahead where the training still waits, one whose
+    workers are started in another way where none of those that ran could be used. None: there is no such reason."""
+    if loading.pinned_workers is not None:
+        return None
+    with_workers = [one for one in ran if one.num_workers]
+    if winner.num_workers:
+        waits = winner.samples_per_s is not None and winner.samples_per_s < winner.bound_samples_per_s * WAITING
+        further = Candidate(num_workers=winner.num_workers, prefetch_factor=FURTHER_AHEAD)
+        return _anew(winner, prefetch_factor=FURTHER_AHEAD) if waits and not loading.forbids(further) else None
+    if loading.other_start is None or not with_workers or any(one.left != "failed" for one in with_workers):
+        return None
+    best = max(with_workers, key=lambda one: one.bound_samples_per_s)
+    loader = Candidate(num_workers=best.num_workers, prefetch_factor=best.prefetch_factor)
+    forbidden = loading.forbids(loader, start=loading.other_start)
+    return None if forbidden else _anew(best, multiprocessing_context=loading.other_start)
 
 
 def entries(work: Work, loading: Loading) -> list[Finalist]:
@@ -96,7 +101,7 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
         Finalist(
             intra_op_threads=threads,
             num_workers=pinned or 0,
-            prefetch_factor=PREFETCH if pinned else None,
+            prefetch_factor=PREFETCH_FACTOR if pinned else None,
             bound_samples_per_s=1 / each,
             left="" if threads == best else "pruned",
             why="" if threads == best else _slower(each / seconds[best]),
@@ -108,8 +113,9 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
     loaders = [
         loader
         for loader in candidates(loading.room.cores, stream=loading.stream)
-        if loader.num_workers and loader.prefetch_factor == PREFETCH
+        if loader.num_workers and loader.prefetch_factor == PREFETCH_FACTOR
     ]
+    loaders = [loading.affordable(loader) for loader in loaders]
     tried = [_with_workers(work, loading, loader, threads) for loader in loaders for threads in work.threads]
     promising = sorted((one for one in tried if not one.left), key=lambda one: -one.bound_samples_per_s)
     for one in tried:
@@ -126,6 +132,7 @@ def with_finalist(plan: Plan, finalist: Finalist) -> Plan:
             "num_workers": finalist.num_workers,
             "prefetch_factor": finalist.prefetch_factor,
             "persistent_workers": finalist.num_workers > 0,
+            "multiprocessing_context": finalist.multiprocessing_context,
         }
     )
 
@@ -134,7 +141,7 @@ def _with_workers(work: Work, loading: Loading, loader: Candidate, threads: int)
     least_s = work.least_s(threads, loader.num_workers)
     gain = min(work.alone_s(each) for each in work.threads) / least_s
     left: Left = ""
-    why = forbidden(loader, loading.room, batch_bytes=loading.batch_bytes, tensors=loading.tensors)
+    why = loading.forbids(loader)
     if why:
         left = "failed"
     elif not worth_it(gain, work.cores):
@@ -147,6 +154,29 @@ def _with_workers(work: Work, loading: Loading, loader: Candidate, threads: int)
         left=left,
         why=why,
     )
+
+
+def _ran(finalist: Finalist, runner: Runner) -> Finalist:
+    """`finalist` with what its turns were."""
+    return finalist.model_copy(
+        update={
+            "samples_per_s": 1 / runner.best if runner.times else None,
+            "rounds": len(runner.times),
+            "left": runner.left or ("" if runner.times else "no-time"),
+            "why": runner.why,
+        }
+    )
+
+
+def _better(winner: Finalist, runner: Runner) -> Finalist:
+    """`winner` with the turns of a second race, too."""
+    rate = max(winner.samples_per_s or 0.0, 1 / runner.best if runner.times else 0.0)
+    return winner.model_copy(update={"samples_per_s": rate or None, "rounds": winner.rounds + len(runner.times)})
+
+
+def _anew(finalist: Finalist, **changes: object) -> Finalist:
+    """One that has not run yet, like `finalist` but for the changes."""
+    return finalist.model_copy(update={"samples_per_s": None, "rounds": 0, "left": "", "why": "", **changes})
 
 
 def _simplest(race: Race) -> int:

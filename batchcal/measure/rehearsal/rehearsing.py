@@ -11,7 +11,8 @@ from batchcal.guard.outcome import Fits, Suspect
 from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import room_of
 from batchcal.measure.rehearsal.attribution import attribute
-from batchcal.measure.rehearsal.finals import Loading, race_finals, timed_threads
+from batchcal.measure.rehearsal.finals import race_finals, timed_threads
+from batchcal.measure.rehearsal.loading import Loading, other_start_method
 from batchcal.measure.rehearsal.sizes import race_sizes, sizes_to_race
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
@@ -115,11 +116,14 @@ class Rehearsing:
             worker_bytes=worker_bytes(self.calibration),
         )
         cores, on_host = self.calibration.environment.cpu.cores.value, plan.device == "cpu"
+        other = other_start_method(pickles=facts is not None and facts.dataset_pickle_bytes is not None, on_host=on_host)
         loading = Loading(
             room=room,
             batch_bytes=batch_bytes,
             stream=facts is None or facts.train_samples is None,
             pinned_workers=self.calibration.options.workers,
+            other_start=other,
+            other_worker_bytes=worker_bytes(self.calibration, other),
         )
         finals = race_finals(stage, alone, Work(times, cores, on_host), loading)
         self._know(finals=(*self.calibration.finals, finals))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -32,3 +35,28 @@ def dying() -> Task:
 def few() -> Task:
     """25 samples."""
     return task_of(Rows(25))
+
+
+class Unforkable(Dataset[object]):
+    """Holds something that a forked process must not use, as handles of databases and of drivers are; it may be opened anew."""
+
+    def __init__(self) -> None:
+        self._opened_by = os.getpid()
+
+    def __len__(self) -> int:
+        return 1024
+
+    def __getitem__(self, index: int) -> Tensor:
+        if os.getpid() != self._opened_by:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return torch.full((8,), float(index))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self._opened_by = os.getpid()
+
+
+def unforkable() -> Task:
+    return task_of(Unforkable())

@@ -93,6 +93,14 @@ def test_a_worker_that_dies_ends_the_rehearsal_and_says_so() -> None:
     assert report.outcome.kind == "worker-died", report.outcome
 
 
+def test_data_that_no_forked_worker_can_read_is_read_by_one_that_is_started_afresh() -> None:
+    plan = a_plan(16, 16, workers=1)
+    forked = rehearse("tests.measure.rehearsal.tasks:unforkable", plan, worst=False)
+    afresh = plan.model_copy(update={"multiprocessing_context": "forkserver"})
+    assert forked.outcome.kind == "worker-died", forked.outcome
+    assert fitting(rehearse("tests.measure.rehearsal.tasks:unforkable", afresh, worst=False)).samples_per_s > 0
+
+
 def test_an_effective_batch_beyond_the_dataset_goes_on_with_the_next_epoch() -> None:
     with probing("tests.measure.rehearsal.tasks:few") as probe:
         plan = a_plan(10, 10, 10, 10)

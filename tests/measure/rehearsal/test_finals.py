@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,8 @@ from batchcal.guard.outcome import Fits, Outcome, Peak, WorkerDied
 from batchcal.measure.fake import FakeProbe
 from batchcal.measure.pipeline.candidates import Room
 from batchcal.measure.probe import RehearsalReport, RehearsalRequest, RehearsalTimes
-from batchcal.measure.rehearsal.finals import Loading, entries, race_finals, thread_ladder
+from batchcal.measure.rehearsal.finals import entries, race_finals, thread_ladder
+from batchcal.measure.rehearsal.loading import Loading, other_start_method
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
 from batchcal.plan.make import make_plan
@@ -80,17 +82,24 @@ def test_what_may_run_is_bounded_by_the_wish_the_data_and_the_machine(loading: L
     assert left_in(entries(work(2.0, {2: 1.0, 1: 1.6}), loading)) == runners
 
 
-class Loaders(FakeProbe):
-    """Each plan has a rate, by threads and workers; one that has none dies."""
+Rates = Mapping[tuple[int | str, ...], float]
 
-    def __init__(self, rates: dict[tuple[int, int], float], clock: ManualClock, turn_s: float = 1.0) -> None:
+
+class Loaders(FakeProbe):
+    """Each plan has a rate, by threads and workers, or by these and what is unusual of its workers; one that has none dies."""
+
+    def __init__(self, rates: Rates, clock: ManualClock, turn_s: float = 1.0) -> None:
         super().__init__()
         self.rates, self.clock, self.turn_s = rates, clock, turn_s
-        self.turns: list[tuple[int, int]] = []
+        self.turns: list[tuple[int | str, ...]] = []
 
     def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
         plan = request.plan
-        key = (plan.intra_op_threads, plan.num_workers)
+        key: tuple[int | str, ...] = (plan.intra_op_threads, plan.num_workers)
+        if plan.prefetch_factor not in (None, 2):
+            key += (plan.prefetch_factor or 0,)
+        if plan.multiprocessing_context is not None:
+            key += (plan.multiprocessing_context,)
         self.turns.append(key)
         self.clock.move(self.turn_s)
         outcome: Outcome = WorkerDied(detail="killed by SIGSEGV")
@@ -99,11 +108,11 @@ class Loaders(FakeProbe):
         return RehearsalReport(outcome=outcome, times=RehearsalTimes(wait_share=0.0, eval_samples_per_s=()), wall_s=1.0)
 
 
-def race(rates: dict[tuple[int, int], float], *, limit_s: float = 60.0) -> tuple[list[Finalist], Loaders, bool]:
+def race(rates: Rates, *, limit_s: float = 60.0, loading: Loading = LOADING) -> tuple[list[Finalist], Loaders, bool]:
     clock = ManualClock(MADE_AT)
     probe = Loaders(rates, clock)
     stage = Stage(probe=probe, clock=clock, progress=Recorded(), until=clock.monotonic() + limit_s)
-    finals = race_finals(stage, plan(), work(2.0, {2: 1.0, 1: 1.6}), LOADING)
+    finals = race_finals(stage, plan(), work(2.0, {2: 1.0, 1: 1.6}), loading)
     return list(finals.finalists), probe, finals.settled
 
 
@@ -136,6 +145,75 @@ def test_a_race_that_time_ends_is_not_settled() -> None:
     assert len(probe.turns) == 2
     assert not settled
     assert any(one.left == "no-time" for one in finalists)
+
+
+def test_who_still_waits_is_let_read_further_ahead() -> None:
+    # Conservation of work allows 1 / 1.8 with two workers.
+    rates: Rates = {(2, 0): 1 / 3.0, (1, 1): 1 / 2.9, (1, 2): 1 / 2.2, (2, 2): 1 / 2.4, (1, 2, 4): 1 / 1.9}
+    (winner, *others), probe, settled = race(rates)
+    assert (winner.num_workers, winner.prefetch_factor) == (2, 4)
+    assert winner.samples_per_s == pytest.approx(1 / 1.9)
+    assert settled
+    assert [one.prefetch_factor for one in others if (one.intra_op_threads, one.num_workers) == (1, 2)] == [2]
+    assert (1, 2, 4) in probe.turns
+
+
+def test_reading_further_ahead_has_to_bring_something() -> None:
+    rates: Rates = {(2, 0): 1 / 3.0, (1, 1): 1 / 2.9, (1, 2): 1 / 2.2, (2, 2): 1 / 2.4, (1, 2, 4): 1 / 2.2}
+    (winner, *_), probe, _ = race(rates)
+    assert (1, 2, 4) in probe.turns
+    assert winner.prefetch_factor == 2
+
+
+def test_who_waits_for_nothing_is_not_raced_again() -> None:
+    rates: Rates = {(2, 0): 1 / 3.0, (1, 1): 1 / 2.9, (1, 2): 1 / 1.82, (2, 2): 1 / 2.4}
+    (winner, *_), probe, _ = race(rates)
+    assert winner.samples_per_s == pytest.approx(1 / 1.82)
+    assert (1, 2, 4) not in probe.turns
+
+
+def test_workers_that_cannot_be_forked_are_started_in_another_way() -> None:
+    rates: Rates = {(2, 0): 1 / 3.0, (1, 2, "forkserver"): 1 / 1.8, (2, 2, "forkserver"): 1 / 1.8}
+    able = replace(LOADING, other_start="forkserver", other_worker_bytes=160 * MIB)
+    (winner, *others), _, _ = race(rates, loading=able)
+    assert winner.multiprocessing_context == "forkserver"
+    assert winner.num_workers == 2
+    assert "worker-died: killed by SIGSEGV" in {one.why for one in others}
+
+
+@pytest.mark.parametrize(
+    "loading",
+    [LOADING, replace(LOADING, other_start="forkserver", other_worker_bytes=GIB)],
+    ids=["data that does not pickle", "no memory for them"],
+)
+def test_another_way_is_not_tried_where_it_cannot_work(loading: Loading) -> None:
+    (winner, *_), probe, _ = race({(2, 0): 1 / 3.0}, loading=loading)
+    assert winner.num_workers == 0
+    assert all(len(turn) == 2 for turn in probe.turns)
+
+
+def test_a_small_dev_shm_is_read_ahead_into_less() -> None:
+    tight = replace(LOADING, room=ROOM.model_copy(update={"shm_bytes": 5 * MIB}))  # two workers: 3 batches, not 5
+    found = {(one.num_workers, one.prefetch_factor) for one in entries(work(2.0, {2: 1.0, 1: 1.6}), tight) if not one.left}
+    assert found == {(0, None), (1, 2), (2, 1)}
+
+
+@pytest.mark.parametrize(
+    ("methods", "pickles", "on_host", "other"),
+    [
+        (["fork", "spawn", "forkserver"], True, True, "forkserver"),
+        (["fork", "spawn", "forkserver"], False, True, None),
+        (["forkserver", "fork", "spawn"], False, True, "fork"),
+        (["forkserver", "fork", "spawn"], True, False, None),
+        (["spawn", "fork", "forkserver"], True, True, None),
+        (["spawn"], True, True, None),
+    ],
+)
+def test_the_other_start_method_is_one_that_can_work(
+    methods: list[str], pickles: bool, on_host: bool, other: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: methods)
+    assert other_start_method(pickles=pickles, on_host=on_host) == other
 
 
 def test_a_step_time_keeps_the_threads_that_it_was_measured_with() -> None:

@@ -1,0 +1,97 @@
+"""The allocator policies of each device: the one that was asked for, else the one that won the race, now or before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from batchcal.calibration.schema import Options
+from batchcal.calibration.speed import RacedPolicies, Speeds
+from batchcal.core.clock import Clock
+from batchcal.core.progress import Progress
+from batchcal.guard.allocator import AUTO, available
+from batchcal.measure.probe import Examination, Probe
+from batchcal.measure.race.policies import NO_TIME, policy_race
+
+
+def keep_nothing(raced: RacedPolicies) -> None:
+    """For who has no journal."""
+
+
+@dataclass
+class DevicePolicies:
+    probe: Probe
+    options: Options
+    clock: Clock
+    progress: Progress
+    keep: Callable[[RacedPolicies], None] = keep_nothing
+    """Puts a race that had the time for every policy on disk."""
+    past: tuple[RacedPolicies, ...] = ()
+    """Races of an interrupted calibration: they are part of this one and not run again."""
+    speeds: list[Speeds] = field(default_factory=list)
+    """What each policy achieved, device by device."""
+    _fastest: dict[str, str] = field(default_factory=dict)
+
+    def to_race(self, device: str) -> tuple[str, ...]:
+        """The policies between which nobody has chosen yet; one alone is timed too, since plans want to know which micro-batch is
+        fastest. Empty: there is nothing to find out."""
+        if device in self._fastest or (self.options.allocator != AUTO and self.options.objective != "throughput"):
+            return ()
+        raced = self.options.allocator == AUTO and device == "cpu"
+        return tuple(policy.name for policy in available()) if raced else (self.policy(device),)
+
+    def policy(self, device: str) -> str:
+        """What `device` is to be used with: the policy that was asked for, else the fastest, else `default`."""
+        return self._fastest.get(device, "default") if self.options.allocator == AUTO else self.options.allocator
+
+    def race(
+        self, device: str, policies: tuple[str, ...], examination: Examination, *, budget_bytes: int, limit_s: float
+    ) -> tuple[str, ...]:
+        """Finds the fastest of `policies`, and the fastest size under each, at sizes that are far from the budget.
+
+        Returns what the reader should know of it.
+
+        Raises:
+            BatchcalError: as the probe's `lap`.
+        """
+        raced = next((one for one in self.past if _is_of(one, device, policies)), None)
+        if raced is None:
+            told = {"phase": "race", "device": device, "why": "allocator policies: " + ", ".join(policies)}
+            self.progress.event("phase", told)
+            chosen, speeds = policy_race(
+                self.probe,
+                examination,
+                device=device,
+                policies=policies,
+                budget_bytes=budget_bytes,
+                options=self.options,
+                limit_s=limit_s,
+                clock=self.clock,
+                progress=self.progress,
+            ).run()
+            raced = RacedPolicies(device=device, allocator=chosen or policies[0], speeds=speeds)
+            if not any(map(_is_late, speeds)):
+                self.keep(raced)
+        else:
+            self.progress.event("race_kept", {"device": device, "allocator": raced.allocator})
+        self.speeds.extend(raced.speeds)
+        self._fastest[device] = raced.allocator
+        return tuple(_notes(raced.speeds))
+
+
+def _is_of(raced: RacedPolicies, device: str, policies: tuple[str, ...]) -> bool:
+    return raced.device == device and tuple(one.allocator for one in raced.speeds) == policies
+
+
+def _is_late(speeds: Speeds) -> bool:
+    return speeds.why == NO_TIME or not (speeds.times or speeds.why)
+
+
+def _notes(speeds: tuple[Speeds, ...]) -> list[str]:
+    late = [one.allocator for one in speeds if _is_late(one)]
+    notes = [f"no time was left to race the allocator policies {', '.join(late)}"] if late else []
+    return notes + [
+        f"no size could be timed under the allocator policy {one.allocator}: {one.why}"
+        for one in speeds
+        if one.left == "failed" and not _is_late(one)
+    ]
