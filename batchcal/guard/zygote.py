@@ -26,7 +26,7 @@ from batchcal.guard.child import PR_SET_PDEATHSIG, run_child
 from batchcal.guard.meters import descendants, thread_count
 from batchcal.guard.wire import Channel, Message
 
-PRELOAD: Final = ("torch", "torch.utils.data", "torch._dynamo", "numpy", "batchcal.measure.child")
+PRELOAD: Final = ("torch", "torch.utils.data", "torch._dynamo", "numpy", "batchcal.measure.inside.child")
 """Imported before the first fork. torch._dynamo because the first optimizer step imports it (0.8 s)."""
 PR_SET_CHILD_SUBREAPER: Final = 36
 ORPHANS_LINGER_S: Final = 1.0

@@ -22,9 +22,9 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.measure.probe import Probe, ProbeRequest
+from batchcal.measure.children.probe import Probe, ProbeRequest
 from batchcal.measure.search.capacity import Ask, Verdict
-from batchcal.measure.settling import STEPS_BEFORE_EVALUATION, least_steps
+from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION, least_steps
 
 ATTEMPTS: Final = 2
 """A suspect, a kill from outside, a dead worker, a failure of ours: once more, then it counts."""

@@ -27,9 +27,9 @@ from batchcal.guard.watchdog import MemoryGroup
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.budget import budgets_of
 from batchcal.measure.campaign import Campaign
-from batchcal.measure.children import ChildProbe, child_probe
-from batchcal.measure.fake import FakeProbe
-from batchcal.measure.probe import Probe
+from batchcal.measure.children.child_probe import ChildProbe, child_probe
+from batchcal.measure.children.fake import FakeProbe
+from batchcal.measure.children.probe import Probe
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded
 from batchcal.measure.rehearsal.rehearsing import Rehearsing

@@ -14,18 +14,18 @@ from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
 from batchcal.measure.attempts import Attempts, Place
-from batchcal.measure.bounds import bounds_for
-from batchcal.measure.evaluation import (
+from batchcal.measure.children.probe import Examination, Probe
+from batchcal.measure.race.devices import DevicePolicies
+from batchcal.measure.search.bounds import bounds_for
+from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
+from batchcal.measure.search.evaluation import (
     EVAL_MISSES,
     larger_budget,
     mapped_share,
     no_faster,
 )
-from batchcal.measure.prior import Prior
-from batchcal.measure.probe import Examination, Probe
-from batchcal.measure.race.devices import DevicePolicies
-from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
-from batchcal.measure.settling import least_steps, steps_before_evaluation
+from batchcal.measure.search.prior import Prior
+from batchcal.measure.search.settling import least_steps, steps_before_evaluation
 
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0

@@ -11,11 +11,11 @@ from batchcal.calibration.schema import Mode
 from batchcal.detect.detect import detect
 from batchcal.guard.cgroup import memory_meter
 from batchcal.measure.budget import host_budget
-from batchcal.measure.children import ChildProbe
+from batchcal.measure.children.child_probe import ChildProbe
+from batchcal.measure.children.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.children.request import Setting
 from batchcal.measure.options import MARGIN_CPU, samples_for
-from batchcal.measure.prior import Prior
-from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
-from batchcal.measure.request import Setting
+from batchcal.measure.search.prior import Prior
 from batchcal.workload.reference import TaskReference
 from tests.benchmarks._report import say
 

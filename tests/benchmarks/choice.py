@@ -26,8 +26,8 @@ from batchcal.core.progress import Silent
 from batchcal.guard.allocator import available
 from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.outcome import Fits
-from batchcal.measure.children import child_probe
-from batchcal.measure.probe import RehearsalRequest
+from batchcal.measure.children.child_probe import child_probe
+from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.rehearsal.stage import Stage, first_of
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan

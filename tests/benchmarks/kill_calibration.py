@@ -36,9 +36,9 @@ from batchcal.core.units import MIB
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
 from batchcal.measure.calibrate import calibrate
-from batchcal.measure.fake import FakeProbe
+from batchcal.measure.children.fake import FakeProbe
+from batchcal.measure.children.probe import Probe
 from batchcal.measure.options import options
-from batchcal.measure.probe import Probe
 from batchcal.workload.identity import identify
 from batchcal.workload.reference import TaskReference
 from tests.support.leftovers import TOKEN, look, settled

@@ -19,9 +19,9 @@ from batchcal.detect.detect import detect
 from batchcal.guard.allocator import available
 from batchcal.guard.cgroup import memory_meter
 from batchcal.measure.budget import budgets_of
-from batchcal.measure.children import child_probe
+from batchcal.measure.children.child_probe import child_probe
+from batchcal.measure.children.probe import LapRequest
 from batchcal.measure.options import options
-from batchcal.measure.probe import LapRequest
 from batchcal.measure.race.race import MOST_ROUNDS, TIE, Race
 from batchcal.workload.find import reference_of
 from tests.benchmarks._limits import ROOT

@@ -22,7 +22,7 @@ import pytest
 
 from batchcal.calibration.schema import Calibration, Mode
 from batchcal.guard.outcome import Outcome
-from batchcal.measure.probe import Examination, ProbeReport
+from batchcal.measure.children.probe import Examination, ProbeReport
 from batchcal.workload.reference import Scalar
 from tests.faults.server import Ask, Failed, Reply
 from tests.support.cgroups import MemoryCgroup, memory_cgroup

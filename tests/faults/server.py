@@ -19,14 +19,14 @@ from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
 from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.watchdog import MemoryGroup
-from batchcal.measure import children
 from batchcal.measure.attempts import OVER_BUDGET_LEAST
 from batchcal.measure.calibrate import calibrate
-from batchcal.measure.children import ChildProbe
-from batchcal.measure.launchers import Launchers
+from batchcal.measure.children import child_probe
+from batchcal.measure.children.child_probe import ChildProbe
+from batchcal.measure.children.launchers import Launchers
+from batchcal.measure.children.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.children.request import Setting
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
-from batchcal.measure.request import Setting
 from batchcal.workload.reference import Scalar, TaskReference
 
 MARGIN: Final = 0.15
@@ -131,7 +131,7 @@ def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
 def main() -> None:
     """LAB_BALLAST_MIB: what this process holds itself; LAB_LOAD_LIMIT_S: the deadline of loading, else minutes."""
     if "LAB_LOAD_LIMIT_S" in os.environ:
-        vars(children)["LOAD_LIMIT_S"] = (float(os.environ["LAB_LOAD_LIMIT_S"]),) * 2
+        vars(child_probe)["LOAD_LIMIT_S"] = (float(os.environ["LAB_LOAD_LIMIT_S"]),) * 2
     ballast = b"x" * (int(os.environ.get("LAB_BALLAST_MIB", "0")) * MIB)
     environment = detect()
     launchers = Launchers(os.environ, note=lambda text: print(text, file=sys.stderr), spawn_only=False)

@@ -20,7 +20,7 @@ from batchcal.core.units import MIB
 from batchcal.guard.allocator import resolve
 from batchcal.guard.launch import SpawnLauncher, ZygoteLauncher
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
-from batchcal.measure.probe import ProbeReport
+from batchcal.measure.children.probe import ProbeReport
 from tests.faults.conftest import SMALL
 from tests.faults.lab import ROOT, Lab, ask, lab
 from tests.faults.test_memory import FAR_TOO_LARGE, demand
@@ -181,7 +181,7 @@ import sys
 from pathlib import Path
 from batchcal.detect.detect import detect
 from batchcal.measure.calibrate import calibrate
-from batchcal.measure.fake import FakeProbe
+from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.workload.reference import TaskReference
 environment = detect()

@@ -12,7 +12,7 @@ import pytest
 
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory
-from batchcal.measure.probe import Examination
+from batchcal.measure.children.probe import Examination
 from tests.faults.conftest import SMALL
 from tests.faults.lab import ROOT, Lab, ask, lab, pid_in
 from tests.faults.server import Ask

@@ -15,7 +15,7 @@ import pytest
 from batchcal.calibration.schema import Calibration
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, OutOfMemory, Suspect, TimedOut, UserCodeFailed
-from batchcal.measure.probe import Examination
+from batchcal.measure.children.probe import Examination
 from tests.faults.lab import ROOT, Lab, ask, gone, lab, pid_in
 from tests.faults.server import Ask, Failed
 

@@ -7,8 +7,8 @@ import pytest
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
+from batchcal.measure.children.probe import LapReport, LapRequest, ProbeReport, ProbeRequest
 from batchcal.measure.options import options
-from batchcal.measure.probe import LapReport, LapRequest, ProbeReport, ProbeRequest
 from tests.support.probes import Desk, ScriptedProbe, an_accelerator, saved
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from batchcal.core.errors import Interrupted, Partial
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Outcome
+from batchcal.measure.children.probe import ProbeRequest
 from batchcal.measure.options import options
-from batchcal.measure.probe import ProbeRequest
 from tests.support.probes import KILLED, Desk, ScriptedProbe, best_of, saved
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Outcome
+from batchcal.measure.children.probe import LapReport, LapRequest, ProbeRequest
 from batchcal.measure.options import options
-from batchcal.measure.probe import LapReport, LapRequest, ProbeRequest
 from tests.support.probes import Desk, ScriptedProbe
 
 

@@ -15,9 +15,9 @@ from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.calibrate import SHARE_OF_CAMPAIGN
 from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campaign
-from batchcal.measure.fake import FakeProbe
+from batchcal.measure.children.fake import FakeProbe
+from batchcal.measure.children.probe import Examination, ProbeReport, ProbeRequest
 from batchcal.measure.options import options
-from batchcal.measure.probe import Examination, ProbeReport, ProbeRequest
 from batchcal.measure.race.devices import DevicePolicies
 from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe, fits
 

@@ -16,8 +16,7 @@ from batchcal.calibration.store import Loaded, load
 from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, KIB, MIB
 from batchcal.guard.outcome import Fits, Outcome
-from batchcal.measure.options import options
-from batchcal.measure.probe import (
+from batchcal.measure.children.probe import (
     Examination,
     LapReport,
     LapRequest,
@@ -26,6 +25,7 @@ from batchcal.measure.probe import (
     RehearsalReport,
     RehearsalRequest,
 )
+from batchcal.measure.options import options
 from tests.support.probes import BROKEN, KILLED, SUSPECT, Desk, MachineProbe
 
 MISHAPS: tuple[Outcome, ...] = (KILLED, BROKEN, SUSPECT)

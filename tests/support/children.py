@@ -10,9 +10,9 @@ from pathlib import Path
 from batchcal.calibration.schema import Mode
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits
-from batchcal.measure.children import ChildProbe
-from batchcal.measure.probe import ProbeReport, ProbeRequest
-from batchcal.measure.request import Setting
+from batchcal.measure.children.child_probe import ChildProbe
+from batchcal.measure.children.probe import ProbeReport, ProbeRequest
+from batchcal.measure.children.request import Setting
 from batchcal.workload.reference import Scalar, TaskReference
 
 REPOSITORY = Path(__file__).resolve().parents[2]

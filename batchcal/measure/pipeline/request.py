@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from batchcal.core.values import Frozen
+from batchcal.measure.children.request import Seconds
 from batchcal.measure.pipeline.candidates import Candidate, Room
-from batchcal.measure.request import Seconds
 from batchcal.workload.reference import TaskReference
 
 

@@ -10,7 +10,7 @@ from batchcal.calibration.speed import RacedPolicies, Speeds
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.guard.allocator import AUTO, available
-from batchcal.measure.probe import Examination, Probe
+from batchcal.measure.children.probe import Examination, Probe
 from batchcal.measure.race.policies import NO_TIME, policy_race
 
 

@@ -15,10 +15,10 @@ from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
+from batchcal.measure.inside.subject import Subject, limit_accelerator
 from batchcal.measure.race.noise import Foreign, disturbed
 from batchcal.measure.race.request import LapArguments
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
-from batchcal.measure.subject import Subject, limit_accelerator
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.loader import DataLoaderConfig, build_loader
 from batchcal.workload.batches import WorstCase

@@ -12,10 +12,10 @@ from batchcal.calibration.schema import Options
 from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
-from batchcal.measure.prior import Prior
-from batchcal.measure.probe import Examination, LapRequest, Probe
+from batchcal.measure.children.probe import Examination, LapRequest, Probe
 from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import TIE, Race
+from batchcal.measure.search.prior import Prior
 
 SMALLEST: Final = 8
 DOUBLING: Final = 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchcal.core.values import Frozen
-from batchcal.measure.request import Setting
+from batchcal.measure.children.request import Setting
 
 
 class LapArguments(Frozen):

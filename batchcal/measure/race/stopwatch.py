@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from batchcal.measure.subject import Subject
+from batchcal.measure.inside.subject import Subject
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 

@@ -9,12 +9,12 @@ from typing import Final
 
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
+from batchcal.measure.inside.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
+from batchcal.measure.inside.subject import Subject, limit_accelerator
 from batchcal.measure.race.lap import REPEATS, training_batches
 from batchcal.measure.race.noise import Foreign, disturbed
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
 from batchcal.measure.rehearsal.request import RehearsalAnswer, RehearsalArguments
-from batchcal.measure.subject import Subject, limit_accelerator
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.loader import DataLoaderConfig

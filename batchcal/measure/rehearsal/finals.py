@@ -8,8 +8,8 @@ from typing import Final
 from batchcal.calibration.rehearsal import Finalist, Finals, Left
 from batchcal.calibration.speed import StepTime
 from batchcal.measure.attempts import allowed_for
+from batchcal.measure.children.probe import LapRequest
 from batchcal.measure.pipeline.candidates import Candidate, candidates
-from batchcal.measure.probe import LapRequest
 from batchcal.measure.race.race import TIE, Race, Runner
 from batchcal.measure.rehearsal.loading import FURTHER_AHEAD, Loading
 from batchcal.measure.rehearsal.stage import Stage

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from batchcal.calibration.speed import Share
 from batchcal.core.values import Frozen
-from batchcal.measure.request import Bytes, Held, Seconds, Setting
+from batchcal.measure.children.request import Bytes, Held, Seconds, Setting
 from batchcal.plan.plan import Plan
 
 

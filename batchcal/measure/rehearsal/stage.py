@@ -11,7 +11,7 @@ from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.guard.outcome import Fits
 from batchcal.measure.attempts import allowed_for, said
-from batchcal.measure.probe import Probe, RehearsalReport, RehearsalRequest
+from batchcal.measure.children.probe import Probe, RehearsalReport, RehearsalRequest
 from batchcal.measure.race.race import Race
 from batchcal.plan.plan import Plan
 from batchcal.plan.split import split

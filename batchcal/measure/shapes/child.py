@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
+from batchcal.measure.inside.static import FakeTrace
 from batchcal.measure.shapes.request import TraceArguments
-from batchcal.measure.static import FakeTrace
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.load import load_task
 from batchcal.workload.task import Task

@@ -21,7 +21,7 @@ from batchcal.guard.outcome import Infrastructure
 from batchcal.guard.run import Limits, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.measure.attempts import said
-from batchcal.measure.launchers import Launchers
+from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.shapes.request import TraceArguments
 from batchcal.workload.reference import TaskReference
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from batchcal.core.units import GIB
+from batchcal.measure.children.probe import LapReport, LapRequest
 from batchcal.measure.options import options
-from batchcal.measure.probe import LapReport, LapRequest
 from tests.support.probes import Desk, ScriptedProbe
 
 

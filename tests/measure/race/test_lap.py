@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchcal.core.units import GIB, MIB
-from batchcal.measure.probe import LapReport, LapRequest
+from batchcal.measure.children.probe import LapReport, LapRequest
 from tests.support.children import probing
 
 pytestmark = pytest.mark.child
@@ -62,7 +62,9 @@ def test_every_size_is_timed_over_the_samples_that_were_asked_for() -> None:
             device="cpu", allocator="default", micro_batches=(8, 32), samples=128, allowed_bytes=GIB, limit_s=20.0
         )
         report = probe.lap(request)
-    assert {time.micro_batch: time.steps * time.micro_batch for time in report.times[:2]} == {8: 128, 32: 128}
+    assert [time.micro_batch for time in report.times[:2]] == [8, 32]
+    # More than once where somebody else was in the way.
+    assert all(time.steps * time.micro_batch % 128 == 0 for time in report.times)
 
 
 def test_threads_are_timed_side_by_side_and_fetching_apart() -> None:

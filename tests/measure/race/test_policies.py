@@ -9,8 +9,8 @@ from batchcal.calibration.speed import Speeds
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
-from batchcal.measure.fake import FakeProbe
-from batchcal.measure.probe import LapReport, LapRequest
+from batchcal.measure.children.fake import FakeProbe
+from batchcal.measure.children.probe import LapReport, LapRequest
 from batchcal.measure.race.policies import PolicyRace, sizes_for
 from tests.support.calibrations import MADE_AT, step_time
 

@@ -6,7 +6,7 @@ import pytest
 
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
-from batchcal.measure.probe import RehearsalReport, RehearsalRequest
+from batchcal.measure.children.probe import RehearsalReport, RehearsalRequest
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from tests.support.calibrations import a_calibration

@@ -13,9 +13,9 @@ from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, Outcome, Peak, WorkerDied
-from batchcal.measure.fake import FakeProbe
+from batchcal.measure.children.fake import FakeProbe
+from batchcal.measure.children.probe import RehearsalReport, RehearsalRequest, RehearsalTimes
 from batchcal.measure.pipeline.candidates import Room
-from batchcal.measure.probe import RehearsalReport, RehearsalRequest, RehearsalTimes
 from batchcal.measure.rehearsal.finals import entries, race_finals, thread_ladder
 from batchcal.measure.rehearsal.loading import Loading, other_start_method
 from batchcal.measure.rehearsal.stage import Stage

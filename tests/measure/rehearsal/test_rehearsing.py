@@ -7,8 +7,8 @@ from pathlib import Path
 from batchcal.core.errors import Interrupted
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Fits, OutOfMemory, Peak, UserCodeFailed
+from batchcal.measure.children.probe import LapReport, LapRequest, RehearsalReport, RehearsalRequest
 from batchcal.measure.options import options
-from batchcal.measure.probe import LapReport, LapRequest, RehearsalReport, RehearsalRequest
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from tests.support.probes import Desk, ScriptedProbe, saved

@@ -13,9 +13,9 @@ from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut, UserCodeFailed
 from batchcal.guard.wire import JSON
-from batchcal.measure.probe import RehearsalRequest, RehearsalTimes
+from batchcal.measure.children.probe import RehearsalRequest, RehearsalTimes
+from batchcal.measure.children.request import Held, ProbeAnswer
 from batchcal.measure.rehearsal.request import RehearsalAnswer
-from batchcal.measure.request import Held, ProbeAnswer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import nn
 
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
-from batchcal.measure.blocks import LiveBlocks, curve_of
+from batchcal.measure.inside.blocks import LiveBlocks, curve_of
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 

@@ -8,7 +8,7 @@ from typing import Final
 from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel, ShapePoint
 from batchcal.calibration.schema import Finding, Measurement
 from batchcal.guard.outcome import Fits
-from batchcal.measure.prior import Prior
+from batchcal.measure.search.prior import Prior
 
 EVAL_EXPANSION: Final = 2
 EVAL_PRECISION: Final = 0.75

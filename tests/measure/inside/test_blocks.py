@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batchcal.core.units import MIB
-from batchcal.measure.blocks import MAPPED_FROM, LiveBlocks, curve_of
+from batchcal.measure.inside.blocks import MAPPED_FROM, LiveBlocks, curve_of
 
 
 def test_the_peak_is_the_fullest_moment_block_by_block() -> None:

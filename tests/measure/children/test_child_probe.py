@@ -16,8 +16,8 @@ from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeEr
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.allocator import available
 from batchcal.guard.outcome import Fits, KilledFromOutside, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
-from batchcal.measure import children, launchers
-from batchcal.measure.prior import Prior
+from batchcal.measure.children import child_probe, launchers
+from batchcal.measure.search.prior import Prior
 from batchcal.workload.reference import Scalar
 from tests.support.children import REPOSITORY, fitting, probing, request
 
@@ -253,7 +253,7 @@ def test_a_factory_that_asks_for_an_argument_is_a_usage_error() -> None:
 
 
 def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "LOAD_LIMIT_S", (0.5, 0.5))
+    monkeypatch.setattr(child_probe, "LOAD_LIMIT_S", (0.5, 0.5))
     with probing("sleeping") as probe, pytest.raises(UserCodeError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
     assert "still in load" in raised.value.what

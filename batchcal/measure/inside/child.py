@@ -16,12 +16,12 @@ from batchcal.core.units import format_bytes
 from batchcal.guard.job import ChildContext
 from batchcal.guard.meters import ProcessMemory, read_status
 from batchcal.guard.wire import JSON
-from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
-from batchcal.measure.probe import Examination
-from batchcal.measure.request import ExamineArguments, ProbeAnswer, ProbeArguments
-from batchcal.measure.settling import STILL, stands_still
-from batchcal.measure.static import FakeTrace, line, profiled_curve
-from batchcal.measure.subject import Subject, limit_accelerator
+from batchcal.measure.children.probe import Examination
+from batchcal.measure.children.request import ExamineArguments, ProbeAnswer, ProbeArguments
+from batchcal.measure.inside.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
+from batchcal.measure.inside.static import FakeTrace, line, profiled_curve
+from batchcal.measure.inside.subject import Subject, limit_accelerator
+from batchcal.measure.search.settling import STILL, stands_still
 from batchcal.runtime.batches import MicroBatch
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.facts import TaskFacts

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from batchcal.calibration.memory_model import UNBOUNDED, ShapePoint
 from batchcal.calibration.schema import Finding, LimitedBy, Options
 from batchcal.detect.environment import SharedMemory
-from batchcal.measure.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training
-from batchcal.measure.prior import Prior
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Bounds
+from batchcal.measure.search.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training
+from batchcal.measure.search.prior import Prior
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 

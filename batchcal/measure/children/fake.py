@@ -10,7 +10,7 @@ from batchcal.calibration.schema import Isolation, Mode
 from batchcal.calibration.speed import StepTime
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak
-from batchcal.measure.probe import (
+from batchcal.measure.children.probe import (
     Examination,
     LapReport,
     LapRequest,

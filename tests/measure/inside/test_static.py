@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from batchcal.calibration.memory_model import ShapePoint
-from batchcal.measure.static import FakeTrace, line, profiled_curve, usable
+from batchcal.measure.inside.static import FakeTrace, line, profiled_curve, usable
 from batchcal.workload.task import Task
 from tests.measure.tasks import FEATURES, Wide, loss, refusing, task_of, untraceable, wide
 
@@ -116,7 +116,7 @@ def test_no_size_is_traced_after_the_time_is_up() -> None:
 
 
 def test_a_slow_size_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchcal.measure.static.SIZE_LIMIT_S", 0.05)
+    monkeypatch.setattr("batchcal.measure.inside.static.SIZE_LIMIT_S", 0.05)
 
     def slow(model: nn.Module, batch: object) -> Tensor:
         time.sleep(0.03)

@@ -8,10 +8,10 @@ from batchcal.core.units import GIB, MIB
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory
 from batchcal.guard.wire import JSON
-from batchcal.measure.answers import Within, evaluating, rehearsal_times, rehearsed
-from batchcal.measure.probe import RehearsalRequest
+from batchcal.measure.children.answers import Within, evaluating, rehearsal_times, rehearsed
+from batchcal.measure.children.probe import RehearsalRequest
+from batchcal.measure.children.request import Held
 from batchcal.measure.rehearsal.request import RehearsalAnswer
-from batchcal.measure.request import Held
 from batchcal.plan.make import make_plan
 from tests.support.calibrations import a_calibration
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.calibration.schema import Mode
-from batchcal.measure.request import Setting
+from batchcal.measure.children.request import Setting
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.threads import apply_threads

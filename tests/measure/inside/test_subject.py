@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from batchcal.measure.subject import Subject
+from batchcal.measure.inside.subject import Subject
 from batchcal.workload.task import Task
 
 

@@ -10,7 +10,7 @@ import torch
 
 from batchcal.guard.fence import SHARED_MEMORY
 from batchcal.guard.meters import ProcessMemory, private_bytes, read_status, reset_peak
-from batchcal.measure.request import Held
+from batchcal.measure.children.request import Held
 
 
 class HostPeak:

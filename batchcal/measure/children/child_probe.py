@@ -24,11 +24,11 @@ from batchcal.guard.outcome import Fits, Infrastructure
 from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import JSON, Message
-from batchcal.measure import answers
 from batchcal.measure.attempts import said
 from batchcal.measure.budget import host_budget_of
-from batchcal.measure.launchers import Launchers
-from batchcal.measure.probe import (
+from batchcal.measure.children import answers
+from batchcal.measure.children.launchers import Launchers
+from batchcal.measure.children.probe import (
     Examination,
     LapReport,
     LapRequest,
@@ -37,9 +37,9 @@ from batchcal.measure.probe import (
     RehearsalReport,
     RehearsalRequest,
 )
+from batchcal.measure.children.request import ExamineArguments, ProbeArguments, Setting
 from batchcal.measure.race.request import LapArguments
 from batchcal.measure.rehearsal.request import RehearsalArguments
-from batchcal.measure.request import ExamineArguments, ProbeArguments, Setting
 from batchcal.workload.reference import TaskReference
 
 UNSHARED_BYTES: Final = 16 * MIB
@@ -94,11 +94,11 @@ class ChildProbe:
         """Loads the task once in a child: facts, static shapes, what a tiny step holds. See `Probe`."""
         arguments = ExamineArguments(setting=self._settings[device], budget_bytes=budget_bytes, limit_s=limit_s)
         limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s=self._phase_s)
-        ending = self._run("batchcal.measure.child:examine", arguments.model_dump(mode="json"), allocator, limits)
+        ending = self._run("batchcal.measure.inside.child:examine", arguments.model_dump(mode="json"), allocator, limits)
         if not ending.has_result and ending.phase == "measure":
             # Past the first real steps: what crashed or hung is the model without memory, which it need not bear.
             untraced = arguments.model_copy(update={"traced": False})
-            ending = self._run("batchcal.measure.child:examine", untraced.model_dump(mode="json"), allocator, limits)
+            ending = self._run("batchcal.measure.inside.child:examine", untraced.model_dump(mode="json"), allocator, limits)
         if not ending.has_result:
             raise answers.failure(ending, self._host_budget)
         value = ending.returned if isinstance(ending.returned, dict) else {}
@@ -138,7 +138,7 @@ class ChildProbe:
             host_fence=not accelerated and setting.workers == 0,
         )
         began = time.monotonic()
-        ending = self._run("batchcal.measure.child:probe", arguments.model_dump(mode="json"), request.allocator, limits)
+        ending = self._run("batchcal.measure.inside.child:probe", arguments.model_dump(mode="json"), request.allocator, limits)
         within = self._within(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
         outcome = classify(ending, lambda value: answers.probed(value, ending, within, request.batch))
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if request.device.startswith("cuda") else ()))

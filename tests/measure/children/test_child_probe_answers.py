@@ -15,10 +15,10 @@ from batchcal.guard.outcome import Infrastructure, OutOfMemory
 from batchcal.guard.run import Limits, Listener
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.guard.wire import JSON
-from batchcal.measure import children
-from batchcal.measure.children import ChildProbe
-from batchcal.measure.probe import ProbeReport
-from batchcal.measure.request import Held, ProbeAnswer
+from batchcal.measure.children import child_probe
+from batchcal.measure.children.child_probe import ChildProbe
+from batchcal.measure.children.probe import ProbeReport
+from batchcal.measure.children.request import Held, ProbeAnswer
 from tests.support.children import ROOM, Fixed, fitting, probing, request, setting_of
 
 pytestmark = pytest.mark.child
@@ -30,7 +30,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> Ending:
         return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
 
-    monkeypatch.setattr(children, "run", run)
+    monkeypatch.setattr(child_probe, "run", run)
 
 
 HELD = Held(

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from batchcal.core.units import MIB
-from batchcal.measure import peak
-from batchcal.measure.peak import AcceleratorPeak, HostPeak, WorkersPeak
+from batchcal.measure.inside import peak
+from batchcal.measure.inside.peak import AcceleratorPeak, HostPeak, WorkersPeak
 
 
 def touch(mib: int) -> None:

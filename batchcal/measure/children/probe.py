@@ -10,7 +10,7 @@ from batchcal.calibration.schema import Isolation, Mode
 from batchcal.calibration.speed import StepTime
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
-from batchcal.measure.settling import LEAST_STEPS, STEPS_BEFORE_EVALUATION
+from batchcal.measure.search.settling import LEAST_STEPS, STEPS_BEFORE_EVALUATION
 from batchcal.plan.plan import Plan
 from batchcal.workload.facts import TaskFacts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchcal.calibration.schema import Mode
-from batchcal.measure.settling import least_steps, stands_still, steps_before_evaluation
+from batchcal.measure.search.settling import least_steps, stands_still, steps_before_evaluation
 from tests.support.probes import Desk, ScriptedProbe
 
 

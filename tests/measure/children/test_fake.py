@@ -6,8 +6,8 @@ import time
 
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
-from batchcal.measure.fake import FakeProbe
-from batchcal.measure.probe import ProbeRequest
+from batchcal.measure.children.fake import FakeProbe
+from batchcal.measure.children.probe import ProbeRequest
 
 
 def request(batch: int, *, mode: str = "train", budget: int = 400 * MIB) -> ProbeRequest:
