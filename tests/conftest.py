@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.cgroups import needs_memory_cgroup
 from tests.support.leftovers import TOKEN, look, settled
+from tests.support.zygotes import LentZygote, lent
 
 MAY_START_PROCESSES: Final = ("child", "cgroup", "slow", "gpu")
 HOMES: Final = {
@@ -45,6 +46,14 @@ def accelerator_here() -> bool:
     """Whether torch can use an accelerator; asked in a child, once."""
     question = "import sys, torch; sys.exit(not torch.accelerator.is_available())"
     return subprocess.run([sys.executable, "-c", question], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[None]:
+    """`probing` forks from one zygote for all tests that ask for this, but for those that say `own_zygote`."""
+    lent.append(LentZygote())
+    yield
+    lent.pop().end()
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from batchcal.core.units import MIB
 from batchcal.core.values import Frozen
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
+from batchcal.guard import launch
 from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.measure.attempts import OVER_BUDGET_LEAST
@@ -129,9 +130,12 @@ def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
 
 
 def main() -> None:
-    """LAB_BALLAST_MIB: what this process holds itself; LAB_LOAD_LIMIT_S: the deadline of loading, else minutes."""
+    """LAB_BALLAST_MIB: what this process holds itself; LAB_LOAD_LIMIT_S: the deadline of loading, else minutes;
+    LAB_START_LIMIT_S: how long a zygote may take to fork."""
     if "LAB_LOAD_LIMIT_S" in os.environ:
         vars(child_probe)["LOAD_LIMIT_S"] = (float(os.environ["LAB_LOAD_LIMIT_S"]),) * 2
+    if "LAB_START_LIMIT_S" in os.environ:
+        vars(launch)["START_LIMIT_S"] = float(os.environ["LAB_START_LIMIT_S"])
     ballast = b"x" * (int(os.environ.get("LAB_BALLAST_MIB", "0")) * MIB)
     environment = detect()
     launchers = Launchers(os.environ, note=lambda text: print(text, file=sys.stderr), spawn_only=False)

@@ -14,6 +14,7 @@ from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import ProbeReport, ProbeRequest
 from batchcal.measure.children.request import Setting
 from batchcal.workload.reference import Scalar, TaskReference
+from tests.support.zygotes import lent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOM = 4 * GIB
@@ -56,6 +57,7 @@ def probing(
     above_bytes: int = ROOM,
     isolation: str | None = None,
     notes: list[str] | None = None,
+    own_zygote: bool = False,
     **arguments: Scalar,
 ) -> Iterator[ChildProbe]:
     probe = ChildProbe(
@@ -66,6 +68,8 @@ def probing(
         environ={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         isolation=isolation,
     )
+    if lent and not own_zygote and isolation is None:
+        probe._launchers.there["default"] = lent[0]
     with closing(probe):
         yield probe
 

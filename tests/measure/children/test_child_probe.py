@@ -21,7 +21,7 @@ from batchcal.measure.search.prior import Prior
 from batchcal.workload.reference import Scalar
 from tests.support.children import REPOSITORY, fitting, probing, request
 
-pytestmark = pytest.mark.child
+pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
 
 HANDWRITING = "batchcal.workload.examples.handwriting:task"
 
@@ -277,7 +277,7 @@ def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
     """One that waits would hold memory that no training does."""
     names = [policy.name for policy in available()]
     other = "tcmalloc" if "tcmalloc" in names else "retain"
-    with probing("wide", repeats=64) as probe:
+    with probing("wide", repeats=64, own_zygote=True) as probe:
         pids: list[int] = []
         for name in ("default", other):
             assert isinstance(probe.measure(request(200, allocator=name)).outcome, Fits)
@@ -304,7 +304,7 @@ def test_a_zygote_that_cannot_be_had_is_replaced_by_spawning_and_noted(monkeypat
 
     monkeypatch.setattr(launchers, "ZygoteLauncher", Unusable)
     notes: list[str] = []
-    with probing("wide", repeats=8, notes=notes) as probe:
+    with probing("wide", repeats=8, notes=notes, own_zygote=True) as probe:
         report = probe.measure(request(10))
     assert report.isolation.launcher == "spawn"
     (note,) = notes
@@ -314,7 +314,7 @@ def test_a_zygote_that_cannot_be_had_is_replaced_by_spawning_and_noted(monkeypat
 
 
 def test_a_zygote_that_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    with probing("wide", repeats=8) as probe:
+    with probing("wide", repeats=8, own_zygote=True) as probe:
         assert isinstance(probe.measure(request(10)).outcome, Fits)
         pid = probe._launchers.get("default").overhead_pid
         assert pid is not None

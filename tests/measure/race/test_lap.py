@@ -8,7 +8,7 @@ from batchcal.core.units import GIB, MIB
 from batchcal.measure.children.probe import LapReport, LapRequest
 from tests.support.children import probing
 
-pytestmark = pytest.mark.child
+pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
 
 HANDWRITING = "batchcal.workload.examples.handwriting:task"
 

@@ -12,7 +12,7 @@ from batchcal.plan.plan import Plan
 from tests.support.calibrations import a_calibration
 from tests.support.children import probing
 
-pytestmark = pytest.mark.child
+pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
 
 SLOW_DATA = "tests.measure.rehearsal.tasks:waiting"
 
