@@ -7,8 +7,8 @@ from typing import Final
 from tests.faults.row import Row, in_faults
 
 CHILDREN: Final = "guard/test_children.py::"
-ENGINE: Final = "measure/test_children.py::"
-ANSWERS: Final = "measure/test_children_answers.py::"
+ENGINE: Final = "measure/children/test_child_probe.py::"
+ANSWERS: Final = "measure/children/test_child_probe_answers.py::"
 
 PROBES: Final[dict[int, Row]] = {
     1: Row(
@@ -145,7 +145,7 @@ PROBES: Final[dict[int, Row]] = {
             *in_faults(
                 "processes",
                 "test_a_probe_that_is_killed_in_its_step_is_told_and_the_next_one_works",
-                "test_a_thousand_kills_at_random_times_leave_one_outcome_each_and_nothing_behind",
+                "test_hundreds_of_kills_at_random_times_leave_one_outcome_each_and_nothing_behind",
             ),
             f"{CHILDREN}test_random_kills_leave_one_outcome_each_and_nothing_behind",
         ),
