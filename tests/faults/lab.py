@@ -134,7 +134,9 @@ def lab(
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         command = [*prefix, sys.executable, *program]
         homes = dict.fromkeys(("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), str(home))
-        env = {**os.environ, **homes, "PYTHONPATH": str(ROOT), **(environment or {})}
+        # Untraced: coverage's memory and time are not the engine's, and the tests of its rooms cover the same lines.
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS_")}
+        env = {**ours, **homes, "PYTHONPATH": str(ROOT), **(environment or {})}
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
                 group.command(command) if group is not None else command,
