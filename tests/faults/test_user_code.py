@@ -186,7 +186,7 @@ UNUSUAL = [
 @pytest.mark.cgroup
 @pytest.mark.parametrize("asked", UNUSUAL)
 def test_the_answer_fills_the_budget_and_was_run(small: Lab, output: Path, asked: Ask) -> None:
-    made = calibrated(small, asked, output, max_probes=3)
+    made = calibrated(small, asked, output, max_probes=5)
     found = made.finding()
     assert found is not None
     assert found.train.limited_by in {"memory", "max-probes"}
@@ -230,7 +230,7 @@ def test_a_task_of_which_not_two_samples_fit_is_nothing_that_fits(small: Lab, ou
 
 @pytest.mark.cgroup
 def test_a_task_of_which_few_samples_fit_is_not_profiled_to_death(small: Lab, output: Path) -> None:
-    made = calibrated(small, ask("branching", mib=60), output, max_probes=3)
+    made = calibrated(small, ask("branching", mib=60), output, max_probes=5)
     found = made.finding()
     assert found is not None
     assert 2 <= found.train.batch <= 8
