@@ -6,10 +6,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from batchcal.calibration.memory_model import UNBOUNDED
 from batchcal.core.values import Record
 
 ALIKE: Final = 1.015
 """Sizes within this of the fastest are as fast: no turn tells less."""
+HEAVY_DATA: Final = 0.3
+"""Of a step: where fetching its batch takes more, DataLoader workers are what there is to gain."""
 RACED_POLICIES: Final = "raced-policies"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -60,6 +63,12 @@ class Speeds(Record):
     """Sizes that others took our processors from while they were timed, each time they were tried again, too."""
     spread: NotNegative | None = None
     """How much slower the second best turn was than the best, as a share. None: there was but one."""
+
+    @property
+    def fetch_share(self) -> float:
+        """Of the fastest step: what fetching its batch took. 0 where none was timed."""
+        fastest = self.fastest(UNBOUNDED)
+        return 0.0 if fastest is None else min(1.0, fastest.fetch_s / fastest.step_s)
 
     def fastest(self, effective_batch: int) -> StepTime | None:
         """The micro-batch of at most `effective_batch` samples that trains fastest, and of those that are as fast the smallest;

@@ -43,6 +43,8 @@ LOCK_WAIT_FACTOR: Final = 2.0
 SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.7, "memory": 0.9}
 """Of the time: for the race of policies and the capacities. The rest is for the races of whole plans and the rehearsal; the
 largest plan is not raced."""
+SHARE_OF_CAMPAIGN_BEFORE_WORKERS: Final = 0.5
+"""The same where the data is so heavy that the race of workers matters most."""
 LEAST_ROOM_BYTES: Final = 288 * MIB
 """No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 300 MiB, of which
 the command itself took 40, the kernel killed some. A tiny model at rest holds 220 MiB and more."""
@@ -222,6 +224,7 @@ class _Run:
             clock=self.clock,
             progress=self.progress,
             until=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
+            until_before_workers=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN_BEFORE_WORKERS,
         )
         self._announce(budgets)
         stopped: BatchcalError | None = None

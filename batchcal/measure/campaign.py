@@ -64,6 +64,8 @@ class Campaign:
     progress: Progress
     until: float
     """Of the clock: when no further child is started."""
+    until_before_workers: float | None = None
+    """The same where a race of workers follows that has much to win."""
     findings: list[Finding] = field(default_factory=list)
     examinations: dict[str, Examination] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
@@ -107,6 +109,8 @@ class Campaign:
             )
             for text in notes:
                 self.attempts.note(text)
+            if self.until_before_workers is not None and self.policies.data_is_heavy(device):
+                self.until = min(self.until, self.until_before_workers)
         return tuple(dict.fromkeys((self.policies.policy(device), "default")))
 
     def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:

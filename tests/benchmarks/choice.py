@@ -70,7 +70,7 @@ def cells(calibration: Calibration, chosen: Plan) -> list[Plan]:
     effective = sum(chosen.micro_batches)
     sizes = sorted({max(1, min(effective, round(chosen.micro_batch * factor))) for factor in (0.25, 0.5, 1, 2, 4)} | {effective})
     most = calibration.environment.optimal_threads
-    loaders = ((most, 0), (1, 0), (most, 1), (1, 1)) if most > 1 else ((1, 0), (1, 1))
+    loaders = ((most, 0), (1, 0), (most, 1), (1, 1), (1, most)) if most > 1 else ((1, 0), (1, 1))
     found = []
     for policy in available():
         for size in sizes:

@@ -6,11 +6,11 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, get_args
 
 from pydantic import ValidationError
 
-from batchcal.calibration.schema import Budget, Isolation, Options
+from batchcal.calibration.schema import Budget, Isolation, Mode, Options
 from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import GuardError
 from batchcal.core.units import MIB
@@ -86,13 +86,22 @@ class ChildProbe:
         }
         variables = os.environ if environ is None else environ
         self._launchers = Launchers(variables, note=note, spawn_only=isolation == "spawn")
-        self._orders: dict[str, tuple[int, ...]] = {}
+        self._examined: dict[str, Examination] = {}
+        """By device, whatever the policy was."""
+        self._orders: dict[tuple[str, Mode], tuple[int, ...]] = {}
+        """The largest samples by device and mode."""
         self._stay: frozenset[str] = frozenset()
         """Policies that are timed in turn need not start anew each time."""
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         """Loads the task once in a child: facts, static shapes, what a tiny step holds. See `Probe`."""
-        arguments = ExamineArguments(setting=self._settings[device], budget_bytes=budget_bytes, limit_s=limit_s)
+        arguments = ExamineArguments(
+            setting=self._settings[device],
+            budget_bytes=budget_bytes,
+            limit_s=limit_s,
+            known=self._examined.get(device),
+            order=self._orders.get((device, "train")),
+        )
         limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s=self._phase_s)
         ending = self._run("batchcal.measure.inside.child:examine", arguments.model_dump(mode="json"), allocator, limits)
         if not ending.has_result and ending.phase == "measure":
@@ -107,8 +116,12 @@ class ChildProbe:
         except ValidationError as error:
             known = f"{error.error_count()} fields of it are wrong"
             raise GuardError("the examination of the task gave no usable answer", known=known) from error
-        order = value.get("order")
-        self._orders[device] = tuple(index for index in order if isinstance(index, int)) if isinstance(order, list) else ()
+        if device not in self._examined:
+            self._examined[device] = examination
+            for mode in get_args(Mode):
+                order = value.get(mode)
+                if isinstance(order, list):
+                    self._orders[device, mode] = tuple(index for index in order if isinstance(index, int))
         return examination
 
     def measure(self, request: ProbeRequest) -> ProbeReport:
@@ -127,8 +140,8 @@ class ChildProbe:
             samples=request.samples,
             least_steps=request.least_steps,
             train_steps=request.train_steps,
-            order=self._orders.get(request.device) if request.mode == "train" else None,
-            train_order=self._orders.get(request.device) if request.mode == "eval" else None,
+            order=self._orders.get((request.device, request.mode)),
+            train_order=self._orders.get((request.device, "train")),
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         deadline = max(request.deadline_s or 600.0, 5.0)
@@ -177,7 +190,7 @@ class ChildProbe:
             samples=request.samples,
             least_s=LAP_LEAST_S,
             limit_s=request.limit_s,
-            order=self._orders.get(request.device),
+            order=self._orders.get((request.device, "train")),
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         values = arguments.model_dump(mode="json")
@@ -204,7 +217,8 @@ class ChildProbe:
             worst_case=request.worst_case,
             least_s=request.least_s,
             limit_s=request.limit_s,
-            order=self._orders.get(plan.device),
+            order=self._orders.get((plan.device, "train")),
+            eval_order=self._orders.get((plan.device, "eval")),
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         began = time.monotonic()

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from batchcal.calibration.schema import Mode
 from batchcal.core.values import Frozen
+from batchcal.measure.children.probe import Examination
 from batchcal.workload.in_flight import PREFETCH_FACTOR
 from batchcal.workload.reference import TaskReference
 
@@ -39,6 +40,10 @@ class ExamineArguments(Frozen):
     limit_s: float
     traced: bool = True
     """False: the static curve comes from the profiler, since running the model without memory has ended a child before."""
+    known: Examination | None = None
+    """What was found under another policy: then only what depends on the policy is measured."""
+    order: tuple[int, ...] | None = None
+    """See `ProbeArguments`."""
 
 
 class ProbeArguments(Frozen):
@@ -50,7 +55,7 @@ class ProbeArguments(Frozen):
     least_steps: int
     train_steps: int
     order: tuple[int, ...] | None
-    """Indices of the largest samples, largest first, found once by the examination. None: to be found again."""
+    """Indices of the largest samples of the mode's data, largest first, found by the examination. None: to be found again."""
     train_order: tuple[int, ...] | None = None
     """The same for the training step that goes before an evaluation."""
     accelerator_allowed_bytes: int | None = None

@@ -29,6 +29,7 @@ from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 2.0
 """How long the search for the largest samples may take."""
+EVAL_SCAN_LIMIT_S: Final = 1.0
 STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
 LEAKING_STEPS: Final = 4
 """So many steps in a row that each bring more are no settling."""
@@ -42,12 +43,13 @@ PROFILED_SHARE: Final = 0.6
 
 
 def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Loads the task, runs three tiny steps, and draws the static curves."""
+    """Loads the task, runs three tiny steps, and draws the static curves; the tiny steps alone where the rest is known."""
     request = ExamineArguments.model_validate(arguments)
     context.phase("load")
     subject = Subject.load(request.setting)
-    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
-    facts = worst.facts(subject.task)
+    seed, known = request.setting.seed, request.known
+    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=seed, order=request.order)
+    facts = worst.facts(subject.task) if known is None else known.facts
     context.phase("warm-up")
     host, accelerator = HostPeak(), AcceleratorPeak(subject.device, request.setting.accelerator_free_bytes)
     smallest = request.setting.smallest_batch
@@ -60,6 +62,12 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
     base = base_bytes if base_accelerator is None else base_accelerator
     rate = _rate(subject, worst, _rate_batch(request, facts, loaded, base), smallest)
+    if known is not None:
+        tiny = {"base_bytes": base_bytes, "base_accelerator_bytes": base_accelerator, "samples_per_s": rate}
+        return {"examination": known.model_copy(update=tiny).model_dump(mode="json")}
+    eval_order = worst.order
+    if subject.task.eval_data is not None:
+        eval_order = WorstCase.of(subject.task, "eval", limit_s=EVAL_SCAN_LIMIT_S, seed=seed).order
     context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
     shapes, source, notes = _shapes(subject.task, worst, request, facts, base)
     examination = Examination(
@@ -71,7 +79,7 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         shape_source=source,
         notes=notes,
     )
-    return {"examination": examination.model_dump(mode="json"), "order": list(worst.order)}
+    return {"examination": examination.model_dump(mode="json"), "train": list(worst.order), "eval": list(eval_order)}
 
 
 def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:

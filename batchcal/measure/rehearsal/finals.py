@@ -22,7 +22,8 @@ MOST_WITH_WORKERS: Final = 3
 """Run at most, beside the one without."""
 MOST_THREADS: Final = 3
 LAP_S: Final = 6.0
-"""For the lap of threads, at most."""
+SHARE_OF_LAP: Final = 0.3
+"""For the lap of threads, at most: seconds, and of the time that is left."""
 WAITING: Final = 0.95
 """Of what conservation of work allows: a winner that stays below waits for batches that may be read further ahead."""
 
@@ -37,7 +38,7 @@ def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
             micro_batches=(plan.micro_batch,),
             threads=ladder * 2,  # there and back again: what comes and goes meets nobody twice
             allowed_bytes=allowed_for(plan.budget_bytes),
-            limit_s=min(LAP_S, stage.left_s()),
+            limit_s=min(LAP_S, stage.left_s() * SHARE_OF_LAP),
         )
     )
     found: dict[int, StepTime] = {}

@@ -7,6 +7,7 @@ from typing import Final
 
 from batchcal.calibration.rehearsal import Finals, Rehearsal
 from batchcal.calibration.schema import Calibration
+from batchcal.calibration.speed import HEAVY_DATA
 from batchcal.guard.outcome import Fits, Suspect
 from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import room_of
@@ -23,6 +24,8 @@ from batchcal.plan.workers import worker_bytes
 
 SHARE_OF_FINALS: Final = 0.35
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
+SHARE_OF_FINALS_OF_HEAVY_DATA: Final = 0.65
+"""Micro-batches have little to win where the step waits for its batch."""
 SHARE_OF_SIZES: Final = 0.5
 """Likewise."""
 OF_THE_REHEARSAL: Final = "the rehearsal"
@@ -103,7 +106,10 @@ class Rehearsing:
             }
         )
         self._phase("finals", "threads and DataLoader workers")
-        stage = self.stage.part(SHARE_OF_FINALS)
+        finding = self.calibration.finding()
+        speeds = None if finding is None else self.calibration.speeds_of(finding)
+        heavy = speeds is not None and speeds.fetch_share > HEAVY_DATA
+        stage = self.stage.part(SHARE_OF_FINALS_OF_HEAVY_DATA if heavy else SHARE_OF_FINALS)
         times, why = timed_threads(stage, alone)
         if not times:
             self.undone.append(f"the race of threads and workers: no step could be timed{why and f', {why}'}")

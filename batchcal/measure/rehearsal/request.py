@@ -25,6 +25,7 @@ class RehearsalArguments(Frozen):
     limit_s: float
     """No further group is timed so many seconds after the warm-up."""
     order: tuple[int, ...] | None
+    eval_order: tuple[int, ...] | None = None
     accelerator_allowed_bytes: int | None
 
 

@@ -18,6 +18,8 @@ from batchcal.plan.split import split
 
 TURN_S: Final = 0.5
 """What a plan is timed for at least, where it races another."""
+TURN_WITH_WORKERS_S: Final = 2.5
+"""What it is given at least where workers fetch: they start, and what they read ahead is not timed."""
 GROUPS: Final = 4
 """Optimizer steps that a whole rehearsal runs beside those of the largest samples, evaluations included."""
 LEAST_MICRO_BATCHES: Final = 2
@@ -43,7 +45,7 @@ class Stage:
 
     def turn(self, plan: Plan) -> RehearsalReport:
         """Times `plan`, as one of several in a race: no more of each optimizer step than that takes."""
-        limit_s = max(self.left_s(), TURN_S)
+        limit_s = max(self.left_s(), _least_s(plan))
         return self.probe.rehearse(
             RehearsalRequest(
                 plan=plan,
@@ -76,7 +78,7 @@ class Stage:
     def rehearse(self, plan: Plan) -> tuple[RehearsalReport, int]:
         """Runs `plan` for its peak and its rate, evaluations at training's size and at its own included. Tells how many
         micro-batches of each step were run, too."""
-        limit_s = max(self.left_s() * SHARE_OF_A_TURN, TURN_S)
+        limit_s = max(self.left_s() * SHARE_OF_A_TURN, _least_s(plan))
         cut = first_of(plan, limit_s / GROUPS, least=LEAST_MICRO_BATCHES)
         evaluations = tuple(dict.fromkeys((min(plan.micro_batch, plan.eval_batch), plan.eval_batch)))
         report = self.probe.rehearse(
@@ -92,6 +94,10 @@ class Stage:
             )
         )
         return report, len(cut)
+
+
+def _least_s(plan: Plan) -> float:
+    return TURN_WITH_WORKERS_S if plan.num_workers else TURN_S
 
 
 def divided(plan: Plan, largest: int) -> Plan:

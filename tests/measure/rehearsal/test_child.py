@@ -34,7 +34,14 @@ def a_plan(*micro_batches: int, workers: int = 0, eval_batch: int = 8, threads: 
 
 
 def rehearse(
-    spec: str, plan: Plan, *, budget: int = GIB, evaluations: tuple[int, ...] = (), worst: bool = True, repeats: int = 8
+    spec: str,
+    plan: Plan,
+    *,
+    budget: int = GIB,
+    evaluations: tuple[int, ...] = (),
+    worst: bool = True,
+    repeats: int = 8,
+    limit_s: float = 20.0,
 ) -> RehearsalReport:
     probe_of = probing(spec, repeats=repeats) if spec == "wide" else probing(spec)
     with probe_of as probe:
@@ -47,7 +54,7 @@ def rehearse(
                 allowed_bytes=budget + 64 * MIB,
                 budget_bytes=budget,
                 least_s=0.2,
-                limit_s=20.0,
+                limit_s=limit_s,
             )
         )
 
@@ -86,6 +93,14 @@ def test_workers_are_alive_and_hide_what_the_data_waits_for() -> None:
     assert fitting(helped).samples_per_s > 1.5 * fitting(alone).samples_per_s
     assert alone.times is not None
     assert alone.times.wait_share > 0.7
+
+
+def test_batches_that_were_read_ahead_are_no_speed() -> None:
+    """While the largest samples run, workers fill their queue: what is taken from that comes at once."""
+    plan = a_plan(32, workers=2)
+    plenty = fitting(rehearse(SLOW_DATA, plan, worst=False)).samples_per_s
+    hurried = fitting(rehearse(SLOW_DATA, plan, worst=False, limit_s=0.01)).samples_per_s
+    assert hurried < 1.2 * plenty
 
 
 def test_a_worker_that_dies_ends_the_rehearsal_and_says_so() -> None:
