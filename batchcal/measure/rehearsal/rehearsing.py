@@ -106,10 +106,7 @@ class Rehearsing:
             }
         )
         self._phase("finals", "threads and DataLoader workers")
-        finding = self.calibration.finding()
-        speeds = None if finding is None else self.calibration.speeds_of(finding)
-        heavy = speeds is not None and speeds.fetch_share > HEAVY_DATA
-        stage = self.stage.part(SHARE_OF_FINALS_OF_HEAVY_DATA if heavy else SHARE_OF_FINALS)
+        stage = self.stage.part(SHARE_OF_FINALS_OF_HEAVY_DATA if self._data_is_heavy() else SHARE_OF_FINALS)
         times, why = timed_threads(stage, alone)
         if not times:
             self.undone.append(f"the race of threads and workers: no step could be timed{why and f', {why}'}")
@@ -141,6 +138,8 @@ class Rehearsing:
         plan, finding = self.plan(), self.calibration.finding()
         if finding is None or self.stage.left_s() <= 0:
             return
+        if plan.num_workers and self._data_is_heavy():
+            return  # the step waits for its batch, whatever its size: the time is the rehearsal's
         sizes = sizes_to_race(self.calibration.speeds_of(finding), plan, finding.train.batch)
         if len(sizes) < 2:
             return
@@ -150,6 +149,11 @@ class Rehearsing:
         for one in race.sizes:
             told = {"micro_batch": one.micro_batch, "samples_per_s": one.samples_per_s, "ended": one.why or None}
             self.stage.progress.event("size_ended", told)
+
+    def _data_is_heavy(self) -> bool:
+        finding = self.calibration.finding()
+        speeds = None if finding is None else self.calibration.speeds_of(finding)
+        return speeds is not None and speeds.fetch_share > HEAVY_DATA
 
     def _rehearse(self) -> None:
         self._phase("rehearsal", "the whole plan, the largest samples included")
