@@ -40,7 +40,7 @@ from batchcal.workload.reference import TaskReference
 
 LOCK_WAIT_FACTOR: Final = 2.0
 """Another calibration of the same file is waited for this many time limits, then we go on without the lock."""
-SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.7, "memory": 0.9}
+SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.6, "memory": 0.9}
 """Of the time: for the race of policies and the capacities. The rest is for the races of whole plans and the rehearsal; the
 largest plan is not raced."""
 SHARE_OF_CAMPAIGN_BEFORE_WORKERS: Final = 0.5

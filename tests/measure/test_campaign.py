@@ -183,7 +183,7 @@ def test_nothing_larger_than_max_batch_is_tried_in_training_or_evaluation(desk: 
 
 
 def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(desk: Desk) -> None:
-    finding = found(desk, ScriptedProbe(clock=desk.clock, takes_s=19.0))
+    finding = found(desk, ScriptedProbe(clock=desk.clock, takes_s=16.0))
     assert finding.eval is not None
     assert finding.eval.batch < finding.train.batch
     assert finding.eval.limited_by == "time-limit"
@@ -325,7 +325,7 @@ def test_a_size_refused_under_one_policy_is_no_answer_under_another(desk: Desk) 
 
 
 def test_a_probe_never_gets_less_time_than_it_needs_to_say_something(desk: Desk) -> None:
-    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=40)
+    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=33)
     desk.calibrate(probe)
     assert probe.asked[0].deadline_s == DEADLINE_LEAST_S
 

@@ -14,6 +14,8 @@ from batchcal.plan.plan import Plan
 
 ROUNDS: Final = 2
 """At most; a knob's part is said with two digits."""
+EXPECTED_SHARE: Final = 0.8
+"""Of the budget: what a size that was never run may be expected to hold. The fence stands all the same."""
 Name = Literal["allocator", "micro_batch", "num_workers", "intra_op_threads"]
 
 
@@ -49,7 +51,9 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
     knobs = _knobs(calibration, plan)
     turned = {name: _turned_back(calibration, plan, (name,)) for name in knobs}
     usual = _turned_back(calibration, plan, tuple(knobs)) if len(knobs) > 1 else None
-    chosen = _Variant(plan)
+    # The rehearsal has just timed it, in the same way.
+    rehearsed = plan.predicted_samples_per_s if plan.status == "verified" else None
+    chosen = _Variant(plan, rates=[] if rehearsed is None else [rehearsed])
     variants = [chosen, *([usual] if usual is not None else []), *turned.values()]
     rounds = _run(stage, variants) if knobs else 0
     if knobs and chosen.samples_per_s is None:
@@ -100,19 +104,25 @@ def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) 
 
 
 def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
-    """The micro-batch of who does not divide: the effective batch, or what of it fits."""
+    """The micro-batch of who does not divide: the effective batch, or what of it fits; is expected to fit, where no time was left
+    to find out."""
     finding = calibration.finding(device=plan.device, allocator=allocator)
     whole = sum(plan.micro_batches)
-    return whole if finding is None else min(whole, finding.train.batch)
+    if finding is None:
+        return whole
+    if finding.train.limited_by not in ("time-limit", "max-probes"):
+        return min(whole, finding.train.batch)
+    expected = finding.train_memory.largest_within(plan.budget_bytes * EXPECTED_SHARE, ceiling=whole)
+    return min(whole, max(finding.train.batch, expected))
 
 
 def _run(stage: Stage, variants: list[_Variant]) -> int:
     """Rounds in which each variant is timed once, as many as there is time for. Returns how many."""
     plans = [one.plan for one in variants if one.plan is not None]
     stage.probe.prepare(tuple(dict.fromkeys(plan.allocator for plan in plans)), max(plan.budget_bytes for plan in plans))
-    # The first two are what the gain is told from. Then a policy at a time, in case they cannot be there at once; and back again.
+    # First what the gain is told from. Then a policy at a time, in case they cannot be there at once; and back again.
     chosen, usual, *rest = variants
-    ordered = [chosen, usual, *sorted(rest, key=lambda one: one.allocator != usual.allocator)]
+    ordered = [usual, *sorted(rest, key=lambda one: one.allocator != usual.allocator), chosen]
     for number in range(ROUNDS):
         for variant in reversed(ordered) if number else ordered:
             if variant.plan is None or variant.why:

@@ -26,7 +26,7 @@ SHARE_OF_FINALS: Final = 0.35
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
 SHARE_OF_FINALS_OF_HEAVY_DATA: Final = 0.65
 """Micro-batches have little to win where the step waits for its batch."""
-SHARE_OF_SIZES: Final = 0.5
+SHARE_OF_SIZES: Final = 0.4
 """Likewise."""
 OF_THE_REHEARSAL: Final = "the rehearsal"
 """How what it left undone begins: a later rehearsal that goes well takes that back."""
