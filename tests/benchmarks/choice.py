@@ -5,7 +5,6 @@ each, and the plan runs against the best of them in interleaved rounds. A turn i
 same effective batch; ratios are of the same round, and their median has a bootstrapped interval.
 
     python -m tests.benchmarks.choice --tasks handwriting,overhead
-    python -m tests.benchmarks.choice --tasks handwriting --repeats 20   # does it choose as well again?
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ def target_of(task: str) -> str:
     return f"tests.benchmarks._choice_tasks:{task}" if task in OWN else f"configs/{task}.toml"
 
 
-def calibrated(task: str, memory: str) -> tuple[Calibration, float]:
+def calibrated(task: str, memory: str, *options: str) -> tuple[Calibration, float]:
     """The calibration, and its seconds."""
     with tempfile.TemporaryDirectory(prefix="choice-") as folder:
         kept = Path(folder) / "calibration.json"
         home = {"HOME": folder, "XDG_CONFIG_HOME": f"{folder}/config", "XDG_CACHE_HOME": f"{folder}/cache"}
         command = python(
-            "-m", "batchcal", "calibrate", target_of(task), "--force", "--memory-limit", memory, "--output", str(kept)
+            "-m", "batchcal", "calibrate", target_of(task), "--force", "--memory-limit", memory, "--output", str(kept), *options
         )
         began = time.perf_counter()
         ended = run_limited(command, limit_bytes=None, regime="none", environment=home)
@@ -178,17 +177,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--memory", default="2GiB", help="the allowance that each task is calibrated for")
-    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--journal", type=Path, default=ROOT / "build" / "choice.jsonl")
     arguments = parser.parse_args()
     journal, rows = Journal(arguments.journal), []
     for task in arguments.tasks.split(","):
-        for _ in range(arguments.repeats):
-            calibration, wall_s = calibrated(task, arguments.memory)
-            row = held_against(task, calibration, wall_s)
-            journal.add(row)
-            say(f"  {row['chosen']} is {row['ratio']} of {row['best']} ({row['low']}-{row['high']})")
-            rows.append(row)
+        calibration, wall_s = calibrated(task, arguments.memory)
+        row = held_against(task, calibration, wall_s)
+        journal.add(row)
+        say(f"  {row['chosen']} is {row['ratio']} of {row['best']} ({row['low']}-{row['high']})")
+        rows.append(row)
     ratios = [float(row["ratio"]) for row in rows if isinstance(row["ratio"], int | float)]
     costs = [float(row["cost"]) for row in rows if isinstance(row["cost"], int | float)]
     finish(
