@@ -288,6 +288,15 @@ def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
     assert len(set(pids)) == 2
 
 
+def test_an_examination_under_another_policy_keeps_what_does_not_depend_on_it() -> None:
+    with probing("wide", repeats=8, own_zygote=True) as probe:
+        first = probe.examine("cpu", "default", GIB, 20.0)
+        second = probe.examine("cpu", "retain", GIB, 20.0)
+    assert (second.facts, second.shapes, second.shape_source) == (first.facts, first.shapes, first.shape_source)
+    assert second.base_bytes > 100 * MIB
+    assert second.samples_per_s != first.samples_per_s, "timed anew"
+
+
 def test_without_a_zygote_every_child_is_spawned_and_that_is_on_the_record() -> None:
     with probing("wide", repeats=64, isolation="spawn") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
