@@ -111,9 +111,10 @@ class PolicyRace:
             order = race.order() if race.rounds else sorted(race.order(), key=lambda place: _precedence(self.policies[place]))
             for place in order:
                 left_s = self.limit_s - (self.clock.monotonic() - began)
-                if left_s <= 0:
+                # Once something is timed in any case, if there was time at all: starting many policies may have taken it.
+                if left_s <= 0 and (self.limit_s <= 0 or any(self._times.values())):
                     break
-                seconds = self._lap(race, place, min(left_s, self.limit_s * LAP_SHARE))
+                seconds = self._lap(race, place, max(0.0, min(left_s, self.limit_s * LAP_SHARE)))
                 if seconds is not None:
                     told[place] = seconds
             if not told:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
@@ -133,3 +135,20 @@ def test_a_step_is_as_fast_as_it_was_seen_and_an_update_is_shared_by_the_group()
     assert both.samples_per_s(10) == pytest.approx(50)
     assert both.samples_per_s(100) == pytest.approx(10 / 0.11)
     assert both.samples_per_s(1) == both.samples_per_s(10)
+
+
+def test_starting_many_policies_may_take_all_the_time_and_one_is_timed_all_the_same() -> None:
+    class SlowToStart(Track):
+        def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
+            clock.move(30.0)
+
+    clock = ManualClock(MADE_AT)
+    chosen, speeds = race(SlowToStart({"default": FALLS, "retain": FLAT}, clock), limit_s=10.0)
+    assert chosen == "default"
+    assert {name for name, one in speeds.items() if one.times} == {"default"}
+
+
+def test_without_any_time_nothing_is_timed() -> None:
+    probe = Track({"default": FALLS})
+    assert race(probe, limit_s=0.0)[0] is None
+    assert probe.laps == []
