@@ -77,7 +77,11 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def nothing_by_accident(request: pytest.FixtureRequest, own_home: Path) -> Iterator[None]:
     """A test without a marker that allows it starts no process; one with such a marker leaves nothing behind."""
     if any(request.node.get_closest_marker(name) for name in MAY_START_PROCESSES):
-        yield from _leaves_nothing_behind()
+        with pytest.MonkeyPatch.context() as patch:
+            if request.node.get_closest_marker("slow"):
+                # Whole commands, of which no line is their own: traced they take half as long again.
+                patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+            yield from _leaves_nothing_behind()
     else:
         yield from _starts_no_process()
 

@@ -35,7 +35,7 @@ STEPS_BESIDE: Final = 1
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
 SHARE_OF_TIME: Final = 0.6
 SHARE_OF_TIME_EVALUATING: Final = 0.4
-SHARE_OF_TIME_RACING: Final = 0.3
+SHARE_OF_TIME_RACING: Final = 0.4
 """How much of the time left a probe may be expected to take. The first only knows the rate of a small batch, and large ones were
 up to three times slower; later ones know that of a size up to four times smaller (607 samples/s at 1,274 and less than 400 at
 4,297: 48 s for nothing); the first evaluation knows training's, and trains before it evaluates."""
