@@ -65,10 +65,10 @@ class Speeds(Record):
     """How much slower the second best turn was than the best, as a share. None: there was but one."""
 
     @property
-    def fetch_share(self) -> float:
-        """Of the fastest step: what fetching its batch took. 0 where none was timed."""
+    def data_is_heavy(self) -> bool:
+        """Whether fetching its batch took a large part of the fastest step. False where none was timed."""
         fastest = self.fastest(UNBOUNDED)
-        return 0.0 if fastest is None else min(1.0, fastest.fetch_s / fastest.step_s)
+        return fastest is not None and fastest.fetch_s > HEAVY_DATA * fastest.step_s
 
     def fastest(self, effective_batch: int) -> StepTime | None:
         """The micro-batch of at most `effective_batch` samples that trains fastest, and of those that are as fast the smallest;

@@ -212,8 +212,7 @@ class _Run:
         if journal is not None and journal.past.ignored:
             notices.append(f"what an unfinished calibration measured is not used: {journal.past.ignored}")
         probe = self.probe or self._children(budgets, meter)
-        past = Past() if journal is None else journal.past
-        keep = _keeper(journal, notices)
+        past, keep = Past() if journal is None else journal.past, _keeper(journal, notices)
         campaign = Campaign(
             probe=probe,
             attempts=Attempts(probe, self.progress, keep, past=past.measurements),

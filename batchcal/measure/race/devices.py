@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from batchcal.calibration.schema import Options
-from batchcal.calibration.speed import HEAVY_DATA, RacedPolicies, Speeds
+from batchcal.calibration.speed import RacedPolicies, Speeds
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.guard.allocator import AUTO, available
@@ -49,7 +49,7 @@ class DevicePolicies:
         if self.options.workers is not None or self.options.objective != "throughput":
             return False
         place = (device, self.policy(device))
-        return any(one.fetch_share > HEAVY_DATA for one in self.speeds if (one.device, one.allocator) == place)
+        return any(one.data_is_heavy for one in self.speeds if (one.device, one.allocator) == place)
 
     def race(
         self, device: str, policies: tuple[str, ...], examination: Examination, *, budget_bytes: int, limit_s: float

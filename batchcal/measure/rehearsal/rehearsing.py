@@ -7,7 +7,6 @@ from typing import Final
 
 from batchcal.calibration.rehearsal import Finals, Rehearsal
 from batchcal.calibration.schema import Calibration
-from batchcal.calibration.speed import HEAVY_DATA
 from batchcal.guard.outcome import Fits, Suspect
 from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import room_of
@@ -25,9 +24,9 @@ from batchcal.plan.workers import worker_bytes
 SHARE_OF_FINALS: Final = 0.35
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
 SHARE_OF_FINALS_OF_HEAVY_DATA: Final = 0.65
-"""Micro-batches have little to win where the step waits for its batch."""
+"""The same where the step waits for its batch: sizes are not raced then."""
 SHARE_OF_SIZES: Final = 0.4
-"""Likewise."""
+"""Of what the finals leave, at most."""
 OF_THE_REHEARSAL: Final = "the rehearsal"
 """How what it left undone begins: a later rehearsal that goes well takes that back."""
 EXAMINATION_S: Final = 1.0
@@ -153,7 +152,7 @@ class Rehearsing:
     def _data_is_heavy(self) -> bool:
         finding = self.calibration.finding()
         speeds = None if finding is None else self.calibration.speeds_of(finding)
-        return speeds is not None and speeds.fetch_share > HEAVY_DATA
+        return speeds is not None and speeds.data_is_heavy
 
     def _rehearse(self) -> None:
         self._phase("rehearsal", "the whole plan, the largest samples included")
