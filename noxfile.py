@@ -21,6 +21,7 @@ nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
+STARTING_PROCESSES = "child or cgroup or slow or gpu"
 
 
 def project_python(session: nox.Session) -> str:
@@ -49,11 +50,19 @@ def in_project(session: nox.Session, *command: str, env: dict[str, str] | None =
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the tests and measure what they cover, child processes counted. `nox -s tests -- tests/detect -k cgroup` runs some."""
+    """Run the tests and measure what they cover, child processes counted. `nox -s tests -- tests/detect -k cgroup` runs some.
+
+    Those that start no process run two at a time. The others have the machine for themselves: they measure memory and time.
+    """
     in_project(session, "-m", "coverage", "erase")
     # Threads that wait sleep: many processes share the cores here, and what spins takes them from those that work.
     passive = {"OMP_WAIT_POLICY": "passive"}
-    in_project(session, "-m", "coverage", "run", "-m", "pytest", *(session.posargs or ["--ignore=tests/docs"]), env=passive)
+    pytest = ("-m", "coverage", "run", "-m", "pytest")
+    if session.posargs:
+        in_project(session, *pytest, *session.posargs, env=passive)
+    else:
+        in_project(session, *pytest, "--ignore=tests/docs", "-m", f"not ({STARTING_PROCESSES})", "-n", "2", env=passive)
+        in_project(session, *pytest, "--ignore=tests/docs", "-m", STARTING_PROCESSES, env=passive)
     in_project(session, "-m", "coverage", "combine", "--quiet")
     # A part of the tests cannot cover the whole.
     in_project(session, "-m", "coverage", "report", f"--fail-under={0 if session.posargs else 92}")

@@ -1,17 +1,23 @@
-"""A calibration as one JSON document, with where it lies and how fresh it is."""
+"""What is shown as one JSON document: a calibration with where it lies and how fresh it is, a comparison, a run."""
 
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from batchcal.cli.views.calibration import Seen
     from batchcal.cli.views.comparison import Row
+    from batchcal.train.report.run import Run
+    from batchcal.train.report.steps import Bucket
 
 # Format history
 # 1 - (0.1) first version
 FORMAT: Final = 1
+_POINTS: Final = 200
+"""Of each curve of a run; its log has all."""
 
 
 def document(seen: Seen, *, measured: bool) -> str:
@@ -44,3 +50,43 @@ def comparison(rows: tuple[Row, ...], paths: tuple[str, str]) -> str:
         indent=2,
         ensure_ascii=False,
     )
+
+
+def run(shown: Run) -> str:
+    """A run, its curves thinned out, for programs. What is no number is null."""
+    told = {
+        "format": FORMAT,
+        "kind": "run-view",
+        "path": str(shown.path),
+        "status": shown.status,
+        "written_at": shown.written_at.isoformat(timespec="seconds"),
+        "started": shown.started.model_dump(mode="json"),
+        "resumed": [one.model_dump(mode="json") for one in shown.resumes],
+        "ended": None if shown.ended is None else shown.ended.model_dump(mode="json"),
+        "steps": len(shown.steps),
+        "repeated_steps": shown.repeated_steps,
+        "wall_s": shown.wall_s,
+        "samples_per_s": shown.samples_per_s,
+        "peak_bytes": shown.peak_bytes,
+        "prediction": None if shown.prediction is None else asdict(shown.prediction),
+        "not_finite_steps": list(shown.steps.not_finite("loss")),
+        "epochs": [one.model_dump(mode="json") for one in shown.epochs],
+        "recoveries": [one.model_dump(mode="json") for one in shown.recoveries],
+        "changes": [one.model_dump(mode="json") for one in shown.changes],
+        "curves": {name: _curve(shown.steps.buckets(name, _POINTS)) for name in shown.steps.curves()},
+        "remarks": list(shown.remarks),
+    }
+    return json.dumps(_finite(told), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _curve(buckets: tuple[Bucket, ...]) -> dict[str, list[float]]:
+    """Lists of one length: where, and the lowest, mean and highest of the steps there."""
+    return {name: [getattr(one, name) for one in buckets] for name in ("step", "low", "mean", "high")}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -163,7 +163,7 @@ CalibrationFile: TypeAlias = Annotated[
     str | None,
     typer.Argument(
         metavar="[FILE]",
-        help="The calibration. Default: BATCHCAL_CALIBRATION, else .batchcal/calibration.json of the project.",
+        help="The calibration, or the run: its log or folder. Default: BATCHCAL_CALIBRATION, else .batchcal/calibration.json.",
         show_default=False,
     ),
 ]
@@ -247,4 +247,26 @@ Checkpoint: TypeAlias = Annotated[
     typer.Option(metavar="FILE", help="Written after every epoch and when a signal ends it.", show_default=False),
 ]
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint where that exists.")]
+Log: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="What `batchcal show FILE` shows. [default: run.jsonl beside the calibration]", show_default=False
+    ),
+]
+Patience: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Stop after N epochs without a better evaluation. [default: never]", show_default=False),
+]
+StartMicroBatch: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Begin with this micro-batch and grow to the plan's while there is room.", show_default=False),
+]
+OnOom: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="stop|split",
+        help="A model with BatchNorm does not train the same when a batch that does not fit is cut. [default: stop]",
+        show_default=False,
+    ),
+]
 DropLast: TypeAlias = Annotated[bool, typer.Option("--drop-last", help="Leave out the last, smaller group of an epoch.")]

@@ -9,11 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
+from batchcal.cli.pace import Pace
 from batchcal.cli.voice import Voice, tell
-from batchcal.core.progress import Fields, Progress, Silent, key_values
+from batchcal.core.progress import Field, Fields, Progress, Silent, key_values
 
 STEP_EVERY_S: Final = 5.0
 """Steps of a training are told this often at most: a log is read by people, too."""
+_MEMORY: Final = ("predicted_bytes", "peak_bytes")
+_OF_A_STEP: Final = (
+    *("epoch", "step", "loss", "grad_norm", "lr", "samples_per_s", "micro_batches", "micro_batch"),
+    *_MEMORY,
+)
+"""What is told of a step, besides the losses of tasks; the run's own log has all."""
 
 
 @contextlib.contextmanager
@@ -23,11 +30,16 @@ def listening(voice: Voice, kind: Literal["calibration", "training"]) -> Iterato
         yield Silent()
     elif not is_interactive():
         yield Lines()
-    else:
-        from batchcal.cli.views.live import CalibrationLive, TrainingLive
+    elif kind == "calibration":
+        from batchcal.cli.views.live import CalibrationLive
 
-        with CalibrationLive() if kind == "calibration" else TrainingLive() as live:
-            yield Carefully(live)
+        with CalibrationLive() as calibrating:
+            yield Carefully(calibrating)
+    else:
+        from batchcal.cli.views.training_live import TrainingLive
+
+        with TrainingLive() as training:
+            yield Carefully(training)
 
 
 def is_interactive() -> bool:
@@ -36,19 +48,36 @@ def is_interactive() -> bool:
 
 
 class Lines:
-    """One line an event."""
+    """One line an event; of the steps of a training now and then one, with the seconds that are left."""
 
     def __init__(self, say: Callable[[str], None] = tell, clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
-        self._last_step: float | None = None
+        self._next_step_s = -float("inf")
+        self._pace = Pace()
+        self._held: Fields = {}
+        """The last step whose memory was measured: not every one is."""
 
     def event(self, name: str, fields: Fields) -> None:
         if name == "step":
-            now = self._clock()
-            if self._last_step is not None and now - self._last_step < STEP_EVERY_S:
+            now_s = self._clock()
+            self._held = fields if fields.get("peak_bytes") is not None else self._held
+            if now_s < self._next_step_s:
                 return
-            self._last_step = now
+            self._next_step_s = now_s + STEP_EVERY_S
+            fields = self._step(fields, now_s)
+        elif name == "training_started":
+            self._pace.started(fields, now_s=self._clock())
+        elif name == "epoch_ended":
+            self._pace.epoch_ended(fields)
         self._say(key_values(name, fields))
+
+    def _step(self, fields: Fields, now_s: float) -> Fields:
+        self._pace.stepped(fields)
+        losses: dict[str, Field] = {key: value for key, value in fields.items() if key.startswith("loss_")}
+        left_s = self._pace.left_s(now_s=now_s)
+        held = {key: self._held.get(key) for key in _MEMORY}
+        told: dict[str, Field] = {key: value for key, value in {**fields, **held}.items() if key in _OF_A_STEP}
+        return {**told, **losses, "left_s": None if left_s is None else round(left_s, 1)}
 
 
 class Carefully:

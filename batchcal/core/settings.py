@@ -7,15 +7,17 @@ The files are read elsewhere and arrive here as tables. A value is text until it
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from batchcal.core.errors import UsageError
 from batchcal.core.units import parse_duration, parse_fraction, parse_size
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+Word = TypeVar("Word", bound=str)
 Table = Mapping[str, object]
 
 PREFIX: Final = "BATCHCAL_"
@@ -105,6 +107,38 @@ def _optional_count_from_zero(text: str, name: str) -> int | None:
     return _count_from_zero(text, name)
 
 
+def _number(text: str, name: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise UsageError(f"{name} {text!r} is no number of 0 or more", try_=f"--{name} 0.1")
+    return number
+
+
+def _optional_number(text: str, name: str) -> float | None:
+    return _number(text, name)
+
+
+def _share(text: str, name: str) -> float:
+    return parse_fraction(text, name=name)
+
+
+def _optional_share(text: str, name: str) -> float | None:
+    return _share(text, name)
+
+
+def _one_of(*words: Word) -> Callable[[str, str], Word]:
+    def read(text: str, name: str) -> Word:
+        for word in words:
+            if word == text.strip():
+                return word
+        raise UsageError(f"there is no {name} {text!r}", known=f"there are {', '.join(words)}", try_=f"--{name} {words[0]}")
+
+    return read
+
+
 def _flag(text: str, name: str) -> bool:
     switch = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.strip().lower())
     if switch is None:
@@ -132,11 +166,57 @@ OBJECTIVE: Final = Knob("plan", "objective", _text, "throughput")
 EPOCHS: Final = Knob("train", "epochs", _count, 1)
 CHECKPOINT: Final = Knob("train", "checkpoint", _optional_text, None)
 DROP_LAST: Final = Knob("train", "drop_last", _flag, False)
+LOG: Final = Knob("train", "log", _optional_text, None)
+"""None: run.jsonl in the folder of the calibration."""
+TENSORBOARD: Final = Knob("train", "tensorboard", _optional_text, None)
+PATIENCE: Final = Knob("train", "patience", _optional_count, None)
+"""None: early stopping is off."""
+MIN_DELTA: Final = Knob("train", "min_delta", _number, 0.0)
+WATCH: Final = Knob("train", "watch", _text, "loss")
+WATCH_MODE: Final[Knob[Literal["min", "max"]]] = Knob("train", "watch_mode", _one_of("min", "max"), "min")
+SCHEDULE: Final[Knob[Literal["constant", "linear", "cosine"]]] = Knob(
+    "train", "schedule", _one_of("constant", "linear", "cosine"), "constant"
+)
+WARMUP: Final = Knob("train", "warmup", _share, 0.0)
+LR_RULE: Final[Knob[Literal["none", "linear", "sqrt"]]] = Knob("train", "lr_rule", _one_of("none", "linear", "sqrt"), "none")
+LR_REFERENCE_BATCH: Final = Knob("train", "lr_reference_batch", _optional_count, None)
+"""None: the plan's effective batch."""
+MAX_NORM: Final = Knob("train", "max_norm", _optional_number, None)
+BATCHING: Final[Knob[Literal["plain", "greedy", "bucketed"]]] = Knob(
+    "train", "batching", _one_of("plain", "greedy", "bucketed"), "plain"
+)
+BALANCE: Final = Knob("train", "balance", _share, 0.5)
+WINDOW: Final = Knob("train", "window", _optional_count, None)
+LOSS_WEIGHTS: Final[Knob[Literal["task", "gradnorm", "gradnorm-paper"]]] = Knob(
+    "train", "loss_weights", _one_of("task", "gradnorm", "gradnorm-paper"), "task"
+)
+START_MICRO_BATCH: Final = Knob("train", "start_micro_batch", _optional_count, None)
+GROW_BELOW: Final = Knob("train", "grow_below", _share, 0.5)
+GROW_AFTER: Final = Knob("train", "grow_after", _count, 10)
+SHRINK_ABOVE: Final = Knob("train", "shrink_above", _optional_share, None)
+"""None: what the margin of the calibration leaves."""
+SHRINK_AFTER: Final = Knob("train", "shrink_after", _count, 3)
+ON_OOM: Final[Knob[Literal["stop", "split"]]] = Knob("train", "on_oom", _one_of("stop", "split"), "stop")
+FENCE: Final = Knob("train", "fence", _flag, True)
 
 KNOBS: Final[tuple[Knob[object], ...]] = (
     *(MARGIN, HEADROOM, MEMORY_LIMIT, TIME_LIMIT, MAX_PROBES, SAMPLES, MAX_BATCH, MULTIPLE_OF, DEVICE, ALLOCATOR, WORKERS, SEED),
     *(EFFECTIVE_BATCH, OBJECTIVE),
-    *(EPOCHS, CHECKPOINT, DROP_LAST),
+    *(EPOCHS, CHECKPOINT, DROP_LAST, LOG, TENSORBOARD, PATIENCE, MIN_DELTA, WATCH, WATCH_MODE, SCHEDULE, WARMUP),
+    *(LR_RULE, LR_REFERENCE_BATCH, MAX_NORM),
+    *(
+        BATCHING,
+        BALANCE,
+        WINDOW,
+        LOSS_WEIGHTS,
+        START_MICRO_BATCH,
+        GROW_BELOW,
+        GROW_AFTER,
+        SHRINK_ABOVE,
+        SHRINK_AFTER,
+        ON_OOM,
+        FENCE,
+    ),
 )
 KEYS: Final[dict[str, dict[str, str]]] = {
     table: {knob.key: knob.variable for knob in KNOBS if knob.table == table} for table in ("calibrate", "plan", "train")

@@ -121,6 +121,12 @@ def _field(text: bytes, pattern: re.Pattern[bytes]) -> int:
     return int(match.group(1)) if match else 0
 
 
+def _limit_in(text: bytes) -> int | None:
+    """v2 writes "max" where there is none."""
+    word = text.strip()
+    return finite(int(word)) if word.isdigit() else None
+
+
 class MemoryGroup:
     """The control group whose limit binds. Holds its files open; close it.
 
@@ -138,6 +144,12 @@ class MemoryGroup:
         try:
             self._usage = self._file(root, "memory.usage_in_bytes" if v1 else "memory.current")
             self._stat = self._file(root, "memory.stat")
+            # Of a group further up that is not seen only its number is known.
+            self._limits = [
+                file
+                for name in (("memory.limit_in_bytes",) if v1 else ("memory.max", "memory.high"))
+                if bound.kind != "hidden" and (file := self._optional(root, name)) is not None
+            ]
             swap = f"{bound.level}/memory.swap.current"
             self._swap = self._file(root, "memory.swap.current") if not v1 and root.exists(swap) else None
             self._kills = _KillCounter(chain, bound.level, root)
@@ -150,6 +162,14 @@ class MemoryGroup:
         file = _ControlFile(root, f"{self.directory}/{name}")
         self._open.append(file)
         return file
+
+    def _optional(self, root: Root, name: str) -> _ControlFile | None:
+        return self._file(root, name) if root.exists(f"{self.directory}/{name}") else None
+
+    def limit_now(self) -> int:
+        """The limit of this group as it is set now; that of another group may have come to bind instead."""
+        found = [value for file in self._limits if (value := _limit_in(file.read())) is not None]
+        return min(found, default=self.limit_bytes)
 
     def usage_bytes(self) -> int:
         return int(self._usage.read())
@@ -212,6 +232,10 @@ class MachineMemory:
         available = values.get(b"MemAvailable", free + values.get(b"Cached", 0))
         swap = values.get(b"SwapTotal", 0)
         return _Reading(total, available, free, swap, swap - values.get(b"SwapFree", 0), "/proc/meminfo MemTotal")
+
+    def limit_now(self) -> int:
+        """A machine's memory stays what it is."""
+        return self.limit_bytes
 
     def usage_bytes(self) -> int:
         now = self._read()

@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 from batchcal.guard.ending import LOST
 from batchcal.guard.fence import FIRST_TO_GO
 from batchcal.guard.job import ChildContext, flush_output, resolve
-from batchcal.guard.report import describe
+from batchcal.guard.report import describe, let_go
 from batchcal.guard.wire import JSON, Channel, Message
 
 RESULT_NAME: Final = "result.json"
@@ -59,7 +59,9 @@ def _live(request: Message, control: int, output: int) -> None:
         leave_result(directory, {"returned": value})
     except BaseException as error:  # noqa: BLE001 - SystemExit, KeyboardInterrupt and MemoryError are answers too
         context.disarm_reserve()
-        leave_result(directory, {"raised": describe(error, context.phase_name).model_dump(mode="json")})
+        raised = describe(error, context.phase_name)
+        let_go(error)
+        leave_result(directory, {"raised": raised.model_dump(mode="json")})
     flush_output()
 
 

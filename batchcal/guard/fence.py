@@ -19,6 +19,9 @@ SLACK_BYTES: Final = 12 << 20
 """VmData holds freed blocks and trimmed arenas that are not resident: with none allowed for, runs were refused 8-15 MiB below
 what they might hold (512 MiB group, small CNN). The watchdog covers these few MiB."""
 
+STACK_BYTES: Final = 8 << 20
+"""Of a thread, mapped whole when it starts and hardly ever touched."""
+
 
 def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
     """Lets `pid` grow its private memory until it holds `allowed_bytes`, then its allocations fail with ENOMEM.
@@ -41,6 +44,41 @@ def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+class OwnDataLimit:
+    """The data limit of this very process, held to the room there is: set again and again while that changes.
+
+    The hard limit is left, so that the soft one can be raised again; what it was before is its upper bound, and is put back.
+    """
+
+    def __init__(self) -> None:
+        self._before = resource.getrlimit(resource.RLIMIT_DATA)
+        # Mapped and not resident: stacks, mostly. What is so later on besides was freed, and can be filled again without being
+        # mapped: free blocks that went back to the system, hundreds of MB after malloc_trim. It counts as room that is taken.
+        self._began = read_status()
+
+    def hold(self, growth_bytes: int) -> bool:
+        """Lets resident private memory grow by `growth_bytes`, then allocations fail with ENOMEM.
+
+        Returns:
+            False where the system has no such limit or we may not set it.
+        """
+        now, began = read_status(), self._began
+        if sys.platform != "linux" or now is None or began is None:
+            return False
+        mapped = began.data_bytes - began.anonymous_bytes + STACK_BYTES * max(0, now.threads - began.threads)
+        limit = now.anonymous_bytes + mapped + max(0, growth_bytes) + SLACK_BYTES
+        soft, hard = self._before
+        try:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def lift(self) -> None:
+        """As it was before."""
+        resource.setrlimit(resource.RLIMIT_DATA, self._before)
 
 
 def data_limit_holds() -> bool:

@@ -50,7 +50,7 @@ class Raised(Frozen):
 
 
 def describe(error: BaseException, phase: Phase) -> Raised:
-    """Everything worth knowing of `error`; clears the frames it holds, so that their tensors are free again."""
+    """Everything worth knowing of `error`."""
     links: list[RaisedLink] = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -70,8 +70,17 @@ def describe(error: BaseException, phase: Phase) -> Raised:
         text = "".join(traceback.format_exception(type(error), error, _from_user_code(error.__traceback__)))
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
         text = f"(the traceback could not be formatted: {type(broken).__name__})"
-    traceback.clear_frames(error.__traceback__)
     return Raised(chain=tuple(links), traceback=text[-TEXT_LIMIT:], phase=phase)
+
+
+def let_go(error: BaseException) -> None:
+    """Clears the frames that `error` and what it came from hold, so that their tensors are free again."""
+    current: BaseException | None = error
+    for _ in range(DEPTH):
+        if current is None:
+            return
+        traceback.clear_frames(current.__traceback__)
+        current = current.__cause__ or current.__context__
 
 
 def _from_user_code(trace: TracebackType | None) -> TracebackType | None:

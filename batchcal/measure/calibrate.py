@@ -223,6 +223,7 @@ class _Run:
             clock=self.clock,
             progress=self.progress,
             until=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
+            ends=measuring + self.options.time_limit_s,
             until_before_workers=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN_BEFORE_WORKERS,
         )
         self._announce(budgets)
@@ -261,6 +262,7 @@ class _Run:
             clock=self.clock,
             progress=self.progress,
             until=began + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
+            ends=began + self.options.time_limit_s,
         )
         self._announce(budgets)
         campaign.run()

@@ -30,6 +30,8 @@ from batchcal.measure.search.settling import least_steps, steps_before_evaluatio
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
 """A probe that was begun gets this long, however little of the time limit is left."""
+FOR_AN_ANSWER_S: Final = 5.0
+"""Time that the first probe of all may reckon with as long as the time limit has not passed, however little of it is left."""
 STEPS_BESIDE: Final = 1
 """A probe's start and warm-up take about as long as one of its steps."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
@@ -64,6 +66,8 @@ class Campaign:
     progress: Progress
     until: float
     """Of the clock: when no further child is started."""
+    ends: float
+    """Of the clock: when the whole of the time limit has passed, of which the campaign has a share."""
     until_before_workers: float | None = None
     """The same where a race of workers follows that has much to win."""
     findings: list[Finding] = field(default_factory=list)
@@ -325,6 +329,8 @@ class Campaign:
         if self.options.max_probes is not None and self.attempts.started >= self.options.max_probes:
             return "max-probes"
         left = self._left_s()
+        if best is None and trained is None and not self.findings and self.clock.monotonic() < self.ends:
+            left = max(left, FOR_AN_ANSWER_S)
         if left <= 0:
             return "time-limit"
         if best is not None and isinstance(best.outcome, Fits):

@@ -21,15 +21,15 @@ from torch.utils.data import DataLoader
 
 from batchcal.core.errors import UsageError
 from batchcal.plan.plan import Plan
-from batchcal.runtime.batches import MicroBatch, MicroBatchSampler, StreamBatches
+from batchcal.runtime.batches import GroupSampler, MicroBatch, MicroBatchSampler, StreamBatches
 
 
 @dataclass(frozen=True)
 class Group:
     """The micro-batches of one optimizer step, loaded as they are asked for."""
 
-    sizes: tuple[int, ...] | None
-    """Samples in each. None: a stream, of which that is known when they have come."""
+    samples: int | None
+    """In all of them. None: a stream, of which that is known when they have come."""
     micro_batches: Iterator[MicroBatch]
 
 
@@ -39,8 +39,8 @@ def accumulate(plan: Plan, loader: DataLoader[object]) -> Iterator[Iterator[tupl
     The weights of a group sum to 1: the samples of the micro-batch over the samples of its group, which is exact for uneven and
     for the last, smaller groups too. The loss must be the mean over the samples of the batch it was given.
 
-    Micro-batches are loaded one by one: the sizes are known before. Only those of a stream (an IterableDataset) are gathered
-    until their group is complete. What a caller leaves of a group is skipped when it asks for the next.
+    Micro-batches are loaded one by one: how many samples a group has is known before. Only those of a stream (an IterableDataset)
+    are gathered until their group is complete. What a caller leaves of a group is skipped when it asks for the next.
 
     Args:
         loader: from `batchcal.make_loader(plan, ...)`.
@@ -48,7 +48,7 @@ def accumulate(plan: Plan, loader: DataLoader[object]) -> Iterator[Iterator[tupl
     Raises:
         UsageError: the loader is not from `make_loader`, or was made with another plan.
     """
-    if planned_sizes(loader) != plan.micro_batches:
+    if not _made_for(plan, loader):
         raise UsageError("this loader was made with another plan", try_="loader = batchcal.make_loader(plan, dataset)")
     return _weighed(loader)
 
@@ -60,20 +60,23 @@ def groups(loader: DataLoader[object]) -> Iterator[Group]:
     Raises:
         UsageError: the loader is not from `make_loader`.
     """
-    if isinstance(loader.batch_sampler, MicroBatchSampler):
-        return _sized_groups(loader, loader.batch_sampler)
-    return _stream_groups(loader, len(planned_sizes(loader)))
+    if isinstance(loader.batch_sampler, GroupSampler):
+        return _sampled_groups(loader, loader.batch_sampler)
+    return _stream_groups(loader, _stream(loader))
 
 
-def planned_sizes(loader: DataLoader[object]) -> tuple[int, ...]:
-    """The sizes of a whole group of this loader.
+def _made_for(plan: Plan, loader: DataLoader[object]) -> bool:
+    sampler = loader.batch_sampler
+    if isinstance(sampler, MicroBatchSampler):
+        return sampler.micro_batches == plan.micro_batches
+    if isinstance(sampler, GroupSampler):
+        return sampler.effective_batch == plan.effective_batch
+    return _stream(loader).micro_batches == plan.micro_batches
 
-    Raises:
-        UsageError: the loader is not from `make_loader`.
-    """
-    for source in (loader.batch_sampler, loader.dataset):
-        if isinstance(source, MicroBatchSampler | StreamBatches):
-            return source.micro_batches
+
+def _stream(loader: DataLoader[object]) -> StreamBatches:
+    if isinstance(loader.dataset, StreamBatches):
+        return loader.dataset
     raise UsageError(
         "accumulate needs a loader that was made for the plan",
         known="the weights follow from the sizes of its batches, and those of another loader are not known",
@@ -83,12 +86,12 @@ def planned_sizes(loader: DataLoader[object]) -> tuple[int, ...]:
 
 def _weighed(loader: DataLoader[object]) -> Iterator[Iterator[tuple[object, float]]]:
     for group in groups(loader):
-        if group.sizes is None:
+        if group.samples is None:
             gathered = list(group.micro_batches)
             total = sum(micro_batch.samples for micro_batch in gathered)
             yield _shares(iter(gathered), total)
         else:
-            yield _shares(group.micro_batches, sum(group.sizes))
+            yield _shares(group.micro_batches, group.samples)
 
 
 def _shares(micro_batches: Iterator[MicroBatch], total: int) -> Iterator[tuple[object, float]]:
@@ -100,26 +103,38 @@ def _share(micro_batch: MicroBatch, total: int) -> tuple[object, float]:
     return micro_batch.batch, micro_batch.samples / total
 
 
-def _sized_groups(loader: DataLoader[object], sampler: MicroBatchSampler) -> Iterator[Group]:
-    schedule = sampler.schedule()
-    batches = iter(loader)
-    for sizes in schedule:
-        group = _sized(batches, sizes)
-        yield Group(sizes, group)
-        _finish(group)
-    # To its end: only then do workers leave, and a pass of which nothing was left must be begun to make way for the next.
-    next(batches, None)
-
-
-def _sized(batches: Iterator[object], sizes: tuple[int, ...]) -> Iterator[MicroBatch]:
-    for size in sizes:
-        yield MicroBatch(next(batches), size)
-
-
-def _stream_groups(loader: DataLoader[object], size: int) -> Iterator[Group]:
+def _sampled_groups(loader: DataLoader[object], sampler: GroupSampler) -> Iterator[Group]:
     batches = iter(loader)
     # The first of a group is loaded to know that there is one; a list to take it from, so that nothing here holds on to it.
     for first in batches:
+        drawn = sampler.taken()
+        held = [(MicroBatch(first, len(drawn.indices), drawn.indices), drawn.ends_group)]
+        del first
+        group = _sampled(held, batches, sampler)
+        yield Group(drawn.group_samples, group)
+        _finish(group)
+
+
+def _sampled(held: list[tuple[MicroBatch, bool]], batches: Iterator[object], sampler: GroupSampler) -> Iterator[MicroBatch]:
+    ends = held[0][1]
+    yield held.pop()[0]
+    while not ends:
+        held.extend(map(partial(_of, sampler), islice(batches, 1)))
+        ends = held[0][1]
+        yield held.pop()[0]
+
+
+def _of(sampler: GroupSampler, batch: object) -> tuple[MicroBatch, bool]:
+    drawn = sampler.taken()
+    return MicroBatch(batch, len(drawn.indices), drawn.indices), drawn.ends_group
+
+
+def _stream_groups(loader: DataLoader[object], stream: StreamBatches) -> Iterator[Group]:
+    batches = iter(loader)
+    size = len(stream.micro_batches)
+    for first in batches:
+        # Workers have a copy of their own, which has forgotten by itself that it should begin in the middle.
+        stream.first_sample = 0
         held = [_counted(first)]
         del first
         group = _streamed(held, batches, size)

@@ -1,8 +1,10 @@
-"""Which samples make which micro-batch: exactly the plan's sizes per group, every sample once per epoch."""
+"""Which samples make which micro-batch: groups of exactly the effective batch, every sample once per epoch."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import NamedTuple
@@ -18,16 +20,74 @@ class MicroBatch(NamedTuple):
 
     batch: object
     samples: int
+    indices: tuple[int, ...] | None = None
+    """Of its samples in the dataset, in order. None: a stream has none."""
 
 
-class MicroBatchSampler(Sampler[list[int]]):
-    """The indices of each micro-batch of an epoch.
+class Drawn(NamedTuple):
+    """The samples of one micro-batch, noted as its indices are handed out."""
 
-    A group, the samples of one optimizer step, has the sizes of `micro_batches`. The last group of an epoch is what is left,
-    split evenly into parts no larger than the plan's; with `drop_last` it is left out.
+    indices: tuple[int, ...]
+    group_samples: int
+    """In the whole group, the samples of one optimizer step, that it belongs to."""
+    ends_group: bool
 
-    Each pass is the next epoch with an order of its own, told by `seed` and the epoch's number alone: a run that resumes in epoch
-    7 sees epoch 7's order. A pass begins when its first indices are asked for.
+
+Allowed = Callable[[Sequence[int]], int]
+"""Indices of samples -> how many of them, from the first on, one micro-batch may hold now. At least 1."""
+
+
+class GroupSampler(Sampler[list[int]], ABC):
+    """The indices of each micro-batch of an epoch, in groups, one group per optimizer step.
+
+    Each pass is the next epoch and begins when its first indices are asked for. The indices of a micro-batch are settled as late:
+    with `limit` set, a planned micro-batch is cut into smaller ones by what is allowed at that moment. A group keeps its samples
+    however it is cut. Nothing is ever joined: the plan is the upper bound.
+    """
+
+    def __init__(self, *, effective_batch: int, epoch: int = 0) -> None:
+        self.effective_batch = effective_batch
+        """Samples of a whole group."""
+        self.epoch = epoch
+        """The next pass's."""
+        self.limit: Allowed | None = None
+        self._drawn: deque[Drawn] = deque()
+
+    @abstractmethod
+    def planned(self) -> Iterator[Sequence[Sequence[int]]]:
+        """The groups of the pass that begins now, each as its planned micro-batches of indices.
+
+        Called once per pass, before `epoch` is counted up. A subclass that was told to begin in the middle forgets that here.
+        """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        groups = self.planned()
+        self.epoch += 1
+        self._drawn.clear()
+        for group in groups:
+            samples, last = sum(map(len, group)), len(group) - 1
+            for place, planned in enumerate(group):
+                rest = list(planned)
+                while rest:
+                    size = len(rest) if self.limit is None else min(len(rest), self.limit(rest))
+                    if size < len(rest):
+                        # Even parts rather than full ones and a small rest.
+                        size = split(len(rest), size)[0]
+                    piece, rest = rest[:size], rest[size:]
+                    self._drawn.append(Drawn(tuple(piece), samples, place == last and not rest))
+                    yield piece
+
+    def taken(self) -> Drawn:
+        """What is known of the next batch that the loader delivers: batches come in the order in which indices were asked for."""
+        return self._drawn.popleft()
+
+
+class MicroBatchSampler(GroupSampler):
+    """A group has the sizes of `micro_batches`; its samples are the next ones of the epoch's order.
+
+    The last group of an epoch is what is left, split evenly into parts no larger than the plan's; with `drop_last` it is left
+    out. The order is told by `seed` and the epoch's number alone: a run that resumes in epoch 7 sees epoch 7's order, from
+    `first_sample` on, whatever the sizes were before.
     """
 
     def __init__(
@@ -39,60 +99,77 @@ class MicroBatchSampler(Sampler[list[int]]):
         seed: int,
         drop_last: bool,
         epoch: int = 0,
-        first_group: int = 0,
+        first_sample: int = 0,
     ) -> None:
+        super().__init__(effective_batch=sum(micro_batches), epoch=epoch)
         self.samples = samples
         self.micro_batches = tuple(micro_batches)
-        self.epoch = epoch
-        """The next pass's."""
         self._shuffle = shuffle
         self._seed = seed
         self._drop_last = drop_last
-        self._first_group = first_group
+        self._first_sample = first_sample
+
+    def planned(self) -> Iterator[Sequence[Sequence[int]]]:
+        schedule, order, at = self.schedule(), self._order(), self._first_sample
+        self._first_sample = 0
+        return self._groups(schedule, order, at)
 
     def schedule(self) -> tuple[tuple[int, ...], ...]:
         """The sizes of the micro-batches of every group of the next pass."""
-        whole, rest = divmod(self.samples, sum(self.micro_batches))
+        whole, rest = divmod(self.samples - self._first_sample, self.effective_batch)
         groups = [self.micro_batches] * whole
         if rest and not self._drop_last:
             groups.append(split(rest, max(self.micro_batches)))
-        return tuple(groups[self._first_group :])
-
-    def __iter__(self) -> Iterator[list[int]]:
-        sizes = [size for group in self.schedule() for size in group]
-        order, at = self._order(), self._first_group * sum(self.micro_batches)
-        self.epoch += 1
-        self._first_group = 0
-        for size in sizes:
-            yield order[at : at + size].tolist()
-            at += size
+        return tuple(groups)
 
     def __len__(self) -> int:
-        """Micro-batches of the next pass."""
+        """Micro-batches of the next pass, as planned."""
         return sum(len(group) for group in self.schedule())
+
+    @staticmethod
+    def _groups(schedule: tuple[tuple[int, ...], ...], order: torch.Tensor, at: int) -> Iterator[Sequence[Sequence[int]]]:
+        for sizes in schedule:
+            group: list[list[int]] = []
+            for size in sizes:
+                group.append(order[at : at + size].tolist())
+                at += size
+            yield group
 
     def _order(self) -> torch.Tensor:
         if not self._shuffle:
             return torch.arange(self.samples)
-        # A generator of its own, so that the order neither depends on nor moves the global one. Hashed since torch's CPU
-        # generator takes 32 bits of a seed and neighbouring (seed, epoch) must not share an order.
-        digest = hashlib.sha256(f"{self._seed}/{self.epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-        return torch.randperm(self.samples, generator=generator)
+        return torch.randperm(self.samples, generator=generator_of(self._seed, self.epoch))
+
+
+def generator_of(seed: int, epoch: int) -> torch.Generator:
+    """A generator of its own for one epoch, so that what is drawn neither depends on nor moves the global one."""
+    # Hashed, since torch's CPU generator takes 32 bits of a seed and neighbouring (seed, epoch) must not share an order.
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 class StreamBatches(IterableDataset[MicroBatch]):
-    """Micro-batches of a dataset that can only be read in order: the plan's sizes in turn, then what is left."""
+    """Micro-batches of a dataset that can only be read in order: the plan's sizes in turn, then what is left.
+
+    `first_sample`: how many samples the next pass reads past.
+    """
 
     def __init__(
-        self, dataset: IterableDataset[object], micro_batches: Sequence[int], collate: Callable[[list[object]], object]
+        self,
+        dataset: IterableDataset[object],
+        micro_batches: Sequence[int],
+        collate: Callable[[list[object]], object],
+        *,
+        first_sample: int = 0,
     ) -> None:
         self.dataset = dataset
         self.micro_batches = tuple(micro_batches)
         self.collate = collate
+        self.first_sample = first_sample
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        samples = iter(self.dataset)
+        samples = islice(iter(self.dataset), self.first_sample, None)
+        self.first_sample = 0
         for size in cycle(self.micro_batches):
             batch = list(islice(samples, size))
             if not batch:

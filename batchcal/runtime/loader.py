@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from batchcal.core.errors import UsageError
 from batchcal.core.units import count_of
 from batchcal.plan.plan import Plan
-from batchcal.runtime.batches import MicroBatchSampler, StreamBatches, unchanged
+from batchcal.runtime.batches import GroupSampler, MicroBatchSampler, StreamBatches, unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ def make_loader(
     seed: int = 0,
     drop_last: bool = False,
     epoch: int = 0,
-    first_group: int = 0,
+    first_sample: int = 0,
+    sampler: GroupSampler | None = None,
 ) -> DataLoader[object]:
     """A loader whose batches are the plan's micro-batches: `batchcal.accumulate(plan, loader)` groups and weighs them.
 
@@ -90,7 +91,9 @@ def make_loader(
         shuffle: in an order told by `seed` and the epoch's number. Without effect on what can only be read in order.
         drop_last: leave the last, smaller group out, for models that refuse small batches (BatchNorm refuses one sample).
         epoch: the number of the first pass, for a run that goes on where another stopped.
-        first_group: how many groups of that pass to skip.
+        first_sample: how many samples of that pass to skip: those of the groups that were trained already.
+        sampler: decides what else would: which samples make a micro-batch, in which order, from where on. It must make groups of
+            the plan's effective batch.
 
     Raises:
         UsageError: a plan for several ranks, a dataset that is empty or too small for one whole group where the last is dropped,
@@ -110,7 +113,8 @@ def make_loader(
         seed=seed,
         drop_last=drop_last,
         epoch=epoch,
-        first_group=first_group,
+        first_sample=first_sample,
+        sampler=sampler,
     )
 
 
@@ -146,7 +150,8 @@ def build_loader(
     seed: int = 0,
     drop_last: bool = False,
     epoch: int = 0,
-    first_group: int = 0,
+    first_sample: int = 0,
+    sampler: GroupSampler | None = None,
 ) -> DataLoader[object]:
     """The loader behind `make_loader` and `make_eval_loader`, for settings that no plan holds yet. See `make_loader`."""
     # Workers are seeded from a generator of the loader's own: a pass then neither depends on nor moves the global one.
@@ -154,8 +159,10 @@ def build_loader(
     if isinstance(dataset, IterableDataset):
         if drop_last:
             raise UsageError("drop_last needs a dataset with a length", known="where a stream ends is known when it has ended")
+        if sampler is not None:
+            raise UsageError(f"{type(sampler).__name__} needs a dataset that is read by index, this is a stream")
         stream: DataLoader[object] = DataLoader(
-            StreamBatches(dataset, micro_batches, collate_fn or default_collate),
+            StreamBatches(dataset, micro_batches, collate_fn or default_collate, first_sample=first_sample),
             batch_size=None,
             collate_fn=unchanged,
             generator=generator,
@@ -175,9 +182,12 @@ def build_loader(
             known=f"it has {count_of(samples, 'sample')}" + (f", a group {group}, and the last is dropped" if samples else ""),
             try_="drop_last=False" if samples else "a dataset with __len__ and __getitem__",
         )
-    sampler = MicroBatchSampler(
-        samples, micro_batches, shuffle=shuffle, seed=seed, drop_last=drop_last, epoch=epoch, first_group=first_group
-    )
+    if sampler is None:
+        sampler = MicroBatchSampler(
+            samples, micro_batches, shuffle=shuffle, seed=seed, drop_last=drop_last, epoch=epoch, first_sample=first_sample
+        )
+    elif sampler.effective_batch != group:
+        raise UsageError(f"the sampler makes groups of {count_of(sampler.effective_batch, 'sample')}, the plan of {group}")
     loader: DataLoader[object] = DataLoader(
         dataset,
         batch_sampler=sampler,

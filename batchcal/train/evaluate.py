@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from batchcal.core.errors import UserCodeError
+from batchcal.core.errors import NothingFits, UserCodeError
+from batchcal.core.units import count_of
+from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.release import trim
+from batchcal.guard.report import describe, let_go
 from batchcal.runtime.accumulate import groups
+from batchcal.runtime.batches import MicroBatch
+from batchcal.train.control.parts import Splitter
 from batchcal.train.stop import StopWish
 from batchcal.workload.step import batch_weight, evaluate, move
 from batchcal.workload.task import Task
 
 
 def evaluate_all(
-    task: Task, loader: DataLoader[object], *, device: torch.device, wish: StopWish | None = None
+    task: Task,
+    loader: DataLoader[object],
+    *,
+    device: torch.device,
+    wish: StopWish | None = None,
+    tell: Callable[[int, str], None] | None = None,
 ) -> dict[str, float]:
     """Means over the whole of `loader` (of `make_eval_loader`), in eval mode and without gradients, each batch by its weight.
 
     `loss` where evaluation is the loss (no `eval_step`), and every metric of the task by its own sums and weights, so that a
-    last, smaller batch counts for what it holds. What an `eval_step` returns is its own affair.
+    last, smaller batch counts for what it holds. What an `eval_step` returns is its own affair. A batch that does not fit into
+    memory is evaluated in halves, which makes no difference to sums.
 
     Args:
         wish: a signal in the middle ends the pass early; the means are then of no use.
+        tell: called with the samples of a batch that did not fit, and with why.
 
     Raises:
+        NothingFits: a batch does not fit and cannot be made smaller.
         UserCodeError: metrics that are no sums and weights.
     """
     sums: defaultdict[str, float] = defaultdict(float)
@@ -37,16 +51,42 @@ def evaluate_all(
     try:
         for group in groups(loader):
             for micro_batch in group.micro_batches:
-                if wish is not None and wish.signal is not None:
+                if wish is not None and wish.granted:
                     return {}
-                batch = move(micro_batch.batch, device)
-                for name, (total, weight) in _of_batch(task, batch, micro_batch.samples, device).items():
+                for name, (total, weight) in _whatever_it_takes(task, micro_batch, device, tell).items():
                     sums[name] += total
                     weights[name] += weight
-                del micro_batch, batch
+                del micro_batch
     finally:
         task.model.train(was_training)
     return {name: sums[name] / weights[name] if weights[name] else 0.0 for name in sums}
+
+
+def _whatever_it_takes(
+    task: Task, micro_batch: MicroBatch, device: torch.device, tell: Callable[[int, str], None] | None
+) -> dict[str, tuple[float, float]]:
+    try:
+        return _of_batch(task, move(micro_batch.batch, device), micro_batch.samples, device)
+    except Exception as error:
+        raised = describe(error, "measure")
+        if memory_error(raised) is None:
+            raise
+        let_go(error)
+    trim()
+    halves = Splitter(task.eval_data or task.train_data, task.collate_fn).halves(micro_batch)
+    if halves is None:
+        raise NothingFits(
+            f"memory ran out in the evaluation of {count_of(micro_batch.samples, 'sample')}: {raised.headline}",
+            known="nothing smaller can be evaluated",
+            try_="a smaller evaluation batch, or a larger --margin",
+        )
+    if tell is not None:
+        tell(micro_batch.samples, raised.headline)
+    found: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for half in halves:
+        for name, (total, weight) in _whatever_it_takes(task, half(), device, tell).items():
+            found[name] = (found[name][0] + total, found[name][1] + weight)
+    return found
 
 
 def _of_batch(task: Task, batch: object, samples: int, device: torch.device) -> dict[str, tuple[float, float]]:

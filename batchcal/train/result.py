@@ -36,3 +36,12 @@ class TrainingResult(Record):
     """Of this run, evaluation and checkpoints included."""
     resumed_at_epoch: int | None
     """None: it began anew."""
+    stopped_early: bool = False
+    """Before all epochs that were asked for."""
+    stop_reason: str | None = None
+    recoveries: int = 0
+    """How often memory ran out in a pass and it was run again."""
+    prediction_error: float | None = None
+    """Median |predicted / measured - 1| of the peaks of the latest batches. None: no peak was measured."""
+    not_saved: str | None = None
+    """Why the latest checkpoint could not be written. None: it was, or none was asked for."""

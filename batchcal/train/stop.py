@@ -18,7 +18,18 @@ class StopWish:
     def __init__(self) -> None:
         self.signal: int | None = None
         """Its number, once there was one."""
+        self.asked: str | None = None
+        """Why the training is to end after the step that is going on, where that was asked for otherwise."""
         self._before: dict[int, signal._HANDLER] = {}
+
+    @property
+    def granted(self) -> bool:
+        """Whether to stop at the next moment when that is possible."""
+        return self.signal is not None or self.asked is not None
+
+    def ask(self, why: str) -> None:
+        """Ends the training after the step that is going on, in order: with a checkpoint and a result."""
+        self.asked = why
 
     def __enter__(self) -> StopWish:
         if threading.current_thread() is threading.main_thread():

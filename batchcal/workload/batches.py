@@ -151,19 +151,7 @@ class WorstCase:
 
     def _listed(self, size_of: Sequence[float], group_of: Callable[..., str] | None, time_limit_s: float) -> tuple[int, ...]:
         """By the costs alone; samples are loaded only for their groups, the largest first."""
-        count = len(size_of)
-        if count != self.samples:
-            raise UserCodeError(
-                f"size_of has {count_of(count, 'cost')}, the training data {count_of(self.samples or 0, 'sample')}",
-                known="a sequence gives the cost of each sample, by index",
-                try_="size_of=[len(text) for text in texts], or a function: size_of=lambda sample: len(sample['text'])",
-            )
-        try:
-            sizes = torch.as_tensor(size_of, dtype=torch.float64).flatten()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise _no_cost(f"a sequence with something else: {error}") from None
-        if len(sizes) != count or not bool(sizes.isfinite().all()):
-            raise _no_cost("a sequence with what is not one finite number for each sample")
+        sizes = listed_costs(size_of, self.samples or 0)
         costs, order = torch.sort(sizes, descending=True, stable=True)
         self.worst_size = float(costs[0])
         indices: list[int] = order[:ORDER_LIMIT].tolist()
@@ -191,7 +179,7 @@ class WorstCase:
         largest: dict[str, tuple[float, int]] = {}
         for index in _shuffled(self.samples, seed):
             sample = _item(self.dataset, index)
-            one = _cost(size_of, sample), index
+            one = cost_of(size_of, sample), index
             found.append(one)
             if group_of is not None:
                 group = group_of(sample)
@@ -217,7 +205,7 @@ class WorstCase:
         held = 0
         sizes: list[tuple[float, int]] = []
         for sample in self.dataset:
-            sizes.append((_cost(size_of if callable(size_of) else None, sample), len(self._kept)))
+            sizes.append((cost_of(size_of if callable(size_of) else None, sample), len(self._kept)))
             self._kept.append(sample)
             held += nest_bytes(sample)
             if len(self._kept) >= LOOK_LIMIT or held >= LOOK_LIMIT_BYTES or time.monotonic() > ends:
@@ -266,7 +254,34 @@ def _leaves(value: object) -> Iterator[object]:
         yield value
 
 
-def _cost(size_of: SizeOf, sample: object) -> float:
+def listed_costs(size_of: Sequence[float], samples: int) -> Tensor:
+    """The costs of all samples, (samples) float64.
+
+    Raises:
+        UserCodeError: not one finite number for each sample.
+    """
+    count = len(size_of)
+    if count != samples:
+        raise UserCodeError(
+            f"size_of has {count_of(count, 'cost')}, the training data {count_of(samples, 'sample')}",
+            known="a sequence gives the cost of each sample, by index",
+            try_="size_of=[len(text) for text in texts], or a function: size_of=lambda sample: len(sample['text'])",
+        )
+    try:
+        sizes = torch.as_tensor(size_of, dtype=torch.float64).flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _no_cost(f"a sequence with something else: {error}") from None
+    if len(sizes) != count or not bool(sizes.isfinite().all()):
+        raise _no_cost("a sequence with what is not one finite number for each sample")
+    return sizes
+
+
+def cost_of(size_of: SizeOf, sample: object) -> float:
+    """What `sample` costs by a function `size_of`; its elements where there is none.
+
+    Raises:
+        UserCodeError: `size_of` gave something other than a finite number.
+    """
     if not callable(size_of):
         return float(elements(sample))
     given: object = size_of(sample)

@@ -138,14 +138,21 @@ def forward_backward(task: Task, batch: object, *, weight: float, scaler: GradSc
     return float(loss.detach())
 
 
-def finish_group(task: Task, total_weight: float, *, scaler: GradScaler | None) -> None:
+def finish_group(task: Task, total_weight: float, *, scaler: GradScaler | None, max_norm: float | None = None) -> float | None:
     """`update`, then `clear_gradients`."""
-    update(task, total_weight, scaler=scaler)
+    norm = update(task, total_weight, scaler=scaler, max_norm=max_norm)
     clear_gradients(task)
+    return norm
 
 
-def update(task: Task, total_weight: float, *, scaler: GradScaler | None) -> None:
+def update(task: Task, total_weight: float, *, scaler: GradScaler | None, max_norm: float | None = None) -> float | None:
     """Divides the gradients by the total weight of the group and steps the optimizer. The gradients stay.
+
+    Args:
+        max_norm: scale the gradient down to this Euclidean norm where it is larger; infinite: leave it, and tell its norm.
+
+    Returns:
+        The norm before it was clipped, where `max_norm` is given.
 
     Raises:
         UserCodeError: the weights of the group sum to 0.
@@ -158,15 +165,27 @@ def update(task: Task, total_weight: float, *, scaler: GradScaler | None) -> Non
         )
     if scaler is not None:
         scaler.unscale_(task.optimizer)
-    for group in task.optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.div_(total_weight)
+    parameters: list[Tensor] = [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.div_(total_weight)
+    norm = None
+    if max_norm is not None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        whole = torch.nn.utils.get_total_norm(gradients)
+        norm = float(whole)
+        if norm > max_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, whole)
     if scaler is None:
         task.optimizer.step()
     else:
         scaler.step(task.optimizer)
         scaler.update()
+    return norm
+
+
+class LossIsNoNumber(UserCodeError):
+    """The loss of a batch is infinite, or not a number."""
 
 
 def clear_gradients(task: Task) -> None:

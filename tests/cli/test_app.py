@@ -31,8 +31,8 @@ OPTIONS = {
     ),
     "train": (
         "--allocator --calibrate --calibration-samples --checkpoint --config --device --drop-last --effective-batch --epochs "
-        "--force-calibration --json --margin --max-batch --memory-limit --objective --output --quiet/-q --require-signature "
-        "--resume --seed --time-limit --verbose/-v --workers"
+        "--force-calibration --json --log --margin --max-batch --memory-limit --objective --on-oom --output --patience "
+        "--quiet/-q --require-signature --resume --seed --start-micro-batch --time-limit --verbose/-v --workers"
     ),
     "exec": (
         "--allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import itertools
+import re
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
+from rich.text import Text
 
+from batchcal.cli.pace import Pace
 from batchcal.cli.progress import STEP_EVERY_S, Carefully, Lines, is_interactive, listening
-from batchcal.cli.views.live import CalibrationLive, TrainingLive
+from batchcal.cli.views.live import CalibrationLive
+from batchcal.cli.views.training_live import EVERY_S, SHARE, TrainingLive
 from batchcal.cli.voice import Voice
 from batchcal.core.errors import Interrupted
 from batchcal.core.progress import Fields, Silent
 from batchcal.core.units import MIB
+from tests.support.runs import a_start, a_training
 
 CALIBRATION: tuple[tuple[str, Fields], ...] = (
     ("calibrate_started", {"task": "task.py:task", "device": "cpu", "budget_bytes": 800 * MIB, "time_limit_s": 60.0}),
@@ -86,11 +92,106 @@ def test_a_training_shows_its_step_and_the_epochs_before() -> None:
     live = TrainingLive(console=terminal.console)
     with live:
         live.event("training_started", {"epochs": 3, "epoch": 0})
-        live.event("epoch_ended", {"epoch": 0, "loss": 0.5, "steps": 10, "eval_accuracy": 0.9})
+        live.event("epoch_ended", {"epoch": 0, "loss": 0.5, "steps": 10, "eval_accuracy": 0.9, "samples_per_s": 1520.0})
         live.event("step", {"epoch": 1, "step": 4, "loss": 0.25, "samples_per_s": 1530.0})
-    text = terminal.shows(live)
-    assert "epoch 1 of 3: loss 0.5000, eval accuracy 0.9000" in text
-    assert "epoch 2 of 3, step 4: loss 0.2500, 1,530 samples/s" in text
+        text = terminal.shows(live)
+    assert "epoch 1 of 3: loss 0.5, eval accuracy 0.9, 1,520/s" in text
+    assert "epoch 2 of 3, step 4" in text
+    assert "loss 0.25" in text
+    assert "1,530 samples/s" in text
+
+
+def test_a_training_shows_how_far_it_is_what_it_holds_and_what_happened() -> None:
+    terminal, now = FakeTerminal(), [0.0]
+    live = TrainingLive(console=terminal.console, clock=lambda: now[0])
+    with live:
+        for name, fields in itertools.islice(a_training(), 305):
+            now[0] += 0.5 if name == "step" else 0.0
+            live.event(name, fields)
+        text = terminal.shows(live)
+        for name, fields in itertools.islice(a_training(), 305, None):
+            live.event(name, fields)
+    after = terminal.shows(live)
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[0] == "training batchcal.workload.examples.multiimage:task on cpu, tcmalloc"
+    assert "- epoch 3, step 25: out of memory in backward of 128: split, at most 64 now" in lines
+    assert "- epoch 5, step 12: size 64 to 96: 40 calm steps, 31% of the budget is free" in lines
+    where, losses, memory, speed = lines[-4:]
+    assert re.fullmatch(r"█+░+ 81%  epoch 5 of 6, step 53 of 60, 33\.\d s left", where)
+    assert re.fullmatch(r"loss \S+  scans \S+  volumes \S+  grad norm \S+  lr 0\.001", losses)
+    assert re.fullmatch(r"█+░+ \d+ MiB of 839 MiB, \d+ MiB predicted", memory)
+    assert re.fullmatch(r"[\d,]+ samples/s, 5 x 96 for 512", speed)
+    assert max(len(line) for line in text.splitlines()) <= 90
+    assert "epoch 6 of 6: loss" in after
+    assert "░" not in after, "nothing moves any more"
+
+
+def test_a_peak_above_the_budget_is_red() -> None:
+    live = TrainingLive(console=FakeTerminal().console)
+    for peak, style in ((700, "green"), (800, "yellow"), (900, "red")):
+        live.note("training_started", {"epochs": 1, "budget_bytes": 839 * MIB})
+        live.note("step", {"epoch": 0, "step": 1, "peak_bytes": peak * MIB})
+        drawn = live.draw()
+        assert isinstance(drawn, Group)
+        styles = {str(span.style) for line in drawn.renderables if isinstance(line, Text) for span in line.spans}
+        assert style in styles
+
+
+def test_a_small_terminal_sees_the_last_epochs_and_where_it_is() -> None:
+    live = TrainingLive(console=Console(file=io.StringIO(), force_terminal=True, width=60, height=12))
+    for epoch in range(100):
+        live.note("epoch_ended", {"epoch": epoch, "loss": 1.0})
+    live.note("step", {"epoch": 100, "step": 1, "loss": 1.0})
+    drawn = live.draw()
+    assert isinstance(drawn, Group)
+    assert len(drawn.renderables) < 12
+    assert "epoch 100 of ?" in str(drawn.renderables[-3])
+
+
+def test_drawing_takes_a_small_share_of_the_time() -> None:
+    now, drawn = [0.0], list[float]()
+
+    class Slow(TrainingLive):
+        def refresh(self) -> None:
+            drawn.append(now[0])
+            now[0] += 0.004
+
+    live = Slow(console=FakeTerminal().console, clock=lambda: now[0])
+    live.event("training_started", a_start())
+    for step in range(2000):
+        now[0] += 0.01
+        live.event("step", {"epoch": 0, "step": step})
+    assert len(drawn) * 0.004 <= SHARE * now[0] + 0.008
+    assert all(later - earlier >= EVERY_S for earlier, later in itertools.pairwise(drawn))
+    live.event("resized", {"was": 8, "now": 4})
+    assert drawn[-1] == pytest.approx(now[0] - 0.004), "what happens is drawn at once"
+
+
+@pytest.mark.parametrize(
+    ("start", "at", "share", "left_s"),
+    [
+        ({"epochs": 4, "train_samples": 1000}, {"epoch": 1, "step": 5, "samples_seen": 500}, 0.375, 50.0),
+        ({"epochs": 4, "steps_per_epoch": 10}, {"epoch": 2, "step": 5}, 0.625, 18.0),
+        ({"epochs": 4, "epoch": 2, "resumed_at_sample": 500, "train_samples": 1000}, {"epoch": 3, "samples_seen": 0}, 0.75, 60.0),
+        ({"epochs": 4}, {"epoch": 0, "step": 5}, None, None),
+        ({}, {"epoch": 0, "step": 5}, None, None),
+    ],
+)
+def test_the_pace_says_how_far_and_how_long(start: Fields, at: Fields, share: float | None, left_s: float | None) -> None:
+    pace = Pace()
+    pace.started(start, now_s=10.0)
+    assert pace.left_s(now_s=10.0) is None
+    pace.stepped(at)
+    assert pace.share == (None if share is None else pytest.approx(share))
+    assert pace.left_s(now_s=40.0) == (None if left_s is None else pytest.approx(left_s))
+
+
+def test_the_first_epoch_of_a_stream_says_how_long_the_next_may_be() -> None:
+    pace = Pace()
+    pace.started({"epochs": 2}, now_s=0.0)
+    pace.epoch_ended({"epoch": 0, "steps": 20})
+    pace.stepped({"epoch": 1, "step": 10})
+    assert pace.share == pytest.approx(0.75)
 
 
 def test_elsewhere_each_event_is_a_line_and_steps_are_told_now_and_then() -> None:
@@ -102,6 +203,23 @@ def test_elsewhere_each_event_is_a_line_and_steps_are_told_now_and_then() -> Non
         now[0] = step * STEP_EVERY_S / 2
         lines.event("step", {"step": step})
     assert told == ["best mode=train batch=8", "step step=0", "step step=2"]
+
+
+def test_a_training_that_is_piped_tells_what_a_person_would_ask() -> None:
+    told: list[str] = []
+    now = [0.0]
+    lines = Lines(told.append, lambda: now[0])
+    for name, fields in a_training():
+        now[0] += 0.4 if name == "step" else 0.0
+        lines.event(name, fields)
+    names = [line.split()[0] for line in told]
+    assert names.count("epoch_ended") == 6
+    assert (names.count("recovered"), names.count("resized"), names.count("training_ended")) == (1, 2, 1)
+    assert 144 / STEP_EVERY_S - 3 <= names.count("step") <= 144 / STEP_EVERY_S + 1
+    step = next(line for line in told if line.startswith("step epoch=3"))
+    keys = [part.partition("=")[0] for part in step.split()[1:]]
+    assert {"loss", "loss_scans", "peak_bytes", "predicted_bytes", "micro_batch", "samples_per_s", "left_s"} <= set(keys)
+    assert not {"weight_scans", "wall_s", "samples_seen"} & set(keys)
 
 
 class Broken:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from batchcal.core.units import MIB
 from tests.faults.lab import Lab, ask, lab
+from tests.support.shim import built
 
 SMALL = 900 * MIB
 
@@ -34,10 +33,7 @@ def small() -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that lets calls fail, for LD_PRELOAD."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
+    library = built(tmp_path_factory.mktemp("shim"))
+    if library is None:
         pytest.skip("no C compiler to make the failing calls with")
-    library = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = Path(__file__).with_name("shim.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
     return library

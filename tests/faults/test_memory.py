@@ -202,7 +202,7 @@ def test_many_probes_of_which_many_do_not_fit_and_the_kernel_kills_none() -> Non
     dice = random.Random(7)
     with lab(700 * MIB) as opened:
         kinds: set[str] = set()
-        for _ in range(40):
+        for _ in range(24):
             task = dice.choice(("plain", "plain", "plain", "creeping", "leaking", "big_arrays"))
             batch, workers = int(2 ** dice.uniform(1, 11)), dice.choice((0, 0, 1))
             asked = ask(task, batch, workers=workers)

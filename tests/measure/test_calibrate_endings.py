@@ -22,6 +22,17 @@ def test_a_time_limit_without_an_answer_is_partial_and_what_there_is_is_saved(de
     assert desk.journal.exists()
 
 
+def test_an_examination_that_takes_most_of_the_time_still_leaves_a_verified_answer(desk: Desk) -> None:
+    """The share of the search is over by then, the time limit is not."""
+    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=50)
+    result = desk.calibrate(probe)
+    finding = result.calibration.finding()
+    assert result.stopped is None
+    assert finding is not None
+    assert finding.train.limited_by == "time-limit"
+    assert result.calibration.status == "unsettled"
+
+
 def test_runs_that_tell_nothing_are_no_proof_that_nothing_fits(desk: Desk) -> None:
     result = desk.calibrate(ScriptedProbe(lambda request, time: KILLED))
     assert isinstance(result.stopped, Partial)

@@ -389,6 +389,7 @@ def test_a_campaign_alone_keeps_its_findings_when_it_is_run(desk: Desk) -> None:
         clock=desk.clock,
         progress=progress,
         until=desk.clock.monotonic() + 60,
+        ends=desk.clock.monotonic() + 60,
     )
     campaign.run()
     assert [finding.device for finding in campaign.findings] == ["cpu"]

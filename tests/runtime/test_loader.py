@@ -98,7 +98,7 @@ def test_each_pass_is_another_order_and_the_same_seed_gives_the_same_orders() ->
 def test_a_run_that_goes_on_in_epoch_two_sees_the_rest_of_epoch_two() -> None:
     loader = make_loader(a_plan(4, 3), Numbers(30), seed=1)
     epochs = [[seen(batch) for batch in loader] for _ in range(4)]
-    resumed = make_loader(a_plan(4, 3), Numbers(30), seed=1, epoch=2, first_group=3)
+    resumed = make_loader(a_plan(4, 3), Numbers(30), seed=1, epoch=2, first_sample=21)
     assert [seen(batch) for batch in resumed] == epochs[2][6:]
     assert [seen(batch) for batch in resumed] == epochs[3]
 

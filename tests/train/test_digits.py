@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from batchcal.train.loop import train
+from batchcal.train.options import TrainOptions
 from batchcal.train.seed import seed_everything
 from batchcal.workload.examples.handwriting import task
 from tests.support.plans import a_plan
@@ -13,7 +14,7 @@ from tests.support.plans import a_plan
 def test_the_loss_goes_down_and_most_digits_are_read_right_after_two_epochs() -> None:
     seed_everything(0)
     digits = task(torch.device("cpu"), channels=8, repeat_to=1280, learning_rate=3e-3)
-    result = train(digits, a_plan(8, 8, eval_batch=180), epochs=2, seed=0)
+    result = train(digits, a_plan(8, 8, eval_batch=180), TrainOptions(epochs=2, seed=0))
     first, second = result.epochs
     assert second.loss < first.loss * 0.6
     assert second.evaluation["loss"] < first.evaluation["loss"]

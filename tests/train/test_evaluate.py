@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchcal.core.errors import UserCodeError
+from batchcal.core.errors import NothingFits, UserCodeError
 from batchcal.runtime.loader import make_eval_loader
 from batchcal.train.evaluate import evaluate_all
 from batchcal.workload.task import Task
@@ -85,3 +85,27 @@ def test_weights_of_the_task_hold_in_evaluation_too() -> None:
         a_task(), loss=mean_over_class_one, weight_of=lambda batch: (batch[1] + 1).sum(), metrics=None, eval_data=points(41)
     )
     assert evaluated(task, eval_batch=6) == pytest.approx(evaluated(task, eval_batch=41), rel=1e-5)
+
+
+def test_a_batch_that_does_not_fit_is_evaluated_in_halves_for_the_same_means() -> None:
+    plain = a_task(eval_samples=30)
+    told: list[int] = []
+
+    def scarce(model: nn.Module, batch: object) -> Tensor:
+        if len(unpacked(batch)[0]) > 5:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return plain.loss(model, batch)
+
+    assert plain.eval_data is not None
+    loader = make_eval_loader(a_plan(4, eval_batch=16), plain.eval_data)
+    found = evaluate_all(replace(plain, loss=scarce), loader, device=CPU, tell=lambda samples, _: told.append(samples))
+    assert found == pytest.approx(evaluated(plain, eval_batch=16), rel=1e-5)
+    assert told == [16, 8, 8, 14, 7, 7]
+
+
+def test_a_single_sample_that_cannot_be_evaluated_stops() -> None:
+    def never(model: nn.Module, batch: object) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(NothingFits, match="evaluation of 1 sample"):
+        evaluated(replace(a_task(), loss=never))

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from torch.utils.data import Dataset, IterableDataset
 from batchcal.core.errors import Interrupted, UsageError, exit_code_of
 from batchcal.core.progress import Field, Fields, Recorded
 from batchcal.train.loop import train
+from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
+from batchcal.train.stop import StopWish
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy, points
@@ -51,7 +53,7 @@ class InOrder(IterableDataset[object]):
 
 def test_the_loss_goes_down_and_the_result_says_what_happened() -> None:
     task, heard = a_task(100), Recorded()
-    result = train(task, a_plan(8, 8, eval_batch=7), epochs=5, progress=heard)
+    result = train(task, a_plan(8, 8, eval_batch=7), TrainOptions(epochs=5), progress=heard)
     assert [epoch.epoch for epoch in result.epochs] == [0, 1, 2, 3, 4]
     assert result.epochs[-1].loss < result.epochs[0].loss * 0.7
     assert all(epoch.samples == 100 and epoch.steps == 7 for epoch in result.epochs), "six groups of 16 and one of 4"
@@ -72,7 +74,7 @@ def test_how_an_effective_batch_is_split_does_not_change_what_is_learned() -> No
         task = a_task(107)
         task.model.double()
         task = replace(task, train_data=Doubled(task.train_data), eval_data=None)
-        result = train(task, a_plan(*sizes), epochs=3, seed=5)
+        result = train(task, a_plan(*sizes), TrainOptions(epochs=3, seed=5))
         return parameters(task), result
 
     divided, of_divided = trained(9, 8, 8)
@@ -104,7 +106,7 @@ class Doubled(Dataset[object]):
 def test_the_same_seed_repeats_a_training_exactly_and_another_does_not() -> None:
     def trained(seed: int) -> Tensor:
         task = a_task(50, dropout=0.3)
-        train(task, a_plan(8), epochs=2, seed=seed)
+        train(task, a_plan(8), TrainOptions(epochs=2, seed=seed))
         return parameters(task)
 
     assert torch.equal(trained(1), trained(1))
@@ -119,7 +121,7 @@ def test_evaluation_is_exact_over_uneven_batches_and_leaves_the_model_training()
         return cross_entropy(model, batch)
 
     task = replace(a_task(20, eval_samples=31), loss=watched, train_data=points(20))
-    result = train(task, a_plan(20, eval_batch=8), epochs=1)
+    result = train(task, a_plan(20, eval_batch=8), TrainOptions(epochs=1))
     assert modes == [(True, True)] + [(False, False)] * 4
     task.model.eval()
     with torch.no_grad():
@@ -133,7 +135,7 @@ def _all(data: Dataset[object], count: int) -> object:
 
 
 def test_without_evaluation_data_nothing_is_evaluated() -> None:
-    assert train(replace(a_task(20), eval_data=None), a_plan(10), epochs=1).epochs[0].evaluation == {}
+    assert train(replace(a_task(20), eval_data=None), a_plan(10), TrainOptions(epochs=1)).epochs[0].evaluation == {}
 
 
 def test_an_evaluation_step_of_ones_own_is_run_and_its_metrics_are_reported() -> None:
@@ -144,20 +146,20 @@ def test_an_evaluation_step_of_ones_own_is_run_and_its_metrics_are_reported() ->
         return "something"
 
     task = replace(a_task(20, eval_samples=30), eval_step=step)
-    result = train(task, a_plan(10, eval_batch=16), epochs=1)
+    result = train(task, a_plan(10, eval_batch=16), TrainOptions(epochs=1))
     assert len(seen) == 2
     assert set(result.epochs[0].evaluation) == {"accuracy"}
 
 
 def test_a_stream_is_trained_on_in_order_to_its_end() -> None:
     task = replace(a_task(), train_data=InOrder(45), eval_data=InOrder(10))
-    result = train(task, a_plan(8, 8), epochs=2)
+    result = train(task, a_plan(8, 8), TrainOptions(epochs=2))
     assert [epoch.samples for epoch in result.epochs] == [45, 45]
     assert result.epochs[0].steps == 3
 
 
 def test_the_last_smaller_group_can_be_left_out() -> None:
-    assert train(a_task(45), a_plan(8, 8), epochs=1, drop_last=True).epochs[0].samples == 32
+    assert train(a_task(45), a_plan(8, 8), TrainOptions(epochs=1, drop_last=True)).epochs[0].samples == 32
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -171,17 +173,17 @@ def test_a_stopped_run_that_resumes_ends_where_an_unstopped_one_ends(tmp_path: P
 
     plan, checkpoint = a_plan(8, 7), tmp_path / "folder" / "run.pt"
     unstopped = fresh()
-    whole = train(unstopped, plan, epochs=3, seed=2)
+    whole = train(unstopped, plan, TrainOptions(epochs=3, seed=2))
 
     with pytest.raises(Interrupted) as caught:
-        train(fresh(), plan, epochs=3, seed=2, checkpoint=checkpoint, progress=SignalAt("step", stopped_after))
+        train(fresh(), plan, TrainOptions(epochs=3, seed=2), checkpoint=checkpoint, progress=SignalAt("step", stopped_after))
     assert exit_code_of(caught.value) == 143
     assert str(checkpoint) in caught.value.known
 
     random.seed(99)
     torch.manual_seed(99)
     resumed = fresh()
-    result = train(resumed, plan, epochs=3, seed=2, checkpoint=checkpoint, resume=True)
+    result = train(resumed, plan, TrainOptions(epochs=3, seed=2), checkpoint=checkpoint, resume=True)
     assert torch.equal(parameters(resumed), parameters(unstopped))
     assert [epoch.loss for epoch in result.epochs] == [epoch.loss for epoch in whole.epochs]
     assert [epoch.samples for epoch in result.epochs] == [100, 100, 100]
@@ -200,16 +202,18 @@ def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: P
 
     task = replace(a_task(20), eval_step=once)
     with pytest.raises(Interrupted) as caught:
-        train(task, a_plan(10, eval_batch=4), epochs=2, checkpoint=checkpoint)
+        train(task, a_plan(10, eval_batch=4), TrainOptions(epochs=2), checkpoint=checkpoint)
     assert exit_code_of(caught.value) == 130
-    result = train(replace(a_task(20), eval_step=once), a_plan(10, eval_batch=4), epochs=2, checkpoint=checkpoint, resume=True)
+    result = train(
+        replace(a_task(20), eval_step=once), a_plan(10, eval_batch=4), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True
+    )
     assert [set(epoch.evaluation) for epoch in result.epochs] == [{"accuracy"}, {"accuracy"}]
     assert [epoch.steps for epoch in result.epochs] == [2, 2]
 
 
 def test_without_a_checkpoint_an_interruption_says_that_nothing_is_kept() -> None:
     with pytest.raises(Interrupted, match="SIGTERM in epoch 0, after step 2") as caught:
-        train(a_task(50), a_plan(10), epochs=2, progress=SignalAt("step", 2))
+        train(a_task(50), a_plan(10), TrainOptions(epochs=2), progress=SignalAt("step", 2))
     assert "nothing is kept" in caught.value.known
     assert "--checkpoint" in caught.value.try_
 
@@ -242,11 +246,11 @@ def test_it_trains_in_a_thread_where_no_handler_can_be_set() -> None:
 
 def test_a_finished_run_that_resumes_has_nothing_left_to_do(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
-    first = train(a_task(20), a_plan(10), epochs=2, checkpoint=checkpoint, resume=True)
+    first = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
     assert first.resumed_at_epoch is None, "there was no checkpoint yet"
-    again = train(a_task(20), a_plan(10), epochs=2, checkpoint=checkpoint, resume=True)
+    again = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
     assert again.epochs == first.epochs
-    more = train(a_task(20), a_plan(10), epochs=3, checkpoint=checkpoint, resume=True)
+    more = train(a_task(20), a_plan(10), TrainOptions(epochs=3), checkpoint=checkpoint, resume=True)
     assert more.epochs[:2] == first.epochs
     assert len(more.epochs) == 3
 
@@ -255,25 +259,33 @@ def test_the_middle_of_an_epoch_is_not_resumed_with_other_samples_left(tmp_path:
     checkpoint = tmp_path / "run.pt"
     with pytest.raises(Interrupted):
         train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
-    with pytest.raises(UsageError, match="effective batch was 10; it is 5 now"):
-        train(a_task(50), a_plan(5), checkpoint=checkpoint, resume=True)
     with pytest.raises(UsageError, match="seed was 0"):
-        train(a_task(50), a_plan(10), seed=4, checkpoint=checkpoint, resume=True)
+        train(a_task(50), a_plan(10), TrainOptions(seed=4), checkpoint=checkpoint, resume=True)
     with pytest.raises(UsageError, match="train samples was 50"):
         train(a_task(60), a_plan(10), checkpoint=checkpoint, resume=True)
     result = train(a_task(50), a_plan(5, 5), checkpoint=checkpoint, resume=True)
     assert result.epochs[0].samples == 50, "another split of the same effective batch goes on"
 
 
+def test_another_effective_batch_goes_on_with_the_samples_that_are_left(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
+    heard = Recorded()
+    result = train(a_task(50), a_plan(6), checkpoint=checkpoint, resume=True, progress=heard)
+    assert result.epochs[0].samples == 50
+    assert [fields["samples_seen"] for name, fields in heard.events if name == "step"] == [26, 32, 38, 44, 50]
+
+
 def test_a_next_epoch_may_have_another_effective_batch(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
-    train(a_task(50), a_plan(10), epochs=1, checkpoint=checkpoint)
-    assert train(a_task(50), a_plan(25), epochs=2, checkpoint=checkpoint, resume=True).epochs[1].steps == 2
+    train(a_task(50), a_plan(10), TrainOptions(epochs=1), checkpoint=checkpoint)
+    assert train(a_task(50), a_plan(25), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True).epochs[1].steps == 2
 
 
 def test_nonsense_is_refused() -> None:
     with pytest.raises(UsageError, match="0 epochs"):
-        train(a_task(20), a_plan(10), epochs=0)
+        train(a_task(20), a_plan(10), TrainOptions(epochs=0))
     with pytest.raises(UsageError, match="no checkpoint to resume"):
         train(a_task(20), a_plan(10), resume=True)
 
@@ -290,6 +302,126 @@ def test_every_step_is_told_with_its_loss() -> None:
 @pytest.mark.child
 def test_workers_train_to_the_same_parameters() -> None:
     plain, worked = a_task(60), a_task(60)
-    train(plain, a_plan(8, 7), epochs=2)
-    train(worked, a_plan(8, 7, num_workers=1, prefetch_factor=2, persistent_workers=True), epochs=2)
+    train(plain, a_plan(8, 7), TrainOptions(epochs=2))
+    train(worked, a_plan(8, 7, num_workers=1, prefetch_factor=2, persistent_workers=True), TrainOptions(epochs=2))
     assert torch.equal(parameters(plain), parameters(worked))
+
+
+def test_a_mistake_in_the_evaluation_leaves_a_checkpoint_of_what_was_trained(tmp_path: Path) -> None:
+    def broken(model: nn.Module, batch: object) -> object:
+        raise ValueError("no such column")
+
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(ValueError, match="no such column"):
+        train(replace(a_task(40), eval_step=broken), a_plan(10), checkpoint=checkpoint)
+    heard = Recorded()
+    result = train(a_task(40), a_plan(10), checkpoint=checkpoint, resume=True, progress=heard)
+    assert not [name for name, _ in heard.events if name == "step"], "all steps were done"
+    assert result.epochs[0].samples == 40
+    assert "loss" in result.epochs[0].evaluation
+
+
+def test_early_stopping_ends_after_epochs_without_a_better_evaluation() -> None:
+    losses = iter([0.9, 0.5, 0.6, 0.49, 0.55, 0.1])
+
+    def told(model: nn.Module, batch: object) -> dict[str, tuple[float, float]]:
+        return {"error": (next(losses), 1.0)}
+
+    task = replace(a_task(20, eval_samples=10), metrics=told)
+    options = TrainOptions(epochs=6, patience=2, watch="error", min_delta=0.05)
+    result = train(task, a_plan(10, eval_batch=10), options)
+    assert len(result.epochs) == 4, "0.49 is better than 0.5, but not by more than 0.05"
+    assert result.stopped_early
+    assert result.stop_reason == "error has not become better for 2 epochs"
+
+
+def test_early_stopping_is_off_without_evaluation_data_and_says_so() -> None:
+    heard = Recorded()
+    result = train(replace(a_task(20), eval_data=None), a_plan(10), TrainOptions(epochs=3, patience=1), progress=heard)
+    assert len(result.epochs) == 3
+    assert ("notice", {"text": "there is no evaluation data: early stopping is off"}) in heard.events
+
+
+def test_what_is_watched_must_have_been_evaluated() -> None:
+    with pytest.raises(UsageError, match=r"watches 'f1'.*\n.*accuracy, loss"):
+        train(a_task(20), a_plan(10), TrainOptions(epochs=2, patience=1, watch="f1"))
+
+
+def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint, wish = tmp_path / "run.pt", StopWish()
+
+    class AfterThree:
+        def event(self, name: str, fields: Fields) -> None:
+            if name == "step" and fields["step"] == 3:
+                wish.ask("q was pressed")
+
+    result = train(a_task(80), a_plan(10), checkpoint=checkpoint, wish=wish, progress=AfterThree())
+    assert (result.stopped_early, result.stop_reason, result.epochs) == (True, "q was pressed", ())
+    whole, resumed = a_task(80), a_task(80)
+    train(whole, a_plan(10))
+    train(resumed, a_plan(10), checkpoint=checkpoint, resume=True)
+    assert torch.equal(parameters(resumed), parameters(whole))
+
+
+def test_the_learning_rate_warms_up_and_comes_down_by_samples() -> None:
+    heard = Recorded()
+    task = a_task(100)
+    task = replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=1.0))
+    train(task, a_plan(10), TrainOptions(epochs=2, schedule="linear", warmup=0.2), progress=heard)
+    rates = [fields["lr"] for name, fields in heard.events if name == "step"]
+    assert rates[:4] == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    assert rates[4] == pytest.approx(1 - 0.5 / 16)
+    assert rates[-1] == pytest.approx(0.5 / 16)
+
+
+def test_a_learning_rate_that_was_chosen_for_another_effective_batch_follows_its_rule() -> None:
+    def rates(options: TrainOptions) -> list[Field]:
+        heard = Recorded()
+        task = a_task(50)
+        task = replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=0.1))
+        train(task, a_plan(20), options, progress=heard)
+        return [fields["lr"] for name, fields in heard.events if name == "step"]
+
+    assert rates(TrainOptions(lr_reference_batch=5)) == [0.1] * 3, "nothing moves unless it is told to"
+    assert rates(TrainOptions(lr_rule="linear", lr_reference_batch=5)) == pytest.approx([0.4, 0.4, 0.2]), "the last step has 10"
+    assert rates(TrainOptions(lr_rule="sqrt")) == pytest.approx([0.1, 0.1, 0.1 * 0.5**0.5])
+
+
+def test_gradients_are_clipped_to_the_norm_and_told_as_they_were() -> None:
+    heard = Recorded()
+    task = a_task(40)
+    task = replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=1.0))
+    before = parameters(task)
+    train(task, a_plan(40), TrainOptions(max_norm=0.01), progress=heard)
+    (step,) = [fields for name, fields in heard.events if name == "step"]
+    assert isinstance(step["grad_norm"], float)
+    assert step["grad_norm"] > 0.1
+    assert float((parameters(task) - before).norm()) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_disk_that_is_full_does_not_end_a_training(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("", encoding="ascii")
+    heard = Recorded()
+    result = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=in_the_way / "run.pt", progress=heard)
+    assert len(result.epochs) == 2
+    assert result.not_saved is not None
+    assert "could not be written" in result.not_saved
+    assert [name for name, _ in heard.events].count("notice") == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TrainOptions(epochs=0),
+        lambda: TrainOptions(patience=0),
+        lambda: TrainOptions(min_delta=-1.0),
+        lambda: TrainOptions(warmup=1.0),
+        lambda: TrainOptions(max_norm=0.0),
+        lambda: TrainOptions(start_micro_batch=0),
+    ],
+    ids=["epochs", "patience", "min_delta", "warmup", "max_norm", "start_micro_batch"],
+)
+def test_options_that_make_no_sense_are_refused(make: Callable[[], TrainOptions]) -> None:
+    with pytest.raises(UsageError):
+        make()

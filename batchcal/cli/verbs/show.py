@@ -27,10 +27,18 @@ def show(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Show a calibration: the memory curve, every probe, the answer, what limits it, how fresh it is. Two are compared."""
+    """Show a calibration: the memory curve, every probe, the answer, what limits it, how fresh it is. Two are compared.
+
+    Or show a training, by its log or its folder: loss, speed, memory against the budget, and what happened.
+    """
     from batchcal.cli import screen
+    from batchcal.cli.runs import names_a_run, refuse, show_run
     from batchcal.core.errors import NoCalibration, UsageError
 
+    if file is not None and (names_a_run(file) or names_a_run(other)):
+        refuse(file, check=check, why=why, require_signature=require_signature, other=other is not None)
+        show_run(file, html=html, as_json=json, voice=context.ensure_object(Voice))
+        return
     if file is not None and other is not None:
         if check or why or html is not None:
             raise UsageError(
@@ -43,9 +51,10 @@ def show(
         return
     seen = _look(file, require_signature=require_signature)
     if html is not None:
+        from batchcal.cli.pages import write_page
         from batchcal.cli.views.page import page
 
-        _write(Path(html), page(seen), beside=seen.path)
+        write_page(Path(html), page(seen), shows=seen.path)
         context.ensure_object(Voice).say(f"written: {html}")
     if json:
         from batchcal.cli.document import document
@@ -126,18 +135,3 @@ def _check(file: str | None, *, require_signature: bool) -> None:
         raise typer.Exit(NoCalibration.exit_code) from error
     if seen.stale is not None or not usable(seen.calibration):
         raise typer.Exit(NoCalibration.exit_code)
-
-
-def _write(path: Path, text: str, *, beside: Path | None) -> None:
-    from batchcal.core.errors import NotSaved, UsageError
-    from batchcal.core.files import write_atomically
-
-    if path.is_dir() or (beside is not None and path.resolve() == beside.resolve()):
-        what = "a folder" if path.is_dir() else "the calibration itself"
-        raise UsageError(f"--html {path} is {what}", try_="--html report.html")
-    try:
-        write_atomically(path, text.encode(), mode=0o644)
-    except OSError as error:
-        raise NotSaved(
-            f"the page could not be written to {path}", known=error.strerror or str(error), try_="--html with another file"
-        ) from None

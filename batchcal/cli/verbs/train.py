@@ -39,6 +39,10 @@ def train(
     checkpoint: opt.Checkpoint = None,
     resume: opt.Resume = False,
     drop_last: opt.DropLast = False,
+    log: opt.Log = None,
+    patience: opt.Patience = None,
+    start_micro_batch: opt.StartMicroBatch = None,
+    on_oom: opt.OnOom = None,
     output: opt.Output = None,
     require_signature: opt.RequireSignature = False,
     json: opt.Json = False,
@@ -67,6 +71,10 @@ def train(
         "seed": seed,
         "checkpoint": checkpoint,
         "drop_last": "true" if drop_last else None,
+        "log": log,
+        "patience": patience,
+        "start_micro_batch": start_micro_batch,
+        "on_oom": on_oom,
     }
     voice = context.ensure_object(Voice)
     desk = open_desk(target, flags=flags, spelled={"samples": "--calibration-samples"}, config=config, voice=voice)
@@ -81,8 +89,9 @@ def train(
     if resume and desk.settings.value(knobs.CHECKPOINT) is None:
         raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
     # What cannot be is told before anything is measured.
-    for knob in (knobs.EPOCHS, knobs.DROP_LAST):
-        desk.settings.value(knob)
+    for knob in knobs.KNOBS:
+        if knob.table == "train":
+            desk.settings.value(knob)
     objective_of(desk.settings.value(knobs.OBJECTIVE))
     found = calibrated(desk, wish, voice)
     if isinstance(found.problem, NotSaved):
@@ -90,13 +99,15 @@ def train(
     elif found.problem is not None:
         raise found.problem
     plan = _plan(desk, found)
-    result = _run(desk, plan, resume=resume, voice=voice)
+    result = _run(desk, plan, found, resume=resume, voice=voice)
     if json:
         screen.emit(result.model_dump_json(indent=2))
     else:
         from batchcal.cli.views.training import show
 
         screen.render(show(result, plan))
+    if result.not_saved is not None:
+        raise NotSaved(result.not_saved, try_="--checkpoint FILE, on a disk with room")
 
 
 def _was_restarted() -> bool:
@@ -114,7 +125,7 @@ def _plan(desk: Desk, found: Found) -> Plan:
     return plan_of(Opened(calibration=found.calibration, here=detect(), notices=found.notices), desk.settings)
 
 
-def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResult:
+def _run(desk: Desk, plan: Plan, found: Found, *, resume: bool, voice: Voice) -> TrainingResult:
     """Puts the plan into force (which may start this process anew), loads the task and trains it.
 
     Raises:
@@ -123,6 +134,7 @@ def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResul
     import warnings
 
     from batchcal.cli.progress import listening
+    from batchcal.cli.training import monitored, options_of, predictor_of
     from batchcal.core import settings as knobs
     from batchcal.plan.formats import as_lines
     from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
@@ -135,9 +147,11 @@ def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResul
         voice.say(f" note: {notice}")
     for line in as_lines(plan):
         voice.say(line)
+    from batchcal.cli.keys import stopping_at_q
     from batchcal.core.errors import BatchcalError
     from batchcal.train.loop import train as run
     from batchcal.train.seed import seed_everything
+    from batchcal.train.stop import StopWish
     from batchcal.workload.blame import blame, in_user_code
     from batchcal.workload.load import load_task
 
@@ -146,15 +160,22 @@ def _run(desk: Desk, plan: Plan, *, resume: bool, voice: Voice) -> TrainingResul
     reference = desk.task()
     task = load_task(reference, device=plan.device)
     try:
-        with listening(voice, "training") as progress:
+        wish = StopWish()
+        with (
+            listening(voice, "training") as view,
+            monitored(desk, found.path, view=view) as progress,
+            stopping_at_q(lambda: wish.ask("q was pressed")) as listens,
+        ):
+            if listens:
+                progress.event("notice", {"text": "q stops after the step that is going on"})
             return run(
                 task,
                 plan,
-                epochs=desk.settings.value(knobs.EPOCHS),
-                seed=seed,
+                options_of(desk.settings, found.calibration),
                 checkpoint=None if checkpoint is None else Path(checkpoint),
                 resume=resume,
-                drop_last=desk.settings.value(knobs.DROP_LAST),
+                predictor=predictor_of(found.calibration, plan),
+                wish=wish,
                 progress=progress,
             )
     except BatchcalError:

@@ -1,4 +1,4 @@
-"""A calibration and a training while they run, on a terminal."""
+"""What runs, on a terminal: a screen that draws itself anew, and the calibration on it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _REFRESH_PER_S: Final = 8
 
 
-class _Screen:
+class Screen:
     """Draws itself anew when something happened, and a few times a second."""
 
     def __init__(self, *, console: Console | None = None, ticking: bool = True) -> None:
         console = console or Console(stderr=True, highlight=False, emoji=False, markup=False)
         self.height = console.height
-        # Training forks workers: no thread of ours may hold a lock while it does.
+        # Where workers are forked meanwhile, no thread of ours may hold a lock: nothing ticks then.
         self._live = Live(
             console=console,
             auto_refresh=ticking,
@@ -39,7 +39,7 @@ class _Screen:
         )
         self._ticking = ticking
 
-    def __enter__(self) -> _Screen:
+    def __enter__(self) -> Screen:
         self._live.__enter__()
         return self
 
@@ -56,13 +56,17 @@ class _Screen:
     def event(self, name: str, fields: Fields) -> None:
         self.note(name, fields)
         if not self._ticking:
-            self._live.refresh()
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Draw now."""
+        self._live.refresh()
 
     def note(self, name: str, fields: Fields) -> None:
         """Remember it."""
 
 
-class CalibrationLive(_Screen):
+class CalibrationLive(Screen):
     """The probes as they end, the one that runs, the best so far."""
 
     def __init__(self, *, console: Console | None = None, ticking: bool = True) -> None:
@@ -137,41 +141,6 @@ class CalibrationLive(_Screen):
         return [*row[:-1], Text(waiting, style="cyan")]
 
 
-class TrainingLive(_Screen):
-    """One line that moves, and a line for every epoch that ended."""
-
-    def __init__(self, *, console: Console | None = None) -> None:
-        self._fields: Fields = {}
-        self._epochs: list[Fields] = []
-        self._total: Field = None
-        super().__init__(console=console, ticking=False)
-
-    def note(self, name: str, fields: Fields) -> None:
-        match name:
-            case "training_started":
-                self._total = fields.get("epochs")
-            case "step":
-                self._fields = dict(fields)
-            case "epoch_ended":
-                self._epochs.append(dict(fields))
-                self._fields = {}
-
-    def draw(self) -> RenderableType:
-        lines: list[RenderableType] = []
-        for epoch in self._epochs[-max(self.height - 4, 3) :]:
-            told = [
-                f"eval {key.removeprefix('eval_')} {_number(value)}" for key, value in epoch.items() if key.startswith("eval_")
-            ]
-            loss = f"loss {_number(epoch.get('loss'))}"
-            lines.append(Text(f"  epoch {_next(epoch)} of {self._total}: {', '.join([loss, *told])}", style="green"))
-        if self._fields:
-            rate = self._fields.get("samples_per_s")
-            speed = f", {count(rate)} samples/s" if isinstance(rate, float | int) else ""
-            text = f"  epoch {_next(self._fields)} of {self._total}, step {self._fields.get('step')}: "
-            lines.append(Text(f"{text}loss {_number(self._fields.get('loss'))}{speed}", style="cyan"))
-        return Group(*lines)
-
-
 def _row(fields: Fields) -> list[RenderableType]:
     outcome = str(fields.get("outcome") or "")
     style = TONES[_OUTCOME_TONES.get(outcome, "odd")]
@@ -193,12 +162,3 @@ def _row(fields: Fields) -> list[RenderableType]:
 
 def _spinner() -> str:
     return _SPINNER[int(time.monotonic() * _REFRESH_PER_S) % len(_SPINNER)]
-
-
-def _number(value: Field) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _next(fields: Fields) -> object:
-    epoch = fields.get("epoch")
-    return epoch + 1 if isinstance(epoch, int) else epoch

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from html import escape
-from importlib.resources import files
 
 from batchcal.calibration.schema import Calibration, Capacity, Finding, Measurement
 from batchcal.cli.views import speed_svg
 from batchcal.cli.views.calibration import Seen, memory_parts
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.decisions import decisions
+from batchcal.cli.views.html import document, table
 from batchcal.cli.views.speeds import all_of_them, attribution_row, finalist_row, promise_line, settings_line, told_of
 from batchcal.cli.views.svg import draw
 from batchcal.cli.views.words import count, limit_sentence, long, peak_of, tone
@@ -21,7 +20,6 @@ from batchcal.plan.make import make_plan
 def page(seen: Seen) -> str:
     """The whole document."""
     calibration = seen.calibration
-    style = files("batchcal.cli.views").joinpath("page.css").read_text(encoding="utf-8")
     finding = calibration.finding()
     body = [
         *_header(seen),
@@ -35,20 +33,7 @@ def page(seen: Seen) -> str:
         *_remarks(seen),
         f"<footer>{escape(str(seen.path) if seen.path else 'not saved')} · batchcal {escape(calibration.batchcal)}</footer>",
     ]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(calibration.task.spec)}: calibration</title>",
-            f"<style>\n{style}</style></head>",
-            "<body><main>",
-            *body,
-            "</main></body></html>",
-            "",
-        ]
-    )
+    return document(f"{calibration.task.spec}: calibration", body)
 
 
 def _header(seen: Seen) -> list[str]:
@@ -102,7 +87,7 @@ def _plan(calibration: Calibration) -> list[str]:
     ]
     if told is not None and told.knobs:
         rows = [attribution_row(told, knob) for knob in told.knobs] + ([all_of_them(told)] if len(told.knobs) > 1 else [])
-        parts += _table(("turned back", "to", "samples/s", "gain"), rows, numbers={"samples/s", "gain"})
+        parts += table(("turned back", "to", "samples/s", "gain"), rows, numbers={"samples/s", "gain"})
     return [*parts, "</section>"]
 
 
@@ -117,26 +102,9 @@ def _speeds(calibration: Calibration) -> list[str]:
     if finals is not None:
         heads = ("threads", "workers", "samples/s", "at most", "")
         rows = [finalist_row(one, finals) for one in finals.finalists]
-        table = _table(heads, rows, numbers=set(heads[:-1]), chosen=0)
-        parts += ["<section><h2>threads and workers</h2>", *table, "</section>"]
+        raced = table(heads, rows, numbers=set(heads[:-1]), chosen=0)
+        parts += ["<section><h2>threads and workers</h2>", *raced, "</section>"]
     return parts
-
-
-def _table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[str], chosen: int | None = None
-) -> list[str]:
-    kinds = ["n" if name in numbers else "" for name in heads]
-    head = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in zip(heads, kinds, strict=True))
-    lines = [
-        "<tr>"
-        + "".join(
-            f'<td class="{kind}{" chosen" if place == chosen else ""}">{escape(cell)}</td>'
-            for cell, kind in zip(row, kinds, strict=True)
-        )
-        + "</tr>"
-        for place, row in enumerate(rows)
-    ]
-    return [f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>', *lines, "</tbody></table></div>"]
 
 
 def _memory(calibration: Calibration, finding: Finding) -> list[str]:

@@ -1,17 +1,12 @@
-"""The blocks of memory that a step holds at once, seen tensor by tensor; works on fake tensors, which hold nothing."""
+"""From the blocks that a step holds at once to a curve of memory against batch."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 
@@ -21,57 +16,6 @@ COUNTED: Final = 0.01
 """Blocks of one size that together hold less than this share of a peak have no corner of their own in a curve."""
 REACH: Final = 64
 """Corners are looked for up to this many times the largest batch that was traced."""
-
-
-class LiveBlocks(TorchDispatchMode):
-    """Follows every storage that an operation returns, until it is freed; `peak` is the fullest moment, block by block.
-
-    What is there before (parameters, buffers, the batch) is told with `ignore` and not counted.
-    """
-
-    def __init__(self) -> None:
-        initialise: Callable[[], None] = super().__init__  # torch has no types for it
-        initialise()
-        self._live: dict[int, int] = {}
-        self._ignored: dict[int, torch.UntypedStorage] = {}
-        self._bytes = 0
-        self._most = 0
-        self.peak: tuple[int, ...] = ()
-        """Sizes in bytes of the blocks that were there when there was most."""
-
-    def ignore(self, held: Iterable[torch.Tensor]) -> None:
-        """Counts none of these."""
-        for tensor in held:
-            storage = tensor.untyped_storage()
-            self._ignored[id(storage)] = storage  # kept, so that nobody else gets its id
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)
-        if key in self._live or key in self._ignored:
-            return
-        size = storage.nbytes()
-        self._live[key] = size
-        self._bytes += size
-        weakref.finalize(storage, self._freed, key)
-        if self._bytes > self._most:
-            self._most = self._bytes
-            self.peak = tuple(self._live.values())
-
-    def _freed(self, key: int) -> None:
-        self._bytes -= self._live.pop(key, 0)
 
 
 def curve_of(peaks: Mapping[int, Sequence[int]]) -> tuple[ShapePoint, ...]:

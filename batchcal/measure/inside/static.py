@@ -15,11 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch import nn
 
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
-from batchcal.measure.inside.blocks import LiveBlocks, curve_of
+from batchcal.measure.inside.blocks import curve_of
+from batchcal.workload.on_paper import LiveBlocks, make_fake, run_step
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 
@@ -62,7 +62,7 @@ class FakeTrace:
         self._inputs: list[torch.Tensor] = []
         self.peaks: dict[Mode, dict[int, tuple[int, ...]]] = {"train": {}, "eval": {}}
         """Sizes in bytes of the blocks that live at once beyond parameters, optimizer state and batch, by mode and batch size."""
-        _make_fake(task.model, self._fake)
+        make_fake(task.model, self._fake)
 
     def trace(self, sizes: Sequence[int]) -> None:
         """Adds `sizes` to the curves, in order, as long as there is time."""
@@ -77,7 +77,7 @@ class FakeTrace:
                 blocks = LiveBlocks()
                 blocks.ignore([*self._task.model.parameters(), *self._task.model.buffers(), *self._inputs])
                 with self._fake, blocks:
-                    _step(self._task, batch, mode)
+                    run_step(self._task, batch, mode)
                     self._task.model.zero_grad(set_to_none=True)
                 peaks[size] = blocks.peak
             self._slow = time.monotonic() - began > self._slow_s
@@ -112,7 +112,7 @@ def profiled_curve(
         try:
             for mode in modes:
                 task.model.train(mode == "train")
-                peak = _allocator_peak(partial(_step, task, batch, mode))
+                peak = _allocator_peak(partial(run_step, task, batch, mode))
                 curves[mode].append(ShapePoint(batch=size, bytes=float(peak)))
                 task.model.zero_grad(set_to_none=True)
         except Exception:
@@ -132,38 +132,6 @@ def usable(points: Sequence[ShapePoint]) -> bool:
 def line(bytes_per_sample: float) -> tuple[ShapePoint, ...]:
     """The shape of last resort: so many bytes a sample."""
     return (ShapePoint(batch=1, bytes=bytes_per_sample), ShapePoint(batch=2, bytes=2 * bytes_per_sample))
-
-
-def _step(task: Task, batch: object, mode: Mode) -> None:
-    device_type = next((parameter.device.type for parameter in task.model.parameters()), "cpu")
-    with torch.autocast(device_type, dtype=task.autocast, enabled=task.autocast is not None):
-        if mode == "train":
-            loss = task.loss(task.model, batch)
-        else:
-            with torch.no_grad():
-                (task.eval_step or task.loss)(task.model, batch)
-            return
-    loss.backward()
-
-
-def _make_fake(model: nn.Module, fake: FakeTensorMode) -> None:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    replaced: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None:
-                continue
-            if isinstance(parameter, FakeTensor):
-                continue
-            if id(parameter) not in replaced:
-                replaced[id(parameter)] = nn.Parameter(
-                    fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad
-                )
-            module._parameters[name] = replaced[id(parameter)]
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None and not isinstance(buffer, FakeTensor):
-                module._buffers[name] = fake.from_tensor(buffer)
 
 
 def _allocator_peak(step: Callable[[], None]) -> int:

@@ -1,34 +1,11 @@
-"""What a step holds at once, block by block, and where its blocks become so large that glibc maps them."""
+"""Where the blocks of a step become so large that glibc maps them."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from batchcal.core.units import MIB
-from batchcal.measure.inside.blocks import MAPPED_FROM, LiveBlocks, curve_of
-
-
-def test_the_peak_is_the_fullest_moment_block_by_block() -> None:
-    with LiveBlocks() as blocks:
-        first = torch.empty(1024, dtype=torch.uint8)
-        second = torch.empty(4096, dtype=torch.uint8)
-        del first
-        third = torch.empty(512, dtype=torch.uint8)
-        del second, third
-        torch.empty(2048, dtype=torch.uint8)
-    assert sorted(blocks.peak) == [1024, 4096]
-
-
-def test_a_view_is_no_block_of_its_own_and_what_was_there_is_not_counted() -> None:
-    there = torch.ones(1000)
-    with LiveBlocks() as blocks:
-        blocks.ignore([there])
-        there.add_(1)
-        half = there[:500]
-        copy = half.clone()
-        assert copy.view(250, 2).shape == (250, 2)
-    assert blocks.peak == (2000,)
+from batchcal.measure.inside.blocks import MAPPED_FROM, curve_of
 
 
 def test_a_curve_has_a_corner_where_blocks_pass_the_threshold() -> None:

@@ -1,0 +1,64 @@
+"""Keys that a training listens to on a terminal: `q` ends it after the step that is going on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+STOP: Final = "q"
+WAIT_S: Final = 0.2
+"""How long the listener may be late in noticing that it is no longer needed."""
+
+
+@contextlib.contextmanager
+def stopping_at_q(stop: Callable[[], None]) -> Iterator[bool]:
+    """While entered, `stop` is called once when `q` is pressed. Yields whether anybody listens.
+
+    Nobody does where stdin is no terminal, or this process is in its background: reading there would halt it.
+    """
+    descriptor = _terminal()
+    if descriptor is None:
+        yield False
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(descriptor)
+    done = threading.Event()
+    thread = threading.Thread(target=_listen, args=(descriptor, done, stop), name="batchcal-keys", daemon=True)
+    # Keys come one by one and unseen; Ctrl-C and Ctrl-Z stay what they are.
+    tty.setcbreak(descriptor)
+    thread.start()
+    try:
+        yield True
+    finally:
+        done.set()
+        thread.join()
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _terminal() -> int | None:
+    try:
+        descriptor = sys.stdin.fileno()
+        return descriptor if os.isatty(descriptor) and os.tcgetpgrp(descriptor) == os.getpgrp() else None
+    except (AttributeError, ValueError, OSError):  # closed, replaced by something else, or not ours
+        return None
+
+
+def _listen(descriptor: int, done: threading.Event, stop: Callable[[], None]) -> None:
+    while not done.is_set():
+        try:
+            ready, _, _ = select.select([descriptor], [], [], WAIT_S)
+            pressed = os.read(descriptor, 64) if ready else b""
+        except OSError:  # the terminal went away
+            return
+        if ready and not pressed:
+            return
+        if STOP.encode() in pressed.lower():
+            stop()
+            return

@@ -1,0 +1,54 @@
+"""How far a training is and how long it will take, from its own events."""
+
+from __future__ import annotations
+
+from batchcal.core.progress import Field, Fields
+
+
+class Pace:
+    """Counted in epochs; evaluation and checkpoints take their part of the time, as they did until now."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+        self._train_samples = self._steps_per_epoch = 0
+        self._began_s = self._from = 0.0
+        self._at: float | None = None
+        """Epochs done, with the share of the one that is going on. None: nobody knows how long an epoch is."""
+
+    def started(self, fields: Fields, *, now_s: float) -> None:
+        self.epochs = _whole(fields.get("epochs"))
+        self._train_samples, self._steps_per_epoch = _whole(fields.get("train_samples")), _whole(fields.get("steps_per_epoch"))
+        self._began_s = now_s
+        self._at = self._share(_whole(fields.get("epoch")), samples=_whole(fields.get("resumed_at_sample")), steps=0)
+        self._from = self._at or 0.0
+
+    def stepped(self, fields: Fields) -> None:
+        samples, steps = _whole(fields.get("samples_seen")), _whole(fields.get("step"))
+        self._at = self._share(_whole(fields.get("epoch")), samples=samples, steps=steps)
+
+    def epoch_ended(self, fields: Fields) -> None:
+        # The first epoch of a stream says how long the others may be.
+        self._steps_per_epoch = self._steps_per_epoch or _whole(fields.get("steps"))
+        self._at = _whole(fields.get("epoch")) + 1.0
+
+    @property
+    def share(self) -> float | None:
+        """Of the whole training, 0 to 1."""
+        return None if self._at is None or not self.epochs else min(self._at / self.epochs, 1.0)
+
+    def left_s(self, *, now_s: float) -> float | None:
+        """Seconds until the end at the pace until now. None: not known yet."""
+        if self._at is None or not self.epochs or self._at <= self._from:
+            return None
+        return max(self.epochs - self._at, 0.0) * (now_s - self._began_s) / (self._at - self._from)
+
+    def _share(self, epoch: int, *, samples: int, steps: int) -> float | None:
+        if self._train_samples:
+            return epoch + min(samples / self._train_samples, 1.0)
+        if self._steps_per_epoch:
+            return epoch + min(steps / self._steps_per_epoch, 1.0)
+        return None
+
+
+def _whole(value: Field) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,67 @@
+"""batchcal show, where what is shown is a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchcal.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from batchcal.cli.voice import Voice
+
+
+def names_a_run(file: str | None) -> bool:
+    """Whether `file` is the log of a run by its first line, or is called like one, or is a folder: only runs have one."""
+    if file is None:
+        return False
+    from batchcal.train.report.read import is_run
+
+    path = Path(file)
+    return path.is_dir() or path.suffix == ".jsonl" or is_run(path)
+
+
+def refuse(run: str, *, check: bool, why: bool, require_signature: bool, other: bool) -> None:
+    """What is asked of calibrations only.
+
+    Raises:
+        UsageError: it was asked of a run.
+    """
+    asked = {
+        "two runs, or a run and a calibration, are not compared": other,
+        "--check asks whether a calibration may be used; a run is not checked": check,
+        "--why explains the decisions of a calibration; a run tells its own beside each change": why,
+        "--require-signature is for calibrations; a run is not signed": require_signature,
+    }
+    for told, was_asked in asked.items():
+        if was_asked:
+            raise UsageError(told, try_=f"batchcal show {run}")
+
+
+def show_run(file: str, *, html: str | None, as_json: bool, voice: Voice) -> None:
+    """On the terminal, as JSON or as a page.
+
+    Raises:
+        UsageError: it is no run, or cannot be read.
+        NotSaved: the page could not be written.
+    """
+    from batchcal.cli import screen
+    from batchcal.cli.views.run.words import SeenRun
+    from batchcal.core.clock import SystemClock
+    from batchcal.train.report.read import read_run
+
+    seen = SeenRun(run=read_run(Path(file)), at=SystemClock().now())
+    if html is not None:
+        from batchcal.cli.pages import write_page
+        from batchcal.cli.views.run.page import page
+
+        write_page(Path(html), page(seen), shows=seen.run.path)
+        voice.say(f"written: {html}")
+    if as_json:
+        from batchcal.cli.document import run
+
+        screen.emit(run(seen.run))
+    elif html is None:
+        from batchcal.cli.views.run.view import show
+
+        screen.render(show(seen))

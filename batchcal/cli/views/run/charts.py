@@ -1,0 +1,168 @@
+"""A run's charts."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from batchcal.cli.views.run.plot import Axis, Mark, MarkKind, Plot, Point, Rule, Series, Shape, Unit, axis_over
+from batchcal.cli.views.run.words import told
+from batchcal.train.report.events import GRAD_NORM, LOSS, WEIGHT
+from batchcal.train.report.run import Recovered, Resized, Run
+
+_MOST_MARKS: Final = 200
+_MOST_VERTICALS: Final = 40
+_MOST_DOTS: Final = 400
+_NEAR: Final = 100
+"""Steps in which a measured one is looked for."""
+_FAR: Final = 1.4
+"""A limit that is further above the budget would squeeze what matters."""
+T = TypeVar("T")
+
+
+def loss(run: Run, points: int) -> Plot | None:
+    """Of training step by step, of evaluation after each epoch."""
+    series = [*_lines(run, [("loss", "training", 0)], points)]
+    evaluated = [(one.global_step, one.evaluation["loss"]) for one in run.epochs if "loss" in one.evaluation]
+    if evaluated:
+        series.append(Series("evaluation", 2, tuple(Point(step, value, value, value) for step, value in evaluated), "dots"))
+    plot = _over_steps(run, "loss", "number", series, may_be_log=True)
+    odd = run.steps.not_finite("loss")
+    if plot is None or not odd:
+        return plot
+    marks = tuple(Mark("not-finite", step, plot.y.high, f"step {step:,}: the loss is no number") for step in _some(odd))
+    return replace(plot, marks=marks)
+
+
+def task_losses(run: Run, points: int) -> Plot | None:
+    names = run.steps.named(LOSS)
+    series = _lines(run, [(LOSS + name, name, place) for place, name in enumerate(names)], points)
+    return _over_steps(run, "loss by task", "number", series, may_be_log=True)
+
+
+def task_weights(run: Run, points: int) -> Plot | None:
+    names = run.steps.named(WEIGHT)
+    series = _lines(run, [(WEIGHT + name, name, place) for place, name in enumerate(names)], points)
+    return _over_steps(run, "weights of the tasks", "number", series)
+
+
+def gradient_norms(run: Run, points: int) -> Plot | None:
+    names = run.steps.named(GRAD_NORM)
+    whole = [("grad_norm", "all", len(names))] if names else [("grad_norm", "norm", 0)]
+    wanted = [*((GRAD_NORM + name, name, place) for place, name in enumerate(names)), *whole]
+    return _over_steps(run, "gradient norm", "number", _lines(run, wanted, points), may_be_log=True)
+
+
+def learning_rate(run: Run, points: int) -> Plot | None:
+    return _over_steps(run, "learning rate", "number", _lines(run, [("lr", "learning rate", 0)], points))
+
+
+def throughput(run: Run, points: int) -> Plot | None:
+    return _over_steps(run, "samples/s", "count", _lines(run, [("samples_per_s", "samples/s", 0)], points))
+
+
+def sizes(run: Run, points: int) -> Plot | None:
+    """The largest micro-batch of each step."""
+    return _over_steps(run, "micro-batch, samples", "count", _lines(run, [("micro_batch", "micro-batch", 0)], points))
+
+
+def memory(run: Run, points: int) -> Plot | None:
+    """Peaks of steps, measured and predicted, against budget and limit; where sizes changed and where memory ran out."""
+    series = [
+        *_lines(run, [("predicted_bytes", "predicted", 2)], points, shape="dashes"),
+        *_lines(run, [("peak_bytes", "measured", 0)], points),
+    ]
+    if not series:
+        return None
+    rules = _rules(run)
+    highest = max([rule.y for rule in rules] + [point.high for one in series for point in one.points])
+    plot = _over_steps(run, "memory at the peak of a step", "bytes", series, also=[highest])
+    return None if plot is None else replace(plot, rules=rules, marks=tuple(_memory_marks(run, highest)))
+
+
+def predictions(run: Run) -> Plot | None:
+    """A dot for a step: predicted across, measured upwards. Above the diagonal more was needed than predicted."""
+    pairs = zip(run.steps.column("predicted_bytes"), run.steps.column("peak_bytes"), strict=False)
+    both = [(predicted, peak) for predicted, peak in pairs if math.isfinite(predicted) and peak > 0]
+    if not both:
+        return None
+    width = max(math.ceil(2 * len(both) / _MOST_DOTS), 1)
+    groups = (both[start : start + width] for start in range(0, len(both), width))
+    # The worst on both sides of each group stay.
+    kept = sorted({pair for group in groups for pair in (max(group, key=_ratio), min(group, key=_ratio))})
+    axis = axis_over([value for pair in kept for value in pair], "bytes", from_zero=False)
+    ends = tuple(Point(value, value, value, value) for value in (axis.low, axis.high))
+    dots = tuple(Point(predicted, peak, peak, peak) for predicted, peak in kept)
+    series = (Series("as predicted", 1, ends, "dashes"), Series("", 0, dots, "dots"))
+    return Plot("measured against predicted peak", axis, "predicted", axis, series)
+
+
+def _ratio(pair: tuple[float, float]) -> float:
+    return pair[1] / max(pair[0], 1.0)
+
+
+def _lines(run: Run, wanted: Sequence[tuple[str, str, int]], points: int, *, shape: Shape = "line") -> list[Series]:
+    """Of columns: name, what they are called, which colour. What no step told has none."""
+    found = []
+    for column, name, colour in wanted:
+        buckets = run.steps.buckets(column, points)
+        if buckets:
+            curve = tuple(Point(one.step, one.low, one.mean, one.high) for one in buckets)
+            found.append(Series(name, colour, curve, shape))
+    return found
+
+
+def _over_steps(
+    run: Run, title: str, unit: Unit, series: Sequence[Series], *, may_be_log: bool = False, also: Iterable[float] = ()
+) -> Plot | None:
+    """None: there is nothing to draw."""
+    if not series:
+        return None
+    values = [value for one in series for point in one.points for value in (point.low, point.high)]
+    last = max([run.steps.places[-1]] if len(run.steps) else [], default=1.0)
+    begins = [float(one.global_step) for one in run.epochs if one.global_step < last]
+    return Plot(
+        title=title,
+        x=Axis(0.0, max(last, 2.0), "count"),
+        x_name="optimizer steps",
+        y=axis_over([*values, *also], unit, from_zero=not may_be_log, may_be_log=may_be_log),
+        series=tuple(series),
+        verticals=tuple(begins) if len(begins) <= _MOST_VERTICALS else (),
+    )
+
+
+def _rules(run: Run) -> tuple[Rule, ...]:
+    budget, limit = run.latest.budget_bytes, run.latest.limit_bytes
+    if budget is None:
+        return () if limit is None else (Rule("limit", limit),)
+    with_limit = limit is not None and limit <= budget * _FAR
+    return (Rule("budget", budget), *((Rule("limit", limit),) if with_limit and limit is not None else ()))
+
+
+def _memory_marks(run: Run, highest: float) -> list[Mark]:
+    budget = run.latest.budget_bytes or highest
+    found = []
+    for one in _some([each for each in run.happenings if isinstance(each, Recovered | Resized)]):
+        text = f"step {one.global_step:,}: {told(one)}"
+        kind: MarkKind = "recovered"
+        if isinstance(one, Resized):
+            kind = "larger" if (one.now or 0) > (one.was or 0) else "smaller"
+        # What ran out of memory wanted more than the budget; a change stands at what its step took.
+        height = float(budget) if isinstance(one, Recovered) else _peak_at(run, one.global_step, highest / 2)
+        found.append(Mark(kind, one.global_step, height, text))
+    return found
+
+
+def _peak_at(run: Run, global_step: int, default: float) -> float:
+    """Of the step, or of the nearest before or behind it that was measured."""
+    peaks, place = run.steps.column("peak_bytes"), bisect.bisect_left(run.steps.places, global_step)
+    near = (*reversed(peaks[max(place - _NEAR, 0) : place + 1]), *peaks[place + 1 : place + _NEAR])
+    return next((peak for peak in near if math.isfinite(peak)), default)
+
+
+def _some(found: Sequence[T]) -> Sequence[T]:
+    """All, or every so many of too many to be drawn apart."""
+    return found[:: max(math.ceil(len(found) / _MOST_MARKS), 1)]

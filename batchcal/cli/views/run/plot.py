@@ -1,0 +1,136 @@
+"""A chart as values, for whoever draws it: in characters or as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from batchcal.cli.views.words import count
+from batchcal.core.units import format_bytes
+
+Unit = Literal["bytes", "count", "number"]
+Shape = Literal["line", "dots", "dashes"]
+MarkKind = Literal["recovered", "smaller", "larger", "not-finite"]
+
+LOG_FROM: Final = 30.0
+"""Values that are all positive and this many times apart get a logarithmic axis."""
+_BEYOND: Final = 0.08
+"""How far an axis goes beyond what is shown, as a share of it."""
+_MOST: Final = 1e300
+"""Twice that is still a number."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    low: float
+    high: float
+    unit: Unit
+    logarithmic: bool = False
+
+    def share(self, value: float) -> float:
+        """0 at the low end, 1 at the high one, and for what lies beyond them."""
+        if self.logarithmic:
+            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return min(max(share, 0.0), 1.0)
+
+    def ticks(self, about: int) -> tuple[float, ...]:
+        """Round values inside: 1, 2 or 5 times a power of ten, for bytes a power of two."""
+        if self.logarithmic:
+            return self._decades(about)
+        raw = (self.high - self.low) / max(about, 1)
+        if self.unit == "bytes":
+            step = 2.0 ** math.ceil(math.log2(raw))
+        else:
+            power = 10.0 ** math.floor(math.log10(raw))
+            step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+            step = max(step, 1.0) if self.unit == "count" else step
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return tuple(step * place for place in range(first, last + 1))
+
+    def _decades(self, about: int) -> tuple[float, ...]:
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        choices = [[factor * 10.0**power for power in powers for factor in factors] for factors in ((1, 2, 5), (1, 3), (1,))]
+        inside = [tuple(value for value in values if self.low <= value <= self.high) for values in choices]
+        few = [values for values in inside if len(values) <= about]
+        return few[0] if few else inside[-1][:: math.ceil(len(inside[-1]) / about)]
+
+    def text(self, value: float) -> str:
+        """As a tick is written."""
+        if value == 0:
+            return "0"
+        if self.unit == "bytes":
+            return format_bytes(value)
+        return count(value) if self.unit == "count" else number(value)
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    low: float
+    y: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Series:
+    name: str
+    """Empty: what it is needs no saying."""
+    colour: int
+    """Which of the colours; the same for the same thing in all charts."""
+    points: tuple[Point, ...]
+    shape: Shape = "line"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A horizontal line with a meaning."""
+
+    name: Literal["budget", "limit"]
+    y: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened."""
+
+    kind: MarkKind
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    title: str
+    x: Axis
+    x_name: str
+    y: Axis
+    series: tuple[Series, ...]
+    rules: tuple[Rule, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    verticals: tuple[float, ...] = ()
+    """Where epochs begin."""
+
+
+def axis_over(values: Iterable[float], unit: Unit, *, from_zero: bool = True, may_be_log: bool = False) -> Axis:
+    """An axis that holds all of `values`, and has a length whatever they are."""
+    found = [min(max(value, -_MOST), _MOST) for value in values if math.isfinite(value)]
+    low, high = min(found, default=0.0), max(found, default=1.0)
+    if may_be_log and low > 0 and high / low > LOG_FROM:
+        return Axis(low / (1 + _BEYOND), high * (1 + _BEYOND), unit, logarithmic=True)
+    # What hardly moves is looked at closely, unless zero means something.
+    low = min(low, 0.0) if from_zero or low < high / 2 else low
+    span = (high - low) or abs(high) or 1.0
+    low = low if low == 0 else low - span * _BEYOND
+    return Axis(low, high + span * _BEYOND, unit)
+
+
+def number(value: float) -> str:
+    """`0.2531`, `1,530`, `3e-05`: four digits that matter."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 and abs(value) < 1e7 else f"{value:.4g}"

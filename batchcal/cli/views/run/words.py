@@ -1,0 +1,155 @@
+"""Words that the terminal, the page and the live view of a run share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from textwrap import shorten
+from typing import Final, assert_never
+
+from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.words import count, first_line
+from batchcal.core.units import count_of, format_bytes, format_seconds
+from batchcal.train.report.run import (
+    CheckpointSaved,
+    EpochEnded,
+    Happening,
+    Notice,
+    Recovered,
+    Resized,
+    Run,
+    Started,
+    Stopped,
+)
+
+_MOST_WHY: Final = 100
+"""Characters of a reason; the log has all of it."""
+
+
+@dataclass(frozen=True)
+class SeenRun:
+    """A run as it is looked at."""
+
+    run: Run
+    at: datetime
+
+    @property
+    def state(self) -> str:
+        """`ended`, `stopped early`, `stopped`, `not ended, last heard 2 h 5 min ago`."""
+        if self.run.ended is not None:
+            return self.run.status
+        return f"not ended, last heard {format_seconds(max((self.at - self.run.written_at).total_seconds(), 0))} ago"
+
+    @property
+    def well(self) -> bool:
+        """It ended as it was meant to."""
+        return self.run.status == "ended" and not self.run.steps.not_finite("loss")
+
+
+def about(run: Run) -> tuple[str, str]:
+    """Where and since when; how far."""
+    where = [part for part in (run.latest.device, run.latest.allocator and f"allocator {run.latest.allocator}") if part]
+    if run.started.time is not None:
+        where.append(f"started {run.started.time.strftime('%Y-%m-%d %H:%M UTC')}")
+    done = f"{len(run.epochs)} of {run.latest.epochs} epochs" if run.latest.epochs else count_of(len(run.epochs), "epoch")
+    return ", ".join(where), f"{done}, {_many(len(run.steps), 'step')} in {format_seconds(run.wall_s)}"
+
+
+def summary(run: Run) -> Iterator[tuple[str, str, str]]:
+    """What it came to: a name, the answer, and what should be known besides."""
+    yield from _loss(run)
+    if run.samples_per_s is not None:
+        yield "speed", f"{count(run.samples_per_s)} samples/s", ""
+    yield from _memory(run)
+    yield from _batch(run)
+    if run.recoveries:
+        lost = sum(one.lost_s or 0.0 for one in run.recoveries)
+        yield "out of memory", _many(len(run.recoveries), "time"), f"recovered, {format_seconds(lost)} lost"
+    if isinstance(run.ended, Stopped):
+        yield "stopped", run.ended.error, first_line(run.ended.why)
+    elif run.ended is not None and run.ended.stop_reason:
+        yield "stopped", "early", run.ended.stop_reason
+    if run.resumes:
+        again = f"{_many(run.repeated_steps, 'step')} done again" if run.repeated_steps else "no step was done twice"
+        yield "resumed", count_of(len(run.resumes), "time"), again
+
+
+def _loss(run: Run) -> Iterator[tuple[str, str, str]]:
+    last = run.epochs[-1] if run.epochs else None
+    evaluated = [f"{name} {number(value)}" for name, value in (last.evaluation if last else {}).items()]
+    if last is not None and last.loss is not None:
+        yield "loss", number(last.loss), f"evaluation: {', '.join(evaluated)}" if evaluated else ""
+    odd = run.steps.not_finite("loss")
+    if odd:
+        yield "no number", _many(len(odd), "step"), f"had a loss that is NaN or infinite, first step {count(odd[0])}"
+
+
+def _memory(run: Run) -> Iterator[tuple[str, str, str]]:
+    peak, budget = run.peak_bytes, run.latest.budget_bytes
+    if peak is not None:
+        besides = ""
+        if budget:
+            share = f"{peak / budget:.0%} of" if peak <= budget else f"{format_bytes(peak - budget)} above"
+            besides = f"{share} a budget of {format_bytes(budget)}"
+        yield "peak", format_bytes(peak), besides
+    error = run.prediction
+    if error is not None:
+        steps = _many(error.steps, "step")
+        over = f"exceeded in {count(error.exceeded)} of {steps}, by {error.worst_under:.1%} at most"
+        over = over if error.exceeded else f"never exceeded in {steps}"
+        yield "predicted", f"{error.median:.1%} off", f"within {error.p95:.1%} in 95% of the steps; {over}"
+
+
+def _batch(run: Run) -> Iterator[tuple[str, str, str]]:
+    plan = run.latest
+    if plan.micro_batch is None:
+        return
+    size = count(plan.micro_batch)
+    if plan.accumulation_steps and plan.effective_batch and plan.accumulation_steps > 1:
+        size = f"{plan.accumulation_steps} x {size} for {count(plan.effective_batch)}"
+    last = run.changes[-1].now if run.changes else None
+    yield "micro-batch", size, "" if last is None else f"{count(last)} at last, after {_many(len(run.changes), 'change')}"
+
+
+def where(happening: Happening) -> str:
+    """`epoch 3, step 25`, as far as it says."""
+    if isinstance(happening, Recovered | Resized) and happening.epoch is not None and happening.step is not None:
+        return f"epoch {happening.epoch + 1}, step {count(happening.step)}"
+    return f"step {count(happening.global_step)}" if not isinstance(happening, Started) else ""
+
+
+def told(happening: Happening) -> str:
+    """A sentence."""
+    match happening:
+        case Recovered():
+            what = f"{happening.phase} of {count_of(happening.samples, 'sample')}" if happening.samples else happening.phase
+            then = "" if happening.safe is None else f", at most {count(happening.safe)} from now on"
+            lost = "" if happening.lost_s is None else f", {format_seconds(happening.lost_s)} lost"
+            return f"{what} ran out of memory: {happening.action or 'recovered'}{then}{lost}".strip() + _because(happening.why)
+        case Resized():
+            was, now = ("?" if size is None else count(size) for size in (happening.was, happening.now))
+            return f"micro-batch {was} to {now}{_because(happening.why)}"
+        case EpochEnded():
+            loss = [] if happening.loss is None else [f"loss {number(happening.loss)}"]
+            evaluated = [f"{name} {number(value)}" for name, value in happening.evaluation.items()]
+            return f"epoch {happening.epoch + 1} ended: {', '.join([*loss, *evaluated])}"
+        case CheckpointSaved():
+            return f"checkpoint saved: {happening.path}"
+        case Notice():
+            return happening.text
+        case Stopped():
+            return f"stopped by {happening.error}{_because(happening.why)}"
+        case Started():
+            return f"resumed in epoch {happening.epoch + 1}, at sample {count(happening.resumed_at_sample)}"
+        case never:
+            assert_never(never)
+
+
+def _because(why: str) -> str:
+    return f" ({shorten(first_line(why), _MOST_WHY, placeholder=' …')})" if why.strip() else ""
+
+
+def _many(number_of: int, noun: str) -> str:
+    """`1 step`, `100,000 steps`."""
+    return f"{count(number_of)} {noun}{'' if number_of == 1 else 's'}"

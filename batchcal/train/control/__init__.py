@@ -1,0 +1,1 @@
+"""Keeps a training within its memory: predicts, watches, adapts, recovers."""

@@ -1,0 +1,283 @@
+"""All that keeps a training within its memory, as the loop sees it: one guard of its groups."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from batchcal.core.clock import Clock
+from batchcal.core.errors import NothingFits
+from batchcal.core.progress import Field, Progress
+from batchcal.core.units import count_of, format_bytes
+from batchcal.guard.release import trim
+from batchcal.runtime.batches import MicroBatch
+from batchcal.runtime.group import Passes, Share
+from batchcal.train.control.composition import Composition
+from batchcal.train.control.controller import BatchSizeController, Change, ControlSettings
+from batchcal.train.control.guardian import OOMGuardian, Recovery, WhenSplit
+from batchcal.train.control.monitor import MemoryMonitor, reserve_bytes
+from batchcal.train.control.peak import PeakMeter
+from batchcal.train.control.predictor import MemoryPredictor
+from batchcal.train.control.room import Room
+from batchcal.train.control.scheduler import GradientAccumulationScheduler
+from batchcal.workload.batches import nest_bytes
+from batchcal.workload.step import LossIsNoNumber
+from batchcal.workload.task import Task
+
+MEASURED_EVERY_S: Final = 0.05
+"""A peak costs about 0.1 ms to measure, which is 0.2 % of that."""
+GREW_BYTES: Final = 1 << 20
+"""A peak that much above what was held before the batch is the batch's own."""
+RELEASES_S: Final = 0.5
+RELEASES_SHARE: Final = 0.003
+"""Time that may be spent on giving free memory back, so that the next peak tells what its batch needs: at once, and of all."""
+NEAR: Final = 0.85
+"""Of the limit: an error that may mean memory means it."""
+
+
+@dataclass
+class BatchMemory:
+    """What is known of the memory of the batches since it was asked last."""
+
+    predicted_bytes: float = 0.0
+    """For the batch of the highest peak. 0: that peak was held before already, and says nothing about a batch."""
+    peak_bytes: int = 0
+
+    def add(self, predicted_bytes: float, peak_bytes: int, *, own: bool) -> None:
+        """`own`: the peak is the batch's own."""
+        if peak_bytes > self.peak_bytes + GREW_BYTES or (own and peak_bytes >= self.peak_bytes):
+            self.predicted_bytes = predicted_bytes if own else 0.0
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
+
+class MemoryControl:
+    """A `Guard`: before each micro-batch predicted against the room there is, afterwards measured, learned from and decided upon.
+
+    Args:
+        group_of: index of a sample -> its task type, so that predictions are learned for each.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        device: torch.device,
+        *,
+        monitor: MemoryMonitor,
+        peak: PeakMeter,
+        predictor: MemoryPredictor,
+        scheduler: GradientAccumulationScheduler,
+        settings: ControlSettings,
+        clock: Clock,
+        progress: Progress,
+        batchnorm: WhenSplit = "stop",
+        group_of: Callable[[int], str] | None = None,
+    ) -> None:
+        self.predictor, self.scheduler = predictor, scheduler
+        self.monitor = monitor
+        self.recoveries = 0
+        self._epoch = self._step = 0
+        self._controller = BatchSizeController(scheduler, settings)
+        self._guardian = OOMGuardian(task, device, self, clock=clock, tell=self._recovered, batchnorm=batchnorm)
+        self._peak, self._clock, self._progress, self._group_of = peak, clock, progress, group_of
+        self._state_bytes = sum(one.numel() * one.element_size() for one in task.model.parameters() if one.requires_grad)
+        self._optimizer = task.optimizer
+        # In float16 a scaler leaves out the steps whose gradients overflow.
+        self._finite = task.autocast is not torch.float16
+        self._passes: Passes | None = None
+        self._memory = BatchMemory()
+        self._measured_at = float("-inf")
+        self._began = clock.monotonic()
+        self._releasing_s = 0.0
+        self._failed = False
+        self._held = 0
+        """The most that this process held before a step of the optimizer that went by."""
+
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+        """Sees the micro-batch through.
+
+        Raises:
+            NothingFits: it does not fit and cannot be made smaller.
+            LossIsNoNumber: its loss is infinite or none.
+        """
+        self._passes = passes
+        if self.scheduler.by_count and micro_batch.samples > self.scheduler.micro_batch:
+            # Read ahead before the size went down, or of a stream, whose sizes nobody can change.
+            halves = self._guardian.halves(micro_batch)
+            if halves is not None:
+                del micro_batch
+                first, second = halves
+                return self.run(passes, first()) + self.run(passes, second())
+        share = self._measured(passes, micro_batch) if self._due() else self._guardian.run(passes, micro_batch)
+        if self._finite and not math.isfinite(share.weighted_loss):
+            raise LossIsNoNumber(
+                f"the loss of a micro-batch of {count_of(micro_batch.samples, 'sample')} is {share.weighted_loss}",
+                known="its gradients would make every parameter the same; nothing has been updated with them",
+                try_="a lower learning rate, gradient clipping (max_norm), or a look at the data",
+            )
+        return share
+
+    def _measured(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+        batch = self.composition(micro_batch)
+        before = self._before(batch)
+        predicted = self.predictor.predict(batch)
+        told = self._peak.begin()
+        self._failed = False
+        share = self._guardian.run(passes, micro_batch)
+        if told and not self._failed:
+            peak = self._peak.end()
+            own = peak > before.own_bytes + GREW_BYTES
+            self._memory.add(predicted, peak, own=own)
+            self._learn(batch, before, peak, own=own)
+        self._measured_at = self._clock.monotonic()
+        return share
+
+    def at(self, epoch: int, step: int) -> None:
+        """Where the training is, for what is told."""
+        self._epoch, self._step = epoch, step
+
+    def begin_group(self) -> None:
+        """Nothing of the next group is loaded yet."""
+        self._passes = None
+        self._guardian.begin_group()
+
+    def evaluated_in_halves(self, samples: int, why: str) -> None:
+        """A batch of the evaluation did not fit."""
+        self.recoveries += 1
+        fields: dict[str, Field] = {"phase": "evaluation", "samples": samples, "action": "split", "why": why}
+        self._progress.event("recovered", {"epoch": self._epoch, "step": self._step, **fields})
+
+    def prediction_error(self) -> float | None:
+        """Median over the groups of `MemoryPredictor.error`. None: nothing was measured."""
+        errors = [error for group in self.predictor.groups() if (error := self.predictor.error(group)) is not None]
+        return statistics.median(errors) if errors else None
+
+    def before_update(self) -> None:
+        """Room for the optimizer's step, which must not be cut off in its middle.
+
+        Raises:
+            NothingFits: there is too little. Nothing has changed: a checkpoint of now is whole.
+        """
+        # Adam's state is twice the parameters, and made in the first step; its temporaries are as large as these once.
+        need = self._state_bytes * (1 if self._optimizer.state else 3)
+        room = self.monitor.look()
+        # Where a step went by with as much held as may be held now, the next one needs no more.
+        if need <= self._free(room) or (self._optimizer.state and self._top(room) >= self._held):
+            self._held = max(self._held, room.own_bytes)
+            return
+        self._guardian.make_room()
+        free = self._free(self.monitor.look())
+        if need > free:
+            raise NothingFits(
+                f"the optimizer's step may need {format_bytes(need)}, there are {format_bytes(max(0, free))}",
+                known="cut off in its middle it would leave parameters and state that fit no step",
+                try_="a higher memory limit, then the same command with --resume",
+            )
+
+    def in_update(self) -> bool:
+        """Whether what was raised came from the optimizer's step, which leaves parameters and state in between."""
+        return self._passes is not None and self._passes.finished
+
+    def rewind(self) -> None:
+        """Random numbers and buffers as they were before the group that failed."""
+        self._guardian.rewind()
+
+    def take_memory(self) -> BatchMemory:
+        """What the batches since the last call needed."""
+        taken, self._memory = self._memory, BatchMemory()
+        return taken
+
+    def composition(self, micro_batch: MicroBatch) -> Composition:
+        """What the prediction goes by."""
+        group = "" if self._group_of is None or micro_batch.indices is None else _groups(self._group_of, micro_batch.indices)
+        return Composition(micro_batch.samples, nest_bytes(micro_batch.batch), group)
+
+    def fits(self, micro_batch: MicroBatch) -> bool:
+        """Whether it is predicted to fit into what is there now."""
+        room = self.monitor.look()
+        return self.predictor.predict(self.composition(micro_batch)) <= self._top(room) or micro_batch.samples == 1
+
+    def near_limit(self) -> bool:
+        """Whether this process came near the limit since the last batch began."""
+        room = self.monitor.look()
+        return room.others_bytes + self._peak.end() >= NEAR * room.limit_bytes
+
+    def _due(self) -> bool:
+        growing = self.scheduler.share < 1
+        return growing or self._clock.monotonic() - self._measured_at >= MEASURED_EVERY_S
+
+    def _before(self, batch: Composition) -> Room:
+        """What is held before the batch; now and then without the allocator's free blocks, in which a batch may hide."""
+        if self.predictor.stable(batch.group) or self._releasing_s > RELEASES_S + RELEASES_SHARE * (
+            self._clock.monotonic() - self._began
+        ):
+            return self.monitor.look()
+        began = time.perf_counter()
+        trim()
+        # What was given back must be touched anew, which takes about as long.
+        self._releasing_s += 2 * (time.perf_counter() - began)
+        return self.monitor.look()
+
+    def _learn(self, batch: Composition, before: Room, peak: int, *, own: bool) -> None:
+        self.predictor.observe(batch, peak, at_most=not own)
+        limit = before.limit_bytes
+        each, now = batch.padded_bytes / batch.samples, self.scheduler.micro_batch
+
+        def share_at(micro_batch: int) -> float:
+            # Batches that are made by cost have other numbers of samples; they grow by the same factor.
+            samples = max(micro_batch, round(batch.samples * micro_batch / now))
+            larger = Composition(samples, round(each * samples), batch.group)
+            return (before.others_bytes + self.predictor.predict(larger)) / limit
+
+        change = self._controller.after((before.others_bytes + peak) / limit, share_at)
+        if change is not None:
+            self._tell(change)
+
+    def _tell(self, change: Change) -> None:
+        if change.now < change.was:
+            # What the larger size held is still held by the allocator, and would be taken for need.
+            trim()
+        self._progress.event(
+            "resized", {"epoch": self._epoch, "step": self._step, "was": change.was, "now": change.now, "why": change.why}
+        )
+
+    def _recovered(self, recovery: Recovery) -> None:
+        self._failed = True
+        self.recoveries += 1
+        safe = self._guardian.safe
+        self._progress.event(
+            "recovered",
+            {
+                "epoch": self._epoch,
+                "step": self._step,
+                "phase": recovery.where,
+                "samples": recovery.samples,
+                "action": recovery.action,
+                "safe": safe,
+                "lost_s": recovery.lost_s,
+                "why": recovery.why,
+            },
+        )
+        # What is made by cost is not told by its number of samples: all of it is halved.
+        by_count = self.scheduler.by_count
+        if recovery.action == "split" and safe is not None and (not by_count or safe < self.scheduler.micro_batch):
+            change = self._controller.ran_short(f"memory ran out with {recovery.samples}", safe=safe if by_count else None)
+            if change is not None:
+                self._tell(change)
+
+    def _top(self, room: Room) -> int:
+        """Bytes that this process may hold."""
+        return room.limit_bytes - room.others_bytes - reserve_bytes(room.limit_bytes)
+
+    def _free(self, room: Room) -> int:
+        return self._top(room) - room.own_bytes
+
+
+def _groups(group_of: Callable[[int], str], indices: Sequence[int]) -> str:
+    """`T1+T3`: all that are in the batch."""
+    return "+".join(sorted({group_of(index) for index in indices}))

@@ -1,0 +1,130 @@
+"""How many bytes a batch will need, learned while training."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.train.control.composition import Composition
+
+STABLE_AFTER: Final = 10
+"""Measured batches of a group until its predictions count as its own."""
+REMEMBERED: Final = 50
+"""Errors that are remembered for each group."""
+_NOISE: Final = 0.03
+"""Of a measured peak: the run-to-run spread of the steadier allocators is 1-3 %, of glibc 5-8 %."""
+_PRIOR: Final = (0.10, 0.25, 0.25)
+"""How far off the calibration may be: base, bytes of a padded sample, bytes of a sample whatever its length; as fractions."""
+
+
+@dataclass
+class _Fit:
+    """Bayesian least squares for three corrections of one group, each 0 as long as nothing was measured."""
+
+    precision: torch.Tensor
+    moment: torch.Tensor
+    measured: int = 0
+    errors: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    @classmethod
+    def empty(cls) -> _Fit:
+        precision = torch.tensor([1 / spread**2 for spread in _PRIOR], dtype=torch.float64).diag()
+        return cls(precision, torch.zeros(3, dtype=torch.float64))
+
+    def corrections(self) -> tuple[float, float, float]:
+        if not self.measured:
+            return 0.0, 0.0, 0.0
+        base, padded, each = torch.linalg.solve(self.precision, self.moment).tolist()
+        return base, padded, each
+
+    def learn(self, features: tuple[float, float, float], target: float, noise: float) -> None:
+        row = torch.tensor(features, dtype=torch.float64) / noise
+        self.precision += torch.outer(row, row)
+        self.moment += row * (target / noise)
+        self.measured += 1
+
+
+class MemoryPredictor:
+    """Bytes that the process holds at the peak of a batch, from what the batch is made of.
+
+    It starts from the calibration's memory model, which knows batches of the largest samples: a batch with a third of their
+    padded bytes is taken for a third as many. What is measured corrects the base, the bytes that go with padding and those that
+    go with the number of samples, for each group by itself. A group that was never measured is predicted as all others are.
+
+    Args:
+        model: of the calibration, for the device and the allocator in force.
+        sample_bytes: padded bytes of one of the largest samples in a batch.
+    """
+
+    def __init__(self, model: MemoryModel, sample_bytes: float) -> None:
+        if not sample_bytes > 0:
+            raise ValueError(f"a sample of {sample_bytes} bytes has no size to compare with")
+        self._model = model
+        self._sample_bytes = sample_bytes
+        self._all = _Fit.empty()
+        self._groups: dict[str, _Fit] = {}
+        self._known: dict[str, tuple[float, float, float]] = {}
+
+    def predict(self, batch: Composition) -> float:
+        """Peak bytes of the process in a training step on `batch`."""
+        if batch.group not in self._known:
+            fit = self._groups.get(batch.group)
+            self._known[batch.group] = (fit or self._all).corrections()
+        features, prior = self._features(batch)
+        return max(0.0, prior + sum(one * by for one, by in zip(features, self._known[batch.group], strict=True)))
+
+    def observe(self, batch: Composition, peak_bytes: int, *, at_most: bool = False) -> None:
+        """A step on `batch` held `peak_bytes` at its peak.
+
+        Args:
+            at_most: the process held that much before already: the batch needed no more, perhaps less. Learned from only where
+                more was predicted.
+        """
+        predicted = self.predict(batch)
+        if at_most and predicted <= peak_bytes:
+            return
+        features, prior = self._features(batch)
+        group = self._groups.setdefault(batch.group, _Fit.empty())
+        if not at_most:
+            group.errors.append(predicted / peak_bytes - 1)
+        for fit in (self._all, group):
+            fit.learn(features, peak_bytes - prior, _NOISE * peak_bytes)
+        self._known.clear()
+
+    def stable(self, group: str = "") -> bool:
+        """Whether enough batches of the group were measured."""
+        fit = self._groups.get(group)
+        return fit is not None and fit.measured >= STABLE_AFTER
+
+    def error(self, group: str = "") -> float | None:
+        """Median |predicted / measured - 1| of the group's latest batches, each as predicted before it ran. None: none was."""
+        fit = self._groups.get(group)
+        return statistics.median(map(abs, fit.errors)) if fit is not None and fit.errors else None
+
+    def groups(self) -> tuple[str, ...]:
+        """Those that were measured."""
+        return tuple(self._groups)
+
+    def _features(self, batch: Composition) -> tuple[tuple[float, float, float], float]:
+        """What the corrections are multiples of, in bytes, and what is predicted without any."""
+        as_many = batch.padded_bytes / self._sample_bytes
+        prior = self._model.predict(as_many)
+        taken = max(0.0, prior - self._model.base_bytes)
+        each = taken / as_many if as_many > 0 else 0.0
+        features = (max(self._model.base_bytes, 1.0), taken, each * (batch.samples - as_many))
+        if not all(map(math.isfinite, features)):
+            raise ValueError(f"{batch} is out of all proportion")
+        return features, prior
+
+
+def straight_line(base_bytes: int, batch: int, peak_bytes: int, sample_bytes: float) -> MemoryPredictor:
+    """Where no calibration is at hand: `base_bytes` without a sample, `peak_bytes` with `batch` of `sample_bytes` each."""
+    top = float(max(peak_bytes - base_bytes, batch))
+    shape = (ShapePoint(batch=0, bytes=0.0), ShapePoint(batch=batch, bytes=top))
+    return MemoryPredictor(MemoryModel(base_bytes=base_bytes, ratio=1.0, shape=shape, source="plan"), max(sample_bytes, 1.0))

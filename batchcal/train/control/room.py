@@ -1,0 +1,80 @@
+"""How much memory there is for this process now: the limit, what others use, what it holds itself."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, Protocol
+
+import torch
+
+from batchcal.core.clock import Clock
+from batchcal.core.values import Frozen
+from batchcal.guard.cgroup import MachineMemory, MemoryGroup, memory_meter
+from batchcal.guard.meters import ResidentSampler
+
+LOOK_AGAIN_S: Final = 0.5
+"""A lower limit may also be set further up, where it is not read every time."""
+
+
+class Room(Frozen):
+    """One reading, in bytes."""
+
+    limit_bytes: int
+    used_bytes: int
+    """By all that the limit counts, but for what can be dropped at any time."""
+    own_bytes: int
+    """Of that: held by this process, free blocks of its allocator included."""
+
+    @property
+    def others_bytes(self) -> int:
+        return max(0, self.used_bytes - self.own_bytes)
+
+
+class Meter(Protocol):
+    """Reads the memory that a training on one device has to fit into."""
+
+    def read(self) -> Room: ...
+
+    def close(self) -> None: ...
+
+
+class HostMeter:
+    """The host's: the control group that binds, with its limit as it is now, or the machine. Some 15 microseconds a reading."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._own = ResidentSampler(os.getpid())
+        self._group: MemoryGroup | MachineMemory = memory_meter()
+        self._looked_at = clock.monotonic()
+
+    def read(self) -> Room:
+        now = self._clock.monotonic()
+        if now - self._looked_at > LOOK_AGAIN_S:
+            self._looked_at = now
+            self._group.close()
+            self._group = memory_meter()
+        own = self._own.anonymous_bytes()
+        return Room(limit_bytes=self._group.limit_now(), used_bytes=max(self._group.hard_bytes(), own), own_bytes=own)
+
+    def close(self) -> None:
+        self._group.close()
+        self._own.close()
+
+
+class AcceleratorMeter:
+    """A CUDA device's: what the driver says is free, and what torch's caching allocator has reserved of the rest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def read(self) -> Room:
+        free, total = torch.cuda.mem_get_info(self._device)
+        return Room(limit_bytes=total, used_bytes=total - free, own_bytes=torch.cuda.memory_reserved(self._device))
+
+    def close(self) -> None:
+        return None
+
+
+def meter_of(device: torch.device, clock: Clock) -> Meter:
+    """For training on `device`. Accelerators that do not tell what is free are trained by the host's memory alone."""
+    return AcceleratorMeter(device) if device.type == "cuda" else HostMeter(clock)

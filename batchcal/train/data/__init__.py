@@ -1,0 +1,1 @@
+"""Which samples train together, and how they become a batch."""

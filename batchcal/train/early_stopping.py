@@ -1,0 +1,33 @@
+"""When more epochs are of no use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from batchcal.core.errors import UsageError
+from batchcal.train.options import TrainOptions
+
+
+def no_better_since(evaluations: list[Mapping[str, float]], options: TrainOptions) -> int:
+    """How many epochs ago the best result was; 0: the last epoch was the best.
+
+    Better is by more than `min_delta`. A result that is no number is never better.
+
+    Raises:
+        UsageError: what is to be watched was not evaluated.
+    """
+    best, since = None, 0
+    for evaluation in evaluations:
+        if options.watch not in evaluation:
+            raise UsageError(
+                f"early stopping watches {options.watch!r}, which the evaluation does not have",
+                known=f"it has {', '.join(sorted(evaluation)) or 'nothing'}",
+                try_=f"watch = {next(iter(sorted(evaluation)), 'loss')!r}",
+            )
+        value = evaluation[options.watch] * (1 if options.watch_mode == "min" else -1)
+        if not math.isnan(value) and (best is None or value < best - options.min_delta):
+            best, since = value, 0
+        else:
+            since += 1
+    return since

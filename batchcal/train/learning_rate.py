@@ -1,0 +1,75 @@
+"""The learning rate over a training: warm-up, then a schedule. Told by the samples that were trained, not by steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal, get_args
+
+from torch.optim import Optimizer
+
+from batchcal.core.errors import UsageError
+from batchcal.train.control.normalizer import EffectiveBatchSizeNormalizer
+
+Schedule = Literal["constant", "linear", "cosine"]
+SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
+
+
+class LearningRate:
+    """Sets the rate of every group of an optimizer to a factor of what it was when training began.
+
+    A run that resumes with another effective batch makes other steps; at the same sample it has the same rate.
+
+    Args:
+        samples: in all epochs. None: a stream, of which nobody knows where it ends.
+        normalizer: what a step of another size than the one that the rate was chosen for means for it.
+
+    Raises:
+        UsageError: a schedule or a warm-up for a stream, or one that does not exist.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        schedule: Schedule,
+        warmup: float,
+        samples: int | None,
+        normalizer: EffectiveBatchSizeNormalizer,
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise UsageError(f"there is no schedule {schedule!r}", known=f"there are {', '.join(SCHEDULES)}", try_="cosine")
+        if samples is None and (schedule != "constant" or warmup):
+            raise UsageError(
+                "a schedule of the learning rate needs to know how long the training is",
+                known="the training data is a stream: where it ends is known when it has ended",
+                try_="schedule = 'constant' and warmup = 0",
+            )
+        self._optimizer = optimizer
+        self._schedule, self._warmup, self._samples, self._normalizer = schedule, warmup, samples, normalizer
+        self._moves = schedule != "constant" or warmup > 0 or normalizer.rule != "none"
+        for group in optimizer.param_groups:
+            # torch's own schedulers use that name; it goes into checkpoints with the group.
+            group.setdefault("initial_lr", group["lr"])
+
+    def set(self, done: int, step: int) -> float:
+        """For a step of `step` samples that begins after `done`: as at its middle, which is neither the zero before a warm-up nor
+        the one at the end. Returns the rate of the first group."""
+        if self._moves:
+            progress = 0.0 if self._samples is None else (done + step / 2) / max(self._samples, 1)
+            factor = self.factor(progress) * self._normalizer.factor(step)
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def factor(self, progress: float) -> float:
+        """Of the full rate, when the share `progress` of the training is done."""
+        if progress < self._warmup:
+            return progress / self._warmup
+        left = (1 - progress) / (1 - self._warmup)
+        match self._schedule:
+            case "constant":
+                return 1.0
+            case "linear":
+                return max(0.0, left)
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * (1 - max(0.0, left))))

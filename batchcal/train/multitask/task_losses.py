@@ -1,0 +1,78 @@
+"""The sum of several task losses as the one loss of a training, weighed and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from batchcal.core.errors import UsageError, UserCodeError
+from batchcal.train.multitask.gradnorm import GradNormBalancer, Observation
+from batchcal.workload.task import Task
+
+LossWeights = Literal["task", "gradnorm", "gradnorm-paper"]
+"""`task`: as the task's own `loss` weighs them; the others: by the norms of their gradients, after two rules."""
+
+
+class TaskLosses:
+    """Takes the place of a task's `loss`: the same forward pass, its task losses weighed by `balancer`."""
+
+    def __init__(
+        self, losses: Callable[..., Mapping[str, Tensor]], balancer: GradNormBalancer, scale: Callable[[], float]
+    ) -> None:
+        self.balancer = balancer
+        self._scale = scale
+        self._losses = losses
+        self._weight = 1.0
+        self._seen: Observation | None = None
+
+    def weigh(self, weight: float) -> None:
+        """What the mean loss of the next batch weighs in its group."""
+        self._weight = weight
+        self._seen = None
+
+    def __call__(self, model: nn.Module, batch: object) -> Tensor:
+        losses: object = self._losses(model, batch)
+        if not isinstance(losses, Mapping) or not all(isinstance(loss, Tensor) for loss in losses.values()):
+            raise UserCodeError(
+                f"losses returned {type(losses).__name__}",
+                known="several task losses are a mapping of names to scalar tensors",
+                try_="return {'T1': first, 'T2': second}",
+            )
+        loss = self.balancer.loss(losses)
+        self._seen = self.balancer.observe(losses, weight=self._weight, scale=self._scale())
+        return loss
+
+    def take_back(self) -> None:
+        """The pass over the last batch failed and will be run again."""
+        if self._seen is not None:
+            self.balancer.take_back(self._seen)
+            self._seen = None
+
+
+def weighed(task: Task, weights: LossWeights, scaler: GradScaler | None = None) -> tuple[Task, GradNormBalancer | None]:
+    """`task` with its losses weighed, and what weighs them; the task as it is where it weighs them itself.
+
+    Train with it; evaluate with `task`: weights that move would make one evaluation incomparable with the next.
+
+    Raises:
+        UsageError: it does not tell its losses apart, or another name.
+    """
+    if weights == "task":
+        return task, None
+    if weights not in get_args(LossWeights):
+        raise UsageError(f"there are no loss weights {weights!r}", known=f"there are {', '.join(get_args(LossWeights))}")
+    if task.losses is None:
+        raise UsageError(
+            f"loss_weights = {weights!r} weighs several losses, and the task has one",
+            try_="Task(losses=lambda model, batch: {'T1': ..., 'T2': ...}), or loss_weights = 'task'",
+        )
+    balancer = GradNormBalancer(task.model, rule="paper" if weights == "gradnorm-paper" else "ratio")
+    return replace(task, loss=TaskLosses(task.losses, balancer, _unscaled if scaler is None else scaler.get_scale)), balancer
+
+
+def _unscaled() -> float:
+    return 1.0

@@ -1,0 +1,75 @@
+"""What a training is asked to do, besides what the plan says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from batchcal.core.errors import UsageError
+from batchcal.train.control.controller import ControlSettings
+from batchcal.train.control.guardian import WhenSplit
+from batchcal.train.control.normalizer import LearningRateRule
+from batchcal.train.learning_rate import Schedule
+from batchcal.train.multitask.task_losses import LossWeights
+
+Batching = Literal["plain", "greedy", "bucketed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Raises:
+    UsageError: a value that trains nothing or contradicts another.
+    """
+
+    epochs: int = 1
+    """In all, those before a resume too."""
+    seed: int = 0
+    drop_last: bool = False
+    """Leave the last, smaller group of each epoch out."""
+    patience: int | None = None
+    """Stop after that many epochs in a row without a better `watch`. None: never."""
+    min_delta: float = 0.0
+    """A result counts as better when it is by more than this."""
+    watch: str = "loss"
+    """What early stopping looks at: `loss` of the evaluation data, or a metric of the task."""
+    watch_mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger one is better."""
+    schedule: Schedule = "constant"
+    """Of the learning rate, after the warm-up, over all epochs: `constant`, `linear` or `cosine` down to zero."""
+    warmup: float = 0.0
+    """Share of the training during which the learning rate rises from zero."""
+    lr_rule: LearningRateRule = "none"
+    """What a step of another effective batch than `lr_reference_batch` does to the learning rate: `none`, `linear`, `sqrt`."""
+    lr_reference_batch: int | None = None
+    """The effective batch that the learning rate was chosen for. None: the plan's."""
+    max_norm: float | None = None
+    """Clip the gradient of each optimizer step to this Euclidean norm."""
+    batching: Batching = "plain"
+    """`plain`: as shuffled, in the plan's sizes. `bucketed`, `greedy`: by the cost of each sample, under the plan's memory."""
+    balance: float = 0.5
+    """Between memory fit (0) and diversity of task types within a micro-batch (1), where batches are made by cost."""
+    window: int | None = None
+    """Optimizer steps whose samples are put together by cost. 1: each keeps the samples that plain shuffling would give it."""
+    loss_weights: LossWeights = "task"
+    """How several task losses are weighed: by the task's own `loss`, or by GradNorm."""
+    start_micro_batch: int | None = None
+    """Begin with this micro-batch and grow while there is room. None: the plan's from the start."""
+    control: ControlSettings = field(default_factory=ControlSettings)
+    on_oom: WhenSplit = "stop"
+    """What to do with a model that has BatchNorm when a micro-batch does not fit: it does not train the same in halves."""
+    fence: bool = True
+    """Let allocations fail that would have the kernel kill. On the CPU only."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"{self.epochs} epochs train nothing", try_="--epochs 1")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"a patience of {self.patience} epochs would stop before the first", try_="--patience 3")
+        if self.min_delta < 0:
+            raise UsageError(f"min_delta {self.min_delta} is below 0", try_="min_delta = 0.001")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"a warm-up over {self.warmup:.0%} of the training leaves nothing after it", try_="warmup = 0.05")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise UsageError(f"clipping to a norm of {self.max_norm} leaves no gradient", try_="max_norm = 1.0")
+        if self.start_micro_batch is not None and self.start_micro_batch < 1:
+            raise UsageError(f"a micro-batch of {self.start_micro_batch} holds no sample", try_="start_micro_batch = 8")

@@ -1,0 +1,118 @@
+"""What steps come to: sums that cost a microsecond a step."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from batchcal.core.progress import Field, Fields
+from batchcal.core.values import Record
+from batchcal.train.report.events import GRAD_NORM, LOSS
+
+
+class Totals(Record):
+    """What a run has come to so far, in this process."""
+
+    steps: int
+    samples: int
+    recoveries: int
+    lost_s: float
+    """By recoveries."""
+    changes: int
+    """Of the allowed micro-batch."""
+    peak_bytes: int | None
+    """Largest of those measured. None: none was."""
+    predicted_steps: int
+    """Steps with both a prediction and a measurement."""
+    prediction_error: float | None
+    """Mean of |predicted - measured| / measured over them."""
+    worst_under: float
+    """The largest share of a measured peak that was not predicted; 0 where none exceeded its prediction."""
+
+
+class Sums:
+    """Over the steps of an epoch, or of a run."""
+
+    def __init__(self) -> None:
+        self._steps = self._samples = self._recoveries = self._changes = self._predicted_steps = 0
+        self._lost_s = self._error = self._worst_under = 0.0
+        self._means: dict[str, tuple[float, int]] = {}
+        """By key: sum of value x samples, and the samples."""
+        self._predicted_bytes = self._peak_bytes = -1
+        self._last: Fields = {}
+
+    def step(self, fields: Fields) -> None:
+        samples = _whole(fields.get("samples"))
+        weight = max(samples, 1)
+        self._steps += 1
+        self._samples += max(samples, 0)
+        self._last = fields
+        for key, value in fields.items():
+            if _is_averaged(key) and isinstance(value, float):
+                total, so_far = self._means.get(key, (0.0, 0))
+                self._means[key] = (total + value * weight, so_far + weight)
+        predicted, peak = _whole(fields.get("predicted_bytes")), _whole(fields.get("peak_bytes"))
+        self._predicted_bytes = max(predicted, self._predicted_bytes)
+        self._peak_bytes = max(peak, self._peak_bytes)
+        if predicted >= 0 and peak > 0:
+            off = predicted / peak - 1
+            self._predicted_steps += 1
+            self._error += abs(off)
+            self._worst_under = max(self._worst_under, -off)
+
+    def recovered(self, fields: Fields) -> None:
+        lost = fields.get("lost_s")
+        self._recoveries += 1
+        self._lost_s += lost if isinstance(lost, float | int) and math.isfinite(lost) else 0.0
+
+    def changed(self) -> None:
+        """The allowed micro-batch did."""
+        self._changes += 1
+
+    def add(self, other: Sums) -> None:
+        self._steps += other._steps
+        self._samples += other._samples
+        self._recoveries += other._recoveries
+        self._changes += other._changes
+        self._predicted_steps += other._predicted_steps
+        self._lost_s += other._lost_s
+        self._error += other._error
+        self._worst_under = max(self._worst_under, other._worst_under)
+        self._predicted_bytes = max(self._predicted_bytes, other._predicted_bytes)
+        self._peak_bytes = max(self._peak_bytes, other._peak_bytes)
+
+    def fields(self) -> dict[str, Field]:
+        """For the event that ends an epoch: what its steps in this process came to. What nothing is known of is left out."""
+        told: dict[str, Field] = {key: total / weight for key, (total, weight) in self._means.items()}
+        told |= {name: self._last[name] for name in ("lr", "micro_batch") if name in self._last}
+        told |= {"recoveries": self._recoveries, "resizes": self._changes, "lost_s": self._lost_s}
+        if self._predicted_bytes >= 0:
+            told["predicted_bytes"] = self._predicted_bytes
+        if self._peak_bytes >= 0:
+            told["peak_bytes"] = self._peak_bytes
+        if self._predicted_steps:
+            told |= {"prediction_error": self._error / self._predicted_steps, "worst_under": self._worst_under}
+        return told
+
+    def totals(self) -> Totals:
+        return Totals(
+            steps=self._steps,
+            samples=self._samples,
+            recoveries=self._recoveries,
+            lost_s=self._lost_s,
+            changes=self._changes,
+            peak_bytes=self._peak_bytes if self._peak_bytes >= 0 else None,
+            predicted_steps=self._predicted_steps,
+            prediction_error=self._error / self._predicted_steps if self._predicted_steps else None,
+            worst_under=self._worst_under,
+        )
+
+
+@functools.cache
+def _is_averaged(key: str) -> bool:
+    return key == "grad_norm" or key.startswith((LOSS, GRAD_NORM))
+
+
+def _whole(value: Field) -> int:
+    """-1: unknown."""
+    return value if isinstance(value, int) else -1

@@ -1,0 +1,86 @@
+"""What a batch will need is learned from what batches needed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.core.units import MIB
+from batchcal.train.control.composition import Composition
+from batchcal.train.control.predictor import MemoryPredictor, straight_line
+
+SAMPLE = 1000
+"""Padded bytes of one of the largest samples."""
+
+
+def a_model(base: float, each: float) -> MemoryModel:
+    return MemoryModel(
+        base_bytes=base,
+        ratio=1.0,
+        shape=(ShapePoint(batch=0, bytes=0), ShapePoint(batch=100, bytes=100 * each)),
+        source="measured",
+    )
+
+
+def a_batch(samples: int, length: float = 1.0, group: str = "") -> Composition:
+    return Composition(samples, round(samples * SAMPLE * length), group)
+
+
+def test_before_anything_is_measured_it_says_what_the_calibration_says() -> None:
+    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
+    assert predictor.predict(a_batch(50)) == pytest.approx(150 * MIB)
+    assert predictor.predict(a_batch(50, length=0.5)) == pytest.approx(125 * MIB), "half as long, half as much"
+    assert predictor.error() is None
+    assert not predictor.stable()
+
+
+def test_after_ten_batches_of_a_group_it_is_right_within_three_percent_though_the_calibration_was_not() -> None:
+    """True: another base, padding costs 0.8 of what was thought, each sample 0.2 whatever its length."""
+    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
+    generator = random.Random(4)
+
+    def true(batch: Composition) -> float:
+        return 108 * MIB + 0.8 * MIB * batch.padded_bytes / SAMPLE + 0.2 * MIB * batch.samples
+
+    for _ in range(10):
+        batch = a_batch(generator.randrange(8, 100), generator.uniform(0.2, 1.0), "long")
+        predictor.observe(batch, round(true(batch) * generator.gauss(1, 0.005)))
+    assert predictor.stable("long")
+    unseen = [a_batch(size, length, "long") for size in (10, 40, 90) for length in (0.2, 0.6, 1.0)]
+    assert max(abs(predictor.predict(batch) / true(batch) - 1) for batch in unseen) < 0.03
+
+
+def test_groups_are_learned_apart_and_an_unseen_one_is_predicted_as_all_others() -> None:
+    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
+    for size in range(10, 110, 10):
+        predictor.observe(a_batch(size, group="small"), round((100 + 0.8 * size) * MIB))
+        predictor.observe(a_batch(size, group="large"), round((100 + 1.2 * size) * MIB))
+    at = 80
+    small, large, unseen = (predictor.predict(a_batch(at, group=group)) / MIB for group in ("small", "large", "other"))
+    assert small == pytest.approx(164, rel=0.02)
+    assert large == pytest.approx(196, rel=0.02)
+    assert small < unseen < large
+
+
+def test_a_peak_that_may_be_an_earlier_batch_s_teaches_only_that_less_is_needed() -> None:
+    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
+    predictor.observe(a_batch(10), 400 * MIB, at_most=True)
+    assert predictor.predict(a_batch(10)) == pytest.approx(110 * MIB), "it would have been there before"
+    for _ in range(10):
+        predictor.observe(a_batch(100), 150 * MIB, at_most=True)
+    assert predictor.predict(a_batch(100)) < 175 * MIB
+    assert predictor.error() is None, "a bound is no measurement"
+
+
+def test_the_error_is_that_of_what_was_said_beforehand() -> None:
+    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
+    predictor.observe(a_batch(100), 250 * MIB)
+    assert predictor.error() == pytest.approx(0.2)
+
+
+def test_without_a_calibration_a_straight_line_through_the_plan_s_peak_does() -> None:
+    predictor = straight_line(100 * MIB, 64, 228 * MIB, 10.0)
+    assert predictor.predict(Composition(64, 640)) == pytest.approx(228 * MIB)
+    assert predictor.predict(Composition(32, 320)) == pytest.approx(164 * MIB)
