@@ -60,8 +60,14 @@ def _live(request: Message, control: int, output: int) -> None:
     except BaseException as error:  # noqa: BLE001 - SystemExit, KeyboardInterrupt and MemoryError are answers too
         context.disarm_reserve()
         raised = describe(error, context.phase_name)
-        let_go(error)
-        leave_result(directory, {"raised": raised.model_dump(mode="json")})
+        try:
+            leave_result(directory, {"raised": raised.model_dump(mode="json")})
+        except MemoryError:
+            # Not before: what the frames hold is the user's, and its end may hang.
+            let_go(error)
+            leave_result(directory, {"raised": raised.model_dump(mode="json")})
+        flush_output()
+        os._exit(0)  # here: at the end of this clause the frames would go
     flush_output()
 
 

@@ -16,6 +16,7 @@ from batchcal.core.errors import UsageError
 from batchcal.core.units import count_of
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import GroupSampler, MicroBatchSampler, StreamBatches, unchanged
+from batchcal.runtime.worker_deaths import raise_outside_of_queues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,8 @@ def build_loader(
     sampler: GroupSampler | None = None,
 ) -> DataLoader[object]:
     """The loader behind `make_loader` and `make_eval_loader`, for settings that no plan holds yet. See `make_loader`."""
+    if settings.num_workers > 0:
+        raise_outside_of_queues()
     # Workers are seeded from a generator of the loader's own: a pass then neither depends on nor moves the global one.
     generator = torch.Generator().manual_seed(seed)
     if isinstance(dataset, IterableDataset):

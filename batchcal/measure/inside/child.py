@@ -23,6 +23,7 @@ from batchcal.measure.inside.static import FakeTrace, line, profiled_curve
 from batchcal.measure.inside.subject import Subject, limit_accelerator
 from batchcal.measure.search.settling import STILL, stands_still
 from batchcal.runtime.batches import MicroBatch
+from batchcal.runtime.worker_deaths import raise_outside_of_queues
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.task import Task
@@ -194,6 +195,7 @@ def _batches(worst: WorstCase, request: ProbeArguments) -> Iterator[object]:
             yield worst.batch(request.batch)
         return
     indices = worst.indices(request.batch)
+    raise_outside_of_queues()
     loader: DataLoader[object] = DataLoader(
         worst.dataset,
         batch_sampler=[indices] * (request.samples + workers * request.setting.prefetch_factor),

@@ -20,6 +20,7 @@ from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import Race
 from batchcal.runtime.batches import StreamBatches, unchanged
 from batchcal.runtime.loader import leave_interrupts_to_the_parent
+from batchcal.runtime.worker_deaths import raise_outside_of_queues
 from batchcal.workload.batches import nest_bytes
 from batchcal.workload.load import load_task
 from batchcal.workload.step import map_tensors
@@ -142,6 +143,8 @@ class Source:
         workers = candidate.num_workers
         data: Dataset[object] = self.task.train_data
         timeout = HANGS_S if workers else 0.0
+        if workers:
+            raise_outside_of_queues()
         if isinstance(data, IterableDataset):
             return DataLoader(
                 StreamBatches(Again(data), (batch,), self.task.collate_fn or default_collate),
