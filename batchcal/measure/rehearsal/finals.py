@@ -97,6 +97,8 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
     """All that are thought of, the simplest first; only those that may gain, and that arithmetic allows, are left in."""
     seconds = {threads: work.alone_s(threads) for threads in work.threads}
     best = min(threads for threads, each in seconds.items() if each <= min(seconds.values()) * TIE)
+    most = work.threads[-1]
+    stay = {best, most} if work.in_doubt(best, most) else {best}
     pinned = loading.pinned_workers
     found = [
         Finalist(
@@ -104,8 +106,8 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
             num_workers=pinned or 0,
             prefetch_factor=PREFETCH_FACTOR if pinned else None,
             bound_samples_per_s=1 / each,
-            left="" if threads == best else "pruned",
-            why="" if threads == best else _slower(each / seconds[best]),
+            left="" if threads in stay else "pruned",
+            why="" if threads in stay else _slower(each / seconds[best]),
         )
         for threads, each in seconds.items()
     ]

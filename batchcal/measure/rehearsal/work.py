@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchcal.calibration.speed import StepTime
+from batchcal.measure.race.noise import disturbed
 
 INSTANT_S: Final = 1e-12
 
@@ -29,6 +30,11 @@ class Work:
         """Seconds a sample without workers, as timed."""
         time = self.times[threads]
         return time.step_s / time.micro_batch
+
+    def in_doubt(self, fewer: int, more: int) -> bool:
+        """Whether `fewer` threads may have come out ahead of `more` only because somebody else had a core meanwhile: more threads
+        wait for the one that it keeps from running."""
+        return fewer < more and any(disturbed(self.times[threads].foreign_share) for threads in (fewer, more))
 
     def least_s(self, threads: int, workers: int) -> float:
         """Seconds a sample with workers, at the least: the step waits for nobody, workers fetch side by side, and a core does one

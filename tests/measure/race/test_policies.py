@@ -86,13 +86,13 @@ def test_a_policy_that_cannot_be_run_is_out_with_its_reason() -> None:
     assert (speeds["retain"].left, speeds["retain"].why, speeds["retain"].times) == ("failed", "out-of-memory: fence", ())
 
 
-def test_where_time_ends_first_the_best_so_far_is_taken() -> None:
+def test_where_time_ends_first_the_best_of_the_most_promising_is_taken() -> None:
     clock = ManualClock(MADE_AT)
     probe = Track({"default": FALLS, "retain": FLAT, "tcmalloc": FLAT}, clock, lap_s=10.0)
     chosen, speeds = race(probe, limit_s=15.0)
-    assert len(probe.laps) == 2
-    assert chosen in {"default", "retain", "tcmalloc"}
-    assert sum(bool(one.times) for one in speeds.values()) == 2
+    assert [request.allocator for request in probe.laps] == ["tcmalloc", "retain"]
+    assert chosen == "retain"
+    assert not speeds["default"].times
 
 
 def test_a_lap_for_which_time_was_too_short_takes_nothing_away() -> None:
@@ -144,8 +144,8 @@ def test_starting_many_policies_may_take_all_the_time_and_one_is_timed_all_the_s
 
     clock = ManualClock(MADE_AT)
     chosen, speeds = race(SlowToStart({"default": FALLS, "retain": FLAT}, clock), limit_s=10.0)
-    assert chosen == "default"
-    assert {name for name, one in speeds.items() if one.times} == {"default"}
+    assert chosen == "retain"
+    assert {name for name, one in speeds.items() if one.times} == {"retain"}
 
 
 def test_without_any_time_nothing_is_timed() -> None:

@@ -61,6 +61,15 @@ def test_fewer_threads_win_where_more_are_no_faster() -> None:
     assert left_in(entries(work(0.0, {2: 1.0, 1: 1.02}), LOADING)) == {(1, 0)}
 
 
+@pytest.mark.parametrize("disturbed", [2, 1])
+def test_fewer_threads_that_were_timed_beside_somebody_else_have_to_win_a_race(disturbed: int) -> None:
+    quiet = work(0.0, {2: 2.0, 1: 1.5})
+    times = dict(quiet.times)
+    times[disturbed] = times[disturbed].model_copy(update={"foreign_share": 0.4})
+    assert left_in(entries(quiet, LOADING)) == {(1, 0)}
+    assert left_in(entries(replace(quiet, times=times), LOADING)) == {(1, 0), (2, 0)}
+
+
 def test_heavy_data_is_raced_with_the_most_promising_workers() -> None:
     runners = left_in(entries(work(2.0, {2: 1.0, 1: 1.6}), LOADING))
     assert (2, 0) in runners
