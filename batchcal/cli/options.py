@@ -253,6 +253,10 @@ Log: TypeAlias = Annotated[
         metavar="FILE", help="What `batchcal show FILE` shows. [default: run.jsonl beside the calibration]", show_default=False
     ),
 ]
+CheckpointEvery: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Write it within an epoch, too, so often. [default: 10m]", show_default=False),
+]
 Patience: TypeAlias = Annotated[
     str | None,
     typer.Option(metavar="N", help="Stop after N epochs without a better evaluation. [default: never]", show_default=False),

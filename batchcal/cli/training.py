@@ -34,6 +34,7 @@ def options_of(settings: Settings, calibration: Calibration) -> TrainOptions:
         epochs=settings.value(knobs.EPOCHS),
         seed=settings.value(knobs.SEED),
         drop_last=settings.value(knobs.DROP_LAST),
+        checkpoint_every_s=settings.value(knobs.CHECKPOINT_EVERY),
         patience=settings.value(knobs.PATIENCE),
         min_delta=settings.value(knobs.MIN_DELTA),
         watch=settings.value(knobs.WATCH),

@@ -165,6 +165,8 @@ EFFECTIVE_BATCH: Final = Knob("plan", "effective_batch", _optional_count, None)
 OBJECTIVE: Final = Knob("plan", "objective", _text, "throughput")
 EPOCHS: Final = Knob("train", "epochs", _count, 1)
 CHECKPOINT: Final = Knob("train", "checkpoint", _optional_text, None)
+CHECKPOINT_EVERY: Final = Knob("train", "checkpoint_every", _duration, 600.0)
+"""Seconds; within an epoch."""
 DROP_LAST: Final = Knob("train", "drop_last", _flag, False)
 LOG: Final = Knob("train", "log", _optional_text, None)
 """None: run.jsonl in the folder of the calibration."""
@@ -202,8 +204,21 @@ FENCE: Final = Knob("train", "fence", _flag, True)
 KNOBS: Final[tuple[Knob[object], ...]] = (
     *(MARGIN, HEADROOM, MEMORY_LIMIT, TIME_LIMIT, MAX_PROBES, SAMPLES, MAX_BATCH, MULTIPLE_OF, DEVICE, ALLOCATOR, WORKERS, SEED),
     *(EFFECTIVE_BATCH, OBJECTIVE),
-    *(EPOCHS, CHECKPOINT, DROP_LAST, LOG, TENSORBOARD, PATIENCE, MIN_DELTA, WATCH, WATCH_MODE, SCHEDULE, WARMUP),
-    *(LR_RULE, LR_REFERENCE_BATCH, MAX_NORM),
+    *(
+        EPOCHS,
+        CHECKPOINT,
+        CHECKPOINT_EVERY,
+        DROP_LAST,
+        LOG,
+        TENSORBOARD,
+        PATIENCE,
+        MIN_DELTA,
+        WATCH,
+        WATCH_MODE,
+        SCHEDULE,
+        WARMUP,
+    ),
+    *(SCHEDULE, WARMUP, LR_RULE, LR_REFERENCE_BATCH, MAX_NORM),
     *(
         BATCHING,
         BALANCE,

@@ -56,7 +56,7 @@ def train(
     Events: `training_started`, `step`, `recovered`, `resized`, `epoch_ended`, `checkpoint_saved`, `notice`, `training_ended`.
 
     Args:
-        checkpoint: file that is written after every epoch and when the run is stopped.
+        checkpoint: file that is written after every epoch, within one every `checkpoint_every_s`, and when the run is stopped.
         resume: go on from `checkpoint`, where that exists.
         predictor: what the calibration knows of the memory of a batch. None: a straight line through the plan's peak.
         wish: to stop the training from elsewhere.
@@ -117,12 +117,15 @@ class _Ended:
 
 def _epochs(course: Course, wish: StopWish) -> _Ended:
     standing, not_saved = course.first, None
+    saved_at = course.clock.monotonic()
     while standing.epoch < course.options.epochs:
         if standing.samples == 0:
             seed_everything(course.options.seed, standing.epoch)
         try:
-            for after in _steps(course, standing, wish):
+            for after in optimizer_steps(course, standing, wish):
                 standing = after
+                if course.clock.monotonic() - saved_at >= course.options.checkpoint_every_s:
+                    not_saved, saved_at = _saved(course, standing), course.clock.monotonic()
             evaluation = _evaluation(course, wish)
         except Exception as error:
             told = _stopped_by(error, course, standing)
@@ -133,7 +136,7 @@ def _epochs(course: Course, wish: StopWish) -> _Ended:
         if not wish.granted:
             standing = _closed(standing, evaluation)
             course.progress.event("epoch_ended", _fields(standing.history[-1]))
-        not_saved = _saved(course, standing)
+        not_saved, saved_at = _saved(course, standing), course.clock.monotonic()
         if wish.signal is not None:
             raise _interrupted(wish.signal, course, standing, not_saved)
         early = wish.asked or _no_better(course, standing)
@@ -142,7 +145,7 @@ def _epochs(course: Course, wish: StopWish) -> _Ended:
     return _Ended(standing, None, not_saved)
 
 
-def _steps(course: Course, standing: Standing, wish: StopWish) -> Iterator[Standing]:
+def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Iterator[Standing]:
     """The optimizer steps that are left of the epoch, or until somebody wants it to stop: where the training is after each."""
     course.task.model.train()
     course.control.begin_group()
@@ -172,8 +175,10 @@ def _steps(course: Course, standing: Standing, wish: StopWish) -> Iterator[Stand
             }
         )
         course.progress.event("step", _told(course, standing, result, rate, ended - began))
+        paused = course.clock.monotonic()
         yield standing
-        began = ended
+        # A checkpoint that was written meanwhile is no part of the next step.
+        began = ended + course.clock.monotonic() - paused
         # Before the next group is loaded, which may draw random numbers: what resumes from here loads it once more.
         if wish.granted:
             return

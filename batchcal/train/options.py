@@ -26,6 +26,8 @@ class TrainOptions:
     seed: int = 0
     drop_last: bool = False
     """Leave the last, smaller group of each epoch out."""
+    checkpoint_every_s: float = 600.0
+    """Within an epoch, after so many seconds a checkpoint is written; where one was asked for, and after every epoch besides."""
     patience: int | None = None
     """Stop after that many epochs in a row without a better `watch`. None: never."""
     min_delta: float = 0.0
@@ -63,6 +65,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise UsageError(f"{self.epochs} epochs train nothing", try_="--epochs 1")
+        if not self.checkpoint_every_s > 0:
+            raise UsageError(f"a checkpoint every {self.checkpoint_every_s} s cannot be", try_='checkpoint_every = "10m"')
         if self.patience is not None and self.patience < 1:
             raise UsageError(f"a patience of {self.patience} epochs would stop before the first", try_="--patience 3")
         if self.min_delta < 0:

@@ -21,12 +21,14 @@ import torch
 from torch.utils.data import Dataset
 
 from batchcal.train.multitask.gradnorm import INTERVAL, GradNormBalancer, Rule
+from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator, HeterogeneousSample
 from batchcal.workload.examples import multiimage
-from batchcal.workload.examples.volumes import KINDS, Study, StudyBatch, collate
+from batchcal.workload.examples.volumes import KINDS
 from batchcal.workload.task import Task
 from tests.benchmarks._report import Journal, finish, paired_ratio, rounds, say
 
 CPU: Final = torch.device("cpu")
+COLLATE: Final = HeterogeneousCollator()
 ARMS: Final[dict[str, Rule | None]] = {"equal": None, "ratio": "ratio", "paper": "paper"}
 BATCH: Final = 24
 LOOKS: Final = (0.9, 0.95, 1.0)
@@ -41,14 +43,14 @@ INTERVALS: Final = {"every step": 1, f"every {INTERVAL} steps": INTERVAL}
 class Data:
     """Made once for all arms: to generate a study takes as long as to train on it."""
 
-    train: Sequence[Study]
-    evaluation: Sequence[Study]
+    train: Sequence[HeterogeneousSample]
+    evaluation: Sequence[HeterogeneousSample]
 
     @classmethod
     def of(cls, task: Task, samples: int) -> Data:
-        def listed(data: Dataset[object] | None, count: int) -> list[Study]:
+        def listed(data: Dataset[object] | None, count: int) -> list[HeterogeneousSample]:
             found = [] if data is None else [data[index] for index in range(count)]
-            return [study for study in found if isinstance(study, Study)]
+            return [study for study in found if isinstance(study, HeterogeneousSample)]
 
         return cls(listed(task.train_data, samples), listed(task.eval_data, samples // 10))
 
@@ -58,13 +60,13 @@ def made(seed: int, samples: int, width: int, learning_rate: float) -> Task:
     return multiimage.task(CPU, samples=samples, width=width, learning_rate=learning_rate, seed=seed)
 
 
-def step(task: Task, batch: StudyBatch, balancer: GradNormBalancer | None) -> None:
+def step(task: Task, batch: HeterogeneousBatch, balancer: GradNormBalancer | None) -> None:
     losses = multiimage.losses(task.model, batch)
     if balancer is None:
         torch.stack(list(losses.values())).sum().backward()
     else:
         loss = balancer.loss(losses)
-        balancer.observe(losses, weight=float(batch.studies))
+        balancer.observe(losses, weight=float(len(batch)))
         loss.backward()
     task.optimizer.step()
     task.optimizer.zero_grad()
@@ -72,16 +74,16 @@ def step(task: Task, batch: StudyBatch, balancer: GradNormBalancer | None) -> No
         balancer.after_step()
 
 
-def validated(task: Task, studies: Sequence[Study]) -> dict[str, float]:
+def validated(task: Task, studies: Sequence[HeterogeneousSample]) -> dict[str, float]:
     """Mean loss of each task over its own studies."""
     sums = dict.fromkeys(KINDS, 0.0)
     with torch.no_grad():
         for begin in range(0, len(studies), 64):
-            batch = collate(studies[begin : begin + 64])
+            batch = COLLATE(studies[begin : begin + 64])
             shares = multiimage.losses(task.model, batch)
-            for kind in batch.rows:
-                sums[kind] += float(shares[kind]) * batch.studies
-    return {kind: sums[kind] / sum(study.kind == kind for study in studies) for kind in KINDS}
+            for kind in (kind for kind in KINDS if kind in batch.labels):
+                sums[kind] += float(shares[kind]) * len(batch)
+    return {kind: sums[kind] / sum(study.task_type == kind for study in studies) for kind in KINDS}
 
 
 def trained(data: Data, task: Task, rule: Rule | None, steps: int, seed: int) -> dict[str, float]:
@@ -95,7 +97,7 @@ def trained(data: Data, task: Task, rule: Rule | None, steps: int, seed: int) ->
         if len(order) < BATCH:
             order = torch.randperm(len(data.train), generator=generator).tolist()
         chosen, order = order[:BATCH], order[BATCH:]
-        step(task, collate([data.train[index] for index in chosen]), balancer)
+        step(task, COLLATE([data.train[index] for index in chosen]), balancer)
         if number in {round(share * steps) for share in LOOKS}:
             looks.append(validated(task, data.evaluation))
     left = {f"left_{kind}": round(statistics.mean(look[kind] for look in looks) / before[kind], 4) for kind in KINDS}
@@ -142,7 +144,7 @@ def overhead(count: int) -> dict[str, list[float]]:
         name: GradNormBalancer(tasks[name].model, interval=INTERVALS[name]) if name in INTERVALS else None for name in names
     }
     studies = Data.of(tasks["equal"], 300).train
-    batches = [collate(studies[begin : begin + TIMED_BATCH]) for begin in range(0, TIMED_BATCH * TIMED_STEPS, TIMED_BATCH)]
+    batches = [COLLATE(studies[begin : begin + TIMED_BATCH]) for begin in range(0, TIMED_BATCH * TIMED_STEPS, TIMED_BATCH)]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name in rounds(names, count + 1):
         began = time.process_time()

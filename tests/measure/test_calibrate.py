@@ -55,7 +55,7 @@ def test_a_simple_run_tells_its_events_in_this_order(desk: Desk) -> None:
     assert races < set(desk.names())
     phases = [fields["phase"] for fields in desk.events("phase")]
     assert phases[:2] == ["profile", "race"]
-    assert phases[-4:] == ["finals", "sizes", "rehearsal", "attribution"]
+    assert phases[-4:] == ["sizes", "finals", "rehearsal", "attribution"]
     desk.progress.events.clear()
     desk.calibrate(
         ScriptedProbe(train_samples=100, eval_samples=60), options(GIB, allocator="default", objective="memory"), force=True

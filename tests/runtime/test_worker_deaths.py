@@ -54,7 +54,7 @@ def test_a_death_while_a_batch_is_asked_for_leaves_no_lock_taken() -> None:
     vars(queue)["_notempty"] = taken
     queue.put(1)
     assert taken.dead
-    assert taken.acquire(blocking=False)
+    assert taken.acquire(timeout=10.0)
     taken.release()
     queue.close()
     queue.join_thread()

@@ -18,7 +18,7 @@ from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
-from tests.train.test_loop import SignalAt
+from tests.support.trainings import SignalAt
 
 LENGTHS = [2 + (index * 7919) % 31 for index in range(90)]
 

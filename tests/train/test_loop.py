@@ -1,54 +1,22 @@
 from __future__ import annotations
 
-import os
-import random
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from batchcal.core.errors import Interrupted, UsageError, exit_code_of
-from batchcal.core.progress import Field, Fields, Recorded
+from batchcal.core.errors import UsageError
+from batchcal.core.progress import Field, Recorded
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
-from batchcal.train.stop import StopWish
-from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy, points
-
-
-def parameters(task: Task) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in task.model.parameters()])
-
-
-class SignalAt:
-    """Sends a signal to this process when the n-th event of a name comes."""
-
-    def __init__(self, name: str, nth: int, number: int = signal.SIGTERM) -> None:
-        self.name = name
-        self.left = nth
-        self.number = number
-
-    def event(self, name: str, fields: Fields) -> None:
-        self.left -= name == self.name
-        if name == self.name and self.left == 0:
-            os.kill(os.getpid(), self.number)
-
-
-class InOrder(IterableDataset[object]):
-    def __init__(self, count: int) -> None:
-        self.data = points(count)
-        self.count = count
-
-    def __iter__(self) -> Iterator[object]:
-        return (self.data[index] for index in range(self.count))
+from tests.support.trainings import InOrder, parameters
 
 
 def test_the_loss_goes_down_and_the_result_says_what_happened() -> None:
@@ -162,127 +130,6 @@ def test_the_last_smaller_group_can_be_left_out() -> None:
     assert train(a_task(45), a_plan(8, 8), TrainOptions(epochs=1, drop_last=True)).epochs[0].samples == 32
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("stopped_after", [1, 3, 7, 9])
-def test_a_stopped_run_that_resumes_ends_where_an_unstopped_one_ends(tmp_path: Path, stopped_after: int, stream: bool) -> None:
-    """Seven steps an epoch; dropout makes the generators matter."""
-
-    def fresh() -> Task:
-        task = a_task(100, dropout=0.4)
-        return replace(task, train_data=InOrder(100)) if stream else task
-
-    plan, checkpoint = a_plan(8, 7), tmp_path / "folder" / "run.pt"
-    unstopped = fresh()
-    whole = train(unstopped, plan, TrainOptions(epochs=3, seed=2))
-
-    with pytest.raises(Interrupted) as caught:
-        train(fresh(), plan, TrainOptions(epochs=3, seed=2), checkpoint=checkpoint, progress=SignalAt("step", stopped_after))
-    assert exit_code_of(caught.value) == 143
-    assert str(checkpoint) in caught.value.known
-
-    random.seed(99)
-    torch.manual_seed(99)
-    resumed = fresh()
-    result = train(resumed, plan, TrainOptions(epochs=3, seed=2), checkpoint=checkpoint, resume=True)
-    assert torch.equal(parameters(resumed), parameters(unstopped))
-    assert [epoch.loss for epoch in result.epochs] == [epoch.loss for epoch in whole.epochs]
-    assert [epoch.samples for epoch in result.epochs] == [100, 100, 100]
-    assert result.resumed_at_epoch == (stopped_after - 1) // 7
-
-
-def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run.pt"
-    fired: list[bool] = []
-
-    def once(model: nn.Module, batch: object) -> object:
-        if not fired:
-            fired.append(True)
-            os.kill(os.getpid(), signal.SIGINT)
-        return None
-
-    task = replace(a_task(20), eval_step=once)
-    with pytest.raises(Interrupted) as caught:
-        train(task, a_plan(10, eval_batch=4), TrainOptions(epochs=2), checkpoint=checkpoint)
-    assert exit_code_of(caught.value) == 130
-    result = train(
-        replace(a_task(20), eval_step=once), a_plan(10, eval_batch=4), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True
-    )
-    assert [set(epoch.evaluation) for epoch in result.epochs] == [{"accuracy"}, {"accuracy"}]
-    assert [epoch.steps for epoch in result.epochs] == [2, 2]
-
-
-def test_without_a_checkpoint_an_interruption_says_that_nothing_is_kept() -> None:
-    with pytest.raises(Interrupted, match="SIGTERM in epoch 0, after step 2") as caught:
-        train(a_task(50), a_plan(10), TrainOptions(epochs=2), progress=SignalAt("step", 2))
-    assert "nothing is kept" in caught.value.known
-    assert "--checkpoint" in caught.value.try_
-
-
-def test_the_handlers_of_the_process_are_back_afterwards() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    train(a_task(20), a_plan(10))
-    with pytest.raises(Interrupted):
-        train(a_task(20), a_plan(10), progress=SignalAt("step", 1))
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_a_second_interrupt_ends_it_at_once() -> None:
-    def twice(model: nn.Module, batch: object) -> Tensor:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        return cross_entropy(model, batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(replace(a_task(20), loss=twice), a_plan(10))
-
-
-def test_it_trains_in_a_thread_where_no_handler_can_be_set() -> None:
-    results: list[TrainingResult] = []
-    thread = threading.Thread(target=lambda: results.append(train(a_task(20), a_plan(10))))
-    thread.start()
-    thread.join(30)
-    assert results[0].epochs[0].samples == 20
-
-
-def test_a_finished_run_that_resumes_has_nothing_left_to_do(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run.pt"
-    first = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
-    assert first.resumed_at_epoch is None, "there was no checkpoint yet"
-    again = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
-    assert again.epochs == first.epochs
-    more = train(a_task(20), a_plan(10), TrainOptions(epochs=3), checkpoint=checkpoint, resume=True)
-    assert more.epochs[:2] == first.epochs
-    assert len(more.epochs) == 3
-
-
-def test_the_middle_of_an_epoch_is_not_resumed_with_other_samples_left(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run.pt"
-    with pytest.raises(Interrupted):
-        train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
-    with pytest.raises(UsageError, match="seed was 0"):
-        train(a_task(50), a_plan(10), TrainOptions(seed=4), checkpoint=checkpoint, resume=True)
-    with pytest.raises(UsageError, match="train samples was 50"):
-        train(a_task(60), a_plan(10), checkpoint=checkpoint, resume=True)
-    result = train(a_task(50), a_plan(5, 5), checkpoint=checkpoint, resume=True)
-    assert result.epochs[0].samples == 50, "another split of the same effective batch goes on"
-
-
-def test_another_effective_batch_goes_on_with_the_samples_that_are_left(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run.pt"
-    with pytest.raises(Interrupted):
-        train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
-    heard = Recorded()
-    result = train(a_task(50), a_plan(6), checkpoint=checkpoint, resume=True, progress=heard)
-    assert result.epochs[0].samples == 50
-    assert [fields["samples_seen"] for name, fields in heard.events if name == "step"] == [26, 32, 38, 44, 50]
-
-
-def test_a_next_epoch_may_have_another_effective_batch(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run.pt"
-    train(a_task(50), a_plan(10), TrainOptions(epochs=1), checkpoint=checkpoint)
-    assert train(a_task(50), a_plan(25), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True).epochs[1].steps == 2
-
-
 def test_nonsense_is_refused() -> None:
     with pytest.raises(UsageError, match="0 epochs"):
         train(a_task(20), a_plan(10), TrainOptions(epochs=0))
@@ -347,22 +194,6 @@ def test_what_is_watched_must_have_been_evaluated() -> None:
         train(a_task(20), a_plan(10), TrainOptions(epochs=2, patience=1, watch="f1"))
 
 
-def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> None:
-    checkpoint, wish = tmp_path / "run.pt", StopWish()
-
-    class AfterThree:
-        def event(self, name: str, fields: Fields) -> None:
-            if name == "step" and fields["step"] == 3:
-                wish.ask("q was pressed")
-
-    result = train(a_task(80), a_plan(10), checkpoint=checkpoint, wish=wish, progress=AfterThree())
-    assert (result.stopped_early, result.stop_reason, result.epochs) == (True, "q was pressed", ())
-    whole, resumed = a_task(80), a_task(80)
-    train(whole, a_plan(10))
-    train(resumed, a_plan(10), checkpoint=checkpoint, resume=True)
-    assert torch.equal(parameters(resumed), parameters(whole))
-
-
 def test_the_learning_rate_warms_up_and_comes_down_by_samples() -> None:
     heard = Recorded()
     task = a_task(100)
@@ -399,17 +230,6 @@ def test_gradients_are_clipped_to_the_norm_and_told_as_they_were() -> None:
     assert float((parameters(task) - before).norm()) == pytest.approx(0.01, rel=1e-4)
 
 
-def test_a_disk_that_is_full_does_not_end_a_training(tmp_path: Path) -> None:
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("", encoding="ascii")
-    heard = Recorded()
-    result = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=in_the_way / "run.pt", progress=heard)
-    assert len(result.epochs) == 2
-    assert result.not_saved is not None
-    assert "could not be written" in result.not_saved
-    assert [name for name, _ in heard.events].count("notice") == 2
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -419,8 +239,9 @@ def test_a_disk_that_is_full_does_not_end_a_training(tmp_path: Path) -> None:
         lambda: TrainOptions(warmup=1.0),
         lambda: TrainOptions(max_norm=0.0),
         lambda: TrainOptions(start_micro_batch=0),
+        lambda: TrainOptions(checkpoint_every_s=0),
     ],
-    ids=["epochs", "patience", "min_delta", "warmup", "max_norm", "start_micro_batch"],
+    ids=["epochs", "patience", "min_delta", "warmup", "max_norm", "start_micro_batch", "checkpoint_every"],
 )
 def test_options_that_make_no_sense_are_refused(make: Callable[[], TrainOptions]) -> None:
     with pytest.raises(UsageError):

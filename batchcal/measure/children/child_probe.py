@@ -187,6 +187,7 @@ class ChildProbe:
             setting=self._settings[request.device],
             micro_batches=request.micro_batches,
             threads=request.threads,
+            rounds=request.rounds,
             samples=request.samples,
             least_s=LAP_LEAST_S,
             limit_s=request.limit_s,

@@ -20,6 +20,7 @@ from batchcal.measure.children.probe import (
     RehearsalRequest,
     RehearsalTimes,
 )
+from batchcal.measure.race.race import LEAST_ROUNDS
 from batchcal.workload.facts import TaskFacts
 
 
@@ -100,6 +101,7 @@ class FakeProbe:
                 update_s=1e-6,
                 steps=3,
             )
+            for _ in range(max(1, min(request.rounds, LEAST_ROUNDS)))
             for size in request.micro_batches
             for threads in request.threads or (1,)
         ]

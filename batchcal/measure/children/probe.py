@@ -70,6 +70,10 @@ class LapRequest(Frozen):
     """By rising size: the heap that a larger one leaves must not serve a smaller one."""
     threads: tuple[int, ...] = ()
     """Intra-op threads to time each size with; none: those of every child."""
+    rounds: int = 0
+    """0: each size once, and the fastest once more. Else they are raced against each other, each once a round, in so many rounds
+    at most (see `Race`): what is slow for seconds on end then meets all alike. For allocators that keep what they have, where a
+    size that comes after a larger one finds the heap that a training finds, too."""
     samples: int | None = None
     """That every size is timed over, at least; the same for laps that are compared. None: what the first size does in a fraction
     of a second."""

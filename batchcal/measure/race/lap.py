@@ -17,6 +17,7 @@ from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.inside.subject import Subject, limit_accelerator
 from batchcal.measure.race.noise import Foreign, disturbed
+from batchcal.measure.race.race import Race
 from batchcal.measure.race.request import LapArguments
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
 from batchcal.runtime.batches import MicroBatch
@@ -46,6 +47,9 @@ def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     context.arm()
     context.phase("measure")
     clock = _Clock(subject, request, context)
+    if request.rounds:
+        _in_rounds(clock, request)
+        return {"done": True}
     fastest, best, slower = 0, 0.0, 0
     for size in request.micro_batches:
         rate = clock.tell(size)
@@ -57,6 +61,24 @@ def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     if len(request.micro_batches) > 1 and fastest:
         clock.tell(fastest)  # once more, some time later: what else runs comes and goes
     return {"done": True}
+
+
+def _in_rounds(clock: _Clock, request: LapArguments) -> None:
+    """Every size with every number of threads, against each other."""
+    entries = [(size, threads) for size in request.micro_batches for threads in clock.threads]
+    for size, threads in entries:
+        clock.warm_up(size, threads)
+    race = Race(len(entries))
+    while not race.over and race.rounds < request.rounds:
+        told: dict[int, float] = {}
+        for place in race.order():
+            if clock.is_over:
+                break
+            time = clock.turn(*entries[place])
+            told[place] = 1 / time.samples_per_s(request.micro_batches[-1])
+        if not told:
+            return
+        race.tell(told)
 
 
 class _Clock:
@@ -72,33 +94,56 @@ class _Clock:
     def tell(self, size: int) -> float:
         """Times `size` with each number of threads, as long as there is time; samples/s of the best."""
         rate = 0.0
-        for threads in self._request.threads or (self._request.setting.intra_op_threads,):
-            if self._told and time.monotonic() >= self._until_s:
+        for threads in self.threads:
+            if self._told and self.is_over:
                 break
             torch.set_num_threads(threads)
-            timed = self._timed(size, threads)
-            self._context.tell({"time": timed.model_dump(mode="json")})
-            self._told = True
-            self._samples = self._samples or timed.steps * size
+            timed = self._tell(self._timed(size, threads))
             rate = max(rate, timed.samples_per_s(self._request.micro_batches[-1]))
         return rate
 
-    def _timed(self, size: int, threads: int) -> StepTime:
-        """Once, and again where somebody else was in the way."""
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """To time each size with."""
+        return self._request.threads or (self._request.setting.intra_op_threads,)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is."""
+        return time.monotonic() >= self._until_s
+
+    def warm_up(self, size: int, threads: int) -> None:
+        """One step that is not timed."""
+        torch.set_num_threads(threads)
         for _ in range(STEPS_DROPPED):
             timed_group(self._subject, self._batches(size), 1)
+
+    def turn(self, size: int, threads: int) -> StepTime:
+        """One time of several; a step at least."""
+        torch.set_num_threads(threads)
+        return self._tell(self._once(size, threads, least_steps=1))
+
+    def _tell(self, timed: StepTime) -> StepTime:
+        self._context.tell({"time": timed.model_dump(mode="json")})
+        self._told = True
+        self._samples = self._samples or timed.steps * timed.micro_batch
+        return timed
+
+    def _timed(self, size: int, threads: int) -> StepTime:
+        """Once, and again where somebody else was in the way."""
+        self.warm_up(size, threads)
         found = self._once(size, threads)
         for _ in range(REPEATS):
-            if not disturbed(found.foreign_share) or time.monotonic() >= self._until_s:
+            if not disturbed(found.foreign_share) or self.is_over:
                 break
             found = found.or_better(self._once(size, threads))
         return found
 
-    def _once(self, size: int, threads: int) -> StepTime:
+    def _once(self, size: int, threads: int, *, least_steps: int = LEAST_STEPS) -> StepTime:
         """The mean: the quickest step would be the lightest batch."""
         batches, foreign = self._batches(size), Foreign()
         groups: list[GroupTime] = []
-        while len(groups) < LEAST_STEPS or not self._enough(groups):
+        while len(groups) < least_steps or not self._enough(groups):
             groups.append(timed_group(self._subject, batches, 1))
         return StepTime(
             micro_batch=size,

@@ -17,8 +17,9 @@ from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import TIE, Race
 from batchcal.measure.search.prior import Prior
 
-SMALLEST: Final = 8
-DOUBLING: Final = 64
+SMALLEST: Final = 16
+APART: Final = 4
+"""Between one size and the next: enough to tell policies apart. What lies between is raced once the policy is known."""
 ROOM_SHARE: Final = 0.5
 """Of the budget: what the largest micro-batch of the race may be expected to take. No policy's own demand is known yet."""
 NO_TIME: Final = "no time was left"
@@ -27,16 +28,14 @@ LAP_SHARE: Final = 0.2
 
 
 def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_of: int = 1) -> tuple[int, ...]:
-    """Micro-batches to time, up to what half of the budget is expected to hold: doubling from 8, from 64 on four times as large,
-    since there the curve is flat or falls and every size costs more."""
+    """Micro-batches to time, up to what half of the budget is expected to hold, each four times as large as the one before."""
     top = model.largest_within(model.base_bytes + (budget_bytes - model.base_bytes) * ROOM_SHARE, ceiling=ceiling)
     top = max(top - top % multiple_of, min(multiple_of, ceiling))
     found: list[int] = []
-    size = multiple_of
-    while size < top:
-        if size >= SMALLEST:
-            found.append(size)
-        size *= 2 if size < DOUBLING else 4
+    size = -(-SMALLEST // multiple_of) * multiple_of
+    while size * 2 <= top:
+        found.append(size)
+        size *= APART
     return (*found, top)
 
 

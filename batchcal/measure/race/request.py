@@ -11,6 +11,7 @@ class LapArguments(Frozen):
     micro_batches: tuple[int, ...]
     """See `LapRequest`."""
     threads: tuple[int, ...]
+    rounds: int
     samples: int | None
     """That every size is timed over, at least, and for two steps. None: as many as the first does in `least_s`."""
     least_s: float

@@ -10,7 +10,7 @@ from batchcal.calibration.speed import StepTime
 from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import LapRequest
 from batchcal.measure.pipeline.candidates import Candidate, candidates
-from batchcal.measure.race.race import TIE, Race, Runner
+from batchcal.measure.race.race import MOST_ROUNDS, TIE, Race, Runner
 from batchcal.measure.rehearsal.loading import FURTHER_AHEAD, Loading
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
@@ -36,7 +36,8 @@ def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
             device=plan.device,
             allocator=plan.allocator,
             micro_batches=(plan.micro_batch,),
-            threads=ladder * 2,  # there and back again: what comes and goes meets nobody twice
+            threads=ladder,
+            rounds=MOST_ROUNDS,
             allowed_bytes=allowed_for(plan.budget_bytes),
             limit_s=min(LAP_S, stage.left_s() * SHARE_OF_LAP),
         )
@@ -65,6 +66,9 @@ def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Final
     for runner, place in zip(race.runners, runners, strict=True):
         finalists[place] = _ran(finalists[place], runner)
     winner, settled = runners[_simplest(race)], race.settled
+    if not settled and finalists[winner].intra_op_threads < plan.intra_op_threads and not finalists[winner].num_workers:
+        # In doubt, and time did not tell: as many as there are is what they would be without us.
+        winner = next((place for place in runners if _usual(finalists[place], plan)), winner)
     variant = variant_of(finalists[winner], [finalists[place] for place in runners], loading)
     if variant is not None and stage.left_s() > 0:
         again = stage.race([with_finalist(plan, finalists[winner]), with_finalist(plan, variant)])
@@ -180,6 +184,10 @@ def _better(winner: Finalist, runner: Runner) -> Finalist:
 def _anew(finalist: Finalist, **changes: object) -> Finalist:
     """One that has not run yet, like `finalist` but for the changes."""
     return finalist.model_copy(update={"samples_per_s": None, "rounds": 0, "left": "", "why": "", **changes})
+
+
+def _usual(finalist: Finalist, plan: Plan) -> bool:
+    return finalist.intra_op_threads == plan.intra_op_threads and not finalist.num_workers and finalist.left != "failed"
 
 
 def _simplest(race: Race) -> int:

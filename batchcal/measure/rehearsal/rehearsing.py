@@ -13,7 +13,7 @@ from batchcal.measure.pipeline.candidates import room_of
 from batchcal.measure.rehearsal.attribution import attribute
 from batchcal.measure.rehearsal.finals import race_finals, timed_threads
 from batchcal.measure.rehearsal.loading import Loading, other_start_method
-from batchcal.measure.rehearsal.sizes import race_sizes, sizes_to_race
+from batchcal.measure.rehearsal.sizes import race_sizes
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
 from batchcal.plan.make import host_room, make_plan
@@ -26,7 +26,7 @@ SHARE_OF_FINALS: Final = 0.35
 SHARE_OF_FINALS_OF_HEAVY_DATA: Final = 0.65
 """The same where the step waits for its batch: sizes are not raced then."""
 SHARE_OF_SIZES: Final = 0.4
-"""Of what the finals leave, at most."""
+"""Of the time left, at most: what rounds are worth is in how many there are."""
 OF_THE_REHEARSAL: Final = "the rehearsal"
 """How what it left undone begins: a later rehearsal that goes well takes that back."""
 EXAMINATION_S: Final = 1.0
@@ -55,8 +55,13 @@ class Rehearsing:
         if self.calibration.options.objective == "throughput":
             if self._none_left("the race of threads and workers"):
                 return
+            # Where the step waits for its batch, whatever its size, the time is the workers'.
+            heavy = self._data_is_heavy()
+            if not heavy:
+                self._race_sizes()
             self._race()
-            self._race_sizes()
+            if heavy and not self.plan().num_workers:
+                self._race_sizes()
         if not self._none_left("the rehearsal"):
             self._rehearse()
             self._attribute()
@@ -137,13 +142,15 @@ class Rehearsing:
         plan, finding = self.plan(), self.calibration.finding()
         if finding is None or self.stage.left_s() <= 0:
             return
-        if plan.num_workers and self._data_is_heavy():
-            return  # the step waits for its batch, whatever its size: the time is the rehearsal's
-        sizes = sizes_to_race(self.calibration.speeds_of(finding), plan, finding.train.batch)
-        if len(sizes) < 2:
+        race = race_sizes(
+            self.stage.part(SHARE_OF_SIZES),
+            plan,
+            self.calibration.speeds_of(finding),
+            finding.train.batch,
+            multiple_of=self.calibration.options.multiple_of,
+        )
+        if race is None:
             return
-        self._phase("sizes", f"micro-batches {', '.join(map(str, sizes))} as whole optimizer steps")
-        race = race_sizes(self.stage.part(SHARE_OF_SIZES), plan, sizes)
         self._know(sizes=(*self.calibration.sizes, race))
         for one in race.sizes:
             told = {"micro_batch": one.micro_batch, "samples_per_s": one.samples_per_s, "ended": one.why or None}

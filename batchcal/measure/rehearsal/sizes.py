@@ -1,33 +1,55 @@
-"""The race of micro-batches: those that were fast in a lap, and the undivided one, as whole optimizer steps."""
+"""The race of micro-batches: those around the fastest of a lap, and the undivided one.
+
+In one child where the allocator keeps what it has: turns of half a second in turn, so that what the machine does for seconds on
+end meets all alike. Beside children of their own, which start, warm up and run for a moment each, on a machine whose speed came
+and went by a fifth: sizes from 32 to 512 kept their order in six rounds of 0.5 s (by 1006, 1002, 971, 967 and 937 samples/s), in
+children of their own one size told 522 and then 900.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 from batchcal.calibration.rehearsal import SizeRace, SizeTime
-from batchcal.calibration.speed import Speeds
-from batchcal.measure.rehearsal.stage import Stage, divided
+from batchcal.calibration.speed import Speeds, StepTime
+from batchcal.measure.attempts import allowed_for
+from batchcal.measure.children.probe import LapReport, LapRequest
+from batchcal.measure.race.race import MOST_ROUNDS, Race
+from batchcal.measure.rehearsal.stage import TURN_S, Stage, divided
 from batchcal.plan.plan import Plan
 
 FROM_THE_LAP: Final = 3
-"""The fastest of the lap that are raced. A lap times each size once, and one of them may have met somebody else's burst."""
+"""The fastest of the lap that are raced where each needs a child. A lap times each size once, and one of them may have met
+somebody else's burst."""
+SMALLEST: Final = 8
+STEPS_AWAY: Final = 2
+"""Doublings and halvings of the lap's fastest that are raced in one child. The lap's own sizes are two apart."""
+HANDS_BACK: Final = frozenset({"default", "thp"})
+"""Policies that hand large blocks back: a small size that comes after a large one finds a heap that it would not have made."""
 
 
-def sizes_to_race(speeds: Speeds | None, plan: Plan, capacity: int) -> tuple[int, ...]:
-    """The fastest sizes of the lap and the largest that the effective batch and memory allow, by rising size."""
+def race_sizes(stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, multiple_of: int = 1) -> SizeRace | None:
+    """The race for the effective batch of `plan`, all else alike. None: there is nothing to choose between."""
     effective = sum(plan.micro_batches)
     timed = [time for time in (speeds.times if speeds is not None else ()) if time.micro_batch <= effective]
     timed.sort(key=lambda time: -time.samples_per_s(effective))
-    return tuple(sorted({time.micro_batch for time in timed[:FROM_THE_LAP]} | {min(effective, capacity)}))
-
-
-def race_sizes(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> SizeRace:
-    """The micro-batches `sizes` for `plan`, all else alike."""
-    race = stage.race([divided(plan, size) for size in sizes])
+    largest = min(effective, capacity)
+    together = plan.num_workers == 0 and not (plan.device == "cpu" and plan.allocator in HANDS_BACK)
+    if together and timed:
+        sizes = around(timed[0].micro_batch, largest, multiple_of=multiple_of)
+    else:
+        sizes = tuple(sorted({time.micro_batch for time in timed[:FROM_THE_LAP]} | {largest}))
+    if len(sizes) < 2:
+        return None
+    told = ", ".join(map(str, sizes))
+    stage.progress.event("phase", {"phase": "sizes", "device": plan.device, "why": f"micro-batches {told}"})
+    race = _together(stage, plan, sizes) if together else stage.race([divided(plan, size) for size in sizes])
     return SizeRace(
         device=plan.device,
         allocator=plan.allocator,
-        effective_batch=sum(plan.micro_batches),
+        effective_batch=effective,
         sizes=tuple(
             SizeTime(
                 micro_batch=size,
@@ -39,3 +61,52 @@ def race_sizes(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> SizeRace:
         ),
         settled=race.settled,
     )
+
+
+def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ...]:
+    """Doublings and halvings of `fastest` up to `largest`, and that one, by rising size."""
+    factors = [2.0**step for step in range(-STEPS_AWAY, STEPS_AWAY + 1)]
+    rounded = {round(fastest * factor / multiple_of) * multiple_of for factor in factors}
+    least = min(fastest, -(-SMALLEST // multiple_of) * multiple_of)
+    return tuple(sorted({size for size in rounded if least <= size <= largest} | {largest}))
+
+
+def run_in_turns(times: Sequence[StepTime], sizes: Sequence[int], effective_batch: int) -> Race:
+    """The race that a lap in rounds was: nobody runs twice in one."""
+    race = Race(len(sizes))
+    told: dict[int, float] = {}
+    for time in times:
+        place = sizes.index(time.micro_batch)
+        if place in told:
+            race.tell(told)
+            told = {}
+        told[place] = 1 / time.samples_per_s(effective_batch)
+    if told:
+        race.tell(told)
+    return race
+
+
+def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> Race:
+    effective, rate = sum(plan.micro_batches), plan.predicted_samples_per_s
+    running, why = sizes, ""
+    report = LapReport(times=())
+    while not report.times and len(running) > 1 and stage.left_s() > 0:
+        report = stage.probe.lap(
+            LapRequest(
+                device=plan.device,
+                allocator=plan.allocator,
+                micro_batches=running,
+                threads=(plan.intra_op_threads,),
+                rounds=MOST_ROUNDS,
+                samples=None if rate is None else max(1, math.ceil(TURN_S * rate)),
+                allowed_bytes=allowed_for(plan.budget_bytes),
+                limit_s=stage.left_s(),
+            )
+        )
+        if not report.times:
+            # One that cannot be run ends all, and before any of them is timed: they are warmed up first, by rising size.
+            running, why = running[:-1], report.why_ended or "it could not be timed"
+    race = run_in_turns(report.times, sizes, effective)
+    for place in range(len(running), len(sizes)):
+        race.fail(place, why)
+    return race

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -13,6 +14,17 @@ from batchcal.runtime.batches import MicroBatch
 from batchcal.workload.step import map_tensors
 
 Part = Callable[[], MicroBatch]
+
+
+@runtime_checkable
+class Sliceable(Protocol):
+    """A batch that knows how to be cut, such as `HeterogeneousBatch`."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, start: int, stop: int) -> object:
+        """The samples from `start` up to but without `stop`."""
+        ...
 
 
 class Splitter:
@@ -34,6 +46,9 @@ class Splitter:
         if samples < 2:
             return None
         middle = samples - samples // 2
+        if isinstance(micro_batch.batch, Sliceable) and len(micro_batch.batch) == samples:
+            whole = micro_batch.batch
+            return partial(_rows, whole, indices, 0, middle), partial(_rows, whole, indices, middle, samples)
         if _is_by_sample(micro_batch.batch, samples):
             return partial(_cut, micro_batch, 0, middle), partial(_cut, micro_batch, middle, samples)
         if indices is None:
@@ -42,6 +57,10 @@ class Splitter:
 
     def _load(self, indices: tuple[int, ...]) -> MicroBatch:
         return MicroBatch(self._collate([self._data[index] for index in indices]), len(indices), indices)
+
+
+def _rows(whole: Sliceable, indices: tuple[int, ...] | None, start: int, stop: int) -> MicroBatch:
+    return MicroBatch(whole.rows(start, stop), stop - start, None if indices is None else indices[start:stop])
 
 
 def _cut(micro_batch: MicroBatch, start: int, stop: int) -> MicroBatch:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from batchcal.core.errors import UsageError
-from batchcal.workload.examples.volumes import KINDS, SHAPES, SLOTS, Kind, Studies, StudyBatch, collate, halved
+from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator, HeterogeneousSample
+from batchcal.workload.examples.volumes import KINDS, SHAPES, SLOTS, Kind, Studies, halved
 from batchcal.workload.task import Task
 
 
@@ -49,50 +50,61 @@ class MultiImage(nn.Module):
     def _head(inputs: int, outputs: int) -> nn.Module:
         return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, outputs))
 
-    def forward(self, batch: StudyBatch) -> dict[Kind, Tensor]:
+    def forward(self, batch: HeterogeneousBatch) -> dict[Kind, Tensor]:
         """Answers (studies of the kind, 3), or (studies of the kind) for T2, of each kind that is in the batch."""
-        seen, mask = batch.volumes, batch.mask
+        places = batch.places()
+        seen = batch.pixel_values.flatten(0, 1)[places]
+        mask = batch.pixel_mask().flatten(0, 1)[places].unsqueeze(1).to(seen.dtype)
         for layer in self.layers:
             seen = layer(seen)
             if seen.shape[2:] != mask.shape[2:]:
                 mask = halved(mask)
             seen = functional.relu(seen) * mask
         pooled = seen.sum((2, 3, 4)) / mask.sum((2, 3, 4))
-        slots = pooled.new_zeros(batch.studies, SLOTS, self.features).index_put((batch.study, batch.slot), pooled)
+        studies, width = batch.image_mask.shape
+        slots = pooled.new_zeros(studies * width, self.features).index_put((places,), pooled).view(studies, width, -1)
         answers: dict[Kind, Tensor] = {}
         for used, kind in enumerate(KINDS, 1):
-            if kind in batch.rows:
-                answer: Tensor = self.heads[kind](slots[batch.rows[kind], :used].flatten(1))
+            if kind in batch.labels:
+                answer: Tensor = self.heads[kind](slots[batch.labels[kind].rows, :used].flatten(1))
                 answers[kind] = answer.squeeze(1) if kind == "T2" else answer
         return answers
 
 
-def losses(model: nn.Module, batch: StudyBatch) -> Mapping[str, Tensor]:
+def losses(model: nn.Module, batch: HeterogeneousBatch) -> Mapping[str, Tensor]:
     """What each kind of task adds to the mean over all studies of the batch."""
     answers: dict[Kind, Tensor] = model(batch)
     shares: dict[str, Tensor] = {}
     for kind, answer in answers.items():
         lost = functional.mse_loss if kind == "T2" else functional.cross_entropy
-        shares[kind] = lost(answer, batch.targets[kind], reduction="sum") / batch.studies
+        targets = batch.labels[kind].values
+        # A value may be of another precision than the model; a class is none.
+        targets = targets.to(answer.dtype) if targets.is_floating_point() else targets
+        shares[kind] = lost(answer, targets, reduction="sum") / len(batch)
     return shares
 
 
-def loss(model: nn.Module, batch: StudyBatch) -> Tensor:
+def loss(model: nn.Module, batch: HeterogeneousBatch) -> Tensor:
     """Mean over the studies, each with the loss of its own kind."""
     return torch.stack(list(losses(model, batch).values())).sum()
 
 
-def metrics(model: nn.Module, batch: StudyBatch) -> Mapping[str, tuple[float, float]]:
+def metrics(model: nn.Module, batch: HeterogeneousBatch) -> Mapping[str, tuple[float, float]]:
     """Studies told right (T1, T3), squared error (T2), and over how many."""
     answers: dict[Kind, Tensor] = model(batch)
     result: dict[str, tuple[float, float]] = {}
     for kind, answer in answers.items():
-        targets = batch.targets[kind]
+        targets = batch.labels[kind].values
         if kind == "T2":
             result["T2_mse"] = (float((answer - targets).square().sum()), float(len(targets)))
         else:
             result[f"{kind}_accuracy"] = (float((answer.argmax(1) == targets).sum()), float(len(targets)))
     return result
+
+
+def kind_of(study: HeterogeneousSample) -> str:
+    """Its task."""
+    return study.task_type
 
 
 def task(device: torch.device, *, samples: int = 6_000, width: int = 8, learning_rate: float = 2e-3, seed: int = 0) -> Task:
@@ -109,11 +121,11 @@ def task(device: torch.device, *, samples: int = 6_000, width: int = 8, learning
         optimizer=torch.optim.AdamW(model.parameters(), lr=learning_rate),
         train_data=train_data,
         eval_data=Studies(max(1, samples // 10), seed=2 * seed + 1),
-        collate_fn=collate,
+        collate_fn=HeterogeneousCollator(),
         loss=loss,
         losses=losses,
         metrics=metrics,
         size_of=train_data.voxels(),
-        group_of=lambda study: study.kind,
-        label_of=lambda study: study.kind,
+        group_of=kind_of,
+        label_of=kind_of,
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
@@ -12,47 +10,23 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from batchcal.workload.collator import HeterogeneousSample
+
 Kind = Literal["T1", "T2", "T3"]
 KINDS: Final[tuple[Kind, ...]] = ("T1", "T2", "T3")
 SLOTS: Final = 3
 """Volumes of a study, at most."""
 SHAPES: Final = 3
 """Of the body in a volume: ball, shell, box."""
-_SMALLEST, _LARGEST = (8, 16, 16), (16, 24, 24)
-"""Depth, height, width in voxels."""
+_SMALLEST, _LARGEST = (16, 16, 8), (24, 24, 16)
+"""Height, width, depth in voxels."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """One sample: T1 asks for the shape of the body, T2 how much it grew, T3 which of the three bodies has another shape."""
+class Studies(Dataset[HeterogeneousSample]):
+    """T1 asks for the shape of the body, T2 how much it grew, T3 which of the three bodies has another shape: 1, 2 or 3 volumes
+    of (1, height, width, depth) in about 0..1; the label is a class from 0 to 2, for T2 the log of the ratio of the radii.
 
-    kind: Kind
-    volumes: tuple[Tensor, ...]
-    """1, 2 or 3 of them, each (depth, height, width) in about 0..1."""
-    target: float
-    """T1 and T3: a class from 0 to 2. T2: log of the ratio of the radii."""
-
-
-@dataclass(frozen=True)
-class StudyBatch:
-    """All volumes of all studies, padded to the largest, and whose they are."""
-
-    volumes: Tensor
-    """(volumes, 1, depth, height, width)."""
-    mask: Tensor
-    """The same shape: 1 where there is a voxel, 0 where there is padding."""
-    study: Tensor
-    """(volumes): which study, by its row."""
-    slot: Tensor
-    """(volumes): which of its volumes, from 0."""
-    rows: dict[Kind, Tensor]
-    """The rows of each kind that is there."""
-    targets: dict[Kind, Tensor]
-    studies: int
-
-
-class Studies(Dataset[Study]):
-    """Told by seed and index alone; carries a few numbers."""
+    Told by seed and index alone; carries a few numbers."""
 
     def __init__(self, samples: int, *, seed: int) -> None:
         self._samples, self._seed = samples, seed
@@ -67,7 +41,7 @@ class Studies(Dataset[Study]):
         """How many voxels each study has, without making them."""
         return [float(sum(math.prod(size) for size in self._plan(index)[1])) for index in range(self._samples)]
 
-    def __getitem__(self, index: int) -> Study:
+    def __getitem__(self, index: int) -> HeterogeneousSample:
         if not 0 <= index < self._samples:
             raise IndexError(index)
         generator, sizes = self._plan(index)
@@ -75,14 +49,14 @@ class Studies(Dataset[Study]):
         shape, other, odd = torch.randint(0, 1 << 30, (3,), generator=generator).tolist()
         shapes = [shape % SHAPES] * len(sizes)
         radii = (0.5 + 0.35 * torch.rand(len(sizes), generator=generator)).tolist()
-        target = float(shapes[0])
+        label: float | int = shapes[0]
         if kind == "T2":
-            target = math.log(radii[1] / radii[0])
+            label = math.log(radii[1] / radii[0])
         elif kind == "T3":
-            target = float(odd % SLOTS)
+            label = odd % SLOTS
             shapes[odd % SLOTS] = (shape + 1 + other % (SHAPES - 1)) % SHAPES
-        volumes = [_volume(*made, generator) for made in zip(sizes, shapes, radii, strict=True)]
-        return Study(kind, tuple(volumes), target)
+        volumes = [_volume(*made, generator).unsqueeze(0) for made in zip(sizes, shapes, radii, strict=True)]
+        return HeterogeneousSample(images=volumes, task_type=kind, task_id=KINDS.index(kind), label=label)
 
     def _plan(self, index: int) -> tuple[torch.Generator, list[tuple[int, int, int]]]:
         """The generator of the study, and the sizes of its volumes: the first that is drawn from it."""
@@ -92,7 +66,7 @@ class Studies(Dataset[Study]):
         drawn = torch.rand(count, 3, generator=generator).square()
         smallest, largest = torch.tensor(_SMALLEST), torch.tensor(_LARGEST)
         sizes = (smallest + (drawn * (largest - smallest + 1)).long()).tolist()
-        return generator, [(depth, height, width) for depth, height, width in sizes]
+        return generator, [(height, width, depth) for height, width, depth in sizes]
 
 
 def _volume(size: tuple[int, int, int], shape: int, radius: float, generator: torch.Generator) -> Tensor:
@@ -108,32 +82,6 @@ def _volume(size: tuple[int, int, int], shape: int, radius: float, generator: to
         if shape == 1:
             inside &= squared > (radius - 0.3) ** 2
     return torch.randn(size, generator=generator).mul_(0.1).add_(inside)
-
-
-def collate(studies: Sequence[Study]) -> StudyBatch:
-    """Volumes of every study one after another, padded at their ends to the largest depth, height and width among them."""
-    owned = [(row, slot, volume) for row, study in enumerate(studies) for slot, volume in enumerate(study.volumes)]
-    largest = [max(volume.shape[axis] for _, _, volume in owned) for axis in range(3)]
-    volumes = torch.zeros(len(owned), 1, *largest)
-    mask = torch.zeros(len(owned), 1, *largest)
-    for place, (_, _, volume) in enumerate(owned):
-        depth, height, width = volume.shape
-        volumes[place, 0, :depth, :height, :width] = volume
-        mask[place, 0, :depth, :height, :width] = 1
-    rows = {kind: [row for row, study in enumerate(studies) if study.kind == kind] for kind in KINDS}
-    return StudyBatch(
-        volumes=volumes,
-        mask=mask,
-        study=torch.tensor([row for row, _, _ in owned]),
-        slot=torch.tensor([slot for _, slot, _ in owned]),
-        rows={kind: torch.tensor(of_kind) for kind, of_kind in rows.items() if of_kind},
-        targets={
-            kind: torch.tensor([studies[row].target for row in of_kind], dtype=torch.float32 if kind == "T2" else torch.int64)
-            for kind, of_kind in rows.items()
-            if of_kind
-        },
-        studies=len(studies),
-    )
 
 
 def halved(mask: Tensor) -> Tensor:

@@ -67,6 +67,25 @@ def test_every_size_is_timed_over_the_samples_that_were_asked_for() -> None:
     assert all(time.steps * time.micro_batch % 128 == 0 for time in report.times)
 
 
+def test_sizes_that_are_raced_take_turns_and_those_far_behind_leave() -> None:
+    with probing(HANDWRITING) as probe:
+        request = LapRequest(
+            device="cpu",
+            allocator="retain",
+            micro_batches=(1, 32),
+            threads=(1,),
+            rounds=4,
+            samples=16,
+            allowed_bytes=GIB,
+            limit_s=20.0,
+        )
+        report = probe.lap(request)
+    assert report.why_ended == ""
+    sizes = [time.micro_batch for time in report.times]
+    assert set(sizes[:2]) == set(sizes[2:4]) == {1, 32}
+    assert sizes.count(1) <= sizes.count(32)
+
+
 def test_threads_are_timed_side_by_side_and_fetching_apart() -> None:
     with probing(HANDWRITING) as probe:
         request = LapRequest(

@@ -113,18 +113,19 @@ def test_nothing_that_runs_is_no_policy() -> None:
 @pytest.mark.parametrize(
     ("ceiling", "multiple", "sizes"),
     [
-        (10_000, 1, (8, 16, 32, 64, 256)),
-        (100, 1, (8, 16, 32, 64, 100)),
+        (10_000, 1, (16, 64, 256)),
+        (200, 1, (16, 64, 200)),
+        (100, 1, (16, 100)),
         (7, 1, (7,)),
-        (10_000, 24, (24, 48, 96, 240)),
+        (10_000, 24, (24, 96, 240)),
     ],
 )
-def test_sizes_double_up_to_what_half_of_the_budget_holds(ceiling: int, multiple: int, sizes: tuple[int, ...]) -> None:
+def test_sizes_go_up_to_what_half_of_the_budget_holds(ceiling: int, multiple: int, sizes: tuple[int, ...]) -> None:
     shape = (ShapePoint(batch=1, bytes=MIB), ShapePoint(batch=2, bytes=2 * MIB))
     model = MemoryModel(base_bytes=200 * MIB, ratio=1.0, shape=shape, source="assumed")
     assert sizes_for(model, budget_bytes=712 * MIB, ceiling=ceiling, multiple_of=multiple) == sizes
     huge = model.model_copy(update={"ratio": 0.0001})
-    assert len(sizes_for(huge, budget_bytes=GIB, ceiling=1 << 20)) < 12
+    assert len(sizes_for(huge, budget_bytes=GIB, ceiling=1 << 20)) < 10
 
 
 def test_a_step_is_as_fast_as_it_was_seen_and_an_update_is_shared_by_the_group() -> None:

@@ -58,10 +58,17 @@ def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(desk: Desk) -
     assert calibration.status == "complete"
 
 
-def test_a_size_that_a_lap_misjudged_is_put_right_by_whole_steps(desk: Desk) -> None:
+def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(desk: Desk) -> None:
     class Misjudged(Stage):
-        def rate(self, plan: Plan) -> float:
-            return 1000.0 + plan.micro_batch
+        def lap(self, request: LapRequest) -> LapReport:
+            report = super().lap(request)
+            if not request.rounds:
+                return report
+            return LapReport(
+                times=tuple(
+                    time.model_copy(update={"step_s": time.micro_batch / (1000.0 + time.micro_batch)}) for time in report.times
+                )
+            )
 
     calibration = desk.calibrate(Misjudged()).calibration
     finding = calibration.finding()

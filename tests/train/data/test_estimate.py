@@ -15,8 +15,8 @@ from torch.utils.data import Dataset, IterableDataset
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.train.data.estimate import TrainingMemory, estimate_training_memory
 from batchcal.train.data.mix import Mix
+from batchcal.workload.collator import HeterogeneousBatch
 from batchcal.workload.examples import multiimage
-from batchcal.workload.examples.volumes import StudyBatch
 from batchcal.workload.task import Task
 from tests.support.tasks import a_task
 
@@ -105,7 +105,7 @@ def test_a_task_without_types_has_one_that_is_called_all() -> None:
 
 
 def test_a_step_that_cannot_run_on_one_type_alone_is_told_for_the_mix() -> None:
-    def needs_all(model: torch.nn.Module, batch: StudyBatch) -> Tensor:
+    def needs_all(model: torch.nn.Module, batch: HeterogeneousBatch) -> Tensor:
         losses = multiimage.losses(model, batch)
         return losses["T1"] + losses["T2"] + losses["T3"]
 

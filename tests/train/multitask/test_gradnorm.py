@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.train.multitask.gradnorm import GradNormBalancer, Rule
+from batchcal.workload.collator import HeterogeneousBatch
 from batchcal.workload.examples import multiimage
-from batchcal.workload.examples.volumes import StudyBatch
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 Losses = Mapping[str, Tensor]
@@ -401,7 +401,7 @@ def test_the_guess_is_the_last_matrix_that_all_tasks_reach() -> None:
     balancer = GradNormBalancer(made.model)
     batches = [made.collate_fn([made.train_data[index] for index in indices]) for indices in ((0, 3), (1, 4), (2, 5))]
     for batch in batches:  # one kind each: only together they tell which weights are shared
-        assert isinstance(batch, StudyBatch)
+        assert isinstance(batch, HeterogeneousBatch)
         balancer.observe(made.losses(made.model, batch))
     balancer.after_step()
     assert balancer.shared == ("layers.4.weight",)

@@ -23,7 +23,7 @@ from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.starving import Guarded, Memory
 from tests.support.tasks import a_task, unpacked
-from tests.train.test_loop import SignalAt
+from tests.support.trainings import SignalAt
 
 CPU = torch.device("cpu")
 

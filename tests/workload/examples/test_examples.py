@@ -82,7 +82,7 @@ TRAINS: dict[str, tuple[dict[str, Scalar], int, int, Callable[[dict[str, float]]
     "handwriting": ({"channels": 8, "learning_rate": 4e-3}, 64, 50, lambda found: found["accuracy"] > 0.7),
     "patchtst": ({"d_model": 16, "n_layers": 1, "steps": 2000}, 32, 60, lambda found: found["mse"] < 0.1),
     "textpair": ({"d_model": 32, "n_layers": 1, "longest": 40}, 64, 220, lambda found: found["accuracy"] > 0.65),
-    "multiimage": ({"width": 4, "learning_rate": 4e-3}, 24, 100, lambda found: found["T1_accuracy"] > 0.5),
+    "multiimage": ({"width": 4, "learning_rate": 4e-3}, 24, 160, lambda found: found["T1_accuracy"] > 0.5),
 }
 """Arguments, batch, steps, and what must then be true of data never seen."""
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from batchcal.core.errors import UsageError
 from batchcal.workload.batches import WorstCase
+from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator
 from batchcal.workload.examples import multiimage, textpair
 from batchcal.workload.examples.textpair import Pair, Pairs
-from batchcal.workload.examples.volumes import Studies, StudyBatch, collate
+from batchcal.workload.examples.volumes import Studies
 
 CPU = torch.device("cpu")
 
@@ -63,38 +64,30 @@ def test_studies_have_as_many_volumes_as_their_kind_asks_for() -> None:
     studies = Studies(300, seed=0)
     for index in range(300):
         study = studies[index]
-        assert study.kind == studies.kind(index)
-        assert len(study.volumes) == int(study.kind[1])
-    sizes = {tuple(volume.shape) for index in range(300) for volume in studies[index].volumes}
+        assert study.task_type == studies.kind(index)
+        assert len(study.images) == int(study.task_type[1])
+    sizes = {tuple(volume.shape) for index in range(300) for volume in studies[index].images}
     assert len(sizes) > 50
-    assert all(8 <= depth <= 16 and 16 <= height <= 24 and 16 <= width <= 24 for depth, height, width in sizes)
-    assert studies.voxels() == [float(sum(volume.numel() for volume in studies[index].volumes)) for index in range(300)]
+    assert all(
+        channels == 1 and 16 <= height <= 24 and 16 <= width <= 24 and 8 <= depth <= 16
+        for channels, height, width, depth in sizes
+    )
+    assert studies.voxels() == [float(sum(volume.numel() for volume in studies[index].images)) for index in range(300)]
 
 
-def test_targets_are_what_the_volumes_show() -> None:
+def test_labels_are_what_the_volumes_show() -> None:
     studies = Studies(600, seed=0)
     grown = [studies[index] for index in range(1, 600, 3)]
-    sizes = torch.tensor([[float((volume > 0.5).float().mean()) for volume in study.volumes] for study in grown])
-    targets = torch.tensor([study.target for study in grown])
-    assert torch.corrcoef(torch.stack([(sizes[:, 1] / sizes[:, 0]).log(), targets]))[0, 1] > 0.9
-    assert {studies[index].target for index in range(0, 600, 3)} == {0.0, 1.0, 2.0}
-    assert {studies[index].target for index in range(2, 600, 3)} == {0.0, 1.0, 2.0}
+    sizes = torch.tensor([[float((volume > 0.5).float().mean()) for volume in study.images] for study in grown])
+    labels = torch.tensor([study.label for study in grown])
+    assert torch.corrcoef(torch.stack([(sizes[:, 1] / sizes[:, 0]).log(), labels]))[0, 1] > 0.9
+    assert {studies[index].label for index in range(0, 600, 3)} == {0, 1, 2}
+    assert {studies[index].label for index in range(2, 600, 3)} == {0, 1, 2}
 
 
-def batch_of(*indices: int) -> StudyBatch:
+def batch_of(*indices: int) -> HeterogeneousBatch:
     studies = Studies(300, seed=0)
-    return collate([studies[index] for index in indices])
-
-
-def test_a_batch_names_whose_each_volume_is_and_masks_padding() -> None:
-    batch = batch_of(0, 4, 2)
-    assert batch.studies == 3
-    assert batch.study.tolist() == [0, 1, 1, 2, 2, 2]
-    assert batch.slot.tolist() == [0, 0, 1, 0, 1, 2]
-    assert {kind: rows.tolist() for kind, rows in batch.rows.items()} == {"T1": [0], "T2": [1], "T3": [2]}
-    voxels = [volume.numel() for index in (0, 4, 2) for volume in Studies(300, seed=0)[index].volumes]
-    assert batch.mask.sum((1, 2, 3, 4)).tolist() == voxels
-    assert torch.equal(batch.volumes, batch.volumes * batch.mask)
+    return HeterogeneousCollator()([studies[index] for index in indices])
 
 
 def test_a_study_is_answered_the_same_in_any_company() -> None:
@@ -120,8 +113,8 @@ def test_the_loss_is_the_sum_of_the_kinds_and_the_mean_over_studies() -> None:
 def test_the_worst_batch_meets_every_head() -> None:
     made = multiimage.task(CPU, samples=300, width=2)
     batch = WorstCase.of(made, "train", limit_s=5, seed=0).batch(3)
-    assert isinstance(batch, StudyBatch)
-    assert set(batch.rows) == {"T1", "T2", "T3"}
+    assert isinstance(batch, HeterogeneousBatch)
+    assert set(batch.labels) == {"T1", "T2", "T3"}
     assert made.group_of is not None
     assert made.group_of(made.train_data[1]) == "T2"
 
@@ -133,7 +126,7 @@ def test_the_metric_of_growth_is_an_error() -> None:
         found = made.metrics(made.model, batch_of(1, 4))
         answer = made.model(batch_of(1, 4))["T2"]
     assert isinstance(answer, Tensor)
-    expected = (answer - batch_of(1, 4).targets["T2"]).square().sum().item()
+    expected = (answer - batch_of(1, 4).labels["T2"].values).square().sum().item()
     assert found["T2_mse"] == pytest.approx((expected, 2.0))
     assert math.isfinite(expected)
 

@@ -61,6 +61,8 @@ class HeterogeneousBatch:
     """(batch, max_images, channels, height, width[, depth]), of the images' dtype."""
     image_mask: Tensor
     """(batch, max_images) bool: True where there is an image. The first of every row is one."""
+    image_counts: tuple[int, ...]
+    """Images of each row. Numbers and no tensor: shapes may depend on them where values cannot be looked at."""
     image_sizes: Tensor
     """(batch, max_images, 2 or 3) int64: height, width[, depth] of each image before padding; zeros where there is none."""
     task_types: tuple[str, ...]
@@ -101,6 +103,7 @@ class HeterogeneousBatch:
         return HeterogeneousBatch(
             pixel_values=self.pixel_values[start:stop],
             image_mask=self.image_mask[start:stop],
+            image_counts=self.image_counts[start:stop],
             image_sizes=self.image_sizes[start:stop],
             task_types=self.task_types[start:stop],
             task_ids=self.task_ids[start:stop],
@@ -108,6 +111,13 @@ class HeterogeneousBatch:
             attention_mask=None if self.attention_mask is None else self.attention_mask[start:stop],
             labels=labels,
         )
+
+    def places(self) -> Tensor:
+        """(images) int64: where there is an image in `pixel_values.flatten(0, 1)`, row by row. For an encoder that is not to
+        spend its time on places that stay empty: `pixel_values.flatten(0, 1)[batch.places()]`."""
+        width = self.image_mask.shape[1]
+        found = [row * width + place for row, count in enumerate(self.image_counts) for place in range(count)]
+        return torch.tensor(found, device=self.image_mask.device)
 
     def pixel_mask(self) -> Tensor:
         """(batch, max_images, height, width[, depth]) bool: True where a pixel is the image's own. Made when it is asked for: for
@@ -177,6 +187,7 @@ class HeterogeneousCollator:
         return HeterogeneousBatch(
             pixel_values=pixel_values,
             image_mask=image_mask,
+            image_counts=tuple(len(sample.images) for sample in samples),
             image_sizes=image_sizes,
             task_types=tuple(sample.task_type for sample in samples),
             task_ids=torch.tensor([sample.task_id for sample in samples], dtype=torch.int64),

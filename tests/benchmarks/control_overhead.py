@@ -1,0 +1,170 @@
+"""What control and monitoring cost: the loop as it is shipped against bare optimizer steps, and every hook timed by itself.
+
+Interleaved: a turn of one, a turn of the other, in one process, on the same model and the same shuffled samples; the ratio is the
+median over pairs. Beside it the hooks' own time: all that the control does around a pass (prediction, peak, recovery, decisions),
+before the update, between groups, the learning rate, the log on disk; and the memory monitor's thread by its cost a reading.
+
+    python -m tests.benchmarks.control_overhead
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+from unittest import mock
+
+import torch
+
+from batchcal.core.clock import SystemClock
+from batchcal.core.progress import Silent
+from batchcal.runtime.accumulate import groups
+from batchcal.runtime.group import Passes, run_group
+from batchcal.runtime.loader import make_loader
+from batchcal.train.control.monitor import INTERVAL_S
+from batchcal.train.course import Course, make_course
+from batchcal.train.loop import optimizer_steps
+from batchcal.train.options import TrainOptions
+from batchcal.train.report.monitor import TrainingMonitor
+from batchcal.train.stop import StopWish
+from batchcal.workload.load import load_task
+from tests.benchmarks._limits import ROOT
+from tests.benchmarks._reference import reference_of
+from tests.benchmarks._report import finish, paired_ratio, say
+from tests.support.plans import a_plan
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TASKS: Final = {"handwriting": 64, "textpair": 64, "patchtst": 64, "multiimage": 32}
+"""With the micro-batch, two of which make a step."""
+WARM_UP: Final = 3
+READINGS: Final = 2_000
+
+
+class Stopwatch:
+    """Sums what wrapped functions took."""
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+
+    def around(self, function: Callable[P, R], sign: float = 1.0) -> Callable[P, R]:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.spent_s += sign * (time.perf_counter() - began)
+
+        return timed
+
+
+def course_of(name: str, micro_batch: int, log: Path) -> tuple[Course, TrainingMonitor]:
+    torch.manual_seed(0)
+    task = load_task(reference_of(str(ROOT / "configs" / f"{name}.toml")), device="cpu")
+    monitor = TrainingMonitor(log, view=Silent())
+    course = make_course(
+        task,
+        a_plan(micro_batch, micro_batch, intra_op_threads=torch.get_num_threads()),
+        TrainOptions(epochs=1_000),
+        checkpoint=None,
+        resume=False,
+        predictor=None,
+        progress=monitor,
+        clock=SystemClock(),
+    )
+    monitor.event("training_started", course.facts(a_plan(micro_batch, micro_batch)))
+    return course, monitor
+
+
+def bare(course: Course, micro_batch: int) -> Iterator[None]:
+    loader = make_loader(a_plan(micro_batch, micro_batch), course.task.train_data, collate_fn=course.task.collate_fn)
+    while True:
+        for group in groups(loader):
+            run_group(course.task, group.micro_batches, device=course.device, scaler=course.scaler)
+            yield
+
+
+def shipped(course: Course) -> Iterator[None]:
+    standing = course.first
+    while True:
+        for _ in optimizer_steps(course, standing, StopWish()):
+            yield
+
+
+def turn_s(steps: Iterator[None], count: int) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    return (time.perf_counter() - began) / count
+
+
+def reading_s(course: Course) -> float:
+    began = time.perf_counter()
+    for _ in range(READINGS):
+        course.control.monitor.look()
+    return (time.perf_counter() - began) / READINGS
+
+
+def measured(name: str, micro_batch: int, pairs: int, count: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        course, monitor = course_of(name, micro_batch, Path(folder) / "run.jsonl")
+        stack.enter_context(monitor)
+        stack.enter_context(course.control.monitor)
+        one, other = shipped(course), bare(course, micro_batch)
+        turn_s(one, WARM_UP), turn_s(other, WARM_UP)
+        ours: list[float] = []
+        theirs: list[float] = []
+        for number in range(pairs):
+            # Who comes first changes: what a turn leaves in the caches meets both.
+            for is_ours in (True, False) if number % 2 else (False, True):
+                (ours if is_ours else theirs).append(turn_s(one if is_ours else other, count))
+        watch = Stopwatch()
+        control = course.control
+        for whose, hook in (
+            (control, "run"),
+            (control, "before_update"),
+            (control, "begin_group"),
+            (control, "at"),
+            (control, "take_memory"),
+            (course.rate, "set"),
+            (monitor, "event"),
+        ):
+            stack.enter_context(mock.patch.object(whose, hook, watch.around(getattr(whose, hook))))
+        inner = watch.around(Passes.run, -1.0)
+        stack.enter_context(mock.patch.object(Passes, "run", inner))
+        steps = pairs * count
+        hooked_s = turn_s(one, steps)
+        step_s = statistics.median(theirs)
+        return {
+            "task": name,
+            "micro_batch": micro_batch,
+            "step_ms": round(1e3 * step_s, 2),
+            "hooks_us": round(1e6 * watch.spent_s / steps, 1),
+            "hooks_share": round(watch.spent_s / steps / hooked_s, 5),
+            "monitor_share": round(reading_s(course) / INTERVAL_S, 5),
+            "interleaved": round(paired_ratio(ours, theirs), 4),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=4, help="in a turn")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[dict[str, object]] = []
+    for name, micro_batch in TASKS.items():
+        rows.append(measured(name, micro_batch, arguments.pairs, arguments.steps))
+        say(str(rows[-1]))
+    finish("control_overhead", rows, {"worst_hooks_share": max(float(str(row["hooks_share"])) for row in rows)})
+
+
+if __name__ == "__main__":
+    main()

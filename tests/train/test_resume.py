@@ -1,0 +1,210 @@
+"""A training that is stopped, killed or left without a disk, and what goes on from it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from batchcal.core.errors import Interrupted, UsageError, exit_code_of
+from batchcal.core.progress import Fields, Recorded
+from batchcal.train.loop import train
+from batchcal.train.options import TrainOptions
+from batchcal.train.result import TrainingResult
+from batchcal.train.stop import StopWish
+from batchcal.workload.task import Task
+from tests.support.plans import a_plan
+from tests.support.tasks import a_task, cross_entropy
+from tests.support.trainings import InOrder, SignalAt, parameters
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stopped_after", [1, 3, 7, 9])
+def test_a_stopped_run_that_resumes_ends_where_an_unstopped_one_ends(tmp_path: Path, stopped_after: int, stream: bool) -> None:
+    """Seven steps an epoch; dropout makes the generators matter."""
+
+    def fresh() -> Task:
+        task = a_task(100, dropout=0.4)
+        return replace(task, train_data=InOrder(100)) if stream else task
+
+    plan, checkpoint = a_plan(8, 7), tmp_path / "folder" / "run.pt"
+    unstopped = fresh()
+    whole = train(unstopped, plan, TrainOptions(epochs=3, seed=2))
+
+    with pytest.raises(Interrupted) as caught:
+        train(fresh(), plan, TrainOptions(epochs=3, seed=2), checkpoint=checkpoint, progress=SignalAt("step", stopped_after))
+    assert exit_code_of(caught.value) == 143
+    assert str(checkpoint) in caught.value.known
+
+    random.seed(99)
+    torch.manual_seed(99)
+    resumed = fresh()
+    result = train(resumed, plan, TrainOptions(epochs=3, seed=2), checkpoint=checkpoint, resume=True)
+    assert torch.equal(parameters(resumed), parameters(unstopped))
+    assert [epoch.loss for epoch in result.epochs] == [epoch.loss for epoch in whole.epochs]
+    assert [epoch.samples for epoch in result.epochs] == [100, 100, 100]
+    assert result.resumed_at_epoch == (stopped_after - 1) // 7
+
+
+def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    fired: list[bool] = []
+
+    def once(model: nn.Module, batch: object) -> object:
+        if not fired:
+            fired.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+    task = replace(a_task(20), eval_step=once)
+    with pytest.raises(Interrupted) as caught:
+        train(task, a_plan(10, eval_batch=4), TrainOptions(epochs=2), checkpoint=checkpoint)
+    assert exit_code_of(caught.value) == 130
+    result = train(
+        replace(a_task(20), eval_step=once), a_plan(10, eval_batch=4), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True
+    )
+    assert [set(epoch.evaluation) for epoch in result.epochs] == [{"accuracy"}, {"accuracy"}]
+    assert [epoch.steps for epoch in result.epochs] == [2, 2]
+
+
+def test_without_a_checkpoint_an_interruption_says_that_nothing_is_kept() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM in epoch 0, after step 2") as caught:
+        train(a_task(50), a_plan(10), TrainOptions(epochs=2), progress=SignalAt("step", 2))
+    assert "nothing is kept" in caught.value.known
+    assert "--checkpoint" in caught.value.try_
+
+
+def test_the_handlers_of_the_process_are_back_afterwards() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(a_task(20), a_plan(10))
+    with pytest.raises(Interrupted):
+        train(a_task(20), a_plan(10), progress=SignalAt("step", 1))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_interrupt_ends_it_at_once() -> None:
+    def twice(model: nn.Module, batch: object) -> Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return cross_entropy(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(a_task(20), loss=twice), a_plan(10))
+
+
+def test_it_trains_in_a_thread_where_no_handler_can_be_set() -> None:
+    results: list[TrainingResult] = []
+    thread = threading.Thread(target=lambda: results.append(train(a_task(20), a_plan(10))))
+    thread.start()
+    thread.join(30)
+    assert results[0].epochs[0].samples == 20
+
+
+def test_a_finished_run_that_resumes_has_nothing_left_to_do(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    first = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
+    assert first.resumed_at_epoch is None, "there was no checkpoint yet"
+    again = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
+    assert again.epochs == first.epochs
+    more = train(a_task(20), a_plan(10), TrainOptions(epochs=3), checkpoint=checkpoint, resume=True)
+    assert more.epochs[:2] == first.epochs
+    assert len(more.epochs) == 3
+
+
+def test_the_middle_of_an_epoch_is_not_resumed_with_other_samples_left(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
+    with pytest.raises(UsageError, match="seed was 0"):
+        train(a_task(50), a_plan(10), TrainOptions(seed=4), checkpoint=checkpoint, resume=True)
+    with pytest.raises(UsageError, match="train samples was 50"):
+        train(a_task(60), a_plan(10), checkpoint=checkpoint, resume=True)
+    result = train(a_task(50), a_plan(5, 5), checkpoint=checkpoint, resume=True)
+    assert result.epochs[0].samples == 50, "another split of the same effective batch goes on"
+
+
+def test_another_effective_batch_goes_on_with_the_samples_that_are_left(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
+    heard = Recorded()
+    result = train(a_task(50), a_plan(6), checkpoint=checkpoint, resume=True, progress=heard)
+    assert result.epochs[0].samples == 50
+    assert [fields["samples_seen"] for name, fields in heard.events if name == "step"] == [26, 32, 38, 44, 50]
+
+
+def test_a_next_epoch_may_have_another_effective_batch(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    train(a_task(50), a_plan(10), TrainOptions(epochs=1), checkpoint=checkpoint)
+    assert train(a_task(50), a_plan(25), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True).epochs[1].steps == 2
+
+
+def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint, wish = tmp_path / "run.pt", StopWish()
+
+    class AfterThree:
+        def event(self, name: str, fields: Fields) -> None:
+            if name == "step" and fields["step"] == 3:
+                wish.ask("q was pressed")
+
+    result = train(a_task(80), a_plan(10), checkpoint=checkpoint, wish=wish, progress=AfterThree())
+    assert (result.stopped_early, result.stop_reason, result.epochs) == (True, "q was pressed", ())
+    whole, resumed = a_task(80), a_task(80)
+    train(whole, a_plan(10))
+    train(resumed, a_plan(10), checkpoint=checkpoint, resume=True)
+    assert torch.equal(parameters(resumed), parameters(whole))
+
+
+def test_a_disk_that_is_full_does_not_end_a_training(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("", encoding="ascii")
+    heard = Recorded()
+    result = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=in_the_way / "run.pt", progress=heard)
+    assert len(result.epochs) == 2
+    assert result.not_saved is not None
+    assert "could not be written" in result.not_saved
+    assert [name for name, _ in heard.events].count("notice") == 2
+
+
+class Killed(BaseException):
+    """Nothing catches it, and nothing is saved for it."""
+
+
+class KilledAt:
+    """Ends the process, so to speak, at the n-th step."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+
+    def event(self, name: str, fields: Fields) -> None:
+        self.left -= name == "step"
+        if name == "step" and self.left == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("killed_at", [2, 5, 10])
+def test_what_was_written_within_an_epoch_is_gone_on_from_after_a_kill(tmp_path: Path, killed_at: int) -> None:
+    """Seven steps an epoch; the step in which it was killed is run again."""
+    plan, checkpoint = a_plan(8, 7), tmp_path / "run.pt"
+    often = TrainOptions(epochs=2, seed=2, checkpoint_every_s=1e-9)
+    unstopped, heard = a_task(100, dropout=0.4), Recorded()
+    train(unstopped, plan, TrainOptions(epochs=2, seed=2))
+    with pytest.raises(Killed):
+        train(a_task(100, dropout=0.4), plan, often, checkpoint=checkpoint, progress=KilledAt(killed_at))
+    resumed = a_task(100, dropout=0.4)
+    train(resumed, plan, often, checkpoint=checkpoint, resume=True, progress=heard)
+    assert [fields["global_step"] for name, fields in heard.events if name == "step"] == list(range(killed_at, 15))
+    assert torch.equal(parameters(resumed), parameters(unstopped))
+
+
+def test_within_an_epoch_a_checkpoint_is_written_no_more_often_than_asked(tmp_path: Path) -> None:
+    heard = Recorded()
+    train(a_task(100), a_plan(8, 7), TrainOptions(epochs=2), checkpoint=tmp_path / "run.pt", progress=heard)
+    assert [name for name, _ in heard.events].count("checkpoint_saved") == 2, "after every epoch, and not every ten minutes"
