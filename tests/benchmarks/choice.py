@@ -97,15 +97,15 @@ def name_of(plan: Plan) -> str:
     return f"{plan.allocator}/{plan.micro_batch}/{plan.intra_op_threads}t/{plan.num_workers}w"
 
 
-def turn(stage: Stage, plan: Plan) -> float | None:
-    """Samples per second of one turn; None: it does not run here."""
+def turn(stage: Stage, plan: Plan, *, least_s: float = TURN_S) -> float | None:
+    """Samples per second of one turn of so many seconds; None: it does not run here."""
     report = stage.probe.rehearse(
         RehearsalRequest(
             plan=plan,
-            micro_batches=first_of(plan, TURN_S, least=1),
+            micro_batches=first_of(plan, least_s, least=1),
             allowed_bytes=plan.budget_bytes * 2,
             budget_bytes=plan.budget_bytes * 2,
-            least_s=TURN_S,
+            least_s=least_s,
             limit_s=30.0,
         )
     )

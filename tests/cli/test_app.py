@@ -30,7 +30,8 @@ OPTIONS = {
         "--require-signature --shapes --verbose/-v --what-if --world-size"
     ),
     "train": (
-        "--allocator --calibrate --calibration-samples --checkpoint --checkpoint-every --config --device --drop-last --effective-batch --epochs "
+        "--allocator --calibrate --calibration-samples --checkpoint --checkpoint-every --config "
+        "--device --drop-last --effective-batch --epochs "
         "--force-calibration --json --log --margin --max-batch --memory-limit --objective --on-oom --output --patience "
         "--quiet/-q --require-signature --resume --seed --start-micro-batch --time-limit --verbose/-v --workers"
     ),

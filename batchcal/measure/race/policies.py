@@ -20,6 +20,7 @@ from batchcal.measure.search.prior import Prior
 SMALLEST: Final = 16
 APART: Final = 4
 """Between one size and the next: enough to tell policies apart. What lies between is raced once the policy is known."""
+MOST: Final = 3
 ROOM_SHARE: Final = 0.5
 """Of the budget: what the largest micro-batch of the race may be expected to take. No policy's own demand is known yet."""
 NO_TIME: Final = "no time was left"
@@ -28,15 +29,18 @@ LAP_SHARE: Final = 0.2
 
 
 def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_of: int = 1) -> tuple[int, ...]:
-    """Micro-batches to time, up to what half of the budget is expected to hold, each four times as large as the one before."""
+    """Micro-batches to time, up to what half of the budget is expected to hold: a few, each four times as large as the one
+    before."""
     top = model.largest_within(model.base_bytes + (budget_bytes - model.base_bytes) * ROOM_SHARE, ceiling=ceiling)
     top = max(top - top % multiple_of, min(multiple_of, ceiling))
     found: list[int] = []
     size = -(-SMALLEST // multiple_of) * multiple_of
-    while size * 2 <= top:
+    while size <= top and len(found) < MOST:
         found.append(size)
         size *= APART
-    return (*found, top)
+    if not found or (len(found) < MOST and found[-1] * 2 <= top):
+        found.append(top)
+    return tuple(found)
 
 
 def policy_race(

@@ -115,7 +115,7 @@ def test_nothing_that_runs_is_no_policy() -> None:
     [
         (10_000, 1, (16, 64, 256)),
         (200, 1, (16, 64, 200)),
-        (100, 1, (16, 100)),
+        (100, 1, (16, 64)),
         (7, 1, (7,)),
         (10_000, 24, (24, 96, 240)),
     ],
@@ -125,7 +125,7 @@ def test_sizes_go_up_to_what_half_of_the_budget_holds(ceiling: int, multiple: in
     model = MemoryModel(base_bytes=200 * MIB, ratio=1.0, shape=shape, source="assumed")
     assert sizes_for(model, budget_bytes=712 * MIB, ceiling=ceiling, multiple_of=multiple) == sizes
     huge = model.model_copy(update={"ratio": 0.0001})
-    assert len(sizes_for(huge, budget_bytes=GIB, ceiling=1 << 20)) < 10
+    assert sizes_for(huge, budget_bytes=GIB, ceiling=1 << 20) == (16, 64, 256)
 
 
 def test_a_step_is_as_fast_as_it_was_seen_and_an_update_is_shared_by_the_group() -> None:
