@@ -124,11 +124,13 @@ class Rehearsal(Record):
 class TurnedBack(Record):
     """The chosen plan with one of its knobs as PyTorch has it."""
 
-    knob: Literal["allocator", "micro_batch", "num_workers", "intra_op_threads"]
+    knob: Literal["allocator", "micro_batch", "num_workers", "intra_op_threads", "activation_checkpointing"]
     chosen: str
     usual: str
     samples_per_s: Positive | None
     """None: it could not be run, as `why` says."""
+    peak_bytes: int | None = None
+    """Held on the device at the peak of its training steps, where the knob is one of memory."""
     why: str = ""
 
 
@@ -138,6 +140,8 @@ class Attribution(Record):
     effective_batch: Count
     samples_per_s: Positive
     """Of the chosen plan, in the same rounds."""
+    peak_bytes: int | None = None
+    """The same of the chosen plan's memory."""
     usual_samples_per_s: Positive | None
     """With every knob turned back. None: it could not be run, as `why` says."""
     knobs: tuple[TurnedBack, ...]

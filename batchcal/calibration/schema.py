@@ -51,6 +51,9 @@ LimitedBy = Literal[
 """`speed`: of evaluation, which ends growing where a larger batch is no faster."""
 
 
+OFF: Final = "off"
+
+
 class Options(Record):
     """What the user asked for and what changes the answer. Part of the fingerprint."""
 
@@ -68,6 +71,8 @@ class Options(Record):
     device: str
     """As asked: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     allocator: str
+    activation_checkpointing: str = OFF
+    """`off`; `auto` or names of modules: what they compute is computed again in the backward pass, in training too."""
     workers: Annotated[int, Field(ge=0, le=1024)] | None
     """None: to be found. Memory is then measured without."""
     effective_batch: BatchSize | None

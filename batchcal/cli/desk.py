@@ -146,6 +146,7 @@ def options_from(settings: Settings, *, limit_bytes: int, like: Options | None =
         multiple_of=chosen.value(knobs.MULTIPLE_OF, lambda was: was.multiple_of),
         device=chosen.value(knobs.DEVICE, lambda was: was.device),
         allocator=chosen.value(knobs.ALLOCATOR, lambda was: was.allocator),
+        activation_checkpointing=chosen.value(knobs.ACTIVATION_CHECKPOINTING, lambda was: was.activation_checkpointing),
         workers=chosen.value(knobs.WORKERS, lambda was: was.workers),
         effective_batch=settings.value(knobs.EFFECTIVE_BATCH),
         seed=settings.value(knobs.SEED),

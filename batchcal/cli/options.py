@@ -253,6 +253,14 @@ Log: TypeAlias = Annotated[
         metavar="FILE", help="What `batchcal show FILE` shows. [default: run.jsonl beside the calibration]", show_default=False
     ),
 ]
+ActivationCheckpointing: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="off|auto|NAMES",
+        help="Compute the activations of a list of modules again in the backward pass. [default: off]",
+        show_default=False,
+    ),
+]
 CheckpointEvery: TypeAlias = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Write it within an epoch, too, so often. [default: 10m]", show_default=False),

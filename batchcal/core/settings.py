@@ -157,6 +157,8 @@ MAX_BATCH: Final = Knob("calibrate", "max_batch", _optional_count, None)
 MULTIPLE_OF: Final = Knob("calibrate", "multiple_of", _count, 1)
 DEVICE: Final = Knob("calibrate", "device", _text, "auto")
 ALLOCATOR: Final = Knob("calibrate", "allocator", _text, "auto")
+ACTIVATION_CHECKPOINTING: Final = Knob("calibrate", "activation_checkpointing", _text, "off")
+"""`off`, `auto`, or names of modules."""
 WORKERS: Final = Knob("calibrate", "workers", _optional_count_from_zero, None)
 """None: to be found."""
 SEED: Final = Knob("calibrate", "seed", _count_from_zero, 0)
@@ -203,7 +205,7 @@ FENCE: Final = Knob("train", "fence", _flag, True)
 
 KNOBS: Final[tuple[Knob[object], ...]] = (
     *(MARGIN, HEADROOM, MEMORY_LIMIT, TIME_LIMIT, MAX_PROBES, SAMPLES, MAX_BATCH, MULTIPLE_OF, DEVICE, ALLOCATOR, WORKERS, SEED),
-    *(EFFECTIVE_BATCH, OBJECTIVE),
+    *(ACTIVATION_CHECKPOINTING, EFFECTIVE_BATCH, OBJECTIVE),
     *(
         EPOCHS,
         CHECKPOINT,

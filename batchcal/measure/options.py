@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from batchcal.calibration.schema import Objective, Options
+from batchcal.calibration.schema import OFF, Objective, Options
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB
 from batchcal.guard.allocator import AUTO
@@ -42,6 +42,7 @@ def options(
     multiple_of: int = 1,
     device: str = "auto",
     allocator: str = AUTO,
+    activation_checkpointing: str = OFF,
     workers: int | None = None,
     effective_batch: int | None = None,
     seed: int = 0,
@@ -97,6 +98,7 @@ def options(
         multiple_of=multiple_of,
         device=device,
         allocator=allocator,
+        activation_checkpointing=activation_checkpointing.strip() or OFF,
         workers=workers,
         effective_batch=effective_batch,
         seed=seed,

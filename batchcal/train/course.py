@@ -21,7 +21,6 @@ from batchcal.train.checkpoint import Standing, load_checkpoint
 from batchcal.train.control.control import MemoryControl
 from batchcal.train.control.monitor import MemoryMonitor
 from batchcal.train.control.normalizer import EffectiveBatchSizeNormalizer
-from batchcal.train.control.peak import PeakMeter
 from batchcal.train.control.predictor import MemoryPredictor, straight_line
 from batchcal.train.control.room import meter_of
 from batchcal.train.control.scheduler import GradientAccumulationScheduler
@@ -32,6 +31,7 @@ from batchcal.train.multitask.task_losses import weighed
 from batchcal.train.options import TrainOptions
 from batchcal.train.seed import seed_everything
 from batchcal.workload.batches import WorstCase, nest_bytes
+from batchcal.workload.peak import PeakMeter
 from batchcal.workload.step import make_scaler, prepare
 from batchcal.workload.task import Task
 

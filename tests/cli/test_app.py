@@ -20,23 +20,23 @@ from tests.support.calibrations import a_calibration
 OPTIONS = {
     "detect": "--json --quiet/-q --verbose/-v",
     "calibrate": (
-        "--allocator --config --device --dry-run --effective-batch --force --headroom --json --margin --max-batch --max-probes "
+        "--activation-checkpointing --allocator --config --device --dry-run --effective-batch --force --headroom --json --margin --max-batch --max-probes "
         "--memory-limit --multiple-of --objective --output --pipeline-only --quiet/-q --require-signature --samples --seed "
         "--shape --time-limit --verbose/-v --workers"
     ),
     "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
     "plan": (
-        "--allocator --calibration --config --device --effective-batch --format --json --objective --quiet/-q "
+        "--activation-checkpointing --allocator --calibration --config --device --effective-batch --format --json --objective --quiet/-q "
         "--require-signature --shapes --verbose/-v --what-if --world-size"
     ),
     "train": (
-        "--allocator --calibrate --calibration-samples --checkpoint --checkpoint-every --config "
+        "--activation-checkpointing --allocator --calibrate --calibration-samples --checkpoint --checkpoint-every --config "
         "--device --drop-last --effective-batch --epochs "
         "--force-calibration --json --log --margin --max-batch --memory-limit --objective --on-oom --output --patience "
         "--quiet/-q --require-signature --resume --seed --start-micro-batch --time-limit --verbose/-v --workers"
     ),
     "exec": (
-        "--allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "
+        "--activation-checkpointing --allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "
         "--verbose/-v --world-size"
     ),
 }

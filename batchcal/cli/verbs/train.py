@@ -34,6 +34,7 @@ def train(
     time_limit: opt.TimeLimit = None,
     device: opt.Device = None,
     allocator: opt.Allocator = None,
+    activation_checkpointing: opt.ActivationCheckpointing = None,
     workers: opt.Workers = None,
     seed: opt.Seed = None,
     checkpoint: opt.Checkpoint = None,
@@ -68,6 +69,7 @@ def train(
         "time_limit": time_limit,
         "device": device,
         "allocator": allocator,
+        "activation_checkpointing": activation_checkpointing,
         "workers": workers,
         "seed": seed,
         "checkpoint": checkpoint,
@@ -149,11 +151,13 @@ def _run(desk: Desk, plan: Plan, found: Found, *, resume: bool, voice: Voice) ->
         voice.say(f" note: {notice}")
     for line in as_lines(plan):
         voice.say(line)
+    from batchcal.calibration.schema import OFF
     from batchcal.cli.keys import stopping_at_q
     from batchcal.core.errors import BatchcalError
     from batchcal.train.loop import train as run
     from batchcal.train.seed import seed_everything
     from batchcal.train.stop import StopWish
+    from batchcal.workload.activation_checkpointing import GradientCheckpointManager
     from batchcal.workload.blame import blame, in_user_code
     from batchcal.workload.load import load_task
 
@@ -161,6 +165,8 @@ def _run(desk: Desk, plan: Plan, found: Found, *, resume: bool, voice: Voice) ->
     seed_everything(seed)
     reference = desk.task()
     task = load_task(reference, device=plan.device)
+    if found.calibration.options.activation_checkpointing != OFF:
+        GradientCheckpointManager(task.model, found.calibration.options.activation_checkpointing).enable()
     try:
         wish = StopWish()
         with (

@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 from pydantic import ValidationError
 
-from batchcal.calibration.schema import Budget, Isolation, Mode, Options
+from batchcal.calibration.schema import OFF, Budget, Isolation, Mode, Options
 from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import GuardError
 from batchcal.core.units import MIB
@@ -209,9 +209,11 @@ class ChildProbe:
             phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
             host_fence=not accelerated and plan.num_workers == 0,
         )
-        threads = {"intra_op_threads": plan.intra_op_threads, "interop_threads": plan.interop_threads}
+        changes: dict[str, object] = {"intra_op_threads": plan.intra_op_threads, "interop_threads": plan.interop_threads}
+        if request.keep_activations:
+            changes["activation_checkpointing"] = OFF
         arguments = RehearsalArguments(
-            setting=self._settings[plan.device].model_copy(update=threads),
+            setting=self._settings[plan.device].model_copy(update=changes),
             plan=plan,
             micro_batches=request.micro_batches,
             eval_batches=request.eval_batches,
@@ -291,6 +293,7 @@ def child_probe(
             reference=reference,
             device=device,
             seed=options.seed,
+            activation_checkpointing=options.activation_checkpointing,
             intra_op_threads=environment.optimal_threads,
             workers=options.workers or 0,
             smallest_batch=max(2, options.multiple_of),

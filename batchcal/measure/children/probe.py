@@ -99,6 +99,8 @@ class RehearsalRequest(Frozen):
     """Sizes to evaluate with; the plan's own comes last."""
     worst_case: bool = False
     """Whether groups of the largest samples are run before: for the peak."""
+    keep_activations: bool = False
+    """Without activation checkpointing, though the calibration is for a training with it."""
     allowed_bytes: int
     """Demand at which the fence is armed."""
     budget_bytes: int

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from batchcal.calibration.schema import Mode
+from batchcal.calibration.schema import OFF, Mode
 from batchcal.core.values import Frozen
 from batchcal.measure.children.probe import Examination
 from batchcal.workload.in_flight import PREFETCH_FACTOR
@@ -23,6 +23,7 @@ class Setting(Frozen):
     reference: TaskReference
     device: str
     seed: int
+    activation_checkpointing: str = OFF
     intra_op_threads: int
     interop_threads: int = 1
     workers: int

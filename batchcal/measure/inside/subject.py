@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from batchcal.calibration.schema import Mode
+from batchcal.calibration.schema import OFF, Mode
 from batchcal.measure.children.request import Setting
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.threads import apply_threads
+from batchcal.workload.activation_checkpointing import GradientCheckpointManager
 from batchcal.workload.load import load_task
 from batchcal.workload.step import evaluate, make_scaler, prepare
 from batchcal.workload.task import Task
@@ -33,7 +34,10 @@ class Subject:
         apply_threads(setting.intra_op_threads, setting.interop_threads)
         random.seed(setting.seed)
         torch.manual_seed(setting.seed)
-        return cls.of(load_task(setting.reference, device=setting.device), torch.device(setting.device))
+        task = load_task(setting.reference, device=setting.device)
+        if setting.activation_checkpointing != OFF:
+            GradientCheckpointManager(task.model, setting.activation_checkpointing).enable()
+        return cls.of(task, torch.device(setting.device))
 
     @classmethod
     def of(cls, task: Task, device: torch.device) -> Subject:

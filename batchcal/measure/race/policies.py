@@ -14,13 +14,16 @@ from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.measure.children.probe import Examination, LapRequest, Probe
 from batchcal.measure.race.noise import disturbed
-from batchcal.measure.race.race import TIE, Race
+from batchcal.measure.race.race import LEAST_ROUNDS, TIE, Race
 from batchcal.measure.search.prior import Prior
 
 SMALLEST: Final = 16
 APART: Final = 4
 """Between one size and the next: enough to tell policies apart. What lies between is raced once the policy is known."""
 MOST: Final = 3
+BEATEN: Final = {1: 1.5, 2: 1.3}
+"""After so few rounds: how much faster one policy has to be to win over another that usually is. The same lap took 1.4 times as
+long a few seconds later."""
 ROOM_SHARE: Final = 0.5
 """Of the budget: what the largest micro-batch of the race may be expected to take. No policy's own demand is known yet."""
 NO_TIME: Final = "no time was left"
@@ -169,8 +172,12 @@ class PolicyRace:
         if leader is None:
             return None
         best = race.runners[leader].best
-        running = (race.runners[place] for place in race.running)
-        return next(self.policies[runner.place] for runner in running if runner.times and runner.best <= best * TIE)
+        timed = [race.runners[place] for place in race.running if race.runners[place].times]
+        if race.rounds < LEAST_ROUNDS:
+            # Laps that met other moods of the machine are no race: what is usually faster has to be beaten clearly.
+            timed.sort(key=lambda runner: _precedence(self.policies[runner.place]))
+            return next(self.policies[one.place] for one in timed if one.best <= best * BEATEN[len(race.runners[leader].times)])
+        return next(self.policies[runner.place] for runner in timed if runner.best <= best * TIE)
 
     def _speeds(self, race: Race, place: int) -> Speeds:
         runner = race.runners[place]

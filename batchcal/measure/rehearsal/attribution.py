@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from batchcal.calibration.rehearsal import Attribution, TurnedBack
-from batchcal.calibration.schema import Calibration
+from batchcal.calibration.schema import OFF, Calibration
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits
 from batchcal.measure.rehearsal.stage import Stage, divided
@@ -16,7 +16,7 @@ ROUNDS: Final = 2
 """At most; a knob's part is said with two digits."""
 EXPECTED_SHARE: Final = 0.8
 """Of the budget: what a size that was never run may be expected to hold. The fence stands all the same."""
-Name = Literal["allocator", "micro_batch", "num_workers", "intra_op_threads"]
+Name = Literal["allocator", "micro_batch", "num_workers", "intra_op_threads", "activation_checkpointing"]
 
 
 def usual_threads(environment: Environment) -> int:
@@ -32,7 +32,9 @@ class _Variant:
     plan: Plan | None
     """None: it cannot be, as `why` says."""
     why: str = ""
+    keep_activations: bool = False
     rates: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
 
     @property
     def samples_per_s(self) -> float | None:
@@ -50,6 +52,7 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
     """
     knobs = _knobs(calibration, plan)
     turned = {name: _turned_back(calibration, plan, (name,)) for name in knobs}
+    with_memory = "activation_checkpointing" in knobs
     usual = _turned_back(calibration, plan, tuple(knobs)) if len(knobs) > 1 else None
     # The rehearsal has just timed it, in the same way.
     rehearsed = plan.predicted_samples_per_s if plan.status == "verified" else None
@@ -65,9 +68,17 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
     return Attribution(
         effective_batch=plan.effective_batch,
         samples_per_s=rate,
+        peak_bytes=chosen.peak_bytes if with_memory else None,
         usual_samples_per_s=back.samples_per_s if back is not None else rate,
         knobs=tuple(
-            TurnedBack(knob=name, chosen=knobs[name][0], usual=knobs[name][1], samples_per_s=one.samples_per_s, why=one.why)
+            TurnedBack(
+                knob=name,
+                chosen=knobs[name][0],
+                usual=knobs[name][1],
+                samples_per_s=one.samples_per_s,
+                peak_bytes=one.peak_bytes if name == "activation_checkpointing" else None,
+                why=one.why,
+            )
             for name, one in turned.items()
         ),
         rounds=rounds,
@@ -84,6 +95,7 @@ def _knobs(calibration: Calibration, plan: Plan) -> dict[Name, tuple[str, str]]:
         "micro_batch": (str(plan.micro_batch), str(undivided)),
         "num_workers": (str(plan.num_workers), "0"),
         "intra_op_threads": (str(plan.intra_op_threads), str(threads)),
+        "activation_checkpointing": (calibration.options.activation_checkpointing, OFF),
     }
     return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
 
@@ -100,7 +112,8 @@ def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) 
         update |= {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None}
     if "intra_op_threads" in names:
         update |= {"intra_op_threads": usual_threads(calibration.environment)}
-    return _Variant(divided(plan, largest).model_copy(update=update))
+    kept = "activation_checkpointing" in names
+    return _Variant(divided(plan, largest).model_copy(update=update), keep_activations=kept)
 
 
 def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
@@ -130,9 +143,10 @@ def _run(stage: Stage, variants: list[_Variant]) -> int:
             if stage.left_s() <= 0:
                 variant.why = "" if variant.rates else "no time was left"
                 continue
-            outcome = stage.turn(variant.plan).outcome
+            outcome = stage.turn(variant.plan, keep_activations=variant.keep_activations).outcome
             if isinstance(outcome, Fits):
                 variant.rates.append(outcome.samples_per_s)
+                variant.peak_bytes = outcome.peak.held_on(variant.plan.device)
             else:
                 variant.why = outcome.kind.replace("-", " ")
     return max(len(variant.rates) for variant in variants)

@@ -43,7 +43,7 @@ class Stage:
         """The same with `share` of the time that is left."""
         return replace(self, until=self.clock.monotonic() + max(0.0, self.left_s()) * share)
 
-    def turn(self, plan: Plan) -> RehearsalReport:
+    def turn(self, plan: Plan, *, keep_activations: bool = False) -> RehearsalReport:
         """Times `plan`, as one of several in a race: no more of each optimizer step than that takes."""
         limit_s = max(self.left_s(), _least_s(plan))
         return self.probe.rehearse(
@@ -52,6 +52,7 @@ class Stage:
                 micro_batches=first_of(plan, TURN_S, least=1),
                 allowed_bytes=allowed_for(plan.budget_bytes),
                 budget_bytes=plan.budget_bytes,
+                keep_activations=keep_activations,
                 least_s=TURN_S,
                 limit_s=limit_s,
             )

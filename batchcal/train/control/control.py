@@ -22,11 +22,11 @@ from batchcal.train.control.composition import Composition
 from batchcal.train.control.controller import BatchSizeController, Change, ControlSettings
 from batchcal.train.control.guardian import OOMGuardian, Recovery, WhenSplit
 from batchcal.train.control.monitor import MemoryMonitor, reserve_bytes
-from batchcal.train.control.peak import PeakMeter
 from batchcal.train.control.predictor import MemoryPredictor
 from batchcal.train.control.room import Room
 from batchcal.train.control.scheduler import GradientAccumulationScheduler
 from batchcal.workload.batches import nest_bytes
+from batchcal.workload.peak import PeakMeter
 from batchcal.workload.step import LossIsNoNumber
 from batchcal.workload.task import Task
 

@@ -20,12 +20,12 @@ from batchcal.runtime.group import run_group
 from batchcal.train.control.control import MemoryControl
 from batchcal.train.control.controller import ControlSettings
 from batchcal.train.control.monitor import MemoryMonitor
-from batchcal.train.control.peak import PeakMeter
 from batchcal.train.control.predictor import straight_line
 from batchcal.train.control.room import HostMeter, Room
 from batchcal.train.control.scheduler import GradientAccumulationScheduler
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
+from batchcal.workload.peak import PeakMeter
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy
