@@ -18,6 +18,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from batchcal.core.version import __version__
+
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Calibration
     from batchcal.detect.detect import detect
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
     from batchcal.runtime.accumulate import accumulate
     from batchcal.runtime.apply import apply
     from batchcal.runtime.loader import make_eval_loader, make_loader
+    from batchcal.train.data.estimate import estimate_training_memory
+    from batchcal.train.data.sampler import MemoryAwareBatchSampler
+    from batchcal.train.loop import train
+    from batchcal.train.multitask.gradnorm import GradNormBalancer
+    from batchcal.train.options import TrainOptions
+    from batchcal.train.report.monitor import TrainingMonitor
+    from batchcal.workload.activation_checkpointing import GradientCheckpointManager
+    from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator, HeterogeneousSample
     from batchcal.workload.task import Task
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Task",
@@ -44,6 +52,16 @@ __all__ = [
     "make_loader",
     "make_eval_loader",
     "accumulate",
+    "train",
+    "TrainOptions",
+    "TrainingMonitor",
+    "MemoryAwareBatchSampler",
+    "HeterogeneousCollator",
+    "HeterogeneousSample",
+    "HeterogeneousBatch",
+    "GradNormBalancer",
+    "GradientCheckpointManager",
+    "estimate_training_memory",
     "__version__",
 ]
 
@@ -60,6 +78,16 @@ _HOME: Final = {
     "make_loader": ("batchcal.runtime.loader", "make_loader"),
     "make_eval_loader": ("batchcal.runtime.loader", "make_eval_loader"),
     "accumulate": ("batchcal.runtime.accumulate", "accumulate"),
+    "train": ("batchcal", "train"),
+    "TrainOptions": ("batchcal.train.options", "TrainOptions"),
+    "TrainingMonitor": ("batchcal.train.report.monitor", "TrainingMonitor"),
+    "MemoryAwareBatchSampler": ("batchcal.train.data.sampler", "MemoryAwareBatchSampler"),
+    "HeterogeneousCollator": ("batchcal.workload.collator", "HeterogeneousCollator"),
+    "HeterogeneousSample": ("batchcal.workload.collator", "HeterogeneousSample"),
+    "HeterogeneousBatch": ("batchcal.workload.collator", "HeterogeneousBatch"),
+    "GradNormBalancer": ("batchcal.train.multitask.gradnorm", "GradNormBalancer"),
+    "GradientCheckpointManager": ("batchcal.workload.activation_checkpointing", "GradientCheckpointManager"),
+    "estimate_training_memory": ("batchcal.train.data.estimate", "estimate_training_memory"),
 }
 """Where each public name lives."""
 

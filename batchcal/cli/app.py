@@ -42,8 +42,8 @@ def _version(value: bool) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from batchcal import __version__
     from batchcal.cli import screen
+    from batchcal.core.version import __version__
 
     try:
         torch = version("torch")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from batchcal.core.progress import Progress
     from batchcal.core.settings import Settings
     from batchcal.plan.plan import Plan
-    from batchcal.train.control.predictor import MemoryPredictor
+    from batchcal.train.memory.predictor import MemoryPredictor
     from batchcal.train.options import TrainOptions
     from batchcal.train.report.monitor import TrainingMonitor
 
@@ -26,8 +26,8 @@ def options_of(settings: Settings, calibration: Calibration) -> TrainOptions:
     """Raises:
     UsageError: a value that cannot be, or two that contradict each other.
     """
-    from batchcal.train.control.controller import ControlSettings
     from batchcal.train.options import TrainOptions
+    from batchcal.train.sizes.controller import ControlSettings
 
     shrink_above = settings.value(knobs.SHRINK_ABOVE)
     return TrainOptions(
@@ -62,7 +62,7 @@ def options_of(settings: Settings, calibration: Calibration) -> TrainOptions:
 
 def predictor_of(calibration: Calibration, plan: Plan) -> MemoryPredictor | None:
     """What was measured of the plan's device and allocator. None: the calibration does not say how large a sample is."""
-    from batchcal.train.control.predictor import MemoryPredictor
+    from batchcal.train.memory.predictor import MemoryPredictor
 
     finding = calibration.finding(device=plan.device, allocator=plan.allocator)
     if finding is None or calibration.facts is None or calibration.facts.batch_bytes_per_sample <= 0:
@@ -77,8 +77,8 @@ def monitored(desk: Desk, calibration: Path | None, *, view: Progress) -> Iterat
     Raises:
         UsageError: a log that was asked for cannot be written, or TensorBoard is not installed.
     """
-    from batchcal import __version__
     from batchcal.core.errors import UsageError
+    from batchcal.core.version import __version__
     from batchcal.train.report.monitor import TrainingMonitor
     from batchcal.train.report.tensorboard import TensorBoard
 

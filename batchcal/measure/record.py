@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from batchcal import __version__
 from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Finding, Fingerprint
 from batchcal.core.errors import BatchcalError
+from batchcal.core.version import __version__
 from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import AUTO
 from batchcal.measure.campaign import Campaign

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from batchcal.calibration.rehearsal import Rehearsal
-from batchcal.calibration.schema import Budget, Calibration, Finding, Objective, Options
+from batchcal.calibration.schema import OFF, Budget, Calibration, Finding, Objective, Options
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.guard.outcome import Fits
@@ -294,6 +294,12 @@ def _notices(calibration: Calibration, finding: Finding, wished: int) -> tuple[s
     samples = None if calibration.facts is None else calibration.facts.train_samples
     if samples is not None and wished > samples:
         notices.append(f"the effective batch is larger than the dataset ({samples} samples): an epoch is one smaller step")
+    checkpointed = calibration.options.activation_checkpointing
+    if checkpointed != OFF:
+        notices.append(
+            f"measured with activation checkpointing ({checkpointed}): train turns it on, a loop of your own does by "
+            f"GradientCheckpointManager(model, {checkpointed!r}).enable()"
+        )
     if calibration.status != "complete":
         rest = finding.train.undone or "; ".join(calibration.undone)
         notices.append("the search ended before it was settled" + (f": {rest}" if rest else ""))

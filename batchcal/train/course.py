@@ -12,24 +12,26 @@ from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader, IterableDataset
 
 from batchcal.core.clock import Clock
-from batchcal.core.errors import UsageError
+from batchcal.core.errors import NothingFits, UsageError
 from batchcal.core.progress import Field, Progress
+from batchcal.core.units import format_bytes
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import GroupSampler
 from batchcal.runtime.loader import make_eval_loader, make_loader
 from batchcal.train.checkpoint import Standing, load_checkpoint
-from batchcal.train.control.control import MemoryControl
-from batchcal.train.control.monitor import MemoryMonitor
-from batchcal.train.control.normalizer import EffectiveBatchSizeNormalizer
-from batchcal.train.control.predictor import MemoryPredictor, straight_line
-from batchcal.train.control.room import meter_of
-from batchcal.train.control.scheduler import GradientAccumulationScheduler
 from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from batchcal.train.learning_rate import LearningRate
+from batchcal.train.memory.composition import Composition
+from batchcal.train.memory.monitor import MemoryMonitor
+from batchcal.train.memory.predictor import MemoryPredictor, straight_line
+from batchcal.train.memory.room import Room, meter_of
+from batchcal.train.memory_control import MemoryControl
 from batchcal.train.multitask.gradnorm import GradNormBalancer
 from batchcal.train.multitask.task_losses import weighed
 from batchcal.train.options import TrainOptions
 from batchcal.train.seed import seed_everything
+from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
+from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
 from batchcal.workload.batches import WorstCase, nest_bytes
 from batchcal.workload.peak import PeakMeter
 from batchcal.workload.step import make_scaler, prepare
@@ -115,6 +117,7 @@ def make_course(
 
     Raises:
         UsageError: a checkpoint that does not fit, data that makes no batch, options that do not go with the task.
+        NothingFits: a sample that is larger than all memory.
     """
     device = torch.device(plan.device)
     if options.patience is not None and task.eval_data is None:
@@ -134,6 +137,11 @@ def make_course(
         normalizer=normalizer,
     )
     sampler = _sampler(task, plan, options)
+    meter, peak = meter_of(device, clock), PeakMeter(device)
+    # Before the checkpoint: to load a sample may draw random numbers.
+    predictor = predictor or _guessed(task, plan, options.seed, meter.read().own_bytes)
+    if sampler is None:
+        _refuse_too_large(task, predictor, meter.read(), options.seed)
     resumed = resume and checkpoint is not None and checkpoint.exists()
     if resumed and checkpoint is not None:
         loaded = load_checkpoint(checkpoint, task, scaler=scaler, balancer=balancer, sampler=sampler)
@@ -148,13 +156,12 @@ def make_course(
         first_sample=standing.samples,
         sampler=sampler,
     )
-    meter, peak = meter_of(device, clock), PeakMeter(device)
     control = MemoryControl(
         task,
         device,
         monitor=MemoryMonitor(meter, clock, fence=options.fence and device.type == "cpu"),
         peak=peak,
-        predictor=predictor or _guessed(task, plan, options.seed, meter.read().own_bytes),
+        predictor=predictor,
         scheduler=GradientAccumulationScheduler(
             plan.micro_batch, start=options.start_micro_batch, within=None if sampler is None else sampler.within
         ),
@@ -211,6 +218,27 @@ def _guessed(task: Task, plan: Plan, seed: int, own_bytes: int) -> MemoryPredict
     worst = WorstCase.of(task, "train", limit_s=LOOK_S, seed=seed)
     size = min(8, plan.micro_batch)
     return straight_line(own_bytes, plan.micro_batch, plan.predicted_peak_bytes, nest_bytes(worst.batch(size)) / size)
+
+
+def _refuse_too_large(task: Task, predictor: MemoryPredictor, room: Room, seed: int) -> None:
+    """Where sizes are told, the largest sample is looked at before anything is trained.
+
+    Raises:
+        NothingFits: alone it is predicted to need more than there is; names it.
+    """
+    if task.size_of is None:
+        return
+    worst = WorstCase.of(task, "train", limit_s=LOOK_S, seed=seed)
+    if not worst.indexable:
+        return
+    need = predictor.predict(Composition(1, nest_bytes(worst.batch(1))))
+    there = room.limit_bytes - room.others_bytes
+    if need > there:
+        raise NothingFits(
+            f"sample {worst.indices(1)[0]} of the training data is too large: alone it is predicted to need {format_bytes(need)}",
+            known=f"there are {format_bytes(there)}; nothing has been trained",
+            try_="leave it out or make it smaller, a higher memory limit, or --activation-checkpointing auto",
+        )
 
 
 def _same_course(saved: Standing, now: Standing, path: Path) -> Standing:

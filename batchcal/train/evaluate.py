@@ -16,7 +16,7 @@ from batchcal.guard.release import trim
 from batchcal.guard.report import describe, let_go
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.batches import MicroBatch
-from batchcal.train.control.parts import Splitter
+from batchcal.train.recovery.parts import Splitter
 from batchcal.train.stop import StopWish
 from batchcal.workload.step import batch_weight, evaluate, move
 from batchcal.workload.task import Task

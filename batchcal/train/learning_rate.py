@@ -8,7 +8,7 @@ from typing import Final, Literal, get_args
 from torch.optim import Optimizer
 
 from batchcal.core.errors import UsageError
-from batchcal.train.control.normalizer import EffectiveBatchSizeNormalizer
+from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)

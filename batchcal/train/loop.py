@@ -17,10 +17,10 @@ from batchcal.plan.plan import Plan
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.group import GroupResult, run_group
 from batchcal.train.checkpoint import Standing, save_checkpoint
-from batchcal.train.control.predictor import MemoryPredictor
 from batchcal.train.course import Course, make_course
 from batchcal.train.early_stopping import no_better_since
 from batchcal.train.evaluate import evaluate_all
+from batchcal.train.memory.predictor import MemoryPredictor
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import EpochResult, TrainingResult
 from batchcal.train.seed import seed_everything

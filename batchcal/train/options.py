@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from batchcal.core.errors import UsageError
-from batchcal.train.control.controller import ControlSettings
-from batchcal.train.control.guardian import WhenSplit
-from batchcal.train.control.normalizer import LearningRateRule
 from batchcal.train.learning_rate import Schedule
 from batchcal.train.multitask.task_losses import LossWeights
+from batchcal.train.recovery.guardian import WhenSplit
+from batchcal.train.sizes.controller import ControlSettings
+from batchcal.train.sizes.normalizer import LearningRateRule
 
 Batching = Literal["plain", "greedy", "bucketed"]
 

@@ -26,9 +26,9 @@ from batchcal.core.progress import Silent
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.group import Passes, run_group
 from batchcal.runtime.loader import make_loader
-from batchcal.train.control.monitor import INTERVAL_S
 from batchcal.train.course import Course, make_course
 from batchcal.train.loop import optimizer_steps
+from batchcal.train.memory.monitor import INTERVAL_S
 from batchcal.train.options import TrainOptions
 from batchcal.train.report.monitor import TrainingMonitor
 from batchcal.train.stop import StopWish

@@ -27,8 +27,8 @@ from torch.utils.data import Subset
 
 from batchcal.core.progress import Fields
 from batchcal.core.units import MIB
-from batchcal.train.control.predictor import straight_line
 from batchcal.train.loop import train
+from batchcal.train.memory.predictor import straight_line
 from batchcal.train.options import TrainOptions
 from batchcal.workload.batches import nest_bytes
 from batchcal.workload.load import load_task

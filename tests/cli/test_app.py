@@ -20,13 +20,14 @@ from tests.support.calibrations import a_calibration
 OPTIONS = {
     "detect": "--json --quiet/-q --verbose/-v",
     "calibrate": (
-        "--activation-checkpointing --allocator --config --device --dry-run --effective-batch --force --headroom --json --margin --max-batch --max-probes "
+        "--activation-checkpointing --allocator --config --device --dry-run --effective-batch --force --headroom --json --margin "
+        "--max-batch --max-probes "
         "--memory-limit --multiple-of --objective --output --pipeline-only --quiet/-q --require-signature --samples --seed "
         "--shape --time-limit --verbose/-v --workers"
     ),
     "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
     "plan": (
-        "--activation-checkpointing --allocator --calibration --config --device --effective-batch --format --json --objective --quiet/-q "
+        "--allocator --calibration --config --device --effective-batch --format --json --objective --quiet/-q "
         "--require-signature --shapes --verbose/-v --what-if --world-size"
     ),
     "train": (
@@ -36,7 +37,7 @@ OPTIONS = {
         "--quiet/-q --require-signature --resume --seed --start-micro-batch --time-limit --verbose/-v --workers"
     ),
     "exec": (
-        "--activation-checkpointing --allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "
+        "--allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "
         "--verbose/-v --world-size"
     ),
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from batchcal.calibration.schema import Mode
+from batchcal.calibration.schema import OFF, Mode
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits
 from batchcal.measure.children.child_probe import ChildProbe
@@ -36,13 +36,14 @@ class Fixed:
         return None
 
 
-def setting_of(spec: str, *, workers: int = 0, **arguments: Scalar) -> Setting:
+def setting_of(spec: str, *, workers: int = 0, activation_checkpointing: str = OFF, **arguments: Scalar) -> Setting:
     return Setting(
         reference=TaskReference(
             spec=spec if ":" in spec else f"tests.measure.tasks:{spec}", directory=str(REPOSITORY), arguments=dict(arguments)
         ),
         device="cpu",
         seed=0,
+        activation_checkpointing=activation_checkpointing,
         intra_op_threads=1,
         workers=workers,
         smallest_batch=2,
@@ -54,6 +55,7 @@ def probing(
     spec: str,
     *,
     workers: int = 0,
+    activation_checkpointing: str = OFF,
     above_bytes: int = ROOM,
     isolation: str | None = None,
     notes: list[str] | None = None,
@@ -61,7 +63,7 @@ def probing(
     **arguments: Scalar,
 ) -> Iterator[ChildProbe]:
     probe = ChildProbe(
-        {"cpu": setting_of(spec, workers=workers, **arguments)},
+        {"cpu": setting_of(spec, workers=workers, activation_checkpointing=activation_checkpointing, **arguments)},
         Fixed(above_bytes),
         host_budget_bytes=ROOM,
         note=(notes if notes is not None else []).append,

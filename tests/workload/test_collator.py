@@ -57,6 +57,18 @@ def test_every_image_is_where_the_masks_say_and_all_else_is_padding() -> None:
     assert torch.equal(batch.pixel_values == -1.0, ~mask)
 
 
+def test_places_lead_to_the_images_row_by_row() -> None:
+    samples = mixed()
+    batch = HeterogeneousCollator()(samples)
+    assert batch.image_counts == (1, 2, 3, 1)
+    found = batch.pixel_values.flatten(0, 1)[batch.places()]
+    pictures = [picture for one in samples for picture in one.images]
+    assert len(found) == len(pictures)
+    for place, picture in zip(found, pictures, strict=True):
+        height, width = picture.shape[1:]
+        assert torch.equal(place[:, :height, :width], picture)
+
+
 def test_volumes_have_a_depth_besides() -> None:
     batch = collated(sample(image(4, 6, 3, channels=2)), sample(image(2, 7, 5, channels=2), image(1, 1, 1, channels=2)))
     assert batch.pixel_values.shape == (2, 2, 2, 4, 7, 5)

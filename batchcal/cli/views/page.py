@@ -10,7 +10,15 @@ from batchcal.cli.views.calibration import Seen, memory_parts
 from batchcal.cli.views.chart import memory_chart
 from batchcal.cli.views.decisions import decisions
 from batchcal.cli.views.html import document, table
-from batchcal.cli.views.speeds import all_of_them, attribution_row, finalist_row, promise_line, settings_line, told_of
+from batchcal.cli.views.speeds import (
+    all_of_them,
+    attribution_row,
+    checkpointing_line,
+    finalist_row,
+    promise_line,
+    settings_line,
+    told_of,
+)
 from batchcal.cli.views.svg import draw
 from batchcal.cli.views.words import count, limit_sentence, long, peak_of, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
@@ -88,6 +96,9 @@ def _plan(calibration: Calibration) -> list[str]:
     if told is not None and told.knobs:
         rows = [attribution_row(told, knob) for knob in told.knobs] + ([all_of_them(told)] if len(told.knobs) > 1 else [])
         parts += table(("turned back", "to", "samples/s", "gain"), rows, numbers={"samples/s", "gain"})
+        traded = checkpointing_line(told)
+        if traded:
+            parts.append(f'<p class="facts soft">{escape(traded)}</p>')
     return [*parts, "</section>"]
 
 

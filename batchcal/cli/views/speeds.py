@@ -22,6 +22,7 @@ KNOBS = {
     "micro_batch": "micro-batch",
     "num_workers": "workers",
     "intra_op_threads": "threads",
+    "activation_checkpointing": "checkpointing",
 }
 """How the knobs of a plan are called."""
 
@@ -39,6 +40,9 @@ def chosen(calibration: Calibration) -> Iterator[RenderableType]:
     if told is not None and told.knobs:
         yield Text("")
         yield attribution(told)
+        traded = checkpointing_line(told)
+        if traded:
+            yield Text(traded, style="dim", overflow="fold")
 
 
 def told_of(calibration: Calibration, plan: Plan) -> Attribution | None:
@@ -87,6 +91,20 @@ def attribution_row(told: Attribution, knob: TurnedBack) -> tuple[str, str, str,
 def all_of_them(told: Attribution) -> tuple[str, str, str, str]:
     """The same for all knobs at once."""
     return "all of them", "PyTorch's defaults", *_rate_and_gain(told.usual_samples_per_s, told.gain, told.why)
+
+
+def checkpointing_line(told: Attribution) -> str:
+    """`activation checkpointing: 312 MiB at the peak, 540 MiB without: 42% less for 17% more time`. Empty: it is off."""
+    back = next((knob for knob in told.knobs if knob.knob == "activation_checkpointing"), None)
+    if back is None:
+        return ""
+    if told.peak_bytes is None or back.peak_bytes is None or back.samples_per_s is None:
+        return f"activation checkpointing: without it, {back.why or 'nothing could be told'}"
+    saved, paid = 1 - told.peak_bytes / back.peak_bytes, back.samples_per_s / told.samples_per_s - 1
+    return (
+        f"activation checkpointing: {format_bytes(told.peak_bytes)} at the peak, {format_bytes(back.peak_bytes)} without: "
+        f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'} for {abs(paid):.0%} {'more' if paid >= 0 else 'less'} time"
+    )
 
 
 def details(calibration: Calibration) -> Iterator[RenderableType]:

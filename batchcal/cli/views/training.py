@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,18 +14,25 @@ from batchcal.core.units import format_bytes, format_seconds
 from batchcal.plan.plan import Plan
 from batchcal.train.result import TrainingResult
 
+FEW: Final = 2
+"""Metrics of an evaluation that have room for all else beside them."""
+
 
 def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
     """An epoch a row, then speed and memory against the plan."""
     names = sorted({name for epoch in result.epochs for name in epoch.evaluation})
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
-    for name in ("epoch", "loss", *(f"eval {name}" for name in names), "steps", "samples/s", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+    # Of several tasks the names go below, and what is the same in every epoch goes: 80 columns are enough for three.
+    many = len(names) > FEW
+    evaluated = (f"eval\n{name}" if many else f"eval {name}" for name in names)
+    for name in ("epoch", "loss", *evaluated, *([] if many else ["steps"]), "samples/s", "time"):
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for epoch in result.epochs:
         table.add_row(
             *(str(epoch.epoch + 1), f"{epoch.loss:.4f}"),
             *(f"{epoch.evaluation[name]:.4f}" if name in epoch.evaluation else "" for name in names),
-            *(count(epoch.steps), count(epoch.samples_per_s), format_seconds(epoch.wall_s)),
+            *([] if many else [count(epoch.steps)]),
+            *(count(epoch.samples_per_s), format_seconds(epoch.wall_s)),
         )
     yield table
     yield Text("")

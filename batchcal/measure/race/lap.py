@@ -64,21 +64,22 @@ def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
 
 
 def _in_rounds(clock: _Clock, request: LapArguments) -> None:
-    """Every size with every number of threads, against each other."""
+    """Every size with every number of threads, against each other. What somebody else was in the way of is told and does not
+    count: two such turns would look like a loser."""
     entries = [(size, threads) for size in request.micro_batches for threads in clock.threads]
     for size, threads in entries:
         clock.warm_up(size, threads)
     race = Race(len(entries))
-    while not race.over and race.rounds < request.rounds:
+    while not (race.over or clock.is_over()) and race.rounds < request.rounds:
         told: dict[int, float] = {}
         for place in race.order():
-            if clock.is_over:
+            if clock.is_over():
                 break
             time = clock.turn(*entries[place])
-            told[place] = 1 / time.samples_per_s(request.micro_batches[-1])
-        if not told:
-            return
-        race.tell(told)
+            if not disturbed(time.foreign_share):
+                told[place] = 1 / time.samples_per_s(request.micro_batches[-1])
+        if told:
+            race.tell(told)
 
 
 class _Clock:
@@ -95,7 +96,7 @@ class _Clock:
         """Times `size` with each number of threads, as long as there is time; samples/s of the best."""
         rate = 0.0
         for threads in self.threads:
-            if self._told and self.is_over:
+            if self._told and self.is_over():
                 break
             torch.set_num_threads(threads)
             timed = self._tell(self._timed(size, threads))
@@ -107,7 +108,6 @@ class _Clock:
         """To time each size with."""
         return self._request.threads or (self._request.setting.intra_op_threads,)
 
-    @property
     def is_over(self) -> bool:
         """Whether the time is."""
         return time.monotonic() >= self._until_s
@@ -134,7 +134,7 @@ class _Clock:
         self.warm_up(size, threads)
         found = self._once(size, threads)
         for _ in range(REPEATS):
-            if not disturbed(found.foreign_share) or self.is_over:
+            if not disturbed(found.foreign_share) or self.is_over():
                 break
             found = found.or_better(self._once(size, threads))
         return found

@@ -7,6 +7,7 @@ from typing import Final
 
 from batchcal.calibration.rehearsal import Finals, Rehearsal
 from batchcal.calibration.schema import Calibration
+from batchcal.calibration.speed import StepTime
 from batchcal.guard.outcome import Fits, Suspect
 from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import room_of
@@ -43,6 +44,8 @@ class Rehearsing:
     calibration: Calibration
     undone: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _timed: tuple[StepTime, ...] = ()
+    """What the race of sizes saw, with as many threads as there are."""
 
     def run(self) -> None:
         """Fills in what there is time for.
@@ -115,6 +118,10 @@ class Rehearsing:
         if not times:
             self.undone.append(f"the race of threads and workers: no step could be timed{why and f', {why}'}")
             return
+        for seen in self._timed:
+            # What a number of threads was seen to do it can do, though a moment later the machine was slower.
+            if seen.micro_batch == alone.micro_batch and seen.threads in times:
+                times[seen.threads] = times[seen.threads].or_better(seen)
         facts = self.calibration.facts
         batch_bytes = 0.0 if facts is None else facts.batch_bytes_per_sample * plan.micro_batch
         room = room_of(
@@ -142,15 +149,16 @@ class Rehearsing:
         plan, finding = self.plan(), self.calibration.finding()
         if finding is None or self.stage.left_s() <= 0:
             return
-        race = race_sizes(
+        found = race_sizes(
             self.stage.part(SHARE_OF_SIZES),
             plan,
             self.calibration.speeds_of(finding),
             finding.train.batch,
             multiple_of=self.calibration.options.multiple_of,
         )
-        if race is None:
+        if found is None:
             return
+        race, self._timed = found
         self._know(sizes=(*self.calibration.sizes, race))
         for one in race.sizes:
             told = {"micro_batch": one.micro_batch, "samples_per_s": one.samples_per_s, "ended": one.why or None}

@@ -16,6 +16,7 @@ from batchcal.calibration.rehearsal import SizeRace, SizeTime
 from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import LapReport, LapRequest
+from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import MOST_ROUNDS, Race
 from batchcal.measure.rehearsal.stage import TURN_S, Stage, divided
 from batchcal.plan.plan import Plan
@@ -30,8 +31,11 @@ HANDS_BACK: Final = frozenset({"default", "thp"})
 """Policies that hand large blocks back: a small size that comes after a large one finds a heap that it would not have made."""
 
 
-def race_sizes(stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, multiple_of: int = 1) -> SizeRace | None:
-    """The race for the effective batch of `plan`, all else alike. None: there is nothing to choose between."""
+def race_sizes(
+    stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, multiple_of: int = 1
+) -> tuple[SizeRace, tuple[StepTime, ...]] | None:
+    """The race for the effective batch of `plan`, all else alike, and the times that it was run in, where that was in one child.
+    None: there is nothing to choose between."""
     effective = sum(plan.micro_batches)
     timed = [time for time in (speeds.times if speeds is not None else ()) if time.micro_batch <= effective]
     timed.sort(key=lambda time: -time.samples_per_s(effective))
@@ -45,8 +49,12 @@ def race_sizes(stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *
         return None
     told = ", ".join(map(str, sizes))
     stage.progress.event("phase", {"phase": "sizes", "device": plan.device, "why": f"micro-batches {told}"})
-    race = _together(stage, plan, sizes) if together else stage.race([divided(plan, size) for size in sizes])
-    return SizeRace(
+    times: tuple[StepTime, ...] = ()
+    if together:
+        race, times = _together(stage, plan, sizes)
+    else:
+        race = stage.race([divided(plan, size) for size in sizes])
+    raced = SizeRace(
         device=plan.device,
         allocator=plan.allocator,
         effective_batch=effective,
@@ -61,6 +69,7 @@ def race_sizes(stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *
         ),
         settled=race.settled,
     )
+    return raced, times
 
 
 def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ...]:
@@ -72,21 +81,26 @@ def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ..
 
 
 def run_in_turns(times: Sequence[StepTime], sizes: Sequence[int], effective_batch: int) -> Race:
-    """The race that a lap in rounds was: nobody runs twice in one."""
+    """The race that a lap in rounds was: nobody runs twice in one. Of a size that was timed undisturbed, that alone counts."""
     race = Race(len(sizes))
+    clear = {time.micro_batch for time in times if not disturbed(time.foreign_share)}
     told: dict[int, float] = {}
+    ran: set[int] = set()
     for time in times:
         place = sizes.index(time.micro_batch)
-        if place in told:
-            race.tell(told)
-            told = {}
-        told[place] = 1 / time.samples_per_s(effective_batch)
+        if place in ran:
+            if told:
+                race.tell(told)
+            told, ran = {}, set()
+        ran.add(place)
+        if time.micro_batch not in clear or not disturbed(time.foreign_share):
+            told[place] = 1 / time.samples_per_s(effective_batch)
     if told:
         race.tell(told)
     return race
 
 
-def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> Race:
+def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> tuple[Race, tuple[StepTime, ...]]:
     effective, rate = sum(plan.micro_batches), plan.predicted_samples_per_s
     running, why = sizes, ""
     report = LapReport(times=())
@@ -109,4 +123,4 @@ def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> Race:
     race = run_in_turns(report.times, sizes, effective)
     for place in range(len(running), len(sizes)):
         race.fail(place, why)
-    return race
+    return race, report.times

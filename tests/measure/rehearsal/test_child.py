@@ -59,6 +59,25 @@ def rehearse(
         )
 
 
+def test_a_plan_with_activation_checkpointing_holds_less_and_can_be_run_without() -> None:
+    plan, peaks = a_plan(24, 24), []
+    with probing("batchcal.workload.examples.patchtst:task", activation_checkpointing="auto", n_layers=6) as probe:
+        for keep in (False, True):
+            report = probe.rehearse(
+                RehearsalRequest(
+                    plan=plan,
+                    micro_batches=plan.micro_batches,
+                    keep_activations=keep,
+                    allowed_bytes=GIB,
+                    budget_bytes=GIB,
+                    least_s=0.2,
+                    limit_s=20.0,
+                )
+            )
+            peaks.append(fitting(report).peak.demand_bytes)
+    assert peaks[0] < peaks[1] - 30 * MIB
+
+
 def fitting(report: RehearsalReport) -> Fits:
     assert isinstance(report.outcome, Fits), report.outcome
     return report.outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from batchcal.calibration.rehearsal import SizeRace
 from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
@@ -65,11 +66,16 @@ def plan(allocator: str = "tcmalloc") -> Plan:
     return a_plan(*(64,) * 8, allocator=allocator, intra_op_threads=2)
 
 
+def raced(probe: Track, allocator: str = "tcmalloc") -> SizeRace:
+    found = race_sizes(stage_of(probe), plan(allocator), speeds(16, 64, 256, allocator=allocator), 600)
+    assert found is not None
+    return found[0]
+
+
 @pytest.mark.parametrize("slow", [frozenset[int](), frozenset({0, 1, 3})], ids=["steady", "slow-for-a-while"])
 def test_the_fastest_size_is_found_in_one_child(slow: frozenset[int]) -> None:
     probe = Track(slow)
-    race = race_sizes(stage_of(probe), plan(), speeds(16, 64, 256), 600)
-    assert race is not None
+    race = raced(probe)
     assert [one.micro_batch for one in race.sizes] == [16, 32, 64, 128, 256, 512]
     assert race.fastest(512) == 64
     assert len(probe.laps) == 1
@@ -78,8 +84,7 @@ def test_the_fastest_size_is_found_in_one_child(slow: frozenset[int]) -> None:
 
 def test_a_size_that_cannot_be_run_is_left_out_with_its_reason() -> None:
     probe = Track(too_large=512)
-    race = race_sizes(stage_of(probe), plan(), speeds(16, 64, 256), 600)
-    assert race is not None
+    race = raced(probe)
     assert race.fastest(512) == 64
     assert (race.sizes[-1].micro_batch, race.sizes[-1].samples_per_s) == (512, None)
     assert "out-of-memory" in race.sizes[-1].why
@@ -87,8 +92,7 @@ def test_a_size_that_cannot_be_run_is_left_out_with_its_reason() -> None:
 
 def test_policies_that_hand_blocks_back_have_a_child_for_every_turn() -> None:
     probe = Track()
-    race = race_sizes(stage_of(probe), plan("default"), speeds(16, 64, 256, allocator="default"), 600)
-    assert race is not None
+    race = raced(probe, "default")
     assert [one.micro_batch for one in race.sizes] == [16, 64, 256, 512]
     assert probe.laps == []
 
@@ -103,3 +107,13 @@ def test_rounds_are_told_apart_when_somebody_has_left() -> None:
     assert race.rounds == 4
     assert set(race.runners[0].times) == {0, 1}
     assert set(race.runners[1].times) == {0, 1, 2, 3}
+
+
+def test_turns_that_somebody_disturbed_count_only_where_there_are_no_others() -> None:
+    slow = {"foreign_share": 0.4}
+    times = [step_time(2, 0.9).model_copy(update=slow), step_time(4, 0.4), step_time(4, 0.9).model_copy(update=slow)]
+    race = run_in_turns([*times, step_time(2, 0.1)], (2, 4), 4)
+    assert [len(runner.times) for runner in race.runners] == [1, 1]
+    assert race.leader == 0
+    alone = run_in_turns([step_time(2, 0.9).model_copy(update=slow), step_time(4, 0.4)], (2, 4), 4)
+    assert [len(runner.times) for runner in alone.runners] == [1, 1]

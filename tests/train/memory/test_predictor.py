@@ -8,8 +8,8 @@ import pytest
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.core.units import MIB
-from batchcal.train.control.composition import Composition
-from batchcal.train.control.predictor import MemoryPredictor, straight_line
+from batchcal.train.memory.composition import Composition
+from batchcal.train.memory.predictor import MemoryPredictor, straight_line
 
 SAMPLE = 1000
 """Padded bytes of one of the largest samples."""

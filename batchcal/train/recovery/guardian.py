@@ -19,8 +19,8 @@ from batchcal.guard.release import trim
 from batchcal.guard.report import Raised, describe, let_go
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share
-from batchcal.train.control.parts import Part, Splitter
-from batchcal.train.control.undo import Before, Undo
+from batchcal.train.recovery.parts import Part, Splitter
+from batchcal.train.recovery.undo import Before, Undo
 from batchcal.workload.task import Task
 
 COLLECT_EVERY_S: Final = 10.0

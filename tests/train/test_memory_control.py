@@ -17,14 +17,14 @@ from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
-from batchcal.train.control.control import MemoryControl
-from batchcal.train.control.controller import ControlSettings
-from batchcal.train.control.monitor import MemoryMonitor
-from batchcal.train.control.predictor import straight_line
-from batchcal.train.control.room import HostMeter, Room
-from batchcal.train.control.scheduler import GradientAccumulationScheduler
 from batchcal.train.loop import train
+from batchcal.train.memory.monitor import MemoryMonitor
+from batchcal.train.memory.predictor import straight_line
+from batchcal.train.memory.room import HostMeter, Room
+from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
+from batchcal.train.sizes.controller import ControlSettings
+from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
 from batchcal.workload.peak import PeakMeter
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
@@ -246,3 +246,12 @@ def test_batches_of_a_stream_are_cut_to_the_size_that_is_allowed() -> None:
     assert (steps[0]["micro_batch"], steps[0]["micro_batches"]) == (4, 4)
     assert result.epochs[0].samples == 64
     assert result.recoveries == 0, "it is no recovery: nothing went wrong"
+
+
+def test_a_sample_that_is_larger_than_all_memory_is_named_before_anything_is_trained() -> None:
+    task, heard = a_task(20), Recorded()
+    sized = replace(task, size_of=[2.0 if index == 7 else 1.0 for index in range(20)])
+    predictor = straight_line(1, 1, 1 << 50, 40.0)
+    with pytest.raises(NothingFits, match="sample 7 of the training data is too large"):
+        train(sized, a_plan(10), predictor=predictor, progress=heard)
+    assert heard.events == []

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
-from batchcal.train.control.composition import Composition
+from batchcal.train.memory.composition import Composition
 
 STABLE_AFTER: Final = 10
 """Measured batches of a group until its predictions count as its own."""

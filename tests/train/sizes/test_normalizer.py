@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from batchcal.core.errors import UsageError
-from batchcal.train.control.normalizer import EffectiveBatchSizeNormalizer, LearningRateRule
+from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer, LearningRateRule
 
 
 def model_of() -> nn.Module:

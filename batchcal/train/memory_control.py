@@ -18,13 +18,13 @@ from batchcal.core.units import count_of, format_bytes
 from batchcal.guard.release import trim
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share
-from batchcal.train.control.composition import Composition
-from batchcal.train.control.controller import BatchSizeController, Change, ControlSettings
-from batchcal.train.control.guardian import OOMGuardian, Recovery, WhenSplit
-from batchcal.train.control.monitor import MemoryMonitor, reserve_bytes
-from batchcal.train.control.predictor import MemoryPredictor
-from batchcal.train.control.room import Room
-from batchcal.train.control.scheduler import GradientAccumulationScheduler
+from batchcal.train.memory.composition import Composition
+from batchcal.train.memory.monitor import MemoryMonitor, reserve_bytes
+from batchcal.train.memory.predictor import MemoryPredictor
+from batchcal.train.memory.room import Room
+from batchcal.train.recovery.guardian import OOMGuardian, Recovery, WhenSplit
+from batchcal.train.sizes.controller import BatchSizeController, Change, ControlSettings
+from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
 from batchcal.workload.batches import nest_bytes
 from batchcal.workload.peak import PeakMeter
 from batchcal.workload.step import LossIsNoNumber

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from batchcal.core.errors import UsageError
-from batchcal.train.control.controller import BatchSizeController, ControlSettings
-from batchcal.train.control.scheduler import GradientAccumulationScheduler
+from batchcal.train.sizes.controller import BatchSizeController, ControlSettings
+from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
 
 
 def a_controller(

@@ -9,7 +9,7 @@ from typing import Final
 from batchcal.core.clock import Clock
 from batchcal.core.values import Frozen
 from batchcal.guard.fence import OwnDataLimit
-from batchcal.train.control.room import Meter, Room
+from batchcal.train.memory.room import Meter, Room
 
 INTERVAL_S: Final = 0.05
 """A neighbour that takes 10 MB/s takes half a megabyte in that time. A reading costs some 20 microseconds."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from batchcal.core.errors import UsageError
-from batchcal.train.control.scheduler import GradientAccumulationScheduler
+from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
 
 
 @dataclass(frozen=True)

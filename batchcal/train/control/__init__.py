@@ -1,1 +1,0 @@
-"""Keeps a training within its memory: predicts, watches, adapts, recovers."""

@@ -1,0 +1,1 @@
+"""What a batch needs, what there is, and the fence between the two."""

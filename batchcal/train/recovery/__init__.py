@@ -1,0 +1,1 @@
+"""What is done about a batch that does not fit: undone, made room for, run again in parts."""
