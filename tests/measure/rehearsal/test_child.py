@@ -60,8 +60,8 @@ def rehearse(
 
 
 def test_a_plan_with_activation_checkpointing_holds_less_and_can_be_run_without() -> None:
-    plan, peaks = a_plan(24, 24), []
-    with probing("batchcal.workload.examples.patchtst:task", activation_checkpointing="auto", n_layers=6) as probe:
+    plan, peaks = a_plan(48, 48), []
+    with probing("batchcal.workload.examples.patchtst:task", activation_checkpointing="auto", n_layers=8) as probe:
         for keep in (False, True):
             report = probe.rehearse(
                 RehearsalRequest(
@@ -75,7 +75,7 @@ def test_a_plan_with_activation_checkpointing_holds_less_and_can_be_run_without(
                 )
             )
             peaks.append(fitting(report).peak.demand_bytes)
-    assert peaks[0] < peaks[1] - 30 * MIB
+    assert peaks[0] < 0.97 * peaks[1], [peak // MIB for peak in peaks]
 
 
 def fitting(report: RehearsalReport) -> Fits:
