@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import batchcal
 from batchcal.core.errors import UsageError
 from batchcal.core.progress import Field, Recorded
 from batchcal.train.loop import train
@@ -246,3 +247,8 @@ def test_gradients_are_clipped_to_the_norm_and_told_as_they_were() -> None:
 def test_options_that_make_no_sense_are_refused(make: Callable[[], TrainOptions]) -> None:
     with pytest.raises(UsageError):
         make()
+
+
+def test_the_room_can_be_called() -> None:
+    result = batchcal.train(a_task(20), a_plan(10), TrainOptions(epochs=2))
+    assert [epoch.samples for epoch in result.epochs] == [20, 20]
