@@ -75,9 +75,9 @@ def _in_rounds(clock: _Clock, request: LapArguments) -> None:
         for place in race.order():
             if clock.is_over():
                 break
-            time = clock.turn(*entries[place])
-            if not disturbed(time.foreign_share):
-                told[place] = 1 / time.samples_per_s(request.micro_batches[-1])
+            timed = clock.turn(*entries[place])
+            if not disturbed(timed.foreign_share):
+                told[place] = 1 / timed.samples_per_s(request.micro_batches[-1])
         if told:
             race.tell(told)
 

@@ -12,6 +12,7 @@ class LapArguments(Frozen):
     """See `LapRequest`."""
     threads: tuple[int, ...]
     rounds: int
+    """See `LapRequest`."""
     samples: int | None
     """That every size is timed over, at least, and for two steps. None: as many as the first does in `least_s`."""
     least_s: float

@@ -25,7 +25,7 @@ from batchcal.plan.workers import worker_bytes
 SHARE_OF_FINALS: Final = 0.35
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
 SHARE_OF_FINALS_OF_HEAVY_DATA: Final = 0.65
-"""The same where the step waits for its batch: sizes are not raced then."""
+"""The same where the step waits for its batch: sizes are raced only if workers bring nothing, and after that."""
 SHARE_OF_SIZES: Final = 0.5
 """Of the time left, at most: what rounds are worth is in how many there are."""
 OF_THE_REHEARSAL: Final = "the rehearsal"
