@@ -30,8 +30,12 @@ from batchcal.workload.peak import PeakMeter
 from batchcal.workload.step import LossIsNoNumber
 from batchcal.workload.task import Task
 
-MEASURED_EVERY_S: Final = 0.05
-"""A peak costs about 0.1 ms to measure, which is 0.2 % of that."""
+MEASURED_EVERY_S: Final = 1.0
+"""To measure a batch and to learn from it takes 1.3 ms after a pass, whose data fills the caches."""
+LEARNT_EVERY_S: Final = 0.25
+"""While sizes may still grow, or where a group is not known yet."""
+CLOSELY: Final = 50
+"""That many such batches are measured one after another, at the beginning and after each change of the size."""
 GREW_BYTES: Final = 1 << 20
 """A peak that much above what was held before the batch is the batch's own."""
 RELEASES_S: Final = 0.5
@@ -92,9 +96,11 @@ class MemoryControl:
         self._passes: Passes | None = None
         self._memory = BatchMemory()
         self._measured_at = float("-inf")
+        self._closely = CLOSELY
         self._began = clock.monotonic()
         self._releasing_s = 0.0
         self._failed = False
+        self._composed: tuple[tuple[int, ...], Composition] | None = None
         self._held = 0
         """The most that this process held before a step of the optimizer that went by."""
 
@@ -113,7 +119,8 @@ class MemoryControl:
                 del micro_batch
                 first, second = halves
                 return self.run(passes, first()) + self.run(passes, second())
-        share = self._measured(passes, micro_batch) if self._due() else self._guardian.run(passes, micro_batch)
+        batch = self.composition(micro_batch)
+        share = self._measured(passes, micro_batch, batch) if self._due(batch) else self._guardian.run(passes, micro_batch)
         if self._finite and not math.isfinite(share.weighted_loss):
             raise LossIsNoNumber(
                 f"the loss of a micro-batch of {count_of(micro_batch.samples, 'sample')} is {share.weighted_loss}",
@@ -122,8 +129,7 @@ class MemoryControl:
             )
         return share
 
-    def _measured(self, passes: Passes, micro_batch: MicroBatch) -> Share:
-        batch = self.composition(micro_batch)
+    def _measured(self, passes: Passes, micro_batch: MicroBatch, batch: Composition) -> Share:
         before = self._before(batch)
         predicted = self.predictor.predict(batch)
         told = self._peak.begin()
@@ -135,6 +141,7 @@ class MemoryControl:
             self._memory.add(predicted, peak, own=own)
             self._learn(batch, before, peak, own=own)
         self._measured_at = self._clock.monotonic()
+        self._closely -= 1
         return share
 
     def at(self, epoch: int, step: int) -> None:
@@ -165,13 +172,14 @@ class MemoryControl:
         """
         # Adam's state is twice the parameters, and made in the first step; its temporaries are as large as these once.
         need = self._state_bytes * (1 if self._optimizer.state else 3)
-        room = self.monitor.look()
+        room, own = self.monitor.room(), self.monitor.own_bytes()
         # Where a step went by with as much held as may be held now, the next one needs no more.
-        if need <= self._free(room) or (self._optimizer.state and self._top(room) >= self._held):
-            self._held = max(self._held, room.own_bytes)
+        if need <= self._top(room) - own or (self._optimizer.state and self._top(room) >= self._held):
+            self._held = max(self._held, own)
             return
         self._guardian.make_room()
-        free = self._free(self.monitor.look())
+        room = self.monitor.look()
+        free = self._top(room) - room.own_bytes
         if need > free:
             raise NothingFits(
                 f"the optimizer's step may need {format_bytes(need)}, there are {format_bytes(max(0, free))}",
@@ -194,12 +202,18 @@ class MemoryControl:
 
     def composition(self, micro_batch: MicroBatch) -> Composition:
         """What the prediction goes by."""
-        group = "" if self._group_of is None or micro_batch.indices is None else _groups(self._group_of, micro_batch.indices)
-        return Composition(micro_batch.samples, nest_bytes(micro_batch.batch), group)
+        indices = micro_batch.indices
+        if indices is not None and self._composed is not None and self._composed[0] is indices:
+            return self._composed[1]
+        group = "" if self._group_of is None or indices is None else _groups(self._group_of, indices)
+        composition = Composition(micro_batch.samples, nest_bytes(micro_batch.batch), group)
+        # A batch is asked about before it runs and while it does.
+        self._composed = None if indices is None else (indices, composition)
+        return composition
 
     def fits(self, micro_batch: MicroBatch) -> bool:
         """Whether it is predicted to fit into what is there now."""
-        room = self.monitor.look()
+        room = self.monitor.room()
         return self.predictor.predict(self.composition(micro_batch)) <= self._top(room) or micro_batch.samples == 1
 
     def near_limit(self) -> bool:
@@ -207,9 +221,10 @@ class MemoryControl:
         room = self.monitor.look()
         return room.others_bytes + self._peak.end() >= NEAR * room.limit_bytes
 
-    def _due(self) -> bool:
-        growing = self.scheduler.share < 1
-        return growing or self._clock.monotonic() - self._measured_at >= MEASURED_EVERY_S
+    def _due(self, batch: Composition) -> bool:
+        learning = self.scheduler.share < 1 or not self.predictor.stable(batch.group)
+        every_s = MEASURED_EVERY_S if not learning else LEARNT_EVERY_S if self._closely <= 0 else 0.0
+        return self._clock.monotonic() - self._measured_at >= every_s
 
     def _before(self, batch: Composition) -> Room:
         """What is held before the batch; now and then without the allocator's free blocks, in which a batch may hide."""
@@ -239,6 +254,7 @@ class MemoryControl:
             self._tell(change)
 
     def _tell(self, change: Change) -> None:
+        self._closely = CLOSELY
         if change.now < change.was:
             # What the larger size held is still held by the allocator, and would be taken for need.
             trim()
@@ -273,9 +289,6 @@ class MemoryControl:
     def _top(self, room: Room) -> int:
         """Bytes that this process may hold."""
         return room.limit_bytes - room.others_bytes - reserve_bytes(room.limit_bytes)
-
-    def _free(self, room: Room) -> int:
-        return self._top(room) - room.own_bytes
 
 
 def _groups(group_of: Callable[[int], str], indices: Sequence[int]) -> str:

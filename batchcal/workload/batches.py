@@ -241,7 +241,9 @@ def _leaf_elements(leaf: object) -> int:
 
 
 def _leaves(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Tensor | str | int | float):
+        yield value
+    elif isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)
     elif isinstance(value, list | tuple | set | frozenset):

@@ -73,7 +73,8 @@ def map_tensors(batch: object, change: Callable[[Tensor], Tensor], ask: Callable
     """
     if isinstance(batch, Tensor):
         return change(batch)
-    if isinstance(batch, str | bytes | type):
+    # Numbers before all else: to ask what is in a tuple of hundreds of them whether it can move takes 10 us each in Python 3.11.
+    if batch is None or isinstance(batch, str | bytes | int | float | complex | type):
         return batch
     if ask is not None and isinstance(batch, Movable):  # also a PackedSequence, which is a named tuple besides
         return ask(batch)

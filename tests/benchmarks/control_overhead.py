@@ -1,7 +1,8 @@
 """What control and monitoring cost: the loop as it is shipped against bare optimizer steps, and every hook timed by itself.
 
 Interleaved: a turn of one, a turn of the other, in one process, on the same model and the same shuffled samples; the ratio is the
-median over pairs. Beside it the hooks' own time: all that the control does around a pass (prediction, peak, recovery, decisions),
+median over pairs, `give` about how far it may be off by chance: half the distance of its
+quartiles over the root of their number. Beside it the hooks' own time: all that the control does around a pass (prediction, peak, recovery, decisions),
 before the update, between groups, the learning rate, the log on disk; and the memory monitor's thread by its cost a reading.
 
     python -m tests.benchmarks.control_overhead
@@ -10,6 +11,7 @@ before the update, between groups, the learning rate, the log on disk; and the m
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -24,7 +26,7 @@ import torch
 from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
 from batchcal.runtime.accumulate import groups
-from batchcal.runtime.group import Passes, run_group
+from batchcal.runtime.group import Passes
 from batchcal.runtime.loader import make_loader
 from batchcal.train.course import Course, make_course
 from batchcal.train.loop import optimizer_steps
@@ -42,7 +44,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TASKS: Final = {"handwriting": 64, "textpair": 64, "patchtst": 64, "multiimage": 32}
-"""With the micro-batch, two of which make a step."""
+"""With the micro-batch that is usual for it."""
+IN_A_STEP: Final = 4
+"""Micro-batches."""
 WARM_UP: Final = 3
 READINGS: Final = 2_000
 
@@ -70,7 +74,7 @@ def course_of(name: str, micro_batch: int, log: Path) -> tuple[Course, TrainingM
     monitor = TrainingMonitor(log, view=Silent())
     course = make_course(
         task,
-        a_plan(micro_batch, micro_batch, intra_op_threads=torch.get_num_threads()),
+        a_plan(*[micro_batch] * IN_A_STEP, intra_op_threads=torch.get_num_threads()),
         TrainOptions(epochs=1_000),
         checkpoint=None,
         resume=False,
@@ -78,15 +82,23 @@ def course_of(name: str, micro_batch: int, log: Path) -> tuple[Course, TrainingM
         progress=monitor,
         clock=SystemClock(),
     )
-    monitor.event("training_started", course.facts(a_plan(micro_batch, micro_batch)))
+    monitor.event("training_started", course.facts(a_plan(*[micro_batch] * IN_A_STEP)))
     return course, monitor
 
 
 def bare(course: Course, micro_batch: int) -> Iterator[None]:
-    loader = make_loader(a_plan(micro_batch, micro_batch), course.task.train_data, collate_fn=course.task.collate_fn)
+    """Gradient accumulation as it is written by hand."""
+    task = course.task
+    loader = make_loader(a_plan(*[micro_batch] * IN_A_STEP), task.train_data, collate_fn=task.collate_fn)
     while True:
         for group in groups(loader):
-            run_group(course.task, group.micro_batches, device=course.device, scaler=course.scaler)
+            total = 0.0
+            for one in group.micro_batches:
+                loss = task.loss(task.model, one.batch)
+                (loss / IN_A_STEP).backward()
+                total += loss.item()
+            task.optimizer.step()
+            task.optimizer.zero_grad()
             yield
 
 
@@ -109,6 +121,11 @@ def reading_s(course: Course) -> float:
     for _ in range(READINGS):
         course.control.monitor.look()
     return (time.perf_counter() - began) / READINGS
+
+
+def _give(ratios: list[float]) -> float:
+    first, _, third = statistics.quantiles(ratios, n=4)
+    return (third - first) / 2 / math.sqrt(len(ratios))
 
 
 def measured(name: str, micro_batch: int, pairs: int, count: int) -> dict[str, object]:
@@ -149,19 +166,21 @@ def measured(name: str, micro_batch: int, pairs: int, count: int) -> dict[str, o
             "hooks_share": round(watch.spent_s / steps / hooked_s, 5),
             "monitor_share": round(reading_s(course) / INTERVAL_S, 5),
             "interleaved": round(paired_ratio(ours, theirs), 4),
+            "give": round(_give([one / other for one, other in zip(ours, theirs, strict=True)]), 4),
         }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=4, help="in a turn")
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=1, help="in a turn")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tasks", default=",".join(TASKS))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, object]] = []
-    for name, micro_batch in TASKS.items():
-        rows.append(measured(name, micro_batch, arguments.pairs, arguments.steps))
+    for name in arguments.tasks.split(","):
+        rows.append(measured(name, TASKS[name], arguments.pairs, arguments.steps))
         say(str(rows[-1]))
     finish("control_overhead", rows, {"worst_hooks_share": max(float(str(row["hooks_share"])) for row in rows)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,12 @@ class Told:
 
     def read(self) -> Room:
         return self.room
+
+    def limit_bytes(self) -> int:
+        return self.room.limit_bytes
+
+    def own_bytes(self) -> int:
+        return self.room.own_bytes
 
     def close(self) -> None:
         self.closed = True
@@ -219,6 +226,29 @@ def test_the_monitor_reads_by_itself_while_it_is_entered_and_closes_the_meter() 
         while monitor.trend().readings < 5:
             pass
     assert meter.closed
+
+
+def test_far_from_its_limit_the_monitor_reads_rarely_and_a_lower_limit_is_read_at_once() -> None:
+    meter = Told(limit=4 * GIB)
+    with MemoryMonitor(meter, SystemClock(), interval_s=0.001) as monitor:
+        time.sleep(0.2)
+        assert monitor.trend().readings <= 4
+        meter.room = Room(limit_bytes=GIB, used_bytes=900 * MIB, own_bytes=400 * MIB)
+        assert monitor.room().limit_bytes == GIB
+        before = monitor.trend().readings
+        meter.room = Room(limit_bytes=GIB, used_bytes=GIB, own_bytes=400 * MIB)
+        deadline = time.monotonic() + 30
+        while monitor.trend().readings < before + 20 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert monitor.trend().readings >= before + 20
+
+
+def test_a_monitor_that_does_not_run_reads_anew_each_time() -> None:
+    meter = Told()
+    monitor = MemoryMonitor(meter, SystemClock())
+    monitor.look()
+    meter.room = Room(limit_bytes=4 * GIB, used_bytes=3 * GIB, own_bytes=GIB)
+    assert monitor.room().used_bytes == 3 * GIB
 
 
 def test_what_this_process_holds_is_part_of_what_is_used() -> None:

@@ -70,14 +70,20 @@ class MemoryPredictor:
         self._all = _Fit.empty()
         self._groups: dict[str, _Fit] = {}
         self._known: dict[str, tuple[float, float, float]] = {}
+        self._latest: tuple[Composition, float] | None = None
+        """Batches of one kind follow one another."""
 
     def predict(self, batch: Composition) -> float:
         """Peak bytes of the process in a training step on `batch`."""
+        if self._latest is not None and self._latest[0] == batch:
+            return self._latest[1]
         if batch.group not in self._known:
             fit = self._groups.get(batch.group)
             self._known[batch.group] = (fit or self._all).corrections()
         features, prior = self._features(batch)
-        return max(0.0, prior + sum(one * by for one, by in zip(features, self._known[batch.group], strict=True)))
+        predicted = max(0.0, prior + sum(one * by for one, by in zip(features, self._known[batch.group], strict=True)))
+        self._latest = (batch, predicted)
+        return predicted
 
     def observe(self, batch: Composition, peak_bytes: int, *, at_most: bool = False) -> None:
         """A step on `batch` held `peak_bytes` at its peak.
@@ -96,6 +102,7 @@ class MemoryPredictor:
         for fit in (self._all, group):
             fit.learn(features, peak_bytes - prior, _NOISE * peak_bytes)
         self._known.clear()
+        self._latest = None
 
     def stable(self, group: str = "") -> bool:
         """Whether enough batches of the group were measured."""

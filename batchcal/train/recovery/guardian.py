@@ -96,7 +96,7 @@ class OOMGuardian:
 
     def begin_group(self) -> None:
         """What comes belongs to the next group, and is loaded from here on."""
-        self._beginning = self._undo.before()
+        self._beginning = self._undo.beginning()
 
     def rewind(self) -> None:
         """Random numbers and buffers as they were before the group, for a checkpoint from which it is run again."""
@@ -163,7 +163,7 @@ class OOMGuardian:
         if lost:
             raise NothingFits(
                 f"memory ran out in the {where} pass: {raised.headline}",
-                known=f"buffer {lost} of the model was changed by it and cannot be put back: run again, it would count twice",
+                known=f"{lost} was changed by it and cannot be put back: run again, it would count twice",
                 try_="a larger --margin",
             )
         return _Failure(where, raised.headline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +30,35 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class ProcessGenerators:
+    """The random numbers of Python's `random` and of `numpy.random`, as they were.
+
+    0.2 ms after a pass, whose data fills the caches: to be had once a group, not for each pass.
+    """
+
+    python: tuple[object, ...]
+    numpy: bytes
+    """Empty where numpy is not loaded."""
+
+    @classmethod
+    def now(cls) -> ProcessGenerators:
+        get, _ = _numpy_generator()
+        return cls(random.getstate(), b"" if get is None else pickle.dumps(get()))
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        _, put = _numpy_generator()
+        if put is not None and self.numpy:
+            put(pickle.loads(self.numpy))
+
+
+@dataclass(frozen=True)
 class Before:
     """What there was before a pass."""
 
     cpu: Tensor
     accelerator: Tensor | None
-    restore_python: Callable[[], None]
-    restore_numpy: Callable[[], None]
+    process: ProcessGenerators
     saved: Mapping[str, Saved]
     """The buffers that passes are known to change."""
     marks: Mapping[str, tuple[int, int]]
@@ -48,6 +71,9 @@ class Undo:
     A buffer is copied before a pass where it is known to change: those of normalization layers, and those that were seen to have
     changed. Before the first pass all are. A table of positions may be as large as the model and never changes: to copy it each
     time would cost more than it is worth. What a model keeps in plain attributes is not seen.
+
+    So are the random numbers of Python and numpy, which few models draw: once a whole group left them as they were, those of the
+    group's beginning stand for each of its passes.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -63,9 +89,23 @@ class Undo:
             for key, _ in module.named_buffers(recurse=False)
         }
         self._last: Mapping[str, tuple[int, int]] | None = None
+        self._beginning: ProcessGenerators | None = None
+        self._drawn: bool | None = None
+        """Whether anything between two beginnings drew of Python's or numpy's random numbers. None: there was one beginning."""
+
+    def beginning(self) -> Before:
+        """What a group that begins now may change, from the loading of its first batch on."""
+        now = ProcessGenerators.now()
+        if self._beginning is not None and not self._drawn:
+            self._drawn = now != self._beginning
+        self._beginning = now
+        return self._before(now)
 
     def before(self) -> Before:
         """What a pass that begins now may change. Some 20 microseconds and the copies."""
+        return self._before(self._beginning if self._beginning is not None and self._drawn is False else ProcessGenerators.now())
+
+    def _before(self, process: ProcessGenerators) -> Before:
         marks: dict[str, tuple[int, int]] = {}
         saved: dict[str, Saved] = {}
         for name, module, key, buffer in self._buffers():
@@ -78,26 +118,30 @@ class Undo:
         return Before(
             cpu=torch.get_rng_state(),
             accelerator=None if self._device.type == "cpu" else torch.get_device_module(self._device).get_rng_state(self._device),
-            restore_python=_python_generator(),
-            restore_numpy=_numpy_generator(),
+            process=process,
             saved=saved,
             marks=marks,
         )
 
     def restore(self, before: Before) -> str:
-        """Puts everything back. Returns the name of a buffer that changed and was not copied; empty: all is as it was."""
+        """Puts everything back. Returns what changed and had not been kept; empty: all is as it was."""
         for saved in before.saved.values():
             saved.restore()
         torch.set_rng_state(before.cpu)
         if before.accelerator is not None:
             torch.get_device_module(self._device).set_rng_state(before.accelerator, self._device)
-        before.restore_python()
-        before.restore_numpy()
+        # That of the beginning stands for the pass only as long as nothing was drawn in between.
+        drawn = before.process is self._beginning and self._drawn is False and ProcessGenerators.now() != before.process
+        before.process.restore()
         now = {name: _mark(buffer) for name, _, _, buffer in self._buffers()}
         lost = [name for name in {**now, **before.marks} if name not in before.saved and before.marks.get(name) != now.get(name)]
         # What was put back has changed once more, which is no change that a pass made.
         self._last = now
-        return lost[0] if lost else ""
+        if drawn:
+            self._drawn = True
+        if lost:
+            return f"buffer {lost[0]} of the model"
+        return "a random number generator" if drawn else ""
 
     def _buffers(self) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
         for name, module in self._holders:
@@ -109,21 +153,9 @@ def _mark(buffer: Tensor) -> tuple[int, int]:
     return id(buffer), buffer._version
 
 
-def _python_generator() -> Callable[[], None]:
-    state = random.getstate()
-    return lambda: random.setstate(state)
-
-
-def _numpy_generator() -> Callable[[], None]:
-    # numpy is not ours to import; a generator that nobody loaded has no state.
+def _numpy_generator() -> tuple[Callable[[], object] | None, Callable[[object], object] | None]:
+    """How its state is read and set. numpy is not ours to import; a generator that nobody loaded has no state."""
     module: object = getattr(sys.modules.get("numpy"), "random", None)
     get: object = getattr(module, "get_state", None)
     put: object = getattr(module, "set_state", None)
-    if not callable(get) or not callable(put):
-        return lambda: None
-    state = get()
-
-    def restore() -> None:
-        put(state)
-
-    return restore
+    return (get if callable(get) else None), (put if callable(put) else None)
