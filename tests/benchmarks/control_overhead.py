@@ -1,8 +1,8 @@
 """What control and monitoring cost: the loop as it is shipped against bare optimizer steps, and every hook timed by itself.
 
 Interleaved: a turn of one, a turn of the other, in one process, on the same model and the same shuffled samples; the ratio is the
-median over pairs, `give` about how far it may be off by chance: half the distance of its
-quartiles over the root of their number. Beside it the hooks' own time: all that the control does around a pass (prediction, peak, recovery, decisions),
+median over pairs, `give` about how far it may be off by chance: half the distance of its quartiles over the root of their number.
+Beside it the hooks' own time: all that the control does around a pass (prediction, peak, recovery, decisions),
 before the update, between groups, the learning rate, the log on disk; and the memory monitor's thread by its cost a reading.
 
     python -m tests.benchmarks.control_overhead
