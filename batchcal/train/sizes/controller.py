@@ -19,7 +19,7 @@ class ControlSettings:
 
     grow_below: float = 0.5
     grow_after: int = 10
-    """Batches in a row."""
+    """Measured batches in a row."""
     shrink_above: float = 0.85
     """With the default margin this is the budget."""
     shrink_after: int = 3
@@ -63,6 +63,11 @@ class BatchSizeController:
         self._rest = 0
         """Batches until it may be tried again."""
         self._shortages = 0
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the latest batch used too much, and the ones after it decide."""
+        return self._short > 0
 
     def after(self, used: float, predicted: Callable[[int], float]) -> Change | None:
         """A batch has run and `used` of the limit was in use at its peak.
