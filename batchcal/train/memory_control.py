@@ -41,8 +41,8 @@ GREW_BYTES: Final = 1 << 20
 RELEASES_S: Final = 0.5
 RELEASES_SHARE: Final = 0.003
 """Time that may be spent on giving free memory back, so that the next peak tells what its batch needs: at once, and of all."""
-RELEASED_EVERY_S: Final = 30.0
-"""Where the group is known, to see whether it still is what it was."""
+RELEASED_EVERY_S: Final = 10.0
+"""Where the group is settled, to see whether it still is what it was."""
 NEAR: Final = 0.85
 """Of the limit: an error that may mean memory means it."""
 
@@ -226,14 +226,14 @@ class MemoryControl:
         return room.others_bytes + self._peak.end() >= NEAR * room.limit_bytes
 
     def _due(self, batch: Composition) -> bool:
-        learning = self.scheduler.share < 1 or not self.predictor.stable(batch.group)
+        learning = self.scheduler.share < 1 or not self.predictor.settled(batch.group)
         every_s = MEASURED_EVERY_S if not learning else LEARNT_EVERY_S if self._closely <= 0 else 0.0
         return self._controller.in_doubt or self._clock.monotonic() - self._measured_at >= every_s
 
     def _before(self, batch: Composition) -> tuple[Room, bool]:
         """What is held before the batch, and whether that is without the allocator's free blocks, in which a batch may hide."""
         now = self._clock.monotonic()
-        wanted = not self.predictor.stable(batch.group) or now - self._released_at >= RELEASED_EVERY_S
+        wanted = not self.predictor.settled(batch.group) or now - self._released_at >= RELEASED_EVERY_S
         if not wanted or self._releasing_s > RELEASES_S + RELEASES_SHARE * (now - self._began):
             return self.monitor.look(), False
         began = time.perf_counter()

@@ -17,36 +17,49 @@ STABLE_AFTER: Final = 10
 """Measured batches of a group until its predictions count as its own."""
 REMEMBERED: Final = 50
 """Errors that are remembered for each group."""
+LATEST: Final = 5
+WITHIN: Final = 0.03
+"""Median error of so many latest batches up to which a group is settled."""
 _NOISE: Final = 0.03
 """Of a measured peak: the run-to-run spread of the steadier allocators is 1-3 %, of glibc 5-8 %."""
+_DRIFT: Final = 0.01
+"""How far the base moves between two measured batches: what is kept for each shape of a batch, and blocks that are free in part,
+add up to 10 % of it in a minute of batches of changing lengths (measured: a transformer over bucketed texts, tcmalloc)."""
 _PRIOR: Final = (0.10, 0.25, 0.25)
 """How far off the calibration may be: base, bytes of a padded sample, bytes of a sample whatever its length; as fractions."""
+
+_Three = tuple[float, float, float]
 
 
 @dataclass
 class _Fit:
-    """Bayesian least squares for three corrections of one group, each 0 as long as nothing was measured."""
+    """A Kalman filter for three corrections, each 0 as long as nothing was measured. The first of them, of the base, moves."""
 
-    precision: torch.Tensor
-    moment: torch.Tensor
+    mean: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    covariance: torch.Tensor = field(
+        default_factory=lambda: torch.tensor([spread**2 for spread in _PRIOR], dtype=torch.float64).diag()
+    )
     measured: int = 0
     errors: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    base_of_all: float = 0.0
+    """The correction of the base that held for all groups when this one was measured last."""
+    settled: bool = False
 
-    @classmethod
-    def empty(cls) -> _Fit:
-        precision = torch.tensor([1 / spread**2 for spread in _PRIOR], dtype=torch.float64).diag()
-        return cls(precision, torch.zeros(3, dtype=torch.float64))
+    @property
+    def base(self) -> float:
+        return float(self.mean[0])
 
-    def corrections(self) -> tuple[float, float, float]:
-        if not self.measured:
-            return 0.0, 0.0, 0.0
-        base, padded, each = torch.linalg.solve(self.precision, self.moment).tolist()
+    def corrections(self) -> _Three:
+        base, padded, each = self.mean.tolist()
         return base, padded, each
 
-    def learn(self, features: tuple[float, float, float], target: float, noise: float) -> None:
-        row = torch.tensor(features, dtype=torch.float64) / noise
-        self.precision += torch.outer(row, row)
-        self.moment += row * (target / noise)
+    def learn(self, features: _Three, target: float, noise: float) -> None:
+        row = torch.tensor(features, dtype=torch.float64)
+        self.covariance[0, 0] += _DRIFT**2
+        reach = self.covariance @ row
+        gain = reach / (row @ reach + noise**2)
+        self.mean += gain * (target - row @ self.mean)
+        self.covariance -= torch.outer(gain, reach)
         self.measured += 1
 
 
@@ -55,7 +68,8 @@ class MemoryPredictor:
 
     It starts from the calibration's memory model, which knows batches of the largest samples: a batch with a third of their
     padded bytes is taken for a third as many. What is measured corrects the base, the bytes that go with padding and those that
-    go with the number of samples, for each group by itself. A group that was never measured is predicted as all others are.
+    go with the number of samples, for each group by itself; the base is the process's, and moves for all groups when it moves.
+    A group that was never measured is predicted as all others are.
 
     Args:
         model: of the calibration, for the device and the allocator in force.
@@ -67,9 +81,9 @@ class MemoryPredictor:
             raise ValueError(f"a sample of {sample_bytes} bytes has no size to compare with")
         self._model = model
         self._sample_bytes = sample_bytes
-        self._all = _Fit.empty()
+        self._all = _Fit()
         self._groups: dict[str, _Fit] = {}
-        self._known: dict[str, tuple[float, float, float]] = {}
+        self._known: dict[str, _Three] = {}
         self._latest: tuple[Composition, float] | None = None
         """Batches of one kind follow one another."""
 
@@ -78,8 +92,7 @@ class MemoryPredictor:
         if self._latest is not None and self._latest[0] == batch:
             return self._latest[1]
         if batch.group not in self._known:
-            fit = self._groups.get(batch.group)
-            self._known[batch.group] = (fit or self._all).corrections()
+            self._known[batch.group] = self._corrections(batch.group)
         features, prior = self._features(batch)
         predicted = max(0.0, prior + sum(one * by for one, by in zip(features, self._known[batch.group], strict=True)))
         self._latest = (batch, predicted)
@@ -96,11 +109,15 @@ class MemoryPredictor:
         if at_most and predicted <= peak_bytes:
             return
         features, prior = self._features(batch)
-        group = self._groups.setdefault(batch.group, _Fit.empty())
+        group = self._groups.setdefault(batch.group, _Fit(self._all.mean.clone(), base_of_all=self._all.base))
         if not at_most:
             group.errors.append(predicted / peak_bytes - 1)
+        group.mean[0] += self._all.base - group.base_of_all
         for fit in (self._all, group):
             fit.learn(features, peak_bytes - prior, _NOISE * peak_bytes)
+        group.base_of_all = self._all.base
+        latest = [abs(error) for error in group.errors][-LATEST:]
+        group.settled = group.measured >= STABLE_AFTER and bool(latest) and statistics.median(latest) <= WITHIN
         self._known.clear()
         self._latest = None
 
@@ -108,6 +125,11 @@ class MemoryPredictor:
         """Whether enough batches of the group were measured."""
         fit = self._groups.get(group)
         return fit is not None and fit.measured >= STABLE_AFTER
+
+    def settled(self, group: str = "") -> bool:
+        """Whether they are predicted well, too: nothing is gained by measuring each of the next ones."""
+        fit = self._groups.get(group)
+        return fit is not None and fit.settled
 
     def error(self, group: str = "") -> float | None:
         """Median |predicted / measured - 1| of the group's latest batches, each as predicted before it ran. None: none was."""
@@ -118,7 +140,14 @@ class MemoryPredictor:
         """Those that were measured."""
         return tuple(self._groups)
 
-    def _features(self, batch: Composition) -> tuple[tuple[float, float, float], float]:
+    def _corrections(self, group: str) -> _Three:
+        fit = self._groups.get(group)
+        if fit is None:
+            return self._all.corrections()
+        base, padded, each = fit.corrections()
+        return base + self._all.base - fit.base_of_all, padded, each
+
+    def _features(self, batch: Composition) -> tuple[_Three, float]:
         """What the corrections are multiples of, in bytes, and what is predicted without any."""
         as_many = batch.padded_bytes / self._sample_bytes
         prior = self._model.predict(as_many)

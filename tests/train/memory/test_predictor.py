@@ -84,3 +84,28 @@ def test_without_a_calibration_a_straight_line_through_the_plan_s_peak_does() ->
     predictor = straight_line(100 * MIB, 64, 228 * MIB, 10.0)
     assert predictor.predict(Composition(64, 640)) == pytest.approx(228 * MIB)
     assert predictor.predict(Composition(32, 320)) == pytest.approx(164 * MIB)
+
+
+def test_a_base_that_grows_while_training_is_followed_for_all_groups() -> None:
+    """What a process keeps for every shape of a batch adds up; a group whose turn comes rarely must not be left behind."""
+    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
+    generator = random.Random(5)
+    for _ in range(12):
+        size = generator.randrange(20, 100)
+        predictor.observe(a_batch(size, group="rare"), round((100 + 0.9 * size) * MIB))
+    for number in range(60):
+        size = generator.randrange(20, 100)
+        predictor.observe(a_batch(size, group="often"), round((100 + number / 2 + size) * MIB))
+    assert predictor.predict(a_batch(60, group="often")) / MIB == pytest.approx(100 + 30 + 60, rel=0.02)
+    assert predictor.predict(a_batch(60, group="rare")) / MIB == pytest.approx(100 + 30 + 0.9 * 60, rel=0.04)
+
+
+def test_a_group_is_settled_once_it_is_predicted_well_and_not_for_having_been_measured_often() -> None:
+    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
+    generator = random.Random(6)
+    for _ in range(40):
+        predictor.observe(a_batch(50, group="unsteady"), round(150 * MIB * generator.choice((0.85, 1.15))))
+        predictor.observe(a_batch(50, group="steady"), 150 * MIB)
+    assert predictor.stable("unsteady")
+    assert not predictor.settled("unsteady")
+    assert predictor.settled("steady")
