@@ -1,9 +1,9 @@
 """How well is the memory of a batch known before it runs, once a training has learned from its first ones?
 
-A task is calibrated and trained under an allocator policy, as shipped, for some optimizer steps. Then nothing more is learned,
-and every batch is predicted first and run with all free memory handed back before, so that the peak is its own: that is the truth
-that predictions are held against, for each group of samples by itself. `spread` is how far the truth itself goes, where all
-batches of a group are made of the same: half of the distance between its quartiles.
+A task is calibrated and trained under an allocator policy, as shipped, for some optimizer steps. Then every other step is one
+from which nothing is learned, where every batch is predicted first and run with all free memory handed back before, so that the
+peak is its own: that is the truth that predictions are held against, for each group of samples by itself. `spread` is how far the
+truth itself goes, where all batches of a group are made of the same: half of the distance between its quartiles.
 
     python -m tests.benchmarks.online_prediction --policies tcmalloc,default
 """
@@ -16,8 +16,8 @@ import statistics
 import tempfile
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +29,7 @@ from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
 from batchcal.guard.release import trim
 from batchcal.plan.make import make_plan
-from batchcal.runtime.accumulate import groups
+from batchcal.runtime.accumulate import Group, groups
 from batchcal.runtime.apply import apply, reexec_for
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share, run_group
@@ -74,15 +74,17 @@ class Truth:
         return None
 
 
-def steps(course: Course, count: int, guard: MemoryControl | Truth) -> None:
-    left = count
-    while left:
-        for group in islice(groups(course.loader), left):
-            course.control.begin_group()
-            run_group(course.task, group.micro_batches, device=course.device, scaler=course.scaler, guard=guard)
-            if course.balancer is not None:
-                course.balancer.after_step()
-            left -= 1
+def endless(course: Course) -> Iterator[Group]:
+    while True:
+        yield from groups(course.loader)
+
+
+def step(course: Course, ahead: Iterator[Group], guard: MemoryControl | Truth) -> None:
+    group = next(ahead)
+    course.control.begin_group()
+    run_group(course.task, group.micro_batches, device=course.device, scaler=course.scaler, guard=guard)
+    if course.balancer is not None:
+        course.balancer.after_step()
 
 
 def inside(config: Path, kept: Path, policy: str, learned: int, held_against: int) -> None:
@@ -107,9 +109,13 @@ def inside(config: Path, kept: Path, policy: str, learned: int, held_against: in
     )
     truth = Truth(course.control, PeakMeter(torch.device(plan.device)))
     with course.control.monitor:
-        steps(course, learned, course.control)
+        ahead = endless(course)
+        for _ in range(learned):
+            step(course, ahead, course.control)
         stable = {group for group in course.control.predictor.groups() if course.control.predictor.stable(group)}
-        steps(course, held_against, truth)
+        for _ in range(held_against):
+            step(course, ahead, truth)
+            step(course, ahead, course.control)
     for group, found in sorted(truth.found.items()):
         errors = sorted(abs(predicted / measured - 1) for predicted, measured, _ in found)
         sizes = [padded for _, _, padded in found]

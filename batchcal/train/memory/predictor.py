@@ -17,9 +17,9 @@ STABLE_AFTER: Final = 10
 """Measured batches of a group until its predictions count as its own."""
 REMEMBERED: Final = 50
 """Errors that are remembered for each group."""
-LATEST: Final = 5
+LATEST: Final = 3
 WITHIN: Final = 0.03
-"""Median error of so many latest batches up to which a group is settled."""
+"""Error of each of so many latest batches up to which a group is settled."""
 _NOISE: Final = 0.03
 """Of a measured peak: the run-to-run spread of the steadier allocators is 1-3 %, of glibc 5-8 %."""
 _DRIFT: Final = 0.01
@@ -117,7 +117,7 @@ class MemoryPredictor:
             fit.learn(features, peak_bytes - prior, _NOISE * peak_bytes)
         group.base_of_all = self._all.base
         latest = [abs(error) for error in group.errors][-LATEST:]
-        group.settled = group.measured >= STABLE_AFTER and bool(latest) and statistics.median(latest) <= WITHIN
+        group.settled = group.measured >= STABLE_AFTER and bool(latest) and max(latest) <= WITHIN
         self._known.clear()
         self._latest = None
 

@@ -101,11 +101,10 @@ def test_a_base_that_grows_while_training_is_followed_for_all_groups() -> None:
 
 
 def test_a_group_is_settled_once_it_is_predicted_well_and_not_for_having_been_measured_often() -> None:
-    predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
-    generator = random.Random(6)
-    for _ in range(40):
-        predictor.observe(a_batch(50, group="unsteady"), round(150 * MIB * generator.choice((0.85, 1.15))))
-        predictor.observe(a_batch(50, group="steady"), 150 * MIB)
-    assert predictor.stable("unsteady")
-    assert not predictor.settled("unsteady")
-    assert predictor.settled("steady")
+    unsteady, steady = (MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE) for _ in range(2))
+    for number in range(40):
+        unsteady.observe(a_batch(50), round(150 * MIB * (0.85, 1.15)[number % 2]))
+        steady.observe(a_batch(50), 150 * MIB)
+    assert unsteady.stable()
+    assert not unsteady.settled()
+    assert steady.settled()
