@@ -17,6 +17,8 @@ _FACTORS: Final[dict[str, int]] = {
     "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024**4,
 }  # fmt: skip
 _SIZE: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
+_COUNT: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKmMbBtT]?)\s*$")
+_THOUSANDS: Final[dict[str, int]] = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _DURATION: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?\s*$")
 _SECONDS: Final[dict[str, float]] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -79,6 +81,21 @@ def parse_fraction(text: str, *, name: str) -> float:
     if not 0 <= value < 1:
         raise UsageError(f"{name} {text!r} is not a fraction from 0 to below 1", try_=f"--{name} 15%")
     return value
+
+
+def parse_count(text: str, *, name: str) -> int:
+    """`2M` -> 2,000,000; `20000`, `1.5B`, `3k`.
+
+    Raises:
+        UsageError: it cannot be read, or is no whole number above 0.
+    """
+    match = _COUNT.match(text)
+    count = 0.0 if match is None else float(match.group(1)) * _THOUSANDS[(match.group(2) or "").upper()]
+    if count < 1 or count != int(count):
+        raise UsageError(
+            f"{name} {text!r} is not a count", known="k, M, B and T stand for 10^3, 10^6, 10^9 and 10^12", try_=f"{name} = 2M"
+        )
+    return int(count)
 
 
 def format_bytes(count: float) -> str:

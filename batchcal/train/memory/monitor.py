@@ -14,9 +14,9 @@ from batchcal.train.memory.room import Meter, Room
 INTERVAL_S: Final = 0.05
 """A neighbour that takes 10 MB/s takes half a megabyte in that time."""
 SLOWEST_S: Final = 0.25
-TOUCHED_BYTES_PER_S: Final = 1 << 30
-"""What a neighbour can take at most: a core that does nothing but touch new pages (measured: 0.9-1.2 GB/s). Where more is free
-than it could take until the next reading, that one can wait."""
+TOUCHED_BYTES_PER_S: Final = 2 << 30
+"""What a neighbour takes that does nothing but touch new pages (measured on two cores, without huge pages: 1.4-1.9 GiB/s). Where
+more is free than it could take until the next reading, that one can wait."""
 TREND_READINGS: Final = 100
 RESERVE_SHARE: Final = 0.03
 RESERVE_BYTES: Final = 32 << 20

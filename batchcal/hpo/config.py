@@ -1,0 +1,189 @@
+"""What a study is, as its config says it.
+
+[task]
+spec = "train.py:task"
+[task.args]                 # the same in every trial
+horizon = 24
+[train]                     # as for `batchcal train`; what the space samples takes their place
+epochs = 27
+patience = 10
+[hpo]
+study = "patchtst"
+trials = 60
+metric = "mse"              # of the task's metrics; default: loss
+[hpo.space]
+learning_rate = { kind = "log_uniform", low = 1e-4, high = 1e-2 }
+batch_size = { kind = "categorical", choices = [16, 32, 64, 128] }
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from batchcal.core.errors import UsageError
+from batchcal.core.units import parse_count
+from batchcal.core.values import Frozen
+from batchcal.hpo.space import EPOCHS, Space, read_space
+from batchcal.workload.config import Config
+from batchcal.workload.reference import TaskReference
+
+PATIENCE: Final = 10
+MIN_DELTA: Final = 0.001
+TRIALS: Final = 2_000
+
+
+class PrunerSettings(Frozen):
+    """How trials that will not win are stopped."""
+
+    name: Literal["hyperband", "halving", "median", "none"] = "hyperband"
+    min_resource: int = Field(default=1, ge=1)
+    """Epochs, or folds with `folds`, before which nothing is pruned."""
+    reduction_factor: int = Field(default=3, ge=2)
+    bootstrap_count: int | None = Field(default=None, ge=0)
+    """Trials that a rung sees before it prunes. None: by the number of trials."""
+    patience: int | None = Field(default=2, ge=1)
+    """Reports (epochs, or folds) in a row without a better one."""
+    min_delta: float = Field(default=MIN_DELTA, ge=0)
+
+
+class StudySettings(Frozen):
+    """The [hpo] table."""
+
+    study: str = Field(min_length=1, max_length=200)
+    trials: int = Field(default=TRIALS, ge=1)
+    """That the study has in all, however often it is started."""
+    storage: str | None = None
+    """A file, `sqlite:///file`, `postgresql://...`. None: a journal file in .batchcal, named after the study."""
+    metric: str = "loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    folds: int = Field(default=0, ge=0)
+    """k of a k-fold cross-validation over the task's training data. 0: the task's own evaluation data."""
+    seed: int = Field(default=0, ge=0)
+    budget: int | None = Field(default=None, ge=1)
+    """Parameters that a model may have at most. None: as many as fit."""
+    calibrate_s: float = Field(default=10.0, gt=0)
+    """Seconds for the calibration of a shape of the model."""
+    trial_limit_s: float | None = Field(default=None, gt=0)
+    """Seconds after which a trial is taken to hang."""
+    pruner: PrunerSettings = PrunerSettings()
+
+    @model_validator(mode="after")
+    def _folds(self) -> StudySettings:
+        if self.folds == 1:
+            raise ValueError("folds 1 leaves nothing to train with; 0 is without cross-validation")
+        return self
+
+
+class StudyConfig(Frozen):
+    """A whole study."""
+
+    reference: TaskReference
+    settings: StudySettings
+    space: dict[str, object]
+    """As read; `batchcal.hpo.space.read_space` of it is the space."""
+
+
+_KEYS: Final = tuple(StudySettings.model_fields)
+_NAME: Final = re.compile(r"[A-Za-z0-9._= -]+")
+
+
+def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
+    """The settings and the space of a study.
+
+    Args:
+        place: the config as the user named it, for messages.
+
+    Raises:
+        UsageError: there is no [hpo], a key that there is not, a value that cannot be; all that is wrong with the table, at once.
+    """
+    table = config.tables.get("hpo")
+    if table is None:
+        raise UsageError(
+            f"{place} has no table [hpo]",
+            known="it says what a study searches over",
+            try_='[hpo] study = "name", and below it [hpo.space]',
+        )
+    given = {key: value for key, value in table.items() if key != "space"}
+    for key in given:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(key, (*_KEYS, "space"), n=1)
+            raise UsageError(
+                f"{place}: unknown key {key!r} in [hpo]" + (f" (did you mean {close[0]}?)" if close else ""),
+                known=f"keys there are: {', '.join((*_KEYS, 'space'))}",
+                try_=f"{close[0]} instead of {key}" if close else f"remove {key}",
+            )
+    if isinstance(given.get("budget"), str):
+        given["budget"] = parse_count(str(given["budget"]), name="budget")
+    if isinstance(given.get("pruner"), str):
+        given["pruner"] = {"name": given["pruner"]}
+    try:
+        settings = StudySettings.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(
+            f"{place} [hpo]: " + "; ".join(_told(one["loc"], one["msg"]) for one in error.errors()),
+            try_='study = "patchtst"' if "study" not in given else "a value as the README lists them",
+        ) from None
+    if not _NAME.fullmatch(settings.study):
+        raise UsageError(
+            f"{place} [hpo]: study {settings.study!r} is no name",
+            known="letters, digits, points, dashes, underscores, = and spaces: it names files, too",
+            try_='study = "patchtst-2M-h5"',
+        )
+    return settings, read_space(table.get("space"), f"{place} [hpo.space]")
+
+
+def with_changes(config: Config, changes: Iterable[str]) -> Config:
+    """`config` with `--set NAME=VALUE` for each: a key of [hpo], else an argument of the task.
+
+    Raises:
+        UsageError: a change without a name, or of what is no single value.
+    """
+    hpo = dict(config.tables.get("hpo", {}))
+    reference = config.reference
+    for change in changes:
+        name, equals, text = change.partition("=")
+        name = name.strip()
+        if not equals or not name.replace(".", "_").isidentifier():
+            raise UsageError(f"--set {change!r} is not NAME=VALUE", try_="--set budget=2M --set horizon=5")
+        if name == "space":
+            raise UsageError("--set cannot change the space", known="it is a table", try_="another config")
+        if name in _KEYS:
+            hpo[name] = _value(text)
+        elif reference is not None:
+            reference = reference.model_copy(update={"arguments": {**reference.arguments, name: _value(text)}})
+    return config.model_copy(update={"reference": reference, "tables": {**config.tables, "hpo": hpo}})
+
+
+def most_epochs(space: Space, epochs: int) -> int:
+    """Epochs that a trial trains for at most: of the space, else of [train]."""
+    parameter = space.get(EPOCHS)
+    if parameter is None:
+        return epochs
+    high: object = getattr(parameter, "high", None)
+    choices: object = getattr(parameter, "choices", ())
+    numbers = [one for one in (high, *(choices if isinstance(choices, tuple) else ())) if isinstance(one, int)]
+    return max(numbers, default=epochs)
+
+
+def _value(text: str) -> str | int | float | bool:
+    text = text.strip()
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _told(where: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(str(part) for part in where)
+    text = message.removeprefix("Value error, ")
+    text = {"Extra inputs are not permitted": "is unknown", "Field required": "is missing"}.get(text, text)
+    return f"{name}: {text}" if name else text

@@ -1,0 +1,42 @@
+"""The folds of a cross-validation: which samples are held out in which. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+from batchcal.core.errors import UsageError
+
+
+def deal(samples: int, folds: int, *, seed: int, labels: Sequence[Hashable] | None = None) -> tuple[tuple[int, ...], ...]:
+    """The indices that each fold holds out: every sample once, folds that differ by one sample at most.
+
+    With `labels` each fold has its share of each of them, to within one sample.
+
+    Args:
+        labels: one a sample.
+
+    Raises:
+        UsageError: fewer samples than folds, or than two folds need.
+    """
+    if folds < 2 or samples < folds:
+        raise UsageError(
+            f"{samples} samples do not make {folds} folds", known="each fold holds out one sample at least", try_="folds = 2"
+        )
+    if labels is not None and len(labels) != samples:
+        raise ValueError(f"{len(labels)} labels of {samples} samples")
+    order = random.Random(seed)
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for index in range(samples):
+        alike[None if labels is None else labels[index]].append(index)
+    held_out: list[list[int]] = [[] for _ in range(folds)]
+    turn = 0
+    for label in sorted(alike, key=repr):
+        indices = alike[label]
+        order.shuffle(indices)
+        # Each label goes on where the one before ended: what is left over is spread over all folds.
+        for index in indices:
+            held_out[turn % folds].append(index)
+            turn += 1
+    return tuple(tuple(sorted(indices)) for indices in held_out)

@@ -1,0 +1,176 @@
+"""Inside the child of a trial: trains with what was sampled, and tells how good it has become. Named by the parent, never called
+by it; it sees no study and no storage."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from torch.utils.data import Dataset, Subset
+
+from batchcal.calibration.schema import Calibration
+from batchcal.core.errors import UsageError, UserCodeError
+from batchcal.core.progress import Fields
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.hpo.folds import deal
+from batchcal.hpo.request import Reached, TrialAnswer, TrialRequest
+from batchcal.runtime.apply import apply
+from batchcal.train.loop import train
+from batchcal.train.memory.predictor import MemoryPredictor
+from batchcal.train.options import TrainOptions
+from batchcal.train.result import TrainingResult
+from batchcal.train.seed import seed_everything
+from batchcal.workload.load import load_task
+from batchcal.workload.task import Task
+
+SIGN_OF_LIFE_S: Final = 1.0
+MOST_WARMUP: Final = 0.99
+
+
+def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Trains the task of the request, in every fold."""
+    request = TrialRequest.model_validate(arguments)
+    context.phase("load", limit_s=request.stall_limit_s)
+    apply(request.plan)
+    watcher = _Watcher(request, context)
+    results: list[TrainingResult] = []
+    for fold in range(max(1, request.folds)):
+        seed_everything(request.options.seed)
+        task = load_task(request.reference, device=request.plan.device)
+        if request.folds:
+            task = in_fold(task, request.folds, fold, seed=request.options.seed)
+        if fold == 0:
+            context.arm()
+        watcher.begin(fold)
+        results.append(train(task, request.plan, _options(request, task), predictor=_predictor(request), progress=watcher))
+        watcher.end_fold()
+    context.phase("finish")
+    reasons = [result.stop_reason for result in results if result.stop_reason]
+    answer = TrialAnswer(
+        value=math.fsum(watcher.bests) / len(watcher.bests),
+        fold_values=tuple(watcher.bests) if request.folds else (),
+        epochs=sum(len(result.epochs) for result in results),
+        stop_reason=reasons[0] if reasons else None,
+        peak_bytes=max(result.peak_bytes for result in results),
+        samples_per_s=sum(result.samples_per_s for result in results) / len(results),
+        steps={str(samples): count for samples, count in sorted(watcher.steps.items(), reverse=True)},
+        recoveries=sum(result.recoveries for result in results),
+    )
+    return answer.model_dump(mode="json")
+
+
+def in_fold(task: Task, folds: int, fold: int, *, seed: int) -> Task:
+    """`task` with the samples of one fold held out, and trained with the rest.
+
+    Raises:
+        UsageError: its data is a stream, or too little.
+    """
+    data = task.train_data
+    samples: object = getattr(data, "__len__", lambda: None)()
+    if not isinstance(samples, int):
+        raise UsageError("a stream has no folds", known="cross-validation needs train_data with a length", try_="folds = 0")
+    labels: list[Hashable] | None = None
+    if task.label_of is not None:
+        labels = [_hashable(task.label_of(data[index])) for index in range(samples)]
+    held_out = deal(samples, folds, seed=seed, labels=labels)[fold]
+    kept = sorted(set(range(samples)) - set(held_out))
+    trained: Dataset[object] = Subset(data, kept)
+    size_of = task.size_of
+    if size_of is not None and not callable(size_of):
+        costs = size_of
+        size_of = [float(costs[index]) for index in kept]
+    return replace(task, train_data=trained, eval_data=Subset(data, list(held_out)), size_of=size_of)
+
+
+class _Watcher:
+    """Hears the training: tells each epoch's value, counts samples a step, and says now and then that it is alive."""
+
+    def __init__(self, request: TrialRequest, context: ChildContext) -> None:
+        self._request, self._context = request, context
+        self._sign = -1.0 if request.maximize else 1.0
+        self._fold = 0
+        self._best = math.inf
+        self._told_at = float("-inf")
+        self._told_of = 0
+        self.bests: list[float] = []
+        self.steps: dict[int, int] = {}
+
+    def begin(self, fold: int) -> None:
+        self._fold, self._best = fold, math.inf
+        self._alive()
+
+    def end_fold(self) -> None:
+        """Raises:
+        UserCodeError: no epoch had a value.
+        """
+        if not math.isfinite(self._best):
+            raise UserCodeError(f"no epoch ended with a finite {self._request.metric}")
+        self.bests.append(self._sign * self._best)
+        if self._request.folds:
+            self._tell((self._fold + 1) * self._request.options.epochs)
+
+    def event(self, name: str, fields: Fields) -> None:
+        if name == "step":
+            samples = fields["samples"]
+            if isinstance(samples, int):
+                self.steps[samples] = self.steps.get(samples, 0) + 1
+            if time.monotonic() - self._told_at >= SIGN_OF_LIFE_S:
+                self._alive()
+        elif name == "epoch_ended":
+            value = fields.get(f"eval_{self._request.metric}")
+            if value is None and self._request.metric == "loss":
+                value = fields.get("loss")
+            if not isinstance(value, int | float):
+                names = ", ".join(key.removeprefix("eval_") for key in fields if key.startswith("eval_"))
+                raise UsageError(
+                    f"the task has no metric {self._request.metric!r}",
+                    known=f"it has {names}" if names else "it has none, and no evaluation data",
+                    try_='metric = "loss"',
+                )
+            if math.isfinite(value):
+                self._best = min(self._best, self._sign * value)
+            epoch = fields["epoch"]
+            self._tell(self._fold * self._request.options.epochs + (epoch if isinstance(epoch, int) else 0) + 1)
+
+    def _tell(self, resource: int) -> None:
+        if resource <= self._told_of:  # the last epoch of a fold is its end, too
+            return
+        of_all = [*(self._sign * value for value in self.bests), *([self._best] if len(self.bests) <= self._fold else [])]
+        mean = math.fsum(of_all) / len(of_all)
+        if math.isfinite(mean):
+            self._told_of = resource
+            self._context.tell(Reached(resource=resource, value=self._sign * mean).model_dump(mode="json"))
+
+    def _alive(self) -> None:
+        self._told_at = time.monotonic()
+        self._context.phase("measure", limit_s=self._request.stall_limit_s)
+
+
+def _options(request: TrialRequest, task: Task) -> TrainOptions:
+    """With the warm-up in steps, which only who knows the data can turn into a share of the training."""
+    samples: object = getattr(task.train_data, "__len__", lambda: None)()
+    if request.warmup_steps is None or not isinstance(samples, int):
+        return request.options
+    steps = request.options.epochs * -(-samples // request.plan.effective_batch)
+    return replace(request.options, warmup=min(request.warmup_steps / steps, MOST_WARMUP))
+
+
+def _predictor(request: TrialRequest) -> MemoryPredictor | None:
+    if request.calibration is None:
+        return None
+    calibration = Calibration.model_validate_json(Path(request.calibration).read_text(encoding="utf-8"))
+    finding = calibration.finding(device=request.plan.device, allocator=request.plan.allocator)
+    if finding is None or calibration.facts is None or calibration.facts.batch_bytes_per_sample <= 0:
+        return None
+    return MemoryPredictor(finding.train_memory, calibration.facts.batch_bytes_per_sample)
+
+
+def _hashable(label: object) -> Hashable:
+    item: object = getattr(label, "item", None)  # of a tensor or an array with one value
+    plain: object = item() if callable(item) else label
+    return repr(plain)

@@ -1,0 +1,185 @@
+"""Calibrations by shape of the model: each measured once on a machine, then used by every trial of that shape."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from batchcal.calibration.fingerprint import fingerprint_of
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.schema import Calibration, Options
+from batchcal.calibration.shape import ShapeEstimate
+from batchcal.calibration.store import Loaded, load_fresh
+from batchcal.core.canonical import JSON, dumps
+from batchcal.core.clock import SystemClock
+from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, Partial, UserCodeError
+from batchcal.core.progress import Progress, Silent
+from batchcal.core.units import count_of, format_bytes
+from batchcal.detect.environment import Environment
+from batchcal.guard.allocator import AUTO
+from batchcal.measure.budget import host_budget_of
+from batchcal.measure.calibrate import calibrate
+from batchcal.measure.shapes.shapes import estimate_shapes
+from batchcal.plan.make import make_plan
+from batchcal.plan.plan import Plan
+from batchcal.workload.identity import identify
+from batchcal.workload.reference import Scalar, TaskReference
+
+PROCESS_BYTES: Final = 200 << 20
+"""What a process with torch holds before its model, at least. Measured: 215-250 MB."""
+
+RACE_S: Final = 30.0
+"""For the one calibration that races allocator policies: four zygotes start, each imports torch."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A shape that trains here."""
+
+    plan: Plan
+    calibration: Path
+    parameters: int
+    measured: bool
+    """By this very call; else the calibration was there."""
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """A shape of which not even one sample fits, or that has more parameters than the study allows."""
+
+    excess: float
+    """By which part of what is allowed it is too large; above 0. What a sampler is told, so that it looks elsewhere."""
+    why: str
+    parameters: int | None = None
+
+
+@dataclass
+class ShapeBook:
+    """What is known of the shapes of one study's model, on this machine."""
+
+    reference: TaskReference
+    """Without sampled values."""
+    options: Options
+    """Of each calibration. Its `effective_batch` is the same for all, and so is asked for once."""
+    environment: Environment
+    folder: Path
+    budget_parameters: int | None = None
+    progress: Progress = field(default_factory=Silent)
+    _refused: dict[str, TooLarge] = field(default_factory=dict)
+    _failed: dict[str, BatchcalError] = field(default_factory=dict)
+    _traced: dict[str, ShapeEstimate] = field(default_factory=dict)
+    _allocator: str | None = None
+
+    def plan(self, shape: Mapping[str, Scalar], effective_batch: int) -> Fitting | TooLarge:
+        """How a model of `shape` trains with exactly `effective_batch` samples a step.
+
+        Another process that asks for the same shape at the same time waits for the one that measures.
+
+        Raises:
+            UsageError: the factory takes no such argument.
+            UserCodeError, Partial, GuardError: it could not be calibrated; see `measure.calibrate`.
+        """
+        key = self._key(shape)
+        if key in self._refused:
+            return self._refused[key]
+        if key in self._failed:
+            raise self._failed[key]
+        traced = self._trace(key, shape)
+        refused = self._judged(traced)
+        if refused is None:
+            try:
+                fitting = self._measured(key, shape, effective_batch, traced)
+            except (UserCodeError, Partial) as error:
+                # It would take as long and fail again.
+                self._failed[key] = error
+                raise
+            if isinstance(fitting, Fitting):
+                return fitting
+            refused = fitting
+        self._refused[key] = refused
+        return refused
+
+    def _key(self, shape: Mapping[str, Scalar]) -> str:
+        arguments: dict[str, JSON] = {**self.reference.arguments, **shape}
+        said: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments}
+        return hashlib.sha256(dumps(said)).hexdigest()[:16]
+
+    def _trace(self, key: str, shape: Mapping[str, Scalar]) -> ShapeEstimate:
+        """What its step needs on paper. Known from an earlier run where the file of it is there."""
+        if key not in self._traced:
+            path = self.folder / f"{key}.trace.json"
+            try:
+                self._traced[key] = ShapeEstimate.model_validate_json(path.read_bytes())
+            except (OSError, ValueError):
+                self._traced[key] = estimate_shapes(self._with(shape), (), seed=self.options.seed, progress=self.progress)[0]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(self._traced[key].model_dump_json(), encoding="utf-8")
+        return self._traced[key]
+
+    def _judged(self, traced: ShapeEstimate) -> TooLarge | None:
+        """Refuses what need not be tried."""
+        most = self.budget_parameters
+        if most is not None and traced.parameters > most:
+            return TooLarge(
+                traced.parameters / most - 1, f"{traced.parameters:,} parameters, the study allows {most:,}", traced.parameters
+            )
+        budget = host_budget_of(self.environment, self.options).budget_bytes
+        rest = PROCESS_BYTES + traced.static_bytes
+        if self.options.device == "cpu" and rest > budget:
+            return TooLarge(
+                rest / budget - 1,
+                f"the model alone takes {format_bytes(rest)} with its optimizer, the budget is {format_bytes(budget)}",
+                traced.parameters,
+            )
+        return None
+
+    def _measured(self, key: str, shape: Mapping[str, Scalar], effective_batch: int, traced: ShapeEstimate) -> Fitting | TooLarge:
+        path = self.folder / f"{key}.json"
+        options = self.options.model_copy(update={"allocator": self._policy()})
+        try:
+            calibration, measured = self._calibrated(shape, options, path)
+        except NothingFits as error:
+            return TooLarge(1.0, error.what, traced.parameters)
+        if measured:
+            self.progress.event("shape_calibrated", {"shape": _told(shape), "parameters": traced.parameters})
+        return Fitting(make_plan(calibration, effective_batch=effective_batch), path, traced.parameters, measured)
+
+    def _policy(self) -> str:
+        """The allocator policy of all shapes: which is fastest is a matter of the machine, and is raced once, with the task as it
+        is configured."""
+        if self._allocator is None and self.options.allocator != AUTO:
+            self._allocator = self.options.allocator
+        if self._allocator is None:
+            options = self.options.model_copy(update={"time_limit_s": max(self.options.time_limit_s, RACE_S)})
+            try:
+                calibration, _ = self._calibrated({}, options, self.folder / "machine.json")
+                self._allocator = make_plan(calibration).allocator
+            except (NothingFits, Partial, NoCalibration):
+                self._allocator = "default"
+        return self._allocator
+
+    def _calibrated(self, shape: Mapping[str, Scalar], options: Options, path: Path) -> tuple[Calibration, bool]:
+        """The calibration that is there, or one that is made now. Whether its plan was run whole does not matter here."""
+        reference = self._with(shape)
+        here = fingerprint_of(self.environment, identify(reference), options, environ=os.environ)
+        found = load_fresh(path, here, at=SystemClock().now(), trust=find_trust(os.environ))
+        if isinstance(found, Loaded) and found.calibration.status != "partial" and found.calibration.finding() is not None:
+            return found.calibration, False
+        result = calibrate(
+            reference, options, environment=self.environment, output=path, progress=self.progress, environ=os.environ
+        )
+        for problem in (result.stopped, result.not_saved):
+            if problem is not None:
+                raise problem
+        return result.calibration, not result.fresh
+
+    def _with(self, shape: Mapping[str, Scalar]) -> TaskReference:
+        return self.reference.model_copy(update={"arguments": {**self.reference.arguments, **shape}})
+
+
+def _told(shape: Mapping[str, Scalar]) -> str:
+    return " ".join(f"{name}={value}" for name, value in shape.items()) or count_of(0, "argument")

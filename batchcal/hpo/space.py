@@ -1,0 +1,182 @@
+"""The search space of a study: which values each parameter may take. Optuna is asked for none of it before a study runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from batchcal.core.errors import UsageError
+from batchcal.core.values import Frozen
+from batchcal.workload.reference import Scalar
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+BATCH_SIZE: Final = "batch_size"
+EPOCHS: Final = "epochs"
+WARMUP_STEPS: Final = "warmup_steps"
+OURS: Final = (BATCH_SIZE, EPOCHS, WARMUP_STEPS)
+"""Parameters that say how a trial trains: the effective batch, its epochs, optimizer steps of warm-up. All others go to the
+factory, as arguments by name."""
+_EXAMPLE: Final = 'learning_rate = { kind = "log_uniform", low = 1e-4, high = 1e-2 }'
+
+
+class Uniform(Frozen):
+    """A number from `low` to `high`, each as likely; with `step`, only low + k x step."""
+
+    kind: Literal["uniform"]
+    low: float
+    high: float
+    step: float | None = Field(default=None, gt=0)
+    shape: bool = False
+    """Whether the value decides how much memory the model takes."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        _check_order(self.low, self.high)
+        return self
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        return trial.suggest_float(name, self.low, self.high, step=self.step)
+
+
+class LogUniform(Frozen):
+    """A number from `low` to `high`, each order of magnitude as likely."""
+
+    kind: Literal["log_uniform"]
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    shape: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogUniform:
+        _check_order(self.low, self.high)
+        return self
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        return trial.suggest_float(name, self.low, self.high, log=True)
+
+
+class Integer(Frozen):
+    """A whole number from `low` to `high`, both included."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+    step: int = Field(default=1, ge=1)
+    log: bool = False
+    shape: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Integer:
+        _check_order(self.low, self.high)
+        if self.log and (self.low < 1 or self.step != 1):
+            raise ValueError("log = true needs low >= 1 and no step")
+        return self
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+
+
+class Categorical(Frozen):
+    """One of `choices`."""
+
+    kind: Literal["categorical"]
+    choices: tuple[Scalar, ...] = Field(min_length=1)
+    shape: bool = True
+
+    @model_validator(mode="after")
+    def _different(self) -> Categorical:
+        # True == 1 in Python; as arguments they are two.
+        if len({(type(one), one) for one in self.choices}) < len(self.choices):
+            raise ValueError("a choice is there twice")
+        return self
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        return trial.suggest_categorical(name, self.choices)
+
+
+Parameter = Annotated[Uniform | LogUniform | Integer | Categorical, Field(discriminator="kind")]
+Space = Mapping[str, Uniform | LogUniform | Integer | Categorical]
+Values = Mapping[str, Scalar]
+"""A value for each parameter of a space."""
+_SPACE: Final[TypeAdapter[dict[str, Parameter]]] = TypeAdapter(dict[str, Parameter])
+KINDS: Final = ("uniform", "log_uniform", "int", "categorical")
+
+
+def read_space(table: object, place: str) -> Space:
+    """The space as a config has it.
+
+    Args:
+        place: `configs/x.toml [hpo.space]`, for messages.
+
+    Raises:
+        UsageError: an unknown kind or key, bounds that contradict each other, a batch size below 1; all that is wrong, at once.
+    """
+    if not isinstance(table, Mapping) or not table:
+        raise UsageError(
+            f"{place}: there is nothing to search over", known="a study samples at least one parameter", try_=_EXAMPLE
+        )
+    try:
+        space = _SPACE.validate_python(dict(table))
+    except ValidationError as error:
+        raise UsageError(
+            f"{place}: " + "; ".join(_told(one["loc"], one["msg"], table) for one in error.errors()),
+            known=f"kinds there are: {', '.join(KINDS)}",
+            try_=_EXAMPLE,
+        ) from None
+    for name in OURS:
+        if name in space and not _counts(space[name], least=0 if name == WARMUP_STEPS else 1):
+            raise UsageError(
+                f"{place}: {name} takes values that are no counts",
+                known="it says how a trial trains, and is a whole number of samples, epochs or steps",
+                try_=f'{name} = {{ kind = "categorical", choices = [16, 32, 64, 128] }}',
+            )
+    return space
+
+
+def sample(space: Space, trial: Trial) -> Values:
+    """A value for each parameter, as the study's sampler chooses them."""
+    return {name: parameter.suggest(trial, name) for name, parameter in space.items()}
+
+
+def shape_of(space: Space, values: Values) -> dict[str, Scalar]:
+    """The values that decide how much memory a trial takes, but for its batch size: whole numbers and choices that go to the
+    factory, unless a parameter says otherwise (`shape = true`, `shape = false`)."""
+    return {name: values[name] for name, parameter in sorted(space.items()) if parameter.shape and name not in OURS}
+
+
+def arguments_of(values: Values) -> dict[str, Scalar]:
+    """What goes to the factory."""
+    return {name: value for name, value in values.items() if name not in OURS}
+
+
+def _check_order(low: float, high: float) -> None:
+    if low > high:
+        raise ValueError(f"low {low:g} is above high {high:g}")
+
+
+def _counts(parameter: Uniform | LogUniform | Integer | Categorical, *, least: int) -> bool:
+    if isinstance(parameter, Integer):
+        return parameter.low >= least
+    if isinstance(parameter, Categorical):
+        return all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in parameter.choices)
+    return False
+
+
+def _told(where: tuple[int | str, ...], message: str, table: Mapping[object, object]) -> str:
+    """`dropout: low 0.3 is above high 0.1`."""
+    name = str(where[0]) if where else "the space"
+    given = table.get(name)
+    if not isinstance(given, Mapping):
+        return f"{name} is {given!r}, not a table with a kind"
+    if "kind" not in given:
+        return f"{name} has no kind"
+    if given["kind"] not in KINDS:
+        return f"{name} is of an unknown kind {given['kind']!r}"
+    key = ".".join(str(part) for part in where[2:3])
+    text = message.removeprefix("Value error, ")
+    text = {"Extra inputs are not permitted": "is unknown", "Field required": "is missing"}.get(text, text)
+    return f"{name}: {key} {text}" if key else f"{name}: {text}"

@@ -1,0 +1,102 @@
+"""What a config says of a study, what the command line changes in it, and the family of studies that it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchcal.core.errors import UsageError
+from batchcal.hpo.config import most_epochs, study_of, with_changes
+from batchcal.hpo.matrix import members
+from batchcal.workload.config import Config, read_config
+
+TEXT = """
+[task]
+spec = "train.py:task"
+[task.args]
+horizon = 24
+[hpo]
+study = "patchtst"
+trials = 60
+budget = "2M"
+pruner = "median"
+[hpo.space]
+n_layers = { kind = "int", low = 1, high = 8 }
+epochs = { kind = "categorical", choices = [9, 27] }
+"""
+
+
+def a_config(tmp_path: Path, text: str = TEXT) -> Config:
+    path = tmp_path / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_config(path, directory=tmp_path)
+
+
+def test_a_study_is_read_with_its_defaults(tmp_path: Path) -> None:
+    settings, space = study_of(a_config(tmp_path), "study.toml")
+    assert (settings.study, settings.trials, settings.budget, settings.pruner.name) == ("patchtst", 60, 2_000_000, "median")
+    assert (settings.metric, settings.direction, settings.folds, settings.storage) == ("loss", "minimize", 0, None)
+    assert sorted(space) == ["epochs", "n_layers"]
+    assert most_epochs(space, 3) == 27
+
+
+def test_the_command_line_changes_keys_of_the_study_and_arguments_of_the_task(tmp_path: Path) -> None:
+    changed = with_changes(a_config(tmp_path), ["budget=2B", "horizon=5", "data=ETTh1.csv", "trials=3"])
+    settings, _ = study_of(changed, "study.toml")
+    assert (settings.budget, settings.trials) == (2_000_000_000, 3)
+    assert changed.reference is not None
+    assert changed.reference.arguments == {"horizon": 5, "data": "ETTh1.csv"}
+
+
+def test_four_budgets_and_three_horizons_are_twelve_studies_with_names_of_their_own(tmp_path: Path) -> None:
+    family = members(a_config(tmp_path), ["budget=2M,20M,200M,2B", "horizon=5,10,20"])
+    read = [study_of(member, "study.toml")[0] for member in family]
+    assert len({settings.study for settings in read}) == 12
+    assert read[0].study == "patchtst-budget=2M-horizon=5"
+    assert [settings.budget for settings in read[::3]] == [2 * 10**6, 2 * 10**7, 2 * 10**8, 2 * 10**9]
+    assert [member.reference.arguments["horizon"] for member in family[:3] if member.reference] == [5, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("trial = 3", "unknown key 'trial' in [hpo] (did you mean trials?)"),
+        ("folds = 1", "folds 1 leaves nothing to train with"),
+        ("trials = 0", "trials"),
+        ('direction = "up"', "direction"),
+        ('pruner = "best"', "pruner.name"),
+        ('budget = "many"', "budget 'many' is not a count"),
+        ('study = "a/b"', "study 'a/b' is no name"),
+    ],
+)
+def test_what_cannot_be_is_told(tmp_path: Path, line: str, said: str) -> None:
+    key = line.partition(" ")[0]
+    kept = "\n".join(row for row in TEXT.splitlines() if not row.startswith(f"{key} ="))
+    with pytest.raises(UsageError) as raised:
+        study_of(a_config(tmp_path, kept.replace("[hpo]", f"[hpo]\n{line}")), "study.toml")
+    assert said in raised.value.what
+
+
+def test_a_config_without_a_study_and_one_without_a_name_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"study.toml has no table \[hpo\]"):
+        study_of(a_config(tmp_path, TEXT.partition("[hpo]")[0]), "study.toml")
+    with pytest.raises(UsageError, match="study: is missing"):
+        study_of(a_config(tmp_path, TEXT.replace('study = "patchtst"\n', "")), "study.toml")
+
+
+@pytest.mark.parametrize("change", ["budget", "=3", "space=3", "a b=3"])
+def test_a_change_that_cannot_be_is_told(tmp_path: Path, change: str) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        with_changes(a_config(tmp_path), [change])
+
+
+@pytest.mark.parametrize("axes", [["budget="], ["budget"], ["horizon=1,,2"], ["horizon=1", "horizon=2"]])
+def test_an_axis_that_cannot_be_is_told(tmp_path: Path, axes: list[str]) -> None:
+    with pytest.raises(UsageError, match="--matrix"):
+        members(a_config(tmp_path), axes)
+
+
+def test_a_family_that_nobody_wants_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1100 studies"):
+        members(a_config(tmp_path), [f"a={','.join(map(str, range(100)))}", f"b={','.join(map(str, range(11)))}"])

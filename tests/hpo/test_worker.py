@@ -1,0 +1,195 @@
+"""Studies that run: real calibrations, real children, a journal on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from batchcal.core.progress import Fields, Recorded
+from batchcal.detect.detect import detect
+from batchcal.hpo.config import StudySettings
+from batchcal.hpo.pruner import make_pruner
+from batchcal.hpo.shapes import ShapeBook
+from batchcal.hpo.space import read_space
+from batchcal.hpo.storage import open_storage
+from batchcal.hpo.trial import TrialRunner
+from batchcal.hpo.worker import Worker, identity, retry_lost
+from batchcal.measure.options import options
+from batchcal.train.options import TrainOptions
+from batchcal.workload.reference import TaskReference
+from tests.support.children import REPOSITORY
+
+pytestmark = pytest.mark.child
+
+EPOCHS = 9
+RATE = {"kind": "log_uniform", "low": 0.01, "high": 0.3}
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibrations that the studies of this file share, as studies of one task do."""
+    return tmp_path_factory.mktemp("shapes")
+
+
+def a_worker(folder: Path, shapes: Path, space: Mapping[str, object], **settings: object) -> Worker:
+    environment = detect()
+    study_settings = StudySettings.model_validate({"study": "small", "trials": 6, "metric": "mse", **settings})
+    pruner, _ = make_pruner(study_settings.pruner, resource=EPOCHS, trials=study_settings.trials)
+    study = optuna.create_study(
+        study_name=study_settings.study,
+        storage=open_storage(folder / "study.journal"),
+        sampler=optuna.samplers.TPESampler(seed=1),
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    wish = options(
+        environment.memory.limit.value, time_limit_s=8, effective_batch=100, workers=0, max_batch=100, allocator="default"
+    )
+    return Worker(
+        study=study,
+        settings=study_settings,
+        space=read_space(space, "test"),
+        book=ShapeBook(TaskReference(spec="tests.hpo.tasks:task", directory=str(REPOSITORY)), wish, environment, shapes),
+        runner=TrialRunner(),
+        options=TrainOptions(epochs=EPOCHS, patience=4, min_delta=0.001),
+        effective_batch=50,
+        progress=Recorded(),
+    )
+
+
+def run(worker: Worker) -> list[optuna.trial.FrozenTrial]:
+    try:
+        worker.work()
+    finally:
+        worker.runner.close()
+    return worker.study.get_trials()
+
+
+def known(trial: optuna.trial.FrozenTrial) -> dict[str, object]:
+    facts: dict[str, object] = trial.user_attrs["batchcal"]
+    return facts
+
+
+def test_every_trial_trains_with_the_very_effective_batch_that_was_sampled(tmp_path: Path, shapes: Path) -> None:
+    space = {"learning_rate": RATE, "batch_size": {"kind": "categorical", "choices": [16, 60, 100]}}
+    trials = run(a_worker(tmp_path, shapes, space))
+    assert len(trials) == 6
+    done = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    assert done
+    for trial in done:
+        batch, facts = trial.params["batch_size"], known(trial)
+        steps = facts["steps"]
+        assert isinstance(steps, dict)
+        rest = 160 % batch
+        assert set(steps) == {str(batch), *([str(rest)] if rest else [])}, "160 samples an epoch, nothing dropped"
+        assert trial.value is not None
+        assert trial.value < 5.0
+        predicted, peak = facts["predicted_peak_bytes"], facts["peak_bytes"]
+        assert isinstance(predicted, int)
+        assert isinstance(peak, int)
+        assert 0.9 < peak / predicted < 1.1
+    measured = [trial for trial in trials if trial.user_attrs["batchcal"].get("shape_measured")]
+    assert len(measured) <= 1, "one shape, one calibration"
+
+
+def test_what_cannot_fit_is_a_constraint_and_no_crash(tmp_path: Path, shapes: Path) -> None:
+    space = {"width": {"kind": "categorical", "choices": [8, 30_000_000_000]}, "learning_rate": RATE}
+    trials = run(a_worker(tmp_path, shapes, space))
+    large = [trial for trial in trials if trial.params["width"] > 8]
+    small = [trial for trial in trials if trial.params["width"] == 8]
+    assert large
+    assert small
+    for trial in large:
+        assert trial.state is TrialState.PRUNED
+        assert trial.constraints["memory"] > 0
+        assert known(trial)["kind"] == "too-large"
+    assert all(trial.constraints["memory"] <= 0 for trial in small)
+    assert any(trial.state is TrialState.COMPLETE for trial in small)
+
+
+def test_more_parameters_than_the_study_allows_are_refused_before_anything_is_measured(tmp_path: Path, shapes: Path) -> None:
+    worker = a_worker(tmp_path, shapes, {"width": {"kind": "int", "low": 1000, "high": 1001}}, trials=2, budget=100)
+    worker.book.budget_parameters = 100
+    trials = run(worker)
+    assert {trial.state for trial in trials} == {TrialState.PRUNED}
+    assert "the study allows 100" in str(known(trials[0])["why"])
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("kill", "killed-from-outside"), ("hang", "timed-out"), ("raise", "UserCodeError")])
+def test_a_trial_that_dies_hangs_or_raises_is_told_by_its_class_and_the_study_goes_on(
+    tmp_path: Path, shapes: Path, fault: str, kind: str
+) -> None:
+    space = {"fault": {"kind": "categorical", "choices": ["none", fault], "shape": fault == "raise"}, "learning_rate": RATE}
+    worker = a_worker(tmp_path, shapes, space, trial_limit_s=4.0, trials=5)
+    trials = run(worker)
+    broken = [trial for trial in trials if trial.params["fault"] == fault]
+    whole = [trial for trial in trials if trial.params["fault"] == "none"]
+    assert broken
+    assert whole
+    assert {trial.state for trial in broken} == {TrialState.FAIL}
+    assert {known(trial)["kind"] for trial in broken} == {kind}
+    assert TrialState.FAIL not in {trial.state for trial in whole}
+
+
+def test_folds_are_reported_one_by_one_and_their_mean_is_the_value(tmp_path: Path, shapes: Path) -> None:
+    space = {"learning_rate": RATE}
+    trials = run(a_worker(tmp_path, shapes, space, folds=4, trials=2, pruner={"name": "none"}))
+    for trial in trials:
+        values = known(trial)["fold_values"]
+        assert isinstance(values, list)
+        assert len(values) == 4
+        assert trial.value == pytest.approx(sum(values) / 4)
+        assert [trial.intermediate_values[EPOCHS * fold] for fold in (1, 2, 3, 4)][-1] == pytest.approx(trial.value)
+
+
+def test_a_trial_that_is_stopped_is_run_again_when_the_study_goes_on(tmp_path: Path, shapes: Path) -> None:
+    class StopAt(Recorded):
+        stopped = False
+
+        def event(self, name: str, fields: Fields) -> None:
+            super().event(name, fields)
+            self.stopped = self.stopped or (name == "trial_reached" and fields["epochs"] == 2)
+
+    space = {"learning_rate": RATE}
+    worker, heard = a_worker(tmp_path, shapes, space, trials=2), StopAt()
+    worker.progress, worker.stop_now = heard, lambda: heard.stopped
+    first = run(worker)
+    assert [trial.state for trial in first] == [TrialState.FAIL, TrialState.WAITING]
+    trials = run(a_worker(tmp_path, shapes, space, trials=2))
+    assert trials[0].state is TrialState.FAIL
+    assert trials[1].params == trials[0].params
+    assert len([trial for trial in trials if trial.state.is_finished()]) == 3, "two trials, one of them twice"
+
+
+DIES = """
+import os, optuna, sys
+from batchcal.hpo.storage import open_storage
+from batchcal.hpo.worker import WORKER, identity
+study = optuna.load_study(study_name="lost", storage=open_storage(sys.argv[1]))
+trial = study.ask()
+trial.suggest_float("x", 0, 1)
+trial.set_user_attr(WORKER, identity())
+os._exit(9)
+"""
+
+
+def test_a_trial_whose_worker_died_is_failed_and_queued_again_and_one_that_runs_is_let_be(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    study = optuna.create_study(study_name="lost", storage=open_storage(path))
+    subprocess.run([sys.executable, "-c", DIES, str(path)], check=False, cwd=REPOSITORY, env={**os.environ})
+    mine = study.ask()
+    mine.suggest_float("x", 0, 1)
+    mine.set_user_attr("batchcal_worker", identity())
+    assert retry_lost(study) == (0,)
+    assert retry_lost(study) == ()
+    lost, running, again = study.get_trials()
+    assert (lost.state, running.state, again.state) == (TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING)
+    assert study.ask().suggest_float("x", 0, 1) == lost.params["x"]
