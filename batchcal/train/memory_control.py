@@ -32,14 +32,13 @@ from batchcal.workload.task import Task
 
 MEASURED_EVERY_S: Final = 1.0
 """To measure a batch and to learn from it takes 1.3 ms after a pass, whose data fills the caches."""
-LEARNT_EVERY_S: Final = 0.25
-"""While sizes may still grow, or where a group is not known yet."""
 CLOSELY: Final = 50
-"""That many such batches are measured one after another, at the beginning and after each change of the size."""
+"""That many batches are measured one after another, at the beginning and after each change of the size: while sizes may still grow,
+or where a group is not known yet."""
 GREW_BYTES: Final = 1 << 20
 """A peak that much above what was held before the batch is the batch's own."""
 RELEASES_S: Final = 0.5
-RELEASES_SHARE: Final = 0.003
+RELEASES_SHARE: Final = 0.0015
 """Time that may be spent on giving free memory back, so that the next peak tells what its batch needs: at once, and of all."""
 RELEASED_EVERY_S: Final = 10.0
 """Where the group is settled, to see whether it still is what it was."""
@@ -227,8 +226,8 @@ class MemoryControl:
 
     def _due(self, batch: Composition) -> bool:
         learning = self.scheduler.share < 1 or not self.predictor.settled(batch.group)
-        every_s = MEASURED_EVERY_S if not learning else LEARNT_EVERY_S if self._closely <= 0 else 0.0
-        return self._controller.in_doubt or self._clock.monotonic() - self._measured_at >= every_s
+        closely = self._controller.in_doubt or (learning and self._closely > 0)
+        return closely or self._clock.monotonic() - self._measured_at >= MEASURED_EVERY_S
 
     def _before(self, batch: Composition) -> tuple[Room, bool]:
         """What is held before the batch, and whether that is without the allocator's free blocks, in which a batch may hide."""
