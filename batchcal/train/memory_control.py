@@ -33,8 +33,8 @@ from batchcal.workload.task import Task
 MEASURED_EVERY_S: Final = 1.0
 """To measure a batch and to learn from it takes 1.3 ms after a pass, whose data fills the caches."""
 CLOSELY: Final = 50
-"""That many batches are measured one after another, at the beginning and after each change of the size: while sizes may still grow,
-or where a group is not known yet."""
+"""That many batches are measured one after another, at the beginning and after each change of the size, while sizes may still
+grow or a group is not known yet."""
 GREW_BYTES: Final = 1 << 20
 """A peak that much above what was held before the batch is the batch's own."""
 RELEASES_S: Final = 0.5
