@@ -35,6 +35,8 @@ STEPS: Final = 800
 EPOCHS: Final = 6
 WRITES_EVERY_S: Final = 0.4
 TIMEOUT_S: Final = 300.0
+RECOVERED: Final[Counter[str]] = Counter()
+"""Recoveries and changes of size, by name: a batch that was cut has the same gradients but for rounding."""
 
 
 class Told:
@@ -68,9 +70,14 @@ def whole(checkpoint: Path, keep: Path) -> float:
     """Seconds that an undisturbed training takes; `keep` has its parameters."""
     began = time.monotonic()
     process = started(checkpoint, keep)
-    process.communicate(timeout=TIMEOUT_S)
+    out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
+    RECOVERED.update(name for name in _events(out) if name in ("recovered", "resized"))
     return time.monotonic() - began
+
+
+def _events(out: str) -> list[str]:
+    return [json.loads(line)["event"] for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def killed(checkpoint: Path, keep: Path, after_s: float) -> tuple[str, bool]:
@@ -81,7 +88,8 @@ def killed(checkpoint: Path, keep: Path, after_s: float) -> tuple[str, bool]:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
     out, _ = process.communicate()
-    told = [json.loads(line)["event"] for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
+    told = _events(out)
+    RECOVERED.update(name for name in told if name in ("recovered", "resized"))
     return told[-1] if told else "starting", process.returncode == 0
 
 
@@ -119,11 +127,18 @@ def main() -> None:
                 whole(checkpoint, keep)
             found = torch.load(keep)
             same = all(torch.equal(found[name], expected[name]) for name in expected)
+            apart = max(float((found[name] - expected[name]).abs().max()) for name in expected)
             equal += same
             left = [path.name for path in Path(folder).glob(f".run-{trainings}*")]
-            rows.append({"training": trainings, "kills": kills, "equal": same, "left_behind": ",".join(left) or None})
+            rows.append(
+                {"training": trainings, "kills": kills, "equal": same, "apart": f"{apart:.1e}", "left": ",".join(left) or None}
+            )
             say(str(rows[-1]))
-    finish("kill_resume", rows, {"kills": done, "equal": f"{equal} of {trainings}", "after": dict(moments)})
+    finish(
+        "kill_resume",
+        rows,
+        {"kills": done, "equal": f"{equal} of {trainings}", "after": dict(moments), "beside": dict(RECOVERED)},
+    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class Pairs(Dataset[Pair]):
     def __init__(self, samples: int, *, vocabulary: int, median_length: int, longest: int, seed: int) -> None:
         self._seed, self._vocabulary = seed, vocabulary
         generator = torch.Generator().manual_seed(seed)
-        lengths = median_length * torch.exp(0.6 * torch.randn(samples, 2, generator=generator))
+        # In double precision: a last bit, in which torch.exp differs from process to process, must not decide a length.
+        lengths = median_length * torch.exp(0.6 * torch.randn(samples, 2, generator=generator).double())
         self._lengths = lengths.round().clamp(_SHORTEST, longest).to(torch.int16)
 
     @property
