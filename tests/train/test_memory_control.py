@@ -243,6 +243,29 @@ def test_far_from_its_limit_the_monitor_reads_rarely_and_a_lower_limit_is_read_a
         assert monitor.trend().readings >= before + 20
 
 
+def test_nobody_asks_the_meter_for_its_limit_while_it_opens_its_files_anew() -> None:
+    class Opening(Told):
+        opening = False
+        asked_meanwhile = 0
+
+        def read(self) -> Room:
+            self.opening = True
+            time.sleep(0.001)
+            self.opening = False
+            return super().read()
+
+        def limit_bytes(self) -> int:
+            self.asked_meanwhile += self.opening
+            return super().limit_bytes()
+
+    meter = Opening(limit=GIB, used=GIB)
+    with MemoryMonitor(meter, SystemClock(), interval_s=0.001) as monitor:
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
+            monitor.room()
+    assert meter.asked_meanwhile == 0
+
+
 def test_a_monitor_that_does_not_run_reads_anew_each_time() -> None:
     meter = Told()
     monitor = MemoryMonitor(meter, SystemClock())

@@ -73,14 +73,18 @@ class MemoryMonitor:
 
         What this process holds may be other than then: see `own_bytes`.
         """
-        latest = self._room
-        if latest is None or not self._thread.is_alive() or self._meter.limit_bytes() != latest.limit_bytes:
-            return self.look()
-        return latest
+        latest = self._latest_room() if self._thread.is_alive() else None
+        return self.look() if latest is None else latest
 
     def own_bytes(self) -> int:
         """What this process holds now."""
         return self._meter.own_bytes()
+
+    def _latest_room(self) -> Room | None:
+        """What was read last. None: nothing was, or the limit has changed since."""
+        with self._lock:  # a reading may open the meter's files anew
+            latest = self._room
+            return latest if latest is not None and self._meter.limit_bytes() == latest.limit_bytes else None
 
     def look(self) -> Room:
         """One reading now; the fence follows it."""
@@ -112,7 +116,7 @@ class MemoryMonitor:
             try:
                 now = self._clock.monotonic()
                 # A limit that is lowered is seen at once: the reading of it alone costs next to nothing.
-                if now < due and self._room is not None and self._meter.limit_bytes() == self._room.limit_bytes:
+                if now < due and self._latest_room() is not None:
                     continue
                 room = self.look()
             except OSError:  # the group is gone: nothing is left to be read
