@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from batchcal.cli.desk import Desk
     from batchcal.core.progress import Progress
     from batchcal.core.settings import Settings
-    from batchcal.plan.plan import Plan
-    from batchcal.train.memory.predictor import MemoryPredictor
     from batchcal.train.options import TrainOptions
     from batchcal.train.report.monitor import TrainingMonitor
 
@@ -58,16 +56,6 @@ def options_of(settings: Settings, calibration: Calibration) -> TrainOptions:
         on_oom=settings.value(knobs.ON_OOM),
         fence=settings.value(knobs.FENCE),
     )
-
-
-def predictor_of(calibration: Calibration, plan: Plan) -> MemoryPredictor | None:
-    """What was measured of the plan's device and allocator. None: the calibration does not say how large a sample is."""
-    from batchcal.train.memory.predictor import MemoryPredictor
-
-    finding = calibration.finding(device=plan.device, allocator=plan.allocator)
-    if finding is None or calibration.facts is None or calibration.facts.batch_bytes_per_sample <= 0:
-        return None
-    return MemoryPredictor(finding.train_memory, calibration.facts.batch_bytes_per_sample)
 
 
 @contextlib.contextmanager

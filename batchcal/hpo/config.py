@@ -30,7 +30,6 @@ from batchcal.core.units import parse_count
 from batchcal.core.values import Frozen
 from batchcal.hpo.space import EPOCHS, Space, read_space
 from batchcal.workload.config import Config
-from batchcal.workload.reference import TaskReference
 
 PATIENCE: Final = 10
 MIN_DELTA: Final = 0.001
@@ -77,15 +76,6 @@ class StudySettings(Frozen):
         if self.folds == 1:
             raise ValueError("folds 1 leaves nothing to train with; 0 is without cross-validation")
         return self
-
-
-class StudyConfig(Frozen):
-    """A whole study."""
-
-    reference: TaskReference
-    settings: StudySettings
-    space: dict[str, object]
-    """As read; `batchcal.hpo.space.read_space` of it is the space."""
 
 
 _KEYS: Final = tuple(StudySettings.model_fields)

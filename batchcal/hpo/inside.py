@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from batchcal.calibration.schema import Calibration
 from batchcal.core.errors import UsageError, UserCodeError
@@ -21,7 +21,7 @@ from batchcal.hpo.folds import deal
 from batchcal.hpo.request import Reached, TrialAnswer, TrialRequest
 from batchcal.runtime.apply import apply
 from batchcal.train.loop import train
-from batchcal.train.memory.predictor import MemoryPredictor
+from batchcal.train.memory.predictor import predictor_of
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
 from batchcal.train.seed import seed_everything
@@ -37,17 +37,23 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     request = TrialRequest.model_validate(arguments)
     context.phase("load", limit_s=request.stall_limit_s)
     apply(request.plan)
+    predictor = None
+    if request.calibration is not None:
+        text = Path(request.calibration).read_text(encoding="utf-8")
+        predictor = predictor_of(Calibration.model_validate_json(text), request.plan)
     watcher = _Watcher(request, context)
+    held_out: tuple[tuple[int, ...], ...] = ()
     results: list[TrainingResult] = []
     for fold in range(max(1, request.folds)):
         seed_everything(request.options.seed)
         task = load_task(request.reference, device=request.plan.device)
         if request.folds:
-            task = in_fold(task, request.folds, fold, seed=request.options.seed)
+            held_out = held_out or folds_of(task, request.folds, seed=request.options.seed)
+            task = in_fold(task, held_out, fold)
         if fold == 0:
             context.arm()
         watcher.begin(fold)
-        results.append(train(task, request.plan, _options(request, task), predictor=_predictor(request), progress=watcher))
+        results.append(train(task, request.plan, _options(request, task), predictor=predictor, progress=watcher))
         watcher.end_fold()
     context.phase("finish")
     reasons = [result.stop_reason for result in results if result.stop_reason]
@@ -64,8 +70,8 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     return answer.model_dump(mode="json")
 
 
-def in_fold(task: Task, folds: int, fold: int, *, seed: int) -> Task:
-    """`task` with the samples of one fold held out, and trained with the rest.
+def folds_of(task: Task, folds: int, *, seed: int) -> tuple[tuple[int, ...], ...]:
+    """What each fold holds out; stratified where the task has labels, for which every sample is loaded once.
 
     Raises:
         UsageError: its data is a stream, or too little.
@@ -74,17 +80,19 @@ def in_fold(task: Task, folds: int, fold: int, *, seed: int) -> Task:
     samples: object = getattr(data, "__len__", lambda: None)()
     if not isinstance(samples, int):
         raise UsageError("a stream has no folds", known="cross-validation needs train_data with a length", try_="folds = 0")
-    labels: list[Hashable] | None = None
-    if task.label_of is not None:
-        labels = [_hashable(task.label_of(data[index])) for index in range(samples)]
-    held_out = deal(samples, folds, seed=seed, labels=labels)[fold]
-    kept = sorted(set(range(samples)) - set(held_out))
-    trained: Dataset[object] = Subset(data, kept)
-    size_of = task.size_of
+    label_of = task.label_of
+    labels = None if label_of is None else [_text(label_of(data[index])) for index in range(samples)]
+    return deal(samples, folds, seed=seed, labels=labels)
+
+
+def in_fold(task: Task, held_out: Sequence[Sequence[int]], fold: int) -> Task:
+    """`task` evaluated with what `fold` holds out, and trained with what the others do."""
+    data, size_of = task.train_data, task.size_of
+    kept = sorted(index for other, indices in enumerate(held_out) if other != fold for index in indices)
     if size_of is not None and not callable(size_of):
         costs = size_of
         size_of = [float(costs[index]) for index in kept]
-    return replace(task, train_data=trained, eval_data=Subset(data, list(held_out)), size_of=size_of)
+    return replace(task, train_data=Subset(data, kept), eval_data=Subset(data, held_out[fold]), size_of=size_of)
 
 
 class _Watcher:
@@ -160,17 +168,7 @@ def _options(request: TrialRequest, task: Task) -> TrainOptions:
     return replace(request.options, warmup=min(request.warmup_steps / steps, MOST_WARMUP))
 
 
-def _predictor(request: TrialRequest) -> MemoryPredictor | None:
-    if request.calibration is None:
-        return None
-    calibration = Calibration.model_validate_json(Path(request.calibration).read_text(encoding="utf-8"))
-    finding = calibration.finding(device=request.plan.device, allocator=request.plan.allocator)
-    if finding is None or calibration.facts is None or calibration.facts.batch_bytes_per_sample <= 0:
-        return None
-    return MemoryPredictor(finding.train_memory, calibration.facts.batch_bytes_per_sample)
-
-
-def _hashable(label: object) -> Hashable:
-    item: object = getattr(label, "item", None)  # of a tensor or an array with one value
-    plain: object = item() if callable(item) else label
-    return repr(plain)
+def _text(label: object) -> str:
+    """Of a label that may be a tensor or an array with one value."""
+    item: object = getattr(label, "item", None)
+    return repr(item() if callable(item) else label)

@@ -13,8 +13,8 @@ from batchcal.hpo.config import PrunerSettings
 
 BOOTSTRAP: Final = 10
 """Trials at a rung before anything is pruned there, as asked for; where the study is large enough for it."""
-LARGE_ENOUGH: Final = 20
-"""Times the trials that the first rungs of all brackets would let pass: below, bootstrapping prunes next to nothing."""
+LARGE_ENOUGH: Final = 2
+"""A study with so many times the trials that are spent on filling every rung of every bracket can afford that."""
 
 
 class PatientHyperband(HyperbandPruner):
@@ -112,6 +112,6 @@ def _bootstrap(settings: PrunerSettings, resource: int, trials: int) -> tuple[in
         return settings.bootstrap_count, ""
     rungs = 1 + math.floor(math.log(max(resource / settings.min_resource, 1), settings.reduction_factor) + 1e-9)
     spent = BOOTSTRAP * rungs * (rungs + 1) // 2
-    if trials >= LARGE_ENOUGH * spent / BOOTSTRAP:
+    if trials >= LARGE_ENOUGH * spent:
         return BOOTSTRAP, ""
     return 0, f"bootstrap_count is 0: with {BOOTSTRAP} the first {spent} trials to reach a rung would all be pruned, of {trials}"

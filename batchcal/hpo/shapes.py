@@ -18,7 +18,7 @@ from batchcal.core.canonical import JSON, dumps
 from batchcal.core.clock import SystemClock
 from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Progress, Silent
-from batchcal.core.units import count_of, format_bytes
+from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import AUTO
 from batchcal.measure.budget import host_budget_of
@@ -31,7 +31,6 @@ from batchcal.workload.reference import Scalar, TaskReference
 
 PROCESS_BYTES: Final = 200 << 20
 """What a process with torch holds before its model, at least. Measured: 215-250 MB."""
-
 RACE_S: Final = 30.0
 """For the one calibration that races allocator policies: four zygotes start, each imports torch."""
 
@@ -182,4 +181,4 @@ class ShapeBook:
 
 
 def _told(shape: Mapping[str, Scalar]) -> str:
-    return " ".join(f"{name}={value}" for name, value in shape.items()) or count_of(0, "argument")
+    return " ".join(f"{name}={value}" for name, value in shape.items()) or "as configured"

@@ -30,6 +30,8 @@ MEMORY: Final = "memory"
 ATTRIBUTES: Final = "batchcal"
 """User attribute of a trial: what is known of it besides its value."""
 WORKER: Final = "batchcal_worker"
+AGAIN: Final = "batchcal_again"
+"""User attribute of a trial: the number of the one that it runs once more."""
 
 
 class TrialFailed(Exception):
@@ -78,7 +80,7 @@ class Worker:
             end = self._run(trial, values)
         except Stopped as error:
             self._keep(trial, {"state": "stopped", "why": str(error)})
-            self.study.enqueue_trial(trial.params, user_attrs={"batchcal_again": trial.number})
+            self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
             raise TrialFailed(str(error)) from None
         except (UsageError, NotSaved, Interrupted):
             raise
@@ -177,7 +179,7 @@ def retry_lost(study: optuna.Study) -> tuple[int, ...]:
         worker: object = trial.user_attrs.get(WORKER)
         if isinstance(worker, str) and _is_dead(worker):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            study.enqueue_trial(trial.params, user_attrs={"batchcal_again": trial.number})
+            study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
             lost.append(trial.number)
     return tuple(lost)
 
@@ -208,4 +210,4 @@ def _boot() -> str:
 
 def _again(trial: optuna.trial.FrozenTrial) -> bool:
     """Whether it is another run of a trial that is counted."""
-    return "batchcal_again" in trial.user_attrs or "retry_history" in trial.system_attrs
+    return AGAIN in trial.user_attrs or "retry_history" in trial.system_attrs

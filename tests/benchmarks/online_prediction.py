@@ -24,7 +24,6 @@ from typing import Final
 import torch
 
 from batchcal.calibration.schema import Calibration
-from batchcal.cli.training import predictor_of
 from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
 from batchcal.guard.release import trim
@@ -34,6 +33,7 @@ from batchcal.runtime.apply import apply, reexec_for
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share, run_group
 from batchcal.train.course import Course, make_course
+from batchcal.train.memory.predictor import predictor_of
 from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
 from batchcal.train.seed import seed_everything

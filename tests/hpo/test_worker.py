@@ -20,7 +20,7 @@ from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.space import read_space
 from batchcal.hpo.storage import open_storage
 from batchcal.hpo.trial import TrialRunner
-from batchcal.hpo.worker import Worker, identity, retry_lost
+from batchcal.hpo.worker import WORKER, Worker, identity, retry_lost
 from batchcal.measure.options import options
 from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
@@ -187,7 +187,7 @@ def test_a_trial_whose_worker_died_is_failed_and_queued_again_and_one_that_runs_
     subprocess.run([sys.executable, "-c", DIES, str(path)], check=False, cwd=REPOSITORY, env={**os.environ})
     mine = study.ask()
     mine.suggest_float("x", 0, 1)
-    mine.set_user_attr("batchcal_worker", identity())
+    mine.set_user_attr(WORKER, identity())
     assert retry_lost(study) == (0,)
     assert retry_lost(study) == ()
     lost, running, again = study.get_trials()

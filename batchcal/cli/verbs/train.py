@@ -138,7 +138,7 @@ def _run(desk: Desk, plan: Plan, found: Found, *, resume: bool, voice: Voice) ->
     import warnings
 
     from batchcal.cli.progress import listening
-    from batchcal.cli.training import monitored, options_of, predictor_of
+    from batchcal.cli.training import monitored, options_of
     from batchcal.core import settings as knobs
     from batchcal.plan.formats import as_lines
     from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
@@ -155,6 +155,7 @@ def _run(desk: Desk, plan: Plan, found: Found, *, resume: bool, voice: Voice) ->
     from batchcal.cli.keys import stopping_at_q
     from batchcal.core.errors import BatchcalError
     from batchcal.train.loop import train as run
+    from batchcal.train.memory.predictor import predictor_of
     from batchcal.train.seed import seed_everything
     from batchcal.train.stop import StopWish
     from batchcal.workload.activation_checkpointing import GradientCheckpointManager

@@ -11,6 +11,8 @@ from typing import Final
 import torch
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.schema import Calibration
+from batchcal.plan.plan import Plan
 from batchcal.train.memory.composition import Composition
 
 STABLE_AFTER: Final = 10
@@ -157,6 +159,14 @@ class MemoryPredictor:
         if not all(map(math.isfinite, features)):
             raise ValueError(f"{batch} is out of all proportion")
         return features, prior
+
+
+def predictor_of(calibration: Calibration, plan: Plan) -> MemoryPredictor | None:
+    """What was measured of the plan's device and allocator. None: the calibration does not say how large a sample is."""
+    finding = calibration.finding(device=plan.device, allocator=plan.allocator)
+    if finding is None or calibration.facts is None or calibration.facts.batch_bytes_per_sample <= 0:
+        return None
+    return MemoryPredictor(finding.train_memory, calibration.facts.batch_bytes_per_sample)
 
 
 def straight_line(base_bytes: int, batch: int, peak_bytes: int, sample_bytes: float) -> MemoryPredictor:

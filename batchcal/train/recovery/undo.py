@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import random
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from batchcal.train.seed import numpy_state, restore_numpy
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,16 @@ class ProcessGenerators:
     """
 
     python: tuple[object, ...]
-    numpy: bytes
-    """Empty where numpy is not loaded."""
+    numpy: list[object] | None
+    """None where numpy is not loaded."""
 
     @classmethod
     def now(cls) -> ProcessGenerators:
-        get, _ = _numpy_generator()
-        return cls(random.getstate(), b"" if get is None else pickle.dumps(get()))
+        return cls(random.getstate(), numpy_state())
 
     def restore(self) -> None:
         random.setstate(self.python)
-        _, put = _numpy_generator()
-        if put is not None and self.numpy:
-            put(pickle.loads(self.numpy))
+        restore_numpy(self.numpy)
 
 
 @dataclass(frozen=True)
@@ -151,11 +148,3 @@ class Undo:
 
 def _mark(buffer: Tensor) -> tuple[int, int]:
     return id(buffer), buffer._version
-
-
-def _numpy_generator() -> tuple[Callable[[], object] | None, Callable[[object], object] | None]:
-    """How its state is read and set. numpy is not ours to import; a generator that nobody loaded has no state."""
-    module: object = getattr(sys.modules.get("numpy"), "random", None)
-    get: object = getattr(module, "get_state", None)
-    put: object = getattr(module, "set_state", None)
-    return (get if callable(get) else None), (put if callable(put) else None)
