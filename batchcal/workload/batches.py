@@ -38,6 +38,8 @@ PICKLE_LIMIT_BYTES: Final = MIB
 FACTS_BATCH: Final = 8
 """Samples of the batch whose bytes are told; fewer where they are large."""
 FACTS_BATCH_BYTES: Final = 256 * MIB
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+"""Types that are no nest and hold no tensor."""
 
 
 class WorstCase:
@@ -224,8 +226,19 @@ def elements(value: object) -> int:
 
 
 def nest_bytes(value: object) -> int:
-    """Bytes of the tensors and arrays in any nest."""
-    return sum(size for leaf in _leaves(value) if isinstance(size := getattr(leaf, "nbytes", 0), int))
+    """Bytes of the tensors and arrays in any nest. Asked of every batch of a training: names and counts by row are passed over
+    at once."""
+    total = 0
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Tensor):
+            total += one.nbytes
+        elif (inside := _children(one)) is not None:
+            rest.extend(child for child in inside if type(child) not in _PLAIN)
+        elif isinstance(size := getattr(one, "nbytes", 0), int):
+            total += size
+    return total
 
 
 def _leaf_elements(leaf: object) -> int:
@@ -241,19 +254,25 @@ def _leaf_elements(leaf: object) -> int:
 
 
 def _leaves(value: object) -> Iterator[object]:
-    if isinstance(value, Tensor | str | int | float):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _leaves(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _leaves(getattr(value, field.name))
+    inside = _children(value)
+    if inside is not None:
+        for child in inside:
+            yield from _leaves(child)
     elif value is not None:
         yield value
+
+
+def _children(value: object) -> Iterable[object] | None:
+    """What a nest holds. None: it is no nest."""
+    if isinstance(value, Tensor) or type(value) in _PLAIN:
+        return None
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in fields(value)]
+    return None
 
 
 def listed_costs(size_of: Sequence[float], samples: int) -> Tensor:
