@@ -8,15 +8,16 @@ from typing import Annotated, Final
 
 import typer
 
-from batchcal.cli.signals import raised_as_interrupted
 from batchcal.cli.verbs.calibrate import calibrate
 from batchcal.cli.verbs.detect import detect
 from batchcal.cli.verbs.execute import execute
+from batchcal.cli.verbs.hpo import hpo
 from batchcal.cli.verbs.plan import plan
 from batchcal.cli.verbs.show import show
 from batchcal.cli.verbs.train import train
 from batchcal.cli.voice import Voice, tell
 from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_code_of
+from batchcal.core.signals import raised_as_interrupted
 
 EXIT_CODES: Final = (
     "Exit codes: 0 ok, 1 unexpected, 2 usage or config, 3 no usable calibration, 4 nothing fits, 5 your code failed, "
@@ -34,6 +35,8 @@ for verb in (detect, calibrate, show, plan, train):
     app.command()(verb)
 # What stands behind the command's own name is the command's, options too.
 app.command("exec", context_settings={"allow_interspersed_args": False})(execute)
+
+app.add_typer(hpo)
 
 
 def _version(value: bool) -> None:

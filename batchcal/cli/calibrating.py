@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchcal.cli.desk import Desk, accelerators_matter, find_fresh, options_from, usable
+from batchcal.cli.desk import Desk, find_fresh, options_from, usable
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -75,17 +75,14 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> Found:
         if found is not None and not isinstance(found, Loaded):
             voice.say(f" note: the calibration that is there is stale, {found}; measuring again")
     from batchcal.cli.progress import listening
+    from batchcal.detect.detect import detect_for
     from batchcal.measure.calibrate import calibrate
 
-    if accelerators_matter(options.device):
-        from batchcal.detect.torch_answer import ask_in_child
-
-        environment = detect(ask_child=ask_in_child)
     with listening(voice, "calibration") as progress:
         result = calibrate(
             reference,
             options,
-            environment=environment,
+            environment=detect_for(options.device),
             output=wish.output,
             force=wish.force,
             dry_run=wish.dry_run,

@@ -56,6 +56,7 @@ def open_desk(
     flags: Mapping[str, str | None],
     spelled: Mapping[str, str] | None = None,
     config: str | None = None,
+    revise: Callable[[Config], Config] = lambda config: config,
     voice: Voice,
 ) -> Desk:
     """Reads what files there are.
@@ -64,6 +65,7 @@ def open_desk(
         target: a SPEC or a config, as typed.
         flags, spelled: see `Settings`.
         config: a config with settings; stronger than a target that is one, too.
+        revise: what the target, where it is a config, is to be taken for.
 
     Raises:
         UsageError: no such file, a key that there is not, a target in no known form.
@@ -78,10 +80,12 @@ def open_desk(
         read = read_config(directory / config, directory=directory)
         files.append(Source(config, read.tables))
         reference = read.reference
-    if target is not None:
+    if target is not None and target.endswith(".toml"):
+        revised = revise(read_config(directory / target, directory=directory))
+        reference = reference_of(target, directory=directory) if revised.reference is None else revised.reference
+        files.append(Source(target, revised.tables))
+    elif target is not None:
         reference = reference_of(target, directory=directory)
-        if target.endswith(".toml"):
-            files.append(Source(target, read_config(directory / target, directory=directory).tables))
     found = _project(directory)
     if found is not None:
         source, of_project = found
@@ -183,14 +187,6 @@ def objective_of(name: str) -> Objective:
         known="there is memory: the largest micro-batches, and throughput: the fastest",
         try_="--objective throughput",
     )
-
-
-def accelerators_matter(device: str) -> bool:
-    """Whether torch has to be asked what accelerators there are: a driver is here, and the CPU alone was not asked for."""
-    from batchcal.detect.accelerator import present
-    from batchcal.guard.roots import Root
-
-    return device != "cpu" and present(Root(Path("/")), os.environ)
 
 
 def find_fresh(

@@ -1,4 +1,4 @@
-"""What is shown as one JSON document: a calibration with where it lies and how fresh it is, a comparison, a run."""
+"""What is shown as one JSON document: a calibration with where it lies and how fresh it is, a comparison, a run, a study."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from batchcal.cli.views.calibration import Seen
     from batchcal.cli.views.comparison import Row
+    from batchcal.hpo.seen import StudySeen, TrialSeen
     from batchcal.train.report.run import Run
     from batchcal.train.report.steps import Bucket
 
@@ -50,6 +51,52 @@ def comparison(rows: tuple[Row, ...], paths: tuple[str, str]) -> str:
         indent=2,
         ensure_ascii=False,
     )
+
+
+def study(seen: StudySeen, storage: str) -> str:
+    """A study with all its trials, for programs."""
+    best = seen.best()
+    told = {
+        "format": FORMAT,
+        "kind": "study-view",
+        "study": seen.name,
+        "storage": storage,
+        "task": seen.task,
+        "metric": seen.metric,
+        "direction": seen.direction,
+        "wanted": seen.wanted,
+        "done": seen.done,
+        "resource": seen.resource,
+        "counts": seen.counts(),
+        "left_s": seen.left_s(),
+        "saved_epochs": seen.saved_epochs(),
+        "saved_s": seen.saved_s(),
+        "prediction_error": seen.prediction_error(),
+        "calibrations": seen.calibrations(),
+        "best": None if best is None else _trial(best),
+        "trials": [_trial(one) for one in seen.trials],
+    }
+    return json.dumps(told, indent=2, ensure_ascii=False)
+
+
+def best_trial(seen: StudySeen, best: TrialSeen) -> str:
+    """The best trial of a study, for programs."""
+    told = {"format": FORMAT, "kind": "study-best", "study": seen.name, "metric": seen.metric, **_trial(best)}
+    return json.dumps(told, indent=2, ensure_ascii=False)
+
+
+def _trial(one: TrialSeen) -> dict[str, object]:
+    return {
+        "number": one.number,
+        "state": one.state,
+        "value": one.value,
+        "parameters": dict(one.parameters),
+        "epochs": one.epochs,
+        "wall_s": one.wall_s,
+        "again": one.again,
+        "reached": [list(pair) for pair in one.reached],
+        "facts": one.facts.model_dump(mode="json", exclude_none=True),
+    }
 
 
 def run(shown: Run) -> str:

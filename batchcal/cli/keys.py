@@ -1,4 +1,4 @@
-"""Keys that a training listens to on a terminal: `q` ends it after the step that is going on."""
+"""Keys that what runs long listens to on a terminal: `q` ends it, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT_S: Final = 0.2
 
 @contextlib.contextmanager
 def stopping_at_q(stop: Callable[[], None]) -> Iterator[bool]:
-    """While entered, `stop` is called once when `q` is pressed. Yields whether anybody listens.
+    """While entered, `stop` is called whenever `q` is pressed. Yields whether anybody listens.
 
     Nobody does where stdin is no terminal, or this process is in its background: reading there would halt it.
     """
@@ -59,6 +59,5 @@ def _listen(descriptor: int, done: threading.Event, stop: Callable[[], None]) ->
             return
         if ready and not pressed:
             return
-        if STOP.encode() in pressed.lower():
+        for _ in range(pressed.lower().count(STOP.encode())):
             stop()
-            return

@@ -6,13 +6,20 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, Literal
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
 from batchcal.cli.pace import Pace
 from batchcal.cli.voice import Voice, tell
 from batchcal.core.progress import Field, Fields, Progress, Silent, key_values
 
+if TYPE_CHECKING:
+    from batchcal.hpo.seen import StudySeen
+
+OF_A_STUDY: Final = frozenset(
+    {"study_started", "shape_started", "shape_calibrated", "trial_started", "trial_ended", "worker_died", "notice"}
+)
 STEP_EVERY_S: Final = 5.0
 """Steps of a training are told this often at most: a log is read by people, too."""
 _MEMORY: Final = ("predicted_bytes", "peak_bytes")
@@ -40,6 +47,39 @@ def listening(voice: Voice, kind: Literal["calibration", "training"]) -> Iterato
 
         with TrainingLive() as training:
             yield Carefully(training)
+
+
+@dataclass(frozen=True)
+class StudyListener:
+    """What hears a study, and sees now and then how it stands."""
+
+    progress: Progress
+    see: Callable[[StudySeen], None] = lambda seen: None
+
+
+@contextlib.contextmanager
+def listening_to_study(voice: Voice) -> Iterator[StudyListener]:
+    """A live table on a terminal; lines elsewhere: of the study, with -v of all that its workers do."""
+    if voice.quiet:
+        yield StudyListener(Silent())
+    elif not is_interactive():
+        yield StudyListener(Lines() if voice.verbose else Only(Lines(), OF_A_STUDY))
+    else:
+        from batchcal.cli.views.study.live import StudyLive
+
+        with StudyLive() as live:
+            yield StudyListener(Carefully(live), live.see)
+
+
+class Only:
+    """Passes on some events."""
+
+    def __init__(self, listener: Progress, names: Collection[str]) -> None:
+        self._listener, self._names = listener, names
+
+    def event(self, name: str, fields: Fields) -> None:
+        if name in self._names:
+            self._listener.event(name, fields)
 
 
 def is_interactive() -> bool:

@@ -1,27 +1,33 @@
-"""From settings and a calibration to what a training is asked to do and knows beforehand."""
+"""A training under the eyes of the user: from settings and a plan to its result."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from batchcal.core import settings as knobs
 
 if TYPE_CHECKING:
-    from batchcal.calibration.schema import Calibration
+    from batchcal.cli.calibrating import Found
     from batchcal.cli.desk import Desk
+    from batchcal.cli.voice import Voice
     from batchcal.core.progress import Progress
     from batchcal.core.settings import Settings
+    from batchcal.plan.plan import Plan
     from batchcal.train.options import TrainOptions
     from batchcal.train.report.monitor import TrainingMonitor
+    from batchcal.train.result import TrainingResult
+    from batchcal.workload.task import Task
 
 LOG_NAME: Final = "run.jsonl"
 
 
-def options_of(settings: Settings, calibration: Calibration) -> TrainOptions:
-    """Raises:
+def options_of(settings: Settings, *, margin: float) -> TrainOptions:
+    """What a training is asked to do, where `margin` of the memory limit is left alone.
+
+    Raises:
     UsageError: a value that cannot be, or two that contradict each other.
     """
     from batchcal.train.options import TrainOptions
@@ -50,7 +56,7 @@ def options_of(settings: Settings, calibration: Calibration) -> TrainOptions:
         control=ControlSettings(
             grow_below=settings.value(knobs.GROW_BELOW),
             grow_after=settings.value(knobs.GROW_AFTER),
-            shrink_above=1 - calibration.options.margin if shrink_above is None else shrink_above,
+            shrink_above=1 - margin if shrink_above is None else shrink_above,
             shrink_after=settings.value(knobs.SHRINK_AFTER),
         ),
         on_oom=settings.value(knobs.ON_OOM),
@@ -59,8 +65,8 @@ def options_of(settings: Settings, calibration: Calibration) -> TrainOptions:
 
 
 @contextlib.contextmanager
-def monitored(desk: Desk, calibration: Path | None, *, view: Progress) -> Iterator[TrainingMonitor]:
-    """What hears the training: the log that was asked for, by default beside the calibration; TensorBoard; the screen.
+def monitored(desk: Desk, folder: Path | None, *, view: Progress) -> Iterator[TrainingMonitor]:
+    """What hears the training: the log that was asked for, by default in `folder`; TensorBoard; the screen.
 
     Raises:
         UsageError: a log that was asked for cannot be written, or TensorBoard is not installed.
@@ -75,7 +81,7 @@ def monitored(desk: Desk, calibration: Path | None, *, view: Progress) -> Iterat
     with contextlib.ExitStack() as stack:
         sinks = [] if board is None else [stack.enter_context(TensorBoard(Path(board)))]
         try:
-            log = Path(asked) if asked is not None else None if calibration is None else calibration.parent / LOG_NAME
+            log = Path(asked) if asked is not None else None if folder is None else folder / LOG_NAME
             monitor = TrainingMonitor(log, sinks=sinks, view=view, about=about)
         except UsageError as error:
             if asked is not None:
@@ -84,3 +90,81 @@ def monitored(desk: Desk, calibration: Path | None, *, view: Progress) -> Iterat
             monitor = TrainingMonitor(None, sinks=sinks, view=view, about=about)
             monitor.event("notice", {"text": f"no log is kept: {error.what}"})
         yield stack.enter_context(monitor)
+
+
+def trained(
+    desk: Desk,
+    plan: Plan,
+    found: Found,
+    options_for: Callable[[Task], TrainOptions],
+    *,
+    resume: bool = False,
+    voice: Voice,
+    folder: Path | None = None,
+) -> TrainingResult:
+    """Puts the plan into force (which may start this process anew), loads the task and trains it.
+
+    Args:
+        options_for: what the training is asked to do, once its data is there.
+        folder: of the log, where nobody says which. Default: that of the calibration.
+
+    Raises:
+        UserCodeError: the task's own code failed.
+    """
+    import warnings
+
+    from batchcal.cli.progress import listening
+    from batchcal.plan.formats import as_lines
+    from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
+
+    reexec_for(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AllocatorNotInForce)
+        applied = apply(plan)
+    for notice in (*plan.notices, *applied.notices):
+        voice.say(f" note: {notice}")
+    for line in as_lines(plan):
+        voice.say(line)
+    from batchcal.calibration.schema import OFF
+    from batchcal.cli.keys import stopping_at_q
+    from batchcal.core.errors import BatchcalError
+    from batchcal.train.loop import train as run
+    from batchcal.train.memory.predictor import predictor_of
+    from batchcal.train.seed import seed_everything
+    from batchcal.train.stop import StopWish
+    from batchcal.workload.activation_checkpointing import GradientCheckpointManager
+    from batchcal.workload.blame import blame, in_user_code
+    from batchcal.workload.load import load_task
+
+    seed, checkpoint = desk.settings.value(knobs.SEED), desk.settings.value(knobs.CHECKPOINT)
+    seed_everything(seed)
+    reference = desk.task()
+    task = load_task(reference, device=plan.device)
+    if found.calibration.options.activation_checkpointing != OFF:
+        GradientCheckpointManager(task.model, found.calibration.options.activation_checkpointing).enable()
+    folder = folder or (None if found.path is None else found.path.parent)
+    try:
+        wish = StopWish()
+        with (
+            listening(voice, "training") as view,
+            monitored(desk, folder, view=view) as progress,
+            stopping_at_q(lambda: wish.ask("q was pressed")) as listens,
+        ):
+            if listens:
+                progress.event("notice", {"text": "q stops after the step that is going on"})
+            return run(
+                task,
+                plan,
+                options_for(task),
+                checkpoint=None if checkpoint is None else Path(checkpoint),
+                resume=resume,
+                predictor=predictor_of(found.calibration, plan),
+                wish=wish,
+                progress=progress,
+            )
+    except BatchcalError:
+        raise
+    except Exception as error:
+        if in_user_code(error.__traceback__):
+            raise blame(error, f"training {reference.spec}", try_="-v, or --workers 0 where a worker failed") from error
+        raise

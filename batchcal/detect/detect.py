@@ -63,6 +63,16 @@ def detect(
     return found.model_copy(update={"advice": advise(found, names)})
 
 
+def detect_for(device: str) -> Environment:
+    """This machine, with its accelerators as torch tells them where `device` may be one: a driver is here, and the CPU alone was
+    not asked for."""
+    if device != "cpu" and present(environ=os.environ):
+        from batchcal.detect.torch_answer import ask_in_child
+
+        return detect(ask_child=ask_in_child)
+    return detect()
+
+
 def optimal_threads(cpu: Cpu) -> int:
     """Physical cores within the quota, at least 1. Two threads on the halves of a core share its arithmetic units; a thread above
     the quota makes the scheduler stop all of them."""

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
+from batchcal.core.signals import signal_name
 from batchcal.guard.ending import LOST, Ending
 from batchcal.guard.memory_errors import memory_error, out_of_descriptors
 from batchcal.guard.outcome import (
@@ -90,7 +91,7 @@ def _of_status(ending: Ending) -> Outcome:
         return Infrastructure(detail="the child is gone and nobody could tell how")
     if status < 0:
         number = -status
-        name = signal.Signals(number).name if number in signal.valid_signals() else str(number)
+        name = signal_name(number)
         if number in _MEMORY_SIGNALS:
             if ending.near_limit >= NEAR or (ending.armed and ending.phase == "measure"):
                 return Suspect(detail=_tail(ending, f"died by {name}"), near_limit=ending.near_limit)

@@ -149,6 +149,14 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
     return config.model_copy(update={"reference": reference, "tables": {**config.tables, "hpo": hpo}})
 
 
+def as_toml(config: Config) -> dict[str, object]:
+    """The config as a document: what `read_config` would read it from."""
+    document: dict[str, object] = {}
+    if config.reference is not None:
+        document["task"] = {"spec": config.reference.spec, "args": dict(config.reference.arguments)}
+    return {**document, **config.tables}
+
+
 def most_epochs(space: Space, epochs: int) -> int:
     """Epochs that a trial trains for at most: of the space, else of [train]."""
     parameter = space.get(EPOCHS)

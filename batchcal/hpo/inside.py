@@ -53,7 +53,8 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         if fold == 0:
             context.arm()
         watcher.begin(fold)
-        results.append(train(task, request.plan, _options(request, task), predictor=predictor, progress=watcher))
+        options = with_warmup(request.options, request.warmup_steps, task, request.plan.effective_batch)
+        results.append(train(task, request.plan, options, predictor=predictor, progress=watcher))
         watcher.end_fold()
     context.phase("finish")
     reasons = [result.stop_reason for result in results if result.stop_reason]
@@ -105,6 +106,7 @@ class _Watcher:
         self._best = math.inf
         self._told_at = float("-inf")
         self._told_of = 0
+        self._peak_bytes = 0
         self.bests: list[float] = []
         self.steps: dict[int, int] = {}
 
@@ -127,6 +129,9 @@ class _Watcher:
             samples = fields["samples"]
             if isinstance(samples, int):
                 self.steps[samples] = self.steps.get(samples, 0) + 1
+            peak = fields.get("peak_bytes")
+            if isinstance(peak, int):
+                self._peak_bytes = max(self._peak_bytes, peak)
             if time.monotonic() - self._told_at >= SIGN_OF_LIFE_S:
                 self._alive()
         elif name == "epoch_ended":
@@ -152,20 +157,20 @@ class _Watcher:
         mean = math.fsum(of_all) / len(of_all)
         if math.isfinite(mean):
             self._told_of = resource
-            self._context.tell(Reached(resource=resource, value=self._sign * mean).model_dump(mode="json"))
+            reached = Reached(resource=resource, value=self._sign * mean, peak_bytes=self._peak_bytes)
+            self._context.tell(reached.model_dump(mode="json"))
 
     def _alive(self) -> None:
         self._told_at = time.monotonic()
         self._context.phase("measure", limit_s=self._request.stall_limit_s)
 
 
-def _options(request: TrialRequest, task: Task) -> TrainOptions:
-    """With the warm-up in steps, which only who knows the data can turn into a share of the training."""
+def with_warmup(options: TrainOptions, steps: int | None, task: Task, effective_batch: int) -> TrainOptions:
+    """With a warm-up over so many steps, which only who knows the data can turn into a share of the training."""
     samples: object = getattr(task.train_data, "__len__", lambda: None)()
-    if request.warmup_steps is None or not isinstance(samples, int):
-        return request.options
-    steps = request.options.epochs * -(-samples // request.plan.effective_batch)
-    return replace(request.options, warmup=min(request.warmup_steps / steps, MOST_WARMUP))
+    if steps is None or not isinstance(samples, int):
+        return options
+    return replace(options, warmup=min(steps / (options.epochs * -(-samples // effective_batch)), MOST_WARMUP))
 
 
 def _text(label: object) -> str:

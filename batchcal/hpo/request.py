@@ -38,6 +38,8 @@ class Reached(Frozen):
     means the same work in every trial, whatever its batch size."""
     value: float
     """The best so far; with folds the mean over those that are done, and the one that is going on."""
+    peak_bytes: int = 0
+    """The most that was measured so far; 0: nothing was."""
 
 
 class TrialAnswer(Frozen):

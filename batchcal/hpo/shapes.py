@@ -31,6 +31,8 @@ from batchcal.workload.reference import Scalar, TaskReference
 
 PROCESS_BYTES: Final = 200 << 20
 """What a process with torch holds before its model, at least. Measured: 215-250 MB."""
+NO_MATTER: Final = ("seed", "time_limit_s", "max_probes", "effective_batch")
+"""Options that do not change what is measured."""
 RACE_S: Final = 30.0
 """For the one calibration that races allocator policies: four zygotes start, each imports torch."""
 
@@ -73,8 +75,8 @@ class ShapeBook:
     _traced: dict[str, ShapeEstimate] = field(default_factory=dict)
     _allocator: str | None = None
 
-    def plan(self, shape: Mapping[str, Scalar], effective_batch: int) -> Fitting | TooLarge:
-        """How a model of `shape` trains with exactly `effective_batch` samples a step.
+    def plan(self, shape: Mapping[str, Scalar], effective_batch: int | None) -> Fitting | TooLarge:
+        """How a model of `shape` trains with exactly `effective_batch` samples a step; None: as many as its capacity.
 
         Another process that asks for the same shape at the same time waits for the one that measures.
 
@@ -103,8 +105,10 @@ class ShapeBook:
         return refused
 
     def _key(self, shape: Mapping[str, Scalar]) -> str:
+        """A name for what decides about the calibration, but for machine and code, which the calibration itself tells."""
         arguments: dict[str, JSON] = {**self.reference.arguments, **shape}
-        said: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments}
+        options: dict[str, JSON] = self.options.model_dump(mode="json", exclude=set(NO_MATTER))
+        said: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments, "options": options}
         return hashlib.sha256(dumps(said)).hexdigest()[:16]
 
     def _trace(self, key: str, shape: Mapping[str, Scalar]) -> ShapeEstimate:
@@ -136,7 +140,9 @@ class ShapeBook:
             )
         return None
 
-    def _measured(self, key: str, shape: Mapping[str, Scalar], effective_batch: int, traced: ShapeEstimate) -> Fitting | TooLarge:
+    def _measured(
+        self, key: str, shape: Mapping[str, Scalar], effective_batch: int | None, traced: ShapeEstimate
+    ) -> Fitting | TooLarge:
         path = self.folder / f"{key}.json"
         options = self.options.model_copy(update={"allocator": self._policy()})
         try:
@@ -155,7 +161,7 @@ class ShapeBook:
         if self._allocator is None:
             options = self.options.model_copy(update={"time_limit_s": max(self.options.time_limit_s, RACE_S)})
             try:
-                calibration, _ = self._calibrated({}, options, self.folder / "machine.json")
+                calibration, _ = self._calibrated({}, options, self.folder / f"{self._key({})}-allocators.json")
                 self._allocator = make_plan(calibration).allocator
             except (NothingFits, Partial, NoCalibration):
                 self._allocator = "default"
@@ -168,6 +174,7 @@ class ShapeBook:
         found = load_fresh(path, here, at=SystemClock().now(), trust=find_trust(os.environ))
         if isinstance(found, Loaded) and found.calibration.status != "partial" and found.calibration.finding() is not None:
             return found.calibration, False
+        self.progress.event("shape_started", {"shape": _told(shape), "seconds": options.time_limit_s})
         result = calibrate(
             reference, options, environment=self.environment, output=path, progress=self.progress, environ=os.environ
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,10 @@ JOB: Final = "batchcal.hpo.inside:run_trial"
 
 class GiveUp(Exception):
     """Raised by who listens to a trial that is not wanted any more: its child is ended at once."""
+
+    def __init__(self, why: str, reached: Reached) -> None:
+        super().__init__(why)
+        self.reached = reached
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,12 @@ class TrialRunner:
                 return
             listen(reached)
 
+        began = time.monotonic()
         try:
             ending = run(job, self._launchers.get(plan.allocator), meter, limits, heard)
         except GiveUp as error:
-            return TrialEnd("pruned", why=str(error))
+            peak, wall_s = error.reached.peak_bytes, time.monotonic() - began
+            return TrialEnd("pruned", why=str(error), peak_bytes=peak, wall_s=wall_s)
         finally:
             meter.close()
         if ending.has_result:

@@ -5,20 +5,27 @@ Any number of workers, on any number of machines, may work at one study; the sto
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 import optuna
-import psutil
-from optuna.trial import TrialState
 
-from batchcal.core.errors import BatchcalError, GuardError, Interrupted, NotSaved, UsageError
+from batchcal.core.errors import BatchcalError, GuardError, Interrupted, NothingFits, NotSaved, UsageError, UserCodeError
 from batchcal.core.progress import Field, Progress, Silent
+from batchcal.hpo.again import (
+    AGAIN,
+    STOPPED,
+    SURPLUS,
+    WORKER,
+    came_too_late,
+    identity,
+    retry_lost,
+    run_again,
+    to_be_run,
+)
 from batchcal.hpo.config import StudySettings
+from batchcal.hpo.facts import ATTRIBUTES, facts_of
 from batchcal.hpo.request import Reached, TrialRequest
 from batchcal.hpo.shapes import Fitting, ShapeBook, TooLarge
 from batchcal.hpo.space import BATCH_SIZE, EPOCHS, WARMUP_STEPS, Space, Values, arguments_of, sample, shape_of
@@ -27,19 +34,15 @@ from batchcal.train.options import TrainOptions
 
 MEMORY: Final = "memory"
 """The constraint: above 0 where a trial does not fit."""
-ATTRIBUTES: Final = "batchcal"
-"""User attribute of a trial: what is known of it besides its value."""
-WORKER: Final = "batchcal_worker"
-AGAIN: Final = "batchcal_again"
-"""User attribute of a trial: the number of the one that it runs once more."""
+HOPELESS: Final = 25
+"""Trials, none of which fits, after which none will."""
+BROKEN: Final = 5
+"""Trials, all of which the task's own code failed, after which it is the task that is wrong."""
+LOOK_EVERY_S: Final = 5.0
 
 
 class TrialFailed(Exception):
     """The trial is told as failed, with its class; the study goes on."""
-
-
-class Stopped(Exception):
-    """Raised in a trial that is to end now; it is run again when the study goes on."""
 
 
 @dataclass
@@ -53,36 +56,47 @@ class Worker:
     runner: TrialRunner
     options: TrainOptions
     """As for `train`; what the space samples takes their place."""
-    effective_batch: int
-    """Where the space has no batch size."""
+    effective_batch: int | None
+    """Where the space has no batch size. None: the capacity of the task as it is configured."""
     progress: Progress = field(default_factory=Silent)
-    stop_after_trial: Callable[[], bool] = lambda: False
-    stop_now: Callable[[], bool] = lambda: False
+    finish: Callable[[], bool] = lambda: False
+    """Whether to stop once the trial that runs has ended."""
 
     def work(self) -> int:
-        """Runs trials until the study has all of them, or `stop_after_trial`. Returns how many it ran.
+        """Runs trials until the study has all of them, or `finish`. Returns how many it ran.
 
         Raises:
             UsageError: the factory does not take what is sampled: no trial could be run.
+            NothingFits, UserCodeError: none of the first trials fitted, or ran.
+            Interrupted: the trial that ran will be run again.
         """
         ran = 0
-        retry_lost(self.study)
-        while not self.stop_after_trial() and not self.stop_now() and taken(self.study) < self.settings.trials:
+        while not self.finish():
+            retry_lost(self.study)
+            if not to_be_run(self.study.get_trials(deepcopy=False), self.settings.trials):
+                break
             self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
             ran += 1
+            self._despair()
         return ran
 
     def _objective(self, trial: optuna.Trial) -> float:
         trial.set_user_attr(WORKER, identity())
+        if AGAIN not in trial.user_attrs and came_too_late(
+            self.study.get_trials(deepcopy=False), trial.number, self.settings.trials
+        ):
+            trial.set_user_attr(SURPLUS, True)
+            raise TrialFailed("the study has all its trials")
         values = sample(self.space, trial)
         self.progress.event("trial_started", {"trial": trial.number, **values})
         try:
             end = self._run(trial, values)
-        except Stopped as error:
-            self._keep(trial, {"state": "stopped", "why": str(error)})
-            self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
-            raise TrialFailed(str(error)) from None
-        except (UsageError, NotSaved, Interrupted):
+        except Interrupted:
+            trial.set_user_attr(STOPPED, True)
+            self._keep(trial, {"state": "stopped"})
+            run_again(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+            raise
+        except (UsageError, NotSaved):
             raise
         except (BatchcalError, GuardError) as error:
             end = TrialEnd("failed", kind=type(error).__name__, why=error.what)
@@ -90,7 +104,7 @@ class Worker:
 
     def _run(self, trial: optuna.Trial, values: Values) -> TrialEnd:
         batch = values.get(BATCH_SIZE)
-        effective_batch = batch if isinstance(batch, int) else self.effective_batch
+        effective_batch = batch if isinstance(batch, int) else self._usual_batch()
         known = self.book.plan(shape_of(self.space, values), effective_batch)
         if isinstance(known, TooLarge):
             trial.set_constraint(MEMORY, known.excess)
@@ -114,6 +128,23 @@ class Worker:
         listener = self._listener(trial, request.options.epochs * max(1, request.folds))
         return self.runner.run(request, listener, total_s=self.settings.trial_limit_s)
 
+    def _usual_batch(self) -> int:
+        """The effective batch where the space has none.
+
+        Raises:
+            NothingFits: the task as it is configured does not fit.
+        """
+        if self.effective_batch is None:
+            usual = self.book.plan({}, None)
+            if isinstance(usual, TooLarge):
+                raise NothingFits(
+                    f"no effective batch: {usual.why}",
+                    known="the space has no batch_size and the config no effective_batch: the capacity of the task is taken",
+                    try_="[plan] effective_batch = 64",
+                )
+            self.effective_batch = usual.plan.effective_batch
+        return self.effective_batch
+
     def _request(self, known: Fitting, values: Values) -> TrialRequest:
         reference = self.book.reference
         epochs, warmup = values.get(EPOCHS), values.get(WARMUP_STEPS)
@@ -133,12 +164,10 @@ class Worker:
         """`last`: the resource with which it is complete."""
 
         def listen(reached: Reached) -> None:
-            if self.stop_now():
-                raise Stopped("stopped, and to be run again")
             trial.report(reached.value, reached.resource)
             self.progress.event("trial_reached", {"trial": trial.number, "epochs": reached.resource, "value": reached.value})
             if reached.resource < last and trial.should_prune():
-                raise GiveUp(f"given up after {reached.resource} epochs at {reached.value:.6g}")
+                raise GiveUp(f"given up after {reached.resource} epochs at {reached.value:.6g}", reached)
 
         return listen
 
@@ -162,52 +191,24 @@ class Worker:
         known = before if isinstance(before, dict) else {}
         trial.set_user_attr(ATTRIBUTES, {**known, **facts})
 
-
-def taken(study: optuna.Study) -> int:
-    """Trials that count: those that ended or run, each once however often it had to be run."""
-    trials = study.get_trials(deepcopy=False)
-    return sum(trial.state is not TrialState.WAITING and not _again(trial) for trial in trials)
-
-
-def retry_lost(study: optuna.Study) -> tuple[int, ...]:
-    """Fails the trials of this machine's dead workers, and queues each to be run again. Returns their numbers.
-
-    For storages without heartbeats, whose trials would run for ever. Those of other machines are left: nobody here can tell.
-    """
-    lost: list[int] = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker: object = trial.user_attrs.get(WORKER)
-        if isinstance(worker, str) and _is_dead(worker):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
-            lost.append(trial.number)
-    return tuple(lost)
-
-
-def identity() -> str:
-    """This process among all there ever were on all machines: host, boot, pid, start."""
-    return f"{socket.gethostname()}:{_boot()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
-def _is_dead(worker: str) -> bool:
-    host, boot, pid, began = (worker.rsplit(":", 3) + [""] * 4)[:4]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    if boot != _boot():
-        return True
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != began
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
-    except OSError:
-        return f"{psutil.boot_time():.0f}"
-
-
-def _again(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether it is another run of a trial that is counted."""
-    return AGAIN in trial.user_attrs or "retry_history" in trial.system_attrs
+    def _despair(self) -> None:
+        """Raises:
+        NothingFits: no trial so far fitted.
+        UserCodeError: no trial so far ran through the task's code.
+        """
+        ended = [facts_of(one) for one in self.study.get_trials(deepcopy=False) if one.state.is_finished()]
+        known = [one for one in ended if one.state is not None]
+        states = {one.state for one in known}
+        if states == {"infeasible"} and len(known) >= min(HOPELESS, self.settings.trials):
+            raise NothingFits(
+                f"none of {len(known)} trials fits",
+                known=f"the latest: {known[-1].why}",
+                try_="smaller bounds in [hpo.space], or a higher memory limit",
+            )
+        if states == {"failed"} and len(known) >= min(BROKEN, self.settings.trials):
+            kinds = ", ".join(sorted({str(one.kind) for one in known}))
+            raise UserCodeError(
+                f"all {len(known)} trials failed ({kinds})",
+                known=f"the latest: {known[-1].why}",
+                try_="batchcal calibrate CONFIG, which shows where it fails; the study goes on once that is mended",
+            )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from torch.optim import Optimizer
 
 from batchcal.core.errors import UsageError
+from batchcal.train.options import Schedule
 from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
 
-Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
 
 

@@ -22,7 +22,8 @@ from batchcal.train.memory.composition import Composition
 from batchcal.train.memory.monitor import MemoryMonitor, reserve_bytes
 from batchcal.train.memory.predictor import MemoryPredictor
 from batchcal.train.memory.room import Room
-from batchcal.train.recovery.guardian import OOMGuardian, Recovery, WhenSplit
+from batchcal.train.options import WhenSplit
+from batchcal.train.recovery.guardian import OOMGuardian, Recovery
 from batchcal.train.sizes.controller import BatchSizeController, Change, ControlSettings
 from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
 from batchcal.workload.batches import nest_bytes

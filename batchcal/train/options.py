@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from batchcal.core.errors import UsageError
-from batchcal.train.learning_rate import Schedule
-from batchcal.train.multitask.task_losses import LossWeights
-from batchcal.train.recovery.guardian import WhenSplit
 from batchcal.train.sizes.controller import ControlSettings
-from batchcal.train.sizes.normalizer import LearningRateRule
 
+# Here and not where they are obeyed: who only says what is wanted need not load torch.
+Schedule = Literal["constant", "linear", "cosine"]
+LearningRateRule = Literal["none", "linear", "sqrt"]
 Batching = Literal["plain", "greedy", "bucketed"]
+LossWeights = Literal["task", "gradnorm", "gradnorm-paper"]
+WhenSplit = Literal["stop", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class TrainOptions:
     window: int | None = None
     """Optimizer steps whose samples are put together by cost. 1: each keeps the samples that plain shuffling would give it."""
     loss_weights: LossWeights = "task"
-    """How several task losses are weighed: by the task's own `loss`, or by GradNorm."""
+    """How several task losses are weighed: by the task's own `loss`, or by the norms of their gradients, after two rules."""
     start_micro_batch: int | None = None
     """Begin with this micro-batch and grow while there is room. None: the plan's from the start."""
     control: ControlSettings = field(default_factory=ControlSettings)

@@ -40,18 +40,27 @@ OPTIONS = {
         "--allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "
         "--verbose/-v --world-size"
     ),
+    "hpo run": "--json --matrix --quiet/-q --set --verbose/-v --workers --write-configs",
+    "hpo status": "--json --quiet/-q --set --verbose/-v",
+    "hpo best": "--json --quiet/-q --set --train --verbose/-v",
 }
 
 
 def commands() -> dict[str, dict[str, str]]:
     """By verb: its options with their help."""
+    return _below(typer.main.get_command(app), "")
+
+
+def _below(group: object, path: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    group = typer.main.get_command(app)
     verbs: object = getattr(group, "commands", {})
     assert isinstance(verbs, dict)
     for name, command in verbs.items():
+        if getattr(command, "commands", None):
+            found |= _below(command, f"{path}{name} ")
+            continue
         options = (one for one in command.params if one.param_type_name == "option")
-        found[name] = {"/".join(sorted(one.opts, key=len, reverse=True)): str(one.help or "") for one in options}
+        found[path + name] = {"/".join(sorted(one.opts, key=len, reverse=True)): str(one.help or "") for one in options}
     return found
 
 
@@ -62,7 +71,7 @@ def test_the_options_are_those_that_were_decided() -> None:
 def test_every_verb_and_every_option_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for verb, options in commands().items():
         assert [name for name, told in options.items() if not told] == [], verb
-        assert main([verb, "-h"]) == 0
+        assert main([*verb.split(), "-h"]) == 0
         out, err = capsys.readouterr()
         assert f"batchcal {verb}" in out
         assert err == ""

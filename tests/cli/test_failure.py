@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from batchcal.cli.failure import as_json, in_three_parts, misused, unexpected
-from batchcal.cli.signals import raised_as_interrupted
 from batchcal.cli.voice import Voice
 from batchcal.core.errors import Interrupted, NoCalibration, UserCodeError
+from batchcal.core.signals import raised_as_interrupted
 
 
 def test_a_message_has_its_further_lines_under_the_first_and_no_control_characters() -> None:

@@ -12,15 +12,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from batchcal.core.errors import Interrupted
 from batchcal.core.progress import Fields, Recorded
 from batchcal.detect.detect import detect
+from batchcal.hpo.again import WORKER, identity, retry_lost
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.pruner import make_pruner
 from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.space import read_space
 from batchcal.hpo.storage import open_storage
 from batchcal.hpo.trial import TrialRunner
-from batchcal.hpo.worker import WORKER, Worker, identity, retry_lost
+from batchcal.hpo.worker import Worker
 from batchcal.measure.options import options
 from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
@@ -150,18 +152,19 @@ def test_folds_are_reported_one_by_one_and_their_mean_is_the_value(tmp_path: Pat
         assert [trial.intermediate_values[EPOCHS * fold] for fold in (1, 2, 3, 4)][-1] == pytest.approx(trial.value)
 
 
-def test_a_trial_that_is_stopped_is_run_again_when_the_study_goes_on(tmp_path: Path, shapes: Path) -> None:
-    class StopAt(Recorded):
-        stopped = False
-
+def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_path: Path, shapes: Path) -> None:
+    class Interrupts(Recorded):
         def event(self, name: str, fields: Fields) -> None:
             super().event(name, fields)
-            self.stopped = self.stopped or (name == "trial_reached" and fields["epochs"] == 2)
+            if name == "trial_reached" and fields["epochs"] == 2:
+                raise Interrupted(15)
 
     space = {"learning_rate": RATE}
-    worker, heard = a_worker(tmp_path, shapes, space, trials=2), StopAt()
-    worker.progress, worker.stop_now = heard, lambda: heard.stopped
-    first = run(worker)
+    worker = a_worker(tmp_path, shapes, space, trials=2)
+    worker.progress = Interrupts()
+    with pytest.raises(Interrupted):
+        run(worker)
+    first = worker.study.get_trials()
     assert [trial.state for trial in first] == [TrialState.FAIL, TrialState.WAITING]
     trials = run(a_worker(tmp_path, shapes, space, trials=2))
     assert trials[0].state is TrialState.FAIL
@@ -172,7 +175,7 @@ def test_a_trial_that_is_stopped_is_run_again_when_the_study_goes_on(tmp_path: P
 DIES = """
 import os, optuna, sys
 from batchcal.hpo.storage import open_storage
-from batchcal.hpo.worker import WORKER, identity
+from batchcal.hpo.again import WORKER, identity
 study = optuna.load_study(study_name="lost", storage=open_storage(sys.argv[1]))
 trial = study.ask()
 trial.suggest_float("x", 0, 1)

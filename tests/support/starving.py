@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from batchcal.core.clock import SystemClock
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share
-from batchcal.train.recovery.guardian import OOMGuardian, Recovery, WhenSplit
+from batchcal.train.options import WhenSplit
+from batchcal.train.recovery.guardian import OOMGuardian, Recovery
 from batchcal.workload.task import Task
 
 

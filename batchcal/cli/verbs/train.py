@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from batchcal.cli.calibrating import Found
     from batchcal.cli.desk import Desk
     from batchcal.plan.plan import Plan
-    from batchcal.train.result import TrainingResult
 
 
 def train(
@@ -55,6 +54,7 @@ def train(
     from batchcal.cli import screen
     from batchcal.cli.calibrating import Wish, calibrated
     from batchcal.cli.desk import objective_of, open_desk
+    from batchcal.cli.training import options_of, trained
     from batchcal.core import settings as knobs
     from batchcal.core.errors import NotSaved, UsageError
 
@@ -103,7 +103,8 @@ def train(
     elif found.problem is not None:
         raise found.problem
     plan = _plan(desk, found)
-    result = _run(desk, plan, found, resume=resume, voice=voice)
+    options = options_of(desk.settings, margin=found.calibration.options.margin)
+    result = trained(desk, plan, found, lambda _: options, resume=resume, voice=voice)
     if json:
         screen.emit(result.model_dump_json(indent=2))
     else:
@@ -127,69 +128,3 @@ def _plan(desk: Desk, found: Found) -> Plan:
     from batchcal.detect.detect import detect
 
     return plan_of(Opened(calibration=found.calibration, here=detect(), notices=found.notices), desk.settings)
-
-
-def _run(desk: Desk, plan: Plan, found: Found, *, resume: bool, voice: Voice) -> TrainingResult:
-    """Puts the plan into force (which may start this process anew), loads the task and trains it.
-
-    Raises:
-        UserCodeError: the task's own code failed.
-    """
-    import warnings
-
-    from batchcal.cli.progress import listening
-    from batchcal.cli.training import monitored, options_of
-    from batchcal.core import settings as knobs
-    from batchcal.plan.formats import as_lines
-    from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
-
-    reexec_for(plan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AllocatorNotInForce)
-        applied = apply(plan)
-    for notice in (*plan.notices, *applied.notices):
-        voice.say(f" note: {notice}")
-    for line in as_lines(plan):
-        voice.say(line)
-    from batchcal.calibration.schema import OFF
-    from batchcal.cli.keys import stopping_at_q
-    from batchcal.core.errors import BatchcalError
-    from batchcal.train.loop import train as run
-    from batchcal.train.memory.predictor import predictor_of
-    from batchcal.train.seed import seed_everything
-    from batchcal.train.stop import StopWish
-    from batchcal.workload.activation_checkpointing import GradientCheckpointManager
-    from batchcal.workload.blame import blame, in_user_code
-    from batchcal.workload.load import load_task
-
-    seed, checkpoint = desk.settings.value(knobs.SEED), desk.settings.value(knobs.CHECKPOINT)
-    seed_everything(seed)
-    reference = desk.task()
-    task = load_task(reference, device=plan.device)
-    if found.calibration.options.activation_checkpointing != OFF:
-        GradientCheckpointManager(task.model, found.calibration.options.activation_checkpointing).enable()
-    try:
-        wish = StopWish()
-        with (
-            listening(voice, "training") as view,
-            monitored(desk, found.path, view=view) as progress,
-            stopping_at_q(lambda: wish.ask("q was pressed")) as listens,
-        ):
-            if listens:
-                progress.event("notice", {"text": "q stops after the step that is going on"})
-            return run(
-                task,
-                plan,
-                options_of(desk.settings, found.calibration),
-                checkpoint=None if checkpoint is None else Path(checkpoint),
-                resume=resume,
-                predictor=predictor_of(found.calibration, plan),
-                wish=wish,
-                progress=progress,
-            )
-    except BatchcalError:
-        raise
-    except Exception as error:
-        if in_user_code(error.__traceback__):
-            raise blame(error, f"training {reference.spec}", try_="-v, or --workers 0 where a worker failed") from error
-        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -39,7 +39,7 @@ class Screen:
         )
         self._ticking = ticking
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         self._live.__enter__()
         return self
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.train.multitask.gradnorm import GradNormBalancer, Observation
+from batchcal.train.options import LossWeights
 from batchcal.workload.task import Task
-
-LossWeights = Literal["task", "gradnorm", "gradnorm-paper"]
-"""`task`: as the task's own `loss` weighs them; the others: by the norms of their gradients, after two rules."""
 
 
 class TaskLosses:

@@ -19,12 +19,12 @@ from batchcal.guard.release import trim
 from batchcal.guard.report import Raised, describe, let_go
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share
+from batchcal.train.options import WhenSplit
 from batchcal.train.recovery.parts import Part, Splitter
 from batchcal.train.recovery.undo import Before, Undo
 from batchcal.workload.task import Task
 
 COLLECT_EVERY_S: Final = 10.0
-WhenSplit = Literal["stop", "split"]
 Where = Literal["preflight", "forward", "backward"]
 Action = Literal["retry", "split"]
 

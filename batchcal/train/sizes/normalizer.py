@@ -29,15 +29,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, assert_never, get_args
+from typing import assert_never, get_args
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from batchcal.core.errors import UsageError
 from batchcal.core.progress import Field
-
-LearningRateRule = Literal["none", "linear", "sqrt"]
+from batchcal.train.options import LearningRateRule
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from batchcal.core.errors import UsageError
-from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer, LearningRateRule
+from batchcal.train.options import LearningRateRule
+from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
 
 
 def model_of() -> nn.Module:

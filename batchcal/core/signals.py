@@ -7,10 +7,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Final
 
 from batchcal.core.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`; the number where the system has no such signal."""
+    return signal.Signals(number).name if number in signal.valid_signals() else str(number)
 
 
 @contextlib.contextmanager

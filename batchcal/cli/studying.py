@@ -1,0 +1,212 @@
+"""From a config with [hpo] to a study that runs, is looked at, or gives its winner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchcal.cli.voice import Voice
+from batchcal.core import settings as knobs
+from batchcal.core.errors import NotSaved, UsageError
+from batchcal.core.units import count_of
+
+if TYPE_CHECKING:
+    from batchcal.calibration.schema import Options
+    from batchcal.cli.desk import Desk
+    from batchcal.cli.progress import StudyListener
+    from batchcal.core.progress import Field
+    from batchcal.core.settings import Settings
+    from batchcal.detect.environment import Environment
+    from batchcal.hpo.blueprint import Blueprint
+    from batchcal.hpo.seen import StudySeen, TrialSeen
+    from batchcal.train.options import TrainOptions
+    from batchcal.workload.config import Config
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study's config, read."""
+
+    desk: Desk
+    blueprint: Blueprint
+    options: Options
+    """Of the calibration of each shape, by one worker alone."""
+    environment: Environment
+
+
+def needs_optuna() -> None:
+    """Raises:
+    UsageError: the extra is not installed.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "studies need Optuna, which is not installed",
+            known="it is an extra: detect, calibrate, plan and train do without",
+            try_='pip install "batchcal[hpo]"',
+        ) from None
+
+
+def read(config: str) -> Config:
+    """The config of a study.
+
+    Raises:
+        UsageError: it is no config.
+    """
+    from batchcal.workload.config import read_config
+
+    if not config.endswith(".toml"):
+        raise UsageError(
+            f"{config!r} is no config",
+            known="a study is described by a TOML file with [task], [hpo] and [hpo.space]",
+            try_="batchcal hpo run study.toml",
+        )
+    directory = Path.cwd()
+    return read_config(directory / config, directory=directory)
+
+
+def opened(config: str, changed: Config, voice: Voice) -> Opened:
+    """What `changed`, which was read from `config`, asks for on this machine.
+
+    Raises:
+        UsageError: a key, a value or a space that cannot be.
+    """
+    from batchcal.cli.desk import open_desk, options_from
+    from batchcal.detect.detect import detect
+    from batchcal.hpo.blueprint import Blueprint
+    from batchcal.hpo.config import study_of
+
+    settings, space = study_of(changed, config)
+    desk = open_desk(config, flags={}, revise=lambda _: changed, voice=voice)
+    environment = detect()
+    options = options_from(desk.settings, limit_bytes=environment.memory.limit.value)
+    options = options.model_copy(update={"time_limit_s": settings.calibrate_s, "seed": settings.seed})
+    blueprint = Blueprint(
+        settings=settings,
+        space=dict(space),
+        reference=desk.task(),
+        options=_train_options(desk.settings, seed=settings.seed, margin=options.margin),
+        effective_batch=desk.settings.value(knobs.EFFECTIVE_BATCH),
+    )
+    return Opened(desk, blueprint, options, environment)
+
+
+def _train_options(settings: Settings, *, seed: int, margin: float) -> TrainOptions:
+    """As `train` would have them, but that trials stop early unless [train] says otherwise."""
+    from batchcal.cli.training import options_of
+    from batchcal.hpo.config import MIN_DELTA, PATIENCE
+
+    options = replace(options_of(settings, margin=margin), seed=seed)
+    if settings.of(knobs.PATIENCE).origin == "default":
+        options = replace(options, patience=PATIENCE)
+    if settings.of(knobs.MIN_DELTA).origin == "default":
+        options = replace(options, min_delta=MIN_DELTA)
+    return options
+
+
+def seen_of(blueprint: Blueprint) -> StudySeen:
+    """The study as it is in its storage.
+
+    Raises:
+        UsageError: it was not begun.
+    """
+    from batchcal.hpo.seen import look_at
+    from batchcal.hpo.study import read_study
+
+    return look_at(read_study(blueprint.storage, blueprint.settings.study))
+
+
+def best_of(seen: StudySeen) -> TrialSeen:
+    """The best trial.
+
+    Raises:
+        UsageError: none is complete.
+    """
+    best = seen.best()
+    if best is None:
+        raise UsageError(
+            f"study {seen.name!r} has no complete trial yet",
+            known=f"it has {count_of(len(seen.trials), 'trial')} of {seen.wanted}",
+            try_="batchcal hpo run CONFIG",
+        )
+    return best
+
+
+def run(opened: Opened, *, workers: int, listener: StudyListener) -> StudySeen:
+    """Works at the study with so many workers until it is done, or somebody wishes to stop. Returns how it then stands.
+
+    Raises:
+        BatchcalError: see `Crew.run`.
+    """
+    from batchcal.cli.keys import stopping_at_q
+    from batchcal.hpo.crew import Crew
+    from batchcal.hpo.seen import look_at
+    from batchcal.hpo.shares import share_out
+    from batchcal.hpo.study import open_study
+
+    blueprint = opened.blueprint
+    assignments = share_out(blueprint, opened.options, opened.environment, workers)
+    study, _ = open_study(blueprint)  # what is wrong with it is told here, once
+    seen, progress = look_at(study), listener.progress
+    told: dict[str, Field] = {"study": seen.name, "trials": seen.wanted, "done": seen.done, "workers": workers}
+    progress.event("study_started", {**told, "storage": blueprint.shown_storage})
+    crew = Crew(assignments, logs=blueprint.folder / "logs", progress=progress, tick=lambda: listener.see(look_at(study)))
+    presses = 0
+
+    def pressed() -> None:
+        nonlocal presses
+        presses += 1
+        if presses == 1:
+            crew.finish()
+            progress.event("notice", {"text": "no further trial is begun; q again stops those that run"})
+        else:
+            crew.stop()
+
+    with stopping_at_q(pressed) as listens:
+        if listens:
+            progress.event("notice", {"text": "q stops after the trials that run"})
+        crew.run()
+    return look_at(study)
+
+
+def families(config: Config, sets: Sequence[str], axes: Sequence[str]) -> tuple[Config, ...]:
+    """`config` with every `--set`, once for each combination of `--matrix`.
+
+    Raises:
+        UsageError: a change that cannot be made.
+    """
+    from batchcal.hpo.config import with_changes
+    from batchcal.hpo.matrix import members
+
+    changed = with_changes(config, sets)
+    return members(changed, axes) if axes else (changed,)
+
+
+def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Path]:
+    """Each as a plain config of its own, named after its study. Returns the paths.
+
+    Args:
+        name: of the config they were made of, for messages.
+
+    Raises:
+        UsageError: one of them is no study.
+        NotSaved: the folder cannot be written to.
+    """
+    import tomli_w
+
+    from batchcal.hpo.config import as_toml, study_of
+
+    written: list[Path] = []
+    for config in configs:
+        settings, _ = study_of(config, name)
+        path = folder / f"{settings.study.replace(' ', '_')}.toml"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(tomli_w.dumps(as_toml(config)), encoding="utf-8")
+        except OSError as error:
+            raise NotSaved(f"{path} cannot be written", known=error.strerror or str(error), try_="another folder") from None
+        written.append(path)
+    return written

@@ -1,0 +1,160 @@
+"""batchcal hpo run, status, best"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from batchcal.cli import options as opt
+from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from batchcal.cli.studying import Opened
+
+StudyConfig: TypeAlias = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="TOML file with [task], [hpo] and [hpo.space].", show_default=False)
+]
+Set: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="A key of the config, or an argument of the task. Again for more.", show_default=False
+    ),
+]
+Matrix: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--matrix",
+        metavar="NAME=A,B,...",
+        help="A study for each value, one after another; with several, for each combination.",
+        show_default=False,
+    ),
+]
+WriteConfigs: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--write-configs", metavar="FOLDER", help="Only write the config of each study there.", show_default=False),
+]
+Jobs: TypeAlias = Annotated[
+    int, typer.Option("--workers", metavar="N", help="Trials at once, each with its share of memory and cores.", min=1)
+]
+Train: TypeAlias = Annotated[bool, typer.Option("--train", help="Train with the best trial's values and its plan.")]
+
+hpo = typer.Typer(
+    name="hpo",
+    help="Studies of hyper-parameters, whose trials fit the memory there is and stop early.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+)
+
+
+@hpo.command()
+def run(
+    context: typer.Context,
+    config: StudyConfig,
+    *,
+    set_: Set = None,
+    matrix: Matrix = None,
+    workers: Jobs = 1,
+    write_configs: WriteConfigs = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Begin a study, or go on with it, here and wherever else the same command is given."""
+    from batchcal.cli import screen
+    from batchcal.cli.progress import listening_to_study
+    from batchcal.cli.studying import families, needs_optuna, opened, read, write_family
+    from batchcal.cli.studying import run as work
+
+    needs_optuna()
+    voice = context.ensure_object(Voice)
+    changed = families(read(config), set_ or (), matrix or ())
+    if write_configs is not None:
+        for path in write_family(changed, Path(write_configs), config):
+            screen.emit(str(path))
+        return
+    studies = [opened(config, one, voice) for one in changed]  # what is wrong with one is told before any begins
+    for one in studies:
+        with listening_to_study(voice) as listener:
+            seen = work(one, workers=workers, listener=listener)
+        if json:
+            from batchcal.cli.document import study
+
+            screen.emit(study(seen, one.blueprint.shown_storage))
+        else:
+            from batchcal.cli.views.study.view import show
+
+            screen.render(show(seen, where=one.blueprint.shown_storage))
+        if seen.done < seen.wanted:
+            voice.say(f"the same command goes on: {seen.done} of {seen.wanted} trials are done")
+            return
+        if seen.best() is not None:
+            voice.say(f"next: batchcal hpo best {config} --train, batchcal show {config} --html study.html")
+
+
+@hpo.command()
+def status(
+    context: typer.Context,
+    config: StudyConfig,
+    *,
+    set_: Set = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """How a study stands: trials by state, the best, what pruning saved."""
+    from batchcal.cli import screen
+    from batchcal.cli.studying import seen_of
+
+    one = _opened(config, set_, context.ensure_object(Voice))
+    seen = seen_of(one.blueprint)
+    if json:
+        from batchcal.cli.document import study
+
+        screen.emit(study(seen, one.blueprint.shown_storage))
+    else:
+        from batchcal.cli.views.study.view import show
+
+        screen.render(show(seen, where=one.blueprint.shown_storage))
+
+
+@hpo.command()
+def best(
+    context: typer.Context,
+    config: StudyConfig,
+    *,
+    set_: Set = None,
+    train: Train = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """The best trial's values; with --train they are trained with."""
+    from batchcal.cli import screen
+    from batchcal.cli.studying import best_of, seen_of
+
+    voice = context.ensure_object(Voice)
+    one = _opened(config, set_, voice)
+    seen = seen_of(one.blueprint)
+    winner = best_of(seen)
+    if train:
+        from batchcal.cli.winner import train_winner
+
+        train_winner(one, winner, as_json=json, voice=voice)
+    elif json:
+        from batchcal.cli.document import best_trial
+
+        screen.emit(best_trial(seen, winner))
+    else:
+        from batchcal.cli.views.study.winner import show
+
+        screen.render(show(seen, winner))
+        voice.say(f"next: batchcal hpo best {config} --train")
+
+
+def _opened(config: str, changes: list[str] | None, voice: Voice) -> Opened:
+    from batchcal.cli.studying import families, needs_optuna, opened, read
+
+    needs_optuna()
+    return opened(config, families(read(config), changes or (), ())[0], voice)

@@ -1,0 +1,1 @@
+"""A study of hyper-parameters: live, as a status, as a page."""

@@ -1,0 +1,81 @@
+"""A study on the terminal: what it came to, and its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Literal
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from batchcal.cli.views.calibration import hanging
+from batchcal.cli.views.study.words import HEADS, NUMBERS, STYLES, row, shown, summary
+from batchcal.core.units import count_of
+from batchcal.hpo.seen import StudySeen, TrialSeen
+
+_MOST_ROWS: Final = 12
+_DISPENSABLE: Final = ("memory", "batch", "epochs", "#")
+"""In the order in which a narrow console does without."""
+_PARAMETERS_FROM: Final = 20
+_PADDING: Final = 2
+_FAILED: Final = 3
+
+
+def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
+    """Everything, from the top of the page."""
+    yield Text.assemble(("study ", ""), (seen.name, "bold"), (f"  {seen.task}", "dim"), no_wrap=True, overflow="ellipsis")
+    yield Text("")
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="dim")
+    for name, answer, besides in summary(seen):
+        table.add_row(name, answer, besides)
+    yield table
+    if seen.trials:
+        yield Text("")
+        yield Trials(seen, shown(seen, _MOST_ROWS))
+    rest = len(seen.trials) - _MOST_ROWS
+    if rest > 0:
+        yield Text(f"  and {count_of(rest, 'trial')} more", style="dim")
+    told = [one for one in seen.trials if one.state in ("failed", "infeasible") and one.facts.why][-_FAILED:]
+    if told:
+        yield Text("")
+    for one in told:
+        yield hanging("  - ", f"trial {one.number}, {one.state}: {one.facts.why}", style="dim")
+    if where:
+        yield Text("")
+        yield Text(f"  {where}", style="dim", overflow="fold")
+
+
+class Trials:
+    """A row a trial; a narrow console sees fewer columns, never half a number."""
+
+    def __init__(self, seen: StudySeen, trials: Sequence[TrialSeen]) -> None:
+        self._seen, self._trials = seen, trials
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = [dict(zip(HEADS, row(self._seen, one), strict=True)) for one in self._trials]
+        widths = {head: max([len(head), *(len(cells[head]) for cells in rows)]) for head in HEADS}
+        heads = list(HEADS)
+        # Only what was sampled is cut: it is the longest, and its beginning tells it from the others.
+        widths["parameters"] = _left_by(heads, widths, options.max_width)
+        for head in _DISPENSABLE:
+            if widths["parameters"] < _PARAMETERS_FROM:
+                heads.remove(head)
+                widths["parameters"] = _left_by(heads, widths, options.max_width)
+        best = self._seen.best()
+        table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
+        for head in heads:
+            justify: Literal["left", "right"] = "right" if head in NUMBERS else "left"
+            table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", width=widths[head])
+        for one, cells in zip(self._trials, rows, strict=True):
+            told = [Text(cells[head], style=STYLES[one.state] if head == "state" else "") for head in heads]
+            table.add_row(*told, style="bold" if best is not None and one.number == best.number else "")
+        yield table
+
+
+def _left_by(heads: Sequence[str], widths: Mapping[str, int], width: int) -> int:
+    """For the parameters, besides the other columns."""
+    return max(width - sum(widths[head] + _PADDING for head in heads if head != "parameters") - _PADDING, 1)

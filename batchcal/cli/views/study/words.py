@@ -1,0 +1,111 @@
+"""What the terminal and the page both say of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.words import count
+from batchcal.core.units import count_of, format_bytes, format_seconds
+from batchcal.hpo.seen import State, StudySeen, TrialSeen
+
+HEADS: Final = ("#", "state", "value", "epochs", "batch", "memory", "parameters")
+NUMBERS: Final = frozenset({"#", "value", "epochs", "batch", "memory"})
+STYLES: Final[dict[State, str]] = {
+    "running": "cyan",
+    "waiting": "dim",
+    "complete": "green",
+    "pruned": "yellow",
+    "infeasible": "magenta",
+    "failed": "red",
+    "stopped": "dim",
+    "lost": "red",
+}
+_ORDER: Final[tuple[State, ...]] = ("running", "complete", "pruned", "infeasible", "failed", "waiting", "stopped", "lost")
+
+
+def counts_line(seen: StudySeen) -> str:
+    """`2 running, 12 complete, 30 pruned`."""
+    counts = seen.counts()
+    return ", ".join(f"{count(counts[state])} {state}" for state in _ORDER if counts.get(state))
+
+
+def row(seen: StudySeen, trial: TrialSeen) -> tuple[str, ...]:
+    """A trial's cells, by `HEADS`."""
+    return (
+        str(trial.number),
+        trial.state + (f" ({trial.facts.kind})" if trial.state == "failed" and trial.facts.kind else ""),
+        "" if trial.value is None else number(trial.value),
+        f"{trial.epochs}/{seen.resource}" if trial.epochs else "",
+        batch_of(trial),
+        memory_of(trial),
+        parameters_of(trial),
+    )
+
+
+def batch_of(trial: TrialSeen) -> str:
+    """`64 = 2x32`: the effective batch, and how it is made up."""
+    facts = trial.facts
+    if facts.effective_batch is None or facts.micro_batch is None or facts.accumulation_steps is None:
+        return ""
+    whole = count(facts.effective_batch)
+    return whole if facts.accumulation_steps == 1 else f"{whole} = {facts.accumulation_steps}x{count(facts.micro_batch)}"
+
+
+def memory_of(trial: TrialSeen) -> str:
+    """The peak, else what is predicted."""
+    facts = trial.facts
+    if facts.peak_bytes:
+        return format_bytes(facts.peak_bytes)
+    return f"~{format_bytes(facts.predicted_peak_bytes)}" if facts.predicted_peak_bytes else ""
+
+
+def parameters_of(trial: TrialSeen) -> str:
+    """`learning_rate=0.0012 d_model=64`."""
+    return " ".join(f"{name}={value(one)}" for name, one in trial.parameters.items())
+
+
+def value(one: object) -> str:
+    """A sampled value."""
+    return number(one) if isinstance(one, float) else str(one)
+
+
+def summary(seen: StudySeen) -> list[tuple[str, str, str]]:
+    """Name, answer, besides: what it came to."""
+    best = seen.best()
+    told: list[tuple[str, str, str]] = []
+    if best is not None and best.value is not None:
+        told.append((f"best {seen.metric}", number(best.value), f"trial {best.number}: {parameters_of(best)}"))
+    done = f"{count(seen.done)} of {count(seen.wanted)}"
+    left_s = seen.left_s()
+    told.append(("trials", done, counts_line(seen) + (f"; {format_seconds(left_s)} left" if left_s is not None else "")))
+    saved = seen.saved_epochs()
+    if saved:
+        trained = sum(one.epochs for one in seen.trials)
+        told.append(
+            (
+                "saved by pruning",
+                f"{saved / (saved + trained):.0%}",
+                f"{count_of(saved, 'epoch')} of {count(saved + trained)} not trained, about {format_seconds(seen.saved_s())}",
+            )
+        )
+    error, shapes = seen.prediction_error(), seen.calibrations()
+    if error is not None:
+        measured = f"of the memory that was predicted; {count_of(shapes, 'shape')} of the model measured"
+        told.append(("prediction error", f"{error:.1%}", measured))
+    return told
+
+
+def shown(seen: StudySeen, most: int) -> Sequence[TrialSeen]:
+    """The trials that tell most, the best first: those that run, then the complete, then what came close."""
+    order: dict[State, int] = {state: place for place, state in enumerate(_ORDER)}
+    ranked = sorted(
+        (one for one in seen.trials if one.state not in ("stopped", "lost", "waiting")),
+        key=lambda one: (
+            order[one.state],
+            -seen.better * one.value if one.value is not None else 0.0,
+            one.number if one.state != "running" else -one.number,
+        ),
+    )
+    return ranked[:most]

@@ -1,0 +1,73 @@
+"""batchcal hpo best --train: the values of the best trial, trained with outside of any study."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from batchcal.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from batchcal.cli.studying import Opened
+    from batchcal.hpo.seen import TrialSeen
+    from batchcal.train.options import TrainOptions
+    from batchcal.workload.task import Task
+
+
+def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice) -> None:
+    """Trains with the parameters of `best`, in this process.
+
+    Raises:
+        NothingFits: it does not fit here: it ran on a larger machine.
+    """
+    import json
+
+    from batchcal.calibration.schema import Calibration
+    from batchcal.cli import screen
+    from batchcal.cli.calibrating import Found
+    from batchcal.cli.progress import listening
+    from batchcal.cli.training import trained
+    from batchcal.core.errors import NothingFits, NotSaved
+    from batchcal.detect.detect import detect_for
+    from batchcal.hpo.inside import with_warmup
+    from batchcal.hpo.shapes import ShapeBook, TooLarge
+    from batchcal.hpo.space import BATCH_SIZE, EPOCHS, WARMUP_STEPS, arguments_of, shape_of
+
+    blueprint, values = opened.blueprint, best.parameters
+    batch, epochs, warmup = values.get(BATCH_SIZE), values.get(EPOCHS), values.get(WARMUP_STEPS)
+    wished = batch if isinstance(batch, int) else best.facts.effective_batch
+    with listening(voice, "calibration") as progress:
+        book = ShapeBook(
+            blueprint.reference,
+            opened.options,
+            detect_for(opened.options.device),
+            blueprint.folder / "shapes",
+            progress=progress,
+        )
+        fitting = book.plan(shape_of(blueprint.space, values), wished)
+    if isinstance(fitting, TooLarge):
+        raise NothingFits(f"trial {best.number} does not fit here: {fitting.why}", try_="a higher memory limit")
+    reference = blueprint.reference
+    reference = reference.model_copy(update={"arguments": {**reference.arguments, **arguments_of(values)}})
+    calibration = Calibration.model_validate(json.loads(fitting.calibration.read_bytes()))
+    options = replace(blueprint.options, epochs=epochs) if isinstance(epochs, int) else blueprint.options
+
+    def options_for(task: Task) -> TrainOptions:
+        return with_warmup(options, warmup if isinstance(warmup, int) else None, task, fitting.plan.effective_batch)
+
+    result = trained(
+        replace(opened.desk, reference=reference),
+        fitting.plan,
+        Found(calibration=calibration, path=fitting.calibration),
+        options_for,
+        voice=voice,
+        folder=blueprint.folder,
+    )
+    if as_json:
+        screen.emit(result.model_dump_json(indent=2))
+    else:
+        from batchcal.cli.views.training import show
+
+        screen.render(show(result, fitting.plan))
+    if result.not_saved is not None:
+        raise NotSaved(result.not_saved, try_="[train] checkpoint = FILE, on a disk with room")

@@ -1,0 +1,107 @@
+"""What a study is: all that a worker on any machine must know to work at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from batchcal.calibration.schema import Options
+from batchcal.core.canonical import JSON, dumps
+from batchcal.core.errors import UsageError
+from batchcal.core.values import Frozen
+from batchcal.hpo.config import StudySettings, most_epochs
+from batchcal.hpo.space import Parameter
+from batchcal.hpo.storage import default_storage, without_password
+from batchcal.train.options import TrainOptions
+from batchcal.workload.reference import TaskReference
+
+FOLDER: Final = ".batchcal"
+_LISTED: Final = 4
+"""So many differences are told."""
+
+
+class Blueprint(Frozen):
+    """A study as it was asked for."""
+
+    settings: StudySettings
+    space: dict[str, Parameter]
+    reference: TaskReference
+    """The task, without sampled values."""
+    options: TrainOptions
+    """As for `train`; what the space samples takes their place."""
+    effective_batch: int | None
+    """Where the space has no batch size. None: the capacity of the task as it is configured."""
+
+    @property
+    def storage(self) -> str:
+        """A path or a URL."""
+        return self.settings.storage or str(default_storage(self.folder, self.settings.study))
+
+    @property
+    def shown_storage(self) -> str:
+        """The same without a password."""
+        return without_password(self.storage)
+
+    @property
+    def folder(self) -> Path:
+        """Where what belongs to studies of this task lies."""
+        return Path(self.reference.directory) / FOLDER
+
+    @property
+    def resource(self) -> int:
+        """The most that a trial reports: epochs, over all folds."""
+        return most_epochs(self.space, self.options.epochs) * max(1, self.settings.folds)
+
+    def identity(self) -> dict[str, JSON]:
+        """What makes two trials comparable, by dotted name. It cannot change once a study has begun; all else can."""
+        said: dict[str, JSON] = {
+            "task": self.reference.spec,
+            "metric": self.settings.metric,
+            "direction": self.settings.direction,
+            "folds": self.settings.folds,
+            "epochs": self.resource,
+        }
+        said |= {f"task.args.{name}": value for name, value in self.reference.arguments.items()}
+        said |= {f"space.{name}": _plain(parameter) for name, parameter in self.space.items()}
+        return said
+
+
+class Assignment(Frozen):
+    """One worker's part."""
+
+    blueprint: Blueprint
+    measure: Options
+    """Of the calibration of each shape: with what memory this worker may use."""
+    index: int = Field(default=0, ge=0)
+    """Among the workers that one command started."""
+    cpus: tuple[int, ...] = ()
+    """Cores that it keeps to. Empty: all that the process may use."""
+
+
+def check_same(study: str, was: dict[str, JSON], now: dict[str, JSON]) -> None:
+    """Raises:
+    UsageError: a study was begun as `was`, and `now` is another.
+    """
+    told = [
+        f"{name} was {_text(was.get(name))}, is {_text(now.get(name))}"
+        for name in sorted({*was, *now})
+        if was.get(name) != now.get(name)
+    ]
+    if told:
+        more = f"; and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
+        raise UsageError(
+            f"study {study!r} is there, and is another one",
+            known="; ".join(told[:_LISTED]) + more,
+            try_=f'another name: --set study="{study}-2", or the config that it was begun with',
+        )
+
+
+def _plain(parameter: Parameter) -> JSON:
+    fields: dict[str, JSON] = parameter.model_dump(mode="json", exclude_defaults=False)
+    return fields
+
+
+def _text(value: JSON) -> str:
+    return "not there" if value is None else dumps(value).decode()

@@ -1,0 +1,113 @@
+"""A worker as a process: `python -m batchcal.hpo.member`, started and led by a `Crew`.
+
+On stdin a line with its `Assignment`, then `finish` (stop after the trial that runs) or `stop` (now). When stdin ends, so does
+the worker: who leads it is gone. On stdout a JSON line for each event, and one for the error that ended it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Final, TextIO
+
+from batchcal.core.errors import BatchcalError, Interrupted
+from batchcal.core.progress import Fields
+from batchcal.core.signals import raised_as_interrupted
+from batchcal.detect.detect import detect_for
+from batchcal.hpo.again import identity
+from batchcal.hpo.blueprint import Assignment
+from batchcal.hpo.shapes import ShapeBook
+from batchcal.hpo.study import open_study
+from batchcal.hpo.trial import TrialRunner
+from batchcal.hpo.worker import Worker
+
+FINISH: Final = "finish"
+STOP: Final = "stop"
+
+
+class Line:
+    """To who leads: a JSON line a message. Who does not listen any more is not told."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def event(self, name: str, fields: Fields) -> None:
+        self.say({"event": name, "fields": dict(fields)})
+
+    def say(self, message: object) -> None:
+        try:
+            self._stream.write(json.dumps(message) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+def main() -> int:
+    """Works as it is told. Returns the exit code."""
+    # What anybody prints goes to stderr, which is the worker's log: stdout has our messages only.
+    line = Line(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)
+    finish = threading.Event()
+    try:
+        with raised_as_interrupted():
+            assignment = Assignment.model_validate_json(sys.stdin.readline())
+            threading.Thread(target=_obey, args=(finish,), name="batchcal-orders", daemon=True).start()
+            work(assignment, line, finish)
+    except Interrupted as error:
+        return 128 + error.signal_number
+    except BatchcalError as error:
+        said = {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}
+        line.say({"error": said})
+        return 1
+    return 0
+
+
+def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
+    """At the study of `assignment`, until it is done or `finish` is set."""
+    blueprint, options = assignment.blueprint, assignment.measure
+    if assignment.cpus:
+        os.sched_setaffinity(0, assignment.cpus)
+    study, why = open_study(blueprint, who="" if assignment.index == 0 else identity())
+    if why and assignment.index == 0:
+        line.event("notice", {"text": why})
+    book = ShapeBook(
+        blueprint.reference,
+        options,
+        detect_for(options.device),
+        blueprint.folder / "shapes",
+        budget_parameters=blueprint.settings.budget,
+        progress=line,
+    )
+    runner = TrialRunner(note=lambda text: line.event("notice", {"text": text}))
+    try:
+        Worker(
+            study=study,
+            settings=blueprint.settings,
+            space=blueprint.space,
+            book=book,
+            runner=runner,
+            options=blueprint.options,
+            effective_batch=blueprint.effective_batch,
+            progress=line,
+            finish=finish.is_set,
+        ).work()
+    finally:
+        runner.close()
+
+
+def _obey(finish: threading.Event) -> None:
+    for order in sys.stdin:
+        if order.strip() != FINISH:
+            break
+        finish.set()
+    # Raised in the main thread, wherever that is.
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path.cwd())
+    raise SystemExit(main())

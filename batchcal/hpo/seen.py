@@ -1,0 +1,193 @@
+"""A study as it is looked at: by its status, the live table, the report."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from batchcal.core.canonical import JSON
+from batchcal.hpo.again import AGAIN, STOPPED, is_surplus
+from batchcal.hpo.facts import TrialFacts, facts_of
+from batchcal.hpo.study import IDENTITY, PROMISED
+from batchcal.workload.reference import Scalar
+
+State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed", "stopped", "lost"]
+"""`lost`: its worker died. `stopped`: by somebody. Both are run again, under another number."""
+DONE: Final[tuple[State, ...]] = ("complete", "pruned", "infeasible", "failed")
+"""Of trials that need not be run any more."""
+RECENT: Final = 30
+"""Trials whose pace tells how long the rest will take."""
+
+
+@dataclass(frozen=True)
+class TrialSeen:
+    """One trial."""
+
+    number: int
+    state: State
+    value: float | None
+    """Of one that is complete, the final one; else the latest that was reported."""
+    parameters: Mapping[str, Scalar]
+    reached: tuple[tuple[int, float], ...]
+    """(epochs, best value so far), in order."""
+    facts: TrialFacts
+    began: datetime | None
+    """In the time of the machine that ran it, without a zone, as Optuna keeps it."""
+    ended: datetime | None
+    again: int | None = None
+    """The number of the trial that it runs once more."""
+
+    @property
+    def epochs(self) -> int:
+        """That it trained, over all folds."""
+        return self.facts.epochs or (self.reached[-1][0] if self.reached else 0)
+
+    @property
+    def wall_s(self) -> float:
+        """From its beginning to its end, the calibration of its shape included. 0: it has not ended."""
+        return (self.ended - self.began).total_seconds() if self.began is not None and self.ended is not None else 0.0
+
+    @property
+    def prediction_error(self) -> float | None:
+        """|measured / predicted - 1| of its memory. None: nothing was measured."""
+        predicted, peak = self.facts.predicted_peak_bytes, self.facts.peak_bytes
+        return abs(peak / predicted - 1) if predicted and peak else None
+
+
+@dataclass(frozen=True)
+class StudySeen:
+    """All of its trials, at one moment."""
+
+    name: str
+    direction: Literal["minimize", "maximize"]
+    metric: str
+    wanted: int
+    """Trials it is to have."""
+    resource: int
+    """Epochs of a trial that runs to its end."""
+    trials: tuple[TrialSeen, ...]
+    task: str = ""
+
+    @property
+    def better(self) -> float:
+        """-1 where a smaller value is better, else 1."""
+        return -1.0 if self.direction == "minimize" else 1.0
+
+    def counts(self) -> dict[State, int]:
+        """Trials by state; second runs of a trial count where the first does not."""
+        return dict(Counter(one.state for one in self.trials))
+
+    @property
+    def done(self) -> int:
+        """Trials that need not be run any more."""
+        return sum(one.state in DONE for one in self.trials)
+
+    def best(self) -> TrialSeen | None:
+        """The complete trial with the best value. None: none is complete."""
+        complete = [one for one in self.trials if one.state == "complete" and one.value is not None]
+        return max(complete, key=lambda one: (self.better * _number(one.value), -one.number), default=None)
+
+    def best_over_time(self) -> list[tuple[TrialSeen, float]]:
+        """Each trial that became the best, as they ended."""
+        told: list[tuple[TrialSeen, float]] = []
+        ended = [one for one in self.trials if one.state == "complete" and one.ended is not None and one.value is not None]
+        for one in sorted(ended, key=_end):
+            if not told or self.better * _number(one.value) > self.better * told[-1][1]:
+                told.append((one, _number(one.value)))
+        return told
+
+    def left_s(self) -> float | None:
+        """Until all trials have ended, at the pace of the latest. None: none has ended, or none runs."""
+        ended = sorted((one for one in self.trials if one.state in DONE and one.ended is not None), key=_end)
+        running = sum(one.state == "running" for one in self.trials)
+        if not ended or not running:
+            return None
+        return statistics.fmean(one.wall_s for one in ended[-RECENT:]) * max(self.wanted - self.done, 0) / running
+
+    def saved_epochs(self) -> int:
+        """Epochs that trials which were pruned did not train any more."""
+        return sum(max(self.resource - one.epochs, 0) for one in self.trials if one.state == "pruned")
+
+    def saved_s(self) -> float:
+        """What these would have taken, each at the pace of its own trial."""
+        pruned = [one for one in self.trials if one.state == "pruned" and one.epochs]
+        return sum(one.wall_s / one.epochs * max(self.resource - one.epochs, 0) for one in pruned)
+
+    def prediction_error(self) -> float | None:
+        """Median over the trials whose memory was measured."""
+        errors = [error for one in self.trials if one.state == "complete" and (error := one.prediction_error) is not None]
+        return statistics.median(errors) if errors else None
+
+    def calibrations(self) -> int:
+        """Shapes that were measured."""
+        return sum(bool(one.facts.shape_measured) for one in self.trials)
+
+
+def look_at(study: optuna.Study) -> StudySeen:
+    """The study as it is now."""
+    identity, promised = _table(study.user_attrs.get(IDENTITY)), _table(study.user_attrs.get(PROMISED))
+    trials = [one for one in study.get_trials(deepcopy=False) if not is_surplus(one)]
+    wanted, resource, metric = promised.get("trials"), promised.get("resource"), identity.get("metric")
+    longest = max((max(one.intermediate_values, default=0) for one in trials), default=0)
+    return StudySeen(
+        name=study.study_name,
+        direction="maximize" if study.direction is optuna.study.StudyDirection.MAXIMIZE else "minimize",
+        metric=str(metric) if metric is not None else "value",
+        wanted=wanted if isinstance(wanted, int) else len(trials),
+        resource=resource if isinstance(resource, int) else longest,
+        trials=tuple(_seen(one) for one in trials),
+        task=str(identity.get("task", "")),
+    )
+
+
+def _seen(trial: FrozenTrial) -> TrialSeen:
+    facts, again = facts_of(trial), trial.user_attrs.get(AGAIN)
+    reached = tuple(sorted(trial.intermediate_values.items()))
+    complete = trial.state is TrialState.COMPLETE and trial.values is not None
+    return TrialSeen(
+        number=trial.number,
+        state=_state(trial, facts),
+        value=trial.values[0] if complete else reached[-1][1] if reached else None,
+        parameters=trial.params,
+        reached=reached,
+        facts=facts,
+        began=trial.datetime_start,
+        ended=trial.datetime_complete,
+        again=again if isinstance(again, int) else None,
+    )
+
+
+def _state(trial: FrozenTrial, facts: TrialFacts) -> State:
+    match trial.state:
+        case TrialState.WAITING:
+            return "waiting"
+        case TrialState.RUNNING:
+            return "running"
+        case TrialState.COMPLETE:
+            return "complete"
+        case TrialState.PRUNED:
+            return "infeasible" if facts.state == "infeasible" else "pruned"
+        case _:
+            if STOPPED in trial.user_attrs:
+                return "stopped"
+            return "failed" if facts.state == "failed" else "lost"
+
+
+def _table(value: object) -> dict[str, JSON]:
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _end(trial: TrialSeen) -> datetime:
+    return trial.ended or datetime.max

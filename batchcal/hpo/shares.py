@@ -1,0 +1,66 @@
+"""What each of several workers on one machine may use: a share of the memory, cores of its own, an accelerator of its own."""
+
+from __future__ import annotations
+
+import os
+
+from batchcal.calibration.schema import Options
+from batchcal.core.errors import UsageError
+from batchcal.core.units import MIB, format_bytes
+from batchcal.detect.environment import Environment
+from batchcal.hpo.blueprint import Assignment, Blueprint
+
+WORKER_BYTES = 100 * MIB
+"""A worker beside its trial. Measured: 60 MB, and 40 MB while it traces or plans."""
+
+
+def share_out(blueprint: Blueprint, options: Options, environment: Environment, workers: int) -> tuple[Assignment, ...]:
+    """The parts of `workers` workers. One alone has everything.
+
+    Raises:
+        UsageError: there is too little for so many.
+    """
+    if workers == 1:
+        return (Assignment(blueprint=blueprint, measure=options),)
+    memory = environment.memory
+    free = min(memory.limit.value, options.memory_limit_bytes or memory.limit.value) - memory.used_bytes
+    share = min(free, memory.available_bytes) // workers - WORKER_BYTES
+    if share <= WORKER_BYTES:
+        raise UsageError(
+            f"{workers} workers are too many for the memory there is",
+            known=f"{format_bytes(max(free, 0))} are free; each worker takes {format_bytes(WORKER_BYTES)} besides its trial",
+            try_="--workers 1",
+        )
+    devices = _devices(options.device, environment, workers)
+    cores = _cores(workers)
+    return tuple(
+        Assignment(
+            blueprint=blueprint,
+            measure=options.model_copy(update={"memory_limit_bytes": share, "device": devices[index]}),
+            index=index,
+            cpus=cores[index],
+        )
+        for index in range(workers)
+    )
+
+
+def _devices(asked: str, environment: Environment, workers: int) -> list[str]:
+    there = [f"{one.kind}:{one.index}" for one in environment.accelerators if asked in ("auto", one.kind)]
+    if asked == "cpu" or (asked == "auto" and not there):
+        return ["cpu"] * workers
+    if len(there) < workers:
+        raise UsageError(
+            f"{workers} workers need an accelerator each",
+            known=f"there is: {', '.join(there) or asked}; the memory of one is not divided",
+            try_=f"--workers {max(1, len(there))}, or --set device=cpu",
+        )
+    return there[:workers]
+
+
+def _cores(workers: int) -> list[tuple[int, ...]]:
+    """Cores by worker, each as many: calibrations then hold for all of them. Empty where there are fewer cores than workers."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [()] * workers
+    there = sorted(os.sched_getaffinity(0))
+    each = len(there) // workers
+    return [tuple(there[index * each : (index + 1) * each]) for index in range(workers)]

@@ -1,0 +1,115 @@
+"""A study in its storage: begun, joined or read. Never joined as another than it was begun as."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import Final
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import TPESampler
+
+from batchcal.core.canonical import JSON
+from batchcal.core.errors import UsageError
+from batchcal.hpo.blueprint import Blueprint, check_same
+from batchcal.hpo.pruner import make_pruner
+from batchcal.hpo.storage import open_storage
+
+IDENTITY: Final = "batchcal"
+"""User attribute of a study: what it was begun as."""
+PROMISED: Final = "batchcal_promised"
+"""User attribute of a study: how many trials it is to have, and the most that one trial reports; as last asked for."""
+
+
+def open_study(blueprint: Blueprint, *, who: str = "") -> tuple[optuna.Study, str]:
+    """The study to work at, begun where it is not there, and a sentence on what was decided about its pruner.
+
+    Args:
+        who: this worker among all. The first of a study samples what the seed alone says; who joins samples otherwise.
+
+    Raises:
+        UsageError: the storage cannot be used, or the study that is there is another one.
+    """
+    be_quiet()
+    settings = blueprint.settings
+    pruner, why = make_pruner(settings.pruner, resource=blueprint.resource, trials=settings.trials)
+    storage = open_storage(blueprint.storage)
+    try:
+        study = optuna.create_study(
+            study_name=settings.study,
+            storage=storage,
+            direction=settings.direction,
+            pruner=pruner,
+            load_if_exists=True,
+        )
+        begun = study.user_attrs.get(IDENTITY)
+        trials = len(study.get_trials(deepcopy=False))
+    except Exception as error:
+        raise _unusable(blueprint, error) from error
+    if begun is None and trials:
+        raise UsageError(
+            f"study {settings.study!r} is there, and batchcal did not begin it",
+            known=f"it has {trials} trials, whose values nobody here can compare",
+            try_=f'another name: --set study="{settings.study}-2"',
+        )
+    if begun is None:
+        study.set_user_attr(IDENTITY, blueprint.identity())
+    else:
+        check_same(settings.study, _table(begun), blueprint.identity())
+    promised = {"trials": settings.trials, "resource": blueprint.resource}
+    if study.user_attrs.get(PROMISED) != promised:
+        study.set_user_attr(PROMISED, promised)
+    study.sampler = TPESampler(seed=_seed(settings.seed, "" if trials == 0 and not who else f"{trials}/{who}"))
+    return study, why
+
+
+def read_study(storage: str, name: str | None = None) -> optuna.Study:
+    """A study to look at. With no name: the only one in the storage.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    be_quiet()
+    opened = open_storage(storage, make=False)
+    try:
+        names = optuna.get_all_study_names(opened)
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name is not None and name in names:
+            return optuna.load_study(study_name=name, storage=opened)
+    except Exception as error:
+        raise UsageError(f"{storage} cannot be read as a study", known=_first_line(error)) from error
+    listed = ", ".join(sorted(names)[:8])
+    raise UsageError(
+        f"there is no study {name!r}" if name is not None else "which study?",
+        known=f"the storage has {listed}" if names else "the storage has none",
+        try_="batchcal hpo run CONFIG" if not names or name is not None else "batchcal show CONFIG, which names it",
+    )
+
+
+def be_quiet() -> None:
+    """Optuna logs each trial and warns of what is new in it; we tell it ourselves."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+def _seed(seed: int, who: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{who}".encode()).digest()[:4], "big")
+
+
+def _table(value: object) -> dict[str, JSON]:
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _unusable(blueprint: Blueprint, error: Exception) -> UsageError:
+    return UsageError(
+        f"the storage of study {blueprint.settings.study!r} cannot be used",
+        known=_first_line(error),
+        try_="the URL of a database that runs, or another file",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
