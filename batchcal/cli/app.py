@@ -71,13 +71,17 @@ def run(arguments: Sequence[str]) -> int:
 
     be_lenient()
     voice = Voice.of(arguments)
+    nothing = list(arguments) in ([], ["hpo"])
     try:
         with raised_as_interrupted():
             code: object = typer.main.get_command(app).main(
-                args=list(arguments) or ["--help"], prog_name="batchcal", standalone_mode=False, obj=voice
+                args=[*arguments, "--help"] if nothing else list(arguments),
+                prog_name="batchcal",
+                standalone_mode=False,
+                obj=voice,
             )
         # Nothing was asked: the help is shown, and a script learns that it did nothing.
-        return UsageError.exit_code if not arguments else code if isinstance(code, int) else 0
+        return UsageError.exit_code if nothing else code if isinstance(code, int) else 0
     except BatchcalError as error:
         return _failed(error, voice)
     except KeyboardInterrupt:

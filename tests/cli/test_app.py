@@ -77,9 +77,12 @@ def test_every_verb_and_every_option_has_help(capsys: pytest.CaptureFixture[str]
         assert err == ""
 
 
-def test_without_arguments_the_help_is_shown_and_nothing_was_done(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert "Usage: batchcal" in capsys.readouterr().out
+@pytest.mark.parametrize("arguments", [[], ["hpo"]])
+def test_without_a_verb_the_help_is_shown_and_nothing_was_done(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert " ".join(["Usage: batchcal", *arguments]) in out
+    assert err == ""
 
 
 def test_the_version_names_torch_and_python(capsys: pytest.CaptureFixture[str]) -> None:

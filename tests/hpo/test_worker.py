@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from batchcal.core.errors import Interrupted
+from batchcal.core.errors import Interrupted, NothingFits
 from batchcal.core.progress import Fields, Recorded
 from batchcal.detect.detect import detect
 from batchcal.hpo.again import WORKER, identity, retry_lost
@@ -120,7 +120,9 @@ def test_what_cannot_fit_is_a_constraint_and_no_crash(tmp_path: Path, shapes: Pa
 def test_more_parameters_than_the_study_allows_are_refused_before_anything_is_measured(tmp_path: Path, shapes: Path) -> None:
     worker = a_worker(tmp_path, shapes, {"width": {"kind": "int", "low": 1000, "high": 1001}}, trials=2, budget=100)
     worker.book.budget_parameters = 100
-    trials = run(worker)
+    with pytest.raises(NothingFits, match="none of 2 trials fits"):
+        run(worker)
+    trials = worker.study.get_trials()
     assert {trial.state for trial in trials} == {TrialState.PRUNED}
     assert "the study allows 100" in str(known(trials[0])["why"])
 

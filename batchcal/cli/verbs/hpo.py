@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batchcal.cli.studying import Opened
 
 StudyConfig: TypeAlias = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="TOML file with [task], [hpo] and [hpo.space].", show_default=False)
+    str, typer.Argument(metavar="CONFIG", help="TOML file with the tables task, hpo and hpo.space.", show_default=False)
 ]
 Set: TypeAlias = Annotated[
     list[str] | None,
@@ -44,7 +44,6 @@ hpo = typer.Typer(
     name="hpo",
     help="Studies of hyper-parameters, whose trials fit the memory there is and stop early.",
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
 )
 
 
