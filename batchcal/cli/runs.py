@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from batchcal.core.errors import UsageError
 
@@ -21,21 +21,22 @@ def names_a_run(file: str | None) -> bool:
     return path.is_dir() or path.suffix == ".jsonl" or is_run(path)
 
 
-def refuse(run: str, *, check: bool, why: bool, require_signature: bool, other: bool) -> None:
+def refuse(file: str, kind: Literal["run", "study"], *, check: bool, why: bool, require_signature: bool, other: bool) -> None:
     """What is asked of calibrations only.
 
     Raises:
-        UsageError: it was asked of a run.
+        UsageError: it was asked of a run or a study.
     """
+    two = "runs" if kind == "run" else "studies"
     asked = {
-        "two runs, or a run and a calibration, are not compared": other,
-        "--check asks whether a calibration may be used; a run is not checked": check,
-        "--why explains the decisions of a calibration; a run tells its own beside each change": why,
-        "--require-signature is for calibrations; a run is not signed": require_signature,
+        f"two {two}, or a {kind} and a calibration, are not compared": other,
+        f"--check asks whether a calibration may be used; a {kind} is not checked": check,
+        f"--why explains the decisions of a calibration; a {kind} tells its own beside each change": why,
+        f"--require-signature is for calibrations; a {kind} is not signed": require_signature,
     }
     for told, was_asked in asked.items():
         if was_asked:
-            raise UsageError(told, try_=f"batchcal show {run}")
+            raise UsageError(told, try_=f"batchcal show {file}")
 
 
 def show_run(file: str, *, html: str | None, as_json: bool, voice: Voice) -> None:

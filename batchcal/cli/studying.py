@@ -210,3 +210,47 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
             raise NotSaved(f"{path} cannot be written", known=error.strerror or str(error), try_="another folder") from None
         written.append(path)
     return written
+
+
+def names_a_study(file: str | None) -> bool:
+    """Whether `file` is a study's config, its journal, or the URL of a database."""
+    if file is None:
+        return False
+    return "://" in file or file.endswith((".toml", ".journal"))
+
+
+def show_study(file: str, *, html: str | None, as_json: bool, voice: Voice) -> None:
+    """On the terminal, as JSON or as a page.
+
+    Raises:
+        UsageError: it is no study, or cannot be read.
+        NotSaved: the page could not be written.
+    """
+    needs_optuna()
+    from batchcal.cli import screen
+    from batchcal.hpo.seen import look_at
+    from batchcal.hpo.storage import without_password
+    from batchcal.hpo.study import read_study
+
+    if file.endswith(".toml"):
+        blueprint = opened(file, read(file), voice).blueprint
+        storage, name = blueprint.storage, blueprint.settings.study
+    else:
+        storage, name = file, None
+    study = read_study(storage, name)
+    seen, where = look_at(study), without_password(storage)
+    if html is not None:
+        from batchcal.cli.pages import write_page
+        from batchcal.cli.views.study.page import page
+        from batchcal.hpo.importance import importances
+
+        write_page(Path(html), page(seen, importances(study), where), shows=Path(storage))
+        voice.say(f"written: {html}")
+    if as_json:
+        from batchcal.cli.document import study as document
+
+        screen.emit(document(seen, where))
+    elif html is None:
+        from batchcal.cli.views.study.view import show
+
+        screen.render(show(seen, where=where))

@@ -30,13 +30,20 @@ def show(
     """Show a calibration: the memory curve, every probe, the answer, what limits it, how fresh it is. Two are compared.
 
     Or show a training, by its log or its folder: loss, speed, memory against the budget, and what happened.
+
+    Or show a study, by its config or where it is kept: its trials, the best, which parameters matter.
     """
     from batchcal.cli import screen
     from batchcal.cli.runs import names_a_run, refuse, show_run
+    from batchcal.cli.studying import names_a_study, show_study
     from batchcal.core.errors import NoCalibration, UsageError
 
+    if file is not None and names_a_study(file):
+        refuse(file, "study", check=check, why=why, require_signature=require_signature, other=other is not None)
+        show_study(file, html=html, as_json=json, voice=context.ensure_object(Voice))
+        return
     if file is not None and (names_a_run(file) or names_a_run(other)):
-        refuse(file, check=check, why=why, require_signature=require_signature, other=other is not None)
+        refuse(file, "run", check=check, why=why, require_signature=require_signature, other=other is not None)
         show_run(file, html=html, as_json=json, voice=context.ensure_object(Voice))
         return
     if file is not None and other is not None:
