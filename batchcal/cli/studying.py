@@ -78,9 +78,17 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
     from batchcal.detect.detect import detect
     from batchcal.hpo.blueprint import Blueprint
     from batchcal.hpo.config import study_of
+    from batchcal.hpo.space import BATCH_SIZE
 
     settings, space = study_of(changed, config)
     desk = open_desk(config, flags={}, revise=lambda _: changed, voice=voice)
+    effective_batch = desk.settings.value(knobs.EFFECTIVE_BATCH)
+    if effective_batch is None and BATCH_SIZE not in space:
+        raise UsageError(
+            f"{config}: how many samples has an optimizer step? [hpo.space] has no batch_size, and [plan] no effective_batch",
+            known="by default it is what fits, which is another for each shape and machine: their values could not be compared",
+            try_="--set effective_batch=64",
+        )
     environment = detect()
     options = options_from(desk.settings, limit_bytes=environment.memory.limit.value)
     options = options.model_copy(update={"time_limit_s": settings.calibrate_s, "seed": settings.seed})
@@ -89,7 +97,7 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
         space=dict(space),
         reference=desk.task(),
         options=_train_options(desk.settings, seed=settings.seed, margin=options.margin),
-        effective_batch=desk.settings.value(knobs.EFFECTIVE_BATCH),
+        effective_batch=effective_batch or 1,
     )
     return Opened(desk, blueprint, options, environment)
 

@@ -35,7 +35,7 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
 
     blueprint, values = opened.blueprint, best.parameters
     batch, epochs, warmup = values.get(BATCH_SIZE), values.get(EPOCHS), values.get(WARMUP_STEPS)
-    wished = batch if isinstance(batch, int) else best.facts.effective_batch
+    wished = batch if isinstance(batch, int) else blueprint.effective_batch
     with listening(voice, "calibration") as progress:
         book = ShapeBook(
             blueprint.reference,

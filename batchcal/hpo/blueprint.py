@@ -12,7 +12,7 @@ from batchcal.core.canonical import JSON, dumps
 from batchcal.core.errors import UsageError
 from batchcal.core.values import Frozen
 from batchcal.hpo.config import StudySettings, most_epochs
-from batchcal.hpo.space import Parameter
+from batchcal.hpo.space import BATCH_SIZE, Parameter
 from batchcal.hpo.storage import default_storage, without_password
 from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
@@ -31,8 +31,8 @@ class Blueprint(Frozen):
     """The task, without sampled values."""
     options: TrainOptions
     """As for `train`; what the space samples takes their place."""
-    effective_batch: int | None
-    """Where the space has no batch size. None: the capacity of the task as it is configured."""
+    effective_batch: int = Field(ge=1)
+    """Where the space has no batch size."""
 
     @property
     def storage(self) -> str:
@@ -63,6 +63,8 @@ class Blueprint(Frozen):
             "folds": self.settings.folds,
             "epochs": self.resource,
         }
+        if BATCH_SIZE not in self.space:
+            said["effective_batch"] = self.effective_batch
         said |= {f"task.args.{name}": value for name, value in self.reference.arguments.items()}
         said |= {f"space.{name}": _plain(parameter) for name, parameter in self.space.items()}
         return said

@@ -26,6 +26,7 @@ from typing import Final, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from batchcal.core.errors import UsageError
+from batchcal.core.settings import KEYS
 from batchcal.core.units import parse_count
 from batchcal.core.values import Frozen
 from batchcal.hpo.space import EPOCHS, Space, read_space
@@ -128,12 +129,13 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
 
 
 def with_changes(config: Config, changes: Iterable[str]) -> Config:
-    """`config` with `--set NAME=VALUE` for each: a key of [hpo], else an argument of the task.
+    """`config` with `--set NAME=VALUE` for each: a key of [hpo], of another table of settings, else an argument of the task.
 
     Raises:
         UsageError: a change without a name, or of what is no single value.
     """
-    hpo = dict(config.tables.get("hpo", {}))
+    tables = dict(config.tables)
+    hpo = dict(tables.get("hpo", {}))
     reference = config.reference
     for change in changes:
         name, equals, text = change.partition("=")
@@ -144,9 +146,11 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
             raise UsageError("--set cannot change the space", known="it is a table", try_="another config")
         if name in _KEYS:
             hpo[name] = _value(text)
+        elif (table := next((table for table, keys in KEYS.items() if name in keys), None)) is not None:
+            tables[table] = {**tables.get(table, {}), name: _value(text)}
         elif reference is not None:
             reference = reference.model_copy(update={"arguments": {**reference.arguments, name: _value(text)}})
-    return config.model_copy(update={"reference": reference, "tables": {**config.tables, "hpo": hpo}})
+    return config.model_copy(update={"reference": reference, "tables": {**tables, "hpo": hpo}})
 
 
 def as_toml(config: Config) -> dict[str, object]:

@@ -75,8 +75,8 @@ class ShapeBook:
     _traced: dict[str, ShapeEstimate] = field(default_factory=dict)
     _allocator: str | None = None
 
-    def plan(self, shape: Mapping[str, Scalar], effective_batch: int | None) -> Fitting | TooLarge:
-        """How a model of `shape` trains with exactly `effective_batch` samples a step; None: as many as its capacity.
+    def plan(self, shape: Mapping[str, Scalar], effective_batch: int) -> Fitting | TooLarge:
+        """How a model of `shape` trains with exactly `effective_batch` samples a step.
 
         Another process that asks for the same shape at the same time waits for the one that measures.
 
@@ -140,9 +140,7 @@ class ShapeBook:
             )
         return None
 
-    def _measured(
-        self, key: str, shape: Mapping[str, Scalar], effective_batch: int | None, traced: ShapeEstimate
-    ) -> Fitting | TooLarge:
+    def _measured(self, key: str, shape: Mapping[str, Scalar], effective_batch: int, traced: ShapeEstimate) -> Fitting | TooLarge:
         path = self.folder / f"{key}.json"
         options = self.options.model_copy(update={"allocator": self._policy()})
         try:

@@ -56,8 +56,8 @@ class Worker:
     runner: TrialRunner
     options: TrainOptions
     """As for `train`; what the space samples takes their place."""
-    effective_batch: int | None
-    """Where the space has no batch size. None: the capacity of the task as it is configured."""
+    effective_batch: int
+    """Where the space has no batch size."""
     progress: Progress = field(default_factory=Silent)
     finish: Callable[[], bool] = lambda: False
     """Whether to stop once the trial that runs has ended."""
@@ -104,8 +104,7 @@ class Worker:
 
     def _run(self, trial: optuna.Trial, values: Values) -> TrialEnd:
         batch = values.get(BATCH_SIZE)
-        effective_batch = batch if isinstance(batch, int) else self._usual_batch()
-        known = self.book.plan(shape_of(self.space, values), effective_batch)
+        known = self.book.plan(shape_of(self.space, values), batch if isinstance(batch, int) else self.effective_batch)
         if isinstance(known, TooLarge):
             trial.set_constraint(MEMORY, known.excess)
             return TrialEnd("infeasible", kind="too-large", why=known.why)
@@ -127,23 +126,6 @@ class Worker:
         request = self._request(known, values)
         listener = self._listener(trial, request.options.epochs * max(1, request.folds))
         return self.runner.run(request, listener, total_s=self.settings.trial_limit_s)
-
-    def _usual_batch(self) -> int:
-        """The effective batch where the space has none.
-
-        Raises:
-            NothingFits: the task as it is configured does not fit.
-        """
-        if self.effective_batch is None:
-            usual = self.book.plan({}, None)
-            if isinstance(usual, TooLarge):
-                raise NothingFits(
-                    f"no effective batch: {usual.why}",
-                    known="the space has no batch_size and the config no effective_batch: the capacity of the task is taken",
-                    try_="[plan] effective_batch = 64",
-                )
-            self.effective_batch = usual.plan.effective_batch
-        return self.effective_batch
 
     def _request(self, known: Fitting, values: Values) -> TrialRequest:
         reference = self.book.reference

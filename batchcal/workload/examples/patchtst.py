@@ -94,6 +94,7 @@ def task(
     n_heads: int = 4,
     dropout: float = 0.0,
     learning_rate: float = 1e-3,
+    weight_decay: float = 1e-2,
     seed: int = 0,
 ) -> Task:
     """Args:
@@ -127,7 +128,7 @@ def task(
     ).to(device)
     return Task(
         model=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=learning_rate),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay),
         train_data=train_data,
         eval_data=eval_data,
         loss=loss,

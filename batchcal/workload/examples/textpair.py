@@ -79,11 +79,11 @@ def collate(pairs: Sequence[Pair]) -> dict[str, Tensor]:
 class PairClassifier(nn.Module):
     """One encoder for both texts; their means, difference and product decide (Reimers and Gurevych 2019, arXiv:1908.10084)."""
 
-    def __init__(self, *, vocabulary: int, longest: int, d_model: int, n_layers: int, n_heads: int) -> None:
+    def __init__(self, *, vocabulary: int, longest: int, d_model: int, n_layers: int, n_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, d_model, padding_idx=PADDING)
         self.position = nn.Parameter(0.02 * torch.randn(longest, d_model))
-        layer = nn.TransformerEncoderLayer(d_model, n_heads, 2 * d_model, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(d_model, n_heads, 2 * d_model, dropout, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, n_layers, norm=nn.LayerNorm(d_model), enable_nested_tensor=False)
         self.decide = nn.Sequential(nn.Linear(4 * d_model, d_model), nn.GELU(), nn.Linear(d_model, 1))
 
@@ -103,9 +103,11 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def metrics(model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, tuple[float, float]]:
-    """Pairs told right, and pairs."""
-    right = (model(batch["tokens"]) > 0) == (batch["same"] > 0.5)
-    return {"accuracy": (float(right.sum()), float(right.numel()))}
+    """Share of pairs told right, and F1 = 2 TP / (2 TP + FP + FN), which as a sum and a weight adds up over batches."""
+    told, same = model(batch["tokens"]) > 0, batch["same"] > 0.5
+    right, both = float((told == same).sum()), 2 * float((told & same).sum())
+    wrong = float((told != same).sum())
+    return {"accuracy": (right, right + wrong), "f1": (both, both + wrong)}
 
 
 def task(
@@ -118,7 +120,9 @@ def task(
     d_model: int = 64,
     n_layers: int = 2,
     n_heads: int = 4,
+    dropout: float = 0.0,
     learning_rate: float = 1e-3,
+    weight_decay: float = 1e-2,
     seed: int = 0,
 ) -> Task:
     """Args:
@@ -137,10 +141,12 @@ def task(
         Pairs(count, vocabulary=vocabulary, median_length=median_length, longest=longest, seed=2 * seed + part)
         for part, count in enumerate((samples, max(1, samples // 10)))
     )
-    model = PairClassifier(vocabulary=vocabulary, longest=longest, d_model=d_model, n_layers=n_layers, n_heads=n_heads).to(device)
+    model = PairClassifier(
+        vocabulary=vocabulary, longest=longest, d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout
+    ).to(device)
     return Task(
         model=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=learning_rate),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay),
         train_data=train_data,
         eval_data=eval_data,
         collate_fn=collate,

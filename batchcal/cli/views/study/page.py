@@ -17,7 +17,6 @@ from batchcal.hpo.seen import StudySeen
 _MOST_ROWS: Final = 300
 _MOST_REASONS: Final = 40
 _WIDE: Final = 920
-_HALF: Final = 440
 
 
 def page(seen: StudySeen, importances: Mapping[str, float], where: str) -> str:
@@ -31,10 +30,8 @@ def page(seen: StudySeen, importances: Mapping[str, float], where: str) -> str:
         *_answers(seen),
         *_chart(f"{seen.metric}, trial by trial", charts.best_over_time(seen), _WIDE, 320),
         *_parallel(seen),
-        '<div class="pairs">',
         *_importances(importances),
-        *_chart("predicted against measured memory", charts.memory(seen), _HALF, 300),
-        "</div>",
+        *_chart("predicted against measured memory", charts.memory(seen), _WIDE, 280),
         *_chart("where trials were given up", charts.curves(seen), _WIDE, 320),
         *_trials(seen),
         *_reasons(seen),

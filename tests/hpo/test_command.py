@@ -1,0 +1,298 @@
+"""`batchcal hpo` as its users meet it: a command in a folder with a config and a task."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.children import REPOSITORY
+
+pytestmark = pytest.mark.child
+
+CONFIG = """\
+[task]
+spec = "tasks.py:task"
+[task.args]
+{arguments}
+[calibrate]
+allocator = "default"
+workers = 0
+max_batch = 100
+[plan]
+effective_batch = 32
+[train]
+epochs = {epochs}
+[hpo]
+study = "{study}"
+trials = {trials}
+metric = "mse"
+calibrate_s = 5
+{more}
+[hpo.space]
+{space}
+"""
+SPACE = """\
+learning_rate = { kind = "log_uniform", low = 0.01, high = 0.3 }
+batch_size = { kind = "categorical", choices = [16, 60] }
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder. Its studies share the calibrations of their shapes, as studies of one task do."""
+    folder = tmp_path_factory.mktemp("studies")
+    shutil.copy(REPOSITORY / "tests" / "hpo" / "tasks.py", folder)
+    return folder
+
+
+class Study:
+    """A config in `home`, and what is done with it."""
+
+    def __init__(
+        self,
+        home: Path,
+        name: str,
+        *,
+        trials: int = 5,
+        epochs: int = 6,
+        space: str = SPACE,
+        arguments: str = "",
+        more: str = "",
+    ) -> None:
+        self.home, self.name = home, name
+        text = CONFIG.format(study=name, trials=trials, epochs=epochs, space=space, arguments=arguments, more=more)
+        (self.home / f"{self.name}.toml").write_text(text, encoding="utf-8")
+
+    def command(self, *arguments: str) -> list[str]:
+        verb, *rest = arguments
+        return [sys.executable, "-m", "batchcal", *verb.split(), f"{self.name}.toml", *rest]
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = self.command(*arguments)
+        return subprocess.run(command, cwd=self.home, capture_output=True, text=True, check=False, timeout=180)
+
+    def started(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command("hpo run", *arguments), cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def seen(self) -> Mapping[str, object]:
+        told: dict[str, object] = json.loads(self("hpo status", "--json").stdout)
+        return told
+
+    def trials(self) -> list[dict[str, object]]:
+        trials = self.seen()["trials"]
+        assert isinstance(trials, list)
+        return trials
+
+    def wait_until(self, state: str, least: int = 1, *, limit_s: float = 60) -> None:
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until:
+            result = self("hpo status", "--json")
+            if result.returncode == 0:
+                counts: dict[str, int] = json.loads(result.stdout)["counts"]
+                if counts.get(state, 0) >= least:
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"not {least} {state} after {limit_s} s")
+
+
+def members() -> list[psutil.Process]:
+    """Workers that run."""
+    return [one for one in psutil.process_iter() if "batchcal.hpo.member" in _command(one)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
+    study = Study(home, "whole")
+    result = study("hpo run")
+    assert result.returncode == 0, result.stderr
+    assert "5 of 5" in result.stdout
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("study_started study=whole trials=5 done=0 workers=1")
+    assert sum(line.startswith("trial_ended") for line in lines) == 5
+    assert lines[-1].startswith("next: batchcal hpo best whole.toml --train")
+    told = study.seen()
+    assert (told["done"], told["wanted"], told["metric"]) == (5, 5, "mse")
+    for trial in study.trials():
+        facts, parameters = trial["facts"], trial["parameters"]
+        assert isinstance(facts, dict)
+        assert isinstance(parameters, dict)
+        assert facts["effective_batch"] == parameters["batch_size"]
+    best = study("hpo best", "--json")
+    values = [trial["value"] for trial in study.trials() if trial["state"] == "complete"]
+    assert json.loads(best.stdout)["value"] == min(value for value in values if isinstance(value, float))
+    again = study("hpo run")
+    assert again.returncode == 0
+    assert "trial_started" not in again.stderr, "it is done"
+    page = study("show", "--html", "whole.html")
+    assert page.returncode == 0
+    assert "<svg" in (home / "whole.html").read_text(encoding="utf-8")
+    trained = study("hpo best", "--train", "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["epochs"], "the winner was trained"
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Path) -> None:
+    study = Study(home, "killed", trials=8, epochs=40, arguments="samples = 2000")
+    command = study.started("--workers", "2")
+    study.wait_until("running", 2)
+    members()[0].kill()
+    out, err = command.communicate(timeout=180)
+    assert command.returncode == 0, err
+    assert "worker_died" in err
+    assert "killed by SIGKILL" in err
+    assert "8 of 8" in out
+    trials = study.trials()
+    lost = [trial["number"] for trial in trials if trial["state"] == "lost"]
+    assert [trial["again"] for trial in trials if trial["again"] is not None] == lost
+    assert len(trials) == 8 + len(lost), "none is run twice but the one whose worker died"
+    assert {trial["state"] for trial in trials} <= {"complete", "pruned", "lost"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals) -> None:
+    study = Study(home, f"signal-{number.name}", trials=4, epochs=60, arguments="samples = 2000")
+    command = study.started()
+    study.wait_until("running")
+    time.sleep(1)
+    command.send_signal(number)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == 128 + number, err
+    assert members() == []
+    assert not [trial for trial in study.trials() if trial["state"] == "running"]
+    finished = study("hpo run")
+    assert finished.returncode == 0, finished.stderr
+    trials = study.trials()
+    assert sum(trial["state"] != "stopped" for trial in trials) == 4
+
+
+def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> None:
+    study = Study(home, "leader", trials=4, epochs=60, arguments="samples = 2000")
+    command = study.started("--workers", "2")
+    study.wait_until("running", 2)
+    command.kill()
+    command.wait()
+    until = time.monotonic() + 20
+    while members() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert members() == []
+    finished = study("hpo run")
+    assert finished.returncode == 0, finished.stderr
+    assert sum(trial["state"] not in ("stopped", "lost") for trial in study.trials()) == 4
+
+
+def test_two_commands_at_once_work_at_one_study(home: Path) -> None:
+    study = Study(home, "joined", trials=10, epochs=20)
+    commands = [study.started(), study.started()]
+    for command in commands:
+        _, err = command.communicate(timeout=180)
+        assert command.returncode == 0, err
+    states = [trial["state"] for trial in study.trials()]
+    assert len(states) == 10
+    assert set(states) <= {"complete", "pruned"}
+
+
+def test_q_stops_after_the_trial_that_runs(home: Path) -> None:
+    study = Study(home, "pressed", trials=30, epochs=30, arguments="samples = 2000")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(home)
+        os.environ.update(TERM="xterm", CI="", COLUMNS="100")
+        os.execv(sys.executable, study.command("hpo run"))
+    study.wait_until("complete")
+    os.write(terminal, b"q")
+    shown = b""
+    while True:
+        try:
+            data = os.read(terminal, 1 << 16)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, shown
+    told = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
+    assert "no further trial is begun" in told
+    assert "the same command goes on" in told
+    states = {str(trial["state"]) for trial in study.trials()}
+    assert "running" not in states
+    assert "stopped" not in states
+    assert len(study.trials()) < 30
+
+
+def test_a_study_with_another_space_is_refused_and_stays_as_it_is(home: Path) -> None:
+    study = Study(home, "other", trials=2, epochs=2)
+    assert study("hpo run").returncode == 0
+    before = study.seen()
+    refused = Study(home, "other", trials=4, epochs=2, space=SPACE.replace("0.3", "0.5"))("hpo run")
+    assert refused.returncode == 2
+    assert "study 'other' is there, and is another one" in refused.stderr
+    assert "space.learning_rate" in refused.stderr
+    assert "--set study=" in refused.stderr
+    assert Study(home, "other", trials=2, epochs=2).seen() == before
+    more = Study(home, "other", trials=4, epochs=2)("hpo run")
+    assert more.returncode == 0, "more trials are the same study"
+    assert study.seen()["done"] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        ({"more": 'storage = "sqlite:////nowhere/at/all.db"'}, 2, "cannot be used"),
+        ({"more": 'storage = "no-such-database://x"'}, 2, "cannot be used"),
+        ({"space": 'colour = { kind = "categorical", choices = ["red"] }'}, 2, "colour"),
+        ({"space": 'width = { kind = "categorical", choices = [30_000_000_000] }'}, 4, "none of 5 trials fits"),
+        ({"arguments": 'fault = "raise"'}, 5, "a width that this model does not like"),
+        ({"more": 'budget = "10"', "space": 'width = { kind = "int", low = 64, high = 65 }'}, 4, "the study allows 10"),
+        ({"space": 'learning_rate = { kind = "uniform", low = 1.0, high = 0.1 }'}, 2, "is above high"),
+    ],
+    ids=["folder", "database", "argument", "too-large", "raises", "budget", "bounds"],
+)
+def test_what_cannot_run_is_told_with_its_exit_code(
+    home: Path, settings: dict[str, str], code: int, said: str, request: pytest.FixtureRequest
+) -> None:
+    arguments, space, more = settings.get("arguments", ""), settings.get("space", SPACE), settings.get("more", "")
+    study = Study(home, f"bad-{request.node.callspec.id}", arguments=arguments, space=space, more=more)
+    result = study("hpo run")
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert "  try: " in result.stderr
+
+
+def test_a_family_is_written_as_plain_configs(home: Path) -> None:
+    study = Study(home, "family", trials=2, epochs=2)
+    result = study(
+        "hpo run", "--matrix", "budget=2M,2B", "--matrix", "samples=200,300", "--set", "trials=3", "--write-configs", "family"
+    )
+    assert result.returncode == 0, result.stderr
+    written = [Path(line) for line in result.stdout.splitlines()]
+    assert [path.name for path in written] == [
+        f"family-budget={budget}-samples={samples}.toml" for budget in ("2M", "2B") for samples in (200, 300)
+    ]
+    member = [sys.executable, "-m", "batchcal", "hpo", "run", str(written[0])]
+    finished = subprocess.run(member, cwd=home, capture_output=True, text=True, check=False, timeout=180)
+    assert finished.returncode == 0, finished.stderr
+    assert "3 of 3" in finished.stdout
