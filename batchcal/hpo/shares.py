@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from batchcal.calibration.schema import Options
 from batchcal.core.errors import UsageError
@@ -10,7 +11,7 @@ from batchcal.core.units import MIB, format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.hpo.blueprint import Assignment, Blueprint
 
-WORKER_BYTES = 100 * MIB
+WORKER_BYTES: Final = 100 * MIB
 """A worker beside its trial. Measured: 60 MB, and 40 MB while it traces or plans."""
 
 
@@ -32,7 +33,7 @@ def share_out(blueprint: Blueprint, options: Options, environment: Environment, 
             try_="--workers 1",
         )
     devices = _devices(options.device, environment, workers)
-    cores = _cores(workers)
+    cores = _cores(environment, workers)
     return tuple(
         Assignment(
             blueprint=blueprint,
@@ -57,10 +58,13 @@ def _devices(asked: str, environment: Environment, workers: int) -> list[str]:
     return there[:workers]
 
 
-def _cores(workers: int) -> list[tuple[int, ...]]:
-    """Cores by worker, each as many: calibrations then hold for all of them. Empty where there are fewer cores than workers."""
-    if not hasattr(os, "sched_getaffinity"):
+def _cores(environment: Environment, workers: int) -> list[tuple[int, ...]]:
+    """Cores by worker, each as many: calibrations then hold for all of them. Empty where there are fewer cores than workers.
+
+    As many as the quota has, where it has fewer than may be run on: all at work, they would be stopped together.
+    """
+    each = int(environment.cpu.cores.value) // workers
+    if not hasattr(os, "sched_getaffinity") or each < 1:
         return [()] * workers
     there = sorted(os.sched_getaffinity(0))
-    each = len(there) // workers
     return [tuple(there[index * each : (index + 1) * each]) for index in range(workers)]

@@ -97,16 +97,17 @@ class Study:
         assert isinstance(trials, list)
         return trials
 
-    def wait_until(self, state: str, least: int = 1, *, limit_s: float = 60) -> None:
+    def wait_until(self, *states: str, least: int = 1, limit_s: float = 90) -> None:
+        """Until so many trials are in one of `states`."""
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
             result = self("hpo status", "--json")
             if result.returncode == 0:
                 counts: dict[str, int] = json.loads(result.stdout)["counts"]
-                if counts.get(state, 0) >= least:
+                if sum(counts.get(state, 0) for state in states) >= least:
                     return
             time.sleep(0.2)
-        raise AssertionError(f"not {least} {state} after {limit_s} s")
+        raise AssertionError(f"not {least} {states} after {limit_s} s")
 
 
 def members() -> list[psutil.Process]:
@@ -154,7 +155,7 @@ def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
 def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Path) -> None:
     study = Study(home, "killed", trials=8, epochs=40, arguments="samples = 2000")
     command = study.started("--workers", "2")
-    study.wait_until("running", 2)
+    study.wait_until("running", least=2)
     members()[0].kill()
     out, err = command.communicate(timeout=180)
     assert command.returncode == 0, err
@@ -188,7 +189,7 @@ def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals
 def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> None:
     study = Study(home, "leader", trials=4, epochs=60, arguments="samples = 2000")
     command = study.started("--workers", "2")
-    study.wait_until("running", 2)
+    study.wait_until("running", least=2)
     command.kill()
     command.wait()
     until = time.monotonic() + 20

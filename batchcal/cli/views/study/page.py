@@ -10,7 +10,7 @@ from batchcal.cli.views.html import document
 from batchcal.cli.views.run.plot import Plot
 from batchcal.cli.views.run.plot_svg import draw
 from batchcal.cli.views.study import charts, parallel
-from batchcal.cli.views.study.words import HEADS, NUMBERS, row, shown, summary
+from batchcal.cli.views.study.words import HEADS, NUMBERS, reason, row, shown, summary
 from batchcal.core.units import count_of
 from batchcal.hpo.seen import StudySeen
 
@@ -105,8 +105,5 @@ def _reasons(seen: StudySeen) -> list[str]:
     told = [
         one for one in seen.trials if one.state in ("infeasible", "failed", "lost") and (one.facts.why or one.state == "lost")
     ]
-    items = "".join(
-        f"<li>trial {one.number}, {one.state}: {escape(one.facts.why or 'its worker died; it was run again')}</li>"
-        for one in told[-_MOST_REASONS:]
-    )
+    items = "".join(f"<li>{escape(reason(one))}</li>" for one in told[-_MOST_REASONS:])
     return [f'<section><h2>what did not run, and why</h2><ul class="plain">{items}</ul></section>'] if items else []

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchcal.cli.views.calibration import hanging
-from batchcal.cli.views.study.words import HEADS, NUMBERS, STYLES, row, shown, summary
+from batchcal.cli.views.study.words import HEADS, NUMBERS, STYLES, reason, row, shown, summary
 from batchcal.core.units import count_of
 from batchcal.hpo.seen import StudySeen, TrialSeen
 
@@ -43,7 +43,7 @@ def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
     if told:
         yield Text("")
     for one in told:
-        yield hanging("  - ", f"trial {one.number}, {one.state}: {one.facts.why}", style="dim")
+        yield hanging("  - ", reason(one), style="dim")
     if where:
         yield Text("")
         yield Text(f"  {where}", style="dim", overflow="fold")

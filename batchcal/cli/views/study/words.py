@@ -35,13 +35,20 @@ def row(seen: StudySeen, trial: TrialSeen) -> tuple[str, ...]:
     """A trial's cells, by `HEADS`."""
     return (
         str(trial.number),
-        trial.state + (f" ({trial.facts.kind})" if trial.state == "failed" and trial.facts.kind else ""),
+        trial.state,
         "" if trial.value is None else number(trial.value),
         f"{trial.epochs}/{seen.resource}" if trial.epochs else "",
         batch_of(trial),
         memory_of(trial),
         parameters_of(trial),
     )
+
+
+def reason(trial: TrialSeen) -> str:
+    """Why a trial did not run, or not to its end: `trial 3, failed (out-of-memory): ...`."""
+    kind = f" ({trial.facts.kind})" if trial.state == "failed" and trial.facts.kind else ""
+    why = trial.facts.why or ("its worker died; it was run again" if trial.state == "lost" else "nobody knows why")
+    return f"trial {trial.number}, {trial.state}{kind}: {why}"
 
 
 def batch_of(trial: TrialSeen) -> str:

@@ -1,0 +1,97 @@
+"""What a person sees of a study, at 80 columns and on a page."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from batchcal.cli import document
+from batchcal.cli.views.study import parallel
+from batchcal.cli.views.study.live import StudyLive
+from batchcal.cli.views.study.page import page
+from batchcal.cli.views.study.view import show
+from batchcal.cli.views.study.winner import show as show_winner
+from batchcal.workload.reference import Scalar
+from tests.cli.test_views import GOLDEN, _Page, text_of
+from tests.support.studies import a_busy_study, a_study, a_trial
+
+
+def test_a_study_looks_as_it_was_agreed() -> None:
+    assert text_of(show(a_busy_study(), where=".batchcal/first.journal")) == (GOLDEN / "study.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_no_line_is_wider_than_the_terminal_and_no_value_is_cut(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False)
+    for part in show(a_busy_study()):
+        console.print(part)
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert any("0.4" in line and "complete" in line for line in lines)
+    assert any("running" in line and "0.7" in line for line in lines)
+
+
+def test_an_empty_study_says_so() -> None:
+    assert "0 of 20" in text_of(show(a_study()))
+
+
+def test_the_winner_is_told_with_its_values() -> None:
+    seen = a_busy_study()
+    best = seen.best()
+    assert best is not None
+    told = text_of(show_winner(seen, best))
+    assert "mse 0.4" in told
+    assert "learning_rate" in told
+    assert "64 = 2x32" in told
+
+
+def test_while_it_runs_the_best_and_what_happened_are_seen() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=30, force_terminal=True, color_system=None)
+    with StudyLive(console=console) as live:
+        live.see(a_busy_study())
+        live.event("shape_started", {"shape": "d_model=64", "seconds": 10.0, "worker": 1})
+        live.refresh()
+        assert "calibrating d_model=64" in out.getvalue()
+        live.event("worker_died", {"worker": 1, "how": "killed by SIGKILL", "action": "another takes its place"})
+        live.refresh()
+    shown = out.getvalue()
+    assert "6 of 20 trials" in shown
+    assert "best mse 0.4, trial 5" in shown
+    assert "worker 1 killed by SIGKILL" in shown
+
+
+def test_the_page_has_all_of_it_and_is_whole() -> None:
+    text = page(a_busy_study(), {"learning_rate": 0.7, "d_model": 0.3}, ".batchcal/first.journal")
+    read = _Page()
+    read.feed(text)
+    read.close()
+    assert text.count("<svg") == 4, "values, coordinates, memory, curves"
+    assert "70%" in text
+    assert "the study allows 2,000,000" in text
+    assert "http" not in text, "nothing from elsewhere"
+
+
+def test_names_from_a_config_are_shown_as_they_are() -> None:
+    odd: dict[str, Scalar] = {"<b>": "<script>", "rate": 0.1}
+    seen = a_study(a_trial(0, parameters=odd), a_trial(1, parameters=odd))
+    text = page(seen, {"<b>": 1.0}, "<where>")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_coordinates_need_two_trials() -> None:
+    assert parallel.draw(a_study(a_trial(0))) == ""
+    assert parallel.draw(a_study(a_trial(0), a_trial(1))).count("<polyline") == 2
+
+
+def test_json_has_every_trial() -> None:
+    told = json.loads(document.study(a_busy_study(), "x.journal"))
+    assert told["kind"] == "study-view"
+    assert len(told["trials"]) == 10
+    assert told["best"]["number"] == 5
+    assert told["counts"]["pruned"] == 2

@@ -1,0 +1,51 @@
+"""Studies in a database: a real PostgreSQL server, and SQLite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hpo.test_command import Study, home, members
+from tests.support import postgres
+
+pytestmark = pytest.mark.child
+__all__ = ["home"]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    why = postgres.why_not()
+    if why:
+        pytest.skip(why)
+    with postgres.server() as url:
+        yield url
+
+
+def test_workers_killed_on_postgresql_leave_every_trial_accounted_for(home: Path, database: str) -> None:
+    study = Study(home, "postgres", trials=8, epochs=40, arguments="samples = 2000", more=f'storage = "{database}"')
+    command = study.started("--workers", "2")
+    for least in (1, 3):
+        study.wait_until("complete", "pruned", least=least)
+        time.sleep(0.3)
+        there = members()
+        if there:
+            there[0].kill()
+    out, err = command.communicate(timeout=180)
+    assert command.returncode == 0, err
+    assert "8 of 8" in out
+    trials = study.trials()
+    lost = [trial["number"] for trial in trials if trial["state"] == "lost"]
+    assert sorted(str(trial["again"]) for trial in trials if trial["again"] is not None) == sorted(map(str, lost))
+    assert sum(trial["state"] in ("complete", "pruned") for trial in trials) == 8
+
+
+def test_a_study_in_sqlite_goes_on(home: Path, tmp_path: Path) -> None:
+    place = f'storage = "sqlite:///{tmp_path}/study.db"'
+    first = Study(home, "sqlite", trials=2, epochs=2, more=place)("hpo run")
+    assert first.returncode == 0, first.stderr
+    second = Study(home, "sqlite", trials=4, epochs=2, more=place)("hpo run", "--workers", "2")
+    assert second.returncode == 0, second.stderr
+    assert "4 of 4" in second.stdout
