@@ -13,6 +13,9 @@ from batchcal.hpo.blueprint import Assignment, Blueprint
 
 WORKER_BYTES: Final = 100 * MIB
 """A worker beside its trial. Measured: 60 MB, and 40 MB while it traces or plans."""
+GRAINS: Final = 32
+"""A share is a whole number of such parts of the limit: what a neighbour takes more or less would else make every calibration
+stale."""
 
 
 def share_out(blueprint: Blueprint, options: Options, environment: Environment, workers: int) -> tuple[Assignment, ...]:
@@ -25,7 +28,8 @@ def share_out(blueprint: Blueprint, options: Options, environment: Environment, 
         return (Assignment(blueprint=blueprint, measure=options),)
     memory = environment.memory
     free = min(memory.limit.value, options.memory_limit_bytes or memory.limit.value) - memory.used_bytes
-    share = min(free, memory.available_bytes) // workers - WORKER_BYTES
+    grain = memory.limit.value // GRAINS
+    share = (min(free, memory.available_bytes) // workers - WORKER_BYTES) // grain * grain
     if share <= WORKER_BYTES:
         raise UsageError(
             f"{workers} workers are too many for the memory there is",

@@ -153,7 +153,7 @@ def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Path) -> None:
-    study = Study(home, "killed", trials=8, epochs=40, arguments="samples = 2000")
+    study = Study(home, "killed", trials=8, epochs=20, arguments="samples = 1000")
     command = study.started("--workers", "2")
     study.wait_until("running", least=2)
     members()[0].kill()
@@ -171,7 +171,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals) -> None:
-    study = Study(home, f"signal-{number.name}", trials=4, epochs=60, arguments="samples = 2000")
+    study = Study(home, f"signal-{number.name}", trials=4, epochs=40, arguments="samples = 1000")
     command = study.started()
     study.wait_until("running")
     time.sleep(1)
@@ -187,7 +187,7 @@ def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals
 
 
 def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> None:
-    study = Study(home, "leader", trials=4, epochs=60, arguments="samples = 2000")
+    study = Study(home, "leader", trials=4, epochs=40, arguments="samples = 1000")
     command = study.started("--workers", "2")
     study.wait_until("running", least=2)
     command.kill()
@@ -213,7 +213,7 @@ def test_two_commands_at_once_work_at_one_study(home: Path) -> None:
 
 
 def test_q_stops_after_the_trial_that_runs(home: Path) -> None:
-    study = Study(home, "pressed", trials=30, epochs=30, arguments="samples = 2000")
+    study = Study(home, "pressed", trials=30, epochs=30, arguments="samples = 1000")
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(home)

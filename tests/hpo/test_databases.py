@@ -25,7 +25,7 @@ def database() -> Iterator[str]:
 
 
 def test_workers_killed_on_postgresql_leave_every_trial_accounted_for(home: Path, database: str) -> None:
-    study = Study(home, "postgres", trials=8, epochs=40, arguments="samples = 2000", more=f'storage = "{database}"')
+    study = Study(home, "postgres", trials=8, epochs=20, arguments="samples = 1000", more=f'storage = "{database}"')
     command = study.started("--workers", "2")
     for least in (1, 3):
         study.wait_until("complete", "pruned", least=least)
