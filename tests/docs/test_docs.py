@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = blocks(README)
 DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+STUDIES = sorted((ROOT / "configs" / "hpo").glob("*.toml"))
 TESTS_COMMAND = "python -m pip install nox && python -m nox"
 SECONDS_PER_BLOCK = 600
 
@@ -127,6 +128,16 @@ def test_there_is_a_config_for_each_example() -> None:
     present = {path.stem for path in examples.iterdir() if not path.name.startswith("_")}
     assert wanted <= present
     assert wanted <= {config.stem for config in CONFIGS}
+
+
+@pytest.mark.child
+@pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.name)
+def test_every_study_in_the_repository_can_be_begun(config: Path, desk: Path, tmp_path: Path) -> None:
+    study = ["batchcal", "hpo", "run", f"configs/hpo/{config.name}"]
+    run(desk, *study, "--write-configs", str(tmp_path))
+    if config.stem.endswith("-small"):
+        told = run(desk, *study, "--set", "trials=2", "--json")
+        assert json.loads(told.stdout)["done"] == 2
 
 
 @started
