@@ -54,6 +54,8 @@ class Crew:
         self._progress, self._tick, self._logs = progress, tick, logs
         self._assignments = assignments
         self._members: dict[int, _Member] = {}
+        self._awaited: list[tuple[float, Assignment]] = []
+        """Who takes the place of one that died, and when."""
         self._selector = selectors.DefaultSelector()
         self._ending = False
         self._deaths = 0
@@ -70,8 +72,9 @@ class Crew:
         try:
             for assignment in self._assignments:
                 self._start(assignment)
-            while self._members:
+            while self._members or self._awaited:
                 self._listen(TICK_S)
+                self._start_awaited()
                 self._tick()
         except BaseException:
             self.stop()
@@ -99,6 +102,13 @@ class Crew:
         member = _Member(assignment, self._logs)
         self._members[assignment.index] = member
         self._selector.register(member.output, selectors.EVENT_READ, member)
+
+    def _start_awaited(self) -> None:
+        due = [one for one in self._awaited if self._ending or time.monotonic() >= one[0]]
+        self._awaited = [one for one in self._awaited if one not in due]
+        for _, assignment in due:
+            if not self._ending:
+                self._start(assignment)
 
     def _listen(self, timeout_s: float) -> None:
         for key, _ in self._selector.select(timeout_s):
@@ -142,7 +152,9 @@ class Crew:
                 try_="batchcal hpo run once more: the study goes on where it is",
             )
         self._progress.event("worker_died", {"worker": member.index, "how": how, "action": "another takes its place"})
-        self._start(member.assignment)
+        # What they die of may pass: a database that starts anew takes some seconds.
+        wait_s = 2.0 ** (self._deaths - 1) - 1
+        self._awaited.append((time.monotonic() + wait_s, member.assignment))
 
     def _end_all(self) -> None:
         """Nobody is left, whatever they do."""

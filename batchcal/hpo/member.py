@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Final, TextIO
 
-from batchcal.core.errors import BatchcalError, Interrupted
+from batchcal.core.errors import BatchcalError, Interrupted, NotSaved
 from batchcal.core.progress import Fields
 from batchcal.core.signals import raised_as_interrupted
 from batchcal.detect.detect import detect_for
@@ -38,6 +38,9 @@ class Line:
     def event(self, name: str, fields: Fields) -> None:
         self.say({"event": name, "fields": dict(fields)})
 
+    def error(self, error: BatchcalError) -> None:
+        self.say({"error": {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}})
+
     def say(self, message: object) -> None:
         try:
             self._stream.write(json.dumps(message) + "\n")
@@ -60,10 +63,21 @@ def main() -> int:
     except Interrupted as error:
         return 128 + error.signal_number
     except BatchcalError as error:
-        said = {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}
-        line.say({"error": said})
+        line.error(error)
+        return 1
+    except OSError as error:
+        line.error(_not_written(error))
         return 1
     return 0
+
+
+def _not_written(error: OSError) -> NotSaved:
+    """A disk that is full, or read-only: another worker would fare no better."""
+    return NotSaved(
+        f"the study cannot go on: {error.strerror or error}",
+        known=f"at {error.filename}" if error.filename else "trials that have ended are kept",
+        try_="the same command, once there is room",
+    )
 
 
 def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
