@@ -23,6 +23,7 @@ from typing import Final
 import optuna
 import torch
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import RandomSampler
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -107,7 +108,8 @@ def _curve(
 
 def replayed(curves: Sequence[Curve], pruner: BasePruner, *, early_stopping: bool, goal: float) -> Replay:
     """One after the other, as a single worker would."""
-    study = optuna.create_study(direction="maximize", pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
+    # The name decides about Hyperband's brackets.
+    study = optuna.create_study(study_name="replay", direction="maximize", pruner=pruner, sampler=RandomSampler(seed=0))
     spent, until, best = 0, None, 0.0
     for curve in curves:
         trial = study.ask()

@@ -58,14 +58,33 @@ def test_hyperband_with_patience_spends_a_third_and_finds_what_all_epochs_find(s
 
 def test_a_curve_that_no_longer_falls_is_given_up_and_one_that_falls_slowly_is_not() -> None:
     study = a_study(PatientHyperband(max_resource=EPOCHS, patience=2, min_delta=0.001))
-    leading, flat, falling = study.ask(), study.ask(), study.ask()
+    leading, flat, falling, second = study.ask(), study.ask(), study.ask(), study.ask()
     for epoch, value in enumerate((1.0, 0.9, 0.9, 0.8995), start=1):
-        leading.report(value - 0.1, epoch)
+        leading.report(value - 0.2, epoch)
+        second.report(value - 0.1, epoch)
         flat.report(value, epoch)
         falling.report(1.0 - 0.01 * epoch, epoch)
     assert flat.should_prune()
     assert not falling.should_prune()
     assert not leading.should_prune(), "it has come as far as it gets, further than all others"
+    assert not second.should_prune(), "and who is among the best third may still be the best"
+
+
+def test_the_worse_half_is_given_up_in_every_bracket_once_there_are_rivals() -> None:
+    study = a_study(PatientHyperband(max_resource=EPOCHS, patience=2))
+    for value in (0.1, 0.2, 0.3, 0.4):
+        trial = study.ask()
+        for epoch in range(1, EPOCHS + 1):
+            trial.report(value, epoch)
+        study.tell(trial, value)
+    for _ in range(20):
+        worse, better = study.ask(), study.ask()
+        worse.report(0.5, 1)
+        better.report(0.05, 1)
+        assert worse.should_prune()
+        assert not better.should_prune()
+        study.tell(worse, state=TrialState.FAIL)
+        study.tell(better, state=TrialState.FAIL)
 
 
 def test_samplers_learn_from_trials_of_the_same_bracket() -> None:
