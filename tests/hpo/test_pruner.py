@@ -57,7 +57,8 @@ def test_hyperband_with_patience_spends_a_third_and_finds_what_all_epochs_find(s
 
 
 def test_a_curve_that_no_longer_falls_is_given_up_and_one_that_falls_slowly_is_not() -> None:
-    study = a_study(PatientHyperband(max_resource=EPOCHS, patience=2, min_delta=0.001))
+    # No rung before the ninth epoch: only patience speaks.
+    study = a_study(PatientHyperband(min_resource=9, max_resource=EPOCHS, patience=2, min_delta=0.001))
     leading, flat, falling, second = study.ask(), study.ask(), study.ask(), study.ask()
     for epoch, value in enumerate((1.0, 0.9, 0.9, 0.8995), start=1):
         leading.report(value - 0.2, epoch)
