@@ -54,7 +54,8 @@ class StudyListener:
     """What hears a study, and sees now and then how it stands."""
 
     progress: Progress
-    see: Callable[[StudySeen], None] = lambda seen: None
+    see: Callable[[StudySeen], None] | None = None
+    """None: nobody looks."""
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from batchcal.core.settings import Settings
     from batchcal.detect.environment import Environment
     from batchcal.hpo.blueprint import Blueprint
+    from batchcal.hpo.config import StudySettings
     from batchcal.hpo.seen import StudySeen, TrialSeen
     from batchcal.train.options import TrainOptions
     from batchcal.workload.config import Config
@@ -96,18 +98,20 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
         settings=settings,
         space=dict(space),
         reference=desk.task(),
-        options=_train_options(desk.settings, seed=settings.seed, margin=options.margin),
+        options=_train_options(desk.settings, settings, margin=options.margin),
         effective_batch=effective_batch or 1,
     )
     return Opened(desk, blueprint, options, environment)
 
 
-def _train_options(settings: Settings, *, seed: int, margin: float) -> TrainOptions:
-    """As `train` would have them, but that trials stop early unless [train] says otherwise."""
+def _train_options(settings: Settings, study: StudySettings, *, margin: float) -> TrainOptions:
+    """As `train` would have them, but that trials stop early, by what the study is about, unless [train] says otherwise."""
     from batchcal.cli.training import options_of
     from batchcal.hpo.config import MIN_DELTA, PATIENCE
 
-    options = replace(options_of(settings, margin=margin), seed=seed)
+    options = replace(options_of(settings, margin=margin), seed=study.seed)
+    if settings.of(knobs.WATCH).origin == "default":
+        options = replace(options, watch=study.metric, watch_mode="max" if study.direction == "maximize" else "min")
     if settings.of(knobs.PATIENCE).origin == "default":
         options = replace(options, patience=PATIENCE)
     if settings.of(knobs.MIN_DELTA).origin == "default":
@@ -119,12 +123,15 @@ def seen_of(blueprint: Blueprint) -> StudySeen:
     """The study as it is in its storage.
 
     Raises:
-        UsageError: it was not begun.
+        UsageError: it was not begun, or was begun as another one.
     """
+    from batchcal.hpo.blueprint import check_same
     from batchcal.hpo.seen import look_at
-    from batchcal.hpo.study import read_study
+    from batchcal.hpo.study import IDENTITY, read_study, table_of
 
-    return look_at(read_study(blueprint.storage, blueprint.settings.study))
+    study = read_study(blueprint.storage, blueprint.settings.study)
+    check_same(blueprint.settings.study, table_of(study.user_attrs.get(IDENTITY)), blueprint.identity())
+    return look_at(study)
 
 
 def best_of(seen: StudySeen) -> TrialSeen:
@@ -143,8 +150,9 @@ def best_of(seen: StudySeen) -> TrialSeen:
     return best
 
 
-def run(opened: Opened, *, workers: int, listener: StudyListener) -> StudySeen:
-    """Works at the study with so many workers until it is done, or somebody wishes to stop. Returns how it then stands.
+def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[StudySeen, bool]:
+    """Works at the study with so many workers until it is done, or somebody wishes to stop. Returns how it then stands, and
+    whether somebody did.
 
     Raises:
         BatchcalError: see `Crew.run`.
@@ -161,8 +169,15 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> StudySeen:
     seen, progress = look_at(study), listener.progress
     told: dict[str, Field] = {"study": seen.name, "trials": seen.wanted, "done": seen.done, "workers": workers}
     progress.event("study_started", {**told, "storage": blueprint.shown_storage})
-    crew = Crew(assignments, logs=blueprint.folder / "logs", progress=progress, tick=lambda: listener.see(look_at(study)))
     presses = 0
+
+    def tick() -> None:
+        if listener.see is None:
+            return
+        with contextlib.suppress(Exception):  # a database that is away for a while: workers go on, and so does the view
+            listener.see(look_at(study))
+
+    crew = Crew(assignments, logs=blueprint.folder / "logs", progress=progress, tick=tick)
 
     def pressed() -> None:
         nonlocal presses
@@ -177,7 +192,7 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> StudySeen:
         if listens:
             progress.event("notice", {"text": "q stops after the trials that run"})
         crew.run()
-    return look_at(study)
+    return look_at(study), presses > 0
 
 
 def families(config: Config, sets: Sequence[str], axes: Sequence[str]) -> tuple[Config, ...]:

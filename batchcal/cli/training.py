@@ -98,6 +98,7 @@ def trained(
     found: Found,
     options_for: Callable[[Task], TrainOptions],
     *,
+    seed: int | None = None,
     resume: bool = False,
     voice: Voice,
     folder: Path | None = None,
@@ -106,6 +107,7 @@ def trained(
 
     Args:
         options_for: what the training is asked to do, once its data is there.
+        seed: default: as it is set.
         folder: of the log, where nobody says which. Default: that of the calibration.
 
     Raises:
@@ -136,8 +138,8 @@ def trained(
     from batchcal.workload.blame import blame, in_user_code
     from batchcal.workload.load import load_task
 
-    seed, checkpoint = desk.settings.value(knobs.SEED), desk.settings.value(knobs.CHECKPOINT)
-    seed_everything(seed)
+    checkpoint = desk.settings.value(knobs.CHECKPOINT)
+    seed_everything(desk.settings.value(knobs.SEED) if seed is None else seed)
     reference = desk.task()
     task = load_task(reference, device=plan.device)
     if found.calibration.options.activation_checkpointing != OFF:

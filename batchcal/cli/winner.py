@@ -31,11 +31,11 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
     from batchcal.detect.detect import detect_for
     from batchcal.hpo.inside import with_warmup
     from batchcal.hpo.shapes import ShapeBook, TooLarge
-    from batchcal.hpo.space import BATCH_SIZE, EPOCHS, WARMUP_STEPS, arguments_of, shape_of
+    from batchcal.hpo.space import BATCH_SIZE, shape_of
+    from batchcal.hpo.worker import training_of
 
     blueprint, values = opened.blueprint, best.parameters
-    batch, epochs, warmup = values.get(BATCH_SIZE), values.get(EPOCHS), values.get(WARMUP_STEPS)
-    wished = batch if isinstance(batch, int) else blueprint.effective_batch
+    batch = values.get(BATCH_SIZE)
     with listening(voice, "calibration") as progress:
         book = ShapeBook(
             blueprint.reference,
@@ -44,22 +44,21 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
             blueprint.folder / "shapes",
             progress=progress,
         )
-        fitting = book.plan(shape_of(blueprint.space, values), wished)
+        fitting = book.plan(shape_of(blueprint.space, values), batch if isinstance(batch, int) else blueprint.effective_batch)
     if isinstance(fitting, TooLarge):
         raise NothingFits(f"trial {best.number} does not fit here: {fitting.why}", try_="a higher memory limit")
-    reference = blueprint.reference
-    reference = reference.model_copy(update={"arguments": {**reference.arguments, **arguments_of(values)}})
+    wanted = training_of(blueprint.reference, blueprint.options, values, fitting, blueprint.settings)
     calibration = Calibration.model_validate(json.loads(fitting.calibration.read_bytes()))
-    options = replace(blueprint.options, epochs=epochs) if isinstance(epochs, int) else blueprint.options
 
     def options_for(task: Task) -> TrainOptions:
-        return with_warmup(options, warmup if isinstance(warmup, int) else None, task, fitting.plan.effective_batch)
+        return with_warmup(wanted.options, wanted.warmup_steps, task, fitting.plan.effective_batch)
 
     result = trained(
-        replace(opened.desk, reference=reference),
+        replace(opened.desk, reference=wanted.reference),
         fitting.plan,
         Found(calibration=calibration, path=fitting.calibration),
         options_for,
+        seed=blueprint.settings.seed,
         voice=voice,
         folder=blueprint.folder,
     )

@@ -47,6 +47,8 @@ class Limits:
     """Deadline by phase; a phase that is not named has 120 s."""
     total_s: float | None = None
     """Deadline of the whole, whatever the phase."""
+    neighbours: bool = False
+    """Others in the memory group grow and shrink meanwhile: what the group holds more tells nothing about this child."""
     host_fence: bool = True
     """False where the address space is not ours to limit (a CUDA context): the watchdog alone."""
 
@@ -54,15 +56,27 @@ class Limits:
 Listener = Callable[[Message], None]
 
 
-def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None = None) -> Ending:
+def run(
+    job: Job,
+    launcher: Launcher,
+    group: MemoryGroup,
+    limits: Limits,
+    listen: Listener | None = None,
+    *,
+    check: Callable[[], None] | None = None,
+) -> Ending:
     """Runs `job` to its end, whatever that is. When this returns or raises, the child and all it started are gone.
+
+    Args:
+        listen: told of what the child tells. Must be quick: nobody looks at memory meanwhile.
+        check: called at every look; may raise to end the child.
 
     Raises:
         GuardError: no child could be started. (What happens to a started child is never an exception.)
     """
     kills_before = group.oom_kills()
     child = launcher.start(job)
-    watch = _Watch(child, launcher, group, limits, listen)
+    watch = _Watch(child, launcher, group, limits, listen=listen, check=check)
     try:
         watch.until_gone()
     finally:
@@ -74,12 +88,21 @@ def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits, listen
 class _Watch:
     """The state of watching one child."""
 
-    def __init__(self, child: Started, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> None:
+    def __init__(
+        self,
+        child: Started,
+        launcher: Launcher,
+        group: MemoryGroup,
+        limits: Limits,
+        *,
+        listen: Listener | None,
+        check: Callable[[], None] | None,
+    ) -> None:
         self._child = child
         self._launcher = launcher
         self._limits = limits
-        self._listen = listen
-        self._watchdog = Watchdog(child.pid, group, allowed_bytes=limits.allowed_bytes)
+        self._listen, self._check = listen, check
+        self._watchdog = Watchdog(child.pid, group, allowed_bytes=limits.allowed_bytes, neighbours=limits.neighbours)
         self._output: deque[bytes] = deque()
         self._output_bytes = 0
         self._began = time.monotonic()
@@ -124,6 +147,8 @@ class _Watch:
             if now < next_look:
                 continue
             next_look = now + INTERVAL_S * 0.8
+            if self._check is not None:
+                self._check()
             if self._killed_for is None:
                 self._look(now)
             elif now - self._killed_at > KILL_LIMIT_S:

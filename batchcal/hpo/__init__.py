@@ -1,6 +1,6 @@
 """Studies over tasks, on Optuna: trials that fit the memory there is, stop early and can be trusted.
 
-Being built; no command and no public name leads here yet. There is: the config of a study and its space, families of studies,
-folds, the pruner, calibrations by shape, a trial in its child, a worker at a journal or a database. There is not: `batchcal hpo`
-(run, status, best), several workers from one command, the live table and the report, the example configs, the benchmarks.
+`batchcal hpo run` starts a `Crew` of workers (`member`, `worker`), each of which takes trials from the study (`study`,
+`storage`), plans them by the calibration of their shape (`shapes`), and runs each in a fenced child (`trial`, `inside`). What is
+looked at is in `seen`. Nothing of a study is in the task, and no child touches the storage.
 """

@@ -43,6 +43,12 @@ def is_surplus(trial: FrozenTrial) -> bool:
     return SURPLUS in trial.user_attrs
 
 
+def original_of(trial: FrozenTrial) -> int:
+    """The number of the trial that `trial` runs once more; its own where it does not."""
+    original: object = trial.user_attrs.get(AGAIN)
+    return original if isinstance(original, int) else trial.number
+
+
 def came_too_late(trials: Sequence[FrozenTrial], number: int, wanted: int) -> bool:
     """Whether `wanted` trials were begun before `number`, which is no other's second run. All workers judge alike."""
     return sum(one.number < number for one in counted(trials)) >= wanted
@@ -50,8 +56,8 @@ def came_too_late(trials: Sequence[FrozenTrial], number: int, wanted: int) -> bo
 
 def run_again(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queues `trial`, with the values it had; not where its workers have died too often."""
-    original: object = trial.user_attrs.get(AGAIN, trial.number)
-    runs = [one for one in study.get_trials(deepcopy=False) if original in (one.number, one.user_attrs.get(AGAIN))]
+    original = original_of(trial)
+    runs = [one for one in study.get_trials(deepcopy=False) if original_of(one) == original]
     faults = sum(one.state is TrialState.FAIL and STOPPED not in one.user_attrs for one in runs)
     if faults <= RETRIES and not any(one.state is TrialState.WAITING for one in runs):
         study.enqueue_trial(trial.params, user_attrs={AGAIN: original})
@@ -86,25 +92,37 @@ def _is_lost(trial: FrozenTrial) -> bool:
 
 
 def identity() -> str:
-    """This process among all there ever were on all machines: host, boot, pid, start."""
-    return f"{socket.gethostname()}:{_boot()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    """This process among all there ever were on all machines: host, boot, space of pids, pid, start."""
+    return ":".join([socket.gethostname(), *_here(), str(os.getpid()), _start_of(os.getpid())])
 
 
 def _is_dead(worker: str) -> bool:
-    host, boot, pid, began = (worker.rsplit(":", 3) + [""] * 4)[:4]
+    """Whether its process is gone. False where nobody here can tell: it is of another machine, or another container."""
+    host, boot, space, pid, began = (worker.rsplit(":", 4) + [""] * 5)[:5]
     if host != socket.gethostname() or not pid.isdigit():
         return False
-    if boot != _boot():
+    if boot != _here()[0]:
         return True
-    try:
-        process = psutil.Process(int(pid))
-        return process.status() == psutil.STATUS_ZOMBIE or f"{process.create_time():.2f}" != began
-    except psutil.NoSuchProcess:
-        return True
+    return space == _here()[1] and _start_of(int(pid)) != began
 
 
-def _boot() -> str:
+def _here() -> tuple[str, str]:
+    """This boot of the machine, and the space in which our pids mean something."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
+        return boot, str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:
-        return f"{psutil.boot_time():.0f}"
+        return f"{psutil.boot_time():.0f}", ""
+
+
+def _start_of(pid: int) -> str:
+    """When process `pid` began, in ticks that no change of the clock moves. Empty: it is gone, if not reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        pass
+    try:
+        return "" if Path("/proc/self/stat").exists() else f"{psutil.Process(pid).create_time():.0f}"
+    except psutil.Error:
+        return ""

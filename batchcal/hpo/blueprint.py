@@ -18,6 +18,11 @@ from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
 
 FOLDER: Final = ".batchcal"
+TRAINED_BY: Final = (
+    *("seed", "drop_last", "patience", "min_delta", "watch", "watch_mode", "schedule", "warmup", "lr_rule", "lr_reference_batch"),
+    *("max_norm", "batching", "balance", "window", "loss_weights"),
+)
+"""Options that decide about what a training comes to; the others only about how."""
 _LISTED: Final = 4
 """So many differences are told."""
 
@@ -62,7 +67,9 @@ class Blueprint(Frozen):
             "direction": self.settings.direction,
             "folds": self.settings.folds,
             "epochs": self.resource,
+            "budget": self.settings.budget,
         }
+        said |= {f"train.{name}": getattr(self.options, name) for name in TRAINED_BY}
         if BATCH_SIZE not in self.space:
             said["effective_batch"] = self.effective_batch
         said |= {f"task.args.{name}": value for name, value in self.reference.arguments.items()}

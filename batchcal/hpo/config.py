@@ -42,12 +42,12 @@ class PrunerSettings(Frozen):
 
     name: Literal["hyperband", "halving", "median", "none"] = "hyperband"
     min_resource: int = Field(default=1, ge=1)
-    """Epochs, or folds with `folds`, before which nothing is pruned."""
+    """Epochs, over all folds, before which nothing is pruned."""
     reduction_factor: int = Field(default=3, ge=2)
     bootstrap_count: int | None = Field(default=None, ge=0)
     """Trials that a rung sees before it prunes. None: by the number of trials."""
-    patience: int | None = Field(default=2, ge=1)
-    """Reports (epochs, or folds) in a row without a better one."""
+    patience: int = Field(default=2, ge=1)
+    """Epochs of a fold in a row without a better one."""
     min_delta: float = Field(default=MIN_DELTA, ge=0)
 
 
@@ -68,6 +68,8 @@ class StudySettings(Frozen):
     """Parameters that a model may have at most. None: as many as fit."""
     calibrate_s: float = Field(default=10.0, gt=0)
     """Seconds for the calibration of a shape of the model."""
+    stall_limit_s: float = Field(default=300.0, gt=0)
+    """Seconds without an optimizer step or a batch of the evaluation after which a trial is taken to hang."""
     trial_limit_s: float | None = Field(default=None, gt=0)
     """Seconds after which a trial is taken to hang."""
     pruner: PrunerSettings = PrunerSettings()
@@ -148,7 +150,13 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
             hpo[name] = _value(text)
         elif (table := next((table for table, keys in KEYS.items() if name in keys), None)) is not None:
             tables[table] = {**tables.get(table, {}), name: _value(text)}
-        elif reference is not None:
+        elif reference is None:
+            raise UsageError(
+                f"--set {name}: the config has no [task] whose argument that could be",
+                known=f"keys of [hpo] are {', '.join(_KEYS)}",
+                try_='[task] spec = "train.py:task" in the config',
+            )
+        else:
             reference = reference.model_copy(update={"arguments": {**reference.arguments, name: _value(text)}})
     return config.model_copy(update={"reference": reference, "tables": {**tables, "hpo": hpo}})
 

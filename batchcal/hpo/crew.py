@@ -58,6 +58,8 @@ class Crew:
         """Who takes the place of one that died, and when."""
         self._selector = selectors.DefaultSelector()
         self._ending = False
+        self._stop_until: float | None = None
+        """When who was told to stop is made to."""
         self._deaths = 0
         self._error: BatchcalError | None = None
 
@@ -75,6 +77,8 @@ class Crew:
             while self._members or self._awaited:
                 self._listen(TICK_S)
                 self._start_awaited()
+                if self._stop_until is not None and time.monotonic() > self._stop_until:
+                    self._end_all()
                 self._tick()
         except BaseException:
             self.stop()
@@ -95,12 +99,15 @@ class Crew:
     def stop(self) -> None:
         """The trials that run are stopped, to be run again. May be called from another thread."""
         self._ending = True
+        self._stop_until = self._stop_until or time.monotonic() + GRACE_S
         for member in list(self._members.values()):
             member.order(STOP)
 
     def _start(self, assignment: Assignment) -> None:
         member = _Member(assignment, self._logs)
         self._members[assignment.index] = member
+        if self._ending:  # asked for by another thread meanwhile
+            member.order(FINISH)
         self._selector.register(member.output, selectors.EVENT_READ, member)
 
     def _start_awaited(self) -> None:
@@ -158,10 +165,13 @@ class Crew:
 
     def _end_all(self) -> None:
         """Nobody is left, whatever they do."""
-        until = time.monotonic() + GRACE_S
+        until = self._stop_until or time.monotonic() + GRACE_S
         for member in self._members.values():
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(member.output)
             member.wait(until - time.monotonic())
         self._members.clear()
+        self._awaited.clear()
 
 
 class _Member:
@@ -170,9 +180,10 @@ class _Member:
     def __init__(self, assignment: Assignment, logs: Path) -> None:
         self.assignment, self.index = assignment, assignment.index
         self.error: BatchcalError | None = None
-        self._log = logs / f"{assignment.blueprint.settings.study}-worker-{assignment.index}.log"
+        # Of this command: another on the same machine has workers of the same numbers.
+        self._log = logs / f"{assignment.blueprint.settings.study}-{os.getpid()}-worker-{assignment.index}.log"
         logs.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             # A session of its own: Ctrl-C is for who leads, and tells the others itself.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "batchcal.hpo.member"],

@@ -3,28 +3,32 @@ by it; it sees no study and no storage."""
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from torch.utils.data import Subset
 
-from batchcal.calibration.schema import Calibration
+from batchcal.calibration.schema import OFF, Calibration
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.progress import Fields
 from batchcal.guard.job import ChildContext
+from batchcal.guard.release import trim
 from batchcal.guard.wire import JSON
 from batchcal.hpo.folds import deal
 from batchcal.hpo.request import Reached, TrialAnswer, TrialRequest
 from batchcal.runtime.apply import apply
+from batchcal.train.course import length_of
 from batchcal.train.loop import train
 from batchcal.train.memory.predictor import predictor_of
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
 from batchcal.train.seed import seed_everything
+from batchcal.workload.activation_checkpointing import GradientCheckpointManager
 from batchcal.workload.load import load_task
 from batchcal.workload.task import Task
 
@@ -37,16 +41,19 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     request = TrialRequest.model_validate(arguments)
     context.phase("load", limit_s=request.stall_limit_s)
     apply(request.plan)
-    predictor = None
+    predictor, checkpointed = None, OFF
     if request.calibration is not None:
-        text = Path(request.calibration).read_text(encoding="utf-8")
-        predictor = predictor_of(Calibration.model_validate_json(text), request.plan)
+        calibration = Calibration.model_validate_json(Path(request.calibration).read_text(encoding="utf-8"))
+        predictor = predictor_of(calibration, request.plan)
+        checkpointed = calibration.options.activation_checkpointing
     watcher = _Watcher(request, context)
     held_out: tuple[tuple[int, ...], ...] = ()
     results: list[TrainingResult] = []
     for fold in range(max(1, request.folds)):
         seed_everything(request.options.seed)
         task = load_task(request.reference, device=request.plan.device)
+        if checkpointed != OFF:
+            GradientCheckpointManager(task.model, checkpointed).enable()
         if request.folds:
             held_out = held_out or folds_of(task, request.folds, seed=request.options.seed)
             task = in_fold(task, held_out, fold)
@@ -54,8 +61,13 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
             context.arm()
         watcher.begin(fold)
         options = with_warmup(request.options, request.warmup_steps, task, request.plan.effective_batch)
+        task = watcher.heard_in_evaluation(task)
         results.append(train(task, request.plan, options, predictor=predictor, progress=watcher))
         watcher.end_fold()
+        # The next fold has a model and data of its own.
+        del task
+        gc.collect()
+        trim()
     context.phase("finish")
     reasons = [result.stop_reason for result in results if result.stop_reason]
     answer = TrialAnswer(
@@ -78,8 +90,8 @@ def folds_of(task: Task, folds: int, *, seed: int) -> tuple[tuple[int, ...], ...
         UsageError: its data is a stream, or too little.
     """
     data = task.train_data
-    samples: object = getattr(data, "__len__", lambda: None)()
-    if not isinstance(samples, int):
+    samples = length_of(data)
+    if samples is None:
         raise UsageError("a stream has no folds", known="cross-validation needs train_data with a length", try_="folds = 0")
     label_of = task.label_of
     labels = None if label_of is None else [_text(label_of(data[index])) for index in range(samples)]
@@ -124,6 +136,18 @@ class _Watcher:
         if self._request.folds:
             self._tell((self._fold + 1) * self._request.options.epochs)
 
+    def heard_in_evaluation(self, task: Task) -> Task:
+        """`task`, of whose evaluation each batch is a sign of life."""
+        metrics = task.metrics
+        if metrics is None:
+            return task
+
+        def heard(model: object, batch: object) -> Mapping[str, tuple[float, float]]:
+            self._alive_now_and_then()
+            return metrics(model, batch)
+
+        return replace(task, metrics=heard)
+
     def event(self, name: str, fields: Fields) -> None:
         if name == "step":
             samples = fields["samples"]
@@ -132,11 +156,10 @@ class _Watcher:
             peak = fields.get("peak_bytes")
             if isinstance(peak, int):
                 self._peak_bytes = max(self._peak_bytes, peak)
-            if time.monotonic() - self._told_at >= SIGN_OF_LIFE_S:
-                self._alive()
+            self._alive_now_and_then()
         elif name == "epoch_ended":
             value = fields.get(f"eval_{self._request.metric}")
-            if value is None and self._request.metric == "loss":
+            if value is None and self._request.metric == "loss" and not any(name.startswith("eval_") for name in fields):
                 value = fields.get("loss")
             if not isinstance(value, int | float):
                 names = ", ".join(key.removeprefix("eval_") for key in fields if key.startswith("eval_"))
@@ -160,6 +183,10 @@ class _Watcher:
             reached = Reached(resource=resource, value=self._sign * mean, peak_bytes=self._peak_bytes)
             self._context.tell(reached.model_dump(mode="json"))
 
+    def _alive_now_and_then(self) -> None:
+        if time.monotonic() - self._told_at >= SIGN_OF_LIFE_S:
+            self._alive()
+
     def _alive(self) -> None:
         self._told_at = time.monotonic()
         self._context.phase("measure", limit_s=self._request.stall_limit_s)
@@ -167,8 +194,8 @@ class _Watcher:
 
 def with_warmup(options: TrainOptions, steps: int | None, task: Task, effective_batch: int) -> TrainOptions:
     """With a warm-up over so many steps, which only who knows the data can turn into a share of the training."""
-    samples: object = getattr(task.train_data, "__len__", lambda: None)()
-    if steps is None or not isinstance(samples, int):
+    samples = length_of(task.train_data)
+    if steps is None or samples is None:
         return options
     return replace(options, warmup=min(steps / (options.epochs * -(-samples // effective_batch)), MOST_WARMUP))
 

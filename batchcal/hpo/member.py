@@ -6,6 +6,7 @@ the worker: who leads it is gone. On stdout a JSON line for each event, and one 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,13 +19,13 @@ from batchcal.core.errors import BatchcalError, Interrupted, NotSaved
 from batchcal.core.progress import Fields
 from batchcal.core.signals import raised_as_interrupted
 from batchcal.detect.detect import detect_for
-from batchcal.hpo.again import identity
 from batchcal.hpo.blueprint import Assignment
 from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.study import open_study
 from batchcal.hpo.trial import TrialRunner
 from batchcal.hpo.worker import Worker
 
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 FINISH: Final = "finish"
 STOP: Final = "stop"
 
@@ -66,6 +67,8 @@ def main() -> int:
         line.error(error)
         return 1
     except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
         line.error(_not_written(error))
         return 1
     return 0
@@ -85,7 +88,7 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
     blueprint, options = assignment.blueprint, assignment.measure
     if assignment.cpus:
         os.sched_setaffinity(0, assignment.cpus)
-    study, why = open_study(blueprint, who="" if assignment.index == 0 else identity())
+    study, why = open_study(blueprint)
     if why and assignment.index == 0:
         line.event("notice", {"text": why})
     book = ShapeBook(

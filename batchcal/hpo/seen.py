@@ -13,10 +13,10 @@ from typing import Final, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from batchcal.core.canonical import JSON
-from batchcal.hpo.again import AGAIN, STOPPED, is_surplus
+from batchcal.hpo.again import AGAIN, STOPPED, is_surplus, original_of
 from batchcal.hpo.facts import TrialFacts, facts_of
-from batchcal.hpo.study import IDENTITY, PROMISED
+from batchcal.hpo.space import EPOCHS
+from batchcal.hpo.study import IDENTITY, PROMISED, table_of
 from batchcal.workload.reference import Scalar
 
 State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed", "stopped", "lost"]
@@ -75,6 +75,7 @@ class StudySeen:
     """Epochs of a trial that runs to its end."""
     trials: tuple[TrialSeen, ...]
     task: str = ""
+    folds: int = 0
 
     @property
     def better(self) -> float:
@@ -114,12 +115,18 @@ class StudySeen:
 
     def saved_epochs(self) -> int:
         """Epochs that trials which were pruned did not train any more."""
-        return sum(max(self.resource - one.epochs, 0) for one in self.trials if one.state == "pruned")
+        return sum(self._left_out(one) for one in self.trials if one.state == "pruned")
 
     def saved_s(self) -> float:
         """What these would have taken, each at the pace of its own trial."""
         pruned = [one for one in self.trials if one.state == "pruned" and one.epochs]
-        return sum(one.wall_s / one.epochs * max(self.resource - one.epochs, 0) for one in pruned)
+        return sum(one.wall_s / one.epochs * self._left_out(one) for one in pruned)
+
+    def _left_out(self, trial: TrialSeen) -> int:
+        """Epochs between where it was given up and its last."""
+        own = trial.parameters.get(EPOCHS)
+        most = self.resource if not isinstance(own, int) else own * max(1, self.folds)
+        return max(most - trial.epochs, 0)
 
     def prediction_error(self) -> float | None:
         """Median over the trials whose memory was measured."""
@@ -133,9 +140,11 @@ class StudySeen:
 
 def look_at(study: optuna.Study) -> StudySeen:
     """The study as it is now."""
-    identity, promised = _table(study.user_attrs.get(IDENTITY)), _table(study.user_attrs.get(PROMISED))
+    identity, promised = table_of(study.user_attrs.get(IDENTITY)), table_of(study.user_attrs.get(PROMISED))
     trials = [one for one in study.get_trials(deepcopy=False) if not is_surplus(one)]
+    latest = {original_of(one): one.number for one in trials}
     wanted, resource, metric = promised.get("trials"), promised.get("resource"), identity.get("metric")
+    folds = identity.get("folds")
     longest = max((max(one.intermediate_values, default=0) for one in trials), default=0)
     return StudySeen(
         name=study.study_name,
@@ -143,18 +152,22 @@ def look_at(study: optuna.Study) -> StudySeen:
         metric=str(metric) if metric is not None else "value",
         wanted=wanted if isinstance(wanted, int) else len(trials),
         resource=resource if isinstance(resource, int) else longest,
-        trials=tuple(_seen(one) for one in trials),
+        trials=tuple(_seen(one, is_latest=latest[original_of(one)] == one.number) for one in trials),
         task=str(identity.get("task", "")),
+        folds=folds if isinstance(folds, int) else 0,
     )
 
 
-def _seen(trial: FrozenTrial) -> TrialSeen:
+def _seen(trial: FrozenTrial, *, is_latest: bool) -> TrialSeen:
     facts, again = facts_of(trial), trial.user_attrs.get(AGAIN)
+    state = _state(trial, facts)
+    if state == "lost" and is_latest:
+        state, facts = "failed", facts.model_copy(update={"kind": "worker-died", "why": "whoever ran it died, again and again"})
     reached = tuple(sorted(trial.intermediate_values.items()))
     complete = trial.state is TrialState.COMPLETE and trial.values is not None
     return TrialSeen(
         number=trial.number,
-        state=_state(trial, facts),
+        state=state,
         value=trial.values[0] if complete else reached[-1][1] if reached else None,
         parameters=trial.params,
         reached=reached,
@@ -179,10 +192,6 @@ def _state(trial: FrozenTrial, facts: TrialFacts) -> State:
             if STOPPED in trial.user_attrs:
                 return "stopped"
             return "failed" if facts.state == "failed" else "lost"
-
-
-def _table(value: object) -> dict[str, JSON]:
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
 def _number(value: float | None) -> float:

@@ -114,13 +114,16 @@ class ShapeBook:
     def _trace(self, key: str, shape: Mapping[str, Scalar]) -> ShapeEstimate:
         """What its step needs on paper. Known from an earlier run where the file of it is there."""
         if key not in self._traced:
-            path = self.folder / f"{key}.trace.json"
+            # By the code, too: a calibration tells by itself whether it still holds, a count of parameters does not.
+            path = self.folder / f"{key}-{identify(self._with(shape)).digest[:12]}.trace.json"
             try:
                 self._traced[key] = ShapeEstimate.model_validate_json(path.read_bytes())
             except (OSError, ValueError):
-                self._traced[key] = estimate_shapes(self._with(shape), (), seed=self.options.seed, progress=self.progress)[0]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(self._traced[key].model_dump_json(), encoding="utf-8")
+                traced = estimate_shapes(self._with(shape), (), seed=self.options.seed, progress=self.progress)[0]
+                self._traced[key] = traced
+                if traced.parameters > 0:  # else it could not be traced this time
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(traced.model_dump_json(), encoding="utf-8")
         return self._traced[key]
 
     def _judged(self, traced: ShapeEstimate) -> TooLarge | None:
@@ -132,9 +135,10 @@ class ShapeBook:
             )
         budget = host_budget_of(self.environment, self.options).budget_bytes
         rest = PROCESS_BYTES + traced.static_bytes
-        if self.options.device == "cpu" and rest > budget:
+        on_host = self.options.device == "cpu" or (self.options.device == "auto" and not self.environment.accelerators)
+        if on_host and rest > budget:
             return TooLarge(
-                rest / budget - 1,
+                rest / max(budget, 1) - 1,
                 f"the model alone takes {format_bytes(rest)} with its optimizer, the budget is {format_bytes(budget)}",
                 traced.parameters,
             )

@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from batchcal.calibration.store import make_folder
-from batchcal.core.errors import UsageError
-from batchcal.hpo.again import run_again
+from batchcal.core.errors import BatchcalError, UsageError
 
-HEARTBEAT_S: Final = 10
-"""How often a worker tells a database that its trial runs; one that was silent for three of them is taken to be dead."""
-SQLITE_WAIT_S: Final = 60
-"""For the lock that another worker holds."""
+SQLITE: Final = "sqlite:///"
 
 
 def default_storage(folder: Path, study: str) -> Path:
@@ -35,24 +31,18 @@ def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
     text = str(where)
     try:
         if "://" in text:
-            waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if text.startswith("sqlite") else {}
-            return RDBStorage(
-                text,
-                # A trial may be longer than a database, or what is before it, keeps an idle connection.
-                engine_kwargs={"pool_pre_ping": True, **waiting},
-                heartbeat_interval=HEARTBEAT_S,
-                grace_period=3 * HEARTBEAT_S,
-                heartbeat_stale_trial_callback=run_again,
-            )
+            if not make and text.startswith(SQLITE) and not Path(text.removeprefix(SQLITE)).is_file():
+                raise _not_there(without_password(text))
+            from batchcal.hpo.database import open_database
+
+            return open_database(text)
         path = Path(text)
         if not make and not path.is_file():
-            raise UsageError(
-                f"there is no study at {text}", known="it is begun by batchcal hpo run", try_="batchcal hpo run CONFIG"
-            )
+            raise _not_there(text)
         if make:
             make_folder(path.absolute())
         return JournalStorage(JournalFileBackend(text))
-    except UsageError:
+    except BatchcalError:  # a signal, too
         raise
     except Exception as error:  # of whatever driver the URL names
         known = str(error).strip().splitlines()
@@ -61,6 +51,10 @@ def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
             known=known[0] if known else type(error).__name__,
             try_='storage = "study.journal", or the URL of a database that runs',
         ) from error
+
+
+def _not_there(where: str) -> UsageError:
+    return UsageError(f"there is no study at {where}", known="it is begun by batchcal hpo run", try_="batchcal hpo run CONFIG")
 
 
 def without_password(url: str) -> str:

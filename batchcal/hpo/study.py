@@ -8,13 +8,14 @@ from typing import Final
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import TrialState
 
 from batchcal.core.canonical import JSON
-from batchcal.core.errors import UsageError
+from batchcal.core.errors import BatchcalError, UsageError
 from batchcal.hpo.blueprint import Blueprint, check_same
 from batchcal.hpo.pruner import make_pruner
-from batchcal.hpo.storage import open_storage
+from batchcal.hpo.storage import open_storage, without_password
 
 IDENTITY: Final = "batchcal"
 """User attribute of a study: what it was begun as."""
@@ -22,18 +23,15 @@ PROMISED: Final = "batchcal_promised"
 """User attribute of a study: how many trials it is to have, and the most that one trial reports; as last asked for."""
 
 
-def open_study(blueprint: Blueprint, *, who: str = "") -> tuple[optuna.Study, str]:
+def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
     """The study to work at, begun where it is not there, and a sentence on what was decided about its pruner.
-
-    Args:
-        who: this worker among all. The first of a study samples what the seed alone says; who joins samples otherwise.
 
     Raises:
         UsageError: the storage cannot be used, or the study that is there is another one.
     """
     be_quiet()
     settings = blueprint.settings
-    pruner, why = make_pruner(settings.pruner, resource=blueprint.resource, trials=settings.trials)
+    pruner, why = make_pruner(settings.pruner, resource=blueprint.resource, trials=settings.trials, folds=settings.folds)
     storage = open_storage(blueprint.storage)
     try:
         study = optuna.create_study(
@@ -44,23 +42,27 @@ def open_study(blueprint: Blueprint, *, who: str = "") -> tuple[optuna.Study, st
             load_if_exists=True,
         )
         begun = study.user_attrs.get(IDENTITY)
-        trials = len(study.get_trials(deepcopy=False))
+        trials = study.get_trials(deepcopy=False)
+    except BatchcalError:  # a signal, too
+        raise
     except Exception as error:
         raise _unusable(blueprint, error) from error
     if begun is None and trials:
         raise UsageError(
             f"study {settings.study!r} is there, and batchcal did not begin it",
-            known=f"it has {trials} trials, whose values nobody here can compare",
+            known=f"it has {len(trials)} trials, whose values nobody here can compare",
             try_=f'another name: --set study="{settings.study}-2"',
         )
-    if begun is None:
-        study.set_user_attr(IDENTITY, blueprint.identity())
-    else:
-        check_same(settings.study, _table(begun), blueprint.identity())
+    was, now = table_of(begun), blueprint.identity()
+    # Where nothing ran, what was wrong may be mended: but for the space, of which the trials that there are keep a part.
+    ran = any(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in trials)
+    if trials:
+        check_same(settings.study, was if ran else _space_of(was), now if ran else _space_of(now))
+    if was != now:
+        study.set_user_attr(IDENTITY, now)
     promised = {"trials": settings.trials, "resource": blueprint.resource}
     if study.user_attrs.get(PROMISED) != promised:
         study.set_user_attr(PROMISED, promised)
-    study.sampler = TPESampler(seed=_seed(settings.seed, "" if trials == 0 and not who else f"{trials}/{who}"))
     return study, why
 
 
@@ -78,8 +80,10 @@ def read_study(storage: str, name: str | None = None) -> optuna.Study:
             name = names[0]
         if name is not None and name in names:
             return optuna.load_study(study_name=name, storage=opened)
+    except BatchcalError:
+        raise
     except Exception as error:
-        raise UsageError(f"{storage} cannot be read as a study", known=_first_line(error)) from error
+        raise UsageError(f"{without_password(storage)} cannot be read as a study", known=_first_line(error)) from error
     listed = ", ".join(sorted(names)[:8])
     raise UsageError(
         f"there is no study {name!r}" if name is not None else "which study?",
@@ -94,11 +98,17 @@ def be_quiet() -> None:
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
-def _seed(seed: int, who: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{who}".encode()).digest()[:4], "big")
+def _space_of(identity: dict[str, JSON]) -> dict[str, JSON]:
+    return {name: value for name, value in identity.items() if name.startswith("space.")}
 
 
-def _table(value: object) -> dict[str, JSON]:
+def make_sampler(seed: int, number: int) -> BaseSampler:
+    """What samples for trial `number`."""
+    return TPESampler(seed=int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big"))
+
+
+def table_of(value: object) -> dict[str, JSON]:
+    """A user attribute that is a table; empty where it is none."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 

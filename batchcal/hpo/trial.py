@@ -10,26 +10,25 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.core.errors import UsageError
+from batchcal.core.errors import GuardError, UsageError
 from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.classify import classify
+from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Job
 from batchcal.guard.outcome import Infrastructure, OutOfMemory, Swapping
 from batchcal.guard.run import Limits, run
-from batchcal.guard.wire import Message
-from batchcal.hpo.request import Reached, TrialAnswer, TrialRequest, TrialState
+from batchcal.guard.watchdog import MemoryGroup
+from batchcal.hpo.listening import GaveUp, Judge, Listening
+from batchcal.hpo.request import TrialAnswer, TrialRequest, TrialState
 from batchcal.measure.attempts import said
 from batchcal.measure.children.launchers import Launchers
 
 JOB: Final = "batchcal.hpo.inside:run_trial"
+USAGE: Final = f"{UsageError.__module__}.{UsageError.__qualname__}"
 
 
-class GiveUp(Exception):
-    """Raised by who listens to a trial that is not wanted any more: its child is ended at once."""
-
-    def __init__(self, why: str, reached: Reached) -> None:
-        super().__init__(why)
-        self.reached = reached
+DIVERGED: Final = "batchcal.workload.step.LossIsNoNumber"
+"""By name: who runs trials loads no torch."""
 
 
 @dataclass(frozen=True)
@@ -53,51 +52,74 @@ class TrialRunner:
     def __init__(self, environ: Mapping[str, str] | None = None, *, note: Callable[[str], None] = lambda text: None) -> None:
         self._launchers = Launchers(os.environ if environ is None else environ, note=note, spawn_only=False)
 
-    def run(self, request: TrialRequest, listen: Callable[[Reached], None], *, total_s: float | None = None) -> TrialEnd:
+    def run(self, request: TrialRequest, judge: Judge, *, total_s: float | None = None) -> TrialEnd:
         """Runs `request` to its end, whatever that is. When this returns or raises, its child is gone and its memory back.
 
         Args:
-            listen: told of every epoch; may raise `GiveUp`.
+            judge: told of every epoch.
             total_s: seconds after which it is taken to hang, however much it does.
 
         Raises:
             UsageError: the factory does not take what was sampled, or the task has no such metric: no trial would do.
-            GuardError: no child could be started.
+            GuardError: no child could be started, or nobody knows what became of it.
         """
         plan = request.plan
         meter = memory_meter()
         job = Job(JOB, request.model_dump(mode="json"), request.reference.directory, self._launchers.environment(plan.allocator))
-        limits = Limits(allowed_bytes=plan.budget_bytes, total_s=total_s, host_fence=plan.device == "cpu")
-
-        def heard(message: Message) -> None:
-            try:
-                reached = Reached.model_validate(message)
-            except ValidationError:  # from the user's code, which may write where it pleases
-                return
-            listen(reached)
-
+        on_host = plan.device == "cpu"
+        limits = Limits(
+            allowed_bytes=plan.budget_bytes if on_host else None, total_s=total_s, host_fence=on_host, neighbours=True
+        )
         began = time.monotonic()
+        listener = Listening(judge)
         try:
-            ending = run(job, self._launchers.get(plan.allocator), meter, limits, heard)
-        except GiveUp as error:
-            peak, wall_s = error.reached.peak_bytes, time.monotonic() - began
-            return TrialEnd("pruned", why=str(error), peak_bytes=peak, wall_s=wall_s)
+            ending = self._started(job, plan.allocator, meter, limits, listener)
+        except GaveUp:
+            peak, wall_s = listener.peak_bytes, time.monotonic() - began
+            return TrialEnd("pruned", why=listener.why, peak_bytes=peak, wall_s=wall_s)
         finally:
             meter.close()
+            listener.close()
+        if listener.error is not None:
+            raise listener.error
         if ending.has_result:
             try:
                 answer = TrialAnswer.model_validate(ending.returned)
             except ValidationError as error:
                 return TrialEnd("failed", kind="infrastructure", why=f"its answer has {error.error_count()} mistakes")
             return TrialEnd("complete", answer, peak_bytes=answer.peak_bytes, wall_s=ending.wall_s)
-        outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
-        why = said(outcome)
-        bases = ending.raised.chain[0].bases if ending.raised is not None else ()
-        if f"{UsageError.__module__}.{UsageError.__qualname__}" in bases:
-            raise UsageError(why.partition(": ")[2] or why, try_="names of the factory in [hpo.space] and [task.args]")
-        peak = ending.peak_anonymous_bytes
-        kind = "out-of-memory" if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
-        return TrialEnd("failed", kind=kind, why=why, peak_bytes=peak, wall_s=ending.wall_s)
+        return _ended_badly(ending)
 
     def close(self) -> None:
         self._launchers.close()
+
+    def _started(self, job: Job, allocator: str, meter: MemoryGroup, limits: Limits, listener: Listening) -> Ending:
+        try:
+            ending = run(job, self._launchers.get(allocator), meter, limits, listener.hear, check=listener.check)
+            if not ending.infrastructure:
+                return ending
+        except GuardError:
+            pass
+        # The process that children are forked from has died: a new one, once.
+        self._launchers.drop(allocator)
+        ending = run(job, self._launchers.get(allocator), meter, limits, listener.hear, check=listener.check)
+        if ending.infrastructure:
+            raise GuardError("no child can be watched", known=ending.infrastructure)
+        return ending
+
+
+def _ended_badly(ending: Ending) -> TrialEnd:
+    """Raises:
+    UsageError: it is no trial's fault.
+    """
+    outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+    link = ending.raised.chain[0] if ending.raised is not None else None
+    peak, why = ending.peak_anonymous_bytes, said(outcome)
+    if link is not None and USAGE in link.bases:
+        what, known, try_ = link.told or (why.partition(": ")[2] or why, "", "")
+        raise UsageError(what, known=known, try_=try_ or "names of the factory in [hpo.space] and [task.args]")
+    if link is not None and DIVERGED in link.bases:
+        # It ran, and is bad: something that a sampler learns from.
+        return TrialEnd("pruned", kind="diverged", why=link.told[0] if link.told else why, peak_bytes=peak, wall_s=ending.wall_s)
+    kind = "out-of-memory" if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
+    return TrialEnd("failed", kind=kind, why=why, peak_bytes=peak, wall_s=ending.wall_s)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import optuna
+from optuna.storages import fail_stale_trials
 
-from batchcal.core.errors import BatchcalError, GuardError, Interrupted, NothingFits, NotSaved, UsageError, UserCodeError
+from batchcal.core.errors import BatchcalError, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Field, Progress, Silent
 from batchcal.hpo.again import (
     AGAIN,
@@ -26,11 +27,14 @@ from batchcal.hpo.again import (
 )
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.facts import ATTRIBUTES, facts_of
+from batchcal.hpo.listening import Judge
 from batchcal.hpo.request import Reached, TrialRequest
 from batchcal.hpo.shapes import Fitting, ShapeBook, TooLarge
 from batchcal.hpo.space import BATCH_SIZE, EPOCHS, WARMUP_STEPS, Space, Values, arguments_of, sample, shape_of
-from batchcal.hpo.trial import GiveUp, TrialEnd, TrialRunner
+from batchcal.hpo.study import make_sampler
+from batchcal.hpo.trial import TrialEnd, TrialRunner
 from batchcal.train.options import TrainOptions
+from batchcal.workload.reference import TaskReference
 
 MEMORY: Final = "memory"
 """The constraint: above 0 where a trial does not fit."""
@@ -38,7 +42,6 @@ HOPELESS: Final = 25
 """Trials, none of which fits, after which none will."""
 BROKEN: Final = 5
 """Trials, all of which the task's own code failed, after which it is the task that is wrong."""
-LOOK_EVERY_S: Final = 5.0
 
 
 class TrialFailed(Exception):
@@ -73,6 +76,7 @@ class Worker:
         ran = 0
         while not self.finish():
             retry_lost(self.study)
+            fail_stale_trials(self.study)
             if not to_be_run(self.study.get_trials(deepcopy=False), self.settings.trials):
                 break
             self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
@@ -81,24 +85,32 @@ class Worker:
         return ran
 
     def _objective(self, trial: optuna.Trial) -> float:
+        try:
+            return self._tried(trial)
+        except (TrialFailed, optuna.TrialPruned):
+            raise
+        except Exception as error:
+            # No fault of the trial: a signal, the storage, the machine, the config. It is run again.
+            if isinstance(error, BatchcalError):
+                trial.set_user_attr(STOPPED, True)
+                self._keep(trial, {"state": "stopped"})
+            run_again(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+            raise
+
+    def _tried(self, trial: optuna.Trial) -> float:
         trial.set_user_attr(WORKER, identity())
         if AGAIN not in trial.user_attrs and came_too_late(
             self.study.get_trials(deepcopy=False), trial.number, self.settings.trials
         ):
             trial.set_user_attr(SURPLUS, True)
             raise TrialFailed("the study has all its trials")
+        # By its number: workers that begin together sample otherwise, and one alone always the same.
+        self.study.sampler = make_sampler(self.settings.seed, trial.number)
         values = sample(self.space, trial)
         self.progress.event("trial_started", {"trial": trial.number, **values})
         try:
             end = self._run(trial, values)
-        except Interrupted:
-            trial.set_user_attr(STOPPED, True)
-            self._keep(trial, {"state": "stopped"})
-            run_again(self.study, self.study.get_trials(deepcopy=False)[trial.number])
-            raise
-        except (UsageError, NotSaved):
-            raise
-        except (BatchcalError, GuardError) as error:
+        except (NothingFits, UserCodeError, Partial) as error:
             end = TrialEnd("failed", kind=type(error).__name__, why=error.what)
         return self._told(trial, end)
 
@@ -123,35 +135,21 @@ class Worker:
                 "shape_measured": known.measured,
             },
         )
-        request = self._request(known, values)
-        listener = self._listener(trial, request.options.epochs * max(1, request.folds))
-        return self.runner.run(request, listener, total_s=self.settings.trial_limit_s)
+        request = training_of(self.book.reference, self.options, values, known, self.settings)
+        judge = self._judge(trial, request.options.epochs * max(1, request.folds))
+        return self.runner.run(request, judge, total_s=self.settings.trial_limit_s)
 
-    def _request(self, known: Fitting, values: Values) -> TrialRequest:
-        reference = self.book.reference
-        epochs, warmup = values.get(EPOCHS), values.get(WARMUP_STEPS)
-        options = replace(self.options, epochs=epochs) if isinstance(epochs, int) else self.options
-        return TrialRequest(
-            reference=reference.model_copy(update={"arguments": {**reference.arguments, **arguments_of(values)}}),
-            plan=known.plan,
-            options=options,
-            calibration=str(known.calibration),
-            metric=self.settings.metric,
-            maximize=self.settings.direction == "maximize",
-            folds=self.settings.folds,
-            warmup_steps=warmup if isinstance(warmup, int) else None,
-        )
-
-    def _listener(self, trial: optuna.Trial, last: int) -> Callable[[Reached], None]:
+    def _judge(self, trial: optuna.Trial, last: int) -> Judge:
         """`last`: the resource with which it is complete."""
 
-        def listen(reached: Reached) -> None:
+        def judge(reached: Reached) -> str | None:
             trial.report(reached.value, reached.resource)
             self.progress.event("trial_reached", {"trial": trial.number, "epochs": reached.resource, "value": reached.value})
             if reached.resource < last and trial.should_prune():
-                raise GiveUp(f"given up after {reached.resource} epochs at {reached.value:.6g}", reached)
+                return f"given up after {reached.resource} epochs at {reached.value:.6g}"
+            return None
 
-        return listen
+        return judge
 
     def _told(self, trial: optuna.Trial, end: TrialEnd) -> float:
         facts: dict[str, object] = {"state": end.state, "kind": end.kind or None, "why": end.why or None, "wall_s": end.wall_s}
@@ -189,8 +187,27 @@ class Worker:
             )
         if states == {"failed"} and len(known) >= min(BROKEN, self.settings.trials):
             kinds = ", ".join(sorted({str(one.kind) for one in known}))
+            more = len(known) < self.settings.trials
             raise UserCodeError(
                 f"all {len(known)} trials failed ({kinds})",
                 known=f"the latest: {known[-1].why}",
-                try_="batchcal calibrate CONFIG, which shows where it fails; the study goes on once that is mended",
+                try_="the same command once that is mended" + ("" if more else ", with --set study=ANOTHER-NAME"),
             )
+
+
+def training_of(
+    reference: TaskReference, options: TrainOptions, values: Values, known: Fitting, settings: StudySettings
+) -> TrialRequest:
+    """What is trained with the sampled `values`."""
+    epochs, warmup = values.get(EPOCHS), values.get(WARMUP_STEPS)
+    return TrialRequest(
+        reference=reference.model_copy(update={"arguments": {**reference.arguments, **arguments_of(values)}}),
+        plan=known.plan,
+        options=replace(options, epochs=epochs) if isinstance(epochs, int) else options,
+        calibration=str(known.calibration),
+        metric=settings.metric,
+        maximize=settings.direction == "maximize",
+        folds=settings.folds,
+        warmup_steps=warmup if isinstance(warmup, int) else None,
+        stall_limit_s=settings.stall_limit_s,
+    )

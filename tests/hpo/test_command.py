@@ -100,14 +100,14 @@ class Study:
     def wait_until(self, *states: str, least: int = 1, limit_s: float = 90) -> None:
         """Until so many trials are in one of `states`."""
         until = time.monotonic() + limit_s
-        while time.monotonic() < until:
+        while True:
             result = self("hpo status", "--json")
             if result.returncode == 0:
                 counts: dict[str, int] = json.loads(result.stdout)["counts"]
                 if sum(counts.get(state, 0) for state in states) >= least:
                     return
+            assert time.monotonic() < until, f"not {least} {states} after {limit_s} s:\n{result.stdout}{result.stderr}"
             time.sleep(0.2)
-        raise AssertionError(f"not {least} {states} after {limit_s} s")
 
 
 def members() -> list[psutil.Process]:

@@ -76,7 +76,7 @@ def run(
     studies = [opened(config, one, voice) for one in changed]  # what is wrong with one is told before any begins
     for one in studies:
         with listening_to_study(voice) as listener:
-            seen = work(one, workers=workers, listener=listener)
+            seen, stopped = work(one, workers=workers, listener=listener)
         if json:
             from batchcal.cli.document import study
 
@@ -87,9 +87,12 @@ def run(
             screen.render(show(seen, where=one.blueprint.shown_storage))
         if seen.done < seen.wanted:
             voice.say(f"the same command goes on: {seen.done} of {seen.wanted} trials are done")
+        elif seen.best() is not None:
+            chosen = _as_typed(config, set_, one.blueprint.settings.study)
+            where = config if chosen == config else one.blueprint.shown_storage
+            voice.say(f"next: batchcal hpo best {chosen} --train, batchcal show {where} --html study.html")
+        if stopped:
             return
-        if seen.best() is not None:
-            voice.say(f"next: batchcal hpo best {config} --train, batchcal show {config} --html study.html")
 
 
 @hpo.command()
@@ -149,7 +152,18 @@ def best(
         from batchcal.cli.views.study.winner import show
 
         screen.render(show(seen, winner))
-        voice.say(f"next: batchcal hpo best {config} --train")
+        voice.say(f"next: batchcal hpo best {_as_typed(config, set_, seen.name)} --train")
+
+
+def _as_typed(config: str, changes: list[str] | None, study: str) -> str:
+    """The config with what names `study` where the config alone does not."""
+    import shlex
+
+    from batchcal.cli.studying import read
+
+    named = str(read(config).tables.get("hpo", {}).get("study")) == study
+    sets = [*(changes or ()), *([] if named or any(one.startswith("study=") for one in changes or ()) else [f"study={study}"])]
+    return " ".join([config, *(f"--set {shlex.quote(one)}" for one in sets)])
 
 
 def _opened(config: str, changes: list[str] | None, voice: Voice) -> Opened:

@@ -16,9 +16,10 @@ _BEST, _COMPLETE, _PRUNED = 0, 1, 3
 
 def best_over_time(seen: StudySeen) -> Plot | None:
     """Each trial's value when it ended, and the best so far, by the trials that had ended."""
-    ended = sorted(
-        (one for one in seen.trials if one.ended is not None and one.value is not None), key=lambda one: str(one.ended)
-    )
+    there = [
+        one for one in seen.trials if one.state in ("complete", "pruned") and one.ended is not None and one.value is not None
+    ]
+    ended = sorted(there, key=lambda one: str(one.ended))
     if not ended:
         return None
     best: list[Point] = []

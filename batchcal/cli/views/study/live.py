@@ -11,7 +11,7 @@ from batchcal.cli.views.live import Screen
 from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.study.view import Trials
 from batchcal.cli.views.study.words import counts_line, parameters_of, shown
-from batchcal.core.progress import Field, Fields, key_values
+from batchcal.core.progress import Field, Fields
 from batchcal.core.units import count_of, format_seconds
 from batchcal.hpo.seen import StudySeen
 
@@ -43,8 +43,10 @@ class StudyLive(Screen):
                 self._doing.pop(fields.get("worker"), None)
             case "shape_started":
                 self._doing[fields.get("worker")] = f"calibrating {fields.get('shape')}"
-            case "trial_ended" if fields.get("state") == "failed":
-                self._notes.append(key_values(f"trial {fields.get('trial')} failed:", {"why": fields.get("why")}))
+            case "trial_ended":
+                self._doing.pop(fields.get("worker"), None)
+                if fields.get("state") == "failed":
+                    self._notes.append(f"trial {fields.get('trial')} failed ({fields.get('kind')}): {fields.get('why')}")
 
     def close(self) -> None:
         self._doing = {}

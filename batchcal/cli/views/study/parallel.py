@@ -61,7 +61,9 @@ def draw(seen: StudySeen) -> str:
     columns = [_column(name, [one.parameters[name] for one in trials if name in one.parameters]) for name in names]
     columns.append(_column(seen.metric, [one.value for one in trials]))
     apart = (WIDTH - 2 * _SIDE) / (len(columns) - 1)
-    lines = [_line(one, columns, apart, place / max(len(trials) - 1, 1)) for place, one in enumerate(trials)]
+    lines = [
+        _line(one, columns, apart, rank=place / (len(trials) - 1), best=one is seen.best()) for place, one in enumerate(trials)
+    ]
     axes = [_axis(column, _SIDE + place * apart) for place, column in enumerate(columns)]
     return "\n".join(
         [f'<svg class="curve parallel" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="trials">', *lines, *axes, "</svg>"]
@@ -76,14 +78,14 @@ def _column(name: str, values: Sequence[object]) -> _Column:
     return _Column(name, low, high, logarithmic=low > 0 and high / low > LOG_FROM, choices=())
 
 
-def _line(trial: TrialSeen, columns: Sequence[_Column], apart: float, rank: float) -> str:
-    """`rank`: 0 the worst, 1 the best, which is drawn last."""
+def _line(trial: TrialSeen, columns: Sequence[_Column], apart: float, *, rank: float, best: bool) -> str:
+    """`rank`: from 0, the worst, to 1."""
     points = []
     for place, column in enumerate(columns):
         one = trial.value if place == len(columns) - 1 else trial.parameters.get(column.name)
         if one is not None:
             points.append(f"{_SIDE + place * apart:.1f},{_y(column.share(one)):.1f}")
-    level = "best" if rank == 1 else f"l{min(int(rank * _LEVELS), _LEVELS - 1)}"
+    level = "best" if best else f"l{min(int(rank * _LEVELS), _LEVELS - 1)}"
     title = f"trial {trial.number}: {number(trial.value or 0.0)}"
     return f'<polyline class="trial {level}" points="{" ".join(points)}"><title>{escape(title)}</title></polyline>'
 
