@@ -38,7 +38,7 @@ epochs = {epochs}
 study = "{study}"
 trials = {trials}
 metric = "mse"
-calibrate_s = 5
+calibrate_s = 3
 {more}
 [hpo.space]
 {space}

@@ -38,7 +38,7 @@ def test_workers_killed_on_postgresql_leave_every_trial_accounted_for(home: Path
     assert "8 of 8" in out
     trials = study.trials()
     lost = [trial["number"] for trial in trials if trial["state"] == "lost"]
-    assert sorted(str(trial["again"]) for trial in trials if trial["again"] is not None) == sorted(map(str, lost))
+    assert sum(trial["again"] is not None for trial in trials) == len(lost), "a run more for each that died"
     assert sum(trial["state"] in ("complete", "pruned") for trial in trials) == 8
 
 

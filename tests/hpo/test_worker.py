@@ -53,7 +53,7 @@ def a_worker(folder: Path, shapes: Path, space: Mapping[str, object], **settings
         load_if_exists=True,
     )
     wish = options(
-        environment.memory.limit.value, time_limit_s=8, effective_batch=100, workers=0, max_batch=100, allocator="default"
+        environment.memory.limit.value, time_limit_s=4, effective_batch=100, workers=0, max_batch=100, allocator="default"
     )
     return Worker(
         study=study,
