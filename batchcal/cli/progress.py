@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from batchcal.hpo.seen import StudySeen
 
 OF_A_STUDY: Final = frozenset(
-    {"study_started", "shape_started", "shape_calibrated", "trial_started", "trial_ended", "worker_died", "notice"}
+    {"study_started", "accelerator", "shape_started", "shape_calibrated", "trial_started", "trial_ended", "worker_died", "notice"}
 )
 STEP_EVERY_S: Final = 5.0
 """Steps of a training are told this often at most: a log is read by people, too."""

@@ -6,6 +6,7 @@ the worker: who leads it is gone. On stdout a JSON line for each event, and one 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -34,7 +35,7 @@ class Line:
     """To who leads: a JSON line a message. Who does not listen any more is not told."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._lock = stream, threading.Lock()
 
     def event(self, name: str, fields: Fields) -> None:
         self.say({"event": name, "fields": dict(fields)})
@@ -43,11 +44,10 @@ class Line:
         self.say({"error": {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}})
 
     def say(self, message: object) -> None:
-        try:
+        # A trial's epochs are judged, and told of, in a thread of their own.
+        with self._lock, contextlib.suppress(OSError, ValueError):
             self._stream.write(json.dumps(message) + "\n")
             self._stream.flush()
-        except (OSError, ValueError):
-            return
 
 
 def main() -> int:
@@ -91,10 +91,14 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
     study, why = open_study(blueprint)
     if why and assignment.index == 0:
         line.event("notice", {"text": why})
+    environment = detect_for(options.device)
+    for one in environment.accelerators:
+        held = {"total_bytes": one.total_bytes, "available_bytes": one.free_bytes, "used_bytes": one.total_bytes - one.free_bytes}
+        line.event("accelerator", {"device": f"{one.kind}:{one.index}", "name": one.name, **held})
     book = ShapeBook(
         blueprint.reference,
         options,
-        detect_for(options.device),
+        environment,
         blueprint.folder / "shapes",
         budget_parameters=blueprint.settings.budget,
         progress=line,

@@ -38,7 +38,7 @@ from batchcal.workload.reference import TaskReference
 
 MEMORY: Final = "memory"
 """The constraint: above 0 where a trial does not fit."""
-HOPELESS: Final = 25
+HOPELESS: Final = 100
 """Trials, none of which fits, after which none will."""
 BROKEN: Final = 5
 """Trials, all of which the task's own code failed, after which it is the task that is wrong."""
