@@ -88,6 +88,16 @@ def test_an_unarmed_child_that_outgrows_what_it_may_hold_is_killed() -> None:
     assert "allowed" in told
 
 
+def test_what_neighbours_take_is_not_held_against_the_child() -> None:
+    group = Group()
+    watchdog = Watchdog(NOBODY, group, allowed_bytes=10 * MIB, neighbours=True)
+    group.hard += 500 * MIB
+    assert watchdog.look(0.0) is None
+    assert watchdog.is_back(), "nor is it waited for"
+    group.hard = GIB
+    assert watchdog.look(0.0) is not None, "but nobody may fill the group"
+
+
 def test_what_the_child_itself_holds_is_seen_where_no_group_is() -> None:
     group = Group(limit_bytes=64 * GIB, hard=0)
     watchdog = Watchdog(os.getpid(), group, allowed_bytes=1)

@@ -6,13 +6,14 @@ import threading
 
 import pytest
 
+from batchcal.guard.wire import Message
 from batchcal.hpo.listening import GaveUp, Listening
 from batchcal.hpo.request import Reached
 from batchcal.hpo.trial import DIVERGED
 from batchcal.workload.step import LossIsNoNumber
 
 
-def told(resource: int, value: float = 1.0) -> dict[str, bool | int | float | str | None]:
+def told(resource: int, value: float = 1.0) -> Message:
     return {"resource": resource, "value": value, "peak_bytes": 10 * resource}
 
 
