@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from batchcal.core.errors import UsageError
-from batchcal.hpo.config import most_epochs, study_of, with_changes
+from batchcal.hpo.config import as_toml, most_epochs, study_of, with_changes
 from batchcal.hpo.matrix import members
 from batchcal.workload.config import Config, read_config
 
@@ -100,3 +101,28 @@ def test_an_axis_that_cannot_be_is_told(tmp_path: Path, axes: list[str]) -> None
 def test_a_family_that_nobody_wants_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1100 studies"):
         members(a_config(tmp_path), [f"a={','.join(map(str, range(100)))}", f"b={','.join(map(str, range(11)))}"])
+
+
+def test_settings_of_the_training_are_changed_in_their_table(tmp_path: Path) -> None:
+    changed = with_changes(a_config(tmp_path), ["epochs=5", "device=cpu", "effective_batch=64"])
+    assert changed.tables["train"] == {"epochs": 5}
+    assert changed.tables["calibrate"] == {"device": "cpu"}
+    assert changed.tables["plan"] == {"effective_batch": 64}
+    assert changed.reference is not None
+    assert changed.reference.arguments == {"horizon": 24}
+
+
+def test_an_argument_of_no_task_is_refused(tmp_path: Path) -> None:
+    config = a_config(tmp_path, TEXT[TEXT.index("[hpo]") :])
+    with pytest.raises(UsageError, match="has no"):
+        with_changes(config, ["horizon=5"])
+
+
+def test_a_member_of_a_family_can_be_written_and_read_again(tmp_path: Path) -> None:
+    (member,) = members(a_config(tmp_path), ["horizon=5"])
+    path = tmp_path / "member.toml"
+    path.write_text(tomli_w.dumps(as_toml(member)), encoding="utf-8")
+    again = read_config(path, directory=tmp_path)
+    assert study_of(again, "member.toml") == study_of(member, "study.toml")
+    assert again.reference is not None
+    assert again.reference.arguments == {"horizon": 5}

@@ -1,0 +1,113 @@
+"""A study in its storage: begun, joined, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from batchcal.core.errors import UsageError
+from batchcal.hpo.again import RETRIES, run_again
+from batchcal.hpo.blueprint import Blueprint
+from batchcal.hpo.config import StudySettings
+from batchcal.hpo.seen import look_at
+from batchcal.hpo.space import read_space
+from batchcal.hpo.storage import open_storage, without_password
+from batchcal.hpo.study import make_sampler, open_study, read_study
+from batchcal.train.options import TrainOptions
+from batchcal.workload.reference import TaskReference
+
+
+def a_blueprint(folder: Path, *, low: float = 0.01, epochs: int = 9, **settings: object) -> Blueprint:
+    space = read_space({"rate": {"kind": "log_uniform", "low": low, "high": 0.3}}, "test")
+    return Blueprint(
+        settings=StudySettings.model_validate({"study": "first", **settings}),
+        space=dict(space),
+        reference=TaskReference(spec="train.py:task", directory=str(folder)),
+        options=TrainOptions(epochs=epochs),
+        effective_batch=64,
+    )
+
+
+def run_one(study: optuna.Study) -> None:
+    trial = study.ask()
+    study.tell(trial, trial.suggest_float("rate", 0.01, 0.3, log=True))
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///{folder}/study.db"], ids=["journal", "sqlite"])
+def test_who_joins_finds_what_was_begun(tmp_path: Path, storage: str | None) -> None:
+    blueprint = a_blueprint(tmp_path, storage=storage and storage.format(folder=tmp_path))
+    first, _ = open_study(blueprint)
+    run_one(first)
+    second, _ = open_study(blueprint)
+    assert len(second.trials) == 1
+    seen = look_at(read_study(blueprint.storage))
+    assert (seen.name, seen.metric, seen.wanted, seen.resource) == ("first", "loss", 2_000, 9)
+
+
+def test_another_space_is_refused_and_so_is_another_training_once_a_trial_ran(tmp_path: Path) -> None:
+    study, _ = open_study(a_blueprint(tmp_path))
+    open_study(a_blueprint(tmp_path, metric="mse"))  # nothing ran: what was wrong may be mended
+    run_one(study)
+    with pytest.raises(UsageError, match="is another one") as caught:
+        open_study(a_blueprint(tmp_path))
+    assert "metric was" in caught.value.known
+    with pytest.raises(UsageError, match="is another one"):
+        open_study(a_blueprint(tmp_path, metric="mse", low=0.02))
+    with pytest.raises(UsageError, match="is another one"):
+        open_study(a_blueprint(tmp_path, metric="mse", epochs=10))
+    open_study(a_blueprint(tmp_path, metric="mse", trials=5, pruner={"name": "none"}))
+
+
+def test_a_space_cannot_be_mended_under_trials_that_keep_a_part_of_it(tmp_path: Path) -> None:
+    study, _ = open_study(a_blueprint(tmp_path))
+    trial = study.ask()
+    trial.suggest_float("rate", 0.01, 0.3, log=True)
+    study.tell(trial, state=TrialState.FAIL)
+    with pytest.raises(UsageError, match="is another one"):
+        open_study(a_blueprint(tmp_path, low=0.02))
+
+
+def test_a_study_of_somebody_else_is_let_be(tmp_path: Path) -> None:
+    blueprint = a_blueprint(tmp_path)
+    run_one(optuna.create_study(study_name="first", storage=open_storage(blueprint.storage)))
+    with pytest.raises(UsageError, match="batchcal did not begin it"):
+        open_study(blueprint)
+
+
+@pytest.mark.parametrize("storage", ["{folder}/none.journal", "sqlite:///{folder}/none.db"])
+def test_to_look_at_what_is_not_there_begins_nothing(tmp_path: Path, storage: str) -> None:
+    with pytest.raises(UsageError, match="there is no study"):
+        read_study(storage.format(folder=tmp_path), "first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_password_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_storage("postgresql+psycopg://me:secret@127.0.0.1:1/none")
+    assert "secret" not in str(caught.value)
+    assert without_password("journal.file") == "journal.file"
+
+
+def test_what_is_sampled_is_told_by_seed_and_number() -> None:
+    def sampled(seed: int, number: int) -> float:
+        study = optuna.create_study(sampler=make_sampler(seed, number))
+        return study.ask().suggest_float("x", 0, 1)
+
+    assert sampled(0, 3) == sampled(0, 3)
+    assert len({sampled(seed, number) for seed in (0, 1) for number in (0, 1, 2)}) == 6
+
+
+def test_a_trial_that_kills_whoever_runs_it_is_told_as_failed_and_the_study_is_done(tmp_path: Path) -> None:
+    study, _ = open_study(a_blueprint(tmp_path, trials=1))
+    for _ in range(RETRIES + 1):
+        trial = study.ask()
+        trial.suggest_float("rate", 0.01, 0.3, log=True)
+        study.tell(trial, state=TrialState.FAIL)
+        run_again(study, study.get_trials()[trial.number])
+    seen = look_at(study)
+    assert [one.state for one in seen.trials] == [*["lost"] * RETRIES, "failed"]
+    assert seen.trials[-1].facts.kind == "worker-died"
+    assert seen.done == seen.wanted == 1
