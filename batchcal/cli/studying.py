@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from batchcal.cli.voice import Voice
 from batchcal.core import settings as knobs
-from batchcal.core.errors import NotSaved, UsageError
+from batchcal.core.errors import BatchcalError, Interrupted, NotSaved, UsageError
 from batchcal.core.units import count_of
 
 if TYPE_CHECKING:
@@ -174,8 +173,12 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[Study
     def tick() -> None:
         if listener.see is None:
             return
-        with contextlib.suppress(Exception):  # a database that is away for a while: workers go on, and so does the view
+        try:
             listener.see(look_at(study))
+        except BatchcalError:  # a signal
+            raise
+        except Exception:  # noqa: BLE001, S110 - a database that is away for a while: workers go on, and so does the view
+            pass
 
     crew = Crew(assignments, logs=blueprint.folder / "logs", progress=progress, tick=tick)
 
@@ -191,7 +194,11 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[Study
     with stopping_at_q(pressed) as listens:
         if listens:
             progress.event("notice", {"text": "q stops after the trials that run"})
-        crew.run()
+        try:
+            crew.run()
+        except Interrupted as error:
+            known = "what ran will be run again; what had ended is kept"
+            raise Interrupted(error.signal_number, known=known, try_="the same command: the study goes on where it is") from None
     return look_at(study), presses > 0
 
 
