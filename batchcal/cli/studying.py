@@ -80,8 +80,11 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
     from batchcal.hpo.blueprint import Blueprint
     from batchcal.hpo.config import study_of
     from batchcal.hpo.space import BATCH_SIZE
+    from batchcal.hpo.storage import absolute_storage
 
     settings, space = study_of(changed, config)
+    if settings.storage is not None:
+        settings = settings.model_copy(update={"storage": absolute_storage(settings.storage, Path.cwd())})
     desk = open_desk(config, flags={}, revise=lambda _: changed, voice=voice)
     effective_batch = desk.settings.value(knobs.EFFECTIVE_BATCH)
     if effective_batch is None and BATCH_SIZE not in space:

@@ -19,6 +19,13 @@ def default_storage(folder: Path, study: str) -> Path:
     return folder / f"{study}.journal"
 
 
+def absolute_storage(where: str, directory: Path) -> str:
+    """The same from any folder; a relative path is one below `directory`."""
+    if where.startswith(SQLITE) and where != SQLITE:
+        return f"{SQLITE}{directory / where.removeprefix(SQLITE)}"
+    return where if "://" in where else str(directory / where)
+
+
 def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
     """A journal file, or a database by its URL (`sqlite:///study.db`, `postgresql+psycopg://...`).
 

@@ -14,7 +14,7 @@ from batchcal.hpo.blueprint import Blueprint
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.seen import look_at
 from batchcal.hpo.space import read_space
-from batchcal.hpo.storage import open_storage, without_password
+from batchcal.hpo.storage import absolute_storage, open_storage, without_password
 from batchcal.hpo.study import make_sampler, open_study, read_study
 from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
@@ -82,6 +82,20 @@ def test_to_look_at_what_is_not_there_begins_nothing(tmp_path: Path, storage: st
     with pytest.raises(UsageError, match="there is no study"):
         read_study(storage.format(folder=tmp_path), "first")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ("study.journal", "/home/user/study.journal"),
+        ("/data/study.journal", "/data/study.journal"),
+        ("sqlite:///study.db", "sqlite:////home/user/study.db"),
+        ("sqlite:////data/study.db", "sqlite:////data/study.db"),
+        ("postgresql+psycopg://me@host/db", "postgresql+psycopg://me@host/db"),
+    ],
+)
+def test_a_storage_is_the_same_from_any_folder(where: str, found: str) -> None:
+    assert absolute_storage(where, Path("/home/user")) == found
 
 
 def test_no_password_is_shown(tmp_path: Path) -> None:
