@@ -153,7 +153,7 @@ def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Path) -> None:
-    study = Study(home, "killed", trials=8, epochs=20, arguments="samples = 1000")
+    study = Study(home, "killed", trials=6, epochs=20, arguments="samples = 1000")
     command = study.started("--workers", "2")
     study.wait_until("running", least=2)
     members()[0].kill()
@@ -161,17 +161,18 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Pa
     assert command.returncode == 0, err
     assert "worker_died" in err
     assert "killed by SIGKILL" in err
-    assert "8 of 8" in out
+    assert "6 of 6" in out
     trials = study.trials()
     lost = [trial["number"] for trial in trials if trial["state"] == "lost"]
     assert [trial["again"] for trial in trials if trial["again"] is not None] == lost
-    assert len(trials) == 8 + len(lost), "none is run twice but the one whose worker died"
+    assert len(trials) == 6 + len(lost), "none is run twice but the one whose worker died"
     assert {trial["state"] for trial in trials} <= {"complete", "pruned", "lost"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals) -> None:
-    study = Study(home, f"signal-{number.name}", trials=4, epochs=40, arguments="samples = 1000")
+    study = Study(home, f"signal-{number.name}", trials=3, epochs=40, arguments="samples = 1000")
     command = study.started()
     study.wait_until("running")
     time.sleep(1)
@@ -183,11 +184,12 @@ def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals
     finished = study("hpo run")
     assert finished.returncode == 0, finished.stderr
     trials = study.trials()
-    assert sum(trial["state"] != "stopped" for trial in trials) == 4
+    assert sum(trial["state"] != "stopped" for trial in trials) == 3
 
 
+@pytest.mark.slow
 def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> None:
-    study = Study(home, "leader", trials=4, epochs=40, arguments="samples = 1000")
+    study = Study(home, "leader", trials=3, epochs=40, arguments="samples = 1000")
     command = study.started("--workers", "2")
     study.wait_until("running", least=2)
     command.kill()
@@ -198,20 +200,22 @@ def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> No
     assert members() == []
     finished = study("hpo run")
     assert finished.returncode == 0, finished.stderr
-    assert sum(trial["state"] not in ("stopped", "lost") for trial in study.trials()) == 4
+    assert sum(trial["state"] not in ("stopped", "lost") for trial in study.trials()) == 3
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_work_at_one_study(home: Path) -> None:
-    study = Study(home, "joined", trials=10, epochs=20)
+    study = Study(home, "joined", trials=8, epochs=10)
     commands = [study.started(), study.started()]
     for command in commands:
         _, err = command.communicate(timeout=180)
         assert command.returncode == 0, err
     states = [trial["state"] for trial in study.trials()]
-    assert len(states) == 10
+    assert len(states) == 8
     assert set(states) <= {"complete", "pruned"}
 
 
+@pytest.mark.slow
 def test_q_stops_after_the_trial_that_runs(home: Path) -> None:
     study = Study(home, "pressed", trials=30, epochs=30, arguments="samples = 1000")
     pid, terminal = pty.fork()
@@ -242,6 +246,7 @@ def test_q_stops_after_the_trial_that_runs(home: Path) -> None:
     assert len(study.trials()) < 30
 
 
+@pytest.mark.slow
 def test_a_study_with_another_space_is_refused_and_stays_as_it_is(home: Path) -> None:
     study = Study(home, "other", trials=2, epochs=2)
     assert study("hpo run").returncode == 0
@@ -257,6 +262,7 @@ def test_a_study_with_another_space_is_refused_and_stays_as_it_is(home: Path) ->
     assert study.seen()["done"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "code", "said"),
     [
@@ -283,6 +289,7 @@ def test_what_cannot_run_is_told_with_its_exit_code(
     assert "  try: " in result.stderr
 
 
+@pytest.mark.slow
 def test_a_family_is_written_as_plain_configs(home: Path) -> None:
     study = Study(home, "family", trials=2, epochs=2)
     result = study(
