@@ -33,6 +33,7 @@ PROCESS_BYTES: Final = 200 << 20
 """What a process with torch holds before its model, at least. Measured: 215-250 MB."""
 NO_MATTER: Final = ("seed", "time_limit_s", "max_probes", "effective_batch")
 """Options that do not change what is measured."""
+PATIENCE_FACTOR: Final = 5
 RACE_S: Final = 30.0
 """For the one calibration that races allocator policies: four zygotes start, each imports torch."""
 
@@ -148,7 +149,7 @@ class ShapeBook:
         path = self.folder / f"{key}.json"
         options = self.options.model_copy(update={"allocator": self._policy()})
         try:
-            calibration, measured = self._calibrated(shape, options, path)
+            calibration, measured = self._calibrated_patiently(shape, options, path)
         except NothingFits as error:
             return TooLarge(1.0, error.what, traced.parameters)
         if measured:
@@ -168,6 +169,14 @@ class ShapeBook:
             except (NothingFits, Partial, NoCalibration):
                 self._allocator = "default"
         return self._allocator
+
+    def _calibrated_patiently(self, shape: Mapping[str, Scalar], options: Options, path: Path) -> tuple[Calibration, bool]:
+        """With more time where nothing could be verified: what was measured is kept, and every trial of the shape needs it."""
+        try:
+            return self._calibrated(shape, options, path)
+        except Partial:
+            more = options.model_copy(update={"time_limit_s": PATIENCE_FACTOR * options.time_limit_s})
+            return self._calibrated(shape, more, path)
 
     def _calibrated(self, shape: Mapping[str, Scalar], options: Options, path: Path) -> tuple[Calibration, bool]:
         """The calibration that is there, or one that is made now. Whether its plan was run whole does not matter here."""

@@ -38,7 +38,7 @@ epochs = {epochs}
 study = "{study}"
 trials = {trials}
 metric = "mse"
-calibrate_s = 3
+calibrate_s = 4
 {more}
 [hpo.space]
 {space}
@@ -152,6 +152,7 @@ def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
     assert json.loads(trained.stdout)["epochs"], "the winner was trained"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Path) -> None:
     study = Study(home, "killed", trials=6, epochs=20, arguments="samples = 1000")
     command = study.started("--workers", "2")

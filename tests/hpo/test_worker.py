@@ -53,7 +53,7 @@ def a_worker(folder: Path, shapes: Path, space: Mapping[str, object], **settings
         load_if_exists=True,
     )
     wish = options(
-        environment.memory.limit.value, time_limit_s=4, effective_batch=100, workers=0, max_batch=100, allocator="default"
+        environment.memory.limit.value, time_limit_s=8, effective_batch=100, workers=0, max_batch=100, allocator="default"
     )
     return Worker(
         study=study,
@@ -102,6 +102,7 @@ def test_every_trial_trains_with_the_very_effective_batch_that_was_sampled(tmp_p
     assert len(measured) <= 1, "one shape, one calibration"
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_a_constraint_and_no_crash(tmp_path: Path, shapes: Path) -> None:
     space = {"width": {"kind": "categorical", "choices": [8, 30_000_000_000]}, "learning_rate": RATE}
     trials = run(a_worker(tmp_path, shapes, space))
@@ -127,6 +128,7 @@ def test_more_parameters_than_the_study_allows_are_refused_before_anything_is_me
     assert "the study allows 100" in str(known(trials[0])["why"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "kind"), [("kill", "killed-from-outside"), ("hang", "timed-out"), ("raise", "UserCodeError")])
 def test_a_trial_that_dies_hangs_or_raises_is_told_by_its_class_and_the_study_goes_on(
     tmp_path: Path, shapes: Path, fault: str, kind: str
@@ -154,6 +156,7 @@ def test_folds_are_reported_one_by_one_and_their_mean_is_the_value(tmp_path: Pat
         assert [trial.intermediate_values[EPOCHS * fold] for fold in (1, 2, 3, 4)][-1] == pytest.approx(trial.value)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_path: Path, shapes: Path) -> None:
     class Interrupts(Recorded):
         def event(self, name: str, fields: Fields) -> None:
