@@ -121,18 +121,22 @@ def _train_options(settings: Settings, study: StudySettings, *, margin: float) -
     return options
 
 
-def seen_of(blueprint: Blueprint) -> StudySeen:
+def seen_of(blueprint: Blueprint, *, to_train: bool = False) -> StudySeen:
     """The study as it is in its storage.
 
+    Args:
+        to_train: what it found is to be trained with, as `blueprint` has all the rest.
+
     Raises:
-        UsageError: it was not begun, or was begun as another one.
+        UsageError: it was not begun, or was begun as another one than what is to be trained.
     """
     from batchcal.hpo.blueprint import check_same
     from batchcal.hpo.seen import look_at
     from batchcal.hpo.study import IDENTITY, read_study, table_of
 
     study = read_study(blueprint.storage, blueprint.settings.study)
-    check_same(blueprint.settings.study, table_of(study.user_attrs.get(IDENTITY)), blueprint.identity())
+    if to_train:
+        check_same(blueprint.settings.study, table_of(study.user_attrs.get(IDENTITY)), blueprint.identity())
     return look_at(study)
 
 

@@ -110,16 +110,9 @@ class Study:
             time.sleep(0.2)
 
 
-def members() -> list[psutil.Process]:
-    """Workers that run."""
-    return [one for one in psutil.process_iter() if "batchcal.hpo.member" in _command(one)]
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def members(leader: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Workers of a command."""
+    return psutil.Process(leader.pid).children()
 
 
 def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
@@ -157,7 +150,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Pa
     study = Study(home, "killed", trials=6, epochs=20, arguments="samples = 1000")
     command = study.started("--workers", "2")
     study.wait_until("running", least=2)
-    members()[0].kill()
+    members(command)[0].kill()
     out, err = command.communicate(timeout=180)
     assert command.returncode == 0, err
     assert "worker_died" in err
@@ -177,10 +170,12 @@ def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals
     command = study.started()
     study.wait_until("running")
     time.sleep(1)
+    workers = members(command)
     command.send_signal(number)
     _, err = command.communicate(timeout=60)
     assert command.returncode == 128 + number, err
-    assert members() == []
+    assert not any(worker.is_running() for worker in workers)
+    assert "the study goes on" in err
     assert not [trial for trial in study.trials() if trial["state"] == "running"]
     finished = study("hpo run")
     assert finished.returncode == 0, finished.stderr
@@ -193,12 +188,11 @@ def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> No
     study = Study(home, "leader", trials=3, epochs=40, arguments="samples = 1000")
     command = study.started("--workers", "2")
     study.wait_until("running", least=2)
+    workers = members(command)
     command.kill()
-    command.wait()
-    until = time.monotonic() + 20
-    while members() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert members() == []
+    command.communicate()
+    _, left = psutil.wait_procs(workers, timeout=20)
+    assert left == []
     finished = study("hpo run")
     assert finished.returncode == 0, finished.stderr
     assert sum(trial["state"] not in ("stopped", "lost") for trial in study.trials()) == 3

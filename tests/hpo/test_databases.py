@@ -1,4 +1,4 @@
-"""Studies in a database: a real PostgreSQL server, and SQLite."""
+"""Studies in a database: a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ def test_workers_killed_on_postgresql_leave_every_trial_accounted_for(home: Path
     for least in (1, 2):
         study.wait_until("complete", "pruned", least=least)
         time.sleep(0.3)
-        there = members()
-        if there:
-            there[0].kill()
+        for worker in members(command)[:1]:
+            worker.kill()
     out, err = command.communicate(timeout=180)
     assert command.returncode == 0, err
     assert "5 of 5" in out
@@ -40,12 +39,3 @@ def test_workers_killed_on_postgresql_leave_every_trial_accounted_for(home: Path
     lost = [trial["number"] for trial in trials if trial["state"] == "lost"]
     assert sum(trial["again"] is not None for trial in trials) == len(lost), "a run more for each that died"
     assert sum(trial["state"] in ("complete", "pruned") for trial in trials) == 5
-
-
-def test_a_study_in_sqlite_goes_on(home: Path, tmp_path: Path) -> None:
-    place = f'storage = "sqlite:///{tmp_path}/study.db"'
-    first = Study(home, "sqlite", trials=2, epochs=2, more=place)("hpo run")
-    assert first.returncode == 0, first.stderr
-    second = Study(home, "sqlite", trials=4, epochs=2, more=place)("hpo run", "--workers", "2")
-    assert second.returncode == 0, second.stderr
-    assert "4 of 4" in second.stdout

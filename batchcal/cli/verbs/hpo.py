@@ -138,7 +138,7 @@ def best(
 
     voice = context.ensure_object(Voice)
     one = _opened(config, set_, voice)
-    seen = seen_of(one.blueprint)
+    seen = seen_of(one.blueprint, to_train=train)
     winner = best_of(seen)
     if train:
         from batchcal.cli.winner import train_winner
