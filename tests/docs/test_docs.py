@@ -135,7 +135,7 @@ def test_there_is_a_config_for_each_example() -> None:
 def test_every_study_in_the_repository_can_be_begun(config: Path, desk: Path, tmp_path: Path) -> None:
     study = ["batchcal", "hpo", "run", f"configs/hpo/{config.name}"]
     run(desk, *study, "--write-configs", str(tmp_path))
-    if config.stem.endswith("-small"):
+    if config.stem == "patchtst-small":
         told = run(desk, *study, "--set", "trials=2", "--json")
         assert json.loads(told.stdout)["done"] == 2
 

@@ -27,7 +27,7 @@ from tests.faults.test_memory import FAR_TOO_LARGE, demand
 from tests.support.cgroups import memory_cgroup
 from tests.support.guarded import ending_of
 
-pytestmark = pytest.mark.child
+pytestmark = [pytest.mark.child, pytest.mark.slow]
 
 as_root = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 

@@ -25,7 +25,7 @@ from batchcal.measure.children.request import ProbeAnswer
 from tests.faults.lab import ROOT, Lab, ask, gone, kill_group, lab, parent_of, pid_in, waited_for
 from tests.support.guarded import ending_of, launcher
 
-pytestmark = pytest.mark.child
+pytestmark = [pytest.mark.child, pytest.mark.slow]
 
 HELD = {
     "anonymous_bytes": 1 << 28,

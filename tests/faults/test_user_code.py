@@ -19,7 +19,7 @@ from batchcal.measure.children.probe import Examination
 from tests.faults.lab import ROOT, Lab, ask, gone, lab, pid_in
 from tests.faults.server import Ask, Failed
 
-pytestmark = pytest.mark.child
+pytestmark = [pytest.mark.child, pytest.mark.slow]
 
 
 def module(folder: Path, text: str) -> Ask:

@@ -13,7 +13,7 @@ from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
 from tests.faults.lab import Lab, ask, gone, lab
 
-pytestmark = pytest.mark.child
+pytestmark = [pytest.mark.child, pytest.mark.slow]
 
 DEADLINE_S = 5.0
 needs_mounts = pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a shared memory of its own")

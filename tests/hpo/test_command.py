@@ -164,16 +164,15 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_study_that_goes_on(home: Path, number: signal.Signals) -> None:
-    study = Study(home, f"signal-{number.name}", trials=3, epochs=40, arguments="samples = 1000")
+def test_a_signal_leaves_a_study_that_goes_on(home: Path) -> None:
+    study = Study(home, "signal", trials=3, epochs=40, arguments="samples = 1000")
     command = study.started()
     study.wait_until("running")
     time.sleep(1)
     workers = members(command)
-    command.send_signal(number)
+    command.send_signal(signal.SIGINT)
     _, err = command.communicate(timeout=60)
-    assert command.returncode == 128 + number, err
+    assert command.returncode == 130, err
     assert not any(worker.is_running() for worker in workers)
     assert "the study goes on" in err
     assert not [trial for trial in study.trials() if trial["state"] == "running"]
