@@ -215,6 +215,11 @@ class Calibration(Record):
         """The allocator policy that a plan is made for where nobody asks for another."""
         return self.allocator or self.options.allocator
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether a plan can be made from it."""
+        return self.status != "partial" and self.finding() is not None
+
     def finding(self, *, device: str | None = None, allocator: str | None = None) -> Finding | None:
         """The finding for `device` (default: the chosen one; `cuda` is the first of its kind) under `allocator` (default: the
         `policy`)."""

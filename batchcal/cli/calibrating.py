@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchcal.cli.desk import Desk, find_fresh, options_from, usable
+from batchcal.cli.desk import Desk, find_fresh, options_from
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def calibrated(desk: Desk, wish: Wish, voice: Voice) -> Found:
         found = find_fresh(reference, options, environment, path, require_signature=wish.require_signature)
         # A training takes a plan that was not run whole; who asks to calibrate asks for that.
         enough = isinstance(found, Loaded) and (wish.as_before or is_rehearsed(found.calibration, options))
-        if isinstance(found, Loaded) and usable(found.calibration) and enough:
+        if isinstance(found, Loaded) and found.calibration.is_usable and enough:
             return Found(calibration=found.calibration, path=found.path, notices=found.notices)
         if not wish.may_measure:
             raise refusal(Missing(path=path) if found is None or isinstance(found, Loaded) else found, path)

@@ -13,7 +13,7 @@ from batchcal.core.errors import UsageError
 from batchcal.core.settings import Knob, Settings, Source, unknown_variables
 
 if TYPE_CHECKING:
-    from batchcal.calibration.schema import Calibration, Objective, Options
+    from batchcal.calibration.schema import Objective, Options
     from batchcal.calibration.stale import Stale
     from batchcal.calibration.store import Loaded
     from batchcal.detect.environment import Environment
@@ -213,8 +213,3 @@ def find_fresh(
         options=options,
     )
     return None if isinstance(found, Missing) else found
-
-
-def usable(calibration: Calibration) -> bool:
-    """Whether a plan can be made from it."""
-    return calibration.status != "partial" and calibration.finding() is not None

@@ -282,3 +282,30 @@ OnOom: TypeAlias = Annotated[
     ),
 ]
 DropLast: TypeAlias = Annotated[bool, typer.Option("--drop-last", help="Leave out the last, smaller group of an epoch.")]
+
+StudyConfig: TypeAlias = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="TOML file with the tables task, hpo and hpo.space.", show_default=False)
+]
+Set: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="A key of the config, or an argument of the task. Again for more.", show_default=False
+    ),
+]
+Matrix: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--matrix",
+        metavar="NAME=A,B,...",
+        help="A study for each value, one after another; with several, for each combination.",
+        show_default=False,
+    ),
+]
+WriteConfigs: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--write-configs", metavar="FOLDER", help="Only write the config of each study there.", show_default=False),
+]
+Jobs: TypeAlias = Annotated[
+    int, typer.Option("--workers", metavar="N", help="Trials at once, each with its share of memory and cores.", min=1)
+]
+Train: TypeAlias = Annotated[bool, typer.Option("--train", help="Train with the best trial's values and its plan.")]

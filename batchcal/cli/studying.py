@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from batchcal.cli.progress import StudyListener
     from batchcal.core.progress import Field
     from batchcal.core.settings import Settings
-    from batchcal.detect.environment import Environment
     from batchcal.hpo.blueprint import Blueprint
     from batchcal.hpo.config import StudySettings
     from batchcal.hpo.seen import StudySeen, TrialSeen
@@ -34,7 +33,6 @@ class Opened:
     blueprint: Blueprint
     options: Options
     """Of the calibration of each shape, by one worker alone."""
-    environment: Environment
 
 
 def needs_optuna() -> None:
@@ -93,8 +91,7 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
             known="by default it is what fits, which is another for each shape and machine: their values could not be compared",
             try_="--set effective_batch=64",
         )
-    environment = detect()
-    options = options_from(desk.settings, limit_bytes=environment.memory.limit.value)
+    options = options_from(desk.settings, limit_bytes=detect().memory.limit.value)
     options = options.model_copy(update={"time_limit_s": settings.calibrate_s, "seed": settings.seed})
     blueprint = Blueprint(
         settings=settings,
@@ -103,7 +100,7 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
         options=_train_options(desk.settings, settings, margin=options.margin),
         effective_batch=effective_batch or 1,
     )
-    return Opened(desk, blueprint, options, environment)
+    return Opened(desk, blueprint, options)
 
 
 def _train_options(settings: Settings, study: StudySettings, *, margin: float) -> TrainOptions:
@@ -164,13 +161,14 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[Study
         BatchcalError: see `Crew.run`.
     """
     from batchcal.cli.keys import stopping_at_q
+    from batchcal.detect.detect import detect_for
     from batchcal.hpo.crew import Crew
     from batchcal.hpo.seen import look_at
     from batchcal.hpo.shares import share_out
     from batchcal.hpo.study import open_study
 
     blueprint = opened.blueprint
-    assignments = share_out(blueprint, opened.options, opened.environment, workers)
+    assignments = share_out(blueprint, opened.options, detect_for(opened.options.device), workers)
     study, _ = open_study(blueprint)  # what is wrong with it is told here, once
     seen, progress = look_at(study), listener.progress
     told: dict[str, Field] = {"study": seen.name, "trials": seen.wanted, "done": seen.done, "workers": workers}

@@ -16,7 +16,7 @@ from batchcal.calibration.shape import ShapeEstimate
 from batchcal.calibration.store import Loaded, load_fresh
 from batchcal.core.canonical import JSON, dumps
 from batchcal.core.clock import SystemClock
-from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, Partial, UserCodeError
+from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, Partial, UsageError, UserCodeError
 from batchcal.core.progress import Progress, Silent
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
@@ -66,7 +66,7 @@ class ShapeBook:
     reference: TaskReference
     """Without sampled values."""
     options: Options
-    """Of each calibration. Its `effective_batch` is the same for all, and so is asked for once."""
+    """Of each calibration."""
     environment: Environment
     folder: Path
     budget_parameters: int | None = None
@@ -120,7 +120,14 @@ class ShapeBook:
             try:
                 self._traced[key] = ShapeEstimate.model_validate_json(path.read_bytes())
             except (OSError, ValueError):
-                traced = estimate_shapes(self._with(shape), (), seed=self.options.seed, progress=self.progress)[0]
+                try:
+                    traced = estimate_shapes(self._with(shape), (), seed=self.options.seed, progress=self.progress)[0]
+                except UsageError as error:
+                    raise UsageError(
+                        error.what,
+                        known=error.known,
+                        try_="what the factory takes, in [hpo.space] and [task.args]",
+                    ) from None
                 self._traced[key] = traced
                 if traced.parameters > 0:  # else it could not be traced this time
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +190,7 @@ class ShapeBook:
         reference = self._with(shape)
         here = fingerprint_of(self.environment, identify(reference), options, environ=os.environ)
         found = load_fresh(path, here, at=SystemClock().now(), trust=find_trust(os.environ))
-        if isinstance(found, Loaded) and found.calibration.status != "partial" and found.calibration.finding() is not None:
+        if isinstance(found, Loaded) and found.calibration.is_usable:
             return found.calibration, False
         self.progress.event("shape_started", {"shape": _told(shape), "seconds": options.time_limit_s})
         result = calibrate(

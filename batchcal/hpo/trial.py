@@ -25,8 +25,6 @@ from batchcal.measure.children.launchers import Launchers
 
 JOB: Final = "batchcal.hpo.inside:run_trial"
 USAGE: Final = f"{UsageError.__module__}.{UsageError.__qualname__}"
-
-
 DIVERGED: Final = "batchcal.workload.step.LossIsNoNumber"
 """By name: who runs trials loads no torch."""
 

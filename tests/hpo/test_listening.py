@@ -61,10 +61,17 @@ def test_what_the_judge_raises_is_raised_where_the_child_is_watched() -> None:
 
 
 def test_what_is_no_report_is_let_pass() -> None:
-    listening = Listening(lambda reached: "never")
+    judged: list[Reached] = []
+
+    def judge(reached: Reached) -> str | None:
+        judged.append(reached)
+        return "never"
+
+    listening = Listening(judge)
     listening.hear({"anything": "else"})
     listening.close()
     listening.check()
+    assert judged == []
 
 
 def test_a_loss_that_is_no_number_is_known_by_its_name() -> None:

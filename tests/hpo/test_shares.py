@@ -9,7 +9,7 @@ import pytest
 
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
-from batchcal.detect.environment import Environment
+from batchcal.detect.environment import Accelerator, Environment
 from batchcal.hpo.blueprint import Blueprint, check_same
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.shares import WORKER_BYTES, share_out
@@ -84,6 +84,15 @@ def test_too_many_workers_are_refused(machine: Environment) -> None:
 def test_an_accelerator_is_not_divided(machine: Environment) -> None:
     with pytest.raises(UsageError, match="an accelerator each"):
         share_out(a_blueprint(), options(4 * GIB, device="cuda"), machine, 2)
+
+
+def test_each_worker_has_an_accelerator_of_its_own(machine: Environment) -> None:
+    cards = tuple(
+        Accelerator(kind="cuda", index=index, name="H200", total_bytes=GIB, free_bytes=GIB, capability="9.0", mig=False)
+        for index in range(2)
+    )
+    parts = share_out(a_blueprint(), options(4 * GIB), machine.model_copy(update={"accelerators": cards}), 2)
+    assert [part.measure.device for part in parts] == ["cuda:0", "cuda:1"]
 
 
 def test_a_study_is_the_same_with_more_trials_and_another_pruner() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,33 +12,7 @@ from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
     from batchcal.cli.studying import Opened
-
-StudyConfig: TypeAlias = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="TOML file with the tables task, hpo and hpo.space.", show_default=False)
-]
-Set: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="A key of the config, or an argument of the task. Again for more.", show_default=False
-    ),
-]
-Matrix: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--matrix",
-        metavar="NAME=A,B,...",
-        help="A study for each value, one after another; with several, for each combination.",
-        show_default=False,
-    ),
-]
-WriteConfigs: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--write-configs", metavar="FOLDER", help="Only write the config of each study there.", show_default=False),
-]
-Jobs: TypeAlias = Annotated[
-    int, typer.Option("--workers", metavar="N", help="Trials at once, each with its share of memory and cores.", min=1)
-]
-Train: TypeAlias = Annotated[bool, typer.Option("--train", help="Train with the best trial's values and its plan.")]
+    from batchcal.hpo.seen import StudySeen
 
 hpo = typer.Typer(
     name="hpo",
@@ -50,12 +24,12 @@ hpo = typer.Typer(
 @hpo.command()
 def run(
     context: typer.Context,
-    config: StudyConfig,
+    config: opt.StudyConfig,
     *,
-    set_: Set = None,
-    matrix: Matrix = None,
-    workers: Jobs = 1,
-    write_configs: WriteConfigs = None,
+    set_: opt.Set = None,
+    matrix: opt.Matrix = None,
+    workers: opt.Jobs = 1,
+    write_configs: opt.WriteConfigs = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -77,14 +51,7 @@ def run(
     for one in studies:
         with listening_to_study(voice) as listener:
             seen, stopped = work(one, workers=workers, listener=listener)
-        if json:
-            from batchcal.cli.document import study
-
-            screen.emit(study(seen, one.blueprint.shown_storage))
-        else:
-            from batchcal.cli.views.study.view import show
-
-            screen.render(show(seen, where=one.blueprint.shown_storage))
+        _tell(seen, one.blueprint.shown_storage, as_json=json)
         if seen.done < seen.wanted:
             voice.say(f"the same command goes on: {seen.done} of {seen.wanted} trials are done")
         elif seen.best() is not None:
@@ -98,36 +65,27 @@ def run(
 @hpo.command()
 def status(
     context: typer.Context,
-    config: StudyConfig,
+    config: opt.StudyConfig,
     *,
-    set_: Set = None,
+    set_: opt.Set = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """How a study stands: trials by state, the best, what pruning saved."""
-    from batchcal.cli import screen
     from batchcal.cli.studying import seen_of
 
-    one = _opened(config, set_, context.ensure_object(Voice))
-    seen = seen_of(one.blueprint)
-    if json:
-        from batchcal.cli.document import study
-
-        screen.emit(study(seen, one.blueprint.shown_storage))
-    else:
-        from batchcal.cli.views.study.view import show
-
-        screen.render(show(seen, where=one.blueprint.shown_storage))
+    blueprint = _opened(config, set_, context.ensure_object(Voice)).blueprint
+    _tell(seen_of(blueprint), blueprint.shown_storage, as_json=json)
 
 
 @hpo.command()
 def best(
     context: typer.Context,
-    config: StudyConfig,
+    config: opt.StudyConfig,
     *,
-    set_: Set = None,
-    train: Train = False,
+    set_: opt.Set = None,
+    train: opt.Train = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -153,6 +111,19 @@ def best(
 
         screen.render(show(seen, winner))
         voice.say(f"next: batchcal hpo best {_as_typed(config, set_, seen.name)} --train")
+
+
+def _tell(seen: StudySeen, where: str, *, as_json: bool) -> None:
+    from batchcal.cli import screen
+
+    if as_json:
+        from batchcal.cli.document import study
+
+        screen.emit(study(seen, where))
+    else:
+        from batchcal.cli.views.study.view import show
+
+        screen.render(show(seen, where=where))
 
 
 def _as_typed(config: str, changes: list[str] | None, study: str) -> str:

@@ -133,12 +133,11 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
 
 def _check(file: str | None, *, require_signature: bool) -> None:
     """Silent: exits 0 where it may be used here and now, else 3."""
-    from batchcal.cli.desk import usable
     from batchcal.core.errors import BatchcalError, NoCalibration
 
     try:
         seen = _look(file, require_signature=require_signature)
     except BatchcalError as error:
         raise typer.Exit(NoCalibration.exit_code) from error
-    if seen.stale is not None or not usable(seen.calibration):
+    if seen.stale is not None or not seen.calibration.is_usable:
         raise typer.Exit(NoCalibration.exit_code)
