@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from batchcal.cli.voice import Voice
 from batchcal.core import settings as knobs
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from batchcal.hpo.seen import StudySeen, TrialSeen
     from batchcal.train.options import TrainOptions
     from batchcal.workload.config import Config
+
+SHAPE_S: Final = 10.0
+"""For the calibration of each shape, where [calibrate] has no time_limit: a study has many."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
             try_="--set effective_batch=64",
         )
     options = options_from(desk.settings, limit_bytes=detect().memory.limit.value)
-    options = options.model_copy(update={"time_limit_s": settings.calibrate_s, "seed": settings.seed})
+    if desk.settings.of(knobs.TIME_LIMIT).origin == "default":
+        options = options.model_copy(update={"time_limit_s": SHAPE_S})
+    options = options.model_copy(update={"seed": settings.seed})
     blueprint = Blueprint(
         settings=settings,
         space=dict(space),

@@ -42,6 +42,7 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
             opened.options,
             detect_for(opened.options.device),
             blueprint.folder / "shapes",
+            most_trained=blueprint.most_trained,
             progress=progress,
         )
         fitting = book.plan(shape_of(blueprint.space, values), batch if isinstance(batch, int) else blueprint.effective_batch)

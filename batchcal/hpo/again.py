@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
+
+from batchcal.hpo.presence import forget, is_gone
 
 RETRIES: Final = 2
 """Of a trial whose worker died: it may be what kills them."""
@@ -63,66 +62,33 @@ def run_again(study: optuna.Study, trial: FrozenTrial) -> None:
         study.enqueue_trial(trial.params, user_attrs={AGAIN: original})
 
 
-def retry_lost(study: optuna.Study) -> tuple[int, ...]:
-    """Fails the trials of this machine's dead workers, and queues each to be run again. Returns their numbers.
+def retry_lost(study: optuna.Study, presences: Path | None = None) -> tuple[int, ...]:
+    """Fails the trials of dead workers, and queues each to be run again. Returns their numbers.
 
-    For storages without heartbeats, whose trials would run for ever; and at once where there are some. Trials of other machines
-    are left to those: nobody here can tell.
+    For storages without heartbeats, whose trials would run for ever; and at once where there are some. Trials of workers of which
+    nobody here can tell whether they live are left to those.
+
+    Args:
+        presences: folder of the workers' locks. None: they have none.
     """
     lost: list[int] = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not _is_lost(trial):
+        if not _is_lost(trial, presences):
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, UpdateFinishedTrialError):  # another worker has seen it, too
             continue
         run_again(study, study.get_trials(deepcopy=False)[trial.number])
+        forget(str(trial.user_attrs.get(WORKER)), presences)
         lost.append(trial.number)
     return tuple(lost)
 
 
-def _is_lost(trial: FrozenTrial) -> bool:
+def _is_lost(trial: FrozenTrial, presences: Path | None) -> bool:
     worker: object = trial.user_attrs.get(WORKER)
     if isinstance(worker, str):
-        return _is_dead(worker)
+        return is_gone(worker, presences)
     # A worker says who it is as the first thing it does.
     began = trial.datetime_start
     return began is not None and datetime.now() - began > NAMELESS
-
-
-def identity() -> str:
-    """This process among all there ever were on all machines: host, boot, space of pids, pid, start."""
-    return ":".join([socket.gethostname(), *_here(), str(os.getpid()), _start_of(os.getpid())])
-
-
-def _is_dead(worker: str) -> bool:
-    """Whether its process is gone. False where nobody here can tell: it is of another machine, or another container."""
-    host, boot, space, pid, began = (worker.rsplit(":", 4) + [""] * 5)[:5]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    if boot != _here()[0]:
-        return True
-    return space == _here()[1] and _start_of(int(pid)) != began
-
-
-def _here() -> tuple[str, str]:
-    """This boot of the machine, and the space in which our pids mean something."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
-        return boot, str(Path("/proc/self/ns/pid").stat().st_ino)
-    except OSError:
-        return f"{psutil.boot_time():.0f}", ""
-
-
-def _start_of(pid: int) -> str:
-    """When process `pid` began, in ticks that no change of the clock moves. Empty: it is gone, if not reaped."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except (OSError, IndexError):
-        pass
-    try:
-        return "" if Path("/proc/self/stat").exists() else f"{psutil.Process(pid).create_time():.0f}"
-    except psutil.Error:
-        return ""

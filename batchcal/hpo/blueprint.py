@@ -11,8 +11,8 @@ from batchcal.calibration.schema import Options
 from batchcal.core.canonical import JSON, dumps
 from batchcal.core.errors import UsageError
 from batchcal.core.values import Frozen
-from batchcal.hpo.config import StudySettings, most_epochs
-from batchcal.hpo.space import BATCH_SIZE, Parameter
+from batchcal.hpo.config import StudySettings
+from batchcal.hpo.space import BATCH_SIZE, EPOCHS, Parameter, largest
 from batchcal.hpo.storage import default_storage, without_password
 from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
@@ -50,6 +50,16 @@ class Blueprint(Frozen):
         return without_password(self.storage)
 
     @property
+    def most_trained(self) -> int:
+        """The largest effective batch that a trial may have."""
+        return largest(self.space, BATCH_SIZE, default=self.effective_batch)
+
+    @property
+    def presences(self) -> Path | None:
+        """Folder of the workers' locks, beside a journal. None: a database has heartbeats."""
+        return None if "://" in self.storage else Path(f"{self.storage}.workers")
+
+    @property
     def folder(self) -> Path:
         """Where what belongs to studies of this task lies."""
         return Path(self.reference.directory) / FOLDER
@@ -57,7 +67,7 @@ class Blueprint(Frozen):
     @property
     def resource(self) -> int:
         """The most that a trial reports: epochs, over all folds."""
-        return most_epochs(self.space, self.options.epochs) * max(1, self.settings.folds)
+        return largest(self.space, EPOCHS, default=self.options.epochs) * max(1, self.settings.folds)
 
     def identity(self) -> dict[str, JSON]:
         """What makes two trials comparable, by dotted name. It cannot change once a study has begun; all else can."""

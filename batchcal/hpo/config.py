@@ -29,7 +29,7 @@ from batchcal.core.errors import UsageError
 from batchcal.core.settings import KEYS
 from batchcal.core.units import parse_count
 from batchcal.core.values import Frozen
-from batchcal.hpo.space import EPOCHS, Space, read_space
+from batchcal.hpo.space import Space, read_space
 from batchcal.workload.config import Config
 
 PATIENCE: Final = 10
@@ -66,8 +66,6 @@ class StudySettings(Frozen):
     seed: int = Field(default=0, ge=0)
     budget: int | None = Field(default=None, ge=1)
     """Parameters that a model may have at most. None: as many as fit."""
-    calibrate_s: float = Field(default=10.0, gt=0)
-    """Seconds for the calibration of a shape of the model."""
     stall_limit_s: float = Field(default=300.0, gt=0)
     """Seconds without an optimizer step or a batch of the evaluation after which a trial is taken to hang."""
     trial_limit_s: float | None = Field(default=None, gt=0)
@@ -167,17 +165,6 @@ def as_toml(config: Config) -> dict[str, object]:
     if config.reference is not None:
         document["task"] = {"spec": config.reference.spec, "args": dict(config.reference.arguments)}
     return {**document, **config.tables}
-
-
-def most_epochs(space: Space, epochs: int) -> int:
-    """Epochs that a trial trains for at most: of the space, else of [train]."""
-    parameter = space.get(EPOCHS)
-    if parameter is None:
-        return epochs
-    high: object = getattr(parameter, "high", None)
-    choices: object = getattr(parameter, "choices", ())
-    numbers = [one for one in (high, *(choices if isinstance(choices, tuple) else ())) if isinstance(one, int)]
-    return max(numbers, default=epochs)
 
 
 def _value(text: str) -> str | int | float | bool:

@@ -25,6 +25,7 @@ from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.study import open_study
 from batchcal.hpo.trial import TrialRunner
 from batchcal.hpo.worker import Worker
+from batchcal.measure.children.launchers import Launchers
 
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 FINISH: Final = "finish"
@@ -95,29 +96,32 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
     for one in environment.accelerators:
         held = {"total_bytes": one.total_bytes, "available_bytes": one.free_bytes, "used_bytes": one.total_bytes - one.free_bytes}
         line.event("accelerator", {"device": f"{one.kind}:{one.index}", "name": one.name, **held})
+    launchers = Launchers(os.environ, note=lambda text: line.event("notice", {"text": text}), spawn_only=False)
     book = ShapeBook(
         blueprint.reference,
         options,
         environment,
         blueprint.folder / "shapes",
+        most_trained=blueprint.most_trained,
+        launchers=launchers,
         budget_parameters=blueprint.settings.budget,
         progress=line,
     )
-    runner = TrialRunner(note=lambda text: line.event("notice", {"text": text}))
     try:
         Worker(
             study=study,
             settings=blueprint.settings,
             space=blueprint.space,
             book=book,
-            runner=runner,
+            runner=TrialRunner(launchers),
             options=blueprint.options,
             effective_batch=blueprint.effective_batch,
+            presences=blueprint.presences,
             progress=line,
             finish=finish.is_set,
         ).work()
     finally:
-        runner.close()
+        launchers.close()
 
 
 def _obey(finish: threading.Event) -> None:

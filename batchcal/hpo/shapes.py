@@ -23,6 +23,7 @@ from batchcal.detect.environment import Environment
 from batchcal.guard.allocator import AUTO
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.calibrate import calibrate
+from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.shapes.shapes import estimate_shapes
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
@@ -34,6 +35,9 @@ PROCESS_BYTES: Final = 200 << 20
 NO_MATTER: Final = ("seed", "time_limit_s", "max_probes", "effective_batch")
 """Options that do not change what is measured."""
 PATIENCE_FACTOR: Final = 5
+"""So many times as long, where the time for a shape was too short for an answer that is of use."""
+AT_ONCE: Final = 64
+"""A micro-batch of so many samples is none that time cut too short: what a step costs whatever its size is spread over enough."""
 RACE_S: Final = 30.0
 """For the one calibration that races allocator policies: four zygotes start, each imports torch."""
 
@@ -69,6 +73,10 @@ class ShapeBook:
     """Of each calibration."""
     environment: Environment
     folder: Path
+    most_trained: int | None = None
+    """The largest effective batch that is asked for."""
+    launchers: Launchers | None = None
+    """Who starts the children, for trials too: a process that has imported torch takes 230 MB and some seconds to start."""
     budget_parameters: int | None = None
     progress: Progress = field(default_factory=Silent)
     _refused: dict[str, TooLarge] = field(default_factory=dict)
@@ -110,6 +118,8 @@ class ShapeBook:
         arguments: dict[str, JSON] = {**self.reference.arguments, **shape}
         options: dict[str, JSON] = self.options.model_dump(mode="json", exclude=set(NO_MATTER))
         said: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments, "options": options}
+        if self.most_trained is not None:
+            said["most_trained"] = self.most_trained
         return hashlib.sha256(dumps(said)).hexdigest()[:16]
 
     def _trace(self, key: str, shape: Mapping[str, Scalar]) -> ShapeEstimate:
@@ -121,7 +131,14 @@ class ShapeBook:
                 self._traced[key] = ShapeEstimate.model_validate_json(path.read_bytes())
             except (OSError, ValueError):
                 try:
-                    traced = estimate_shapes(self._with(shape), (), seed=self.options.seed, progress=self.progress)[0]
+                    (traced,) = estimate_shapes(
+                        self._with(shape),
+                        (),
+                        seed=self.options.seed,
+                        batches=(),
+                        progress=self.progress,
+                        launchers=self.launchers,
+                    )
                 except UsageError as error:
                     raise UsageError(
                         error.what,
@@ -142,12 +159,13 @@ class ShapeBook:
                 traced.parameters / most - 1, f"{traced.parameters:,} parameters, the study allows {most:,}", traced.parameters
             )
         budget = host_budget_of(self.environment, self.options).budget_bytes
-        rest = PROCESS_BYTES + traced.static_bytes
+        # When the optimizer steps, all of these are there.
+        rest = PROCESS_BYTES + traced.static_bytes + traced.gradient_bytes
         on_host = self.options.device == "cpu" or (self.options.device == "auto" and not self.environment.accelerators)
         if on_host and rest > budget:
             return TooLarge(
                 rest / max(budget, 1) - 1,
-                f"the model alone takes {format_bytes(rest)} with its optimizer, the budget is {format_bytes(budget)}",
+                f"the model alone takes {format_bytes(rest)} with gradients and optimizer, the budget is {format_bytes(budget)}",
                 traced.parameters,
             )
         return None
@@ -156,7 +174,7 @@ class ShapeBook:
         path = self.folder / f"{key}.json"
         options = self.options.model_copy(update={"allocator": self._policy()})
         try:
-            calibration, measured = self._calibrated_patiently(shape, options, path)
+            calibration, measured = self._calibrated_patiently(shape, options, path, effective_batch)
         except NothingFits as error:
             return TooLarge(1.0, error.what, traced.parameters)
         if measured:
@@ -177,24 +195,39 @@ class ShapeBook:
                 self._allocator = "default"
         return self._allocator
 
-    def _calibrated_patiently(self, shape: Mapping[str, Scalar], options: Options, path: Path) -> tuple[Calibration, bool]:
-        """With more time where nothing could be verified: what was measured is kept, and every trial of the shape needs it."""
+    def _calibrated_patiently(
+        self, shape: Mapping[str, Scalar], options: Options, path: Path, effective_batch: int
+    ) -> tuple[Calibration, bool]:
+        """With more time where nothing was verified, or next to nothing: every trial of the shape is planned by it."""
+        more = options.model_copy(update={"time_limit_s": PATIENCE_FACTOR * options.time_limit_s})
         try:
-            return self._calibrated(shape, options, path)
+            calibration, measured = self._calibrated(shape, options, path)
         except Partial:
-            more = options.model_copy(update={"time_limit_s": PATIENCE_FACTOR * options.time_limit_s})
             return self._calibrated(shape, more, path)
+        if measured and _was_cut_short(calibration, effective_batch):
+            return self._calibrated(shape, more, path, force=True)
+        return calibration, measured
 
-    def _calibrated(self, shape: Mapping[str, Scalar], options: Options, path: Path) -> tuple[Calibration, bool]:
+    def _calibrated(
+        self, shape: Mapping[str, Scalar], options: Options, path: Path, *, force: bool = False
+    ) -> tuple[Calibration, bool]:
         """The calibration that is there, or one that is made now. Whether its plan was run whole does not matter here."""
         reference = self._with(shape)
         here = fingerprint_of(self.environment, identify(reference), options, environ=os.environ)
         found = load_fresh(path, here, at=SystemClock().now(), trust=find_trust(os.environ))
-        if isinstance(found, Loaded) and found.calibration.is_usable:
+        if not force and isinstance(found, Loaded) and found.calibration.is_usable:
             return found.calibration, False
         self.progress.event("shape_started", {"shape": _told(shape), "seconds": options.time_limit_s})
         result = calibrate(
-            reference, options, environment=self.environment, output=path, progress=self.progress, environ=os.environ
+            reference,
+            options,
+            environment=self.environment,
+            output=path,
+            force=force,
+            most_trained=self.most_trained,
+            launchers=self.launchers,
+            progress=self.progress,
+            environ=os.environ,
         )
         for problem in (result.stopped, result.not_saved):
             if problem is not None:
@@ -203,6 +236,14 @@ class ShapeBook:
 
     def _with(self, shape: Mapping[str, Scalar]) -> TaskReference:
         return self.reference.model_copy(update={"arguments": {**self.reference.arguments, **shape}})
+
+
+def _was_cut_short(calibration: Calibration, effective_batch: int) -> bool:
+    """Whether time alone is why a step would be of small pieces."""
+    finding = calibration.finding()
+    return (
+        finding is not None and finding.train.limited_by == "time-limit" and finding.train.batch < min(effective_batch, AT_ONCE)
+    )
 
 
 def _told(shape: Mapping[str, Scalar]) -> str:

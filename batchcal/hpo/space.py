@@ -153,6 +153,16 @@ def arguments_of(values: Values) -> dict[str, Scalar]:
     return {name: value for name, value in values.items() if name not in OURS}
 
 
+def largest(space: Space, name: str, *, default: int) -> int:
+    """The largest whole number that `name` may be; `default` where it is not sampled."""
+    parameter = space.get(name)
+    if isinstance(parameter, Integer):
+        return parameter.high
+    if isinstance(parameter, Categorical):
+        return max((one for one in parameter.choices if isinstance(one, int)), default=default)
+    return default
+
+
 def _check_order(low: float, high: float) -> None:
     if low > high:
         raise ValueError(f"low {low:g} is above high {high:g}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,10 +43,14 @@ class TrialEnd:
 
 
 class TrialRunner:
-    """Runs trials, one after the other. Close it: it keeps a process with torch imported, from which children are forked."""
+    """Runs trials, one after the other.
 
-    def __init__(self, environ: Mapping[str, str] | None = None, *, note: Callable[[str], None] = lambda text: None) -> None:
-        self._launchers = Launchers(os.environ if environ is None else environ, note=note, spawn_only=False)
+    Args:
+        launchers: who starts the children; whoever made it closes it.
+    """
+
+    def __init__(self, launchers: Launchers) -> None:
+        self._launchers = launchers
 
     def run(self, request: TrialRequest, judge: Judge, *, total_s: float | None = None) -> TrialEnd:
         """Runs `request` to its end, whatever that is. When this returns or raises, its child is gone and its memory back.
@@ -87,9 +89,6 @@ class TrialRunner:
                 return TrialEnd("failed", kind="infrastructure", why=f"its answer has {error.error_count()} mistakes")
             return TrialEnd("complete", answer, peak_bytes=answer.peak_bytes, wall_s=ending.wall_s)
         return _ended_badly(ending)
-
-    def close(self) -> None:
-        self._launchers.close()
 
     def _started(self, job: Job, allocator: str, meter: MemoryGroup, limits: Limits, listener: Listening) -> Ending:
         try:

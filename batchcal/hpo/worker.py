@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
 import optuna
@@ -20,7 +21,6 @@ from batchcal.hpo.again import (
     SURPLUS,
     WORKER,
     came_too_late,
-    identity,
     retry_lost,
     run_again,
     to_be_run,
@@ -28,6 +28,7 @@ from batchcal.hpo.again import (
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.facts import ATTRIBUTES, facts_of
 from batchcal.hpo.listening import Judge
+from batchcal.hpo.presence import identity, present
 from batchcal.hpo.request import Reached, TrialRequest
 from batchcal.hpo.shapes import Fitting, ShapeBook, TooLarge
 from batchcal.hpo.space import BATCH_SIZE, EPOCHS, WARMUP_STEPS, Space, Values, arguments_of, sample, shape_of
@@ -61,6 +62,8 @@ class Worker:
     """As for `train`; what the space samples takes their place."""
     effective_batch: int
     """Where the space has no batch size."""
+    presences: Path | None = None
+    """Folder of the workers' locks. None: the storage has heartbeats."""
     progress: Progress = field(default_factory=Silent)
     finish: Callable[[], bool] = lambda: False
     """Whether to stop once the trial that runs has ended."""
@@ -73,9 +76,13 @@ class Worker:
             NothingFits, UserCodeError: none of the first trials fitted, or ran.
             Interrupted: the trial that ran will be run again.
         """
+        with present(identity(), self.presences):
+            return self._work()
+
+    def _work(self) -> int:
         ran = 0
         while not self.finish():
-            retry_lost(self.study)
+            retry_lost(self.study, self.presences)
             fail_stale_trials(self.study)
             if not to_be_run(self.study.get_trials(deepcopy=False), self.settings.trials):
                 break

@@ -29,6 +29,7 @@ from batchcal.measure.budget import budgets_of
 from batchcal.measure.campaign import Campaign
 from batchcal.measure.children.child_probe import ChildProbe, child_probe
 from batchcal.measure.children.fake import FakeProbe
+from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded
@@ -74,7 +75,9 @@ def calibrate(
     force: bool = False,
     dry_run: bool = False,
     require_signature: bool = False,
+    most_trained: int | None = None,
     probe: Probe | None = None,
+    launchers: Launchers | None = None,
     progress: Progress | None = None,
     clock: Clock | None = None,
     environ: Mapping[str, str] | None = None,
@@ -88,7 +91,9 @@ def calibrate(
         output: the file to write; default: BATCHCAL_CALIBRATION, else `.batchcal/calibration.json` of the project.
         force: measure although a fresh calibration is there, and from the beginning.
         dry_run: run the search against an assumed machine, without starting a child or writing a file.
+        most_trained: micro-batches larger than that are not tried: who asks has no use for them. Evaluation may have more.
         probe: another way to measure, for tests.
+        launchers: who starts the children, and is not closed: for who calibrates again and again. None: somebody of its own.
 
     Raises:
         UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
@@ -108,7 +113,9 @@ def calibrate(
         trust=trust_of(variables, require_signature=require_signature),
         progress=progress or Silent(),
         clock=clock or SystemClock(),
+        most_trained=most_trained,
         probe=probe,
+        launchers=launchers,
         environ=variables,
     )
     if dry_run:
@@ -128,7 +135,9 @@ class _Run:
     trust: Trust
     progress: Progress
     clock: Clock
+    most_trained: int | None
     probe: Probe | None
+    launchers: Launchers | None
     environ: Mapping[str, str]
 
     @cached_property
@@ -177,7 +186,7 @@ class _Run:
         probe = self.probe
         try:
             if probe is None:
-                _check_room(meter)
+                self._check_room(meter)
                 probe = self._children(budgets, meter)
             rehearsing = Rehearsing(self._stage(probe, began), calibration)
             try:
@@ -196,7 +205,7 @@ class _Run:
         budgets = budgets_of(self.environment, self.options)
         meter = memory_meter()
         if self.probe is None:
-            _check_room(meter)
+            self._check_room(meter)
         journal: Journal | None = None
         try:
             journal = Journal.open(
@@ -224,6 +233,7 @@ class _Run:
             progress=self.progress,
             until=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
             ends=measuring + self.options.time_limit_s,
+            most_trained=self.most_trained,
             until_before_workers=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN_BEFORE_WORKERS,
         )
         self._announce(budgets)
@@ -263,6 +273,7 @@ class _Run:
             progress=self.progress,
             until=began + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
             ends=began + self.options.time_limit_s,
+            most_trained=self.most_trained,
         )
         self._announce(budgets)
         campaign.run()
@@ -304,6 +315,19 @@ class _Run:
             rehearsing.undone.append(f"the rehearsal: {error.what}")
         return rehearsing.told(), stopped
 
+    def _check_room(self, meter: MemoryGroup) -> None:
+        """Raises NothingFits where there is no room for a child to measure in."""
+        if self.launchers is not None and self.launchers.there:
+            return  # most of what a child holds at rest is there already
+        room = meter.limit_bytes - meter.hard_bytes()
+        if room < LEAST_ROOM_BYTES:
+            raise NothingFits(
+                f"nothing fits: a process with torch takes about {format_bytes(LEAST_ROOM_BYTES)} before its first batch, "
+                f"and {format_bytes(max(room, 0))} are free",
+                known=f"limit {format_bytes(meter.limit_bytes)}, in use {format_bytes(meter.hard_bytes())}",
+                try_="a larger container, or fewer neighbours in it",
+            )
+
     def _children(self, budgets: Mapping[str, Budget], meter: MemoryGroup) -> ChildProbe:
         return child_probe(
             self.reference,
@@ -312,6 +336,7 @@ class _Run:
             budgets,
             meter,
             note=lambda text: self.progress.event("note", {"text": text}),
+            launchers=self.launchers,
         )
 
     def _announce(self, budgets: dict[str, Budget]) -> None:
@@ -373,18 +398,6 @@ class _Run:
                 "probes": campaign.attempts.started,
                 "wall_s": calibration.wall_s,
             },
-        )
-
-
-def _check_room(meter: MemoryGroup) -> None:
-    """Raises NothingFits where there is no room for a child to measure in."""
-    room = meter.limit_bytes - meter.hard_bytes()
-    if room < LEAST_ROOM_BYTES:
-        raise NothingFits(
-            f"nothing fits: a process with torch takes about {format_bytes(LEAST_ROOM_BYTES)} before its first batch, "
-            f"and {format_bytes(max(room, 0))} are free",
-            known=f"limit {format_bytes(meter.limit_bytes)}, in use {format_bytes(meter.hard_bytes())}",
-            try_="a larger container, or fewer neighbours in it",
         )
 
 

@@ -68,6 +68,8 @@ class Campaign:
     """Of the clock: when no further child is started."""
     ends: float
     """Of the clock: when the whole of the time limit has passed, of which the campaign has a share."""
+    most_trained: int | None = None
+    """Nobody trains with a larger micro-batch."""
     until_before_workers: float | None = None
     """The same where a race of workers follows that has much to win."""
     findings: list[Finding] = field(default_factory=list)
@@ -225,6 +227,7 @@ class Campaign:
             shape=shape,
             prior=prior,
             shm=self.environment.shared_memory,
+            most_trained=self.most_trained,
         )
         if bounds.multiple_of < self.options.multiple_of and trained is None:
             self.attempts.note(

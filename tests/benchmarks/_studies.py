@@ -21,6 +21,7 @@ spec = "tasks.py:task"
 samples = {samples}
 [calibrate]
 allocator = "default"
+time_limit = "5s"
 workers = 0
 max_batch = 100
 [train]
@@ -31,7 +32,6 @@ min_delta = 0.0001
 study = "study"
 trials = {trials}
 metric = "mse"
-calibrate_s = 5
 {more}
 [hpo.space]
 learning_rate = {{ kind = "log_uniform", low = 0.003, high = 0.3 }}

@@ -26,15 +26,15 @@ lookback = 48
 horizon = 12
 [calibrate]
 allocator = "default"
+time_limit = "8s"
 [train]
-epochs = 9
+epochs = 27
 patience = 3
 min_delta = 0.001
 [hpo]
 study = "smoke"
 trials = {trials}
 metric = "mse"
-calibrate_s = 8
 budget = "{budget}"
 seed = {seed}
 [hpo.space]

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ spec = "tasks.py:task"
 {arguments}
 [calibrate]
 allocator = "default"
+time_limit = "4s"
 workers = 0
 max_batch = 100
 [plan]
@@ -38,7 +40,6 @@ epochs = {epochs}
 study = "{study}"
 trials = {trials}
 metric = "mse"
-calibrate_s = 4
 {more}
 [hpo.space]
 {space}
@@ -195,6 +196,28 @@ def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> No
     finished = study("hpo run")
     assert finished.returncode == 0, finished.stderr
     assert sum(trial["state"] not in ("stopped", "lost") for trial in study.trials()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare for a container")
+def test_a_container_that_is_made_anew_goes_on_with_its_study(home: Path) -> None:
+    study = Study(home, "moved", trials=3, epochs=40, arguments="samples = 1000")
+    contained = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c"]
+    # What it has for temporary files goes with it; the study is on a volume.
+    script = f'hostname pod-1 && mount -t tmpfs none "$TMPDIR" && exec {shlex.join(study.command("hpo run"))}'
+    pod = subprocess.Popen([*contained, script], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    study.wait_until("running")
+    joined = study.started()
+    study.wait_until("running", least=2)
+    assert not [trial for trial in study.trials() if trial["state"] == "lost"], "who lives in another container is let be"
+    pod.kill()
+    pod.communicate()
+    _, err = joined.communicate(timeout=180)
+    assert joined.returncode == 0, err
+    trials = study.trials()
+    assert len([trial for trial in trials if trial["state"] == "lost"]) == 1
+    assert len([trial for trial in trials if trial["state"] in ("complete", "pruned")]) == 3
+    assert list((home / ".batchcal" / "moved.journal.workers").iterdir()) == []
 
 
 @pytest.mark.slow

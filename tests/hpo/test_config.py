@@ -8,8 +8,9 @@ import pytest
 import tomli_w
 
 from batchcal.core.errors import UsageError
-from batchcal.hpo.config import as_toml, most_epochs, study_of, with_changes
+from batchcal.hpo.config import as_toml, study_of, with_changes
 from batchcal.hpo.matrix import members
+from batchcal.hpo.space import largest
 from batchcal.workload.config import Config, read_config
 
 TEXT = """
@@ -39,7 +40,7 @@ def test_a_study_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert (settings.study, settings.trials, settings.budget, settings.pruner.name) == ("patchtst", 60, 2_000_000, "median")
     assert (settings.metric, settings.direction, settings.folds, settings.storage) == ("loss", "minimize", 0, None)
     assert sorted(space) == ["epochs", "n_layers"]
-    assert most_epochs(space, 3) == 27
+    assert largest(space, "epochs", default=3) == 27
 
 
 def test_the_command_line_changes_keys_of_the_study_and_arguments_of_the_task(tmp_path: Path) -> None:

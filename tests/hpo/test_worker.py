@@ -15,14 +15,16 @@ from optuna.trial import TrialState
 from batchcal.core.errors import Interrupted, NothingFits
 from batchcal.core.progress import Fields, Recorded
 from batchcal.detect.detect import detect
-from batchcal.hpo.again import WORKER, identity, retry_lost
+from batchcal.hpo.again import WORKER, retry_lost
 from batchcal.hpo.config import StudySettings
+from batchcal.hpo.presence import identity
 from batchcal.hpo.pruner import make_pruner
 from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.space import read_space
 from batchcal.hpo.storage import open_storage
 from batchcal.hpo.trial import TrialRunner
 from batchcal.hpo.worker import Worker
+from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.options import options
 from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
@@ -55,12 +57,14 @@ def a_worker(folder: Path, shapes: Path, space: Mapping[str, object], **settings
     wish = options(
         environment.memory.limit.value, time_limit_s=8, effective_batch=100, workers=0, max_batch=100, allocator="default"
     )
+    launchers = Launchers(os.environ, note=lambda text: None, spawn_only=False)
+    reference = TaskReference(spec="tests.hpo.tasks:task", directory=str(REPOSITORY))
     return Worker(
         study=study,
         settings=study_settings,
         space=read_space(space, "test"),
-        book=ShapeBook(TaskReference(spec="tests.hpo.tasks:task", directory=str(REPOSITORY)), wish, environment, shapes),
-        runner=TrialRunner(),
+        book=ShapeBook(reference, wish, environment, shapes, most_trained=100, launchers=launchers),
+        runner=TrialRunner(launchers),
         options=TrainOptions(epochs=EPOCHS, patience=4, min_delta=0.001),
         effective_batch=50,
         progress=Recorded(),
@@ -71,7 +75,8 @@ def run(worker: Worker) -> list[optuna.trial.FrozenTrial]:
     try:
         worker.work()
     finally:
-        worker.runner.close()
+        assert worker.book.launchers is not None
+        worker.book.launchers.close()
     return worker.study.get_trials()
 
 
@@ -180,7 +185,8 @@ def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_pat
 DIES = """
 import os, optuna, sys
 from batchcal.hpo.storage import open_storage
-from batchcal.hpo.again import WORKER, identity
+from batchcal.hpo.again import WORKER
+from batchcal.hpo.presence import identity
 study = optuna.load_study(study_name="lost", storage=open_storage(sys.argv[1]))
 trial = study.ask()
 trial.suggest_float("x", 0, 1)

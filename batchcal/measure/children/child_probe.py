@@ -76,7 +76,11 @@ class ChildProbe:
         time_limit_s: float = 60.0,
         environ: Mapping[str, str] | None = None,
         isolation: str | None = None,
+        launchers: Launchers | None = None,
     ) -> None:
+        """Args:
+        launchers: who starts the children, and is not closed. None: somebody of its own.
+        """
         self._settings = dict(settings)
         self._group = group
         self._host_budget = host_budget_bytes
@@ -85,7 +89,8 @@ class ChildProbe:
             "warm-up": _bounded(WARM_UP_LIMIT_S, time_limit_s * WARM_UP_LIMIT_FACTOR),
         }
         variables = os.environ if environ is None else environ
-        self._launchers = Launchers(variables, note=note, spawn_only=isolation == "spawn")
+        self._are_lent = launchers is not None
+        self._launchers = launchers or Launchers(variables, note=note, spawn_only=isolation == "spawn")
         self._examined: dict[str, Examination] = {}
         """By device, whatever the policy was."""
         self._orders: dict[tuple[str, Mode], tuple[int, ...]] = {}
@@ -236,7 +241,8 @@ class ChildProbe:
 
     def close(self) -> None:
         """No process, no file of ours stays."""
-        self._launchers.close()
+        if not self._are_lent:
+            self._launchers.close()
 
     def _run(
         self, function: str, arguments: dict[str, JSON], allocator: str, limits: Limits, *, listen: Listener | None = None
@@ -284,8 +290,9 @@ def child_probe(
     meter: MemoryGroup,
     *,
     note: Callable[[str], None],
+    launchers: Launchers | None = None,
 ) -> ChildProbe:
-    """The probe for the task behind `reference` on the devices of `budgets`."""
+    """The probe for the task behind `reference` on the devices of `budgets`; see `ChildProbe` for `launchers`."""
     free = {f"{item.kind}:{item.index}": item.free_bytes for item in environment.accelerators}
     host = budgets.get("cpu") or host_budget_of(environment, options)
     settings = {
@@ -301,7 +308,14 @@ def child_probe(
         )
         for device in budgets
     }
-    return ChildProbe(settings, meter, host_budget_bytes=host.budget_bytes, note=note, time_limit_s=options.time_limit_s)
+    return ChildProbe(
+        settings,
+        meter,
+        host_budget_bytes=host.budget_bytes,
+        note=note,
+        time_limit_s=options.time_limit_s,
+        launchers=launchers,
+    )
 
 
 def _bounded(bounds: tuple[float, float], seconds: float) -> float:

@@ -24,8 +24,10 @@ def bounds_for(
     shape: Sequence[ShapePoint],
     prior: Prior,
     shm: SharedMemory | None,
+    most_trained: int | None = None,
 ) -> Bounds:
-    """The bounds for training, or for the evaluation after what was `trained`.
+    """The bounds for training, or for the evaluation after what was `trained`. Nobody trains with more than `most_trained` at
+    once.
 
     A multiple that is larger than every bound is not kept: `multiple_of` is 1 then.
     """
@@ -33,6 +35,8 @@ def bounds_for(
     ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
     if options.max_batch is not None:
         ceilings.append((options.max_batch, "max-batch"))
+    if most_trained is not None and trained is None:
+        ceilings.append((most_trained, "max-batch"))
     if trained is not None and prior.fragments:
         ceilings.append((beside_training(trained, shape, prior.ratio, budget_bytes), "memory"))
     if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:

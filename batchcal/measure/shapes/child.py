@@ -23,7 +23,6 @@ from batchcal.workload.batches import WorstCase
 from batchcal.workload.load import load_task
 from batchcal.workload.task import Task
 
-BATCHES: Final = (2, 8, 32, 128)
 SCAN_LIMIT_S: Final = 0.5
 DEVICE: Final = "cpu"
 
@@ -38,11 +37,7 @@ def trace(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     with parameters_without_memory(fake):
         task = load_task(request.reference, device=DEVICE)
     context.phase("measure")
-    worst = WorstCase.of(task, "train", limit_s=SCAN_LIMIT_S, seed=request.seed)
-    traced = FakeTrace(task, worst.batch, limit_s=request.limit_s, fake=fake, slow_s=request.limit_s)
-    largest = max(worst.facts(task).train_samples or max(BATCHES), BATCHES[1])  # however few there are: two points make a curve
-    traced.trace([size for size in BATCHES if size <= largest])
-    points: tuple[ShapePoint, ...] = traced.shapes().get("train", ())
+    points = _step(task, request, fake) if request.batches else ()
     parameters = list(task.model.parameters())
     return {
         "parameters": sum(one.numel() for one in parameters),
@@ -50,6 +45,16 @@ def trace(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         "gradient_bytes": sum(_bytes(one) for one in parameters if one.requires_grad),
         "points": [point.model_dump(mode="json") for point in points],
     }
+
+
+def _step(task: Task, request: TraceArguments, fake: FakeTensorMode) -> tuple[ShapePoint, ...]:
+    """What a training step takes, by micro-batch."""
+    worst = WorstCase.of(task, "train", limit_s=SCAN_LIMIT_S, seed=request.seed)
+    traced = FakeTrace(task, worst.batch, limit_s=request.limit_s, fake=fake, slow_s=request.limit_s)
+    samples = worst.facts(task).train_samples or max(request.batches)
+    # However few samples there are: two points make a curve.
+    traced.trace([size for place, size in enumerate(request.batches) if size <= samples or place < 2])
+    return traced.shapes().get("train", ())
 
 
 @contextmanager

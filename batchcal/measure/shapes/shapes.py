@@ -22,7 +22,7 @@ from batchcal.guard.run import Limits, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.measure.attempts import said
 from batchcal.measure.children.launchers import Launchers
-from batchcal.measure.shapes.request import TraceArguments
+from batchcal.measure.shapes.request import BATCHES, TraceArguments
 from batchcal.workload.reference import TaskReference
 
 LIMIT_S: Final = 60.0
@@ -44,12 +44,18 @@ def estimate_shapes(
     shapes: Sequence[Mapping[str, Scalar]],
     *,
     seed: int = 0,
+    batches: Sequence[int] = BATCHES,
     progress: Progress | None = None,
     environ: Mapping[str, str] | None = None,
+    launchers: Launchers | None = None,
 ) -> tuple[ShapeEstimate, ...]:
     """What the task needs with each of `shapes` over its own arguments, and first with its own.
 
     Events: `shape_traced` for each.
+
+    Args:
+        batches: micro-batches whose step is traced. None: the estimates have no points.
+        launchers: who starts the children, and is not closed. None: somebody of their own.
 
     Raises:
         UsageError: the task takes no such argument.
@@ -57,29 +63,31 @@ def estimate_shapes(
     """
     progress = progress or Silent()
     found: list[ShapeEstimate] = []
-    launchers = Launchers(
+    starting = launchers or Launchers(
         os.environ if environ is None else environ,
         note=lambda text: progress.event("note", {"text": text}),
         spawn_only=False,
     )
+    policy = next(iter(starting.there), POLICY)
     meter = memory_meter()
     try:
         for shape in ({}, *shapes):
             changed = reference.model_copy(update={"arguments": {**reference.arguments, **shape}})
-            request = TraceArguments(reference=changed, seed=seed, limit_s=LIMIT_S)
+            request = TraceArguments(reference=changed, seed=seed, batches=tuple(batches), limit_s=LIMIT_S)
             job = Job(
                 "batchcal.measure.shapes.child:trace",
                 request.model_dump(mode="json"),
                 reference.directory,
-                launchers.environment(POLICY),
+                starting.environment(policy),
             )
-            ending = run(job, launchers.get(POLICY), meter, _limits(meter))
-            estimate = _estimate(dict(shape), ending)
+            ending = run(job, starting.get(policy), meter, _limits(meter))
+            estimate = _estimate(dict(shape), ending, wanted=bool(batches))
             found.append(estimate)
             told = {"arguments": " ".join(f"{name}={value}" for name, value in shape.items()) or "as calibrated"}
             progress.event("shape_traced", {**told, "parameters": estimate.parameters, "why": estimate.why or None})
     finally:
-        launchers.close()
+        if launchers is None:
+            starting.close()
         meter.close()
     return tuple(found)
 
@@ -89,7 +97,7 @@ def _limits(meter: MemoryGroup) -> Limits:
     return Limits(allowed_bytes=max(0, room), phase_s={"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S})
 
 
-def _estimate(arguments: dict[str, Scalar], ending: Ending) -> ShapeEstimate:
+def _estimate(arguments: dict[str, Scalar], ending: Ending, *, wanted: bool) -> ShapeEstimate:
     if not ending.has_result:
         bases = ending.raised.chain[0].bases if ending.raised is not None else ()
         outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
@@ -108,7 +116,7 @@ def _estimate(arguments: dict[str, Scalar], ending: Ending) -> ShapeEstimate:
         static_bytes=answer.static_bytes,
         gradient_bytes=answer.gradient_bytes,
         points=answer.points,
-        why="" if answer.points else "its step could not be traced in time",
+        why="" if answer.points or not wanted else "its step could not be traced in time",
     )
 
 
