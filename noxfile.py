@@ -52,7 +52,8 @@ def in_project(session: nox.Session, *command: str, env: dict[str, str] | None =
 def tests(session: nox.Session) -> None:
     """Run the tests and measure what they cover, child processes counted. `nox -s tests -- tests/detect -k cgroup` runs some.
 
-    Those that start no process run two at a time. The others have the machine for themselves: they measure memory and time.
+    Those that start no process run two at a time, and so do studies, which are made to work beside others. The rest have the
+    machine for themselves: they measure memory and time.
     """
     in_project(session, "-m", "coverage", "erase")
     # Threads that wait sleep: many processes share the cores here, and what spins takes them from those that work.
@@ -62,7 +63,8 @@ def tests(session: nox.Session) -> None:
         in_project(session, *pytest, *session.posargs, env=passive)
     else:
         in_project(session, *pytest, "--ignore=tests/docs", "-m", f"not ({STARTING_PROCESSES})", "-n", "2", env=passive)
-        in_project(session, *pytest, "--ignore=tests/docs", "-m", STARTING_PROCESSES, env=passive)
+        in_project(session, *pytest, "tests/hpo", "-m", STARTING_PROCESSES, "-n", "2", env=passive)
+        in_project(session, *pytest, "--ignore=tests/docs", "--ignore=tests/hpo", "-m", STARTING_PROCESSES, env=passive)
     in_project(session, "-m", "coverage", "combine", "--quiet")
     # A part of the tests cannot cover the whole.
     in_project(session, "-m", "coverage", "report", f"--fail-under={0 if session.posargs else 92}")

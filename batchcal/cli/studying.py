@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from batchcal.train.options import TrainOptions
     from batchcal.workload.config import Config
 
+JOURNAL_BEGINS: Final = b'{"op_code":'
+"""Optuna's, the first line of which is the creation of a study."""
 SHAPE_S: Final = 10.0
 """For the calibration of each shape, where [calibrate] has no time_limit: a study has many."""
 
@@ -256,7 +258,16 @@ def names_a_study(file: str | None) -> bool:
     """Whether `file` is a study's config, its journal, or the URL of a database."""
     if file is None:
         return False
-    return "://" in file or file.endswith((".toml", ".journal"))
+    return "://" in file or file.endswith((".toml", ".journal")) or _is_journal(Path(file))
+
+
+def _is_journal(path: Path) -> bool:
+    """Whatever it is called: `storage` names it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(JOURNAL_BEGINS)) == JOURNAL_BEGINS
+    except OSError:
+        return False
 
 
 def show_study(file: str, *, html: str | None, as_json: bool, voice: Voice) -> None:

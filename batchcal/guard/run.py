@@ -51,6 +51,8 @@ class Limits:
     """Others in the memory group grow and shrink meanwhile: what the group holds more tells nothing about this child."""
     host_fence: bool = True
     """False where the address space is not ours to limit (a CUDA context): the watchdog alone."""
+    own_fence: bool = False
+    """The child keeps a data limit for itself, which it moves as it runs: it is trusted with that once it says that it holds."""
 
 
 Listener = Callable[[Message], None]
@@ -280,7 +282,9 @@ class _Watch:
 
     def _arm(self) -> None:
         allowed = self._limits.allowed_bytes
-        if allowed is not None and self._limits.host_fence:
+        if self._limits.own_fence:
+            self._watchdog.armed = True
+        elif allowed is not None and self._limits.host_fence:
             self._watchdog.armed = arm_data_limit(self._child.pid, allowed)
         self._child.control.send({"armed": self._watchdog.armed})
 

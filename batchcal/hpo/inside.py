@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from batchcal.calibration.schema import OFF, Calibration
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.progress import Fields
+from batchcal.guard.fence import OwnDataLimit
 from batchcal.guard.job import ChildContext
 from batchcal.guard.release import trim
 from batchcal.guard.wire import JSON
@@ -57,10 +58,11 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         if request.folds:
             held_out = held_out or folds_of(task, request.folds, seed=request.options.seed)
             task = in_fold(task, held_out, fold)
-        if fold == 0:
-            context.arm()
+        if fold == 0 and request.memory_limit_bytes is not None:
+            arm(context, request.memory_limit_bytes)
         watcher.begin(fold)
-        options = with_warmup(request.options, request.warmup_steps, task, request.plan.effective_batch)
+        options = replace(request.options, memory_limit_bytes=request.memory_limit_bytes)
+        options = with_warmup(options, request.warmup_steps, task, request.plan.effective_batch)
         task = watcher.heard_in_evaluation(task)
         results.append(train(task, request.plan, options, predictor=predictor, progress=watcher))
         watcher.end_fold()
@@ -81,6 +83,15 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         recoveries=sum(result.recoveries for result in results),
     )
     return answer.model_dump(mode="json")
+
+
+def arm(context: ChildContext, memory_limit_bytes: int) -> None:
+    """Tells the parent whether a data limit holds here. The training moves its own as it goes: one that is set once, from
+    outside, counts what was mapped and is free by now, and stacks of threads that are still to come."""
+    fence = OwnDataLimit()
+    fence.hold(memory_limit_bytes)
+    context.arm()
+    fence.lift()
 
 
 def folds_of(task: Task, folds: int, *, seed: int) -> tuple[tuple[int, ...], ...]:
@@ -139,12 +150,10 @@ class _Watcher:
     def heard_in_evaluation(self, task: Task) -> Task:
         """`task`, of whose evaluation each batch is a sign of life."""
         metrics = task.metrics
-        if metrics is None:
-            return task
 
         def heard(model: object, batch: object) -> Mapping[str, tuple[float, float]]:
             self._alive_now_and_then()
-            return metrics(model, batch)
+            return {} if metrics is None else metrics(model, batch)
 
         return replace(task, metrics=heard)
 

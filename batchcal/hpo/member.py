@@ -20,6 +20,8 @@ from batchcal.core.errors import BatchcalError, Interrupted, NotSaved
 from batchcal.core.progress import Fields
 from batchcal.core.signals import raised_as_interrupted
 from batchcal.detect.detect import detect_for
+from batchcal.detect.environment import Environment
+from batchcal.guard.meters import read_status
 from batchcal.hpo.blueprint import Assignment
 from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.study import open_study
@@ -92,7 +94,7 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
     study, why = open_study(blueprint)
     if why and assignment.index == 0:
         line.event("notice", {"text": why})
-    environment = detect_for(options.device)
+    environment = staying(detect_for(options.device))
     for one in environment.accelerators:
         held = {"total_bytes": one.total_bytes, "available_bytes": one.free_bytes, "used_bytes": one.total_bytes - one.free_bytes}
         line.event("accelerator", {"device": f"{one.kind}:{one.index}", "name": one.name, **held})
@@ -122,6 +124,14 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
         ).work()
     finally:
         launchers.close()
+
+
+def staying(environment: Environment) -> Environment:
+    """As a trial finds it: with this process, which stays where it is."""
+    own, memory = read_status(), environment.memory
+    held = 0 if own is None else own.hard_bytes
+    # What a process finds used, itself included, is what a trial finds beside itself: budgets take the process off.
+    return environment.model_copy(update={"memory": memory.model_copy(update={"used_bytes": memory.used_bytes + held})})
 
 
 def _obey(finish: threading.Event) -> None:

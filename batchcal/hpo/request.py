@@ -26,6 +26,8 @@ class TrialRequest(Frozen):
     folds: int = Field(default=0, ge=0)
     warmup_steps: int | None = Field(default=None, ge=0)
     """Optimizer steps of warm-up, in place of the share in `options`."""
+    memory_limit_bytes: int | None = Field(default=None, ge=1)
+    """What it may hold of the host's memory, the margin included. None: no matter, it trains on an accelerator."""
     stall_limit_s: float = Field(default=300.0, gt=0)
     """Seconds without an optimizer step after which the trial is taken to hang."""
 

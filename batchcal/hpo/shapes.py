@@ -49,6 +49,9 @@ class Fitting:
     plan: Plan
     calibration: Path
     parameters: int
+    memory_limit_bytes: int | None
+    """What a training may hold of the host's memory: the budget that it is planned for, and the margin. None: it trains on an
+    accelerator."""
     measured: bool
     """By this very call; else the calibration was there."""
 
@@ -179,7 +182,9 @@ class ShapeBook:
             return TooLarge(1.0, error.what, traced.parameters)
         if measured:
             self.progress.event("shape_calibrated", {"shape": _told(shape), "parameters": traced.parameters})
-        return Fitting(make_plan(calibration, effective_batch=effective_batch), path, traced.parameters, measured)
+        plan, budget = make_plan(calibration, effective_batch=effective_batch), calibration.budget("cpu")
+        limit = budget.budget_bytes + budget.margin_bytes if plan.device == "cpu" and budget is not None else None
+        return Fitting(plan, path, traced.parameters, limit, measured)
 
     def _policy(self) -> str:
         """The allocator policy of all shapes: which is fastest is a matter of the machine, and is raced once, with the task as it

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.core.errors import GuardError, UsageError
+from batchcal.core.errors import GuardError, NothingFits, UsageError
 from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
@@ -22,6 +22,8 @@ from batchcal.measure.attempts import said
 from batchcal.measure.children.launchers import Launchers
 
 JOB: Final = "batchcal.hpo.inside:run_trial"
+MEMORY: Final = "out-of-memory"
+UNFIT: Final = f"{NothingFits.__module__}.{NothingFits.__qualname__}"
 USAGE: Final = f"{UsageError.__module__}.{UsageError.__qualname__}"
 DIVERGED: Final = "batchcal.workload.step.LossIsNoNumber"
 """By name: who runs trials loads no torch."""
@@ -66,9 +68,12 @@ class TrialRunner:
         plan = request.plan
         meter = memory_meter()
         job = Job(JOB, request.model_dump(mode="json"), request.reference.directory, self._launchers.environment(plan.allocator))
-        on_host = plan.device == "cpu"
         limits = Limits(
-            allowed_bytes=plan.budget_bytes if on_host else None, total_s=total_s, host_fence=on_host, neighbours=True
+            allowed_bytes=request.memory_limit_bytes,
+            total_s=total_s,
+            host_fence=False,
+            own_fence=request.memory_limit_bytes is not None,
+            neighbours=True,
         )
         began = time.monotonic()
         listener = Listening(judge)
@@ -118,5 +123,7 @@ def _ended_badly(ending: Ending) -> TrialEnd:
     if link is not None and DIVERGED in link.bases:
         # It ran, and is bad: something that a sampler learns from.
         return TrialEnd("pruned", kind="diverged", why=link.told[0] if link.told else why, peak_bytes=peak, wall_s=ending.wall_s)
-    kind = "out-of-memory" if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
+    if link is not None and UNFIT in link.bases:
+        return TrialEnd("failed", kind=MEMORY, why=link.told[0] if link.told else why, peak_bytes=peak, wall_s=ending.wall_s)
+    kind = MEMORY if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
     return TrialEnd("failed", kind=kind, why=why, peak_bytes=peak, wall_s=ending.wall_s)

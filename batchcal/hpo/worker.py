@@ -212,6 +212,7 @@ def training_of(
         plan=known.plan,
         options=replace(options, epochs=epochs) if isinstance(epochs, int) else options,
         calibration=str(known.calibration),
+        memory_limit_bytes=known.memory_limit_bytes,
         metric=settings.metric,
         maximize=settings.direction == "maximize",
         folds=settings.folds,

@@ -137,7 +137,7 @@ def make_course(
         normalizer=normalizer,
     )
     sampler = _sampler(task, plan, options)
-    meter, peak = meter_of(device, clock), PeakMeter(device)
+    meter, peak = meter_of(device, clock, options.memory_limit_bytes), PeakMeter(device)
     # Before the checkpoint: to load a sample may draw random numbers.
     predictor = predictor or _guessed(task, plan, options.seed, meter.read().own_bytes)
     if sampler is None:

@@ -62,6 +62,9 @@ class TrainOptions:
     """What to do with a model that has BatchNorm when a micro-batch does not fit: it does not train the same in halves."""
     fence: bool = True
     """Let allocations fail that would have the kernel kill. On the CPU only."""
+    memory_limit_bytes: int | None = None
+    """What this process may hold of the host's memory, where others that come and go have a part of it, too. None: all that is
+    free."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

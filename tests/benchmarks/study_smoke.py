@@ -70,7 +70,7 @@ def main() -> None:
                 "state": one["state"],
                 **{name: parameters[name] for name in ("d_model", "n_layers", "batch_size")},
                 "dropout": round(float(parameters["dropout"]), 3),
-                "micro": f"{facts.get('accumulation_steps')}x{facts.get('micro_batch')}" if "micro_batch" in facts else None,
+                "micro": f"{facts.get('micro_batch')}x{facts.get('accumulation_steps')}" if "micro_batch" in facts else None,
                 "predicted": _size(facts.get("predicted_peak_bytes")),
                 "peak": _size(facts.get("peak_bytes")),
                 "epochs": one["epochs"],

@@ -31,6 +31,7 @@ def task(
     held_out = samples // 5
     model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 1), nn.Flatten(0)).to(device)
     calls = 0
+    kept: list[torch.Tensor] = []
 
     def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
         nonlocal calls
@@ -40,6 +41,8 @@ def task(
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "hang":
                 time.sleep(3600)
+            if fault == "leak":
+                kept.append(torch.ones(16 << 20))
         given, wanted = batch
         return functional.mse_loss(model(given), wanted)
 

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from batchcal.core.errors import Interrupted, NothingFits
 from batchcal.core.progress import Fields, Recorded
+from batchcal.core.units import GIB
 from batchcal.detect.detect import detect
 from batchcal.hpo.again import WORKER, retry_lost
 from batchcal.hpo.config import StudySettings
@@ -55,7 +56,13 @@ def a_worker(folder: Path, shapes: Path, space: Mapping[str, object], **settings
         load_if_exists=True,
     )
     wish = options(
-        environment.memory.limit.value, time_limit_s=8, effective_batch=100, workers=0, max_batch=100, allocator="default"
+        environment.memory.limit.value,
+        time_limit_s=8,
+        effective_batch=100,
+        workers=0,
+        max_batch=100,
+        allocator="default",
+        memory_limit_bytes=GIB,
     )
     launchers = Launchers(os.environ, note=lambda text: None, spawn_only=False)
     reference = TaskReference(spec="tests.hpo.tasks:task", directory=str(REPOSITORY))
@@ -134,7 +141,7 @@ def test_more_parameters_than_the_study_allows_are_refused_before_anything_is_me
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "kind"), [("kill", "killed-from-outside"), ("hang", "timed-out")])
+@pytest.mark.parametrize(("fault", "kind"), [("kill", "killed-from-outside"), ("hang", "timed-out"), ("leak", "out-of-memory")])
 def test_a_trial_that_dies_hangs_or_raises_is_told_by_its_class_and_the_study_goes_on(
     tmp_path: Path, shapes: Path, fault: str, kind: str
 ) -> None:

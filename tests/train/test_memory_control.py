@@ -21,7 +21,7 @@ from batchcal.runtime.group import run_group
 from batchcal.train.loop import train
 from batchcal.train.memory.monitor import MemoryMonitor
 from batchcal.train.memory.predictor import straight_line
-from batchcal.train.memory.room import HostMeter, Room
+from batchcal.train.memory.room import HostMeter, Room, ShareMeter
 from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
 from batchcal.train.sizes.controller import ControlSettings
@@ -272,6 +272,19 @@ def test_a_monitor_that_does_not_run_reads_anew_each_time() -> None:
     monitor.look()
     meter.room = Room(limit_bytes=4 * GIB, used_bytes=3 * GIB, own_bytes=GIB)
     assert monitor.room().used_bytes == 3 * GIB
+
+
+def test_who_has_a_share_sees_no_more_than_that() -> None:
+    host = Told(limit=4 * GIB, used=900 * MIB, own=400 * MIB)
+    meter = ShareMeter(host, GIB)
+    assert meter.read() == Room(limit_bytes=GIB, used_bytes=400 * MIB, own_bytes=400 * MIB), "what others hold is not its own"
+    assert meter.limit_bytes() == GIB
+    host.room = Room(limit_bytes=2 * GIB, used_bytes=1900 * MIB, own_bytes=400 * MIB)
+    assert meter.limit_bytes() == 2 * GIB, "another limit than was read: it is to be read anew"
+    assert meter.read() == host.room, "less is free than its share"
+    assert meter.limit_bytes() == 2 * GIB
+    meter.close()
+    assert host.closed
 
 
 def test_what_this_process_holds_is_part_of_what_is_used() -> None:

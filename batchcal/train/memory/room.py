@@ -99,6 +99,37 @@ class AcceleratorMeter:
         return None
 
 
-def meter_of(device: torch.device, clock: Clock) -> Meter:
-    """For training on `device`. Accelerators that do not tell what is free are trained by the host's memory alone."""
-    return AcceleratorMeter(device) if device.type == "cuda" else HostMeter(clock)
+class ShareMeter:
+    """The host's, of which this process may hold a share: that, or what is free, whichever is less."""
+
+    def __init__(self, host: Meter, share_bytes: int) -> None:
+        self._host, self._share = host, share_bytes
+        self._real = self._told = share_bytes
+        """The limit that was read last, and what was told in its place."""
+
+    def read(self) -> Room:
+        room = self._host.read()
+        if room.limit_bytes - room.others_bytes > self._share:
+            told = Room(limit_bytes=self._share, used_bytes=room.own_bytes, own_bytes=room.own_bytes)
+        else:
+            told = room
+        self._real, self._told = room.limit_bytes, told.limit_bytes
+        return told
+
+    def limit_bytes(self) -> int:
+        real = self._host.limit_bytes()
+        return self._told if real == self._real else real
+
+    def own_bytes(self) -> int:
+        return self._host.own_bytes()
+
+    def close(self) -> None:
+        self._host.close()
+
+
+def meter_of(device: torch.device, clock: Clock, share_bytes: int | None = None) -> Meter:
+    """For training on `device`, with `share_bytes` of the host's memory. Accelerators that do not tell what is free are trained
+    by the host's memory alone."""
+    if device.type == "cuda":
+        return AcceleratorMeter(device)
+    return HostMeter(clock) if share_bytes is None else ShareMeter(HostMeter(clock), share_bytes)
