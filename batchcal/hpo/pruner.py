@@ -15,7 +15,7 @@ from batchcal.hpo.config import PrunerSettings
 BOOTSTRAP: Final = 10
 """Trials at a rung before anything is pruned there, as asked for; where the study is large enough for it."""
 RIVALS: Final = 4
-"""So many other trials must have come as far before the worse half is given up."""
+"""So many other trials must have come as far before one is given up for not being among the best."""
 LARGE_ENOUGH: Final = 2
 """A study with so many times the trials that are spent on filling every rung of every bracket can afford that."""
 
@@ -23,11 +23,11 @@ LARGE_ENOUGH: Final = 2
 class PatientHyperband(HyperbandPruner):
     """Hyperband that looks beyond its brackets: it also gives up
 
-    - what is worse than half of all trials were at the same resource, whatever their bracket; a quarter of the trials would else
-      run to their end unseen;
-    - what has not become better for `patience` reports of one fold, unless it is among the best 1 / reduction_factor of all. One
-      that is has come as far as it gets, and ends by early stopping, complete: with patience alone every curve that levels out is
-      pruned, the winner's too.
+    - what is not among the best 1 / reduction_factor of all trials at the same resource, whatever their bracket; a quarter of the
+      trials would else run to their end unseen;
+    - what has not become better for `patience` reports of one fold, unless it is among the best 1 / reduction_factor of all by
+      what they came to. One that is has come as far as it gets, and ends by early stopping, complete: with patience alone every
+      curve that levels out is pruned, the winner's too.
 
     Forty trials of 27 epochs then take 82 % fewer epochs than all of them, Hyperband alone 60 to 64 % (recorded curves of small
     nets, `python -m tests.benchmarks.study_pruning`).
@@ -69,11 +69,18 @@ class PatientHyperband(HyperbandPruner):
         others = [values for values in all_told if values]
         resource = max(mine)
         value = mine[resource]
-        if resource >= self._first and _is_below_half(value, resource, others):
+        if resource >= self._first and self._is_behind(value, resource, others):
             return True
         of_fold = [mine[at] for at in sorted(mine) if (at - 1) // self._fold == (resource - 1) // self._fold]
         levelled_out = has_levelled_out(of_fold, self._patience, self._min_delta)
         return levelled_out and not self._is_among_the_best(value, others)
+
+    def _is_behind(self, value: float, resource: int, others: Sequence[Mapping[int, float]]) -> bool:
+        """Whether too many of those that came as far were better there."""
+        there = sorted(
+            values[max(at for at in values if at <= resource)] for values in others if min(values) <= resource <= max(values)
+        )
+        return len(there) >= RIVALS and value > there[(len(there) - 1) // self._keep]
 
     def _is_among_the_best(self, value: float, others: Sequence[Mapping[int, float]]) -> bool:
         ends = sorted(values[max(values)] for values in others)
@@ -84,14 +91,6 @@ def _values(study: Study, trial: FrozenTrial) -> dict[int, float]:
     """What the trial reported, by resource; smaller is better."""
     sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
     return {resource: sign * value for resource, value in trial.intermediate_values.items() if math.isfinite(value)}
-
-
-def _is_below_half(value: float, resource: int, others: Sequence[Mapping[int, float]]) -> bool:
-    """Whether half of those that came as far were better there."""
-    there = sorted(
-        values[max(at for at in values if at <= resource)] for values in others if min(values) <= resource <= max(values)
-    )
-    return len(there) >= RIVALS and value > there[(len(there) - 1) // 2]
 
 
 def has_levelled_out(told: Sequence[float], patience: int, min_delta: float) -> bool:

@@ -22,8 +22,8 @@ from tests.benchmarks._report import finish, say
 from tests.benchmarks._studies import TRAINED_SAMPLES, command, folder_of, in_state, tiny, told, trials_of, wrong_steps
 from tests.support import postgres
 
-BETWEEN_S: Final = (3.0, 12.0)
-SAMPLES: Final = 1000
+BETWEEN_S: Final = (2.0, 6.0)
+SAMPLES: Final = 8000
 EPOCHS: Final = 9
 
 
@@ -42,7 +42,7 @@ def study(trials: int, storage: str, *, kills: bool, seed: int) -> dict[str, obj
                 stdout=out,
                 stderr=err,
             )
-            next_s = time.monotonic() + 15
+            next_s = time.monotonic() + 12
             while process.poll() is None:
                 time.sleep(0.2)
                 if kills and time.monotonic() >= next_s:

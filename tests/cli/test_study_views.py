@@ -46,7 +46,7 @@ def test_the_winner_is_told_with_its_values() -> None:
     told = text_of(show_winner(seen, best))
     assert "mse 0.4" in told
     assert "learning_rate" in told
-    assert "64 = 2x32" in told
+    assert "64 = 32x2" in told
 
 
 def test_while_it_runs_the_best_and_what_happened_are_seen() -> None:

@@ -52,12 +52,12 @@ def reason(trial: TrialSeen) -> str:
 
 
 def batch_of(trial: TrialSeen) -> str:
-    """`64 = 2x32`: the effective batch, and how it is made up."""
+    """`64 = 32x2`: the effective batch, as micro-batch x accumulation."""
     facts = trial.facts
     if facts.effective_batch is None or facts.micro_batch is None or facts.accumulation_steps is None:
         return ""
     whole = count(facts.effective_batch)
-    return whole if facts.accumulation_steps == 1 else f"{whole} = {facts.accumulation_steps}x{count(facts.micro_batch)}"
+    return whole if facts.accumulation_steps == 1 else f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}"
 
 
 def memory_of(trial: TrialSeen) -> str:
