@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from batchcal.calibration.schema import Fingerprint, Measurement, Options
 from batchcal.calibration.speed import RACED_POLICIES, RacedPolicies
 from batchcal.calibration.store import make_folder, not_saved, why_not_written
 from batchcal.core.canonical import JSON, BadJson, dumps_line, loads
+from batchcal.core.errors import NotSaved
 from batchcal.core.files import FileRefused, read_guarded, write_all, write_atomically
 from batchcal.core.values import Record
 
@@ -216,3 +217,17 @@ def _check(entry: bytes, number: str, key: Key | None) -> str:
     data = number.encode() + b"\n" + entry
     whole = hashlib.sha256(data).hexdigest() if key is None else key.mac("journal", data)
     return whole[:_CHECK_DIGITS]
+
+
+def keeper(journal: Journal | None, notices: list[str]) -> Callable[[Kept], None]:
+    """What appends to the journal; a disk that fills up meanwhile costs the journal, not the calibration, and is noted."""
+
+    def keep(kept: Kept) -> None:
+        if journal is None:
+            return
+        try:
+            journal.append(kept)
+        except NotSaved as error:
+            notices.append(f"the journal could not be written: {error.known or error.what}")
+
+    return keep

@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from batchcal.hpo.presence import forget, is_gone
 
-RETRIES: Final = 2
-"""Of a trial whose worker died: it may be what kills them."""
+RETRIES: Final = 4
+"""Of a trial whose worker died. Hardly ever is it what kills them, since it runs in a child of its own: machines that may be taken
+away at any time are."""
 WORKER: Final = "batchcal_worker"
 """User attribute of a trial: who runs it."""
 AGAIN: Final = "batchcal_again"

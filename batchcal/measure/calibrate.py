@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.fingerprint import fingerprint_of
-from batchcal.calibration.journal import Journal, Kept, Past
+from batchcal.calibration.journal import Journal, Past, keeper
 from batchcal.calibration.keys import Trust, find_or_make_trust, find_trust
 from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Objective, Options
 from batchcal.calibration.store import Loaded, default_path, journal_path, load_fresh, lock_path, make_folder, save
@@ -35,6 +35,7 @@ from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded
 from batchcal.measure.rehearsal.rehearsing import Rehearsing
 from batchcal.measure.rehearsal.stage import Stage
+from batchcal.measure.result import CalibrationResult
 from batchcal.plan.make import is_rehearsed
 from batchcal.workload.identity import TaskIdentity, identify
 from batchcal.workload.reference import TaskReference
@@ -49,21 +50,6 @@ SHARE_OF_CAMPAIGN_BEFORE_WORKERS: Final = 0.5
 LEAST_ROOM_BYTES: Final = 288 * MIB
 """No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 300 MiB, of which
 the command itself took 40, the kernel killed some. A tiny model at rest holds 220 MiB and more."""
-
-
-@dataclass(frozen=True)
-class CalibrationResult:
-    """What came of a calibration. Unverified and unsaved results are here too: nothing measured is lost."""
-
-    calibration: Calibration
-    path: Path | None
-    """Where it lies; None: not written (a dry run, or `not_saved`)."""
-    fresh: bool
-    """A fresh calibration was there already; nothing was measured."""
-    notices: tuple[str, ...] = ()
-    not_saved: NotSaved | None = None
-    stopped: BatchcalError | None = None
-    """Why it ended early: Partial (nothing verified) or Interrupted. The calibration holds what there is."""
 
 
 def calibrate(
@@ -221,7 +207,7 @@ class _Run:
         if journal is not None and journal.past.ignored:
             notices.append(f"what an unfinished calibration measured is not used: {journal.past.ignored}")
         probe = self.probe or self._children(budgets, meter)
-        past, keep = Past() if journal is None else journal.past, _keeper(journal, notices)
+        past, keep = Past() if journal is None else journal.past, keeper(journal, notices)
         campaign = Campaign(
             probe=probe,
             attempts=Attempts(probe, self.progress, keep, past=past.measurements),
@@ -399,17 +385,3 @@ class _Run:
                 "wall_s": calibration.wall_s,
             },
         )
-
-
-def _keeper(journal: Journal | None, notices: list[str]) -> Callable[[Kept], None]:
-    """Appends to the journal; a disk that fills up meanwhile costs the journal, not the calibration."""
-
-    def keep(kept: Kept) -> None:
-        if journal is None:
-            return
-        try:
-            journal.append(kept)
-        except NotSaved as error:
-            notices.append(f"the journal could not be written: {error.known or error.what}")
-
-    return keep

@@ -60,7 +60,7 @@ def study(trials: int, storage: str, *, kills: bool, seed: int) -> dict[str, obj
     lost = [one["number"] for one in in_state(found, "lost")]
     again = [one["again"] for one in found if one["again"] is not None]
     originals = {one["number"] for one in found if one["again"] is None}
-    ended = {one["number"] if one["again"] is None else one["again"] for one in in_state(found, "complete", "pruned")}
+    ended = {one["number"] if one["again"] is None else one["again"] for one in in_state(found, "complete", "pruned", "failed")}
     values = [value for one in in_state(found, "complete") if isinstance(value := one["value"], float)]
     return {
         "storage": storage.partition(":")[0] or "journal",
@@ -73,6 +73,7 @@ def study(trials: int, storage: str, *, kills: bool, seed: int) -> dict[str, obj
         "twice_for_nothing": len(ended) + len(lost) - len(found) if found else None,
         "complete": len(in_state(found, "complete")),
         "pruned": len(in_state(found, "pruned")),
+        "failed": len(in_state(found, "failed")),
         "best": round(min(values), 5) if values else None,
         "wrong_steps": len(wrong_steps(found, round(SAMPLES * TRAINED_SAMPLES))),
         "wall_s": round(wall_s),

@@ -12,7 +12,7 @@ from batchcal.__main__ import main
 from batchcal.calibration.schema import Budget
 from batchcal.cli.app import app
 from batchcal.core.units import GIB
-from batchcal.measure.calibrate import CalibrationResult
+from batchcal.measure.result import CalibrationResult
 from tests.cli.conftest import Calibrated
 from tests.support.calibrations import a_calibration
 

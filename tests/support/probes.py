@@ -16,10 +16,11 @@ from batchcal.core.progress import Field, Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Accelerator, Environment
 from batchcal.guard.outcome import Fits, Infrastructure, KilledFromOutside, Outcome, OutOfMemory, Peak, Suspect, UserCodeFailed
-from batchcal.measure.calibrate import CalibrationResult, calibrate
+from batchcal.measure.calibrate import calibrate
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.probe import Examination, Probe, ProbeReport, ProbeRequest, RehearsalReport, RehearsalRequest
 from batchcal.measure.options import options
+from batchcal.measure.result import CalibrationResult
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.reference import TaskReference
 from tests.support.calibrations import an_environment
