@@ -32,7 +32,8 @@ TICK_S: Final = 0.5
 GRACE_S: Final = 20.0
 """For a worker that was told to stop: its trial's child ends, and the study learns that it is to be run again."""
 MOST_DEATHS: Final = 5
-"""Of workers, with no trial ended in between."""
+"""Of each worker, with no trial ended in between."""
+LONGEST_WAIT_S: Final = 15.0
 _READ: Final = 1 << 16
 _TAIL: Final = 2000
 _ERRORS: Final[dict[str, type[BatchcalError]]] = {
@@ -61,6 +62,7 @@ class Crew:
         self._stop_until: float | None = None
         """When who was told to stop is made to."""
         self._deaths = 0
+        self._noticed: list[dict[str, Field]] = []
         self._error: BatchcalError | None = None
 
     def run(self) -> None:
@@ -136,6 +138,10 @@ class Crew:
             if name == "trial_ended":
                 self._deaths = 0
             told: dict[str, Field] = {str(key): value for key, value in fields.items()}
+            if name == "notice" and told in self._noticed:
+                return  # who takes another's place says it again
+            if name == "notice":
+                self._noticed.append(told)
             self._progress.event(name, {**told, "worker": member.index} if len(self._assignments) > 1 else told)
 
     def _left(self, member: _Member) -> None:
@@ -152,7 +158,7 @@ class Crew:
     def _died(self, member: _Member, status: int) -> None:
         self._deaths += 1
         how = f"killed by {signal_name(-status)}" if status < 0 else f"ended with {status}"
-        if self._deaths > MOST_DEATHS:
+        if self._deaths > MOST_DEATHS * len(self._assignments):
             raise GuardError(
                 f"workers of the study die again and again; the latest was {how}",
                 known=member.last_words() or "it said nothing",
@@ -160,7 +166,7 @@ class Crew:
             )
         self._progress.event("worker_died", {"worker": member.index, "how": how, "action": "another takes its place"})
         # What they die of may pass: a database that starts anew takes some seconds.
-        wait_s = 2.0 ** (self._deaths - 1) - 1
+        wait_s = min(2.0 ** (self._deaths - 1) - 1, LONGEST_WAIT_S)
         self._awaited.append((time.monotonic() + wait_s, member.assignment))
 
     def _end_all(self) -> None:

@@ -22,7 +22,7 @@ from tests.benchmarks._report import finish, say
 from tests.benchmarks._studies import TRAINED_SAMPLES, command, folder_of, in_state, tiny, told, trials_of, wrong_steps
 from tests.support import postgres
 
-BETWEEN_S: Final = (2.0, 6.0)
+BETWEEN_S: Final = (3.0, 9.0)
 SAMPLES: Final = 8000
 EPOCHS: Final = 9
 
