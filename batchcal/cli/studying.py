@@ -262,7 +262,7 @@ def names_a_study(file: str | None) -> bool:
 
 
 def _is_journal(path: Path) -> bool:
-    """Whatever it is called: `storage` names it."""
+    """Whatever it is called. Asked here, and not by who opens it: a calibration is shown without Optuna."""
     try:
         with path.open("rb") as file:
             return file.read(len(JOURNAL_BEGINS)) == JOURNAL_BEGINS
@@ -280,7 +280,7 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Voice) -> N
     needs_optuna()
     from batchcal.cli import screen
     from batchcal.hpo.seen import look_at
-    from batchcal.hpo.storage import without_password
+    from batchcal.hpo.storage import SQLITE, without_password
     from batchcal.hpo.study import read_study
 
     if file.endswith(".toml"):
@@ -295,7 +295,7 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Voice) -> N
         from batchcal.cli.views.study.page import page
         from batchcal.hpo.importance import importances
 
-        write_page(Path(html), page(seen, importances(study), where), shows=Path(storage))
+        write_page(Path(html), page(seen, importances(study), where), shows=Path(storage.removeprefix(SQLITE)))
         voice.say(f"written: {html}")
     if as_json:
         from batchcal.cli.document import study as document

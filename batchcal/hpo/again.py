@@ -11,11 +11,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from batchcal.hpo.presence import forget, is_gone
+from batchcal.hpo.presence import is_gone, sweep
 
 RETRIES: Final = 4
-"""Of a trial whose worker died. Hardly ever is it what kills them, since it runs in a child of its own: machines that may be taken
-away at any time are."""
+"""Of a trial whose worker died. Hardly ever is it what kills them, since it runs in a child of its own: machines that may be
+taken away at any time are."""
 WORKER: Final = "batchcal_worker"
 """User attribute of a trial: who runs it."""
 AGAIN: Final = "batchcal_again"
@@ -23,7 +23,7 @@ AGAIN: Final = "batchcal_again"
 STOPPED: Final = "batchcal_stopped"
 """User attribute of a trial: somebody stopped it, for no fault of its own."""
 NAMELESS: Final = timedelta(seconds=60)
-"""A trial that runs for so long without a word of who runs it is lost."""
+"""A trial that runs for so long without a word of who runs it is lost; by the clock of this machine, and so in a journal only."""
 SURPLUS: Final = "batchcal_surplus"
 """User attribute of a trial: it was begun by a worker while another began the last one; it is none of the study."""
 
@@ -55,11 +55,12 @@ def came_too_late(trials: Sequence[FrozenTrial], number: int, wanted: int) -> bo
 
 
 def run_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queues `trial`, with the values it had; not where its workers have died too often."""
+    """Queues `trial`, with the values it had; not where its workers have died too often, or where it was queued since."""
     original = original_of(trial)
     runs = [one for one in study.get_trials(deepcopy=False) if original_of(one) == original]
     faults = sum(one.state is TrialState.FAIL and STOPPED not in one.user_attrs for one in runs)
-    if faults <= RETRIES and not any(one.state is TrialState.WAITING for one in runs):
+    # Who was taken for dead, and was not, may find that another has run it since.
+    if faults <= RETRIES and all(one.state is TrialState.FAIL for one in runs if one.number > trial.number):
         study.enqueue_trial(trial.params, user_attrs={AGAIN: original})
 
 
@@ -81,8 +82,9 @@ def retry_lost(study: optuna.Study, presences: Path | None = None) -> tuple[int,
         except (ValueError, UpdateFinishedTrialError):  # another worker has seen it, too
             continue
         run_again(study, study.get_trials(deepcopy=False)[trial.number])
-        forget(str(trial.user_attrs.get(WORKER)), presences)
         lost.append(trial.number)
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    sweep(presences, (str(one.user_attrs.get(WORKER)) for one in running))
     return tuple(lost)
 
 
@@ -91,5 +93,5 @@ def _is_lost(trial: FrozenTrial, presences: Path | None) -> bool:
     if isinstance(worker, str):
         return is_gone(worker, presences)
     # A worker says who it is as the first thing it does.
-    began = trial.datetime_start
+    began = trial.datetime_start if presences is not None else None
     return began is not None and datetime.now() - began > NAMELESS

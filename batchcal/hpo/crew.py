@@ -9,6 +9,7 @@ import selectors
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -61,8 +62,11 @@ class Crew:
         self._ending = False
         self._stop_until: float | None = None
         """When who was told to stop is made to."""
-        self._deaths = 0
+        self._deaths: Counter[int] = Counter()
+        """By worker, since it ended a trial."""
         self._noticed: list[dict[str, Field]] = []
+        """What was told once is not told again by who takes another's place."""
+        self._next_tick = 0.0
         self._error: BatchcalError | None = None
 
     def run(self) -> None:
@@ -81,7 +85,7 @@ class Crew:
                 self._start_awaited()
                 if self._stop_until is not None and time.monotonic() > self._stop_until:
                     self._end_all()
-                self._tick()
+                self._tick_now_and_then()
         except BaseException:
             self.stop()
             raise
@@ -91,6 +95,12 @@ class Crew:
         self._tick()
         if self._error is not None:
             raise self._error
+
+    def _tick_now_and_then(self) -> None:
+        """However much is told meanwhile."""
+        if time.monotonic() >= self._next_tick:
+            self._tick()
+            self._next_tick = time.monotonic() + TICK_S
 
     def finish(self) -> None:
         """No further trial is begun. May be called from another thread."""
@@ -136,10 +146,10 @@ class Crew:
             member.error = kind(str(error.get("what")), known=str(error.get("known")), try_=str(error.get("try")))
         elif isinstance(name, str) and isinstance(fields, dict):
             if name == "trial_ended":
-                self._deaths = 0
+                self._deaths[member.index] = 0
             told: dict[str, Field] = {str(key): value for key, value in fields.items()}
             if name == "notice" and told in self._noticed:
-                return  # who takes another's place says it again
+                return
             if name == "notice":
                 self._noticed.append(told)
             self._progress.event(name, {**told, "worker": member.index} if len(self._assignments) > 1 else told)
@@ -156,17 +166,18 @@ class Crew:
             self._died(member, status)
 
     def _died(self, member: _Member, status: int) -> None:
-        self._deaths += 1
+        self._deaths[member.index] += 1
+        deaths = self._deaths[member.index]
         how = f"killed by {signal_name(-status)}" if status < 0 else f"ended with {status}"
-        if self._deaths > MOST_DEATHS * len(self._assignments):
+        if deaths > MOST_DEATHS:
             raise GuardError(
-                f"workers of the study die again and again; the latest was {how}",
+                f"worker {member.index} of the study dies again and again; now it was {how}",
                 known=member.last_words() or "it said nothing",
                 try_="batchcal hpo run once more: the study goes on where it is",
             )
         self._progress.event("worker_died", {"worker": member.index, "how": how, "action": "another takes its place"})
         # What they die of may pass: a database that starts anew takes some seconds.
-        wait_s = min(2.0 ** (self._deaths - 1) - 1, LONGEST_WAIT_S)
+        wait_s = min(2.0 ** (deaths - 1) - 1, LONGEST_WAIT_S)
         self._awaited.append((time.monotonic() + wait_s, member.assignment))
 
     def _end_all(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from typing import Final
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
@@ -23,7 +24,7 @@ class PatientRDBStorage(RDBStorage):
     """A database that may be away for a while: the heartbeat of a trial outlives that."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        with contextlib.suppress(SQLAlchemyError):
+        with contextlib.suppress(SQLAlchemyError, StorageInternalError):
             super().record_heartbeat(trial_id)
 
 

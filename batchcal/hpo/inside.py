@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -56,9 +56,9 @@ def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         if checkpointed != OFF:
             GradientCheckpointManager(task.model, checkpointed).enable()
         if request.folds:
-            held_out = held_out or folds_of(task, request.folds, seed=request.options.seed)
+            held_out = held_out or folds_of(task, request.folds, seed=request.options.seed, alive=watcher.alive_now_and_then)
             task = in_fold(task, held_out, fold)
-        if fold == 0 and request.memory_limit_bytes is not None:
+        if fold == 0 and request.options.fence and request.memory_limit_bytes is not None:
             arm(context, request.memory_limit_bytes)
         watcher.begin(fold)
         options = replace(request.options, memory_limit_bytes=request.memory_limit_bytes)
@@ -94,8 +94,11 @@ def arm(context: ChildContext, memory_limit_bytes: int) -> None:
     fence.lift()
 
 
-def folds_of(task: Task, folds: int, *, seed: int) -> tuple[tuple[int, ...], ...]:
+def folds_of(task: Task, folds: int, *, seed: int, alive: Callable[[], None] = lambda: None) -> tuple[tuple[int, ...], ...]:
     """What each fold holds out; stratified where the task has labels, for which every sample is loaded once.
+
+    Args:
+        alive: called for each sample.
 
     Raises:
         UsageError: its data is a stream, or too little.
@@ -105,7 +108,12 @@ def folds_of(task: Task, folds: int, *, seed: int) -> tuple[tuple[int, ...], ...
     if samples is None:
         raise UsageError("a stream has no folds", known="cross-validation needs train_data with a length", try_="folds = 0")
     label_of = task.label_of
-    labels = None if label_of is None else [_text(label_of(data[index])) for index in range(samples)]
+    labels: list[str] | None = None
+    if label_of is not None:
+        labels = []
+        for index in range(samples):
+            labels.append(_text(label_of(data[index])))
+            alive()
     return deal(samples, folds, seed=seed, labels=labels)
 
 
@@ -152,7 +160,7 @@ class _Watcher:
         metrics = task.metrics
 
         def heard(model: object, batch: object) -> Mapping[str, tuple[float, float]]:
-            self._alive_now_and_then()
+            self.alive_now_and_then()
             return {} if metrics is None else metrics(model, batch)
 
         return replace(task, metrics=heard)
@@ -165,7 +173,7 @@ class _Watcher:
             peak = fields.get("peak_bytes")
             if isinstance(peak, int):
                 self._peak_bytes = max(self._peak_bytes, peak)
-            self._alive_now_and_then()
+            self.alive_now_and_then()
         elif name == "epoch_ended":
             value = fields.get(f"eval_{self._request.metric}")
             if value is None and self._request.metric == "loss" and not any(name.startswith("eval_") for name in fields):
@@ -192,7 +200,7 @@ class _Watcher:
             reached = Reached(resource=resource, value=self._sign * mean, peak_bytes=self._peak_bytes)
             self._context.tell(reached.model_dump(mode="json"))
 
-    def _alive_now_and_then(self) -> None:
+    def alive_now_and_then(self) -> None:
         if time.monotonic() - self._told_at >= SIGN_OF_LIFE_S:
             self._alive()
 

@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Final
 
 import psutil
 
-from batchcal.core.errors import BatchcalError
 from batchcal.core.lock import Lock
 
 LOCKING: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs", "ufs"})
@@ -36,14 +35,23 @@ def present(worker: str, presences: Path | None) -> Iterator[None]:
     path = _file(presences, worker)
     with Lock(path) as lock:
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(wait_s=0)
-        try:
-            yield
-        except BatchcalError:  # who stops because it was told to, or must, has seen to its trial
-            forget(worker, presences)
-            raise
+            presences.mkdir(parents=True, exist_ok=True)
+            if file_system_of(presences) in LOCKING:
+                lock.acquire(wait_s=0)
+        yield
+        # Only here: one that was stopped may have a trial that nobody was told of.
         forget(worker, presences)
+
+
+def sweep(presences: Path | None, workers: Iterable[str]) -> None:
+    """Removes the locks of who is gone, but for those of `workers`."""
+    if presences is None:
+        return
+    kept = {_file(presences, worker) for worker in workers}
+    with contextlib.suppress(OSError):
+        for path in presences.glob("*.lock"):
+            if path not in kept and _has_left(path):
+                path.unlink(missing_ok=True)
 
 
 def identity() -> str:
@@ -88,13 +96,10 @@ def file_system_of(path: Path) -> str:
 
 
 def _is_dead(worker: str) -> bool:
-    """Whether its process is gone. False where nobody here can tell: it is of another machine, or another container."""
-    host, boot, space, pid, began = (worker.rsplit(":", 4) + [""] * 5)[:5]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    if boot != _here()[0]:
-        return True
-    return space == _here()[1] and _start_of(int(pid)) != began
+    """Whether its process is gone. False where nobody here can tell: it is of another container, another machine, or of this one
+    before it was started anew, which another machine of the same name would look like."""
+    _, boot, space, pid, began = (worker.rsplit(":", 4) + [""] * 5)[:5]
+    return (boot, space) == _here() and pid.isdigit() and _start_of(int(pid)) != began
 
 
 def _here() -> tuple[str, str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import zlib
+from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.schema import Options
@@ -13,9 +16,9 @@ from batchcal.hpo.blueprint import Assignment, Blueprint
 
 WORKER_BYTES: Final = 100 * MIB
 """A worker beside its trial holds 63 MB (measured), and more while it plans."""
-GRAINS: Final = 32
-"""A share is a whole number of such parts of the limit: what a neighbour takes more or less would else make every calibration
-stale."""
+GRAINS: Final = 16
+"""A share is rounded down to a whole number of at least so many parts: what a neighbour takes more or less would else make every
+calibration stale."""
 
 
 def share_out(blueprint: Blueprint, options: Options, environment: Environment, workers: int) -> tuple[Assignment, ...]:
@@ -27,9 +30,12 @@ def share_out(blueprint: Blueprint, options: Options, environment: Environment, 
     if workers == 1:
         return (Assignment(blueprint=blueprint, measure=options),)
     memory = environment.memory
-    free = min(memory.limit.value, options.memory_limit_bytes or memory.limit.value) - memory.used_bytes
-    grain = memory.limit.value // GRAINS
-    share = (min(free, memory.available_bytes) // workers - WORKER_BYTES) // grain * grain
+    free = min(memory.limit.value - memory.used_bytes, memory.available_bytes)
+    # What was asked for is what trainings may have, whatever else there is.
+    share = free // workers - WORKER_BYTES
+    if options.memory_limit_bytes is not None:
+        share = min(share, options.memory_limit_bytes // workers)
+    share = _rounded(share)
     if share <= WORKER_BYTES:
         raise UsageError(
             f"{workers} workers are too many for the memory there is",
@@ -49,6 +55,12 @@ def share_out(blueprint: Blueprint, options: Options, environment: Environment, 
     )
 
 
+def _rounded(share: int) -> int:
+    """Down, by less than a sixteenth; to the same for shares that are close."""
+    grain = 1 << max(share.bit_length() - GRAINS.bit_length(), 0)
+    return share // grain * grain if share > 0 else 0
+
+
 def _devices(asked: str, environment: Environment, workers: int) -> list[str]:
     there = [f"{one.kind}:{one.index}" for one in environment.accelerators if asked in ("auto", one.kind)]
     if asked == "cpu" or (asked == "auto" and not there):
@@ -65,10 +77,25 @@ def _devices(asked: str, environment: Environment, workers: int) -> list[str]:
 def _cores(environment: Environment, workers: int) -> list[tuple[int, ...]]:
     """Cores by worker, each as many: calibrations then hold for all of them. Empty where there are fewer cores than workers.
 
-    As many as the quota has, where it has fewer than may be run on: all at work, they would be stopped together.
+    As many as the quota has, where it has fewer than may be run on: all at work, they would be stopped together. The threads of
+    one core stay together, where the system tells which they are.
     """
     each = int(environment.cpu.cores.value) // workers
     if not hasattr(os, "sched_getaffinity") or each < 1:
         return [()] * workers
-    there = sorted(os.sched_getaffinity(0))
+    there = sorted(os.sched_getaffinity(0), key=lambda cpu: (_core_of(cpu), cpu))
+    # With a quota that leaves cores free, containers on one machine would all take its first.
+    spare = len(there) - each * workers
+    first = zlib.crc32(socket.gethostname().encode()) % len(there) if spare > 0 else 0
+    there = there[first:] + there[:first]
     return [tuple(there[index * each : (index + 1) * each]) for index in range(workers)]
+
+
+def _core_of(cpu: int) -> tuple[int, int]:
+    """The package and the core in it that `cpu` is a thread of; where nobody tells, a core of its own."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    try:
+        package, core = ((topology / name).read_text(encoding="ascii") for name in ("physical_package_id", "core_id"))
+        return int(package), int(core)
+    except (OSError, ValueError):
+        return 0, cpu

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 
 from batchcal.calibration.store import make_folder
 from batchcal.core.errors import BatchcalError, UsageError
+from batchcal.hpo.journal import open_journal
 
 SQLITE: Final = "sqlite:///"
 
@@ -48,7 +48,7 @@ def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
             raise _not_there(text)
         if make:
             make_folder(path.absolute())
-        return JournalStorage(JournalFileBackend(text))
+        return open_journal(text)
     except BatchcalError:  # a signal, too
         raise
     except Exception as error:  # of whatever driver the URL names

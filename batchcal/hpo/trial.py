@@ -72,7 +72,7 @@ class TrialRunner:
             allowed_bytes=request.memory_limit_bytes,
             total_s=total_s,
             host_fence=False,
-            own_fence=request.memory_limit_bytes is not None,
+            own_fence=request.options.fence and request.memory_limit_bytes is not None,
             neighbours=True,
         )
         began = time.monotonic()

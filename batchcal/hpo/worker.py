@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 
 from batchcal.core.errors import BatchcalError, NothingFits, Partial, UserCodeError
@@ -67,6 +68,8 @@ class Worker:
     progress: Progress = field(default_factory=Silent)
     finish: Callable[[], bool] = lambda: False
     """Whether to stop once the trial that runs has ended."""
+    _taken: bool = False
+    """The trial that ran was ended by another worker."""
 
     def work(self) -> int:
         """Runs trials until the study has all of them, or `finish`. Returns how many it ran.
@@ -86,7 +89,12 @@ class Worker:
             fail_stale_trials(self.study)
             if not to_be_run(self.study.get_trials(deepcopy=False), self.settings.trials):
                 break
-            self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
+            try:
+                self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
+            except (UpdateFinishedTrialError, ValueError):
+                if not self._taken:
+                    raise
+            self._taken = False
             ran += 1
             self._despair()
         return ran
@@ -95,6 +103,10 @@ class Worker:
         try:
             return self._tried(trial)
         except (TrialFailed, optuna.TrialPruned):
+            raise
+        except UpdateFinishedTrialError:
+            # This worker was taken for dead, and another has seen to the trial.
+            self._taken = True
             raise
         except Exception as error:
             # No fault of the trial: a signal, the storage, the machine, the config. It is run again.

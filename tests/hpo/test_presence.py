@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.core.errors import Interrupted
-from batchcal.hpo.presence import LOCKING, file_system_of, identity, is_gone, present
+from batchcal.hpo.presence import LOCKING, file_system_of, identity, is_gone, present, sweep
 
 ELSEWHERE = "gone-5d8f:0badf00d:4026531836:12:345"
 """A worker in a container of another name."""
@@ -30,8 +29,9 @@ def test_this_process_lives_and_one_that_was_here_before_is_gone() -> None:
     host, boot, space, pid, began = identity().rsplit(":", 4)
     assert not is_gone(identity(), None)
     assert is_gone(f"{host}:{boot}:{space}:{pid}:{int(began) - 1}", None), "another process had its number"
-    assert is_gone(f"{host}:00000000:{space}:{pid}:{began}", None), "the machine was started anew"
-    assert not is_gone(f"other:{boot}:{space}:1:1", None), "nobody here can tell"
+    assert is_gone(f"other:{boot}:{space}:{pid}:1", None), "a host may change its name"
+    assert not is_gone(f"{host}:00000000:{space}:{pid}:{began}", None), "another machine may have the same name"
+    assert not is_gone(f"{host}:{boot}:1:{pid}:1", None), "nobody here sees the processes of another container"
 
 
 def test_a_worker_of_another_container_is_gone_once_nobody_holds_its_lock(folder: Path) -> None:
@@ -49,15 +49,21 @@ def test_a_lock_on_a_file_system_of_others_tells_nothing(folder: Path, monkeypat
     assert not is_gone(ELSEWHERE, folder)
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_who_ends_as_it_should_leaves_nothing(folder: Path, stopped: bool) -> None:
-    if stopped:
-        with pytest.raises(Interrupted), present(ELSEWHERE, folder):
-            raise Interrupted(2)
-    else:
-        with present(ELSEWHERE, folder):
-            pass
+def test_who_ends_as_it_should_leaves_nothing(folder: Path) -> None:
+    with present(ELSEWHERE, folder):
+        pass
     assert list(folder.iterdir()) == []
+
+
+def test_locks_of_the_dead_are_swept_but_for_those_that_are_still_to_tell_something(folder: Path) -> None:
+    died(ELSEWHERE, folder)
+    died(f"{ELSEWHERE}6", folder)
+    with present(identity(), folder):
+        sweep(folder, [ELSEWHERE])
+        assert len(list(folder.iterdir())) == 2
+        assert is_gone(ELSEWHERE, folder)
+        sweep(folder, [])
+        assert len(list(folder.iterdir())) == 1, "that of one who lives"
 
 
 def test_a_folder_that_cannot_be_written_to_stops_nobody(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_workers_share_the_memory_that_is_free_and_the_cores(machine: Environmen
     (share,) = {part.measure.memory_limit_bytes for part in parts}
     assert share is not None
     assert 0.85 * GIB < share <= 1 * GIB - WORKER_BYTES
-    assert [part.cpus for part in parts] == [(0, 1), (2, 3), (4, 5)]
+    assert [len(part.cpus) for part in parts] == [2, 2, 2]
+    assert len({cpu for part in parts for cpu in part.cpus}) == 6, "no core is of two workers"
     assert {part.measure.device for part in parts} == {"cpu"}
 
 
@@ -69,6 +70,28 @@ def test_a_share_stays_the_same_when_a_neighbour_takes_a_little(machine: Environ
     first = share_out(a_blueprint(), options(4 * GIB), machine, 2)
     second = share_out(a_blueprint(), options(4 * GIB), machine.model_copy(update={"memory": busier}), 2)
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("gib", "used", "limit", "workers", "least"), [(1024, 10, None, 64, 14), (512, 20, 16, 2, 7.4), (24, 20, 3, 2, 1.4)]
+)
+def test_a_share_is_near_what_there_is_for_it(
+    machine: Environment, *, gib: int, used: int, limit: int | None, workers: int, least: float
+) -> None:
+    memory = machine.memory.model_copy(
+        update={
+            "limit": machine.memory.limit.model_copy(update={"value": gib * GIB}),
+            "used_bytes": used * GIB,
+            "available_bytes": (gib - used) * GIB,
+        }
+    )
+    asked = options(gib * GIB, memory_limit_bytes=None if limit is None else limit * GIB)
+    (share,) = {
+        part.measure.memory_limit_bytes
+        for part in share_out(a_blueprint(), asked, machine.model_copy(update={"memory": memory}), workers)
+    }
+    assert share is not None
+    assert least * GIB <= share <= min(gib - used, limit or gib) * GIB / workers
 
 
 def test_more_workers_than_cores_share_all_of_them(machine: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
