@@ -95,6 +95,8 @@ class Assignment(Frozen):
     """Of the calibration of each shape: with what memory this worker may use."""
     index: int = Field(default=0, ge=0)
     """Among the workers that one command started."""
+    neighbours: bool = False
+    """Others of the same command work beside it."""
     cpus: tuple[int, ...] = ()
     """Cores that it keeps to. Empty: all that the process may use."""
 

@@ -12,6 +12,9 @@ from batchcal.hpo.request import TrialState
 
 ATTRIBUTES: Final = "batchcal"
 """User attribute of a trial: its facts."""
+OUT_OF_MEMORY: Final = "out-of-memory"
+DIVERGED: Final = "diverged"
+"""Kinds: memory ran out; its loss became no number, which is bad and no failure."""
 
 
 class TrialFacts(Record):

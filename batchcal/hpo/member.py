@@ -106,6 +106,7 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
         blueprint.folder / "shapes",
         most_trained=blueprint.most_trained,
         launchers=launchers,
+        neighbours=assignment.neighbours,
         budget_parameters=blueprint.settings.budget,
         progress=line,
     )

@@ -10,6 +10,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
+from batchcal.hpo.again import original_of
 from batchcal.hpo.config import PrunerSettings
 
 BOOTSTRAP: Final = 10
@@ -63,13 +64,14 @@ class PatientHyperband(HyperbandPruner):
         if super().prune(study, trial):
             return True
         mine = _values(study, trial)
-        if not mine:
+        resource = max(mine, default=0)
+        if resource < self._first or not mine:
             return False
-        all_told = (_values(study, one) for one in study.get_trials(deepcopy=False) if one.number != trial.number)
-        others = [values for values in all_told if values]
-        resource = max(mine)
         value = mine[resource]
-        if resource >= self._first and self._is_behind(value, resource, others):
+        # A run of the same trial before this one, whose worker died, is no rival.
+        rivals = (one for one in study.get_trials(deepcopy=False) if original_of(one) != original_of(trial))
+        others = [values for one in rivals if (values := _values(study, one))]
+        if self._is_behind(value, resource, others):
             return True
         of_fold = [mine[at] for at in sorted(mine) if (at - 1) // self._fold == (resource - 1) // self._fold]
         levelled_out = has_levelled_out(of_fold, self._patience, self._min_delta)

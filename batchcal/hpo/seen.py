@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from batchcal.hpo.again import AGAIN, STOPPED, is_surplus, original_of
-from batchcal.hpo.facts import TrialFacts, facts_of
+from batchcal.hpo.facts import DIVERGED, TrialFacts, facts_of
 from batchcal.hpo.space import EPOCHS
 from batchcal.hpo.study import IDENTITY, PROMISED, table_of
 from batchcal.workload.reference import Scalar
@@ -96,15 +96,6 @@ class StudySeen:
         complete = [one for one in self.trials if one.state == "complete" and one.value is not None]
         return max(complete, key=lambda one: (self.better * _number(one.value), -one.number), default=None)
 
-    def best_over_time(self) -> list[tuple[TrialSeen, float]]:
-        """Each trial that became the best, as they ended."""
-        told: list[tuple[TrialSeen, float]] = []
-        ended = [one for one in self.trials if one.state == "complete" and one.ended is not None and one.value is not None]
-        for one in sorted(ended, key=_end):
-            if not told or self.better * _number(one.value) > self.better * told[-1][1]:
-                told.append((one, _number(one.value)))
-        return told
-
     def left_s(self) -> float | None:
         """Until all trials have ended, at the pace of the latest. None: none has ended, or none runs."""
         ended = sorted((one for one in self.trials if one.state in DONE and one.ended is not None), key=_end)
@@ -115,12 +106,15 @@ class StudySeen:
 
     def saved_epochs(self) -> int:
         """Epochs that trials which were pruned did not train any more."""
-        return sum(self._left_out(one) for one in self.trials if one.state == "pruned")
+        return sum(self._left_out(one) for one in self._given_up())
 
     def saved_s(self) -> float:
         """What these would have taken, each at the pace of its own trial."""
-        pruned = [one for one in self.trials if one.state == "pruned" and one.epochs]
-        return sum(one.wall_s / one.epochs * self._left_out(one) for one in pruned)
+        return sum(one.wall_s / one.epochs * self._left_out(one) for one in self._given_up() if one.epochs)
+
+    def _given_up(self) -> list[TrialSeen]:
+        """By the pruner: one whose loss is no number has ended by itself."""
+        return [one for one in self.trials if one.state == "pruned" and one.facts.kind != DIVERGED]
 
     def _left_out(self, trial: TrialSeen) -> int:
         """Epochs between where it was given up and its last."""

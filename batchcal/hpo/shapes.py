@@ -80,6 +80,8 @@ class ShapeBook:
     """The largest effective batch that is asked for."""
     launchers: Launchers | None = None
     """Who starts the children, for trials too: a process that has imported torch takes 230 MB and some seconds to start."""
+    neighbours: bool = False
+    """Other workers run in the same memory group."""
     budget_parameters: int | None = None
     progress: Progress = field(default_factory=Silent)
     _refused: dict[str, TooLarge] = field(default_factory=dict)
@@ -141,6 +143,7 @@ class ShapeBook:
                         batches=(),
                         progress=self.progress,
                         launchers=self.launchers,
+                        neighbours=self.neighbours,
                     )
                 except UsageError as error:
                     raise UsageError(
@@ -231,6 +234,7 @@ class ShapeBook:
             force=force,
             most_trained=self.most_trained,
             launchers=self.launchers,
+            neighbours=self.neighbours,
             progress=self.progress,
             environ=os.environ,
         )

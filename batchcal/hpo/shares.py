@@ -49,6 +49,7 @@ def share_out(blueprint: Blueprint, options: Options, environment: Environment, 
             blueprint=blueprint,
             measure=options.model_copy(update={"memory_limit_bytes": share, "device": devices[index]}),
             index=index,
+            neighbours=True,
             cpus=cores[index],
         )
         for index in range(workers)

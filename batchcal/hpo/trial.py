@@ -16,16 +16,16 @@ from batchcal.guard.launch import Job
 from batchcal.guard.outcome import Infrastructure, OutOfMemory, Swapping
 from batchcal.guard.run import Limits, run
 from batchcal.guard.watchdog import MemoryGroup
+from batchcal.hpo.facts import DIVERGED, OUT_OF_MEMORY
 from batchcal.hpo.listening import GaveUp, Judge, Listening
 from batchcal.hpo.request import TrialAnswer, TrialRequest, TrialState
 from batchcal.measure.attempts import said
 from batchcal.measure.children.launchers import Launchers
 
 JOB: Final = "batchcal.hpo.inside:run_trial"
-MEMORY: Final = "out-of-memory"
 UNFIT: Final = f"{NothingFits.__module__}.{NothingFits.__qualname__}"
 USAGE: Final = f"{UsageError.__module__}.{UsageError.__qualname__}"
-DIVERGED: Final = "batchcal.workload.step.LossIsNoNumber"
+NO_NUMBER: Final = "batchcal.workload.step.LossIsNoNumber"
 """By name: who runs trials loads no torch."""
 
 
@@ -120,10 +120,11 @@ def _ended_badly(ending: Ending) -> TrialEnd:
     if link is not None and USAGE in link.bases:
         what, known, try_ = link.told or (why.partition(": ")[2] or why, "", "")
         raise UsageError(what, known=known, try_=try_ or "names of the factory in [hpo.space] and [task.args]")
-    if link is not None and DIVERGED in link.bases:
+    headline = link.told[0] if link is not None and link.told else why
+    if link is not None and NO_NUMBER in link.bases:
         # It ran, and is bad: something that a sampler learns from.
-        return TrialEnd("pruned", kind="diverged", why=link.told[0] if link.told else why, peak_bytes=peak, wall_s=ending.wall_s)
+        return TrialEnd("pruned", kind=DIVERGED, why=headline, peak_bytes=peak, wall_s=ending.wall_s)
     if link is not None and UNFIT in link.bases:
-        return TrialEnd("failed", kind=MEMORY, why=link.told[0] if link.told else why, peak_bytes=peak, wall_s=ending.wall_s)
-    kind = MEMORY if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
+        return TrialEnd("failed", kind=OUT_OF_MEMORY, why=headline, peak_bytes=peak, wall_s=ending.wall_s)
+    kind = OUT_OF_MEMORY if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
     return TrialEnd("failed", kind=kind, why=why, peak_bytes=peak, wall_s=ending.wall_s)

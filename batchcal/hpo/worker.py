@@ -27,7 +27,7 @@ from batchcal.hpo.again import (
     to_be_run,
 )
 from batchcal.hpo.config import StudySettings
-from batchcal.hpo.facts import ATTRIBUTES, facts_of
+from batchcal.hpo.facts import ATTRIBUTES, OUT_OF_MEMORY, facts_of
 from batchcal.hpo.listening import Judge
 from batchcal.hpo.presence import identity, present
 from batchcal.hpo.request import Reached, TrialRequest
@@ -192,11 +192,11 @@ class Worker:
 
     def _despair(self) -> None:
         """Raises:
-        NothingFits: no trial so far fitted.
+        NothingFits: no trial so far fitted, or had memory enough.
         UserCodeError: no trial so far ran through the task's code.
         """
         ended = [facts_of(one) for one in self.study.get_trials(deepcopy=False) if one.state.is_finished()]
-        known = [one for one in ended if one.state is not None]
+        known = [one for one in ended if one.state not in (None, "stopped")]
         states = {one.state for one in known}
         if states == {"infeasible"} and len(known) >= min(HOPELESS, self.settings.trials):
             raise NothingFits(
@@ -207,7 +207,8 @@ class Worker:
         if states == {"failed"} and len(known) >= min(BROKEN, self.settings.trials):
             kinds = ", ".join(sorted({str(one.kind) for one in known}))
             more = len(known) < self.settings.trials
-            raise UserCodeError(
+            kind = NothingFits if kinds == OUT_OF_MEMORY else UserCodeError
+            raise kind(
                 f"all {len(known)} trials failed ({kinds})",
                 known=f"the latest: {known[-1].why}",
                 try_="the same command once that is mended" + ("" if more else ", with --set study=ANOTHER-NAME"),

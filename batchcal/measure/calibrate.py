@@ -64,6 +64,7 @@ def calibrate(
     most_trained: int | None = None,
     probe: Probe | None = None,
     launchers: Launchers | None = None,
+    neighbours: bool = False,
     progress: Progress | None = None,
     clock: Clock | None = None,
     environ: Mapping[str, str] | None = None,
@@ -80,6 +81,7 @@ def calibrate(
         most_trained: micro-batches larger than that are not tried: who asks has no use for them. Evaluation may have more.
         probe: another way to measure, for tests.
         launchers: who starts the children, and is not closed: for who calibrates again and again. None: somebody of its own.
+        neighbours: others come and go in the memory group meanwhile: what it holds more is not held against the children.
 
     Raises:
         UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
@@ -102,6 +104,7 @@ def calibrate(
         most_trained=most_trained,
         probe=probe,
         launchers=launchers,
+        neighbours=neighbours,
         environ=variables,
     )
     if dry_run:
@@ -124,6 +127,7 @@ class _Run:
     most_trained: int | None
     probe: Probe | None
     launchers: Launchers | None
+    neighbours: bool
     environ: Mapping[str, str]
 
     @cached_property
@@ -323,6 +327,7 @@ class _Run:
             meter,
             note=lambda text: self.progress.event("note", {"text": text}),
             launchers=self.launchers,
+            neighbours=self.neighbours,
         )
 
     def _announce(self, budgets: dict[str, Budget]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from batchcal.guard.wire import Message
 from batchcal.hpo.listening import GaveUp, Listening
 from batchcal.hpo.request import Reached
-from batchcal.hpo.trial import DIVERGED
+from batchcal.hpo.trial import NO_NUMBER
 from batchcal.workload.step import LossIsNoNumber
 
 
@@ -75,4 +75,4 @@ def test_what_is_no_report_is_let_pass() -> None:
 
 
 def test_a_loss_that_is_no_number_is_known_by_its_name() -> None:
-    assert f"{LossIsNoNumber.__module__}.{LossIsNoNumber.__qualname__}" == DIVERGED
+    assert f"{LossIsNoNumber.__module__}.{LossIsNoNumber.__qualname__}" == NO_NUMBER

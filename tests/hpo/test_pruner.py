@@ -7,10 +7,12 @@ import random
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from batchcal.hpo.again import AGAIN
 from batchcal.hpo.config import PrunerSettings
 from batchcal.hpo.pruner import PatientHyperband, make_pruner
 
@@ -56,9 +58,9 @@ def test_hyperband_with_patience_spends_a_third_and_finds_what_all_epochs_find(s
     assert sign * found <= best + 0.01
 
 
-def test_a_curve_that_no_longer_falls_is_given_up_and_one_that_falls_slowly_is_not() -> None:
-    # No rung before the ninth epoch: only patience speaks.
-    study = a_study(PatientHyperband(min_resource=9, max_resource=EPOCHS, patience=2, min_delta=0.001))
+def test_a_curve_that_no_longer_falls_is_given_up_and_one_that_falls_slowly_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HyperbandPruner, "prune", lambda *_: False)  # only patience speaks
+    study = a_study(PatientHyperband(max_resource=EPOCHS, patience=2, min_delta=0.001))
     leading, flat, falling, second = study.ask(), study.ask(), study.ask(), study.ask()
     for epoch, value in enumerate((1.0, 0.9, 0.9, 0.8995), start=1):
         leading.report(value - 0.2, epoch)
@@ -71,7 +73,30 @@ def test_a_curve_that_no_longer_falls_is_given_up_and_one_that_falls_slowly_is_n
     assert not second.should_prune(), "and who is among the best third may still be the best"
 
 
-def test_the_worse_half_is_given_up_in_every_bracket_once_there_are_rivals() -> None:
+def test_nothing_is_given_up_before_the_least_resource() -> None:
+    study = a_study(PatientHyperband(min_resource=5, max_resource=EPOCHS, patience=1))
+    trials = [study.ask() for _ in range(6)]
+    for epoch in (1, 2, 3, 4):
+        for place, trial in enumerate(trials):
+            trial.report(1.0 + place, epoch)
+            assert not trial.should_prune()
+
+
+def test_a_run_that_died_is_no_rival_of_the_one_that_takes_its_place() -> None:
+    study = a_study(PatientHyperband(max_resource=EPOCHS))
+    for _ in range(4):
+        died = study.ask({"x": FloatDistribution(0, 1)})
+        died.report(0.1, 1)
+        if died.number:
+            died.set_user_attr(AGAIN, 0)
+        study.tell(died, state=TrialState.FAIL)
+    again = study.ask({"x": FloatDistribution(0, 1)})
+    again.set_user_attr(AGAIN, 0)
+    again.report(0.2, 1)
+    assert not again.should_prune()
+
+
+def test_only_the_best_third_goes_on_in_every_bracket_once_there_are_rivals() -> None:
     study = a_study(PatientHyperband(max_resource=EPOCHS, patience=2))
     for value in (0.1, 0.2, 0.3, 0.4):
         trial = study.ask()
@@ -80,8 +105,8 @@ def test_the_worse_half_is_given_up_in_every_bracket_once_there_are_rivals() -> 
         study.tell(trial, value)
     for _ in range(20):
         worse, better = study.ask(), study.ask()
-        worse.report(0.5, 1)
-        better.report(0.05, 1)
+        worse.report(0.25, 1)
+        better.report(0.15, 1)
         assert worse.should_prune()
         assert not better.should_prune()
         study.tell(worse, state=TrialState.FAIL)

@@ -44,9 +44,3 @@ def test_what_is_left_is_shared_by_the_trials_that_run() -> None:
 
 def test_the_error_of_the_predicted_memory_is_a_median() -> None:
     assert a_study(a_trial(0), a_trial(3), a_trial(12)).prediction_error() == pytest.approx(9 / 300)
-
-
-def test_values_over_time_only_fall() -> None:
-    values = [0.5, 0.7, 0.3, 0.4, 0.2]
-    seen = a_study(*(a_trial(number, values=(value,)) for number, value in enumerate(values)))
-    assert [(trial.number, value) for trial, value in seen.best_over_time()] == [(0, 0.5), (2, 0.3), (4, 0.2)]

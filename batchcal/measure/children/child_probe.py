@@ -77,10 +77,13 @@ class ChildProbe:
         environ: Mapping[str, str] | None = None,
         isolation: str | None = None,
         launchers: Launchers | None = None,
+        neighbours: bool = False,
     ) -> None:
         """Args:
         launchers: who starts the children, and is not closed. None: somebody of its own.
+        neighbours: others come and go in the memory group: what it holds more is not held against the child.
         """
+        self._neighbours = neighbours
         self._settings = dict(settings)
         self._group = group
         self._host_budget = host_budget_bytes
@@ -107,7 +110,7 @@ class ChildProbe:
             known=self._examined.get(device),
             order=self._orders.get((device, "train")),
         )
-        limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s=self._phase_s)
+        limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s=self._phase_s, neighbours=self._neighbours)
         ending = self._run("batchcal.measure.inside.child:examine", arguments.model_dump(mode="json"), allocator, limits)
         if not ending.has_result and ending.phase == "measure":
             # Past the first real steps: what crashed or hung is the model without memory, which it need not bear.
@@ -154,6 +157,7 @@ class ChildProbe:
             allowed_bytes=allowed,
             phase_s={**self._phase_s, "measure": deadline},
             host_fence=not accelerated and setting.workers == 0,
+            neighbours=self._neighbours,
         )
         began = time.monotonic()
         ending = self._run("batchcal.measure.inside.child:probe", arguments.model_dump(mode="json"), request.allocator, limits)
@@ -187,6 +191,7 @@ class ChildProbe:
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
             host_fence=not accelerated,
+            neighbours=self._neighbours,
         )
         arguments = LapArguments(
             setting=self._settings[request.device],
@@ -213,6 +218,7 @@ class ChildProbe:
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
             host_fence=not accelerated and plan.num_workers == 0,
+            neighbours=self._neighbours,
         )
         changes: dict[str, object] = {"intra_op_threads": plan.intra_op_threads, "interop_threads": plan.interop_threads}
         if request.keep_activations:
@@ -261,12 +267,13 @@ class ChildProbe:
         return self._launchers.get(allocator)
 
     def _within(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.Within:
+        # Workers' batches come and go between two looks of the child; the group saw them all.
+        by_group = workers > 0 and isinstance(self._group, ControlGroup) and not self._neighbours
         return answers.Within(
             device=device,
             budget_bytes=budget_bytes,
             host_budget_bytes=self._host_budget,
-            # Workers' batches come and go between two looks of the child; the group saw them all.
-            group_base_bytes=self._shared_bytes(allocator) if workers and isinstance(self._group, ControlGroup) else None,
+            group_base_bytes=self._shared_bytes(allocator) if by_group else None,
         )
 
     def _most_allowed(self, allocator: str) -> int:
@@ -291,8 +298,9 @@ def child_probe(
     *,
     note: Callable[[str], None],
     launchers: Launchers | None = None,
+    neighbours: bool = False,
 ) -> ChildProbe:
-    """The probe for the task behind `reference` on the devices of `budgets`; see `ChildProbe` for `launchers`."""
+    """The probe for the task behind `reference` on the devices of `budgets`; see `ChildProbe` for the last two."""
     free = {f"{item.kind}:{item.index}": item.free_bytes for item in environment.accelerators}
     host = budgets.get("cpu") or host_budget_of(environment, options)
     settings = {
@@ -315,6 +323,7 @@ def child_probe(
         note=note,
         time_limit_s=options.time_limit_s,
         launchers=launchers,
+        neighbours=neighbours,
     )
 
 

@@ -48,6 +48,7 @@ def estimate_shapes(
     progress: Progress | None = None,
     environ: Mapping[str, str] | None = None,
     launchers: Launchers | None = None,
+    neighbours: bool = False,
 ) -> tuple[ShapeEstimate, ...]:
     """What the task needs with each of `shapes` over its own arguments, and first with its own.
 
@@ -56,6 +57,7 @@ def estimate_shapes(
     Args:
         batches: micro-batches whose step is traced. None: the estimates have no points.
         launchers: who starts the children, and is not closed. None: somebody of their own.
+        neighbours: others come and go in the memory group meanwhile.
 
     Raises:
         UsageError: the task takes no such argument.
@@ -80,7 +82,7 @@ def estimate_shapes(
                 reference.directory,
                 starting.environment(policy),
             )
-            ending = run(job, starting.get(policy), meter, _limits(meter))
+            ending = run(job, starting.get(policy), meter, _limits(meter, neighbours=neighbours))
             estimate = _estimate(dict(shape), ending, wanted=bool(batches))
             found.append(estimate)
             told = {"arguments": " ".join(f"{name}={value}" for name, value in shape.items()) or "as calibrated"}
@@ -92,9 +94,10 @@ def estimate_shapes(
     return tuple(found)
 
 
-def _limits(meter: MemoryGroup) -> Limits:
+def _limits(meter: MemoryGroup, *, neighbours: bool) -> Limits:
     room = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
-    return Limits(allowed_bytes=max(0, room), phase_s={"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S})
+    phases = {"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S}
+    return Limits(allowed_bytes=max(0, room), phase_s=phases, neighbours=neighbours)
 
 
 def _estimate(arguments: dict[str, Scalar], ending: Ending, *, wanted: bool) -> ShapeEstimate:

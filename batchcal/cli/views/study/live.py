@@ -38,6 +38,7 @@ class StudyLive(Screen):
             case "notice":
                 self._notes.append(str(fields.get("text")))
             case "worker_died":
+                self._doing.pop(fields.get("worker"), None)
                 self._notes.append(f"worker {fields.get('worker')} {fields.get('how')}; {fields.get('action')}")
             case "shape_calibrated":
                 self._doing.pop(fields.get("worker"), None)
@@ -55,10 +56,10 @@ class StudyLive(Screen):
         seen = self._seen
         if seen is None:
             return Text(" the study begins", style="dim")
-        room = max(self.height - 6 - min(len(self._notes), _MOST_NOTES), 4)
+        room = max(self.height - 6 - min(len(self._notes), _MOST_NOTES) - len(self._doing), 4)
         notes = [Text(f"  - {text}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._notes[-_MOST_NOTES:]]
         doing = [Text(f"  {text}", style="cyan", no_wrap=True, overflow="ellipsis") for text in self._doing.values()]
-        return Group(*self._head(seen), Trials(seen, shown(seen, min(room, _MOST_ROWS))), *doing, *notes)
+        return Group(*self._head(seen), Trials(seen, shown(seen)[: min(room, _MOST_ROWS)]), *doing, *notes)
 
     def _head(self, seen: StudySeen) -> list[Text]:
         share = min(seen.done / max(seen.wanted, 1), 1.0)

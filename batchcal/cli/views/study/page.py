@@ -83,7 +83,8 @@ def _trials(seen: StudySeen) -> list[str]:
     best = seen.best()
     heads = "".join(f'<th class="{"n" if head in NUMBERS else ""}">{head}</th>' for head in HEADS)
     lines = []
-    for one in shown(seen, _MOST_ROWS):
+    ranked = shown(seen)
+    for one in ranked[:_MOST_ROWS]:
         cells = "".join(
             f'<td class="{"n" if head in NUMBERS else one.state if head == "state" else "sampled"}">{escape(cell)}</td>'
             for head, cell in zip(HEADS, row(seen, one), strict=True)
@@ -91,7 +92,7 @@ def _trials(seen: StudySeen) -> list[str]:
         lines.append(f'<tr class="{"chosen" if best is not None and one.number == best.number else ""}">{cells}</tr>')
     if not lines:
         return []
-    more = f", the first {_MOST_ROWS} of {len(seen.trials):,}" if len(seen.trials) > _MOST_ROWS else ""
+    more = f", the first {_MOST_ROWS} of {len(ranked):,}" if len(ranked) > _MOST_ROWS else ""
     return [
         f"<section><h2>trials, the best first{more}</h2>",
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>',

@@ -12,6 +12,7 @@ from rich.text import Text
 from batchcal.cli.views.calibration import hanging
 from batchcal.cli.views.study.words import HEADS, NUMBERS, STYLES, reason, row, shown, summary
 from batchcal.core.units import count_of
+from batchcal.hpo.facts import DIVERGED
 from batchcal.hpo.seen import StudySeen, TrialSeen
 
 _MOST_ROWS: Final = 12
@@ -33,13 +34,14 @@ def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
     for name, answer, besides in summary(seen):
         table.add_row(name, answer, besides)
     yield table
-    if seen.trials:
+    ranked = shown(seen)
+    if ranked:
         yield Text("")
-        yield Trials(seen, shown(seen, _MOST_ROWS))
-    rest = len(seen.trials) - _MOST_ROWS
+        yield Trials(seen, ranked[:_MOST_ROWS])
+    rest = len(ranked) - _MOST_ROWS
     if rest > 0:
         yield Text(f"  and {count_of(rest, 'trial')} more", style="dim")
-    told = [one for one in seen.trials if one.state in ("failed", "infeasible") and one.facts.why][-_FAILED:]
+    told = [one for one in seen.trials if _has_reason(one)][-_FAILED:]
     if told:
         yield Text("")
     for one in told:
@@ -47,6 +49,11 @@ def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
     if where:
         yield Text("")
         yield Text(f"  {where}", style="dim", overflow="fold")
+
+
+def _has_reason(trial: TrialSeen) -> bool:
+    """Why it was pruned is to be seen, but for one whose loss was no number."""
+    return bool(trial.facts.why) and (trial.state in ("failed", "infeasible") or trial.facts.kind == DIVERGED)
 
 
 class Trials:

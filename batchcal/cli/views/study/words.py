@@ -104,10 +104,11 @@ def summary(seen: StudySeen) -> list[tuple[str, str, str]]:
     return told
 
 
-def shown(seen: StudySeen, most: int) -> Sequence[TrialSeen]:
-    """The trials that tell most, the best first: those that run, then the complete, then what came close."""
+def shown(seen: StudySeen) -> Sequence[TrialSeen]:
+    """The trials that tell most, the best first: those that run, then the complete, then what came close. Runs that were run once
+    more are left out."""
     order: dict[State, int] = {state: place for place, state in enumerate(_ORDER)}
-    ranked = sorted(
+    return sorted(
         (one for one in seen.trials if one.state not in ("stopped", "lost", "waiting")),
         key=lambda one: (
             order[one.state],
@@ -115,4 +116,3 @@ def shown(seen: StudySeen, most: int) -> Sequence[TrialSeen]:
             one.number if one.state != "running" else -one.number,
         ),
     )
-    return ranked[:most]
