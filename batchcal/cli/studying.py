@@ -234,11 +234,12 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
         name: of the config they were made of, for messages.
 
     Raises:
-        UsageError: one of them is no study.
+        UsageError: one of them is no study, or would take the place of the config it is made of.
         NotSaved: the folder cannot be written to.
     """
     import tomli_w
 
+    from batchcal.core.files import write_atomically
     from batchcal.hpo.config import as_toml, study_of
 
     written: list[Path] = []
@@ -247,7 +248,9 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
         path = folder / f"{settings.study.replace(' ', '_')}.toml"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(tomli_w.dumps(as_toml(config)), encoding="utf-8")
+            if path.exists() and Path(name).exists() and path.samefile(name):
+                raise UsageError(f"{path} is the config that it would be written from", try_="--write-configs another-folder")
+            write_atomically(path, tomli_w.dumps(as_toml(config)).encode(), mode=0o666)
         except OSError as error:
             raise NotSaved(f"{path} cannot be written", known=error.strerror or str(error), try_="another folder") from None
         written.append(path)

@@ -6,12 +6,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchcal.cli.voice import Voice
+from batchcal.core import settings as knobs
 
 if TYPE_CHECKING:
     from batchcal.cli.studying import Opened
+    from batchcal.core.progress import Fields
     from batchcal.hpo.seen import TrialSeen
     from batchcal.train.options import TrainOptions
     from batchcal.workload.task import Task
+
+
+class _Telling:
+    """A calibration that is there is used without a word; one that is made takes seconds."""
+
+    def __init__(self, voice: Voice) -> None:
+        self._voice = voice
+
+    def event(self, name: str, fields: Fields) -> None:
+        if name == "shape_started":
+            self._voice.say(f"calibrating {fields.get('shape')}: at most about {fields.get('seconds')} s")
 
 
 def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice) -> None:
@@ -25,7 +38,6 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
     from batchcal.calibration.schema import Calibration
     from batchcal.cli import screen
     from batchcal.cli.calibrating import Found
-    from batchcal.cli.progress import listening
     from batchcal.cli.training import trained
     from batchcal.core.errors import NothingFits, NotSaved
     from batchcal.detect.detect import detect_for
@@ -36,16 +48,15 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
 
     blueprint, values = opened.blueprint, best.parameters
     batch = values.get(BATCH_SIZE)
-    with listening(voice, "calibration") as progress:
-        book = ShapeBook(
-            blueprint.reference,
-            opened.options,
-            detect_for(opened.options.device),
-            blueprint.folder / "shapes",
-            most_trained=blueprint.most_trained,
-            progress=progress,
-        )
-        fitting = book.plan(shape_of(blueprint.space, values), batch if isinstance(batch, int) else blueprint.effective_batch)
+    book = ShapeBook(
+        blueprint.reference,
+        opened.options,
+        detect_for(opened.options.device),
+        blueprint.folder / "shapes",
+        most_trained=blueprint.most_trained,
+        progress=_Telling(voice),
+    )
+    fitting = book.plan(shape_of(blueprint.space, values), batch if isinstance(batch, int) else blueprint.effective_batch)
     if isinstance(fitting, TooLarge):
         raise NothingFits(f"trial {best.number} does not fit here: {fitting.why}", try_="a higher memory limit")
     wanted = training_of(blueprint.reference, blueprint.options, values, fitting, blueprint.settings)
@@ -69,5 +80,7 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
         from batchcal.cli.views.training import show
 
         screen.render(show(result, fitting.plan))
+    if opened.desk.settings.value(knobs.CHECKPOINT) is None:
+        voice.say("the model was not kept: --set checkpoint=best.pt writes it to a file")
     if result.not_saved is not None:
         raise NotSaved(result.not_saved, try_="[train] checkpoint = FILE, on a disk with room")

@@ -84,6 +84,10 @@ class Launcher(Protocol):
         """Fills `child.exit_status` where it has ended (then its whole group is dead); True if it has."""
         ...
 
+    def is_alive(self) -> bool:
+        """Whether it can start another child."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -143,10 +147,14 @@ class ZygoteLauncher:
             hello = None
         self._socket.settimeout(START_LIMIT_S)
         if hello is None or hello.get("threads") != 1:
-            log_tail = self._log_tail()
+            log_tail = self._log_tail() or "it ended without a word"
             self.close()
             threads = None if hello is None else hello.get("threads")
-            known = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
+            known = (
+                f"it has {threads} threads after importing torch, so its children could hang"
+                if threads
+                else log_tail or "it ended without a word"
+            )
             raise GuardError("the process that batchcal forks its probes from is not usable", known=known)
         self._ready = True
 
@@ -188,6 +196,9 @@ class ZygoteLauncher:
                     os.killpg(child.pid, signal.SIGKILL)
                 raise GuardError("the process that batchcal forks its probes from has died", known=self._log_tail())
         return child.exit_status is not None
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def close(self) -> None:
         self._channel.close()
@@ -277,6 +288,9 @@ class SpawnLauncher:
                 return False
             self.kill(child)  # what is left of its group, while the zombie still holds the pid
             child.exit_status = self._processes.pop(child.pid).wait()
+        return True
+
+    def is_alive(self) -> bool:
         return True
 
     def close(self) -> None:

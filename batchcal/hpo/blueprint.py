@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import Field
 
 from batchcal.calibration.schema import Options
-from batchcal.core.canonical import JSON, dumps
+from batchcal.core.canonical import JSON, dumps_line
 from batchcal.core.errors import UsageError
 from batchcal.core.values import Frozen
 from batchcal.hpo.config import StudySettings
@@ -125,4 +125,4 @@ def _plain(parameter: Parameter) -> JSON:
 
 
 def _text(value: JSON) -> str:
-    return "not there" if value is None else dumps(value).decode()
+    return "not there" if value is None else dumps_line(value).decode().strip()

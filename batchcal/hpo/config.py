@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -50,11 +50,22 @@ class PrunerSettings(Frozen):
     """Epochs of a fold in a row without a better one."""
     min_delta: float = Field(default=MIN_DELTA, ge=0)
 
+    @model_validator(mode="after")
+    def _all_used(self) -> PrunerSettings:
+        idle = sorted(self.model_fields_set - {"name", *_USED.get(self.name, type(self).model_fields)})
+        if idle:
+            raise ValueError(f"{self.name} takes no {', '.join(idle)}")
+        return self
+
+
+_USED: Final = {"halving": ("min_resource", "reduction_factor", "bootstrap_count"), "median": ("min_resource",), "none": ()}
+"""By pruner: the keys that mean something; of the others all do."""
+
 
 class StudySettings(Frozen):
     """The [hpo] table."""
 
-    study: str = Field(min_length=1, max_length=200)
+    study: str = Field(min_length=1, max_length=100)
     trials: int = Field(default=TRIALS, ge=1)
     """That the study has in all, however often it is started."""
     storage: str | None = None
@@ -80,7 +91,9 @@ class StudySettings(Frozen):
 
 
 _KEYS: Final = tuple(StudySettings.model_fields)
-_NAME: Final = re.compile(r"[A-Za-z0-9._= -]+")
+_TEXTS: Final = ("study", "storage", "metric", "direction")
+"""Keys whose value is text, though it look like a number."""
+_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._= -]*[A-Za-z0-9])?")
 
 
 def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
@@ -122,7 +135,7 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
     if not _NAME.fullmatch(settings.study):
         raise UsageError(
             f"{place} [hpo]: study {settings.study!r} is no name",
-            known="letters, digits, points, dashes, underscores, = and spaces: it names files, too",
+            known="letters and digits, and between them points, dashes, underscores, = and spaces: it names files, too",
             try_='study = "patchtst-2M-h5"',
         )
     return settings, read_space(table.get("space"), f"{place} [hpo.space]")
@@ -145,7 +158,11 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
         if name == "space":
             raise UsageError("--set cannot change the space", known="it is a table", try_="another config")
         if name in _KEYS:
-            hpo[name] = _value(text)
+            hpo[name] = text.strip() if name in _TEXTS else _value(text)
+        elif name.startswith("pruner."):
+            given = hpo.get("pruner", {})
+            pruner = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+            hpo["pruner"] = {**pruner, name.removeprefix("pruner."): _value(text)}
         elif (table := next((table for table, keys in KEYS.items() if name in keys), None)) is not None:
             tables[table] = {**tables.get(table, {}), name: _value(text)}
         elif reference is None:

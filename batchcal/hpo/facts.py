@@ -25,6 +25,8 @@ class TrialFacts(Record):
     kind: str | None = None
     """Of one that failed: `out-of-memory`, `timed-out`, `UserCodeError`, ..."""
     why: str | None = None
+    traceback: str | None = None
+    """Of the user's code, where that failed; its end."""
     wall_s: float | None = None
     effective_batch: int | None = None
     micro_batch: int | None = None

@@ -14,7 +14,7 @@ from typing import Final
 from torch.utils.data import Subset
 
 from batchcal.calibration.schema import OFF, Calibration
-from batchcal.core.errors import UsageError, UserCodeError
+from batchcal.core.errors import UsageError
 from batchcal.core.progress import Fields
 from batchcal.guard.fence import OwnDataLimit
 from batchcal.guard.job import ChildContext
@@ -31,6 +31,7 @@ from batchcal.train.result import TrainingResult
 from batchcal.train.seed import seed_everything
 from batchcal.workload.activation_checkpointing import GradientCheckpointManager
 from batchcal.workload.load import load_task
+from batchcal.workload.step import LossIsNoNumber
 from batchcal.workload.task import Task
 
 SIGN_OF_LIFE_S: Final = 1.0
@@ -147,10 +148,10 @@ class _Watcher:
 
     def end_fold(self) -> None:
         """Raises:
-        UserCodeError: no epoch had a value.
+        LossIsNoNumber: no epoch had a value.
         """
         if not math.isfinite(self._best):
-            raise UserCodeError(f"no epoch ended with a finite {self._request.metric}")
+            raise LossIsNoNumber(f"no epoch ended with a {self._request.metric} that is a number")
         self.bests.append(self._sign * self._best)
         if self._request.folds:
             self._tell((self._fold + 1) * self._request.options.epochs)
@@ -175,7 +176,8 @@ class _Watcher:
                 self._peak_bytes = max(self._peak_bytes, peak)
             self.alive_now_and_then()
         elif name == "epoch_ended":
-            value = fields.get(f"eval_{self._request.metric}")
+            name = f"eval_{self._request.metric}"
+            value = math.nan if name in fields and fields[name] is None else fields.get(name)
             if value is None and self._request.metric == "loss" and not any(name.startswith("eval_") for name in fields):
                 value = fields.get("loss")
             if not isinstance(value, int | float):

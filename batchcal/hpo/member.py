@@ -7,7 +7,6 @@ the worker: who leads it is gone. On stdout a JSON line for each event, and one 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -24,12 +23,11 @@ from batchcal.detect.environment import Environment
 from batchcal.guard.meters import read_status
 from batchcal.hpo.blueprint import Assignment
 from batchcal.hpo.shapes import ShapeBook
-from batchcal.hpo.study import open_study
+from batchcal.hpo.study import NO_ROOM, open_study
 from batchcal.hpo.trial import TrialRunner
 from batchcal.hpo.worker import Worker
 from batchcal.measure.children.launchers import Launchers
 
-NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 FINISH: Final = "finish"
 STOP: Final = "stop"
 

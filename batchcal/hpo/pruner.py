@@ -114,7 +114,9 @@ def make_pruner(settings: PrunerSettings, *, resource: int, trials: int, folds: 
         return MedianPruner(n_startup_trials=5, n_warmup_steps=settings.min_resource), ""
     if settings.name == "halving":
         halving = SuccessiveHalvingPruner(
-            min_resource=settings.min_resource, reduction_factor=settings.reduction_factor, bootstrap_count=0
+            min_resource=settings.min_resource,
+            reduction_factor=settings.reduction_factor,
+            bootstrap_count=settings.bootstrap_count or 0,
         )
         return halving, ""
     bootstrap, why = _bootstrap(settings, resource, trials)
@@ -142,4 +144,4 @@ def _bootstrap(settings: PrunerSettings, resource: int, trials: int) -> tuple[in
     spent = BOOTSTRAP * rungs * (rungs + 1) // 2
     if trials >= LARGE_ENOUGH * spent:
         return BOOTSTRAP, ""
-    return 0, f"bootstrap_count is 0: with {BOOTSTRAP} the first {spent} trials to reach a rung would all be pruned, of {trials}"
+    return 0, f"bootstrap_count is 0: {BOOTSTRAP} are for studies of {LARGE_ENOUGH * spent} trials or more"

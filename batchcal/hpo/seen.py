@@ -110,7 +110,8 @@ class StudySeen:
 
     def saved_s(self) -> float:
         """What these would have taken, each at the pace of its own trial."""
-        return sum(one.wall_s / one.epochs * self._left_out(one) for one in self._given_up() if one.epochs)
+        told = [(one, one.facts.wall_s or one.wall_s) for one in self._given_up() if one.epochs]
+        return sum(wall_s / one.epochs * self._left_out(one) for one, wall_s in told)
 
     def _given_up(self) -> list[TrialSeen]:
         """By the pruner: one whose loss is no number has ended by itself."""

@@ -16,7 +16,7 @@ from batchcal.calibration.shape import ShapeEstimate
 from batchcal.calibration.store import Loaded, load_fresh
 from batchcal.core.canonical import JSON, dumps
 from batchcal.core.clock import SystemClock
-from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, Partial, UsageError, UserCodeError
+from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, NotSaved, Partial, UsageError, UserCodeError
 from batchcal.core.progress import Progress, Silent
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
@@ -64,6 +64,8 @@ class TooLarge:
     """By which part of what is allowed it is too large; above 0. What a sampler is told, so that it looks elsewhere."""
     why: str
     parameters: int | None = None
+    of_batch: bool = False
+    """The effective batch is too large, the shape is not."""
 
 
 @dataclass
@@ -115,7 +117,8 @@ class ShapeBook:
             if isinstance(fitting, Fitting):
                 return fitting
             refused = fitting
-        self._refused[key] = refused
+        if not refused.of_batch:
+            self._refused[key] = refused
         return refused
 
     def _key(self, shape: Mapping[str, Scalar]) -> str:
@@ -161,9 +164,7 @@ class ShapeBook:
         """Refuses what need not be tried."""
         most = self.budget_parameters
         if most is not None and traced.parameters > most:
-            return TooLarge(
-                traced.parameters / most - 1, f"{traced.parameters:,} parameters, the study allows {most:,}", traced.parameters
-            )
+            return self._too_many(traced.parameters)
         budget = host_budget_of(self.environment, self.options).budget_bytes
         # When the optimizer steps, all of these are there.
         rest = PROCESS_BYTES + traced.static_bytes + traced.gradient_bytes
@@ -176,6 +177,10 @@ class ShapeBook:
             )
         return None
 
+    def _too_many(self, parameters: int) -> TooLarge:
+        most = self.budget_parameters or 1
+        return TooLarge(parameters / most - 1, f"{parameters:,} parameters, the study allows {most:,}", parameters)
+
     def _measured(self, key: str, shape: Mapping[str, Scalar], effective_batch: int, traced: ShapeEstimate) -> Fitting | TooLarge:
         path = self.folder / f"{key}.json"
         options = self.options.model_copy(update={"allocator": self._policy()})
@@ -184,10 +189,19 @@ class ShapeBook:
         except NothingFits as error:
             return TooLarge(1.0, error.what, traced.parameters)
         if measured:
+            if _was_cut_short(calibration, effective_batch):
+                text = f"{_told(shape)}: it trains in small micro-batches, since there was no time to try larger ones"
+                self.progress.event("notice", {"text": f"{text}; [calibrate] time_limit gives it more"})
             self.progress.event("shape_calibrated", {"shape": _told(shape), "parameters": traced.parameters})
-        plan, budget = make_plan(calibration, effective_batch=effective_batch), calibration.budget("cpu")
+        parameters = traced.parameters or (0 if calibration.facts is None else calibration.facts.parameters)
+        if self.budget_parameters is not None and parameters > self.budget_parameters:  # it could not be traced
+            return self._too_many(parameters)
+        try:
+            plan, budget = make_plan(calibration, effective_batch=effective_batch), calibration.budget("cpu")
+        except UsageError as error:  # more micro-batches than a step may have
+            return TooLarge(1.0, error.what, parameters, of_batch=True)
         limit = budget.budget_bytes + budget.margin_bytes if plan.device == "cpu" and budget is not None else None
-        return Fitting(plan, path, traced.parameters, limit, measured)
+        return Fitting(plan, path, parameters, limit, measured)
 
     def _policy(self) -> str:
         """The allocator policy of all shapes: which is fastest is a matter of the machine, and is raced once, with the task as it
@@ -238,9 +252,10 @@ class ShapeBook:
             progress=self.progress,
             environ=os.environ,
         )
-        for problem in (result.stopped, result.not_saved):
-            if problem is not None:
-                raise problem
+        if result.stopped is not None:
+            raise result.stopped
+        if result.not_saved is not None:
+            raise NotSaved(result.not_saved.what, known=result.not_saved.known, try_="the same command, once there is room")
         return result.calibration, not result.fresh
 
     def _with(self, shape: Mapping[str, Scalar]) -> TaskReference:

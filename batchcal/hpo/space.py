@@ -127,6 +127,13 @@ def read_space(table: object, place: str) -> Space:
             known=f"kinds there are: {', '.join(KINDS)}",
             try_=_EXAMPLE,
         ) from None
+    for name in space:
+        if not name.isidentifier() or name == "device":
+            raise UsageError(
+                f"{place}: {name!r} is no parameter",
+                known="device is batchcal's to give" if name == "device" else "a name goes to the factory as an argument",
+                try_="a name that the factory takes",
+            )
     for name in OURS:
         if name in space and not _counts(space[name], least=0 if name == WARMUP_STEPS else 1):
             raise UsageError(

@@ -36,6 +36,12 @@ def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
         UsageError: it cannot be reached, or is no study's storage, or is not there and is not to be made.
     """
     text = str(where)
+    if text.startswith("sqlite:") and not text.removeprefix(SQLITE).strip("/ ").removeprefix("sqlite:").strip("/"):
+        raise UsageError(
+            f"the storage {text} names no file",
+            known="a database in memory is of one process alone, and gone with it",
+            try_='storage = "sqlite:///study.db"',
+        )
     try:
         if "://" in text:
             if not make and text.startswith(SQLITE) and not Path(text.removeprefix(SQLITE)).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import warnings
 from typing import Final
@@ -12,11 +13,14 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 
 from batchcal.core.canonical import JSON
-from batchcal.core.errors import BatchcalError, UsageError
+from batchcal.core.errors import BatchcalError, NotSaved, UsageError
 from batchcal.hpo.blueprint import Blueprint, check_same
 from batchcal.hpo.pruner import make_pruner
 from batchcal.hpo.storage import open_storage, without_password
 
+STARTED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+"""States of trials that a study would be the poorer without."""
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 IDENTITY: Final = "batchcal"
 """User attribute of a study: what it was begun as."""
 PROMISED: Final = "batchcal_promised"
@@ -28,6 +32,7 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
 
     Raises:
         UsageError: the storage cannot be used, or the study that is there is another one.
+        NotSaved: it cannot be written to.
     """
     be_quiet()
     settings = blueprint.settings
@@ -47,6 +52,10 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
         raise
     except Exception as error:
         raise _unusable(blueprint, error) from error
+    if trials and not any(one.state in STARTED for one in trials) and table_of(begun) != blueprint.identity():
+        # Nothing was ever trained: a mistake in the space is mended, and costs no name.
+        optuna.delete_study(study_name=settings.study, storage=storage)
+        return open_study(blueprint)
     if begun is None and trials:
         raise UsageError(
             f"study {settings.study!r} is there, and batchcal did not begin it",
@@ -54,15 +63,18 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
             try_=f'another name: --set study="{settings.study}-2"',
         )
     was, now = table_of(begun), blueprint.identity()
-    # Where nothing ran, what was wrong may be mended: but for the space, of which the trials that there are keep a part.
-    ran = any(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in trials)
     if trials:
-        check_same(settings.study, was if ran else _space_of(was), now if ran else _space_of(now))
-    if was != now:
-        study.set_user_attr(IDENTITY, now)
-    promised = {"trials": settings.trials, "resource": blueprint.resource}
-    if study.user_attrs.get(PROMISED) != promised:
-        study.set_user_attr(PROMISED, promised)
+        check_same(settings.study, was, now)
+    try:
+        if was != now:
+            study.set_user_attr(IDENTITY, now)
+        promised = {"trials": settings.trials, "resource": blueprint.resource}
+        if study.user_attrs.get(PROMISED) != promised:
+            study.set_user_attr(PROMISED, promised)
+    except BatchcalError:
+        raise
+    except Exception as error:
+        raise _unusable(blueprint, error) from error
     return study, why
 
 
@@ -98,10 +110,6 @@ def be_quiet() -> None:
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
-def _space_of(identity: dict[str, JSON]) -> dict[str, JSON]:
-    return {name: value for name, value in identity.items() if name.startswith("space.")}
-
-
 def make_sampler(seed: int, number: int) -> BaseSampler:
     """What samples for trial `number`."""
     return TPESampler(seed=int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big"))
@@ -112,7 +120,13 @@ def table_of(value: object) -> dict[str, JSON]:
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
-def _unusable(blueprint: Blueprint, error: Exception) -> UsageError:
+def _unusable(blueprint: Blueprint, error: Exception) -> BatchcalError:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return NotSaved(
+            f"the study {blueprint.settings.study!r} cannot be written to: {error.strerror}",
+            known=f"it is kept in {blueprint.shown_storage}; trials that have ended are there",
+            try_="the same command, once there is room",
+        )
     return UsageError(
         f"the storage of study {blueprint.settings.study!r} cannot be used",
         known=_first_line(error),

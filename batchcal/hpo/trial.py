@@ -13,7 +13,7 @@ from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Job
-from batchcal.guard.outcome import Infrastructure, OutOfMemory, Swapping
+from batchcal.guard.outcome import Infrastructure, OutOfMemory, Swapping, UserCodeFailed
 from batchcal.guard.run import Limits, run
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.hpo.facts import DIVERGED, OUT_OF_MEMORY
@@ -39,6 +39,8 @@ class TrialEnd:
     kind: str = ""
     """Of one that failed: the class of its outcome, such as `out-of-memory` or `user-code-failed`."""
     why: str = ""
+    traceback: str = ""
+    """Of the user's code."""
     peak_bytes: int = 0
     """Most host memory that its child was seen to hold; of one that is complete see the answer."""
     wall_s: float = 0.0
@@ -63,7 +65,7 @@ class TrialRunner:
 
         Raises:
             UsageError: the factory does not take what was sampled, or the task has no such metric: no trial would do.
-            GuardError: no child could be started, or nobody knows what became of it.
+            GuardError: no child could be started.
         """
         plan = request.plan
         meter = memory_meter()
@@ -96,18 +98,16 @@ class TrialRunner:
         return _ended_badly(ending)
 
     def _started(self, job: Job, allocator: str, meter: MemoryGroup, limits: Limits, listener: Listening) -> Ending:
+        launcher = self._launchers.get(allocator)
         try:
-            ending = run(job, self._launchers.get(allocator), meter, limits, listener.hear, check=listener.check)
-            if not ending.infrastructure:
+            ending = run(job, launcher, meter, limits, listener.hear, check=listener.check)
+            if ending.has_result or (not ending.infrastructure and launcher.is_alive()):
                 return ending
         except GuardError:
             pass
-        # The process that children are forked from has died: a new one, once.
+        # The process that children are forked from has died, and they with it: a new one, once.
         self._launchers.drop(allocator)
-        ending = run(job, self._launchers.get(allocator), meter, limits, listener.hear, check=listener.check)
-        if ending.infrastructure:
-            raise GuardError("no child can be watched", known=ending.infrastructure)
-        return ending
+        return run(job, self._launchers.get(allocator), meter, limits, listener.hear, check=listener.check)
 
 
 def _ended_badly(ending: Ending) -> TrialEnd:
@@ -127,4 +127,5 @@ def _ended_badly(ending: Ending) -> TrialEnd:
     if link is not None and UNFIT in link.bases:
         return TrialEnd("failed", kind=OUT_OF_MEMORY, why=headline, peak_bytes=peak, wall_s=ending.wall_s)
     kind = OUT_OF_MEMORY if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
-    return TrialEnd("failed", kind=kind, why=why, peak_bytes=peak, wall_s=ending.wall_s)
+    traceback = (outcome.traceback or outcome.output).strip() if isinstance(outcome, UserCodeFailed) else ""
+    return TrialEnd("failed", kind=kind, why=why, traceback=traceback, peak_bytes=peak, wall_s=ending.wall_s)

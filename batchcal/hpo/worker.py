@@ -16,6 +16,7 @@ from optuna.storages import fail_stale_trials
 
 from batchcal.core.errors import BatchcalError, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Field, Progress, Silent
+from batchcal.core.units import count_of
 from batchcal.hpo.again import (
     AGAIN,
     STOPPED,
@@ -42,6 +43,8 @@ MEMORY: Final = "memory"
 """The constraint: above 0 where a trial does not fit."""
 HOPELESS: Final = 100
 """Trials, none of which fits, after which none will."""
+TRACEBACK: Final = 4000
+"""Characters of one that are kept."""
 BROKEN: Final = 5
 """Trials, all of which the task's own code failed, after which it is the task that is wrong."""
 
@@ -130,7 +133,9 @@ class Worker:
         try:
             end = self._run(trial, values)
         except (NothingFits, UserCodeError, Partial) as error:
-            end = TrialEnd("failed", kind=type(error).__name__, why=error.what)
+            told = f"{error.what} ({error.known})" if isinstance(error, Partial) and error.known else error.what
+            trace = error.known if isinstance(error, UserCodeError) else ""
+            end = TrialEnd("failed", kind=_kind_of(error), why=told, traceback=trace)
         return self._told(trial, end)
 
     def _run(self, trial: optuna.Trial, values: Values) -> TrialEnd:
@@ -165,13 +170,15 @@ class Worker:
             trial.report(reached.value, reached.resource)
             self.progress.event("trial_reached", {"trial": trial.number, "epochs": reached.resource, "value": reached.value})
             if reached.resource < last and trial.should_prune():
-                return f"given up after {reached.resource} epochs at {reached.value:.6g}"
+                return f"given up after {count_of(reached.resource, 'epoch')} at {reached.value:.6g}"
             return None
 
         return judge
 
     def _told(self, trial: optuna.Trial, end: TrialEnd) -> float:
         facts: dict[str, object] = {"state": end.state, "kind": end.kind or None, "why": end.why or None, "wall_s": end.wall_s}
+        if end.traceback:
+            facts["traceback"] = end.traceback[-TRACEBACK:]
         if end.peak_bytes:
             facts["peak_bytes"] = end.peak_bytes
         if end.answer is not None:
@@ -202,17 +209,22 @@ class Worker:
             raise NothingFits(
                 f"none of {len(known)} trials fits",
                 known=f"the latest: {known[-1].why}",
-                try_="smaller bounds in [hpo.space], or a higher memory limit",
+                try_="smaller bounds in [hpo.space], a larger budget where that is what refuses, or a higher memory limit",
             )
         if states == {"failed"} and len(known) >= min(BROKEN, self.settings.trials):
             kinds = ", ".join(sorted({str(one.kind) for one in known}))
             more = len(known) < self.settings.trials
             kind = NothingFits if kinds == OUT_OF_MEMORY else UserCodeError
             raise kind(
-                f"all {len(known)} trials failed ({kinds})",
-                known=f"the latest: {known[-1].why}",
+                f"all {count_of(len(known), 'trial')} failed ({kinds})",
+                known=f"the latest: {known[-1].why}" + (f"\n{known[-1].traceback}" if known[-1].traceback else ""),
                 try_="the same command once that is mended" + ("" if more else ", with --set study=ANOTHER-NAME"),
             )
+
+
+def _kind_of(error: BatchcalError) -> str:
+    """As the outcomes of trials are called."""
+    return "user-code-failed" if isinstance(error, UserCodeError) else "not-calibrated"
 
 
 def training_of(

@@ -9,7 +9,7 @@ from batchcal.core.errors import UsageError
 from batchcal.train.options import TrainOptions
 
 
-def no_better_since(evaluations: list[Mapping[str, float]], options: TrainOptions) -> int:
+def no_better_since(evaluations: list[Mapping[str, float | None]], options: TrainOptions) -> int:
     """How many epochs ago the best result was; 0: the last epoch was the best.
 
     Better is by more than `min_delta`. A result that is no number is never better.
@@ -25,7 +25,8 @@ def no_better_since(evaluations: list[Mapping[str, float]], options: TrainOption
                 known=f"it has {', '.join(sorted(evaluation)) or 'nothing'}",
                 try_=f"watch = {next(iter(sorted(evaluation)), 'loss')!r}",
             )
-        value = evaluation[options.watch] * (1 if options.watch_mode == "min" else -1)
+        told = evaluation[options.watch]
+        value = math.nan if told is None else told * (1 if options.watch_mode == "min" else -1)
         if not math.isnan(value) and (best is None or value < best - options.min_delta):
             best, since = value, 0
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
@@ -33,8 +34,8 @@ def evaluate_all(
     """Means over the whole of `loader` (of `make_eval_loader`), in eval mode and without gradients, each batch by its weight.
 
     `loss` where evaluation is the loss (no `eval_step`), and every metric of the task by its own sums and weights, so that a
-    last, smaller batch counts for what it holds. What an `eval_step` returns is its own affair. A batch that does not fit into
-    memory is evaluated in halves, which makes no difference to sums.
+    last, smaller batch counts for what it holds; NaN where all weights are 0. What an `eval_step` returns is its own affair. A
+    batch that does not fit into memory is evaluated in halves, which makes no difference to sums.
 
     Args:
         wish: a signal in the middle ends the pass early; the means are then of no use.
@@ -59,7 +60,7 @@ def evaluate_all(
                 del micro_batch
     finally:
         task.model.train(was_training)
-    return {name: sums[name] / weights[name] if weights[name] else 0.0 for name in sums}
+    return {name: sums[name] / weights[name] if weights[name] else math.nan for name in sums}
 
 
 def _whatever_it_takes(

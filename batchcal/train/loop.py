@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -212,12 +213,13 @@ def _stopped_by(error: Exception, course: Course, standing: Standing) -> Batchca
     return None
 
 
-def _evaluation(course: Course, wish: StopWish) -> dict[str, float]:
+def _evaluation(course: Course, wish: StopWish) -> dict[str, float | None]:
     if course.eval_loader is None or wish.granted:
         return {}
-    return evaluate_all(
+    means = evaluate_all(
         course.evaluated, course.eval_loader, device=course.device, wish=wish, tell=course.control.evaluated_in_halves
     )
+    return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
 
 
 def _saved(course: Course, standing: Standing) -> str | None:
@@ -251,7 +253,7 @@ def _no_better(course: Course, standing: Standing) -> str | None:
     return f"{course.options.watch} has not become better for {count_of(since, 'epoch')}" if since >= patience else None
 
 
-def _closed(standing: Standing, evaluation: dict[str, float]) -> Standing:
+def _closed(standing: Standing, evaluation: dict[str, float | None]) -> Standing:
     """The epoch is done: its result joins the history and the next one begins."""
     result = EpochResult(
         epoch=standing.epoch,

@@ -12,8 +12,9 @@ class EpochResult(Record):
     """From 0."""
     loss: float
     """Mean over the weight of all samples of the epoch, each as it was when its turn came."""
-    evaluation: dict[str, float]
-    """By name, over the whole evaluation data: the task's metrics, or `loss`. Empty: there are none."""
+    evaluation: dict[str, float | None]
+    """By name, over the whole evaluation data: the task's metrics, or `loss`. Empty: there are none. None: it is infinite, or no
+    number."""
     steps: int
     """Optimizer steps."""
     samples: int

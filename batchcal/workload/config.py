@@ -149,13 +149,13 @@ def _unknown(path: Path, what: str, name: str, names: tuple[str, ...], *, kind: 
 def _parsed(path: Path) -> Toml:
     known = "a config is a TOML file with a table [task]"
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", known=known, try_=f"batchcal calibrate {path / 'config.toml'}")
+        raise UsageError(f"{path} is a folder", known=known, try_=f"{path / 'config.toml'}")
     if not path.exists():
         found = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, found, n=1)
         listed = f"in {path.parent} there are {', '.join(found[:8])}" if found else f"no config is in {path.parent}"
         better = path.with_name(close[0]) if close else "configs/handwriting.toml"
-        raise UsageError(f"there is no file {path}", known=listed, try_=f"batchcal calibrate {better}")
+        raise UsageError(f"there is no file {path}", known=listed, try_=f"{better}")
     if not path.is_file():  # reading a FIFO would wait for ever
         raise UsageError(f"{path} is not a regular file", known=known, try_=_EXAMPLE)
     try:

@@ -127,3 +127,14 @@ def test_a_member_of_a_family_can_be_written_and_read_again(tmp_path: Path) -> N
     assert study_of(again, "member.toml") == study_of(member, "study.toml")
     assert again.reference is not None
     assert again.reference.arguments == {"horizon": 5}
+
+
+def test_a_key_of_the_pruner_is_set_by_its_name(tmp_path: Path) -> None:
+    changed = with_changes(a_config(tmp_path), ["pruner.name=hyperband", "pruner.patience=5"])
+    settings, _ = study_of(changed, "study.toml")
+    assert (settings.pruner.name, settings.pruner.patience) == ("hyperband", 5)
+
+
+def test_a_key_that_the_pruner_would_not_heed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="pruner: median takes no patience"):
+        study_of(with_changes(a_config(tmp_path), ["pruner.patience=5"]), "study.toml")

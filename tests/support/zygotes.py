@@ -31,6 +31,9 @@ class LentZygote:
     def poll(self, child: Started) -> bool:
         return self._launcher.poll(child)
 
+    def is_alive(self) -> bool:
+        return self._launcher.is_alive()
+
     def close(self) -> None:
         """Nothing: others use it."""
 

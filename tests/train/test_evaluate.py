@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -39,8 +40,8 @@ def test_a_metric_has_a_weight_of_its_own() -> None:
     assert evaluated(task, eval_batch=6)["recall"] == pytest.approx(evaluated(task, eval_batch=50)["recall"])
 
 
-def test_a_metric_that_nothing_counted_for_is_zero_and_no_failure() -> None:
-    assert evaluated(replace(a_task(), metrics=lambda model, batch: {"rare": (0.0, 0.0)}))["rare"] == 0.0
+def test_a_metric_that_nothing_counted_for_is_no_number_and_no_failure() -> None:
+    assert math.isnan(evaluated(replace(a_task(), metrics=lambda model, batch: {"rare": (0.0, 0.0)}))["rare"])
 
 
 def test_the_mode_of_the_model_is_put_back_after_a_failure_too() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,10 @@ def test_the_loss_goes_down_and_the_result_says_what_happened() -> None:
     assert [epoch.epoch for epoch in result.epochs] == [0, 1, 2, 3, 4]
     assert result.epochs[-1].loss < result.epochs[0].loss * 0.7
     assert all(epoch.samples == 100 and epoch.steps == 7 for epoch in result.epochs), "six groups of 16 and one of 4"
-    assert result.epochs[-1].evaluation["accuracy"] > result.epochs[0].evaluation["accuracy"]
-    assert 0 <= result.epochs[-1].evaluation["accuracy"] <= 1
+    first, last = (result.epochs[place].evaluation["accuracy"] for place in (0, -1))
+    assert first is not None
+    assert last is not None
+    assert first < last <= 1
     assert result.samples_per_s > 0
     assert result.peak_bytes > 10_000_000
     assert result.accelerator_peak_bytes is None
@@ -252,3 +255,18 @@ def test_options_that_make_no_sense_are_refused(make: Callable[[], TrainOptions]
 def test_the_room_can_be_called() -> None:
     result = batchcal.train(a_task(20), a_plan(10), TrainOptions(epochs=2))
     assert [epoch.samples for epoch in result.epochs] == [20, 20]
+
+
+def test_a_metric_that_is_no_number_ends_no_training() -> None:
+    def metrics(model: nn.Module, batch: object) -> dict[str, tuple[float, float]]:
+        return {"f1": (math.nan, 1.0), "of_nothing": (0.0, 0.0), "fine": (1.0, 2.0)}
+
+    heard = Recorded()
+    result = train(
+        replace(a_task(20), metrics=metrics), a_plan(10), TrainOptions(epochs=2, watch="f1", patience=1), progress=heard
+    )
+    told = result.epochs[0].evaluation
+    assert (told["f1"], told["of_nothing"], told["fine"]) == (None, None, 0.5)
+    assert result.model_validate_json(result.model_dump_json()) == result
+    (first, *_) = [fields for name, fields in heard.events if name == "epoch_ended"]
+    assert first["eval_f1"] is None

@@ -31,7 +31,7 @@ def show(
 
     Or show a training, by its log or its folder: loss, speed, memory against the budget, and what happened.
 
-    Or show a study, by its config or where it is kept: its trials, the best, which parameters matter.
+    Or show a study, by its config or where it is kept: its trials and the best; with --html which parameters matter, too.
     """
     from batchcal.cli import screen
     from batchcal.cli.runs import names_a_run, refuse, show_run

@@ -30,7 +30,7 @@ def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
     for epoch in result.epochs:
         table.add_row(
             *(str(epoch.epoch + 1), f"{epoch.loss:.4f}"),
-            *(f"{epoch.evaluation[name]:.4f}" if name in epoch.evaluation else "" for name in names),
+            *("" if name not in epoch.evaluation else _told(epoch.evaluation[name]) for name in names),
             *([] if many else [count(epoch.steps)]),
             *(count(epoch.samples_per_s), format_seconds(epoch.wall_s)),
         )
@@ -40,3 +40,7 @@ def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
     text = Text(f"  {count(result.samples_per_s)} samples/s, peak {format_bytes(held)}")
     text.append(f"  ({format_bytes(plan.predicted_peak_bytes)} predicted, {format_bytes(plan.budget_bytes)} budget)", style="dim")
     yield text
+
+
+def _told(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.4f}"

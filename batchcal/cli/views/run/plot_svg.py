@@ -49,17 +49,17 @@ class _Frame:
 
 def draw(plot: Plot, *, width: int = 920, height: int = 320) -> str:
     """One `<svg>` element."""
-    named = [series.name for series in plot.series if series.name] if len(plot.series) > 1 else []
-    right = max([16.0, *(len(name) * _CHARACTER + 20 for name in named)])
+    named = [series for series in plot.series if series.name] if len(plot.series) > 1 else []
+    right = max([16.0, *(len(series.name) * _CHARACTER + 20 for series in named)])
     frame = _Frame(plot, width, height, min(right, width / 4))
-    ends = _apart([frame.y(series.points[-1].y) for series in plot.series])
+    ends = _apart([frame.y(series.points[-1].y) for series in named], frame.floor)
     parts = [
         f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(plot.title, quote=True)}">',
         *_grid(frame),
         *(_band(frame, series) for series in plot.series),
         *(_rule(frame, rule) for rule in plot.rules),
         *(_curve(frame, series) for series in plot.series),
-        *(_name(frame, series, y) for series, y in zip(plot.series, ends, strict=True) if named),
+        *(_name(frame, series, y) for series, y in zip(named, ends, strict=True)),
         *(_mark(frame, mark, few=len(plot.marks) <= _MANY) for mark in plot.marks),
         "</svg>",
     ]
@@ -138,10 +138,14 @@ def _mark(frame: _Frame, mark: Mark, *, few: bool) -> str:
     return f'<g class="mark {mark.kind}{"" if few else " small"}">{line}<path d="{path}"/>{title}</g>'
 
 
-def _apart(heights: list[float]) -> list[float]:
-    """The same heights, moved so that no two names cover one another."""
+def _apart(heights: list[float], floor: float) -> list[float]:
+    """The same heights, moved so that no two names cover one another, and none is below `floor`."""
     order = sorted(range(len(heights)), key=lambda place: heights[place])
     placed = list(heights)
     for before, place in itertools.pairwise(order):
         placed[place] = max(placed[place], placed[before] + _LABEL_HEIGHT)
+    lowest = floor
+    for place in reversed(order):
+        placed[place] = min(placed[place], lowest)
+        lowest = placed[place] - _LABEL_HEIGHT
     return placed

@@ -54,6 +54,10 @@ def curves(seen: StudySeen) -> Plot | None:
         series += [
             Series(state if place == len(of_state) - 1 else "", colour, _curve(one), shape) for place, one in enumerate(of_state)
         ]
+    # One report makes no line.
+    at_once = tuple(_curve(one)[0] for one in shown if one.state == "pruned" and len(_curve(one)) == 1)
+    if at_once:
+        series.append(Series("", _PRUNED, at_once, "dots"))
     if best is not None and best.reached:
         series.append(Series("best", _BEST, _curve(best)))
     values = [value for one in shown for _, value in one.reached]

@@ -27,6 +27,7 @@ class StudyLive(Screen):
         self._seen: StudySeen | None = None
         self._notes: list[str] = []
         self._doing: dict[Field, str] = {}
+        self._closed = False
         super().__init__(console=console, ticking=True)
 
     def see(self, seen: StudySeen) -> None:
@@ -50,14 +51,17 @@ class StudyLive(Screen):
                     self._notes.append(f"trial {fields.get('trial')} failed ({fields.get('kind')}): {fields.get('why')}")
 
     def close(self) -> None:
-        self._doing = {}
+        # What comes next shows the same, and stays.
+        self._closed = True
 
     def draw(self) -> RenderableType:
         seen = self._seen
+        notes = [Text(f"  - {text}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._notes[-_MOST_NOTES:]]
+        if self._closed:
+            return Group(*notes)
         if seen is None:
             return Text(" the study begins", style="dim")
         room = max(self.height - 6 - min(len(self._notes), _MOST_NOTES) - len(self._doing), 4)
-        notes = [Text(f"  - {text}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._notes[-_MOST_NOTES:]]
         doing = [Text(f"  {text}", style="cyan", no_wrap=True, overflow="ellipsis") for text in self._doing.values()]
         return Group(*self._head(seen), Trials(seen, shown(seen)[: min(room, _MOST_ROWS)]), *doing, *notes)
 

@@ -52,12 +52,18 @@ def reason(trial: TrialSeen) -> str:
 
 
 def batch_of(trial: TrialSeen) -> str:
-    """`64 = 32x2`: the effective batch, as micro-batch x accumulation."""
+    """`64 = 32x2`: the effective batch, as micro-batch x accumulation; `100 in 7`: in so many that are not all alike."""
     facts = trial.facts
     if facts.effective_batch is None or facts.micro_batch is None or facts.accumulation_steps is None:
         return ""
     whole = count(facts.effective_batch)
-    return whole if facts.accumulation_steps == 1 else f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}"
+    if facts.accumulation_steps == 1:
+        return whole
+    # Where it does not divide, no two numbers make it up: some micro-batches are one sample smaller.
+    even = facts.micro_batch * facts.accumulation_steps == facts.effective_batch
+    return (
+        f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}" if even else f"{whole} in {facts.accumulation_steps}"
+    )
 
 
 def memory_of(trial: TrialSeen) -> str:
