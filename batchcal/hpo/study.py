@@ -52,8 +52,9 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
         raise
     except Exception as error:
         raise _unusable(blueprint, error) from error
-    if trials and not any(one.state in STARTED for one in trials) and table_of(begun) != blueprint.identity():
-        # Nothing was ever trained: a mistake in the space is mended, and costs no name.
+    nothing_ran = not any(one.state in STARTED for one in trials)
+    if begun is not None and trials and nothing_ran and table_of(begun) != blueprint.identity():
+        # What was wrong, in the space too, is mended, and costs no name.
         optuna.delete_study(study_name=settings.study, storage=storage)
         return open_study(blueprint)
     if begun is None and trials:

@@ -61,13 +61,17 @@ def test_another_space_is_refused_and_so_is_another_training_once_a_trial_ran(tm
     open_study(a_blueprint(tmp_path, metric="mse", trials=5, pruner={"name": "none"}))
 
 
-def test_a_space_cannot_be_mended_under_trials_that_keep_a_part_of_it(tmp_path: Path) -> None:
+def test_a_space_that_no_trial_ran_with_is_mended_and_the_study_begins_anew(tmp_path: Path) -> None:
     study, _ = open_study(a_blueprint(tmp_path))
     trial = study.ask()
     trial.suggest_float("rate", 0.01, 0.3, log=True)
-    study.tell(trial, state=TrialState.FAIL)
     with pytest.raises(UsageError, match="is another one"):
-        open_study(a_blueprint(tmp_path, low=0.02))
+        open_study(a_blueprint(tmp_path, low=0.02))  # it runs
+    study.tell(trial, state=TrialState.FAIL)
+    same, _ = open_study(a_blueprint(tmp_path))
+    assert len(same.trials) == 1, "nothing was wrong with it"
+    mended, _ = open_study(a_blueprint(tmp_path, low=0.02))
+    assert mended.trials == []
 
 
 def test_a_study_of_somebody_else_is_let_be(tmp_path: Path) -> None:
@@ -75,6 +79,15 @@ def test_a_study_of_somebody_else_is_let_be(tmp_path: Path) -> None:
     run_one(optuna.create_study(study_name="first", storage=open_storage(blueprint.storage)))
     with pytest.raises(UsageError, match="batchcal did not begin it"):
         open_study(blueprint)
+
+
+def test_a_study_of_somebody_else_whose_trials_failed_is_let_be_too(tmp_path: Path) -> None:
+    blueprint = a_blueprint(tmp_path)
+    study = optuna.create_study(study_name="first", storage=open_storage(blueprint.storage))
+    study.tell(study.ask(), state=TrialState.FAIL)
+    with pytest.raises(UsageError, match="batchcal did not begin it"):
+        open_study(blueprint)
+    assert len(study.get_trials()) == 1
 
 
 @pytest.mark.parametrize("storage", ["{folder}/none.journal", "sqlite:///{folder}/none.db"])
