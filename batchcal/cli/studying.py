@@ -125,8 +125,8 @@ def _train_options(settings: Settings, study: StudySettings, *, margin: float) -
     return options
 
 
-def seen_of(blueprint: Blueprint, *, to_train: bool = False) -> StudySeen:
-    """The study as it is in its storage.
+def seen_of(blueprint: Blueprint, voice: Voice, *, to_train: bool = False) -> StudySeen:
+    """The study as it is in its storage, whatever the config has become; where it has become another, that is said.
 
     Args:
         to_train: what it found is to be trained with, as `blueprint` has all the rest.
@@ -139,8 +139,12 @@ def seen_of(blueprint: Blueprint, *, to_train: bool = False) -> StudySeen:
     from batchcal.hpo.study import IDENTITY, read_study, table_of
 
     study = read_study(blueprint.storage, blueprint.settings.study)
-    if to_train:
+    try:
         check_same(blueprint.settings.study, table_of(study.user_attrs.get(IDENTITY)), blueprint.identity())
+    except UsageError as error:
+        if to_train:
+            raise
+        voice.say(f"note: this study was begun with another config: {error.known}")
     return look_at(study)
 
 

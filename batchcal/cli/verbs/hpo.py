@@ -9,6 +9,7 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.voice import Voice
+from batchcal.core.errors import NothingFits
 
 if TYPE_CHECKING:
     from batchcal.cli.studying import Opened
@@ -48,18 +49,29 @@ def run(
             screen.emit(str(path))
         return
     studies = [opened(config, one, voice) for one in changed]  # what is wrong with one is told before any begins
+    unfit: NothingFits | None = None
     for one in studies:
-        with listening_to_study(voice) as listener:
-            seen, stopped = work(one, workers=workers, listener=listener)
+        try:
+            with listening_to_study(voice) as listener:
+                seen, stopped = work(one, workers=workers, listener=listener)
+        except NothingFits as error:
+            if len(studies) == 1:
+                raise
+            voice.say(f"study {one.blueprint.settings.study}: {error.what}; the others go on")
+            unfit = error
+            continue
         _tell(seen, one.blueprint.shown_storage, as_json=json)
         if seen.done < seen.wanted:
             voice.say(f"the same command goes on: {seen.done} of {seen.wanted} trials are done")
         elif seen.best() is not None:
             chosen = _as_typed(config, set_, one.blueprint.settings.study)
             where = config if chosen == config else one.blueprint.shown_storage
-            voice.say(f"next: batchcal hpo best {chosen} --train, batchcal show {where} --html study.html")
+            voice.say(f"next: batchcal show {where} --html study.html")
+            voice.say(f"next: batchcal hpo best {chosen} --train")
         if stopped:
             return
+    if unfit is not None:
+        raise unfit
 
 
 @hpo.command()
@@ -75,8 +87,9 @@ def status(
     """How a study stands: trials by state, the best, what pruning saved."""
     from batchcal.cli.studying import seen_of
 
-    blueprint = _opened(config, set_, context.ensure_object(Voice)).blueprint
-    _tell(seen_of(blueprint), blueprint.shown_storage, as_json=json)
+    voice = context.ensure_object(Voice)
+    blueprint = _opened(config, set_, voice).blueprint
+    _tell(seen_of(blueprint, voice), blueprint.shown_storage, as_json=json)
 
 
 @hpo.command()
@@ -96,7 +109,7 @@ def best(
 
     voice = context.ensure_object(Voice)
     one = _opened(config, set_, voice)
-    seen = seen_of(one.blueprint, to_train=train)
+    seen = seen_of(one.blueprint, voice, to_train=train)
     winner = best_of(seen)
     if train:
         from batchcal.cli.winner import train_winner
