@@ -50,13 +50,6 @@ class PrunerSettings(Frozen):
     """Epochs of a fold in a row without a better one."""
     min_delta: float = Field(default=MIN_DELTA, ge=0)
 
-    @model_validator(mode="after")
-    def _all_used(self) -> PrunerSettings:
-        idle = sorted(self.model_fields_set - {"name", *_USED.get(self.name, type(self).model_fields)})
-        if idle:
-            raise ValueError(f"{self.name} takes no {', '.join(idle)}")
-        return self
-
 
 _USED: Final = {"halving": ("min_resource", "reduction_factor", "bootstrap_count"), "median": ("min_resource",), "none": ()}
 """By pruner: the keys that mean something; of the others all do."""
@@ -132,6 +125,15 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
             f"{place} [hpo]: " + "; ".join(_told(one["loc"], one["msg"]) for one in error.errors()),
             try_='study = "patchtst"' if "study" not in given else "a value as the README lists them",
         ) from None
+    pruner = given.get("pruner")
+    used = _USED.get(settings.pruner.name)
+    idle = sorted({str(key) for key in pruner} - {"name", *used}) if used is not None and isinstance(pruner, Mapping) else []
+    if idle:
+        raise UsageError(
+            f"{place} [hpo]: the pruner {settings.pruner.name} takes no {', '.join(idle)}",
+            known=f"it takes {', '.join(used or ()) or 'nothing'}",
+            try_='pruner = "hyperband", or without it',
+        )
     if not _NAME.fullmatch(settings.study):
         raise UsageError(
             f"{place} [hpo]: study {settings.study!r} is no name",

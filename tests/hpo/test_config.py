@@ -136,5 +136,5 @@ def test_a_key_of_the_pruner_is_set_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_key_that_the_pruner_would_not_heed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="pruner: median takes no patience"):
+    with pytest.raises(UsageError, match="the pruner median takes no patience"):
         study_of(with_changes(a_config(tmp_path), ["pruner.patience=5"]), "study.toml")

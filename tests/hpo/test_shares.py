@@ -10,7 +10,7 @@ import pytest
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Accelerator, Environment
-from batchcal.hpo.blueprint import Blueprint, check_same
+from batchcal.hpo.blueprint import Assignment, Blueprint, check_same
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.shares import WORKER_BYTES, share_out
 from batchcal.hpo.space import read_space
@@ -116,6 +116,12 @@ def test_each_worker_has_an_accelerator_of_its_own(machine: Environment) -> None
     )
     parts = share_out(a_blueprint(), options(4 * GIB), machine.model_copy(update={"accelerators": cards}), 2)
     assert [part.measure.device for part in parts] == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize("name", ["hyperband", "halving", "median", "none"])
+def test_what_a_worker_is_told_arrives_as_it_was(machine: Environment, name: str) -> None:
+    (sent,) = share_out(a_blueprint(pruner={"name": name}, trials=7), options(4 * GIB), machine, 1)
+    assert Assignment.model_validate_json(sent.model_dump_json()) == sent
 
 
 def test_a_study_is_the_same_with_more_trials_and_another_pruner() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -187,6 +188,35 @@ def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_pat
     assert trials[0].state is TrialState.FAIL
     assert trials[1].params == trials[0].params
     assert len([trial for trial in trials if trial.state.is_finished()]) == 3, "two trials, one of them twice"
+
+
+@pytest.mark.slow
+def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Path, shapes: Path) -> None:
+    class Kills(Recorded):
+        def event(self, name: str, fields: Fields) -> None:
+            super().event(name, fields)
+            pid = launchers.there["default"].overhead_pid
+            if name == "trial_reached" and fields["epochs"] == 2 and len(killed) == 0 and pid is not None:
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+
+    killed: list[int] = []
+    worker = a_worker(tmp_path, shapes, {"learning_rate": RATE}, trials=2, pruner={"name": "none"})
+    assert worker.book.launchers is not None
+    launchers, worker.progress = worker.book.launchers, Kills()
+    trials = run(worker)
+    assert killed
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+def test_a_batch_that_no_step_can_have_is_a_constraint_and_the_shape_trains_with_others(tmp_path: Path, shapes: Path) -> None:
+    space = {"learning_rate": RATE, "batch_size": {"kind": "categorical", "choices": [16, 9_000_000]}}
+    trials = run(a_worker(tmp_path, shapes, space, trials=5))
+    large = [trial for trial in trials if trial.params["batch_size"] > 16]
+    assert large
+    assert {known(trial)["state"] for trial in large} == {"infeasible"}
+    assert {trial.state for trial in trials if trial.params["batch_size"] == 16} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len(large) < 5
 
 
 DIES = """
