@@ -195,8 +195,9 @@ def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Pa
     class Kills(Recorded):
         def event(self, name: str, fields: Fields) -> None:
             super().event(name, fields)
-            pid = launchers.there["default"].overhead_pid
-            if name == "trial_reached" and fields["epochs"] == 2 and len(killed) == 0 and pid is not None:
+            if name == "trial_reached" and fields["epochs"] == 2 and not killed:
+                pid = launchers.there["default"].overhead_pid
+                assert pid is not None
                 killed.append(pid)
                 os.kill(pid, signal.SIGKILL)
 
