@@ -224,6 +224,8 @@ class Worker:
 
 def _kind_of(error: BatchcalError) -> str:
     """As the outcomes of trials are called."""
+    if isinstance(error, NothingFits):
+        return OUT_OF_MEMORY
     return "user-code-failed" if isinstance(error, UserCodeError) else "not-calibrated"
 
 

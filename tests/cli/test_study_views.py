@@ -76,6 +76,10 @@ def test_the_page_has_all_of_it_and_is_whole() -> None:
     assert "http" not in text, "nothing from elsewhere"
 
 
+def test_a_page_without_importances_says_why() -> None:
+    assert "too few trials are complete" in page(a_busy_study(), {}, ".batchcal/first.journal")
+
+
 def test_names_from_a_config_are_shown_as_they_are() -> None:
     odd: dict[str, Scalar] = {"<b>": "<script>", "rate": 0.1}
     seen = a_study(a_trial(0, parameters=odd), a_trial(1, parameters=odd))

@@ -69,7 +69,8 @@ def _parallel(seen: StudySeen) -> list[str]:
 
 def _importances(importances: Mapping[str, float]) -> list[str]:
     if not importances:
-        return []
+        told = '<p class="facts soft">nothing can be said: too few trials are complete, or all are as good</p>'
+        return [f"<section><h2>which parameters matter</h2>{told}</section>"]
     most = max(importances.values()) or 1.0
     rows = "".join(
         f'<span>{escape(name)}</span><div class="meter"><i style="width:{share / most:.1%}"></i></div><b>{share:.0%}</b>'
