@@ -115,6 +115,8 @@ class _Watch:
         self._kill_reason = ""
         self._killed_at = 0.0
         self._dumped_at: float | None = None
+        self._late_s: float | None = None
+        """The limit that it did not keep to."""
         self._infrastructure = ""
         self._volunteers = False
         self._result: dict[str, JSON] = {}
@@ -164,7 +166,7 @@ class _Watch:
             self._kill("memory", too_far)
         elif self._dumped_at is not None:
             if now - self._dumped_at > DUMP_S:
-                self._kill("deadline", f"still in {self._phase} after {self._phase_limit_s:.1f} s")
+                self._kill("deadline", f"still in {self._phase} after {self._late_s:.1f} s")
         elif self._is_late(now):
             self._dumped_at = now
             self._signal(signal.SIGUSR1)  # faulthandler says where it stands
@@ -177,6 +179,9 @@ class _Watch:
             with contextlib.suppress(GuardError):
                 while not self._launcher.poll(self._child) and time.monotonic() < until:
                     time.sleep(0.001)
+        if self._killed_for is None and self._dumped_at is not None and self._child.exit_status == -signal.SIGUSR1:
+            # It was too young to know what we asked.
+            self._killed_for, self._kill_reason = "deadline", f"still in {self._phase} after {self._late_s:.1f} s"
         self._result = _read_result(self._child.directory)
         until = time.monotonic() + BACK_LIMIT_S
         while self._killed_for is not None and not self._watchdog.is_back() and time.monotonic() < until:
@@ -208,7 +213,7 @@ class _Watch:
             killed_for=self._killed_for,
             kill_reason=self._kill_reason,
             phase=self._phase,
-            phase_limit_s=self._phase_limit_s,
+            phase_limit_s=self._phase_limit_s if self._late_s is None else self._late_s,
             output=b"".join(self._output)[-OUTPUT_TAIL_BYTES:].decode(errors="replace"),
             oom_kills=oom_kills,
             armed=self._watchdog.armed,
@@ -244,9 +249,10 @@ class _Watch:
     def _is_late(self, now: float) -> bool:
         total = self._limits.total_s
         if total is not None and now - self._began > total:
-            self._phase_limit_s = total
-            return True
-        return now - self._phase_began > self._phase_limit_s
+            self._late_s = total
+        elif now - self._phase_began > self._phase_limit_s:
+            self._late_s = self._phase_limit_s
+        return self._late_s is not None
 
     def _drain(self) -> bool:
         """Takes what the child printed, keeping the end. False: the pipe is closed."""

@@ -13,7 +13,7 @@ from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Job
-from batchcal.guard.outcome import Infrastructure, OutOfMemory, Swapping, UserCodeFailed
+from batchcal.guard.outcome import Infrastructure, OutOfMemory, Suspect, Swapping, UserCodeFailed
 from batchcal.guard.run import Limits, run
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.hpo.facts import DIVERGED, OUT_OF_MEMORY
@@ -127,5 +127,7 @@ def _ended_badly(ending: Ending) -> TrialEnd:
     if link is not None and UNFIT in link.bases:
         return TrialEnd("failed", kind=OUT_OF_MEMORY, why=headline, peak_bytes=peak, wall_s=ending.wall_s)
     kind = OUT_OF_MEMORY if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
+    if isinstance(outcome, Suspect):
+        return TrialEnd("failed", kind="crashed", why=outcome.detail, peak_bytes=peak, wall_s=ending.wall_s)
     traceback = (outcome.traceback or outcome.output).strip() if isinstance(outcome, UserCodeFailed) else ""
     return TrialEnd("failed", kind=kind, why=why, traceback=traceback, peak_bytes=peak, wall_s=ending.wall_s)

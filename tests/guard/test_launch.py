@@ -250,6 +250,9 @@ def test_the_whole_may_take_so_long_whatever_the_phase(opened: Launcher) -> None
     assert ending.killed_for == "deadline"
     assert ending.phase_limit_s == 1.5
     assert ending.wall_s < 30
+    young = ending_of(opened, "hang", Limits(total_s=0.0001), limit_s=60)
+    assert young.killed_for == "deadline", "however early it is asked where it stands"
+    assert young.phase_limit_s == 0.0001
 
 
 @pytest.mark.child
