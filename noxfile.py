@@ -22,6 +22,8 @@ nox.options.error_on_external_run = True
 ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
 STARTING_PROCESSES = "child or cgroup or slow or gpu"
+ALONE = ("tests/faults", "tests/guard", "tests/measure", "tests/train")
+"""What is tested there measures memory and time, and has the machine for itself; so have the documents, in a session of theirs."""
 
 
 def project_python(session: nox.Session) -> str:
@@ -52,8 +54,7 @@ def in_project(session: nox.Session, *command: str, env: dict[str, str] | None =
 def tests(session: nox.Session) -> None:
     """Run the tests and measure what they cover, child processes counted. `nox -s tests -- tests/detect -k cgroup` runs some.
 
-    Those that start no process run two at a time, and so do studies, which are made to work beside others. The rest have the
-    machine for themselves: they measure memory and time.
+    Two at a time, but for those that have the machine for themselves.
     """
     in_project(session, "-m", "coverage", "erase")
     # Threads that wait sleep: many processes share the cores here, and what spins takes them from those that work.
@@ -63,8 +64,9 @@ def tests(session: nox.Session) -> None:
         in_project(session, *pytest, *session.posargs, env=passive)
     else:
         in_project(session, *pytest, "--ignore=tests/docs", "-m", f"not ({STARTING_PROCESSES})", "-n", "2", env=passive)
-        in_project(session, *pytest, "tests/hpo", "-m", STARTING_PROCESSES, "-n", "2", env=passive)
-        in_project(session, *pytest, "--ignore=tests/docs", "--ignore=tests/hpo", "-m", STARTING_PROCESSES, env=passive)
+        others = ("--ignore=tests/docs", *(f"--ignore={folder}" for folder in ALONE))
+        in_project(session, *pytest, *others, "-m", STARTING_PROCESSES, "-n", "2", env=passive)
+        in_project(session, *pytest, *ALONE, "-m", STARTING_PROCESSES, env=passive)
     in_project(session, "-m", "coverage", "combine", "--quiet")
     # A part of the tests cannot cover the whole.
     in_project(session, "-m", "coverage", "report", f"--fail-under={0 if session.posargs else 92}")
