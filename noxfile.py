@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
 STARTING_PROCESSES = "child or cgroup or slow or gpu"
 ALONE = ("tests/faults", "tests/guard", "tests/measure", "tests/train")
-"""What is tested there measures memory and time, and has the machine for itself; so have the documents, in a session of theirs."""
+"""What is tested there measures memory and time, and has the machine for itself; so have the documents, in their own session."""
 
 
 def project_python(session: nox.Session) -> str:
