@@ -150,11 +150,7 @@ class ZygoteLauncher:
             log_tail = self._log_tail() or "it ended without a word"
             self.close()
             threads = None if hello is None else hello.get("threads")
-            known = (
-                f"it has {threads} threads after importing torch, so its children could hang"
-                if threads
-                else log_tail or "it ended without a word"
-            )
+            known = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
             raise GuardError("the process that batchcal forks its probes from is not usable", known=known)
         self._ready = True
 

@@ -18,6 +18,9 @@ LOCKING: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs
 """File systems of one machine, on which a lock holds for all who see the file, in whatever container. Those of a network, or of a
 virtual machine's host, may keep locks to themselves: one that looks free there tells nothing."""
 
+LOOK_S: Final = 1.0
+"""For another who looks whether the lock is held, which takes a moment."""
+
 
 @contextlib.contextmanager
 def present(worker: str, presences: Path | None) -> Iterator[None]:
@@ -37,7 +40,9 @@ def present(worker: str, presences: Path | None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             presences.mkdir(parents=True, exist_ok=True)
             if file_system_of(presences) in LOCKING:
-                lock.acquire(wait_s=0)
+                # Who sweeps may look at the file, or remove it, before it is held.
+                while lock.acquire(wait_s=LOOK_S).state == "held" and not path.exists():
+                    lock.release()
         yield
         # Only here: one that was stopped may have a trial that nobody was told of.
         forget(worker, presences)

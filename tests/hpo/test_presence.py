@@ -68,8 +68,11 @@ def test_locks_of_the_dead_are_swept_but_for_those_that_are_still_to_tell_someth
 
 def test_a_folder_that_cannot_be_written_to_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    worked = False
     with present(ELSEWHERE, tmp_path / "file" / "workers"):
-        pass
+        worked = True
+    assert worked
+    assert not is_gone(ELSEWHERE, tmp_path / "file" / "workers"), "nobody can tell"
 
 
 def test_the_innermost_mount_tells_the_file_system() -> None:

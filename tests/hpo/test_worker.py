@@ -17,7 +17,7 @@ from batchcal.core.errors import Interrupted, NothingFits
 from batchcal.core.progress import Fields, Recorded
 from batchcal.core.units import GIB
 from batchcal.detect.detect import detect
-from batchcal.hpo.again import WORKER, retry_lost
+from batchcal.hpo.again import AGAIN, WORKER, retry_lost, run_again
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.presence import identity
 from batchcal.hpo.pruner import make_pruner
@@ -208,6 +208,24 @@ def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Pa
     trials = run(worker)
     assert killed
     assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_taken_for_dead_lets_go_of_its_trial_and_goes_on(tmp_path: Path, shapes: Path) -> None:
+    class TakenForDead(Recorded):
+        def event(self, name: str, fields: Fields) -> None:
+            super().event(name, fields)
+            if name == "trial_reached" and (fields["trial"], fields["epochs"]) == (0, 2):
+                other = optuna.load_study(study_name="small", storage=open_storage(tmp_path / "study.journal"))
+                other.tell(0, state=TrialState.FAIL)
+                run_again(other, other.get_trials()[0])
+
+    worker = a_worker(tmp_path, shapes, {"learning_rate": RATE}, trials=2, pruner={"name": "none"})
+    worker.progress = TakenForDead()
+    first, *others = run(worker)
+    assert first.state is TrialState.FAIL
+    assert [trial.state for trial in others] == [TrialState.COMPLETE, TrialState.COMPLETE], "its second run, and the other trial"
+    assert [trial.user_attrs.get(AGAIN) for trial in others].count(0) == 1
 
 
 def test_a_batch_that_no_step_can_have_is_a_constraint_and_the_shape_trains_with_others(tmp_path: Path, shapes: Path) -> None:

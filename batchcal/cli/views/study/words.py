@@ -60,10 +60,9 @@ def batch_of(trial: TrialSeen) -> str:
     if facts.accumulation_steps == 1:
         return whole
     # Where it does not divide, no two numbers make it up: some micro-batches are one sample smaller.
-    even = facts.micro_batch * facts.accumulation_steps == facts.effective_batch
-    return (
-        f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}" if even else f"{whole} in {facts.accumulation_steps}"
-    )
+    if facts.micro_batch * facts.accumulation_steps != facts.effective_batch:
+        return f"{whole} in {facts.accumulation_steps}"
+    return f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}"
 
 
 def memory_of(trial: TrialSeen) -> str:
