@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from tests.support.cgroups import needs_memory_cgroup
 from tests.support.leftovers import TOKEN, look, settled
+from tests.support.smoke import SMOKE, smoke_choice
 from tests.support.zygotes import LentZygote, lent
 
 MAY_START_PROCESSES: Final = ("child", "cgroup", "slow", "gpu")
@@ -30,7 +32,14 @@ HOMES: Final = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("full", deadline=None, max_examples=200)
+settings.load_profile("quick")  # `--hypothesis-profile=full` wins
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[SMOKE] = smoke_choice(items)  # before -m leaves any out
     for item in items:
         if item.get_closest_marker("cgroup") is not None:
             item.add_marker(needs_memory_cgroup)

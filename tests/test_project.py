@@ -82,6 +82,7 @@ def _mess(kind: str, directory: Path) -> Iterator[str]:
             yield Path(made).name
 
 
+@pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.parametrize("kind", ["processes", "orphans", "zombies", "descriptors", "shared_memory", "files"])
 def test_what_is_left_behind_is_found(kind: str, tmp_path: Path) -> None:
@@ -120,20 +121,21 @@ def _environment_without_coverage() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("COV")} | {"PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.smoke
 @pytest.mark.child
 def test_nox_reads_as_the_manual() -> None:
     listing = subprocess.run([sys.executable, "-m", "nox", "-l"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     sessions = [line[2:].split(" -> ") for line in listing.splitlines() if line[:2] in {"* ", "- "} and " -> " in line]
     by_default = [line[2:].split(" -> ")[0] for line in listing.splitlines() if line.startswith("* ")]
     assert by_default == ["tests", "lint", "types", "imports", "docs"]
-    assert {name for name, _ in sessions} == {*by_default, "soak", "bench", "picture"}
+    assert {name for name, _ in sessions} == {*by_default, "full", "soak", "bench", "picture"}
     assert all(description.strip() for _, description in sessions)
 
 
-def test_ci_runs_the_command_for_the_tests_and_nothing_else() -> None:
+def test_ci_runs_the_command_for_the_tests_and_then_all_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text().rstrip().splitlines()[-1] == "python -m pip install nox && python -m nox"
+    assert script.read_text().splitlines()[-2:] == ["python -m pip install nox && python -m nox", "python -m nox -s full"]
 
 
 def test_the_changelog_knows_the_version() -> None:

@@ -13,10 +13,12 @@ from batchcal.core.errors import UsageError
 from batchcal.detect.environment import Environment
 from batchcal.detect.fingerprint import accelerator_digest, allocator_digests, cpu_digest, os_digest, python_digest, torch_digest
 from batchcal.detect.torch_answer import TorchAnswer
-from batchcal.guard.allocator import AUTO, available, resolve
+from batchcal.machine.allocator import AUTO, available, resolve
 from batchcal.workload.identity import TaskIdentity
 
-NOT_IDENTIFYING: Final = frozenset({"time_limit_s", "max_probes", "effective_batch", "seed", "objective"})
+NOT_IDENTIFYING: Final = frozenset(
+    {"time_limit_s", "max_probes", "effective_batch", "seed", "objective", "accept_inexact", "min_micro_batch"}
+)
 """Options that are left out: a longer search does not make a shorter one's answer wrong, a plan is made for any effective batch,
 and the largest samples are the same for every seed."""
 

@@ -84,6 +84,13 @@ def differs(then: Fingerprint, now: Fingerprint) -> StaleReason | None:
     return next((reason for reason, agrees in parts if not agrees), None)
 
 
+def moved(then: TaskIdentity, now: TaskIdentity) -> tuple[str, ...]:
+    """A notice where the same task was calibrated in another folder. Its data may be other data there."""
+    if then.folder is None or then.folder == now.folder:
+        return ()
+    return (f"calibrated in another folder, {then.folder}: the code is the same, relative paths may lead to other data",)
+
+
 def _close(then: int, now: int) -> bool:
     return abs(now - then) <= MEMORY_TOLERANCE * then
 
@@ -128,7 +135,9 @@ def _machine(reason: StaleReason, environment: Environment) -> str:
 def _task_detail(then: TaskIdentity, now: TaskIdentity | None) -> str:
     if now is None:
         return f"measured for {then.spec}, whose code or arguments are others now"
-    if then.spec != now.spec:
+    if then.hashes != now.hashes:
+        return f"measured for {then.spec} by an earlier batchcal, which compared sources byte by byte"
+    if then.spec.rpartition("/")[2] != now.spec.rpartition("/")[2]:
         return f"measured for {then.spec}, now it is {now.spec}"
     changed = [*_changed(then.arguments, now.arguments), *(f"{name} was edited" for name in _edited(then.sources, now.sources))]
     return f"measured for {then.spec}; since then " + ("; ".join(changed[:4]) or "it changed")

@@ -23,10 +23,10 @@ from batchcal.calibration.freshness import check_age, differs
 from batchcal.calibration.keys import Key
 from batchcal.calibration.schema import Fingerprint, Measurement, Options
 from batchcal.calibration.speed import RACED_POLICIES, RacedPolicies
-from batchcal.calibration.store import make_folder, not_saved, why_not_written
+from batchcal.calibration.store import make_folder, not_saved
 from batchcal.core.canonical import JSON, BadJson, dumps_line, loads
 from batchcal.core.errors import NotSaved
-from batchcal.core.files import FileRefused, read_guarded, write_all, write_atomically
+from batchcal.core.files import FileRefused, read_guarded, why_not_written, write_all, write_atomically
 from batchcal.core.values import Record
 
 # Format history

@@ -94,7 +94,9 @@ def key_from_file(path: Path) -> Key:
         secret = _read_secret(path.resolve(strict=True))
     except FileNotFoundError:
         raise UsageError(
-            f"{KEY_FILE_VARIABLE} names a file that is not there: {path}", try_=f"{make_one}, or unset {KEY_FILE_VARIABLE}"
+            f"{KEY_FILE_VARIABLE} names a file that does not exist: {path}",
+            known="it holds the key that signs calibrations and checks their signatures",
+            try_=f"the correct path, or unset {KEY_FILE_VARIABLE}\n{make_one}    a new key",
         ) from None
     except (FileRefused, OSError, RuntimeError, ValueError) as error:  # RuntimeError: symlinks in a circle
         raise UsageError(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
+from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.values import Record
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -51,6 +52,8 @@ class PipelineResult(Record):
     tie: Share
     """Within this share of the fastest none is called faster."""
     wall_s: float
+    workers: LoaderWorkers | None = None
+    """What any plan with workers respects. None: written before batchcal tried workers."""
 
     @property
     def winner(self) -> LoaderTiming:

@@ -9,9 +9,9 @@ from pydantic import Field
 from batchcal.calibration.speed import ALIKE, NotNegative, Positive
 from batchcal.core.values import Record
 from batchcal.guard.outcome import Fits, Outcome
+from batchcal.values.setup import Count, Setup
 
 Left = Literal["", "slower", "behind", "failed", "pruned", "no-time"]
-Count = Annotated[int, Field(ge=0, le=2**31)]
 
 
 class Finalist(Record):
@@ -85,24 +85,10 @@ class SizeRace(Record):
         return min((size for size, rate in rates.items() if rate * ALIKE >= best), default=None)
 
 
-class Settings(Record):
-    """What of a plan a run depends on."""
-
-    device: str
-    allocator: str
-    micro_batches: Annotated[tuple[Count, ...], Field(min_length=1)]
-    eval_batch: Count
-    num_workers: Count
-    prefetch_factor: int | None
-    multiprocessing_context: str | None
-    intra_op_threads: Count
-    interop_threads: Count
-
-
 class Rehearsal(Record):
     """A plan that was run whole: groups of the largest samples, groups as they come, evaluations."""
 
-    settings: Settings
+    settings: Setup
     micro_batches_run: Count
     """Of each optimizer step: fewer than the plan has where time was short. From the second on memory stands still."""
     outcome: Outcome
@@ -115,6 +101,8 @@ class Rehearsal(Record):
     eval_samples_per_s_at_micro_batch: Positive | None
     """What evaluation would do at training's micro-batch; None: that is the same size, or nothing was evaluated."""
     wall_s: NotNegative
+    last_group_error: str = ""
+    """How the last, smaller group of an epoch failed: an error of the task's own code. Empty: it ran, or there is none."""
 
     @property
     def fits(self) -> bool:

@@ -12,18 +12,26 @@ from pydantic import AwareDatetime, Field
 
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.pipeline import PipelineResult
+from batchcal.calibration.promises import PromiseCheck
 from batchcal.calibration.rehearsal import Attribution, Finals, Rehearsal, SizeRace
+from batchcal.calibration.setup_runs import SetupRuns
 from batchcal.calibration.shape import ShapeEstimate
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import Speeds
+from batchcal.calibration.time_slices import TimeSlice
+from batchcal.calibration.undone import Undone
+from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.values import Record
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Outcome
+from batchcal.values.settings import Objective
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.identity import TaskIdentity
 
 # Format history
 # 1 - (0.1) first version
-FORMAT: Final = 1
+# 2 - (0.1) `undone` names its parts, where it held sentences. Optional fields come without a new number
+FORMAT: Final = 2
 TIME_TO_LIVE: Final = timedelta(days=7)
 
 BatchSize = Annotated[int, Field(ge=1, le=2**31)]
@@ -31,11 +39,9 @@ BatchSize = Annotated[int, Field(ge=1, le=2**31)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 Mode = Literal["train", "eval"]
-Objective = Literal["memory", "throughput"]
-"""`memory`: the largest micro-batch that fits; `throughput`: the one that trained fastest, of those that were timed."""
-SearchPhase = Literal["profile", "scale", "verify", "expand", "bisect", "eval", "confirm"]
+SearchPhase = Literal["profile", "scale", "verify", "expand", "bisect", "eval", "confirm", "refusal"]
 """`profile`: tiny batches; `scale`: about half the expected cap; then the three phases: `verify` the cap, `expand` under the
-headroom threshold, `bisect` after a miss."""
+headroom threshold, `bisect` after a miss; `refusal`: two steps at a size near one that the user's code refused."""
 LimitedBy = Literal[
     "memory",
     "accelerator-memory",
@@ -80,12 +86,16 @@ class Options(Record):
     time_limit_s: float
     max_probes: int | None
     objective: Objective = "throughput"
-    """What the plan that is rehearsed is for. time_limit_s, max_probes, effective_batch, objective and seed do not enter the
-    fingerprint."""
+    """What the plan that is rehearsed is for. time_limit_s, max_probes, effective_batch, objective, accept_inexact,
+    min_micro_batch and seed do not enter the fingerprint."""
+    accept_inexact: bool = False
+    """The user accepts that dividing a batch changes its gradient, by the mismatch that `promises` holds."""
+    min_micro_batch: BatchSize | None = None
+    """Least micro-batch of a divided batch, in samples. None: 16 for models with batch statistics, else 1."""
 
 
 class Budget(Record):
-    """Bytes that the training may use on one device: limit - others - margin."""
+    """Bytes that the training may use on one device: limit - others - margin - reserved."""
 
     device: str
     limit_bytes: int
@@ -94,6 +104,9 @@ class Budget(Record):
     margin_bytes: int
     budget_bytes: int
     learned_from: str
+    reserved_bytes: int = 0
+    """Kept for what the training comes to hold by the end of an epoch: samples that the dataset keeps, and the growth of the
+    workers that the user asked for. Not in `budget_bytes`."""
 
 
 class Isolation(Record):
@@ -133,13 +146,24 @@ class Capacity(Record):
     peak_bytes: int
     samples_per_s: float
     measured_by: int
-    """`sequence` of the measurement that ran it."""
+    """`sequence` of the measurement that ran it. 0: a rehearsal ran it."""
     limited_by: LimitedBy
     undone: str = ""
     """What a longer search would still have tried."""
+    ruled_out: BatchSize | None = None
+    """The smallest micro-batch that probes fitted and whose rehearsal ran out of memory. None: no rehearsal did."""
     accumulated: bool = False
     """True: it was run with the gradients of an earlier micro-batch alive, as accumulation has them. False: a plan that
     accumulates must add them."""
+
+
+def usable_bytes(budget_bytes: int, base_bytes: float, heap_growth: float) -> int:
+    """What a few steps may hold of a budget where the batch takes `heap_growth` times as much after many.
+
+    Args:
+        base_bytes: what the process holds without a batch.
+    """
+    return budget_bytes - int(max(0.0, budget_bytes - base_bytes) * (1 - 1 / heap_growth))
 
 
 class Finding(Record):
@@ -151,6 +175,17 @@ class Finding(Record):
     eval: Capacity | None
     train_memory: MemoryModel
     eval_memory: MemoryModel | None
+    heap_growth: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """How many times as much memory a batch takes after many steps as after a few: the heap grows where batches change their
+    shapes. Peaks and memory models are those of a few steps."""
+
+    def usable_bytes(self, budget_bytes: int) -> int:
+        """What a few steps may hold of a budget, so that many steps stay within it."""
+        return usable_bytes(budget_bytes, self.train_memory.base_bytes, self.heap_growth)
+
+    def grown_bytes(self, peak_bytes: int) -> int:
+        """The peak after many steps, of a training whose peak is `peak_bytes` after a few."""
+        return peak_bytes + int(max(0.0, peak_bytes - self.train_memory.base_bytes) * (self.heap_growth - 1))
 
 
 class Fingerprint(Record):
@@ -177,8 +212,9 @@ class Calibration(Record):
     """Version that wrote it."""
     created_at: AwareDatetime
     expires_at: AwareDatetime
-    status: Literal["complete", "unsettled", "partial"]
-    """`unsettled`: verified, but time or probes ended before the search did; `partial`: nothing verified yet."""
+    status: Literal["complete", "unsettled", "partial", "predicted"]
+    """`unsettled`: verified, but time or probes ended before the search did; `partial`: nothing verified yet; `predicted`: a dry
+    run, whose measurements are assumed."""
     environment: Environment
     task: TaskIdentity
     facts: TaskFacts | None
@@ -186,12 +222,21 @@ class Calibration(Record):
     fingerprint: Fingerprint
     budgets: tuple[Budget, ...]
     measurements: tuple[Measurement, ...]
+    setups: tuple[SetupRuns, ...] = ()
+    """`measurements` by setup. Empty: not recorded before format 2."""
     findings: tuple[Finding, ...]
     chosen_device: str
     effective_batch: BatchSize | None
     """Asked for, by flag or by `[plan]`; None: the capacity."""
-    undone: tuple[str, ...] = ()
+    undone: tuple[Undone, ...] = ()
+    unanswered: tuple[Objective, ...] | None = None
+    """Objectives that no plan of it is sure to serve: `throughput` without a race of threads and workers, `memory` without a
+    capacity. None: not recorded before format 2."""
+    world_size: Annotated[int, Field(ge=1)] = 1
+    """Processes that trained together in each run."""
     wall_s: float = 0.0
+    time_slices: tuple[TimeSlice, ...] = ()
+    """What of it each part took. Empty: not recorded before format 2."""
     notes: tuple[str, ...] = ()
     allocator: str | None = None
     """The policy that the race of policies chose; None: none was raced, the one asked for holds."""
@@ -207,8 +252,20 @@ class Calibration(Record):
     """What the plan that was rehearsed first gains over PyTorch's defaults."""
     shapes: tuple[ShapeEstimate, ...] = ()
     """Shapes of the model that were asked about, the task's own first: `calibrate --shape`."""
+    promises: tuple[PromiseCheck, ...] = ()
+    """Checks of what the task promises. Empty: written before batchcal checked promises, or nothing was examined."""
+    loader_workers: LoaderWorkers | None = None
+    """What any plan with workers respects. None: workers were not tried."""
+    size_rule: SizeRule | None = None
+    """Which batch sizes the task takes, where it refused some that follow a rule. None: it took every size that was tried."""
     pipeline: PipelineResult | None = None
     """The input pipeline, where it was measured: `calibrate --pipeline-only`."""
+
+    @property
+    def obeyed(self) -> SizeRule:
+        """What every size that batchcal chooses obeys: the rule of the task, else `--multiple-of`."""
+        multiple = self.options.multiple_of
+        return self.size_rule or SizeRule(multiple_of=multiple, least=multiple)
 
     @property
     def policy(self) -> str:
@@ -218,7 +275,7 @@ class Calibration(Record):
     @property
     def is_usable(self) -> bool:
         """Whether a plan can be made from it."""
-        return self.status != "partial" and self.finding() is not None
+        return self.status not in ("partial", "predicted") and self.finding() is not None
 
     def finding(self, *, device: str | None = None, allocator: str | None = None) -> Finding | None:
         """The finding for `device` (default: the chosen one; `cuda` is the first of its kind) under `allocator` (default: the

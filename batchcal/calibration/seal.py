@@ -77,7 +77,7 @@ def _check_signature(signature: JSON, payload: dict[str, JSON], trust: Trust) ->
     """Notices, or why it is refused."""
     if signature is None:
         if trust.demands_signature:
-            return Stale(reason="unsigned", detail=f"nobody signed it, and a signature is required{_because(trust)}")
+            return Stale(reason="unsigned", detail=f"it is not signed, and a signature is required{_because(trust)}")
         return ("the calibration is unsigned; its digest is right",)
     if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM:
         return Stale(reason="bad-signature", detail=f"not a signature by {ALGORITHM}")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.calibration.freshness import check
+from batchcal.calibration.freshness import check, moved
 from batchcal.calibration.keys import Key, Trust
 from batchcal.calibration.schema import FORMAT, Calibration, Fingerprint, Options
 from batchcal.calibration.seal import Opened, seal, unseal
 from batchcal.calibration.stale import Stale
-from batchcal.core.canonical import MAX_BYTES, BadJson, dumps_line
+from batchcal.calibration.upgrade import upgraded
+from batchcal.core.canonical import MAX_BYTES, BadJson, dumps_line, loads
 from batchcal.core.errors import NoCalibration, NotSaved, UsageError
-from batchcal.core.files import FileRefused, read_guarded, write_atomically
+from batchcal.core.files import FileRefused, read_guarded, why_not_written, write_atomically
 from batchcal.core.values import Frozen
 from batchcal.detect.environment import Environment
 from batchcal.workload.identity import TaskIdentity
@@ -28,19 +29,10 @@ from batchcal.workload.identity import TaskIdentity
 PATH_VARIABLE: Final = "BATCHCAL_CALIBRATION"
 FOLDER: Final = ".batchcal"
 NAME: Final = "calibration.json"
+"""Where earlier versions kept the calibration of every task, and what examples call one. See `locate` for today's names."""
 _MODE: Final = 0o644
 """Less the umask. It holds no secret, and who runs `show` on the host is often not who calibrated in the container."""
 _PROJECT_MARKS: Final = ("batchcal.toml", "pyproject.toml", ".git")
-
-_WHY_NOT_SAVED: Final[dict[int, str]] = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "the folder may not be written",
-    errno.EPERM: "the folder may not be written",
-    errno.EBUSY: "the file is a mount of its own and cannot be replaced; mount its folder instead",
-    errno.EXDEV: "the file is a mount of its own and cannot be replaced; mount its folder instead",
-}
 
 
 class Loaded(Frozen):
@@ -61,48 +53,43 @@ class Missing(Frozen):
         return f"there is no {self.path}"
 
 
-def default_path(directory: Path, environ: Mapping[str, str]) -> Path:
-    """Where a calibration made in `directory` is written.
-
-    BATCHCAL_CALIBRATION (relative to `directory`), else `.batchcal/calibration.json` of the project, which is the nearest folder
-    upwards with a batchcal.toml, a pyproject.toml or a .git, or `directory` itself; else, where that cannot be written, a place
-    of this project in the user's cache.
+def named_path(directory: Path, environ: Mapping[str, str]) -> Path | None:
+    """The file that BATCHCAL_CALIBRATION names, relative to `directory`. None: it is not set.
 
     Raises:
-        UsageError: BATCHCAL_CALIBRATION begins with a `~` that means nobody.
+        UsageError: it begins with a `~` of an unknown user.
     """
     named = environ.get(PATH_VARIABLE)
-    if named:
-        try:
-            return directory.absolute() / Path(named).expanduser()
-        except RuntimeError as error:
-            raise UsageError(f"{PATH_VARIABLE}={named} cannot be used", known=str(error), try_="an absolute path") from None
+    if not named:
+        return None
+    try:
+        return directory.absolute() / Path(named).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{PATH_VARIABLE}={named} cannot be used", known=str(error), try_="an absolute path") from None
+
+
+def default_folder(directory: Path) -> Path:
+    """`.batchcal` of the project of `directory`; where that cannot be written, a place of this project in the user's cache."""
     project = find_project(directory)
-    if _can_write(project):
-        return project / FOLDER / NAME
+    return project / FOLDER if _can_write(project) else cache_folder(project)
+
+
+def cache_folder(project: Path) -> Path:
+    """The folder of `project` in the user's cache."""
     import platformdirs
 
-    # The path, not the name: every second project is called `app`.
-    place = f"{project.name or 'root'}-{hashlib.sha256(os.fsencode(project)).hexdigest()[:16]}"
-    return platformdirs.user_cache_path("batchcal", appauthor=False) / place / NAME
+    return platformdirs.user_cache_path("batchcal", appauthor=False) / place_name(project)
 
 
-def existing_path(directory: Path, environ: Mapping[str, str]) -> Path:
-    """Where to read: `default_path`, or the project's own file where only that is there (an image with a calibration baked in and
-    a read-only root).
-
-    Raises:
-        UsageError: as `default_path`.
-    """
-    path = default_path(directory, environ)
-    baked_in = find_project(directory) / FOLDER / NAME
-    return baked_in if not environ.get(PATH_VARIABLE) and not _exists(path) and _exists(baked_in) else path
+def place_name(project: Path) -> str:
+    """A folder name for `project`, by its path: every second project is called `app`."""
+    return f"{project.name or 'root'}-{hashlib.sha256(os.fsencode(project)).hexdigest()[:16]}"
 
 
 def find_project(directory: Path) -> Path:
     """The nearest folder upwards that looks like a project, else `directory`. Absolute."""
     start = directory.absolute()
-    marked = (folder for folder in (start, *start.parents) if any(_exists(folder / mark) for mark in _PROJECT_MARKS))
+    marked = (folder for folder in (start, *start.parents) if any(exists(folder / mark) for mark in _PROJECT_MARKS))
     return next(marked, start)
 
 
@@ -149,11 +136,6 @@ def save(calibration: Calibration, path: Path, *, key: Key | None = None) -> Non
         raise not_saved(path, why_not_written(error)) from error
 
 
-def why_not_written(error: OSError) -> str:
-    """In words that say what to change."""
-    return _WHY_NOT_SAVED.get(error.errno or 0, error.strerror or str(error))
-
-
 def not_saved(path: Path, why: str) -> NotSaved:
     """The error for a calibration that was measured and could not be kept."""
     return NotSaved(
@@ -185,10 +167,20 @@ def read(data: bytes, *, trust: Trust) -> tuple[Calibration, tuple[str, ...]] | 
         return opened
     try:
         # From JSON, and strictly: true is no number and 1.0 no count. Fields that we do not know stay.
-        return Calibration.model_validate_json(dumps_line(opened.payload), strict=True), opened.notices
+        return Calibration.model_validate_json(dumps_line(upgraded(opened.payload)), strict=True), opened.notices
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         return Stale(reason="malformed", detail=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+
+
+def read_again(path: Path) -> Calibration:
+    """The calibration at `path`, which this command has written or checked: neither its seal nor its age is looked at.
+
+    Raises:
+        OSError, BadJson, ValidationError: it is gone, or was changed since.
+    """
+    document = loads(path.read_bytes())
+    return Calibration.model_validate_json(dumps_line(upgraded(document) if isinstance(document, dict) else document))
 
 
 def load_fresh(
@@ -206,38 +198,73 @@ def load_fresh(
     if not isinstance(found, Loaded):
         return found
     stale = check(found.calibration, here, at=at, environment=environment, task=task, options=options)
-    return found if stale is None else stale
+    if stale is not None:
+        return stale
+    if task is None:
+        return found
+    return found.model_copy(update={"notices": (*found.notices, *moved(found.calibration.task, task))})
 
 
-def refusal(found: Stale | Missing, path: Path) -> NoCalibration:
-    """The error for who needs a calibration and has none."""
+def refusal(found: Stale | Missing, path: Path, *, spec: str = "SPEC") -> NoCalibration:
+    """The error for a command that needs a calibration and has none.
+
+    Args:
+        spec: the task, where it is known.
+    """
     if isinstance(found, Missing):
-        return NoCalibration(f"no calibration at {path}", try_="batchcal calibrate SPEC, or --calibration FILE")
+        usual = path.parent.name == FOLDER
+        command = f"batchcal calibrate {quote(spec)}" + ("" if usual else f" --output {quote(str(path))}")
+        return NoCalibration(
+            f"no calibration{'' if spec == 'SPEC' else f' of {spec}'} {f'in {path.parent}' if usual else f'at {path}'}",
+            known=f"commands look there unless they are given a file or {PATH_VARIABLE} names one"
+            if usual
+            else "there is no such file",
+            try_=f"{command}    where SPEC is like train.py:task" if spec == "SPEC" else command,
+        )
+    if found.reason == "malformed" and path.suffix == ".py":
+        return NoCalibration(
+            f"{path} is not a calibration",
+            known="it is a Python file",
+            try_=f"batchcal show {quote(str(path))}:task    the calibration of a task in it\n"
+            f"batchcal calibrate {quote(str(path))}:task    measures it",
+        )
     return NoCalibration(
-        f"the calibration at {path} may not be used: {found.reason}", known=found.detail, try_=_next_step(found, path)
+        f"the calibration at {path} may not be used: {found.reason}", known=found.detail, try_=_next_step(found, path, spec)
     )
 
 
-def _next_step(stale: Stale, path: Path) -> str:
+def _next_step(stale: Stale, path: Path, spec: str) -> str:
+    step = _step(stale, path, quote(spec))
+    return f"{step}\nwhere SPEC is like train.py:task" if spec == "SPEC" else step
+
+
+def _step(stale: Stale, path: Path, spec: str) -> str:
     match stale.reason:
         case "newer-format":
-            return "pip install --upgrade batchcal, or batchcal calibrate --force to measure again with this version"
+            return f"pip install --upgrade batchcal\nbatchcal calibrate {spec} --force    measures again with this version"
         case "not-ours":
-            return f"look at it with ls -l {path}; batchcal calibrate --force measures again"
-        case "bad-signature" | "unsigned":
-            return f"the BATCHCAL_KEY_FILE it was signed with, or batchcal calibrate --force to measure again; look at {path}"
+            return f"ls -l {path}\nbatchcal calibrate {spec} --force    measures again"
+        case "unsigned":
+            return f"batchcal calibrate {spec} --force    measures again; signs with your key or BATCHCAL_KEY_FILE"
+        case "bad-signature":
+            return f"BATCHCAL_KEY_FILE with the key that it was signed with\nbatchcal calibrate {spec} --force    measures again"
+        case "malformed":
+            return f"batchcal calibrate {spec}    measures again\nor name another file: show FILE, plan --calibration FILE"
+        case "other-options" | "other-memory":
+            return f"batchcal calibrate {spec}    with the options of this command, such as --memory-limit"
         case _:
-            return "batchcal calibrate SPEC"
+            return f"batchcal calibrate {spec}"
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether there is such a file, as far as this process may know."""
     try:
         return path.exists()
-    except OSError:  # a folder above it may not be searched
+    except OSError:  # a folder above it may not be searched, or the name is too long
         return False
 
 
 def _can_write(project: Path) -> bool:
     # access() knows about read-only file systems too, for root as well.
     folder = project / FOLDER
-    return os.access(folder if _exists(folder) else project, os.W_OK | os.X_OK)
+    return os.access(folder if exists(folder) else project, os.W_OK | os.X_OK)

@@ -16,7 +16,7 @@ from batchcal.cli.verbs.plan import plan
 from batchcal.cli.verbs.show import show
 from batchcal.cli.verbs.train import train
 from batchcal.cli.voice import Voice, tell
-from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_code_of
+from batchcal.core.errors import BatchcalError, Interrupted, UsageError, UserCodeError, exit_code_of
 from batchcal.core.signals import raised_as_interrupted
 
 EXIT_CODES: Final = (
@@ -71,6 +71,7 @@ def run(arguments: Sequence[str]) -> int:
 
     be_lenient()
     voice = Voice.of(arguments)
+    voice.hold()
     nothing = list(arguments) in ([], ["hpo"])
     try:
         with raised_as_interrupted():
@@ -80,6 +81,7 @@ def run(arguments: Sequence[str]) -> int:
                 standalone_mode=False,
                 obj=voice,
             )
+        voice.release()
         # Nothing was asked: the help is shown, and a script learns that it did nothing.
         return UsageError.exit_code if nothing else code if isinstance(code, int) else 0
     except BatchcalError as error:
@@ -97,9 +99,16 @@ def _failed(error: BatchcalError, voice: Voice) -> int:
     from batchcal.cli.failure import as_json, in_three_parts, unexpected, wants_colour
 
     code = exit_code_of(error)
+    if not isinstance(error, UsageError):
+        voice.release()
+    elif voice.settings is not None:
+        error = voice.settings.respelled(error).with_traceback(error.__traceback__)
     tell(as_json(error) if voice.as_json else in_three_parts(error, colour=wants_colour()))
-    if voice.verbose and error.__traceback__ is not None and not voice.as_json:
+    # An error of the user's code has shown the frames of that code; ours would stand above them.
+    if voice.verbose and error.__traceback__ is not None and not voice.as_json and not isinstance(error, UserCodeError):
         tell(unexpected(error, verbose=True).known)
+    if not voice.as_json:
+        voice.release(only=" note: ")
     if voice.for_eval:
         from batchcal.cli.screen import emit
         from batchcal.plan.formats import failure_sh

@@ -6,22 +6,28 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from batchcal.cli.voice import Voice
 from batchcal.core.errors import UsageError
-from batchcal.core.settings import Knob, Settings, Source, unknown_variables
+from batchcal.core.settings import Source, unknown_variables
+from batchcal.values.settings import CalibrateSettings, PlanSettings, Settings
 
 if TYPE_CHECKING:
-    from batchcal.calibration.schema import Objective, Options
-    from batchcal.calibration.stale import Stale
-    from batchcal.calibration.store import Loaded
-    from batchcal.detect.environment import Environment
+    from batchcal.calibration.locate import Located
+    from batchcal.calibration.schema import Options
     from batchcal.workload.config import Config
     from batchcal.workload.reference import TaskReference
 
-_PYPROJECT = "pyproject.toml"
-T = TypeVar("T")
+
+OF_THIS_COMMAND: Final = (
+    CalibrateSettings.time_limit,
+    CalibrateSettings.max_probes,
+    CalibrateSettings.seed,
+    PlanSettings.effective_batch,
+    PlanSettings.objective,
+)
+"""Options that an earlier calibration does not decide for a later command."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,23 @@ class Desk:
     reference: TaskReference | None
     """None: no task was named, and the project names none."""
     directory: Path
+
+    def place(self, path: str | None) -> Path | None:
+        """A path of a setting. Relative ones begin where the command was started: the user's code may change the working
+        directory."""
+        return None if path is None else self.directory / path
+
+    def locate(self, calibration: str | None) -> Located:
+        """The calibration that the option or argument `calibration` names, else that of the task or of the project.
+
+        Raises:
+            UsageError: see `find_calibration` and `named_by`.
+        """
+        from batchcal.calibration.locate import find_calibration, named_by
+
+        if calibration is not None:
+            return named_by(calibration, self.directory, os.environ)
+        return find_calibration(self.directory, os.environ, self.reference)
 
     def task(self) -> TaskReference:
         """The task.
@@ -46,7 +69,7 @@ class Desk:
             known="a task is a function: def task(): return batchcal.Task(model=..., optimizer=..., train_data=..., loss=...)",
             try_="batchcal calibrate train.py:task          where it is in train.py\n"
             "batchcal calibrate package.module:task    where it can be imported\n"
-            'batchcal calibrate                        with [task] spec = "train.py:task" in batchcal.toml',
+            'batchcal calibrate                        with spec = "train.py:task" below [task] in batchcal.toml',
         )
 
 
@@ -70,7 +93,7 @@ def open_desk(
     Raises:
         UsageError: no such file, a key that there is not, a target in no known form.
     """
-    from batchcal.workload.config import read_config
+    from batchcal.workload.config import project_source, read_config
     from batchcal.workload.find import reference_of
 
     directory = Path.cwd()
@@ -86,34 +109,19 @@ def open_desk(
         files.append(Source(target, revised.tables))
     elif target is not None:
         reference = reference_of(target, directory=directory)
-    found = _project(directory)
+    found = project_source(directory)
     if found is not None:
         source, of_project = found
         files.append(source)
         reference = reference or of_project.reference
     settings = Settings(flags=flags, spelled=spelled, environ=os.environ, files=files)
-    for text in unknown_variables(os.environ):
+    voice.settings = settings
+    for text in unknown_variables(os.environ, Settings.options()):
         voice.say(f" note: {text}")
     if voice.verbose:
         for line in _origins(settings):
             voice.say(line)
     return Desk(settings=settings, reference=reference, directory=directory)
-
-
-def _project(directory: Path) -> tuple[Source, Config] | None:
-    """The nearest batchcal.toml or pyproject.toml with [tool.batchcal], upwards, no further than the repository's root."""
-    from batchcal.workload.config import project_config
-
-    for folder in (directory, *directory.parents):
-        config = project_config(folder)
-        if config is not None:
-            own = folder / "batchcal.toml"
-            path = own if own.is_file() else folder / _PYPROJECT
-            name = path.name if folder == directory else str(path)
-            return Source(name, config.tables, prefix="tool.batchcal." if path.name == _PYPROJECT else ""), config
-        if (folder / ".git").exists():
-            break
-    return None
 
 
 def _origins(settings: Settings) -> list[str]:
@@ -127,89 +135,20 @@ def _origins(settings: Settings) -> list[str]:
 
 
 def options_from(settings: Settings, *, limit_bytes: int, like: Options | None = None) -> Options:
-    """What a calibration is asked for.
+    """The options of a calibration, from settings.
 
     Args:
-        like: the options of a calibration that is there; what nobody set here is as it was there.
+        like: the options of an existing calibration, which hold where nothing is set.
 
     Raises:
-        UsageError: a value that cannot be, or two that contradict each other.
+        UsageError: a value out of its range, or two that contradict each other.
     """
-    from batchcal.core import settings as knobs
-    from batchcal.measure.options import options
+    from batchcal.measure.options import with_defaults
 
-    chosen = _Chosen(settings, like)
-    return options(
-        limit_bytes,
-        margin=chosen.value(knobs.MARGIN, lambda was: was.margin),
-        accelerator_margin=chosen.value(knobs.MARGIN, lambda was: was.accelerator_margin),
-        headroom=chosen.value(knobs.HEADROOM, lambda was: was.headroom),
-        memory_limit_bytes=chosen.value(knobs.MEMORY_LIMIT, lambda was: was.memory_limit_bytes),
-        samples=chosen.value(knobs.SAMPLES, lambda was: was.samples),
-        max_batch=chosen.value(knobs.MAX_BATCH, lambda was: was.max_batch),
-        multiple_of=chosen.value(knobs.MULTIPLE_OF, lambda was: was.multiple_of),
-        device=chosen.value(knobs.DEVICE, lambda was: was.device),
-        allocator=chosen.value(knobs.ALLOCATOR, lambda was: was.allocator),
-        activation_checkpointing=chosen.value(knobs.ACTIVATION_CHECKPOINTING, lambda was: was.activation_checkpointing),
-        workers=chosen.value(knobs.WORKERS, lambda was: was.workers),
-        effective_batch=settings.value(knobs.EFFECTIVE_BATCH),
-        seed=settings.value(knobs.SEED),
-        time_limit_s=settings.value(knobs.TIME_LIMIT),
-        max_probes=settings.value(knobs.MAX_PROBES),
-        objective=objective_of(settings.value(knobs.OBJECTIVE)),
-    )
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Settings, with those of an earlier calibration in the place of defaults."""
-
-    settings: Settings
-    like: Options | None
-
-    def value(self, knob: Knob[T], of: Callable[[Options], T]) -> T:
-        setting = self.settings.of(knob)
-        return of(self.like) if self.like is not None and setting.origin == "default" else setting.value
-
-
-def objective_of(name: str) -> Objective:
-    """The objective called `name`.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name == "memory":
-        return "memory"
-    if name == "throughput":
-        return "throughput"
-    raise UsageError(
-        f"objective {name!r} is not known",
-        known="there is memory: the largest micro-batches, and throughput: the fastest",
-        try_="--objective throughput",
-    )
-
-
-def find_fresh(
-    reference: TaskReference, options: Options, environment: Environment, path: Path, *, require_signature: bool
-) -> Loaded | Stale | None:
-    """The calibration at `path`, where it holds here and now for task and options; why it does not; None: there is none.
-
-    Milliseconds: a command that finds a fresh file starts no child.
-    """
-    from batchcal.calibration.fingerprint import fingerprint_of
-    from batchcal.calibration.keys import find_trust
-    from batchcal.calibration.store import Missing, load_fresh
-    from batchcal.core.clock import SystemClock
-    from batchcal.workload.identity import identify
-
-    identity = identify(reference)
-    found = load_fresh(
-        path,
-        fingerprint_of(environment, identity, options, environ=os.environ),
-        at=SystemClock().now(),
-        trust=find_trust(os.environ, require_signature=require_signature),
-        environment=environment,
-        task=identity,
-        options=options,
-    )
-    return None if isinstance(found, Missing) else found
+    requested: dict[str, object] = {}
+    for option in (*CalibrateSettings.options(), *PlanSettings.options()):
+        keeps = like is not None and option not in OF_THIS_COMMAND and not settings.is_set(option)
+        requested[option.field] = getattr(like, option.field) if keeps else settings.value(option)
+    if like is not None and not settings.is_set(CalibrateSettings.margin):
+        requested["accelerator_margin"] = like.accelerator_margin
+    return with_defaults(limit_bytes, requested)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from batchcal.train.report.steps import Bucket
 
 # Format history
-# 1 - (0.1) first version
+# 1 - (0.1) first version. What `calibration` holds has the number of its own format
 FORMAT: Final = 1
 _POINTS: Final = 200
 """Of each curve of a run; its log has all."""
@@ -27,6 +27,10 @@ def document(seen: Seen, *, measured: bool) -> str:
     Args:
         measured: this command measured it; it was not there before.
     """
+    from batchcal.plan.effective_batch import unset_remark
+
+    unset = unset_remark(seen.calibration)
+    assumed = seen.calibration.status == "predicted"
     return json.dumps(
         {
             "format": FORMAT,
@@ -34,8 +38,9 @@ def document(seen: Seen, *, measured: bool) -> str:
             "path": None if seen.path is None else str(seen.path),
             "fresh": seen.stale is None and seen.path is not None,
             "stale": None if seen.stale is None else seen.stale.model_dump(mode="json"),
-            "measured": measured,
-            "notices": list(seen.notices),
+            "measured": measured and not assumed,
+            "assumed": assumed,
+            "notices": [*seen.notices, *([unset] if unset else [])],
             "calibration": seen.calibration.model_dump(mode="json"),
         },
         indent=2,

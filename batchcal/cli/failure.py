@@ -10,12 +10,26 @@ import sys
 import traceback
 from typing import Final
 
-from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_code_of
+from batchcal.core.errors import BatchcalError, Interrupted, UsageError, UserCodeError, exit_code_of
+from batchcal.core.suggest import closest
 
 FORMAT: Final = 1
 _INDENT: Final = " " * 7
 POSIX_ONLY: Final = frozenset({"resource", "fcntl"})
 """Modules of Python that Windows does not have."""
+_VALUE: Final = re.compile(
+    r"Invalid value for '(?P<flag>--[\w-]+)'[^:]*: (?:Value error, )?'(?P<value>.*)' is not one of (?P<choices>.*)"
+)
+_LEAST: Final = re.compile(r"Invalid value for '(?P<flag>--[\w-]+)'.*greater than or equal to (?P<number>\d+)")
+_EXTRA: Final = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((?P<extra>.*)\)")
+_QUOTED: Final = re.compile(r"'([^']*)'")
+"""How Typer states that a value is not among the choices, or is too small, and that there are too many arguments."""
+_MEANINGS: Final = {
+    "--on-stale": "fail (exit 3), default (start the command without a plan), recalibrate (calibrate first)",
+}
+"""Choices that their names do not explain, by flag."""
+_NO_COMMAND: Final = "Missing argument 'CMD'"
+_CODE: Final = "correct the line that the traceback ends with, then run the same command"
 _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Escape sequences and control characters: a user's exception may hold any, and they would reach the terminal."""
 
@@ -24,7 +38,7 @@ def in_three_parts(error: BatchcalError, *, colour: bool = False) -> str:
     """`error: ...`, ` note: ...`, `  try: ...`; further lines of a part stand under its first. A signal is told in one line."""
     if isinstance(error, Interrupted) and not error.known:
         return _clean(what_of(error))
-    parts = [("error", "1;31", what_of(error)), (" note", "1;36", error.known), ("  try", "1;32", error.try_)]
+    parts = [("error", "1;31", what_of(error)), (" note", "1;36", error.known), ("  try", "1;32", _try_of(error))]
     lines = []
     for name, code, text in parts:
         if not text:
@@ -42,9 +56,14 @@ def as_json(error: BatchcalError) -> str:
         "name": type(error).__name__,
         "what": what_of(error),
         "known": error.known,
-        "try": error.try_,
+        "try": _try_of(error),
     }
     return json.dumps({"format": FORMAT, "kind": "error", "error": body}, indent=2)
+
+
+def _try_of(error: BatchcalError) -> str:
+    """What to do next, for code of the user's that fails, too."""
+    return error.try_ or (_CODE if isinstance(error, UserCodeError) and "Traceback" in error.known else "")
 
 
 def what_of(error: BatchcalError) -> str:
@@ -76,10 +95,44 @@ def misused(error: Exception) -> UsageError | None:
     say = getattr(error, "format_message", None)
     if not callable(say):
         return None
+    value = _VALUE.match(str(say()))
+    if value is not None:
+        return _wrong_value(value["flag"], value["value"], tuple(_QUOTED.findall(value["choices"])))
+    least = _LEAST.match(str(say()))
+    if least is not None:
+        flag, number = least["flag"], least["number"]
+        return UsageError(f"{flag} must be {number} or more", try_=f"{flag} {number}, or leave it out")
     context: object = getattr(error, "ctx", None)
     path = getattr(context, "command_path", "batchcal")
+    extra = _EXTRA.match(str(say()))
+    if extra is not None:
+        return _too_many(str(path), extra["extra"])
     text = str(say()).strip().rstrip(".")
+    if text == _NO_COMMAND:
+        return UsageError(
+            "there is no command to start",
+            known="batchcal exec starts a command with the plan in its environment",
+            try_="batchcal exec --effective-batch 512 -- python train.py",
+        )
     return UsageError(text[:1].lower() + text[1:] if text else "the command line cannot be read", try_=f"{path} --help")
+
+
+def _too_many(path: str, extra: str) -> UsageError:
+    takes_a_spec = path.rpartition(" ")[2] in {"calibrate", "train"}
+    return UsageError(
+        f"{path} takes {'one SPEC' if takes_a_spec else 'fewer arguments'}: {extra} is too much",
+        known="each task has a calibration of its own" if takes_a_spec else "",
+        try_=f"{path} {extra.split(maxsplit=1)[0]}    as a command of its own" if takes_a_spec else f"{path} --help",
+    )
+
+
+def _wrong_value(flag: str, value: str, choices: tuple[str, ...]) -> UsageError:
+    close = closest(value, choices)
+    return UsageError(
+        f"{flag} {value!r} is not valid" + (f" (did you mean {close}?)" if close else ""),
+        known=f"valid values: {_MEANINGS.get(flag) or ', '.join(choices)}",
+        try_=f"{flag} {close}" if close else " or ".join(f"{flag} {choice}" for choice in choices),
+    )
 
 
 def wants_colour() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchcal.core.progress import Field, Fields
+from batchcal.values.training_events import EpochEnded, StepEnded, TrainingStarted
 
 
 class Pace:
@@ -15,21 +15,20 @@ class Pace:
         self._at: float | None = None
         """Epochs done, with the share of the one that is going on. None: nobody knows how long an epoch is."""
 
-    def started(self, fields: Fields, *, now_s: float) -> None:
-        self.epochs = _whole(fields.get("epochs"))
-        self._train_samples, self._steps_per_epoch = _whole(fields.get("train_samples")), _whole(fields.get("steps_per_epoch"))
+    def started(self, event: TrainingStarted, *, now_s: float) -> None:
+        self.epochs = event.epochs or 0
+        self._train_samples, self._steps_per_epoch = event.train_samples or 0, event.steps_per_epoch or 0
         self._began_s = now_s
-        self._at = self._share(_whole(fields.get("epoch")), samples=_whole(fields.get("resumed_at_sample")), steps=0)
+        self._at = self._share(event.epoch, samples=event.resumed_at_sample, steps=0)
         self._from = self._at or 0.0
 
-    def stepped(self, fields: Fields) -> None:
-        samples, steps = _whole(fields.get("samples_seen")), _whole(fields.get("step"))
-        self._at = self._share(_whole(fields.get("epoch")), samples=samples, steps=steps)
+    def stepped(self, event: StepEnded) -> None:
+        self._at = self._share(event.epoch, samples=event.samples_seen, steps=event.step)
 
-    def epoch_ended(self, fields: Fields) -> None:
+    def epoch_ended(self, event: EpochEnded) -> None:
         # The first epoch of a stream says how long the others may be.
-        self._steps_per_epoch = self._steps_per_epoch or _whole(fields.get("steps"))
-        self._at = _whole(fields.get("epoch")) + 1.0
+        self._steps_per_epoch = self._steps_per_epoch or event.steps
+        self._at = event.epoch + 1.0
 
     @property
     def share(self) -> float | None:
@@ -48,7 +47,3 @@ class Pace:
         if self._steps_per_epoch:
             return epoch + min(steps / self._steps_per_epoch, 1.0)
         return None
-
-
-def _whole(value: Field) -> int:
-    return value if isinstance(value, int) else 0

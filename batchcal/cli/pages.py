@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batchcal.cli.views.html import GENERATOR
 from batchcal.core.errors import NotSaved, UsageError
-from batchcal.core.files import write_atomically
+from batchcal.core.files import check_target, write_atomically
 
 
 def write_page(path: Path, text: str, *, shows: Path | None) -> None:
@@ -15,12 +16,20 @@ def write_page(path: Path, text: str, *, shows: Path | None) -> None:
         shows: the file that the page is about, which it may not replace.
 
     Raises:
-        UsageError: that file, or a folder.
+        UsageError: that file, one that is not a page of batchcal, or a place that cannot be written.
         NotSaved: disk full, read-only, no right.
     """
-    if path.is_dir() or (shows is not None and path.resolve() == shows.resolve()):
-        what = "a folder" if path.is_dir() else "the file itself that it is to show"
-        raise UsageError(f"--html {path} is {what}", try_="--html report.html")
+    if shows is not None and path.resolve() == shows.resolve():
+        raise UsageError(
+            f"--html {path} is the file that the page shows", known="the page would replace it", try_="--html report.html"
+        )
+    check_target(
+        path,
+        name="--html",
+        what="a page of batchcal",
+        is_ours=lambda begin: GENERATOR.encode() in begin,
+        example="report.html",
+    )
     try:
         write_atomically(path, text.encode(), mode=0o644)
     except OSError as error:

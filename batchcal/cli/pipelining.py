@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchcal.cli.desk import Desk, find_fresh
+from batchcal.cli.desk import Desk
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -20,19 +20,19 @@ def pipelined(desk: Desk, voice: Voice) -> PipelineResult:
     Raises:
         UserCodeError, GuardError: see `calibrate_pipeline`.
     """
-    from batchcal.core import settings as knobs
     from batchcal.core.progress import key_values
     from batchcal.detect.detect import detect
     from batchcal.measure.pipeline.pipeline import PipelineWish, calibrate_pipeline
+    from batchcal.values.settings import CalibrateSettings
 
     reference, settings, environment = desk.task(), desk.settings, detect()
-    limit = settings.of(knobs.TIME_LIMIT)
     wish = PipelineWish(
-        batch=settings.value(knobs.MAX_BATCH),
-        fetches=settings.value(knobs.SAMPLES),
-        workers=settings.value(knobs.WORKERS),
-        time_limit_s=None if limit.origin == "default" else limit.value,
-        seed=settings.value(knobs.SEED),
+        batch=settings.calibrate.max_batch,
+        fetches=settings.calibrate.samples,
+        workers=settings.calibrate.workers,
+        time_limit_s=settings.calibrate.time_limit if settings.is_set(CalibrateSettings.time_limit) else None,
+        memory_limit_bytes=settings.calibrate.memory_limit,
+        seed=settings.calibrate.seed,
     )
     result = calibrate_pipeline(reference, wish, environment=environment)
     for timing in result.timings:
@@ -50,18 +50,23 @@ def keep(desk: Desk, result: PipelineResult, output: Path | None, voice: Voice) 
     """
     import os
 
+    from batchcal.calibration.fingerprint import fingerprint_of
     from batchcal.calibration.keys import find_or_make_trust, find_trust
-    from batchcal.calibration.store import Loaded, existing_path, load, save
+    from batchcal.calibration.locate import existing_of
+    from batchcal.calibration.store import Loaded, load, load_fresh, save
+    from batchcal.core.clock import SystemClock
     from batchcal.detect.detect import detect
+    from batchcal.workload.identity import identify
 
     reference = desk.task()
     environment: Environment = detect()
-    path = output or existing_path(Path(reference.directory), os.environ)
-    before = load(path, trust=find_trust(os.environ))
-    found = None
-    if isinstance(before, Loaded):
-        # Whatever was asked of this measurement: the calibration is for what was asked of it.
-        found = find_fresh(reference, before.calibration.options, environment, path, require_signature=False)
+    path = output or existing_of(reference, os.environ)
+    found = load(path, trust=find_trust(os.environ))
+    if isinstance(found, Loaded):
+        # Valid for the options that the calibration was measured with, whatever this command was given.
+        identity, options = identify(reference), found.calibration.options
+        fingerprint = fingerprint_of(environment, identity, options, environ=os.environ)
+        found = load_fresh(path, fingerprint, at=SystemClock().now(), trust=find_trust(os.environ))
     if not isinstance(found, Loaded):
         voice.say(" note: not kept, there is no calibration of this task to keep it with; batchcal calibrate makes one")
         return

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from batchcal.calibration.locate import Located
     from batchcal.calibration.schema import Calibration
-    from batchcal.core.settings import Settings
     from batchcal.detect.environment import Environment
     from batchcal.plan.plan import Plan
+    from batchcal.values.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Opened:
     notices: tuple[str, ...] = ()
 
 
-def open_here(path: Path | str | None, *, require_signature: bool) -> Opened:
-    """The calibration at `path`, by default the project's.
+def open_here(located: Located, *, require_signature: bool) -> Opened:
+    """The calibration that was located.
 
     Raises:
-        NoCalibration: there is none that holds here and now.
+        NoCalibration: there is none that is valid here and now.
     """
     import os
 
@@ -36,42 +36,52 @@ def open_here(path: Path | str | None, *, require_signature: bool) -> Opened:
 
     here = detect()
     calibration, notices = open_calibration(
-        path, on_stale="raise", here=here, environ=os.environ, clock=SystemClock(), require_signature=require_signature
+        located, on_stale="raise", here=here, environ=os.environ, clock=SystemClock(), require_signature=require_signature
     )
     return Opened(calibration=calibration, here=here, notices=notices)
 
 
-def device_of(opened: Opened, asked: str | None) -> str | None:
-    """The measured device that is meant; None: nobody asked for one."""
-    return None if asked in (None, "auto") else opened.calibration.device_of(asked)
+def device_of(opened: Opened, settings: Settings) -> str | None:
+    """The measured device that the settings name; None: the one that the calibration chose."""
+    name = settings.calibrate.device
+    return None if name == "auto" else opened.calibration.device_of(name)
 
 
-def allocator_of(asked: str | None) -> str | None:
-    """The policy that is meant; None: the one that the calibration is for."""
-    return None if asked == "auto" else asked
+def allocator_of(settings: Settings) -> str | None:
+    """The policy that the settings name; None: the one that the calibration is for."""
+    from batchcal.machine.allocator import AUTO, resolve
+
+    name = settings.calibrate.allocator
+    return None if name == AUTO else resolve(name).name
 
 
-def plan_of(
-    opened: Opened, settings: Settings, *, world_size: int = 1, device: str | None = None, allocator: str | None = None
-) -> Plan:
-    """The plan for the effective batch and the objective of `settings`.
+def plan_of(opened: Opened, settings: Settings, *, world_size: int = 1, needs_effective_batch: bool = True) -> Plan:
+    """The plan for the effective batch, the objective, the device and the allocator of `settings`.
+
+    Args:
+        needs_effective_batch: the plan will be trained with, so the user has to have set it.
 
     Raises:
         UsageError, NoCalibration: see `make_plan`.
     """
-    from batchcal.cli.desk import objective_of
-    from batchcal.core import settings as knobs
+    from batchcal.plan.effective_batch import require
     from batchcal.plan.load import free_bytes_now
     from batchcal.plan.make import make_plan
 
-    calibration, on = opened.calibration, device_of(opened, device)
+    calibration, on = opened.calibration, device_of(opened, settings)
+    effective_batch = settings.plan.effective_batch
+    if needs_effective_batch:
+        require(calibration, effective_batch)
     plan = make_plan(
         calibration,
-        effective_batch=settings.value(knobs.EFFECTIVE_BATCH),
+        effective_batch=effective_batch,
         world_size=world_size,
-        objective=objective_of(settings.value(knobs.OBJECTIVE)),
+        objective=settings.plan.objective,
+        # Consent that the calibration was given holds for its plans.
+        accept_inexact=settings.plan.accept_inexact or None,
+        min_micro_batch=settings.plan.min_micro_batch,
         device=on,
-        allocator=allocator_of(allocator),
+        allocator=allocator_of(settings),
         free_bytes_now=free_bytes_now(opened.here, on or calibration.chosen_device),
     )
     return plan.model_copy(update={"notices": (*opened.notices, *plan.notices)})

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from batchcal.cli.voice import Voice
 
 if TYPE_CHECKING:
-    from batchcal.cli.calibrating import Found
     from batchcal.cli.desk import Desk
+    from batchcal.measure.result import CalibrationResult
     from batchcal.workload.reference import Scalar
 
 
@@ -25,26 +25,42 @@ def parsed(texts: Iterable[str]) -> list[dict[str, Scalar]]:
     return [parse_arguments(text, name="shape") for text in texts]
 
 
-def shaped(desk: Desk, found: Found, shapes: Sequence[dict[str, Scalar]], voice: Voice) -> Found:
-    """`found` with what `shapes` need on paper, in place of those that were asked about before; written where it lies. What went
-    wrong is its `problem`: a calibration was made, and is to be told."""
+def shaped(
+    desk: Desk, found: CalibrationResult, shapes: Sequence[dict[str, Scalar]], voice: Voice, *, began_s: float
+) -> CalibrationResult:
+    """Add what `shapes` need on paper to `found`, in place of earlier shapes, and write it where it lies.
+
+    An error becomes its `stopped`: the calibration itself was made and is shown. `began_s` is when the command began, of
+    `time.monotonic`.
+    """
     import os
 
     from batchcal.calibration.keys import find_or_make_trust
+    from batchcal.calibration.place import check_place
     from batchcal.calibration.store import save
-    from batchcal.cli.progress import listening
-    from batchcal.core import settings as knobs
+    from batchcal.cli.progress import listening_to_calibration
     from batchcal.core.errors import BatchcalError
-    from batchcal.measure.shapes.shapes import estimate_shapes
+    from batchcal.measure.deadline import Deadline
+    from batchcal.measure.shapes.shapes import batches_by, estimate_shapes
 
     calibration = found.calibration
+    if found.path is not None:
+        check_place(found.path, name="the calibration")
     try:
-        with listening(voice, "calibration") as progress:
-            estimates = estimate_shapes(desk.task(), shapes, seed=desk.settings.value(knobs.SEED), progress=progress)
+        with listening_to_calibration(voice) as progress:
+            estimates = estimate_shapes(
+                desk.task(),
+                shapes,
+                seed=desk.settings.calibrate.seed,
+                batches=batches_by(calibration.size_rule),
+                progress=progress,
+                memory_limit_bytes=desk.settings.calibrate.memory_limit,
+                deadline=Deadline(desk.settings.calibrate.time_limit, began_s),
+            )
         calibration = calibration.model_copy(update={"shapes": estimates})
         if found.path is not None:
             save(calibration, found.path, key=find_or_make_trust(os.environ, require_signature=False).key)
     except BatchcalError as error:
-        return replace(found, calibration=calibration, problem=error)
+        return replace(found, calibration=calibration, stopped=error)
     voice.say("batchcal plan --shapes predicts what they would train with")
     return replace(found, calibration=calibration)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from batchcal.cli.voice import Voice
-from batchcal.core import settings as knobs
 from batchcal.core.errors import BatchcalError, Interrupted, NotSaved, UsageError
 from batchcal.core.units import count_of
 
@@ -16,16 +15,24 @@ if TYPE_CHECKING:
     from batchcal.calibration.schema import Options
     from batchcal.cli.desk import Desk
     from batchcal.cli.progress import StudyListener
-    from batchcal.core.progress import Field
-    from batchcal.core.settings import Settings
     from batchcal.hpo.blueprint import Blueprint
     from batchcal.hpo.config import StudySettings
     from batchcal.hpo.seen import StudySeen, TrialSeen
     from batchcal.train.options import TrainOptions
+    from batchcal.values.settings import Settings
     from batchcal.workload.config import Config
 
 JOURNAL_BEGINS: Final = b'{"op_code":'
 """Optuna's, the first line of which is the creation of a study."""
+WRITTEN: Final = "# Written by batchcal hpo run --write-configs, which may write it again.\n"
+"""The first line of a config of a family."""
+SMALLEST_STUDY: Final = """\
+[task]
+spec = "train.py:task"
+[hpo]
+study = "first"
+[hpo.space]
+batch_size = { kind = "categorical", choices = [16, 32, 64] }"""
 SHAPE_S: Final = 10.0
 """For the calibration of each shape, where [calibrate] has no time_limit: a study has many."""
 
@@ -64,9 +71,9 @@ def read(config: str) -> Config:
 
     if not config.endswith(".toml"):
         raise UsageError(
-            f"{config!r} is no config",
+            f"{config!r} is not a config file",
             known="a study is described by a TOML file with [task], [hpo] and [hpo.space]",
-            try_="batchcal hpo run study.toml",
+            try_=f"batchcal hpo run study.toml    with this in study.toml:\n{SMALLEST_STUDY}",
         )
     directory = Path.cwd()
     return read_config(directory / config, directory=directory)
@@ -84,20 +91,21 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
     from batchcal.hpo.config import study_of
     from batchcal.hpo.space import BATCH_SIZE
     from batchcal.hpo.storage import absolute_storage
+    from batchcal.values.settings import CalibrateSettings
 
     settings, space = study_of(changed, config)
     if settings.storage is not None:
         settings = settings.model_copy(update={"storage": absolute_storage(settings.storage, Path.cwd())})
     desk = open_desk(config, flags={}, revise=lambda _: changed, voice=voice)
-    effective_batch = desk.settings.value(knobs.EFFECTIVE_BATCH)
+    effective_batch = desk.settings.plan.effective_batch
     if effective_batch is None and BATCH_SIZE not in space:
         raise UsageError(
-            f"{config}: how many samples has an optimizer step? [hpo.space] has no batch_size, and [plan] no effective_batch",
-            known="by default it is what fits, which is another for each shape and machine: their values could not be compared",
-            try_="--set effective_batch=64",
+            f"{config}: the effective batch is not set: [hpo.space] has no batch_size, and [plan] has no effective_batch",
+            known="without either, it would differ between shapes and machines, and trials could not be compared",
+            try_='--set effective_batch=64\nbatch_size = { kind = "categorical", choices = [16, 32, 64] } below [hpo.space]',
         )
     options = options_from(desk.settings, limit_bytes=detect().memory.limit.value)
-    if desk.settings.of(knobs.TIME_LIMIT).origin == "default":
+    if not desk.settings.is_set(CalibrateSettings.time_limit):
         options = options.model_copy(update={"time_limit_s": SHAPE_S})
     options = options.model_copy(update={"seed": settings.seed})
     blueprint = Blueprint(
@@ -114,21 +122,23 @@ def _train_options(settings: Settings, study: StudySettings, *, margin: float) -
     """As `train` would have them, but that trials stop early, by what the study is about, unless [train] says otherwise."""
     from batchcal.cli.training import options_of
     from batchcal.hpo.config import MIN_DELTA, PATIENCE
+    from batchcal.values.settings import TrainSettings
 
     options = replace(options_of(settings, margin=margin), seed=study.seed)
-    if settings.of(knobs.WATCH).origin == "default":
+    if not settings.is_set(TrainSettings.watch):
         options = replace(options, watch=study.metric, watch_mode="max" if study.direction == "maximize" else "min")
-    if settings.of(knobs.PATIENCE).origin == "default":
+    if not settings.is_set(TrainSettings.patience):
         options = replace(options, patience=PATIENCE)
-    if settings.of(knobs.MIN_DELTA).origin == "default":
+    if not settings.is_set(TrainSettings.min_delta):
         options = replace(options, min_delta=MIN_DELTA)
     return options
 
 
-def seen_of(blueprint: Blueprint, voice: Voice, *, to_train: bool = False) -> StudySeen:
+def seen_of(blueprint: Blueprint, config: str, voice: Voice, *, to_train: bool = False) -> StudySeen:
     """The study as it is in its storage, whatever the config has become; where it has become another, that is said.
 
     Args:
+        config: the config file of `blueprint`.
         to_train: what it found is to be trained with, as `blueprint` has all the rest.
 
     Raises:
@@ -138,7 +148,7 @@ def seen_of(blueprint: Blueprint, voice: Voice, *, to_train: bool = False) -> St
     from batchcal.hpo.seen import look_at
     from batchcal.hpo.study import IDENTITY, read_study, table_of
 
-    study = read_study(blueprint.storage, blueprint.settings.study)
+    study = read_study(blueprint.storage, blueprint.settings.study, config=config)
     try:
         check_same(blueprint.settings.study, table_of(study.user_attrs.get(IDENTITY)), blueprint.identity())
     except UsageError as error:
@@ -148,8 +158,8 @@ def seen_of(blueprint: Blueprint, voice: Voice, *, to_train: bool = False) -> St
     return look_at(study)
 
 
-def best_of(seen: StudySeen) -> TrialSeen:
-    """The best trial.
+def best_of(seen: StudySeen, config: str) -> TrialSeen:
+    """The best trial of the study that `config` describes.
 
     Raises:
         UsageError: none is complete.
@@ -159,31 +169,35 @@ def best_of(seen: StudySeen) -> TrialSeen:
         raise UsageError(
             f"study {seen.name!r} has no complete trial yet",
             known=f"it has {count_of(len(seen.trials), 'trial')} of {seen.wanted}",
-            try_="batchcal hpo run CONFIG",
+            try_=f"batchcal hpo run {config}",
         )
     return best
 
 
-def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[StudySeen, bool]:
-    """Works at the study with so many workers until it is done, or somebody wishes to stop. Returns how it then stands, and
-    whether somebody did.
+def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[StudySeen, int]:
+    """Works at the study with so many workers until it is done, or `q` is pressed. Returns how it then stands, and how often it
+    was: once ends after the trials that run, twice ends these, too.
 
     Raises:
         BatchcalError: see `Crew.run`.
     """
     from batchcal.cli.keys import stopping_at_q
+    from batchcal.core.progress import Notice
     from batchcal.detect.detect import detect_for
     from batchcal.hpo.crew import Crew
+    from batchcal.hpo.journal import remove_abandoned
     from batchcal.hpo.seen import look_at
     from batchcal.hpo.shares import share_out
     from batchcal.hpo.study import open_study
+    from batchcal.values.study_events import StudyStarted
 
     blueprint = opened.blueprint
     assignments = share_out(blueprint, opened.options, detect_for(opened.options.device), workers)
     study, _ = open_study(blueprint)  # what is wrong with it is told here, once
     seen, progress = look_at(study), listener.progress
-    told: dict[str, Field] = {"study": seen.name, "trials": seen.wanted, "done": seen.done, "workers": workers}
-    progress.event("study_started", {**told, "storage": blueprint.shown_storage})
+    progress.event(
+        StudyStarted(study=seen.name, trials=seen.wanted, done=seen.done, workers=workers, storage=blueprint.shown_storage)
+    )
     presses = 0
 
     def tick() -> None:
@@ -203,19 +217,22 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[Study
         presses += 1
         if presses == 1:
             crew.finish()
-            progress.event("notice", {"text": "no further trial is begun; q again stops those that run"})
+            progress.event(Notice("no further trial is begun; q again stops those that run"))
         else:
             crew.stop()
 
     with stopping_at_q(pressed) as listens:
         if listens:
-            progress.event("notice", {"text": "q stops after the trials that run"})
+            progress.event(Notice("q stops after the trials that run"))
         try:
             crew.run()
         except Interrupted as error:
             known = "what ran will be run again; what had ended is kept"
             raise Interrupted(error.signal_number, known=known, try_="the same command: the study goes on where it is") from None
-    return look_at(study), presses > 0
+        finally:
+            if "://" not in blueprint.storage:
+                remove_abandoned(Path(blueprint.storage))
+    return look_at(study), presses
 
 
 def families(config: Config, sets: Sequence[str], axes: Sequence[str]) -> tuple[Config, ...]:
@@ -243,7 +260,7 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
     """
     import tomli_w
 
-    from batchcal.core.files import write_atomically
+    from batchcal.core.files import check_target, write_atomically
     from batchcal.hpo.config import as_toml, study_of
 
     written: list[Path] = []
@@ -254,7 +271,16 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists() and Path(name).exists() and path.samefile(name):
                 raise UsageError(f"{path} is the config that it would be written from", try_="--write-configs another-folder")
-            write_atomically(path, tomli_w.dumps(as_toml(config)).encode(), mode=0o666)
+            text = WRITTEN + tomli_w.dumps(as_toml(config))
+            check_target(
+                path,
+                name="--write-configs",
+                what="a config that --write-configs wrote",
+                is_ours=lambda begin: begin.startswith(WRITTEN.encode()),
+                example="study.toml",
+                instead="--write-configs another-folder",
+            )
+            write_atomically(path, text.encode(), mode=0o666)
         except OSError as error:
             raise NotSaved(f"{path} cannot be written", known=error.strerror or str(error), try_="another folder") from None
         written.append(path)
@@ -292,10 +318,9 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Voice) -> N
 
     if file.endswith(".toml"):
         blueprint = opened(file, read(file), voice).blueprint
-        storage, name = blueprint.storage, blueprint.settings.study
+        study = read_study(storage := blueprint.storage, blueprint.settings.study, config=file)
     else:
-        storage, name = file, None
-    study = read_study(storage, name)
+        study = read_study(storage := file)
     seen, where = look_at(study), without_password(storage)
     if html is not None:
         from batchcal.cli.pages import write_page

@@ -3,103 +3,98 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from batchcal.core import settings as knobs
-
 if TYPE_CHECKING:
-    from batchcal.cli.calibrating import Found
+    from batchcal.cli.checkpoints import Checkpoint
     from batchcal.cli.desk import Desk
     from batchcal.cli.voice import Voice
     from batchcal.core.progress import Progress
-    from batchcal.core.settings import Settings
+    from batchcal.measure.result import CalibrationResult
     from batchcal.plan.plan import Plan
     from batchcal.train.options import TrainOptions
     from batchcal.train.report.monitor import TrainingMonitor
     from batchcal.train.result import TrainingResult
+    from batchcal.values.settings import Settings
+    from batchcal.values.training_events import TrainingEvent
     from batchcal.workload.task import Task
 
 LOG_NAME: Final = "run.jsonl"
 
 
-def options_of(settings: Settings, *, margin: float) -> TrainOptions:
-    """What a training is asked to do, where `margin` of the memory limit is left alone.
+def options_of(settings: Settings, *, margin: float, memory_limit_bytes: int | None = None) -> TrainOptions:
+    """The options of a training that leaves `margin` of the memory limit free.
+
+    Args:
+        memory_limit_bytes: the limit where no flag, variable or file sets one: that of the calibration whose plan is trained.
 
     Raises:
-    UsageError: a value that cannot be, or two that contradict each other.
+        UsageError: a value out of its range, or two that contradict each other.
     """
+    import dataclasses
+
+    from pydantic import TypeAdapter
+
     from batchcal.train.options import TrainOptions
     from batchcal.train.sizes.controller import ControlSettings
+    from batchcal.values.settings import TrainSettings
 
-    shrink_above = settings.value(knobs.SHRINK_ABOVE)
-    return TrainOptions(
-        epochs=settings.value(knobs.EPOCHS),
-        seed=settings.value(knobs.SEED),
-        drop_last=settings.value(knobs.DROP_LAST),
-        checkpoint_every_s=settings.value(knobs.CHECKPOINT_EVERY),
-        patience=settings.value(knobs.PATIENCE),
-        min_delta=settings.value(knobs.MIN_DELTA),
-        watch=settings.value(knobs.WATCH),
-        watch_mode=settings.value(knobs.WATCH_MODE),
-        schedule=settings.value(knobs.SCHEDULE),
-        warmup=settings.value(knobs.WARMUP),
-        lr_rule=settings.value(knobs.LR_RULE),
-        lr_reference_batch=settings.value(knobs.LR_REFERENCE_BATCH),
-        max_norm=settings.value(knobs.MAX_NORM),
-        batching=settings.value(knobs.BATCHING),
-        balance=settings.value(knobs.BALANCE),
-        window=settings.value(knobs.WINDOW),
-        loss_weights=settings.value(knobs.LOSS_WEIGHTS),
-        start_micro_batch=settings.value(knobs.START_MICRO_BATCH),
-        control=ControlSettings(
-            grow_below=settings.value(knobs.GROW_BELOW),
-            grow_after=settings.value(knobs.GROW_AFTER),
-            shrink_above=1 - margin if shrink_above is None else shrink_above,
-            shrink_after=settings.value(knobs.SHRINK_AFTER),
-        ),
-        on_oom=settings.value(knobs.ON_OOM),
-        fence=settings.value(knobs.FENCE),
+    train = settings.train
+    names = {field.name for field in dataclasses.fields(TrainOptions)}
+    values = {option.field: settings.value(option) for option in TrainSettings.options() if option.field in names}
+    if train.max_steps is not None and not settings.is_set(TrainSettings.epochs):
+        values["epochs"] = train.max_steps  # an epoch has at least one step
+    control = ControlSettings(
+        grow_below=train.grow_below,
+        grow_after=train.grow_after,
+        shrink_above=1 - margin if train.shrink_above is None else train.shrink_above,
+        shrink_after=train.shrink_after,
     )
+    memory_limit_bytes = settings.calibrate.memory_limit or memory_limit_bytes
+    values |= {"seed": settings.calibrate.seed, "control": control, "memory_limit_bytes": memory_limit_bytes}
+    return TypeAdapter(TrainOptions).validate_python(values)
 
 
 @contextlib.contextmanager
-def monitored(desk: Desk, folder: Path | None, *, view: Progress) -> Iterator[TrainingMonitor]:
+def monitored(desk: Desk, folder: Path | None, *, view: Progress[TrainingEvent]) -> Iterator[TrainingMonitor]:
     """What hears the training: the log that was asked for, by default in `folder`; TensorBoard; the screen.
 
     Raises:
         UsageError: a log that was asked for cannot be written, or TensorBoard is not installed.
     """
     from batchcal.core.errors import UsageError
+    from batchcal.core.progress import Notice
     from batchcal.core.version import __version__
     from batchcal.train.report.monitor import TrainingMonitor
     from batchcal.train.report.tensorboard import TensorBoard
 
-    asked, board = desk.settings.value(knobs.LOG), desk.settings.value(knobs.TENSORBOARD)
+    asked, board = desk.place(desk.settings.train.log), desk.place(desk.settings.train.tensorboard)
     about = {"spec": desk.task().spec, "batchcal": __version__}
     with contextlib.ExitStack() as stack:
-        sinks = [] if board is None else [stack.enter_context(TensorBoard(Path(board)))]
+        sinks = [] if board is None else [stack.enter_context(TensorBoard(board))]
         try:
-            log = Path(asked) if asked is not None else None if folder is None else folder / LOG_NAME
+            log = asked if asked is not None else None if folder is None else folder / LOG_NAME
             monitor = TrainingMonitor(log, sinks=sinks, view=view, about=about)
         except UsageError as error:
             if asked is not None:
                 raise
             # Nobody asked for it: a training is worth more than its log.
             monitor = TrainingMonitor(None, sinks=sinks, view=view, about=about)
-            monitor.event("notice", {"text": f"no log is kept: {error.what}"})
+            monitor.event(Notice(f"no log is kept: {error.what}"))
         yield stack.enter_context(monitor)
 
 
 def trained(
     desk: Desk,
     plan: Plan,
-    found: Found,
+    found: CalibrationResult,
     options_for: Callable[[Task], TrainOptions],
     *,
+    checkpoint: Checkpoint,
     seed: int | None = None,
-    resume: bool = False,
     voice: Voice,
     folder: Path | None = None,
 ) -> TrainingResult:
@@ -115,10 +110,11 @@ def trained(
     """
     import warnings
 
-    from batchcal.cli.progress import listening
+    from batchcal.cli.user_output import result_alone_on_stdout
     from batchcal.plan.formats import as_lines
     from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
 
+    voice.release()
     reexec_for(plan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AllocatorNotInForce)
@@ -127,9 +123,34 @@ def trained(
         voice.say(f" note: {notice}")
     for line in as_lines(plan):
         voice.say(line)
+    with result_alone_on_stdout():
+        return _in_force(desk, plan, found, options_for, checkpoint=checkpoint, seed=seed, voice=voice, folder=folder)
+
+
+def _threads_left() -> list[str]:
+    """Threads that keep the process from ending."""
+    return [one.name for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+
+
+def _in_force(
+    desk: Desk,
+    plan: Plan,
+    found: CalibrationResult,
+    options_for: Callable[[Task], TrainOptions],
+    *,
+    checkpoint: Checkpoint,
+    seed: int | None,
+    voice: Voice,
+    folder: Path | None,
+) -> TrainingResult:
+    """`trained`, with the plan in force. What the user's code writes to stdout goes to stderr."""
     from batchcal.calibration.schema import OFF
     from batchcal.cli.keys import stopping_at_q
+    from batchcal.cli.progress import listening_to_training
+    from batchcal.cli.user_output import loading_output
     from batchcal.core.errors import BatchcalError
+    from batchcal.core.progress import Notice
+    from batchcal.guard.home import keep_shared_names
     from batchcal.train.loop import train as run
     from batchcal.train.memory.predictor import predictor_of
     from batchcal.train.seed import seed_everything
@@ -138,35 +159,47 @@ def trained(
     from batchcal.workload.blame import blame, in_user_code
     from batchcal.workload.load import load_task
 
-    checkpoint = desk.settings.value(knobs.CHECKPOINT)
-    seed_everything(desk.settings.value(knobs.SEED) if seed is None else seed)
+    keep_shared_names()
+    seed_everything(desk.settings.calibrate.seed if seed is None else seed)
     reference = desk.task()
-    task = load_task(reference, device=plan.device)
+    notes: list[str] = []
+    with loading_output(voice):
+        task = load_task(reference, device=plan.device, note=notes.append)
+    for text in notes:
+        voice.say(f" note: {text}")
     if found.calibration.options.activation_checkpointing != OFF:
         GradientCheckpointManager(task.model, found.calibration.options.activation_checkpointing).enable()
     folder = folder or (None if found.path is None else found.path.parent)
     try:
         wish = StopWish()
         with (
-            listening(voice, "training") as view,
-            monitored(desk, folder, view=view) as progress,
+            listening_to_training(voice) as view,
+            monitored(desk, folder, view=checkpoint.watched(view)) as progress,
             stopping_at_q(lambda: wish.ask("q was pressed")) as listens,
         ):
             if listens:
-                progress.event("notice", {"text": "q stops after the step that is going on"})
-            return run(
+                progress.event(Notice("q stops after the step that is going on"))
+            result = run(
                 task,
                 plan,
                 options_for(task),
-                checkpoint=None if checkpoint is None else Path(checkpoint),
-                resume=resume,
+                checkpoint=checkpoint.path,
+                resume=checkpoint.resume,
                 predictor=predictor_of(found.calibration, plan),
                 wish=wish,
                 progress=progress,
             )
+        for name in _threads_left():
+            voice.say(f" note: the thread {name} of the task still runs, and this process waits for it; daemon=True ends it, too")
+        return result
     except BatchcalError:
         raise
     except Exception as error:
         if in_user_code(error.__traceback__):
-            raise blame(error, f"training {reference.spec}", try_="-v, or --workers 0 where a worker failed") from error
+            raise blame(
+                error,
+                f"training {reference.spec}",
+                try_="-v shows all lines of the traceback"
+                + ("; --workers 0 shows where a worker failed" if plan.num_workers else ""),
+            ) from error
         raise

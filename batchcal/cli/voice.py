@@ -7,6 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchcal.values.settings import Settings
 
 
 @dataclass
@@ -19,6 +23,10 @@ class Voice:
     """Errors are one JSON document."""
     for_eval: bool = False
     """stdout is evaluated by a shell: a failure must be told there too."""
+    settings: Settings | None = None
+    """Those of the command, by which messages call them; None: not read yet."""
+    held: list[str] | None = None
+    """Lines that wait until it is certain that the command can be used; a usage error comes before them. None: none wait."""
 
     @staticmethod
     def of(arguments: Sequence[str]) -> Voice:
@@ -33,8 +41,32 @@ class Voice:
 
     def say(self, line: str) -> None:
         """A line of talk on stderr; what cannot be said is not said."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.held is not None:
+            self.held.append(line)
+        else:
             tell(line)
+
+    def hold(self) -> None:
+        """Keep lines until `release`."""
+        self.held = [] if self.held is None else self.held
+
+    def release(self, *, only: str = "") -> None:
+        """Print what was held, and from now on every line at once.
+
+        Args:
+            only: how the lines begin that are printed.
+        """
+        held, self.held = self.held or [], None
+        for line in held:
+            if line.startswith(only):
+                tell(line)
+
+
+def as_output(text: str) -> str:
+    """Lines that the user's code printed, marked as such."""
+    return "\n".join(f"  | {line}" for line in text.splitlines())
 
 
 def tell(text: str) -> None:

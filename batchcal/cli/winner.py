@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchcal.cli.voice import Voice
-from batchcal.core import settings as knobs
 
 if TYPE_CHECKING:
     from batchcal.cli.studying import Opened
-    from batchcal.core.progress import Fields
+    from batchcal.core.progress import Named
     from batchcal.hpo.seen import TrialSeen
     from batchcal.train.options import TrainOptions
     from batchcal.workload.task import Task
@@ -22,9 +21,11 @@ class _Telling:
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
 
-    def event(self, name: str, fields: Fields) -> None:
-        if name == "shape_started":
-            self._voice.say(f"calibrating {fields.get('shape')}: at most about {fields.get('seconds')} s")
+    def event(self, event: Named, /) -> None:
+        from batchcal.values.study_events import ShapeStarted
+
+        if isinstance(event, ShapeStarted):
+            self._voice.say(f"calibrating {event.shape}: at most about {event.seconds} s")
 
 
 def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice) -> None:
@@ -33,21 +34,18 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
     Raises:
         NothingFits: it does not fit here: it ran on a larger machine.
     """
-    import json
-
-    from batchcal.calibration.schema import Calibration
+    from batchcal.calibration.store import read_again
     from batchcal.cli import screen
-    from batchcal.cli.calibrating import Found
+    from batchcal.cli.checkpoints import choose
     from batchcal.cli.training import trained
     from batchcal.core.errors import NothingFits, NotSaved
     from batchcal.detect.detect import detect_for
     from batchcal.hpo.inside import with_warmup
     from batchcal.hpo.shapes import ShapeBook, TooLarge
-    from batchcal.hpo.space import BATCH_SIZE, shape_of
     from batchcal.hpo.worker import training_of
+    from batchcal.measure.result import CalibrationResult
 
     blueprint, values = opened.blueprint, best.parameters
-    batch = values.get(BATCH_SIZE)
     book = ShapeBook(
         blueprint.reference,
         opened.options,
@@ -56,20 +54,22 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
         most_trained=blueprint.most_trained,
         progress=_Telling(voice),
     )
-    fitting = book.plan(shape_of(blueprint.space, values), batch if isinstance(batch, int) else blueprint.effective_batch)
+    fitting = book.plan_trial(blueprint.space, values, blueprint.effective_batch)
     if isinstance(fitting, TooLarge):
         raise NothingFits(f"trial {best.number} does not fit here: {fitting.why}", try_="a higher memory limit")
     wanted = training_of(blueprint.reference, blueprint.options, values, fitting, blueprint.settings)
-    calibration = Calibration.model_validate(json.loads(fitting.calibration.read_bytes()))
+    calibration = read_again(fitting.calibration)
 
     def options_for(task: Task) -> TrainOptions:
         return with_warmup(wanted.options, wanted.warmup_steps, task, fitting.plan.effective_batch)
 
+    kept = choose(opened.desk, resume=False, voice=voice)
     result = trained(
         replace(opened.desk, reference=wanted.reference),
         fitting.plan,
-        Found(calibration=calibration, path=fitting.calibration),
+        CalibrationResult(calibration=calibration, path=fitting.calibration, fresh=True),
         options_for,
+        checkpoint=kept,
         seed=blueprint.settings.seed,
         voice=voice,
         folder=blueprint.folder,
@@ -80,7 +80,5 @@ def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice
         from batchcal.cli.views.training import show
 
         screen.render(show(result, fitting.plan))
-    if opened.desk.settings.value(knobs.CHECKPOINT) is None:
-        voice.say("the model was not kept: --set checkpoint=best.pt writes it to a file")
     if result.not_saved is not None:
-        raise NotSaved(result.not_saved, try_="[train] checkpoint = FILE, on a disk with room")
+        raise NotSaved(result.not_saved, try_="--set checkpoint=FILE, on a disk with room")

@@ -1,1 +1,1 @@
-"""What everything rests on and what knows nothing of batches: values, errors, units, files, clock, settings."""
+"""The base of all packages: errors, units, files, locks, clock, events, and the engine of settings. Knows nothing of batches."""

@@ -12,16 +12,36 @@ import os
 import secrets
 import stat
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
+
+from batchcal.core.errors import UsageError
 
 RefusedReason = Literal["missing", "not-regular", "foreign-owner", "world-writable", "too-large", "unreadable"]
 
 LEFTOVER_AGE_S: Final = 3600.0
 """A temporary file of ours that is older belongs to a writer that was killed: no write takes an hour."""
 _SUFFIX: Final = ".batchcal-tmp"
+_HEAD_BYTES: Final = 4 << 20
+"""Of a file, to see what it is: as much as a calibration may hold."""
+_TRIAL_BYTES: Final = 64 << 10
+"""Calibrations of the examples hold 15 to 50 KB."""
+_ONLY_OURS: Final = "batchcal replaces only files that it wrote itself"
+_WHY_NOT_WRITTEN: Final[dict[int, str]] = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "the folder may not be written",
+    errno.EPERM: "the folder may not be written",
+    errno.ENOENT: "no file can be created in that folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
+    errno.EBUSY: "the file is a mount of its own and cannot be replaced; mount its folder instead",
+    errno.EXDEV: "the file is a mount of its own and cannot be replaced; mount its folder instead",
+}
 
 # Absent on Windows, where opening a file follows other rules.
 _NOFOLLOW: Final[int] = getattr(os, "O_NOFOLLOW", 0)
@@ -64,15 +84,15 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """
     _collect_leftovers(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | _BINARY, mode)
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | _BINARY, mode)
         try:
             write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # a signal may come at any line
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -186,3 +206,115 @@ def _read_all(descriptor: int, max_bytes: int) -> bytes:
 
 def _is_ours(seen: os.stat_result) -> bool:
     return sys.platform == "win32" or seen.st_uid in {os.geteuid(), 0}
+
+
+def check_target(
+    path: Path,
+    *,
+    name: str,
+    what: str,
+    is_ours: Callable[[bytes], bool],
+    example: str,
+    special: bool = False,
+    instead: str = "",
+) -> None:
+    """Check, before anything is measured, that `path` can be written and that nothing of the user's would be replaced.
+
+    Args:
+        name: how the user gave it: `--output`, `BATCHCAL_CALIBRATION`, `x.toml [train] log`.
+        what: the kind of document that will be written, such as `a calibration`.
+        is_ours: whether the first bytes of a file are of this kind. An empty file may always be replaced.
+        example: a file name to suggest.
+        instead: what to type in place of another file name.
+        special: a pipe or a device will do, since it is written to and not replaced.
+
+    Raises:
+        UsageError: a folder, a link, a file of another kind, or a place that cannot be written.
+    """
+    try:
+        kind = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        _check_folder(path, name, example)
+        return
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} {path} cannot be used: {why_not_written(error)}", try_=_typed(name, example)) from None
+    if stat.S_ISDIR(kind):
+        raise UsageError(f"{name} {path} is a folder", known=f"{what} is a file", try_=_typed(name, path / example))
+    if special and not stat.S_ISREG(kind) and not stat.S_ISLNK(kind):
+        return
+    if stat.S_ISLNK(kind) and not special:
+        raise UsageError(
+            f"{name} {path} is a symbolic link", known="writing would replace the link", try_=_typed(name, path.resolve())
+        )
+    if not stat.S_ISREG(kind) and not path.is_file():
+        raise UsageError(f"{name} {path} is not a regular file", try_=_typed(name, example))
+    if special and not os.access(path, os.W_OK):
+        raise UsageError(f"{name} {path} cannot be written", known="it may be read only", try_=_typed(name, example))
+    try:
+        with path.open("rb") as file:
+            begin = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise UsageError(
+            f"{name} {path} cannot be read: {why_not_written(error)}", known=_ONLY_OURS, try_=f"{name} {example}"
+        ) from None
+    if begin and not is_ours(begin):
+        raise UsageError(
+            f"{name} {path} is an existing file that is not {what}",
+            known=_ONLY_OURS,
+            try_=instead or f"{_typed(name, _beside(path, example))}, or move {path.name} away first",
+        )
+    if _is_mounted(path):
+        raise UsageError(
+            f"{name} {path} cannot be written: {_WHY_NOT_WRITTEN[errno.EBUSY]}",
+            known="nothing was measured yet",
+            try_=f"mount the folder {path.parent} instead of the file",
+        )
+    _check_folder(path, name, example)
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether the file is a mount, as `docker run -v FILE:FILE` makes it: such a file cannot be replaced."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    name = str(path.absolute()).replace(" ", "\\040")
+    return any(line.split(" ")[4:5] == [name] for line in mounts)
+
+
+def _check_folder(path: Path, name: str, example: str) -> None:
+    """Raises UsageError where a file as large as ours cannot be written beside `path`."""
+    trial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with trial.open("xb") as file:
+            file.write(bytes(_TRIAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{name} {path} cannot be written: {why_not_written(error)}",
+            known="nothing was measured yet",
+            try_=f"{_typed(name, Path(tempfile.gettempdir()) / example)}, or another folder that can be written",
+        ) from None
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            trial.unlink(missing_ok=True)
+
+
+def _typed(name: str, value: Path | str) -> str:
+    """`--output FILE`, `BATCHCAL_CALIBRATION=FILE`."""
+    return f"{name} {value}" if name.startswith("--") else f"{name}={value}" if name.isupper() else f"{value} as {name}"
+
+
+def _beside(path: Path, example: str) -> Path:
+    """A name beside `path` that is free."""
+    other = path.with_name(example)
+    return other if other != path and not other.exists() else path.with_name(f"batchcal-{example}")
+
+
+def why_not_written(error: OSError | ValueError) -> str:
+    """In words that state what to change."""
+    if isinstance(error, OSError):
+        return _WHY_NOT_WRITTEN.get(error.errno or 0, error.strerror or str(error))
+    return str(error)

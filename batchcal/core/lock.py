@@ -6,7 +6,9 @@ Without a lock two replicas both measure, and the last one to rename wins; both 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +34,16 @@ class LockResult(NamedTuple):
     """Why one goes on without it; empty where it is held or not needed."""
 
 
+_SIGNED: Final = b"batchcal lock:"
+_MOST_SIGNED: Final = 500
+
+
 def _never() -> bool:
     return False
+
+
+def _silent(text: str) -> None:
+    return None
 
 
 class Lock:
@@ -49,16 +59,18 @@ class Lock:
         self._sleep = sleep
         self._lock: BaseFileLock | None = None
 
-    def acquire(self, *, wait_s: float, done: Callable[[], bool] = _never) -> LockResult:
+    def acquire(self, *, wait_s: float, done: Callable[[], bool] = _never, waits: Callable[[str], None] = _silent) -> LockResult:
         """Take the lock, or wait for at most `wait_s` seconds until it is free or `done()` is true.
 
         `done` is asked before each look and once more when the lock was got, since its last holder may have made what
-        we want. Never raises for what the file system does.
+        we want. `waits` is called once, where it has to wait, with a sentence about who holds the lock. Never raises for what
+        the file system does.
         """
         from filelock import FileLock, Timeout
 
         give_up_at = self._clock.monotonic() + wait_s
         lock = FileLock(self._path, mode=0o600, thread_local=False)
+        waiting = False
         while True:
             try:
                 lock.acquire(blocking=False)
@@ -72,6 +84,7 @@ class Lock:
                     lock.release()
                     return LockResult("done")
                 self._lock = lock
+                self._sign()
                 return LockResult("held")
             if done():
                 return LockResult("done")
@@ -80,7 +93,27 @@ class Lock:
                 return LockResult(
                     "timed-out", f"another process has held {self._path} for {wait_s:g} s: going on without waiting"
                 )
+            if not waiting:
+                waiting = True
+                waits(f"another calibration of this file runs{self._holder()}; waiting for its result, {wait_s:g} s at most")
             self._sleep(min(left, POLL_S * random.uniform(0.5, 1.5)))
+
+    def _sign(self) -> None:
+        """Leave for those who wait who holds the lock; a file that is not ours stays as it is."""
+        with contextlib.suppress(OSError, ValueError), self._path.open("rb+") as file:
+            if file.read(len(_SIGNED)) in (b"", _SIGNED):
+                file.seek(0)
+                file.truncate()
+                now = self._clock.now().isoformat(timespec="seconds")
+                file.write(_SIGNED + f" process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
+
+    def _holder(self) -> str:
+        """` (process 12 on node-3 since 2026-01-31T12:00:00+00:00)`, as far as it is known."""
+        with contextlib.suppress(OSError, ValueError):
+            text = self._path.read_bytes()[:_MOST_SIGNED]
+            if text.startswith(_SIGNED):
+                return f" ({text.removeprefix(_SIGNED).decode(errors='replace').strip()})"
+        return ""
 
     @property
     def held(self) -> bool:

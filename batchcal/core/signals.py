@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Final
@@ -12,11 +13,30 @@ from typing import Final
 from batchcal.core.errors import Interrupted
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+REPEAT_S: Final = 1.0
+"""A SIGTERM that follows another one within this time is the same request: `timeout` sends one to the process and one to its
+group, `scancel` one to each process of the job and one through `srun`. Both pairs arrive within milliseconds."""
 
 
 def signal_name(number: int) -> str:
     """`SIGKILL`; the number where the system has no such signal."""
     return signal.Signals(number).name if number in signal.valid_signals() else str(number)
+
+
+class Repeats:
+    """Distinguishes a second request to stop from a repetition of the first."""
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+
+    def repeats(self, number: int) -> bool:
+        """Whether signal `number`, which arrives now, repeats the first SIGTERM."""
+        now = time.monotonic()
+        if self._at is not None:
+            return number == signal.SIGTERM and now - self._at < REPEAT_S
+        if number == signal.SIGTERM:
+            self._at = now
+        return False
 
 
 @contextlib.contextmanager
@@ -28,10 +48,17 @@ def raised_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    repeats, stopped = Repeats(), False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
+        nonlocal stopped
+        if repeats.repeats(number):
+            return
+        if stopped:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        stopped = True
         raise Interrupted(number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}

@@ -35,18 +35,22 @@ def parse_size(text: str, *, name: str = "size") -> int:
     number, unit = match.groups()
     factor = _FACTORS.get(unit.upper())
     if factor is None:
+        first = unit[:1].upper()
+        is_short = first in {"K", "M", "G", "T"} and len(unit) == 1
+        # A training seldom needs 2000 GiB: a large number without a unit was meant as MiB, a very large one as bytes.
+        letter = first if first in {"K", "M", "G", "T"} else "G" if float(number) < 500 else "M" if float(number) < 10**7 else ""
+        binary, decimal = (f"{number}{letter}iB", f"{number}{letter}B") if letter else (f"{number}B", "")
         known = (
             "a size needs a unit"
             if not unit
             else f"{unit!r} is binary for some tools and decimal for others"
-            if unit.upper() in {"K", "M", "G", "T"}
+            if is_short
             else f"{unit!r} is not a unit of bytes"
         )
-        letter = unit[:1].upper() if unit[:1].upper() in {"K", "M", "G", "T"} else "G"
         raise UsageError(
-            f"{name} {text!r} is ambiguous",
-            known=known,
-            try_=f"{number}{letter}iB (1024-based) or {number}{letter}B (1000-based)",
+            f"{name} {text!r} is {'ambiguous' if is_short or not unit else 'not a size'}",
+            known=f"{known}: {binary} is 1024-based, {decimal} is 1000-based" if decimal else known,
+            try_=f"--{name} {binary}, or --{name} {decimal}" if decimal else f"--{name} {binary}",
         )
     size = int(float(number) * factor)
     if size <= 0:
@@ -63,11 +67,12 @@ def parse_duration(text: str, *, name: str = "time-limit") -> float:
     match = _DURATION.match(text)
     seconds = 0.0 if match is None else float(match.group(1)) * _SECONDS[match.group(2) or "s"]
     if seconds <= 0:
-        raise UsageError(f"{name} {text!r} is not a duration", try_=f"--{name} 60s")
+        negative = match is not None or _DURATION.match(text.strip().removeprefix("-")) is not None
+        raise UsageError(f"{name} {text!r} is not {'positive' if negative else 'a duration'}", try_=f"--{name} 60s")
     return seconds
 
 
-def parse_fraction(text: str, *, name: str) -> float:
+def parse_fraction(text: str, *, name: str, suggest: str = "15%") -> float:
     """`15%` or `0.15` -> 0.15.
 
     Raises:
@@ -79,7 +84,7 @@ def parse_fraction(text: str, *, name: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise UsageError(f"{name} {text!r} is not a fraction from 0 to below 1", try_=f"--{name} 15%")
+        raise UsageError(f"{name} {text!r} is not a fraction from 0 to below 1", try_=f"--{name} {suggest}")
     return value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, Protocol
 
 from batchcal.detect.environment import Accelerator
-from batchcal.guard.roots import HERE, Root
+from batchcal.machine.roots import HERE, Root
 
 Kind = Literal["cuda", "mps", "xpu", "other"]
 

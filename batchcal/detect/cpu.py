@@ -10,8 +10,8 @@ from typing import Final
 
 from batchcal.detect.bounds import Bound, least_cores
 from batchcal.detect.environment import Cpu
-from batchcal.guard.hierarchy import Chain, locate
-from batchcal.guard.roots import Root
+from batchcal.machine.hierarchy import Chain, locate
+from batchcal.machine.roots import Root
 
 # fmt: off
 _INSTRUCTIONS: Final = frozenset({

@@ -18,8 +18,8 @@ from batchcal.detect.memory import read_memory
 from batchcal.detect.shared_memory import AskSpace, read_shared_memory, space_of
 from batchcal.detect.software import read_software
 from batchcal.detect.torch_answer import TorchAnswer
-from batchcal.guard.allocator import available
-from batchcal.guard.roots import Root
+from batchcal.machine.allocator import available
+from batchcal.machine.roots import Root
 
 
 def detect(

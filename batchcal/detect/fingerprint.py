@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from batchcal.detect.accelerator import drivers, identity
 from batchcal.detect.environment import Cpu, Software
 from batchcal.detect.torch_answer import TorchAnswer
-from batchcal.guard.allocator import AllocatorPolicy, library_digest, without_policy
-from batchcal.guard.roots import HERE, Root
+from batchcal.machine.allocator import AllocatorPolicy, library_digest, without_policy
+from batchcal.machine.roots import HERE, Root
 
 if TYPE_CHECKING:
     from batchcal.guard.wire import JSON

@@ -8,8 +8,8 @@ from typing import Final
 from batchcal.core.values import Frozen
 from batchcal.detect.bounds import Bound, least_count
 from batchcal.detect.environment import Fact
-from batchcal.guard.hierarchy import locate
-from batchcal.guard.roots import Root
+from batchcal.machine.hierarchy import locate
+from batchcal.machine.roots import Root
 
 _ROWS: Final = {
     "Max open files": ("open_files", "RLIMIT_NOFILE"),

@@ -9,9 +9,9 @@ from batchcal.core.units import format_bytes
 from batchcal.detect.bounds import Bound, least_count
 from batchcal.detect.environment import Memory
 from batchcal.detect.limits import Limits
-from batchcal.guard.cgroup import MachineMemory, finite, memory_bounds, memory_meter
-from batchcal.guard.hierarchy import Chain, locate
-from batchcal.guard.roots import Root
+from batchcal.machine.cgroup import MachineMemory, finite, memory_bounds, memory_meter
+from batchcal.machine.hierarchy import Chain, locate
+from batchcal.machine.roots import Root
 
 _BECAUSE: Final[dict[Literal["max", "high", "hidden"], str]] = {
     "max": "the kernel kills a process of the group above it",

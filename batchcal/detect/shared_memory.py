@@ -9,7 +9,7 @@ from typing import Final
 
 from batchcal.core.values import Frozen
 from batchcal.detect.environment import SharedMemory
-from batchcal.guard.roots import Root
+from batchcal.machine.roots import Root
 
 PATH: Final = "/dev/shm"
 

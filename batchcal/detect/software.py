@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from batchcal.detect.environment import Software
-from batchcal.guard.roots import Root
+from batchcal.machine.roots import Root
 
 _ALLOCATOR_PREFIXES: Final = ("MALLOC_", "TCMALLOC_", "MIMALLOC_", "_RJEM_MALLOC_")
 _ALLOCATOR_NAMES: Final = frozenset(

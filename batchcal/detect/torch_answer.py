@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # what a child needs; a process that only detects does withou
     from batchcal.guard.job import ChildContext
     from batchcal.guard.wire import JSON
 
-FUNCTION: Final = "batchcal.detect.torch_answer:ask"
 TIMEOUT_S: Final = 120.0
 """`import torch` takes a second from a warm disk, tens of seconds from a cold one; a driver that starts takes some more."""
 
@@ -32,7 +31,7 @@ class TorchAnswer(Frozen):
     """Devices that would not answer, and why."""
 
 
-def ask(arguments: dict[str, JSON], context: ChildContext | None) -> JSON:
+def ask(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     """Runs in the child. Takes no arguments; returns a TorchAnswer as JSON."""
     import torch
 
@@ -55,7 +54,7 @@ def ask_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
     """
     from batchcal.guard.call import call
 
-    reply = call(FUNCTION, timeout_s=timeout_s)
+    reply = call(ask, timeout_s=timeout_s)
     try:
         return TorchAnswer.model_validate(reply)
     except ValidationError as error:

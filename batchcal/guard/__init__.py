@@ -1,1 +1,1 @@
-"""Running code that may die: the zygote and its children, the fence, the meters, the watchdog, the outcome."""
+"""Running code that may die: the zygote and its children, commands, the fence, the watchdog, the outcome."""

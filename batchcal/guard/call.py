@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.core.errors import GuardError
-from batchcal.guard.allocator import resolve
-from batchcal.guard.launch import Job, SpawnLauncher
+from batchcal.guard.job import Function, name_of
+from batchcal.guard.launch import FunctionJob, SpawnLauncher
 from batchcal.guard.run import Limits, run
 from batchcal.guard.wire import JSON
+from batchcal.machine.allocator import resolve
 
 
-class _Unwatched:
+class Unwatched:
     """A memory group that never trips: for questions that hold no batch."""
 
     limit_bytes: Final = 1 << 62
@@ -28,19 +29,19 @@ class _Unwatched:
         return None
 
 
-def call(function: str, arguments: dict[str, JSON] | None = None, *, timeout_s: float = 60.0) -> JSON:
-    """What `package.module:function` answers in a fresh process.
+def call(function: Function, arguments: dict[str, JSON] | None = None, *, timeout_s: float = 60.0) -> JSON:
+    """What `function` answers in a fresh process.
 
     Raises:
         GuardError: it raised, died, or took longer than `timeout_s` seconds.
     """
     launcher = SpawnLauncher(resolve("default"), os.environ)
     try:
-        job = Job(function, arguments or {}, str(Path.cwd()), dict(os.environ))
-        ending = run(job, launcher, _Unwatched(), Limits(phase_s={"start": timeout_s}, total_s=timeout_s))
+        job = FunctionJob(function, arguments or {}, str(Path.cwd()), dict(os.environ))
+        ending = run(job, launcher, Unwatched(), Limits(phase_s={"start": timeout_s}, total_s=timeout_s))
     finally:
         launcher.close()
     if ending.has_result:
         return ending.returned
     known = ending.raised.headline if ending.raised is not None else ending.kill_reason or f"exit status {ending.exit_status}"
-    raise GuardError(f"{function} gave no answer", known=known)
+    raise GuardError(f"{name_of(function)} gave no answer", known=known)

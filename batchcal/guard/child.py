@@ -5,11 +5,9 @@ Also `python -m batchcal.guard.child CONTROL OUTPUT`, two descriptors, which is 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import faulthandler
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -21,16 +19,15 @@ from typing import Final, NoReturn
 
 from batchcal.guard.ending import LOST
 from batchcal.guard.fence import FIRST_TO_GO
-from batchcal.guard.job import ChildContext, flush_output, resolve
+from batchcal.guard.job import OUTPUT_DESCRIPTOR, ChildContext, dump_stacks_on_request, flush_output, resolve
 from batchcal.guard.report import describe, let_go
+from batchcal.guard.shared_names import own_shared_names
 from batchcal.guard.wire import JSON, Channel, Message
 
 RESULT_NAME: Final = "result.json"
 ARGUMENTS_NAME: Final = "arguments.json"
 PR_SET_PDEATHSIG: Final = 1
-OUTPUT_DESCRIPTOR: Final = 2
-LONGEST_FOLDER_OF_SOCKETS: Final = 80
-"""Bytes; the whole path of a socket may have 107."""
+PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def run_child(request: Message, control: int, output: int) -> NoReturn:
@@ -50,7 +47,7 @@ def _live(request: Message, control: int, output: int) -> None:
     _take_place(request, output, parent)
     channel = Channel(socket.socket(fileno=control))
     directory = Path(str(request["directory"]))
-    _keep_sockets_in(directory)
+    own_shared_names(directory)
     context = ChildContext(channel, directory)
     try:
         arguments = json.loads((directory / ARGUMENTS_NAME).read_text(encoding="utf-8"))
@@ -72,11 +69,16 @@ def _live(request: Message, control: int, output: int) -> None:
 
 
 def leave_result(directory: Path, result: dict[str, JSON]) -> None:
-    """Written beside and renamed: the parent sees a whole result or none."""
-    beside = directory / f"{RESULT_NAME}.part"
+    """What the parent reads once this process is gone."""
+    leave_file(directory, RESULT_NAME, result)
+
+
+def leave_file(directory: Path, name: str, value: dict[str, JSON]) -> None:
+    """Written beside and renamed: the parent sees a whole file or none."""
+    beside = directory / f"{name}.part"
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(result, file)
-    beside.rename(directory / RESULT_NAME)
+        json.dump(value, file)
+    beside.rename(directory / name)
 
 
 def _take_place(request: Message, output: int, parent: int) -> None:
@@ -93,10 +95,10 @@ def _take_place(request: Message, output: int, parent: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, OUTPUT_DESCRIPTOR)
     os.close(output)
-    _volunteer_for_the_kernel()
+    volunteer_for_the_kernel()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     faulthandler.enable(OUTPUT_DESCRIPTOR, all_threads=False)
-    faulthandler.register(signal.SIGUSR1, file=OUTPUT_DESCRIPTOR, all_threads=True)
+    dump_stacks_on_request()
     environment = request.get("environment")
     if isinstance(environment, dict):
         os.environ.clear()
@@ -104,24 +106,26 @@ def _take_place(request: Message, output: int, parent: int) -> None:
     os.chdir(str(request["working_directory"]))
 
 
-def _keep_sockets_in(directory: Path) -> None:
-    """Lets multiprocessing, and the DataLoader workers that it starts for us, make the sockets between them in `directory`, which
-    is removed however we end. By itself it makes a folder in the system's place, which a kill leaves there."""
-    if len(os.fsencode(directory)) > LONGEST_FOLDER_OF_SOCKETS:
-        return
-    with contextlib.suppress(KeyError):  # a private name, and the only one that there is
-        vars(multiprocessing.current_process())["_config"]["tempdir"] = str(directory)
-
-
 def die_with_parent(parent: int) -> None:
     """Asks the kernel (Linux) for a SIGKILL when `parent` ends, and leaves at once where it already did."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    follow_parent()
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _volunteer_for_the_kernel() -> None:
+def follow_parent() -> None:
+    """Ask the kernel (Linux) for a SIGKILL when the thread that started this process ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Ask the kernel (Linux) to make this process the parent of every descendant that loses its own (a sub-reaper)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def volunteer_for_the_kernel() -> None:
     """If the kernel must kill, it takes us and not our parent: 20 of 20 with 1000, 0 of 20 without."""
     try:
         Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_GO), encoding="ascii")

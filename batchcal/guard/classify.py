@@ -22,7 +22,7 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.guard.report import Raised
+from batchcal.guard.report import COLLATE, STACKING, Raised
 from batchcal.guard.wire import JSON
 
 NEAR: Final = 0.85
@@ -43,7 +43,8 @@ def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
     if ending.killed_for == "memory":
         return OutOfMemory(source="watchdog", detail=ending.kill_reason, peak=_lower_bound(ending))
     if ending.killed_for == "deadline":
-        return TimedOut(phase=ending.phase, limit_s=ending.phase_limit_s, detail=_tail(ending, ending.kill_reason, _STACKS_SHOWN))
+        detail = _tail(ending, ending.kill_reason, _STACKS_SHOWN)
+        return TimedOut(phase=ending.phase, limit_s=ending.phase_limit_s, limit_name=ending.limit_name, detail=detail)
     if ending.oom_kills > 0:
         return OutOfMemory(source="kernel", detail="the kernel's OOM killer took it", peak=_lower_bound(ending))
     if ending.raised is not None:
@@ -82,6 +83,8 @@ def _of_raised(ending: Ending, raised: Raised) -> Outcome:
 
 def _hint(raised: Raised) -> str:
     """What to type next, where the error alone says it."""
+    if raised.chain[0].sample.startswith(STACKING):
+        return COLLATE
     return "ulimit -n 65536, or fewer --workers and fewer tensors in a sample" if out_of_descriptors(raised) else ""
 
 
@@ -111,7 +114,9 @@ def _of_status(ending: Ending) -> Outcome:
     return UserCodeFailed(
         phase=ending.phase,
         error=f"the process left with exit code {status} and without a result (os._exit?)",
-        output=ending.output[-_OUTPUT_SHOWN:],
+        output=ending.output[-_OUTPUT_SHOWN:] or f"it printed nothing; its phase was {ending.phase}",
+        hint="sys.exit in the place of os._exit, which shows the line; lines that end the program below "
+        '`if __name__ == "__main__":`',
     )
 
 

@@ -29,6 +29,8 @@ class Ending:
     kill_reason: str = ""
     phase: Phase = "start"
     phase_limit_s: float = 0.0
+    limit_name: str = ""
+    """Name of the deadline over all phases, where that ended it."""
     output: str = ""
     """The end of what it printed (64 KiB at most)."""
     oom_kills: int = 0

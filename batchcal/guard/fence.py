@@ -1,18 +1,15 @@
-"""The first line of the fence, RLIMIT_DATA, and what is left behind in /dev/shm."""
+"""The first line of the fence: RLIMIT_DATA."""
 
 from __future__ import annotations
 
-import contextlib
 import mmap
-import os
 import resource
 import sys
 from pathlib import Path
 from typing import Final
 
-from batchcal.guard.meters import read_status
+from batchcal.machine.meters import read_status
 
-SHARED_MEMORY: Final = Path("/dev/shm")
 FIRST_TO_GO: Final = 1000
 """The largest oom_score_adj: if the kernel must kill, it takes the child and not its parent."""
 SLACK_BYTES: Final = 12 << 20
@@ -95,22 +92,6 @@ def data_limit_holds() -> bool:
     except (OSError, OverflowError, ValueError):
         return True
     return False
-
-
-def sweep_shared_memory(pids: set[int]) -> int:
-    """Removes the tensors that dead processes of ours left in /dev/shm (`torch_PID_*`). Returns how many."""
-    removed = 0
-    try:
-        names = os.listdir(SHARED_MEMORY)
-    except OSError:
-        return 0
-    for name in names:
-        parts = name.split("_")
-        if parts[0] == "torch" and len(parts) > 2 and parts[1].isdigit() and int(parts[1]) in pids:
-            with contextlib.suppress(OSError):
-                (SHARED_MEMORY / name).unlink()
-                removed += 1
-    return removed
 
 
 def volunteers(pid: int) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Final
 
 from batchcal.core.errors import GuardError
+from batchcal.guard.shared_names import own_shared_names, sweep_abandoned
 
 PREFIX: Final = "batchcal-"
 OWNER: Final = ".batchcal-owner"
@@ -26,17 +29,30 @@ class Home:
     """
 
     def __init__(self) -> None:
+        self._owned = -1
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-            self._owned = os.open(self.path / f"{OWNER}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # The name first: a signal may come at any line, and a folder without an owner stays.
+            self.path = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(6)}"
+            self._make()
         except OSError as error:
             raise no_room(error) from error
-        with contextlib.suppress(OSError):  # no locks on this file system: then nobody can tell it from one left behind
-            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (self.path / f"{OWNER}.new").rename(self.path / OWNER)  # only now: nobody is to find it unlocked
         for other in self.path.parent.glob(f"{PREFIX}*/{OWNER}"):
             if other.parent != self.path:
                 _remove_abandoned(other)
+        sweep_abandoned()
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700)
+            self._owned = os.open(self.path / f"{OWNER}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(OSError):  # no locks on this file system: it then looks like an abandoned folder
+                fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (self.path / f"{OWNER}.new").rename(self.path / OWNER)  # only now: no process may find it unlocked
+        except FileExistsError:  # of another process
+            raise
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """With everything in it. Does nothing the second time."""
@@ -44,6 +60,17 @@ class Home:
         if self._owned >= 0:
             os.close(self._owned)
             self._owned = -1
+
+
+def keep_shared_names() -> None:
+    """Give this process a home for the sockets of its DataLoader workers, and semaphores of its own name.
+
+    The home goes when multiprocessing has ended the workers; that of a killed process, when the next one makes a home.
+    """
+    with contextlib.suppress(GuardError):
+        home = Home()
+        own_shared_names(home.path)
+        Finalize(None, home.remove, exitpriority=-100)
 
 
 def no_room(error: OSError) -> GuardError:

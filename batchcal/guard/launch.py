@@ -1,4 +1,4 @@
-"""Starting a child: through a zygote (forked, ready in 30 ms) or spawned. THE one place that starts a process."""
+"""Starting a child that runs a function: through a zygote (forked, ready in 30 ms) or spawned."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from batchcal.core.errors import GuardError
-from batchcal.guard.allocator import AllocatorPolicy
 from batchcal.guard.child import ARGUMENTS_NAME
 from batchcal.guard.home import Home, no_room
+from batchcal.guard.job import Function, name_of
 from batchcal.guard.wire import JSON, Channel, Message
+from batchcal.machine.allocator import AllocatorPolicy
 
 READY_LIMIT_S: Final = 120.0
 """`import torch` takes a second here and tens of seconds from a cold network disk."""
 START_LIMIT_S: Final = 20.0
+PACKAGE_PARENT: Final = str(Path(__file__).resolve().parents[2])
+"""For PYTHONPATH: children import this very batchcal."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one child is to run: a function of batchcal's own, by name, with arguments that are JSON."""
+class FunctionJob:
+    """What one child is to run: a function with arguments that are JSON."""
 
-    function: str
+    function: Function
+    """Of a module, by whose name the child finds it. The module must load fast where parents import it."""
     arguments: dict[str, JSON]
     working_directory: str
     environment: dict[str, str]
@@ -42,8 +46,20 @@ class Job:
 class Started:
     """A running child, with what the parent holds of it."""
 
-    def __init__(self, pid: int, watch: int | None, control: Channel, output: int, directory: Path) -> None:
+    def __init__(
+        self,
+        pid: int,
+        watch: int | None,
+        control: Channel,
+        output: int,
+        directory: Path,
+        *,
+        mark: str = "",
+    ) -> None:
         self.pid = pid
+        self.mark = mark
+        """Of a supervisor, which runs nothing itself: `NAME=value` in the environment of all its descendants. Empty: a child that
+        runs a function."""
         self.watch = watch
         """A pidfd, or None where the system has none."""
         self.control = control
@@ -61,8 +77,24 @@ class Started:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-class Launcher(Protocol):
-    """Starts children and tells how they ended."""
+class Ender(Protocol):
+    """Ends children and tells how they ended."""
+
+    def kill(self, child: Started) -> None:
+        """SIGKILL to the child and everything it started."""
+        ...
+
+    def poll(self, child: Started) -> bool:
+        """Fills `child.exit_status` where it has ended (then all that it started is dead); True if it has.
+
+        Raises:
+            GuardError: what started the child is gone.
+        """
+        ...
+
+
+class Launcher(Ender, Protocol):
+    """Starts children that run functions."""
 
     @property
     def name(self) -> Literal["zygote", "spawn"]: ...
@@ -72,16 +104,8 @@ class Launcher(Protocol):
         """A helper process of ours that will not be there during training."""
         ...
 
-    def start(self, job: Job) -> Started:
+    def start(self, job: FunctionJob) -> Started:
         """Raises GuardError where no child could be started."""
-        ...
-
-    def kill(self, child: Started) -> None:
-        """SIGKILL to the child and everything it started."""
-        ...
-
-    def poll(self, child: Started) -> bool:
-        """Fills `child.exit_status` where it has ended (then its whole group is dead); True if it has."""
         ...
 
     def is_alive(self) -> bool:
@@ -96,8 +120,7 @@ def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> di
     stays single-threaded."""
     environment = policy.process_environment(environ)
     environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's OpenBLAS would start a thread when it is imported
-    package_parent = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environ.get("PYTHONPATH"), package_parent)))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environ.get("PYTHONPATH"), PACKAGE_PARENT)))
     if policy.kind == "mallopt":
         environment["BATCHCAL_ZYGOTE_MALLOPT"] = policy.name
     return environment
@@ -108,7 +131,8 @@ class ZygoteLauncher:
 
     name: Literal["zygote", "spawn"] = "zygote"
 
-    def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str]) -> None:
+    def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str], preload: Sequence[str] = ()) -> None:
+        """`preload`: modules to import before the first fork. What starts a thread there makes children hang."""
         self._home = Home()
         self._ended: dict[int, int] = {}
         self._numbers = itertools.count()
@@ -116,7 +140,7 @@ class ZygoteLauncher:
         try:
             with theirs, (self._home.path / "zygote.log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno()), str(self._home.path)],
+                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno()), str(self._home.path), *preload],
                     pass_fds=(theirs.fileno(),),
                     env=start_environment(policy, environ),
                     stdin=subprocess.DEVNULL,
@@ -124,30 +148,33 @@ class ZygoteLauncher:
                     stderr=log,
                     start_new_session=True,
                 )
-        except OSError as error:
+        except BaseException as error:  # a signal may come at any line
             ours.close()
             self._home.remove()
-            raise GuardError("no child process could be started", known=str(error)) from error
+            if isinstance(error, OSError):
+                raise GuardError("no child process could be started", known=str(error)) from error
+            raise
         self._socket = ours
         self._channel = Channel(ours)
         self._ready = False
 
-    def await_ready(self) -> None:
-        """Waits until it can fork.
+    def await_ready(self, limit_s: float = READY_LIMIT_S) -> None:
+        """Waits until it can fork, `limit_s` seconds at most.
 
         Raises:
             GuardError: it cannot, and is closed.
         """
         if self._ready:
             return
-        self._socket.settimeout(READY_LIMIT_S)
+        self._socket.settimeout(max(0.001, min(limit_s, READY_LIMIT_S)))
         try:
             hello = self._channel.wait()
+            late = ""
         except TimeoutError:
-            hello = None
+            hello, late = None, f"it was not ready after {limit_s:.1f} s"
         self._socket.settimeout(START_LIMIT_S)
         if hello is None or hello.get("threads") != 1:
-            log_tail = self._log_tail() or "it ended without a word"
+            log_tail = self._log_tail() or late or "it ended without a word"
             self.close()
             threads = None if hello is None else hello.get("threads")
             known = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
@@ -158,7 +185,7 @@ class ZygoteLauncher:
     def overhead_pid(self) -> int | None:
         return self._process.pid
 
-    def start(self, job: Job) -> Started:
+    def start(self, job: FunctionJob) -> Started:
         self.await_ready()
         directory, request = _directory(self._home, next(self._numbers), job)
         ours, theirs = socket.socketpair()
@@ -198,6 +225,8 @@ class ZygoteLauncher:
 
     def close(self) -> None:
         self._channel.close()
+        if not self._ready:
+            self._process.kill()  # it has no child, and reads the socket only once torch is imported
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -233,6 +262,44 @@ class ZygoteLauncher:
             return ""
 
 
+def start_module(
+    module: str, environment: Mapping[str, str], request: Message, directory: Path, *, mark: str = ""
+) -> tuple[subprocess.Popen[bytes], Started]:
+    """`python -m MODULE CONTROL OUTPUT`, two descriptors, in a session of its own, and `request` on its control socket.
+
+    Args:
+        directory: private to the process; removed where it cannot be started.
+        mark: see `Started`.
+
+    Raises:
+        GuardError: it could not be started.
+    """
+    ours, theirs = socket.socketpair()
+    output_read, output_write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(output_write)],
+            pass_fds=(theirs.fileno(), output_write),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output_write,
+            stderr=output_write,
+            start_new_session=True,
+        )
+    except OSError as error:
+        ours.close()
+        os.close(output_read)
+        shutil.rmtree(directory, ignore_errors=True)
+        raise GuardError("no child process could be started", known=str(error)) from error
+    finally:
+        theirs.close()
+        os.close(output_write)
+    control = Channel(ours)
+    control.send(request)
+    watch = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+    return process, Started(process.pid, watch, control, output_read, directory, mark=mark)
+
+
 class SpawnLauncher:
     """A new interpreter for every child: a second each, but it works wherever Python does."""
 
@@ -245,33 +312,11 @@ class SpawnLauncher:
         self._environment = start_environment(policy, environ)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, job: Job) -> Started:
+    def start(self, job: FunctionJob) -> Started:
         directory, request = _directory(self._home, next(self._numbers), job)
-        ours, theirs = socket.socketpair()
-        output_read, output_write = os.pipe()
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "batchcal.guard.child", str(theirs.fileno()), str(output_write)],
-                pass_fds=(theirs.fileno(), output_write),
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output_write,
-                stderr=output_write,
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            os.close(output_read)
-            shutil.rmtree(directory, ignore_errors=True)
-            raise GuardError("no child process could be started", known=str(error)) from error
-        finally:
-            theirs.close()
-            os.close(output_write)
+        process, started = start_module("batchcal.guard.child", self._environment, request, directory)
         self._processes[process.pid] = process
-        control = Channel(ours)
-        control.send(request)
-        watch = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
-        return Started(process.pid, watch, control, output_read, directory)
+        return started
 
     def kill(self, child: Started) -> None:
         if child.exit_status is None:
@@ -297,7 +342,7 @@ class SpawnLauncher:
         self._home.remove()
 
 
-def _directory(home: Home, number: int, job: Job) -> tuple[Path, Message]:
+def _directory(home: Home, number: int, job: FunctionJob) -> tuple[Path, Message]:
     """A new folder for one child, with what the child is to be sent."""
     directory = home.path / f"child-{number}"
     try:
@@ -308,11 +353,11 @@ def _directory(home: Home, number: int, job: Job) -> tuple[Path, Message]:
         raise no_room(error) from error
 
 
-def request_of(job: Job, directory: Path) -> Message:
+def request_of(job: FunctionJob, directory: Path) -> Message:
     """What travels to the child; its arguments lie in its directory, since they may be long."""
     (directory / ARGUMENTS_NAME).write_text(json.dumps(job.arguments), encoding="utf-8")
     return {
-        "function": job.function,
+        "function": name_of(job.function),
         "directory": str(directory),
         "working_directory": job.working_directory,
         "environment": dict(job.environment),

@@ -16,19 +16,21 @@ MemoryError_ = Literal["host", "accelerator", "shm", "suspect", "worker"]
 worker died, which is memory if a counter says so."""
 
 _SPEAKS_OF_MEMORY: Final = ("RuntimeError", "MemoryError", "OSError", "SystemError", "ImportError")
-"""Only these types' texts are read: a user's own `ValueError("out of memory budget")` is his."""
+"""Only these types' texts are read: a user's own `ValueError("out of memory budget")` is his. A text counts where it has the form
+that the library gives it: a sentence that merely contains "out of memory" or "cannot allocate memory" is the user's."""
 
 _TEXTS: Final[tuple[tuple[MemoryError_, str], ...]] = (
     ("shm", r"unable to (allocate|write|resize) .*shared memory|unable to (allocate|open) shared memory|\bshm\b.*no space left"),
     ("shm", r"bus error|no space left on device .*torch_|torch_\w+.*no space left on device"),
     ("host", r"defaultcpuallocator: (can't allocate memory|not enough memory)"),
-    ("host", r"unable to mmap \d+ bytes|torch: unable to mmap memory|cannot allocate memory"),
-    ("accelerator", r"(cuda|hip|xpu|mps backend|npu|mlu|hpu)\s+out of memory"),
-    ("accelerator", r"(cuda|hip) error: out of memory|cuda failure 2 'out of memory'|std::bad_alloc: out_of_memory"),
+    ("host", r"unable to mmap \d+ bytes|torch: unable to mmap memory|(^|[:\]] )cannot allocate memory( \(\d+\))?\.?\s*$"),
+    ("accelerator", r"(^|: )(cuda|hip|xpu|mps backend|npu|mlu|hpu)\s+out of memory\s*([.(:!,;]|$)"),
+    ("accelerator", r"(cuda|hip) error: out of memory\s*([.\n]|$)|cuda failure 2 'out of memory'|std::bad_alloc: out_of_memory"),
     ("accelerator", r"cublas_status_alloc_failed|cudnn_status_alloc_failed|cufft_alloc_failed|cusolver_status_alloc_failed"),
     ("suspect", r"cublas_status_not_initialized|unable to find an engine"),
     ("suspect", r"cudnn_status_(internal_error|not_supported|execution_failed)"),
-    ("suspect", r"could not (create|execute) a primitive|could not create (a )?memory|could not create a (memory|descriptor)"),
+    ("suspect", r"could not (create|execute) a primitive"),
+    ("suspect", r"could not create (a )?(memory|descriptor)( object| descriptor)?( for .*)?\.?\s*$"),
     ("suspect", r"std::bad_alloc|error return without exception set|could not get source code|thread creation failed"),
     ("suspect", r"can't start new thread|resource temporarily unavailable"),
     ("suspect", r"failed to map segment|cannot apply additional memory protection"),

@@ -6,11 +6,15 @@ moves nothing: a user's bug is never "too big".
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from textwrap import indent
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from batchcal.core.values import Record
+
+_SHOWN: Final = 2_000
+"""Characters of output beside a traceback."""
 
 MemorySource = Literal["allocator", "fence", "watchdog", "kernel", "shm", "accelerator", "budget"]
 """Who said that memory ran out.
@@ -20,8 +24,8 @@ parent killed it in time; `kernel`: the OOM killer got it (the fence failed); `s
 the device was full; `budget`: it ran to its end, but above the budget.
 """
 
-Phase = Literal["start", "load", "warm-up", "measure", "finish"]
-"""Where a child was. Each phase has its own deadline."""
+Phase = Literal["start", "load", "read", "warm-up", "measure", "finish"]
+"""Where a child was; `read`: it reads samples, and runs nothing with them. Each phase has its own deadline."""
 
 
 class Peak(Record):
@@ -73,6 +77,8 @@ class TimedOut(Record):
     kind: Literal["timed-out"] = "timed-out"
     phase: Phase
     limit_s: float
+    limit_name: str = ""
+    """Name of the limit, where it is not that of the phase: `the time limit of 20 s (--time-limit)`."""
     detail: str = ""
     """Where it stood, from faulthandler, and the end of what it printed."""
 
@@ -87,6 +93,14 @@ class UserCodeFailed(Record):
     """The end of what the code printed."""
     hint: str = ""
     """What to type next, where we know."""
+
+    @property
+    def evidence(self) -> str:
+        """The traceback; the output where there is none, and with the traceback where the code failed while it was loaded."""
+        traceback, output = self.traceback.strip(), self.output.strip()
+        if traceback and output and self.phase == "load":
+            return f"{traceback}\nIt printed:\n{indent(output[-_SHOWN:], '  ')}"
+        return traceback or output
 
 
 class WorkerDied(Record):

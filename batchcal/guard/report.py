@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,21 @@ from batchcal.guard.outcome import Phase
 
 DEPTH: Final = 10
 TEXT_LIMIT: Final = 64 * 1024
+HEADLINE_LIMIT: Final = 1000
+"""Of the line that names an error, which messages quote. The traceback has all of it."""
+FRAMES: Final = 200
+"""Of a traceback, the last ones: a recursion with a raised limit has a million, which take minutes to format."""
+READING: Final = "while reading sample"
+"""The beginning of a note of an error: which sample of the dataset was read."""
+STACKING: Final = "while torch's default collate function stacked samples"
+"""The same: no collate function was given, and the samples do not make a batch by themselves."""
+COLLATE: Final = (
+    "Task(collate_fn=...): a function that makes a batch of a list of samples: it pads or cuts what differs in size, leaves "
+    "out what is None"
+)
+"""What to do then."""
+_FROM_WORKER: Final = re.compile(r"Caught \S+ in DataLoader worker process (\d+)\.\nOriginal Traceback")
+"""The beginning of torch's own message: the traceback of the worker follows, and ends with the error and its notes."""
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _OURS: Final = f"{_PACKAGE}{os.sep}"
 _EXAMPLES: Final = f"{_PACKAGE / 'workload' / 'examples'}{os.sep}"
@@ -28,8 +44,14 @@ class RaisedLink(Frozen):
     """Names of every class it derives from, itself first."""
     message: str
     errno: int | None = None
+    sample: str = ""
+    """The note that names the sample, or how samples were put together."""
     told: tuple[str, str, str] | None = None
     """Of our own errors: what happened, what is known, what to type next."""
+
+    def is_a(self, kind: type[BaseException]) -> bool:
+        """Whether the exception was an instance of `kind`."""
+        return _name(kind) in self.bases
 
 
 class Raised(Frozen):
@@ -41,16 +63,31 @@ class Raised(Frozen):
 
     @property
     def headline(self) -> str:
-        """`ValueError: shapes do not match`, the first line only."""
+        """`ValueError: shapes do not match`, the first line only, with what was read."""
         link = self.chain[0]
-        if link.told is not None:
-            return link.told[0]
-        message = link.message.strip().splitlines()
-        return f"{link.type_name}: {message[0]}" if message else link.type_name
+        return link.told[0] if link.told is not None else _headline(link.type_name, link.message, link.sample)
+
+
+def headline(error: BaseException) -> str:
+    """`ValueError: shapes do not match`, the first line only, with what was read. Of a worker: its own error."""
+    return _headline(_name(type(error)), _text(error), _sample(error))
+
+
+def _headline(type_name: str, message: str, sample: str) -> str:
+    lines = message.strip().splitlines()
+    text = f"{type_name}: {lines[0]}" if lines else type_name
+    worker = _FROM_WORKER.match(message)
+    if worker is not None:
+        ending = lines[max(place for place, line in enumerate(lines) if line.startswith((" ", "Original "))) + 1 :]
+        text = f"{ending[0] if ending else type_name}, in DataLoader worker {worker[1]}"
+        sample = next((line for line in ending if line.startswith((READING, STACKING))), "")
+    text = text if len(text) <= HEADLINE_LIMIT else f"{text[:HEADLINE_LIMIT]}..."
+    return f"{text}, {sample}" if sample else text
 
 
 def describe(error: BaseException, phase: Phase) -> Raised:
     """Everything worth knowing of `error`."""
+    shorten(error)
     links: list[RaisedLink] = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -62,15 +99,49 @@ def describe(error: BaseException, phase: Phase) -> Raised:
                 bases=tuple(_name(base) for base in type(current).__mro__),
                 message=_text(current),
                 errno=current.errno if isinstance(current, OSError) else None,
-                told=(current.what, current.known, current.try_) if isinstance(current, BatchcalError) else None,
+                sample=_sample(current),
+                told=_told(current) if isinstance(current, BatchcalError) else None,
             )
         )
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     try:
-        text = "".join(traceback.format_exception(type(error), error, _from_user_code(error.__traceback__)))
+        trace = _from_user_code(error.__traceback__)
+        text = "".join(traceback.format_exception(type(error), error, trace))
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
         text = f"(the traceback could not be formatted: {type(broken).__name__})"
-    return Raised(chain=tuple(links), traceback=text[-TEXT_LIMIT:], phase=phase)
+    return Raised(chain=tuple(links), traceback=_as_utf8(text[-TEXT_LIMIT:]), phase=phase)
+
+
+def _told(error: BatchcalError) -> tuple[str, str, str]:
+    return _as_utf8(error.what), _as_utf8(error.known), _as_utf8(error.try_)
+
+
+def _sample(error: BaseException) -> str:
+    notes: object = getattr(error, "__notes__", ())
+    return (
+        next((note for note in notes if isinstance(note, str) and note.startswith((READING, STACKING))), "")
+        if isinstance(notes, list)
+        else ""
+    )
+
+
+def shorten(error: BaseException) -> None:
+    """Leave `error`, and what it came from, the last FRAMES of their tracebacks."""
+    current: BaseException | None = error
+    for _ in range(DEPTH):
+        if current is None:
+            return
+        current.__traceback__ = _last(current.__traceback__)
+        current = current.__cause__ or current.__context__
+
+
+def _last(trace: TracebackType | None) -> TracebackType | None:
+    length, one = 0, trace
+    while one is not None:
+        length, one = length + 1, one.tb_next
+    for _ in range(length - FRAMES):
+        trace = trace.tb_next if trace is not None else None
+    return trace
 
 
 def let_go(error: BaseException) -> None:
@@ -100,8 +171,13 @@ def _name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _as_utf8(text: str) -> str:
+    """With halves of surrogate pairs, which Python has in a file name that is no UTF-8, written as `\\udcff`: JSON has none."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _text(error: BaseException) -> str:
     try:
-        return str(error)[:TEXT_LIMIT]
+        return _as_utf8(str(error)[:TEXT_LIMIT])
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
         return f"(its text could not be had: {type(broken).__name__})"

@@ -1,8 +1,9 @@
 """The zygote: a process that imported torch and nothing else, and forks children that are ready in 30 ms instead of a second.
 
-`python -m batchcal.guard.zygote FD HOME`, exec'd once per allocator environment. It runs no operation of torch and stays
-single-threaded: one multi-threaded operation here, and every child hangs in OpenMP. It reaps its children (and, as a
-subreaper, their orphans), kills what is left of a child's group before the pid is free, and ends with its parent.
+`python -m batchcal.guard.zygote FD HOME MODULE...`, exec'd once per allocator environment. It imports the modules, runs no
+operation of torch and stays single-threaded: one multi-threaded operation here, and every child hangs in OpenMP. It reaps its
+children (and, as a subreaper, their orphans), kills what is left of a child's group before the pid is free, and ends with its
+parent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import os
 import selectors
 import shutil
@@ -18,17 +20,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
-from batchcal.guard.child import PR_SET_PDEATHSIG, run_child
-from batchcal.guard.meters import descendants, thread_count
+from batchcal.guard.child import PR_SET_PDEATHSIG, adopt_orphans, run_child
+from batchcal.guard.kill import kill_group
+from batchcal.guard.shared_names import sweep_shared_memory
 from batchcal.guard.wire import Channel, Message
+from batchcal.machine.meters import descendants, thread_count
 
-PRELOAD: Final = ("torch", "torch.utils.data", "torch._dynamo", "numpy", "batchcal.measure.inside.child")
-"""Imported before the first fork. torch._dynamo because the first optimizer step imports it (0.8 s)."""
-PR_SET_CHILD_SUBREAPER: Final = 36
 ORPHANS_LINGER_S: Final = 1.0
 
 
@@ -106,32 +107,26 @@ class Zygote:
 
     def _end(self) -> None:
         """The parent is gone: so are we, and nothing of ours stays."""
+        family = {*self._children, *descendants(os.getpid())}
         for child in self._children:
             kill_group(child)
         self._children.clear()
         self._end_orphans()
         until = time.monotonic() + ORPHANS_LINGER_S
-        while time.monotonic() < until:
-            try:
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < until:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
                     time.sleep(0.002)
-            except ChildProcessError:
-                return
+        sweep_shared_memory(family)
 
 
-def kill_group(leader: int) -> None:
-    """SIGKILL to the group that `leader` began; nothing where it is already empty."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def preload() -> None:
-    """Imports only. A name that is not there is simply imported later, by the child that needs it."""
-    for name in PRELOAD:
-        with contextlib.suppress(ImportError):
+def preload(names: Sequence[str]) -> None:
+    """Imports only, of packages that are installed."""
+    for name in names:
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
     if os.environ.get("BATCHCAL_ZYGOTE_MALLOPT") == "retain":
-        from batchcal.guard.allocator import apply_mallopt
+        from batchcal.machine.allocator import apply_mallopt
 
         apply_mallopt()
     gc.collect()
@@ -146,23 +141,25 @@ def leaving_with_parent(connection: socket.socket, home: str) -> Iterator[None]:
         shutil.rmtree(home, ignore_errors=True)
         os._exit(128 + number)
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGUSR2, leave)
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR2, 0, 0, 0)
     with contextlib.suppress(BlockingIOError):
         if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):  # it ended before we asked
             leave(signal.SIGTERM, None)
     yield
     libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)
 
 
 def main() -> NoReturn:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     connection, home = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    # systemd and SLURM send it to every process of a job; the parent ends cleanly and needs us for that. Children take it again.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with leaving_with_parent(connection, home):
-            preload()
+            preload(sys.argv[3:])
         channel = Channel(connection)
         channel.send({"ready": True, "threads": thread_count()})
         Zygote(connection).serve()

@@ -23,13 +23,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from batchcal.core.errors import UsageError
-from batchcal.core.settings import KEYS
+from batchcal.core.suggest import closest
 from batchcal.core.units import parse_count
 from batchcal.core.values import Frozen
 from batchcal.hpo.space import Space, read_space
+from batchcal.values.settings import Settings
 from batchcal.workload.config import Config
 
 PATIENCE: Final = 10
@@ -40,15 +41,20 @@ TRIALS: Final = 2_000
 class PrunerSettings(Frozen):
     """How trials that will not win are stopped."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: Literal["hyperband", "halving", "median", "none"] = "hyperband"
+    """`hyperband`, `halving`, `median` or `none`."""
     min_resource: int = Field(default=1, ge=1)
-    """Epochs, over all folds, before which nothing is pruned."""
+    """Epochs, over all folds, before which no trial is pruned."""
     reduction_factor: int = Field(default=3, ge=2)
+    """One trial of so many continues after each rung."""
     bootstrap_count: int | None = Field(default=None, ge=0)
-    """Trials that a rung sees before it prunes. None: by the number of trials."""
+    """Trials that reach a rung before it prunes. Default: by the number of trials."""
     patience: int = Field(default=2, ge=1)
-    """Epochs of a fold in a row without a better one."""
+    """Epochs of a fold without a better result before a trial may be pruned."""
     min_delta: float = Field(default=MIN_DELTA, ge=0)
+    """A result is better if it is better by more than this."""
 
 
 _USED: Final = {"halving": ("min_resource", "reduction_factor", "bootstrap_count"), "median": ("min_resource",), "none": ()}
@@ -58,23 +64,30 @@ _USED: Final = {"halving": ("min_resource", "reduction_factor", "bootstrap_count
 class StudySettings(Frozen):
     """The [hpo] table."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     study: str = Field(min_length=1, max_length=100)
+    """Name of the study."""
     trials: int = Field(default=TRIALS, ge=1)
-    """That the study has in all, however often it is started."""
+    """Trials of the study in all, however often it is started."""
     storage: str | None = None
-    """A file, `sqlite:///file`, `postgresql://...`. None: a journal file in .batchcal, named after the study."""
+    """A file, `sqlite:///file` or `postgresql://...`. Default: a journal file in .batchcal, named after the study."""
     metric: str = "loss"
+    """`loss` of the evaluation, or a metric of the task."""
     direction: Literal["minimize", "maximize"] = "minimize"
+    """`minimize` or `maximize`."""
     folds: int = Field(default=0, ge=0)
-    """k of a k-fold cross-validation over the task's training data. 0: the task's own evaluation data."""
+    """Folds of a cross-validation over the training data. 0: the task's own evaluation data."""
     seed: int = Field(default=0, ge=0)
+    """Random seed of sampling and training."""
     budget: int | None = Field(default=None, ge=1)
-    """Parameters that a model may have at most. None: as many as fit."""
+    """Largest number of parameters of a model. Default: as many as fit."""
     stall_limit_s: float = Field(default=300.0, gt=0)
-    """Seconds without an optimizer step or a batch of the evaluation after which a trial is taken to hang."""
+    """Seconds without an optimizer step or an evaluation batch after which a trial counts as hanging."""
     trial_limit_s: float | None = Field(default=None, gt=0)
-    """Seconds after which a trial is taken to hang."""
+    """Seconds after which a trial counts as hanging. Default: no limit."""
     pruner: PrunerSettings = PrunerSettings()
+    """How trials that will not win are stopped."""
 
     @model_validator(mode="after")
     def _folds(self) -> StudySettings:
@@ -111,7 +124,7 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
             close = difflib.get_close_matches(key, (*_KEYS, "space"), n=1)
             raise UsageError(
                 f"{place}: unknown key {key!r} in [hpo]" + (f" (did you mean {close[0]}?)" if close else ""),
-                known=f"keys there are: {', '.join((*_KEYS, 'space'))}",
+                known=f"valid keys: {', '.join((*_KEYS, 'space'))}",
                 try_=f"{close[0]} instead of {key}" if close else f"remove {key}",
             )
     if isinstance(given.get("budget"), str):
@@ -121,6 +134,9 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
     try:
         settings = StudySettings.model_validate(given)
     except ValidationError as error:
+        unknown = next((one for one in error.errors() if one["type"] == "literal_error"), None)
+        if unknown is not None and len(error.errors()) == 1:
+            raise _not_known(place, unknown["loc"], str(unknown["input"]), unknown["msg"]) from None
         raise UsageError(
             f"{place} [hpo]: " + "; ".join(_told(one["loc"], one["msg"]) for one in error.errors()),
             try_='study = "patchtst"' if "study" not in given else "a value as the README lists them",
@@ -156,7 +172,7 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
         name, equals, text = change.partition("=")
         name = name.strip()
         if not equals or not name.replace(".", "_").isidentifier():
-            raise UsageError(f"--set {change!r} is not NAME=VALUE", try_="--set budget=2M --set horizon=5")
+            raise UsageError(f"--set {change!r} is not NAME=VALUE", try_="--set trials=20 --set budget=2M")
         if name == "space":
             raise UsageError("--set cannot change the space", known="it is a table", try_="another config")
         if name in _KEYS:
@@ -165,13 +181,13 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
             given = hpo.get("pruner", {})
             pruner = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
             hpo["pruner"] = {**pruner, name.removeprefix("pruner."): _value(text)}
-        elif (table := next((table for table, keys in KEYS.items() if name in keys), None)) is not None:
+        elif (table := next((table for table, keys in Settings.keys().items() if name in keys), None)) is not None:
             tables[table] = {**tables.get(table, {}), name: _value(text)}
         elif reference is None:
             raise UsageError(
                 f"--set {name}: the config has no [task] whose argument that could be",
                 known=f"keys of [hpo] are {', '.join(_KEYS)}",
-                try_='[task] spec = "train.py:task" in the config',
+                try_='[task]\nspec = "train.py:task"',
             )
         else:
             reference = reference.model_copy(update={"arguments": {**reference.arguments, name: _value(text)}})
@@ -184,6 +200,18 @@ def as_toml(config: Config) -> dict[str, object]:
     if config.reference is not None:
         document["task"] = {"spec": config.reference.spec, "args": dict(config.reference.arguments)}
     return {**document, **config.tables}
+
+
+def _not_known(place: str, where: tuple[int | str, ...], value: str, message: str) -> UsageError:
+    """The error for a value that is not among the choices which `message` of pydantic lists."""
+    choices = re.findall(r"'([^']*)'", message)
+    name, close = ".".join(str(part) for part in where), closest(value, choices)
+    key = name.removesuffix(".name")
+    return UsageError(
+        f"{place} [hpo] {key} {value!r} is not valid" + (f" (did you mean {close}?)" if close else ""),
+        known=f"valid values: {', '.join(choices)}",
+        try_=f'{key} = "{close or choices[0]}" in {place} [hpo]',
+    )
 
 
 def _value(text: str) -> str | int | float | bool:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,10 +21,12 @@ from batchcal.core.errors import (
     UsageError,
     UserCodeError,
 )
-from batchcal.core.progress import Field, Progress
+from batchcal.core.progress import Notice, Progress
 from batchcal.core.signals import signal_name
+from batchcal.guard.helper import HelperProcess
 from batchcal.hpo.blueprint import Assignment
 from batchcal.hpo.member import FINISH, STOP
+from batchcal.values.study_events import FromWorker, StudyEvent, TrialEnded, WorkerDied, read_back
 
 TICK_S: Final = 0.5
 GRACE_S: Final = 20.0
@@ -35,8 +34,6 @@ GRACE_S: Final = 20.0
 MOST_DEATHS: Final = 5
 """Of each worker, with no trial ended in between."""
 LONGEST_WAIT_S: Final = 15.0
-_READ: Final = 1 << 16
-_TAIL: Final = 2000
 _ERRORS: Final[dict[str, type[BatchcalError]]] = {
     one.__name__: one for one in (UsageError, NoCalibration, NothingFits, UserCodeError, Partial, NotSaved, GuardError)
 }
@@ -51,7 +48,12 @@ class Crew:
     """
 
     def __init__(
-        self, assignments: Sequence[Assignment], *, logs: Path, progress: Progress, tick: Callable[[], None] = lambda: None
+        self,
+        assignments: Sequence[Assignment],
+        *,
+        logs: Path,
+        progress: Progress[StudyEvent],
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._progress, self._tick, self._logs = progress, tick, logs
         self._assignments = assignments
@@ -64,7 +66,7 @@ class Crew:
         """When who was told to stop is made to."""
         self._deaths: Counter[int] = Counter()
         """By worker, since it ended a trial."""
-        self._noticed: list[dict[str, Field]] = []
+        self._noticed: set[Notice] = set()
         """What was told once is not told again by who takes another's place."""
         self._next_tick = 0.0
         self._error: BatchcalError | None = None
@@ -106,21 +108,21 @@ class Crew:
         """No further trial is begun. May be called from another thread."""
         self._ending = True
         for member in list(self._members.values()):
-            member.order(FINISH)
+            member.process.send(FINISH)
 
     def stop(self) -> None:
         """The trials that run are stopped, to be run again. May be called from another thread."""
         self._ending = True
         self._stop_until = self._stop_until or time.monotonic() + GRACE_S
         for member in list(self._members.values()):
-            member.order(STOP)
+            member.process.send(STOP)
 
     def _start(self, assignment: Assignment) -> None:
         member = _Member(assignment, self._logs)
         self._members[assignment.index] = member
         if self._ending:  # asked for by another thread meanwhile
-            member.order(FINISH)
-        self._selector.register(member.output, selectors.EVENT_READ, member)
+            member.process.send(FINISH)
+        self._selector.register(member.process.stdout, selectors.EVENT_READ, member)
 
     def _start_awaited(self) -> None:
         due = [one for one in self._awaited if self._ending or time.monotonic() >= one[0]]
@@ -133,30 +135,32 @@ class Crew:
         for key, _ in self._selector.select(timeout_s):
             member = key.data
             assert isinstance(member, _Member)
-            messages = member.read()
+            messages = member.process.read()
             for message in messages or ():
                 self._heard(member, message)
             if messages is None:
                 self._left(member)
 
     def _heard(self, member: _Member, message: dict[str, object]) -> None:
-        error, name, fields = message.get("error"), message.get("event"), message.get("fields")
+        error, name, values = message.get("error"), message.get("event"), message.get("values")
         if isinstance(error, dict):
             kind = _ERRORS.get(str(error.get("name")), BatchcalError)
             member.error = kind(str(error.get("what")), known=str(error.get("known")), try_=str(error.get("try")))
-        elif isinstance(name, str) and isinstance(fields, dict):
-            if name == "trial_ended":
-                self._deaths[member.index] = 0
-            told: dict[str, Field] = {str(key): value for key, value in fields.items()}
-            if name == "notice" and told in self._noticed:
+        elif isinstance(name, str) and isinstance(values, dict):
+            event = read_back(name, values)
+            if event is None:
+                event = Notice(f"a message of a worker could not be read: {name}")
+            if isinstance(event, Notice) and event in self._noticed:
                 return
-            if name == "notice":
-                self._noticed.append(told)
-            self._progress.event(name, {**told, "worker": member.index} if len(self._assignments) > 1 else told)
+            if isinstance(event, TrialEnded):
+                self._deaths[member.index] = 0
+            if isinstance(event, Notice):
+                self._noticed.add(event)
+            self._progress.event(FromWorker(event, member.index) if len(self._assignments) > 1 else event)
 
     def _left(self, member: _Member) -> None:
-        self._selector.unregister(member.output)
-        status = member.close()
+        self._selector.unregister(member.process.stdout)
+        status = member.process.close()
         del self._members[member.index]
         if member.error is not None:
             # All work at the same: what ended one will end the others.
@@ -172,10 +176,10 @@ class Crew:
         if deaths > MOST_DEATHS:
             raise GuardError(
                 f"worker {member.index} of the study dies again and again; now it was {how}",
-                known=member.last_words() or "it said nothing",
-                try_="batchcal hpo run once more: the study goes on where it is",
+                known=member.process.log_tail() or "it said nothing",
+                try_="batchcal hpo run CONFIG    continues the study",
             )
-        self._progress.event("worker_died", {"worker": member.index, "how": how, "action": "another takes its place"})
+        self._progress.event(WorkerDied(worker=member.index, how=how, action="another takes its place"))
         # What they die of may pass: a database that starts anew takes some seconds.
         wait_s = min(2.0 ** (deaths - 1) - 1, LONGEST_WAIT_S)
         self._awaited.append((time.monotonic() + wait_s, member.assignment))
@@ -185,72 +189,19 @@ class Crew:
         until = self._stop_until or time.monotonic() + GRACE_S
         for member in self._members.values():
             with contextlib.suppress(KeyError):
-                self._selector.unregister(member.output)
-            member.wait(until - time.monotonic())
+                self._selector.unregister(member.process.stdout)
+            member.process.wait(until - time.monotonic())
         self._members.clear()
         self._awaited.clear()
 
 
 class _Member:
-    """One worker's process."""
+    """One worker: its process, its assignment, and the error that ended it."""
 
     def __init__(self, assignment: Assignment, logs: Path) -> None:
         self.assignment, self.index = assignment, assignment.index
         self.error: BatchcalError | None = None
         # Of this command: another on the same machine has workers of the same numbers.
-        self._log = logs / f"{assignment.blueprint.settings.study}-{os.getpid()}-worker-{assignment.index}.log"
-        logs.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C is for who leads, and tells the others itself.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "batchcal.hpo.member"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=assignment.blueprint.reference.directory,
-                start_new_session=True,
-            )
-        assert self._process.stdout is not None
-        self.output = self._process.stdout
-        self._buffer = b""
-        self._write(assignment.model_dump_json())
-
-    def order(self, word: str) -> None:
-        self._write(word)
-
-    def read(self) -> list[dict[str, object]] | None:
-        """What it said since. None: it has ended."""
-        data = os.read(self.output.fileno(), _READ)
-        if not data:
-            return None
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [message for line in lines if isinstance(message := json.loads(line), dict)]
-
-    def wait(self, timeout_s: float) -> None:
-        """Until it has ended; after `timeout_s` it is made to."""
-        try:
-            self._process.wait(max(timeout_s, 0.0))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self.close()
-
-    def close(self) -> int:
-        """Its exit status; below 0: a signal's number."""
-        status = self._process.wait()
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self.output.close()
-        return status
-
-    def last_words(self) -> str:
-        try:
-            return self._log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
-        except OSError:
-            return ""
-
-    def _write(self, text: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(text.encode() + b"\n")
-            self._process.stdin.flush()
+        log = logs / f"{assignment.blueprint.settings.study}-{os.getpid()}-worker-{assignment.index}.log"
+        self.process = HelperProcess("batchcal.hpo.member", directory=assignment.blueprint.reference.directory, log=log)
+        self.process.send(assignment.model_dump_json())

@@ -11,41 +11,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
-from batchcal.calibration.schema import OFF, Calibration
+from batchcal.calibration.schema import OFF
+from batchcal.calibration.store import read_again
 from batchcal.core.errors import UsageError
-from batchcal.core.progress import Fields
 from batchcal.guard.fence import OwnDataLimit
 from batchcal.guard.job import ChildContext
 from batchcal.guard.release import trim
 from batchcal.guard.wire import JSON
 from batchcal.hpo.folds import deal
-from batchcal.hpo.request import Reached, TrialAnswer, TrialRequest
+from batchcal.hpo.job import Reached, TrialAnswer, TrialRequest
 from batchcal.runtime.apply import apply
-from batchcal.train.course import length_of
 from batchcal.train.loop import train
 from batchcal.train.memory.predictor import predictor_of
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
 from batchcal.train.seed import seed_everything
+from batchcal.values.training_events import EpochEnded, StepEnded, TrainingEvent
 from batchcal.workload.activation_checkpointing import GradientCheckpointManager
+from batchcal.workload.fetch import sample_at
 from batchcal.workload.load import load_task
-from batchcal.workload.step import LossIsNoNumber
+from batchcal.workload.loss_error import LossIsNoNumber
+from batchcal.workload.streams import length_of
 from batchcal.workload.task import Task
 
 SIGN_OF_LIFE_S: Final = 1.0
 MOST_WARMUP: Final = 0.99
 
 
-def run_trial(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def run_trial(request: TrialRequest, context: ChildContext) -> JSON:
     """Trains the task of the request, in every fold."""
-    request = TrialRequest.model_validate(arguments)
     context.phase("load", limit_s=request.stall_limit_s)
     apply(request.plan)
     predictor, checkpointed = None, OFF
     if request.calibration is not None:
-        calibration = Calibration.model_validate_json(Path(request.calibration).read_text(encoding="utf-8"))
+        calibration = read_again(Path(request.calibration))
         predictor = predictor_of(calibration, request.plan)
         checkpointed = calibration.options.activation_checkpointing
     watcher = _Watcher(request, context)
@@ -106,14 +107,14 @@ def folds_of(task: Task, folds: int, *, seed: int, alive: Callable[[], None] = l
     """
     data = task.train_data
     samples = length_of(data)
-    if samples is None:
+    if samples is None or isinstance(data, IterableDataset):
         raise UsageError("a stream has no folds", known="cross-validation needs train_data with a length", try_="folds = 0")
     label_of = task.label_of
     labels: list[str] | None = None
     if label_of is not None:
         labels = []
         for index in range(samples):
-            labels.append(_text(label_of(data[index])))
+            labels.append(_text(label_of(sample_at(data, index))))
             alive()
     return deal(samples, folds, seed=seed, labels=labels)
 
@@ -166,31 +167,34 @@ class _Watcher:
 
         return replace(task, metrics=heard)
 
-    def event(self, name: str, fields: Fields) -> None:
-        if name == "step":
-            samples = fields["samples"]
-            if isinstance(samples, int):
-                self.steps[samples] = self.steps.get(samples, 0) + 1
-            peak = fields.get("peak_bytes")
-            if isinstance(peak, int):
-                self._peak_bytes = max(self._peak_bytes, peak)
+    def event(self, event: TrainingEvent, /) -> None:
+        if isinstance(event, StepEnded):
+            self.steps[event.samples] = self.steps.get(event.samples, 0) + 1
+            self._peak_bytes = max(self._peak_bytes, event.peak_bytes or 0)
             self.alive_now_and_then()
-        elif name == "epoch_ended":
-            name = f"eval_{self._request.metric}"
-            value = math.nan if name in fields and fields[name] is None else fields.get(name)
-            if value is None and self._request.metric == "loss" and not any(name.startswith("eval_") for name in fields):
-                value = fields.get("loss")
-            if not isinstance(value, int | float):
-                names = ", ".join(key.removeprefix("eval_") for key in fields if key.startswith("eval_"))
-                raise UsageError(
-                    f"the task has no metric {self._request.metric!r}",
-                    known=f"it has {names}" if names else "it has none, and no evaluation data",
-                    try_='metric = "loss"',
-                )
-            if math.isfinite(value):
+        elif isinstance(event, EpochEnded):
+            value = self._value(event)
+            if value is not None and math.isfinite(value):
                 self._best = min(self._best, self._sign * value)
-            epoch = fields["epoch"]
-            self._tell(self._fold * self._request.options.epochs + (epoch if isinstance(epoch, int) else 0) + 1)
+            self._tell(self._fold * self._request.options.epochs + event.epoch + 1)
+
+    def _value(self, event: EpochEnded) -> float | None:
+        """Of the metric. None: it was no number.
+
+        Raises:
+            UsageError: the task has no such metric.
+        """
+        metric = self._request.metric
+        if metric in event.evaluation:
+            return event.evaluation[metric]
+        if metric == "loss" and not event.evaluation:
+            return event.loss
+        names = ", ".join(event.evaluation)
+        raise UsageError(
+            f"the task has no metric {metric!r}",
+            known=f"it has {names}" if names else "it has none, and no evaluation data",
+            try_='metric = "loss"',
+        )
 
     def _tell(self, resource: int) -> None:
         if resource <= self._told_of:  # the last epoch of a fold is its end, too

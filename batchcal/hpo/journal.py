@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import secrets
+import time
 from pathlib import Path
 from typing import Final
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from batchcal.core.files import check_target
+from batchcal.hpo.presence import identity, is_gone
+
 BEGINS: Final = b'{"op_code":'
 """A journal; its first record is the creation of a study."""
+FOREIGN_GRACE_S: Final = 30.0
+"""Until the lock of a process that cannot be checked from here is removed. A record is appended within milliseconds."""
+LONGEST_WAIT_S: Final = 0.1
 _CHUNK: Final = 1 << 16
 
 
@@ -19,22 +29,93 @@ def open_journal(path: str) -> JournalStorage:
     return JournalStorage(JournalFileBackend(path, lock_obj=MendingLock(path)))
 
 
+def check_journal(path: Path) -> None:
+    """Raises:
+    UsageError: a file of another kind, which would be appended to.
+    """
+    check_target(
+        path,
+        name="the storage",
+        what="a journal of a study",
+        is_ours=lambda begin: begin.startswith(BEGINS[: len(begin)]),
+        example="study.journal",
+        special=True,
+        instead='storage = "study.journal"',
+    )
+
+
 class MendingLock(JournalFileSymlinkLock):
-    """The lock of who appends, who first removes a line that has no end: a full disk or a power cut left it. What is written
-    after it would be one record with it, which nobody can read."""
+    """The lock of the process that appends: a symbolic link beside the journal, whose target names its holder.
+
+    The link of a holder that was killed is removed at once where its process can be checked from here; Optuna's own lock waits
+    30 s for that, and for ever where its link dangles. Before it appends, the holder removes a line that has no end: a full disk
+    or a power cut left it. What is written after it would be one record with it, which cannot be read.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._path = Path(path)
+        self._link = lock_link(self._path)
+        self._holder = ""
 
     def acquire(self) -> bool:
-        held = super().acquire()
+        holder = f"{identity()}#{secrets.token_hex(4)}"
+        wait_s, unchanged_since, last = 0.001, time.monotonic(), ""
+        while True:
+            try:
+                self._link.symlink_to(holder)
+                break
+            except FileExistsError:
+                pass
+            other = _holder_of(self._link)
+            if other != last:
+                last, unchanged_since = other, time.monotonic()
+            if remove_abandoned(self._path) or time.monotonic() - unchanged_since > FOREIGN_GRACE_S:
+                _remove(self._link, last)
+                continue
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        self._holder = holder
         try:
             mend(self._path)
         except BaseException:
             self.release()
             raise
-        return held
+        return True
+
+    def release(self) -> None:
+        _remove(self._link, self._holder)
+
+
+def lock_link(path: Path) -> Path:
+    """`study.journal` -> `study.journal.lock`, beside it."""
+    return path.with_name(f"{path.name}.lock")
+
+
+def remove_abandoned(path: Path) -> bool:
+    """Remove the lock of the journal at `path` where its holder is gone. Whether there was one."""
+    link = lock_link(path)
+    holder = _holder_of(link)
+    if not holder or not is_gone(holder.partition("#")[0], None):
+        return False
+    # Two processes that both saw the dead holder must not remove the lock of a third.
+    with contextlib.suppress(OSError), path.open("rb") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        _remove(link, holder)
+    return True
+
+
+def _holder_of(link: Path) -> str:
+    """Empty: the lock is free."""
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
+
+
+def _remove(link: Path, holder: str) -> None:
+    if holder and _holder_of(link) == holder:
+        link.unlink(missing_ok=True)
 
 
 def mend(path: Path) -> None:

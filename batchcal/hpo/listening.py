@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from batchcal.guard.wire import Message
-from batchcal.hpo.request import Reached
+from batchcal.hpo.job import Reached
 
 Judge = Callable[[Reached], str | None]
 """Told of an epoch; says why the trial is not wanted any more, or None."""

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from batchcal.core.errors import BatchcalError, Interrupted, NotSaved
-from batchcal.core.progress import Fields
+from batchcal.core.progress import Notice
 from batchcal.core.signals import raised_as_interrupted
 from batchcal.detect.detect import detect_for
 from batchcal.detect.environment import Environment
-from batchcal.guard.meters import read_status
 from batchcal.hpo.blueprint import Assignment
 from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.study import NO_ROOM, open_study
 from batchcal.hpo.trial import TrialRunner
 from batchcal.hpo.worker import Worker
+from batchcal.machine.meters import read_status
 from batchcal.measure.children.launchers import Launchers
+from batchcal.values.study_events import AcceleratorFound, WorkerEvent, written
 
 FINISH: Final = "finish"
 STOP: Final = "stop"
@@ -38,8 +39,9 @@ class Line:
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lock = stream, threading.Lock()
 
-    def event(self, name: str, fields: Fields) -> None:
-        self.say({"event": name, "fields": dict(fields)})
+    def event(self, event: WorkerEvent, /) -> None:
+        name, values = written(event)
+        self.say({"event": name, "values": values})
 
     def error(self, error: BatchcalError) -> None:
         self.say({"error": {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}})
@@ -91,12 +93,19 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
         os.sched_setaffinity(0, assignment.cpus)
     study, why = open_study(blueprint)
     if why and assignment.index == 0:
-        line.event("notice", {"text": why})
+        line.event(Notice(why))
     environment = staying(detect_for(options.device))
     for one in environment.accelerators:
-        held = {"total_bytes": one.total_bytes, "available_bytes": one.free_bytes, "used_bytes": one.total_bytes - one.free_bytes}
-        line.event("accelerator", {"device": f"{one.kind}:{one.index}", "name": one.name, **held})
-    launchers = Launchers(os.environ, note=lambda text: line.event("notice", {"text": text}), spawn_only=False)
+        line.event(
+            AcceleratorFound(
+                device=f"{one.kind}:{one.index}",
+                name=one.name,
+                total_bytes=one.total_bytes,
+                available_bytes=one.free_bytes,
+                used_bytes=one.total_bytes - one.free_bytes,
+            )
+        )
+    launchers = Launchers(os.environ, note=lambda text: line.event(Notice(text)), spawn_only=False)
     book = ShapeBook(
         blueprint.reference,
         options,

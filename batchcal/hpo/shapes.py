@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from batchcal.calibration.fingerprint import fingerprint_of
-from batchcal.calibration.keys import find_trust
+from batchcal.calibration.fingerprint import NOT_IDENTIFYING
 from batchcal.calibration.schema import Calibration, Options
 from batchcal.calibration.shape import ShapeEstimate
-from batchcal.calibration.store import Loaded, load_fresh
 from batchcal.core.canonical import JSON, dumps
-from batchcal.core.clock import SystemClock
 from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, NotSaved, Partial, UsageError, UserCodeError
-from batchcal.core.progress import Progress, Silent
+from batchcal.core.progress import Notice, Progress, Silent
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import AUTO
+from batchcal.hpo.space import BATCH_SIZE, Space, Values, shape_of
+from batchcal.machine.allocator import AUTO
 from batchcal.measure.budget import host_budget_of
-from batchcal.measure.calibrate import calibrate
 from batchcal.measure.children.launchers import Launchers
+from batchcal.measure.obtain import obtain
+from batchcal.measure.result import Need
 from batchcal.measure.shapes.shapes import estimate_shapes
+from batchcal.plan.division import DivisionRefused
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
+from batchcal.values.calibration_events import CalibrationEvent
+from batchcal.values.study_events import ShapeCalibrated, ShapeStarted, WorkerEvent
 from batchcal.workload.identity import identify
 from batchcal.workload.reference import Scalar, TaskReference
 
 PROCESS_BYTES: Final = 200 << 20
 """What a process with torch holds before its model, at least. Measured: 215-250 MB."""
-NO_MATTER: Final = ("seed", "time_limit_s", "max_probes", "effective_batch")
-"""Options that do not change what is measured."""
 PATIENCE_FACTOR: Final = 5
 """So many times as long, where the time for a shape was too short for an answer that is of use."""
 AT_ONCE: Final = 64
@@ -85,11 +85,20 @@ class ShapeBook:
     neighbours: bool = False
     """Other workers run in the same memory group."""
     budget_parameters: int | None = None
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress[WorkerEvent] = field(default_factory=Silent)
     _refused: dict[str, TooLarge] = field(default_factory=dict)
     _failed: dict[str, BatchcalError] = field(default_factory=dict)
     _traced: dict[str, ShapeEstimate] = field(default_factory=dict)
     _allocator: str | None = None
+
+    def plan_trial(self, space: Space, values: Values, effective_batch: int) -> Fitting | TooLarge:
+        """`plan` for the sampled `values` of a trial.
+
+        Args:
+            effective_batch: samples per optimizer step where the space has no batch size.
+        """
+        batch = values.get(BATCH_SIZE)
+        return self.plan(shape_of(space, values), batch if isinstance(batch, int) else effective_batch)
 
     def plan(self, shape: Mapping[str, Scalar], effective_batch: int) -> Fitting | TooLarge:
         """How a model of `shape` trains with exactly `effective_batch` samples a step.
@@ -98,7 +107,7 @@ class ShapeBook:
 
         Raises:
             UsageError: the factory takes no such argument.
-            UserCodeError, Partial, GuardError: it could not be calibrated; see `measure.calibrate`.
+            UserCodeError, Partial, GuardError: it could not be calibrated; see `measure.obtain`.
         """
         key = self._key(shape)
         if key in self._refused:
@@ -124,7 +133,7 @@ class ShapeBook:
     def _key(self, shape: Mapping[str, Scalar]) -> str:
         """A name for what decides about the calibration, but for machine and code, which the calibration itself tells."""
         arguments: dict[str, JSON] = {**self.reference.arguments, **shape}
-        options: dict[str, JSON] = self.options.model_dump(mode="json", exclude=set(NO_MATTER))
+        options: dict[str, JSON] = self.options.model_dump(mode="json", exclude=set(NOT_IDENTIFYING))
         said: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments, "options": options}
         if self.most_trained is not None:
             said["most_trained"] = self.most_trained
@@ -188,16 +197,26 @@ class ShapeBook:
             calibration, measured = self._calibrated_patiently(shape, options, path, effective_batch)
         except NothingFits as error:
             return TooLarge(1.0, error.what, traced.parameters)
+        except DivisionRefused as error:
+            return TooLarge(1.0, error.what, traced.parameters, of_batch=True)
         if measured:
             if _was_cut_short(calibration, effective_batch):
                 text = f"{_told(shape)}: it trains in small micro-batches, since there was no time to try larger ones"
-                self.progress.event("notice", {"text": f"{text}; [calibrate] time_limit gives it more"})
-            self.progress.event("shape_calibrated", {"shape": _told(shape), "parameters": traced.parameters})
+                self.progress.event(Notice(f"{text}; [calibrate] time_limit gives it more"))
+            self.progress.event(ShapeCalibrated(shape=_told(shape), parameters=traced.parameters))
         parameters = traced.parameters or (0 if calibration.facts is None else calibration.facts.parameters)
         if self.budget_parameters is not None and parameters > self.budget_parameters:  # it could not be traced
             return self._too_many(parameters)
         try:
-            plan, budget = make_plan(calibration, effective_batch=effective_batch), calibration.budget("cpu")
+            plan, budget = (
+                make_plan(
+                    calibration,
+                    effective_batch=effective_batch,
+                    accept_inexact=self.options.accept_inexact,
+                    min_micro_batch=self.options.min_micro_batch,
+                ),
+                calibration.budget("cpu"),
+            )
         except UsageError as error:  # more micro-batches than a step may have
             return TooLarge(1.0, error.what, parameters, of_batch=True)
         limit = budget.budget_bytes + budget.margin_bytes if plan.device == "cpu" and budget is not None else None
@@ -233,30 +252,26 @@ class ShapeBook:
     def _calibrated(
         self, shape: Mapping[str, Scalar], options: Options, path: Path, *, force: bool = False
     ) -> tuple[Calibration, bool]:
-        """The calibration that is there, or one that is made now. Whether its plan was run whole does not matter here."""
-        reference = self._with(shape)
-        here = fingerprint_of(self.environment, identify(reference), options, environ=os.environ)
-        found = load_fresh(path, here, at=SystemClock().now(), trust=find_trust(os.environ))
-        if not force and isinstance(found, Loaded) and found.calibration.is_usable:
-            return found.calibration, False
-        self.progress.event("shape_started", {"shape": _told(shape), "seconds": options.time_limit_s})
-        result = calibrate(
-            reference,
+        """The calibration of a shape, and whether it was measured by this call."""
+        result = obtain(
+            self._with(shape),
             options,
+            Need(rehearsed=False, force=force, most_trained=self.most_trained),
             environment=self.environment,
-            output=path,
-            force=force,
-            most_trained=self.most_trained,
+            own_file=path,
             launchers=self.launchers,
             neighbours=self.neighbours,
-            progress=self.progress,
-            environ=os.environ,
+            listening=lambda: self._announced(shape, options),
         )
         if result.stopped is not None:
             raise result.stopped
         if result.not_saved is not None:
             raise NotSaved(result.not_saved.what, known=result.not_saved.known, try_="the same command, once there is room")
         return result.calibration, not result.fresh
+
+    def _announced(self, shape: Mapping[str, Scalar], options: Options) -> AbstractContextManager[Progress[CalibrationEvent]]:
+        self.progress.event(ShapeStarted(shape=_told(shape), seconds=options.time_limit_s))
+        return nullcontext(self.progress)
 
     def _with(self, shape: Mapping[str, Scalar]) -> TaskReference:
         return self.reference.model_copy(update={"arguments": {**self.reference.arguments, **shape}})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from batchcal.core.errors import UsageError
+from batchcal.core.suggest import closest, did_you_mean
 from batchcal.core.values import Frozen
 from batchcal.workload.reference import Scalar
 
@@ -20,7 +21,13 @@ WARMUP_STEPS: Final = "warmup_steps"
 OURS: Final = (BATCH_SIZE, EPOCHS, WARMUP_STEPS)
 """Parameters that say how a trial trains: the effective batch, its epochs, optimizer steps of warm-up. All others go to the
 factory, as arguments by name."""
-_EXAMPLE: Final = 'learning_rate = { kind = "log_uniform", low = 1e-4, high = 1e-2 }'
+_EXAMPLES: Final = {
+    "uniform": '{ kind = "uniform", low = 0.1, high = 0.3 }',
+    "log_uniform": '{ kind = "log_uniform", low = 1e-4, high = 1e-2 }',
+    "int": '{ kind = "int", low = 1, high = 8 }',
+    "categorical": '{ kind = "categorical", choices = [16, 32, 64] }',
+}
+_EXAMPLE: Final = f"learning_rate = {_EXAMPLES['log_uniform']}"
 
 
 class Uniform(Frozen):
@@ -124,8 +131,8 @@ def read_space(table: object, place: str) -> Space:
     except ValidationError as error:
         raise UsageError(
             f"{place}: " + "; ".join(_told(one["loc"], one["msg"], table) for one in error.errors()),
-            known=f"kinds there are: {', '.join(KINDS)}",
-            try_=_EXAMPLE,
+            known=f"valid kinds: {', '.join(KINDS)}",
+            try_=_line(error.errors()[0]["loc"], table),
         ) from None
     for name in space:
         if not name.isidentifier() or name == "device":
@@ -183,6 +190,14 @@ def _counts(parameter: Uniform | LogUniform | Integer | Categorical, *, least: i
     return False
 
 
+def _line(where: tuple[int | str, ...], table: Mapping[object, object]) -> str:
+    """A valid line for the parameter at `where`, of the kind that is meant."""
+    name = str(where[0]) if where else "learning_rate"
+    given = table.get(name)
+    kind = closest(str(given.get("kind")), KINDS) if isinstance(given, Mapping) else ""
+    return f"{name} = {_EXAMPLES[kind or 'log_uniform']}"
+
+
 def _told(where: tuple[int | str, ...], message: str, table: Mapping[object, object]) -> str:
     """`dropout: low 0.3 is above high 0.1`."""
     name = str(where[0]) if where else "the space"
@@ -192,8 +207,10 @@ def _told(where: tuple[int | str, ...], message: str, table: Mapping[object, obj
     if "kind" not in given:
         return f"{name} has no kind"
     if given["kind"] not in KINDS:
-        return f"{name} is of an unknown kind {given['kind']!r}"
+        return f"{name} is of an unknown kind {given['kind']!r}{did_you_mean(str(given['kind']), KINDS)}"
     key = ".".join(str(part) for part in where[2:3])
     text = message.removeprefix("Value error, ")
     text = {"Extra inputs are not permitted": "is unknown", "Field required": "is missing"}.get(text, text)
+    if key == "choices" and text.startswith("Tuple should have at least 1 item"):
+        text = "is empty"
     return f"{name}: {key} {text}" if key else f"{name}: {text}"

@@ -9,7 +9,7 @@ from optuna.storages import BaseStorage
 
 from batchcal.calibration.store import make_folder
 from batchcal.core.errors import BatchcalError, UsageError
-from batchcal.hpo.journal import open_journal
+from batchcal.hpo.journal import check_journal, open_journal
 
 SQLITE: Final = "sqlite:///"
 
@@ -26,11 +26,12 @@ def absolute_storage(where: str, directory: Path) -> str:
     return where if "://" in where else str(directory / where)
 
 
-def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
+def open_storage(where: str | Path, *, make: bool = True, config: str = "CONFIG") -> BaseStorage:
     """A journal file, or a database by its URL (`sqlite:///study.db`, `postgresql+psycopg://...`).
 
     Args:
         make: begin one where none is.
+        config: the config file of the study, for the error.
 
     Raises:
         UsageError: it cannot be reached, or is no study's storage, or is not there and is not to be made.
@@ -45,15 +46,16 @@ def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
     try:
         if "://" in text:
             if not make and text.startswith(SQLITE) and not Path(text.removeprefix(SQLITE)).is_file():
-                raise _not_there(without_password(text))
+                raise _not_there(without_password(text), config)
             from batchcal.hpo.database import open_database
 
             return open_database(text)
         path = Path(text)
         if not make and not path.is_file():
-            raise _not_there(text)
+            raise _not_there(text, config)
         if make:
             make_folder(path.absolute())
+        check_journal(path)
         return open_journal(text)
     except BatchcalError:  # a signal, too
         raise
@@ -66,8 +68,12 @@ def open_storage(where: str | Path, *, make: bool = True) -> BaseStorage:
         ) from error
 
 
-def _not_there(where: str) -> UsageError:
-    return UsageError(f"there is no study at {where}", known="it is begun by batchcal hpo run", try_="batchcal hpo run CONFIG")
+def _not_there(where: str, config: str) -> UsageError:
+    return UsageError(
+        f"there is no study at {where}",
+        known="a study begins with its first trial",
+        try_=f"batchcal hpo run {config}    starts it",
+    )
 
 
 def without_password(url: str) -> str:

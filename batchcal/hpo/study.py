@@ -79,14 +79,17 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
     return study, why
 
 
-def read_study(storage: str, name: str | None = None) -> optuna.Study:
+def read_study(storage: str, name: str | None = None, *, config: str = "CONFIG") -> optuna.Study:
     """A study to look at. With no name: the only one in the storage.
+
+    Args:
+        config: the config file of the study, for the error.
 
     Raises:
         UsageError: there is none, or there are several.
     """
     be_quiet()
-    opened = open_storage(storage, make=False)
+    opened = open_storage(storage, make=False, config=config)
     try:
         names = optuna.get_all_study_names(opened)
         if name is None and len(names) == 1:
@@ -98,10 +101,11 @@ def read_study(storage: str, name: str | None = None) -> optuna.Study:
     except Exception as error:
         raise UsageError(f"{without_password(storage)} cannot be read as a study", known=_first_line(error)) from error
     listed = ", ".join(sorted(names)[:8])
+    several = name is None and bool(names)
     raise UsageError(
-        f"there is no study {name!r}" if name is not None else "which study?",
+        "which study?" if several else "there is no study" + (f" {name!r}" if name else ""),
         known=f"the storage has {listed}" if names else "the storage has none",
-        try_="batchcal hpo run CONFIG" if not names or name is not None else "batchcal show CONFIG, which names it",
+        try_=f"batchcal show {config}, which names it" if several else f"batchcal hpo run {config}    starts it",
     )
 
 

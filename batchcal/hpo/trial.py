@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Final
 
 from pydantic import ValidationError
 
 from batchcal.core.errors import GuardError, NothingFits, UsageError
-from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job
+from batchcal.guard.launch import FunctionJob
 from batchcal.guard.outcome import Infrastructure, OutOfMemory, Suspect, Swapping, UserCodeFailed
 from batchcal.guard.run import Limits, run
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.hpo.facts import DIVERGED, OUT_OF_MEMORY
+from batchcal.hpo.job import TrialAnswer, TrialRequest, TrialState, run_trial
 from batchcal.hpo.listening import GaveUp, Judge, Listening
-from batchcal.hpo.request import TrialAnswer, TrialRequest, TrialState
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import said
 from batchcal.measure.children.launchers import Launchers
-
-JOB: Final = "batchcal.hpo.inside:run_trial"
-UNFIT: Final = f"{NothingFits.__module__}.{NothingFits.__qualname__}"
-USAGE: Final = f"{UsageError.__module__}.{UsageError.__qualname__}"
-NO_NUMBER: Final = "batchcal.workload.step.LossIsNoNumber"
-"""By name: who runs trials loads no torch."""
+from batchcal.workload.loss_error import LossIsNoNumber
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,9 @@ class TrialRunner:
         """
         plan = request.plan
         meter = memory_meter()
-        job = Job(JOB, request.model_dump(mode="json"), request.reference.directory, self._launchers.environment(plan.allocator))
+        job = FunctionJob(
+            run_trial, request.model_dump(mode="json"), request.reference.directory, self._launchers.environment(plan.allocator)
+        )
         limits = Limits(
             allowed_bytes=request.memory_limit_bytes,
             total_s=total_s,
@@ -97,7 +93,7 @@ class TrialRunner:
             return TrialEnd("complete", answer, peak_bytes=answer.peak_bytes, wall_s=ending.wall_s)
         return _ended_badly(ending)
 
-    def _started(self, job: Job, allocator: str, meter: MemoryGroup, limits: Limits, listener: Listening) -> Ending:
+    def _started(self, job: FunctionJob, allocator: str, meter: MemoryGroup, limits: Limits, listener: Listening) -> Ending:
         launcher = self._launchers.get(allocator)
         try:
             ending = run(job, launcher, meter, limits, listener.hear, check=listener.check)
@@ -117,14 +113,14 @@ def _ended_badly(ending: Ending) -> TrialEnd:
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
     link = ending.raised.chain[0] if ending.raised is not None else None
     peak, why = ending.peak_anonymous_bytes, said(outcome)
-    if link is not None and USAGE in link.bases:
+    if link is not None and link.is_a(UsageError):
         what, known, try_ = link.told or (why.partition(": ")[2] or why, "", "")
         raise UsageError(what, known=known, try_=try_ or "names of the factory in [hpo.space] and [task.args]")
     headline = link.told[0] if link is not None and link.told else why
-    if link is not None and NO_NUMBER in link.bases:
+    if link is not None and link.is_a(LossIsNoNumber):
         # It ran, and is bad: something that a sampler learns from.
         return TrialEnd("pruned", kind=DIVERGED, why=headline, peak_bytes=peak, wall_s=ending.wall_s)
-    if link is not None and UNFIT in link.bases:
+    if link is not None and link.is_a(NothingFits):
         return TrialEnd("failed", kind=OUT_OF_MEMORY, why=headline, peak_bytes=peak, wall_s=ending.wall_s)
     kind = OUT_OF_MEMORY if isinstance(outcome, OutOfMemory | Swapping) else outcome.kind
     if isinstance(outcome, Suspect):

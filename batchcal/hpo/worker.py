@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 
 from batchcal.core.errors import BatchcalError, NothingFits, Partial, UserCodeError
-from batchcal.core.progress import Field, Progress, Silent
+from batchcal.core.progress import Progress, Silent
 from batchcal.core.units import count_of
 from batchcal.hpo.again import (
     AGAIN,
@@ -29,14 +29,15 @@ from batchcal.hpo.again import (
 )
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.facts import ATTRIBUTES, OUT_OF_MEMORY, facts_of
+from batchcal.hpo.job import Reached, TrialRequest
 from batchcal.hpo.listening import Judge
 from batchcal.hpo.presence import identity, present
-from batchcal.hpo.request import Reached, TrialRequest
 from batchcal.hpo.shapes import Fitting, ShapeBook, TooLarge
-from batchcal.hpo.space import BATCH_SIZE, EPOCHS, WARMUP_STEPS, Space, Values, arguments_of, sample, shape_of
+from batchcal.hpo.space import EPOCHS, WARMUP_STEPS, Space, Values, arguments_of, sample
 from batchcal.hpo.study import make_sampler
 from batchcal.hpo.trial import TrialEnd, TrialRunner
 from batchcal.train.options import TrainOptions
+from batchcal.values.study_events import TrialEnded, TrialReached, TrialStarted, WorkerEvent
 from batchcal.workload.reference import TaskReference
 
 MEMORY: Final = "memory"
@@ -68,7 +69,7 @@ class Worker:
     """Where the space has no batch size."""
     presences: Path | None = None
     """Folder of the workers' locks. None: the storage has heartbeats."""
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress[WorkerEvent] = field(default_factory=Silent)
     finish: Callable[[], bool] = lambda: False
     """Whether to stop once the trial that runs has ended."""
     _taken: bool = False
@@ -129,7 +130,7 @@ class Worker:
         # By its number: workers that begin together sample otherwise, and one alone always the same.
         self.study.sampler = make_sampler(self.settings.seed, trial.number)
         values = sample(self.space, trial)
-        self.progress.event("trial_started", {"trial": trial.number, **values})
+        self.progress.event(TrialStarted(trial=trial.number, values=values))
         try:
             end = self._run(trial, values)
         except (NothingFits, UserCodeError, Partial) as error:
@@ -139,8 +140,7 @@ class Worker:
         return self._told(trial, end)
 
     def _run(self, trial: optuna.Trial, values: Values) -> TrialEnd:
-        batch = values.get(BATCH_SIZE)
-        known = self.book.plan(shape_of(self.space, values), batch if isinstance(batch, int) else self.effective_batch)
+        known = self.book.plan_trial(self.space, values, self.effective_batch)
         if isinstance(known, TooLarge):
             trial.set_constraint(MEMORY, known.excess)
             return TrialEnd("infeasible", kind="too-large", why=known.why)
@@ -168,7 +168,7 @@ class Worker:
 
         def judge(reached: Reached) -> str | None:
             trial.report(reached.value, reached.resource)
-            self.progress.event("trial_reached", {"trial": trial.number, "epochs": reached.resource, "value": reached.value})
+            self.progress.event(TrialReached(trial=trial.number, epochs=reached.resource, value=reached.value))
             if reached.resource < last and trial.should_prune():
                 return f"given up after {count_of(reached.resource, 'epoch')} at {reached.value:.6g}"
             return None
@@ -184,8 +184,10 @@ class Worker:
         if end.answer is not None:
             facts |= end.answer.model_dump(mode="json")
         self._keep(trial, facts)
-        told: dict[str, Field] = {"trial": trial.number, "state": end.state, "kind": end.kind or None, "why": end.why or None}
-        self.progress.event("trial_ended", {**told, "value": None if end.answer is None else end.answer.value})
+        value = None if end.answer is None else end.answer.value
+        self.progress.event(
+            TrialEnded(trial=trial.number, state=end.state, kind=end.kind or None, why=end.why or None, value=value)
+        )
         if end.answer is not None:
             return end.answer.value
         if end.state == "failed":

@@ -1,14 +1,14 @@
-"""Runs what a search asks, again where a run told nothing, keeps every run, and says what it means for the size."""
+"""Runs what a search asks, again where a run was inconclusive, keeps every run, and says what it means for the size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from batchcal.calibration.schema import Measurement, Mode
 from batchcal.core.errors import UserCodeError
-from batchcal.core.progress import Field, Progress
+from batchcal.core.progress import Note, Progress
 from batchcal.core.units import MIB, format_bytes
 from batchcal.guard.outcome import (
     Fits,
@@ -25,6 +25,7 @@ from batchcal.guard.outcome import (
 from batchcal.measure.children.probe import Probe, ProbeRequest
 from batchcal.measure.search.capacity import Ask, Verdict
 from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION, least_steps
+from batchcal.values.calibration_events import CalibrationEvent, ProbeEnded, ProbeKept, ProbeStarted
 
 ATTEMPTS: Final = 2
 """A suspect, a kill from outside, a dead worker, a failure of ours: once more, then it counts."""
@@ -36,6 +37,8 @@ OVER_BUDGET_LEAST: Final = 128 * MIB
 much, and freed blocks that glibc keeps mapped (100 MiB and more beside a small CNN) do not stop one that stays within it."""
 SAME: Final = 0.98
 """What did not fit under this share of what is allowed now does not fit now."""
+
+_ProbedT = TypeVar("_ProbedT", ProbeEnded, ProbeKept)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Attempts:
     """Every run of a calibration, in order."""
 
     probe: Probe
-    progress: Progress
+    progress: Progress[CalibrationEvent]
     keep: Callable[[Measurement], None]
     """Puts a measurement on disk before the next child starts."""
     past: tuple[Measurement, ...] = ()
@@ -76,15 +79,15 @@ class Attempts:
         """Something that the reader of the calibration should know; said once."""
         if text not in self.notes:
             self.notes.append(text)
-            self.progress.event("note", {"text": text})
+            self.progress.event(Note(text))
 
-    def run(self, ask: Ask, place: Place, *, deadline_s: float) -> Measurement:
-        """Runs `ask`; a run that told nothing about memory is repeated once."""
-        measured = self._once(ask, place, deadline_s, attempt=1)
+    def run(self, ask: Ask, place: Place, *, deadline_s: float, one_size: bool = False) -> Measurement:
+        """Runs `ask`; an inconclusive run is repeated once."""
+        measured = self._once(ask, place, deadline_s, attempt=1, one_size=one_size)
         for attempt in range(2, ATTEMPTS + 1):
             if decides(measured.outcome) or isinstance(measured.outcome, (TimedOut, UserCodeFailed)):
                 break
-            measured = self._once(ask, place, deadline_s, attempt=attempt)
+            measured = self._once(ask, place, deadline_s, attempt=attempt, one_size=one_size)
         return measured
 
     def recall(self, place: Place) -> list[Measurement]:
@@ -93,9 +96,10 @@ class Attempts:
         found: list[Measurement] = []
         for old in self.measurements:
             same = (old.device, old.allocator, old.mode) == (place.device, place.allocator, place.mode)
-            if same and _holds(old, place.budget_bytes):
-                found.append(old)
-                self.progress.event("probe_kept", _ended(old, place.budget_bytes))
+            # A trial runs too few steps for its peak to stand still.
+            if same and old.phase != "refusal" and _holds(old, place.budget_bytes):
+                found.append(within(old, place.budget_bytes))
+                self.progress.event(_told(ProbeKept, found[-1], place.budget_bytes))
         return found
 
     def verdict(self, measured: Measurement, best: int | None) -> tuple[Verdict, int | None]:
@@ -133,21 +137,17 @@ class Attempts:
                     "a DataLoader worker died, twice", known=outcome.detail, try_="--workers 0 shows the error itself"
                 )
             case TimedOut() | KilledFromOutside() | Infrastructure():
-                self.note(f"batch {measured.batch} told nothing about memory: {outcome.kind} ({detail(outcome)})")
+                ending = outcome.kind.replace("-", " ") + (" " if isinstance(outcome, TimedOut) else ": ")
+                self.note(f"batch {measured.batch}: inconclusive ({ending}{detail(outcome)})")
                 return "unknown", None
 
-    def _once(self, ask: Ask, place: Place, deadline_s: float, *, attempt: int) -> Measurement:
+    def _once(self, ask: Ask, place: Place, deadline_s: float, *, attempt: int, one_size: bool) -> Measurement:
         sequence = max((measured.sequence for measured in self.measurements), default=0) + 1
         self.started += 1
         self.progress.event(
-            "probe_started",
-            {
-                "sequence": sequence,
-                "phase": ask.phase,
-                "mode": place.mode,
-                "batch": ask.batch,
-                "predicted_bytes": ask.predicted_bytes,
-            },
+            ProbeStarted(
+                sequence=sequence, phase=ask.phase, mode=place.mode, batch=ask.batch, predicted_bytes=ask.predicted_bytes
+            )
         )
         allowed = allowed_for(place.budget_bytes)
         request = ProbeRequest(
@@ -161,9 +161,10 @@ class Attempts:
             budget_bytes=place.budget_bytes,
             train_batch=place.train_batch,
             train_steps=place.train_steps,
+            one_size=one_size,
             deadline_s=deadline_s,
         )
-        report = self.probe.measure(request)
+        report = self.probe.observe(request)
         measured = Measurement(
             sequence=sequence,
             phase=ask.phase,
@@ -181,7 +182,7 @@ class Attempts:
         )
         self.measurements.append(measured)
         self.keep(measured)
-        self.progress.event("probe_ended", _ended(measured, place.budget_bytes))
+        self.progress.event(_told(ProbeEnded, measured, place.budget_bytes))
         for text in report.notes:
             self.note(text)
         return measured
@@ -204,7 +205,9 @@ def detail(outcome: Outcome) -> str | None:
         case Suspect() | WorkerDied() | Infrastructure():
             return _first_line(outcome.detail)
         case TimedOut():
-            return f"in {outcome.phase} after {outcome.limit_s:.0f} s"
+            return f"in {outcome.phase} " + (
+                f"when {outcome.limit_name} ended" if outcome.limit_name else f"after {outcome.limit_s:.0f} s"
+            )
         case KilledFromOutside():
             return f"signal {outcome.signal}"
         case Swapping():
@@ -219,14 +222,23 @@ def said(outcome: Outcome) -> str:
 def _holds(old: Measurement, budget_bytes: int) -> bool:
     """Whether an outcome would be the same under `budget_bytes`."""
     match old.outcome:
-        case Fits(peak=peak):
-            return peak.held_on(old.device) <= budget_bytes
+        case Fits():
+            return True
         case OutOfMemory(source="budget", peak=peak) if peak is not None:
             return peak.held_on(old.device) > budget_bytes
         case OutOfMemory() | Swapping():
             return old.allowed_bytes is not None and old.allowed_bytes >= allowed_for(budget_bytes) * SAME
         case _:
             return False
+
+
+def within(measured: Measurement, budget_bytes: int) -> Measurement:
+    """`measured` as it would have ended under `budget_bytes`: a run that held more does not fit."""
+    outcome = measured.outcome
+    if not isinstance(outcome, Fits) or outcome.peak.held_on(measured.device) <= budget_bytes:
+        return measured
+    held = f"it ran, but held {format_bytes(outcome.peak.held_on(measured.device))} of {format_bytes(budget_bytes)}"
+    return measured.model_copy(update={"outcome": OutOfMemory(source="budget", detail=held, peak=outcome.peak)})
 
 
 def allowed_for(budget_bytes: int) -> int:
@@ -238,21 +250,21 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
-def _ended(measured: Measurement, budget_bytes: int) -> Mapping[str, Field]:
+def _told(kind: type[_ProbedT], measured: Measurement, budget_bytes: int) -> _ProbedT:
     outcome = measured.outcome
     peak = outcome.peak if isinstance(outcome, (Fits, OutOfMemory, Swapping)) else None
-    return {
-        "sequence": measured.sequence,
-        "phase": measured.phase,
-        "mode": measured.mode,
-        "device": measured.device,
-        "allocator": measured.allocator,
-        "batch": measured.batch,
-        "outcome": outcome.kind,
-        "detail": detail(outcome),
-        "peak_bytes": peak.held_on(measured.device) if peak is not None else None,
-        "predicted_bytes": measured.predicted_bytes,
-        "budget_bytes": budget_bytes,
-        "samples_per_s": outcome.samples_per_s if isinstance(outcome, Fits) else None,
-        "wall_s": round(measured.wall_s, 3),
-    }
+    return kind(
+        sequence=measured.sequence,
+        phase=measured.phase,
+        mode=measured.mode,
+        device=measured.device,
+        allocator=measured.allocator,
+        batch=measured.batch,
+        outcome=outcome.kind,
+        detail=detail(outcome),
+        peak_bytes=peak.held_on(measured.device) if peak is not None else None,
+        predicted_bytes=measured.predicted_bytes,
+        budget_bytes=budget_bytes,
+        samples_per_s=outcome.samples_per_s if isinstance(outcome, Fits) else None,
+        wall_s=round(measured.wall_s, 3),
+    )

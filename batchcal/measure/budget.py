@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from batchcal.calibration.schema import Budget, Options
 from batchcal.core.errors import UsageError
+from batchcal.core.suggest import closest
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Accelerator, Environment
-from batchcal.guard.meters import read_status
+from batchcal.machine.meters import read_status
 
 
 def budgets_of(environment: Environment, options: Options) -> dict[str, Budget]:
@@ -26,9 +27,14 @@ def budgets_of(environment: Environment, options: Options) -> dict[str, Budget]:
             if asked == accelerator.kind:
                 break
     if not found:
-        there = ", ".join(["cpu", *(f"{item.kind}:{item.index}" for item in environment.accelerators)])
+        there = ["cpu", *(f"{item.kind}:{item.index}" for item in environment.accelerators)]
+        kind = asked.partition(":")[0]
+        close = closest(asked, [name for name in ("auto", *there, "cuda") if name != kind])
         raise UsageError(
-            f"there is no device {asked!r} here", known=f"there is: {there}", try_="--device auto, or batchcal detect"
+            f"there is no device {asked!r} here"
+            + (f" (did you mean {close}?{'' if close in there else ' This machine has none'})" if close else ""),
+            known=f"devices here: {', '.join(there)}",
+            try_=f"--device {close if close in there else 'auto'}\nbatchcal detect    lists the devices",
         )
     return found
 

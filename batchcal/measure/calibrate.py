@@ -1,29 +1,24 @@
-"""Environment + Task -> Calibration. Reads like a list; the work is in the rooms it names."""
+"""Measuring a calibration: the search for capacities, the races, the rehearsal of the plan, and the file."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from batchcal.calibration.fingerprint import fingerprint_of
 from batchcal.calibration.journal import Journal, Past, keeper
-from batchcal.calibration.keys import Trust, find_or_make_trust, find_trust
-from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Objective, Options
-from batchcal.calibration.store import Loaded, default_path, journal_path, load_fresh, lock_path, make_folder, save
-from batchcal.core.clock import Clock, SystemClock
+from batchcal.calibration.keys import Trust
+from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Options
+from batchcal.calibration.store import journal_path, save
+from batchcal.calibration.undone import Undone
+from batchcal.core.clock import Clock
 from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSaved, Partial
-from batchcal.core.lock import Lock
-from batchcal.core.progress import Progress, Silent
+from batchcal.core.progress import Note, Output, Progress
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import AUTO, resolve
-from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.watchdog import MemoryGroup
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.budget import budgets_of
 from batchcal.measure.campaign import Campaign
@@ -31,17 +26,18 @@ from batchcal.measure.children.child_probe import ChildProbe, child_probe
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
+from batchcal.measure.deadline import Deadline, time_limit_name
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded
 from batchcal.measure.rehearsal.rehearsing import Rehearsing
 from batchcal.measure.rehearsal.stage import Stage
-from batchcal.measure.result import CalibrationResult
-from batchcal.plan.make import is_rehearsed
-from batchcal.workload.identity import TaskIdentity, identify
+from batchcal.measure.result import CalibrationResult, Need
+from batchcal.plan.division import DivisionRefused
+from batchcal.values.calibration_events import CalibrateEnded, CalibrateStarted, CalibrationEvent
+from batchcal.values.settings import Objective
+from batchcal.workload.identity import TaskIdentity
 from batchcal.workload.reference import TaskReference
 
-LOCK_WAIT_FACTOR: Final = 2.0
-"""Another calibration of the same file is waited for this many time limits, then we go on without the lock."""
 SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.6, "memory": 0.9}
 """Of the time: for the race of policies and the capacities. The rest is for the races of whole plans and the rehearsal; the
 largest plan is not raced."""
@@ -52,124 +48,39 @@ LEAST_ROOM_BYTES: Final = 288 * MIB
 the command itself took 40, the kernel killed some. A tiny model at rest holds 220 MiB and more."""
 
 
-def calibrate(
-    reference: TaskReference,
-    options: Options,
-    *,
-    environment: Environment,
-    output: Path | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    require_signature: bool = False,
-    most_trained: int | None = None,
-    probe: Probe | None = None,
-    launchers: Launchers | None = None,
-    neighbours: bool = False,
-    progress: Progress | None = None,
-    clock: Clock | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> CalibrationResult:
-    """Measures `reference` within the limits of `environment`, or finds that a fresh calibration is there.
-
-    Progress events, in order: `calibrate_started`, then for each device and policy `phase`, `probe_started`, `probe_ended`,
-    `best` and `note`, then `calibrate_ended`.
-
-    Args:
-        output: the file to write; default: BATCHCAL_CALIBRATION, else `.batchcal/calibration.json` of the project.
-        force: measure although a fresh calibration is there, and from the beginning.
-        dry_run: run the search against an assumed machine, without starting a child or writing a file.
-        most_trained: micro-batches larger than that are not tried: who asks has no use for them. Evaluation may have more.
-        probe: another way to measure, for tests.
-        launchers: who starts the children, and is not closed: for who calibrates again and again. None: somebody of its own.
-        neighbours: others come and go in the memory group meanwhile: what it holds more is not held against the children.
-
-    Raises:
-        UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
-            `CalibrationResult.stopped`.
-    """
-    # A policy that this system does not have is refused before anything is measured; and one library has one name.
-    if options.allocator != AUTO:
-        options = options.model_copy(update={"allocator": resolve(options.allocator).name})
-    variables = dict(os.environ if environ is None else environ)
-    trust_of = find_trust if dry_run else find_or_make_trust  # a dry run makes no key either
-    run = _Run(
-        reference=reference,
-        options=options,
-        environment=environment,
-        identity=identify(reference),
-        path=output or default_path(Path(reference.directory), variables),
-        trust=trust_of(variables, require_signature=require_signature),
-        progress=progress or Silent(),
-        clock=clock or SystemClock(),
-        most_trained=most_trained,
-        probe=probe,
-        launchers=launchers,
-        neighbours=neighbours,
-        environ=variables,
-    )
-    if dry_run:
-        return run.rehearse_dry()
-    if not force and (found := run.enough()) is not None:
-        return found
-    return run.locked(force=force)
-
-
 @dataclass
-class _Run:
+class Measuring:
+    """One calibration of `reference`, which writes its result to `path`."""
+
     reference: TaskReference
     options: Options
+    need: Need
     environment: Environment
     identity: TaskIdentity
+    fingerprint: Fingerprint
     path: Path
     trust: Trust
-    progress: Progress
+    progress: Progress[CalibrationEvent]
     clock: Clock
-    most_trained: int | None
     probe: Probe | None
+    """Instead of child processes, for tests."""
     launchers: Launchers | None
+    """None: launchers of its own."""
     neighbours: bool
-    environ: Mapping[str, str]
+    keep_partial: bool = True
+    """False: a valid calibration exists, which a result without an answer does not replace or hide."""
 
-    @cached_property
-    def fingerprint(self) -> Fingerprint:
-        """What has to be the same for a calibration to hold, here and now."""
-        return fingerprint_of(self.environment, self.identity, self.options, environ=self.environ)
-
-    def fresh(self) -> CalibrationResult | None:
-        """The calibration that is there, if it may be used here and now."""
-        found = load_fresh(self.path, self.fingerprint, at=self.clock.now(), trust=self.trust)
-        if not isinstance(found, Loaded) or found.calibration.status == "partial":
-            return None
-        return CalibrationResult(calibration=found.calibration, path=self.path, fresh=True, notices=found.notices)
-
-    def enough(self) -> CalibrationResult | None:
-        """The same, where the plan that is asked for was run whole, too."""
-        found = self.fresh()
-        return found if found is not None and is_rehearsed(found.calibration, self.options) else None
-
-    def locked(self, *, force: bool) -> CalibrationResult:
-        """Single flight: replicas on one volume calibrate once; without a lock both do, and both files are valid."""
-        began = self.clock.monotonic()
-        notices: list[str] = []
-        with contextlib.suppress(OSError):  # saving will say so, with the result on stdout
-            make_folder(self.path)
-        with Lock(lock_path(self.path), clock=self.clock) as lock:
-            others = lock.acquire(
-                wait_s=self.options.time_limit_s * LOCK_WAIT_FACTOR, done=lambda: not force and self.enough() is not None
-            )
-            if not force and (found := self.enough()) is not None:
-                return found
-            if others.notice:
-                notices.append(others.notice)
-            if not force and (found := self.fresh()) is not None:
-                return self.verified(found)
-            return self.measure(began, notices, anew=force)
-
-    def verified(self, found: CalibrationResult) -> CalibrationResult:
-        """What was found, with the plan for another effective batch run whole. All else is kept."""
+    def verify(self, found: CalibrationResult) -> CalibrationResult:
+        """`found` with the plan for another effective batch rehearsed. All else is kept."""
         began, meter = self.clock.monotonic(), memory_meter()
         budgets = {budget.device: budget for budget in found.calibration.budgets}
-        asked = {"effective_batch": self.options.effective_batch, "objective": self.options.objective}
+        then = found.calibration.options
+        asked = {
+            "effective_batch": self.options.effective_batch,
+            "objective": self.options.objective,
+            "accept_inexact": then.accept_inexact or self.options.accept_inexact,
+            "min_micro_batch": self.options.min_micro_batch or then.min_micro_batch,
+        }
         options = found.calibration.options.model_copy(update=asked)
         calibration = found.calibration.model_copy(update={"effective_batch": self.options.effective_batch, "options": options})
         stopped: BatchcalError | None = None
@@ -181,7 +92,8 @@ class _Run:
             rehearsing = Rehearsing(self._stage(probe, began), calibration)
             try:
                 rehearsing.rehearse_alone()
-            except Interrupted as error:
+                stopped = rehearsing.error()
+            except (Interrupted, DivisionRefused) as error:
                 stopped = error
         finally:
             if probe is not None:
@@ -223,7 +135,8 @@ class _Run:
             progress=self.progress,
             until=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
             ends=measuring + self.options.time_limit_s,
-            most_trained=self.most_trained,
+            most_trained=self.need.most_trained,
+            needs_effective_batch=self.need.needs_effective_batch,
             until_before_workers=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN_BEFORE_WORKERS,
         )
         self._announce(budgets)
@@ -231,7 +144,7 @@ class _Run:
         try:
             try:
                 campaign.run()
-            except Interrupted as error:
+            except (Interrupted, Partial) as error:
                 stopped = error
             calibration = self._recorded(campaign, budgets, began, stopped)
             if stopped is None:
@@ -263,7 +176,7 @@ class _Run:
             progress=self.progress,
             until=began + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
             ends=began + self.options.time_limit_s,
-            most_trained=self.most_trained,
+            most_trained=self.need.most_trained,
         )
         self._announce(budgets)
         campaign.run()
@@ -271,6 +184,7 @@ class _Run:
             "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
         )
         calibration, _ = self._rehearsed(self._recorded(campaign, budgets, began, None), fake, began)
+        calibration = calibration.model_copy(update={"status": "predicted"})
         self._tell_the_end(campaign, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
 
@@ -299,11 +213,21 @@ class _Run:
             rehearsing.run()
         except Interrupted as error:
             stopped = error
-            rehearsing.undone.append(error.what)
+            rehearsing.undone.append(Undone(part="stopped", text=error.what))
+        except DivisionRefused as error:
+            # What was measured answers for other effective batches.
+            stopped = error
         except BatchcalError as error:
             # What was verified before stands.
-            rehearsing.undone.append(f"the rehearsal: {error.what}")
-        return rehearsing.told(), stopped
+            rehearsing.undone.append(Undone(part="rehearsal", text=f"the rehearsal: {error.what}"))
+        rehearsed = rehearsing.told()
+        if calibration.finding() is not None and rehearsed.finding() is None and stopped is None:
+            stopped = NothingFits(
+                "nothing fits: one sample ran within the budget alone, and not in a complete optimizer step of the plan",
+                known="; ".join(rehearsing.notes),
+                try_="a larger container, a smaller model, or a smaller --margin",
+            )
+        return rehearsed, stopped or rehearsing.error()
 
     def _check_room(self, meter: MemoryGroup) -> None:
         """Raises NothingFits where there is no room for a child to measure in."""
@@ -325,7 +249,9 @@ class _Run:
             self.environment,
             budgets,
             meter,
-            note=lambda text: self.progress.event("note", {"text": text}),
+            note=lambda text: self.progress.event(Note(text)),
+            deadline=Deadline(self.options.time_limit_s),
+            printed=lambda text: self.progress.event(Output(text)),
             launchers=self.launchers,
             neighbours=self.neighbours,
         )
@@ -333,16 +259,15 @@ class _Run:
     def _announce(self, budgets: dict[str, Budget]) -> None:
         for device, budget in budgets.items():
             self.progress.event(
-                "calibrate_started",
-                {
-                    "task": self.reference.spec,
-                    "device": device,
-                    "allocator": self.options.allocator,
-                    "limit_bytes": budget.limit_bytes,
-                    "others_bytes": budget.others_bytes,
-                    "budget_bytes": budget.budget_bytes,
-                    "time_limit_s": self.options.time_limit_s,
-                },
+                CalibrateStarted(
+                    task=self.reference.spec,
+                    device=device,
+                    allocator=self.options.allocator,
+                    limit_bytes=budget.limit_bytes,
+                    others_bytes=budget.others_bytes,
+                    budget_bytes=budget.budget_bytes,
+                    time_limit_s=self.options.time_limit_s,
+                )
             )
 
     def _result(
@@ -353,10 +278,16 @@ class _Run:
         stopped: BatchcalError | None,
     ) -> CalibrationResult:
         if calibration.status == "partial" and stopped is None:
+            spent = self.options.max_probes is not None and campaign.attempts.started >= self.options.max_probes
+            limit = (
+                f"the limit of {self.options.max_probes} probes (--max-probes)"
+                if spent
+                else time_limit_name(self.options.time_limit_s)
+            )
             stopped = Partial(
-                "stopped before any batch size was verified",
+                f"{limit} ended before any batch size was verified",
                 known=f"{count_of(len(campaign.attempts.measurements), 'probe')} in {calibration.wall_s:.0f} s; "
-                f"{'; '.join(campaign.undone or campaign.attempts.notes)}",
+                f"{'; '.join([left.text for left in campaign.undone] or campaign.attempts.notes)}",
                 try_="a longer --time-limit, or more --max-probes; what was measured is not measured again",
             )
         result = self._saved(calibration, notices, stopped)
@@ -368,7 +299,7 @@ class _Run:
         path: Path | None = self.path
         not_saved: NotSaved | None = None
         try:
-            if calibration.status != "partial" or not self.path.exists():
+            if calibration.status != "partial" or (self.keep_partial and not self.path.exists()):
                 save(calibration, self.path, key=self.trust.key)
         except NotSaved as error:
             path, not_saved = None, error
@@ -379,14 +310,13 @@ class _Run:
     def _tell_the_end(self, campaign: Campaign, calibration: Calibration) -> None:
         finding = calibration.finding()
         self.progress.event(
-            "calibrate_ended",
-            {
-                "status": calibration.status,
-                "device": calibration.chosen_device,
-                "train_batch": finding.train.batch if finding else None,
-                "eval_batch": finding.eval.batch if finding and finding.eval else None,
-                "limited_by": finding.train.limited_by if finding else None,
-                "probes": campaign.attempts.started,
-                "wall_s": calibration.wall_s,
-            },
+            CalibrateEnded(
+                status=calibration.status,
+                device=calibration.chosen_device,
+                train_batch=finding.train.batch if finding else None,
+                eval_batch=finding.eval.batch if finding and finding.eval else None,
+                limited_by=finding.train.limited_by if finding else None,
+                probes=campaign.attempts.started,
+                wall_s=calibration.wall_s,
+            )
         )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel
-from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options
+from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options, usable_bytes
+from batchcal.calibration.undone import Part, Undone
+from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.clock import Clock
-from batchcal.core.errors import GuardError, Interrupted, NothingFits, UserCodeError
+from batchcal.core.errors import GuardError, Interrupted, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Progress
-from batchcal.core.units import format_bytes
+from batchcal.core.units import count_of, format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
-from batchcal.measure.attempts import Attempts, Place
+from batchcal.guard.outcome import Fits, OutOfMemory, TimedOut, UserCodeFailed
+from batchcal.measure.attempts import Attempts, Place, said
 from batchcal.measure.children.probe import Examination, Probe
+from batchcal.measure.heap.measuring import heap_growth
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.search.bounds import bounds_for
 from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
@@ -26,12 +31,20 @@ from batchcal.measure.search.evaluation import (
 )
 from batchcal.measure.search.prior import Prior
 from batchcal.measure.search.settling import least_steps, steps_before_evaluation
+from batchcal.measure.task_sizes import TaskSizes
+from batchcal.measure.time_slices import TimeSlices
+from batchcal.measure.workers.asked import check_growth, reserve, try_asked
+from batchcal.measure.workers.trial import trial_of
+from batchcal.plan.division import mismatch_note
+from batchcal.plan.effective_batch import not_set
+from batchcal.values.calibration_events import BestFound, CalibrationEvent, PhaseBegan
 
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
 """A probe that was begun gets this long, however little of the time limit is left."""
 FOR_AN_ANSWER_S: Final = 5.0
-"""Time that the first probe of all may reckon with as long as the time limit has not passed, however little of it is left."""
+"""Time that the first probe of all, or the trials before it, may reckon with as long as the time limit has not passed, however
+little of it is left."""
 STEPS_BESIDE: Final = 1
 """A probe's start and warm-up take about as long as one of its steps."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
@@ -63,22 +76,35 @@ class Campaign:
     environment: Environment
     budgets: dict[str, Budget]
     clock: Clock
-    progress: Progress
+    progress: Progress[CalibrationEvent]
     until: float
     """Of the clock: when no further child is started."""
     ends: float
     """Of the clock: when the whole of the time limit has passed, of which the campaign has a share."""
     most_trained: int | None = None
     """Nobody trains with a larger micro-batch."""
+    needs_effective_batch: bool = False
+    """End before the first probe where neither the options nor the task set an effective batch."""
     until_before_workers: float | None = None
     """The same where a race of workers follows that has much to win."""
     findings: list[Finding] = field(default_factory=list)
     examinations: dict[str, Examination] = field(default_factory=dict)
-    undone: list[str] = field(default_factory=list)
+    promises: list[PromiseCheck] = field(default_factory=list)
+    loader_workers: LoaderWorkers | None = None
+    """Of the workers that the user asked for."""
+    undone: list[Undone] = field(default_factory=list)
     interrupted: Interrupted | None = None
+    _heap_growth: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By device and policy: see `Finding.heap_growth`."""
     _examined: dict[tuple[str, str], Examination] = field(default_factory=dict)
     _doubled: dict[str, int] = field(default_factory=dict)
     """How often the margin of a device was doubled."""
+    _widened: set[str] = field(default_factory=set)
+    """Devices whose margin covers samples that were not looked at."""
+
+    def __post_init__(self) -> None:
+        self.sizes = TaskSizes(self.probe, self.attempts, self.options, self.clock)
+        self.slices = TimeSlices(self.clock)
 
     def run(self) -> None:
         """Fills `findings`. What was measured stays in `measurements` however this ends.
@@ -86,6 +112,7 @@ class Campaign:
         Raises:
             UserCodeError, UsageError: the task fails at every size.
             NothingFits: on no device.
+            Partial: the time limit ended the first examination.
             Interrupted: what was verified before is in `findings` too.
         """
         nothing: list[NothingFits] = []
@@ -106,13 +133,16 @@ class Campaign:
         """The policy, and always `default`: a script that is not re-executed runs under that."""
         undecided = self.policies.to_race(device)
         if undecided:
-            notes = self.policies.race(
-                device,
-                undecided,
-                self._examine(device, undecided[0]),
-                budget_bytes=self.budgets[device].budget_bytes,
-                limit_s=self._left_s() * SHARE_OF_TIME_RACING,
-            )
+            examination = self._examine(device, undecided[0])
+            with self.slices.spent_on("policies"):
+                notes = self.policies.race(
+                    device,
+                    undecided,
+                    examination,
+                    budget_bytes=self.budgets[device].budget_bytes,
+                    limit_s=self._left_s() * SHARE_OF_TIME_RACING,
+                    rule=self.sizes.obeyed,
+                )
             for text in notes:
                 self.attempts.note(text)
             if self.until_before_workers is not None and self.policies.data_is_heavy(device):
@@ -129,13 +159,13 @@ class Campaign:
                 self.until = until if last else self.clock.monotonic() + self._left_s() * SHARE_OF_TIME_OF_FIRST
                 undone = len(self.undone)
                 if self.findings and self._left_s() <= 0:
-                    self.undone.append(f"{device} under {allocator}: no time was left")
+                    self._leave("policy", f"{device} under {allocator}: no time was left")
                 else:
                     self._try_to_find(device, allocator, nothing)
                 if last and len(allocators) > 1 and self.findings and self.findings[-1].allocator == allocator:
                     # What a script that is not re-executed uses: there is an answer, if a smaller one than might be.
-                    for text in self.undone[undone:]:
-                        self.attempts.note(f"not settled: {text}")
+                    for left in self.undone[undone:]:
+                        self.attempts.note(f"not settled: {left.text}")
                     del self.undone[undone:]
         finally:
             self.until = until
@@ -147,11 +177,11 @@ class Campaign:
         except NothingFits as error:
             nothing.append(error)
             self.attempts.note(f"{device} under {allocator}: {error.what}")
-        except (UserCodeError, GuardError) as error:
+        except (UserCodeError, GuardError, Partial) as error:
             if not self.findings:
                 raise
             # What was verified before stands, on another device or for training alone.
-            self.undone.append(f"{device} under {allocator}: {error.what}")
+            self._leave("policy", f"{device} under {allocator}: {error.what}")
             self.attempts.note(f"{device} under {allocator} failed: {error.what}")
 
     def _double_margin(self, device: str) -> None:
@@ -167,6 +197,23 @@ class Campaign:
             f"the margin on {device} is doubled, to {format_bytes(2 * budget.margin_bytes)}: the kernel's OOM killer fired"
         )
 
+    def _widen_margin(self, device: str, examination: Examination) -> None:
+        """Leaves room for samples that are larger than the largest known."""
+        factor = examination.facts.unseen_factor
+        if factor <= 1 or device in self._widened:
+            return
+        self._widened.add(device)
+        budget = self.budgets[device]
+        base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
+        extra = int(max(0, budget.budget_bytes - base) * (1 - 1 / factor))
+        self.budgets[device] = budget.model_copy(
+            update={"margin_bytes": budget.margin_bytes + extra, "budget_bytes": budget.budget_bytes - extra}
+        )
+        self.attempts.note(
+            f"the margin on {device} is {format_bytes(extra)} larger: by the sizes that are known, the largest sample may be "
+            f"{factor:.2g} times as large as the largest that was looked at; size_of makes this exact"
+        )
+
     def _check_fence(self, device: str) -> None:
         """Raises _FenceFailed where the kernel has killed more probes than the margin was doubled for."""
         kills = sum(
@@ -180,14 +227,31 @@ class Campaign:
 
     def _find(self, device: str, allocator: str) -> None:
         examination = self._examine(device, allocator)
+        undone, known = len(self.undone), self._heap_growth.get((device, allocator), 1.0)
         train, train_model = self._capacity(device, allocator, examination, None)
+        if train is None and known > 1 and self.interrupted is None:
+            self._give_up_growth(device, allocator)
+            train, train_model = self._capacity(device, allocator, examination, None)
         if train is None:
             self._go_on()
             self._nothing(device, allocator, examination, train_model)
             return
-        finding = Finding(device=device, allocator=allocator, train=train, eval=None, train_memory=train_model, eval_memory=None)
-        self.findings.append(finding)
+        finding = Finding(
+            device=device,
+            allocator=allocator,
+            train=train,
+            eval=None,
+            train_memory=train_model,
+            eval_memory=None,
+            heap_growth=known,
+        )
+        self.findings.append(finding)  # whatever happens from here on, this was verified
+        finding = self.findings[-1] = self._after_many_steps(finding, examination, undone)
         self._go_on()
+        beside = self.sizes.beside_the_multiple
+        if beside is not None:
+            budget = self.budgets[device].budget_bytes
+            self._explain(beside, Place(device, allocator, "train", budget, self.options.samples), examination)
         evaluation, evaluation_model = self._capacity(device, allocator, examination, finding)
         self.findings[-1] = finding.model_copy(update={"eval": evaluation, "eval_memory": evaluation_model})
         self._go_on()
@@ -196,14 +260,111 @@ class Campaign:
         examination = self._examined.get((device, allocator))
         if examination is None:
             why = "loading the task"
-            self.progress.event("phase", {"phase": "profile", "device": device, "allocator": allocator, "why": why})
+            self.progress.event(PhaseBegan(phase="profile", device=device, allocator=allocator, why=why))
             budget = self.budgets[device].budget_bytes
-            examination = self.probe.examine(device, allocator, budget, STATIC_LIMIT_S)
+            with self.slices.spent_on("examination"):
+                examination = self.sizes.examine(device, allocator, budget, STATIC_LIMIT_S)
             self._examined[device, allocator] = examination
+            self._widen_margin(device, examination)
+            if not self.options.workers and self.examinations.get(device) is None:
+                self._reserve(examination.facts.kept_bytes, examination, "the dataset keeps the samples that it has read")
+        if self.needs_effective_batch and not (self.options.effective_batch or examination.facts.effective_batch):
+            raise not_set()
+        self._try_workers(device, allocator)
+        if not self.examinations:
+            self.examinations[device] = examination  # before the trials, so that what ends them finds the facts
+            place = Place(device, allocator, "train", self.budgets[device].budget_bytes, self.options.samples)
+            for size in self.sizes.suspects(examination):
+                self._explain(size, place, examination)
         self.examinations.setdefault(device, examination)
-        for text in (*examination.notes, *examination.facts.notes):
+        violated = (mismatch_note(check) for check in examination.promises if check.promise == "mean-over-weight")
+        for text in (*examination.notes, *examination.facts.notes, *filter(None, violated)):
             self.attempts.note(text)
         return examination
+
+    def _try_workers(self, device: str, allocator: str) -> None:
+        """Tries the workers that the user asked for, before anything is measured with them.
+
+        Raises:
+            UserCodeError, Partial, NothingFits: see `try_asked`.
+        """
+        asked, examination = self.options.workers, self._examined[device, allocator]
+        if not asked or self.loader_workers is not None:
+            return
+        with self.slices.spent_on("worker-trial"):
+            report = try_asked(self.probe, trial_of(device, allocator, asked=asked, left_s=self._left_s()), asked)
+        each = max(report.workers.growth_bytes, examination.facts.kept_bytes)
+        if "cpu" in self.budgets:
+            check_growth(self.budgets["cpu"], each, asked, base_bytes=examination.base_bytes)
+        self.promises.append(report.check)
+        self.loader_workers = report.workers
+        if report.workers.start is not None:
+            self.attempts.note(f"DataLoader workers are started by {report.workers.start}: {report.workers.why_start}")
+        self._reserve(asked * each, examination, f"{count_of(asked, 'worker')} grow while they read")
+
+    def _explain(self, size: int, place: Place, examination: Examination) -> bool:
+        """Whether trials around `size` show another rule of the task's sizes."""
+        bounds = (examination.facts.train_samples, self.options.max_batch)
+        ceiling = min((bound for bound in bounds if bound is not None), default=UNBOUNDED)
+        base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
+        until = self.until if self.findings else max(self.until, min(self.clock.monotonic() + FOR_AN_ANSWER_S, self.ends))
+        return self.sizes.explain(size, place, ceiling=ceiling, until=until, base_bytes=base)
+
+    def _reserve(self, grown_bytes: int, examination: Examination, why: str) -> None:
+        budget = self.budgets.get("cpu")
+        if budget is not None and grown_bytes and not budget.reserved_bytes:
+            self.budgets["cpu"], grows = reserve(budget, grown_bytes, base_bytes=examination.base_bytes)
+            self.attempts.note(f"{why}: {grows}")
+
+    def _usable_bytes(self, device: str, allocator: str, examination: Examination) -> int:
+        """What a probe may hold."""
+        growth = self._heap_growth.get((device, allocator), 1.0)
+        return usable_bytes(self.budgets[device].budget_bytes, examination.base_bytes, growth)
+
+    def _after_many_steps(self, finding: Finding, examination: Examination, undone: int) -> Finding:
+        """`finding`, or a smaller one where the heap grows so far over many steps that this would not stay within the budget.
+
+        Args:
+            undone: how much had stayed undone before the search for `finding`.
+        """
+        device, allocator = finding.device, finding.allocator
+        if (device, allocator) in self._heap_growth or self.interrupted is not None:
+            return finding
+        budget_bytes = self.budgets[device].budget_bytes
+        try:
+            with self.slices.spent_on("heap-growth"):
+                growth = heap_growth(
+                    self.attempts, finding, examination, budget_bytes=budget_bytes, left_s=self._left_s(), rule=self.sizes.obeyed
+                )
+        except Interrupted as error:  # what was verified is an answer
+            self.interrupted = error
+            return finding
+        self._heap_growth[device, allocator] = growth
+        if growth <= 1:
+            return finding
+        finding = self.findings[-1] = finding.model_copy(update={"heap_growth": growth})
+        searched = len(self.undone)
+        try:
+            train, model = self._capacity(device, allocator, examination, None)
+        except (UserCodeError, GuardError, Partial) as error:
+            train, model = None, finding.train_memory
+            self.attempts.note(f"{device} under {allocator}: the search for a smaller size failed: {error.what}")
+        if train is None:
+            self._give_up_growth(device, allocator)
+            return finding
+        del self.undone[undone:searched]
+        return finding.model_copy(update={"train": train, "train_memory": model})
+
+    def _give_up_growth(self, device: str, allocator: str) -> None:
+        """From here on sizes are searched that stay within the budget for a few steps."""
+        self._heap_growth[device, allocator] = 1.0
+        self.attempts.note(
+            f"{device} under {allocator}: no size was verified that is sure to stay within the budget over many steps; "
+            "the answer may exceed it"
+        )
+
+    def _leave(self, part: Part, text: str) -> None:
+        self.undone.append(Undone(part=part, text=text))
 
     def _go_on(self) -> None:
         if self.interrupted is not None:
@@ -212,15 +373,23 @@ class Campaign:
     def _capacity(
         self, device: str, allocator: str, examination: Examination, trained: Finding | None
     ) -> tuple[Capacity | None, MemoryModel]:
-        """The three phases for training, or for the evaluation after what was `trained`. None: nothing was verified, for want of
-        memory or of time."""
+        """The largest size of training, or of the evaluation after what was `trained`, that was run. None: nothing was verified,
+        for want of memory or of time."""
+        with self.slices.spent_on("train-capacity" if trained is None else "eval-capacity"):
+            return self._search(device, allocator, examination, trained)
+
+    def _search(
+        self, device: str, allocator: str, examination: Examination, trained: Finding | None
+    ) -> tuple[Capacity | None, MemoryModel]:
+        """The three phases of `_capacity`."""
         mode: Mode = "train" if trained is None else "eval"
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
         prior = Prior.of(device, allocator)
         shape = prior.shape(examination.shapes[mode])
-        bounds = bounds_for(
+        bounds_by = partial(
+            bounds_for,
             device,
-            self.budgets[device].budget_bytes,
+            self._usable_bytes(device, allocator, examination),
             self.options,
             examination.facts,
             trained=trained,
@@ -229,6 +398,7 @@ class Campaign:
             shm=self.environment.shared_memory,
             most_trained=self.most_trained,
         )
+        bounds = bounds_by(rule=self.sizes.rule)
         if bounds.multiple_of < self.options.multiple_of and trained is None:
             self.attempts.note(
                 f"no batch is a multiple of {self.options.multiple_of}: "
@@ -253,50 +423,55 @@ class Campaign:
             train_steps=before_steps,
         )
         best: Measurement | None = None
+        measured: Measurement | None = None
         ended: LimitedBy | None = None
         phase, wanted, missed = "", 0, 0
         for known in self.attempts.recall(place):
             if known.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
-                best = self._learn(search, known, best, trained)
+                best = self._learn(search, known, best, trained, examination)
         self._check_fence(device)
-        while (ask := search.ask()) is not None:
+        while (ask := search.ask()) is not None and (mode == "train" or best is not None or missed < EVAL_MISSES):
             affordable = self._affordable(ask, best, trained, examination, bounds)
             if not isinstance(affordable, int):
                 ended = affordable
-                self.undone.append(f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
+                self._leave("search", f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
                 break
             if affordable < ask.batch:
                 wanted = max(wanted, ask.batch)
                 ask = search.part_of(ask, affordable)
             if ask.phase != phase:
                 phase = ask.phase
-                self.progress.event("phase", {"phase": phase, "mode": mode, "why": ask.why})
+                self.progress.event(PhaseBegan(phase=phase, mode=mode, why=ask.why))
             try:
-                measured = self.attempts.run(ask, place, deadline_s=max(self._left_s(), DEADLINE_LEAST_S))
+                deadline_s = max(self._left_s(), DEADLINE_LEAST_S)
+                measured = self.attempts.run(ask, place, deadline_s=deadline_s, one_size=self.sizes.obeyed.one_size)
+                if mode == "train" and self._is_explained(measured, place, examination):
+                    bounds = bounds_by(rule=self.sizes.rule)
+                    search.restrict(bounds)
+                    continue
             except Interrupted as error:  # what was verified is an answer; who called is told right after
                 self.interrupted, ended = error, "time-limit"
                 break
-            before, best = best, self._learn(search, measured, best, trained)
+            before, best = best, self._learn(search, measured, best, trained, examination)
             self._check_fence(device)
             if mode == "eval" and no_faster(before, best) and search.ask() is not None:
                 ended = "speed"
                 break
             missed += measured.outcome.kind != "fits"
-            if mode == "eval" and best is None and missed == EVAL_MISSES:
-                self.attempts.note(
-                    f"{device} under {allocator}: no evaluation of {measured.batch} or more fits into what training at "
-                    f"{bounds.start} leaves; the rehearsal of a plan says what does beside smaller micro-batches"
-                )
-                break
+        if mode == "eval" and best is None and ended is None and (why := _no_evaluation(measured, missed, bounds.start)):
+            self.attempts.note(f"{device} under {allocator}: {why}")
         if ended is None and search.gave_up:
-            self.undone.append(f"{device} under {allocator}, {mode}: {search.gave_up}")
+            self._leave("search", f"{device} under {allocator}, {mode}: {search.gave_up}")
+        elif ended is None and best is None and measured is not None and isinstance(measured.outcome, TimedOut):
+            # Not even the smallest batch ended in time, which says nothing about memory.
+            self._leave("search", f"{device} under {allocator}, {mode}: batch {measured.batch} {said(measured.outcome)}")
         if best is None or not isinstance(best.outcome, Fits):
             return None, search.model
         if ended is None and search.upper > wanted > best.batch:
             # Time had cut what was run, and what it left of the way was not worth a probe of its own.
             ended = "time-limit"
             if wanted > best.batch * WORTH_A_PROBE:
-                self.undone.append(f"{device} under {allocator}, {mode}: {phase} {wanted}")
+                self._leave("search", f"{device} under {allocator}, {mode}: {phase} {wanted}")
         capacity = Capacity(
             batch=best.batch,
             peak_bytes=best.outcome.peak.held_on(device),
@@ -308,21 +483,43 @@ class Campaign:
         )
         return capacity, search.model
 
+    def _is_explained(self, measured: Measurement, place: Place, examination: Examination) -> bool:
+        """Whether the user's code refused a size for a rule that it follows: the search then asks for sizes of the rule."""
+        outcome = measured.outcome
+        if isinstance(outcome, Fits):
+            self.sizes.told(measured.batch, taken=True)
+        if not isinstance(outcome, UserCodeFailed):
+            return False
+        self.sizes.refused(measured.batch, outcome.error)
+        if not self._explain(measured.batch, place, examination):
+            return False
+        rule = self.sizes.obeyed
+        return rule.restricts and (rule.one_size or not rule.admits(measured.batch))
+
     def _learn(
-        self, search: CapacitySearch, measured: Measurement, best: Measurement | None, trained: Finding | None
+        self,
+        search: CapacitySearch,
+        measured: Measurement,
+        best: Measurement | None,
+        trained: Finding | None,
+        examination: Examination,
     ) -> Measurement | None:
         """Tells the search what a run means; returns the run of the largest batch that fitted."""
-        # The examination ran a tiny batch. What fails at a larger one is a size that the task refuses, not the task.
-        tiny = max(2, self.options.multiple_of)
-        verdict, peak = self.attempts.verdict(measured, search.best or (tiny if measured.batch > tiny else None))
+        # The examination ran a tiny batch. What fails at a larger one is a size that the task refuses, not the task. Where every
+        # evaluation fails, training is possible all the same.
+        tiny = self.sizes.smallest
+        works = measured.batch > tiny or trained is not None
+        verdict, peak = self.attempts.verdict(measured, search.best or (tiny if works else None))
         larger = trained is not None and measured.batch > trained.train.batch
-        budget = self.budgets[measured.device].budget_bytes
+        budget = self._usable_bytes(measured.device, measured.allocator, examination)
         if verdict == "fits" and larger and peak is not None and peak > larger_budget(budget, measured):
             verdict = "too-big"
         search.tell(measured.batch, verdict, peak)
+        if verdict == "refused":
+            search.accept(self.sizes.taken)
         if verdict != "fits" or (best is not None and measured.batch <= best.batch):
             return best
-        self.progress.event("best", {"mode": measured.mode, "batch": measured.batch, "peak_bytes": peak})
+        self.progress.event(BestFound(mode=measured.mode, batch=measured.batch, peak_bytes=peak))
         return measured
 
     def _affordable(
@@ -356,7 +553,9 @@ class Campaign:
     def _before_evaluation(self, trained: Finding, steps: int) -> int:
         """The training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
         affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_EVALUATING / steps
-        return max(1, min(trained.train.batch, int(affordable)))
+        size = min(trained.train.batch, int(affordable))
+        rule = self.sizes.obeyed
+        return trained.train.batch if rule.one_size else max(1, rule.at_most(size) or min(rule.smallest, trained.train.batch))
 
     def _left_s(self) -> float:
         return self.until - self.clock.monotonic()
@@ -365,12 +564,23 @@ class Campaign:
         """Raises where nothing fits; returns where time or probes ended first."""
         if self.undone:
             return
-        for measured in reversed(self.attempts.measurements):
-            refused = measured.outcome
-            if (measured.device, measured.allocator) == (device, allocator) and isinstance(refused, UserCodeFailed):
+        outcomes = [
+            measured.outcome
+            for measured in reversed(self.attempts.measurements)
+            if (measured.device, measured.allocator) == (device, allocator)
+        ]
+        for refused in outcomes:
+            if isinstance(refused, UserCodeFailed):
                 raise UserCodeError(refused.error, known=(refused.traceback or refused.output).strip(), try_=refused.hint)
         budget = self.budgets[device]
-        smallest = max(1, self.options.multiple_of)
+        smallest = max(self.options.multiple_of, self.sizes.obeyed.least)
+        last = outcomes[0] if outcomes else None
+        if isinstance(last, OutOfMemory) and last.source == "shm":
+            raise NothingFits(
+                f"nothing fits: a batch of {count_of(smallest, 'sample')} from a DataLoader worker does not fit into /dev/shm",
+                known=f"workers hand their batches over in shared memory; {last.detail}",
+                try_="--workers 0, or a larger /dev/shm (docker run --shm-size 1g)",
+            )
         raise NothingFits(
             f"nothing fits: even batch size {smallest} needs about {format_bytes(model.predict(smallest))} "
             f"and the budget is {format_bytes(budget.budget_bytes)}",
@@ -379,3 +589,21 @@ class Campaign:
             f"the task alone holds {format_bytes(examination.base_bytes)}",
             try_="a larger container, a smaller model, or a smaller --margin",
         )
+
+
+def _no_evaluation(last: Measurement | None, missed: int, train_batch: int | None) -> str:
+    """Why the search for an evaluation batch ends without one. Empty: for want of time."""
+    if last is None or (missed < EVAL_MISSES and not isinstance(last.outcome, UserCodeFailed)):
+        return ""
+    if not isinstance(last.outcome, UserCodeFailed):
+        return (
+            f"no evaluation of {last.batch} or more fits into what training at {train_batch} leaves; "
+            "the rehearsal of a plan says what does beside smaller micro-batches"
+        )
+    fix = "eval_step=..., or a loss that works in evaluation mode"
+    if "does not require grad" in last.outcome.error:
+        fix = "eval_step=...; it is called without gradients, and what computes some itself needs torch.enable_grad()"
+    return (
+        f"the task's own code fails in each evaluation, down to {count_of(last.batch, 'sample')}: {last.outcome.error}. "
+        f"With eval_data, an epoch ends with that error; try: {fix}"
+    )

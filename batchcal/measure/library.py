@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Unpack
 
-from batchcal.calibration.schema import Calibration, Objective
+from batchcal.calibration.schema import Calibration
 from batchcal.core.progress import Progress
-from batchcal.detect.accelerator import present
-from batchcal.detect.detect import detect
-from batchcal.detect.torch_answer import ask_in_child
-from batchcal.guard.allocator import AUTO
-from batchcal.guard.roots import HERE
-from batchcal.measure.calibrate import calibrate as run
-from batchcal.measure.options import TIME_LIMIT_S, options
+from batchcal.detect.detect import detect, detect_for
+from batchcal.measure.obtain import obtain
+from batchcal.measure.options import Requested, options
+from batchcal.measure.result import Need
+from batchcal.values.calibration_events import CalibrationEvent
 from batchcal.workload.find import reference_of
 
 
 def calibrate(
     target: str,
     *,
-    margin: float | None = None,
-    headroom: float | None = None,
-    memory_limit_bytes: int | None = None,
-    samples: int | None = None,
-    max_batch: int | None = None,
-    multiple_of: int = 1,
-    device: str = "auto",
-    allocator: str = AUTO,
-    workers: int | None = None,
-    effective_batch: int | None = None,
-    seed: int = 0,
-    time_limit_s: float = TIME_LIMIT_S,
-    max_probes: int | None = None,
-    objective: Objective = "throughput",
     output: Path | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress[CalibrationEvent] | None = None,
+    **requested: Unpack[Requested],
 ) -> Calibration:
     """Measures the task behind `target` here and writes the calibration; a fresh one that is there is returned at once.
 
@@ -44,39 +30,27 @@ def calibrate(
 
     Args:
         target: `package.module:factory`, `path/to/file.py:factory` or a TOML config.
-        margin: fraction of the memory limit that is left alone; default 0.15 on the CPU, 0.10 on an accelerator.
-        memory_limit_bytes: an allowance below the real limit.
-        allocator, workers: what is given is not raced.
-        effective_batch, objective: of the plan that is rehearsed; plans for others are derived.
-        output: the file to write; default: BATCHCAL_CALIBRATION, else `.batchcal/calibration.json` of the project.
+        output: the file to write; default: BATCHCAL_CALIBRATION, else the file of the task in `.batchcal` of the project.
+        requested: any of the options, by name, with units: `margin=0.1`, `memory_limit_bytes=2 * 2**30`, `time_limit_s=30`,
+            `max_batch`, `multiple_of`, `device`, `allocator`, `workers`, `effective_batch`, `objective`, ... (see
+            `measure.options.Requested`). A given allocator or number of workers is not raced.
 
     Raises:
         BatchcalError: one of its kinds, as the command line's exit codes tell them. Partial and NotSaved come after what was
             measured was kept, where it could be.
     """
-    environment = detect(ask_child=ask_in_child if present(HERE, os.environ) else None)
-    asked = options(
-        environment.memory.limit.value,
-        margin=margin,
-        headroom=headroom,
-        memory_limit_bytes=memory_limit_bytes,
-        samples=samples,
-        max_batch=max_batch,
-        multiple_of=multiple_of,
-        device=device,
-        allocator=allocator,
-        workers=workers,
-        effective_batch=effective_batch,
-        seed=seed,
-        time_limit_s=time_limit_s,
-        max_probes=max_probes,
-        objective=objective,
-    )
+    environment = detect()
+    asked = options(environment.memory.limit.value, **requested)
     reference = reference_of(target, directory=Path.cwd())
-    result = run(
-        reference, asked, environment=environment, output=output, force=force, progress=progress, environ=dict(os.environ)
+    result = obtain(
+        reference,
+        asked,
+        Need(force=force),
+        environment=environment,
+        detect_fully=lambda: detect_for(asked.device),
+        output=output,
+        listening=None if progress is None else lambda: nullcontext(progress),
     )
-    for error in (result.stopped, result.not_saved):
-        if error is not None:
-            raise error
+    if result.problem is not None:
+        raise result.problem
     return result.calibration

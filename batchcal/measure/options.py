@@ -1,28 +1,49 @@
-"""What a calibration is asked for, with the defaults that depend on the machine."""
+"""Options of a calibration, with the defaults that depend on the machine."""
 
 from __future__ import annotations
 
-import math
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, TypedDict, Unpack
 
-from batchcal.calibration.schema import OFF, Objective, Options
+from batchcal.calibration.schema import Options
 from batchcal.core.errors import UsageError
+from batchcal.core.readers import batch_size
 from batchcal.core.units import GIB
-from batchcal.guard.allocator import AUTO
+from batchcal.values.settings import CalibrateSettings, Objective, PlanSettings
 
 MARGIN_CPU: Final = 0.15
 MARGIN_ACCELERATOR: Final = 0.10
 HEADROOM_CPU: Final = 0.60
 HEADROOM_ACCELERATOR: Final = 0.70
-TIME_LIMIT_S: Final = 60.0
 TIERS: Final = ((1 * GIB, 8), (2 * GIB, 12), (4 * GIB, 16))
 """Steps per probe at most, by memory limit: below 1 GiB 8, to 2 GiB 12, to 4 GiB 16, above 32."""
 LARGEST_TIER: Final = 32
-LARGEST: Final = 2**31
-"""No count that is asked for may be larger: it would not fit the file."""
 
-MOST_WORKERS: Final = 1024
-LARGEST_SEED: Final = 2**63
+_BY_FIELD: Final = {option.field: option for option in (*CalibrateSettings.options(), *PlanSettings.options())}
+
+
+class Requested(TypedDict, total=False):
+    """Options that a caller may set from Python; `values.settings` explains them. None or missing: the default."""
+
+    margin: float | None
+    accelerator_margin: float | None
+    """Share of an accelerator's memory to leave free. Default: `margin` if given, else 0.10."""
+    headroom: float | None
+    memory_limit_bytes: int | None
+    samples: int | None
+    max_batch: int | None
+    multiple_of: int
+    device: str
+    allocator: str
+    activation_checkpointing: str
+    workers: int | None
+    effective_batch: int | None
+    seed: int
+    time_limit_s: float
+    max_probes: int | None
+    objective: Objective
+    accept_inexact: bool
+    min_micro_batch: int | None
 
 
 def samples_for(limit_bytes: int) -> int:
@@ -30,86 +51,45 @@ def samples_for(limit_bytes: int) -> int:
     return next((samples for below, samples in TIERS if limit_bytes < below), LARGEST_TIER)
 
 
-def options(
-    limit_bytes: int,
-    *,
-    margin: float | None = None,
-    accelerator_margin: float | None = None,
-    headroom: float | None = None,
-    memory_limit_bytes: int | None = None,
-    samples: int | None = None,
-    max_batch: int | None = None,
-    multiple_of: int = 1,
-    device: str = "auto",
-    allocator: str = AUTO,
-    activation_checkpointing: str = OFF,
-    workers: int | None = None,
-    effective_batch: int | None = None,
-    seed: int = 0,
-    time_limit_s: float = TIME_LIMIT_S,
-    max_probes: int | None = None,
-    objective: Objective = "throughput",
-) -> Options:
+def options(limit_bytes: int, **requested: Unpack[Requested]) -> Options:
     """Options with every default filled in, for a machine whose memory limit is `limit_bytes`.
 
-    Args:
-        accelerator_margin: default: `margin` where it is given.
-        allocator, workers: what is given is not raced.
-        objective: of the plan that is rehearsed.
-
     Raises:
+        TypeError: a name that is not an option.
         UsageError: a value out of its range, or two that contradict each other.
     """
+    for name in requested:
+        if name not in Requested.__annotations__:
+            raise TypeError(f"{name!r} is not an option of a calibration; valid names: {', '.join(Requested.__annotations__)}")
+    return with_defaults(limit_bytes, requested)
+
+
+def with_defaults(limit_bytes: int, requested: Mapping[str, object]) -> Options:
+    """`options` for values by name.
+
+    Raises:
+        UsageError: see `options`.
+    """
+    given = {name: value for name, value in requested.items() if value is not None}
+    values = {field: option.checked(given[field]) if field in given else option.default for field, option in _BY_FIELD.items()}
+    device = str(values["device"])
     accelerated = not device.startswith("cpu") and device != "auto"
-    _positive("samples", samples)
-    _positive("max-batch", max_batch)
-    _positive("multiple-of", multiple_of)
-    _positive("max-probes", max_probes)
-    _positive("effective-batch", effective_batch)
-    if memory_limit_bytes is not None and memory_limit_bytes < 1:
-        raise UsageError(f"memory-limit {memory_limit_bytes} is no amount of memory", try_="--memory-limit 2GiB")
-    if not 0 < time_limit_s < math.inf:
-        raise UsageError(f"time-limit {time_limit_s:g} s is no time to measure in", try_="--time-limit 60s")
-    if workers is not None and workers < 0:
-        raise UsageError(f"workers {workers} is negative", try_="--workers 0")
-    if max_batch is not None and max_batch < multiple_of:
+    # A margin that is given holds on every device.
+    accelerator_margin = given.get("accelerator_margin", MARGIN_ACCELERATOR if values["margin"] is None else values["margin"])
+    values["accelerator_margin"] = CalibrateSettings.margin.checked(accelerator_margin)
+    if values["margin"] is None:
+        values["margin"] = MARGIN_ACCELERATOR if accelerated else MARGIN_CPU
+    if values["headroom"] is None:
+        values["headroom"] = HEADROOM_ACCELERATOR if accelerated else HEADROOM_CPU
+    if values["samples"] is None:
+        limit = values["memory_limit_bytes"]
+        values["samples"] = samples_for(min(limit_bytes, limit) if isinstance(limit, int) else limit_bytes)
+    if values["effective_batch"] is not None:
+        batch_size(str(values["effective_batch"]), "effective-batch")  # a plan may have more; the file of a calibration not
+    filled = Options.model_validate(values)
+    if filled.max_batch is not None and filled.max_batch < filled.multiple_of:
         raise UsageError(
-            f"no batch is a multiple of {multiple_of} and at most {max_batch}",
-            try_=f"--max-batch {multiple_of} or a smaller --multiple-of",
+            f"no batch is a multiple of {filled.multiple_of} and at most {filled.max_batch}",
+            try_=f"--max-batch {filled.multiple_of} or a smaller --multiple-of",
         )
-    if workers is not None and workers > MOST_WORKERS:
-        raise UsageError(f"workers {workers} is more than a machine runs", known=f"at most {MOST_WORKERS}", try_="--workers 4")
-    if not -LARGEST_SEED <= seed < LARGEST_SEED:
-        raise UsageError(f"seed {seed} does not fit 64 bits", known="torch takes no larger one", try_="--seed 0")
-    if accelerator_margin is None:
-        accelerator_margin = MARGIN_ACCELERATOR if margin is None else margin
-    margin = (MARGIN_ACCELERATOR if accelerated else MARGIN_CPU) if margin is None else margin
-    headroom = (HEADROOM_ACCELERATOR if accelerated else HEADROOM_CPU) if headroom is None else headroom
-    for name, value in (("margin", margin), ("headroom", headroom)):
-        if not 0 <= value < 1:
-            raise UsageError(f"{name} {value} is not a fraction from 0 to below 1", try_=f"--{name} 15%")
-    return Options(
-        margin=margin,
-        accelerator_margin=accelerator_margin,
-        headroom=headroom,
-        memory_limit_bytes=memory_limit_bytes,
-        samples=samples or samples_for(min(limit_bytes, memory_limit_bytes or limit_bytes)),
-        max_batch=max_batch,
-        multiple_of=multiple_of,
-        device=device,
-        allocator=allocator,
-        activation_checkpointing=activation_checkpointing.strip() or OFF,
-        workers=workers,
-        effective_batch=effective_batch,
-        seed=seed,
-        time_limit_s=time_limit_s,
-        max_probes=max_probes,
-        objective=objective,
-    )
-
-
-def _positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise UsageError(f"{name} {value} is not a positive number", try_=f"--{name} 8")
-    if value is not None and value > LARGEST:
-        raise UsageError(f"{name} {value} is more than anybody has", known=f"at most {LARGEST}", try_=f"--{name} 8192")
+    return filled

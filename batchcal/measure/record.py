@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Finding, Fingerprint
+from batchcal.calibration.undone import Undone
 from batchcal.core.errors import BatchcalError
 from batchcal.core.version import __version__
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import AUTO
+from batchcal.machine.allocator import AUTO
 from batchcal.measure.campaign import Campaign
+from batchcal.measure.observations import summed_up, with_bounded_evidence
 from batchcal.workload.identity import TaskIdentity
 
 
@@ -39,7 +41,7 @@ def recorded(
     if chosen is not None and len(asked) > 1:
         rates = ", ".join(f"{found.device} {_rate(campaign, found):.0f} samples/s" for found in asked)
         campaign.attempts.note(f"{device} is the fastest device: {rates}")
-    undone = [*campaign.undone, *([str(stopped.what)] if stopped is not None else [])]
+    undone = [*campaign.undone, *([Undone(part="stopped", text=stopped.what)] if stopped is not None else [])]
     examination = campaign.examinations.get(device)
     measured_under = {found.allocator for found in campaign.findings}
     # A library that no finding was measured under may come and go.
@@ -56,14 +58,20 @@ def recorded(
         options=options,
         fingerprint=fingerprint.model_copy(update={"allocators": libraries}),
         budgets=tuple(budgets.values()),
-        measurements=tuple(campaign.attempts.measurements),
+        measurements=with_bounded_evidence(campaign.attempts.measurements),
+        setups=summed_up(campaign.attempts.measurements, options.workers or 0),
         findings=tuple(campaign.findings),
         chosen_device=device,
         allocator=(by_policy[device] if chosen is None else chosen.allocator) if options.allocator == AUTO else None,
         speeds=tuple(campaign.policies.speeds),
+        promises=(*(() if examination is None else examination.promises), *campaign.promises),
+        loader_workers=campaign.loader_workers,
         effective_batch=options.effective_batch,
         undone=tuple(undone),
         notes=tuple(campaign.attempts.notes),
+        size_rule=campaign.sizes.rule,
+        time_slices=campaign.slices.told(),
+        unanswered=("throughput", "memory") if chosen is None else ("throughput",),
     )
 
 

@@ -1,1 +1,1 @@
-"""Calibration + goal -> Plan. Pure: no torch, no measuring, no machine but the one it is told of."""
+"""Calibration + goal -> Plan. Loads no torch and measures nothing."""

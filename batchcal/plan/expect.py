@@ -9,11 +9,12 @@ from batchcal.guard.outcome import Fits
 
 
 def fitting(calibration: Calibration, finding: Finding, mode: Mode = "train") -> tuple[tuple[Measurement, Fits], ...]:
-    """The runs that fitted, on this device under this allocator, by rising batch."""
+    """The runs that fitted, on this device under this allocator, by rising batch. Trials of a size run too few steps."""
     found = [
         (measurement, measurement.outcome)
         for measurement in calibration.measurements
         if (measurement.device, measurement.allocator, measurement.mode) == (finding.device, finding.allocator, mode)
+        and measurement.phase != "refusal"
         and isinstance(measurement.outcome, Fits)
     ]
     return tuple(sorted(found, key=lambda pair: (pair[0].batch, pair[0].sequence)))

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Literal
 
 from batchcal.calibration.fingerprint import fingerprint_of
-from batchcal.calibration.freshness import check
+from batchcal.calibration.freshness import check, moved
 from batchcal.calibration.keys import find_trust
+from batchcal.calibration.locate import Located, find_calibration
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.stale import Stale
-from batchcal.calibration.store import Loaded, existing_path, find_project, load, refusal
+from batchcal.calibration.store import Loaded, find_project, load, refusal
 from batchcal.core.clock import Clock, SystemClock
-from batchcal.core.errors import UsageError
+from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import PolicyName, in_force
-from batchcal.guard.meters import read_status
+from batchcal.machine.allocator import PolicyName, in_force
+from batchcal.machine.meters import read_status
+from batchcal.plan.effective_batch import require
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
+from batchcal.values.settings import Settings
+from batchcal.workload.config import project_source
 from batchcal.workload.identity import TaskIdentity, identify
 from batchcal.workload.reference import TaskReference
 
@@ -39,15 +43,20 @@ def load_calibration(
     """The calibration of this project: its seal holds, and it was measured on this machine, for this task, within seven days.
 
     Args:
-        path: default: BATCHCAL_CALIBRATION, else `.batchcal/calibration.json` of the project around the working directory.
+        path: default: BATCHCAL_CALIBRATION, else that of the project around the working directory: of its task, or its only one.
 
     Raises:
         NoCalibration: there is none, or it may not be used; says why.
-        UsageError: BATCHCAL_CALIBRATION or BATCHCAL_KEY_FILE names what cannot be used.
+        UsageError: BATCHCAL_CALIBRATION or BATCHCAL_KEY_FILE names what cannot be used; the project has several calibrations and
+            names no task; or its config cannot be read.
     """
     variables = os.environ if environ is None else environ
     return open_calibration(
-        path, on_stale=on_stale, here=detect(environ=variables), environ=variables, clock=clock or SystemClock()
+        _located(path, variables),
+        on_stale=on_stale,
+        here=detect(environ=variables),
+        environ=variables,
+        clock=clock or SystemClock(),
     )[0]
 
 
@@ -61,26 +70,41 @@ def load_plan(
     environ: Mapping[str, str] | None = None,
     clock: Clock | None = None,
 ) -> Plan:
-    """A plan for this very process: made for the allocator that it runs under, since it is not started anew.
+    """A plan for this very process: made for the allocator that it runs under, since it is not started anew. The
+    other settings of `[plan]` hold as for `batchcal plan`.
 
     Args:
-        effective_batch: samples per optimizer step; default: what the calibration was asked for, else the capacity.
+        effective_batch: samples per optimizer step. Default: BATCHCAL_EFFECTIVE_BATCH, `[plan] effective_batch` of the project's
+            file, `Task.effective_batch`, in this order.
         path: the calibration, as for `load_calibration`.
-        device: default: the one that the calibration chose.
+        device: default: BATCHCAL_DEVICE, `[calibrate] device`, the one that the calibration chose, in this order.
         world_size: processes that share the effective batch.
 
     Raises:
         NoCalibration: there is none that may be used, or nothing was verified under this process's allocator.
-        UsageError: an effective batch that cannot be, or as `load_calibration`.
+        UsageError: an effective batch that cannot be, or none, or as `load_calibration`.
     """
     variables = os.environ if environ is None else environ
+    project = project_source(Path.cwd())
+    settings = Settings(environ=variables, files=() if project is None else (project[0],))
+    if effective_batch is None:
+        effective_batch = settings.plan.effective_batch
+    if device is None and settings.calibrate.device != "auto":
+        device = settings.calibrate.device
     here = detect(environ=variables)
-    calibration, notices = open_calibration(path, on_stale=on_stale, here=here, environ=variables, clock=clock or SystemClock())
+    calibration, notices = open_calibration(
+        _located(path, variables), on_stale=on_stale, here=here, environ=variables, clock=clock or SystemClock()
+    )
     on = calibration.device_of(device)
+    require(calibration, effective_batch)
     plan = make_plan(
         calibration,
         effective_batch=effective_batch,
         world_size=world_size,
+        objective=settings.plan.objective,
+        # Consent that the calibration was given holds for its plans.
+        accept_inexact=settings.plan.accept_inexact or None,
+        min_micro_batch=settings.plan.min_micro_batch,
         device=on,
         allocator=allocator_here(calibration, device=on),
         free_bytes_now=free_bytes_now(here, on),
@@ -111,8 +135,12 @@ def free_bytes_now(here: Environment, device: str) -> int | None:
     return next((accelerator.free_bytes for accelerator in found), None)
 
 
+def _located(path: Path | str | None, environ: Mapping[str, str]) -> Located:
+    return find_calibration(Path.cwd(), environ) if path is None else Located(Path(path))
+
+
 def open_calibration(
-    path: Path | str | None,
+    located: Located,
     *,
     on_stale: OnStale,
     here: Environment,
@@ -126,16 +154,16 @@ def open_calibration(
         NoCalibration, UsageError: as `load_calibration`.
     """
     if on_stale not in ("raise", "use"):
-        raise UsageError(f"on_stale {on_stale!r} is not known", try_='on_stale="raise" or on_stale="use"')
-    place = existing_path(Path.cwd(), environ) if path is None else Path(path)
+        raise UsageError(f"on_stale {on_stale!r} is not valid", try_='on_stale="raise" or on_stale="use"')
+    place = located.path
     found = load(place, trust=find_trust(environ, require_signature=require_signature))
     if not isinstance(found, Loaded):
-        raise refusal(found, place)
+        raise refusal(found, place, spec=located.spec)
     stale = stale_here(found.calibration, place, here=here, environ=environ, clock=clock)
     if stale is None:
-        return found.calibration, found.notices
+        return found.calibration, (*found.notices, *moved(found.calibration.task, _identity(found.calibration, place)))
     if on_stale == "raise":
-        raise refusal(stale, place)
+        raise refusal(stale, place, spec=found.calibration.task.spec)
     return found.calibration, (f"the calibration is stale ({stale})", *found.notices)
 
 
@@ -147,6 +175,8 @@ def stale_here(
         identity = _identity(calibration, place)
     except UsageError as error:
         return Stale(reason="other-task", detail=f"{calibration.task.spec} is not here: {error.what}")
+    except UserCodeError as error:
+        return Stale(reason="other-task", detail=error.what)
     fingerprint = fingerprint_of(here, identity, calibration.options, environ=environ)
     return check(calibration, fingerprint, at=clock.now(), environment=here, task=identity, options=calibration.options)
 

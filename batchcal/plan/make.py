@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, get_args
+from shlex import quote
+from typing import get_args
 
 from batchcal.calibration.rehearsal import Rehearsal
-from batchcal.calibration.schema import OFF, Budget, Calibration, Finding, Objective, Options
+from batchcal.calibration.schema import Calibration, Finding, Options
 from batchcal.core.errors import NoCalibration, UsageError
-from batchcal.core.units import format_bytes
 from batchcal.guard.outcome import Fits
+from batchcal.plan import by_rule
+from batchcal.plan import effective_batch as effective
+from batchcal.plan.division import DivisionRefused, division_of, has_consent
 from batchcal.plan.expect import eval_peak_bytes, gradient_bytes, host_bytes, measured_bytes, peak_bytes, samples_per_s
+from batchcal.plan.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
+from batchcal.plan.micro_batches import largest_of, limited_by, micro_batches_of
+from batchcal.plan.notices import calibration_notices, effective_batch_notices, growth_notices, memory_notices
 from batchcal.plan.plan import KEYS, Plan
 from batchcal.plan.reasons import reasons
 from batchcal.plan.rehearsed import most_evaluated, most_rehearsed, rehearsal_of, tells
-from batchcal.plan.split import split
 from batchcal.plan.workers import choose_workers
-
-MOST_STEPS: Final = 65_536
-"""Micro-batches per optimizer step, at most: a plan lists them one by one."""
+from batchcal.values.settings import Objective
 
 
 def make_plan(
@@ -30,40 +32,54 @@ def make_plan(
     device: str | None = None,
     allocator: str | None = None,
     free_bytes_now: int | None = None,
+    accept_inexact: bool | None = None,
+    min_micro_batch: int | None = None,
 ) -> Plan:
     """The settings for training with `effective_batch` samples per optimizer step.
 
     Args:
-        effective_batch: over all ranks. Default: the one that the calibration was asked for, else the capacity of every rank.
+        effective_batch: over all ranks. Default: that of the task, else the one that the calibration was made for, else one
+            micro-batch on every rank, the fastest, which `notices` state.
         world_size: ranks that share the effective batch evenly. Each has a budget of its own as large as the one measured.
         objective: `memory` takes the largest micro-batches, which are the fewest; `throughput` those that trained fastest under
             the policy, where they were timed.
         device: default: the one that the calibration chose.
         allocator: the policy under which the training will run. Default: the one that was calibrated.
         free_bytes_now: what may still be used on the device at this moment; a plan that needs more says so in `notices`.
+        accept_inexact: divide a batch although its gradient then differs. Default: as the calibration was asked.
+        min_micro_batch: least micro-batch of a divided batch, in samples. Default: see `division_of`.
 
     Raises:
         UsageError: an effective batch or a world size that cannot be.
+        DivisionRefused: the effective batch must not be divided, and does not fit undivided or is shared by ranks; or no sizes
+            that the task takes have that sum.
         NoCalibration: nothing was verified on this device under this allocator.
     """
     if objective not in get_args(Objective):
-        raise UsageError(f"objective {objective!r} is not known", try_="--objective throughput, or memory")
+        raise UsageError(f"objective {objective!r} is not valid", try_="--objective throughput, or memory")
     finding = find(calibration, device=device, allocator=allocator)
     budget = calibration.budget(finding.device)
     if budget is None:
         raise NoCalibration(f"the calibration holds no budget for {finding.device}", try_="batchcal calibrate --force")
-    wished, why_effective = _effective_batch(calibration, finding, effective_batch, world_size)
+    if world_size < 1:
+        raise UsageError(f"world size {world_size} is below 1", try_="--world-size 1")
+    given = effective.effective_batch_of(calibration, effective_batch)
+    if given is not None:
+        effective.check(given.samples, finding, world_size)
+    largest = largest_of(calibration, finding, objective, None if given is None else given.samples // world_size)
+    wished = largest.batch * world_size if given is None else given.samples
     per_rank = wished // world_size
-    largest = _fastest(calibration, finding, per_rank) if objective == "throughput" else _capacity(finding)
-    most = most_rehearsed(calibration, finding)
-    if most is not None and most < largest.batch:
-        largest = _Largest(most, "the most that a failed rehearsal leaves", largest.notices)
-    chosen = _micro_batches(calibration, finding, budget, per_rank, largest)
+    capacity = _capacity(calibration, finding)
+    division = division_of(
+        calibration, per_rank, world_size=world_size, accept_inexact=accept_inexact, min_micro_batch=min_micro_batch
+    )
+    chosen = micro_batches_of(calibration, finding, budget, per_rank, largest=largest, division=division, most=capacity)
     micro, steps = chosen.sizes[0], len(chosen.sizes)
     eval_batch = (finding.eval or finding.train).batch
     most_eval = most_evaluated(calibration, finding)
     if most_eval is not None:
         eval_batch = min(eval_batch, most_eval)
+    eval_batch = by_rule.evaluated(calibration.obeyed, eval_batch, micro)
     train_peak = peak_bytes(calibration, finding, micro) + gradient_bytes(calibration, finding, steps)
     peak = max(train_peak, eval_peak_bytes(finding, eval_batch, micro, train_peak))
     rate = samples_per_s(calibration, finding, chosen.sizes)
@@ -76,8 +92,10 @@ def make_plan(
     )
     finals = calibration.finals_of(finding)
     threads = calibration.environment.optimal_threads if finals is None else finals.winner.intra_op_threads
+    limits = group_limits(calibration, division, capacity)
+    last_group, last_group_error = last_group_of(calibration, per_rank, micro, division, limits) if world_size == 1 else ((), "")
     plan = Plan(
-        status="derived",
+        status="predicted" if calibration.status == "predicted" else "derived",
         micro_batch=micro,
         accumulation_steps=steps,
         effective_batch=wished,
@@ -96,28 +114,62 @@ def make_plan(
         predicted_samples_per_s=rate,
         world_size=world_size,
         objective=objective,
-        limited_by=_limited_by(finding, largest, chosen.sizes),
+        limited_by=limited_by(finding, largest, chosen.sizes),
         device=finding.device,
+        inexact=division.inexact(steps),
+        unchecked=bool(division.unchecked) and steps * world_size > 1,
+        undivided=division.undivided,
+        last_group=last_group,
+        last_group_error=last_group_error,
+        size_rule=by_rule.restricting(calibration),
+        group_limits=limits,
         why={},
         notices=(
             *largest.notices,
+            *effective_batch_notices(given, wished, objective, world_size),
             *chosen.notices,
-            *_notices(calibration, finding, wished),
-            *_too_little_now(peak, budget, free_bytes_now),
+            *calibration_notices(calibration, finding, wished),
+            *((last_group_fails(last_group, last_group_error),) if last_group_error else ()),
+            *((below,) if (below := last_group_notice(last_group, division)) and not last_group_error else ()),
+            *growth_notices(calibration, workers.count),
+            *memory_notices(finding.grown_bytes(peak), budget, free_bytes_now),
         ),
     )
-    rehearsal = rehearsal_of(calibration, plan)
+    rehearsal = None if calibration.status == "predicted" else rehearsal_of(calibration, plan)
     if rehearsal is not None:
+        plan = _with_last_group(plan, rehearsal)
         plan = _as_rehearsed(plan, rehearsal, measured_bytes(calibration, finding, micro))
     why = reasons(plan, calibration, finding, budget, rehearsal) | {
-        "micro_batch": chosen.why,
-        "effective_batch": why_effective,
+        "micro_batch": chosen.why + ("" if plan.size_rule is None else f"; the task {plan.size_rule.text}"),
+        "effective_batch": "not set: one micro-batch on each rank" if given is None else given.why,
+        "inexact": division.why(steps),
         "num_workers": workers.why,
         "prefetch_factor": workers.why_prefetch,
         "multiprocessing_context": workers.why_start,
         "device": "as asked" if device else "the device that the calibration chose",
     }
     return plan.model_copy(update={"why": {key: why[key] for key in KEYS if key in why}})
+
+
+def plan_to_show(calibration: Calibration) -> tuple[Plan, str]:
+    """The plan that a calibration makes by itself; and, where its effective batch cannot be divided and does not fit, why this
+    plan is for the largest undivided batch instead.
+
+    Raises:
+        NoCalibration: nothing was verified.
+    """
+    try:
+        return own_plan(calibration), ""
+    except DivisionRefused as refused:
+        finding, objective, rule = find(calibration), calibration.options.objective, by_rule.restricting(calibration)
+        largest = _capacity(calibration, finding)
+        largest = largest if rule is None else rule.at_most(largest) or largest
+        return make_plan(calibration, effective_batch=largest, objective=objective), refused.what
+
+
+def _capacity(calibration: Calibration, finding: Finding) -> int:
+    """The largest micro-batch that fits, as far as rehearsals showed."""
+    return min(finding.train.batch, most_rehearsed(calibration, finding) or finding.train.batch)
 
 
 def _as_rehearsed(plan: Plan, rehearsal: Rehearsal, measured: int) -> Plan:
@@ -134,9 +186,26 @@ def _as_rehearsed(plan: Plan, rehearsal: Rehearsal, measured: int) -> Plan:
     )
 
 
+def own_plan(calibration: Calibration) -> Plan:
+    """The plan that `calibration` was made for: what was measured for it, and what its views show."""
+    return make_plan(calibration, effective_batch=calibration.effective_batch, objective=calibration.options.objective)
+
+
+def _with_last_group(plan: Plan, rehearsal: Rehearsal) -> Plan:
+    """`plan` with what its rehearsal showed of the last, smaller group of an epoch."""
+    error = rehearsal.last_group_error
+    if not error:
+        return plan
+    return plan.model_copy(
+        update={"last_group_error": error, "notices": (*plan.notices, last_group_fails(plan.last_group, error))}
+    )
+
+
 def is_rehearsed(calibration: Calibration, options: Options) -> bool:
     """Whether the plan that `options` ask for was run whole, or they ask for none of its own."""
-    asked = options.effective_batch
+    if not has_consent(calibration, options):
+        return False
+    asked = options.effective_batch or effective.of_task(calibration)
     if asked is None or calibration.finding() is None:
         return True
     known = rehearsal_of(calibration, make_plan(calibration, effective_batch=asked, objective=options.objective))
@@ -156,124 +225,17 @@ def find(calibration: Calibration, *, device: str | None = None, allocator: str 
     there = ", ".join(f"{found.device} with {found.allocator}" for found in calibration.findings)
     raise NoCalibration(
         f"nothing was verified for {wanted}",
-        known=f"the calibration knows {there}" if there else "the calibration stopped before it verified anything",
-        try_=f"batchcal calibrate --force --allocator {allocator or calibration.policy}",
+        known=f"verified in this calibration: {there}" if there else "the calibration stopped before it verified anything",
+        try_=_measured_or_to_measure(calibration, device or calibration.chosen_device, allocator or calibration.policy),
     )
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    sizes: tuple[int, ...]
-    why: str
-    notices: tuple[str, ...] = ()
-
-
-def _effective_batch(calibration: Calibration, finding: Finding, asked: int | None, world_size: int) -> tuple[int, str]:
-    if world_size < 1:
-        raise UsageError(f"world size {world_size} is below 1", try_="--world-size 1")
-    if asked is not None:
-        wished, why = asked, "as asked"
-    elif calibration.effective_batch is not None:
-        wished, why = calibration.effective_batch, "the calibration was asked for it"
-    else:
-        wished = finding.train.batch * world_size
-        why = "none was asked for: the capacity" + (" of every rank" if world_size > 1 else "")
-    if wished < 1:
-        raise UsageError(f"effective batch {wished} is below 1", try_=f"--effective-batch {finding.train.batch}")
-    most = finding.train.batch * MOST_STEPS * world_size
-    if wished > most:
-        raise UsageError(
-            f"effective batch {wished} would take more than {MOST_STEPS} micro-batches a step",
-            known=f"the capacity is {finding.train.batch}",
-            try_=f"--effective-batch {most} or less",
-        )
-    if wished % world_size:
-        nearest = max(round(wished / world_size), 1) * world_size
-        raise UsageError(
-            f"effective batch {wished} cannot be shared evenly by {world_size} ranks",
-            known="uneven ranks would weigh samples differently",
-            try_=f"--effective-batch {nearest}",
-        )
-    return wished, why
-
-
-@dataclass(frozen=True)
-class _Largest:
-    """The largest micro-batch to take, and what it is."""
-
-    batch: int
-    name: str
-    notices: tuple[str, ...] = ()
-
-
-def _capacity(finding: Finding) -> _Largest:
-    return _Largest(finding.train.batch, "the capacity")
-
-
-def _limited_by(finding: Finding, largest: _Largest, sizes: tuple[int, ...]) -> str:
-    if len(sizes) == 1 and sizes[0] < largest.batch:
-        return "effective-batch"
-    return "speed" if largest.batch < finding.train.batch else finding.train.limited_by
-
-
-def _fastest(calibration: Calibration, finding: Finding, per_rank: int) -> _Largest:
-    """Of the sizes up to the capacity that were timed under the policy; the capacity where none was."""
-    race = calibration.sizes_of(finding)
-    raced = None if race is None else race.fastest(per_rank)
-    if raced is not None:
-        return _capacity(finding) if raced >= finding.train.batch else _Largest(raced, "the fastest size that was raced")
-    speeds = calibration.speeds_of(finding)
-    fastest = None if speeds is None else speeds.fastest(per_rank)
-    if fastest is None and speeds is not None:
-        return _Largest(min(per_rank, finding.train.batch), "the whole effective batch, smaller than any size that was timed,")
-    if fastest is None:
-        text = f"no size was timed with {finding.allocator}, so the largest is taken; calibrate --allocator auto times some"
-        return _Largest(finding.train.batch, "the capacity", (text,))
-    if fastest.micro_batch >= finding.train.batch:
-        return _capacity(finding)
-    return _Largest(fastest.micro_batch, "the fastest size that was timed")
-
-
-def _micro_batches(calibration: Calibration, finding: Finding, budget: Budget, per_rank: int, largest: _Largest) -> _Chosen:
-    capacity = largest.batch
-    multiple = calibration.options.multiple_of
-    sizes = split(per_rank, capacity, multiple_of=multiple)
-    notices = (
-        (f"the micro-batches are no multiples of {multiple}: their sum has to be {per_rank}",)
-        if multiple > 1 and any(size % multiple for size in sizes)
-        else ()
-    )
-    why = (
-        f"{largest.name} is {capacity}"
-        if sizes[0] == capacity
-        else f"{per_rank} in the fewest parts of at most {capacity}, {largest.name}"
-        if len(sizes) > 1
-        else f"the whole effective batch fits: {largest.name} is {capacity}"
-    )
-    held = gradient_bytes(calibration, finding, len(sizes))
-    if not held or peak_bytes(calibration, finding, sizes[0]) + held <= budget.budget_bytes:
-        return _Chosen(sizes, why, notices=notices)
-    smaller = _largest_beside_gradients(calibration, finding, budget.budget_bytes - held, capacity)
-    if not smaller:
-        text = f"gradients ({format_bytes(held)}) stay alive while micro-batches accumulate: the peak may exceed the budget"
-        return _Chosen(sizes, why, notices=(*notices, text))
-    return _Chosen(
-        split(per_rank, smaller, multiple_of=multiple),
-        f"gradients ({format_bytes(held)}) stay alive while micro-batches accumulate: {smaller} fit beside, {capacity} alone",
-        notices=notices,
-    )
-
-
-def _largest_beside_gradients(calibration: Calibration, finding: Finding, budget_bytes: int, capacity: int) -> int:
-    """The largest size in [1, capacity) whose peak is within `budget_bytes`; 0: none. The peak does not fall with the size."""
-    low, high = 0, capacity
-    while high - low > 1:
-        middle = (low + high) // 2
-        if peak_bytes(calibration, finding, middle) <= budget_bytes:
-            low = middle
-        else:
-            high = middle
-    return low
+def _measured_or_to_measure(calibration: Calibration, device: str, allocator: str) -> str:
+    """What was measured, and how to measure what was not, if the machine has that device."""
+    steps = [f"--device {found.device} --allocator {found.allocator}" for found in calibration.findings[:1]]
+    if device == "cpu" or any(device.startswith(one.kind) for one in calibration.environment.accelerators):
+        steps.append(f"batchcal calibrate {quote(calibration.task.spec)} --force --device {device} --allocator {allocator}")
+    return "\n".join(steps or [f"batchcal calibrate {quote(calibration.task.spec)} --force"])
 
 
 def host_room(calibration: Calibration, plan: Plan) -> int:
@@ -286,30 +248,8 @@ def _host_room(calibration: Calibration, finding: Finding, peak: int) -> int:
     """Bytes of host memory that are left for workers beside the training process."""
     host = calibration.budget("cpu")
     budget_bytes = host.budget_bytes if host else calibration.environment.memory.available_bytes
-    return budget_bytes - (peak if finding.device == "cpu" else host_bytes(calibration, finding))
-
-
-def _notices(calibration: Calibration, finding: Finding, wished: int) -> tuple[str, ...]:
-    notices = []
-    samples = None if calibration.facts is None else calibration.facts.train_samples
-    if samples is not None and wished > samples:
-        notices.append(f"the effective batch is larger than the dataset ({samples} samples): an epoch is one smaller step")
-    checkpointed = calibration.options.activation_checkpointing
-    if checkpointed != OFF:
-        notices.append(
-            f"measured with activation checkpointing ({checkpointed}): train turns it on, a loop of your own does by "
-            f"GradientCheckpointManager(model, {checkpointed!r}).enable()"
-        )
-    if calibration.status != "complete":
-        rest = finding.train.undone or "; ".join(calibration.undone)
-        notices.append("the search ended before it was settled" + (f": {rest}" if rest else ""))
-    return tuple(notices)
-
-
-def _too_little_now(peak: int, budget: Budget, free_bytes_now: int | None) -> tuple[str, ...]:
-    if free_bytes_now is None or peak <= free_bytes_now:
-        return ()
-    return (
-        f"the plan needs {format_bytes(peak)} at its peak and {format_bytes(free_bytes_now)} are free now"
-        f" (the budget is {format_bytes(budget.budget_bytes)})",
-    )
+    if host is not None and calibration.options.workers is None:
+        budget_bytes += host.reserved_bytes  # for samples that the process would keep: with workers they keep them
+    if finding.device == "cpu":
+        return budget_bytes - finding.grown_bytes(peak)
+    return budget_bytes - host_bytes(calibration, finding)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from batchcal.calibration.schema import Objective
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.values import Record
+from batchcal.plan.group_limits import GroupLimits
+from batchcal.values.settings import Objective
 
 FORMAT: Final = 1
 Status = Literal["verified", "derived", "predicted"]
 """`verified`: this very plan was run whole; `derived`: follows from verified capacities; `predicted`: from the model only."""
+
+
+Inexact = Literal["loss", "batch-statistics"]
+"""`loss`: the gradient, since the loss is not a mean over its weight; `batch-statistics`: what BatchNorm normalises with."""
 
 
 class Plan(Record):
@@ -39,6 +45,20 @@ class Plan(Record):
     objective: Objective
     limited_by: str
     device: str
+    inexact: tuple[Inexact, ...] = ()
+    """What dividing the effective batch into these micro-batches changes, as `why` explains. Empty: nothing but rounding."""
+    unchecked: bool = False
+    """The batch is divided, and it is unknown whether that changes its gradient: `inexact` may lack the loss."""
+    undivided: str = ""
+    """Why no batch of this task may be divided, not even when memory runs out. Empty: it may."""
+    last_group: tuple[int, ...] = ()
+    """Micro-batches of the last, smaller group of an epoch. Empty: there is none, or the number of samples is unknown."""
+    last_group_error: str = ""
+    """How that group failed in the rehearsal. Empty: it did not, or was not run."""
+    size_rule: SizeRule | None = None
+    """Which batch sizes the task takes. None: as far as it is known, every size."""
+    group_limits: GroupLimits = GroupLimits()
+    """What the micro-batches of another smaller group obey."""
     why: dict[str, str]
     """For each of the values above, the reason, by name."""
     notices: tuple[str, ...] = ()
@@ -49,6 +69,6 @@ KEYS: Final = (
     "format", "status", "micro_batch", "accumulation_steps", "effective_batch", "micro_batches", "eval_batch", "num_workers",
     "prefetch_factor", "pin_memory", "persistent_workers", "multiprocessing_context", "intra_op_threads", "interop_threads",
     "allocator", "predicted_peak_bytes", "budget_bytes", "predicted_samples_per_s", "world_size", "objective", "limited_by",
-    "device",
+    "device", "inexact",
 )  # fmt: skip
 """What other programs see of a plan, in this order. A contract."""

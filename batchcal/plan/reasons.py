@@ -68,6 +68,8 @@ def reasons(
 
 
 def _status(plan: Plan, rehearsal: Rehearsal | None) -> str:
+    if plan.status == "predicted":
+        return "the memory and the speed of the task are assumed; nothing was run"
     if plan.world_size > 1:
         return "several processes were not run together"
     if rehearsal is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from batchcal.calibration.rehearsal import Rehearsal, Settings
+from batchcal.calibration.memory_model import UNBOUNDED
+from batchcal.calibration.rehearsal import Rehearsal
 from batchcal.calibration.schema import Calibration, Finding
 from batchcal.guard.outcome import Infrastructure, KilledFromOutside, Outcome, OutOfMemory, Suspect, TimedOut, TooBig
 from batchcal.plan.plan import Plan
+from batchcal.values.setup import Setup
 
 BACK_OFF: Final = 0.9
 """Of a micro-batch whose rehearsal ran out of memory: the next plan's is no larger."""
@@ -17,9 +19,9 @@ BELOW: Final = 0.98
 """Of what would have fitted had the peak been a multiple of the micro-batch, where a rehearsal ran and held too much."""
 
 
-def settings_of(plan: Plan) -> Settings:
+def setup_of(plan: Plan) -> Setup:
     """What of `plan` a run depends on."""
-    return Settings(
+    return Setup(
         device=plan.device,
         allocator=plan.allocator,
         micro_batches=plan.micro_batches,
@@ -41,21 +43,47 @@ def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
     """The last run of this very plan; None: it was not rehearsed, as those for several ranks never are."""
     if plan.world_size > 1:
         return None
-    wanted = settings_of(plan)
+    wanted = setup_of(plan)
     return next((one for one in reversed(calibration.rehearsals) if one.settings == wanted), None)
 
 
 def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
-    """The largest micro-batch that rehearsals which ran out of memory leave; None: none did."""
+    """The largest micro-batch that rehearsals which ran out of memory leave, under any policy of the device.
+
+    It is below the smallest that failed. 0: not one sample. None: no rehearsal failed.
+    """
     left = [
-        int(max(one.settings.micro_batches) * _share_left(calibration, one))
-        for one in calibration.rehearsals
-        if (one.settings.device, one.settings.allocator) == (finding.device, finding.allocator)
-        and isinstance(one.outcome, (*TooBig, Suspect))
-        and not one.evaluating
-        and not one.settings.num_workers
+        min(int(largest * _share_left(calibration, rehearsal)), largest - 1)
+        for rehearsal in _out_of_memory(calibration, finding)
+        for largest in (max(rehearsal.settings.micro_batches),)
     ]
-    return max(1, min(left)) if left else None
+    return min(left, default=None)
+
+
+def least_ruled_out(calibration: Calibration, finding: Finding) -> int | None:
+    """The smallest micro-batch whose rehearsal ran out of memory; None: no rehearsal did."""
+    return min((max(rehearsal.settings.micro_batches) for rehearsal in _out_of_memory(calibration, finding)), default=None)
+
+
+def share_left(calibration: Calibration, finding: Finding) -> float:
+    """Of what the memory model predicts: what failed rehearsals leave of its sizes. 1: no rehearsal failed."""
+    most, budget = most_rehearsed(calibration, finding), calibration.budget(finding.device)
+    if most is None or budget is None:
+        return 1.0
+    expected = finding.train_memory.largest_within(finding.usable_bytes(budget.budget_bytes), ceiling=UNBOUNDED)
+    return min(1.0, most / max(1, expected))
+
+
+def _out_of_memory(calibration: Calibration, finding: Finding) -> list[Rehearsal]:
+    """Rehearsals on the device of `finding` whose training ran out of memory, workers' apart: without them it may fit."""
+    return [
+        rehearsal
+        for rehearsal in calibration.rehearsals
+        if rehearsal.settings.device == finding.device
+        and isinstance(rehearsal.outcome, (*TooBig, Suspect))
+        and not rehearsal.evaluating
+        and not rehearsal.settings.num_workers
+    ]
 
 
 def most_evaluated(calibration: Calibration, finding: Finding) -> int | None:

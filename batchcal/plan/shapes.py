@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Literal
 
 from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
-from batchcal.calibration.schema import Calibration, Finding
+from batchcal.calibration.schema import Calibration, Finding, usable_bytes
 from batchcal.calibration.shape import Scalar, ShapeEstimate
 from batchcal.core.errors import NoCalibration
 from batchcal.core.values import Record
+from batchcal.plan.division import DivisionRefused, division_of
+from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
-from batchcal.plan.split import split
+from batchcal.plan.micro_batches import divide
+from batchcal.plan.rehearsed import share_left
 
 
 class ShapePrediction(Record):
@@ -50,19 +54,32 @@ def predict_shapes(
         NoCalibration: no shape was asked about, or nothing was verified on this device under this allocator.
     """
     if not calibration.shapes:
-        raise NoCalibration("no shape was asked about", try_="batchcal calibrate TARGET --shape d_model=1024,n_layers=256")
+        raise NoCalibration(
+            "the calibration has no predictions for shapes",
+            known="a shape is a set of values for arguments of the task function, named when the task is calibrated",
+            try_=f"batchcal calibrate {quote(calibration.task.spec)} --shape NAME=VALUE    NAME is an argument of the task",
+        )
     finding = find(calibration, device=device, allocator=allocator)
-    budget = calibration.budget(finding.device)
-    budget_bytes = 0 if budget is None else budget.budget_bytes
     own = next((shape for shape in calibration.shapes if not shape.arguments), None)
     # At rest was measured over a tiny step, whose gradients were there.
     held = 0 if own is None else own.static_bytes + own.gradient_bytes
     beside = max(0.0, finding.train_memory.base_bytes - held)
-    wished = effective_batch or calibration.effective_batch or finding.train.batch
-    return tuple(_predict(shape, finding, beside, budget_bytes, wished) for shape in calibration.shapes)
+    given = effective_batch_of(calibration, effective_batch)
+    wished = finding.train.batch if given is None else given.samples
+    return tuple(_predict(calibration, shape, finding, beside=beside, wished=wished) for shape in calibration.shapes)
 
 
-def _predict(shape: ShapeEstimate, finding: Finding, beside: float, budget_bytes: int, wished: int) -> ShapePrediction:
+def _predict(
+    calibration: Calibration,
+    shape: ShapeEstimate,
+    finding: Finding,
+    *,
+    beside: float,
+    wished: int,
+) -> ShapePrediction:
+    """`beside`: bytes at rest beyond parameters, gradients and optimizer."""
+    budget = calibration.budget(finding.device)
+    budget_bytes = 0 if budget is None else budget.budget_bytes
     rest = beside + shape.static_bytes
     empty = ShapePrediction(
         arguments=shape.arguments,
@@ -79,10 +96,14 @@ def _predict(shape: ShapeEstimate, finding: Finding, beside: float, budget_bytes
     if not shape.points:
         return empty
     model = MemoryModel(base_bytes=rest, ratio=finding.train_memory.ratio, shape=shape.points, source="fake-tensor")
-    largest = model.largest_within(budget_bytes, ceiling=min(wished, UNBOUNDED))
+    usable = usable_bytes(budget_bytes, rest, finding.heap_growth)
+    largest = min(wished, int(model.largest_within(usable, ceiling=UNBOUNDED) * share_left(calibration, finding)))
     if largest < 1:
         return empty.model_copy(update={"why": "not even one sample is predicted to fit"})
-    sizes = split(wished, largest)
+    try:
+        sizes, _ = divide(calibration, division_of(calibration, wished), wished, largest, largest)
+    except DivisionRefused as error:
+        return empty.model_copy(update={"why": error.what})
     return empty.model_copy(
         update={
             "micro_batch": sizes[0],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from batchcal.calibration.size_rule import SizeRule
+
 
 def split(total: int, capacity: int, *, multiple_of: int = 1) -> tuple[int, ...]:
     """Sizes that sum to `total`, none above `capacity`, as few as there can be, the larger ones first.
@@ -22,6 +26,46 @@ def split(total: int, capacity: int, *, multiple_of: int = 1) -> tuple[int, ...]
     if total % multiple_of == 0 and units and -(-(total // multiple_of) // units) == steps:
         return tuple(size * multiple_of for size in _even(total // multiple_of, steps))
     return _even(total, steps)
+
+
+def split_above(least: int, total: int, largest: int, most: int, *, multiple_of: int = 1) -> tuple[int, ...]:
+    """As `split`, with no size below `least`; up to `most` where smaller sizes would be. Empty: there are none."""
+    sizes = split(total, largest, multiple_of=multiple_of)
+    if sizes[-1] >= least:
+        return sizes
+    sizes = split(total, -(-total // max(1, total // least)), multiple_of=multiple_of)
+    return sizes if sizes[0] <= most and sizes[-1] >= least else ()
+
+
+def split_by(rule: SizeRule, total: int, largest: int, *, most: int | None = None) -> tuple[int, ...]:
+    """Sizes that the task takes and that sum to `total`, none above `largest`, as few as there can be. Empty: there are none.
+
+    Where a process takes batches of one size only, all are equal. The divisor of `total` that is nearest to `largest` is taken
+    then, which may be larger, up to `most`: a prime total has no other than itself and 1.
+    """
+    most = max(largest, most or largest)
+    if rule.one_size:
+        sizes = [size for size in range(1, min(most, total) + 1) if total % size == 0 and rule.admits(size)]
+        if not sizes:
+            return ()
+        size = min(sizes, key=lambda size: (abs(math.log(size / largest)), -size))
+        return (size,) * (total // size)
+    units, rest = divmod(total, rule.multiple_of)
+    at_once = rule.at_most(largest) // rule.multiple_of
+    if rest or not at_once:
+        return ()
+    parts = tuple(size * rule.multiple_of for size in _even(units, -(-units // at_once)))
+    return parts if all(map(rule.admits, parts)) else ()
+
+
+def nearest_total(rule: SizeRule, total: int, largest: int, *, most: int | None = None) -> int | None:
+    """The total nearest to `total` that `split_by` can split, the larger one of two. None: none is near."""
+    for off in range(total + 2 * largest):
+        for near in (total + off, total - off):
+            sizes = split_by(rule, near, largest, most=most) if near > 0 else ()
+            if sizes and (not rule.one_size or near <= largest or max(sizes) * 2 > largest):
+                return near
+    return None
 
 
 def _even(total: int, parts: int) -> tuple[int, ...]:

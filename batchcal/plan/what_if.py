@@ -10,7 +10,9 @@ from batchcal.calibration.schema import Calibration, Capacity, LimitedBy
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.core.values import Record
+from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
+from batchcal.plan.rehearsed import share_left
 
 UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
 """What limits a capacity whatever the memory."""
@@ -61,8 +63,9 @@ def what_if(
     budget = calibration.budget(finding.device)
     if budget is None:
         raise NoCalibration(f"the calibration holds no budget for {finding.device}", try_="batchcal calibrate --force")
-    if effective_batch is not None and effective_batch < 1:
-        raise UsageError(f"effective batch {effective_batch} is below 1", try_=f"--effective-batch {finding.train.batch}")
+    given = effective_batch_of(calibration, effective_batch)
+    if given is not None and given.samples < 1:
+        raise UsageError(f"effective batch {given.samples} is below 1", try_=f"--effective-batch {finding.train.batch}")
     margin = budget.margin_bytes / budget.limit_bytes
     # What else runs in this container would run in another; the neighbours of a whole machine would not move in.
     others = 0 if budget.learned_from in WHOLE_MACHINE else budget.others_bytes
@@ -71,10 +74,11 @@ def what_if(
     for limit in limits_bytes:
         if limit < 1:
             raise UsageError(f"container size {limit} is not positive", try_="--what-if 2GiB,4GiB")
-        there = int(limit * (1 - margin)) - others
-        micro = _largest(calibration, finding.train, finding.train_memory, there)
-        evaluating = finding.eval and _largest(calibration, finding.eval, finding.eval_memory or finding.train_memory, there)
-        wished = effective_batch or calibration.effective_batch or micro
+        there = int(limit * (1 - margin)) - others - budget.reserved_bytes
+        usable = finding.usable_bytes(there)
+        micro = _largest(calibration, finding.train, finding.train_memory, usable, share=share_left(calibration, finding))
+        evaluating = finding.eval and _largest(calibration, finding.eval, finding.eval_memory or finding.train_memory, usable)
+        wished = micro if given is None else given.samples
         predictions.append(
             Prediction(
                 limit_bytes=limit,
@@ -86,19 +90,21 @@ def what_if(
                 predicted_peak_bytes=round(finding.train_memory.predict(micro)) if micro else None,
                 relative_error=max(errors, default=None),
                 limited_by=_limited_by(finding.train, micro),
-                why=_why(finding.train_memory, micro, there),
+                why=_why(finding.train_memory, micro, usable),
             )
         )
     return tuple(predictions)
 
 
-def _largest(calibration: Calibration, capacity: Capacity, model: MemoryModel, budget_bytes: int) -> int:
+def _largest(calibration: Calibration, capacity: Capacity, model: MemoryModel, budget_bytes: int, *, share: float = 1.0) -> int:
+    """`share`: what failed rehearsals leave of the model's sizes."""
     ceiling = capacity.batch if capacity.limited_by in UNMOVED else _ceiling(calibration)
-    micro = model.largest_within(budget_bytes, ceiling=ceiling)
+    micro = int(model.largest_within(budget_bytes, ceiling=ceiling if share == 1 else FURTHEST) * share)
+    micro = min(micro, ceiling)
     if budget_bytes >= capacity.peak_bytes:
         # It was run, so the model's error does not take it away.
         micro = max(micro, capacity.batch)
-    multiple = calibration.options.multiple_of
+    multiple = calibration.obeyed.multiple_of
     return micro // multiple * multiple
 
 

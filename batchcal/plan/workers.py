@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from batchcal.calibration.pipeline import PipelineResult
 from batchcal.calibration.rehearsal import Finals
 from batchcal.calibration.schema import Calibration, Finding
+from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.plan.rehearsed import workers_failed
 from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
@@ -71,7 +72,7 @@ def choose_workers(
     # Unknown where there is no /dev/shm (not Linux): torch passes tensors by other means there.
     shm_bytes = None if shm is None else int(shm.free_bytes * SHM_SHARE)
     each = worker_bytes(calibration, wish.start)
-    why_start = "workers that were started in the platform's way failed" if wish.start else "the platform's default"
+    why_start = _why_start(calibration, wish.start)
     for count in range(wished, 0, -1):
         for prefetch in range(wish.prefetch, 0, -1):
             in_flight = batches_in_flight(count, prefetch) * batch_bytes
@@ -89,12 +90,34 @@ def choose_workers(
     return Workers(0, None, tight, "there are no workers")
 
 
+def _tried(calibration: Calibration) -> LoaderWorkers | None:
+    """The last trial of workers: in the calibration, else in the measurement of the input pipeline."""
+    if calibration.loader_workers is not None or calibration.pipeline is None:
+        return calibration.loader_workers
+    return calibration.pipeline.workers
+
+
+def _why_start(calibration: Calibration, start: str | None) -> str:
+    tried = _tried(calibration)
+    if start is None:
+        return "the platform's default"
+    if tried is not None and tried.start == start:
+        return tried.why_start
+    return "workers that were started in the platform's way failed"
+
+
 def _wish(calibration: Calibration, finding: Finding, samples_per_s: float | None) -> _Wish:
     """What would be best if there were memory for it."""
     asked, environment = calibration.options.workers, calibration.environment
     cores = environment.cpu.cores.value
+    tried = _tried(calibration)
+    start = None if tried is None else tried.start
+    if asked is not None and asked > 1 and calibration.facts is not None and calibration.facts.worst_case == "first-samples":
+        return _Wish(1, f"a stream is read by one worker: {asked} would each read all of it", start=start)
     if asked is not None:
-        return _Wish(asked, f"measured with {count_of(asked, 'worker')}" if asked else "as asked")
+        return _Wish(asked, f"measured with {count_of(asked, 'worker')}" if asked else "as asked", start=start if asked else None)
+    if tried is not None and tried.why_none:
+        return _Wish(0, tried.why_none)
     if workers_failed(calibration, finding):
         return _Wish(0, "a rehearsal with workers failed")
     finals = calibration.finals_of(finding)
@@ -104,10 +127,12 @@ def _wish(calibration: Calibration, finding: Finding, samples_per_s: float | Non
         return _Wish(winner.num_workers, _raced(finals), prefetch, winner.multiprocessing_context)
     promised = _promised(calibration.pipeline, samples_per_s, cores, on_host=finding.device == "cpu")
     if promised is not None:
-        return promised
+        return promised if not promised.count else replace(promised, start=start)
     if environment.optimal_workers == 0:
         return _Wish(0, f"with {cores:g} cores a worker would take time from the training itself")
-    return _Wish(environment.optimal_workers, f"{environment.optimal_workers} suit {cores:g} cores")
+    if tried is None:
+        return _Wish(0, "workers were not tried: there was no time; give a longer --time-limit")
+    return _Wish(environment.optimal_workers, f"{environment.optimal_workers} suit {cores:g} cores", start=start)
 
 
 def _raced(finals: Finals) -> str:
@@ -156,6 +181,15 @@ def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, core
 
 def worker_bytes(calibration: Calibration, start: str | None = None) -> int:
     """Private memory of one worker beside its batches, started by `start` or as the platform does."""
+    tried = _tried(calibration)
+    measured = 0
+    if tried is not None and tried.start == start:
+        kept = 0 if calibration.facts is None else calibration.facts.kept_bytes
+        measured = tried.private_bytes + max(tried.growth_bytes, kept)
+    return max(measured, _usual_worker_bytes(calibration, start))
+
+
+def _usual_worker_bytes(calibration: Calibration, start: str | None) -> int:
     software = calibration.environment.software
     python = tuple(int(part) for part in software.python.split(".")[:2] if part.isdigit())
     # Linux forks workers up to Python 3.13; from 3.14 on forkserver is its default too.

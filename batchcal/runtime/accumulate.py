@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from batchcal.core.errors import UsageError
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import GroupSampler, MicroBatch, MicroBatchSampler, StreamBatches
+from batchcal.runtime.worker_deaths import raise_postponed
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,14 @@ def _sampled_groups(loader: DataLoader[object], sampler: GroupSampler) -> Iterat
         group = _sampled(held, batches, sampler)
         yield Group(drawn.group_samples, group)
         _finish(group)
+        raise_postponed()
 
 
 def _sampled(held: list[tuple[MicroBatch, bool]], batches: Iterator[object], sampler: GroupSampler) -> Iterator[MicroBatch]:
     ends = held[0][1]
     yield held.pop()[0]
     while not ends:
+        raise_postponed()
         held.extend(map(partial(_of, sampler), islice(batches, 1)))
         ends = held[0][1]
         yield held.pop()[0]
@@ -140,11 +143,13 @@ def _stream_groups(loader: DataLoader[object], stream: StreamBatches) -> Iterato
         group = _streamed(held, batches, size)
         yield Group(None, group)
         _finish(group)
+        raise_postponed()
 
 
 def _streamed(held: list[MicroBatch], batches: Iterator[object], size: int) -> Iterator[MicroBatch]:
     yield held.pop()
     for _ in range(size - 1):
+        raise_postponed()
         held.extend(map(_counted, islice(batches, 1)))
         if not held:
             return

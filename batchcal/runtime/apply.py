@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Final
 
-from batchcal.guard.allocator import RETAIN_MMAP_THRESHOLD, PolicyName, apply_mallopt, in_force, resolve
+from batchcal.machine.allocator import RETAIN_MMAP_THRESHOLD, PolicyName, apply_mallopt, in_force, resolve
 from batchcal.plan.plan import Plan
 from batchcal.runtime.threads import apply_threads
 

@@ -7,12 +7,17 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import IterableDataset, Sampler, default_collate
 
-from batchcal.plan.split import split
+from batchcal.calibration.size_rule import SizeRule
+from batchcal.plan.split import split, split_by
+from batchcal.runtime.cutting import cuts_equal
+
+PROOF_SAMPLES: Final = 8
+"""Of a stream's first batch: whether its batches may be cut is tried with so many, which costs little even of large samples."""
 
 
 class MicroBatch(NamedTuple):
@@ -22,6 +27,8 @@ class MicroBatch(NamedTuple):
     samples: int
     indices: tuple[int, ...] | None = None
     """Of its samples in the dataset, in order. None: a stream has none."""
+    cuttable: bool = False
+    """Whether cutting along its rows was proven equal to collating fewer samples; see `runtime.cutting`."""
 
 
 class Drawn(NamedTuple):
@@ -51,6 +58,8 @@ class GroupSampler(Sampler[list[int]], ABC):
         self.epoch = epoch
         """The next pass's."""
         self.limit: Allowed | None = None
+        self.rule: SizeRule | None = None
+        """Which sizes a planned micro-batch may be cut into. None: all."""
         self._drawn: deque[Drawn] = deque()
 
     @abstractmethod
@@ -72,10 +81,17 @@ class GroupSampler(Sampler[list[int]], ABC):
                     size = len(rest) if self.limit is None else min(len(rest), self.limit(rest))
                     if size < len(rest):
                         # Even parts rather than full ones and a small rest.
-                        size = split(len(rest), size)[0]
+                        size = self._cut(len(rest), size)
                     piece, rest = rest[:size], rest[size:]
                     self._drawn.append(Drawn(tuple(piece), samples, place == last and not rest))
                     yield piece
+
+    def _cut(self, samples: int, most: int) -> int:
+        """The first of the parts into which `samples` are cut; all of them where the task does not take such parts."""
+        if self.rule is None:
+            return split(samples, most)[0]
+        parts = () if self.rule.one_size else split_by(self.rule, samples, most)
+        return parts[0] if parts else samples
 
     def taken(self) -> Drawn:
         """What is known of the next batch that the loader delivers: batches come in the order in which indices were asked for."""
@@ -85,9 +101,10 @@ class GroupSampler(Sampler[list[int]], ABC):
 class MicroBatchSampler(GroupSampler):
     """A group has the sizes of `micro_batches`; its samples are the next ones of the epoch's order.
 
-    The last group of an epoch is what is left, split evenly into parts no larger than the plan's; with `drop_last` it is left
-    out. The order is told by `seed` and the epoch's number alone: a run that resumes in epoch 7 sees epoch 7's order, from
-    `first_sample` on, whatever the sizes were before.
+    The last group of an epoch is what is left: in the sizes of `last_group` where their sum is that, else as `divide` divides it;
+    without that, split evenly into parts no larger than the plan's. With `drop_last` it is left out. The order follows from
+    `seed` and the epoch's number alone: a run that resumes in epoch 7 has epoch 7's order, from `first_sample` on, whatever the
+    sizes were before.
     """
 
     def __init__(
@@ -100,8 +117,12 @@ class MicroBatchSampler(GroupSampler):
         drop_last: bool,
         epoch: int = 0,
         first_sample: int = 0,
+        last_group: Sequence[int] = (),
+        divide: Callable[[int], Sequence[int]] | None = None,
     ) -> None:
         super().__init__(effective_batch=sum(micro_batches), epoch=epoch)
+        self._last_group = tuple(last_group)
+        self._divide = divide or (lambda rest: split(rest, max(micro_batches)))
         self.samples = samples
         self.micro_batches = tuple(micro_batches)
         self._shuffle = shuffle
@@ -119,7 +140,8 @@ class MicroBatchSampler(GroupSampler):
         whole, rest = divmod(self.samples - self._first_sample, self.effective_batch)
         groups = [self.micro_batches] * whole
         if rest and not self._drop_last:
-            groups.append(split(rest, max(self.micro_batches)))
+            planned = sum(self._last_group) == rest
+            groups.append(self._last_group if planned else tuple(self._divide(rest)))
         return tuple(groups)
 
     def __len__(self) -> int:
@@ -151,7 +173,11 @@ def generator_of(seed: int, epoch: int) -> torch.Generator:
 class StreamBatches(IterableDataset[MicroBatch]):
     """Micro-batches of a dataset that can only be read in order: the plan's sizes in turn, then what is left.
 
-    `first_sample`: how many samples the next pass reads past.
+    A pass ends where the stream ends, or after `samples`, its length where it has one: an endless stream with a length has epochs
+    too.
+
+    `first_sample`: how many samples the next pass reads past. `rule`: which sizes the task takes; samples at the end that make no
+    such size are left out, since the length of a stream is unknown before it ends.
     """
 
     def __init__(
@@ -161,21 +187,30 @@ class StreamBatches(IterableDataset[MicroBatch]):
         collate: Callable[[list[object]], object],
         *,
         first_sample: int = 0,
+        samples: int | None = None,
+        rule: SizeRule | None = None,
     ) -> None:
         self.dataset = dataset
+        self.rule = rule
         self.micro_batches = tuple(micro_batches)
         self.collate = collate
         self.first_sample = first_sample
+        self.samples = samples
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        samples = islice(iter(self.dataset), self.first_sample, None)
+        samples = islice(iter(self.dataset), self.first_sample, self.samples)
         self.first_sample = 0
+        cuttable: bool | None = None
         for size in cycle(self.micro_batches):
             batch = list(islice(samples, size))
+            if len(batch) < size and self.rule is not None:
+                del batch[0 if self.rule.one_size else self.rule.at_most(len(batch)) :]
             if not batch:
                 return
             count = len(batch)
-            yield MicroBatch(self.collate(batch), count)
+            if cuttable is None and count > 1 and self.collate is not default_collate:
+                cuttable = cuts_equal(batch[:PROOF_SAMPLES], self.collate)
+            yield MicroBatch(self.collate(batch), count, cuttable=bool(cuttable))
             if count < size:
                 return
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 
 from batchcal.core.errors import UsageError
@@ -22,6 +24,7 @@ def become(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     Raises:
         UsageError: there is no such program, or it cannot be started.
     """
+    check_startable(command, environment)
     # What is buffered would be lost.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -33,8 +36,27 @@ def become(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
         for number, handler in before.items():
             signal.signal(number, handler)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(
-            f"{command[0]!r} cannot be started: {reason.lower()}",
-            known=f"it was looked for on the PATH {environment.get('PATH', '')}" if os.sep not in command[0] else "",
-            try_=f"sh -c 'command -v {command[0]}'" if os.sep not in command[0] else f"ls -l {command[0]}",
-        ) from None
+        raise _not_started(command[0], reason, environment) from None
+
+
+def check_startable(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raises:
+    UsageError: there is no such program on the PATH of `environment`, or it may not be executed.
+    """
+    program = command[0]
+    if os.sep not in program:
+        if shutil.which(program, path=environment.get("PATH", os.defpath)) is None:
+            raise _not_started(program, "no such file or directory", environment)
+    elif not Path(program).exists():
+        raise _not_started(program, "no such file or directory", environment)
+    elif Path(program).is_dir() or not os.access(program, os.X_OK):
+        raise _not_started(program, "it is a folder" if Path(program).is_dir() else "permission denied", environment)
+
+
+def _not_started(program: str, reason: str, environment: Mapping[str, str]) -> UsageError:
+    by_path = os.sep in program
+    return UsageError(
+        f"{program!r} cannot be started: {reason.lower()}",
+        known="" if by_path else f"no folder of PATH has it: {environment.get('PATH', '')}",
+        try_=f"ls -l {program}" if by_path else "the correct name, or the full path of the program",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from batchcal.workload.parameters import trained_parameters
 from batchcal.workload.task import Task
 
 
@@ -17,9 +18,7 @@ class GroupGradients:
     """
 
     def __init__(self, task: Task) -> None:
-        owned = (parameter for group in task.optimizer.param_groups for parameter in group["params"])
-        unique: dict[int, Tensor] = {id(one): one for one in (*task.model.parameters(), *owned) if one.requires_grad}
-        self._parameters = list(unique.values())
+        self._parameters = [parameter for parameter in trained_parameters(task) if parameter.requires_grad]
         self._sums: list[Tensor | None] | None = None
 
     def begin(self) -> None:
@@ -52,3 +51,13 @@ class GroupGradients:
         for parameter, total in zip(self._parameters, self._sums, strict=True):
             parameter.grad = total
         self._sums = None
+
+    def scale(self, factor: float) -> None:
+        """Multiplies what the passes that went well have added."""
+        for gradient in (*(parameter.grad for parameter in self._parameters), *(self._sums or ())):
+            if gradient is not None:
+                gradient.mul_(factor)
+
+    def any(self) -> bool:
+        """Whether a parameter has a gradient. To be called after `finish`."""
+        return any(parameter.grad is not None for parameter in self._parameters)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from batchcal.core.errors import UsageError
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.gradients import GroupGradients
-from batchcal.workload.step import batch_weight, clear_gradients, finish_group, forward_backward, move, update
+from batchcal.workload.optimizers import needs_closure
+from batchcal.workload.parameters import trained_parameters
+from batchcal.workload.step import batch_weight, clear_gradients, forward_backward, move, update
 from batchcal.workload.task import Task
+
+Skip = Literal["no-weight", "no-gradient", "overflow"]
+"""Reason for which a group made no optimizer step: all of its weights are 0; its loss does not depend on any parameter (nothing
+in it is labelled); or a float16 gradient overflowed, and the scaler tries a lower scale."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What some of a group's micro-batches add to it."""
+    """The contribution of some micro-batches to their group."""
 
     weighted_loss: float = 0.0
     """Sum of weight x mean loss."""
@@ -40,10 +47,10 @@ class Share:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What one optimizer step saw."""
+    """The result of one optimizer step."""
 
     loss: float
-    """Mean over the group's weight."""
+    """Mean over the group's weight. 0 where that is 0."""
     weight: float
     """Total weight: samples, or what the task's `weight_of` counts."""
     samples: int
@@ -51,7 +58,9 @@ class GroupResult:
     largest: int
     """Samples of the largest micro-batch that was run."""
     grad_norm: float | None
-    """Euclidean norm of the gradient before clipping. None: it was not asked for."""
+    """Euclidean norm of the gradient before clipping. None: it was not requested, or there is no gradient."""
+    skipped: Skip | None = None
+    """Reason for which the optimizer did not step. None: it did."""
 
 
 @runtime_checkable
@@ -68,40 +77,102 @@ class Weighing(Protocol):
 
 
 class Passes:
-    """Forward and backward passes of one group, each of which may be undone."""
+    """Forward and backward passes of one group, each of which may be undone.
 
-    def __init__(self, task: Task, device: torch.device, scaler: GradScaler | None) -> None:
-        self._task, self._device, self._scaler = task, device, scaler
+    Weights are divided by the expected weight of the group, so that the gradients have the size that they have in a plain loop,
+    which divides each loss by the number of micro-batches: a float16 gradient then overflows no earlier.
+
+    Args:
+        samples: how many the group will have. None: unknown, the first micro-batch then stands for the group.
+    """
+
+    def __init__(self, task: Task, device: torch.device, scaler: GradScaler | None, samples: int | None = None) -> None:
+        self._task, self._device, self._scaler, self._samples = task, device, scaler, samples
         self._gradients = GroupGradients(task)
         loss: object = task.loss
         self._weighing = loss if isinstance(loss, Weighing) else None
-        self._begun = self._running = False
+        self._begun = self._running = self._weighed = False
+        self._only_one = needs_closure(task.optimizer)
+        self.again: Callable[[], float] | None = None
+        """Computes the gradients of the group again, for an optimizer that needs a closure."""
+        self.unit = 0.0
+        """Divisor of the weights. 0: not settled yet."""
         self.finished = False
         """The optimizer's step is all that is left."""
 
     def run(self, micro_batch: MicroBatch) -> Share:
         """Forward and backward; the gradients of weight x mean join those of the group."""
-        self._running = False
+        self._running = self._weighed = False
         if self._begun:
             self._gradients.begin()
         self._begun = self._running = True
         batch = move(micro_batch.batch, self._device)
         weight = batch_weight(self._task, batch, micro_batch.samples)
         if weight == 0:
-            # A mean over nothing is no number, and 0 x that is none either.
+            # A mean over nothing is NaN, and 0 x NaN is too.
             self._running = False
             return Share(0.0, 0.0, micro_batch.samples, 1, micro_batch.samples)
+        self._expect(weight, micro_batch.samples)
         if self._weighing is not None:
             self._weighing.weigh(weight)
-        loss = forward_backward(self._task, batch, weight=weight, scaler=self._scaler)
+            self._weighed = True
+        loss = forward_backward(self._task, batch, weight=weight / self.unit, scaler=self._scaler)
+        if self._only_one:
+            self._keep(batch, loss)
         self._running = False
         return Share(weight * loss, weight, micro_batch.samples, 1, micro_batch.samples)
+
+    def _expect(self, weight: float, samples: int) -> None:
+        """Settles the unit; raises it where a micro-batch weighs more than the group was expected to."""
+        expected = weight if self._samples is None else max(weight, weight / max(samples, 1) * self._samples)
+        if self.unit == 0:
+            self.unit = expected
+        elif weight > self.unit and self._scaler is not None:
+            self._gradients.scale(self.unit / weight)
+            self.unit = weight
+
+    def _keep(self, batch: object, loss: float) -> None:
+        """For the closure, whose first call gets what this pass computed.
+
+        Raises:
+            UsageError: there is a micro-batch already.
+        """
+        name = type(self._task.optimizer).__name__
+        if self.again is not None:
+            raise UsageError(
+                f"{name} computes the loss again within its step, and the batch is divided into several micro-batches",
+                known="they would all have to be kept and run again: it works with one micro-batch",
+                try_="--effective-batch N, not above the capacity",
+            )
+        if self._scaler is not None:
+            raise UsageError(
+                f"{name} does not work with float16 autocast",
+                known="torch's GradScaler has no step with a closure",
+                try_="autocast=torch.bfloat16, or None",
+            )
+        computed = [loss]
+        parameters = trained_parameters(self._task)
+        versions = [parameter._version for parameter in parameters]
+
+        def is_current() -> bool:
+            """Whether the optimizer has neither moved the parameters nor cleared the gradients since they were computed."""
+            moved = any(parameter._version != before for parameter, before in zip(parameters, versions, strict=True))
+            return not moved and any(one.grad is not None and bool(one.grad.any()) for one in parameters)
+
+        def again() -> float:
+            if computed and is_current():
+                return computed.pop()
+            computed.clear()
+            clear_gradients(self._task)
+            return forward_backward(self._task, batch, weight=1.0, scaler=None)
+
+        self.again = again
 
     def undo(self) -> None:
         """What a pass that did not end has added to the gradients goes. Those of the passes before stay."""
         if self._running:
             self._gradients.drop()
-            if self._weighing is not None:
+            if self._weighing is not None and self._weighed:
                 self._weighing.take_back()
         self._running = False
 
@@ -109,6 +180,10 @@ class Passes:
         """All went well: the gradients are those of the group."""
         self._gradients.finish()
         self.finished = True
+
+    def has_gradient(self) -> bool:
+        """Whether a loss of the group depended on a parameter."""
+        return self._gradients.any()
 
 
 class Guard(Protocol):
@@ -142,6 +217,7 @@ def run_group(
     clear_first: bool = False,
     guard: Guard | None = None,
     max_norm: float | None = None,
+    samples: int | None = None,
 ) -> GroupResult:
     """Forward and backward over every micro-batch, then one step of the optimizer.
 
@@ -149,21 +225,29 @@ def run_group(
     weight before the step. So weights need not be known beforehand, and `micro_batches` is consumed one by one: no micro-batch is
     kept while the next is made.
 
+    A micro-batch of weight 0, or whose loss is a constant, adds zero. Where no micro-batch adds a gradient, the optimizer does
+    not step, and the result says so.
+
     Args:
         task: prepared for `device`; gradients clear, as every group leaves them.
         scaler: for float16 autocast, else None.
         clear_first: clear the gradients of the step before now, and leave this one's: as loops do that call `zero_grad` before
             the forward pass, whose gradients are there while the next batch is made.
         guard: runs each micro-batch; None: as it is.
-        max_norm: clip the gradient to this norm (math.inf: only tell the norm).
+        max_norm: clip the gradient to this norm (math.inf: only report the norm).
+        samples: of the group, where that is known and `micro_batches` is not a sequence. Only float16 gradients depend on it: on
+            their magnitude before they are divided.
 
     Raises:
         ValueError: no micro-batch at all.
+        UsageError: several micro-batches, or float16, and an optimizer that needs a closure.
     """
     if clear_first:
         clear_gradients(task)
+    if samples is None and isinstance(micro_batches, Sequence):
+        samples = sum(micro_batch.samples for micro_batch in micro_batches)
     guard = guard or Unguarded()
-    passes, total = Passes(task, device, scaler), Share()
+    passes, total = Passes(task, device, scaler, samples), Share()
     for micro_batch in micro_batches:
         total += guard.run(passes, micro_batch)
         # No name keeps a batch alive while the next one is loaded.
@@ -171,14 +255,26 @@ def run_group(
     if not total.micro_batches:
         raise ValueError("a group without micro-batches makes no step")
     passes.finish()
-    guard.before_update()
-    step = update if clear_first else finish_group
-    norm = step(task, total.weight, scaler=scaler, max_norm=max_norm)
+    norm, skipped = None, _without_step(passes, total)
+    if skipped is None:
+        guard.before_update()
+        updated = update(task, total.weight / passes.unit, scaler=scaler, max_norm=max_norm, again=passes.again)
+        norm, skipped = updated.grad_norm, "overflow" if updated.overflowed else None
+    if not clear_first:
+        clear_gradients(task)
     return GroupResult(
-        loss=total.weighted_loss / total.weight,
+        loss=total.weighted_loss / total.weight if total.weight else 0.0,
         weight=total.weight,
         samples=total.samples,
         micro_batches=total.micro_batches,
         largest=total.largest,
         grad_norm=norm,
+        skipped=skipped,
     )
+
+
+def _without_step(passes: Passes, total: Share) -> Skip | None:
+    """Reason for which the group makes no step. None: it makes one."""
+    if total.weight == 0:
+        return "no-weight"
+    return None if passes.has_gradient() else "no-gradient"

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import signal
 import weakref
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import UsageError
 from batchcal.core.units import count_of
+from batchcal.plan.last_group import smaller_group
 from batchcal.plan.plan import Plan
+from batchcal.plan.split import split_by
 from batchcal.runtime.batches import GroupSampler, MicroBatchSampler, StreamBatches, unchanged
-from batchcal.runtime.worker_deaths import raise_outside_of_queues
+from batchcal.runtime.worker_deaths import raise_while_fetching
+from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
+from batchcal.workload.fetch import tolerant
+from batchcal.workload.streams import length_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class DataLoaderConfig:
         methods = multiprocessing.get_all_start_methods()
         if self.multiprocessing_context is not None and self.multiprocessing_context not in methods:
             raise UsageError(
-                f"start method {self.multiprocessing_context!r} does not exist here", known=f"there are {', '.join(methods)}"
+                f"start method {self.multiprocessing_context!r} does not exist here", known=f"valid values: {', '.join(methods)}"
             )
         # torch warns and goes on without; then the plan would not be what runs.
         if self.pin_memory and not torch.accelerator.is_available():
@@ -85,8 +90,8 @@ def make_loader(
     next epoch and has an order of its own.
 
     A dataset that can only be read in order (an IterableDataset) is batched in order, by one worker at most, since more would
-    each read the whole of it. Its loader yields `(batch, samples)` pairs, because nobody knows beforehand how many samples the
-    last batch will hold; `accumulate` takes them apart.
+    each read the whole of it. An epoch ends after its length, where it has one. Its loader yields micro-batches with their number
+    of samples, since the size of the last one is unknown beforehand; `accumulate` takes them apart.
 
     Args:
         shuffle: in an order told by `seed` and the epoch's number. Without effect on what can only be read in order.
@@ -100,11 +105,25 @@ def make_loader(
         UsageError: a plan for several ranks, a dataset that is empty or too small for one whole group where the last is dropped,
             or settings that contradict each other.
     """
+    if plan.last_group_error and not drop_last and isinstance(dataset, Sized) and len(dataset) % plan.effective_batch:
+        raise UsageError(
+            f"the task fails with the last group of an epoch, {count_of(len(dataset) % plan.effective_batch, 'sample')}",
+            known=plan.last_group_error,
+            try_="drop_last=True leaves that group out",
+        )
     if plan.world_size != 1:
         raise UsageError(
             f"the plan is for {plan.world_size} ranks, this loader feeds one process with the whole dataset",
             try_=f"batchcal plan --effective-batch {plan.effective_batch} --world-size 1",
         )
+    if sampler is None and not drop_last and not isinstance(dataset, IterableDataset) and isinstance(dataset, Sized):
+        left, error = last_of_pass(plan, len(dataset), first_sample)
+        if error:
+            raise UsageError(
+                f"the task fails with the last group of this pass, {count_of(left, 'sample')}",
+                known=error,
+                try_="drop_last=True leaves that group out",
+            )
     return build_loader(
         DataLoaderConfig.of(plan),
         dataset,
@@ -116,29 +135,55 @@ def make_loader(
         epoch=epoch,
         first_sample=first_sample,
         sampler=sampler,
+        last_group=plan.last_group,
+        rule=plan.size_rule,
+        divide=lambda rest: smaller_group(plan, rest)[0],
     )
 
 
+def last_of_pass(plan: Plan, samples: int, first_sample: int) -> tuple[int, str]:
+    """Samples of the last, smaller group of a pass over `samples` from `first_sample` on, and why the task does not take it."""
+    left = (samples - first_sample) % plan.effective_batch
+    return left, smaller_group(plan, left)[1] if left else ""
+
+
 def make_eval_loader(
-    plan: Plan, dataset: Dataset[object], *, collate_fn: Callable[..., object] | None = None
+    plan: Plan, dataset: Dataset[object], *, collate_fn: Callable[..., object] | None = None, drop_last: bool = False
 ) -> DataLoader[object]:
     """A loader over the whole of `dataset` in order, in batches of the plan's `eval_batch`.
 
+    Args:
+        drop_last: leave the last, smaller batch out, where the task does not take it.
+
     Raises:
-        UsageError: the dataset is empty or has no length, or settings contradict each other.
+        UsageError: the dataset is empty or has no length, the task does not take its last batch, or settings contradict each
+            other.
     """
+    samples = None if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) else len(dataset)
+    left = left_out(plan, samples)
+    if left and not drop_last and plan.size_rule is not None:
+        raise UsageError(
+            f"the evaluation ends with a batch of {count_of(left, 'sample')}, which the task does not take",
+            known=f"the task {plan.size_rule.text}",
+            try_="drop_last=True",
+        )
+    last = 0 if samples is None else samples % plan.eval_batch
     return build_loader(
         DataLoaderConfig.of(plan),
         dataset,
         (plan.eval_batch,),
         collate_fn,
         shuffle=False,
+        drop_last=left > 0,
+        rule=plan.size_rule,
+        last_group=() if plan.size_rule is None or not last or left else split_by(plan.size_rule, last, plan.eval_batch),
     )
 
 
-def leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: a worker that died of it would take the parent's orderly stop away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def left_out(plan: Plan, samples: int | None) -> int:
+    """Samples of the last, smaller batch of an evaluation over `samples`, where the task does not take it; else 0."""
+    rule, last = plan.size_rule, 0 if samples is None else samples % plan.eval_batch
+    return last if rule is not None and last and (rule.one_size or not split_by(rule, last, plan.eval_batch)) else 0
 
 
 def build_loader(
@@ -153,10 +198,14 @@ def build_loader(
     epoch: int = 0,
     first_sample: int = 0,
     sampler: GroupSampler | None = None,
+    last_group: tuple[int, ...] = (),
+    rule: SizeRule | None = None,
+    divide: Callable[[int], Sequence[int]] | None = None,
 ) -> DataLoader[object]:
     """The loader behind `make_loader` and `make_eval_loader`, for settings that no plan holds yet. See `make_loader`."""
     if settings.num_workers > 0:
-        raise_outside_of_queues()
+        raise_while_fetching()
+    collate_fn = tolerant(collate_fn)
     # Workers are seeded from a generator of the loader's own: a pass then neither depends on nor moves the global one.
     generator = torch.Generator().manual_seed(seed)
     if isinstance(dataset, IterableDataset):
@@ -164,8 +213,15 @@ def build_loader(
             raise UsageError("drop_last needs a dataset with a length", known="where a stream ends is known when it has ended")
         if sampler is not None:
             raise UsageError(f"{type(sampler).__name__} needs a dataset that is read by index, this is a stream")
-        stream: DataLoader[object] = DataLoader(
-            StreamBatches(dataset, micro_batches, collate_fn or default_collate, first_sample=first_sample),
+        stream = Loader(
+            StreamBatches(
+                dataset,
+                micro_batches,
+                collate_fn or default_collate,
+                first_sample=first_sample,
+                samples=length_of(dataset),
+                rule=rule,
+            ),
             batch_size=None,
             collate_fn=unchanged,
             generator=generator,
@@ -174,7 +230,7 @@ def build_loader(
             pin_memory=settings.pin_memory,
             persistent_workers=settings.persistent_workers,
             multiprocessing_context=settings.multiprocessing_context,
-            worker_init_fn=leave_interrupts_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
         )
         return _ending_with_us(stream)
     samples = len(dataset) if isinstance(dataset, Sized) else 0
@@ -187,11 +243,19 @@ def build_loader(
         )
     if sampler is None:
         sampler = MicroBatchSampler(
-            samples, micro_batches, shuffle=shuffle, seed=seed, drop_last=drop_last, epoch=epoch, first_sample=first_sample
+            samples,
+            micro_batches,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            epoch=epoch,
+            first_sample=first_sample,
+            last_group=last_group,
+            divide=divide,
         )
     elif sampler.effective_batch != group:
         raise UsageError(f"the sampler makes groups of {count_of(sampler.effective_batch, 'sample')}, the plan of {group}")
-    loader: DataLoader[object] = DataLoader(
+    loader = Loader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate_fn,
@@ -201,7 +265,7 @@ def build_loader(
         pin_memory=settings.pin_memory,
         persistent_workers=settings.persistent_workers,
         multiprocessing_context=settings.multiprocessing_context,
-        worker_init_fn=leave_interrupts_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
     )
     return _ending_with_us(loader)
 

@@ -1,53 +1,150 @@
-"""A DataLoader worker that dies must end the training, not hang it.
+"""A DataLoader worker that dies must end the training, not hang it, and not in the middle of something else.
 
-torch raises the death of a worker from its handler of SIGCHLD, wherever the main thread happens to be. Where that is inside
-`Queue.put`, the exception leaves the queue's lock taken, and the iterator's own end then waits for that lock for ever: 1 of 60
-workers that died with their first sample (torch 2.13, two cores, loaded).
+torch raises the death of a worker from its handler of SIGCHLD, wherever the main thread happens to be. Inside `Queue.put` the
+exception leaves the queue's lock taken, and the iterator's own end then waits for that lock for ever: 1 of 60 workers that died
+with their first sample (torch 2.13, two cores, loaded). Inside the optimizer's step it leaves parameters of two steps, inside a
+save it spoils the checkpoint.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Callable
-from multiprocessing import queues
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from types import CodeType, FrameType
 from typing import Final
 
-from torch.utils.data import _utils
+from torch._C import _error_if_any_worker_fails
+from torch.utils.data import _utils, dataloader
 
-_NOT_INSIDE: Final[CodeType] = queues.Queue.put.__code__
+from batchcal.core.signals import signal_name
+from batchcal.guard.report import Raised, describe
+
+_FETCH: Final[CodeType] = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__
+_KILLED: Final = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([^.]+)\.")
+_EXITED: Final = re.compile(r"DataLoader worker \(pid[^)]*\).*exited unexpectedly(?: with exit code (\d+))?")
+
+SEEN_WITHIN_S: Final = 0.5
+"""Of the death of a process until its parent sees it; a process of 1 GiB takes 0.1 s to give that back."""
 
 _Handler = Callable[[int, FrameType | None], object]
 
 
-def raise_outside_of_queues() -> None:
-    """Lets torch tell the death of a worker only where no queue is left in pieces. From inside of one it is told later, by
-    torch's own look at its workers, every 5 s. To be called before an iterator of workers is made; in the main thread, or it
-    does nothing."""
+@dataclass(frozen=True)
+class WorkerDeath:
+    """A DataLoader worker that ended before its time."""
+
+    signal: int | None = None
+    """That killed it. None: it ended by itself, or the cause is unknown."""
+
+    def __str__(self) -> str:
+        return (
+            "a DataLoader worker ended"
+            if self.signal is None
+            else f"a DataLoader worker was killed by {signal_name(self.signal)}"
+        )
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether another process asked it to stop."""
+        return self.signal in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def worker_death(raised: Raised) -> WorkerDeath | None:
+    """The death of a worker that `raised` reports. None: it reports something else."""
+    messages = [link.message for link in raised.chain]
+    # Where torch looks at its workers after its handler has raised, the signal is only in the cause.
+    killed = next((found for message in messages if (found := _KILLED.search(message)) is not None), None)
+    if killed is not None:
+        return WorkerDeath(_signal_called(killed[2].strip()))
+    return WorkerDeath() if any(_EXITED.search(message) for message in messages) else None
+
+
+def death_behind_a_lost_connection() -> WorkerDeath:
+    """The death that resets a connection to a worker, as torch sees its workers while their iterator lives.
+
+    A process closes its connections a moment before its parent can see that it has ended.
+    """
+    until = time.monotonic() + SEEN_WITHIN_S
+    while True:
+        try:
+            _error_if_any_worker_fails()
+        except RuntimeError as seen:
+            return worker_death(describe(seen, "measure")) or WorkerDeath()
+        if time.monotonic() > until:
+            return WorkerDeath()
+        time.sleep(0.005)
+
+
+def _signal_called(description: str) -> int | None:
+    """By the text of strsignal, such as `Terminated`."""
+    return next((number for number in signal.valid_signals() if signal.strsignal(number) == description), None)
+
+
+def raise_while_fetching() -> None:
+    """Let torch raise the death of a worker only where the main thread waits for a batch, where nothing is half done.
+
+    What happens elsewhere is raised by `raise_postponed`, or by torch's own look at its workers every 5 s of a wait. Call it
+    before an iterator of workers is made, in the main thread; elsewhere it does nothing.
+    """
     _utils.signal_handling._set_SIGCHLD_handler()
     told = signal.getsignal(signal.SIGCHLD) if sys.platform != "win32" else None
-    if callable(told) and not isinstance(told, _Outside):
+    if callable(told) and not isinstance(told, _WhileFetching):
         try:
-            signal.signal(signal.SIGCHLD, _Outside(told))
+            signal.signal(signal.SIGCHLD, _WhileFetching(told))
         except ValueError:
             return  # not the main thread, where torch has set no handler either
 
 
-class _Outside:
-    """The handler `told`, but for where it would do harm."""
+def end_by_kill(worker: BaseProcess) -> None:
+    """Let `terminate` send SIGKILL: a worker ignores SIGTERM, and torch and multiprocessing end one that hangs by `terminate`."""
+    started: object = getattr(worker, "_popen", None)
+    kill: object = getattr(started, "kill", None)
+    if callable(kill):
+        vars(started)["terminate"] = kill
+
+
+def raise_postponed() -> None:
+    """Raise the death of a worker that happened while none could be raised. To be called before a batch is awaited.
+
+    Raises:
+        RuntimeError: torch's own.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    if isinstance(handler, _WhileFetching):
+        handler.raise_postponed()
+
+
+class _WhileFetching:
+    """The handler `told`, for the moments when the main thread waits for a batch."""
 
     def __init__(self, told: _Handler) -> None:
         self._told = told
+        self._process = os.getpid()
+        self._postponed = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not _within(frame):
+        if os.getpid() != self._process:
+            return
+        if _within(frame):
             self._told(number, frame)
+        else:
+            self._postponed = True
+
+    def raise_postponed(self) -> None:
+        if self._postponed:
+            self._postponed = False
+            self._told(signal.SIGCHLD, None)
 
 
 def _within(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code is _NOT_INSIDE:
+        if frame.f_code is _FETCH:
             return True
         frame = frame.f_back
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import random
@@ -11,20 +10,28 @@ from typing import Final
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from batchcal.core.errors import NotSaved, UsageError
+from batchcal.core.errors import BatchcalError, NotSaved, UsageError
 from batchcal.core.files import sync_folder
+from batchcal.core.numpy_state import numpy_state, restore_numpy
 from batchcal.core.values import Record
+from batchcal.runtime.group import Skip
+from batchcal.train.beside import StateBeside
+from batchcal.train.checkpoint_files import partial_path
+from batchcal.train.checkpoint_lock import PartialFile
 from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from batchcal.train.multitask.gradnorm import GradNormBalancer
 from batchcal.train.result import EpochResult
-from batchcal.train.seed import numpy_state, restore_numpy
+from batchcal.workload.optimizers import evaluated_parameters, held_optimizers, restore_trained_parameters
+from batchcal.workload.parameters import parameters_beside_model
 from batchcal.workload.task import Task
 
 # Format history
 # 1 - (0.1) first version
-FORMAT: Final = 1
+# 2 - (0.2) `beside_model`: the parameters that the optimizer holds and the model does not
+FORMAT: Final = 2
 
 
 class Standing(Record):
@@ -48,32 +55,81 @@ class Standing(Record):
     """Trained in this epoch: where a resumed run goes on, whatever its steps are made of."""
     wall_s: float = 0.0
     """Seconds spent on those steps."""
+    skipped: int = 0
+    """Of those steps: how many the optimizer skipped."""
+    last_skip: Skip | None = None
+    """Why the latest step of the training that was skipped was."""
     history: tuple[EpochResult, ...] = ()
     """The epochs before."""
 
 
 def save_checkpoint(
     path: Path,
-    task: Task,
     standing: Standing,
     *,
+    task: Task,
     scaler: GradScaler | None = None,
     balancer: GradNormBalancer | None = None,
     sampler: MemoryAwareBatchSampler | None = None,
+    beside: StateBeside | None = None,
 ) -> None:
     """Write model, optimizer, scaler, the generators' states and `standing`; an earlier checkpoint stays until it is complete.
 
-    Tensors go to the file one by one: no second copy of the model is held in memory.
+    Tensors go to the file one by one: no second copy of the model is held in memory, except where the optimizer has modes.
 
     Raises:
-        NotSaved: disk full, read-only, no right; the earlier checkpoint is untouched.
+        NotSaved: disk full, read-only, no right, another run writes the file, or a state that cannot be written; the earlier
+            checkpoint is untouched.
     """
-    # One name for every attempt: what a killed writer left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.partial")
-    content = {
+    temporary = partial_path(path)
+    partial = PartialFile(path, temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.lock()
+        with evaluated_parameters(task) as trained:
+            content = _content(task, standing, scaler=scaler, balancer=balancer, sampler=sampler)
+            state = None if beside is None else beside.state()
+            torch.save(content | {"trained_parameters": trained, "beside_task": state}, temporary)
+        partial.commit()
+        sync_folder(path.parent)
+    except BaseException as error:
+        full = _disk_is_full(temporary)
+        partial.discard()
+        # A signal passes. All else is a checkpoint that could not be written, which does not end a training: torch reports a full
+        # disk as a RuntimeError, and a state that cannot be pickled as almost anything.
+        if isinstance(error, BatchcalError) or not isinstance(error, Exception):
+            raise
+        lines = str(error).strip().splitlines()
+        raise NotSaved(
+            f"the checkpoint could not be written to {path}",
+            known="the disk is full" if full else lines[0] if lines else type(error).__name__,
+            try_="--checkpoint FILE, on a disk with room",
+        ) from error
+
+
+def _disk_is_full(partial: Path) -> bool:
+    """Whether there is less room left than was written already: torch reports positions in the file instead of the cause."""
+    try:
+        disk = os.statvfs(partial.parent)
+        return disk.f_bavail * disk.f_frsize < partial.stat().st_size
+    except OSError:
+        return False
+
+
+def _content(
+    task: Task,
+    standing: Standing,
+    *,
+    scaler: GradScaler | None,
+    balancer: GradNormBalancer | None,
+    sampler: MemoryAwareBatchSampler | None,
+) -> dict[str, object]:
+    return {
         "standing": standing.model_dump_json(),
         "model": task.model.state_dict(),
+        "beside_model": [parameter.detach() for parameter in parameters_beside_model(task)],
         "optimizer": task.optimizer.state_dict(),
+        "held_optimizers": [optimizer.state_dict() for optimizer in held_optimizers(task.optimizer)],
         "scaler": None if scaler is None else scaler.state_dict(),
         "loss_weights": None if balancer is None else balancer.state_dict(),
         "sampler": None if sampler is None else sampler.state_dict(),
@@ -82,21 +138,6 @@ def save_checkpoint(
         "numpy_generator": numpy_state(),
         "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch tells a full disk by a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise NotSaved(
-            f"the checkpoint could not be written to {path}",
-            known=str(error).strip().splitlines()[0],
-            try_="--checkpoint FILE, on a disk with room",
-        ) from error
 
 
 def load_checkpoint(
@@ -106,6 +147,7 @@ def load_checkpoint(
     scaler: GradScaler | None = None,
     balancer: GradNormBalancer | None = None,
     sampler: MemoryAwareBatchSampler | None = None,
+    beside: StateBeside | None = None,
 ) -> Standing:
     """Put model, optimizer, scaler and generators back to where `path` has them; returns how far the training was.
 
@@ -130,14 +172,27 @@ def load_checkpoint(
     if standing.format > FORMAT:
         raise _unusable(path, f"it has format {standing.format}, this version reads up to {FORMAT}")
     try:
+        if beside is not None:
+            beside.make_room(content.get("beside_task"), content["model"])
         task.model.load_state_dict(content["model"])
-        task.optimizer.load_state_dict(content["optimizer"])
+        _restore_beside_model(task, content.get("beside_model"))
+        _restore_optimizer(task.optimizer, content["optimizer"])
+        _restore_held(task, content.get("held_optimizers"))
+        if beside is not None:
+            beside.restore(content.get("beside_task"))
+        trained = content.get("trained_parameters")
+        if isinstance(trained, list):
+            restore_trained_parameters(task, [value for value in trained if isinstance(value, Tensor)])
         if scaler is not None and content["scaler"] is not None:
             scaler.load_state_dict(content["scaler"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        known = _difference(error)
+        # As of a model whose first forward pass makes a parameter, which is not there yet.
+        made_later = "; or make those parameters in the factory" if known.startswith("Unexpected key") else ""
         raise UsageError(
-            f"the checkpoint at {path} is of another model or optimizer", known=first, try_="without --resume to begin anew"
+            f"the checkpoint at {path} is of another model or optimizer",
+            known=known,
+            try_=f"without --resume to begin anew{made_later}",
         ) from error
     weights = content.get("loss_weights")
     if balancer is not None and isinstance(weights, dict):
@@ -149,6 +204,69 @@ def load_checkpoint(
     if torch.cuda.is_available() and len(content["cuda_generators"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(content["cuda_generators"])
     return standing
+
+
+def _difference(error: Exception) -> str:
+    """The reason of torch in a line; its first one only names the model."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return (lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict") else lines[0])[:300]
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, object]) -> None:
+    """Raises:
+    UsageError: the optimizer's own class cannot load what its `state_dict` returns.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except (AttributeError, NotImplementedError, KeyError) as error:
+        if not why_not_resumable(optimizer):
+            raise
+        raise UsageError(
+            f"{type(optimizer).__name__} cannot load its own state",
+            known=f"{why_not_resumable(optimizer)} ({type(error).__name__}: {error})",
+            try_="correct the class, then train without --resume: the state in the checkpoint is incomplete",
+        ) from error
+
+
+def why_not_resumable(optimizer: torch.optim.Optimizer) -> str:
+    """Why the optimizer's class cannot load its own state. Empty: nothing speaks against it."""
+    kind = type(optimizer)
+    if kind.load_state_dict is not torch.optim.Optimizer.load_state_dict:
+        return ""
+    if not hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
+        return f"{kind.__name__}.__init__ does not call super().__init__(params, defaults)"
+    if kind.state_dict is not torch.optim.Optimizer.state_dict and "param_groups" not in optimizer.state_dict():
+        return f"{kind.__name__} has a state_dict() of its own, and no load_state_dict() that reads it"
+    return ""
+
+
+def _restore_held(task: Task, states: object) -> None:
+    """Raises:
+    ValueError: the optimizer holds others. Checkpoints of earlier versions have none of their states.
+    """
+    held = held_optimizers(task.optimizer)
+    if not isinstance(states, list):
+        return
+    if len(states) != len(held):
+        raise ValueError(f"the optimizer is made of {len(held)} others, the checkpoint has the state of {len(states)}")
+    for optimizer, state in zip(held, states, strict=True):
+        optimizer.load_state_dict(state)
+
+
+def _restore_beside_model(task: Task, values: object) -> None:
+    """Raises:
+    ValueError: there are others than the optimizer holds. A checkpoint of format 1 has none.
+    """
+    parameters = parameters_beside_model(task)
+    saved = [value for value in values if isinstance(value, Tensor)] if isinstance(values, list) else []
+    shapes = [tuple(parameter.shape) for parameter in parameters]
+    if [tuple(value.shape) for value in saved] != shapes:
+        raise ValueError(
+            f"the optimizer holds {len(shapes)} parameters beside the model's, the checkpoint has {len(saved)} that match"
+        )
+    with torch.no_grad():
+        for parameter, value in zip(parameters, saved, strict=True):
+            parameter.copy_(value)
 
 
 def _restore_order(sampler: MemoryAwareBatchSampler | None, state: object, standing: Standing, path: Path) -> None:

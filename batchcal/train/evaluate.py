@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import NothingFits, UserCodeError
 from batchcal.core.units import count_of
 from batchcal.guard.memory_errors import memory_error
@@ -19,6 +20,7 @@ from batchcal.runtime.accumulate import groups
 from batchcal.runtime.batches import MicroBatch
 from batchcal.train.recovery.parts import Splitter
 from batchcal.train.stop import StopWish
+from batchcal.workload.optimizers import set_mode
 from batchcal.workload.step import batch_weight, evaluate, move
 from batchcal.workload.task import Task
 
@@ -30,6 +32,7 @@ def evaluate_all(
     device: torch.device,
     wish: StopWish | None = None,
     tell: Callable[[int, str], None] | None = None,
+    size_rule: SizeRule | None = None,
 ) -> dict[str, float]:
     """Means over the whole of `loader` (of `make_eval_loader`), in eval mode and without gradients, each batch by its weight.
 
@@ -40,6 +43,7 @@ def evaluate_all(
     Args:
         wish: a signal in the middle ends the pass early; the means are then of no use.
         tell: called with the samples of a batch that did not fit, and with why.
+        size_rule: which batch sizes the task takes; None: every size.
 
     Raises:
         NothingFits: a batch does not fit and cannot be made smaller.
@@ -48,23 +52,27 @@ def evaluate_all(
     sums: defaultdict[str, float] = defaultdict(float)
     weights: defaultdict[str, float] = defaultdict(float)
     was_training = task.model.training
-    task.model.eval()
+    set_mode(task, training=False)
     try:
         for group in groups(loader):
             for micro_batch in group.micro_batches:
                 if wish is not None and wish.granted:
                     return {}
-                for name, (total, weight) in _whatever_it_takes(task, micro_batch, device, tell).items():
+                for name, (total, weight) in _whatever_it_takes(task, micro_batch, device, tell, size_rule).items():
                     sums[name] += total
                     weights[name] += weight
                 del micro_batch
     finally:
-        task.model.train(was_training)
+        set_mode(task, training=was_training)
     return {name: sums[name] / weights[name] if weights[name] else math.nan for name in sums}
 
 
 def _whatever_it_takes(
-    task: Task, micro_batch: MicroBatch, device: torch.device, tell: Callable[[int, str], None] | None
+    task: Task,
+    micro_batch: MicroBatch,
+    device: torch.device,
+    tell: Callable[[int, str], None] | None,
+    size_rule: SizeRule | None,
 ) -> dict[str, tuple[float, float]]:
     try:
         return _of_batch(task, move(micro_batch.batch, device), micro_batch.samples, device)
@@ -74,7 +82,8 @@ def _whatever_it_takes(
             raise
         let_go(error)
     trim()
-    halves = Splitter(task.eval_data or task.train_data, task.collate_fn).halves(micro_batch)
+    data = task.train_data if task.eval_data is None else task.eval_data
+    halves = Splitter(data, task.collate_fn, size_rule).halves(micro_batch)
     if halves is None:
         raise NothingFits(
             f"memory ran out in the evaluation of {count_of(micro_batch.samples, 'sample')}: {raised.headline}",
@@ -85,17 +94,20 @@ def _whatever_it_takes(
         tell(micro_batch.samples, raised.headline)
     found: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for half in halves:
-        for name, (total, weight) in _whatever_it_takes(task, half(), device, tell).items():
+        for name, (total, weight) in _whatever_it_takes(task, half(), device, tell, size_rule).items():
             found[name] = (found[name][0] + total, found[name][1] + weight)
     return found
 
 
 def _of_batch(task: Task, batch: object, samples: int, device: torch.device) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
+    weight = batch_weight(task, batch, samples)
+    if weight == 0 and task.weight_of is None:
+        return found  # the collate function left no sample
     result = evaluate(task, batch)
     if task.eval_step is None and isinstance(result, Tensor):
-        weight = batch_weight(task, batch, samples)
-        found["loss"] = (float(result) * weight, weight)
+        # A mean over nothing is NaN, and 0 x NaN is too.
+        found["loss"] = (float(result) * weight if weight else 0.0, weight)
     if task.metrics is not None:
         with torch.no_grad(), torch.autocast(device.type, dtype=task.autocast, enabled=task.autocast is not None):
             metrics: object = task.metrics(task.model, batch)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Final, get_args
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from batchcal.core.errors import UsageError
-from batchcal.train.options import Schedule
 from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
+from batchcal.values.settings import Schedule
+from batchcal.workload.optimizers import groups_with_a_rate
 
 SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
 
@@ -37,29 +39,35 @@ class LearningRate:
         normalizer: EffectiveBatchSizeNormalizer,
     ) -> None:
         if schedule not in SCHEDULES:
-            raise UsageError(f"there is no schedule {schedule!r}", known=f"there are {', '.join(SCHEDULES)}", try_="cosine")
+            raise UsageError(f"there is no schedule {schedule!r}", known=f"valid values: {', '.join(SCHEDULES)}", try_="cosine")
         if samples is None and (schedule != "constant" or warmup):
             raise UsageError(
                 "a schedule of the learning rate needs to know how long the training is",
                 known="the training data is a stream: where it ends is known when it has ended",
                 try_="schedule = 'constant' and warmup = 0",
             )
-        self._optimizer = optimizer
         self._schedule, self._warmup, self._samples, self._normalizer = schedule, warmup, samples, normalizer
         self._moves = schedule != "constant" or warmup > 0 or normalizer.rule != "none"
-        for group in optimizer.param_groups:
+        self._groups = groups_with_a_rate(optimizer)
+        if self._moves and not self._groups:
+            raise UsageError(
+                "a schedule, a warm-up or lr_rule changes the learning rate, and the optimizer has none",
+                known=f"no parameter group of {type(optimizer).__name__} has 'lr'",
+                try_="schedule = 'constant', warmup = 0 and lr_rule = 'none'; or parameter groups with 'lr'",
+            )
+        for group in self._groups:
             # torch's own schedulers use that name; it goes into checkpoints with the group.
             group.setdefault("initial_lr", group["lr"])
 
-    def set(self, done: int, step: int) -> float:
+    def set(self, done: int, step: int) -> float | None:
         """For a step of `step` samples that begins after `done`: as at its middle, which is neither the zero before a warm-up nor
-        the one at the end. Returns the rate of the first group."""
+        the one at the end. Returns the rate of the first group; None: the optimizer has none."""
         if self._moves:
             progress = 0.0 if self._samples is None else (done + step / 2) / max(self._samples, 1)
             factor = self.factor(progress) * self._normalizer.factor(step)
-            for group in self._optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-        return float(self._optimizer.param_groups[0]["lr"])
+            for group in self._groups:
+                group["lr"] = _number(group["initial_lr"]) * factor
+        return _number(self._groups[0]["lr"]) if self._groups else None
 
     def factor(self, progress: float) -> float:
         """Of the full rate, when the share `progress` of the training is done."""
@@ -73,3 +81,11 @@ class LearningRate:
                 return max(0.0, left)
             case "cosine":
                 return 0.5 * (1 + math.cos(math.pi * (1 - max(0.0, left))))
+
+
+def _number(rate: object) -> float:
+    if isinstance(rate, Tensor):
+        return rate.item()
+    if isinstance(rate, int | float):
+        return float(rate)
+    raise UsageError(f"the learning rate of a parameter group is {rate!r}", try_="a number, such as lr=1e-3")

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.utils.data import IterableDataset
+
 from batchcal.core.clock import Clock, SystemClock
-from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSaved, UsageError
-from batchcal.core.progress import Field, Progress, Silent
+from batchcal.core.errors import BatchcalError, UsageError
+from batchcal.core.progress import Notice, Progress, Silent
 from batchcal.core.units import count_of
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.report import describe, let_go
 from batchcal.plan.plan import Plan
 from batchcal.runtime.accumulate import groups
-from batchcal.runtime.group import GroupResult, run_group
-from batchcal.train.checkpoint import Standing, save_checkpoint
+from batchcal.runtime.group import GroupResult, Skip, run_group
+from batchcal.train.checkpoint import Standing
+from batchcal.train.checkpoint_lock import held_checkpoint
 from batchcal.train.course import Course, make_course
 from batchcal.train.early_stopping import no_better_since
 from batchcal.train.evaluate import evaluate_all
+from batchcal.train.failure import error_to_raise, interrupted
 from batchcal.train.memory.predictor import MemoryPredictor
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import EpochResult, TrainingResult
 from batchcal.train.seed import seed_everything
+from batchcal.train.skipped import REASONS, nothing_trained
 from batchcal.train.stop import StopWish
-from batchcal.workload.step import LossIsNoNumber, clear_gradients
+from batchcal.values.training_events import EpochEnded, StepEnded, TrainingEnded, TrainingEvent
+from batchcal.workload.optimizers import set_mode
 from batchcal.workload.task import Task
 
 
@@ -39,7 +42,7 @@ def train(
     resume: bool = False,
     predictor: MemoryPredictor | None = None,
     wish: StopWish | None = None,
-    progress: Progress | None = None,
+    progress: Progress[TrainingEvent] | None = None,
     clock: Clock | None = None,
 ) -> TrainingResult:
     """Train `task` inside `plan`.
@@ -50,9 +53,9 @@ def train(
     A micro-batch that does not fit is run again, in halves where it must be; nothing that the optimizer sees changes. The plan's
     micro-batch is the upper bound, smaller ones are used while memory is short. The effective batch is never changed.
 
-    SIGINT and SIGTERM end it after the optimizer step that is going on, with a checkpoint; a second signal ends it at once. A run
-    that resumes goes on with the next sample of the same order; without workers and in the same place it ends at the same
-    parameters as one that was never stopped.
+    SIGINT and SIGTERM end it after the optimizer step that is going on, with a checkpoint, also where every process of a job gets
+    them; a second signal ends it at once. A run that resumes goes on with the next sample of the same order; without workers and
+    in the same place it ends at the same parameters as one that was never stopped.
 
     Events: `training_started`, `step`, `recovered`, `resized`, `epoch_ended`, `checkpoint_saved`, `notice`, `training_ended`.
 
@@ -63,11 +66,13 @@ def train(
         wish: to stop the training from elsewhere.
 
     Raises:
-        UsageError: `resume` without `checkpoint`, a checkpoint that does not fit, data that makes no batch, options that the task
-            does not go with.
+        UsageError: `resume` without `checkpoint`, a checkpoint that does not fit or that another run writes, data that makes no
+            batch, options that the task does not go with.
         NothingFits: memory ran out and nothing smaller can be run; says where the checkpoint is.
-        UserCodeError: what the task returned is no loss, no weight or no metric, or the loss is no number any more.
+        UserCodeError: what the task returned is no loss, no weight or no metric, the loss is NaN or infinite, or a DataLoader
+            worker crashed.
         Interrupted: a signal ended it; says where the checkpoint is.
+        BatchcalError: another process killed a DataLoader worker.
     """
     if resume and checkpoint is None:
         raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
@@ -83,8 +88,8 @@ def train(
     )
     began = course.clock.monotonic()
     course.peak.begin()
-    course.progress.event("training_started", course.facts(plan))
-    with wish or StopWish() as asked, course.control.monitor:
+    course.progress.event(course.started(plan))
+    with held_checkpoint(checkpoint), wish or StopWish() as asked, course.control.monitor:
         ended = _epochs(course, asked)
     epochs = ended.standing.history
     result = TrainingResult(
@@ -98,10 +103,19 @@ def train(
         stop_reason=ended.early,
         recoveries=course.control.recoveries,
         prediction_error=course.control.prediction_error(),
-        not_saved=ended.not_saved,
+        skipped_steps=sum(epoch.skipped_steps for epoch in epochs),
+        checkpoint=None if course.writer.saved is None else str(course.writer.path),
+        not_saved=course.writer.problem,
     )
-    told = ("samples_per_s", "peak_bytes", "wall_s", "stopped_early", "stop_reason")
-    course.progress.event("training_ended", {name: getattr(result, name) for name in told})
+    course.progress.event(
+        TrainingEnded(
+            samples_per_s=result.samples_per_s,
+            peak_bytes=result.peak_bytes,
+            wall_s=result.wall_s,
+            stopped_early=result.stopped_early,
+            stop_reason=result.stop_reason,
+        )
+    )
     return result
 
 
@@ -112,43 +126,50 @@ class _Ended:
     standing: Standing
     early: str | None = None
     """Why it ended before the last epoch."""
-    not_saved: str | None = None
-    """Why that is not on disk."""
 
 
 def _epochs(course: Course, wish: StopWish) -> _Ended:
-    standing, not_saved = course.first, None
-    saved_at = course.clock.monotonic()
-    while standing.epoch < course.options.epochs:
+    standing, writer = course.first, course.writer
+    while standing.epoch < course.options.epochs and not _at_last_step(course, standing):
         if standing.samples == 0:
             seed_everything(course.options.seed, standing.epoch)
         try:
             for after in optimizer_steps(course, standing, wish):
                 standing = after
-                if course.clock.monotonic() - saved_at >= course.options.checkpoint_every_s:
-                    not_saved, saved_at = _saved(course, standing), course.clock.monotonic()
+                writer.save_when_due(standing)
             evaluation = _evaluation(course, wish)
         except Exception as error:
-            told = _stopped_by(error, course, standing)
+            told = error_to_raise(error, course, standing, wish)
             if told is None:
                 raise
             raise told from error
         # A wish during the evaluation leaves the epoch open: what is resumed evaluates it.
+        closed = standing if wish.granted else _closed(standing, evaluation)
+        short = _short_stream(course, standing)
+        if short and not wish.granted and not _at_last_step(course, standing):
+            course.progress.event(Notice(short))
         if not wish.granted:
-            standing = _closed(standing, evaluation)
-            course.progress.event("epoch_ended", _fields(standing.history[-1]))
-        not_saved, saved_at = _saved(course, standing), course.clock.monotonic()
-        if wish.signal is not None:
-            raise _interrupted(wish.signal, course, standing, not_saved)
+            course.progress.event(_epoch_ended(closed.history[-1]))
+            nothing = _nothing_trained(course, closed, standing.last_skip)
+            if nothing is not None:
+                raise nothing
+        # The last step may be in the middle of an epoch: what is resumed with more steps trains the rest of it.
+        within = _at_last_step(course, standing) and 0 < standing.samples < (standing.train_samples or math.inf)
+        kept, standing = standing if within else closed, closed
         early = wish.asked or _no_better(course, standing)
+        stops = wish.granted or early is not None or standing.epoch >= course.options.epochs or _at_last_step(course, standing)
+        writer.save(kept, last=stops)
+        if wish.signal is not None:
+            raise interrupted(wish.signal, course, standing)
         if early:
-            return _Ended(standing, early, not_saved)
-    return _Ended(standing, None, not_saved)
+            return _Ended(standing, early)
+    # A resumed run may have no step left, in the middle of an epoch.
+    return _Ended(_closed(standing, {}) if standing.samples else standing)
 
 
 def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Iterator[Standing]:
     """The optimizer steps that are left of the epoch, or until somebody wants it to stop: where the training is after each."""
-    course.task.model.train()
+    set_mode(course.task, training=True)
     course.control.begin_group()
     began = course.clock.monotonic()
     for group in groups(course.loader):
@@ -161,9 +182,12 @@ def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Itera
             scaler=course.scaler,
             guard=course.control,
             max_norm=course.options.max_norm,
+            samples=group.samples or standing.effective_batch,
         )
-        if course.balancer is not None:
+        if course.balancer is not None and result.weight > 0:
             course.balancer.after_step()
+        if result.skipped is not None and result.skipped != standing.last_skip:
+            course.progress.event(Notice(f"the optimizer skipped a step: {REASONS[result.skipped]}"))
         ended = course.clock.monotonic()
         standing = standing.model_copy(
             update={
@@ -172,76 +196,58 @@ def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Itera
                 "weighted_loss": standing.weighted_loss + result.loss * result.weight,
                 "weight": standing.weight + result.weight,
                 "samples": standing.samples + result.samples,
+                "skipped": standing.skipped + (result.skipped is not None),
+                "last_skip": result.skipped or standing.last_skip,
                 "wall_s": standing.wall_s + ended - began,
             }
         )
-        course.progress.event("step", _told(course, standing, result, rate, ended - began))
+        course.progress.event(_step_ended(course, standing, result, rate, ended - began))
         paused = course.clock.monotonic()
         yield standing
         # A checkpoint that was written meanwhile is no part of the next step.
         began = ended + course.clock.monotonic() - paused
-        # Before the next group is loaded, which may draw random numbers: what resumes from here loads it once more.
-        if wish.granted:
-            return
+        # The step is complete: a later error, also of the evaluation, does not come from it.
         course.control.begin_group()
+        # Before the next group is loaded, which may draw random numbers: what resumes from here loads it once more.
+        if wish.granted or _at_last_step(course, standing):
+            return
 
 
-def _stopped_by(error: Exception, course: Course, standing: Standing) -> BatchcalError | None:
-    """What to raise for `error`, which came after `standing`; None: itself. Where the state is whole, it is saved."""
-    refused = isinstance(error, NothingFits | LossIsNoNumber)
-    out_of_memory = not refused and memory_error(describe(error, "measure")) is not None
-    if out_of_memory:
-        # The frames of what failed hold its tensors.
-        let_go(error)
-    # What refuses the optimizer's step does so before it.
-    if course.control.in_update() and not refused:
-        if not out_of_memory:
-            return None
-        earlier = "" if course.checkpoint is None else f"; {course.checkpoint} holds what was saved last"
-        return NothingFits(
-            f"memory ran out in the optimizer's step: {error}",
-            known=f"some parameters were updated and others were not: that state is not kept{earlier}",
-            try_="a larger --margin, then the same command with --resume",
-        )
-    clear_gradients(course.task)
-    course.control.rewind()
-    kept = _where_it_is(course, _saved(course, standing))
-    if isinstance(error, NothingFits | LossIsNoNumber):
-        return type(error)(error.what, known=f"{error.known}; {kept}" if error.known else kept, try_=error.try_)
-    if out_of_memory:
-        return NothingFits(f"memory ran out between two steps: {error}", known=kept, try_="fewer --workers, or a larger --margin")
-    return None
+def _short_stream(course: Course, standing: Standing) -> str:
+    """A stream that ended before its length. Empty: it did not."""
+    expected, data = standing.train_samples, course.task.train_data
+    # Samples at the end that make no size which the task takes are left out.
+    left_out = 0 if course.control.size_rule is None else standing.effective_batch
+    if expected is None or not isinstance(data, IterableDataset) or standing.samples + left_out >= expected:
+        return ""
+    return (
+        f"the stream {type(data).__name__} ended after {count_of(standing.samples, 'sample')}, and its length is {expected}: "
+        "schedules, progress and --epochs count by its length; correct __len__"
+    )
+
+
+def _at_last_step(course: Course, standing: Standing) -> bool:
+    return course.options.max_steps is not None and standing.steps >= course.options.max_steps
+
+
+def _nothing_trained(course: Course, closed: Standing, last_skip: Skip | None) -> BatchcalError | None:
+    ended = closed.epoch >= course.options.epochs or _at_last_step(course, closed)
+    skipped = sum(epoch.skipped_steps for epoch in closed.history)
+    return nothing_trained(sum(epoch.steps for epoch in closed.history), skipped, last_skip, ended=ended)
 
 
 def _evaluation(course: Course, wish: StopWish) -> dict[str, float | None]:
     if course.eval_loader is None or wish.granted:
         return {}
     means = evaluate_all(
-        course.evaluated, course.eval_loader, device=course.device, wish=wish, tell=course.control.evaluated_in_halves
+        course.evaluated,
+        course.eval_loader,
+        device=course.device,
+        wish=wish,
+        tell=course.control.evaluated_in_halves,
+        size_rule=course.control.size_rule,
     )
     return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
-
-
-def _saved(course: Course, standing: Standing) -> str | None:
-    """Writes the checkpoint, where one was asked for. Returns why that was not possible: the training goes on all the same."""
-    if course.checkpoint is None:
-        return None
-    try:
-        save_checkpoint(
-            course.checkpoint,
-            course.task,
-            standing,
-            scaler=course.scaler,
-            balancer=course.balancer,
-            sampler=course.sampler,
-        )
-    except NotSaved as error:
-        why = f"{error.what}: {error.known}"
-        course.progress.event("notice", {"text": why})
-        return why
-    place: dict[str, Field] = {"path": str(course.checkpoint), "epoch": standing.epoch, "samples_seen": standing.samples}
-    course.progress.event("checkpoint_saved", place)
-    return None
 
 
 def _no_better(course: Course, standing: Standing) -> str | None:
@@ -263,6 +269,7 @@ def _closed(standing: Standing, evaluation: dict[str, float | None]) -> Standing
         samples=standing.samples,
         wall_s=standing.wall_s,
         samples_per_s=_rate(standing.samples, standing.wall_s),
+        skipped_steps=standing.skipped,
     )
     return Standing(
         seed=standing.seed,
@@ -271,50 +278,42 @@ def _closed(standing: Standing, evaluation: dict[str, float | None]) -> Standing
         epoch=standing.epoch + 1,
         group=0,
         steps=standing.steps,
+        last_skip=standing.last_skip,
         history=(*standing.history, result),
     )
 
 
-def _interrupted(number: int, course: Course, standing: Standing, not_saved: str | None) -> Interrupted:
-    kept = course.checkpoint is not None and not_saved is None
-    return Interrupted(
-        number,
-        f"stopped by {signal.Signals(number).name} in epoch {standing.epoch}, after step {standing.group}",
-        known=_where_it_is(course, not_saved),
-        try_="the same command with --resume" if kept else "--checkpoint FILE",
+def _step_ended(course: Course, standing: Standing, result: GroupResult, rate: float | None, wall_s: float) -> StepEnded:
+    memory = course.control.take_memory()
+    return StepEnded(
+        epoch=standing.epoch,
+        step=standing.group,
+        global_step=standing.steps,
+        samples=result.samples,
+        samples_seen=standing.samples,
+        loss=result.loss if result.weight else None,
+        grad_norm=result.grad_norm,
+        lr=rate,
+        micro_batches=result.micro_batches,
+        micro_batch=result.largest,
+        predicted_bytes=round(memory.predicted_bytes) or None,
+        peak_bytes=memory.peak_bytes or None,
+        wall_s=wall_s,
+        samples_per_s=_rate(result.samples, wall_s),
+        skipped=result.skipped,
+        of_tasks={} if course.balancer is None else course.balancer.log(),
     )
 
 
-def _where_it_is(course: Course, not_saved: str | None) -> str:
-    if course.checkpoint is None:
-        return "no checkpoint was asked for: nothing is kept"
-    return not_saved or f"the checkpoint is {course.checkpoint}"
-
-
-def _told(course: Course, standing: Standing, result: GroupResult, rate: float, wall_s: float) -> dict[str, Field]:
-    memory = course.control.take_memory()
-    return {
-        "epoch": standing.epoch,
-        "step": standing.group,
-        "global_step": standing.steps,
-        "samples": result.samples,
-        "samples_seen": standing.samples,
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "lr": rate,
-        "micro_batches": result.micro_batches,
-        "micro_batch": result.largest,
-        "predicted_bytes": round(memory.predicted_bytes) or None,
-        "peak_bytes": memory.peak_bytes or None,
-        "wall_s": wall_s,
-        "samples_per_s": _rate(result.samples, wall_s),
-        **({} if course.balancer is None else course.balancer.log()),
-    }
-
-
-def _fields(result: EpochResult) -> dict[str, Field]:
-    measured = {"epoch": result.epoch, "loss": result.loss, "steps": result.steps, "samples_per_s": result.samples_per_s}
-    return {**measured, **{f"eval_{name}": value for name, value in result.evaluation.items()}}
+def _epoch_ended(result: EpochResult) -> EpochEnded:
+    return EpochEnded(
+        epoch=result.epoch,
+        loss=result.loss,
+        steps=result.steps,
+        samples_per_s=result.samples_per_s,
+        skipped_steps=result.skipped_steps or None,
+        evaluation=result.evaluation,
+    )
 
 
 def _rate(samples: int, seconds: float) -> float:

@@ -11,24 +11,28 @@ from typing import Final
 
 import torch
 
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.clock import Clock
 from batchcal.core.errors import NothingFits
-from batchcal.core.progress import Field, Progress
-from batchcal.core.units import count_of, format_bytes
+from batchcal.core.progress import Progress
+from batchcal.core.units import format_bytes
 from batchcal.guard.release import trim
+from batchcal.machine.peak_meter import PeakMeter
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share
 from batchcal.train.memory.composition import Composition
 from batchcal.train.memory.monitor import MemoryMonitor, reserve_bytes
 from batchcal.train.memory.predictor import MemoryPredictor
 from batchcal.train.memory.room import Room
-from batchcal.train.options import WhenSplit
 from batchcal.train.recovery.guardian import OOMGuardian, Recovery
 from batchcal.train.sizes.controller import BatchSizeController, Change, ControlSettings
 from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
-from batchcal.workload.batches import nest_bytes
-from batchcal.workload.peak import PeakMeter
-from batchcal.workload.step import LossIsNoNumber
+from batchcal.values.settings import WhenSplit
+from batchcal.values.training_events import Recovered, Resized, TrainingEvent
+from batchcal.workload.not_finite import require_finite
+from batchcal.workload.parameters import trained_parameters
+from batchcal.workload.sample_size import nest_bytes
+from batchcal.workload.step import move
 from batchcal.workload.task import Task
 
 MEASURED_EVERY_S: Final = 1.0
@@ -80,21 +84,32 @@ class MemoryControl:
         scheduler: GradientAccumulationScheduler,
         settings: ControlSettings,
         clock: Clock,
-        progress: Progress,
+        progress: Progress[TrainingEvent],
         batchnorm: WhenSplit = "stop",
+        undivided: str = "",
+        size_rule: SizeRule | None = None,
         group_of: Callable[[int], str] | None = None,
     ) -> None:
         self.predictor, self.scheduler = predictor, scheduler
         self.monitor = monitor
         self.recoveries = 0
+        self.size_rule = size_rule
         self._epoch = self._step = 0
         self._controller = BatchSizeController(scheduler, settings)
-        self._guardian = OOMGuardian(task, device, self, clock=clock, tell=self._recovered, batchnorm=batchnorm)
+        self._guardian = OOMGuardian(
+            task,
+            device,
+            self,
+            clock=clock,
+            tell=self._recovered,
+            batchnorm=batchnorm,
+            undivided=undivided,
+            size_rule=size_rule,
+        )
         self._peak, self._clock, self._progress, self._group_of = peak, clock, progress, group_of
-        self._state_bytes = sum(one.numel() * one.element_size() for one in task.model.parameters() if one.requires_grad)
+        self._task, self._device = task, device
+        self._state_bytes = sum(one.numel() * one.element_size() for one in trained_parameters(task) if one.requires_grad)
         self._optimizer = task.optimizer
-        # In float16 a scaler leaves out the steps whose gradients overflow.
-        self._finite = task.autocast is not torch.float16
         self._passes: Passes | None = None
         self._memory = BatchMemory()
         self._measured_at = float("-inf")
@@ -124,12 +139,9 @@ class MemoryControl:
                 return self.run(passes, first()) + self.run(passes, second())
         batch = self.composition(micro_batch)
         share = self._measured(passes, micro_batch, batch) if self._due(batch) else self._guardian.run(passes, micro_batch)
-        if self._finite and not math.isfinite(share.weighted_loss):
-            raise LossIsNoNumber(
-                f"the loss of a micro-batch of {count_of(micro_batch.samples, 'sample')} is {share.weighted_loss}",
-                known="its gradients would make every parameter the same; nothing has been updated with them",
-                try_="a lower learning rate, gradient clipping (max_norm), or a look at the data",
-            )
+        if not math.isfinite(share.weighted_loss):
+            value = share.weighted_loss / share.weight
+            require_finite(self._task, move(micro_batch.batch, self._device), micro_batch.samples, value)
         return share
 
     def _measured(self, passes: Passes, micro_batch: MicroBatch, batch: Composition) -> Share:
@@ -160,8 +172,9 @@ class MemoryControl:
     def evaluated_in_halves(self, samples: int, why: str) -> None:
         """A batch of the evaluation did not fit."""
         self.recoveries += 1
-        fields: dict[str, Field] = {"phase": "evaluation", "samples": samples, "action": "split", "why": why}
-        self._progress.event("recovered", {"epoch": self._epoch, "step": self._step, **fields})
+        self._progress.event(
+            Recovered(epoch=self._epoch, step=self._step, phase="evaluation", samples=samples, action="split", why=why)
+        )
 
     def prediction_error(self) -> float | None:
         """Median over the groups of `MemoryPredictor.error`. None: nothing was measured."""
@@ -263,26 +276,23 @@ class MemoryControl:
         if change.now < change.was:
             # What the larger size held is still held by the allocator, and would be taken for need.
             trim()
-        self._progress.event(
-            "resized", {"epoch": self._epoch, "step": self._step, "was": change.was, "now": change.now, "why": change.why}
-        )
+        self._progress.event(Resized(epoch=self._epoch, step=self._step, was=change.was, now=change.now, why=change.why))
 
     def _recovered(self, recovery: Recovery) -> None:
         self._failed = True
         self.recoveries += 1
         safe = self._guardian.safe
         self._progress.event(
-            "recovered",
-            {
-                "epoch": self._epoch,
-                "step": self._step,
-                "phase": recovery.where,
-                "samples": recovery.samples,
-                "action": recovery.action,
-                "safe": safe,
-                "lost_s": recovery.lost_s,
-                "why": recovery.why,
-            },
+            Recovered(
+                epoch=self._epoch,
+                step=self._step,
+                phase=recovery.where,
+                samples=recovery.samples,
+                action=recovery.action,
+                safe=safe,
+                lost_s=recovery.lost_s,
+                why=recovery.why,
+            )
         )
         # What is made by cost is not told by its number of samples: all of it is halved.
         by_count = self.scheduler.by_count

@@ -21,6 +21,8 @@ class EpochResult(Record):
     wall_s: float
     """Of the training part, waiting for data included."""
     samples_per_s: float
+    skipped_steps: int = 0
+    """Of `steps`: those that changed no parameter, since a float16 gradient overflowed or nothing in them had a gradient."""
 
 
 class TrainingResult(Record):
@@ -44,5 +46,9 @@ class TrainingResult(Record):
     """How often memory ran out in a pass and it was run again."""
     prediction_error: float | None = None
     """Median |predicted / measured - 1| of the peaks of the latest batches. None: no peak was measured."""
+    skipped_steps: int = 0
+    """Optimizer steps of all epochs that changed no parameter."""
+    checkpoint: str | None = None
+    """File of the latest checkpoint of this run. None: none was written."""
     not_saved: str | None = None
-    """Why the latest checkpoint could not be written. None: it was, or none was asked for."""
+    """Why the latest checkpoint could not be written. None: it was, or checkpoints are off."""

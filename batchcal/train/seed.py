@@ -24,19 +24,3 @@ def seed_everything(seed: int, epoch: int | None = None) -> None:
     seed_numpy = getattr(getattr(numpy, "random", None), "seed", None)
     if callable(seed_numpy):
         seed_numpy(number)
-
-
-def numpy_state() -> list[object] | None:
-    """The state of numpy's global generator as plain values. None: nobody loaded numpy."""
-    get: object = getattr(getattr(sys.modules.get("numpy"), "random", None), "get_state", None)
-    state = get() if callable(get) else None
-    if not isinstance(state, tuple):
-        return None
-    return [part.tolist() if hasattr(part, "tolist") else part for part in state]
-
-
-def restore_numpy(state: object) -> None:
-    """What `numpy_state` told. Without effect where numpy is not loaded now, or was not then."""
-    put: object = getattr(getattr(sys.modules.get("numpy"), "random", None), "set_state", None)
-    if callable(put) and isinstance(state, list):
-        put(tuple(state))

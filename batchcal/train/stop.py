@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
+from typing import Final
+
+from batchcal.core.signals import Repeats
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOOK_S: Final = 0.01
 
 
 class StopWish:
@@ -21,6 +26,7 @@ class StopWish:
         self.asked: str | None = None
         """Why the training is to end after the step that is going on, where that was asked for otherwise."""
         self._before: dict[int, signal._HANDLER] = {}
+        self._repeats = Repeats()
 
     @property
     def granted(self) -> bool:
@@ -30,6 +36,13 @@ class StopWish:
     def ask(self, why: str) -> None:
         """Ends the training after the step that is going on, in order: with a checkpoint and a result."""
         self.asked = why
+
+    def await_signal(self, limit_s: float) -> bool:
+        """Whether a signal arrived, now or within `limit_s`."""
+        until = time.monotonic() + limit_s
+        while self.signal is None and self._before and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        return self.signal is not None
 
     def __enter__(self) -> StopWish:
         if threading.current_thread() is threading.main_thread():
@@ -41,8 +54,13 @@ class StopWish:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        if self._repeats.repeats(number):
+            return
+        if self.signal is None:
+            self.signal = number
+            return
         self._restore()
+        signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

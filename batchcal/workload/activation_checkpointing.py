@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from batchcal.core.errors import UsageError
 from batchcal.guard.release import trim
-from batchcal.workload.peak import PeakMeter
+from batchcal.machine.peak_meter import PeakMeter
 
 AUTO: Final = "auto"
 ROUNDS: Final = 5

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from batchcal.core.errors import UserCodeError
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.workload.facts import TaskFacts
+from batchcal.workload.fetch import collated, fetch, reads_together, sample_at, tolerant
 from batchcal.workload.pickled import pickled_bytes
+from batchcal.workload.sample_size import SizeOf, Weigher, cost_of, listed_costs, nest_bytes, tensors_in
+from batchcal.workload.streams import length_of
 from batchcal.workload.task import Task
+from batchcal.workload.unseen import UNKNOWN, unseen_factor
 
 Part = Literal["train", "eval"]
-SizeOf = Callable[..., float] | Sequence[float] | None
-Found = Literal["size_of", "scan", "partial-scan", "first-samples"]
+Found = Literal["size_of", "scan", "partial-scan", "first-samples", "unknown"]
+"""`unknown`: samples show no size."""
 
 ORDER_LIMIT: Final = 65_536
 """So many of the largest samples are remembered; a larger batch repeats the largest."""
@@ -35,18 +36,22 @@ LOOK_LIMIT_BYTES: Final = 64 * MIB
 """Bytes of them that are kept, at most."""
 PICKLE_LIMIT_BYTES: Final = MIB
 """A dataset that pickles to more is worth a word: every worker that is not forked is sent that much."""
+DRAWS: Final = 4
+DRAWS_S: Final = 0.25
+"""Random batches that are compared with the largest, at most, and for how long."""
+SLOW_SAMPLE_S: Final = 0.02
+SPARED_S: Final = 1.0
+"""With 20 ms a sample an examination spends 3 s on fetching; slower ones share this much for all of its batches."""
 FACTS_BATCH: Final = 8
 """Samples of the batch whose bytes are told; fewer where they are large."""
 FACTS_BATCH_BYTES: Final = 256 * MIB
-_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
-"""Types that are no nest and hold no tensor."""
 
 
 class WorstCase:
     """The largest samples of a dataset and the batches they make.
 
     Args:
-        size_of: sample -> cost, or the costs by index; None: a sample costs its elements.
+        size_of: sample -> cost, or the costs by index; None: what the sample, or its batch of one, holds.
         group_of: sample -> task type. The largest of every type come first, so that a batch meets every part of the model.
         time_limit_s: how long samples may be looked at; the one being loaded is waited for.
         order: the indices found before, largest first; nothing is then looked at.
@@ -67,14 +72,25 @@ class WorstCase:
         order: Sequence[int] | None = None,
     ) -> None:
         self.dataset = task_data
-        self.collate: Callable[..., object] = default_collate if collate is None else collate
-        self.indexable = not isinstance(task_data, IterableDataset) and hasattr(task_data, "__getitem__")
-        self.samples = _length(task_data)
+        self.collate: Callable[..., object] = tolerant(collate) or default_collate
+        self.indexable = not isinstance(task_data, IterableDataset) and (
+            hasattr(task_data, "__getitem__") or hasattr(task_data, "__getitems__")
+        )
+        self.samples = length_of(task_data)
         self.looked_at = 0
         """Samples that were loaded to learn their size."""
+        self.sample_s = 0.0
+        """Seconds that a sample took, where samples were looked at."""
         self.worst_size: float | None = None
+        self.factor = 1.0
+        """How much larger than the largest known sample the largest of an epoch may be."""
+        self._weigher = Weigher(None if collate is default_collate else collate)
+        self._distinct: int | None = None
+        self._loaded: dict[int, object] = {}
         self.found: Found = "scan"
         self._kept: list[object] = []
+        self._ended = False
+        """Whether a stream came to its end within the look."""
         if self.samples == 0:
             raise _empty(task_data)
         if not self.indexable:
@@ -99,15 +115,69 @@ class WorstCase:
 
     def indices(self, size: int) -> list[int]:
         """The `size` largest, the very largest again and again where fewer are known."""
-        chosen = list(self.order[:size])
+        chosen = list(self.order[: size if self._distinct is None else min(size, self._distinct)])
         return chosen + [self.order[0]] * (size - len(chosen))
 
     def batch(self, size: int) -> object:
         """A batch of `size` samples as collated, on the CPU; loaded anew each time, as in training."""
-        return self.collate([self._sample(place) for place in self.indices(size)])
+        return self.batch_at(self.indices(size))
+
+    def random_batch(self, size: int, generator: random.Random) -> object:
+        """A batch of `size` samples as a shuffling loader makes it. Of a stream: of those that were looked at."""
+        known = len(self._kept) if not self.indexable else self.samples or len(self.order)
+        few = size > known
+        return self.batch_at([generator.randrange(known) for _ in range(size)] if few else generator.sample(range(known), size))
+
+    def shapes_change(self, size: int, generator: random.Random) -> bool | None:
+        """Whether the smallest samples, or random ones, make tensors of other shapes than the largest. None: unknown, where
+        samples take long or make no batch."""
+        if self.sample_s * size > DRAWS_S:
+            return None
+        ends = time.monotonic() + DRAWS_S
+        smallest = list(self.order[-size:])
+        smallest += [smallest[-1]] * (size - len(smallest))
+        try:
+            shapes = _shapes(self.batch(size))
+            others = _shapes(self.batch_at(smallest))
+            for _ in range(DRAWS):
+                if others and others != shapes:
+                    return True
+                if time.monotonic() > ends:
+                    break
+                others = _shapes(self.random_batch(size, generator))
+        except Exception:  # noqa: BLE001 - the data may raise anything; a training that meets it reports it
+            return None
+        return bool(others) and others != shapes
+
+    def batch_at(self, places: Sequence[int]) -> object:
+        """The batch of some of `order`, as collated."""
+        if self.indexable and self._distinct is None:
+            return fetch(self.dataset, places, self.collate)
+        return collated([self._sample(place) for place in places], self.collate, self.dataset, places)
+
+    def _refuse_none(self, sample: object, index: int) -> None:
+        if sample is None and self.collate is default_collate:
+            raise UserCodeError(
+                f"sample {index} of {type(self.dataset).__name__} is None, and there is no collate_fn that leaves it out",
+                known="torch's default collate function fails with each batch that has such a sample",
+                try_="Task(collate_fn=...): a function that makes a batch of the samples that are not None: "
+                "default_collate([sample for sample in samples if sample is not None])",
+            )
+
+    def spare(self) -> None:
+        """Load few samples, each once, where one takes long: batches repeat them. Not for measurements of a batch's own time."""
+        alone = self.indexable and not reads_together(self.dataset)
+        if alone and self.sample_s > SLOW_SAMPLE_S:
+            self._distinct = max(2, int(SPARED_S / self.sample_s))
 
     def _sample(self, place: int) -> object:
-        return _item(self.dataset, place) if self.indexable else self._kept[place]
+        if not self.indexable:
+            return self._kept[place]
+        if self._distinct is None:
+            return sample_at(self.dataset, place)
+        if place not in self._loaded:
+            self._loaded[place] = sample_at(self.dataset, place)
+        return self._loaded[place]
 
     def facts(self, task: Task) -> TaskFacts:
         """What `task`, whose training data this is about, says about itself."""
@@ -130,13 +200,15 @@ class WorstCase:
             )
         return TaskFacts(
             train_samples=self.samples,
-            eval_samples=_length(task.eval_data),
+            eval_samples=length_of(task.eval_data),
             parameters=sum(one.numel() for one in parameters),
             parameter_bytes=sum(one.numel() * one.element_size() for one in parameters),
             optimizer=type(task.optimizer).__name__,
             batch_bytes_per_sample=nest_bytes(self.batch(size)) / size,
             worst_case=self.found,
             worst_size=self.worst_size,
+            unseen_factor=self.factor,
+            effective_batch=task.effective_batch,
             dataset_pickle_bytes=pickled.size,
             notes=tuple(notes),
         )
@@ -150,6 +222,11 @@ class WorstCase:
             )
         elif self.found == "first-samples":
             yield f"a stream: the largest of its first {count_of(self.looked_at, 'sample')} stand for all; leave a larger margin"
+        elif self.found == "unknown":
+            yield (
+                f"a sample ({type(self._sample(self.order[0])).__name__}) shows no size, nor does its batch of one: "
+                "any sample may be the largest; give size_of"
+            )
 
     def _listed(self, size_of: Sequence[float], group_of: Callable[..., str] | None, time_limit_s: float) -> tuple[int, ...]:
         """By the costs alone; samples are loaded only for their groups, the largest first."""
@@ -162,7 +239,9 @@ class WorstCase:
         ends = time.monotonic() + time_limit_s
         first: dict[str, int] = {}
         for index in indices[:GROUP_LOOK_LIMIT]:
-            first.setdefault(group_of(_item(self.dataset, index)), index)
+            sample = sample_at(self.dataset, index)
+            if sample is not None:
+                first.setdefault(group_of(sample), index)
             self.looked_at += 1
             if time.monotonic() > ends:
                 break
@@ -176,24 +255,38 @@ class WorstCase:
                 known="a dataset that is read by index says how many samples it has",
                 try_="def __len__(self): ..., or derive it from torch.utils.data.IterableDataset",
             )
-        ends = time.monotonic() + time_limit_s
-        found: list[tuple[float, int]] = []
-        largest: dict[str, tuple[float, int]] = {}
+        began = time.monotonic()
+        ends = began + time_limit_s
+        indices: list[int] = []
+        costs: list[float] = []
+        groups: list[str | None] = []
         for index in _shuffled(self.samples, seed):
-            sample = _item(self.dataset, index)
-            one = cost_of(size_of, sample), index
-            found.append(one)
+            sample = sample_at(self.dataset, index)
+            self._refuse_none(sample, index)
+            indices.append(index)
+            costs.append(self._weigher.cost(sample) if size_of is None else cost_of(size_of, sample))
             if group_of is not None:
-                group = group_of(sample)
-                largest[group] = min(largest.get(group, one), one, key=_by_cost)
+                groups.append(None if sample is None else group_of(sample))
             if time.monotonic() > ends:
                 break
-        self.looked_at = len(found)
-        self.found = "scan" if self.looked_at == self.samples else "partial-scan"
+        self.looked_at = len(indices)
+        self.sample_s = (time.monotonic() - began) / self.looked_at
+        costs = self._weigher.costs(costs)
+        self._judge("scan" if self.looked_at == self.samples else "partial-scan", costs)
+        found = list(zip(costs, indices, strict=True))
+        largest: dict[str, tuple[float, int]] = {}
+        for one, group in zip(found, groups, strict=False):
+            if group is not None:
+                largest[group] = min(largest.get(group, one), one, key=_by_cost)
         found.sort(key=_by_cost)
         self.worst_size = found[0][0]
         first = [index for _, index in sorted(largest.values(), key=_by_cost)]
         return tuple(dict.fromkeys([*first, *(index for _, index in found)]))[:ORDER_LIMIT]
+
+    def _judge(self, found: Found, costs: Sequence[float]) -> None:
+        """How far the largest sample is known, by the `costs` of those that were looked at."""
+        self.found = "unknown" if self._weigher.unknown else found
+        self.factor = UNKNOWN if self._weigher.unknown else unseen_factor(costs, len(costs) if self._ended else self.samples)
 
     def _look(self, size_of: SizeOf, time_limit_s: float) -> tuple[int, ...]:
         """Keeps the first samples of a stream, within limits."""
@@ -203,117 +296,33 @@ class WorstCase:
                 known="a dataset has __getitem__ and __len__, or __iter__",
                 try_="derive it from torch.utils.data.Dataset",
             )
-        ends = time.monotonic() + time_limit_s
+        began = time.monotonic()
+        ends = began + time_limit_s
         held = 0
-        sizes: list[tuple[float, int]] = []
+        costs: list[float] = []
         for sample in self.dataset:
-            sizes.append((cost_of(size_of if callable(size_of) else None, sample), len(self._kept)))
+            self._refuse_none(sample, len(costs))
+            costs.append(cost_of(size_of, sample) if callable(size_of) else self._weigher.cost(sample))
             self._kept.append(sample)
             held += nest_bytes(sample)
             if len(self._kept) >= LOOK_LIMIT or held >= LOOK_LIMIT_BYTES or time.monotonic() > ends:
                 break
-        if not sizes:
+        else:
+            self._ended = True
+        if not costs:
             raise _empty(self.dataset)
-        self.looked_at = len(sizes)
+        self.looked_at = len(costs)
+        self.sample_s = (time.monotonic() - began) / self.looked_at
+        costs = self._weigher.costs(costs)
+        self._judge("first-samples", costs)
+        sizes = [(cost, place) for place, cost in enumerate(costs)]
         sizes.sort(key=_by_cost)
         self.worst_size = sizes[0][0]
         return tuple(place for _, place in sizes)
 
 
-def elements(value: object) -> int:
-    """How many values a sample holds, in tensors, arrays, texts and any nest of them."""
-    return sum(_leaf_elements(leaf) for leaf in _leaves(value))
-
-
-def nest_bytes(value: object) -> int:
-    """Bytes of the tensors and arrays in any nest. Asked of every batch of a training: names and counts by row are passed over
-    at once."""
-    total = 0
-    rest = [value]
-    while rest:
-        one = rest.pop()
-        if isinstance(one, Tensor):
-            total += one.nbytes
-        elif (inside := _children(one)) is not None:
-            rest.extend(child for child in inside if type(child) not in _PLAIN)
-        elif isinstance(size := getattr(one, "nbytes", 0), int):
-            total += size
-    return total
-
-
-def _leaf_elements(leaf: object) -> int:
-    if isinstance(leaf, Tensor):
-        return leaf.numel()
-    if isinstance(leaf, str | bytes | bytearray):
-        return len(leaf)
-    size: object = getattr(leaf, "size", 1)
-    if isinstance(size, tuple):  # of a PIL image: width, height
-        width, height = (*size, 1, 1)[:2]
-        return width * height if isinstance(width, int) and isinstance(height, int) else 1
-    return size if isinstance(size, int) else 1
-
-
-def _leaves(value: object) -> Iterator[object]:
-    inside = _children(value)
-    if inside is not None:
-        for child in inside:
-            yield from _leaves(child)
-    elif value is not None:
-        yield value
-
-
-def _children(value: object) -> Iterable[object] | None:
-    """What a nest holds. None: it is no nest."""
-    if isinstance(value, Tensor) or type(value) in _PLAIN:
-        return None
-    if isinstance(value, Mapping):
-        return value.values()
-    if isinstance(value, list | tuple | set | frozenset):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name) for field in fields(value)]
-    return None
-
-
-def listed_costs(size_of: Sequence[float], samples: int) -> Tensor:
-    """The costs of all samples, (samples) float64.
-
-    Raises:
-        UserCodeError: not one finite number for each sample.
-    """
-    count = len(size_of)
-    if count != samples:
-        raise UserCodeError(
-            f"size_of has {count_of(count, 'cost')}, the training data {count_of(samples, 'sample')}",
-            known="a sequence gives the cost of each sample, by index",
-            try_="size_of=[len(text) for text in texts], or a function: size_of=lambda sample: len(sample['text'])",
-        )
-    try:
-        sizes = torch.as_tensor(size_of, dtype=torch.float64).flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _no_cost(f"a sequence with something else: {error}") from None
-    if len(sizes) != count or not bool(sizes.isfinite().all()):
-        raise _no_cost("a sequence with what is not one finite number for each sample")
-    return sizes
-
-
-def cost_of(size_of: SizeOf, sample: object) -> float:
-    """What `sample` costs by a function `size_of`; its elements where there is none.
-
-    Raises:
-        UserCodeError: `size_of` gave something other than a finite number.
-    """
-    if not callable(size_of):
-        return float(elements(sample))
-    given: object = size_of(sample)
-    cost = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
-    try:
-        number = float(cost) if isinstance(cost, int | float) or hasattr(cost, "__float__") else float("nan")
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not math.isfinite(number):
-        raise _no_cost(repr(given)[:80])
-    return number
+def _shapes(batch: object) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors_in(batch)]
 
 
 def _by_cost(found: tuple[float, int]) -> tuple[float, int]:
@@ -337,23 +346,7 @@ def _shuffled(count: int, seed: int) -> Iterator[int]:
             yield index
 
 
-def _length(dataset: object) -> int | None:
-    return len(dataset) if isinstance(dataset, Sized) else None
-
-
-def _item(dataset: Dataset[object], index: int) -> object:
-    return dataset[index]
-
-
 def _empty(dataset: object) -> UserCodeError:
     return UserCodeError(
         f"{type(dataset).__name__} is empty", known="there is no sample to measure with", try_="look at the path of the data"
-    )
-
-
-def _no_cost(given: str) -> UserCodeError:
-    return UserCodeError(
-        f"size_of gave {given}",
-        known="the cost of a sample is one finite number, larger for samples that need more memory",
-        try_="size_of=lambda sample: len(sample['text'])",
     )

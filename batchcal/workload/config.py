@@ -11,6 +11,7 @@ margin = "15%"
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -18,17 +19,20 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from batchcal.core.errors import UsageError
+from batchcal.core.settings import Source
 from batchcal.core.values import Frozen
 from batchcal.workload.reference import Scalar, TaskReference, parse_spec
 
 TABLES: Final = ("calibrate", "plan", "train", "hpo")
 """Tables of settings that a config may have, besides [task]."""
+OWN_FILE: Final = "batchcal.toml"
+PYPROJECT: Final = "pyproject.toml"
 TASK_KEYS: Final = ("spec", "args")
 
 Toml: TypeAlias = Mapping[str, object]
 """A table as tomllib reads it: text, numbers, booleans, dates, lists and tables by key."""
 
-_EXAMPLE: Final = '[task] spec = "train.py:task"'
+_EXAMPLE: Final = '[task]\nspec = "train.py:task"'
 _TOO_LARGE: Final = 1 << 20
 
 
@@ -58,10 +62,10 @@ def project_config(directory: Path) -> Config | None:
     Raises:
         UsageError: as `read_config`.
     """
-    path = directory / "batchcal.toml"
+    path = directory / OWN_FILE
     if path.is_file():
         return read_config(path, directory=directory)
-    path = directory / "pyproject.toml"
+    path = directory / PYPROJECT
     if not path.is_file():
         return None
     tool = _parsed(path).get("tool")
@@ -71,6 +75,25 @@ def project_config(directory: Path) -> Config | None:
     if not isinstance(table, dict):
         raise UsageError(f"{path}: tool.batchcal is not a table", try_='[tool.batchcal.task] spec = "train.py:task"')
     return config_of(table, path, directory=directory)
+
+
+def project_source(directory: Path) -> tuple[Source, Config] | None:
+    """The settings of the project: the nearest batchcal.toml or pyproject.toml with [tool.batchcal], upwards, no further than the
+    repository's root.
+
+    Raises:
+        UsageError: as `read_config`.
+    """
+    for folder in (directory, *directory.parents):
+        config = project_config(folder)
+        if config is not None:
+            own = folder / OWN_FILE
+            path = own if own.is_file() else folder / PYPROJECT
+            name = path.name if folder == directory else str(path)
+            return Source(name, config.tables, prefix="tool.batchcal." if path.name == PYPROJECT else ""), config
+        if (folder / ".git").exists():
+            break
+    return None
 
 
 def config_of(document: Toml, path: Path, *, directory: Path) -> Config:
@@ -133,16 +156,29 @@ def _scalar(path: Path, name: str, value: object) -> Scalar:
     raise UsageError(
         f"{path}: {name} in [task.args] is {kind}",
         known="arguments of a task are texts, numbers, true and false: they go into calibration.json and to child processes",
-        try_=f'{name} = "a,b,c", taken apart in the factory',
+        try_=_scalar_instead(name, value),
+    )
+
+
+def _scalar_instead(name: str, value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, str | int | float) for item in value):
+        text = ",".join(str(item) for item in value)
+        return f"{name} = {json.dumps(text)} below [task.args], and split the text in the function"
+    return (
+        f"{name} = 1.0 below [task.args]" if isinstance(value, float) else f"{name} = {json.dumps(str(value))} below [task.args]"
     )
 
 
 def _unknown(path: Path, what: str, name: str, names: tuple[str, ...], *, kind: str, more: str = "") -> UsageError:
+    def shown(one: str) -> str:
+        head, _, tail = what.removeprefix("table ").rpartition(name)
+        return f"{head}{one}{tail}" if what.startswith("table ") else one
+
     close = difflib.get_close_matches(name, names, n=1)
     return UsageError(
-        f"{path}: unknown {what}" + (f" (did you mean {close[0]!r}?)" if close else ""),
-        known=f"{kind} there are: {', '.join(names)}" + (f"; {more}" if more else ""),
-        try_=f"{close[0]} instead of {name}" if close else f"remove {name}",
+        f"{path}: unknown {what}" + (f" (did you mean {close[0]}?)" if close else ""),
+        known=f"valid {kind}: {', '.join(names)}" + (f"; {more}" if more else ""),
+        try_=f"{shown(close[0])} instead of {shown(name)}" if close else f"remove {shown(name)}",
     )
 
 
@@ -153,9 +189,9 @@ def _parsed(path: Path) -> Toml:
     if not path.exists():
         found = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, found, n=1)
-        listed = f"in {path.parent} there are {', '.join(found[:8])}" if found else f"no config is in {path.parent}"
-        better = path.with_name(close[0]) if close else "configs/handwriting.toml"
-        raise UsageError(f"there is no file {path}", known=listed, try_=f"{better}")
+        listed = f"TOML files in {path.parent}: {', '.join(found[:8])}" if found else f"{path.parent} has no TOML file"
+        better = f"{close[0]} instead of {path.name}" if close else f"a new file {path.name} with\n{_EXAMPLE}"
+        raise UsageError(f"there is no file {path}", known=listed, try_=better)
     if not path.is_file():  # reading a FIFO would wait for ever
         raise UsageError(f"{path} is not a regular file", known=known, try_=_EXAMPLE)
     try:
@@ -167,7 +203,11 @@ def _parsed(path: Path) -> Toml:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8", known=f"byte {error.start}: {error.reason}", try_="save it as UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}", known=known, try_='texts need quotes: spec = "train.py:task"') from None
+        raise UsageError(
+            f"{path} is not TOML: {error}",
+            known=known,
+            try_='correct that line; a table is [task], and texts need quotes: spec = "train.py:task"',
+        ) from None
     return parsed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from batchcal.core.errors import UsageError
@@ -29,8 +30,8 @@ def reference_of(target: str, *, directory: Path) -> TaskReference:
         if reference is None:
             raise UsageError(
                 f"{target} has no table [task]",
-                known="without one it says how to measure, not what",
-                try_='[task] spec = "train.py:task"',
+                known="that table names the function that returns the task",
+                try_='[task]\nspec = "train.py:task"',
             )
         return reference
     if ":" not in target and target.isprintable():
@@ -50,19 +51,19 @@ def _without_factory(target: str, directory: Path) -> UsageError:
         configs = sorted(path.glob("*.toml")) or sorted(path.glob("*.py"))
         example = (Path(target) / (configs[0].name if configs else "train.py")).as_posix()
         ending = "" if example.endswith(".toml") else ":task"
-        return UsageError(f"{target} is a folder", known=_FORMS, try_=f"batchcal calibrate {example}{ending}")
+        return UsageError(f"{target} is a folder", known=_FORMS, try_=f"batchcal calibrate {quote(example + ending)}")
     if target.endswith(".py"):
         file = file_of(Spec(target, None, "task"), directory)
         own = _functions(file)
         likely = next((name for name in own if "task" in name), own[0] if own else "task")
         return UsageError(
-            f"{target} is a file, and which function in it returns the task is not said",
-            known=f"its functions are {', '.join(own[:8])}" if own else "it defines no function at its top level",
-            try_=f"batchcal calibrate {target}:{likely}",
+            f"{target} is a file; the name of the function in it that returns the task is missing",
+            known=f"functions in it: {', '.join(own[:8])}" if own else "it defines no function at its top level",
+            try_=f"batchcal calibrate {quote(target)}:{likely}",
         )
     if path.is_file():
         return UsageError(f"{target} is neither a config nor Python", known=_FORMS, try_="batchcal calibrate train.py:task")
-    return UsageError(f"{target!r} names no function", known=_FORMS, try_=f"batchcal calibrate {target}:task")
+    return UsageError(f"{target!r} names no function", known=_FORMS, try_=f"batchcal calibrate {quote(target)}:task")
 
 
 def _functions(file: Path) -> list[str]:

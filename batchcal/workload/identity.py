@@ -1,20 +1,19 @@
-"""Which task this is, told from its sources and arguments without importing them (and so without torch)."""
+"""Which task this is, determined from its sources and arguments without importing them (and so without torch)."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from batchcal.core.canonical import JSON, dumps_line
 from batchcal.core.values import Record
-from batchcal.workload.modules import file_of, module_of_file, no_module
+from batchcal.workload.modules import file_of, module_named, module_of_file, no_module
 from batchcal.workload.reference import Scalar, TaskReference, parse_spec
+from batchcal.workload.syntax import Import, Syntax, syntax_error, syntax_of
 
 _BATCHCAL: Final = "batchcal"
 _EXAMPLES: Final = "batchcal.workload.examples"
@@ -22,7 +21,7 @@ _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
 
 class TaskIdentity(Record):
-    """Which task, told without loading torch."""
+    """Which task, determined without loading torch."""
 
     spec: str
     """`module:factory` or `file.py:factory`, as given."""
@@ -30,27 +29,38 @@ class TaskIdentity(Record):
     sources: dict[str, str]
     """sha256 of each source file that defines the task, by path relative to the project (or module name)."""
     digest: str
-    """sha256 over the above."""
+    """sha256 over the factory's name, the arguments and the hashes of the sources. Independent of folders."""
+    hashes: Literal["bytes", "syntax"] = "bytes"
+    """What the hashes of `sources` cover: all bytes (up to batchcal 0.1.0), or the syntax trees without docstrings."""
+    folder: str | None = None
+    """Absolute: where the file of the factory was."""
 
 
 def identify(reference: TaskReference) -> TaskIdentity:
     """Hashes the file that the spec names and every module of the project that it imports, directly or through others.
 
-    Modules are found by reading import statements, those within functions too; what is imported by a computed name is not seen.
-    Installed packages are told by their versions elsewhere, data by nobody: neither touching a file nor other data changes it.
+    Modules are found by reading import statements, also those within functions; what is imported by a computed name is not
+    covered. Comments, docstrings, formatting, data and the folder do not change the identity. Installed packages are compared by
+    their versions elsewhere.
 
     Raises:
         UsageError: there is no such module or file.
+        UserCodeError: Python cannot read the factory's file.
     """
-    sources = _Sources(reference).hashed()
+    sources = _Sources(reference)
+    hashes = sources.hashed()
+    start = hashes[sources.key]
     arguments: dict[str, JSON] = dict(reference.arguments.items())
-    hashes: dict[str, JSON] = dict(sources.items())
-    document: dict[str, JSON] = {"spec": reference.spec, "arguments": arguments, "sources": hashes}
+    others: list[JSON] = [*sorted(value for key, value in hashes.items() if key != sources.key)]
+    factory = parse_spec(reference.spec).attribute
+    document: dict[str, JSON] = {"factory": factory, "arguments": arguments, "source": start, "others": others}
     return TaskIdentity(
         spec=reference.spec,
         arguments=reference.arguments,
-        sources=sources,
+        sources=hashes,
         digest=hashlib.sha256(dumps_line(document)).hexdigest(),
+        hashes="syntax",
+        folder=str(sources.folder),
     )
 
 
@@ -58,22 +68,30 @@ class _Sources:
     """Walks the import statements of a task."""
 
     def __init__(self, reference: TaskReference) -> None:
-        self._directory = Path(reference.directory).resolve()
-        self._roots = [str(self._directory)]
+        directory = Path(reference.directory).resolve()
         spec = parse_spec(reference.spec)
         if spec.file is not None:
-            file = file_of(spec, self._directory)
+            file = file_of(spec, directory)
             named = module_of_file(file)
-            self._roots = [*map(str, named.folders), *self._roots]
+            self._path = [*map(str, named.folders), *sys.path, *map(str, (*named.parents, directory))]
+            packages = [folder for folder in named.folders if folder != file.parent]
+            self._project = (*packages, *named.folders, directory)
             self._start, self._start_file = named.name, file
         else:
+            self._path = [str(directory), *sys.path]
+            self._project = (directory,)
             self._start = spec.module or ""
             found = self._spec_of(self._start)
             start_file = None if found is None else _file(found)
             if start_file is None:
                 missing = (name for name in _with_parents(self._start) if self._spec_of(name) is None)
-                raise no_module(self._start, next(missing, self._start), spec.attribute, self._directory)
+                raise no_module(self._start, next(missing, self._start), spec.attribute, directory)
             self._start_file = start_file
+            syntax = syntax_of(start_file.read_bytes(), start_file.name)
+            if start_file.suffix == ".py" and syntax.error:
+                raise syntax_error(self._key(self._start, start_file), syntax.error)
+        self.folder = self._start_file.parent
+        self.key = self._key(self._start, self._start_file)
 
     def hashed(self) -> dict[str, str]:
         """sha256 by name of each source file, sorted."""
@@ -87,10 +105,13 @@ class _Sources:
                 continue
             seen.add(file)
             source = file.read_bytes()
-            hashes[self._key(name, file)] = hashlib.sha256(source).hexdigest()
-            if file.suffix == ".py":
-                package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-                waiting += self._local(_imported(source, package))
+            if file.suffix != ".py":
+                hashes[self._key(name, file)] = hashlib.sha256(source).hexdigest()
+                continue
+            syntax = syntax_of(source, file.name)
+            hashes[self._key(name, file)] = syntax.digest
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += self._local(_imported(syntax, package))
         return dict(sorted(hashes.items()))
 
     def _local(self, names: list[str]) -> Iterator[tuple[str, Path]]:
@@ -110,15 +131,15 @@ class _Sources:
     def _is_local(self, name: str, file: Path) -> bool:
         if _is_example(name):
             return True
-        return file.is_relative_to(self._directory) and _INSTALLED.isdisjoint(file.relative_to(self._directory).parts)
+        root = next((folder for folder in self._project if file.is_relative_to(folder)), None)
+        return root is not None and _INSTALLED.isdisjoint(file.relative_to(root).parts)
 
     def _spec_of(self, name: str) -> ModuleSpec | None:
         """Where Python would find the module; its parents are not imported for it."""
         spec: ModuleSpec | None = None
         for part in _with_parents(name):
             if "." not in part:
-                # One search over all: a folder without __init__.py gives way to a package that comes later on the path.
-                spec = PathFinder.find_spec(part, [*self._roots, *sys.path]) or _hooked(part)
+                spec = module_named(part, self._path)
             else:
                 folders = None if spec is None else spec.submodule_search_locations
                 spec = None if folders is None else _below(part, list(folders))
@@ -127,9 +148,8 @@ class _Sources:
         return spec
 
     def _key(self, name: str, file: Path) -> str:
-        if not _is_example(name) and file.is_relative_to(self._directory):
-            return file.relative_to(self._directory).as_posix()
-        return name
+        root = next((folder for folder in self._project if file.is_relative_to(folder)), None)
+        return name if root is None or _is_example(name) else file.relative_to(root).as_posix()
 
 
 def _below(name: str, folders: list[str]) -> ModuleSpec | None:
@@ -148,40 +168,25 @@ def _file(spec: ModuleSpec) -> Path | None:
     return Path(spec.origin).resolve() if spec.has_location and spec.origin is not None else None
 
 
-def _hooked(top: str) -> ModuleSpec | None:
-    """Where the hooks of editable installs find a top-level module; finding it imports nothing."""
-    try:
-        return importlib.util.find_spec(top)
-    except (ValueError, ImportError):
-        return None
-
-
-def _imported(source: bytes, package: str) -> list[str]:
+def _imported(syntax: Syntax, package: str) -> list[str]:
     """The modules that a file may import by name; `from a import b` may mean the module `a.b`."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return []  # said, with the line, when it is loaded
     names: dict[str, None] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update(dict.fromkeys(alias.name for alias in node.names))
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, package)
-            if base is not None:
-                names[base] = None
-                names.update(dict.fromkeys(f"{base}.{alias.name}" for alias in node.names if alias.name != "*"))
+    for each in syntax.imports:
+        base = _absolute(each, package)
+        if base is not None:
+            names[base] = None
+            names.update(dict.fromkeys(f"{base}.{name}" for name in each.names))
     return list(names)
 
 
-def _absolute(node: ast.ImportFrom, package: str) -> str | None:
-    if node.level == 0:
-        return node.module
+def _absolute(each: Import, package: str) -> str | None:
+    if each.level == 0:
+        return each.module
     parts = package.split(".")
-    kept = parts[: len(parts) - node.level + 1]
+    kept = parts[: len(parts) - each.level + 1]
     if not package or not kept:
         return None
-    return ".".join([*kept, *([node.module] if node.module else [])])
+    return ".".join([*kept, *([each.module] if each.module else [])])
 
 
 def _with_parents(name: str) -> list[str]:

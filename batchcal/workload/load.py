@@ -1,12 +1,14 @@
-"""Turns a TaskReference into a Task by running the user's module and factory. Only ever in a child, or in the training itself."""
+"""Turns a TaskReference into a Task by running the user's module and factory. Only in a child, or in the training itself."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Final
 
@@ -16,37 +18,55 @@ from torch.optim import Optimizer
 
 from batchcal.core.errors import BatchcalError, UsageError, UserCodeError
 from batchcal.workload.blame import blame, in_user_code
+from batchcal.workload.lazy import initialise_lazy
 from batchcal.workload.modules import file_of, make_importable, module_of_file, no_module
 from batchcal.workload.reference import Spec, TaskReference, parse_spec
+from batchcal.workload.settings_kept import settings_kept, warned
 from batchcal.workload.task import Task
+from batchcal.workload.unsupported import refuse_unsupported
 
 _TEMPLATE: Final = "return batchcal.Task(model=..., optimizer=..., train_data=..., loss=...)"
 _DEVICE: Final = "device"
 
 
-def load_task(reference: TaskReference, *, device: str) -> Task:
-    """Imports the module, calls the factory with what its signature names, and looks whether a task came back.
+def load_task(reference: TaskReference, *, device: str, note: Callable[[str], None] = warned) -> Task:
+    """Imports the module, calls the factory with what its signature names, and checks that it returns a task.
 
     The factory gets `device` (a torch.device) and the reference's arguments, by name, `device` only where it takes one. The
-    module stays in sys.modules and its folder on sys.path, so that DataLoader workers, spawned ones too, find the classes of
-    what they are sent.
+    module stays in sys.modules, its folder on sys.path and its name in sys.argv, as under `python FILE`, so that DataLoader
+    workers, also spawned ones, find the classes of their datasets and import the same module.
+
+    Args:
+        note: gets a line for each setting of the module that batchcal replaces.
 
     Raises:
         UsageError: no such module, file or function; an argument that the factory does not take, or one that it lacks.
-        UserCodeError: the module or the factory raised, or exited, or what came back is no task that can be trained.
+        UserCodeError: the module or the factory raised, or exited, or the result is not a task that can be trained.
     """
     spec = parse_spec(reference.spec)
     directory = Path(reference.directory)
-    module = _import_module(spec, directory) if spec.file is None else _import_file(spec, directory)
-    factory = _factory(module, spec)
-    arguments = _arguments(factory, reference, torch.device(device))
-    try:
-        made = factory(**arguments)
-    except BatchcalError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise blame(error, f"the factory {reference.spec}", try_=_alone(module, spec, arguments)) from error
-    return _checked(made, reference.spec)
+    sys.argv = [_script(spec, directory)]
+    with settings_kept(spec.file or spec.module or "", note):
+        module = _import_module(spec, directory) if spec.file is None else _import_file(spec, directory)
+        factory = _factory(module, spec)
+        arguments = _arguments(factory, reference, torch.device(device))
+        try:
+            made = factory(**arguments)
+        except BatchcalError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise blame(error, f"the factory {reference.spec}", try_=_alone(module, spec, arguments)) from error
+    task = _checked(made, reference.spec)
+    initialise_lazy(task, torch.device(device))
+    return task
+
+
+def _script(spec: Spec, directory: Path) -> str:
+    """sys.argv[0] under `python FILE`, or under `python -m MODULE` as far as the disk shows its file."""
+    if spec.file is not None:
+        return spec.file
+    file = directory / f"{(spec.module or '').replace('.', '/')}.py"
+    return str(file) if file.is_file() else spec.module or ""
 
 
 def _import_module(spec: Spec, directory: Path) -> ModuleType:
@@ -67,13 +87,16 @@ def _import_module(spec: Spec, directory: Path) -> ModuleType:
 def _import_file(spec: Spec, directory: Path) -> ModuleType:
     file = file_of(spec, directory)
     named = module_of_file(file)
-    make_importable((*named.folders, directory) if directory not in named.folders else named.folders)
+    make_importable(named.folders, (*named.parents, directory))
     try:
         module = importlib.import_module(named.name)
     except BatchcalError:
         raise
     except (Exception, SystemExit) as error:
-        raise blame(error, f"importing {spec.file}", try_=f"python {spec.file}") from error
+        try_ = f"python {quote(spec.file or '')}"
+        if isinstance(error, ImportError) and error.name is None and "." not in named.name and "relative" in str(error):
+            try_ = f"an absolute import, or another name for the folder: a module {file.parent.name} is installed already"
+        raise blame(error, f"importing {spec.file}", try_=try_) from error
     origin = getattr(module, "__file__", None)
     if not isinstance(origin, str) or Path(origin).resolve() != file:
         raise UsageError(
@@ -93,15 +116,17 @@ def _factory(module: ModuleType, spec: Spec) -> Callable[..., object]:
             close = difflib.get_close_matches(name, own, n=1) or own[:1]
             raise UsageError(
                 f"{where} has no {spec.attribute}",
-                known=f"its functions are {', '.join(own[:8])}" if own else "it defines no function",
-                try_=f"batchcal calibrate {where}:{close[0]}" if close else f"def task(device): {_TEMPLATE}",
+                known=f"functions in it: {', '.join(own[:8])}" if own else "it defines no function",
+                try_=f"batchcal calibrate {quote(where or '')}:{close[0]}" if close else f"def task(device): {_TEMPLATE}",
             )
         value = getattr(value, name)
     if not callable(value):
         raise UsageError(
             f"{where}:{spec.attribute} is {_a(value)}, not a function",
-            known="every measurement builds its task anew, in a process of its own",
-            try_=f"def task(device): {_TEMPLATE}",
+            known=f"functions in {where}: {', '.join(names)}"
+            if (names := _functions(module))
+            else "each measurement calls this function, to build the task again in its own process",
+            try_=f"batchcal calibrate {quote(where or '')}:{names[0]}" if names else f"def task(device): {_TEMPLATE}",
         )
     return value
 
@@ -131,9 +156,9 @@ def _arguments(factory: Callable[..., object], reference: TaskReference, device:
         if name not in by_name and not takes_any:
             close = difflib.get_close_matches(name, own, n=1)
             raise UsageError(
-                f"{reference.spec} takes no argument {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""),
+                f"{reference.spec} takes no argument {name!r}" + (f" (did you mean {close[0]}?)" if close else ""),
                 known=f"it takes {', '.join(own)}" if own else "it takes no argument but the device",
-                try_=f"[task.args] {close[0] if close else own[0]} = ..." if own else f"leave {name} out of [task.args]",
+                try_=f"{close[0]} instead of {name} below [task.args]" if close else f"remove {name} from [task.args]",
             )
     given: dict[str, object] = dict(reference.arguments)
     if _DEVICE in by_name:
@@ -144,7 +169,7 @@ def _arguments(factory: Callable[..., object], reference: TaskReference, device:
             raise UsageError(
                 f"{reference.spec} needs an argument {one.name!r}, which it is not given",
                 known="a factory is called with `device`, where it takes one, and the [task.args] of its config, all by name",
-                try_=f"[task.args] {one.name} = ...; or a default: def {reference.spec.rpartition(':')[2]}({one.name}=...)",
+                try_=f"{one.name} = ... below [task.args]; or a default: def {reference.spec.rpartition(':')[2]}({one.name}=...)",
             )
     return given
 
@@ -154,14 +179,18 @@ def _alone(module: ModuleType, spec: Spec, arguments: Mapping[str, object]) -> s
     plain = {name: str(value) if name == _DEVICE else value for name, value in arguments.items()}
     given = ", ".join(f"{name}={value!r}" for name, value in plain.items())
     call = f"import {module.__name__} as m; m.{spec.attribute}({given})"
-    return f'python -c "{call}"' if spec.file is None else f'cd {Path(module.__file__ or ".").parent}; python -c "{call}"'
+    folder = quote(str(Path(module.__file__ or ".").parent))
+    return f'python -c "{call}"' if spec.file is None else f'cd {folder}; python -c "{call}"'
 
 
 def _checked(made: object, spec: str) -> Task:
     if inspect.iscoroutine(made):
         made.close()  # or Python warns, later and elsewhere, that nobody waited for it
     if not isinstance(made, Task):
-        raise UserCodeError(f"{spec} returned {_a(made)}", known="a factory returns a batchcal.Task", try_=_TEMPLATE)
+        raise UserCodeError(
+            f"{spec} returned {_a(made)}", known="the function that the SPEC names has to return a batchcal.Task", try_=_TEMPLATE
+        )
+    refuse_unsupported(made, spec)
     reads = hasattr(made.train_data, "__getitem__") or hasattr(made.train_data, "__iter__")
     wrong = (
         (not isinstance(made.model, nn.Module), "model", made.model, "a torch.nn.Module"),
@@ -174,11 +203,25 @@ def _checked(made: object, spec: str) -> Task:
             raise UserCodeError(
                 f"{spec} returned a Task whose {name} is {_a(value)}", known=f"{name} is {wanted}", try_=_TEMPLATE
             )
+    if any(parameter.is_meta for parameter in made.model.parameters()):
+        raise UserCodeError(
+            f"{spec} returned a Task whose model is on the device 'meta', without values",
+            known="it was built under torch.device('meta'), or for weights that are loaded later",
+            try_="model.to_empty(device=device), then its initial or loaded weights, before the optimizer is built",
+        )
+    effective: object = made.effective_batch
+    is_count = isinstance(effective, int) and not isinstance(effective, bool) and effective >= 1
+    if effective is not None and not is_count:
+        raise UserCodeError(
+            f"{spec} returned a Task whose effective_batch is {effective!r}",
+            known="effective_batch is the number of samples per optimizer step: an int of 1 or more, or None",
+            try_="batchcal.Task(..., effective_batch=64)",
+        )
     optimized = {id(parameter) for group in made.optimizer.param_groups for parameter in group["params"]}
     if optimized.isdisjoint(id(parameter) for parameter in made.model.parameters()):
         raise UserCodeError(
             f"{spec} returned a Task whose optimizer holds none of the model's parameters",
-            known="it would update something else: another model, or this one's before its parameters were replaced",
+            known="training would not change this model: the optimizer has parameters of another model, or replaced ones",
             try_="build the optimizer last: torch.optim.AdamW(model.parameters())",
         )
     return made

@@ -6,19 +6,21 @@ import copy
 import random
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from batchcal.core.errors import UserCodeError
-from batchcal.workload.batches import Part, nest_bytes
+from batchcal.workload.batches import Part
+from batchcal.workload.operators import OperatorWatch
+from batchcal.workload.sample_size import nest_bytes
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
 
-class LiveBlocks(TorchDispatchMode):
+class LiveBlocks(OperatorWatch):
     """The blocks of memory that a step holds at once, seen tensor by tensor; works on fake tensors too.
 
     Follows every storage that an operation returns, until it is freed; `peak` is the fullest moment, block by block.
@@ -35,8 +37,7 @@ class LiveBlocks(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        initialise: Callable[[], None] = super().__init__  # torch has no types for it
-        initialise()
+        super().__init__()
         self._live: dict[int, int] = {}
         self._ignored: dict[int, torch.UntypedStorage] = {}
         self._bytes = 0
@@ -50,18 +51,10 @@ class LiveBlocks(TorchDispatchMode):
             storage = tensor.untyped_storage()
             self._ignored[id(storage)] = storage  # kept, so that nobody else gets its id
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        result = func(*args, **(kwargs or {}))
+    def ran(self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf.untyped_storage())
-        return result
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
@@ -89,7 +82,8 @@ def run_step(task: Task, batch: object, part: Part) -> None:
             with torch.no_grad():
                 (task.eval_step or task.loss)(task.model, batch)
             return
-    loss.backward()
+    if loss.requires_grad:  # a constant where nothing is labelled
+        loss.backward()
 
 
 def make_fake(model: nn.Module, fake: FakeTensorMode) -> dict[int, nn.Parameter]:

@@ -29,6 +29,8 @@ class Pickled(NamedTuple):
     complete: bool
     """False: at least `size`; a limit ended the counting."""
     why_not: str = ""
+    array_bytes: int = 0
+    """Of tensors and arrays, as far as they were counted."""
 
 
 class _Enough(Exception):
@@ -94,9 +96,10 @@ def pickled_bytes(value: object) -> Pickled:
         pickler.dispatch_table = _CountedTypes(counter)
         pickler.dump(value)
     except _Enough:
-        return Pickled(counter.count, complete=False)
+        return Pickled(counter.count, complete=False, array_bytes=counter.count - counter.streamed)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a user's __getstate__ and __reduce__ may raise anything
-        return Pickled(None, complete=True, why_not=f"{type(error).__name__}: {error}".splitlines()[0][:200])
-    return Pickled(counter.count, complete=True)
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return Pickled(None, complete=True, why_not=why, array_bytes=counter.count - counter.streamed)
+    return Pickled(counter.count, complete=True, array_bytes=counter.count - counter.streamed)

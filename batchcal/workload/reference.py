@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import NamedTuple
 
 from batchcal.core.errors import UsageError
@@ -50,7 +51,7 @@ def parse_spec(text: str) -> Spec:
         raise UsageError(
             f"{text!r} has no {missing}",
             known="a SPEC names a module or a file, and the function in it that returns the task",
-            try_=f"batchcal calibrate {better}",
+            try_=f"batchcal calibrate {quote(better)}",
         )
     names = attribute.split(".")
     if not all(name.isidentifier() for name in names):
@@ -58,12 +59,12 @@ def parse_spec(text: str) -> Spec:
         raise UsageError(
             f"{attribute!r} in {text!r} is not the name of a function",
             known="batchcal calls it itself; arguments come from [task.args] of a config",
-            try_=f"batchcal calibrate {where}:{bare if bare.isidentifier() else 'task'}",
+            try_=f"batchcal calibrate {quote(where)}:{bare if bare.isidentifier() else 'task'}",
         )
     if any(name.startswith("__") for name in names):
         raise UsageError(
             f"{attribute!r} in {text!r} is a name of Python's own", known="a task's factory is a function that you wrote",
-            try_=f"batchcal calibrate {where}:task",
+            try_=f"batchcal calibrate {quote(where)}:task",
         )  # fmt: skip
     if where.endswith(".py") or "/" in where or "\\" in where:
         return Spec(where, None, attribute)
@@ -71,7 +72,7 @@ def parse_spec(text: str) -> Spec:
         raise UsageError(
             f"{where!r} in {text!r} is neither a module nor a file",
             known="a module is names joined by dots, a file ends with .py",
-            try_=f"batchcal calibrate {where.strip('.')}.py:{attribute}",
+            try_=f"batchcal calibrate {quote(where.strip('.') + '.py')}:{attribute}",
         )
     return Spec(None, where, attribute)
 
@@ -86,9 +87,17 @@ def parse_arguments(text: str, *, name: str) -> dict[str, Scalar]:
     for part in text.split(","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key.isidentifier() or not value:
-            raise UsageError(f"{name} {part.strip()!r} is not NAME=VALUE", try_=f"--{name} d_model=1024,n_layers=256")
+            raise UsageError(
+                f"--{name} {part.strip()!r} is not NAME=VALUE",
+                known="NAME is an argument of the task function",
+                try_=f"--{name} {key if key.isidentifier() else 'd_model'}=1024",
+            )
         if key in found:
-            raise UsageError(f"{name} names {key} twice", try_=f"--{name} {key}={value}")
+            raise UsageError(
+                f"--{name} names {key} twice",
+                known=f"one --{name} is one set of values",
+                try_=f"--{name} {key}={found[key]} --{name} {key}={value}",
+            )
         found[key] = _scalar(value)
     return found
 

@@ -8,6 +8,9 @@ A group of micro-batches makes one update, exact however the samples were split 
         forward_backward(task, batch, weight=weight, scaler=scaler)      # gradients accumulate weight x mean
         total += weight
     finish_group(task, total, scaler=scaler)                             # divides by the total, updates
+
+Only the ratios of the weights count. `runtime.group` divides all of them by the expected total, so that what is scaled for
+float16 has the magnitude that it has in a plain loop.
 """
 
 from __future__ import annotations
@@ -16,13 +19,17 @@ import copy
 import math
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.core.errors import UserCodeError
+from batchcal.workload.clipping import clip
+from batchcal.workload.fetch import reads_together
+from batchcal.workload.parameters import optimizer_parameters
+from batchcal.workload.rows import rows_of
 from batchcal.workload.task import Task
 
 
@@ -106,13 +113,18 @@ def _map_mapping(
 
 
 def batch_weight(task: Task, batch: object, samples: int) -> float:
-    """What the batch's mean loss weighs in its group: `weight_of`, or its number of samples.
+    """Weight of the batch's mean loss in its group: `weight_of`, or its number of samples; 0 for a batch without a sample.
+
+    Of the samples those count that the collate function did not drop.
 
     Raises:
         UserCodeError: `weight_of` returns what is no number, is negative or not finite.
     """
+    if batch is None:
+        return 0.0
     if task.weight_of is None:
-        return float(samples)
+        drops = task.collate_fn is not None or reads_together(task.train_data)
+        return float(rows_of(batch, samples) if drops else samples)
     given: object = task.weight_of(batch)
     weight = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
     if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
@@ -127,34 +139,60 @@ def batch_weight(task: Task, batch: object, samples: int) -> float:
 def forward_backward(task: Task, batch: object, *, weight: float, scaler: GradScaler | None) -> float:
     """Adds the gradients of `weight` x the mean loss of `batch`, which is on the model's device; returns the mean loss.
 
-    Only the ratio of the weights in a group counts.
+    Only the ratio of the weights in a group counts. A loss that does not depend on any parameter (a constant for a batch without
+    a label) adds no gradient.
 
     Raises:
-        UserCodeError: the loss is no scalar tensor, or nothing can be learned from it. What the user's code raises is let pass.
+        UserCodeError: the loss is no scalar tensor. What the user's code raises is let pass.
     """
-    with _autocast(task):
-        mean: object = task.loss(task.model, batch)
-    loss = _checked(mean)
-    weighted = loss * weight
-    (weighted if scaler is None else scaler.scale(weighted)).backward()
+    loss = loss_of(task, batch)
+    if loss.requires_grad:
+        weighted = loss if weight == 1.0 else loss * weight
+        (weighted if scaler is None else scaler.scale(weighted)).backward()
     return float(loss.detach())
 
 
-def finish_group(task: Task, total_weight: float, *, scaler: GradScaler | None, max_norm: float | None = None) -> float | None:
+def loss_of(task: Task, batch: object) -> Tensor:
+    """The mean loss of `batch`, which is on the model's device: the forward pass of a step.
+
+    Raises:
+        UserCodeError: it is no scalar tensor.
+    """
+    with _autocast(task):
+        loss: object = task.loss(task.model, batch)
+    return _checked(loss)
+
+
+class Update(NamedTuple):
+    """The result of an optimizer's step."""
+
+    grad_norm: float | None
+    """Before clipping, where `max_norm` was given."""
+    overflowed: bool
+    """The scaler left the step out, because a float16 gradient is infinite or NaN."""
+
+
+def finish_group(task: Task, total_weight: float, *, scaler: GradScaler | None, max_norm: float | None = None) -> Update:
     """`update`, then `clear_gradients`."""
-    norm = update(task, total_weight, scaler=scaler, max_norm=max_norm)
+    result = update(task, total_weight, scaler=scaler, max_norm=max_norm)
     clear_gradients(task)
-    return norm
+    return result
 
 
-def update(task: Task, total_weight: float, *, scaler: GradScaler | None, max_norm: float | None = None) -> float | None:
+def update(
+    task: Task,
+    total_weight: float,
+    *,
+    scaler: GradScaler | None,
+    max_norm: float | None = None,
+    again: Callable[[], float] | None = None,
+) -> Update:
     """Divides the gradients by the total weight of the group and steps the optimizer. The gradients stay.
 
     Args:
-        max_norm: scale the gradient down to this Euclidean norm where it is larger; infinite: leave it, and tell its norm.
-
-    Returns:
-        The norm before it was clipped, where `max_norm` is given.
+        max_norm: scale the gradient down to this Euclidean norm where it is larger; infinite: leave it, and report its norm.
+        again: for an optimizer whose step needs a closure: computes the gradients of the group again, divided already, and
+            returns the loss.
 
     Raises:
         UserCodeError: the weights of the group sum to 0.
@@ -167,27 +205,36 @@ def update(task: Task, total_weight: float, *, scaler: GradScaler | None, max_no
         )
     if scaler is not None:
         scaler.unscale_(task.optimizer)
-    parameters: list[Tensor] = [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.div_(total_weight)
-    norm = None
-    if max_norm is not None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        whole = torch.nn.utils.get_total_norm(gradients)
-        norm = float(whole)
-        if norm > max_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, whole)
-    if scaler is None:
+    parameters = optimizer_parameters(task)
+    if total_weight != 1.0:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(total_weight)
+    norm = None if max_norm is None else clip(parameters, max_norm)
+    if again is not None:
+        task.optimizer.step(_clipped(again, parameters, max_norm))
+    elif scaler is None:
         task.optimizer.step()
     else:
+        # torch returns nothing that tells a step that was left out; only that lowers the scale.
+        before = scaler.get_scale()
         scaler.step(task.optimizer)
         scaler.update()
-    return norm
+        return Update(norm, scaler.get_scale() < before)
+    return Update(norm, overflowed=False)
 
 
-class LossIsNoNumber(UserCodeError):
-    """The loss of a batch is infinite, or not a number."""
+def _clipped(again: Callable[[], float], parameters: list[Tensor], max_norm: float | None) -> Callable[[], float]:
+    if max_norm is None:
+        return again
+    limit = max_norm
+
+    def closure() -> float:
+        loss = again()
+        clip(parameters, limit)
+        return loss
+
+    return closure
 
 
 def clear_gradients(task: Task) -> None:
@@ -219,7 +266,13 @@ def _checked(loss: object) -> Tensor:
         raise UserCodeError(
             f"loss returned {_said(loss)}",
             known="it must return a tensor with one value, the mean over the batch, from which gradients flow back",
-            try_="return functional.cross_entropy(model(inputs), targets), without .item()",
+            try_=_way_to_a_tensor(loss),
+        )
+    if loss.numel() == 1 and not loss.is_floating_point():
+        raise UserCodeError(
+            f"loss returned {_said(loss)}",
+            known="a count has no gradient; the gradient is that of one real number, the mean over the batch",
+            try_="return functional.cross_entropy(model(inputs), targets), and count in Task(metrics=...)",
         )
     if loss.numel() != 1 or not loss.is_floating_point():
         raise UserCodeError(
@@ -227,13 +280,23 @@ def _checked(loss: object) -> Tensor:
             known="the gradient is that of one real number, the mean over the batch",
             try_="loss.mean(), or reduction='mean'",
         )
-    if not loss.requires_grad:
-        raise UserCodeError(
-            "no gradient flows back from the loss",
-            known="it does not depend on a parameter that requires one: detached, made under no_grad, or all are frozen",
-            try_="compute the loss from model(...) itself, and leave one parameter with requires_grad=True",
-        )
     return loss.reshape(())
+
+
+def _way_to_a_tensor(result: object) -> str:
+    """What to return instead, where the loss is a part of what was returned, as in other trainers."""
+    if isinstance(result, Mapping):
+        if isinstance(result.get("loss"), Tensor):
+            return "return result['loss']"
+        if result and all(isinstance(value, Tensor) for value in result.values()):
+            return "return sum(result.values())"
+    if isinstance(result, list | tuple) and result and isinstance(result[0], Tensor):
+        return "return the loss alone, such as result[0]"
+    if isinstance(getattr(result, "loss", None), Tensor):
+        return "return result.loss"
+    if result is None:
+        return "return functional.cross_entropy(model(inputs), targets): the function ends without a value"
+    return "return functional.cross_entropy(model(inputs), targets), without .item()"
 
 
 def _said(value: object) -> str:

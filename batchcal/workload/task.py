@@ -48,3 +48,5 @@ class Task:
     """model, eval batch -> {name: (sum, weight)}, reduced over the epoch."""
     label_of: Callable[..., object] | None = None
     """sample -> label, for stratified folds."""
+    effective_batch: int | None = None
+    """Samples per optimizer step. `--effective-batch`, BATCHCAL_EFFECTIVE_BATCH and `[plan] effective_batch` override it."""

@@ -9,11 +9,11 @@ from contextlib import closing, contextmanager
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.schema import Mode
 from batchcal.detect.detect import detect
-from batchcal.guard.cgroup import memory_meter
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.budget import host_budget
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.probe import Examination, ProbeReport, ProbeRequest
-from batchcal.measure.children.request import Setting
+from batchcal.measure.children.job import Setting
+from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
 from batchcal.measure.options import MARGIN_CPU, samples_for
 from batchcal.measure.search.prior import Prior
 from batchcal.workload.reference import TaskReference
@@ -30,7 +30,7 @@ class Bench:
     samples: int
     examination: Examination
 
-    def measure(self, batch: int, *, mode: Mode = "train", allowed_bytes: int | None = None) -> ProbeReport:
+    def measure(self, batch: int, *, mode: Mode = "train", allowed_bytes: int | None = None) -> Observation:
         request = ProbeRequest(
             batch=batch,
             mode=mode,

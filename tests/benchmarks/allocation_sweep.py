@@ -30,6 +30,7 @@ from batchcal.core.errors import BatchcalError
 from batchcal.core.units import parse_size
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
+from batchcal.values.training_events import StepEnded, TrainingEvent, TrainingStarted
 from batchcal.workload.task import Task
 from tests.benchmarks._report import finish, say
 from tests.support.plans import a_plan
@@ -75,12 +76,13 @@ class ArmedAt:
     def __init__(self, step: int, k: int, least: int) -> None:
         self._step, self._k, self._least = step, k, least
 
-    def event(self, name: str, fields: object) -> None:
-        if name == "step" or (name == "training_started" and self._step == 1):
-            self._step -= name == "step"
+    def event(self, event: TrainingEvent, /) -> None:
+        stepped = isinstance(event, StepEnded)
+        if stepped or (isinstance(event, TrainingStarted) and self._step == 1):
+            self._step -= stepped
             if self._step == 1:
                 arm(self._k, self._least)
-            elif name == "step":
+            elif stepped:
                 arm(-1, self._least)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from batchcal.guard.meters import read_status, reset_peak
+from batchcal.machine.meters import read_status, reset_peak
 from batchcal.train.data.packing import Budget
 from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from tests.benchmarks._limits import ROOT

@@ -22,9 +22,9 @@ from typing import Final
 from batchcal.calibration.schema import Calibration
 from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
-from batchcal.guard.allocator import available
-from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.outcome import Fits
+from batchcal.machine.allocator import available
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.children.child_probe import child_probe
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.rehearsal.stage import Stage, first_of
@@ -99,7 +99,7 @@ def name_of(plan: Plan) -> str:
 
 def turn(stage: Stage, plan: Plan, *, least_s: float = TURN_S) -> float | None:
     """Samples per second of one turn of so many seconds; None: it does not run here."""
-    report = stage.probe.rehearse(
+    report = stage.probe.observe(
         RehearsalRequest(
             plan=plan,
             micro_batches=first_of(plan, least_s, least=1),

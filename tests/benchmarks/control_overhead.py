@@ -82,7 +82,7 @@ def course_of(name: str, micro_batch: int, log: Path) -> tuple[Course, TrainingM
         progress=monitor,
         clock=SystemClock(),
     )
-    monitor.event("training_started", course.facts(a_plan(*[micro_batch] * IN_A_STEP)))
+    monitor.event(course.started(a_plan(*[micro_batch] * IN_A_STEP)))
     return course, monitor
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,14 +31,15 @@ from batchcal.calibration.keys import Trust, find_or_make_trust
 from batchcal.calibration.schema import Calibration, Options
 from batchcal.calibration.store import Loaded, Missing, journal_path, load
 from batchcal.core.clock import SystemClock
-from batchcal.core.progress import Fields
 from batchcal.core.units import MIB
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
-from batchcal.measure.calibrate import calibrate
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.probe import Probe
+from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
+from batchcal.measure.result import Need
+from batchcal.values.calibration_events import CalibrateEnded, CalibrationEvent, ProbeEnded
 from batchcal.workload.identity import identify
 from batchcal.workload.reference import TaskReference
 from tests.support.leftovers import TOKEN, look, settled
@@ -71,14 +72,13 @@ class Told:
     def __setitem__(self, name: str, value: int) -> None:
         struct.pack_into("q", self._memory, 8 * self.NAMES.index(name), value)
 
-    def event(self, name: str, fields: Fields) -> None:
+    def event(self, event: CalibrationEvent, /) -> None:
         """Listens to a calibration: a probe that has ended is kept, a calibration that has ended is saved."""
-        sequence, batch = fields.get("sequence"), fields.get("batch")
-        if name == "probe_ended" and isinstance(sequence, int) and isinstance(batch, int):
-            self["accepted"] = sequence
-            if (fields["mode"], fields["outcome"]) == ("train", "fits"):
-                self["best"] = max(self["best"], batch)
-        elif name == "calibrate_ended":
+        if isinstance(event, ProbeEnded):
+            self["accepted"] = event.sequence
+            if (event.mode, event.outcome) == ("train", "fits"):
+                self["best"] = max(self["best"], event.batch)
+        elif isinstance(event, CalibrateEnded):
             self["saved"] = 1
 
 
@@ -109,13 +109,14 @@ class Lives:
         try:
             os.setsid()
             os.chdir(self._path.parent)
-            calibrate(
+            obtain(
                 self._reference,
                 self.options,
+                Need(),
                 environment=self._environment,
                 output=self._path,
                 probe=self._probe(),
-                progress=self.told,
+                listening=lambda: nullcontext(self.told),
             )
         finally:
             os._exit(0)

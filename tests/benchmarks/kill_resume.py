@@ -21,7 +21,7 @@ from typing import Final
 
 import torch
 
-from batchcal.core.progress import Fields
+from batchcal.core.progress import Named
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.workload.load import load_task
@@ -42,8 +42,8 @@ RECOVERED: Final[Counter[str]] = Counter()
 class Told:
     """Every event by its name and the step that it came after."""
 
-    def event(self, name: str, fields: Fields) -> None:
-        print(json.dumps({"event": name, "step": fields.get("global_step")}), flush=True)
+    def event(self, event: Named, /) -> None:
+        print(json.dumps({"event": event.event_name, "step": event.fields().get("global_step")}), flush=True)
 
 
 def inside(checkpoint: Path, keep: Path) -> None:

@@ -27,6 +27,7 @@ from batchcal.calibration.schema import Calibration
 from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
 from batchcal.guard.release import trim
+from batchcal.machine.peak_meter import PeakMeter
 from batchcal.plan.make import make_plan
 from batchcal.runtime.accumulate import Group, groups
 from batchcal.runtime.apply import apply, reexec_for
@@ -38,7 +39,6 @@ from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
 from batchcal.train.seed import seed_everything
 from batchcal.workload.load import load_task
-from batchcal.workload.peak import PeakMeter
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import MIB, finish, say

@@ -1,4 +1,4 @@
-"""A training as everybody writes it, with every default of PyTorch: shuffled DataLoader, no workers, glibc, torch's own threads.
+"""A training as most are written, with PyTorch's defaults: shuffled DataLoader, no workers, glibc, torch's own threads.
 
 python -m tests.benchmarks.plain_epochs configs/handwriting.toml --batch 512 --samples 60000
 """
@@ -22,11 +22,13 @@ def main() -> None:
     parser.add_argument("config", help="a TOML config or a SPEC")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--samples", type=int, required=True, help="in whole epochs, at least")
+    parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     task = load_task(reference_of(arguments.config), device="cpu")
-    train = DataLoader(task.train_data, batch_size=arguments.batch, shuffle=True, collate_fn=task.collate_fn)
-    held = None if task.eval_data is None else DataLoader(task.eval_data, batch_size=arguments.batch, collate_fn=task.collate_fn)
+    size, workers = arguments.batch, arguments.workers
+    train = DataLoader(task.train_data, size, shuffle=True, num_workers=workers, collate_fn=task.collate_fn)
+    held = None if task.eval_data is None else DataLoader(task.eval_data, batch_size=size, collate_fn=task.collate_fn)
     each = len(task.train_data) if isinstance(task.train_data, Sized) else arguments.samples
     began, samples = time.perf_counter(), 0
     while samples < arguments.samples:

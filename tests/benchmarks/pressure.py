@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from batchcal.core.progress import Fields
 from batchcal.core.units import MIB
 from batchcal.train.loop import train
 from batchcal.train.memory.predictor import straight_line
 from batchcal.train.options import TrainOptions
-from batchcal.workload.batches import nest_bytes
+from batchcal.values.training_events import StepEnded, TrainingEvent
 from batchcal.workload.load import load_task
+from batchcal.workload.sample_size import nest_bytes
 from tests.benchmarks._limits import ROOT, python
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import finish, say
@@ -58,9 +58,9 @@ class Told:
     def __init__(self, group: Path | None, lower_to: int) -> None:
         self._group, self._lower_to, self._steps = group, lower_to, 0
 
-    def event(self, name: str, fields: Fields) -> None:
-        print(json.dumps({"event": name, **fields}), flush=True)
-        self._steps += name == "step"
+    def event(self, event: TrainingEvent, /) -> None:
+        print(json.dumps({"event": event.event_name, **event.fields()}), flush=True)
+        self._steps += isinstance(event, StepEnded)
         if self._lower_to and self._group is not None and self._steps >= LOWERED_AFTER:
             try:
                 MemoryCgroup(self._group, None).set_limit(self._lower_to)
@@ -93,7 +93,7 @@ def in_double(model: nn.Module, batch: list[Tensor]) -> Tensor:
 
 
 def own_bytes() -> int:
-    from batchcal.guard.meters import read_status
+    from batchcal.machine.meters import read_status
 
     status = read_status()
     return 0 if status is None else status.hard_bytes

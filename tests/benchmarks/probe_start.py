@@ -11,10 +11,12 @@ import statistics
 import time
 from contextlib import ExitStack, closing
 
-from batchcal.guard.allocator import resolve
-from batchcal.guard.cgroup import memory_meter
-from batchcal.guard.launch import Job, Launcher, SpawnLauncher, ZygoteLauncher
+from batchcal.guard.launch import FunctionJob, Launcher, SpawnLauncher, ZygoteLauncher
 from batchcal.guard.run import Limits, run
+from batchcal.machine.allocator import resolve
+from batchcal.machine.cgroup import memory_meter
+from batchcal.measure.children.launchers import PRELOAD
+from tests.benchmarks._jobs import ready
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._report import finish, paired_ratio, rounds, say
 
@@ -27,14 +29,14 @@ def main() -> None:
     parser.add_argument("--allocator", default="default")
     arguments = parser.parse_args()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    job = Job("tests.benchmarks._jobs:ready", {}, str(ROOT), environment)
+    job = FunctionJob(ready, {}, str(ROOT), environment)
     policy = resolve(arguments.allocator)
     until_ready: dict[str, list[float]] = {"zygote": [], "spawn": []}
     whole: dict[str, list[float]] = {"zygote": [], "spawn": []}
     with ExitStack() as stack:
         meter = stack.enter_context(closing(memory_meter()))
         began = time.monotonic()
-        launchers: dict[str, Launcher] = {"zygote": stack.enter_context(closing(ZygoteLauncher(policy, environment)))}
+        launchers: dict[str, Launcher] = {"zygote": stack.enter_context(closing(ZygoteLauncher(policy, environment, PRELOAD)))}
         zygote_s = time.monotonic() - began
         launchers["spawn"] = stack.enter_context(closing(SpawnLauncher(policy, environment)))
         for name in rounds(list(launchers), arguments.rounds + 1):

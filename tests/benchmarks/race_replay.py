@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.detect.detect import detect
-from batchcal.guard.allocator import available
-from batchcal.guard.cgroup import memory_meter
+from batchcal.machine.allocator import available
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.budget import budgets_of
 from batchcal.measure.children.child_probe import child_probe
 from batchcal.measure.children.probe import LapRequest

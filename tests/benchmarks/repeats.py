@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import statistics
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.schema import Calibration
+from batchcal.calibration.upgrade import upgraded
 from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
-from batchcal.guard.cgroup import memory_meter
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.children.child_probe import child_probe
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.plan.make import make_plan
@@ -102,7 +104,7 @@ def main() -> None:
             )
             say(f"{regime} {number}: {name_of(make_plan(calibration))} in {wall_s:.0f} s")
     rows = [row for row in journal.rows if key.items() <= row.items()]
-    made = [Calibration.model_validate_json(str(row["made"])) for row in rows]
+    made = [Calibration.model_validate(upgraded(json.loads(str(row["made"])))) for row in rows]
     chosen = [make_plan(one) for one in made]
     rates = judged(made[0], arguments.task, {name_of(plan): plan for plan in chosen})
     best = max(rates.values())

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from batchcal.calibration.locate import task_file
+from batchcal.workload.reference import TaskReference
 from tests.support.faults import faulty_environment
 
 pytestmark = pytest.mark.child
@@ -89,15 +91,17 @@ subprocess.run(["mount", "--bind", folder / "source", path], check=True)
 print(json.dumps(attempt()))
 """
 BAKED_IN = """
-from batchcal.calibration.store import default_path, existing_path
+from batchcal.calibration.locate import existing_of, path_of, task_file
+from batchcal.workload.reference import TaskReference
+task = TaskReference(spec="train.py:task", directory=str(folder))
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=True)
 (folder / "pyproject.toml").touch()
-save(a_calibration(), default_path(folder, {}))
+save(a_calibration(), path_of(task, {}))
 subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-cache = default_path(folder, {})
-told = {"reads": str(existing_path(folder, {}).relative_to(folder)), "writes_inside": cache.is_relative_to(folder)}
+cache = path_of(task, {})
+told = {"reads": str(existing_of(task, {}).relative_to(folder)), "writes_inside": cache.is_relative_to(folder)}
 save(a_calibration(), cache)
-print(json.dumps({**told, "then_reads_the_new_one": existing_path(folder, {}) == cache}))
+print(json.dumps({**told, "then_reads_the_new_one": existing_of(task, {}) == cache}))
 """
 PLAIN = """
 print(json.dumps(attempt()))
@@ -156,7 +160,12 @@ def test_a_file_that_is_a_mount_of_its_own_is_not_written_in_place(tmp_path: Pat
 def test_an_image_with_a_calibration_and_a_read_only_root_reads_it_and_writes_to_the_cache(tmp_path: Path) -> None:
     told = told_by(["unshare", "-m"], BAKED_IN, tmp_path)
 
-    assert told == {"reads": ".batchcal/calibration.json", "writes_inside": False, "then_reads_the_new_one": True}
+    name = task_file(TaskReference(spec="train.py:task", directory=str(tmp_path)))
+    assert told == {
+        "reads": f".batchcal/{name}",
+        "writes_inside": False,
+        "then_reads_the_new_one": True,
+    }
 
 
 @pytest.mark.parametrize(("call", "error"), [("fsync", "EIO"), ("rename", "EIO"), ("fsync", "ENOSPC"), ("rename", "EDQUOT")])

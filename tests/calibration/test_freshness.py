@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from batchcal.calibration.freshness import CLOCK_SKEW, check, check_age, differs
+from batchcal.calibration.freshness import CLOCK_SKEW, check, check_age, differs, moved
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.stale import Stale
 from batchcal.core.units import GIB
@@ -163,6 +163,33 @@ def test_the_detail_of_another_task_names_what_changed() -> None:
     assert by_spec.detail.endswith("now it is mine.py:task")
     assert by_nothing is not None
     assert by_nothing.detail.endswith("it changed")
+
+
+def test_a_calibration_that_compared_bytes_is_stale_once_and_the_detail_says_so() -> None:
+    then = a_calibration().task
+    now = then.model_copy(update={"hashes": "syntax", "folder": "/code"})
+    stale = check(a_calibration(), fingerprint(task="another"), at=HOUR_LATER, task=now)
+    assert stale is not None
+    assert stale.reason == "other-task"
+    assert stale.detail.endswith("by an earlier batchcal, which compared sources byte by byte")
+
+
+def test_a_file_that_is_named_from_another_folder_is_not_called_another_task() -> None:
+    then = a_calibration().task.model_copy(update={"spec": "src/train.py:task"})
+    now = then.model_copy(update={"spec": "train.py:task", "arguments": {}})
+    calibration = a_calibration(task=then)
+    stale = check(calibration, fingerprint(task="another"), at=HOUR_LATER, task=now)
+    assert stale is not None
+    assert "now it is" not in stale.detail
+    assert "learning_rate was 0.001, is not given" in stale.detail
+
+
+def test_another_folder_is_a_notice() -> None:
+    here = a_calibration().task.model_copy(update={"folder": "/code"})
+    assert moved(here, here) == ()
+    assert moved(here.model_copy(update={"folder": None}), here) == ()
+    (notice,) = moved(here.model_copy(update={"folder": "/other"}), here)
+    assert notice.startswith("calibrated in another folder, /other")
 
 
 def test_the_detail_of_other_options_names_them_and_not_how_long_to_search() -> None:

@@ -17,7 +17,7 @@ KEY = Key(b"the key that we made ourselves", configured=False, source="")
 PAYLOAD: dict[str, JSON] = a_calibration().model_dump(mode="json")
 SEALED = seal(PAYLOAD, key=KEY)
 
-bounded = settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+bounded = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 numbers = st.integers(-(10**39), 10**39) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = (
     st.none() | st.booleans() | numbers | st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.datetimes().map(str)

@@ -63,7 +63,7 @@ def test_a_short_key_is_refused(key_file: Path) -> None:
 
 
 def test_a_missing_key_is_said_to_be_missing(tmp_path: Path) -> None:
-    assert "not there" in refusal(tmp_path / "nowhere").what
+    assert "does not exist" in refusal(tmp_path / "nowhere").what
 
 
 def test_a_key_that_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_ceiling_holds_where_everything_fits() -> None:
     budget=st.floats(0, 1e12),
     ceiling=st.integers(1, 100_000),
 )
-@settings(max_examples=200, deadline=None, database=None)
+@settings(deadline=None, database=None)
 def test_the_largest_that_fits_fits_and_the_next_does_not(
     base: float, ratio: float, steps: list[tuple[int, float]], budget: float, ceiling: int
 ) -> None:

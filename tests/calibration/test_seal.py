@@ -8,7 +8,7 @@ import json
 import pytest
 
 from batchcal.calibration.keys import Key, Trust
-from batchcal.calibration.schema import Calibration
+from batchcal.calibration.schema import FORMAT, Calibration
 from batchcal.calibration.seal import seal
 from batchcal.calibration.stale import Stale
 from batchcal.calibration.store import read
@@ -160,7 +160,7 @@ def test_an_edited_field_is_a_bad_digest() -> None:
 @pytest.mark.parametrize(
     ("fields", "answer"),
     [
-        ({"format": 2}, "newer-format"),
+        ({"format": FORMAT + 1}, "newer-format"),
         ({"format": 10**30}, "newer-format"),
         ({"format": 0}, "malformed"),
         ({"format": -1}, "malformed"),

@@ -15,17 +15,17 @@ from batchcal.calibration.stale import Stale, StaleReason
 from batchcal.calibration.store import (
     Loaded,
     Missing,
-    default_path,
-    existing_path,
     journal_path,
     load,
     load_fresh,
     lock_path,
+    read_again,
     refusal,
     save,
 )
-from batchcal.core.canonical import MAX_BYTES
-from batchcal.core.errors import NotSaved, UsageError, exit_code_of
+from batchcal.calibration.undone import Undone
+from batchcal.core.canonical import JSON, MAX_BYTES
+from batchcal.core.errors import NotSaved, exit_code_of
 from tests.support.calibrations import MADE_AT, a_calibration, an_environment, fingerprint
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
@@ -166,12 +166,43 @@ def test_a_calibration_of_format_1_still_reads() -> None:
     assert isinstance(found, Loaded)
     assert found.notices == ()
     capacity = found.calibration.findings[0].train
-    assert (found.calibration.format, capacity.batch, capacity.limited_by) == (1, 512, "memory")
+    assert (found.calibration.format, capacity.batch, capacity.limited_by) == (2, 512, "memory")
     assert len(found.calibration.measurements) == 6
-    assert (
-        seal(found.calibration.model_dump(mode="json", exclude_unset=True), key=trust.key)
-        == (DATA / "format-1.json").read_bytes()
-    )
+    written = found.calibration.model_dump(mode="json", exclude_unset=True) | {"format": 1}
+    assert seal(written, key=trust.key) == (DATA / "format-1.json").read_bytes(), "nothing is lost"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("cpu under default, train: bisect 528", "search"),
+        ("cpu under default: no time was left", "policy"),
+        ("the race of threads and workers is not settled", "threads-and-workers"),
+        ("the race of threads and workers: no time was left", "threads-and-workers"),
+        ("the rehearsal: no time was left", "rehearsal"),
+        ("the rehearsal of no plan went well", "rehearsal"),
+        ("stopped by signal 2", "stopped"),
+        ("the time limit of 20 s (--time-limit) ended while the task was examined", "stopped"),
+        ("cpu under default: no kernel for this", "policy"),
+        ("cpu under tcmalloc, eval: two runs were inconclusive", "search"),
+    ],
+)
+def test_sentences_of_format_1_become_parts_that_were_left_undone(path: Path, text: str, part: str) -> None:
+    old: dict[str, JSON] = a_calibration(status="unsettled").model_dump(mode="json") | {"format": 1, "undone": [text]}
+    path.write_bytes(seal(old, key=KEY))
+
+    found = load(path, trust=TRUST)
+
+    assert isinstance(found, Loaded)
+    assert found.calibration.undone == (Undone.model_validate({"part": part, "text": text}),)
+    assert read_again(path).undone == found.calibration.undone
+
+
+def test_a_file_of_format_1_whose_sentences_are_none_is_malformed(path: Path) -> None:
+    for wrong in ("all of it", [3], {"part": "search"}):
+        old: dict[str, JSON] = a_calibration().model_dump(mode="json") | {"format": 1, "undone": wrong}
+        path.write_bytes(seal(old, key=KEY))
+        assert reason(path) == "malformed"
 
 
 def test_a_calibration_too_large_to_be_read_again_is_not_saved_and_the_old_one_stays(path: Path) -> None:
@@ -192,48 +223,6 @@ def test_where_the_folder_cannot_be_made_the_error_says_what_to_type(tmp_path: P
     assert exit_code_of(error.value) == 7
     assert "--output" in error.value.try_
     assert "BATCHCAL_CALIBRATION" in error.value.try_
-
-
-@pytest.mark.parametrize("mark", ["batchcal.toml", "pyproject.toml", ".git"])
-def test_the_project_is_the_nearest_folder_upwards_that_looks_like_one(tmp_path: Path, mark: str) -> None:
-    inside = tmp_path / "project" / "src" / "deep"
-    inside.mkdir(parents=True)
-    (tmp_path / ".git").mkdir()
-    (tmp_path / "project" / mark).mkdir()
-
-    assert default_path(inside, {}) == tmp_path / "project" / ".batchcal" / "calibration.json"
-
-
-def test_without_a_project_it_is_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    assert default_path(Path(), {}) == tmp_path / ".batchcal" / "calibration.json"
-
-
-def test_the_environment_moves_it(tmp_path: Path, own_home: Path) -> None:
-    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": "/shared/c.json"}) == Path("/shared/c.json")
-    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": "sub/c.json"}) == tmp_path / "sub" / "c.json"
-    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": "~/c.json"}) == own_home / "c.json"
-    assert default_path(tmp_path, {"BATCHCAL_CALIBRATION": ""}) == tmp_path / ".batchcal" / "calibration.json"
-    with pytest.raises(UsageError, match="BATCHCAL_CALIBRATION"):
-        default_path(tmp_path, {"BATCHCAL_CALIBRATION": "~nobody-of-that-name/c.json"})
-
-
-def test_a_project_that_cannot_be_written_has_a_place_of_its_own_in_the_cache(own_home: Path) -> None:
-    cache = own_home / ".cache" / "batchcal"
-    net, fs = default_path(Path("/proc/sys/net"), {}), default_path(Path("/proc/sys/fs"), {})
-
-    assert net.name == fs.name == "calibration.json"
-    assert net.parent.parent == fs.parent.parent == cache
-    assert net.parent.name.startswith("net-")
-    assert net.parent != fs.parent
-
-
-def test_one_reads_where_one_writes_unless_only_the_project_has_one(tmp_path: Path, path: Path) -> None:
-    assert existing_path(tmp_path, {}) == path
-    assert existing_path(tmp_path, {"BATCHCAL_CALIBRATION": "/shared/c.json"}) == Path("/shared/c.json")
-    path.unlink()
-    assert existing_path(tmp_path, {}) == path
 
 
 def test_the_journal_and_the_lock_lie_beside_the_calibration() -> None:

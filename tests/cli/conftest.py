@@ -46,7 +46,7 @@ Calibrated = Callable[..., Calibration]
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where we are: batchcal.toml names task.py."""
     (tmp_path / "task.py").write_text(TASK)
-    (tmp_path / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n')
+    (tmp_path / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[plan]\neffective_batch = 96\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -11,8 +11,10 @@ import typer
 from batchcal.__main__ import main
 from batchcal.calibration.schema import Budget
 from batchcal.cli.app import app
+from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB
 from batchcal.measure.result import CalibrationResult
+from batchcal.plan.load import load_plan
 from tests.cli.conftest import Calibrated
 from tests.support.calibrations import a_calibration
 
@@ -20,25 +22,25 @@ from tests.support.calibrations import a_calibration
 OPTIONS = {
     "detect": "--json --quiet/-q --verbose/-v",
     "calibrate": (
-        "--activation-checkpointing --allocator --config --device --dry-run --effective-batch --force --headroom --json --margin "
-        "--max-batch --max-probes "
-        "--memory-limit --multiple-of --objective --output --pipeline-only --quiet/-q --require-signature --samples --seed "
-        "--shape --time-limit --verbose/-v --workers"
+        "--accept-inexact --activation-checkpointing --allocator --config --device --dry-run --effective-batch "
+        "--force --headroom --json --margin --max-batch --max-probes --memory-limit --min-micro-batch --multiple-of "
+        "--objective --output --pipeline-only --quiet/-q --require-signature --samples --seed --shape --time-limit "
+        "--verbose/-v --workers"
     ),
     "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
     "plan": (
-        "--allocator --calibration --config --device --effective-batch --format --json --objective --quiet/-q "
-        "--require-signature --shapes --verbose/-v --what-if --world-size"
+        "--accept-inexact --allocator --calibration --config --device --effective-batch --format --json "
+        "--min-micro-batch --objective --quiet/-q --require-signature --shapes --verbose/-v --what-if --world-size"
     ),
     "train": (
-        "--activation-checkpointing --allocator --calibrate --calibration-samples --checkpoint --checkpoint-every --config "
-        "--device --drop-last --effective-batch --epochs "
-        "--force-calibration --json --log --margin --max-batch --memory-limit --objective --on-oom --output --patience "
-        "--quiet/-q --require-signature --resume --seed --start-micro-batch --time-limit --verbose/-v --workers"
+        "--accept-inexact --activation-checkpointing --allocator --calibrate --calibration-samples --checkpoint "
+        "--checkpoint-every --config --device --drop-last --effective-batch --epochs --force-calibration --json --log "
+        "--margin --max-batch --max-steps --memory-limit --min-micro-batch --no-checkpoint --objective --on-oom --output "
+        "--patience --quiet/-q --require-signature --resume --seed --start-micro-batch --time-limit --verbose/-v --workers"
     ),
     "exec": (
-        "--allocator --calibration --config --device --effective-batch --objective --on-stale --quiet/-q --require-signature "
-        "--verbose/-v --world-size"
+        "--accept-inexact --allocator --calibration --config --device --effective-batch --min-micro-batch --objective "
+        "--on-stale --quiet/-q --require-signature --verbose/-v --world-size"
     ),
     "hpo run": "--json --matrix --quiet/-q --set --verbose/-v --workers --write-configs",
     "hpo status": "--json --quiet/-q --set --verbose/-v",
@@ -77,6 +79,24 @@ def test_every_verb_and_every_option_has_help(capsys: pytest.CaptureFixture[str]
         assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("verb", "default"),
+    [
+        ("calibrate", "(default: 60s)"),
+        ("train", "(default: 10m)"),
+        ("plan", "(default: table)"),
+        ("plan", "(default: throughput)"),
+    ],
+)
+def test_the_help_states_defaults(
+    verb: str, default: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich takes text in square brackets for markup: `[default: 60s]` was never printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([verb, "-h"]) == 0
+    assert default in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [[], ["hpo"]])
 def test_without_a_verb_the_help_is_shown_and_nothing_was_done(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
@@ -96,13 +116,14 @@ def test_the_version_names_torch_and_python(capsys: pytest.CaptureFixture[str]) 
         (["calibrat"], "no such command 'calibrat'. Did you mean 'calibrate'?"),
         (["show", "--bogus"], "no such option: --bogus"),
         (["plan", "--world-size", "none"], "invalid value for '--world-size'"),
-        (["plan", "--format", "yaml"], "invalid value for '--format'"),
+        (["plan", "--format", "yaml"], "--format 'yaml' is not valid"),
         (["plan", "--what-if", "1GiB", "--effective-batch", "none"], "effective-batch 'none' is not a whole number"),
-        (["plan", "--objective", "speed"], "objective 'speed' is not known"),
-        (["calibrate", "--pipeline-only", "--dry-run", "task.py:task"], "--pipeline-only measures or does nothing"),
+        (["plan", "--objective", "speed"], "objective 'speed' is not valid"),
+        (["calibrate", "--pipeline-only", "--dry-run", "task.py:task"], "--pipeline-only and --dry-run contradict each other"),
         (["calibrate", "--memory-limit", "2g", "task.py:task"], "memory-limit '2g' is ambiguous"),
         (["calibrate", "absent.py:task"], "absent.py"),
-        (["train", "--resume", "task.py:task"], "there is no checkpoint to resume from"),
+        (["train", "--resume", "--no-checkpoint", "task.py:task"], "--no-checkpoint contradicts --resume"),
+        (["train", "--checkpoint", "task.py", "task.py:task"], "task.py is an existing file that is not a checkpoint"),
         (["calibrate", "task.py:task", "--config", "absent.toml"], "there is no file"),
     ],
 )
@@ -169,7 +190,8 @@ def test_verbose_says_where_a_setting_comes_from(
     assert 'setting name=plan.effective_batch value=1024 origin="env BATCHCAL_EFFECTIVE_BATCH"' in err
 
 
-def test_a_fresh_calibration_is_taken_as_it_is(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fresh_calibration_is_taken_as_it_is(calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without_effective_batch(project)
     made = calibrated()
     assert main(["calibrate", "--allocator", "default"]) == 0
     out, err = capsys.readouterr()
@@ -183,12 +205,102 @@ def test_a_fresh_calibration_is_taken_as_it_is(calibrated: Calibrated, capsys: p
     assert err == ""
 
 
+def without_effective_batch(project: Path) -> None:
+    (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n')
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--json"],
+        ["plan", "--format", "json"],
+        ["plan", "--format", "sh"],
+        ["plan", "--format", "dotenv"],
+        ["train", "--allocator", "default", "--no-calibrate"],
+        ["exec", "--", "true"],
+        ["exec", "--on-stale", "default", "--", "true"],
+    ],
+)
+def test_what_is_trained_with_needs_an_effective_batch_of_the_user(
+    arguments: list[str], calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_effective_batch(project)
+    calibrated()
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ("(exit 2)\n" if "sh" in arguments else "")
+    assert "the effective batch (samples per optimizer step) is not set" in err
+    assert "--effective-batch 512" in err
+
+
+def test_the_table_of_a_plan_answers_without_one_and_states_that(
+    calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_effective_batch(project)
+    calibrated()
+    assert main(["plan"]) == 0
+    assert "the effective batch is not set: this answer is for the fastest micro-batch" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    for arguments in (["show"], ["calibrate", "--allocator", "default"]):
+        assert main(arguments) == 0
+        assert "effective batch not set" in capsys.readouterr().out
+    assert main(["show", "--json"]) == 0
+    assert any("effective batch not set" in text for text in json.loads(capsys.readouterr().out)["notices"])
+
+
+def test_the_effective_batch_comes_from_flag_variable_file_and_task_in_this_order(
+    calibrated: Calibrated, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned(*arguments: str) -> int:
+        assert main(["plan", "--json", *arguments]) == 0
+        effective: object = json.loads(capsys.readouterr().out)["effective_batch"]
+        assert isinstance(effective, int)
+        return effective
+
+    facts = a_calibration().facts
+    assert facts is not None
+    calibrated(facts=facts.model_copy(update={"effective_batch": 24}))
+    monkeypatch.setenv("BATCHCAL_EFFECTIVE_BATCH", "48")
+    assert planned("--effective-batch", "64") == 64
+    assert planned() == load_plan().effective_batch == 48
+    monkeypatch.delenv("BATCHCAL_EFFECTIVE_BATCH")
+    assert planned() == load_plan().effective_batch == 96
+    without_effective_batch(project)
+    assert planned() == load_plan().effective_batch == 24
+    calibrated(effective_batch=1000)
+    with pytest.raises(UsageError) as error:
+        load_plan()
+    assert "--effective-batch 1000" in error.value.try_
+
+
+def test_a_plan_reads_device_and_allocator_from_variables_and_files(
+    calibrated: Calibrated, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated()
+    monkeypatch.setenv("BATCHCAL_ALLOCATOR", "retain")
+    assert main(["plan"]) == 3
+    assert "nothing was verified for cpu with retain" in capsys.readouterr().err.replace("allocator ", "")
+    assert main(["plan", "--allocator", "default"]) == 0
+    monkeypatch.delenv("BATCHCAL_ALLOCATOR")
+    (project / "x.toml").write_text('[calibrate]\ndevice = "cuda"\n')
+    assert main(["plan", "--config", "x.toml"]) == 3
+    assert "nothing was verified for cuda" in capsys.readouterr().err
+
+
 def test_a_dry_run_starts_and_writes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--dry-run", "--memory-limit", "1GiB"]) == 0
     out, err = capsys.readouterr()
     assert "not saved" in out
     assert "assumed 20" in out
+    assert "predicted: a dry run, whose memory and speed are assumed" in out
+    assert "verified" not in out
     assert "probe_started sequence=1" in err
+    assert main(["calibrate", "--dry-run", "--memory-limit", "1GiB", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["assumed"], document["measured"], document["fresh"]) == (True, False, False)
+    assert document["calibration"]["status"] == "predicted"
+    assert any("assumed" in note for note in document["calibration"]["notes"])
     assert not (project / ".batchcal").exists()
 
 
@@ -207,7 +319,7 @@ def test_show_of_a_stale_calibration_says_why_and_exits_0_and_check_exits_3(
     calibrated()
     assert main(["show", "--check"]) == 0
     with (project / "task.py").open("a") as task:
-        task.write("# edited\n")
+        task.write("edited = True\n")
     assert main(["show"]) == 0
     out = capsys.readouterr().out
     assert "stale: other-task" in out
@@ -266,8 +378,18 @@ def test_the_page_is_written_whole_or_not_at_all(
     assert (project / "page.html").read_text().startswith("<!DOCTYPE html>")
     assert out == ""
     assert "written: page.html" in err
-    assert main(["show", "--html", "absent/page.html"]) == 7
-    assert "the page could not be written" in capsys.readouterr().err
+    assert main(["show", "--html", "page.html"]) == 0, "a page of ours is replaced"
+    assert main(["show", "--html", "new/page.html"]) == 0
+    capsys.readouterr()
+    (project / "mine.html").write_text("<!DOCTYPE html><title>mine</title>")
+    for target, why in (
+        ("task.py/page.html", "cannot be written"),
+        ("mine.html", "not a page of batchcal"),
+        ("task.py", "not a"),
+    ):
+        assert main(["show", "--html", target]) == 2
+        assert why in capsys.readouterr().err
+    assert "mine" in (project / "mine.html").read_text()
 
 
 @pytest.mark.parametrize("target", [".", ".batchcal/calibration.json"])
@@ -316,7 +438,7 @@ def test_training_without_a_calibration_is_refused_where_none_may_be_made(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--no-calibrate"]) == 3
-    assert "no calibration at" in capsys.readouterr().err
+    assert "no calibration of task.py:task in" in capsys.readouterr().err
 
 
 def test_two_formats_at_once_are_refused_in_both(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,7 +476,7 @@ def test_a_result_that_is_not_saved_is_still_printed(
             calibration=a_calibration(), path=None, fresh=False, not_saved=not_saved(Path("x"), "the disk is full")
         )
 
-    monkeypatch.setattr("batchcal.measure.calibrate.calibrate", measured)
+    monkeypatch.setattr("batchcal.measure.obtain.obtain", measured)
     assert main(["calibrate", "--json"]) == 7
     out, err = capsys.readouterr()
     assert json.loads(out)["calibration"]["findings"][0]["train"]["batch"] == 512

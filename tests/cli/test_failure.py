@@ -33,16 +33,6 @@ def test_only_mistakes_of_usage_are_called_so() -> None:
     assert "shows the traceback" in unexpected(ValueError("no"), verbose=False).try_
 
 
-def test_the_first_signal_is_raised_and_the_second_one_kills() -> None:
-    with pytest.raises(Interrupted) as caught, raised_as_interrupted():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    assert caught.value.signal_number == signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_a_signal_that_was_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.locate import calibrations_in
+from batchcal.calibration.schema import Calibration
+from batchcal.calibration.store import Loaded, load
 from tests.cli.conftest import Calibrated
 
 pytestmark = pytest.mark.child
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-HEAVY = {"torch", "numpy", "optuna"}
 SLOW = """\
 import time
 import torch
@@ -52,40 +55,21 @@ def batchcal(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+def kept_in(project: Path) -> Calibration:
+    """The only calibration of the project."""
+    (path,) = calibrations_in(project)
+    loaded = load(path, trust=find_trust(os.environ))
+    assert isinstance(loaded, Loaded)
+    return loaded.calibration
+
+
 def sh(script: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [shell, "-c", script], env={**os.environ, "PATH": PATH}, capture_output=True, text=True, check=False, timeout=60
     )
 
 
-def loaded(*arguments: str) -> set[str]:
-    """Top-level packages that the command imports."""
-    code = (
-        "import sys\n"
-        "before = set(sys.modules)\n"  # what measures coverage loads much
-        "from batchcal.__main__ import main\n"
-        f"code = main({list(arguments)!r})\n"
-        "print('LOADED', code, *sorted({name.partition('.')[0] for name in set(sys.modules) - before}), file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    line = next(line for line in done.stderr.splitlines() if line.startswith("LOADED 0 "))
-    return set(line.split()[2:])
-
-
-def test_the_help_loads_neither_torch_nor_pydantic(tmp_path: Path) -> None:
-    assert not (HEAVY | {"pydantic", "psutil", "multiprocessing"}) & loaded("--help")
-    assert not HEAVY & loaded("--version")
-
-
-FAST = ("show", "show --why", "show --html x.html", "show --check", "plan", "plan --format sh", "calibrate --allocator default")
-
-
-@pytest.mark.parametrize("command", FAST)
-def test_what_reads_a_fresh_calibration_loads_no_torch(command: str, calibrated: Calibrated) -> None:
-    calibrated()
-    assert not HEAVY & loaded(*command.split())
-
-
+@pytest.mark.smoke
 def test_detect_tells_its_numbers_in_one_line_and_json(calibrated: Calibrated) -> None:
     calibrated()
     done = batchcal("detect", "--json")
@@ -186,6 +170,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
     return seen.decode()
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured(number: int, code: int, project: Path) -> None:
@@ -208,26 +193,34 @@ def test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured(num
     assert process.returncode == code, "".join(told) + rest
     assert "Traceback" not in rest
     assert rest.strip().splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name}")
-    kept = json.loads((project / ".batchcal" / "calibration.json").read_text())
-    assert kept["status"] in {"partial", "unsettled"}
-    assert kept["measurements"][0]["outcome"]["kind"] == "fits"
-    assert kept["status"] in out
+    kept = kept_in(project)
+    assert kept.status in {"partial", "unsettled"}
+    assert kept.measurements[0].outcome.kind == "fits"
+    assert kept.status in out
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_calibration_from_nothing_and_a_training_that_uses_it(project: Path) -> None:
-    (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[train]\nepochs = 2\n')
+    (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[plan]\neffective_batch = 96\n[train]\nepochs = 2\n')
     made = batchcal("calibrate", "--memory-limit", "2GiB", "--json")
     assert made.returncode == 0, made.stderr
     document = json.loads(made.stdout)
     assert (document["measured"], document["calibration"]["findings"][0]["train"]["batch"]) == (True, 96)
     assert "probe_ended sequence=1" in made.stderr
+    planned = batchcal("plan", "--effective-batch", "100", "--json")
+    assert (planned.returncode, json.loads(planned.stdout)["micro_batches"]) == (0, [50, 50]), planned.stderr
     # The limit was asked for when it was measured, and holds unless another one is asked for.
     trained = batchcal("train", "--no-calibrate", "--effective-batch", "16", "--seed", "7", "--json")
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout)
     assert [epoch["steps"] for epoch in result["epochs"]] == [6, 6]
     assert result["epochs"][1]["loss"] < result["epochs"][0]["loss"]
+    (checkpoint,) = (project / ".batchcal").glob("*.pt")
+    assert (result["checkpoint"], result["not_saved"]) == (str(checkpoint), None)
+    more = batchcal("train", "--no-calibrate", "--effective-batch", "16", "--epochs", "3", "--seed", "7", "--resume", "--json")
+    assert [epoch["epoch"] for epoch in json.loads(more.stdout)["epochs"]] == [0, 1, 2], more.stderr
+    assert f"resuming {checkpoint}" in more.stderr
     assert "training_started" in trained.stderr
     other = batchcal("train", "--no-calibrate", "--margin", "20%")
     assert other.returncode == 3
@@ -245,14 +238,32 @@ def test_a_plan_for_another_allocator_starts_the_training_anew_once(project: Pat
 
 
 @pytest.mark.slow
-def test_a_calibration_that_cannot_be_saved_does_not_stop_the_training(project: Path) -> None:
+def test_a_calibration_that_cannot_be_saved_is_not_measured(project: Path) -> None:
     nowhere = {"BATCHCAL_CALIBRATION": "/proc/nowhere/calibration.json"}
-    done = batchcal("train", "--memory-limit", "2GiB", "--max-batch", "8", "--json", **nowhere)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["epochs"]
-    assert "training goes on" in done.stderr
+    for verb in ("train", "calibrate"):
+        done = batchcal(verb, "--memory-limit", "2GiB", "--max-batch", "8", "--json", **nowhere)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert "BATCHCAL_CALIBRATION /proc/nowhere/calibration.json cannot be written" in json.loads(done.stderr)["error"]["what"]
 
 
+@pytest.mark.slow
+def test_the_effective_batch_of_the_task_is_trained_with(project: Path) -> None:
+    (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n')
+    text = (project / "task.py").read_text()
+    (project / "task.py").write_text(text.replace("loss=loss", "loss=loss, effective_batch=24"))
+    quick = ("--memory-limit", "2GiB", "--max-batch", "16", "--time-limit", "40s", "--allocator", "default")
+    trained = batchcal("train", *quick, "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert [epoch["steps"] for epoch in json.loads(trained.stdout)["epochs"]] == [4]
+    plan = json.loads(batchcal("plan", "--json").stdout)
+    assert (plan["effective_batch"], sum(plan["micro_batches"])) == (24, 24)
+    kept = kept_in(project)
+    assert kept.facts is not None
+    assert kept.facts.effective_batch == 24
+    assert kept.effective_batch is None
+
+
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_a_task_that_fails_is_exit_5_with_its_own_traceback(project: Path) -> None:
     (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[task.args]\nfail = true\n')

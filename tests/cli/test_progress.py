@@ -11,13 +11,23 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from batchcal.cli.pace import Pace
-from batchcal.cli.progress import STEP_EVERY_S, Carefully, Lines, is_interactive, listening
+from batchcal.cli.progress import (
+    STEP_EVERY_S,
+    Carefully,
+    Lines,
+    is_interactive,
+    listening_to_calibration,
+    listening_to_study,
+    listening_to_training,
+)
 from batchcal.cli.views.live import CalibrationLive
 from batchcal.cli.views.training_live import EVERY_S, SHARE, TrainingLive
 from batchcal.cli.voice import Voice
 from batchcal.core.errors import Interrupted
-from batchcal.core.progress import Fields, Silent
+from batchcal.core.progress import Fields, Named, Note, Output, Silent
 from batchcal.core.units import MIB
+from batchcal.values.training_events import EpochEnded, StepEnded, TrainingStarted
+from tests.support.events import calibration_event, study_event, training_event
 from tests.support.runs import a_start, a_training
 
 CALIBRATION: tuple[tuple[str, Fields], ...] = (
@@ -62,7 +72,7 @@ def test_the_live_table_has_a_row_a_probe_and_the_best_so_far() -> None:
     live = CalibrationLive(console=terminal.console, ticking=False)
     with live:
         for name, fields in CALIBRATION:
-            live.event(name, fields)
+            live.event(calibration_event(name, fields))
         text = terminal.shows(live)
     after = terminal.shows(live)
     lines = text.splitlines()
@@ -80,7 +90,7 @@ def test_a_long_calibration_shows_its_last_probes() -> None:
     live = CalibrationLive(console=terminal.console, ticking=False)
     ended = dict(CALIBRATION[3][1])
     for sequence in range(1, 60):
-        live.note("probe_ended", {**ended, "sequence": sequence})
+        live.note(calibration_event("probe_ended", {**ended, "sequence": sequence}))
     text = terminal.shows(live)
     assert len(text.splitlines()) <= 24
     assert " 59 " in text
@@ -91,9 +101,11 @@ def test_a_training_shows_its_step_and_the_epochs_before() -> None:
     terminal = FakeTerminal()
     live = TrainingLive(console=terminal.console)
     with live:
-        live.event("training_started", {"epochs": 3, "epoch": 0})
-        live.event("epoch_ended", {"epoch": 0, "loss": 0.5, "steps": 10, "eval_accuracy": 0.9, "samples_per_s": 1520.0})
-        live.event("step", {"epoch": 1, "step": 4, "loss": 0.25, "samples_per_s": 1530.0})
+        live.event(training_event("training_started", {"epochs": 3, "epoch": 0}))
+        live.event(
+            training_event("epoch_ended", {"epoch": 0, "loss": 0.5, "steps": 10, "eval_accuracy": 0.9, "samples_per_s": 1520.0})
+        )
+        live.event(training_event("step", {"epoch": 1, "step": 4, "loss": 0.25, "samples_per_s": 1530.0}))
         text = terminal.shows(live)
     assert "epoch 1 of 3: loss 0.5, eval accuracy 0.9, 1,520/s" in text
     assert "epoch 2 of 3, step 4" in text
@@ -107,10 +119,10 @@ def test_a_training_shows_how_far_it_is_what_it_holds_and_what_happened() -> Non
     with live:
         for name, fields in itertools.islice(a_training(), 305):
             now[0] += 0.5 if name == "step" else 0.0
-            live.event(name, fields)
+            live.event(training_event(name, fields))
         text = terminal.shows(live)
         for name, fields in itertools.islice(a_training(), 305, None):
-            live.event(name, fields)
+            live.event(training_event(name, fields))
     after = terminal.shows(live)
     lines = [line.strip() for line in text.splitlines()]
     assert lines[0] == "training batchcal.workload.examples.multiimage:task on cpu, tcmalloc"
@@ -129,8 +141,8 @@ def test_a_training_shows_how_far_it_is_what_it_holds_and_what_happened() -> Non
 def test_a_peak_above_the_budget_is_red() -> None:
     live = TrainingLive(console=FakeTerminal().console)
     for peak, style in ((700, "green"), (800, "yellow"), (900, "red")):
-        live.note("training_started", {"epochs": 1, "budget_bytes": 839 * MIB})
-        live.note("step", {"epoch": 0, "step": 1, "peak_bytes": peak * MIB})
+        live.note(training_event("training_started", {"epochs": 1, "budget_bytes": 839 * MIB}))
+        live.note(training_event("step", {"epoch": 0, "step": 1, "peak_bytes": peak * MIB}))
         drawn = live.draw()
         assert isinstance(drawn, Group)
         styles = {str(span.style) for line in drawn.renderables if isinstance(line, Text) for span in line.spans}
@@ -140,12 +152,12 @@ def test_a_peak_above_the_budget_is_red() -> None:
 def test_a_small_terminal_sees_the_last_epochs_and_where_it_is() -> None:
     live = TrainingLive(console=Console(file=io.StringIO(), force_terminal=True, width=60, height=12))
     for epoch in range(100):
-        live.note("epoch_ended", {"epoch": epoch, "loss": 1.0})
-    live.note("step", {"epoch": 100, "step": 1, "loss": 1.0})
+        live.note(training_event("epoch_ended", {"epoch": epoch, "loss": 1.0}))
+    live.note(training_event("step", {"epoch": 100, "step": 1, "loss": 1.0}))
     drawn = live.draw()
     assert isinstance(drawn, Group)
     assert len(drawn.renderables) < 12
-    assert "epoch 100 of ?" in str(drawn.renderables[-3])
+    assert any("epoch 100 of ?" in str(line) for line in drawn.renderables)
 
 
 def test_drawing_takes_a_small_share_of_the_time() -> None:
@@ -157,14 +169,26 @@ def test_drawing_takes_a_small_share_of_the_time() -> None:
             now[0] += 0.004
 
     live = Slow(console=FakeTerminal().console, clock=lambda: now[0])
-    live.event("training_started", a_start())
+    live.event(training_event("training_started", a_start()))
     for step in range(2000):
         now[0] += 0.01
-        live.event("step", {"epoch": 0, "step": step})
+        live.event(training_event("step", {"epoch": 0, "step": step}))
     assert len(drawn) * 0.004 <= SHARE * now[0] + 0.008
     assert all(later - earlier >= EVERY_S for earlier, later in itertools.pairwise(drawn))
-    live.event("resized", {"was": 8, "now": 4})
+    live.event(training_event("resized", {"was": 8, "now": 4}))
     assert drawn[-1] == pytest.approx(now[0] - 0.004), "what happens is drawn at once"
+
+
+def _started(pace: Pace, told: Fields, *, now_s: float) -> None:
+    event = training_event("training_started", told)
+    assert isinstance(event, TrainingStarted)
+    pace.started(event, now_s=now_s)
+
+
+def _stepped(pace: Pace, told: Fields) -> None:
+    event = training_event("step", told)
+    assert isinstance(event, StepEnded)
+    pace.stepped(event)
 
 
 @pytest.mark.parametrize(
@@ -179,18 +203,20 @@ def test_drawing_takes_a_small_share_of_the_time() -> None:
 )
 def test_the_pace_says_how_far_and_how_long(start: Fields, at: Fields, share: float | None, left_s: float | None) -> None:
     pace = Pace()
-    pace.started(start, now_s=10.0)
+    _started(pace, start, now_s=10.0)
     assert pace.left_s(now_s=10.0) is None
-    pace.stepped(at)
+    _stepped(pace, at)
     assert pace.share == (None if share is None else pytest.approx(share))
     assert pace.left_s(now_s=40.0) == (None if left_s is None else pytest.approx(left_s))
 
 
 def test_the_first_epoch_of_a_stream_says_how_long_the_next_may_be() -> None:
     pace = Pace()
-    pace.started({"epochs": 2}, now_s=0.0)
-    pace.epoch_ended({"epoch": 0, "steps": 20})
-    pace.stepped({"epoch": 1, "step": 10})
+    _started(pace, {"epochs": 2}, now_s=0.0)
+    ended = training_event("epoch_ended", {"epoch": 0, "steps": 20})
+    assert isinstance(ended, EpochEnded)
+    pace.epoch_ended(ended)
+    _stepped(pace, {"epoch": 1, "step": 10})
     assert pace.share == pytest.approx(0.75)
 
 
@@ -198,11 +224,12 @@ def test_elsewhere_each_event_is_a_line_and_steps_are_told_now_and_then() -> Non
     told: list[str] = []
     now = [0.0]
     lines = Lines(told.append, lambda: now[0])
-    lines.event("best", {"mode": "train", "batch": 8})
+    lines.event(calibration_event("best", {"mode": "train", "batch": 8}))
     for step in range(4):
         now[0] = step * STEP_EVERY_S / 2
-        lines.event("step", {"step": step})
-    assert told == ["best mode=train batch=8", "step step=0", "step step=2"]
+        lines.event(training_event("step", {"step": step}))
+    assert told[0] == "best mode=train batch=8"
+    assert [line.split()[:3] for line in told[1:]] == [["step", "epoch=0", "step=0"], ["step", "epoch=0", "step=2"]]
 
 
 def test_a_training_that_is_piped_tells_what_a_person_would_ask() -> None:
@@ -211,7 +238,7 @@ def test_a_training_that_is_piped_tells_what_a_person_would_ask() -> None:
     lines = Lines(told.append, lambda: now[0])
     for name, fields in a_training():
         now[0] += 0.4 if name == "step" else 0.0
-        lines.event(name, fields)
+        lines.event(training_event(name, fields))
     names = [line.split()[0] for line in told]
     assert names.count("epoch_ended") == 6
     assert (names.count("recovered"), names.count("resized"), names.count("training_ended")) == (1, 2, 1)
@@ -226,7 +253,7 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self.error, self.times = error, 0
 
-    def event(self, name: str, fields: Fields) -> None:
+    def event(self, event: Named, /) -> None:
         self.times += 1
         raise self.error
 
@@ -234,21 +261,41 @@ class Broken:
 def test_a_terminal_that_goes_away_does_not_end_a_calibration() -> None:
     broken = Broken(OSError("gone"))
     listener = Carefully(broken)
-    listener.event("best", {})
-    listener.event("best", {})
+    listener.event(Note("all is well"))
+    listener.event(Note("all is well"))
     assert broken.times == 1
 
 
 def test_a_signal_while_drawing_still_counts() -> None:
     with pytest.raises(Interrupted):
-        Carefully(Broken(Interrupted(2))).event("best", {})
+        Carefully(Broken(Interrupted(2))).event(Note("all is well"))
 
 
 def test_quiet_is_silent_and_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(Voice(quiet=True), "calibration") as quiet:
+    with listening_to_calibration(Voice(quiet=True)) as quiet:
         assert isinstance(quiet, Silent)
-    with listening(Voice(), "training") as piped:
+    with listening_to_training(Voice(verbose=True)) as piped:
         assert isinstance(piped, Lines)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_output_of_the_users_code_is_shown_with_v_alone(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with listening_to_calibration(Voice(verbose=verbose)) as progress:
+        progress.event(Output("loading data\n100 %"))
+        progress.event(Note("glibc"))
+    assert capsys.readouterr().err == ("  | loading data\n  | 100 %\n" if verbose else "") + "note text=glibc\n"
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_of_a_study_its_calibrations_and_their_output_are_shown_with_v_alone(
+    verbose: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listening_to_study(Voice(verbose=verbose)) as listener:
+        listener.progress.event(study_event("shape_calibrated", {"shape": "wide", "worker": 1}))
+        listener.progress.event(study_event("best", {"mode": "train", "batch": 8, "worker": 1}))
+        listener.progress.event(study_event("output", {"text": "loading", "worker": 1}))
+    details = "best mode=train batch=8 worker=1\n  | loading\n"
+    assert capsys.readouterr().err == "shape_calibrated shape=wide worker=1\n" + (details if verbose else "")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,12 @@ def test_a_run_that_went_wrong_looks_as_it_was_agreed(tmp_path: Path) -> None:
     assert text_of(show(seen(a_diverged_run(tmp_path)))) == (GOLDEN / "run-diverged.txt").read_text(encoding="utf-8")
 
 
+def test_skipped_steps_are_in_the_summary(tmp_path: Path) -> None:
+    ended: Told = ("epoch_ended", {"epoch": 0, "loss": 0.5, "steps": 60, "skipped_steps": 9})
+    text = text_of(show(seen(told(tmp_path, ("training_started", a_start()), ended))))
+    assert re.search(r"skipped +9 steps +changed no parameter", text)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_no_view_is_wider_than_the_terminal_or_has_escape_codes_in_a_pipe(width: int, run: Run, tmp_path: Path) -> None:
     for one in (run, a_diverged_run(tmp_path)):
@@ -326,7 +332,7 @@ def test_a_run_as_the_second_file_is_refused_too(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("run.jsonl", "hello\n", "is no log of a run"),
+        ("run.jsonl", "hello\n", "is not the log of a run"),
         ("run.jsonl", '{"kind":"run","format":99}\n', "has format 99"),
         ("other/x", "", "there is no run.jsonl in"),
     ],

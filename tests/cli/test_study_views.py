@@ -16,6 +16,7 @@ from batchcal.cli.views.study.view import show
 from batchcal.cli.views.study.winner import show as show_winner
 from batchcal.workload.reference import Scalar
 from tests.cli.test_views import GOLDEN, _Page, text_of
+from tests.support.events import study_event
 from tests.support.studies import a_busy_study, a_study, a_trial
 
 
@@ -54,10 +55,10 @@ def test_while_it_runs_the_best_and_what_happened_are_seen() -> None:
     console = Console(file=out, width=100, height=30, force_terminal=True, color_system=None)
     with StudyLive(console=console) as live:
         live.see(a_busy_study())
-        live.event("shape_started", {"shape": "d_model=64", "seconds": 10.0, "worker": 1})
+        live.event(study_event("shape_started", {"shape": "d_model=64", "seconds": 10.0, "worker": 1}))
         live.refresh()
         assert "calibrating d_model=64" in out.getvalue()
-        live.event("worker_died", {"worker": 1, "how": "killed by SIGKILL", "action": "another takes its place"})
+        live.event(study_event("worker_died", {"worker": 1, "how": "killed by SIGKILL", "action": "another takes its place"}))
         live.refresh()
     shown = out.getvalue()
     assert "6 of 20 trials" in shown

@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console, RenderableType
 
 from batchcal.calibration.schema import Calibration, Capacity
 from batchcal.calibration.stale import Stale
+from batchcal.calibration.time_slices import TimedPart, TimeSlice
+from batchcal.calibration.undone import Undone
 from batchcal.cli.views import environment as environment_view
 from batchcal.cli.views import plan as plan_view
 from batchcal.cli.views import training as training_view
@@ -21,6 +24,7 @@ from batchcal.cli.views.calibration import Seen, answer, memory_parts, show
 from batchcal.cli.views.canvas import Canvas
 from batchcal.cli.views.chart import memory_chart, ticks
 from batchcal.cli.views.curve import draw
+from batchcal.cli.views.decisions import PARTS, decisions
 from batchcal.cli.views.page import page
 from batchcal.cli.views.words import count, limit_sentence, long, short, tone
 from batchcal.core.units import GIB, MIB
@@ -37,6 +41,7 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
+from batchcal.measure.observations import summed_up
 from batchcal.plan.make import make_plan
 from batchcal.plan.what_if import what_if
 from batchcal.train.result import EpochResult, TrainingResult
@@ -103,7 +108,7 @@ def test_a_stale_calibration_says_why_in_its_header() -> None:
 
 
 def test_an_unsettled_calibration_says_so_and_what_is_undone() -> None:
-    unsettled = a_calibration(status="unsettled", undone=("cpu under default, train: bisect 528",))
+    unsettled = a_calibration(status="unsettled", undone=(Undone(part="search", text="cpu under default, train: bisect 528"),))
     text = text_of(show(seen(unsettled)))
     assert "unsettled: verified, but the search ended before it was done" in text
     assert "undone: cpu under default, train: bisect 528" in text
@@ -134,6 +139,23 @@ def test_the_parts_of_the_memory_bar_sum_to_the_limit() -> None:
     parts = memory_parts(calibration, calibration.findings[0])
     assert [name for name, _ in parts] == ["others", "at rest", "batch", "spare", "margin"]
     assert sum(size for _, size in parts) == pytest.approx(calibration.budgets[0].limit_bytes)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_memory_that_is_kept_for_growth_is_a_part_of_the_bar(encoding: str) -> None:
+    plain = a_calibration()
+    budget = plain.budgets[0]
+    smaller = budget.model_copy(update={"budget_bytes": budget.budget_bytes - 8 * MIB, "reserved_bytes": 8 * MIB})
+    calibration = a_calibration(budgets=(smaller,))
+    assert "growth 8.00 MiB" in text_of(show(seen(calibration)), encoding=encoding)
+    assert 'class="growth"' in page(seen(calibration))
+
+
+def test_what_the_heap_will_have_grown_by_is_a_part_of_the_bar() -> None:
+    calibration = a_calibration(findings=(a_finding(heap_growth=1.1),))
+    parts = dict(memory_parts(calibration, calibration.findings[0]))
+    assert parts["growth"] > 0
+    assert sum(parts.values()) == pytest.approx(calibration.budgets[0].limit_bytes)
 
 
 def test_a_probe_that_ran_out_stands_at_or_above_the_budget() -> None:
@@ -225,6 +247,25 @@ def test_the_reason_for_a_limit_names_the_size_that_was_too_much() -> None:
     fitting_only = tuple(one for one in calibration.measurements if one.outcome.kind == "fits")
     calm = calibration.model_copy(update={"measurements": fitting_only})
     assert limit_sentence(calm, calm.findings[0]) == "memory: more is predicted not to fit"
+
+
+def test_a_size_that_fits_for_a_few_steps_only_is_named_as_that_and_explained() -> None:
+    grown = a_finding(heap_growth=1.3)
+    fitted = measurement(sequence=7, batch=530, outcome=fits(830, 1530.0, batch=530))
+    calibration = a_calibration(findings=(grown,), measurements=(*a_calibration().measurements, fitted))
+    assert limit_sentence(calibration, grown) == "memory: 530 fits for a few steps, and the heap grows over many"
+    reasons = dict(decisions(calibration))
+    assert "1.30 times" in reasons["why not all of the budget on cpu under default"]
+
+
+def test_runs_of_one_size_and_where_the_time_went_are_told() -> None:
+    runs = [measurement(batch=64, outcome=fits(mebibytes, 640.0, batch=64)) for mebibytes in (400, 420)]
+    slices = (TimeSlice(part="examination", wall_s=1.5), TimeSlice(part="rehearsal", wall_s=3.0))
+    calibration = a_calibration(setups=summed_up(runs, num_workers=0), time_slices=slices, wall_s=10.0)
+    reasons = dict(decisions(calibration))
+    assert reasons["how far 2 runs of training at 64 differ on cpu under default"] == "2 fit, peaks from 400 MiB to 420 MiB"
+    assert set(PARTS) == set(get_args(TimedPart)), "each part has words"
+    assert reasons["where 10.0 s went"] == "loading and examining the task 1.5 s, the rehearsal 3.0 s, the rest 5.5 s"
 
 
 def test_a_plan_of_uneven_sizes_is_told_in_runs() -> None:

@@ -62,7 +62,7 @@ def test_hostile_json_is_refused_with_its_reason(name: str) -> None:
 
 
 @given(values)
-@settings(max_examples=150, deadline=None, database=None)
+@settings(deadline=None, database=None)
 def test_what_is_written_reads_back_and_has_one_rendering(value: JSON) -> None:
     written = dumps(value)
 
@@ -72,7 +72,7 @@ def test_what_is_written_reads_back_and_has_one_rendering(value: JSON) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None, database=None)
+@settings(deadline=None, database=None)
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     try:
         value = loads(data)

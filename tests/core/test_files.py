@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from batchcal.core.errors import Interrupted
 from batchcal.core.files import LEFTOVER_AGE_S, FileRefused, leftovers, read_guarded, sync_folder, write_atomically
 from tests.support.faults import files_of_at_most
 
@@ -214,3 +215,16 @@ def test_a_disk_error_while_reading_is_a_refusal() -> None:
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_name_that_cannot_be_opened_is_a_refusal(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path / name) == "unreadable"
+
+
+def test_a_signal_at_the_first_line_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = tmp_path / "file", os.open
+
+    def interrupted(name: str | Path, flags: int, mode: int = 0o777) -> int:
+        opened(name, flags, mode)
+        raise Interrupted(15)
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(Interrupted):
+        write_atomically(path, b"data")
+    assert not list(tmp_path.iterdir())

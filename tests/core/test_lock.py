@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,24 @@ def test_where_no_lock_file_can_be_made_one_goes_on_without_and_says_so(tmp_path
 
 
 @pytest.mark.child
+def test_a_process_that_waits_states_for_which_process_and_how_long(tmp_path: Path) -> None:
+    waits: list[str] = []
+    with holder(tmp_path / "lock") as (process, _):
+        Lock(tmp_path / "lock").acquire(wait_s=0.3, waits=waits.append)
+    (text,) = waits
+    assert f"process {process.pid} on {socket.gethostname()} since 20" in text
+    assert "0.3 s at most" in text
+
+
+def test_a_lock_file_with_other_content_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "poetry.lock"
+    path.write_text("mine\n")
+    with Lock(path) as lock:
+        assert lock.acquire(wait_s=0, waits=lambda text: None).state == "held"
+    assert path.read_text() == "mine\n"
+
+
+@pytest.mark.child
 def test_who_waits_gives_up_when_his_time_is_over(tmp_path: Path) -> None:
     clock = ManualClock(datetime(2026, 7, 1, tzinfo=UTC))
     waits: list[float] = []
@@ -126,6 +145,7 @@ def test_who_waits_stops_as_soon_as_the_other_has_made_it(tmp_path: Path) -> Non
     assert result.state == "done"
 
 
+@pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.parametrize("meanwhile", ["nothing", "exec", "fork"])
 def test_a_killed_holder_lets_go_though_a_process_that_it_started_lives_on(tmp_path: Path, meanwhile: str) -> None:

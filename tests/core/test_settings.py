@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.core import settings as knobs
 from batchcal.core.errors import UsageError
-from batchcal.core.settings import KNOBS, Knob, Settings, Source, unknown_variables
+from batchcal.core.option import Option
+from batchcal.core.settings import Setting, Source, unknown_variables
 from batchcal.core.units import GIB
+from batchcal.values.settings import CalibrateSettings, Settings, TrainSettings
 
 CONFIG = Source("configs/x.toml", {"calibrate": {"margin": "20%", "time_limit": 30}, "plan": {"effective_batch": 256}})
 PROJECT = Source(
@@ -15,42 +16,42 @@ PROJECT = Source(
 
 def test_a_flag_beats_the_environment_and_that_beats_the_files() -> None:
     everything = Settings(flags={"margin": "5%"}, environ={"BATCHCAL_MARGIN": "10%"}, files=(CONFIG, PROJECT))
-    assert everything.of(knobs.MARGIN) == knobs.Setting(0.05, "flag --margin")
+    assert everything.of(CalibrateSettings.margin) == Setting(0.05, "flag --margin")
     without_flag = Settings(flags={"margin": None}, environ={"BATCHCAL_MARGIN": "10%"}, files=(CONFIG, PROJECT))
-    assert without_flag.of(knobs.MARGIN) == knobs.Setting(0.10, "env BATCHCAL_MARGIN")
-    assert Settings(environ={}, files=(CONFIG, PROJECT)).of(knobs.MARGIN) == knobs.Setting(
+    assert without_flag.of(CalibrateSettings.margin) == Setting(0.10, "env BATCHCAL_MARGIN")
+    assert Settings(environ={}, files=(CONFIG, PROJECT)).of(CalibrateSettings.margin) == Setting(
         0.20, "configs/x.toml [calibrate] margin"
     )
-    assert Settings(environ={}, files=(PROJECT,)).of(knobs.MARGIN) == knobs.Setting(
+    assert Settings(environ={}, files=(PROJECT,)).of(CalibrateSettings.margin) == Setting(
         0.25, "pyproject.toml [tool.batchcal.calibrate] margin"
     )
-    assert Settings(environ={}).of(knobs.MARGIN) == knobs.Setting(None, "default")
+    assert Settings(environ={}).of(CalibrateSettings.margin) == Setting(None, "default")
 
 
 def test_files_are_merged_key_by_key() -> None:
     both = Settings(environ={}, files=(CONFIG, PROJECT))
-    assert both.value(knobs.SAMPLES) == 4
-    assert both.value(knobs.TIME_LIMIT) == 30.0
-    assert both.value(knobs.EFFECTIVE_BATCH) == 256
-    assert both.value(knobs.DROP_LAST) is True
+    assert both.calibrate.samples == 4
+    assert both.calibrate.time_limit == 30.0
+    assert both.plan.effective_batch == 256
+    assert both.train.drop_last is True
 
 
 def test_a_flag_of_another_name_is_named_as_it_was_typed() -> None:
     settings = Settings(flags={"samples": "x"}, spelled={"samples": "--calibration-samples"}, environ={})
     with pytest.raises(UsageError, match=r"^calibration-samples 'x' is not a whole number"):
-        settings.of(knobs.SAMPLES)
+        settings.of(CalibrateSettings.samples)
 
 
 def test_an_empty_variable_is_not_set() -> None:
-    assert Settings(environ={"BATCHCAL_SAMPLES": ""}).of(knobs.SAMPLES).origin == "default"
+    assert Settings(environ={"BATCHCAL_SAMPLES": ""}).of(CalibrateSettings.samples).origin == "default"
 
 
 def test_what_was_given_is_listed_with_its_origin() -> None:
     settings = Settings(flags={"max_batch": "64"}, environ={"BATCHCAL_SEED": "7"}, files=(CONFIG,))
     assert settings.given() == [
         ("calibrate", "margin", "0.2", "configs/x.toml [calibrate] margin"),
-        ("calibrate", "time_limit", "30.0", "configs/x.toml [calibrate] time_limit"),
         ("calibrate", "max_batch", "64", "flag --max-batch"),
+        ("calibrate", "time_limit", "30.0", "configs/x.toml [calibrate] time_limit"),
         ("calibrate", "seed", "7", "env BATCHCAL_SEED"),
         ("plan", "effective_batch", "256", "configs/x.toml [plan] effective_batch"),
     ]
@@ -59,11 +60,11 @@ def test_what_was_given_is_listed_with_its_origin() -> None:
 @pytest.mark.parametrize(
     ("where", "text"),
     [
-        ({"flags": {"memory_limit": "2g"}}, "^memory-limit '2g' is ambiguous"),
-        ({"environ": {"BATCHCAL_MEMORY_LIMIT": "2g"}}, "^env BATCHCAL_MEMORY_LIMIT: memory-limit '2g' is ambiguous"),
+        ({"flags": {"memory_limit": "2g"}}, "^--memory-limit '2g' is ambiguous"),
+        ({"environ": {"BATCHCAL_MEMORY_LIMIT": "2g"}}, "^BATCHCAL_MEMORY_LIMIT '2g' is ambiguous"),
         (
             {"files": (Source("x.toml", {"calibrate": {"memory_limit": "2g"}}),)},
-            r"^x.toml \[calibrate\] memory_limit: memory-limit '2g' is ambiguous",
+            r"^x.toml \[calibrate\] memory_limit '2g' is ambiguous",
         ),
     ],
 )
@@ -73,45 +74,47 @@ def test_a_bare_2g_is_refused_with_the_reason_and_the_place(where: dict[str, obj
     assert isinstance(environ, dict)
     assert isinstance(files, tuple)
     with pytest.raises(UsageError, match=text) as caught:
-        Settings(flags=flags, environ=environ, files=files).of(knobs.MEMORY_LIMIT)
+        Settings(flags=flags, environ=environ, files=files).of(CalibrateSettings.memory_limit)
     assert "binary for some tools and decimal for others" in caught.value.known
     assert "2GiB" in caught.value.try_
+    assert ("--" in caught.value.try_) == (flags is not None), "a file has no flags"
 
 
 def test_a_size_in_a_file_needs_a_unit_even_as_a_number() -> None:
     with pytest.raises(UsageError) as caught:
-        Settings(environ={}, files=(Source("x.toml", {"calibrate": {"memory_limit": 2}}),)).of(knobs.MEMORY_LIMIT)
-    assert caught.value.known == "a size needs a unit"
+        Settings(environ={}, files=(Source("x.toml", {"calibrate": {"memory_limit": 2}}),)).of(CalibrateSettings.memory_limit)
+    assert caught.value.known.startswith("a size needs a unit")
+    assert caught.value.try_.startswith('memory_limit = "2GiB" in x.toml [calibrate]')
     with_unit = Source("x.toml", {"calibrate": {"memory_limit": "2 GiB"}})
-    assert Settings(environ={}, files=(with_unit,)).value(knobs.MEMORY_LIMIT) == 2 * GIB
+    assert Settings(environ={}, files=(with_unit,)).calibrate.memory_limit == 2 * GIB
 
 
 @pytest.mark.parametrize(
-    ("knob", "text", "says"),
+    ("option", "text", "says"),
     [
-        (knobs.MAX_BATCH, "0", "max-batch 0 is below 1"),
-        (knobs.MAX_BATCH, "1.5", "max-batch '1.5' is not a whole number"),
-        (knobs.MULTIPLE_OF, "-8", "multiple-of -8 is below 1"),
-        (knobs.WORKERS, "-1", "workers -1 is negative"),
-        (knobs.MARGIN, "15", "margin '15' is not a fraction"),
-        (knobs.TIME_LIMIT, "soon", "time-limit 'soon' is not a duration"),
-        (knobs.DEVICE, " ", "device is empty"),
-        (knobs.CHECKPOINT, "", "checkpoint is empty"),
-        (knobs.DROP_LAST, "maybe", "drop-last 'maybe' is neither true nor false"),
+        (CalibrateSettings.max_batch, "0", "max-batch 0 is below 1"),
+        (CalibrateSettings.max_batch, "1.5", "max-batch '1.5' is not a whole number"),
+        (CalibrateSettings.multiple_of, "-8", "multiple-of -8 is below 1"),
+        (CalibrateSettings.workers, "-1", "workers -1 is negative"),
+        (CalibrateSettings.margin, "15", "margin '15' is not a fraction"),
+        (CalibrateSettings.time_limit, "soon", "time-limit 'soon' is not a duration"),
+        (CalibrateSettings.device, " ", "device is empty"),
+        (TrainSettings.checkpoint, "", "checkpoint is empty"),
+        (TrainSettings.drop_last, "maybe", "drop-last 'maybe' is neither true nor false"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_name(knob: Knob[object], text: str, says: str) -> None:
+def test_a_value_that_cannot_be_is_refused_by_name(option: Option[object], text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        Settings(flags={knob.key: text}, environ={}).of(knob)
+        Settings(flags={option.key: text}, environ={}).of(option)
 
 
-def test_every_knob_reads_its_own_default_or_leaves_it_open() -> None:
-    for knob in KNOBS:
-        setting = Settings(environ={}).of(knob)
+def test_every_option_reads_its_own_default_or_leaves_it_open() -> None:
+    for option in Settings.options():
+        setting = Settings(environ={}).of(option)
         assert setting.origin == "default"
         if setting.value is not None:
-            told = "true" if setting.value is True else "false" if setting.value is False else str(setting.value)
-            assert Settings(flags={knob.key: told}, environ={}).of(knob).value == setting.value
+            text = "true" if setting.value is True else "false" if setting.value is False else str(setting.value)
+            assert Settings(flags={option.key: text}, environ={}).of(option).value == setting.value
 
 
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant() -> None:
@@ -122,14 +125,14 @@ def test_an_unknown_key_is_refused_with_the_one_that_was_meant() -> None:
 
 
 def test_a_key_in_the_wrong_table_is_sent_to_the_right_one() -> None:
-    with pytest.raises(UsageError, match="unknown key 'epochs'") as caught:
+    with pytest.raises(UsageError, match=r"epochs does not belong to \[tool.batchcal.calibrate\]") as caught:
         Settings(environ={}, files=(Source("pyproject.toml", {"calibrate": {"epochs": 3}}, prefix="tool.batchcal."),))
-    assert caught.value.known.endswith("it belongs to [tool.batchcal.train]")
+    assert caught.value.try_ == "[tool.batchcal.train]\nepochs = 3"
 
 
 def test_a_list_is_no_value() -> None:
     with pytest.raises(UsageError, match=r"x.toml \[calibrate\] margin is not a single value"):
-        Settings(environ={}, files=(Source("x.toml", {"calibrate": {"margin": [1]}}),)).of(knobs.MARGIN)
+        Settings(environ={}, files=(Source("x.toml", {"calibrate": {"margin": [1]}}),)).of(CalibrateSettings.margin)
 
 
 def test_a_table_of_a_later_verb_is_left_alone() -> None:
@@ -143,8 +146,45 @@ def test_a_misspelt_variable_is_told_and_ours_are_not() -> None:
         "BATCHCAL_PLAN_MICRO_BATCH": "8",
         "BATCHCAL_REEXEC": "1:default",
     }
-    assert unknown_variables({**ours, "BATCHCAL_MARGIN": "1%", "PATH": "/bin"}) == ()
-    assert unknown_variables({"BATCHCAL_MEMORY_LIMT": "2GiB"}) == (
+    assert unknown_variables({**ours, "BATCHCAL_MARGIN": "1%", "PATH": "/bin"}, Settings.options()) == ()
+    assert unknown_variables({"BATCHCAL_MEMORY_LIMT": "2GiB"}, Settings.options()) == (
         "the variable BATCHCAL_MEMORY_LIMT is not known (did you mean BATCHCAL_MEMORY_LIMIT?); it has no effect",
     )
-    assert unknown_variables({"BATCHCAL_QQQQQQQQ": "1"}) == ("the variable BATCHCAL_QQQQQQQQ is not known; it has no effect",)
+    assert unknown_variables({"BATCHCAL_QQQQQQQQ": "1"}, Settings.options()) == (
+        "the variable BATCHCAL_QQQQQQQQ is not known; it has no effect",
+    )
+
+
+def test_a_key_names_one_setting() -> None:
+    keys = [option.key for option in Settings.options()]
+    assert sorted(set(keys)) == sorted(keys), "flags and variables have no table"
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "try_"),
+    [
+        ({"flags": {"workers": "4"}}, "--workers 4 is too many", "--workers 2, or --margin 10%"),
+        ({"environ": {"BATCHCAL_WORKERS": "4"}}, "BATCHCAL_WORKERS 4 is too many", "BATCHCAL_WORKERS=2, or --margin 10%"),
+        (
+            {"files": (Source("x.toml", {"calibrate": {"workers": 4, "margin": "5%"}}),)},
+            "x.toml [calibrate] workers 4 is too many",
+            'workers = 2 in x.toml [calibrate], or margin = "10%" in x.toml [calibrate]',
+        ),
+    ],
+)
+def test_an_error_from_elsewhere_names_the_setting_as_the_user_gave_it(settings: dict[str, object], what: str, try_: str) -> None:
+    flags, environ, files = settings.get("flags"), settings.get("environ", {}), settings.get("files", ())
+    assert flags is None or isinstance(flags, dict)
+    assert isinstance(environ, dict)
+    assert isinstance(files, tuple)
+    error = Settings(flags=flags, environ=environ, files=files).respelled(
+        UsageError("workers 4 is too many", try_="--workers 2, or --margin 10%")
+    )
+    assert (error.what, error.try_) == (what, try_)
+
+
+def test_settings_that_contradict_each_other_are_named_once() -> None:
+    settings = Settings(environ={}, files=(Source("x.toml", {"calibrate": {"max_batch": 8, "multiple_of": 32}}),))
+    error = settings.respelled(UsageError("no batch is a multiple of 32", try_="--max-batch 32 or a smaller --multiple-of"))
+    assert error.what == "x.toml [calibrate] max_batch: no batch is a multiple of 32"
+    assert error.try_ == "max_batch = 32 in x.toml [calibrate] or a smaller multiple_of in x.toml [calibrate]"

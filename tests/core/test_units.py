@@ -70,7 +70,7 @@ def test_a_duration_is_seconds(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "0s", "-5s", "5 weeks"])
 def test_what_is_no_positive_duration_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="not a duration"):
+    with pytest.raises(UsageError, match=r"not a duration|not positive"):
         parse_duration(text)
 
 
@@ -104,7 +104,7 @@ def test_bytes_are_told_with_three_digits(count: float, text: str) -> None:
 
 
 @given(st.integers(1, 2**50))
-@settings(max_examples=100, deadline=None, database=None)
+@settings(deadline=None, database=None)
 def test_what_is_told_reads_back_within_its_digits(count: int) -> None:
     assert parse_size(format_bytes(count)) == pytest.approx(count, rel=0.01, abs=1)
 

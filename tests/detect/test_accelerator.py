@@ -12,7 +12,7 @@ import pytest
 
 from batchcal.core.units import GIB
 from batchcal.detect.accelerator import TorchDevices, describe, drivers, identity, present
-from batchcal.guard.roots import Root
+from batchcal.machine.roots import Root
 from tests.support.machines import Machine
 
 NVIDIA_VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version: gcc 12"

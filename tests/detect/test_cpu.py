@@ -9,7 +9,7 @@ import pytest
 
 from batchcal.detect.cpu import parse_list, read_cpu
 from batchcal.detect.environment import Cpu
-from batchcal.guard.roots import HERE, Root
+from batchcal.machine.roots import HERE, Root
 from tests.support import machines
 from tests.support.machines import Machine
 

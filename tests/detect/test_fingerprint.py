@@ -20,8 +20,8 @@ from batchcal.detect.fingerprint import (
     torch_digest,
 )
 from batchcal.detect.torch_answer import TorchAnswer
-from batchcal.guard.allocator import AllocatorPolicy, available
-from batchcal.guard.roots import Root
+from batchcal.machine.allocator import AllocatorPolicy, available
+from batchcal.machine.roots import Root
 from tests.support import machines
 from tests.support.machines import Machine
 

@@ -11,7 +11,7 @@ import pytest
 
 from batchcal.core.units import GIB
 from batchcal.detect.limits import Limits, open_files, pids, read_limits
-from batchcal.guard.roots import HERE, Root
+from batchcal.machine.roots import HERE, Root
 from tests.support import machines
 from tests.support.machines import Machine
 
@@ -47,7 +47,7 @@ def test_nothing_that_limits_processes_is_none(tmp_path: Path) -> None:
     assert read_limits(Root(tmp_path)) == Limits()
 
 
-ASK = "from batchcal.detect.limits import *; from batchcal.guard.roots import HERE; print(read_limits(HERE).model_dump_json())"
+ASK = "from batchcal.detect.limits import *; from batchcal.machine.roots import HERE; print(read_limits(HERE).model_dump_json())"
 
 
 @pytest.mark.child

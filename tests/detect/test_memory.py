@@ -14,7 +14,7 @@ from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Environment, Memory
 from batchcal.detect.limits import read_limits
 from batchcal.detect.memory import read_memory
-from batchcal.guard.roots import Root
+from batchcal.machine.roots import Root
 from tests.support import machines
 from tests.support.machines import NO_LIMIT, Machine
 

@@ -12,7 +12,7 @@ import pytest
 from batchcal.core.units import MIB
 from batchcal.detect.environment import Environment
 from batchcal.detect.shared_memory import PATH, Space, read_shared_memory, space_of
-from batchcal.guard.roots import HERE, Root
+from batchcal.machine.roots import HERE, Root
 
 
 def test_size_and_free_bytes_are_kept(tmp_path: Path) -> None:

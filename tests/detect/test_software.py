@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchcal.detect.software import libc, read_software, version_of
-from batchcal.guard.roots import HERE, Root
+from batchcal.machine.roots import HERE, Root
 from tests.support.machines import Machine
 
 

@@ -19,6 +19,8 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from batchcal.calibration.locate import task_file
+from batchcal.workload.find import reference_of
 from tests.support.cgroups import memory_cgroup
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -41,7 +43,8 @@ def main() -> None:
         }
         shown = on_a_terminal(group.command(command), environment)
     TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(drawn(shown.replace(str(output), ".batchcal/calibration.json")), encoding="utf-8")
+    own = task_file(reference_of(COMMAND.split()[-1], directory=ROOT))
+    TARGET.write_text(drawn(shown.replace(str(output), f".batchcal/{own}")), encoding="utf-8")
 
 
 def on_a_terminal(command: list[str], environment: dict[str, str]) -> str:

@@ -1,10 +1,11 @@
-"""Nothing shown is untested: every block of the README is run as somebody would who types along, and every config."""
+"""Every block of the README and every config is valid, and runs as it does for a user who types it (`slow`)."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from batchcal.core.settings import Source
+from batchcal.hpo.config import study_of
+from batchcal.values.settings import Settings
+from batchcal.workload.config import Config, read_config
+from tests.docs import settings_page
+from tests.support.commands import parse
 from tests.support.markdown import Block, anchors, blocks, links, without_installing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,8 +30,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "configs" / "hpo").glob("*.toml"))
 TESTS_COMMAND = "python -m pip install nox && python -m nox"
 SECONDS_PER_BLOCK = 600
-
 started = pytest.mark.skipif(not BLOCKS, reason="the README shows no command yet")
+
+
+def test_the_settings_page_is_that_of_the_tables() -> None:
+    assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.page(), "python -m tests.docs.settings_page"
 
 
 def user_environment(home: Path) -> dict[str, str]:
@@ -93,11 +103,56 @@ def run_block(desk: Path, block: Block) -> None:
             pytest.fail(f"line {block.line}: nobody knows how to run {language!r}; say console, sh, python, toml, json or text")
 
 
+def batchcal_commands(line: str) -> list[list[str]]:
+    """The arguments of each `batchcal` command in a line of a shell."""
+    words = shlex.shlex(re.sub(r'^eval "\$\((.*)\)"$', r"\1", line), posix=True, punctuation_chars=True)
+    words.wordchars += ":,"
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if set(word) <= set("();<>|&"):
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return [command[1:] for command in commands if command[:1] == ["batchcal"]]
+
+
+def check_settings(config: Config, name: str) -> None:
+    """Raise where a table of the config has an unknown key or a value that cannot be read."""
+    Settings(files=(Source(name, config.tables),), environ={}).given()
+    if "hpo" in config.tables:
+        study_of(config, name)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line{block.line}-{block.language}")
+def test_every_block_of_the_readme_is_valid(block: Block, tmp_path: Path) -> None:
+    """Without running it: Python compiles, TOML is a config of ours, JSON parses, and so does each batchcal command."""
+    match block.language:
+        case "python":
+            compile(block.text, f"README.md, line {block.line}", "exec")
+        case "toml":
+            path = tmp_path / "config.toml"
+            path.write_text(block.text, encoding="utf-8")
+            config = read_config(path, directory=ROOT)
+            check_settings(config, block.file)
+        case "json":
+            json.loads(block.text)
+        case "console" | "sh" | "bash":
+            lines = block.commands() if block.language == "console" else block.text.splitlines()
+            for line in lines:
+                for arguments in batchcal_commands(line):
+                    assert arguments == ["--help"] or parse(arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line{block.line}-{block.language}")
 def test_every_block_of_the_readme_runs(block: Block, desk: Path) -> None:
     run_block(desk, block)
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, *STUDIES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_config_in_the_repository_is_valid(config: Path) -> None:
+    check_settings(read_config(config, directory=ROOT), config.name)
 
 
 @pytest.mark.slow
@@ -130,6 +185,7 @@ def test_there_is_a_config_for_each_example() -> None:
     assert wanted <= {config.stem for config in CONFIGS}
 
 
+@pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.name)
 def test_every_study_in_the_repository_can_be_begun(config: Path, desk: Path, tmp_path: Path) -> None:
@@ -145,7 +201,7 @@ def test_the_readme_shows_the_two_commands() -> None:
     commands = [command for block in BLOCKS if block.language == "console" for command in block.commands()]
     assert any(command.endswith("batchcal calibrate configs/handwriting.toml") for command in commands[:1]), commands[:1]
     assert TESTS_COMMAND in commands
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(TESTS_COMMAND)
+    assert TESTS_COMMAND in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 @started

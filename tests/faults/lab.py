@@ -22,7 +22,7 @@ import pytest
 
 from batchcal.calibration.schema import Calibration, Mode
 from batchcal.guard.outcome import Outcome
-from batchcal.measure.children.probe import Examination, ProbeReport
+from batchcal.measure.children.probe import Examination, Observation
 from batchcal.workload.reference import Scalar
 from tests.faults.server import Ask, Failed, Reply
 from tests.support.cgroups import MemoryCgroup, memory_cgroup
@@ -81,14 +81,14 @@ class Lab:
             pytest.fail(f"{'the measuring process is gone' if ready else 'it hangs'}: {self._log.read_text()[-3000:]}")
         return Reply.model_validate_json(line)
 
-    def report(self) -> ProbeReport:
+    def report(self) -> Observation:
         """What came of the probe that was begun."""
         reply = self.reply()
         if reply.report is None:
             pytest.fail(f"no report: {reply.failed}")
         return reply.report
 
-    def measure(self, asked: Ask) -> ProbeReport:
+    def measure(self, asked: Ask) -> Observation:
         self.begin(asked)
         return self.report()
 

@@ -18,16 +18,17 @@ from batchcal.core.values import Frozen
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
 from batchcal.guard import launch
-from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.watchdog import MemoryGroup
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import OVER_BUDGET_LEAST
-from batchcal.measure.calibrate import calibrate
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
+from batchcal.measure.children.job import Setting
 from batchcal.measure.children.launchers import Launchers
-from batchcal.measure.children.probe import Examination, ProbeReport, ProbeRequest
-from batchcal.measure.children.request import Setting
+from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
+from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
+from batchcal.measure.result import Need
 from batchcal.workload.reference import Scalar, TaskReference
 
 MARGIN: Final = 0.15
@@ -66,7 +67,7 @@ class Failed(Frozen):
 
 
 class Reply(Frozen):
-    report: ProbeReport | None = None
+    report: Observation | None = None
     examination: Examination | None = None
     calibration: Calibration | None = None
     failed: Failed | None = None
@@ -112,7 +113,7 @@ def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
                 device="cpu",
                 objective="memory",
             )
-            made = calibrate(reference, chosen, environment=environment, output=Path(ask.output), probe=probe)
+            made = obtain(reference, chosen, Need(), environment=environment, output=Path(ask.output), probe=probe)
             return Reply(calibration=made.calibration)
         if ask.batch is None:
             return Reply(examination=probe.examine("cpu", "default", budget, 3.0))
@@ -133,7 +134,7 @@ def main() -> None:
     """LAB_BALLAST_MIB: what this process holds itself; LAB_LOAD_LIMIT_S: the deadline of loading, else minutes;
     LAB_START_LIMIT_S: how long a zygote may take to fork."""
     if "LAB_LOAD_LIMIT_S" in os.environ:
-        vars(child_probe)["LOAD_LIMIT_S"] = (float(os.environ["LAB_LOAD_LIMIT_S"]),) * 2
+        vars(child_probe)["LOAD_LIMIT_S"] = float(os.environ["LAB_LOAD_LIMIT_S"])
     if "LAB_START_LIMIT_S" in os.environ:
         vars(launch)["START_LIMIT_S"] = float(os.environ["LAB_START_LIMIT_S"])
     ballast = b"x" * (int(os.environ.get("LAB_BALLAST_MIB", "0")) * MIB)

@@ -69,7 +69,7 @@ PROBES: Final[dict[int, Row]] = {
         "names left in /dev/shm",
         (
             f"{CHILDREN}test_names_in_shared_memory_go_with_their_process",
-            "guard/test_fence.py::test_tensors_of_the_dead_are_swept_and_nobody_else_s",
+            "guard/test_shared_names.py::test_only_names_of_our_dead_processes_are_swept",
             *in_faults("workers", "test_workers_that_grow_and_batches_in_flight_end_at_the_watchdog"),
         ),
     ),

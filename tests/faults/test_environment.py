@@ -17,10 +17,10 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.core.units import MIB
-from batchcal.guard.allocator import resolve
 from batchcal.guard.launch import SpawnLauncher, ZygoteLauncher
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
-from batchcal.measure.children.probe import ProbeReport
+from batchcal.machine.allocator import resolve
+from batchcal.measure.children.probe import Observation
 from tests.faults.conftest import SMALL
 from tests.faults.lab import ROOT, Lab, ask, lab
 from tests.faults.test_memory import FAR_TOO_LARGE, demand
@@ -64,7 +64,7 @@ def test_what_cannot_be_read_costs_precision_and_the_fence_still_holds(without: 
 @pytest.mark.cgroup
 @pytest.mark.parametrize("without", [pytest.param("/status", id="the state of processes")], indirect=True)
 def test_without_the_state_of_processes_there_is_no_rlimit_and_the_watchdog_holds(without: Lab) -> None:
-    report: ProbeReport = without.measure(ask("plain", 32, budget_bytes=500 * MIB))
+    report: Observation = without.measure(ask("plain", 32, budget_bytes=500 * MIB))
     assert isinstance(report.outcome, Fits), report.outcome
     assert "rlimit-data" in report.isolation.missing
     far = without.outcome(ask("plain", FAR_TOO_LARGE, budget_bytes=500 * MIB))
@@ -180,20 +180,21 @@ CALIBRATE = """
 import sys
 from pathlib import Path
 from batchcal.detect.detect import detect
-from batchcal.measure.calibrate import calibrate
+from batchcal.measure.obtain import obtain
+from batchcal.measure.result import Need
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.workload.reference import TaskReference
 environment = detect()
 chosen = options(environment.memory.limit.value, device="cpu")
 reference = TaskReference(spec="tests.faults.tasks:plain", directory=sys.argv[1])
-calibrate(reference, chosen, environment=environment, output=Path(sys.argv[2]), probe=FakeProbe())
+obtain(reference, chosen, Need(), environment=environment, output=Path(sys.argv[2]), probe=FakeProbe())
 """
 LOAD = """
 import sys, batchcal
 from batchcal.core.errors import NoCalibration
 try:
-    batchcal.load_plan(path=sys.argv[1])
+    batchcal.load_plan(effective_batch=8, path=sys.argv[1])
     print("fresh")
 except NoCalibration as error:
     print(error)

@@ -57,6 +57,7 @@ def test_memory_that_is_not_torch_s_is_refused_and_recognised_too(small: Lab, ki
     assert words in outcome.detail
 
 
+@pytest.mark.smoke("outcome:out-of-memory")
 def test_a_run_that_ends_over_the_budget_says_by_how_much(small: Lab) -> None:
     budget = 350 * MIB
     outcome = small.outcome(ask("plain", 96, budget_bytes=budget))
@@ -138,7 +139,7 @@ def test_a_neighbour_who_takes_300_mib_in_the_middle_of_a_probe_ends_the_probe_a
 UNWATCHED = """
 import json, sys
 from contextlib import closing
-from batchcal.guard.cgroup import memory_meter
+from batchcal.machine.cgroup import memory_meter
 from batchcal.guard.classify import classify
 from batchcal.guard.run import Limits
 from tests.support.guarded import ending_of, launcher
@@ -158,6 +159,7 @@ print(json.dumps({"outcome": classify(ending, None).model_dump(), "again": again
 """
 
 
+@pytest.mark.smoke("outcome:out-of-memory")
 @pytest.mark.parametrize("ballast_mib", [20, 200])
 def test_where_no_fence_holds_the_kernel_takes_the_child_and_not_the_larger_parent(ballast_mib: int) -> None:
     with memory_cgroup(320 * MIB) as group:

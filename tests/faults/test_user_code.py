@@ -85,6 +85,7 @@ def test_a_step_that_hangs_ends_at_the_probe_s_deadline_and_says_where_it_stood(
     assert "in loss" in outcome.detail
 
 
+@pytest.mark.smoke("outcome:suspect")
 def test_a_segfault_under_the_fence_is_a_suspect_and_below_its_size_nothing_is(machine: Lab) -> None:
     outcome = machine.outcome(ask("segfaulting", 64, at=64))
     assert isinstance(outcome, Suspect)

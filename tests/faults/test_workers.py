@@ -45,7 +45,8 @@ def test_a_worker_that_is_stuck_ends_with_the_deadline_and_so_does_all_its_famil
     assert isinstance(report.outcome, TimedOut)
     assert report.outcome.phase == "measure"
     assert report.wall_s < DEADLINE_S + 6
-    assert len(pids_told(tell)) == 2
+    # Those of the probe, and of the count of lost blocks before it.
+    assert len(pids_told(tell)) >= 2
     assert all(gone(pid, 1.0) for pid in pids_told(tell))
 
 
@@ -104,6 +105,7 @@ def small_shm() -> Iterator[Lab]:
         yield opened
 
 
+@pytest.mark.smoke("outcome:out-of-memory")
 @needs_mounts
 def test_a_full_shared_memory_is_told_and_the_size_fits_without_workers(small_shm: Lab) -> None:
     outcome = small_shm.outcome(ask("images", 100, workers=1, deadline_s=20))

@@ -6,40 +6,39 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.guard.call import call
+from batchcal.guard.job import Function, name_of
+from tests.support import jobs
 
 pytestmark = pytest.mark.child
 
-JOBS = "tests.support.jobs"
 
-
+@pytest.mark.smoke
 def test_the_answer_is_what_the_function_returned() -> None:
-    assert call(f"{JOBS}:echo", {"a": [1, 2]}) == {"a": [1, 2]}
-    assert call(f"{JOBS}:echo") == {}
+    assert call(jobs.echo, {"a": [1, 2]}) == {"a": [1, 2]}
+    assert call(jobs.echo) == {}
 
 
 @pytest.mark.parametrize(
     ("function", "arguments", "known"),
     [
-        ("fail", {}, "ValueError: the shapes do not match"),
-        ("leave", {"code": 3}, "exit status 3"),
-        ("die", {"signal": 9}, "exit status -9"),
-        ("no_such_function", {}, "no_such_function"),
+        (jobs.fail, {}, "ValueError: the shapes do not match"),
+        (jobs.leave, {"code": 3}, "exit status 3"),
+        (jobs.die, {"signal": 9}, "exit status -9"),
     ],
 )
-def test_no_answer_says_why(function: str, arguments: dict[str, int], known: str) -> None:
+def test_no_answer_says_why(function: Function, arguments: dict[str, int], known: str) -> None:
     with pytest.raises(GuardError) as raised:
-        call(f"{JOBS}:{function}", dict(arguments))
-    assert raised.value.what == f"{JOBS}:{function} gave no answer"
+        call(function, dict(arguments))
+    assert raised.value.what == f"{name_of(function)} gave no answer"
     assert known in raised.value.known
 
 
 def test_a_question_is_not_waited_for_for_ever() -> None:
     with pytest.raises(GuardError) as raised:
-        call(f"{JOBS}:hang", timeout_s=2.5)
+        call(jobs.hang, timeout_s=2.5)
     assert "after 2.5 s" in raised.value.known
 
 
-def test_only_our_own_functions_are_called() -> None:
-    with pytest.raises(GuardError) as raised:
-        call("os:getcwd")
-    assert "not one of batchcal's own functions" in raised.value.known
+def test_a_function_that_a_child_cannot_find_by_its_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a function of a module"):
+        call(lambda arguments, context: None)

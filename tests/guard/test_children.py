@@ -64,6 +64,7 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.smoke("launcher:zygote", "launcher:spawn")
 def test_a_child_returns_what_its_function_returned(opened: Launcher) -> None:
     assert ending_of(opened, "echo", number=1, text="x").returned == {"number": 1, "text": "x"}
 
@@ -82,6 +83,7 @@ def test_a_child_sees_the_environment_and_the_directory_it_was_given(opened: Lau
     assert told["cwd"] == job("where").working_directory
 
 
+@pytest.mark.smoke("outcome:user-code-failed")
 def test_a_user_error_keeps_its_cause_and_its_traceback(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "fail"))
     assert isinstance(outcome, UserCodeFailed)
@@ -102,6 +104,7 @@ def test_os_exit_without_a_result_is_the_user_s_error_even_with_code_zero(opened
     assert f"exit code {code}" in outcome.error
 
 
+@pytest.mark.smoke("outcome:killed-from-outside")
 def test_a_kill_from_outside_is_told_as_such(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "die", signal=int(signal.SIGKILL)))
     assert outcome == KilledFromOutside(signal=9)
@@ -114,10 +117,17 @@ def test_a_segfault_far_from_the_limit_is_the_user_s_and_shows_where(opened: Lau
     assert "segfault" in outcome.traceback
 
 
+@pytest.mark.smoke("outcome:timed-out")
 def test_a_child_that_hangs_ends_at_its_deadline_and_says_where_it_stood(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "hang", limit_s=0.3))
     assert isinstance(outcome, TimedOut)
     assert outcome.phase == "measure"
+    assert "in hang" in outcome.detail
+
+
+def test_a_handler_of_the_users_does_not_hide_where_a_child_hangs(opened: Launcher) -> None:
+    outcome = outcome_of(ending_of(opened, "hang_with_an_own_handler", limit_s=0.3))
+    assert isinstance(outcome, TimedOut)
     assert "in hang" in outcome.detail
 
 
@@ -143,12 +153,14 @@ def test_a_grandchild_does_not_outlive_the_child(opened: Launcher) -> None:
     assert gone(int(str(told[0]["grandchild"])))
 
 
+@pytest.mark.smoke
 def test_a_grandchild_does_not_outlive_a_killed_child(opened: Launcher) -> None:
     told: list[Message] = []
     ending_of(opened, "fork_and_wait", listen=told.append, killed=True)
     assert gone(int(str(told[0]["grandchild"])))
 
 
+@pytest.mark.smoke
 def test_openmp_works_in_a_child(opened: Launcher) -> None:
     assert ending_of(opened, "spawn_threads", Limits(total_s=30)).returned == 512.0**3
 
@@ -162,6 +174,7 @@ def test_the_fence_turns_too_much_memory_into_python_s_own_error(opened: Launche
     assert ending.peak_anonymous_bytes <= 500 * MIB + 16 * MIB
 
 
+@pytest.mark.smoke("outcome:out-of-memory")
 def test_the_fence_turns_too_large_a_tensor_into_torch_s_own_error(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "tensors", Limits(allowed_bytes=600 * MIB), bytes=900 * MIB))
     assert isinstance(outcome, OutOfMemory)
@@ -180,6 +193,7 @@ def test_user_code_cannot_raise_the_fence_again(opened: Launcher) -> None:
     assert ending_of(opened, "raise_limit", Limits(allowed_bytes=600 * MIB)).returned == "refused"
 
 
+@pytest.mark.smoke("outcome:out-of-memory")
 def test_the_watchdog_ends_what_is_not_fenced(opened: Launcher) -> None:
     ending = ending_of(opened, "hold", Limits(allowed_bytes=400 * MIB), bytes=900 * MIB, arm=False, linger_s=5)
     outcome = outcome_of(ending)
@@ -215,6 +229,7 @@ def test_a_zygote_that_was_killed_is_told_and_its_child_dies_with_it() -> None:
             ending_of(made, "echo")
 
 
+@pytest.mark.smoke
 def test_children_and_grandchildren_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from pathlib import Path
 
 import pytest
 
 from batchcal.core.units import MIB
-from batchcal.guard import fence
-from batchcal.guard.fence import SLACK_BYTES, arm_data_limit, data_limit_holds, sweep_shared_memory
-from batchcal.guard.meters import read_status
+from batchcal.guard.fence import SLACK_BYTES, arm_data_limit, data_limit_holds
+from batchcal.machine.meters import read_status
 
 NOBODY = 2**22 + 7
 
@@ -95,19 +93,3 @@ def test_a_limit_that_the_kernel_does_not_keep_is_found_out(monkeypatch: pytest.
     """As with ignore_rlimit_data: the limit is there and a mapping as large passes."""
     monkeypatch.setattr(resource, "getrlimit", lambda what: (64 * MIB, 64 * MIB))
     assert not data_limit_holds()
-
-
-def test_tensors_of_the_dead_are_swept_and_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fence, "SHARED_MEMORY", tmp_path)
-    ours = ["torch_41_1_0", "torch_41_99_7", "torch_42_5_5"]
-    others = ["torch_43_1_0", "torch_4", "torch_x_1", "sem.mp-41", "other_41_1", "torch_41"]
-    for name in ours + others:
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "torch_42_6_6").mkdir()  # what cannot be removed is left
-    assert sweep_shared_memory({41, 42}) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "torch_42_6_6"])
-
-
-def test_without_shared_memory_there_is_nothing_to_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fence, "SHARED_MEMORY", tmp_path / "none")
-    assert sweep_shared_memory({1}) == 0

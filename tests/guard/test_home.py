@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from batchcal.core.errors import Interrupted
 from batchcal.guard.home import OWNER, Home
 
 
@@ -78,3 +80,15 @@ def test_another_user_s_is_left_alone(temporary: Path) -> None:
     shutil.chown(left, user=65534)
     Home().remove()
     assert left.exists()
+
+
+def test_a_signal_while_it_is_made_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def interrupted(descriptor: int, operation: int) -> None:
+        raise Interrupted(15)
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(Interrupted):
+        Home()
+    assert not list(tmp_path.iterdir())

@@ -16,9 +16,8 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.guard import launch, run
-from batchcal.guard.allocator import resolve as policy
 from batchcal.guard.classify import classify
-from batchcal.guard.job import resolve
+from batchcal.guard.job import ChildContext, name_of, resolve
 from batchcal.guard.launch import (
     Launcher,
     SpawnLauncher,
@@ -29,6 +28,7 @@ from batchcal.guard.launch import (
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, Peak, TimedOut, UserCodeFailed
 from batchcal.guard.run import Limits
 from batchcal.guard.wire import JSON, Message
+from batchcal.machine.allocator import resolve as policy
 from tests.support.guarded import ending_of, job, launcher
 
 DEFAULT = policy("default")
@@ -75,10 +75,13 @@ def test_arguments_travel_in_a_file_since_they_may_be_long(tmp_path: Path) -> No
     assert (tmp_path / "arguments.json").stat().st_size > 5_000_000
 
 
-@pytest.mark.parametrize("name", ["os:getcwd", "tests_of_somebody:f", "batchcal:nothing", "nothing"])
-def test_only_functions_of_our_own_can_be_named(name: str) -> None:
-    with pytest.raises((ValueError, AttributeError)):
-        resolve(name)
+def test_a_job_must_be_a_function_of_a_module() -> None:
+    def inner(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+        return None
+
+    assert callable(resolve(name_of(job("echo").function)))
+    with pytest.raises(ValueError, match="not a function of a module"):
+        name_of(inner)
 
 
 def test_what_is_no_function_cannot_be_run() -> None:
@@ -220,6 +223,7 @@ def test_a_result_that_is_too_large_is_none(monkeypatch: pytest.MonkeyPatch, ope
     assert not ending_of(opened, "echo", text="x" * 200).has_result
 
 
+@pytest.mark.smoke("outcome:infrastructure")
 @pytest.mark.child
 @pytest.mark.parametrize("kind", ["zygote", "spawn"])
 def test_a_child_that_cannot_leave_its_result_is_no_fault_of_the_user_s(kind: str) -> None:
@@ -291,7 +295,7 @@ def test_a_zygote_that_still_imports_goes_with_its_parent_and_takes_its_folder(t
     parent = (
         "import socket, subprocess, sys, time\n"
         "ours, theirs = socket.socketpair()\n"
-        f"command = [sys.executable, '-m', 'batchcal.guard.zygote', str(theirs.fileno()), {str(home)!r}]\n"
+        f"command = [sys.executable, '-m', 'batchcal.guard.zygote', str(theirs.fileno()), {str(home)!r}, 'torch']\n"
         "zygote = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)\n"
         "print(zygote.pid, flush=True)\n"
         "time.sleep(60)\n"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import traceback
 
 import pytest
 
 from batchcal.guard.memory_errors import MemoryError_, memory_error
-from batchcal.guard.report import describe
+from batchcal.guard.report import FRAMES, describe, shorten
 
 
 def runtime(text: str) -> BaseException:
@@ -77,7 +78,11 @@ CORPUS: list[tuple[BaseException, MemoryError_ | None]] = [
     (runtime("could not create a primitive"), "suspect"),
     (runtime("could not create a memory object"), "suspect"),
     (runtime("could not execute a primitive"), "suspect"),
+    (runtime("could not create a memory descriptor for a matmul"), "suspect"),
     (runtime("std::bad_alloc"), "suspect"),
+    (runtime("CUDA out of memory"), "accelerator"),
+    (runtime("[rank0]: CUDA out of memory. Tried to allocate 2.00 GiB"), "accelerator"),
+    (runtime("[enforce fail] posix_memalign: Cannot allocate memory"), "host"),
     (SystemError("error return without exception set"), "suspect"),
     (OSError("could not get source code"), "suspect"),
     (runtime("can't start new thread"), "suspect"),
@@ -99,6 +104,12 @@ CORPUS: list[tuple[BaseException, MemoryError_ | None]] = [
     (FileNotFoundError(errno.ENOENT, "No such file or directory"), None),
     (runtime("expected scalar type Float but found Half"), None),
     (ZeroDivisionError("division by zero"), None),
+    (runtime("out of memory"), None),
+    (runtime("we are out of memory of the game"), None),
+    (runtime("the CUDA out of memory handler of this game is missing"), None),
+    (runtime("player 3 cannot allocate memory cards"), None),
+    (runtime("could not create a memory of the day"), None),
+    (runtime("CUDA error: out of memory slots in the replay buffer"), None),
     (ImportError("No module named 'transformers'"), None),
     (AcceleratorError("CUDA error: device-side assert triggered"), None),
 ]
@@ -155,3 +166,19 @@ def test_an_error_whose_text_raises_is_described_all_the_same() -> None:
 def test_a_headline_is_one_line() -> None:
     assert describe(ValueError("one\ntwo"), "load").headline == "ValueError: one"
     assert describe(KeyboardInterrupt(), "load").headline == "KeyboardInterrupt"
+
+
+def test_a_deep_recursion_is_described_by_its_last_frames() -> None:
+    """A million frames took minutes to format; the number of frames is what decides, at any depth."""
+
+    def deeper(left: int) -> None:
+        if not left:
+            raise RecursionError("too deep")
+        deeper(left - 1)
+
+    try:
+        deeper(FRAMES + 100)
+    except RecursionError as error:
+        shorten(error)
+        assert len(traceback.extract_tb(error.__traceback__)) == FRAMES
+        assert describe(error, "load").headline == "RecursionError: too deep"

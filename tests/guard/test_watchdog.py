@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from batchcal.core.units import GIB, MIB
-from batchcal.guard.watchdog import ROLL_CALL_S, Watchdog, trip_distance
+from batchcal.guard.watchdog import ROLL_CALL_S, STILL_S, Watchdog, trip_distance
 
 NOBODY = 2**22 + 7
 """No process has this pid: it is above the kernel's largest."""
@@ -52,7 +52,7 @@ def test_it_kills_before_the_group_is_full() -> None:
     group.hard += 1
     told = watchdog.look(0.0)
     assert told is not None
-    assert str(group.hard) in told
+    assert told == "the memory group reached 922 MiB of 1.00 GiB"
 
 
 def test_an_armed_child_may_come_nearer() -> None:
@@ -85,7 +85,18 @@ def test_an_unarmed_child_that_outgrows_what_it_may_hold_is_killed() -> None:
     group.hard += 1
     told = watchdog.look(0.0)
     assert told is not None
-    assert "allowed" in told
+    assert told == "the child reached 50.0 MiB of 50.0 MiB that it may hold"
+
+
+def test_workers_count_beside_what_the_child_shares_with_its_zygote() -> None:
+    """The group did not grow by the shared part, and a training has it alone."""
+    group = Group()
+    watchdog = Watchdog(NOBODY, group, allowed_bytes=300 * MIB, shared_bytes=200 * MIB)
+    group.hard += 101 * MIB
+    assert watchdog.look(0.0) is None, "alone, the child's own reading has it"
+    watchdog.family.add(12345)
+    assert watchdog.look(0.0) is not None
+    watchdog.close()
 
 
 def test_what_neighbours_take_is_not_held_against_the_child() -> None:
@@ -93,7 +104,7 @@ def test_what_neighbours_take_is_not_held_against_the_child() -> None:
     watchdog = Watchdog(NOBODY, group, allowed_bytes=10 * MIB, neighbours=True)
     group.hard += 500 * MIB
     assert watchdog.look(0.0) is None
-    assert watchdog.is_back(), "nor is it waited for"
+    assert watchdog.is_back(0.0), "nor is it waited for"
     group.hard = GIB
     assert watchdog.look(0.0) is not None, "but nobody may fill the group"
 
@@ -142,10 +153,32 @@ def test_memory_is_back_when_it_is_what_it_was() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
     group.hard += 17 * MIB
-    assert not watchdog.is_back()
-    assert watchdog.is_back(tolerance_bytes=20 * MIB)
+    assert not watchdog.is_back(0.0)
+    assert watchdog.is_back(0.0, tolerance_bytes=20 * MIB)
     group.hard -= 2 * MIB
-    assert watchdog.is_back()
+    assert watchdog.is_back(0.0)
+
+
+def test_memory_that_falls_no_more_is_back_though_the_count_is_higher() -> None:
+    group = Group()
+    watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
+    group.hard += 300 * MIB
+    for look in range(10):
+        group.hard -= 18 * MIB
+        assert not watchdog.is_back(look * STILL_S / 2), "it still falls"
+    falls_until = 9 * STILL_S / 2
+    group.hard -= MIB // 4
+    assert not watchdog.is_back(falls_until + STILL_S * 0.9)
+    assert watchdog.is_back(falls_until + STILL_S)
+
+
+def test_memory_is_not_back_while_a_process_of_the_child_lives() -> None:
+    group = Group()
+    watchdog = Watchdog(os.getpid(), group, allowed_bytes=None)
+    group.hard += 300 * MIB
+    assert not watchdog.is_back(0.0)
+    assert not watchdog.is_back(10 * STILL_S)
+    watchdog.close()
 
 
 @pytest.mark.child

@@ -116,6 +116,13 @@ def members(leader: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(leader.pid).children()
 
 
+@pytest.mark.smoke("job:batchcal.hpo.job:run_trial")
+def test_a_study_of_two_trials_is_run_and_complete(home: Path) -> None:
+    result = Study(home, "short", trials=2, epochs=1)("hpo run", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["counts"] == {"complete": 2}
+
+
 def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
     study = Study(home, "whole")
     result = study("hpo run")
@@ -201,7 +208,7 @@ def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare for a container")
 def test_a_container_that_is_made_anew_goes_on_with_its_study(home: Path) -> None:
-    study = Study(home, "moved", trials=3, epochs=40, arguments="samples = 1000")
+    study = Study(home, "moved", trials=3, epochs=80, arguments="samples = 1000")
     contained = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c"]
     # What it has for temporary files goes with it; the study is on a volume.
     script = f'hostname pod-1 && mount -t tmpfs none "$TMPDIR" && exec {shlex.join(study.command("hpo run"))}'
@@ -233,15 +240,16 @@ def test_two_commands_at_once_work_at_one_study(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_q_stops_after_the_trial_that_runs(home: Path) -> None:
-    study = Study(home, "pressed", trials=30, epochs=30, arguments="samples = 1000")
+@pytest.mark.parametrize(("presses", "code"), [(1, 0), (2, 6)])
+def test_q_stops_after_the_trial_that_runs_and_twice_at_once_with_exit_6(home: Path, presses: int, code: int) -> None:
+    study = Study(home, f"pressed-{presses}", trials=30, epochs=30, arguments="samples = 1000")
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(home)
         os.environ.update(TERM="xterm", CI="", COLUMNS="100")
         os.execv(sys.executable, study.command("hpo run"))
     study.wait_until("complete")
-    os.write(terminal, b"q")
+    os.write(terminal, b"q" * presses)
     shown = b""
     while True:
         try:
@@ -253,10 +261,14 @@ def test_q_stops_after_the_trial_that_runs(home: Path) -> None:
         shown += data
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, shown
+    assert os.waitstatus_to_exitcode(status) == code, shown
     told = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
-    assert "no further trial is begun" in told
     assert "the same command goes on" in told
+    if presses == 2:
+        assert "q was pressed twice" in told
+        assert "try: batchcal hpo run" in told
+        return
+    assert "no further trial is begun" in told
     states = {str(trial["state"]) for trial in study.trials()}
     assert "running" not in states
     assert "stopped" not in states

@@ -67,7 +67,7 @@ def test_four_budgets_and_three_horizons_are_twelve_studies_with_names_of_their_
         ("folds = 1", "folds 1 leaves nothing to train with"),
         ("trials = 0", "trials"),
         ('direction = "up"', "direction"),
-        ('pruner = "best"', "pruner.name"),
+        ('pruner = "best"', r"pruner 'best' is not valid"),
         ('budget = "many"', "budget 'many' is not a count"),
         ('study = "a/b"', "study 'a/b' is no name"),
     ],

@@ -20,7 +20,7 @@ from tests.hpo.test_shares import a_blueprint
 
 pytestmark = pytest.mark.child
 
-NOTICE = """echo '{"event": "notice", "fields": {"text": "be it known"}}'"""
+NOTICE = """echo '{"event": "notice", "values": {"text": "be it known"}}'"""
 UNFIT = """echo '{"error": {"name": "NothingFits", "what": "none fits", "known": "so large", "try": "smaller"}}'"""
 
 
@@ -55,6 +55,9 @@ def test_who_dies_is_replaced_but_not_for_ever_and_what_they_say_is_told_once(
     names = [name for name, _ in heard.events]
     assert names.count("worker_died") == MOST_DEATHS
     assert names.count("notice") == 1
+    told = next(fields for name, fields in heard.events if name == "notice")
+    assert told["text"] == "be it known"
+    assert told["worker"] in {0, 1}, "one of several"
     assert psutil.Process().children() == [], "the other one has stopped"
 
 

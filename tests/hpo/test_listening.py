@@ -7,10 +7,8 @@ import threading
 import pytest
 
 from batchcal.guard.wire import Message
+from batchcal.hpo.job import Reached
 from batchcal.hpo.listening import GaveUp, Listening
-from batchcal.hpo.request import Reached
-from batchcal.hpo.trial import NO_NUMBER
-from batchcal.workload.step import LossIsNoNumber
 
 
 def told(resource: int, value: float = 1.0) -> Message:
@@ -72,7 +70,3 @@ def test_what_is_no_report_is_let_pass() -> None:
     listening.close()
     listening.check()
     assert judged == []
-
-
-def test_a_loss_that_is_no_number_is_known_by_its_name() -> None:
-    assert f"{LossIsNoNumber.__module__}.{LossIsNoNumber.__qualname__}" == NO_NUMBER

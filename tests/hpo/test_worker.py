@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from batchcal.core.errors import Interrupted, NothingFits
-from batchcal.core.progress import Fields, Recorded
+from batchcal.core.progress import Named, Recorded
 from batchcal.core.units import GIB
 from batchcal.detect.detect import detect
 from batchcal.hpo.again import AGAIN, WORKER, retry_lost, run_again
@@ -29,6 +29,7 @@ from batchcal.hpo.worker import Worker
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.options import options
 from batchcal.train.options import TrainOptions
+from batchcal.values.study_events import TrialReached
 from batchcal.workload.reference import TaskReference
 from tests.support.children import REPOSITORY
 
@@ -172,9 +173,9 @@ def test_folds_are_reported_one_by_one_and_their_mean_is_the_value(tmp_path: Pat
 @pytest.mark.slow
 def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_path: Path, shapes: Path) -> None:
     class Interrupts(Recorded):
-        def event(self, name: str, fields: Fields) -> None:
-            super().event(name, fields)
-            if name == "trial_reached" and fields["epochs"] == 2:
+        def event(self, event: Named, /) -> None:
+            super().event(event)
+            if isinstance(event, TrialReached) and event.epochs == 2:
                 raise Interrupted(15)
 
     space = {"learning_rate": RATE}
@@ -193,9 +194,9 @@ def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_pat
 @pytest.mark.slow
 def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Path, shapes: Path) -> None:
     class Kills(Recorded):
-        def event(self, name: str, fields: Fields) -> None:
-            super().event(name, fields)
-            if name == "trial_reached" and fields["epochs"] == 2 and not killed:
+        def event(self, event: Named, /) -> None:
+            super().event(event)
+            if isinstance(event, TrialReached) and event.epochs == 2 and not killed:
                 pid = launchers.there["default"].overhead_pid
                 assert pid is not None
                 killed.append(pid)
@@ -213,9 +214,9 @@ def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Pa
 @pytest.mark.slow
 def test_a_worker_that_was_taken_for_dead_lets_go_of_its_trial_and_goes_on(tmp_path: Path, shapes: Path) -> None:
     class TakenForDead(Recorded):
-        def event(self, name: str, fields: Fields) -> None:
-            super().event(name, fields)
-            if name == "trial_reached" and (fields["trial"], fields["epochs"]) == (0, 2):
+        def event(self, event: Named, /) -> None:
+            super().event(event)
+            if isinstance(event, TrialReached) and (event.trial, event.epochs) == (0, 2):
                 other = optuna.load_study(study_name="small", storage=open_storage(tmp_path / "study.journal"))
                 other.tell(0, state=TrialState.FAIL)
                 run_again(other, other.get_trials()[0])

@@ -7,11 +7,12 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
 from torch.utils.data import Dataset, IterableDataset
 
 from batchcal.core.errors import UsageError
@@ -214,3 +215,119 @@ class Broken(Numbers):
 
 def broken_workers() -> Task:
     return task_of(Wide(8), Broken())
+
+
+def heavy_samples(mib: int) -> Task:
+    """`mib` MiB a sample, and as much again for each of the two results that the backward pass needs."""
+    return task_of(Wide(mib * 1024))
+
+
+def crowded_trace(mib: int = 4096) -> Task:
+    """Takes `mib` MiB of real memory where it is run without memory, as a trace of many operations does; little in training."""
+    held: list[bytearray] = []
+
+    def crowd(model: nn.Module, batch: object) -> Tensor:
+        if isinstance(model.get_parameter("linear.weight"), FakeTensor):
+            held.append(bytearray(mib << 20))
+        return loss(model, batch)
+
+    return dataclasses.replace(wide(repeats=64), loss=crowd)
+
+
+def slow_samples(seconds: float) -> Task:
+    """Each sample takes `seconds`."""
+
+    class Slow(Numbers):
+        def __getitem__(self, index: int) -> Tensor:
+            time.sleep(seconds)
+            return super().__getitem__(index)
+
+    return task_of(Wide(8), Slow())
+
+
+def coupled() -> Task:
+    """In-batch negatives: what a sample contributes depends on the others."""
+
+    def contrast(model: nn.Module, batch: Tensor) -> Tensor:
+        outputs = functional.normalize(model(batch), dim=1)
+        return functional.cross_entropy(outputs @ outputs.T / 0.1, torch.arange(len(outputs)))
+
+    return dataclasses.replace(task_of(nn.Linear(FEATURES, 8)), loss=contrast)
+
+
+def hanging_in_its_check() -> Task:
+    """Hangs with batches of three, with which a check begins and which no probe runs."""
+    return _acting_at_three(lambda: time.sleep(600))
+
+
+def dying_in_its_check() -> Task:
+    return _acting_at_three(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def _acting_at_three(act: Callable[[], None]) -> Task:
+    def odd(model: nn.Module, batch: Tensor) -> Tensor:
+        if len(batch) == 3:
+            act()
+        return loss(model, batch)
+
+    return dataclasses.replace(task_of(nn.Linear(FEATURES, 8)), loss=odd)
+
+
+def even(repeats: int = 64) -> Task:
+    """Takes even batches only, as a mixup of a batch with itself reversed."""
+
+    def mixed(model: nn.Module, batch: object) -> Tensor:
+        assert size_of(batch) % 2 == 0, "this mixup wants an even batch"
+        return loss(model, batch)
+
+    return dataclasses.replace(wide(repeats=repeats), loss=mixed)
+
+
+class Stateful(Wide):
+    """Keeps what it computed for the step before, so that every batch has to be as large as that."""
+
+    def __init__(self, repeats: int) -> None:
+        super().__init__(repeats)
+        self.kept: Tensor | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = super().forward(inputs)
+        if self.kept is not None:
+            outputs = outputs + 0 * self.kept.unsqueeze(1)
+        self.kept = outputs.detach().mean(1)
+        return outputs
+
+
+def stateful(repeats: int = 64) -> Task:
+    return task_of(Stateful(repeats), Numbers(1000))
+
+
+class Baked(Wide):
+    """The batch size is part of the model."""
+
+    def __init__(self, repeats: int, size: int) -> None:
+        super().__init__(repeats)
+        self.size = size
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).view(self.size, -1)
+
+
+def baked(size: int = 32) -> Task:
+    def flat(model: nn.Module, batch: object) -> Tensor:
+        assert isinstance(batch, Tensor)
+        if len(batch) != size:
+            raise RuntimeError(f"Expected hidden size (1, {len(batch)}, 128), got [1, {size}, 128]")
+        return loss(model, batch)
+
+    return dataclasses.replace(task_of(Baked(64, size), Numbers(1000)), loss=flat)
+
+
+def normalised_and_hungry(mib: int = 150) -> Task:
+    """BatchNorm, and so much memory a sample that eight do not fit into 800 MiB."""
+
+    def hungry(model: nn.Module, batch: Tensor) -> Tensor:
+        outputs: Tensor = model(batch)
+        return outputs.repeat(1, mib * 128 // outputs.shape[1]).repeat(1, 256).square().mean() * 1e3
+
+    return dataclasses.replace(task_of(nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8))), loss=hungry)

@@ -245,7 +245,7 @@ def test_what_was_measured_elsewhere_is_not_recalled_here(place: Place) -> None:
     [
         (fits(64, 700 * MIB), BUDGET - MIB, True),
         (fits(64, 700 * MIB), BUDGET + MIB, True),
-        (fits(64, 700 * MIB), 699 * MIB, False),
+        (fits(64, 700 * MIB), 699 * MIB, True),
         (OutOfMemory(source="budget", peak=Peak(demand_bytes=810 * MIB)), BUDGET + MIB, True),
         (OutOfMemory(source="budget", peak=Peak(demand_bytes=810 * MIB)), 810 * MIB, False),
         (OutOfMemory(source="fence"), BUDGET + MIB, True),
@@ -258,6 +258,13 @@ def test_what_was_measured_elsewhere_is_not_recalled_here(place: Place) -> None:
 def test_a_run_holds_while_the_budget_of_today_would_give_the_same_outcome(outcome: Outcome, budget: int, holds: bool) -> None:
     recalled = Kept(past=past_of(outcome)).recall(Place("cpu", "default", "train", budget, 8))
     assert bool(recalled) is holds
+
+
+def test_a_run_that_held_more_than_the_budget_of_today_is_recalled_as_one_that_does_not_fit() -> None:
+    (recalled,) = Kept(past=past_of(fits(64, 700 * MIB))).recall(Place("cpu", "default", "train", 699 * MIB, 8))
+    assert isinstance(recalled.outcome, OutOfMemory)
+    assert recalled.outcome.source == "budget"
+    assert recalled.outcome.peak == Peak(demand_bytes=700 * MIB)
 
 
 def test_what_follows_recalled_runs_gets_a_number_of_its_own() -> None:

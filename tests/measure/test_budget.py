@@ -7,7 +7,7 @@ import pytest
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Environment, Memory
-from batchcal.guard.meters import ProcessMemory
+from batchcal.machine.meters import ProcessMemory
 from batchcal.measure.budget import accelerator_budget, host_budget
 from tests.support.calibrations import an_environment
 from tests.support.probes import an_accelerator

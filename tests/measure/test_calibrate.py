@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,14 +38,35 @@ def test_a_calibration_answers_what_was_run_and_writes_it(desk: Desk) -> None:
     assert probe.closed == 1
 
 
+def test_the_file_sums_up_runs_and_time(desk: Desk) -> None:
+    calibration = desk.calibrate(ScriptedProbe(clock=desk.clock, takes_s=0.5)).calibration
+
+    counted = Counter((one.device, one.allocator, one.mode, one.batch) for one in calibration.measurements)
+    assert {(one.device, one.allocator, one.mode, one.batch): one.count for one in calibration.setups} == counted
+    slices = {one.part: one.wall_s for one in calibration.time_slices}
+    assert {"examination", "train-capacity", "eval-capacity", "rehearsal"} <= set(slices)
+    assert len(slices) == len(calibration.time_slices)
+    assert 0 < sum(slices.values()) <= calibration.wall_s + 0.01
+    assert calibration.unanswered == ()
+    assert saved(desk) == calibration
+
+
+def test_objectives_whose_races_did_not_run_are_unanswered(desk: Desk) -> None:
+    largest = desk.calibrate(ScriptedProbe(), options(GIB, objective="memory")).calibration
+    nothing = desk.calibrate(ScriptedProbe(clock=desk.clock, examination_takes_s=100), force=True).calibration
+
+    assert largest.unanswered == ("throughput",)
+    assert nothing.unanswered == ("throughput", "memory")
+
+
 def test_when_it_is_complete_nothing_but_the_file_stays(desk: Desk) -> None:
     desk.calibrate(ScriptedProbe())
     assert not desk.journal.exists()
     assert {name for name in desk.files() if name.startswith(".batchcal")} <= {
         ".batchcal",
         ".batchcal/.gitignore",
-        ".batchcal/calibration.json",
-        ".batchcal/calibration.json.lock",
+        f".batchcal/{desk.path.name}",
+        f".batchcal/{desk.path.name}.lock",
     }
 
 
@@ -119,6 +141,14 @@ def test_a_stale_calibration_is_measured_anew(desk: Desk, change: str) -> None:
 def test_a_longer_time_limit_does_not_make_an_answer_stale(desk: Desk) -> None:
     desk.calibrate(ScriptedProbe())
     assert desk.calibrate(ScriptedProbe(), options(GIB, time_limit_s=600, max_probes=50, objective="memory")).fresh
+
+
+def test_a_further_rehearsal_changes_no_time_slice(desk: Desk) -> None:
+    first = desk.calibrate(ScriptedProbe(clock=desk.clock, takes_s=0.5)).calibration
+    further = desk.calibrate(ScriptedProbe(clock=desk.clock, takes_s=0.5), options(GIB, effective_batch=777)).calibration
+
+    assert len(further.rehearsals) > len(first.rehearsals)
+    assert further.time_slices == first.time_slices
 
 
 def test_for_another_effective_batch_only_its_plan_is_run(desk: Desk) -> None:

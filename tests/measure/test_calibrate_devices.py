@@ -7,7 +7,7 @@ import pytest
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
-from batchcal.measure.children.probe import LapReport, LapRequest, ProbeReport, ProbeRequest
+from batchcal.measure.children.probe import LapReport, LapRequest, Observation, ProbeRequest
 from batchcal.measure.options import options
 from tests.support.probes import Desk, ScriptedProbe, an_accelerator, saved
 
@@ -16,7 +16,7 @@ def test_a_device_that_is_not_here_is_a_usage_error_that_lists_what_is(desk: Des
     desk.environment = desk.environment.model_copy(update={"accelerators": (an_accelerator(),)})
     with pytest.raises(UsageError) as raised:
         desk.calibrate(ScriptedProbe(), options(GIB, device="cuda:3"))
-    assert raised.value.known == "there is: cpu, cuda:0"
+    assert raised.value.known == "devices here: cpu, cuda:0"
 
 
 def test_an_allocator_that_is_not_here_is_refused_before_anything_is_written(desk: Desk) -> None:
@@ -32,7 +32,7 @@ class TwoDevices(ScriptedProbe):
         super().__init__()
         self._speed = speed
 
-    def measure(self, request: ProbeRequest) -> ProbeReport:
+    def measure(self, request: ProbeRequest) -> Observation:
         report = super().measure(request)
         if request.device == "cpu" or not isinstance(report.outcome, Fits):
             return report

@@ -7,18 +7,22 @@ from pathlib import Path
 import pytest
 
 from batchcal.calibration.schema import Budget, Finding, Measurement, Options
-from batchcal.core.errors import BatchcalError, GuardError, NothingFits, UserCodeError
+from batchcal.calibration.undone import Undone
+from batchcal.core.errors import BatchcalError, GuardError, Interrupted, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import SharedMemory
-from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut
+from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut, UserCodeFailed
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.calibrate import SHARE_OF_CAMPAIGN
 from batchcal.measure.campaign import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, Campaign
 from batchcal.measure.children.fake import FakeProbe
-from batchcal.measure.children.probe import Examination, ProbeReport, ProbeRequest
+from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
+from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
 from batchcal.measure.options import options
 from batchcal.measure.race.devices import DevicePolicies
+from batchcal.measure.task_sizes import TRIAL_STEPS
+from batchcal.plan.make import make_plan
 from tests.support.probes import BROKEN, FAILED, KILLED, Desk, ScriptedProbe, fits
 
 
@@ -74,6 +78,29 @@ def test_a_task_that_fails_at_every_size_is_the_user_s_error(desk: Desk) -> None
         desk.calibrate(ScriptedProbe(lambda request, time: FAILED))
 
 
+def test_shared_memory_that_no_batch_fits_is_named(desk: Desk) -> None:
+    """Before, the message stated that 238 MiB do not fit a budget of 1.24 GiB."""
+    full = OutOfMemory(source="shm", detail="RuntimeError: unable to write to file, in DataLoader worker 0")
+    with pytest.raises(NothingFits, match="from a DataLoader worker does not fit into /dev/shm") as raised:
+        desk.calibrate(ScriptedProbe(lambda request, time: full))
+    assert "unable to write to file" in raised.value.known
+    assert "--shm-size" in raised.value.try_
+
+
+@pytest.mark.parametrize("most", [None, 16, 3, 2])
+def test_an_evaluation_that_fails_in_the_task_s_own_code_is_no_matter_of_memory(desk: Desk, most: int | None) -> None:
+    """Also where so few sizes are left that the search ends with the smallest."""
+    error = "RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn"
+    failed = UserCodeFailed(phase="measure", error=error)
+    probe = ScriptedProbe(lambda request, time: failed if request.mode == "eval" else None)
+    calibration = desk.calibrate(probe, options(GIB, max_batch=most)).calibration
+    assert calibration.status == "complete"
+    assert not any("fits into what training" in note for note in calibration.notes)
+    (note,) = [note for note in calibration.notes if "fails in each evaluation" in note]
+    assert error in note
+    assert "torch.enable_grad()" in note
+
+
 def test_a_kill_by_the_kernel_doubles_the_margin(desk: Desk) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="kernel") if request.batch > 300 else None)
     calibration = desk.calibrate(probe).calibration
@@ -114,7 +141,7 @@ def test_sizes_that_tell_nothing_leave_the_answer_unsettled(desk: Desk) -> None:
     assert finding is not None
     assert finding.train.batch <= 200
     assert calibration.status == "unsettled"
-    assert "told nothing about memory" in finding.train.undone
+    assert "two runs were inconclusive" in finding.train.undone
 
 
 def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(desk: Desk) -> None:
@@ -129,6 +156,16 @@ def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(desk: Desk) -
     assert 100 <= finding.train.batch <= 200
     assert finding.train.limited_by == "time-limit"
     assert desk.clock.monotonic() == pytest.approx(60 * SHARE_OF_CAMPAIGN["throughput"])
+
+
+def test_a_smallest_batch_that_ends_with_the_time_limit_is_not_called_too_large(desk: Desk) -> None:
+    def late(request: ProbeRequest, time: int) -> Outcome | None:
+        desk.clock.move(request.deadline_s or 0.0)
+        return TimedOut(phase="measure", limit_s=15, limit_name="the time limit of 60 s (--time-limit)")
+
+    stopped = desk.calibrate(ScriptedProbe(late, train_samples=1)).stopped
+    assert isinstance(stopped, Partial)
+    assert stopped.what == "the time limit of 60 s (--time-limit) ended before any batch size was verified"
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 7])
@@ -190,10 +227,12 @@ def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(desk: Desk) -> 
 
 
 @pytest.mark.parametrize("multiple", [8, 64, 100])
-def test_training_batches_are_multiples_and_evaluation_s_need_not_be(desk: Desk, multiple: int) -> None:
+def test_batches_of_training_and_evaluation_are_multiples(desk: Desk, multiple: int) -> None:
     probe = ScriptedProbe()
     finding = found(desk, probe, options(GIB, multiple_of=multiple))
-    assert all(batch % multiple == 0 for batch in probe.sizes())
+    searched = [request for request in probe.asked if request.samples > TRIAL_STEPS]
+    assert {request.mode for request in searched} == {"train", "eval"}
+    assert all(request.batch % multiple == 0 for request in searched)
     assert finding.train.batch >= 300
 
 
@@ -295,7 +334,7 @@ def test_the_second_allocator_is_left_undone_where_no_time_is_left(desk: Desk) -
     probe = ScriptedProbe(clock=desk.clock, takes_s=70)
     calibration = desk.calibrate(probe, options(GIB, allocator="retain")).calibration
     assert [finding.allocator for finding in calibration.findings] == ["retain"]
-    assert "cpu under default: no time was left" in calibration.undone
+    assert Undone(part="policy", text="cpu under default: no time was left") in calibration.undone
     assert calibration.status == "unsettled"
 
 
@@ -310,7 +349,7 @@ def test_what_fails_later_does_not_take_away_what_was_verified(desk: Desk, error
     calibration = desk.calibrate(FailsUnderDefault(), options(GIB, allocator="retain")).calibration
     assert [finding.allocator for finding in calibration.findings] == ["retain"]
     assert calibration.status == "unsettled"
-    assert any(error.what in text for text in calibration.undone)
+    assert [left.part for left in calibration.undone if error.what in left.text] == ["policy"]
 
 
 def test_a_size_refused_under_one_policy_is_no_answer_under_another(desk: Desk) -> None:
@@ -337,7 +376,7 @@ class SlowProbe(FakeProbe):
         super().__init__(sample_s=0.1, step_overhead_s=0.0)
         self._desk = desk
 
-    def measure(self, request: ProbeRequest) -> ProbeReport:
+    def measure(self, request: ProbeRequest) -> Observation:
         report = super().measure(request)
         self._desk.clock.move(report.wall_s)
         return report
@@ -395,3 +434,132 @@ def test_a_campaign_alone_keeps_its_findings_when_it_is_run(desk: Desk) -> None:
     assert [finding.device for finding in campaign.findings] == ["cpu"]
     assert kept == campaign.attempts.measurements
     assert all(isinstance(one.outcome, Fits | OutOfMemory) for one in kept)
+
+
+def test_samples_that_may_be_larger_than_the_known_widen_the_margin(desk: Desk) -> None:
+    """A batch of samples twice as large as the largest known has to fit, too."""
+
+    class Tailed(ScriptedProbe):
+        def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+            examination = super().examine(device, allocator, budget_bytes, limit_s)
+            facts = examination.facts.model_copy(update={"worst_case": "partial-scan", "unseen_factor": 2.0})
+            return examination.model_copy(update={"facts": facts})
+
+    memory = options(GIB, objective="memory")
+    known = found(Desk(new_folder(desk)), ScriptedProbe(base_bytes=200 * MIB, bytes_per_sample=MIB), memory).train.batch
+    calibration = desk.calibrate(Tailed(base_bytes=200 * MIB, bytes_per_sample=MIB), memory, force=True).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert 0.4 * known < finding.train.batch <= 0.5 * known
+    assert any("may be 2 times as large" in note for note in calibration.notes)
+    plan = make_plan(calibration, effective_batch=64)
+    assert any(notice.startswith("lower confidence") for notice in plan.notices)
+
+
+class Changing(ScriptedProbe):
+    """Batches change their shapes; the heap holds these bytes after 4, 8, 16, ... steps."""
+
+    def __init__(self, *peaks: int, bytes_per_sample: int = MIB) -> None:
+        super().__init__(base_bytes=200 * MIB, bytes_per_sample=bytes_per_sample)
+        self.tried: list[HeapRequest] = []
+        self._peaks = peaks
+
+    def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+        examination = super().examine(device, allocator, budget_bytes, limit_s)
+        return examination.model_copy(update={"shapes_change": True})
+
+    def train_varied(self, request: HeapRequest) -> HeapReport:
+        self.tried.append(request)
+        readings = tuple(HeapReading(steps=4 << place, peak_bytes=peak) for place, peak in enumerate(self._peaks))
+        return HeapReport(readings=readings)
+
+
+def test_the_budget_leaves_free_what_the_heap_will_have_grown_by(desk: Desk) -> None:
+    """With batches of changing shapes a plain training held twice what its first steps held, and was killed."""
+    memory = options(GIB, objective="memory", allocator="default")
+    settled = found(Desk(new_folder(desk)), ScriptedProbe(base_bytes=200 * MIB, bytes_per_sample=MIB), memory).train.batch
+    probe = Changing(*([400 * MIB] * 3), *([600 * MIB] * 6))
+    calibration = desk.calibrate(probe, memory, force=True).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert [request.batch for request in probe.tried] == [settled // 3]
+    assert finding.heap_growth == pytest.approx(2)
+    assert finding.train.batch > 0.45 * settled
+    assert finding.grown_bytes(finding.train.peak_bytes) <= calibration.budgets[0].budget_bytes
+    assert any("the heap grows with that" in note for note in calibration.notes)
+
+
+def test_shapes_that_change_without_growth_cost_nothing_of_the_answer(desk: Desk) -> None:
+    memory = options(GIB, objective="memory", allocator="default")
+    settled = found(Desk(new_folder(desk)), ScriptedProbe(base_bytes=200 * MIB, bytes_per_sample=MIB), memory).train.batch
+    assert found(desk, Changing(*[400 * MIB] * 5), memory).train.batch == settled
+
+
+def test_an_answer_that_growth_leaves_no_room_for_is_kept_and_says_so(desk: Desk) -> None:
+    """A single sample fits, and would not if the heap were to grow a hundredfold: there is no smaller answer."""
+    memory = options(GIB, objective="memory", allocator="default", max_batch=1)
+    probe = Changing(220 * MIB, 400 * MIB, 800 * MIB, bytes_per_sample=600 * MIB)
+    calibration = desk.calibrate(probe, memory).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.train.batch == 1
+    assert finding.heap_growth > 2
+    assert any("the answer may exceed it" in note for note in calibration.notes)
+
+
+def test_what_was_verified_survives_a_trial_of_the_heap_that_fails(desk: Desk) -> None:
+    class Failing(Changing):
+        def train_varied(self, request: HeapRequest) -> HeapReport:
+            raise GuardError("no child process could be started")
+
+    calibration = desk.calibrate(Failing(), options(GIB, objective="memory", allocator="default")).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.train.batch > 600
+    assert any("is not known: no child process could be started" in note for note in calibration.notes)
+
+
+def test_an_interrupted_trial_of_the_heap_keeps_what_was_verified(desk: Desk) -> None:
+    class Interrupting(Changing):
+        def train_varied(self, request: HeapRequest) -> HeapReport:
+            raise Interrupted(2)
+
+    result = desk.calibrate(Interrupting(), options(GIB, objective="memory", allocator="default"))
+    assert isinstance(result.stopped, Interrupted)
+    assert result.calibration.findings[0].train.batch > 600
+
+
+@pytest.mark.parametrize("peaks", [(), (400 * MIB,), (400 * MIB, 400 * MIB, 400 * MIB)])
+def test_too_few_steps_are_told_and_not_taken_for_a_heap_that_does_not_grow(desk: Desk, peaks: tuple[int, ...]) -> None:
+    calibration = desk.calibrate(Changing(*peaks), options(GIB, objective="memory", allocator="default")).calibration
+    assert any("is not known: its steps take too long" in note for note in calibration.notes)
+
+
+def test_no_trial_of_the_heap_is_run_where_there_is_room_for_any_growth(desk: Desk) -> None:
+    probe = Changing(*[400 * MIB] * 5)
+    desk.calibrate(probe, options(GIB, objective="memory", allocator="default", max_batch=100))
+    assert probe.tried == []
+
+
+def test_an_error_in_the_search_for_a_smaller_size_keeps_what_was_verified(desk: Desk) -> None:
+    class Breaking(Changing):
+        def measure(self, request: ProbeRequest) -> Observation:
+            if self.tried and request.mode == "train":
+                raise GuardError("the zygote has died")
+            return super().measure(request)
+
+    probe = Breaking(*([400 * MIB] * 3), *([600 * MIB] * 6))
+    calibration = desk.calibrate(probe, options(GIB, objective="memory", allocator="default")).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert finding.heap_growth == pytest.approx(2)
+    assert any("the search for a smaller size failed: the zygote has died" in note for note in calibration.notes)
+
+
+def test_where_the_shapes_could_not_be_compared_a_note_says_so(desk: Desk) -> None:
+    class Slow(Changing):
+        def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+            return super().examine(device, allocator, budget_bytes, limit_s).model_copy(update={"shapes_change": None})
+
+    calibration = desk.calibrate(Slow(), options(GIB, objective="memory", allocator="default")).calibration
+    assert any("whether the shapes of batches change is not known" in note for note in calibration.notes)

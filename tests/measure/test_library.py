@@ -8,7 +8,7 @@ import pytest
 
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.store import Loaded, load
-from batchcal.core.errors import NotSaved, Partial, UserCodeError
+from batchcal.core.errors import Partial, UsageError, UserCodeError
 from batchcal.core.progress import Recorded
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits
@@ -78,9 +78,9 @@ def test_no_time_at_all_is_partial_and_on_disk(tmp_path: Path) -> None:
     assert found.calibration.status == "partial"
 
 
-def test_a_place_that_cannot_be_written_is_told_after_all_was_measured(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(NotSaved):
+    with pytest.raises(UsageError, match="cannot be written"):
         calibrate(
             WIDE,
             device="cpu",

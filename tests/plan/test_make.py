@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
 from batchcal.calibration.speed import Speeds
+from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Fact, SharedMemory
@@ -46,7 +47,7 @@ def test_a_plan_of_more_micro_batches_than_anybody_lists_is_refused() -> None:
         make_plan(a_calibration(), effective_batch=2**40)
 
 
-def test_without_a_wish_the_plan_is_the_capacity_itself() -> None:
+def test_without_an_effective_batch_the_plan_is_one_micro_batch_and_states_that() -> None:
     plan = make_plan(a_calibration())
     assert (plan.micro_batch, plan.micro_batches, plan.effective_batch) == (TRAIN_CAPACITY, (TRAIN_CAPACITY,), TRAIN_CAPACITY)
     assert plan.status == "derived", "nobody ran it whole"
@@ -55,7 +56,7 @@ def test_without_a_wish_the_plan_is_the_capacity_itself() -> None:
     assert plan.eval_batch == EVAL_CAPACITY
     assert plan.limited_by == "memory"
     assert plan.budget_bytes == BUDGET_BYTES
-    assert plan.notices == ()
+    assert [notice.partition(":")[0] for notice in plan.notices] == ["the effective batch is not set"]
 
 
 def test_the_wish_of_the_calibration_comes_before_the_capacity_and_an_argument_before_both() -> None:
@@ -187,8 +188,8 @@ def test_there_is_no_plan_from_a_calibration_that_verified_nothing() -> None:
 
 
 def test_less_free_memory_than_the_plan_needs_is_said() -> None:
-    assert make_plan(a_calibration(), free_bytes_now=GIB).notices == ()
-    (notice,) = make_plan(a_calibration(), free_bytes_now=300 * MIB).notices
+    assert make_plan(a_calibration(), effective_batch=TRAIN_CAPACITY, free_bytes_now=GIB).notices == ()
+    (notice,) = make_plan(a_calibration(), effective_batch=TRAIN_CAPACITY, free_bytes_now=300 * MIB).notices
     assert "300 MiB are free now" in notice
     assert "822 MiB" in notice or "823 MiB" in notice
 
@@ -213,7 +214,17 @@ def test_every_value_of_a_plan_has_its_reason() -> None:
     plan = make_plan(a_calibration(), effective_batch=100)
     assert set(plan.why) == set(KEYS) - {"format"}
     assert all(plan.why.values())
-    assert set(KEYS) | {"kind", "why", "notices"} == set(Plan.model_fields)
+    assert set(KEYS) | {
+        "kind",
+        "why",
+        "notices",
+        "unchecked",
+        "undivided",
+        "last_group",
+        "last_group_error",
+        "size_rule",
+        "group_limits",
+    } == set(Plan.model_fields)
 
 
 def wide_machine(*, shm_mib: int = 4096, available: int = 64 * GIB, python: str = "3.11.15") -> dict[str, object]:
@@ -226,7 +237,8 @@ def wide_machine(*, shm_mib: int = 4096, available: int = 64 * GIB, python: str 
             software=environment.software.model_copy(update={"python": python}),
             optimal_threads=8,
             optimal_workers=3,
-        )
+        ),
+        "loader_workers": LoaderWorkers(),
     }
 
 
@@ -246,6 +258,29 @@ def test_workers_that_suit_the_cores_are_planned_where_their_memory_is_there() -
     plan = make_plan(a_calibration(**wide_machine()), effective_batch=256)
     assert (plan.num_workers, plan.prefetch_factor, plan.persistent_workers) == (3, 2, True)
     assert (plan.intra_op_threads, plan.interop_threads) == (8, 2)
+
+
+def test_workers_that_were_not_tried_are_not_planned() -> None:
+    plan = make_plan(a_calibration(**wide_machine() | {"loader_workers": None}), effective_batch=256)
+    assert plan.num_workers == 0
+    assert "were not tried" in plan.why["num_workers"]
+
+
+def test_data_that_does_not_bear_workers_gets_none_and_says_why() -> None:
+    tried = LoaderWorkers(why_none="the dataset hangs with workers")
+    plan = make_plan(a_calibration(**wide_machine() | {"loader_workers": tried}), effective_batch=256)
+    assert (plan.num_workers, plan.why["num_workers"]) == (0, "the dataset hangs with workers")
+
+
+def test_workers_are_started_as_the_trial_found_and_hold_what_they_come_to_hold() -> None:
+    tried = LoaderWorkers(start="forkserver", why_start="Records.file is an open file", private_bytes=GIB, growth_bytes=GIB)
+    plan = make_plan(a_calibration(**wide_machine() | {"loader_workers": tried}), effective_batch=256)
+    assert plan.num_workers == 0
+    assert "2.00 GiB" in plan.why["num_workers"]
+    small = tried.model_copy(update={"growth_bytes": 0, "private_bytes": MIB})
+    plan = make_plan(a_calibration(**wide_machine() | {"loader_workers": small}), effective_batch=64)
+    assert (plan.num_workers, plan.multiprocessing_context) == (2, "forkserver"), "160 MiB each at least"
+    assert plan.why["multiprocessing_context"] == "Records.file is an open file"
 
 
 def test_at_the_capacity_no_memory_is_left_for_workers_that_were_not_measured() -> None:

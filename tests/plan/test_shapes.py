@@ -7,9 +7,11 @@ import pytest
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.shape import ShapeEstimate
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import NoCalibration
 from batchcal.core.units import GIB, MIB
 from batchcal.plan.shapes import predict_shapes
+from tests.plan.test_division import COUPLED
 from tests.support.calibrations import TRAIN_CAPACITY, a_calibration
 
 
@@ -49,7 +51,23 @@ def test_what_does_not_fit_or_was_not_traced_says_so() -> None:
     assert (odd.micro_batch, odd.why) == (0, "no head")
 
 
+def test_sizes_follow_the_rule_of_the_task() -> None:
+    even = asked(shape(10.0, 300, d_model=512)).model_copy(update={"size_rule": SizeRule(multiple_of=2, least=2)})
+    _, large = predict_shapes(even, effective_batch=200)
+    assert (large.micro_batch, large.accumulation_steps) == (24, 9)
+    _, large = predict_shapes(even, effective_batch=201)
+    assert (large.micro_batch, large.accumulation_steps) == (0, 0)
+    assert large.why == "no micro-batches that the task takes make an effective batch of 201"
+
+
+def test_a_batch_that_must_not_be_divided_is_not() -> None:
+    whole = asked(shape(10.0, 300, d_model=512)).model_copy(update={"promises": (COUPLED,)})
+    _, large = predict_shapes(whole, effective_batch=200)
+    assert (large.micro_batch, large.accumulation_steps) == (0, 0)
+    assert large.why == "an effective batch of 200 does not fit undivided, and micro-batches would train something else"
+
+
 def test_where_none_was_asked_about_it_says_how() -> None:
     with pytest.raises(NoCalibration) as caught:
         predict_shapes(a_calibration())
-    assert "--shape d_model=1024" in caught.value.try_
+    assert "--shape NAME=VALUE" in caught.value.try_

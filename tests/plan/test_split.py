@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcal.plan.split import split
+from batchcal.calibration.size_rule import SizeRule
+from batchcal.plan.split import nearest_total, split, split_by
 
 SIZES = st.integers(min_value=1, max_value=100_000)
 
@@ -62,3 +63,48 @@ def test_a_hundred_in_multiples_of_four_stays_even() -> None:
 def test_nothing_cannot_be_split(total: int, capacity: int, multiple_of: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         split(total, capacity, multiple_of=multiple_of)
+
+
+RULES = st.one_of(
+    st.builds(lambda multiple: SizeRule(multiple_of=multiple, least=multiple), st.integers(2, 64)),
+    st.builds(lambda size: SizeRule(least=size, most=size), st.integers(2, 64)),
+    st.builds(lambda least: SizeRule(least=least), st.integers(2, 64)),
+    st.just(SizeRule(one_size=True)),
+)
+
+
+@given(rule=RULES, total=st.integers(1, 2000), largest=st.integers(1, 500))
+def test_every_part_of_a_split_by_a_rule_is_a_size_that_the_task_takes(rule: SizeRule, total: int, largest: int) -> None:
+    sizes = split_by(rule, total, largest)
+    assert not sizes or sum(sizes) == total
+    assert all(rule.admits(size) and size <= largest for size in sizes)
+    if rule.one_size:
+        assert len(set(sizes)) == 1
+
+
+@given(rule=RULES, total=st.integers(1, 500), capacity=st.integers(64, 200))
+def test_another_effective_batch_is_near_where_the_rule_allows_none(rule: SizeRule, total: int, capacity: int) -> None:
+    near = nearest_total(rule, total, capacity)
+    assert near is not None
+    assert split_by(rule, near, capacity)
+
+
+@pytest.mark.parametrize(
+    ("rule", "total", "largest", "sizes"),
+    [
+        (SizeRule(multiple_of=2, least=2), 100, 32, (26, 26, 24, 24)),
+        (SizeRule(multiple_of=2, least=2), 101, 32, ()),
+        (SizeRule(multiple_of=32, least=32), 96, 50, (32, 32, 32)),
+        (SizeRule(least=32, most=32), 64, 500, (32, 32)),
+        (SizeRule(least=32, most=32), 100, 500, ()),
+        (SizeRule(least=20), 33, 32, ()),
+        (SizeRule(one_size=True), 100, 32, (25, 25, 25, 25)),
+        (SizeRule(one_size=True), 101, 128, (101,)),
+    ],
+)
+def test_a_split_by_a_rule(rule: SizeRule, total: int, largest: int, sizes: tuple[int, ...]) -> None:
+    assert split_by(rule, total, largest) == sizes
+
+
+def test_equal_parts_of_a_total_without_a_small_divisor_may_be_larger_than_the_fastest_size() -> None:
+    assert split_by(SizeRule(one_size=True), 409, 200, most=409) == (409,)

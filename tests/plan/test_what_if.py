@@ -35,6 +35,21 @@ def test_the_neighbours_of_a_whole_machine_would_not_move_into_a_container() -> 
     assert prediction.micro_batch > TRAIN_CAPACITY
 
 
+def test_a_heap_that_doubles_what_a_batch_takes_leaves_half_of_it() -> None:
+    steady, growing = a_finding(), a_finding(heap_growth=2.0)
+    (before,) = what_if(a_calibration(findings=(steady,)), [GIB * 3 // 2])
+    (after,) = what_if(a_calibration(findings=(growing,)), [GIB * 3 // 2])
+    assert after.micro_batch == pytest.approx(before.micro_batch / 2, rel=0.02)
+
+
+def test_what_a_few_steps_may_hold_of_a_budget() -> None:
+    finding = a_finding(heap_growth=2.0)
+    base = finding.train_memory.base_bytes
+    assert finding.usable_bytes(BUDGET_BYTES) == pytest.approx((base + BUDGET_BYTES) / 2, abs=2)
+    assert a_finding().usable_bytes(BUDGET_BYTES) == BUDGET_BYTES
+    assert finding.usable_bytes(1000) == 1000, "less than the process holds without a batch"
+
+
 def test_the_same_container_gives_what_was_run_there() -> None:
     (prediction,) = what_if(a_calibration(), [LIMIT_BYTES])
     assert prediction.micro_batch >= TRAIN_CAPACITY

@@ -68,3 +68,13 @@ def test_without_both_rates_what_suits_the_cores_holds(rate: float | None) -> No
     unmeasured = a_calibration(environment=an_environment(optimal_workers=0))
     assert chosen(unmeasured, rate=rate)[2] == "with 2 cores a worker would take time from the training itself"
     assert chosen(measured(timing(0, 120), timing(2, 240)), rate=None)[0] == 0
+
+
+def test_a_stream_has_one_worker_however_many_are_asked_for() -> None:
+    plain = a_calibration()
+    assert plain.facts is not None
+    facts = plain.facts.model_copy(update={"worst_case": "first-samples"})
+    asked = plain.options.model_copy(update={"workers": 4})
+    count, _, why = chosen(plain.model_copy(update={"facts": facts, "options": asked}))
+    assert count == 1
+    assert why == "a stream is read by one worker: 4 would each read all of it"

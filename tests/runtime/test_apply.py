@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchcal.core.errors import UsageError
-from batchcal.guard.allocator import PolicyName, available
+from batchcal.machine.allocator import PolicyName, available
 from batchcal.runtime.apply import apply, reexec_for
 from tests.support.plans import a_plan
 
@@ -21,7 +21,7 @@ SCRIPT = """
 import os, sys, warnings
 sys.path.insert(0, {root!r})
 from batchcal.runtime.apply import apply, reexec_for
-from batchcal.guard.allocator import in_force
+from batchcal.machine.allocator import in_force
 from tests.support.plans import a_plan
 print("start", os.getpid(), *sys.argv[1:])
 plan = a_plan(8, allocator={allocator!r}, intra_op_threads=2, interop_threads=3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from batchcal.core.errors import UsageError
+from batchcal.guard.report import headline
 from batchcal.runtime.batches import MicroBatch, MicroBatchSampler
 from batchcal.runtime.loader import DataLoaderConfig, make_eval_loader, make_loader
 from tests.support.plans import a_plan
@@ -116,6 +118,7 @@ def test_a_pass_that_was_begun_and_left_does_not_shift_the_samples_of_the_next()
     assert sorted(index for batch in loader for index in seen(batch)) == list(range(30))
 
 
+@pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.parametrize("persistent", [True, False])
 def test_workers_change_nothing_about_which_samples_come_when(persistent: bool) -> None:
@@ -215,3 +218,43 @@ def test_workers_that_are_kept_leave_nothing_behind_when_the_script_ends(tmp_pat
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True, env=environment, timeout=60)
     assert (done.stdout, done.stderr) == ("8 8\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_group_has_the_sizes_that_the_plan_gives_it() -> None:
+    data = TensorDataset(torch.arange(52.0))
+    loader = make_loader(a_plan(16, 16, last_group=(20,)), data)
+    assert [len(batch[0]) for batch in loader] == [16, 16, 20]
+    other = make_loader(a_plan(16, 16, last_group=(7,)), data)
+    assert [len(batch[0]) for batch in other] == [16, 16, 10, 10], "a dataset of another length"
+
+
+class Unreadable(Dataset[int]):
+    """Sample 13 cannot be read."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> int:
+        if index == 13:
+            raise OSError("truncated")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.child)])
+def test_an_error_names_the_sample(workers: int) -> None:
+    plan = a_plan(num_workers=workers, prefetch_factor=2 if workers else None)
+    where = ", in DataLoader worker 0" if workers else ""
+    assert failure(make_loader(plan, Unreadable())) == f"OSError: truncated{where}, while reading sample 13 of Unreadable"
+
+
+def failure(loader: DataLoader[object]) -> str:
+    """How a pass fails. The error is not kept: its frames hold the pipes of workers."""
+    try:
+        for _ in loader:
+            pass
+    except OSError as error:
+        text = headline(error)
+    else:
+        text = ""
+    gc.collect()
+    return text

@@ -19,6 +19,7 @@ def in_a_child(code: str) -> str:
     return ran.stdout
 
 
+@pytest.mark.smoke
 def test_both_numbers_are_in_force_and_may_be_set_again_alike() -> None:
     out = in_a_child(
         "import torch\n"

@@ -1,4 +1,4 @@
-"""The death of a worker is told where it does no harm."""
+"""The death of a worker is raised where it does no harm, and named."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 import pytest
+from torch.utils.data import Dataset, dataloader
 
-from batchcal.runtime.worker_deaths import raise_outside_of_queues
+from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.report import describe
+from batchcal.runtime.worker_deaths import (
+    WorkerDeath,
+    death_behind_a_lost_connection,
+    raise_postponed,
+    raise_while_fetching,
+    worker_death,
+)
+from batchcal.runtime.worker_processes import Loader
 
 
 class Died(Exception):
@@ -19,11 +29,11 @@ class Died(Exception):
 
 @pytest.fixture(autouse=True)
 def dying() -> Iterator[None]:
-    """Somebody who raises at every SIGCHLD, as torch does while workers are watched."""
-    raise_outside_of_queues()
+    """A handler that raises at every SIGCHLD, as torch's does while workers are watched."""
+    raise_while_fetching()
     before = signal.getsignal(signal.SIGCHLD)
     signal.signal(signal.SIGCHLD, died)
-    raise_outside_of_queues()
+    raise_while_fetching()
     yield
     signal.signal(signal.SIGCHLD, before)
 
@@ -48,7 +58,7 @@ class DiesWhenTaken(threading.Condition):
         super().__exit__(kind, value, trace)
 
 
-def test_a_death_while_a_batch_is_asked_for_leaves_no_lock_taken() -> None:
+def test_a_death_while_a_batch_is_requested_leaves_no_lock_taken() -> None:
     queue = multiprocessing.get_context("fork").Queue()
     taken = DiesWhenTaken()
     vars(queue)["_notempty"] = taken
@@ -60,15 +70,54 @@ def test_a_death_while_a_batch_is_asked_for_leaves_no_lock_taken() -> None:
     queue.join_thread()
 
 
-def test_elsewhere_it_is_told_at_once() -> None:
+def test_a_death_in_the_middle_of_something_is_raised_before_the_next_wait() -> None:
+    signal.raise_signal(signal.SIGCHLD)
     with pytest.raises(Died):
+        raise_postponed()
+    raise_postponed()
+
+
+class DiesMeanwhile:
+    """A queue of batches during whose wait a worker dies."""
+
+    def get(self, timeout: float) -> None:
         signal.raise_signal(signal.SIGCHLD)
+
+
+def test_a_death_during_the_wait_for_a_batch_is_raised_at_once() -> None:
+    iterator = object.__new__(dataloader._MultiProcessingDataLoaderIter)
+    vars(iterator).update(_data_queue=DiesMeanwhile(), _workers=[], _shutdown=True)
+    with pytest.raises(Died):
+        iterator._try_get_data()
 
 
 def test_it_is_put_around_torch_s_handler_once() -> None:
     now = signal.getsignal(signal.SIGCHLD)
-    raise_outside_of_queues()
+    raise_while_fetching()
     assert signal.getsignal(signal.SIGCHLD) is now
+
+
+class Numbers(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def __len__(self) -> int:
+        return 1000
+
+
+@pytest.mark.child
+def test_the_death_behind_a_lost_connection_is_found() -> None:
+    batches = iter(Loader(Numbers(), num_workers=1, multiprocessing_context="fork"))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    assert death_behind_a_lost_connection() == WorkerDeath(signal.SIGKILL)
+    raise_while_fetching()
+
+
+@pytest.mark.child
+def test_a_lost_connection_to_no_worker_has_no_signal() -> None:
+    assert death_behind_a_lost_connection() == WorkerDeath()
 
 
 def test_in_a_thread_it_does_nothing() -> None:
@@ -76,7 +125,7 @@ def test_in_a_thread_it_does_nothing() -> None:
 
     def ask() -> None:
         try:
-            raise_outside_of_queues()
+            raise_while_fetching()
         except BaseException as error:  # noqa: BLE001 - for the main thread to see
             failed.append(error)
 
@@ -84,3 +133,26 @@ def test_in_a_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert not failed
+
+
+@pytest.mark.parametrize(
+    ("text", "death"),
+    [
+        ("DataLoader worker (pid 8) is killed by signal: Terminated. ", WorkerDeath(signal.SIGTERM)),
+        ("DataLoader worker (pid 8) is killed by signal: Killed. ", WorkerDeath(signal.SIGKILL)),
+        ("DataLoader worker (pid 8) is killed by signal: Bus error. It is possible that", WorkerDeath(signal.SIGBUS)),
+        ("DataLoader worker (pid 8) exited unexpectedly with exit code 3. Details are lost", WorkerDeath()),
+        ("DataLoader worker (pid(s) 8, 9) exited unexpectedly", WorkerDeath()),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_the_cause_is_read_from_torch_s_message(text: str, death: WorkerDeath | None) -> None:
+    raised = describe(RuntimeError(text), "measure")
+    assert worker_death(raised) == death
+    assert (memory_error(raised) is not None) == (death is not None)
+
+
+def test_the_signal_is_read_from_the_cause() -> None:
+    error = RuntimeError("DataLoader worker (pid(s) 8) exited unexpectedly")
+    error.__cause__ = RuntimeError("DataLoader worker (pid 8) is killed by signal: Killed. ")
+    assert worker_death(describe(error, "measure")) == WorkerDeath(signal.SIGKILL)

@@ -304,7 +304,7 @@ def a_calibration(**overrides: object) -> Calibration:
             parameter_bytes=1_686_568,
             optimizer="AdamW",
             batch_bytes_per_sample=3144.0,
-            worst_case="first-samples",
+            worst_case="scan",
             dataset_pickle_bytes=412,
         ),
         "options": options(),

@@ -11,8 +11,9 @@ from batchcal.calibration.schema import OFF, Mode
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.probe import ProbeReport, ProbeRequest
-from batchcal.measure.children.request import Setting
+from batchcal.measure.children.job import Setting
+from batchcal.measure.children.probe import Observation, ProbeRequest
+from batchcal.measure.deadline import Deadline
 from batchcal.workload.reference import Scalar, TaskReference
 from tests.support.zygotes import lent
 
@@ -60,12 +61,16 @@ def probing(
     isolation: str | None = None,
     notes: list[str] | None = None,
     own_zygote: bool = False,
+    host_allowed_bytes: int | None = None,
+    deadline: Deadline | None = None,
     **arguments: Scalar,
 ) -> Iterator[ChildProbe]:
     probe = ChildProbe(
         {"cpu": setting_of(spec, workers=workers, activation_checkpointing=activation_checkpointing, **arguments)},
         Fixed(above_bytes),
         host_budget_bytes=ROOM,
+        host_allowed_bytes=host_allowed_bytes,
+        deadline=deadline,
         note=(notes if notes is not None else []).append,
         environ={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         isolation=isolation,
@@ -100,6 +105,6 @@ def request(
     )
 
 
-def fitting(report: ProbeReport) -> Fits:
+def fitting(report: Observation) -> Fits:
     assert isinstance(report.outcome, Fits), report.outcome
     return report.outcome

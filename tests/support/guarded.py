@@ -8,13 +8,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from batchcal.guard.allocator import resolve
-from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job, Launcher, SpawnLauncher, ZygoteLauncher
+from batchcal.guard.job import Function
+from batchcal.guard.launch import FunctionJob, Launcher, SpawnLauncher, ZygoteLauncher
 from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.guard.wire import JSON
+from batchcal.machine.allocator import resolve
+from batchcal.machine.cgroup import memory_meter
+from batchcal.measure.children.launchers import PRELOAD
+from tests.support import jobs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -22,17 +25,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @contextmanager
 def launcher(kind: Literal["zygote", "spawn"], allocator: str = "default") -> Iterator[Launcher]:
     """A launcher that is closed afterwards."""
-    made = ZygoteLauncher if kind == "zygote" else SpawnLauncher
-    opened = made(resolve(allocator), {**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    policy = resolve(allocator)
+    opened = ZygoteLauncher(policy, environ, PRELOAD) if kind == "zygote" else SpawnLauncher(policy, environ)
     try:
         yield opened
     finally:
         opened.close()
 
 
-def job(name: str, **arguments: JSON) -> Job:
+def job(name: str, **arguments: JSON) -> FunctionJob:
     """A function of tests.support.jobs as a job."""
-    return Job(f"tests.support.jobs:{name}", arguments, str(REPOSITORY), dict(os.environ))
+    function: Function = getattr(jobs, name)
+    return FunctionJob(function, arguments, str(REPOSITORY), dict(os.environ))
 
 
 def ending_of(

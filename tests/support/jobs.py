@@ -66,6 +66,12 @@ def fail(arguments: Arguments, context: ChildContext) -> JSON:
         raise ValueError("the shapes do not match") from error
 
 
+def hang_with_an_own_handler(arguments: Arguments, context: ChildContext) -> JSON:
+    """Hangs, and has a handler of the signal that asks where it stands, as scripts for SLURM have."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(9))
+    return hang(arguments, context)
+
+
 def hang(arguments: Arguments, context: ChildContext) -> JSON:
     """Never ends."""
     context.phase("measure", limit_s=float(str(arguments.get("limit_s", 60))))

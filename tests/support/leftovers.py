@@ -1,4 +1,4 @@
-"""What a test, or a whole calibration, leaves behind: processes, zombies, descriptors, names in /dev/shm, temporary files.
+"""What a test, or a whole calibration, leaves behind: processes, zombies, descriptors, names in /dev/shm, temporary files, links.
 
 A process is ours when it descends from us or carries our token in the environment that it was started with: one whose parent
 has died descends from nobody. Read from Linux's /proc; elsewhere only files are found.
@@ -30,17 +30,15 @@ class Leftovers:
     zombies: frozenset[str] = frozenset()
     descriptors: frozenset[str] = frozenset()
     shared_memory: frozenset[str] = frozenset()
+    semaphores: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
+    links: frozenset[str] = frozenset()
+    """Symbolic links that point nowhere: locks of dead holders."""
 
     def beyond(self, before: Leftovers) -> Leftovers:
         """What is here and was not there `before`."""
-        return Leftovers(
-            self.processes - before.processes,
-            self.zombies - before.zombies,
-            self.descriptors - before.descriptors,
-            self.shared_memory - before.shared_memory,
-            self.files - before.files,
-        )
+        now, then = vars(self), vars(before)
+        return Leftovers(**{kind: now[kind] - then[kind] for kind in now})
 
     def lines(self) -> list[str]:
         return [f"{kind}: {one}" for kind, names in vars(self).items() for one in sorted(names)]
@@ -49,16 +47,25 @@ class Leftovers:
         return {kind: len(names) for kind, names in vars(self).items()}
 
 
-def look(*, token: str = "", directory: Path | None = None) -> Leftovers:
-    """What is there now. `token`: the value of TOKEN that marks our processes; `directory`: where temporary files would lie."""
+def look(*, token: str = "", directory: Path | None = None, project: Path | None = None) -> Leftovers:
+    """What is there now.
+
+    Args:
+        token: the value of TOKEN that marks our processes.
+        directory: the folder of temporary files, of which none may stay.
+        project: a folder whose files may stay, but not its dangling links and partial files.
+    """
     gc.collect()
     alive, dead = _processes(token)
+    ours = {int(line.split()[0]) for line in alive | dead}
     return Leftovers(
         processes=frozenset(alive),
         zombies=frozenset(dead),
         descriptors=frozenset(_descriptors()),
-        shared_memory=frozenset(_shared_memory({int(line.split()[0]) for line in alive | dead})),
+        shared_memory=frozenset(_shared_memory(ours)),
+        semaphores=frozenset(_semaphores(ours)),
         files=frozenset(_files(directory)) if directory is not None else frozenset(),
+        links=frozenset(str(link) for folder in (directory, project) if folder is not None for link in _dangling(folder)),
     )
 
 
@@ -128,9 +135,29 @@ def _shared_memory(ours: set[int]) -> set[str]:
             pid = path.name.split("_")[1]
             if not (pid.isdigit() and (PROC / pid).exists() and int(pid) not in {*ours, os.getpid()}):
                 found.add(path.name)
-        elif "batchcal" in path.name:
+        elif "batchcal" in path.name and not path.name.startswith("sem."):
             found.add(path.name)
     return found
+
+
+def _semaphores(ours: set[int]) -> set[str]:
+    """Named semaphores that no living process uses, or one of ours. Those of another test's process are its own: where tests run
+    beside each other, nothing shows which of them a dead process belonged to, and none is reported."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return set()
+    names = {path.name for path in SHARED_MEMORY.glob("sem.*")} if SHARED_MEMORY.is_dir() else set()
+    if not names:
+        return names
+    for pid in _pids():
+        if pid not in {*ours, os.getpid()}:
+            with contextlib.suppress(OSError):
+                maps = (PROC / str(pid) / "maps").read_text(errors="replace")
+                names = {name for name in names if name not in maps}
+    return names
+
+
+def _dangling(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
 
 
 def _files(directory: Path) -> set[str]:

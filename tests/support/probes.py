@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.keys import find_trust
+from batchcal.calibration.locate import path_of
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Calibration, Isolation, Measurement, Mode, Options
-from batchcal.calibration.store import Loaded, load
+from batchcal.calibration.store import Loaded, journal_path, load
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Field, Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Accelerator, Environment
 from batchcal.guard.outcome import Fits, Infrastructure, KilledFromOutside, Outcome, OutOfMemory, Peak, Suspect, UserCodeFailed
-from batchcal.measure.calibrate import calibrate
 from batchcal.measure.children.fake import FakeProbe
-from batchcal.measure.children.probe import Examination, Probe, ProbeReport, ProbeRequest, RehearsalReport, RehearsalRequest
+from batchcal.measure.children.probe import Examination, Observation, Probe, ProbeRequest, RehearsalRequest
+from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
-from batchcal.measure.result import CalibrationResult
+from batchcal.measure.result import CalibrationResult, Need
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.reference import TaskReference
 from tests.support.calibrations import an_environment
@@ -75,7 +77,7 @@ class ScriptedProbe(FakeProbe):
             self._clock.move(self._examination_takes_s)
         return super().examine(device, allocator, budget_bytes, limit_s)
 
-    def measure(self, request: ProbeRequest) -> ProbeReport:
+    def measure(self, request: ProbeRequest) -> Observation:
         key = (request.device, request.allocator, request.mode, request.batch)
         self._times[key] = self._times.get(key, 0) + 1
         if self._clock is not None:
@@ -84,7 +86,7 @@ class ScriptedProbe(FakeProbe):
         if outcome is None:
             return super().measure(request)
         self.asked.append(request)
-        return ProbeReport(outcome=outcome, isolation=FAKE, wall_s=0.5)
+        return Observation(outcome=outcome, isolation=FAKE, wall_s=0.5)
 
     def close(self) -> None:
         self.closed += 1
@@ -135,14 +137,14 @@ class MachineProbe(FakeProbe):
             shape_source="fake-tensor",
         )
 
-    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+    def rehearse(self, request: RehearsalRequest) -> Observation:
         demand = int(self._base + self._demand(request.plan.micro_batch, "train") * self._noise())
         if demand > request.budget_bytes:
             over = OutOfMemory(source="budget", detail="it ran, but held too much", peak=Peak(demand_bytes=demand))
-            return RehearsalReport(outcome=over, times=None, wall_s=0.01)
+            return Observation(outcome=over, isolation=FAKE, times=None, wall_s=0.01)
         return super().rehearse(request)
 
-    def measure(self, request: ProbeRequest) -> ProbeReport:
+    def measure(self, request: ProbeRequest) -> Observation:
         self.asked.append(request)
         demand = int(self._base + (self._demand(request.batch, request.mode)) * self._noise())
         peak = Peak(demand_bytes=demand, begin_bytes=self._base)
@@ -154,7 +156,7 @@ class MachineProbe(FakeProbe):
         else:
             step_s = 0.001 + request.batch * 1e-5
             outcome = Fits(peak=peak, steps=3, step_s=step_s, samples_per_s=request.batch / step_s)
-        return ProbeReport(outcome=outcome, isolation=FAKE, wall_s=0.01)
+        return Observation(outcome=outcome, isolation=FAKE, wall_s=0.01)
 
     def close(self) -> None:
         return None
@@ -171,8 +173,8 @@ class Desk:
         self.environment: Environment = an_environment()
         self.clock = ManualClock(BEGAN)
         self.progress = Recorded()
-        self.path = folder / ".batchcal" / "calibration.json"
-        self.journal = folder / ".batchcal" / "calibration.journal.jsonl"
+        self.path = path_of(self.reference, {})
+        self.journal = journal_path(self.path)
         self.environ: dict[str, str] = {}
 
     def calibrate(
@@ -185,15 +187,14 @@ class Desk:
         dry_run: bool = False,
     ) -> CalibrationResult:
         """A calibration here; the clock stands still but for what a probe moves it by."""
-        return calibrate(
+        return obtain(
             self.reference,
             asked or options(GIB),
+            Need(force=force, dry_run=dry_run),
             environment=self.environment,
             output=output,
-            force=force,
-            dry_run=dry_run,
             probe=probe,
-            progress=self.progress,
+            listening=lambda: nullcontext(self.progress),
             clock=self.clock,
             environ=self.environ,
         )

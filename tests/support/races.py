@@ -8,14 +8,14 @@ from batchcal.calibration.speed import Speeds
 from batchcal.guard.outcome import Outcome
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
-from batchcal.plan.rehearsed import settings_of
+from batchcal.plan.rehearsed import setup_of
 from tests.support.calibrations import a_calibration, fits, step_time
 
 
 def rehearsed(plan: Plan, outcome: Outcome, *, run: int | None = None) -> Rehearsal:
     """`plan`, of whose micro-batches `run` were run."""
     return Rehearsal(
-        settings=settings_of(plan),
+        settings=setup_of(plan),
         micro_batches_run=run or len(plan.micro_batches),
         outcome=outcome,
         evaluating=False,
@@ -70,7 +70,7 @@ def a_raced_calibration(**overrides: object) -> Calibration:
             why="9% at most to be gained",
         ),
     )
-    timed = a_calibration(speeds=speeds, finals=(finals,))
+    timed = a_calibration(speeds=speeds, finals=(finals,), effective_batch=512)
     plan = make_plan(timed)
     attribution = Attribution(
         effective_batch=512,

@@ -11,7 +11,10 @@ from typing import Final
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Field, Progress
 from batchcal.core.units import GIB, MIB
+from batchcal.train.report.jsonl import JsonlLog
 from batchcal.train.report.monitor import TrainingMonitor
+from batchcal.values.training_events import TrainingEvent
+from tests.support.events import training_event
 
 STARTED_AT: Final = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 EFFECTIVE: Final = 512
@@ -116,13 +119,16 @@ def a_training(*, epochs: int = 6, per_epoch: int = 60, tasks: bool = True, trou
     yield "training_ended", {**ended, "stopped_early": False, "stop_reason": None}
 
 
-def tell(listener: Progress, told: Iterator[Told], clock: ManualClock | None = None) -> None:
+def tell(listener: Progress[TrainingEvent] | JsonlLog, told: Iterator[Told], clock: ManualClock | None = None) -> None:
     """Every event in its turn; the clock moves by what a step took."""
     for name, fields in told:
         wall_s = fields.get("wall_s") if name == "step" else 0.002
         if clock is not None and isinstance(wall_s, float):
             clock.move(wall_s)
-        listener.event(name, fields)
+        if isinstance(listener, JsonlLog):
+            listener.event(name, fields)
+        else:
+            listener.event(training_event(name, fields, unknown=True))
 
 
 def write_run(path: Path, told: Iterator[Told] | None = None) -> Path:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from batchcal.core.clock import SystemClock
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share
-from batchcal.train.options import WhenSplit
 from batchcal.train.recovery.guardian import OOMGuardian, Recovery
+from batchcal.values.settings import WhenSplit
 from batchcal.workload.task import Task
 
 
@@ -56,10 +56,16 @@ class Plenty:
 class Guarded:
     """A guard of groups around a guardian, with what it told."""
 
-    def __init__(self, task: Task, *, most: int = 1 << 30, batchnorm: WhenSplit = "stop") -> None:
+    def __init__(self, task: Task, *, most: int = 1 << 30, batchnorm: WhenSplit = "stop", undivided: str = "") -> None:
         self.told: list[Recovery] = []
         self.guardian = OOMGuardian(
-            task, torch.device("cpu"), Plenty(most), clock=SystemClock(), tell=self.told.append, batchnorm=batchnorm
+            task,
+            torch.device("cpu"),
+            Plenty(most),
+            clock=SystemClock(),
+            tell=self.told.append,
+            batchnorm=batchnorm,
+            undivided=undivided,
         )
 
     def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from batchcal.core.progress import Fields
+from batchcal.core.progress import Named
 from batchcal.workload.task import Task
 from tests.support.tasks import points
 
@@ -27,9 +27,9 @@ class SignalAt:
         self.left = nth
         self.number = number
 
-    def event(self, name: str, fields: Fields) -> None:
-        self.left -= name == self.name
-        if name == self.name and self.left == 0:
+    def event(self, event: Named, /) -> None:
+        self.left -= event.event_name == self.name
+        if event.event_name == self.name and self.left == 0:
             os.kill(os.getpid(), self.number)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from batchcal.guard.allocator import resolve
-from batchcal.guard.launch import Job, Started, ZygoteLauncher
+from batchcal.guard.launch import FunctionJob, Started, ZygoteLauncher
+from batchcal.machine.allocator import resolve
+from batchcal.measure.children.launchers import PRELOAD
 
 
 class LentZygote:
@@ -15,14 +16,14 @@ class LentZygote:
     name: Literal["zygote", "spawn"] = "zygote"
 
     def __init__(self) -> None:
-        self._launcher = ZygoteLauncher(resolve("default"), os.environ)
+        self._launcher = ZygoteLauncher(resolve("default"), os.environ, PRELOAD)
         self._launcher.await_ready()
 
     @property
     def overhead_pid(self) -> int | None:
         return self._launcher.overhead_pid
 
-    def start(self, job: Job) -> Started:
+    def start(self, job: FunctionJob) -> Started:
         return self._launcher.start(job)
 
     def kill(self, child: Started) -> None:

@@ -41,7 +41,7 @@ def test_model_optimizer_and_generators_come_back(tmp_path: Path) -> None:
     path, task = tmp_path / "run.pt", stepped(a_task())
     torch.manual_seed(5)
     random.seed(5)
-    save_checkpoint(path, task, standing(weighted_loss=1.5))
+    save_checkpoint(path, standing(weighted_loss=1.5), task=task)
     expected = (torch.rand(3), random.random())
     torch.manual_seed(6)
     random.seed(6)
@@ -81,7 +81,7 @@ def test_what_is_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept: float) -> None:
     path = tmp_path / "run.pt"
-    save_checkpoint(path, a_task(), standing())
+    save_checkpoint(path, standing(), task=a_task())
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept if kept >= 1 or kept == 0 else kept * len(whole))])
     with pytest.raises(UsageError, match="no checkpoint that can be resumed"):
@@ -102,15 +102,26 @@ def test_a_folder_or_a_file_of_another_program_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "run.pt", a_task(), standing(format=FORMAT + 1))
+    save_checkpoint(tmp_path / "run.pt", standing(format=FORMAT + 1), task=a_task())
     with pytest.raises(UsageError) as caught:
         load_checkpoint(tmp_path / "run.pt", a_task())
     assert f"format {FORMAT + 1}" in caught.value.known
 
 
+def test_parameters_that_a_forward_pass_made_are_named_by_the_checkpoint_that_has_them(tmp_path: Path) -> None:
+    """Before, only the class of the model was."""
+    later = stepped(a_task())
+    later.model.add_module("head", nn.Linear(2, 2))
+    save_checkpoint(tmp_path / "run.pt", standing(), task=later)
+    with pytest.raises(UsageError, match="another model or optimizer") as caught:
+        load_checkpoint(tmp_path / "run.pt", a_task())
+    assert '"head.weight", "head.bias"' in caught.value.known
+    assert "make those parameters in the factory" in caught.value.try_
+
+
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
-    save_checkpoint(path, stepped(a_task()), standing())
+    save_checkpoint(path, standing(), task=stepped(a_task()))
     model = nn.Linear(3, 3)
     task = a_task()
     other_model = Task(
@@ -132,7 +143,7 @@ def test_a_place_that_cannot_be_written_is_said_and_the_earlier_checkpoint_stays
     file = tmp_path / "file"
     file.write_text("in the way")
     with pytest.raises(NotSaved, match="could not be written"):
-        save_checkpoint(file / "run.pt", a_task(), standing())
+        save_checkpoint(file / "run.pt", standing(), task=a_task())
 
 
 FULL_DISK = """
@@ -143,13 +154,13 @@ from batchcal.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.tasks import a_task
 from tests.train.test_checkpoint import standing
 path = Path({folder!r}) / "run.pt"
-save_checkpoint(path, a_task(), standing(epoch=1))
+save_checkpoint(path, standing(epoch=1), task=a_task())
 ballast = Path({folder!r}) / "ballast"
 with ballast.open("wb", buffering=0) as file:
     try:
         while True: file.write(b"x" * 4096)
     except OSError: pass
-try: save_checkpoint(path, a_task(), standing(epoch=2))
+try: save_checkpoint(path, standing(epoch=2), task=a_task())
 except NotSaved as error: print("not saved")
 print(load_checkpoint(path, a_task()).epoch, sorted(name.name for name in path.parent.iterdir()))
 """
@@ -170,11 +181,12 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path: Path) ->
 def save_for_ever(path: Path, told: Connection) -> None:
     task, epoch = a_task(), 0
     while True:
-        save_checkpoint(path, task, standing(epoch=epoch))
+        save_checkpoint(path, standing(epoch=epoch), task=task)
         told.send(epoch)
         epoch += 1
 
 
+@pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, to be killed within milliseconds")
 def test_a_writer_killed_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:

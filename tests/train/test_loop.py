@@ -15,7 +15,6 @@ from batchcal.core.errors import UsageError
 from batchcal.core.progress import Field, Recorded
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.train.result import TrainingResult
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy, points
 from tests.support.trainings import InOrder, parameters
@@ -39,40 +38,6 @@ def test_the_loss_goes_down_and_the_result_says_what_happened() -> None:
     assert names.count("step") == 35
     assert names.count("epoch_ended") == 5
     assert (names[0], names[-1]) == ("training_started", "training_ended")
-
-
-def test_how_an_effective_batch_is_split_does_not_change_what_is_learned() -> None:
-    def trained(*sizes: int) -> tuple[Tensor, TrainingResult]:
-        task = a_task(107)
-        task.model.double()
-        task = replace(task, train_data=Doubled(task.train_data), eval_data=None)
-        result = train(task, a_plan(*sizes), TrainOptions(epochs=3, seed=5))
-        return parameters(task), result
-
-    divided, of_divided = trained(9, 8, 8)
-    undivided, of_undivided = trained(25)
-    torch.testing.assert_close(divided, undivided, rtol=1e-8, atol=1e-10)
-    for one, other in zip(of_divided.epochs, of_undivided.epochs, strict=True):
-        assert one.loss == pytest.approx(other.loss, rel=1e-9)
-
-
-class Doubled(Dataset[object]):
-    """In double precision, so that order of summation is all that differs."""
-
-    def __init__(self, data: Dataset[object]) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return 107
-
-    def __getitem__(self, index: int) -> object:
-        inputs, label = self._pair(index)
-        return inputs.double(), label
-
-    def _pair(self, index: int) -> tuple[Tensor, Tensor]:
-        pair = self.data[index]
-        assert isinstance(pair, tuple)
-        return pair
 
 
 def test_the_same_seed_repeats_a_training_exactly_and_another_does_not() -> None:
@@ -135,7 +100,7 @@ def test_the_last_smaller_group_can_be_left_out() -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(UsageError, match="0 epochs"):
+    with pytest.raises(UsageError, match="epochs 0 is below 1"):
         train(a_task(20), a_plan(10), TrainOptions(epochs=0))
     with pytest.raises(UsageError, match="no checkpoint to resume"):
         train(a_task(20), a_plan(10), resume=True)
@@ -170,6 +135,18 @@ def test_a_mistake_in_the_evaluation_leaves_a_checkpoint_of_what_was_trained(tmp
     assert not [name for name, _ in heard.events if name == "step"], "all steps were done"
     assert result.epochs[0].samples == 40
     assert "loss" in result.epochs[0].evaluation
+
+
+def test_a_mistake_in_the_evaluation_after_the_last_of_the_steps_leaves_a_checkpoint(tmp_path: Path) -> None:
+    def broken(model: nn.Module, batch: object) -> object:
+        raise ValueError("no such column")
+
+    checkpoint, options = tmp_path / "run.pt", TrainOptions(max_steps=2)
+    with pytest.raises(ValueError, match="no such column") as caught:
+        train(replace(a_task(40), eval_step=broken), a_plan(10), options, checkpoint=checkpoint)
+    assert f"the checkpoint is {checkpoint}" in " ".join(caught.value.__notes__)
+    result = train(a_task(40), a_plan(10), checkpoint=checkpoint, resume=True)
+    assert [epoch.steps for epoch in result.epochs] == [4]
 
 
 def test_early_stopping_ends_after_epochs_without_a_better_evaluation() -> None:
@@ -270,3 +247,38 @@ def test_a_metric_that_is_no_number_ends_no_training() -> None:
     assert result.model_validate_json(result.model_dump_json()) == result
     (first, *_) = [fields for name, fields in heard.events if name == "epoch_ended"]
     assert first["eval_f1"] is None
+
+
+UNDIVIDED = {"undivided": "the gradient would be 76 % off: in-batch negatives"}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (TrainOptions(start_micro_batch=4), "start_micro_batch"),
+        (TrainOptions(batching="bucketed"), "batching"),
+    ],
+)
+def test_options_that_divide_what_must_not_be_divided_are_refused(options: TrainOptions, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} divides") as refused:
+        train(a_task(100), a_plan(16, **UNDIVIDED), options)
+    assert "in-batch negatives" in refused.value.known
+
+
+def test_a_last_group_that_failed_in_the_rehearsal_is_refused_before_training_unless_it_is_left_out() -> None:
+    plan = a_plan(16, last_group=(4,), last_group_error="ValueError: one sample more is needed")
+    with pytest.raises(UsageError, match="the last group of an epoch has 4 samples") as refused:
+        train(a_task(100), plan)
+    assert "--drop-last" in refused.value.try_
+    assert train(a_task(100), plan, TrainOptions(drop_last=True)).epochs[0].samples == 96
+
+
+@pytest.mark.parametrize("name", ["start_micro_batch", "batching"])
+def test_batches_of_a_model_with_batchnorm_are_not_made_smaller_unless_that_is_accepted(name: str) -> None:
+    smaller = TrainOptions(start_micro_batch=4) if name == "start_micro_batch" else TrainOptions(batching="bucketed")
+    task = a_task(100)
+    normalised = replace(task, model=nn.Sequential(nn.BatchNorm1d(8), task.model))
+    with pytest.raises(UsageError, match=f"{name} divides") as refused:
+        train(normalised, a_plan(16), smaller)
+    assert "BatchNorm" in refused.value.known
+    assert "--on-oom split" in refused.value.try_

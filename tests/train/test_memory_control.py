@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
-from batchcal.core.clock import SystemClock
+from batchcal.core.clock import ManualClock, SystemClock
 from batchcal.core.errors import NothingFits, UserCodeError
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
+from batchcal.machine.peak_meter import PeakMeter
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.train.loop import train
 from batchcal.train.memory.monitor import MemoryMonitor
 from batchcal.train.memory.predictor import straight_line
-from batchcal.train.memory.room import HostMeter, Room, ShareMeter
+from batchcal.train.memory.room import WORKERS_S, HostMeter, Room, ShareMeter, WorkersMemory
 from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
 from batchcal.train.sizes.controller import ControlSettings
 from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
-from batchcal.workload.peak import PeakMeter
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy
@@ -183,7 +186,8 @@ def test_a_micro_batch_that_weighs_nothing_changes_nothing() -> None:
     with_empty = run_group(tasks[0], [empty, real, empty], device=CPU, scaler=None)
     alone = run_group(tasks[1], [real], device=CPU, scaler=None)
     assert with_empty.loss == alone.loss
-    assert all(torch.equal(*pair) for pair in zip(tasks[0].model.parameters(), tasks[1].model.parameters(), strict=True))
+    for pair in zip(tasks[0].model.parameters(), tasks[1].model.parameters(), strict=True):
+        torch.testing.assert_close(*pair)
 
 
 def test_a_small_start_grows_to_the_plan_and_learns_the_same() -> None:
@@ -287,6 +291,28 @@ def test_who_has_a_share_sees_no_more_than_that() -> None:
     assert host.closed
 
 
+def test_workers_are_part_of_a_share() -> None:
+    meter = ShareMeter(Told(limit=4 * GIB, used=900 * MIB, own=400 * MIB), GIB, lambda: 300 * MIB)
+    assert meter.read() == Room(limit_bytes=GIB, used_bytes=700 * MIB, own_bytes=400 * MIB)
+    crowded = Told(limit=GIB, used=900 * MIB, own=400 * MIB)
+    assert ShareMeter(crowded, GIB, lambda: 300 * MIB).read() == crowded.room, "the host's limit counts the workers, too"
+
+
+@pytest.mark.child
+def test_what_workers_hold_is_read_from_them() -> None:
+    clock = ManualClock(datetime(2026, 1, 31, tzinfo=UTC))
+    memory = WorkersMemory(clock)
+    before = memory.bytes()  # other tests keep processes that start children
+    hold = "import sys; held = bytearray(64 << 20); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        assert memory.bytes() == before, "it is read every few seconds"
+        clock.move(WORKERS_S)
+        assert 64 * MIB < memory.bytes() - before < 128 * MIB
+
+
 def test_what_this_process_holds_is_part_of_what_is_used() -> None:
     meter = HostMeter(SystemClock())
     room = meter.read()
@@ -321,3 +347,45 @@ def test_a_sample_that_is_larger_than_all_memory_is_named_before_anything_is_tra
     with pytest.raises(NothingFits, match="sample 7 of the training data is too large"):
         train(sized, a_plan(10), predictor=predictor, progress=heard)
     assert heard.events == []
+
+
+class Short(IterableDataset[object]):
+    """Its length is that of the file, whose broken lines it leaves out."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return 64
+
+    def __iter__(self) -> Iterator[object]:
+        data = a_task(64).train_data
+        return (data[index] for index in range(self.samples))
+
+
+@pytest.mark.parametrize(("samples", "reported"), [(40, 1), (64, 0)])
+def test_a_stream_that_ends_before_its_length_is_reported(samples: int, reported: int) -> None:
+    heard = Recorded()
+    train(replace(a_task(), train_data=Short(samples)), a_plan(16), TrainOptions(fence=False), progress=heard)
+    notices = [str(fields["text"]) for name, fields in heard.events if name == "notice" and "ended after" in str(fields["text"])]
+    assert len(notices) == reported
+    assert all(text.startswith("the stream Short ended after 40 samples, and its length is 64") for text in notices)
+
+
+class RunsOut(Dataset[object]):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> object:
+        raise MemoryError("cannot allocate")
+
+
+@pytest.mark.parametrize(("planned_bytes", "try_"), [(MIB, "a bound for what is kept"), (1 << 50, "a larger --margin")])
+def test_memory_that_runs_out_between_steps_names_growth_where_there_is_some(planned_bytes: int, try_: str) -> None:
+    """Before, a dataset whose cache filled the memory was sent to --margin."""
+    plan = a_plan(16, predicted_peak_bytes=planned_bytes)
+    predictor = straight_line(1 << 27, 16, 1 << 28, 8.0)
+    with pytest.raises(NothingFits, match="memory ran out between two steps") as raised:
+        train(replace(a_task(), train_data=RunsOut()), plan, TrainOptions(fence=False), predictor=predictor)
+    assert raised.value.try_.startswith(try_)
+    assert ("something keeps what it reads" in raised.value.known) == (planned_bytes == MIB)

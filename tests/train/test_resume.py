@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchcal.core.errors import Interrupted, UsageError, exit_code_of
-from batchcal.core.progress import Fields, Recorded
+from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_code_of
+from batchcal.core.progress import Named, Recorded
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
 from batchcal.train.stop import StopWish
+from batchcal.values.training_events import StepEnded, TrainingEvent
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy
@@ -77,7 +79,7 @@ def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: P
 def test_without_a_checkpoint_an_interruption_says_that_nothing_is_kept() -> None:
     with pytest.raises(Interrupted, match="SIGTERM in epoch 0, after step 2") as caught:
         train(a_task(50), a_plan(10), TrainOptions(epochs=2), progress=SignalAt("step", 2))
-    assert "nothing is kept" in caught.value.known
+    assert "nothing of this training is saved" in caught.value.known
     assert "--checkpoint" in caught.value.try_
 
 
@@ -89,10 +91,120 @@ def test_the_handlers_of_the_process_are_back_afterwards() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_repeated_sigterm_is_the_same_request(tmp_path: Path) -> None:
+    """`timeout` signals its child and then its group."""
+    checkpoint = tmp_path / "run.pt"
+
+    class Twice(SignalAt):
+        def event(self, event: Named, /) -> None:
+            super().event(event)
+            if event.event_name == self.name and self.left == 0:
+                os.kill(os.getpid(), self.number)
+
+    with pytest.raises(Interrupted, match="after step 2") as caught:
+        train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=Twice("step", 2))
+    assert str(checkpoint) in caught.value.known
+
+
+def test_a_signal_during_a_save_waits_for_its_end(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    options = TrainOptions(checkpoint_every_s=1e-9)
+
+    class Signals:
+        """A buffer that is read when the checkpoint is written."""
+
+        def __call__(self, module: nn.Module, state: dict[str, object], prefix: str, local: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = a_task(50)
+    task.model.register_state_dict_post_hook(Signals())
+    with pytest.raises(Interrupted, match="after step 1") as caught:
+        train(task, a_plan(10), options, checkpoint=checkpoint)
+    assert str(checkpoint) in caught.value.known
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+    assert train(a_task(50), a_plan(10), options, checkpoint=checkpoint, resume=True).epochs[0].samples == 50
+
+
+def with_temperature() -> tuple[Task, nn.Parameter]:
+    """A loss with a parameter that the optimizer holds and the model does not."""
+    task, temperature = a_task(50), nn.Parameter(torch.zeros(()))
+
+    def loss(model: nn.Module, batch: object) -> Tensor:
+        assert isinstance(batch, list | tuple)
+        inputs, labels = batch
+        return nn.functional.cross_entropy(model(inputs) * temperature.exp(), labels)
+
+    optimizer = torch.optim.AdamW([*task.model.parameters(), temperature], lr=0.02)
+    return replace(task, optimizer=optimizer, loss=loss), temperature
+
+
+def test_a_parameter_of_the_loss_is_saved_and_restored(tmp_path: Path) -> None:
+    checkpoint, plan = tmp_path / "run.pt", a_plan(5, 5)
+    unstopped, expected = with_temperature()
+    train(unstopped, plan, TrainOptions(epochs=2))
+    stopped, _ = with_temperature()
+    with pytest.raises(Interrupted):
+        train(stopped, plan, TrainOptions(epochs=2), checkpoint=checkpoint, progress=SignalAt("step", 3))
+    resumed, temperature = with_temperature()
+    train(resumed, plan, TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
+    assert temperature.item() == expected.item() != 0
+    assert torch.equal(parameters(resumed), parameters(unstopped))
+
+
+def test_a_checkpoint_without_the_parameter_of_the_loss_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    train(a_task(50), a_plan(10), checkpoint=checkpoint)
+    task, temperature = with_temperature()
+    with pytest.raises(UsageError, match="another model or optimizer") as caught:
+        train(task, a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
+    assert "beside the model's" in caught.value.known
+    assert temperature.item() == 0
+
+
+def test_an_error_of_the_task_names_the_checkpoint(tmp_path: Path) -> None:
+    calls = []
+
+    def fails(model: nn.Module, batch: object) -> Tensor:
+        calls.append(1)
+        if len(calls) > 2:
+            raise ValueError("shapes do not match")
+        return cross_entropy(model, batch)
+
+    with pytest.raises(ValueError, match="shapes do not match") as caught:
+        train(replace(a_task(50), loss=fails), a_plan(10), checkpoint=tmp_path / "run.pt")
+    assert caught.value.__notes__ == [f"the checkpoint is {tmp_path / 'run.pt'}"]
+
+
+@pytest.mark.parametrize("arrives", ["before", "after", "never"])
+def test_a_worker_that_dies_of_a_stop_signal_is_a_stop(tmp_path: Path, arrives: str) -> None:
+    checkpoint, calls = tmp_path / "run.pt", []
+    process = os.getpid()
+
+    def dies(model: nn.Module, batch: object) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            if arrives == "before":
+                os.kill(process, signal.SIGTERM)
+            elif arrives == "after":
+                threading.Timer(0.1, os.kill, (process, signal.SIGTERM)).start()
+            raise RuntimeError("DataLoader worker (pid 8) is killed by signal: Terminated. ")
+        return cross_entropy(model, batch)
+
+    kind = BatchcalError if arrives == "never" else Interrupted
+    with pytest.raises(kind) as caught:
+        train(replace(a_task(50), loss=dies), a_plan(10), checkpoint=checkpoint)
+    assert exit_code_of(caught.value) == (1 if arrives == "never" else 143)
+    assert str(checkpoint) in caught.value.known
+    assert "memory" not in str(caught.value)
+    assert train(a_task(50), a_plan(10), checkpoint=checkpoint, resume=True).epochs[0].samples == 50
+
+
 def test_a_second_interrupt_ends_it_at_once() -> None:
     def twice(model: nn.Module, batch: object) -> Tensor:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)  # two that are pending at once are one
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
         return cross_entropy(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
@@ -150,8 +262,8 @@ def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> 
     checkpoint, wish = tmp_path / "run.pt", StopWish()
 
     class AfterThree:
-        def event(self, name: str, fields: Fields) -> None:
-            if name == "step" and fields["step"] == 3:
+        def event(self, event: TrainingEvent, /) -> None:
+            if isinstance(event, StepEnded) and event.step == 3:
                 wish.ask("q was pressed")
 
     result = train(a_task(80), a_plan(10), checkpoint=checkpoint, wish=wish, progress=AfterThree())
@@ -170,7 +282,7 @@ def test_a_disk_that_is_full_does_not_end_a_training(tmp_path: Path) -> None:
     assert len(result.epochs) == 2
     assert result.not_saved is not None
     assert "could not be written" in result.not_saved
-    assert [name for name, _ in heard.events].count("notice") == 2
+    assert [name for name, _ in heard.events].count("notice") == 3, "the last save is retried"
 
 
 class Killed(BaseException):
@@ -183,9 +295,9 @@ class KilledAt:
     def __init__(self, nth: int) -> None:
         self.left = nth
 
-    def event(self, name: str, fields: Fields) -> None:
-        self.left -= name == "step"
-        if name == "step" and self.left == 0:
+    def event(self, event: TrainingEvent, /) -> None:
+        self.left -= isinstance(event, StepEnded)
+        if isinstance(event, StepEnded) and self.left == 0:
             raise Killed
 
 

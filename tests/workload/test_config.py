@@ -35,11 +35,11 @@ def test_tables_of_settings_are_handed_on_as_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "try_"),
     [
-        ('[task]\nspce = "m:t"', r"unknown key 'spce' in \[task\] \(did you mean 'spec'\?\)", "spec instead of spce"),
+        ('[task]\nspce = "m:t"', r"unknown key 'spce' in \[task\] \(did you mean spec\?\)", "spec instead of spce"),
         ('[task]\nspec = "m:t"\nwidth = 3', "unknown key 'width'", "remove width"),
         (
             '[task]\nspec = "m:t"\n[calibarte]\nmargin = 1',
-            r"unknown table \[calibarte\] \(did you mean 'calibrate'\?\)",
+            r"unknown table \[calibarte\] \(did you mean calibrate\?\)",
             "calibrate",
         ),
         ('spec = "m:t"', "unknown key 'spec' outside of any table", "remove spec"),

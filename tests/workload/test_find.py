@@ -46,8 +46,8 @@ def test_an_absolute_path_works(project: Path, tmp_path_factory: pytest.TempPath
     [
         ("", "no task is given", "train.py:task"),
         ("  ", "no task is given", "train.py:task"),
-        ("train.py", "which function", "train.py:make_task"),
-        ("broken.py", "which function", "broken.py:task"),
+        ("train.py", "the name of the function in it", "train.py:make_task"),
+        ("broken.py", "the name of the function in it", "broken.py:task"),
         ("package.module", "names no function", "package.module:task"),
         ("notes.txt", "neither a config nor Python", "train.py:task"),
         ("configs", "is a folder", "calibrate configs/one.toml"),
@@ -67,7 +67,7 @@ def test_an_absolute_path_works(project: Path, tmp_path_factory: pytest.TempPath
         ("tr\0ain.py", "cannot be printed", "train.py:task"),
         ("tr\0ain.toml", "cannot be printed", "train.py:task"),
         ("configs/on.toml", "there is no file .*configs/on.toml", "one.toml"),
-        ("nowhere/on.toml", "there is no file .*nowhere/on.toml", "configs/handwriting.toml"),
+        ("nowhere/on.toml", "there is no file .*nowhere/on.toml", "a new file on.toml with"),
         ("settings.toml", "has no table", "spec = "),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_malformed_target_is_refused_in_three_parts(project: Path, target: str
 def test_a_bare_file_shows_its_functions(project: Path) -> None:
     with pytest.raises(UsageError) as caught:
         reference_of("train.py", directory=project)
-    assert caught.value.known == "its functions are helper, make_task"
+    assert caught.value.known == "functions in it: helper, make_task"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
-"""A task is the same task until its sources or arguments change; telling so imports nothing."""
+"""A task is the same task until its code or arguments change; finding out imports nothing."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from batchcal.core.errors import UsageError
+from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.workload.identity import TaskIdentity, identify
 from batchcal.workload.reference import Scalar, TaskReference
 
@@ -57,7 +59,7 @@ def test_every_module_of_the_project_that_it_imports_belongs_to_it(project: Path
 def test_an_edited_source_is_another_task(project: Path, name: str) -> None:
     before = identity(project)
     with (project / name).open("a") as file:
-        file.write("# edited\n")
+        file.write("edited = 1\n")
     after = identity(project)
     assert after.digest != before.digest
     assert {key for key in EXPECTED if after.sources[key] != before.sources[key]} == {name}
@@ -118,15 +120,105 @@ def test_a_source_folder_on_the_path_belongs_to_the_project(project: Path, monke
     assert set(identity(project, "one:task").sources) == {"one.py", "src/mine_alone.py"}
 
 
-def test_a_file_that_python_cannot_read_still_has_an_identity(project: Path) -> None:
-    for number, source in enumerate([b"def (:\n", b"x = '\0'\n", b"\xff\xfe\n"]):
-        (project / f"bad{number}.py").write_bytes(source)
-        assert set(identity(project, f"bad{number}.py:task").sources) == {f"bad{number}.py"}
+@pytest.mark.parametrize("source", [b"def (:\n", b"x = '\0'\n", b"\xff\xfe\n"])
+@pytest.mark.parametrize("spec", ["bad.py:task", "bad:task"])
+def test_a_factory_in_a_file_that_python_cannot_read_is_an_error_of_the_users_code(
+    project: Path, source: bytes, spec: str
+) -> None:
+    (project / "bad.py").write_bytes(source)
+    with pytest.raises(UserCodeError, match=r"bad\.py is not valid Python: ") as caught:
+        identity(project, spec)
+    assert caught.value.known
+    assert caught.value.try_ == "correct bad.py at that line, then run the same command"
 
 
-def test_a_file_outside_of_the_project_is_known_by_its_name(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_error_of_the_syntax_shows_the_line(project: Path) -> None:
+    (project / "bad.py").write_text("x = 1\ndef task(:\n")
+    with pytest.raises(UserCodeError) as caught:
+        identity(project, "bad.py:task")
+    assert [line.strip() for line in caught.value.known.splitlines()][:2] == ['File "bad.py", line 2', "def task(:"]
+
+
+def test_an_imported_file_that_python_cannot_read_is_compared_by_its_bytes(project: Path) -> None:
+    before = identity(project)
+    (project / "lazy.py").write_text("print 'Python 2'\n")
+    after = identity(project)
+    assert after.digest != before.digest
+    (project / "lazy.py").write_text("print 'Python 2'  # a comment\n")
+    assert identity(project).digest != after.digest
+
+
+EDITS = {
+    "a comment": "import net  # for the model\n\n\ndef task(width = 1):\n    return net.x\n",
+    "docstrings": '"""Module."""\nimport net\ndef task(width=1):\n    """A task."""\n    return net.x\n',
+    "formatting": "import net\ndef task(\n    width=(1),\n):\n    return (net\n      .x)\n",
+    "another quote or base": "import net\ndef task(width=0x1):\n    return net.x\n",
+}
+
+
+@pytest.mark.parametrize("edited", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("name", ["train.py", "pkg/part.py"])
+def test_comments_docstrings_and_formatting_do_not_change_it(project: Path, name: str, edited: str) -> None:
+    (project / name).write_text("import net\ndef task(width=1):\n    return net.x\n")
+    before = identity(project)
+    (project / name).write_text(edited)
+    assert identity(project).digest == before.digest
+    (project / name).write_text(edited.replace("return", "yield"))
+    assert identity(project).digest != before.digest
+
+
+def test_an_annotated_string_is_not_a_docstring(project: Path) -> None:
+    (project / "train.py").write_text("def task():\n    x = 'one'\n")
+    before = identity(project)
+    (project / "train.py").write_text("def task():\n    x = 'two'\n")
+    assert identity(project).digest != before.digest
+
+
+@pytest.mark.parametrize(
+    ("start", "spec"),
+    [
+        (".", "train.py:task"),
+        (".", "./train.py:task"),
+        (".", "train:task"),
+        ("pkg", "../train.py:task"),
+        ("/", "{}/train.py:task"),
+    ],
+)
+def test_it_does_not_depend_on_where_the_command_is_started(project: Path, start: str, spec: str) -> None:
+    assert identity(project / start, spec.format(project)).digest == identity(project).digest
+
+
+def test_a_copy_in_another_folder_is_the_same_task_and_its_folder_is_recorded(project: Path, tmp_path: Path) -> None:
+    here = identity(project)
+    copy = shutil.copytree(project, tmp_path.parent / f"{tmp_path.name}-copy")
+    there = identity(copy)
+    assert there.digest == here.digest
+    assert (here.folder, there.folder) == (str(project), str(copy))
+
+
+def test_a_file_outside_of_the_project_brings_its_package(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    assert set(identity(elsewhere, f"{project}/pkg/other.py:task").sources) == {"pkg.other"}
+    assert set(identity(elsewhere, f"{project}/pkg/other.py:task").sources) == {"pkg/__init__.py", "pkg/other.py"}
+
+
+def test_relative_imports_of_a_plain_folder_are_followed(project: Path) -> None:
+    (project / "plain").mkdir()
+    (project / "plain" / "train.py").write_text("from .model import Net\nfrom . import helper\nfrom ..net import x\n")
+    (project / "plain" / "model.py").write_text("from .layers import Layer\n")
+    for name in ("helper", "layers"):
+        (project / "plain" / f"{name}.py").write_text("")
+    names = {"train.py", "model.py", "helper.py", "layers.py", "net.py", "pkg/__init__.py", "pkg/part.py"}
+    assert names <= set(identity(project, "plain/train.py:task").sources)
+
+
+def test_it_costs_as_much_as_the_file_is_long(project: Path) -> None:
+    def cost_of(lines: int) -> float:
+        (project / "train.py").write_text("def task(a, b):\n" + "    x = a + b * 2\n" * lines)
+        began = time.process_time()
+        identity(project)
+        return time.process_time() - began
+
+    assert min(cost_of(20_000) for _ in range(2)) < 8 * min(cost_of(5_000) for _ in range(2)), "4 is linear, 16 is quadratic"
 
 
 @pytest.mark.parametrize(

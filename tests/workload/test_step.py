@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -54,26 +54,6 @@ def updated(task: Task, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor
     return [parameter.detach().clone() for parameter in task.model.parameters()]
 
 
-def masked_mean(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The mean over tokens, of which those with target 0 do not count."""
-    lost = functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
-    counted = (batch[1] != 0).double()
-    return (lost * counted).sum() / counted.sum().clamp_min(1)
-
-
-@pytest.mark.parametrize("sizes", [[24], [12, 12], [1] * 24, [7, 8, 9], [23, 1], [4, 20]])
-@pytest.mark.parametrize("weighed_by", ["samples", "tokens"])
-def test_an_update_is_the_same_however_the_group_was_split(sizes: list[int], weighed_by: str) -> None:
-    def make() -> Task:
-        if weighed_by == "samples":
-            return classification()
-        return classification(masked_mean, weight_of=lambda batch: (batch[1] != 0).sum())
-
-    whole = samples(24)
-    parts = list(zip(whole[0].split(sizes), whole[1].split(sizes), strict=True))
-    torch.testing.assert_close(updated(make(), parts), updated(make(), [whole]), rtol=0, atol=1e-12)
-
-
 def test_the_last_smaller_group_weighs_its_own_samples() -> None:
     whole, rest = samples(24), samples(5)
     split, undivided = classification(), classification()
@@ -105,7 +85,6 @@ def test_no_gradient_is_left_after_a_group_not_even_one_the_optimizer_does_not_k
         (lambda model, batch: [model(batch[0])], "loss returned a list"),
         (lambda model, batch: model(batch[0]), r"loss returned a tensor of shape \(4, 3\)"),
         (lambda model, batch: batch[1].sum(), "of shape .* and type torch.int64"),
-        (lambda model, batch: model(batch[0]).mean().detach(), "no gradient flows back"),
     ],
 )
 def test_what_is_no_loss_is_told_to_the_user(loss: Callable[..., object], what: str) -> None:
@@ -113,6 +92,25 @@ def test_what_is_no_loss_is_told_to_the_user(loss: Callable[..., object], what: 
         forward_backward(classification(loss), samples(4), weight=4.0, scaler=None)
     assert caught.value.known
     assert caught.value.try_
+
+
+@pytest.mark.parametrize(
+    ("result_of", "try_"),
+    [
+        (lambda loss: {"loss": loss, "accuracy": 0.5}, "return result['loss']"),
+        (lambda loss: {"boxes": loss, "classes": loss}, "return sum(result.values())"),
+        (lambda loss: (loss, None), "result[0]"),
+        (lambda loss: SimpleNamespace(loss=loss), "return result.loss"),
+        (lambda loss: None, "without a value"),
+        (lambda loss: loss.detach().item(), "without .item()"),
+        (lambda loss: (loss > 0).sum(), "metrics"),
+    ],
+)
+def test_a_loss_within_another_result_is_named(result_of: Callable[[Tensor], object], try_: str) -> None:
+    task = classification(lambda model, batch: result_of(model(batch[0]).mean()))
+    with pytest.raises(UserCodeError) as caught:
+        forward_backward(task, samples(4), weight=4.0, scaler=None)
+    assert try_ in caught.value.try_
 
 
 def test_a_loss_of_one_element_passes() -> None:

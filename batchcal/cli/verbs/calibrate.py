@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
 
 from batchcal.cli import options as opt
+from batchcal.cli.flags import Flags, takes
 from batchcal.cli.voice import Voice
+from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
+    from batchcal.calibration.schema import Calibration
     from batchcal.cli.desk import Desk
 
 
+@takes(*CalibrateSettings.options(), *PlanSettings.options())
 def calibrate(
     context: typer.Context,
     target: opt.Target = None,
     *,
     config: opt.Config = None,
-    margin: opt.Margin = None,
-    headroom: opt.Headroom = None,
-    memory_limit: opt.MemoryLimit = None,
-    max_batch: opt.MaxBatch = None,
-    multiple_of: opt.MultipleOf = None,
-    time_limit: opt.TimeLimit = None,
-    max_probes: opt.MaxProbes = None,
-    samples: opt.Samples = None,
-    device: opt.Device = None,
-    allocator: opt.Allocator = None,
-    activation_checkpointing: opt.ActivationCheckpointing = None,
-    workers: opt.Workers = None,
-    effective_batch: opt.EffectiveBatch = None,
-    objective: opt.Objective = None,
-    seed: opt.Seed = None,
+    flags: Flags,
     force: opt.Force = False,
     dry_run: opt.DryRun = False,
     pipeline_only: opt.PipelineOnly = False,
@@ -45,53 +36,45 @@ def calibrate(
     verbose: opt.Verbose = False,
 ) -> None:
     """Measure what fits here and what trains fastest, in fenced child processes, and write calibration.json."""
+    import time
+
     from batchcal.cli import screen
-    from batchcal.cli.calibrating import Wish, calibrated, seen_now
+    from batchcal.cli.calibrating import Destination, calibrated, seen_now
     from batchcal.cli.desk import open_desk
     from batchcal.core.errors import UsageError
+    from batchcal.measure.result import Need
 
-    flags = {
-        "margin": margin,
-        "headroom": headroom,
-        "memory_limit": memory_limit,
-        "max_batch": max_batch,
-        "multiple_of": multiple_of,
-        "time_limit": time_limit,
-        "max_probes": max_probes,
-        "samples": samples,
-        "device": device,
-        "allocator": allocator,
-        "activation_checkpointing": activation_checkpointing,
-        "workers": workers,
-        "effective_batch": effective_batch,
-        "objective": objective,
-        "seed": seed,
-    }
+    began_s = time.monotonic()
     voice = context.ensure_object(Voice)
     desk = open_desk(target, flags=flags, config=config, voice=voice)
     place = None if output is None else Path(output).absolute()
     if pipeline_only and dry_run:
-        raise UsageError("--pipeline-only measures or does nothing", known="--dry-run would start nothing", try_="one of them")
+        raise UsageError(
+            "--pipeline-only and --dry-run contradict each other",
+            known="--pipeline-only measures, --dry-run starts nothing",
+            try_="--pipeline-only alone, or --dry-run alone",
+        )
     if pipeline_only:
         _pipeline(desk, place, voice, as_json=json)
         return
     from batchcal.cli.shaping import parsed, shaped
 
     shapes = parsed(shape or ())
-    wish = Wish(
-        output=place,
-        force=force,
-        dry_run=dry_run,
-        require_signature=require_signature,
-    )
-    found = calibrated(desk, wish, voice)
+    need = Need(force=force, dry_run=dry_run, require_signature=require_signature)
+    found = calibrated(desk, need, voice, destination=Destination(place))
     if shapes and not dry_run and found.problem is None:
-        found = shaped(desk, found, shapes, voice)  # what is wrong with it is told with the result, below
+        found = shaped(desk, found, shapes, voice, began_s=began_s)
     seen = seen_now(found)
+    if not found.fresh:
+        from batchcal.cli.views.refusal import limiting_error
+
+        error = limiting_error(found.calibration)
+        if error:
+            voice.say(error)
     if json:
         from batchcal.cli.document import document
 
-        screen.emit(document(seen, measured=found.measured))
+        screen.emit(document(seen, measured=not found.fresh))
     else:
         from batchcal.cli.views.calibration import answer, remarks
 
@@ -99,16 +82,41 @@ def calibrate(
     # The result is out: what is wrong with it comes now, with its exit code.
     if found.problem is not None:
         raise found.problem
-    if not found.measured:
+    if found.fresh:
         voice.say("a fresh calibration is there; --force measures again")
     elif not dry_run:
-        voice.say("next: batchcal show, batchcal plan --effective-batch N, batchcal train TARGET")
+        voice.say(f"next: {', '.join(_next_commands(desk, found.calibration, found.path))}")
+
+
+def _next_commands(desk: Desk, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
+    """Commands that use the calibration. They name it where they would not find it by themselves."""
+    import os
+
+    from batchcal.calibration.locate import SeveralCalibrations, find_calibration
+    from batchcal.plan.effective_batch import unset_remark
+
+    spec = quote(calibration.task.spec)
+    wanted = " --effective-batch N" if unset_remark(calibration) else ""
+    try:
+        is_found = path is None or find_calibration(desk.directory, os.environ).path.absolute() == path.absolute()
+    except SeveralCalibrations:
+        is_found = False
+    file = "" if is_found or path is None else quote(os.path.relpath(path, desk.directory))
+    return (
+        f"batchcal show {file}".rstrip(),
+        f"batchcal plan{wanted}{f' --calibration {file}' if file else ''}",
+        f"batchcal train {spec}{wanted}",
+    )
 
 
 def _pipeline(desk: Desk, output: Path | None, voice: Voice, *, as_json: bool) -> None:
+    import os
+
+    from batchcal.calibration.place import check_explicit
     from batchcal.cli import screen
     from batchcal.cli.pipelining import keep, pipelined
 
+    check_explicit(Path(desk.task().directory), os.environ, output)
     result = pipelined(desk, voice)
     if as_json:
         screen.emit(result.model_dump_json(indent=2))

@@ -37,12 +37,17 @@ def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = Fa
 
 def _calibrated(environment: Environment, environ: Mapping[str, str]) -> int | None:
     """The capacity of the project's calibration, where that holds here and now."""
+    from pathlib import Path
+
+    from batchcal.calibration.locate import find_calibration
     from batchcal.core.clock import SystemClock
     from batchcal.core.errors import BatchcalError
     from batchcal.plan.load import open_calibration
 
     try:
-        calibration, _ = open_calibration(None, on_stale="raise", here=environment, environ=environ, clock=SystemClock())
+        calibration, _ = open_calibration(
+            find_calibration(Path.cwd(), environ), on_stale="raise", here=environment, environ=environ, clock=SystemClock()
+        )
     except BatchcalError:
         return None
     finding = calibration.finding()

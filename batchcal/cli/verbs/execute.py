@@ -7,68 +7,74 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
+from batchcal.cli.flags import Flags, takes
 from batchcal.cli.voice import Voice
+from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from batchcal.calibration.locate import Located
     from batchcal.cli.desk import Desk
 
 
+@takes(*PlanSettings.options(), CalibrateSettings.device, CalibrateSettings.allocator)
 def execute(
     context: typer.Context,
     command: opt.Command,
     *,
     on_stale: opt.OnStale = "fail",
-    effective_batch: opt.EffectiveBatch = None,
-    objective: opt.Objective = None,
+    flags: Flags,
     world_size: opt.WorldSize = 1,
     calibration: opt.Calibration = None,
     config: opt.Config = None,
-    device: opt.Device = None,
-    allocator: opt.Allocator = None,
     require_signature: opt.RequireSignature = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
     """Start a command inside the plan: threads, allocator and BATCHCAL_PLAN_* are set, then the command takes this process."""
     import os
-    from pathlib import Path
 
-    from batchcal.calibration.store import existing_path
+    from batchcal.calibration.locate import SeveralCalibrations
     from batchcal.cli.desk import open_desk
     from batchcal.cli.planning import open_here, plan_of
     from batchcal.core.errors import NoCalibration
-    from batchcal.guard.allocator import resolve
+    from batchcal.machine.allocator import resolve
     from batchcal.plan.formats import PREFIX, as_lines, variables
-    from batchcal.runtime.become import become
+    from batchcal.runtime.become import become, check_startable
 
-    flags = {"effective_batch": effective_batch, "objective": objective, "device": device, "allocator": allocator}
     voice = context.ensure_object(Voice)
+    check_startable(command, os.environ)
     desk = open_desk(None, flags=flags, config=config, voice=voice)
-    path = (existing_path(Path.cwd(), os.environ) if calibration is None else Path(calibration)).absolute()
     # Those of an earlier plan would be taken for this one's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     try:
+        located = desk.locate(calibration)
         if on_stale == "recalibrate":
-            _calibrate(desk, path, require_signature=require_signature, voice=voice)
-        opened = open_here(path, require_signature=require_signature)
-        plan = plan_of(opened, desk.settings, world_size=world_size, device=device, allocator=allocator)
-    except NoCalibration as error:
+            file = None if calibration is None or located.reference is not None else located.path.absolute()
+            located = _calibrate(desk, located, file, require_signature=require_signature, voice=voice)
+        opened = open_here(located, require_signature=require_signature)
+        plan = plan_of(opened, desk.settings, world_size=world_size)
+    except (NoCalibration, SeveralCalibrations) as error:
         if on_stale != "default":
             raise
-        voice.say(f" note: {error.what}; {command[0]} is started as it is, without a plan")
+        why = f"{error.what} ({error.known})" if error.known else error.what
+        voice.say(f" note: {why}; {command[0]} is started as it is, without a plan")
     else:
         policy = resolve(plan.allocator)
         environment = policy.process_environment(environment)
-        environment |= variables(plan, policy.environment(environment)) | {"BATCHCAL_CALIBRATION": str(path)}
+        environment |= variables(plan, policy.environment(environment)) | {"BATCHCAL_CALIBRATION": str(located.path.absolute())}
         for line in (*(f" note: {notice}" for notice in plan.notices), *as_lines(plan)):
             voice.say(line)
+    voice.release()
     become(command, environment)
 
 
-def _calibrate(desk: Desk, path: Path, *, require_signature: bool, voice: Voice) -> None:
-    """Has a fresh calibration at `path`: of the project's task, else of the one that was calibrated there.
+def _calibrate(desk: Desk, located: Located, file: Path | None, *, require_signature: bool, voice: Voice) -> Located:
+    """A valid calibration: of the task that was named, else of the project's task, else of the one that was calibrated there.
+
+    Args:
+        file: the file to write. None: that of the task.
 
     Raises:
         BatchcalError: it was not made, not verified, or could not be saved.
@@ -77,15 +83,20 @@ def _calibrate(desk: Desk, path: Path, *, require_signature: bool, voice: Voice)
     from dataclasses import replace
 
     from batchcal.calibration.keys import find_trust
+    from batchcal.calibration.locate import Located
     from batchcal.calibration.store import Loaded, load
-    from batchcal.cli.calibrating import Wish, calibrated
+    from batchcal.cli.calibrating import Destination, calibrated
+    from batchcal.measure.result import Need
     from batchcal.workload.reference import TaskReference
 
+    desk = replace(desk, reference=located.reference or desk.reference)
     if desk.reference is None:
-        there = load(path, trust=find_trust(os.environ))
+        there = load(located.path, trust=find_trust(os.environ))
         if isinstance(there, Loaded):
             task = there.calibration.task
             desk = replace(desk, reference=TaskReference(spec=task.spec, directory=str(desk.directory), arguments=task.arguments))
-    found = calibrated(desk, Wish(output=path, require_signature=require_signature, as_before=True), voice)
-    if found.problem is not None:
-        raise found.problem
+    need = Need(rehearsed=False, needs_effective_batch=True, require_signature=require_signature)
+    result = calibrated(desk, need, voice, destination=Destination(file, "--calibration"), as_before=True)
+    if result.problem is not None:
+        raise result.problem
+    return Located(result.path or located.path, desk.reference)

@@ -9,7 +9,7 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.voice import Voice
-from batchcal.core.errors import NothingFits
+from batchcal.core.errors import NothingFits, Partial
 
 if TYPE_CHECKING:
     from batchcal.cli.studying import Opened
@@ -53,7 +53,7 @@ def run(
     for one in studies:
         try:
             with listening_to_study(voice) as listener:
-                seen, stopped = work(one, workers=workers, listener=listener)
+                seen, presses = work(one, workers=workers, listener=listener)
         except NothingFits as error:
             if len(studies) == 1:
                 raise
@@ -68,7 +68,13 @@ def run(
             where = config if chosen == config else one.blueprint.shown_storage
             voice.say(f"next: batchcal show {where} --html study.html")
             voice.say(f"next: batchcal hpo best {chosen} --train")
-        if stopped:
+        if presses > 1 and seen.done < seen.wanted:
+            raise Partial(
+                f"study {seen.name} was stopped: q was pressed twice",
+                known=f"{seen.done} of {seen.wanted} trials are done and kept; those that ran will be run again",
+                try_=f"batchcal hpo run {_as_typed(config, set_, seen.name)}",
+            )
+        if presses:
             return
     if unfit is not None:
         raise unfit
@@ -89,7 +95,7 @@ def status(
 
     voice = context.ensure_object(Voice)
     blueprint = _opened(config, set_, voice).blueprint
-    _tell(seen_of(blueprint, voice), blueprint.shown_storage, as_json=json)
+    _tell(seen_of(blueprint, config, voice), blueprint.shown_storage, as_json=json)
 
 
 @hpo.command()
@@ -109,8 +115,8 @@ def best(
 
     voice = context.ensure_object(Voice)
     one = _opened(config, set_, voice)
-    seen = seen_of(one.blueprint, voice, to_train=train)
-    winner = best_of(seen)
+    seen = seen_of(one.blueprint, config, voice, to_train=train)
+    winner = best_of(seen, config)
     if train:
         from batchcal.cli.winner import train_winner
 

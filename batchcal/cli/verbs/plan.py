@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
+from batchcal.cli.flags import Flags, takes
 from batchcal.cli.voice import Voice
+from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,18 +22,16 @@ if TYPE_CHECKING:
     from batchcal.plan.what_if import Prediction
 
 
+@takes(*PlanSettings.options(), CalibrateSettings.device, CalibrateSettings.allocator)
 def plan(
     context: typer.Context,
     *,
-    effective_batch: opt.EffectiveBatch = None,
-    objective: opt.Objective = None,
+    flags: Flags,
     world_size: opt.WorldSize = 1,
     what_if: opt.WhatIf = None,
     shapes: opt.Shapes = False,
     calibration: opt.Calibration = None,
     config: opt.Config = None,
-    device: opt.Device = None,
-    allocator: opt.Allocator = None,
     format: opt.Format = None,  # noqa: A002 - the option's name
     require_signature: opt.RequireSignature = False,
     json: opt.Json = False,
@@ -39,26 +39,26 @@ def plan(
     verbose: opt.Verbose = False,
 ) -> None:
     """Exact settings for an effective batch, from the calibration: sizes, workers, threads, allocator."""
-    from batchcal.cli.desk import objective_of, open_desk
+    from batchcal.cli.desk import open_desk
     from batchcal.cli.planning import allocator_of, device_of, open_here, plan_of
-    from batchcal.core import settings as knobs
 
     style = _style(format, as_json=json)
     voice = context.ensure_object(Voice)
-    flags = {"effective_batch": effective_batch, "objective": objective, "device": device, "allocator": allocator}
-    settings = open_desk(None, flags=flags, config=config, voice=voice).settings
-    wished = settings.value(knobs.EFFECTIVE_BATCH)
-    objective_of(settings.value(knobs.OBJECTIVE))
-    opened = open_here(calibration, require_signature=require_signature)
+    desk = open_desk(None, flags=flags, config=config, voice=voice)
+    settings = desk.settings
+    settings.check(PlanSettings)
+    opened = open_here(desk.locate(calibration), require_signature=require_signature)
     if what_if is not None:
         from batchcal.plan.what_if import what_if as predict
 
-        on = device_of(opened, device)
-        of = allocator_of(allocator)
-        found = predict(opened.calibration, _sizes(what_if), effective_batch=wished, device=on, allocator=of)
+        on = device_of(opened, settings)
+        of = allocator_of(settings)
+        found = predict(
+            opened.calibration, _sizes(what_if), effective_batch=settings.plan.effective_batch, device=on, allocator=of
+        )
         _emit_predictions(found, style)
         return
-    plan = plan_of(opened, settings, world_size=world_size, device=device, allocator=allocator)
+    plan = plan_of(opened, settings, world_size=world_size, needs_effective_batch=style != "table" and not shapes)
     if not shapes:
         _emit(plan, style, voice)
     if shapes or (opened.calibration.shapes and style == "table"):
@@ -74,21 +74,25 @@ def _style(style: opt.PlanFormat | None, *, as_json: bool) -> opt.PlanFormat:
     from batchcal.core.errors import UsageError
 
     if as_json and style not in (None, "json"):
-        raise UsageError(f"--json and --format {style} contradict each other", try_="one of them")
+        raise UsageError(f"--json and --format {style} contradict each other", try_=f"--json alone, or --format {style} alone")
     return "json" if as_json else style or "table"
 
 
 def _sizes(text: str) -> list[int]:
+    from batchcal.core.errors import UsageError
     from batchcal.core.units import parse_size
 
-    return [parse_size(part, name="what-if") for part in text.split(",")]
+    try:
+        return [parse_size(part, name="what-if") for part in text.split(",")]
+    except UsageError as error:
+        raise UsageError(f"--{error.what}", known=error.known, try_=error.try_) from None
 
 
 def _emit(plan: Plan, style: opt.PlanFormat, voice: Voice) -> None:
     import os
 
     from batchcal.cli import screen
-    from batchcal.guard.allocator import resolve
+    from batchcal.machine.allocator import resolve
     from batchcal.plan.formats import as_dotenv, as_json, as_sh
 
     if style == "json":

@@ -74,7 +74,7 @@ def show(
     if seen.calibration.status == "partial":
         raise NoCalibration(
             "this calibration verified nothing, so no plan can be made from it",
-            try_="batchcal calibrate goes on from what was measured",
+            try_="batchcal calibrate    continues with what was measured",
         )
 
 
@@ -87,16 +87,18 @@ def _look(file: str | None, *, require_signature: bool) -> Seen:
     import os
 
     from batchcal.calibration.keys import find_trust
-    from batchcal.calibration.store import Loaded, existing_path, load, refusal
+    from batchcal.calibration.locate import find_calibration, named_by
+    from batchcal.calibration.store import Loaded, load, refusal
     from batchcal.cli.views.calibration import Seen
     from batchcal.core.clock import SystemClock
     from batchcal.detect.detect import detect
     from batchcal.plan.load import stale_here
 
-    path = existing_path(Path.cwd(), os.environ) if file is None else Path(file)
+    located = find_calibration(Path.cwd(), os.environ) if file is None else named_by(file, Path.cwd(), os.environ)
+    path = located.path
     found = load(path, trust=find_trust(os.environ, require_signature=require_signature))
     if not isinstance(found, Loaded):
-        raise refusal(found, path)
+        raise refusal(found, path, spec=located.spec)
     clock = SystemClock()
     stale = stale_here(found.calibration, path, here=detect(), environ=os.environ, clock=clock)
     return Seen(calibration=found.calibration, path=path, stale=stale, at=clock.now(), notices=found.notices)
@@ -111,13 +113,14 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
     import os
 
     from batchcal.calibration.keys import find_trust
+    from batchcal.calibration.locate import named_by
     from batchcal.calibration.store import Loaded, load, refusal
     from batchcal.cli import screen
     from batchcal.cli.views.comparison import compare, show
 
     trust = find_trust(os.environ, require_signature=require_signature)
     calibrations = []
-    for path in (Path(first), Path(second)):
+    for path in (named_by(text, Path.cwd(), os.environ).path for text in (first, second)):
         found = load(path, trust=trust)
         if not isinstance(found, Loaded):
             raise refusal(found, path)

@@ -3,47 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from batchcal.cli import options as opt
+from batchcal.cli.flags import Flags, takes
 from batchcal.cli.voice import Voice
+from batchcal.core.readers import OFF
+from batchcal.values.settings import CalibrateSettings, PlanSettings, TrainSettings
 
 if TYPE_CHECKING:
-    from batchcal.cli.calibrating import Found
     from batchcal.cli.desk import Desk
+    from batchcal.measure.result import CalibrationResult
     from batchcal.plan.plan import Plan
 
+RENAMED: Final = {"samples": "--calibration-samples"}
+"""Beside the training data, `--samples` would be read as a number of those."""
 
+
+@takes(
+    TrainSettings.epochs,
+    TrainSettings.max_steps,
+    *PlanSettings.options(),
+    CalibrateSettings.samples,
+    CalibrateSettings.margin,
+    CalibrateSettings.memory_limit,
+    CalibrateSettings.max_batch,
+    CalibrateSettings.time_limit,
+    CalibrateSettings.device,
+    CalibrateSettings.allocator,
+    CalibrateSettings.activation_checkpointing,
+    CalibrateSettings.workers,
+    CalibrateSettings.seed,
+    TrainSettings.checkpoint,
+    TrainSettings.checkpoint_every,
+    TrainSettings.drop_last,
+    TrainSettings.log,
+    TrainSettings.patience,
+    TrainSettings.start_micro_batch,
+    TrainSettings.on_oom,
+    renamed=RENAMED,
+)
 def train(
     context: typer.Context,
     target: opt.Target = None,
     *,
     config: opt.Config = None,
-    epochs: opt.Epochs = None,
-    effective_batch: opt.EffectiveBatch = None,
-    objective: opt.Objective = None,
+    flags: Flags,
     calibrate: opt.Calibrate = True,
     force_calibration: opt.ForceCalibration = False,
-    calibration_samples: opt.CalibrationSamples = None,
-    margin: opt.Margin = None,
-    memory_limit: opt.MemoryLimit = None,
-    max_batch: opt.MaxBatch = None,
-    time_limit: opt.TimeLimit = None,
-    device: opt.Device = None,
-    allocator: opt.Allocator = None,
-    activation_checkpointing: opt.ActivationCheckpointing = None,
-    workers: opt.Workers = None,
-    seed: opt.Seed = None,
-    checkpoint: opt.Checkpoint = None,
-    checkpoint_every: opt.CheckpointEvery = None,
+    no_checkpoint: opt.NoCheckpoint = False,
     resume: opt.Resume = False,
-    drop_last: opt.DropLast = False,
-    log: opt.Log = None,
-    patience: opt.Patience = None,
-    start_micro_batch: opt.StartMicroBatch = None,
-    on_oom: opt.OnOom = None,
     output: opt.Output = None,
     require_signature: opt.RequireSignature = False,
     json: opt.Json = False,
@@ -52,59 +63,46 @@ def train(
 ) -> None:
     """Train with the plan of the calibration; calibrate first where there is no fresh one."""
     from batchcal.cli import screen
-    from batchcal.cli.calibrating import Wish, calibrated
-    from batchcal.cli.desk import objective_of, open_desk
+    from batchcal.cli.calibrating import Destination, calibrated
+    from batchcal.cli.checkpoints import choose
+    from batchcal.cli.desk import open_desk
     from batchcal.cli.training import options_of, trained
-    from batchcal.core import settings as knobs
     from batchcal.core.errors import NotSaved, UsageError
+    from batchcal.measure.result import Need
+    from batchcal.train.report.jsonl import check_log
 
-    flags = {
-        "epochs": epochs,
-        "effective_batch": effective_batch,
-        "objective": objective,
-        "samples": calibration_samples,
-        "margin": margin,
-        "memory_limit": memory_limit,
-        "max_batch": max_batch,
-        "time_limit": time_limit,
-        "device": device,
-        "allocator": allocator,
-        "activation_checkpointing": activation_checkpointing,
-        "workers": workers,
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "checkpoint_every": checkpoint_every,
-        "drop_last": "true" if drop_last else None,
-        "log": log,
-        "patience": patience,
-        "start_micro_batch": start_micro_batch,
-        "on_oom": on_oom,
-    }
+    if no_checkpoint and (flags["checkpoint"] is not None or resume):
+        other = "--resume" if resume else "--checkpoint"
+        raise UsageError(f"--no-checkpoint contradicts {other}", try_=f"--no-checkpoint alone, or {other} alone")
+    if no_checkpoint:
+        flags["checkpoint"] = OFF
     voice = context.ensure_object(Voice)
-    desk = open_desk(target, flags=flags, spelled={"samples": "--calibration-samples"}, config=config, voice=voice)
-    wish = Wish(
-        output=None if output is None else Path(output).absolute(),
-        # What has started itself anew for the plan's allocator has calibrated already.
+    desk = open_desk(target, flags=flags, spelled=RENAMED, config=config, voice=voice)
+    need = Need(
+        rehearsed=False,
+        needs_effective_batch=True,
+        may_measure=calibrate or force_calibration,
+        # A process that has restarted itself for the plan's allocator has calibrated already.
         force=force_calibration and not _was_restarted(),
         require_signature=require_signature,
-        may_measure=calibrate or force_calibration,
-        as_before=True,
     )
-    if resume and desk.settings.value(knobs.CHECKPOINT) is None:
-        raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
+    kept = choose(desk, resume=resume, voice=voice)
     # What cannot be is told before anything is measured.
-    for knob in knobs.KNOBS:
-        if knob.table == "train":
-            desk.settings.value(knob)
-    objective_of(desk.settings.value(knobs.OBJECTIVE))
-    found = calibrated(desk, wish, voice)
+    desk.settings.check(PlanSettings)
+    desk.settings.check(TrainSettings)
+    log = desk.settings.train.log
+    if log is not None:
+        check_log(Path(log))
+    place = None if output is None else Path(output).absolute()
+    found = calibrated(desk, need, voice, destination=Destination(place), as_before=True)
     if isinstance(found.problem, NotSaved):
         voice.say(f" note: {found.problem.what}; training goes on, the next one will measure again")
     elif found.problem is not None:
         raise found.problem
     plan = _plan(desk, found)
-    options = options_of(desk.settings, margin=found.calibration.options.margin)
-    result = trained(desk, plan, found, lambda _: options, resume=resume, voice=voice)
+    measured = found.calibration.options
+    options = options_of(desk.settings, margin=measured.margin, memory_limit_bytes=measured.memory_limit_bytes)
+    result = trained(desk, plan, found, lambda _: options, checkpoint=kept, voice=voice)
     if json:
         screen.emit(result.model_dump_json(indent=2))
     else:
@@ -112,7 +110,7 @@ def train(
 
         screen.render(show(result, plan))
     if result.not_saved is not None:
-        raise NotSaved(result.not_saved, try_="--checkpoint FILE, on a disk with room")
+        raise NotSaved(result.not_saved, try_=kept.try_instead)
 
 
 def _was_restarted() -> bool:
@@ -123,7 +121,7 @@ def _was_restarted() -> bool:
     return os.environ.get(REEXEC_VARIABLE, "").startswith(f"{os.getpid()}:")
 
 
-def _plan(desk: Desk, found: Found) -> Plan:
+def _plan(desk: Desk, found: CalibrationResult) -> Plan:
     from batchcal.cli.planning import Opened, plan_of
     from batchcal.detect.detect import detect
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from batchcal.calibration.schema import Calibration, Capacity, Finding, Measurement
 from batchcal.calibration.stale import Stale
-from batchcal.cli.views.chart import memory_chart
+from batchcal.cli.views.chart import MemoryChart, memory_chart
 from batchcal.cli.views.curve import draw
 from batchcal.cli.views.decisions import decisions
 from batchcal.cli.views.speeds import chosen, details
@@ -43,7 +43,9 @@ class Seen:
 
     @property
     def freshness(self) -> str:
-        """`fresh for 6 d 3 h`, `stale: expired`, `partial: no plan yet`, `not saved`."""
+        """`fresh for 6 d 3 h`, `stale: expired`, `partial: no plan yet`, `not saved`, `assumed, not saved`."""
+        if self.calibration.status == "predicted":
+            return "assumed, not saved"
         if self.path is None:
             return "not saved"
         if self.stale is not None:
@@ -89,7 +91,7 @@ def answer(seen: Seen) -> Iterator[RenderableType]:
     chart = memory_chart(calibration, finding)
     if chart is not None:
         yield Text("")
-        yield _Drawn(chart_of=finding, calibration=calibration)
+        yield _Drawn(chart)
 
 
 def _header(seen: Seen) -> Iterator[RenderableType]:
@@ -102,12 +104,7 @@ def _header(seen: Seen) -> Iterator[RenderableType]:
     yield line
     made = calibration.created_at.strftime("%Y-%m-%d %H:%M UTC")
     probes = count_of(len(calibration.measurements), "probe")
-    # A dry run measures nothing.
-    done = (
-        "assumed"
-        if calibration.measurements and all(one.isolation.launcher == "fake" for one in calibration.measurements)
-        else "measured"
-    )
+    done = "assumed" if calibration.status == "predicted" else "measured"
     yield Text(
         f"{calibration.chosen_device}, {calibration.policy}, {done} {made} with {probes} in {format_seconds(calibration.wall_s)}",
         style="dim",
@@ -116,6 +113,8 @@ def _header(seen: Seen) -> Iterator[RenderableType]:
         yield Text(f"{seen.stale.reason}: {seen.stale.detail}", style="yellow")
     if calibration.status == "unsettled":
         yield Text("unsettled: verified, but the search ended before it was done", style="yellow")
+    elif calibration.status == "predicted":
+        yield Text("predicted: a dry run, whose memory and speed are assumed; nothing was run or written", style="bold yellow")
     elif calibration.status == "partial":
         yield Text("partial: nothing was verified before it ended", style="bold yellow")
 
@@ -139,7 +138,7 @@ def _size(capacity: Capacity, style: str) -> tuple[Text, str, str]:
 
 
 class MemoryBar:
-    """One line as wide as the limit: what others use, the task at rest, the batch, what is spare, the margin."""
+    """One line as wide as the limit: what others use, the task at rest, the batch, what is spare, growth, the margin."""
 
     def __init__(self, calibration: Calibration, finding: Finding) -> None:
         self._calibration, self._finding = calibration, finding
@@ -150,23 +149,32 @@ class MemoryBar:
         if total <= 0:
             return
         ascii_only = options.ascii_only
-        fills = dict(zip(("others", "at rest", "batch", "spare", "margin"), "o=#./" if ascii_only else "░▓█·/", strict=True))
-        styles = {"others": "magenta", "at rest": "cyan", "batch": "green", "spare": "dim", "margin": "yellow"}
+        fills = dict(zip(_PART_STYLES, "o=#.+/" if ascii_only else "░▓█·+/", strict=True))
         width = max(options.max_width - 4, 20)
         bar, key, done = Text("  "), Text("  "), 0.0
         for name, size in parts:
             start, done = round(done / total * width), done + size
-            bar.append(fills[name] * (round(done / total * width) - start), styles[name])
+            bar.append(fills[name] * (round(done / total * width) - start), _PART_STYLES[name])
             if size <= 0:
                 continue
             text = f"{name} {format_bytes(size)}"
             if len(key.plain.rpartition("\n")[2]) + len(text) + 4 > options.max_width:
                 key.append("\n  ")
-            key.append(f"{fills[name]} ", styles[name])
+            key.append(f"{fills[name]} ", _PART_STYLES[name])
             key.append(f"{text}  ")
         yield bar
         key.rstrip()
         yield key
+
+
+_PART_STYLES: Final = dict(
+    zip(
+        ("others", "at rest", "batch", "spare", "growth", "margin"),
+        ["magenta", "cyan", "green", "dim", "blue", "yellow"],
+        strict=True,
+    )
+)
+"""Every part that `memory_parts` returns, in its order."""
 
 
 def memory_parts(calibration: Calibration, finding: Finding) -> tuple[tuple[str, float], ...]:
@@ -176,11 +184,14 @@ def memory_parts(calibration: Calibration, finding: Finding) -> tuple[tuple[str,
         return ()
     peak = float(finding.train.peak_bytes)
     rest = min(max(finding.train_memory.base_bytes, 0.0), peak)
+    usable = finding.usable_bytes(budget.budget_bytes)
+    growth = float(budget.reserved_bytes + budget.budget_bytes - max(usable, peak))
     return (
         ("others", float(budget.others_bytes)),
         ("at rest", rest),
         ("batch", peak - rest),
-        ("spare", max(budget.budget_bytes - peak, 0.0)),
+        ("spare", max(usable - peak, 0.0)),
+        *((("growth", growth),) if growth > 0 else ()),
         ("margin", float(budget.margin_bytes)),
     )
 
@@ -188,13 +199,11 @@ def memory_parts(calibration: Calibration, finding: Finding) -> tuple[tuple[str,
 class _Drawn:
     """The curve as wide as the console."""
 
-    def __init__(self, *, chart_of: Finding, calibration: Calibration) -> None:
-        self._finding, self._calibration = chart_of, calibration
+    def __init__(self, chart: MemoryChart) -> None:
+        self._chart = chart
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        chart = memory_chart(self._calibration, self._finding)
-        if chart is not None:
-            yield from draw(chart, width=min(options.max_width, 110), ascii_only=options.ascii_only)
+        yield from draw(self._chart, width=min(options.max_width, 110), ascii_only=options.ascii_only)
 
 
 class _Outcomes:
@@ -265,7 +274,7 @@ class _Bar:
 def remarks(seen: Seen) -> Iterator[RenderableType]:
     """What should be known besides, and where it lies."""
     calibration = seen.calibration
-    told = [*seen.notices, *calibration.notes, *(f"undone: {text}" for text in calibration.undone)]
+    told = [*seen.notices, *calibration.notes, *(f"undone: {left.text}" for left in calibration.undone)]
     if told:
         yield Text("")
     for remark in told:

@@ -10,6 +10,7 @@ from batchcal.calibration.memory_model import MemoryModel
 from batchcal.calibration.schema import Calibration, Finding, Measurement, Mode
 from batchcal.cli.views.words import Tone, of_finding, peak_of, short, tone
 from batchcal.core.units import format_bytes
+from batchcal.guard.outcome import OutOfMemory
 
 BEYOND = 1.12
 """How far the axes go beyond what is shown."""
@@ -87,12 +88,13 @@ def _curve(mode: Mode, model: MemoryModel, most_batch: float) -> Curve:
 
 
 def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> Mark | None:
-    """None: it told nothing about memory, and nothing was predicted."""
+    """None: it was inconclusive, and its peak was not predicted."""
     peak, kind = peak_of(probe.outcome), tone(probe.outcome)
-    # What ran out stands no lower than the budget: it wanted more than it was seen to hold.
+    # What memory ended stands no lower than the budget: it wanted more than it was seen to hold.
     seen = None if peak is None else float(peak.held_on(finding.device))
     known = [value for value in (seen, probe.predicted_bytes) if value is not None]
-    if kind == "bad":
+    ran = isinstance(probe.outcome, OutOfMemory) and probe.outcome.source == "budget" and seen is not None
+    if kind == "bad" and not ran:
         height = max([*known, float(budget_bytes)])
     elif seen is not None:
         height = seen

@@ -13,7 +13,7 @@ from batchcal.calibration.schema import Calibration
 from batchcal.cli.views.words import count
 from batchcal.core.units import format_bytes
 from batchcal.core.values import Frozen
-from batchcal.plan.make import make_plan
+from batchcal.plan.make import plan_to_show
 from batchcal.plan.plan import Plan
 
 ALIKE = 0.03
@@ -112,7 +112,7 @@ def _facts(calibration: Calibration) -> Iterator[tuple[str, _Fact]]:
     yield "train capacity limited by", ("text", finding.train.limited_by)
     if finding.eval is not None:
         yield "eval capacity", ("count", finding.eval.batch)
-    plan = make_plan(calibration, objective=options.objective)
+    plan, _ = plan_to_show(calibration)
     yield from _of_plan(plan)
     if calibration.attribution is not None and calibration.attribution.gain is not None:
         yield "gain over PyTorch's defaults", ("text", f"{calibration.attribution.gain:.1f}x")

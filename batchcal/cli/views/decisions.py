@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.promises import PromiseCheck
 from batchcal.calibration.rehearsal import Finalist, Rehearsal
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
 from batchcal.cli.views.words import count, limit_sentence, long
 from batchcal.core.units import count_of, format_bytes, format_seconds
 from batchcal.guard.outcome import Fits
+from batchcal.plan.division import percent
 from batchcal.workload.in_flight import PREFETCH_FACTOR
+
+SHOWN_S: Final = 0.01
+"""Shorter parts were skipped: they only checked that there was nothing to do."""
+PARTS: Final[dict[str, str]] = {
+    "examination": "loading and examining the task",
+    "worker-trial": "a trial of DataLoader workers",
+    "policies": "the race of allocator policies",
+    "train-capacity": "the search for the training batch",
+    "eval-capacity": "the search for the evaluation batch",
+    "heap-growth": "training with batches that change their shapes",
+    "micro-batches": "the race of micro-batches",
+    "threads-and-workers": "the race of threads and workers",
+    "rehearsal": "the rehearsal",
+    "attribution": "comparing with PyTorch's defaults",
+}
 
 
 def decisions(calibration: Calibration) -> tuple[tuple[str, str], ...]:
@@ -27,6 +46,8 @@ def decisions(calibration: Calibration) -> tuple[tuple[str, str], ...]:
         why = probe.why or "asked by the search"
         again = f" (attempt {probe.attempt})" if probe.attempt > 1 else ""
         told.append((f"why probe {probe.sequence}, {probe.mode} {count(probe.batch)}{again}", f"{why}. {long(probe.outcome)}"))
+    if calibration.size_rule is not None:
+        told.append(("which batch sizes the task takes", calibration.size_rule.sentence))
     told += _policies(calibration)
     for finding in calibration.findings:
         told += _finding(calibration, finding)
@@ -37,14 +58,67 @@ def decisions(calibration: Calibration) -> tuple[tuple[str, str], ...]:
             "size_of": "the largest samples by the task's size_of",
             "scan": "the largest samples, found by looking at all of them",
             "partial-scan": "the largest of the samples that could be looked at in time",
-            "first-samples": "the first samples: all are of one size, or nothing says which are larger",
+            "first-samples": "the largest of the first samples of a stream: a later one may be larger",
+            "unknown": "any samples: none shows its size, so that a larger one may exist",
         }[calibration.facts.worst_case]
         told.append(("which samples the probes ran on", largest))
+    told += [_promise(check) for check in calibration.promises]
     if len({finding.device for finding in calibration.findings}) > 1:
         told.append((f"why {calibration.chosen_device}", "the fastest device that was measured"))
-    for text in calibration.undone:
-        told.append(("what is still undone", text))
+    told += _repeated(calibration)
+    told += _time(calibration)
+    told += [("what is still undone", left.text) for left in calibration.undone]
     return tuple(told)
+
+
+def _repeated(calibration: Calibration) -> list[tuple[str, str]]:
+    """Spread of the peaks of setups with several runs."""
+    told = []
+    for runs in calibration.setups:
+        if runs.count < 2 or runs.peak_bytes is None:
+            continue
+        mode = "training" if runs.mode == "train" else "evaluation"
+        others = [f"{number} {kind.replace('-', ' ')}" for kind, number in runs.outcomes.items() if kind != "fits"]
+        peaks = runs.peak_bytes
+        answer = [f"{runs.outcomes.get('fits', 0)} fit", *others]
+        answer.append(f"peaks from {format_bytes(peaks.least)} to {format_bytes(peaks.greatest)}")
+        told.append(
+            (
+                f"how far {runs.count} runs of {mode} at {count(runs.batch)} differ on {runs.device} under {runs.allocator}",
+                ", ".join(answer),
+            )
+        )
+    return told
+
+
+def _time(calibration: Calibration) -> list[tuple[str, str]]:
+    """Duration of each part."""
+    if not calibration.time_slices:
+        return []
+    parts = [
+        f"{PARTS.get(one.part, one.part)} {format_seconds(one.wall_s)}"
+        for one in calibration.time_slices
+        if one.wall_s >= SHOWN_S
+    ]
+    rest = calibration.wall_s - sum(one.wall_s for one in calibration.time_slices)
+    parts += [f"the rest {format_seconds(rest)}"] if rest > 0 else []
+    return [(f"where {format_seconds(calibration.wall_s)} went", ", ".join(parts))]
+
+
+def _promise(check: PromiseCheck) -> tuple[str, str]:
+    question = {
+        "mean-over-weight": "is the loss of a batch the mean over its weight",
+        "batch-statistics": "does a layer depend on the other samples of its batch",
+        "same-samples-in-workers": "do DataLoader workers return the same samples",
+    }[check.promise]
+    if check.result == "not-checked":
+        return question, f"not checked: {check.cause}"
+    if check.result == "ok":
+        off = "" if check.mismatch is None else f" (gradients of parts and whole differ by {check.mismatch:.0e})"
+        return question, f"{'no' if check.promise == 'batch-statistics' else 'yes'}{off}"
+    off = "" if check.mismatch is None else f", off by {percent(check)}"
+    fix = f". Fix: {check.fix}" if check.fix else ""
+    return question, f"{'yes' if check.promise == 'batch-statistics' else 'no'}{off}: {check.cause}{fix}"
 
 
 def _policies(calibration: Calibration) -> list[tuple[str, str]]:
@@ -121,6 +195,7 @@ def _budget(budget: Budget, margin: float) -> str:
     return (
         f"the limit {format_bytes(budget.limit_bytes)} ({budget.learned_from}) less {format_bytes(budget.others_bytes)} "
         f"that others use and a margin of {margin:.0%} ({format_bytes(budget.margin_bytes)})"
+        + (f", and {format_bytes(budget.reserved_bytes)} that an epoch adds" if budget.reserved_bytes else "")
     )
 
 
@@ -130,6 +205,14 @@ def _finding(calibration: Calibration, finding: Finding) -> list[tuple[str, str]
         (f"how memory grows on {where}", _model(finding.train_memory)),
         (f"why {count(finding.train.batch)} to train on {where}", _capacity(calibration, finding, finding.train, "train")),
     ]
+    budget = calibration.budget(finding.device)
+    if finding.heap_growth > 1 and budget is not None:
+        usable = format_bytes(finding.usable_bytes(budget.budget_bytes))
+        answer = (
+            f"batches change their shapes, and the heap grows while they do: after many steps a batch takes "
+            f"{finding.heap_growth:.2f} times what it takes after a few, which may therefore hold {usable} of the budget"
+        )
+        told.append((f"why not all of the budget on {where}", answer))
     if finding.eval is not None:
         told.append((f"why {count(finding.eval.batch)} to evaluate", _capacity(calibration, finding, finding.eval, "eval")))
     return told
@@ -147,8 +230,12 @@ def _model(model: MemoryModel) -> str:
 
 def _capacity(calibration: Calibration, finding: Finding, capacity: Capacity, mode: str) -> str:
     limit = limit_sentence(calibration, finding, "eval" if mode == "eval" else "train")
-    return (
-        f"run by probe {capacity.measured_by} with a peak of {format_bytes(capacity.peak_bytes)} at "
+    by = f"probe {capacity.measured_by}" if capacity.measured_by else "a rehearsal"
+    text = (
+        f"run by {by} with a peak of {format_bytes(capacity.peak_bytes)} at "
         f"{count(capacity.samples_per_s)} samples/s ({format_seconds(capacity.batch / capacity.samples_per_s)} a step); "
         f"limited by {limit}"
     )
+    if capacity.ruled_out is None:
+        return text
+    return f"{text}; a rehearsal at micro-batch {count(capacity.ruled_out)} ran out of memory"

@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
+GENERATOR = '<meta name="generator" content="batchcal">'
+"""By which a page is known to be ours, and may be replaced."""
+
 
 def document(title: str, body: Iterable[str], *, styles: Sequence[tuple[str, str]] = ()) -> str:
     """The whole page, its style sheets inside. `styles` are further ones, as package and file."""
@@ -19,6 +22,7 @@ def document(title: str, body: Iterable[str], *, styles: Sequence[tuple[str, str
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
+            GENERATOR,
             f"<title>{escape(title)}</title>",
             f"<style>\n{''.join(sheets)}</style></head>",
             "<body><main>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Generic, Self, TypeVar, assert_never
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,16 +13,36 @@ from rich.text import Text
 
 from batchcal.cli.views.calibration import TONES
 from batchcal.cli.views.words import Tone, count
-from batchcal.core.progress import Field, Fields
+from batchcal.cli.voice import as_output
+from batchcal.core.progress import Note, Output
 from batchcal.core.units import format_bytes, format_seconds
+from batchcal.values.calibration_events import (
+    Attributed,
+    BestFound,
+    CalibrateEnded,
+    CalibrateStarted,
+    CalibrationEvent,
+    FinalistEnded,
+    LapEnded,
+    PhaseBegan,
+    ProbeEnded,
+    ProbeKept,
+    ProbeStarted,
+    RaceKept,
+    Rehearsed,
+    ShapeTraced,
+    SizeEnded,
+)
+from batchcal.values.study_events import FromWorker
 
 _BAR: Final = 10
 _OUTCOME_TONES: Final[dict[str, Tone]] = {"fits": "good", "out-of-memory": "bad", "swapping": "bad", "suspect": "bad"}
 _SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _REFRESH_PER_S: Final = 8
+_E = TypeVar("_E")
 
 
-class Screen:
+class Screen(Generic[_E]):
     """Draws itself anew when something happened, and a few times a second."""
 
     def __init__(self, *, console: Console | None = None, ticking: bool = True) -> None:
@@ -53,8 +73,13 @@ class Screen:
     def draw(self) -> RenderableType:
         return Text("")
 
-    def event(self, name: str, fields: Fields) -> None:
-        self.note(name, fields)
+    def event(self, event: _E, /) -> None:
+        match event:
+            case Output(text=text) | FromWorker(event=Output(text=text)):
+                self._live.console.print(as_output(text), markup=False, highlight=False, emoji=False)
+            case _:
+                pass
+        self.note(event)
         if not self._ticking:
             self.refresh()
 
@@ -62,41 +87,45 @@ class Screen:
         """Draw now."""
         self._live.refresh()
 
-    def note(self, name: str, fields: Fields) -> None:
+    def note(self, event: _E, /) -> None:
         """Remember it."""
 
 
-class CalibrationLive(Screen):
+class CalibrationLive(Screen[CalibrationEvent]):
     """The probes as they end, the one that runs, the best so far."""
 
     def __init__(self, *, console: Console | None = None, ticking: bool = True) -> None:
-        self._started: Fields = {}
-        self._rows: list[Fields] = []
-        self._running: Fields | None = None
+        self._started: CalibrateStarted | None = None
+        self._rows: list[ProbeEnded | ProbeKept] = []
+        self._running: ProbeStarted | None = None
         self._running_since = self._began = time.monotonic()
-        self._phase: Fields = {}
-        self._best: dict[str, Field] = {}
+        self._doing = ""
+        self._best: dict[str, int] = {}
         self._notes: list[str] = []
         self._ended = False
         super().__init__(console=console, ticking=ticking)
 
-    def note(self, name: str, fields: Fields) -> None:
-        match name:
-            case "calibrate_started":
-                self._started = self._started or dict(fields)
-            case "phase":
-                self._phase = dict(fields)
-            case "probe_started":
-                self._running, self._running_since = dict(fields), time.monotonic()
-            case "probe_ended" | "probe_kept":
-                self._rows.append(dict(fields))
+    def note(self, event: CalibrationEvent, /) -> None:
+        match event:
+            case CalibrateStarted():
+                self._started = self._started or event
+            case PhaseBegan():
+                self._doing = event.why
+            case ProbeStarted():
+                self._running, self._running_since = event, time.monotonic()
+            case ProbeEnded() | ProbeKept():
+                self._rows.append(event)
                 self._running = None
-            case "best":
-                self._best[str(fields.get("mode"))] = fields.get("batch")
-            case "note":
-                self._notes.append(str(fields.get("text")))
-            case "calibrate_ended":
+            case BestFound():
+                self._best[event.mode] = event.batch
+            case Note():
+                self._notes.append(event.text)
+            case CalibrateEnded():
                 self.close()
+            case LapEnded() | RaceKept() | SizeEnded() | FinalistEnded() | Rehearsed() | Attributed() | ShapeTraced() | Output():
+                pass
+            case never:
+                assert_never(never)
 
     def close(self) -> None:
         self._ended, self._running = True, None
@@ -117,7 +146,7 @@ class CalibrationLive(Screen):
             table.add_row(*self._running_row(self._running))
         parts: list[RenderableType] = [self._head(), table]
         if self._running is None and not self._ended:
-            parts.append(Text(f" {_spinner()} {self._phase.get('why') or 'beginning'}", style="cyan"))
+            parts.append(Text(f" {_spinner()} {self._doing or 'beginning'}", style="cyan"))
         parts += [Text(f"  - {text}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._notes[-2:]]
         return Group(*parts)
 
@@ -125,38 +154,39 @@ class CalibrationLive(Screen):
         started, spent = self._started, time.monotonic() - self._began
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append("calibrating ", "bold")
-        head.append(f"{started.get('task', '')} on {started.get('device', '')}")
-        budget, limit_s = started.get("budget_bytes"), started.get("time_limit_s")
-        if isinstance(budget, int):
-            head.append(f", budget {format_bytes(budget)}", "dim")
-        if isinstance(limit_s, float | int):
-            head.append(f", {format_seconds(spent)} of {format_seconds(limit_s)}", "dim")
+        if started is not None:
+            head.append(f"{started.task} on {started.device}")
+            head.append(f", budget {format_bytes(started.budget_bytes)}", "dim")
+            head.append(f", {format_seconds(spent)} of {format_seconds(started.time_limit_s)}", "dim")
         for mode, batch in self._best.items():
             head.append(f"  {mode} {batch}", "bold green")
         return head
 
-    def _running_row(self, fields: Fields) -> list[RenderableType]:
+    def _running_row(self, probe: ProbeStarted) -> list[RenderableType]:
         waiting = f"{_spinner()} {format_seconds(time.monotonic() - self._running_since)}"
-        row = _row({**fields, "outcome": ""})
-        return [*row[:-1], Text(waiting, style="cyan")]
+        return [*_asked(probe), "", "", "", Text(waiting, style="cyan")]
 
 
-def _row(fields: Fields) -> list[RenderableType]:
-    outcome = str(fields.get("outcome") or "")
-    style = TONES[_OUTCOME_TONES.get(outcome, "odd")]
-    peak, budget, rate = fields.get("peak_bytes"), fields.get("budget_bytes"), fields.get("samples_per_s")
-    batch = fields.get("batch")
-    share = peak / budget if isinstance(peak, int) and isinstance(budget, int) and budget > 0 else None
-    predicted = fields.get("predicted_bytes")
+def _asked(probe: ProbeStarted | ProbeEnded | ProbeKept) -> list[RenderableType]:
+    predicted = probe.predicted_bytes
     return [
-        str(fields.get("sequence", "")),
-        str(fields.get("phase", "")),
-        f"{'eval ' if fields.get('mode') == 'eval' else ''}{count(batch) if isinstance(batch, int) else ''}",
-        Text(format_bytes(predicted) if isinstance(predicted, int) else "", style="dim"),
-        format_bytes(peak) if isinstance(peak, int) else "",
+        str(probe.sequence),
+        probe.phase,
+        f"{'eval ' if probe.mode == 'eval' else ''}{count(probe.batch)}",
+        Text("" if predicted is None else format_bytes(predicted), style="dim"),
+    ]
+
+
+def _row(probe: ProbeEnded | ProbeKept) -> list[RenderableType]:
+    style = TONES[_OUTCOME_TONES.get(probe.outcome, "odd")]
+    peak, rate = probe.peak_bytes, probe.samples_per_s
+    share = None if peak is None or probe.budget_bytes <= 0 else peak / probe.budget_bytes
+    return [
+        *_asked(probe),
+        "" if peak is None else format_bytes(peak),
         "" if share is None else Text("█" * max(1, round(min(share, 1.0) * _BAR)), style=style),
-        count(rate) if isinstance(rate, float | int) else "",
-        Text(outcome.replace("-", " "), style=style),
+        "" if rate is None else count(rate),
+        Text(probe.outcome.replace("-", " "), style=style),
     ]
 
 

@@ -22,7 +22,8 @@ from batchcal.cli.views.speeds import (
 from batchcal.cli.views.svg import draw
 from batchcal.cli.views.words import count, limit_sentence, long, peak_of, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
-from batchcal.plan.make import make_plan
+from batchcal.plan.effective_batch import unset_remark
+from batchcal.plan.make import plan_to_show
 
 
 def page(seen: Seen) -> str:
@@ -86,13 +87,16 @@ def _card(calibration: Calibration, finding: Finding, capacity: Capacity, mode: 
 
 def _plan(calibration: Calibration) -> list[str]:
     """The plan and what it gains."""
-    plan = make_plan(calibration, objective=calibration.options.objective)
+    plan, refused = plan_to_show(calibration)
     told = told_of(calibration, plan)
     parts = [
         "<section><h2>the plan</h2>",
         f'<p class="facts"><b>{escape(settings_line(plan))}</b></p>',
         f'<p class="facts soft">{escape(promise_line(plan, told))}</p>',
+        f'<p class="facts soft">{escape(unset_remark(calibration))}</p>',
     ]
+    if refused:
+        parts.append(f'<p class="facts">this plan is for the largest undivided batch: {escape(refused)}</p>')
     if told is not None and told.knobs:
         rows = [attribution_row(told, knob) for knob in told.knobs] + ([all_of_them(told)] if len(told.knobs) > 1 else [])
         parts += table(("turned back", "to", "samples/s", "gain"), rows, numbers={"samples/s", "gain"})

@@ -45,6 +45,8 @@ def _value(plan: Plan, key: str) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if key == "inexact":
+        return " and ".join(name.replace("-", " ") for name in plan.inexact) or ("unknown" if plan.unchecked else "no")
     return count(value) if isinstance(value, int | float) else str(value)
 
 

@@ -13,7 +13,9 @@ from batchcal.calibration.schema import Calibration
 from batchcal.calibration.speed import Speeds
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes
-from batchcal.plan.make import make_plan
+from batchcal.plan.effective_batch import unset_remark
+from batchcal.plan.last_group import last_group_fails
+from batchcal.plan.make import plan_to_show
 from batchcal.plan.plan import Plan
 from batchcal.workload.in_flight import PREFETCH_FACTOR
 
@@ -29,13 +31,19 @@ KNOBS = {
 
 def chosen(calibration: Calibration) -> Iterator[RenderableType]:
     """The plan that the calibration makes where nothing else is asked for, and what it gains, knob by knob."""
-    plan = make_plan(calibration, objective=calibration.options.objective)
+    plan, refused = plan_to_show(calibration)
     grid = Table.grid(padding=(0, 2), pad_edge=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("plan", Text(settings_line(plan), style="bold green" if plan.status == "verified" else "bold"))
     grid.add_row("", Text(promise_line(plan, told_of(calibration, plan))))
+    if unset := unset_remark(calibration):
+        grid.add_row("", Text(unset, style="yellow"))
     yield grid
+    if refused:
+        yield Text(f"this plan is for the largest undivided batch: {refused}", style="yellow", overflow="fold")
+    if plan.last_group_error:
+        yield Text(last_group_fails(plan.last_group, plan.last_group_error), style="yellow", overflow="fold")
     told = told_of(calibration, plan)
     if told is not None and told.knobs:
         yield Text("")

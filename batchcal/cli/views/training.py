@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchcal.cli.views.words import count
-from batchcal.core.units import format_bytes, format_seconds
+from batchcal.core.units import count_of, format_bytes, format_seconds
 from batchcal.plan.plan import Plan
 from batchcal.train.result import TrainingResult
 
@@ -19,7 +19,7 @@ FEW: Final = 2
 
 
 def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
-    """An epoch a row, then speed and memory against the plan."""
+    """An epoch a row, then speed, memory against the plan, and the checkpoint."""
     names = sorted({name for epoch in result.epochs for name in epoch.evaluation})
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
     # Of several tasks the names go below, and what is the same in every epoch goes: 80 columns are enough for three.
@@ -40,6 +40,11 @@ def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
     text = Text(f"  {count(result.samples_per_s)} samples/s, peak {format_bytes(held)}")
     text.append(f"  ({format_bytes(plan.predicted_peak_bytes)} predicted, {format_bytes(plan.budget_bytes)} budget)", style="dim")
     yield text
+    if result.checkpoint is not None:
+        yield Text(f"  checkpoint {result.checkpoint}", overflow="fold", no_wrap=False)
+    if result.skipped_steps:
+        of = sum(epoch.steps for epoch in result.epochs)
+        yield Text(f"  {count(result.skipped_steps)} of {count_of(of, 'step')} skipped: they changed no parameter", style="dim")
 
 
 def _told(value: float | None) -> str:

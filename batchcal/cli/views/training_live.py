@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, assert_never
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -13,8 +13,19 @@ from batchcal.cli.pace import Pace
 from batchcal.cli.views.live import Screen
 from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.words import count
-from batchcal.core.progress import Field, Fields
+from batchcal.core.progress import Field, Notice
 from batchcal.core.units import format_bytes, format_seconds
+from batchcal.train.report.events import LOSS
+from batchcal.values.training_events import (
+    CheckpointSaved,
+    EpochEnded,
+    Recovered,
+    Resized,
+    StepEnded,
+    TrainingEnded,
+    TrainingEvent,
+    TrainingStarted,
+)
 
 EVERY_S: Final = 0.25
 SHARE: Final = 0.002
@@ -28,14 +39,14 @@ _FULL: Final = 0.9
 """Of the budget, from where on the bar is yellow."""
 
 
-class TrainingLive(Screen):
+class TrainingLive(Screen[TrainingEvent]):
     """A line for every epoch that ended and for what happened; at the bottom where it is, how fast, how full the memory is."""
 
     def __init__(self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._started: Fields = {}
-        self._step: Fields = {}
-        self._held: Fields = {}
+        self._started: TrainingStarted | None = None
+        self._step: StepEnded | None = None
+        self._measured: StepEnded | None = None
         """The last step whose memory was measured: not every one is."""
         self._epochs: list[Text] = []
         self._notes: list[Text] = []
@@ -44,109 +55,108 @@ class TrainingLive(Screen):
         super().__init__(console=console, ticking=False)
 
     def close(self) -> None:
-        self._step = {}
+        self._step = None
 
-    def event(self, name: str, fields: Fields) -> None:
-        self.note(name, fields)
+    def event(self, event: TrainingEvent, /) -> None:
+        self.note(event)
         began = self._clock()
-        if name == "step" and began < self._next_s:
+        if isinstance(event, StepEnded) and began < self._next_s:
             return
         self.refresh()
         took = self._clock() - began
         self._next_s = began + min(max(EVERY_S, took / SHARE), AT_LEAST_EVERY_S)
 
-    def note(self, name: str, fields: Fields) -> None:
-        match name:
-            case "training_started":
-                self._started = dict(fields)
-                self._pace.started(fields, now_s=self._clock())
-            case "step":
-                self._step = fields
-                self._held = fields if fields.get("peak_bytes") is not None else self._held
-                self._pace.stepped(fields)
-            case "epoch_ended":
-                self._epochs.append(self._epoch(fields))
-                self._pace.epoch_ended(fields)
-                self._step = {}
-            case "recovered":
-                what = f"out of memory in {fields.get('phase')} of {fields.get('samples')}"
-                self._note(fields, f"{what}: {fields.get('action')}, at most {fields.get('safe')} now")
-            case "resized":
-                self._note(fields, f"size {fields.get('was')} to {fields.get('now')}: {fields.get('why')}")
-            case "notice":
-                self._notes.append(Text(str(fields.get("text"))))
-            case "training_ended":
+    def note(self, event: TrainingEvent, /) -> None:
+        match event:
+            case TrainingStarted():
+                self._started = event
+                self._pace.started(event, now_s=self._clock())
+            case StepEnded():
+                self._step = event
+                self._measured = event if event.peak_bytes is not None else self._measured
+                self._pace.stepped(event)
+            case EpochEnded():
+                self._epochs.append(self._epoch(event))
+                self._pace.epoch_ended(event)
+                self._step = None
+            case Recovered():
+                safe = "" if event.safe is None else f", at most {event.safe} now"
+                self._note(event, f"out of memory in {event.phase} of {event.samples}: {event.action}{safe}")
+            case Resized():
+                self._note(event, f"size {event.was} to {event.now}: {event.why}")
+            case Notice():
+                self._notes.append(Text(event.text))
+            case TrainingEnded():
                 self.close()
+            case CheckpointSaved():
+                pass
+            case never:
+                assert_never(never)
 
-    def _note(self, fields: Fields, text: str) -> None:
-        self._notes.append(Text(f"epoch {_next(fields)}, step {fields.get('step')}: {text}", "yellow"))
+    def _note(self, event: Recovered | Resized, text: str) -> None:
+        self._notes.append(Text(f"epoch {event.epoch + 1}, step {event.step}: {text}", "yellow"))
 
     def draw(self) -> RenderableType:
-        moving = self._moving() if self._step else []
+        moving = [] if self._step is None else self._moving(self._step)
         notes = [Text.assemble("  - ", text, no_wrap=True, overflow="ellipsis") for text in self._notes[-_MOST_NOTES:]]
         room = max(self.height - 2 - len(moving) - len(notes), 3)
         return Group(*self._head(), *self._epochs[-room:], *notes, *moving)
 
     def _head(self) -> list[Text]:
-        if not self._started:
+        started = self._started
+        if started is None:
             return []
-        where = [str(self._started[name]) for name in ("device", "allocator") if self._started.get(name)]
-        spec = self._started.get("spec") or ""
-        return [Text.assemble(("training ", "bold"), f"{spec} on {', '.join(where)}", no_wrap=True, overflow="ellipsis")]
+        where = f"{started.about.get('spec') or ''} on {started.device}, {started.allocator}"
+        return [Text.assemble(("training ", "bold"), where, no_wrap=True, overflow="ellipsis")]
 
-    def _epoch(self, fields: Fields) -> Text:
-        told = [f"eval {key.removeprefix('eval_')} {_number(value)}" for key, value in fields.items() if key.startswith("eval_")]
-        rate = fields.get("samples_per_s")
-        told += [f"{count(rate)}/s"] if isinstance(rate, float | int) else []
-        line = ", ".join([f"loss {_number(fields.get('loss'))}", *told])
-        text = f"  epoch {_next(fields)} of {self._pace.epochs or '?'}: {line}"
+    def _epoch(self, event: EpochEnded) -> Text:
+        told = [f"eval {name} {_number(value)}" for name, value in event.evaluation.items()]
+        line = ", ".join([f"loss {_number(event.loss)}", *told, f"{count(event.samples_per_s)}/s"])
+        text = f"  epoch {event.epoch + 1} of {self._pace.epochs or '?'}: {line}"
         return Text(text, "green", no_wrap=True, overflow="ellipsis")
 
-    def _moving(self) -> list[Text]:
+    def _moving(self, step: StepEnded) -> list[Text]:
         return [
             Text.assemble("  ", *parts, no_wrap=True, overflow="ellipsis")
-            for parts in (self._where(), self._losses(), self._memory(), self._speed())
+            for parts in (self._where(step), _losses(step), self._memory(), _speed(step))
             if parts
         ]
 
-    def _where(self) -> list[str | tuple[str, str]]:
-        step, of = self._step, self._started.get("steps_per_epoch")
+    def _where(self, step: StepEnded) -> list[str | tuple[str, str]]:
+        of = None if self._started is None else self._started.steps_per_epoch
         share, left_s = self._pace.share, self._pace.left_s(now_s=self._clock())
-        where = f"epoch {_next(step)} of {self._pace.epochs or '?'}, step {step.get('step')}{f' of {of}' if of else ''}"
+        where = f"epoch {step.epoch + 1} of {self._pace.epochs or '?'}, step {step.step}{f' of {of}' if of else ''}"
         bar: list[str | tuple[str, str]] = [] if share is None else [*_bar(share, "cyan"), f" {share:.0%}  "]
         return [*bar, where, f", {format_seconds(left_s)} left" if left_s is not None else ""]
 
-    def _losses(self) -> list[str | tuple[str, str]]:
-        told = [("loss", self._step.get("loss"))]
-        told += [(key.removeprefix("loss_"), value) for key, value in self._step.items() if key.startswith("loss_")]
-        told += [("grad norm", self._step.get("grad_norm")), ("lr", self._step.get("lr"))]
-        parts: list[str | tuple[str, str]] = []
-        for name, value in told:
-            if value is not None:
-                parts += [(f"{name} ", "dim"), f"{_number(value)}  "]
-        return parts
-
     def _memory(self) -> list[str | tuple[str, str]]:
-        peak, predicted = self._held.get("peak_bytes"), self._held.get("predicted_bytes")
-        budget = self._started.get("budget_bytes")
-        if not isinstance(peak, int):
+        if self._measured is None or self._measured.peak_bytes is None:
             return []
+        peak, predicted = self._measured.peak_bytes, self._measured.predicted_bytes
+        budget = 0 if self._started is None else self._started.budget_bytes
         parts: list[str | tuple[str, str]] = []
-        if isinstance(budget, int) and budget > 0:
+        if budget > 0:
             style = "red" if peak > budget else "yellow" if peak > _FULL * budget else "green"
             parts += _bar(peak / budget, style)
-        of = f" of {format_bytes(budget)}" if isinstance(budget, int) else ""
+        of = f" of {format_bytes(budget)}" if budget > 0 else ""
         parts.append(f" {format_bytes(peak)}{of}")
-        return [*parts, (f", {format_bytes(predicted)} predicted" if isinstance(predicted, int) else "", "dim")]
+        return [*parts, ("" if predicted is None else f", {format_bytes(predicted)} predicted", "dim")]
 
-    def _speed(self) -> list[str | tuple[str, str]]:
-        rate, number_of, size = (self._step.get(name) for name in ("samples_per_s", "micro_batches", "micro_batch"))
-        parts: list[str | tuple[str, str]] = [f"{count(rate)} samples/s"] if isinstance(rate, float | int) else []
-        if isinstance(number_of, int) and isinstance(size, int):
-            samples = self._step.get("samples")
-            whole = f" for {count(samples)}" if isinstance(samples, int) else ""
-            parts.append(f"{', ' if parts else ''}{number_of} x {count(size)}{whole}")
-        return parts
+
+def _losses(step: StepEnded) -> list[str | tuple[str, str]]:
+    told: list[tuple[str, float | None]] = [("loss", step.loss)]
+    told += [(key.removeprefix(LOSS), value) for key, value in step.of_tasks.items() if key.startswith(LOSS)]
+    told += [("grad norm", step.grad_norm), ("lr", step.lr)]
+    parts: list[str | tuple[str, str]] = []
+    for name, value in told:
+        if value is not None:
+            parts += [(f"{name} ", "dim"), f"{_number(value)}  "]
+    return parts
+
+
+def _speed(step: StepEnded) -> list[str | tuple[str, str]]:
+    sizes = f"{step.micro_batches} x {count(step.micro_batch)} for {count(step.samples)}"
+    return [f"{count(step.samples_per_s)} samples/s", f", {sizes}"]
 
 
 def _bar(share: float, style: str) -> list[str | tuple[str, str]]:
@@ -156,8 +166,3 @@ def _bar(share: float, style: str) -> list[str | tuple[str, str]]:
 
 def _number(value: Field) -> str:
     return number(value) if isinstance(value, float) else str(value)
-
-
-def _next(fields: Fields) -> object:
-    epoch = fields.get("epoch")
-    return epoch + 1 if isinstance(epoch, int) else epoch

@@ -22,7 +22,7 @@ from batchcal.guard.outcome import (
 )
 
 Tone = Literal["good", "bad", "odd"]
-"""It ran; it was too big; it told nothing about memory."""
+"""It ran; it was too big; it was inconclusive."""
 
 WHO_SAID: Final = {
     "allocator": "its own allocator",
@@ -130,9 +130,9 @@ def limit_sentence(calibration: Calibration, finding: Finding, mode: Literal["tr
     why = LIMITS.get(capacity.limited_by, capacity.limited_by)
     if capacity.limited_by not in ("memory", "accelerator-memory"):
         return why + (f" ({capacity.undone})" if capacity.undone else "")
-    too_big = [
-        one.batch
-        for one in of_finding(calibration, finding)
-        if one.mode == mode and one.batch > capacity.batch and tone(one.outcome) == "bad"
-    ]
-    return f"{why}: {count(min(too_big))} was too much" if too_big else f"{why}: more is predicted not to fit"
+    larger = [one for one in of_finding(calibration, finding) if one.mode == mode and one.batch > capacity.batch]
+    too_big = min((one.batch for one in larger if tone(one.outcome) == "bad"), default=None)
+    ran = min((one.batch for one in larger if one.outcome.kind == "fits"), default=None)
+    if finding.heap_growth > 1 and ran is not None and (too_big is None or ran < too_big):
+        return f"{why}: {count(ran)} fits for a few steps, and the heap grows over many"
+    return f"{why}: more is predicted not to fit" if too_big is None else f"{why}: {count(too_big)} was too much"

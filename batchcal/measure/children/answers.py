@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.core.errors import BatchcalError, GuardError, NothingFits, UsageError, UserCodeError
-from batchcal.core.units import format_bytes
+from batchcal.core.errors import BatchcalError, GuardError, NothingFits, Partial, UsageError, UserCodeError
+from batchcal.core.units import count_of, format_bytes
+from batchcal.core.values import Frozen
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
-from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut, UserCodeFailed
+from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, Phase, TimedOut, UserCodeFailed
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.probe import RehearsalRequest, RehearsalTimes
-from batchcal.measure.children.request import Held, ProbeAnswer
-from batchcal.measure.rehearsal.request import RehearsalAnswer
+from batchcal.measure.children.job import Held, ProbeAnswer
+from batchcal.measure.children.probe import PlanTimes, RehearsalRequest, SizeRefused
+from batchcal.measure.rehearsal.job import RehearsalAnswer
+
+DOING: Final[dict[Phase, str]] = {
+    "start": "a process was started",
+    "load": "the task was imported and built",
+    "read": "samples were read",
+    "warm-up": "the task ran its first small batches",
+    "measure": "the task was examined",
+    "finish": "the task was examined",
+}
+"""By phase of an examination."""
+RAN_OUT: Final[dict[Phase, str]] = {
+    "start": "while it was loaded",
+    "load": "while it was loaded",
+    "read": "while its samples were read",
+}
+"""By phase; later ones run batches."""
+OF_NO_SIZE: Final = (NameError, AttributeError, ImportError, SyntaxError, OSError, BatchcalError)
+"""Errors that another batch size does not change."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +77,14 @@ def rehearsed(value: JSON, ending: Ending, within: Within, request: RehearsalReq
     return Fits(peak=peak, steps=answer.groups, step_s=step_s, samples_per_s=samples / step_s)
 
 
-def rehearsal_times(value: JSON) -> RehearsalTimes:
+def rehearsal_times(value: JSON) -> PlanTimes:
     """Of an answer that is usable."""
     answer = RehearsalAnswer.model_validate(value)
-    return RehearsalTimes(
+    return PlanTimes(
         foreign_share=answer.foreign_share,
         wait_share=min(1.0, answer.wait_s / max(answer.sample_s, 1e-12)),
         eval_samples_per_s=tuple(1 / max(seconds, 1e-12) for seconds in answer.eval_sample_s),
+        last_group_error=answer.last_group_error,
     )
 
 
@@ -120,27 +141,80 @@ def _over(held: Held, peak: Peak, within: Within) -> OutOfMemory | None:
     return None
 
 
-def failure(ending: Ending, budget_bytes: int) -> BatchcalError:
-    """Why the examination failed, as an error for the user."""
+MOSTLY: Final = 0.8
+"""Of a budget: what Python and torch hold is then the cause."""
+
+
+class Kept(Frozen):
+    """What reading samples leaves in memory, as a child told it before it read on."""
+
+    kept_bytes_per_sample: float
+    train_samples: int
+
+    def __str__(self) -> str:
+        return (
+            f"the dataset keeps {format_bytes(self.kept_bytes_per_sample)} of each sample that it has read, "
+            f"{format_bytes(self.kept_bytes_per_sample * self.train_samples)} after {count_of(self.train_samples, 'sample')}"
+        )
+
+
+def failure(ending: Ending, budget_bytes: int, kept: Kept | None = None, *, torch_bytes: int = 0) -> BatchcalError:
+    """Why the examination failed, as an error for the user.
+
+    Args:
+        kept: None: nothing that the child measured.
+        torch_bytes: what Python and torch hold without the task. 0: unknown.
+    """
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
     known = f"the budget is {format_bytes(budget_bytes)}"
     match outcome:
         case UserCodeFailed():
-            bases = ending.raised.chain[0].bases if ending.raised is not None else ()
-            kind = UsageError if f"{UsageError.__module__}.{UsageError.__qualname__}" in bases else UserCodeError
-            return kind(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
+            link = None if ending.raised is None else ending.raised.chain[0]
+            kind = UsageError if link is not None and link.is_a(UsageError) else UserCodeError
+            of_no_size = link is not None and any(map(link.is_a, OF_NO_SIZE))
+            if kind is UserCodeError and ending.phase == "warm-up" and not of_no_size:
+                kind = SizeRefused
+            return kind(outcome.error, known=outcome.evidence, try_=outcome.hint)
         case OutOfMemory():
             held = format_bytes(max(ending.peak_anonymous_bytes, ending.group_growth_bytes))
-            what = f"nothing fits: the task ran out of memory in its {outcome.source} before a tiny batch was through"
-            asked = f"; {outcome.detail}" if outcome.detail else ""
+            where = RAN_OUT.get(ending.phase, "on its first small batch")
+            stopped = "stopped by the watchdog" if outcome.source == "watchdog" else "an allocation failed"
+            detail = f"; {outcome.detail}" if outcome.detail else ""
+            if kept is not None:
+                detail += f"; {kept}"
+            if torch_bytes > budget_bytes * MOSTLY:
+                detail += f"; Python and torch alone hold {format_bytes(torch_bytes)}"
             return NothingFits(
-                what, known=f"it held {held} when it was stopped; {known}{asked}", try_="a larger container, or a smaller model"
+                f"nothing fits: the task ran out of memory {where} ({stopped} at {held})",
+                known=f"{known}{detail}",
+                try_="a larger container or --memory-limit, or "
+                + (
+                    "a bound for what the dataset keeps (a cache, a list that grows)"
+                    if kept is not None
+                    else "smaller samples, or a dataset that keeps fewer of them"
+                    if ending.phase == "read"
+                    else "a smaller model, or smaller samples"
+                ),
+            )
+        case TimedOut() if outcome.limit_name:
+            doing = DOING[outcome.phase]
+            return Partial(
+                f"{outcome.limit_name} ended while {doing}",
+                known=outcome.detail,
+                try_="a longer --time-limit"
+                + ("" if outcome.phase == "start" else "; if that does not help, the traceback shows the line that hangs")
+                + ('; lines that train belong below `if __name__ == "__main__":`' if outcome.phase == "load" else "")
+                + ("; a sample that takes long can be fetched by hand: task().train_data[0]" if outcome.phase == "read" else ""),
             )
         case TimedOut():
             return UserCodeError(
                 f"the task hangs: still in {outcome.phase} after {outcome.limit_s:.0f} s",
                 known=outcome.detail,
-                try_="run its factory by hand",
+                try_='the lines that train below `if __name__ == "__main__":`, or the factory by hand'
+                if outcome.phase == "load"
+                else "one sample by hand: task().train_data[0]"
+                if outcome.phase == "read"
+                else "the factory by hand, and one step of its training",
             )
         case _:
             return GuardError(

@@ -3,43 +3,65 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, get_args
 
 from pydantic import ValidationError
 
+from batchcal.calibration.promises import PromiseCheck, PromiseName
 from batchcal.calibration.schema import OFF, Budget, Isolation, Mode, Options
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import GuardError
 from batchcal.core.units import MIB
 from batchcal.detect.environment import Environment
-from batchcal.guard.cgroup import MemoryGroup as ControlGroup
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job, Launcher
-from batchcal.guard.meters import read_status
-from batchcal.guard.outcome import Fits, Infrastructure
+from batchcal.guard.job import Function
+from batchcal.guard.launch import FunctionJob, Launcher
+from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
 from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import JSON, Message
-from batchcal.measure.attempts import said
+from batchcal.machine.allocator import maps_large_blocks
+from batchcal.machine.cgroup import MemoryGroup as ControlGroup
+from batchcal.machine.meters import read_status
+from batchcal.measure.attempts import allowed_for, said
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.children import answers
+from batchcal.measure.children.job import (
+    SMALLEST,
+    Curve,
+    ExamineArguments,
+    ProbeArguments,
+    ScoutArguments,
+    Setting,
+    examine,
+    probe,
+    scout,
+)
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import (
     Examination,
     LapReport,
     LapRequest,
-    ProbeReport,
+    Observation,
     ProbeRequest,
-    RehearsalReport,
     RehearsalRequest,
 )
-from batchcal.measure.children.request import ExamineArguments, ProbeArguments, Setting
-from batchcal.measure.race.request import LapArguments
-from batchcal.measure.rehearsal.request import RehearsalArguments
+from batchcal.measure.deadline import Deadline
+from batchcal.measure.heap.job import HandlesAnswer, HandlesArguments, HeapArguments, count_lost_blocks, train_varied
+from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
+from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments, check_promises
+from batchcal.measure.race.job import LapArguments, lap
+from batchcal.measure.rehearsal.job import RehearsalArguments, rehearse
+from batchcal.measure.workers.job import WorkersArguments, examine_workers
+from batchcal.measure.workers.report import reported
+from batchcal.measure.workers.trial import MOST_FRESH_WORKER_S, WorkersReport, WorkersRequest
 from batchcal.workload.reference import TaskReference
 
 UNSHARED_BYTES: Final = 16 * MIB
@@ -55,12 +77,41 @@ LAP_GRACE_S: Final = 10.0
 """A size that was begun is ended."""
 REHEARSAL_GRACE_S: Final = 30.0
 """So are groups and evaluations that no limit cuts short."""
-LOAD_LIMIT_S: Final = (30.0, 300.0)
-WARM_UP_LIMIT_S: Final = (60.0, 900.0)
-"""Least and most. torch.compile takes minutes for large models; it is warmed up, not timed out."""
-LOAD_LIMIT_FACTOR: Final = 5.0
-WARM_UP_LIMIT_FACTOR: Final = 15.0
-"""So many time limits: a minute is no reason to break a compilation off; five seconds are one not to wait for 15 minutes."""
+SCOUT_GRACE_S: Final = 5.0
+"""For the size that was begun."""
+HANDLES_BATCH: Final = 7
+"""Samples: few, and a number that sizes of layers are no multiples of. A dimension that is one is that of the batch."""
+HANDLES_LIMIT_S: Final = 9.0
+HANDLES_SHARE: Final = 0.15
+"""Seconds, and share of the time left: with the start of the process ten tasks of the zoo took 2 to 7 s."""
+LOST_BLOCKS_UNKNOWN: Final = (
+    "how many blocks of the heap are lost to batches from workers is not known: room for as many as there can be is left free"
+)
+VARIED_GRACE_S: Final = 30.0
+"""For the step of the largest batch that comes last."""
+LOAD_LIMIT_S: Final = 300.0
+WARM_UP_LIMIT_S: Final = 900.0
+"""torch.compile takes minutes for large models. The deadline of the command ends what is longer than that."""
+CURVE_LIMIT_S: Final = 20.0
+CURVE_SHARE: Final = 0.3
+"""Of the time left: what a static curve may take before it is given up for a simpler one."""
+CURVES: Final[tuple[Curve, ...]] = ("traced", "profiled", "assumed")
+PROMISE_SAMPLES: Final = (64, 2)
+"""Samples to choose batches from; then those of a single batch, which is divided into 1 + 1."""
+PROMISES_LIMIT_S: Final = 10.0
+PROMISES_SHARE: Final = 0.1
+"""Of the time left: checks end by themselves after half a second, unless a first batch takes longer."""
+PROMISES_LEAST_S: Final = 4.0
+"""Or half of the time left. On two cores with seven busy processes the check of a small autoencoder was ended after 1 s, and a
+batch was divided whose loss is a sum."""
+
+OUTPUT_SHOWN: Final = 8_000
+"""Characters of the task's output: a screen or two."""
+
+
+def promises_limit_s(left_s: float) -> float:
+    """Seconds that the check of promises may take, where `left_s` are left for all."""
+    return min(PROMISES_LIMIT_S, max(left_s * PROMISES_SHARE, min(PROMISES_LEAST_S, left_s / 2)))
 
 
 class ChildProbe:
@@ -72,32 +123,42 @@ class ChildProbe:
         group: MemoryGroup,
         *,
         host_budget_bytes: int,
+        host_allowed_bytes: int | None = None,
         note: Callable[[str], None],
-        time_limit_s: float = 60.0,
+        deadline: Deadline | None = None,
+        printed: Callable[[str], None] = lambda text: None,
         environ: Mapping[str, str] | None = None,
         isolation: str | None = None,
         launchers: Launchers | None = None,
         neighbours: bool = False,
     ) -> None:
         """Args:
+        host_allowed_bytes: host memory that no child may exceed, whatever it runs. None: what the budget allows a probe.
+        deadline: no child runs longer. None: there is none.
         launchers: who starts the children, and is not closed. None: somebody of its own.
+        printed: what the task printed in its first examination, the end of it.
         neighbours: others come and go in the memory group: what it holds more is not held against the child.
         """
         self._neighbours = neighbours
+        self._printed = printed
         self._settings = dict(settings)
         self._group = group
         self._host_budget = host_budget_bytes
-        self._phase_s = {
-            "load": _bounded(LOAD_LIMIT_S, time_limit_s * LOAD_LIMIT_FACTOR),
-            "warm-up": _bounded(WARM_UP_LIMIT_S, time_limit_s * WARM_UP_LIMIT_FACTOR),
-        }
+        self._host_allowed = allowed_for(host_budget_bytes) if host_allowed_bytes is None else host_allowed_bytes
+        self._deadline = deadline
+        self._phase_s = {"load": LOAD_LIMIT_S, "read": LOAD_LIMIT_S, "warm-up": WARM_UP_LIMIT_S}
         variables = os.environ if environ is None else environ
         self._are_lent = launchers is not None
-        self._launchers = launchers or Launchers(variables, note=note, spawn_only=isolation == "spawn")
+        left_s = (lambda: math.inf) if deadline is None else deadline.left_s
+        self._launchers = launchers or Launchers(variables, note=note, spawn_only=isolation == "spawn", left_s=left_s)
         self._examined: dict[str, Examination] = {}
         """By device, whatever the policy was."""
         self._orders: dict[tuple[str, Mode], tuple[int, ...]] = {}
         """The largest samples by device and mode."""
+        self._lost_blocks: dict[str, int | None] = {}
+        """By policy. See `_count_lost_blocks`."""
+        self._kept: answers.Kept | None = None
+        """Of the last examination."""
         self._stay: frozenset[str] = frozenset()
         """Policies that are timed in turn need not start anew each time."""
 
@@ -110,21 +171,19 @@ class ChildProbe:
             known=self._examined.get(device),
             order=self._orders.get((device, "train")),
         )
-        limits = Limits(allowed_bytes=self._most_allowed(allocator), phase_s=self._phase_s, neighbours=self._neighbours)
-        ending = self._run("batchcal.measure.inside.child:examine", arguments.model_dump(mode="json"), allocator, limits)
-        if not ending.has_result and ending.phase == "measure":
-            # Past the first real steps: what crashed or hung is the model without memory, which it need not bear.
-            untraced = arguments.model_copy(update={"traced": False})
-            ending = self._run("batchcal.measure.inside.child:examine", untraced.model_dump(mode="json"), allocator, limits)
+        ending = self._examination(arguments, allocator)
         if not ending.has_result:
-            raise answers.failure(ending, self._host_budget)
+            raise answers.failure(ending, self._host_budget, self._kept, torch_bytes=self._shared_bytes(allocator))
         value = ending.returned if isinstance(ending.returned, dict) else {}
         try:
             examination = Examination.model_validate(value.get("examination"))
         except ValidationError as error:
             known = f"{error.error_count()} fields of it are wrong"
             raise GuardError("the examination of the task gave no usable answer", known=known) from error
+        if not self._examined and ending.output.strip():
+            self._printed(ending.output.strip()[-OUTPUT_SHOWN:])
         if device not in self._examined:
+            examination = examination.model_copy(update={"promises": self._promises(device, allocator)})
             self._examined[device] = examination
             for mode in get_args(Mode):
                 order = value.get(mode)
@@ -132,10 +191,114 @@ class ChildProbe:
                     self._orders[device, mode] = tuple(index for index in order if isinstance(index, int))
         return examination
 
-    def measure(self, request: ProbeRequest) -> ProbeReport:
-        """One probe. See `Probe`."""
+    def _examination(self, arguments: ExamineArguments, allocator: str) -> Ending:
+        """How the child ended that examined the task; again with a simpler curve where the curve failed, and with one sample
+        where two did not fit."""
+        ending = self._examine_once(arguments, allocator)
+        setting = arguments.setting
+        if ran_out(ending) and ending.phase == "warm-up" and setting.smallest_batch == 2 and setting.multiple_of == 1:
+            single = setting.model_copy(update={"smallest_batch": 1})
+            alone = self._examine_once(arguments.model_copy(update={"setting": single}), allocator)
+            if alone.has_result or alone.phase == "measure":
+                arguments, ending = arguments.model_copy(update={"setting": single}), alone
+                self._settings[single.device] = single
+        for curve in CURVES[1:]:
+            # Past the first real steps: the model without memory or the profiler crashed, hung, or needed too much itself.
+            if ending.has_result or ending.phase != "measure" or ending.limit_name:
+                break
+            ending = self._examine_once(arguments.model_copy(update={"curve": curve}), allocator)
+        return ending
+
+    def _examine_once(self, arguments: ExamineArguments, allocator: str) -> Ending:
+        left_s = math.inf if self._deadline is None else self._deadline.left_s()
+        limits = Limits(
+            allowed_bytes=self._most_allowed(allocator),
+            phase_s={**self._phase_s, "measure": min(CURVE_LIMIT_S, left_s * CURVE_SHARE)},
+            neighbours=self._neighbours,
+        )
+
+        def listen(message: Message) -> None:
+            with contextlib.suppress(ValidationError):
+                self._kept = answers.Kept.model_validate(message)
+
+        self._kept = None
+        return self._run(examine, arguments.model_dump(mode="json"), allocator, limits, listen=listen)
+
+    def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
+        """One child that tries them all. See `Probe`."""
+        ran: list[int] = []
+
+        def listen(message: Message) -> None:
+            size = message.get("ran")
+            if isinstance(size, int):
+                ran.append(size)
+
+        arguments = ScoutArguments(setting=self._settings[device], sizes=tuple(sizes), limit_s=limit_s)
+        limits = Limits(
+            allowed_bytes=self._most_allowed(allocator),
+            phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
+            neighbours=self._neighbours,
+        )
+        values = arguments.model_dump(mode="json")
+        self._run(scout, values, allocator, limits, listen=listen)
+        return tuple(ran)
+
+    def obey(self, rule: SizeRule) -> None:
+        """See `Probe`."""
+        self._lost_blocks.clear()  # they may have been counted with a size that the task refuses
+        for device, setting in self._settings.items():
+            # One sample stays the tiny batch where two do not fit.
+            smallest = rule.smallest if rule.smallest > SMALLEST else min(setting.smallest_batch, SMALLEST)
+            changes = {"smallest_batch": smallest, "multiple_of": rule.multiple_of, "one_size": rule.one_size}
+            self._settings[device] = setting.model_copy(update=changes)
+
+    def _promises(self, device: str, allocator: str) -> tuple[PromiseCheck, ...]:
+        """What the task promises, checked in a child of its own: whatever becomes of it, the task was examined. Again with two
+        samples, where eight need more memory than there is."""
+        promises: tuple[PromiseCheck, ...] = ()
+        for samples in PROMISE_SAMPLES:
+            arguments = PromiseArguments(setting=self._settings[device], samples=samples)
+            promises, ran_short = self._promises_of(arguments, allocator)
+            if not ran_short:
+                break
+        return promises
+
+    def _promises_of(self, arguments: PromiseArguments, allocator: str) -> tuple[tuple[PromiseCheck, ...], bool]:
+        """The checks of one child, those that it reported before it died included; and whether it needed too much memory."""
+        reported: list[PromiseCheck] = []
+
+        def listen(message: Message) -> None:
+            with contextlib.suppress(ValidationError):
+                reported.append(PromiseCheck.model_validate(message.get("promise")))
+
+        left_s = math.inf if self._deadline is None else self._deadline.left_s()
+        limits = Limits(
+            allowed_bytes=self._most_allowed(allocator),
+            phase_s={**self._phase_s, "measure": promises_limit_s(left_s)},
+            neighbours=self._neighbours,
+        )
+        values = arguments.model_dump(mode="json")
+        ending = self._run(check_promises, values, allocator, limits, listen=listen)
+        with contextlib.suppress(ValidationError):
+            return PromiseAnswer.model_validate(ending.returned).promises, False
+        outcome = classify(ending, lambda value: Infrastructure(detail="no usable answer"))
+        names: tuple[PromiseName, ...] = ("mean-over-weight", "batch-statistics")
+        missing = [name for name in names if name not in {check.promise for check in reported}]
+        unchecked = (PromiseCheck(promise=name, result="not-checked", cause=said(outcome)) for name in missing)
+        return (*reported, *unchecked), isinstance(outcome, OutOfMemory)
+
+    def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
+        """See `Probe`."""
+        return self.measure(request) if isinstance(request, ProbeRequest) else self.rehearse(request)
+
+    def measure(self, request: ProbeRequest) -> Observation:
+        """Steps at one size."""
         self._stay = frozenset()
         setting = self._settings[request.device]
+        if request.one_size:
+            setting = setting.model_copy(update={"one_size": True})
+        if setting.workers and request.device == "cpu" and maps_large_blocks(request.allocator):
+            setting = setting.model_copy(update={"lost_blocks": self._count_lost_blocks(setting, request.allocator)})
         accelerated = not request.device.startswith("cpu")
         allowed = self._most_allowed(request.allocator)
         if not accelerated:
@@ -160,13 +323,45 @@ class ChildProbe:
             neighbours=self._neighbours,
         )
         began = time.monotonic()
-        ending = self._run("batchcal.measure.inside.child:probe", arguments.model_dump(mode="json"), request.allocator, limits)
+        ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits)
         within = self._within(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
         outcome = classify(ending, lambda value: answers.probed(value, ending, within, request.batch))
-        layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if request.device.startswith("cuda") else ()))
-        isolation = Isolation(launcher=self._launchers.get(request.allocator).name, fence=layers, missing=ending.missing)
+        isolation = self._isolation(ending, request.device, request.allocator)
         notes = answers.notes(ending.returned)
-        return ProbeReport(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
+        if self._lost_blocks.get(request.allocator, 0) is None:
+            notes += (LOST_BLOCKS_UNKNOWN,)
+        return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
+
+    def _isolation(self, ending: Ending, device: str, allocator: str) -> Isolation:
+        layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if device.startswith("cuda") else ()))
+        launcher = self._launchers.there.get(allocator)
+        return Isolation(launcher="zygote" if launcher is None else launcher.name, fence=layers, missing=ending.missing)
+
+    def _count_lost_blocks(self, setting: Setting, allocator: str) -> int | None:
+        """Blocks of a step that are lost to handles of workers' batches, counted once. None: unknown."""
+        if allocator not in self._lost_blocks:
+            self._lost_blocks[allocator] = self._lost_blocks_of(setting, allocator)
+        return self._lost_blocks[allocator]
+
+    def _lost_blocks_of(self, setting: Setting, allocator: str) -> int | None:
+        batch = HANDLES_BATCH * setting.multiple_of
+        if setting.one_size or batch < setting.smallest_batch:
+            return None
+        left_s = math.inf if self._deadline is None else self._deadline.left_s()
+        limit_s = min(HANDLES_LIMIT_S, left_s * HANDLES_SHARE)
+        order = self._orders.get((setting.device, "train"))
+        arguments = HandlesArguments(setting=setting, batch=batch, limit_s=limit_s, order=order)
+        limits = Limits(
+            allowed_bytes=self._most_allowed(allocator),
+            phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
+            host_fence=False,
+            neighbours=self._neighbours,
+        )
+        ending = self._run(count_lost_blocks, arguments.model_dump(mode="json"), allocator, limits)
+        try:
+            return HandlesAnswer.model_validate(ending.returned).lost_blocks
+        except ValidationError:
+            return None
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         """Starts a launcher for each of `allocators`, where there is room for all of them. See `Probe`."""
@@ -178,7 +373,22 @@ class ChildProbe:
             self._launchers.start_all(allocators)
 
     def lap(self, request: LapRequest) -> LapReport:
-        """Times micro-batches in one child. See `Probe`."""
+        """Times micro-batches in one child; in one each where a process takes one size only. See `Probe`."""
+        if not self._settings[request.device].one_size or len(request.micro_batches) == 1:
+            return self._lap(request)
+        times: list[StepTime] = []
+        until, samples = time.monotonic() + request.limit_s, request.samples
+        for size in request.micro_batches:
+            limit_s = max(0.0, until - time.monotonic())
+            alone = {"micro_batches": (size,), "rounds": 0, "samples": samples, "limit_s": limit_s}
+            report = self._lap(request.model_copy(update=alone))
+            times.extend(report.times)
+            if report.why_ended or time.monotonic() >= until:
+                return LapReport(times=tuple(times), why_ended=report.why_ended)
+            samples = samples or (times[0].steps * size if times else None)
+        return LapReport(times=tuple(times))
+
+    def _lap(self, request: LapRequest) -> LapReport:
         times: list[StepTime] = []
 
         def listen(message: Message) -> None:
@@ -205,12 +415,12 @@ class ChildProbe:
             accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         values = arguments.model_dump(mode="json")
-        ending = self._run("batchcal.measure.race.lap:lap", values, request.allocator, limits, listen=listen)
+        ending = self._run(lap, values, request.allocator, limits, listen=listen)
         outcome = classify(ending, lambda value: Infrastructure(detail=""))
         return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
 
-    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
-        """A whole plan in one child. See `Probe`."""
+    def rehearse(self, request: RehearsalRequest) -> Observation:
+        """A complete plan."""
         plan = request.plan
         accelerated = not plan.device.startswith("cpu")
         allowed = self._most_allowed(plan.allocator)
@@ -238,12 +448,66 @@ class ChildProbe:
         began = time.monotonic()
         heard: list[Message] = []
         values = arguments.model_dump(mode="json")
-        ending = self._run("batchcal.measure.rehearsal.child:rehearse", values, plan.allocator, limits, listen=heard.append)
+        ending = self._run(rehearse, values, plan.allocator, limits, listen=heard.append)
         within = self._within(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
         outcome = classify(ending, lambda value: answers.rehearsed(value, ending, within, request))
         times = answers.rehearsal_times(ending.returned) if isinstance(outcome, Fits) else None
         evaluating = answers.evaluating(ending.returned, within, heard=bool(heard))
-        return RehearsalReport(outcome=outcome, times=times, evaluating=evaluating, wall_s=time.monotonic() - began)
+        isolation, wall_s = self._isolation(ending, plan.device, plan.allocator), time.monotonic() - began
+        return Observation(outcome=outcome, isolation=isolation, wall_s=wall_s, times=times, evaluating=evaluating)
+
+    def try_workers(self, request: WorkersRequest) -> WorkersReport:
+        """Workers in a child of their own. See `Probe`."""
+        limits = Limits(
+            allowed_bytes=self._most_allowed(request.allocator),
+            phase_s={**self._phase_s, "measure": request.limit_s + MOST_FRESH_WORKER_S},
+            host_fence=False,
+            neighbours=self._neighbours,
+        )
+        setting = self._settings[request.device]
+        arguments = WorkersArguments(
+            reference=setting.reference,
+            seed=setting.seed,
+            workers=request.workers,
+            read_s=request.read_s,
+            hang_s=request.hang_s,
+        )
+        report = reported(
+            self._run(examine_workers, arguments.model_dump(mode="json"), request.allocator, limits), request.workers
+        )
+        start = report.workers.start
+        self._settings = {device: one.model_copy(update={"start": start}) for device, one in self._settings.items()}
+        return report
+
+    def train_varied(self, request: HeapRequest) -> HeapReport:
+        """Batches of changing shapes in a child of their own. See `Probe`."""
+        self._stay = frozenset()
+        readings: list[HeapReading] = []
+
+        def listen(message: Message) -> None:
+            with contextlib.suppress(ValidationError):
+                readings.append(HeapReading.model_validate(message.get("reading")))
+
+        arguments = HeapArguments(
+            setting=self._settings[request.device],
+            batch=request.batch,
+            limit_s=request.limit_s,
+            order=self._orders.get((request.device, "train")),
+        )
+        allowed = min(request.allowed_bytes, self._most_allowed(request.allocator))
+        limits = Limits(
+            allowed_bytes=allowed,
+            phase_s={**self._phase_s, "measure": request.limit_s + VARIED_GRACE_S},
+            neighbours=self._neighbours,
+        )
+        ending = self._run(train_varied, arguments.model_dump(mode="json"), request.allocator, limits, listen=listen)
+        if ending.has_result:
+            return HeapReport(readings=tuple(readings))
+        outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+        if readings and isinstance(outcome, OutOfMemory | Suspect):
+            held = max(readings[-1].peak_bytes, allowed)
+            readings.append(HeapReading(steps=readings[-1].steps + 1, peak_bytes=held))
+        return HeapReport(readings=tuple(readings), why_ended=said(outcome))
 
     def close(self) -> None:
         """No process, no file of ours stays."""
@@ -251,10 +515,16 @@ class ChildProbe:
             self._launchers.close()
 
     def _run(
-        self, function: str, arguments: dict[str, JSON], allocator: str, limits: Limits, *, listen: Listener | None = None
+        self, function: Function, arguments: dict[str, JSON], allocator: str, limits: Limits, *, listen: Listener | None = None
     ) -> Ending:
         setting = next(iter(self._settings.values()))
-        job = Job(function, arguments, setting.reference.directory, self._launchers.environment(allocator))
+        job = FunctionJob(function, arguments, setting.reference.directory, self._launchers.environment(allocator))
+        if self._deadline is not None:
+            left_s, name = self._deadline.left_s(), self._deadline.name
+            if left_s <= 0:
+                return Ending(killed_for="deadline", kill_reason=f"{name} had ended", limit_name=name)
+            limits = replace(limits, total_s=left_s, total_name=name)
+        limits = replace(limits, shared_bytes=self._shared_bytes(allocator))
         try:
             return run(job, self._launcher(allocator), self._group, limits, listen)
         except GuardError:
@@ -277,13 +547,16 @@ class ChildProbe:
         )
 
     def _most_allowed(self, allocator: str) -> int:
-        """Demand (as a training would have it) at which the group would be as full as the fence lets it be."""
+        """Demand (as a training would have it) at which the group would be as full as the fence lets it be, or the memory limit
+        that the user set is reached."""
         limit, shared = self._group.limit_bytes, self._shared_bytes(allocator)
         room = limit - trip_distance(limit, armed=True) - self._group.hard_bytes()
-        return max(0, room + shared - (UNSHARED_BYTES if shared else 0))
+        return max(0, min(room + shared - (UNSHARED_BYTES if shared else 0), self._host_allowed))
 
     def _shared_bytes(self, allocator: str) -> int:
         """What a child holds together with the zygote that it was forked from, which a training holds alone."""
+        if self._deadline is not None and self._deadline.left_s() <= 0:
+            return 0  # no child is started, and no launcher for it
         pid = self._launcher(allocator).overhead_pid
         status = None if pid is None else read_status(pid)
         return 0 if status is None else status.anonymous_bytes
@@ -297,10 +570,12 @@ def child_probe(
     meter: MemoryGroup,
     *,
     note: Callable[[str], None],
+    deadline: Deadline | None = None,
+    printed: Callable[[str], None] = lambda text: None,
     launchers: Launchers | None = None,
     neighbours: bool = False,
 ) -> ChildProbe:
-    """The probe for the task behind `reference` on the devices of `budgets`; see `ChildProbe` for the last two."""
+    """The probe for the task behind `reference` on the devices of `budgets`; see `ChildProbe` for the last three."""
     free = {f"{item.kind}:{item.index}": item.free_bytes for item in environment.accelerators}
     host = budgets.get("cpu") or host_budget_of(environment, options)
     settings = {
@@ -311,7 +586,8 @@ def child_probe(
             activation_checkpointing=options.activation_checkpointing,
             intra_op_threads=environment.optimal_threads,
             workers=options.workers or 0,
-            smallest_batch=max(2, options.multiple_of),
+            smallest_batch=SizeRule(multiple_of=options.multiple_of).smallest,
+            multiple_of=options.multiple_of,
             accelerator_free_bytes=free.get(device),
         )
         for device in budgets
@@ -320,13 +596,15 @@ def child_probe(
         settings,
         meter,
         host_budget_bytes=host.budget_bytes,
+        host_allowed_bytes=min(allowed_for(host.budget_bytes), host.limit_bytes - host.others_bytes),
         note=note,
-        time_limit_s=options.time_limit_s,
+        deadline=deadline,
+        printed=printed,
         launchers=launchers,
         neighbours=neighbours,
     )
 
 
-def _bounded(bounds: tuple[float, float], seconds: float) -> float:
-    least, most = bounds
-    return min(max(seconds, least), most)
+def ran_out(ending: Ending) -> bool:
+    """Whether memory ran out in the child."""
+    return isinstance(classify(ending, lambda value: Infrastructure(detail="")), OutOfMemory)

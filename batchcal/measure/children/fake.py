@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.promises import PromiseCheck
 from batchcal.calibration.schema import Isolation, Mode
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import StepTime
+from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.units import MIB
-from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak
+from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak, UserCodeFailed
 from batchcal.measure.children.probe import (
     Examination,
     LapReport,
     LapRequest,
-    ProbeReport,
+    Observation,
+    PlanTimes,
     ProbeRequest,
-    RehearsalReport,
     RehearsalRequest,
-    RehearsalTimes,
+    SizeRefused,
 )
+from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.race.race import LEAST_ROUNDS
+from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
 from batchcal.workload.facts import TaskFacts
+
+ASSUMED: Final = Isolation(launcher="fake", fence=())
 
 
 class FakeProbe:
     """Needs `base + batch x per_sample` bytes; a step is said to take `step_overhead_s + batch x sample_s` seconds.
 
+    `takes`: (size, size of the warm-up) -> whether the task runs it; every size where it is None.
     `mapped`: all of it in blocks so large that none is left behind in the heap.
     """
 
@@ -42,6 +51,7 @@ class FakeProbe:
         eval_share: float = 0.3,
         mapped: bool = False,
         sleep_s: float = 0.0,
+        takes: Callable[[int, int], bool] | None = None,
     ) -> None:
         self._base = base_bytes
         self._per_sample = bytes_per_sample
@@ -52,9 +62,14 @@ class FakeProbe:
         self._eval_share = eval_share
         self._mapped = mapped
         self._sleep_s = sleep_s
+        self._takes = takes
+        self._rule = SizeRule()
         self.asked: list[ProbeRequest] = []
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+        smallest = self._rule.smallest
+        if self._refuses((smallest,)):
+            raise SizeRefused(f"ValueError: no batch of {smallest}", known="Traceback ...")
         facts = TaskFacts(
             train_samples=self._train_samples,
             eval_samples=self._eval_samples,
@@ -62,7 +77,7 @@ class FakeProbe:
             parameter_bytes=4_000_000,
             optimizer="assumed",
             batch_bytes_per_sample=self._per_sample / 100,
-            worst_case="first-samples",
+            worst_case="scan",
         )
         return Examination(
             facts=facts,
@@ -71,20 +86,41 @@ class FakeProbe:
             shapes={mode: self._shape(mode) for mode in ("train", "eval")},
             samples_per_s=1 / self._sample_s,
             shape_source="assumed",
+            refused=tuple(size for size in (smallest + 1,) if self._refuses((size,)) and self._rule == SizeRule()),
         )
 
-    def measure(self, request: ProbeRequest) -> ProbeReport:
+    def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
+        return tuple(size for size in sizes if not self._refuses((size,), one_size=True))
+
+    def obey(self, rule: SizeRule) -> None:
+        self._rule = rule
+
+    def _refuses(self, sizes: Sequence[int], *, one_size: bool = False) -> bool:
+        """Whether the task fails at one of `sizes` in a process that warms up as a child does."""
+        if self._takes is None:
+            return False
+        warm_up = sizes[0] if one_size or self._rule.one_size else self._rule.smallest
+        return not all(self._takes(size, warm_up) for size in (warm_up, *sizes))
+
+    def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
+        """See `Probe`."""
+        return self.measure(request) if isinstance(request, ProbeRequest) else self.rehearse(request)
+
+    def measure(self, request: ProbeRequest) -> Observation:
         self.asked.append(request)
         time.sleep(self._sleep_s)
         share = 1.0 if request.mode == "train" else self._eval_share
         demand = int(self._base + request.batch * self._per_sample * share)
         step_s = self._overhead_s + request.batch * self._sample_s
+        trained = () if request.train_batch is None else (request.train_batch,)
         outcome: Outcome
-        if demand > request.budget_bytes:
+        if self._refuses((request.batch, *trained), one_size=request.one_size):
+            outcome = UserCodeFailed(phase="measure", error=f"ValueError: no batch of {request.batch}", traceback="Traceback ...")
+        elif demand > request.budget_bytes:
             outcome = OutOfMemory(source="budget", detail="assumed", peak=Peak(demand_bytes=demand))
         else:
             outcome = Fits(peak=Peak(demand_bytes=demand), steps=3, step_s=step_s, samples_per_s=request.batch / step_s)
-        return ProbeReport(outcome=outcome, isolation=Isolation(launcher="fake", fence=()), wall_s=step_s * 3)
+        return Observation(outcome=outcome, isolation=ASSUMED, wall_s=step_s * 3)
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
@@ -103,11 +139,12 @@ class FakeProbe:
             )
             for _ in range(max(1, min(request.rounds, LEAST_ROUNDS)))
             for size in request.micro_batches
+            if not self._refuses((size,))
             for threads in request.threads or (1,)
         ]
         return LapReport(times=tuple(times))
 
-    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+    def rehearse(self, request: RehearsalRequest) -> Observation:
         """As `measure` says of the largest micro-batch."""
         plan = request.plan
         time.sleep(self._sleep_s)
@@ -115,13 +152,21 @@ class FakeProbe:
         step_s = sum(self._overhead_s + size * self._sample_s for size in plan.micro_batches)
         samples = sum(plan.micro_batches)
         outcome: Outcome
-        if demand > request.budget_bytes:
+        if self._refuses((*request.micro_batches, *request.eval_batches)):
+            outcome = UserCodeFailed(phase="measure", error="ValueError: no such batch", traceback="Traceback ...")
+        elif demand > request.budget_bytes:
             outcome = OutOfMemory(source="budget", detail="assumed", peak=Peak(demand_bytes=demand))
         else:
             outcome = Fits(peak=Peak(demand_bytes=demand), steps=1, step_s=step_s, samples_per_s=samples / step_s)
         rates = tuple(size / (self._overhead_s + size * self._sample_s) for size in request.eval_batches)
-        times = RehearsalTimes(wait_share=0.0, eval_samples_per_s=rates)
-        return RehearsalReport(outcome=outcome, times=times, wall_s=step_s * 2)
+        times = PlanTimes(wait_share=0.0, eval_samples_per_s=rates)
+        return Observation(outcome=outcome, isolation=ASSUMED, times=times, wall_s=step_s * 2)
+
+    def try_workers(self, request: WorkersRequest) -> WorkersReport:
+        return WorkersReport(check=PromiseCheck(promise="same-samples-in-workers", result="ok"), workers=LoaderWorkers())
+
+    def train_varied(self, request: HeapRequest) -> HeapReport:
+        return HeapReport(readings=())
 
     def close(self) -> None:
         return None

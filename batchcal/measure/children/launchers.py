@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from batchcal.core.errors import GuardError
-from batchcal.guard.allocator import PolicyName, resolve
 from batchcal.guard.launch import Launcher, SpawnLauncher, ZygoteLauncher
+from batchcal.machine.allocator import PolicyName, resolve
+
+PRELOAD: Final = ("torch", "torch.utils.data", "torch._dynamo", "numpy", "batchcal.measure.inside.child")
+"""Imported before the first fork. torch._dynamo because the first optimizer step imports it (0.8 s)."""
 
 
 class Launchers:
     """A zygote for each policy where there can be one, else a launcher that spawns."""
 
-    def __init__(self, environ: Mapping[str, str], *, note: Callable[[str], None], spawn_only: bool) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        note: Callable[[str], None],
+        spawn_only: bool,
+        left_s: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        """`left_s`: how long a launcher may take to start."""
+        self._left_s = left_s
         self._environ = dict(environ)
         self._note = note
         self._spawned: set[PolicyName] = set()
@@ -34,7 +48,7 @@ class Launchers:
         missing = [name for name in allocators if name not in self.there and not self._must_spawn(name)]
         for name in missing:
             try:
-                self._starting[name] = ZygoteLauncher(resolve(name), self._environ)
+                self._starting[name] = ZygoteLauncher(resolve(name), self._environ, PRELOAD)
             except GuardError as error:
                 self._give_up(name, error)
         for name in missing:
@@ -66,8 +80,8 @@ class Launchers:
         policy = resolve(allocator)
         if not self._must_spawn(allocator):
             try:
-                zygote = self._starting.pop(allocator, None) or ZygoteLauncher(policy, self._environ)
-                zygote.await_ready()
+                zygote = self._starting.pop(allocator, None) or ZygoteLauncher(policy, self._environ, PRELOAD)
+                zygote.await_ready(self._left_s())
             except GuardError as error:
                 self._give_up(allocator, error)
             else:

@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.promises import PromiseCheck
 from batchcal.calibration.schema import Isolation, Mode
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import StepTime
+from batchcal.core.errors import UserCodeError
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
+from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.search.settling import LEAST_STEPS, STEPS_BEFORE_EVALUATION
+from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
 from batchcal.plan.plan import Plan
 from batchcal.workload.facts import TaskFacts
+
+
+class SizeRefused(UserCodeError):
+    """The user's code failed in the tiny steps of an examination: another size may run."""
 
 
 class ProbeRequest(Frozen):
@@ -34,14 +43,36 @@ class ProbeRequest(Frozen):
     """For `eval`: the training micro-batch that is run first, as in a training."""
     train_steps: int = STEPS_BEFORE_EVALUATION
     """For `eval`: so many steps of it."""
+    one_size: bool = False
+    """The process runs no other size, in the warm-up neither."""
     deadline_s: float | None = None
     """For the measured steps, seconds. Loading and warming up have limits of their own."""
 
 
-class ProbeReport(Frozen):
+class PlanTimes(Frozen):
+    """What else was learned of a plan that fits."""
+
+    wait_share: float
+    """Of a step: waiting for the batch."""
+    foreign_share: float | None = None
+    """See `StepTime`."""
+    eval_samples_per_s: tuple[float, ...]
+    """By size that was asked for."""
+    last_group_error: str = ""
+    """How the last, smaller group of an epoch failed: an error of the task's own code. Empty: it ran, or there is none."""
+
+
+class Observation(Frozen):
+    """Result of one probe."""
+
     outcome: Outcome
+    """For a plan, `Fits.samples_per_s` is the mean over complete optimizer steps and `step_s` the seconds of one step."""
     isolation: Isolation
     wall_s: float
+    times: PlanTimes | None = None
+    """Times of a plan that fits."""
+    evaluating: bool = False
+    """For a plan: an evaluation failed, not a training step."""
     notes: tuple[str, ...] = ()
     """What the reader of the calibration should know of it."""
 
@@ -58,7 +89,13 @@ class Examination(Frozen):
     """Of a small batch: what a first probe may be expected to take."""
     shape_source: str
     """`fake-tensor`, `profiler` or `batch-bytes`."""
+    shapes_change: bool | None = False
+    """Whether random batches of one size have tensors of different shapes. None: unknown."""
+    refused: tuple[int, ...] = ()
+    """Small sizes at which the user's code failed in the process that had run a tiny batch before."""
     notes: tuple[str, ...] = ()
+    promises: tuple[PromiseCheck, ...] = ()
+    """Checks of what the task promises."""
 
 
 class LapRequest(Frozen):
@@ -110,27 +147,6 @@ class RehearsalRequest(Frozen):
     """No group is begun after so many seconds."""
 
 
-class RehearsalTimes(Frozen):
-    """What else was learned of a plan that fits."""
-
-    wait_share: float
-    """Of a step: waiting for the batch."""
-    foreign_share: float | None = None
-    """See `StepTime`."""
-    eval_samples_per_s: tuple[float, ...]
-    """By size that was asked for."""
-
-
-class RehearsalReport(Frozen):
-    outcome: Outcome
-    """`Fits.samples_per_s` is that of whole optimizer steps, in the mean; `step_s` seconds of one."""
-    times: RehearsalTimes | None
-    """None: it did not fit."""
-    evaluating: bool = False
-    """Whether it was an evaluation that needed too much, or that ended it."""
-    wall_s: float
-
-
 class Probe(Protocol):
     """Measures. Never raises for what the machine or the user's code did to a probe; raises for what we could not do."""
 
@@ -138,12 +154,22 @@ class Probe(Protocol):
         """Loads the task once, before the first probe.
 
         Raises:
-            UserCodeError, UsageError: the task cannot be loaded or its first step fails.
+            UserCodeError, UsageError: the task cannot be loaded or its first step fails; SizeRefused where another size may run.
             NothingFits: even a tiny step needs more memory than there is.
         """
         ...
 
-    def measure(self, request: ProbeRequest) -> ProbeReport: ...
+    def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
+        """Those of `sizes` at which a step ran, all in one process, as many as there is time for. Never raises for the task."""
+        ...
+
+    def obey(self, rule: SizeRule) -> None:
+        """From now on warm-ups, tiny batches and static curves use sizes of `rule`."""
+        ...
+
+    def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
+        """Run one batch size, or a complete plan, in a child."""
+        ...
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         """What needs up to `demand_bytes` is about to be timed under each of `allocators`, in turn: what it takes to start may be
@@ -154,8 +180,13 @@ class Probe(Protocol):
         """Times micro-batches. What cannot be run is left out, and says so."""
         ...
 
-    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
-        """Runs a whole plan."""
+    def try_workers(self, request: WorkersRequest) -> WorkersReport:
+        """Starts DataLoader workers once: whether they return the samples of the process, and what they come to hold. What is
+        measured later with a number of workers that the user asked for starts them in the way that this found."""
+        ...
+
+    def train_varied(self, request: HeapRequest) -> HeapReport:
+        """Trains with random batches and reads the peak as steps go by. Never raises for the task."""
         ...
 
     def close(self) -> None: ...

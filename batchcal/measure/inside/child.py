@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import mmap
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
-
-from torch.utils.data import DataLoader
 
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.core.units import format_bytes
 from batchcal.guard.job import ChildContext
-from batchcal.guard.meters import ProcessMemory, read_status
+from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON
+from batchcal.machine.meters import ProcessMemory, read_status
+from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
+from batchcal.measure.children.job import SMALLEST, ExamineArguments, ProbeAnswer, ProbeArguments, Setting
 from batchcal.measure.children.probe import Examination
-from batchcal.measure.children.request import ExamineArguments, ProbeAnswer, ProbeArguments
-from batchcal.measure.inside.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
-from batchcal.measure.inside.static import FakeTrace, line, profiled_curve
-from batchcal.measure.inside.subject import Subject, limit_accelerator
+from batchcal.measure.heap.handles import FreedBlocks, heap_keeps_blocks, hold_blocks
+from batchcal.measure.inside.first_steps import first_steps
+from batchcal.measure.inside.loader import same_batch
+from batchcal.measure.inside.peak import WorkersPeak, held
+from batchcal.measure.inside.static import PROFILED_BATCHES, FakeTrace, line, profiled_curve
+from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
 from batchcal.measure.search.settling import STILL, stands_still
+from batchcal.measure.workers.keeping import kept_by_reading
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.worker_deaths import raise_outside_of_queues
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.facts import TaskFacts
+from batchcal.workload.optimizers import set_mode
+from batchcal.workload.streams import length_of
 from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 2.0
@@ -35,6 +44,8 @@ STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
 LEAKING_STEPS: Final = 4
 """So many steps in a row that each bring more are no settling."""
 RATE_BATCH: Final = 16
+SLOW_STEP_S: Final = 0.5
+"""Of a tiny batch: its own rate is enough. Two steps of a larger one took 20 s with graphs of 30,000 nodes."""
 COLLATE_LIMIT_S: Final = 0.7
 """The static curve asks for no batch whose collation is expected to take longer."""
 COLLATED_SHARE: Final = 0.3
@@ -43,33 +54,46 @@ PROFILED_SHARE: Final = 0.6
 """Tiny batches are profiled by running them, as long as they are expected to stay within this share of the room."""
 
 
-def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def examine(request: ExamineArguments, context: ChildContext) -> JSON:
     """Loads the task, runs three tiny steps, and draws the static curves; the tiny steps alone where the rest is known."""
-    request = ExamineArguments.model_validate(arguments)
     context.phase("load")
     subject = Subject.load(request.setting)
     seed, known = request.setting.seed, request.known
+    context.phase("read")
+    kept = kept_by_reading(subject.task.train_data, seed) if known is None else 0.0
+    if kept:
+        context.tell({"kept_bytes_per_sample": kept, "train_samples": length_of(subject.task.train_data)})
     worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=seed, order=request.order)
-    facts = worst.facts(subject.task) if known is None else known.facts
+    worst.spare()
+    facts = worst.facts(subject.task).model_copy(update={"kept_bytes_per_sample": kept}) if known is None else known.facts
     context.phase("warm-up")
     host, accelerator = HostPeak(), AcceleratorPeak(subject.device, request.setting.accelerator_free_bytes)
     smallest = request.setting.smallest_batch
     loaded = accelerator.reserved_bytes() or (read_status() or ProcessMemory()).hard_bytes
-    for _ in range(2):
-        subject.train(worst.batch(smallest), smallest)
+    steps = first_steps(subject, worst, smallest, one_size=request.setting.one_size)
+    subject.train(worst.batch(smallest), smallest)
     host.reset()
     accelerator.reset()
+    began = time.perf_counter()
     subject.train(worst.batch(smallest), smallest, MicroBatch(worst.batch(smallest), smallest))
+    tiny_s = (time.perf_counter() - began) / 2
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
     base = base_bytes if base_accelerator is None else base_accelerator
-    rate = _rate(subject, worst, _rate_batch(request, facts, loaded, base), smallest)
+    # The task runs. From here on the instrument may fail: an end in this phase is not held against the task.
+    context.phase("measure")
+    if tiny_s > SLOW_STEP_S:
+        rate = smallest / max(tiny_s, smallest * worst.sample_s)
+    else:
+        rate = _rate(subject, worst, _rate_batch(request, facts, loaded, base), smallest)
     if known is not None:
         tiny = {"base_bytes": base_bytes, "base_accelerator_bytes": base_accelerator, "samples_per_s": rate}
         return {"examination": known.model_copy(update=tiny).model_dump(mode="json")}
+    refused = () if tiny_s > SLOW_STEP_S else _refused(subject, worst, request, facts)
     eval_order = worst.order
     if subject.task.eval_data is not None:
-        eval_order = WorstCase.of(subject.task, "eval", limit_s=EVAL_SCAN_LIMIT_S, seed=seed).order
-    context.phase("measure", limit_s=max(20.0, request.limit_s * 3))
+        eval_worst = WorstCase.of(subject.task, "eval", limit_s=EVAL_SCAN_LIMIT_S, seed=seed)
+        eval_order = eval_worst.order
+        facts = facts.model_copy(update={"unseen_factor": max(facts.unseen_factor, eval_worst.factor)})
     shapes, source, notes = _shapes(subject.task, worst, request, facts, base)
     examination = Examination(
         facts=facts,
@@ -78,18 +102,23 @@ def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         shapes=shapes,
         samples_per_s=rate,
         shape_source=source,
-        notes=notes,
+        shapes_change=worst.shapes_change(smallest, random.Random(seed)),
+        refused=refused,
+        notes=(*steps.notes(), *notes),
     )
     return {"examination": examination.model_dump(mode="json"), "train": list(worst.order), "eval": list(eval_order)}
 
 
-def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def probe(request: ProbeArguments, context: ChildContext) -> JSON:
     """Warms up on a tiny batch, has the fence armed, then runs steps at the asked size until the peak stands still."""
-    request = ProbeArguments.model_validate(arguments)
     setting = request.setting
     context.phase("load")
     subject = Subject.load(setting)
+    context.phase("read")
     worst = WorstCase.of(subject.task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
+    workers = WorkersPeak()
+    # Workers start before this process reads a sample, as in a training: what a dataset opens on its first read is not shared.
+    batches = same_batch(worst, setting, worst.indices(request.batch), request.samples)
     train_worst = worst
     if request.mode == "eval":
         train_worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=request.train_order)
@@ -97,11 +126,7 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     limit_accelerator(subject.device, request.accelerator_allowed_bytes)
     host = HostPeak()
     load_peak = host.read()
-    context.phase("warm-up")
-    smallest = min(setting.smallest_batch, request.batch)
-    subject.warm_up(train_worst.batch(smallest), smallest)
-    context.arm()
-    context.phase("measure")
+    smallest = warm_up_for(subject, train_worst, setting, context, request.batch)
     host.reset()
     accelerator.reset()
     if request.mode == "eval" and request.train_batch is not None:
@@ -110,11 +135,11 @@ def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         host.reset()  # what training leaves behind stays resident; what evaluation needs beyond it is the question
         accelerator.reset()
     begin = host.read()
-    tiny = MicroBatch(train_worst.batch(smallest), smallest)
-    step_s, peaks, workers = _steps(subject, worst, request, host, tiny)
+    tiny = None if setting.one_size else MicroBatch(train_worst.batch(smallest), smallest)
+    step_s, peaks, workers_bytes = _steps(subject, batches, request, host, workers, tiny=tiny)
     context.phase("finish")
     answer = ProbeAnswer(
-        held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers),
+        held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
         step_s=tuple(step_s),
         notes=_growing(peaks, request),
     )
@@ -128,9 +153,27 @@ class NotTraced(Exception):
 def _rate_batch(request: ExamineArguments, facts: TaskFacts, loaded_bytes: int, base_bytes: int) -> int:
     """RATE_BATCH, or as many as surely fit: what a tiny step took beyond the loaded task was its samples', at most."""
     smallest = request.setting.smallest_batch
+    if request.curve == "assumed":
+        return smallest
     bytes_per_sample = max(1.0, (base_bytes - loaded_bytes) / smallest)
     fitting = int((request.budget_bytes - base_bytes) * PROFILED_SHARE / bytes_per_sample)
-    return max(smallest, min(RATE_BATCH, facts.train_samples or RATE_BATCH, fitting))
+    size = min(RATE_BATCH, facts.train_samples or RATE_BATCH, fitting)
+    return smallest if request.setting.one_size else max(smallest, size - size % request.setting.multiple_of)
+
+
+def _refused(subject: Subject, worst: WorstCase, request: ExamineArguments, facts: TaskFacts) -> tuple[int, ...]:
+    """The size above the tiny one, where the user's code fails at it. Trials in new processes decide whether that is believed."""
+    setting = request.setting
+    size = setting.smallest_batch + 1
+    usual = setting.multiple_of == 1 and not setting.one_size and setting.smallest_batch == SMALLEST
+    if not usual or request.curve != "traced" or size > (facts.train_samples or size):
+        return ()
+    try:
+        subject.train(worst.batch(size), size)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        subject.task.optimizer.zero_grad(set_to_none=True)
+        return () if memory_error(describe(error, "measure")) is not None else (size,)
+    return ()
 
 
 def _rate(subject: Subject, worst: WorstCase, size: int, smallest: int) -> float:
@@ -141,6 +184,7 @@ def _rate(subject: Subject, worst: WorstCase, size: int, smallest: int) -> float
             began = time.perf_counter()
             subject.train(worst.batch(size), size)
             step_s = time.perf_counter() - began
+        step_s = max(step_s, size * worst.sample_s)  # a spared sample is loaded once, in training each time
     except Exception:
         if size == smallest:
             raise
@@ -150,21 +194,33 @@ def _rate(subject: Subject, worst: WorstCase, size: int, smallest: int) -> float
 
 
 def _steps(
-    subject: Subject, worst: WorstCase, request: ProbeArguments, host: HostPeak, tiny: MicroBatch
+    subject: Subject,
+    batches: Iterator[object],
+    request: ProbeArguments,
+    host: HostPeak,
+    workers: WorkersPeak,
+    *,
+    tiny: MicroBatch | None,
 ) -> tuple[list[float], list[int], int]:
     """Runs at most `samples` steps; seconds of each, the peak after each, and what the workers held, bytes."""
     step_s: list[float] = []
     peaks: list[int] = []
-    workers, held = WorkersPeak(), 0
-    subject.task.model.train(request.mode == "train")
+    held = 0
+    set_mode(subject.task, training=request.mode == "train")
+    freed = FreedBlocks() if request.setting.workers and heap_keeps_blocks() else None
+    kept: mmap.mmap | None = None
     began = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
-    for batch in _batches(worst, request):
+    for batch in batches:
         # Once with gradients held from a tiny micro-batch, as when they accumulate; else steps of one micro-batch, whose
         # gradients come to lie among the activations: with glibc that fragments more (826-876 MiB against 824-1006, small CNN).
         accumulates = len(peaks) == min(1, request.samples - 1)
-        subject.step(batch, request.batch, request.mode, tiny if accumulates else None)
+        before = tiny or MicroBatch(batch, request.batch)
+        with (freed if freed is not None and not peaks else None) or contextlib.nullcontext():
+            subject.step(batch, request.batch, request.mode, before if accumulates else None)
         ended = time.perf_counter()
+        if freed is not None and kept is None:
+            kept = hold_blocks(batch, freed.largest, lost=request.setting.lost_blocks)
         step_s.append(ended - began)
         peaks.append(host.read())
         workers.look()
@@ -172,6 +228,7 @@ def _steps(
             held = workers.read() if request.setting.workers else 0  # now: they go when the loop lets the loader go
             break
         began = time.perf_counter()
+    del kept
     return step_s, peaks, held
 
 
@@ -187,29 +244,6 @@ def _growing(peaks: list[int], request: ProbeArguments) -> tuple[str, ...]:
     )
 
 
-def _batches(worst: WorstCase, request: ProbeArguments) -> Iterator[object]:
-    """The worst-case batch again and again, through DataLoader workers where there are any."""
-    workers = request.setting.workers
-    if workers == 0 or not worst.indexable:
-        for _ in range(request.samples):
-            yield worst.batch(request.batch)
-        return
-    indices = worst.indices(request.batch)
-    raise_outside_of_queues()
-    loader: DataLoader[object] = DataLoader(
-        worst.dataset,
-        batch_sampler=[indices] * (request.samples + workers * request.setting.prefetch_factor),
-        num_workers=workers,
-        prefetch_factor=request.setting.prefetch_factor,
-        collate_fn=worst.collate,
-        pin_memory=request.setting.device.startswith("cuda"),
-    )
-    for position, batch in enumerate(loader):
-        if position >= request.samples:
-            return
-        yield batch
-
-
 def _shapes(
     task: Task, worst: WorstCase, request: ExamineArguments, facts: TaskFacts, base_bytes: int
 ) -> tuple[dict[Mode, tuple[ShapePoint, ...]], str, tuple[str, ...]]:
@@ -217,27 +251,30 @@ def _shapes(
     modes: tuple[Mode, ...] = ("train", "eval")
     ceiling = facts.train_samples or 1 << 16
     room = max(0, request.budget_bytes - base_bytes)
-    affordable = _affordable_batch(worst, ceiling, facts.batch_bytes_per_sample, room)
-    inputs = _Inputs(facts.batch_bytes_per_sample, request.setting.device)
+    setting = request.setting
+    affordable = _affordable_batch(worst, ceiling, facts.batch_bytes_per_sample, room, setting)
+    inputs = _Inputs(facts.batch_bytes_per_sample, setting.device)
     notes: list[str] = []
     try:
-        if not request.traced:
-            raise NotTraced("a process that did so crashed or hung")
+        if request.curve != "traced":
+            raise NotTraced("a process that did so crashed, hung or ran out of memory")
         trace = FakeTrace(task, worst.batch, limit_s=request.limit_s)
-        trace.trace([size for size in STATIC_BATCHES if size <= min(ceiling, affordable)] or [1, ceiling])
+        trace.trace(_sizes(STATIC_BATCHES, setting, min(ceiling, affordable)) or _sizes((1, ceiling), setting, ceiling))
         shapes = inputs.added_to(trace.shapes())
         if "train" in shapes:
             # Then where it matters: around what the budget is expected to hold, since a curve may bend.
             cap = _expected_cap(shapes["train"], base_bytes, request.budget_bytes, min(ceiling, affordable))
-            trace.trace([size for size in (cap // 2, cap, cap * 3 // 2) if 1 < size <= min(ceiling, affordable)])
+            trace.trace([size for size in _sizes((cap // 2, cap, cap * 3 // 2), setting, min(ceiling, affordable)) if size > 1])
             return _with_eval(inputs.added_to(trace.shapes())), "fake-tensor", ()
         notes.append("the model could not be traced without memory in time")
     except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
         notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
-    fresh = Subject.load(request.setting).task  # the trace has spent the other
-    shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling, room_bytes=room * PROFILED_SHARE)
-    if "train" in shapes:
-        return _with_eval(inputs.added_to(shapes)), "profiler", tuple(notes)
+    if request.curve != "assumed":
+        fresh = Subject.load(setting).task  # the trace has spent the other
+        sizes = _sizes(PROFILED_BATCHES, setting, ceiling)
+        shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling, sizes=sizes, room_bytes=room * PROFILED_SHARE)
+        if "train" in shapes:
+            return _with_eval(inputs.added_to(shapes)), "profiler", tuple(notes)
     notes.append("nothing that grows with the batch could be seen; the batch's own bytes stand for it")
     per_sample = max(facts.batch_bytes_per_sample * 4, 1024.0)
     return {"train": line(per_sample), "eval": line(per_sample / 2)}, "batch-bytes", tuple(notes)
@@ -276,10 +313,19 @@ def _with_eval(shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[S
     return shapes if "eval" in shapes else {**shapes, "eval": shapes["train"]}
 
 
-def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int) -> int:
+def _sizes(wanted: Sequence[int], setting: Setting, most: int) -> list[int]:
+    """`wanted` up to `most`, by rising size, each as the next size that the task takes."""
+    multiple, least = setting.multiple_of, setting.smallest_batch if setting.smallest_batch > SMALLEST else 1
+    sizes = {max(least, -(-size // multiple) * multiple) for size in wanted}
+    return sorted(size for size in sizes if size <= most)
+
+
+def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int, setting: Setting) -> int:
     """The largest batch that the static curve may ask for, so that collating it stays cheap. Its inputs are real."""
     most = max(2, int(room_bytes * COLLATED_SHARE / max(bytes_per_sample, 1.0)))
     size = min(32, ceiling, most)
+    if setting.multiple_of > 1 or setting.smallest_batch > SMALLEST:
+        size = max(size - size % setting.multiple_of, setting.smallest_batch)
     began = time.perf_counter()
     worst.batch(size)
     per_sample_s = max((time.perf_counter() - began) / size, 1e-9)

@@ -59,6 +59,8 @@ class FakeTrace:
         self._slow_s = SIZE_LIMIT_S if slow_s is None else slow_s
         self._ends = time.monotonic() + limit_s
         self._slow = False
+        self._refused = False
+        """A size failed after others had been traced: the curve ends there."""
         self._inputs: list[torch.Tensor] = []
         self.peaks: dict[Mode, dict[int, tuple[int, ...]]] = {"train": {}, "eval": {}}
         """Sizes in bytes of the blocks that live at once beyond parameters, optimizer state and batch, by mode and batch size."""
@@ -68,19 +70,32 @@ class FakeTrace:
         """Adds `sizes` to the curves, in order, as long as there is time."""
         for size in sizes:
             began = time.monotonic()
-            if size in self.peaks["train"] or began > self._ends or self._slow:
+            if size in self.peaks["train"] or began > self._ends or self._slow or self._refused:
                 continue
-            self._inputs = []
-            batch = map_tensors(self._batch_of(size), self._faked)
-            for mode, peaks in self.peaks.items():
-                self._task.model.train(mode == "train")
-                blocks = LiveBlocks()
-                blocks.ignore([*self._task.model.parameters(), *self._task.model.buffers(), *self._inputs])
-                with self._fake, blocks:
-                    run_step(self._task, batch, mode)
-                    self._task.model.zero_grad(set_to_none=True)
-                peaks[size] = blocks.peak
+            try:
+                found = self._peaks(size)
+            except Exception:
+                if not self.peaks["train"]:
+                    raise
+                self._refused = True
+                continue
+            for mode, peak in found.items():
+                self.peaks[mode][size] = peak
             self._slow = time.monotonic() - began > self._slow_s
+
+    def _peaks(self, size: int) -> dict[Mode, tuple[int, ...]]:
+        self._inputs = []
+        batch = map_tensors(self._batch_of(size), self._faked)
+        found: dict[Mode, tuple[int, ...]] = {}
+        for mode in self.peaks:
+            self._task.model.train(mode == "train")
+            blocks = LiveBlocks()
+            blocks.ignore([*self._task.model.parameters(), *self._task.model.buffers(), *self._inputs])
+            with self._fake, blocks:
+                run_step(self._task, batch, mode)
+                self._task.model.zero_grad(set_to_none=True)
+            found[mode] = blocks.peak
+        return found
 
     def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
         fake = self._fake.from_tensor(tensor)
@@ -92,20 +107,28 @@ class FakeTrace:
         found: dict[Mode, tuple[ShapePoint, ...]] = {}
         for mode, peaks in self.peaks.items():
             points = curve_of(peaks)
+            if self._refused and len(points) == 1:
+                points = line(points[0].bytes / points[0].batch)  # through the origin, since no other size runs
             if usable(points):
                 found[mode] = points
         return found
 
 
 def profiled_curve(
-    task: Task, batch_of: BatchOf, modes: Sequence[Mode], *, ceiling: int, room_bytes: float = math.inf
+    task: Task,
+    batch_of: BatchOf,
+    modes: Sequence[Mode],
+    *,
+    ceiling: int,
+    sizes: Sequence[int] = PROFILED_BATCHES,
+    room_bytes: float = math.inf,
 ) -> dict[Mode, tuple[ShapePoint, ...]]:
     """The same by running tiny batches for real under the profiler, which does not depend on malloc's history.
 
     Ends before a batch that is expected to take more than `room_bytes`; the first one was run before, in the warm-up.
     """
     curves: dict[Mode, list[ShapePoint]] = {mode: [] for mode in modes}
-    for size in [size for size in PROFILED_BATCHES if size <= ceiling] or [ceiling]:
+    for size in [size for size in sizes if size <= ceiling] or [ceiling]:
         if any(points and points[-1].bytes * size / points[-1].batch > room_bytes for points in curves.values()):
             break
         batch = batch_of(size)

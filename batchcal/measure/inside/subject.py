@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.calibration.schema import OFF, Mode
-from batchcal.measure.children.request import Setting
+from batchcal.guard.job import ChildContext
+from batchcal.measure.children.job import Setting
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.threads import apply_threads
 from batchcal.workload.activation_checkpointing import GradientCheckpointManager
+from batchcal.workload.batches import WorstCase
 from batchcal.workload.load import load_task
+from batchcal.workload.optimizers import needs_closure, set_mode
 from batchcal.workload.step import evaluate, make_scaler, prepare
 from batchcal.workload.task import Task
 
@@ -42,18 +45,25 @@ class Subject:
     @classmethod
     def of(cls, task: Task, device: torch.device) -> Subject:
         prepare(task, device)
-        task.model.train()
+        set_mode(task, training=True)
         task = replace(task, loss=_LastLossHeld(task.loss))
         return cls(task, device, make_scaler(task, device))
 
+    def plain_task(self) -> Task:
+        """The task with the loss that the user gave."""
+        loss: object = self.task.loss
+        return replace(self.task, loss=loss.loss) if isinstance(loss, _LastLossHeld) else self.task
+
     def train(self, batch: object, size: int, before: MicroBatch | None = None) -> None:
-        """One optimizer step, the training's own, on one micro-batch and the one `before` it.
+        """One optimizer step, the training's own, on one micro-batch and the one `before` it, where the optimizer takes two.
 
         With a tiny one before it the gradients are held while the large one runs, as they are when gradients accumulate. They
         are cleared before the next forward pass and not after the step, as most loops do it: with glibc's allocator that
         fragments more (a small transformer at one batch: 879-1004 MiB, 831-956 where they are cleared at once).
         """
-        group = [MicroBatch(batch, size)] if before is None else [before, MicroBatch(batch, size)]
+        group = [MicroBatch(batch, size)]
+        if before is not None and not needs_closure(self.task.optimizer):
+            group.insert(0, before)
         run_group(self.task, group, device=self.device, scaler=self.scaler, clear_first=True)
 
     def warm_up(self, batch: object, size: int) -> None:
@@ -78,6 +88,28 @@ class Subject:
             torch.accelerator.synchronize(self.device)
 
 
+def warm_up_for(subject: Subject, worst: WorstCase, setting: Setting, context: ChildContext, *sizes: int) -> int:
+    """Warm up a process that runs `sizes` then, arm the fence, and return the size of its tiny batches.
+
+    A process of one size only is warmed up without the task: its first step is at that size, and has to be within the fence.
+    """
+    context.phase("warm-up")
+    tiny = setting.warm_up_size(*sizes)
+    if setting.one_size:
+        _start_threads()
+    else:
+        subject.warm_up(worst.batch(tiny), tiny)
+    context.arm()
+    context.phase("measure")
+    return tiny
+
+
+def _start_threads() -> None:
+    """What torch starts with its first forward and backward pass counts against the fence where that is armed before."""
+    weight = torch.ones(256, 256, requires_grad=True)
+    (torch.ones(256, 256) @ weight).tanh().sum().backward()
+
+
 class _LastLossHeld:
     """Computes the loss, and holds it until there is the next one, as `loss = ...` in a user's loop does.
 
@@ -86,11 +118,11 @@ class _LastLossHeld:
     """
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
-        self._loss = loss
+        self.loss = loss
         self._held: object = None
 
     def __call__(self, model: object, batch: object) -> Tensor:
-        loss = self._loss(model, batch)
+        loss = self.loss(model, batch)
         self._held = loss
         return loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 import traceback
 from collections.abc import Iterator, Sized
@@ -10,20 +11,23 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from batchcal.calibration.workers import LoaderWorkers, Start
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.pipeline.candidates import Candidate, candidates, forbidden
-from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
+from batchcal.measure.pipeline.candidates import Candidate, Room, candidates, forbidden
+from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import Race
+from batchcal.measure.workers.child import anonymous_bytes, examine
+from batchcal.measure.workers.report import report_of
+from batchcal.measure.workers.trial import trial_of
 from batchcal.runtime.batches import StreamBatches, unchanged
-from batchcal.runtime.loader import leave_interrupts_to_the_parent
-from batchcal.runtime.worker_deaths import raise_outside_of_queues
-from batchcal.workload.batches import nest_bytes
+from batchcal.runtime.worker_deaths import raise_while_fetching
+from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
+from batchcal.workload.fetch import tolerant
 from batchcal.workload.load import load_task
-from batchcal.workload.step import map_tensors
+from batchcal.workload.sample_size import nest_bytes, tensors_in
 from batchcal.workload.task import Task
 
 LEAST_S: Final = 1.0
@@ -33,31 +37,48 @@ FIRST_ROUND_SHARE: Final = 0.3
 round says little."""
 SMALLEST_BATCH: Final = 8
 """Smaller ones would time the loader and not the data."""
+TURN_S: Final = 0.02
+"""Of a turn without workers; more batches are fetched where they take less. Linux gives a process 1-4 ms at a time: a turn of one
+millisecond may take several times as long as the next."""
+TIMINGS: Final = 3
+"""Of one batch, where it is cheap: the shortest counts."""
+MOST_FETCHES: Final = 128
+"""Batches in a turn: with workers one takes about a millisecond, whatever the data costs."""
 TRIES: Final = 3
 NO_WORKERS: Final = Candidate(num_workers=0, prefetch_factor=None)
 HANGS_S: Final = 10.0
 """A worker that brings nothing for so long is taken for hung."""
 
 
-def fetch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def fetch(request: FetchArguments, context: ChildContext) -> JSON:
     """Races the DataLoaders that may work here; tells each turn as it begins: it may not live to its end."""
-    request = FetchArguments.model_validate(arguments)
     context.phase("load")
     torch.manual_seed(request.seed)
+    before = anonymous_bytes()
     task = load_task(request.reference, device="cpu")
     context.phase("warm-up")
     source = Source.of(task, request.seed)
+    context.tell({"workers": 1})  # they may take more memory than there is
+    tried = _tried(request, task, anonymous_before=before)
+    context.tell({"workers": 0})
     limit_s = max(LEAST_S, request.until_s - time.monotonic())
-    batch, first = source.affordable(request.batch, request.fetches, limit_s)
-    size, tensors = nest_bytes(first), _tensors(first)
-    del first
+    affordable = source.affordable(request.batch, request.fetches, limit_s)
+    batch, fetches, first = affordable.batch, affordable.fetches, affordable.first
+    size, tensors = nest_bytes(first), sum(1 for _ in tensors_in(first))
+    del first, affordable
     gc.collect()
     gc.freeze()  # else the first collection in a worker copies what it shares with us
     chosen = candidates(request.cores, pinned_workers=request.pinned_workers, stream=source.stream)
     race = Race(len(chosen))
     for place, candidate in enumerate(chosen):
         too_many = request.fewer_than is not None and candidate.num_workers >= request.fewer_than
-        why = request.why_fewer if too_many else forbidden(candidate, request.room, batch_bytes=size, tensors=tensors)
+        why = (
+            tried.why_none
+            if candidate.num_workers and tried.why_none
+            else request.why_fewer
+            if too_many
+            else forbidden(candidate, _room(request, tried), batch_bytes=size, tensors=tensors)
+        )
         if why:
             race.fail(place, why)
     context.phase("measure")
@@ -70,7 +91,7 @@ def fetch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
                 break
             context.tell({"workers": chosen[place].num_workers})
             try:
-                told[place] = source.fetch(chosen[place], batch, request.fetches)
+                told[place] = source.fetch(chosen[place], batch, fetches, start=tried.start)
             except Exception as error:
                 if chosen[place].num_workers == 0:
                     raise  # no worker is to blame: the data itself fails
@@ -80,8 +101,30 @@ def fetch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         race.tell({place: sum(seconds) / len(seconds) for place, seconds in told.items()})
         rounds.append(told)
     failed = {runner.place: runner.why for runner in race.runners if runner.left == "failed"}
-    answer = FetchAnswer(batch=batch, candidates=chosen, rounds=tuple(rounds), failed=failed)
+    answer = FetchAnswer(batch=batch, fetches=fetches, candidates=chosen, rounds=tuple(rounds), failed=failed, workers=tried)
     return answer.model_dump(mode="json")
+
+
+def _tried(request: FetchArguments, task: Task, *, anonymous_before: int) -> LoaderWorkers:
+    """Workers on a few samples, before this process reads any; see `examine`."""
+    if request.pinned_workers == 0 or (request.fewer_than is not None and request.fewer_than <= 1):
+        return LoaderWorkers()
+    left_s = max(LEAST_S, request.until_s - time.monotonic())
+    trial = trial_of("cpu", "default", asked=request.pinned_workers, left_s=left_s)
+    answer = examine(
+        task,
+        workers=trial.workers,
+        seed=request.seed,
+        read_s=trial.read_s,
+        hang_s=trial.hang_s,
+        anonymous_before=anonymous_before,
+    )
+    return report_of(answer).workers
+
+
+def _room(request: FetchArguments, tried: LoaderWorkers) -> Room:
+    """The room for workers as large as they come to be."""
+    return request.room.model_copy(update={"worker_bytes": max(request.room.worker_bytes, tried.bytes)})
 
 
 def _in_short(error: Exception) -> str:
@@ -89,6 +132,16 @@ def _in_short(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     wrapped = lines[0].startswith("Caught ")
     return lines[-1].strip() if wrapped else lines[0].strip()
+
+
+@dataclass(frozen=True)
+class Affordable:
+    """What a turn fetches."""
+
+    batch: int
+    fetches: int
+    first: object
+    """One such batch."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +156,12 @@ class Source:
     def of(cls, task: Task, seed: int) -> Source:
         return cls(task, seed, isinstance(task.train_data, IterableDataset))
 
-    def affordable(self, wished: int, fetches: int, limit_s: float) -> tuple[int, object]:
-        """The batch to fetch, and one of them: as large as wished, or as lets a first round end in time."""
+    def affordable(self, wished: int, fetches: int, limit_s: float) -> Affordable:
+        """Batches as large as wished, or as lets a first round end in time; `fetches` of them a turn, more where cheap."""
         samples = len(self.task.train_data) if isinstance(self.task.train_data, Sized) else None
         batch = wished if samples is None else max(1, min(wished, samples))
         first: object = None
+        took = 0.0
         for _ in range(TRIES):
             batches = iter(self._loader(NO_WORKERS, batch, 2))
             next(batches)  # opens files, fills caches
@@ -118,13 +172,16 @@ class Source:
             if fitting >= batch or batch <= SMALLEST_BATCH:
                 break
             batch = max(min(SMALLEST_BATCH, batch), fitting)
-        return batch, first
+        if took < TURN_S:
+            took = min(took, *self.fetch(NO_WORKERS, batch, TIMINGS))
+        steady = min(MOST_FETCHES, math.ceil(TURN_S / max(took, 1e-9)))
+        return Affordable(batch, max(fetches, steady), first)
 
-    def fetch(self, candidate: Candidate, batch: int, fetches: int) -> tuple[float, ...]:
+    def fetch(self, candidate: Candidate, batch: int, fetches: int, *, start: Start | None = None) -> tuple[float, ...]:
         """Seconds that each of `fetches` batches was waited for, once the workers had begun."""
         # The first of each worker, which all begin at once; what comes then comes as fast as they work.
         dropped = max(1, candidate.num_workers)
-        loader = self._loader(candidate, batch, dropped + fetches)
+        loader = self._loader(candidate, batch, dropped + fetches, start=start if candidate.num_workers else None)
         seconds: list[float] = []
         began = time.perf_counter()
         for position, fetched in enumerate(loader):
@@ -139,31 +196,33 @@ class Source:
             raise ValueError(f"the data ended before {dropped + 1} batches of {batch} samples were fetched")
         return tuple(seconds)
 
-    def _loader(self, candidate: Candidate, batch: int, count: int) -> DataLoader[object]:
+    def _loader(self, candidate: Candidate, batch: int, count: int, *, start: Start | None = None) -> DataLoader[object]:
         workers = candidate.num_workers
         data: Dataset[object] = self.task.train_data
         timeout = HANGS_S if workers else 0.0
         if workers:
-            raise_outside_of_queues()
+            raise_while_fetching()
         if isinstance(data, IterableDataset):
-            return DataLoader(
-                StreamBatches(Again(data), (batch,), self.task.collate_fn or default_collate),
+            return Loader(
+                StreamBatches(Again(data), (batch,), tolerant(self.task.collate_fn) or default_collate),
                 batch_size=None,
                 collate_fn=unchanged,
                 num_workers=workers,
                 prefetch_factor=candidate.prefetch_factor,
                 timeout=timeout,
-                worker_init_fn=leave_interrupts_to_the_parent,
+                multiprocessing_context=start,
+                worker_init_fn=leave_signals_to_the_parent,
             )
-        return DataLoader(
+        return Loader(
             data,
             batch_sampler=self._indices(batch, count),
-            collate_fn=self.task.collate_fn,
+            collate_fn=tolerant(self.task.collate_fn),
             num_workers=workers,
             prefetch_factor=candidate.prefetch_factor,
             timeout=timeout,
+            multiprocessing_context=start,
             generator=torch.Generator().manual_seed(self.seed),
-            worker_init_fn=leave_interrupts_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
         )
 
     def _indices(self, batch: int, count: int) -> list[list[int]]:
@@ -188,14 +247,3 @@ class Again(IterableDataset[object]):
                 yield sample
             if not came:
                 return
-
-
-def _tensors(batch: object) -> int:
-    found: list[None] = []
-
-    def count(tensor: Tensor) -> Tensor:
-        found.append(None)
-        return tensor
-
-    map_tensors(batch, count)
-    return len(found)

@@ -13,27 +13,29 @@ from pydantic import ValidationError
 
 from batchcal.calibration.pipeline import Left, LoaderConfig, LoaderTiming, PipelineResult
 from batchcal.core.clock import Clock, SystemClock
-from batchcal.core.errors import GuardError, UserCodeError
-from batchcal.core.units import MIB
+from batchcal.core.errors import GuardError, Partial, UserCodeError
+from batchcal.core.units import MIB, count_of
 from batchcal.detect.environment import Environment
-from batchcal.guard.allocator import resolve
-from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job, SpawnLauncher
+from batchcal.guard.launch import FunctionJob, SpawnLauncher
 from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, TimedOut, UserCodeFailed
 from batchcal.guard.run import Limits, Listener, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
 from batchcal.guard.wire import Message
+from batchcal.machine.allocator import resolve
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import said
+from batchcal.measure.deadline import Deadline
 from batchcal.measure.pipeline.candidates import Room, room_of
-from batchcal.measure.pipeline.request import FetchAnswer, FetchArguments
+from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments, fetch
 from batchcal.measure.race.race import TIE, Race
+from batchcal.values.settings import CalibrateSettings
 from batchcal.workload.reference import TaskReference
 
 BATCH: Final = 128
 FETCHES: Final = (8, 16)
-"""Batches a round, below 2 GiB and from there on."""
+"""Batches a turn, below 2 GiB and from there on; more where they are cheap."""
 FETCHES_FROM: Final = 2 << 30
 LIMIT_S: Final = 4.4
 """For the whole, where nobody says otherwise: a cold command takes about half a second besides, and is to end within five."""
@@ -55,6 +57,7 @@ class PipelineWish:
     fetches: int | None = None
     workers: int | None = None
     time_limit_s: float | None = None
+    memory_limit_bytes: int | None = None
     seed: int = 0
 
 
@@ -75,6 +78,7 @@ def calibrate_pipeline(
     began = time.monotonic()
     limit_s = wish.time_limit_s or LIMIT_S
     variables = dict(os.environ if environ is None else environ)
+    deadline = Deadline(wish.time_limit_s or CalibrateSettings.time_limit.default, began)
     meter = memory_meter()
     launcher = SpawnLauncher(resolve("default"), variables)
     arguments = FetchArguments(
@@ -85,13 +89,14 @@ def calibrate_pipeline(
         until_s=began + limit_s,
         cores=environment.cpu.cores.value,
         pinned_workers=wish.workers,
-        room=_room(environment, meter),
+        room=_room(environment, meter, wish.memory_limit_bytes),
     )
     try:
         while True:
             heard: list[int] = []
-            job = Job("batchcal.measure.pipeline.fetch:fetch", arguments.model_dump(mode="json"), reference.directory, variables)
-            ending = run(job, launcher, meter, _limits(meter, limit_s), listen=_listener(heard))
+            job = FunctionJob(fetch, arguments.model_dump(mode="json"), reference.directory, variables)
+            limits = _limits(meter, limit_s, wish.memory_limit_bytes, deadline)
+            ending = run(job, launcher, meter, limits, listen=_listener(heard))
             if ending.has_result:
                 break
             why = _why_not(ending, blamed=heard[-1] if heard else 0)
@@ -99,19 +104,30 @@ def calibrate_pipeline(
     finally:
         launcher.close()
         meter.close()
-    return _result(_answer(ending), arguments.fetches, began, clock or SystemClock())
+    return _result(_answer(ending), began, clock or SystemClock())
 
 
-def _room(environment: Environment, meter: MemoryGroup) -> Room:
-    free = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
+def _free(meter: MemoryGroup, memory_limit_bytes: int | None) -> int:
+    """What the child and its workers may hold."""
+    free = max(0, meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes())
+    return free if memory_limit_bytes is None else min(free, memory_limit_bytes)
+
+
+def _room(environment: Environment, meter: MemoryGroup, memory_limit_bytes: int | None) -> Room:
+    free = _free(meter, memory_limit_bytes)
     return room_of(environment, memory_bytes=free - PARENT_BYTES, worker_bytes=WORKER_BYTES)
 
 
-def _limits(meter: MemoryGroup, limit_s: float) -> Limits:
+def _limits(meter: MemoryGroup, limit_s: float, memory_limit_bytes: int | None, deadline: Deadline) -> Limits:
     # The data limit would be inherited by workers; the watchdog sees the whole tree.
-    room = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
     deadlines = {"load": LOAD_LIMIT_S, "warm-up": LOAD_LIMIT_S, "measure": limit_s + GRACE_S}
-    return Limits(allowed_bytes=max(0, room), phase_s=deadlines, host_fence=False)
+    return Limits(
+        allowed_bytes=_free(meter, memory_limit_bytes),
+        phase_s=deadlines,
+        total_s=deadline.left_s(),
+        total_name=deadline.name,
+        host_fence=False,
+    )
 
 
 def _listener(heard: list[int]) -> Listener:
@@ -128,10 +144,18 @@ def _why_not(ending: Ending, *, blamed: int) -> str:
 
     Raises:
         UserCodeError, GuardError: no worker is to blame.
+        Partial: the time limit ended.
     """
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+    if isinstance(outcome, TimedOut) and outcome.limit_name:
+        doing = f"a DataLoader with {count_of(blamed, 'worker')} was timed" if blamed else "the data was fetched"
+        raise Partial(
+            f"{outcome.limit_name} ended while {doing}",
+            known=outcome.detail,
+            try_="--workers 0, or a longer --time-limit" if blamed else "a longer --time-limit",
+        )
     if isinstance(outcome, UserCodeFailed):
-        raise UserCodeError(outcome.error, known=(outcome.traceback or outcome.output).strip(), try_=outcome.hint)
+        raise UserCodeError(outcome.error, known=outcome.evidence, try_=outcome.hint)
     if not blamed:
         raise _failure(outcome)
     return said(outcome)
@@ -162,7 +186,7 @@ def _answer(ending: Ending) -> FetchAnswer:
         ) from error
 
 
-def _result(answer: FetchAnswer, fetches: int, began: float, clock: Clock) -> PipelineResult:
+def _result(answer: FetchAnswer, began: float, clock: Clock) -> PipelineResult:
     race = Race(len(answer.candidates))
     for place, why in answer.failed.items():
         race.fail(place, why)
@@ -170,16 +194,20 @@ def _result(answer: FetchAnswer, fetches: int, began: float, clock: Clock) -> Pi
         race.tell({place: sum(seconds) / len(seconds) for place, seconds in told.items()})
     timings = [_timing(race, answer, place) for place in range(len(answer.candidates))]
     ranked = sorted(timings, key=lambda timing: -(timing.samples_per_s or 0.0))
+    asked = min(timing.config.num_workers for timing in timings)
+    if asked and answer.workers.why_none:
+        raise UserCodeError(f"{count_of(asked, 'worker')} cannot be used: {answer.workers.why_none}", try_="--workers 0")
     if ranked[0].samples_per_s is None:
         raise UserCodeError("no DataLoader brought a batch", known=ranked[0].why, try_="--workers 0")
     return PipelineResult(
         created_at=clock.now(),
         batch=answer.batch,
-        fetches=fetches,
+        fetches=answer.fetches,
         timings=tuple(_winner_first(ranked)),
         settled=race.settled,
         tie=TIE - 1,
         wall_s=time.monotonic() - began,
+        workers=answer.workers,
     )
 
 

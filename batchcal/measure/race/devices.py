@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from batchcal.calibration.schema import Options
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import RacedPolicies, Speeds
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
-from batchcal.guard.allocator import AUTO, available
+from batchcal.machine.allocator import AUTO, available
 from batchcal.measure.children.probe import Examination, Probe
 from batchcal.measure.race.policies import NO_TIME, policy_race
+from batchcal.values.calibration_events import CalibrationEvent, PhaseBegan, RaceKept
 
 
 def keep_nothing(raced: RacedPolicies) -> None:
@@ -23,7 +25,7 @@ class DevicePolicies:
     probe: Probe
     options: Options
     clock: Clock
-    progress: Progress
+    progress: Progress[CalibrationEvent]
     keep: Callable[[RacedPolicies], None] = keep_nothing
     """Puts a race that had the time for every policy on disk."""
     past: tuple[RacedPolicies, ...] = ()
@@ -52,7 +54,14 @@ class DevicePolicies:
         return any(one.data_is_heavy for one in self.speeds if (one.device, one.allocator) == place)
 
     def race(
-        self, device: str, policies: tuple[str, ...], examination: Examination, *, budget_bytes: int, limit_s: float
+        self,
+        device: str,
+        policies: tuple[str, ...],
+        examination: Examination,
+        *,
+        budget_bytes: int,
+        limit_s: float,
+        rule: SizeRule | None = None,
     ) -> tuple[str, ...]:
         """Finds the fastest of `policies`, and the fastest size under each, at sizes that are far from the budget.
 
@@ -63,8 +72,7 @@ class DevicePolicies:
         """
         raced = next((one for one in self.past if _is_of(one, device, policies)), None)
         if raced is None:
-            told = {"phase": "race", "device": device, "why": "allocator policies: " + ", ".join(policies)}
-            self.progress.event("phase", told)
+            self.progress.event(PhaseBegan(phase="race", device=device, why="allocator policies: " + ", ".join(policies)))
             chosen, speeds = policy_race(
                 self.probe,
                 examination,
@@ -72,6 +80,7 @@ class DevicePolicies:
                 policies=policies,
                 budget_bytes=budget_bytes,
                 options=self.options,
+                rule=rule or SizeRule(multiple_of=self.options.multiple_of, least=self.options.multiple_of),
                 limit_s=limit_s,
                 clock=self.clock,
                 progress=self.progress,
@@ -80,7 +89,7 @@ class DevicePolicies:
             if not any(map(_is_late, speeds)):
                 self.keep(raced)
         else:
-            self.progress.event("race_kept", {"device": device, "allocator": raced.allocator})
+            self.progress.event(RaceKept(device=device, allocator=raced.allocator))
         self.speeds.extend(raced.speeds)
         self._fastest[device] = raced.allocator
         return tuple(_notes(raced.speeds))

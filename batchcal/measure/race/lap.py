@@ -9,20 +9,21 @@ from statistics import fmean
 from typing import Final
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.inside.subject import Subject, limit_accelerator
+from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
+from batchcal.measure.race.job import LapArguments
 from batchcal.measure.race.noise import Foreign, disturbed
 from batchcal.measure.race.race import Race
-from batchcal.measure.race.request import LapArguments
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.loader import DataLoaderConfig, build_loader
 from batchcal.workload.batches import WorstCase
+from batchcal.workload.task import Task
 
 STEPS_DROPPED: Final = 1
 """Of every size: the first step can take twelve times the others."""
@@ -33,19 +34,15 @@ SLOWING: Final = 0.97
 """Two sizes in a row that are this much slower than the best so far end the lap: it gets no better further on."""
 
 
-def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def lap(request: LapArguments, context: ChildContext) -> JSON:
     """Tells each size as it ends: what comes after it may not live to."""
-    request = LapArguments.model_validate(arguments)
     setting = request.setting
     context.phase("load")
     subject = Subject.load(setting)
     limit_accelerator(subject.device, request.accelerator_allowed_bytes)
+    context.phase("read")
     worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=request.order)
-    context.phase("warm-up")
-    smallest = min(setting.smallest_batch, *request.micro_batches)
-    subject.warm_up(worst.batch(smallest), smallest)
-    context.arm()
-    context.phase("measure")
+    warm_up_for(subject, worst, setting, context, *request.micro_batches)
     clock = _Clock(subject, request, context)
     if request.rounds:
         _in_rounds(clock, request)
@@ -169,15 +166,23 @@ def training_batches(
     subject: Subject, micro_batches: tuple[int, ...], config: DataLoaderConfig, seed: int
 ) -> Iterator[MicroBatch]:
     """Micro-batches of these sizes in turn, in the shuffled order of a training, epoch after epoch. What an epoch has too few
-    samples for is left out."""
+    samples for is left out. Workers start now: before this process reads a sample, as in a training, where they do not share what
+    a dataset opens on its first read."""
     task = subject.task
     whole = not isinstance(task.train_data, IterableDataset)  # where a stream ends is known when it has ended
     if whole and isinstance(task.train_data, Sized):
         micro_batches = _within(len(task.train_data), micro_batches)
     loader = build_loader(config, task.train_data, micro_batches, task.collate_fn, shuffle=True, seed=seed, drop_last=whole)
-    for _ in itertools.count():
+    begun = iter(loader) if config.num_workers else None
+    return _epochs(task, loader, micro_batches, begun)
+
+
+def _epochs(
+    task: Task, loader: DataLoader[object], micro_batches: tuple[int, ...], begun: Iterator[object] | None
+) -> Iterator[MicroBatch]:
+    for epoch in itertools.count():
         # Not a loop: its name would keep a batch alive while the next one is made.
-        batches = map(_counted, loader, itertools.cycle(micro_batches))
+        batches = map(_counted, loader if epoch or begun is None else begun, itertools.cycle(micro_batches))
         first = list(itertools.islice(batches, 1))
         if not first:
             raise UserCodeError(

@@ -10,7 +10,7 @@ from typing import Final
 
 import psutil
 
-from batchcal.guard.roots import HERE, Root
+from batchcal.machine.roots import HERE, Root
 
 STAT: Final = "/proc/stat"
 BUSY: Final = (0, 1, 2, 5, 6, 7)

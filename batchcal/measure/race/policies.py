@@ -9,6 +9,7 @@ from typing import Final
 
 from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
 from batchcal.calibration.schema import Options
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
@@ -16,6 +17,7 @@ from batchcal.measure.children.probe import Examination, LapRequest, Probe
 from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import LEAST_ROUNDS, TIE, Race
 from batchcal.measure.search.prior import Prior
+from batchcal.values.calibration_events import CalibrationEvent, LapEnded
 
 SMALLEST: Final = 16
 APART: Final = 4
@@ -54,9 +56,10 @@ def policy_race(
     policies: Sequence[str],
     budget_bytes: int,
     options: Options,
+    rule: SizeRule,
     limit_s: float,
     clock: Clock,
-    progress: Progress,
+    progress: Progress[CalibrationEvent],
 ) -> PolicyRace:
     """The race of `policies` for the task that was examined. One alone is timed at every size all the same."""
     prior = Prior.of(device, policies[0])
@@ -66,15 +69,17 @@ def policy_race(
         shape=prior.shape(examination.shapes["train"]),
         source=examination.shape_source,
     )
-    bounds = (examination.facts.train_samples, options.max_batch, options.effective_batch)
+    effective_batch = options.effective_batch or examination.facts.effective_batch
+    bounds = (examination.facts.train_samples, options.max_batch, effective_batch)
     ceiling = min(bound for bound in (*bounds, UNBOUNDED) if bound is not None)
-    sizes = sizes_for(model, budget_bytes=budget_bytes, ceiling=ceiling, multiple_of=options.multiple_of)
+    sizes = sizes_for(model, budget_bytes=budget_bytes, ceiling=ceiling, multiple_of=rule.multiple_of)
+    sizes = tuple(size for size in sizes if rule.admits(size)) or (max(rule.at_most(sizes[-1]), rule.smallest),)
     return PolicyRace(
         probe=probe,
         device=device,
         policies=policies,
         sizes=sizes,
-        effective_batch=options.effective_batch or sizes[-1],
+        effective_batch=effective_batch or sizes[-1],
         allowed_bytes=budget_bytes,
         limit_s=limit_s,
         clock=clock,
@@ -95,7 +100,7 @@ class PolicyRace:
     allowed_bytes: int
     limit_s: float
     clock: Clock
-    progress: Progress
+    progress: Progress[CalibrationEvent]
     _times: dict[int, dict[int, StepTime]] = field(default_factory=dict)
     _disturbed: Counter[int] = field(default_factory=Counter)
     _samples: int | None = None
@@ -154,13 +159,12 @@ class PolicyRace:
         at = self._fastest(place) if len(sizes) > 1 else report.times[0]
         rate = at.samples_per_s(self.effective_batch)
         self.progress.event(
-            "lap_ended",
-            {
-                "allocator": self.policies[place],
-                "micro_batch": at.micro_batch,
-                "samples_per_s": rate,
-                "ended": report.why_ended or None,
-            },
+            LapEnded(
+                allocator=self.policies[place],
+                micro_batch=at.micro_batch,
+                samples_per_s=rate,
+                ended=report.why_ended or None,
+            )
         )
         return 1 / rate
 

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchcal.guard.job import ChildContext
+from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON
-from batchcal.measure.inside.peak import AcceleratorPeak, HostPeak, WorkersPeak, held
-from batchcal.measure.inside.subject import Subject, limit_accelerator
+from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
+from batchcal.measure.inside.peak import WorkersPeak, held
+from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
 from batchcal.measure.race.lap import REPEATS, training_batches
 from batchcal.measure.race.noise import Foreign, disturbed
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
-from batchcal.measure.rehearsal.request import RehearsalAnswer, RehearsalArguments
+from batchcal.measure.rehearsal.job import RehearsalAnswer, RehearsalArguments
+from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.loader import DataLoaderConfig
 from batchcal.workload.batches import WorstCase
+from batchcal.workload.optimizers import set_mode
 
 WORST_GROUPS: Final = 2
 WORST_MICRO_BATCHES: Final = 2
@@ -27,40 +32,38 @@ EVALUATIONS: Final = 2
 SCAN_LIMIT_S: Final = 0.5
 
 
-def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def rehearse(request: RehearsalArguments, context: ChildContext) -> JSON:
     """Groups of the largest samples, groups as they come, evaluations, and a group after them."""
-    request = RehearsalArguments.model_validate(arguments)
     setting = request.setting
     context.phase("load")
     subject = Subject.load(setting)
+    context.phase("read")
+    workers = WorkersPeak()
+    started_s = time.monotonic()
+    batches = training_batches(subject, request.micro_batches, DataLoaderConfig.of(request.plan), setting.seed)
     worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
     accelerator = AcceleratorPeak(subject.device, setting.accelerator_free_bytes)
     limit_accelerator(subject.device, request.accelerator_allowed_bytes)
     host = HostPeak()
     load_peak = host.read()
-    context.phase("warm-up")
-    smallest = min(setting.smallest_batch, request.plan.micro_batch)
-    subject.warm_up(worst.batch(smallest), smallest)
-    context.arm()
-    context.phase("measure")
+    warm_up_for(subject, worst, setting, context, request.plan.micro_batch)
     until_s = time.monotonic() + request.limit_s
     host.reset()
     accelerator.reset()
     begin = host.read()
-    workers = WorkersPeak()
     if request.worst_case:
         for _ in range(WORST_GROUPS):
             _largest(subject, worst, request)
-    batches = training_batches(subject, request.micro_batches, DataLoaderConfig.of(request.plan), setting.seed)
     count = len(request.micro_batches)
-    timing = _settled(subject, batches, request, workers, until_s)
+    timing = _settled(subject, batches, request, workers, started_s=started_s, until_s=until_s)
     held_training = host.read() + (workers.read() if request.plan.num_workers else 0)
     train_peak = held_training if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
     if request.eval_batches:
         context.tell({"evaluating": True})  # it may not live to say so later
-    eval_sample_s = tuple(_evaluated(subject, size, request) for size in request.eval_batches)
+    eval_sample_s = _evaluations(subject, request)
     if request.eval_batches:
         timed_group(subject, batches, count)
+    last_group_error = _last_group(subject, worst, request.plan) if request.worst_case else ""
     workers_bytes = workers.read() if request.plan.num_workers else 0
     context.phase("finish")
     answer = RehearsalAnswer(
@@ -72,6 +75,7 @@ def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
         update_s=timing.update_s / timing.groups,
         eval_sample_s=eval_sample_s,
         foreign_share=timing.foreign_share,
+        last_group_error=last_group_error,
     )
     return answer.model_dump(mode="json")
 
@@ -100,16 +104,25 @@ class _Timing:
 
 
 def _settled(
-    subject: Subject, batches: Iterator[MicroBatch], request: RehearsalArguments, workers: WorkersPeak, until_s: float
+    subject: Subject,
+    batches: Iterator[MicroBatch],
+    request: RehearsalArguments,
+    workers: WorkersPeak,
+    *,
+    started_s: float,
+    until_s: float,
 ) -> _Timing:
     """The groups that come once workers deliver as fast as they work, timed again where somebody else was in the way."""
     # What workers have read ahead by then comes faster than that.
     dropped = 1 + request.plan.num_workers * (request.plan.prefetch_factor or 0)
     first, passed = _Timing(), 0
-    while passed < dropped:
+    while passed < dropped or (request.plan.num_workers and time.monotonic() >= until_s):
         if passed and time.monotonic() >= until_s:
-            # Nothing but what was read ahead could be timed now. All from the start of the workers on is the least that they do.
+            # Only what was read ahead, or was fetched by another worker meanwhile, could be timed now. All from the start of
+            # the workers on is the least that they do.
             workers.look()
+            waited = time.monotonic() - started_s - first.spent_s if request.plan.num_workers else 0.0
+            first.step_s, first.fetch_s = first.step_s + max(0.0, waited), first.fetch_s + max(0.0, waited)
             return first
         group = timed_group(subject, batches, len(request.micro_batches))
         first.add(group)
@@ -141,14 +154,41 @@ def _largest(subject: Subject, worst: WorstCase, request: RehearsalArguments) ->
     run_group(subject.task, group, device=subject.device, scaler=subject.scaler, clear_first=True)
 
 
+def _last_group(subject: Subject, worst: WorstCase, plan: Plan) -> str:
+    """Runs the last, smaller group of an epoch. An error of the task's own code is an answer: the other groups went well."""
+    if not plan.last_group or plan.last_group_error:
+        return ""
+    group = (MicroBatch(worst.batch(size), size) for size in plan.last_group)
+    try:
+        run_group(subject.task, group, device=subject.device, scaler=subject.scaler, clear_first=True)
+    except Exception as error:
+        raised = describe(error, "measure")
+        if memory_error(raised) is not None:
+            raise
+        return raised.headline
+    return ""
+
+
+def _evaluations(subject: Subject, request: RehearsalArguments) -> tuple[float, ...]:
+    """Seconds a sample of each evaluation; none for a task that cannot be evaluated, and that a training does not evaluate: the
+    loss of a physics-informed network, or a gradient penalty, computes gradients of its own."""
+    try:
+        return tuple(_evaluated(subject, size, request) for size in request.eval_batches)
+    except Exception as error:
+        if subject.task.eval_data is not None or memory_error(describe(error, "measure")) is not None:
+            raise
+    set_mode(subject.task, training=True)
+    return ()
+
+
 def _evaluated(subject: Subject, size: int, request: RehearsalArguments) -> float:
     """Seconds a sample of the last of some evaluations."""
     worst = WorstCase.of(subject.task, "eval", limit_s=SCAN_LIMIT_S, seed=request.setting.seed, order=request.eval_order)
-    subject.task.model.eval()
+    set_mode(subject.task, training=False)
     seconds = 0.0
     for _ in range(EVALUATIONS):
         began = time.perf_counter()
         subject.step(worst.batch(size), size, "eval", None)
         seconds = time.perf_counter() - began
-    subject.task.model.train()
+    set_mode(subject.task, training=True)
     return seconds / size

@@ -89,7 +89,12 @@ def variant_of(winner: Finalist, ran: Sequence[Finalist], loading: Loading) -> F
         waits = winner.samples_per_s is not None and winner.samples_per_s < winner.bound_samples_per_s * WAITING
         further = Candidate(num_workers=winner.num_workers, prefetch_factor=FURTHER_AHEAD)
         return _anew(winner, prefetch_factor=FURTHER_AHEAD) if waits and not loading.forbids(further) else None
-    if loading.other_start is None or not with_workers or any(one.left != "failed" for one in with_workers):
+    if (
+        loading.other_start is None
+        or loading.start is not None
+        or not with_workers
+        or any(one.left != "failed" for one in with_workers)
+    ):
         return None
     best = max(with_workers, key=lambda one: one.bound_samples_per_s)
     loader = Candidate(num_workers=best.num_workers, prefetch_factor=best.prefetch_factor)
@@ -109,6 +114,7 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
             intra_op_threads=threads,
             num_workers=pinned or 0,
             prefetch_factor=PREFETCH_FACTOR if pinned else None,
+            multiprocessing_context=loading.start if pinned else None,
             bound_samples_per_s=1 / each,
             left="" if threads in stay else "pruned",
             why="" if threads in stay else _slower(each / seconds[best]),
@@ -157,6 +163,7 @@ def _with_workers(work: Work, loading: Loading, loader: Candidate, threads: int)
         intra_op_threads=threads,
         num_workers=loader.num_workers,
         prefetch_factor=loader.prefetch_factor,
+        multiprocessing_context=loading.start,
         bound_samples_per_s=1 / least_s,
         left=left,
         why=why,

@@ -6,6 +6,7 @@ import multiprocessing
 from dataclasses import dataclass
 from typing import Final
 
+from batchcal.calibration.workers import Start
 from batchcal.measure.pipeline.candidates import Candidate, Room, forbidden
 
 LESS_AHEAD: Final = 1
@@ -29,9 +30,15 @@ class Loading:
     """Another start method of workers that may be used. None: there is none here."""
     other_worker_bytes: int = 0
     """Private memory of a worker that is started that way, beside its batches."""
+    start: Start | None = None
+    """How all workers have to be started. None: as the platform does."""
+    why_none: str = ""
+    """Why there are no workers. Empty: there may be some."""
 
     def forbids(self, loader: Candidate, *, start: str | None = None) -> str:
         """Why `loader` cannot work here; empty: it may."""
+        if loader.num_workers and self.why_none:
+            return self.why_none
         room = self.room if start is None else self.room.model_copy(update={"worker_bytes": self.other_worker_bytes})
         return forbidden(loader, room, batch_bytes=self.batch_bytes, tensors=self.tensors)
 

@@ -8,19 +8,28 @@ from typing import Final
 from batchcal.calibration.rehearsal import Finals, Rehearsal
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.speed import StepTime
-from batchcal.guard.outcome import Fits, Suspect
+from batchcal.calibration.undone import Part, Undone
+from batchcal.core.errors import UserCodeError
+from batchcal.core.progress import Note
+from batchcal.guard.outcome import Fits, Suspect, UserCodeFailed
 from batchcal.measure.attempts import said
 from batchcal.measure.pipeline.candidates import room_of
 from batchcal.measure.rehearsal.attribution import attribute
-from batchcal.measure.rehearsal.finals import race_finals, timed_threads
+from batchcal.measure.rehearsal.finals import entries, race_finals, timed_threads
 from batchcal.measure.rehearsal.loading import Loading, other_start_method
 from batchcal.measure.rehearsal.sizes import race_sizes
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work import Work
-from batchcal.plan.make import host_room, make_plan
+from batchcal.measure.time_slices import TimeSlices
+from batchcal.measure.workers.trial import trial_of
+from batchcal.plan.effective_batch import effective_batch_of
+from batchcal.plan.last_group import last_group_fails
+from batchcal.plan.make import host_room, make_plan, own_plan
 from batchcal.plan.plan import Plan
-from batchcal.plan.rehearsed import rehearsal_of, settings_of, tells
+from batchcal.plan.reduced import reduced
+from batchcal.plan.rehearsed import rehearsal_of, setup_of, tells
 from batchcal.plan.workers import worker_bytes
+from batchcal.values.calibration_events import Attributed, FinalistEnded, PhaseBegan, Rehearsed, SizeEnded
 
 SHARE_OF_FINALS: Final = 0.35
 """Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
@@ -28,8 +37,6 @@ SHARE_OF_FINALS_OF_HEAVY_DATA: Final = 0.65
 """The same where the step waits for its batch: sizes are raced only if workers bring nothing, and after that."""
 SHARE_OF_SIZES: Final = 0.5
 """Of the time left, at most: what rounds are worth is in how many there are."""
-OF_THE_REHEARSAL: Final = "the rehearsal"
-"""How what it left undone begins: a later rehearsal that goes well takes that back."""
 EXAMINATION_S: Final = 1.0
 """For the static curves, which a plan that is verified alone has no use for."""
 TRIES: Final = 3
@@ -42,10 +49,15 @@ class Rehearsing:
 
     stage: Stage
     calibration: Calibration
-    undone: list[str] = field(default_factory=list)
+    undone: list[Undone] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _failed: UserCodeFailed | None = None
+    """The task's own code failed with samples as they come, at sizes that ran with the largest."""
     _timed: tuple[StepTime, ...] = ()
     """What the race of sizes saw, with as many threads as there are."""
+
+    def __post_init__(self) -> None:
+        self.slices = TimeSlices(self.stage.clock)
 
     def run(self) -> None:
         """Fills in what there is time for.
@@ -56,17 +68,22 @@ class Rehearsing:
         if self.calibration.finding() is None:
             return
         if self.calibration.options.objective == "throughput":
-            if self._none_left("the race of threads and workers"):
+            if self._none_left("threads-and-workers", "the race of threads and workers"):
                 return
             # Where the step waits for its batch, whatever its size, the time is the workers'.
             heavy = self._data_is_heavy()
             if not heavy:
                 self._race_sizes()
-            self._race()
+            with self.slices.spent_on("threads-and-workers"):
+                self._race()
             if heavy and not self.plan().num_workers:
                 self._race_sizes()
-        if not self._none_left("the rehearsal"):
-            self._rehearse()
+        if not self._none_left("rehearsal", "the rehearsal"):
+            plan = self.plan()
+            if not self.calibration.finals and self.calibration.environment.optimal_workers:
+                self._try_workers(plan)  # without a race they are planned by the number of cores
+            with self.slices.spent_on("rehearsal"):
+                self._rehearse()
             self._attribute()
 
     def rehearse_alone(self) -> None:
@@ -76,31 +93,39 @@ class Rehearsing:
             BatchcalError: as the probe's methods.
         """
         plan = self.plan()
+        self.stage.probe.obey(self.calibration.obeyed)
         # Which samples are the largest is known to nobody who was not told.
         self.stage.probe.examine(plan.device, plan.allocator, plan.budget_bytes, EXAMINATION_S)
-        if self._none_left("the rehearsal"):
+        if self._none_left("rehearsal", "the rehearsal"):
             return
         before = self.calibration.undone
-        self._know(undone=tuple(text for text in before if not text.startswith(OF_THE_REHEARSAL)))
+        self._know(undone=tuple(left for left in before if left.part != "rehearsal"))
         if self.calibration.status == "unsettled" and not self.calibration.undone:
             self._know(status="complete")
-        self._rehearse()
+        self._rehearse()  # the time slices are those of the command that measured
 
     def told(self) -> Calibration:
-        """The calibration, which says what was left undone."""
-        calibration = self.calibration
+        """The calibration, which says what was left undone, and whose capacities failed rehearsals have reduced."""
+        calibration = reduced(self.calibration)
         unsettled = calibration.status == "complete" and bool(self.undone)
         return calibration.model_copy(
             update={
                 "status": "unsettled" if unsettled else calibration.status,
                 "undone": (*calibration.undone, *self.undone),
                 "notes": (*calibration.notes, *self.notes),
+                "time_slices": (*calibration.time_slices, *self.slices.told()),
+                "unanswered": () if calibration.finals else calibration.unanswered,
             }
         )
 
+    def error(self) -> UserCodeError | None:
+        """The failure of the task's own code, which a training would meet. None: there was none."""
+        failed = self._failed
+        return None if failed is None else UserCodeError(failed.error, known=failed.evidence, try_=failed.hint)
+
     def plan(self) -> Plan:
         """The plan that the calibration makes as it is now."""
-        return make_plan(self.calibration, objective=self.calibration.options.objective)
+        return own_plan(self.calibration)
 
     def _race(self) -> None:
         plan = self.plan()
@@ -116,53 +141,82 @@ class Rehearsing:
         stage = self.stage.part(SHARE_OF_FINALS_OF_HEAVY_DATA if self._data_is_heavy() else SHARE_OF_FINALS)
         times, why = timed_threads(stage, alone)
         if not times:
-            self.undone.append(f"the race of threads and workers: no step could be timed{why and f', {why}'}")
+            why = f"no step could be timed{why and f', {why}'}"
+            self._leave("threads-and-workers", f"the race of threads and workers: {why}")
             return
         for seen in self._timed:
             # What a number of threads was seen to do it can do, though a moment later the machine was slower.
             if seen.micro_batch == alone.micro_batch and seen.threads in times:
                 times[seen.threads] = times[seen.threads].or_better(seen)
-        facts = self.calibration.facts
+        cores, on_host = self.calibration.environment.cpu.cores.value, plan.device == "cpu"
+        work = Work(times, cores, on_host)
+        if any(one.num_workers and not one.left for one in entries(work, self._loading(plan))):
+            self._try_workers(plan)
+        finals = race_finals(stage, alone, work, self._loading(plan))
+        self._know(finals=(*self.calibration.finals, finals))
+        self._tell(finals)
+        if not finals.settled:
+            self._leave("threads-and-workers", "the race of threads and workers is not settled")
+
+    def _loading(self, plan: Plan) -> Loading:
+        """What is known of loading the micro-batches of `plan`."""
+        facts, workers = self.calibration.facts, self.calibration.loader_workers
         batch_bytes = 0.0 if facts is None else facts.batch_bytes_per_sample * plan.micro_batch
         room = room_of(
             self.calibration.environment,
             memory_bytes=host_room(self.calibration, plan),
-            worker_bytes=worker_bytes(self.calibration),
+            worker_bytes=worker_bytes(self.calibration, None if workers is None else workers.start),
         )
-        cores, on_host = self.calibration.environment.cpu.cores.value, plan.device == "cpu"
-        other = other_start_method(pickles=facts is not None and facts.dataset_pickle_bytes is not None, on_host=on_host)
-        loading = Loading(
+        other = other_start_method(
+            pickles=facts is not None and facts.dataset_pickle_bytes is not None, on_host=plan.device == "cpu"
+        )
+        return Loading(
             room=room,
             batch_bytes=batch_bytes,
             stream=facts is None or facts.train_samples is None,
             pinned_workers=self.calibration.options.workers,
             other_start=other,
             other_worker_bytes=worker_bytes(self.calibration, other),
+            start=None if workers is None else workers.start,
+            why_none="" if workers is None else workers.why_none,
         )
-        finals = race_finals(stage, alone, Work(times, cores, on_host), loading)
-        self._know(finals=(*self.calibration.finals, finals))
-        self._tell(finals)
-        if not finals.settled:
-            self.undone.append("the race of threads and workers is not settled")
+
+    def _try_workers(self, plan: Plan) -> None:
+        """Before any worker is raced or planned: whether there may be workers at all, and what they come to hold."""
+        if self.calibration.loader_workers is not None or self.calibration.options.workers is not None:
+            return
+        with self.slices.spent_on("worker-trial"):
+            report = self.stage.probe.try_workers(trial_of(plan.device, plan.allocator, asked=None, left_s=self.stage.left_s()))
+        self._know(promises=(*self.calibration.promises, report.check), loader_workers=report.workers)
+        if report.workers.why_none:
+            self._note(f"no DataLoader workers: {report.workers.why_none}")
+        elif report.workers.start is not None:
+            self._note(f"DataLoader workers are started by {report.workers.start}: {report.workers.why_start}")
 
     def _race_sizes(self) -> None:
-        plan, finding = self.plan(), self.calibration.finding()
+        finding = self.calibration.finding()
         if finding is None or self.stage.left_s() <= 0:
             return
-        found = race_sizes(
-            self.stage.part(SHARE_OF_SIZES),
-            plan,
-            self.calibration.speeds_of(finding),
-            finding.train.batch,
-            multiple_of=self.calibration.options.multiple_of,
-        )
+        given = effective_batch_of(self.calibration, self.calibration.effective_batch)
+        # Without an effective batch every size up to the capacity is a candidate.
+        samples = finding.train.batch if given is None else given.samples
+        plan = make_plan(self.calibration, effective_batch=samples)
+        with self.slices.spent_on("micro-batches"):
+            found = race_sizes(
+                self.stage.part(SHARE_OF_SIZES),
+                plan,
+                self.calibration.speeds_of(finding),
+                finding.train.batch,
+                rule=self.calibration.obeyed,
+            )
         if found is None:
             return
         race, self._timed = found
         self._know(sizes=(*self.calibration.sizes, race))
         for one in race.sizes:
-            told = {"micro_batch": one.micro_batch, "samples_per_s": one.samples_per_s, "ended": one.why or None}
-            self.stage.progress.event("size_ended", told)
+            self.stage.progress.event(
+                SizeEnded(micro_batch=one.micro_batch, samples_per_s=one.samples_per_s, ended=one.why or None)
+            )
 
     def _data_is_heavy(self) -> bool:
         finding = self.calibration.finding()
@@ -183,7 +237,7 @@ class Rehearsing:
                 report, run = self.stage.rehearse(plan)  # an accident, or a crash that may be one: once more
             rates = () if report.times is None else report.times.eval_samples_per_s
             rehearsal = Rehearsal(
-                settings=settings_of(plan),
+                settings=setup_of(plan),
                 micro_batches_run=run,
                 outcome=report.outcome,
                 evaluating=report.evaluating and not isinstance(report.outcome, Fits),
@@ -191,26 +245,30 @@ class Rehearsing:
                 eval_samples_per_s=rates[-1] if rates else None,
                 eval_samples_per_s_at_micro_batch=rates[0] if len(rates) > 1 else None,
                 wall_s=report.wall_s,
+                last_group_error="" if report.times is None else report.times.last_group_error,
             )
+            if rehearsal.last_group_error:
+                self._note(last_group_fails(plan.last_group, rehearsal.last_group_error))
             self._know(rehearsals=(*self.calibration.rehearsals, rehearsal))
             outcome = report.outcome
             self.stage.progress.event(
-                "rehearsed",
-                {
-                    "effective_batch": plan.effective_batch,
-                    "micro_batch": plan.micro_batch,
-                    "outcome": outcome.kind,
-                    "detail": None if rehearsal.fits else said(outcome),
-                    "peak_bytes": outcome.peak.held_on(plan.device) if isinstance(outcome, Fits) else None,
-                    "budget_bytes": plan.budget_bytes,
-                    "samples_per_s": outcome.samples_per_s if isinstance(outcome, Fits) else None,
-                },
+                Rehearsed(
+                    effective_batch=plan.effective_batch,
+                    micro_batch=plan.micro_batch,
+                    outcome=outcome.kind,
+                    detail=None if rehearsal.fits else said(outcome),
+                    peak_bytes=outcome.peak.held_on(plan.device) if isinstance(outcome, Fits) else None,
+                    budget_bytes=plan.budget_bytes,
+                    samples_per_s=outcome.samples_per_s if isinstance(outcome, Fits) else None,
+                )
             )
             if rehearsal.fits:
                 return
             what = f"evaluation at {plan.eval_batch}" if rehearsal.evaluating else f"micro-batch {plan.micro_batch}"
             self._note(f"the rehearsal failed at {what}: {said(outcome)}")
-        self.undone.append(f"{OF_THE_REHEARSAL} of no plan went well")
+            if isinstance(outcome, UserCodeFailed) and not rehearsal.evaluating:
+                self._failed = outcome
+        self._leave("rehearsal", "the rehearsal of no plan went well")
 
     def _attribute(self) -> None:
         plan = self.plan()
@@ -218,40 +276,41 @@ class Rehearsing:
         if plan.objective == "memory" or plan.status != "verified" or self.stage.left_s() <= 0:
             return
         self._phase("attribution", "each knob as PyTorch has it, in turn")
-        attribution = attribute(self.stage, self.calibration, plan)
+        with self.slices.spent_on("attribution"):
+            attribution = attribute(self.stage, self.calibration, plan)
         if attribution is None:
             return
         self._know(attribution=attribution)
-        self.stage.progress.event(
-            "attributed",
-            {"gain": attribution.gain, **{one.knob: one.samples_per_s for one in attribution.knobs}},
-        )
+        rates: dict[str, float | None] = {one.knob: one.samples_per_s for one in attribution.knobs}
+        self.stage.progress.event(Attributed(gain=attribution.gain, samples_per_s=rates))
 
-    def _none_left(self, what: str) -> bool:
+    def _none_left(self, part: Part, name: str) -> bool:
         if self.stage.left_s() > 0:
             return False
-        self.undone.append(f"{what}: no time was left")
+        self._leave(part, f"{name}: no time was left")
         return True
+
+    def _leave(self, part: Part, text: str) -> None:
+        self.undone.append(Undone(part=part, text=text))
 
     def _know(self, **update: object) -> None:
         self.calibration = self.calibration.model_copy(update=update)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
-        self.stage.progress.event("note", {"text": text})
+        self.stage.progress.event(Note(text))
 
     def _phase(self, name: str, why: str) -> None:
-        self.stage.progress.event("phase", {"phase": name, "device": self.calibration.chosen_device, "why": why})
+        self.stage.progress.event(PhaseBegan(phase=name, device=self.calibration.chosen_device, why=why))
 
     def _tell(self, finals: Finals) -> None:
         for one in finals.finalists:
             if one.samples_per_s is not None:
                 self.stage.progress.event(
-                    "finalist_ended",
-                    {
-                        "intra_op_threads": one.intra_op_threads,
-                        "num_workers": one.num_workers,
-                        "samples_per_s": one.samples_per_s,
-                        "ended": one.why or None,
-                    },
+                    FinalistEnded(
+                        intra_op_threads=one.intra_op_threads,
+                        num_workers=one.num_workers,
+                        samples_per_s=one.samples_per_s,
+                        ended=one.why or None,
+                    )
                 )

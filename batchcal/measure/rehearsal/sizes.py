@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from batchcal.calibration.rehearsal import SizeRace, SizeTime
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import LapReport, LapRequest
@@ -20,6 +21,7 @@ from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import MOST_ROUNDS, Race
 from batchcal.measure.rehearsal.stage import TURN_S, Stage, divided
 from batchcal.plan.plan import Plan
+from batchcal.values.calibration_events import PhaseBegan
 
 FROM_THE_LAP: Final = 3
 """The fastest of the lap that are raced where each needs a child. A lap times each size once, and one of them may have met
@@ -32,7 +34,7 @@ HANDS_BACK: Final = frozenset({"default", "thp"})
 
 
 def race_sizes(
-    stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, multiple_of: int = 1
+    stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, rule: SizeRule | None = None
 ) -> tuple[SizeRace, tuple[StepTime, ...]] | None:
     """The race for the effective batch of `plan`, all else alike, and the times that it was run in, where that was in one child.
     None: there is nothing to choose between."""
@@ -40,15 +42,17 @@ def race_sizes(
     timed = [time for time in (speeds.times if speeds is not None else ()) if time.micro_batch <= effective]
     timed.sort(key=lambda time: -time.samples_per_s(effective))
     largest = min(effective, capacity)
+    rule = rule or SizeRule()
     together = plan.num_workers == 0 and not (plan.device == "cpu" and plan.allocator in HANDS_BACK)
     if together and timed:
-        sizes = around(timed[0].micro_batch, largest, multiple_of=multiple_of)
+        sizes = around(timed[0].micro_batch, largest, multiple_of=rule.multiple_of)
     else:
         sizes = tuple(sorted({time.micro_batch for time in timed[:FROM_THE_LAP]} | {largest}))
+    sizes = tuple(size for size in sizes if rule.admits(size) or size == largest)
     if len(sizes) < 2:
         return None
     told = ", ".join(map(str, sizes))
-    stage.progress.event("phase", {"phase": "sizes", "device": plan.device, "why": f"micro-batches {told}"})
+    stage.progress.event(PhaseBegan(phase="sizes", device=plan.device, why=f"micro-batches {told}"))
     times: tuple[StepTime, ...] = ()
     if together:
         race, times = _together(stage, plan, sizes)

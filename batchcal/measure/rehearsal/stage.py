@@ -11,10 +11,11 @@ from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.guard.outcome import Fits
 from batchcal.measure.attempts import allowed_for, said
-from batchcal.measure.children.probe import Probe, RehearsalReport, RehearsalRequest
+from batchcal.measure.children.probe import Observation, Probe, RehearsalRequest
 from batchcal.measure.race.race import Race
 from batchcal.plan.plan import Plan
-from batchcal.plan.split import split
+from batchcal.plan.split import split, split_by
+from batchcal.values.calibration_events import CalibrationEvent
 
 TURN_S: Final = 0.5
 """What a plan is timed for at least, where it races another."""
@@ -32,7 +33,7 @@ SHARE_OF_A_TURN: Final = 0.5
 class Stage:
     probe: Probe
     clock: Clock
-    progress: Progress
+    progress: Progress[CalibrationEvent]
     until: float
     """Of the clock: when no further child is started."""
 
@@ -43,10 +44,10 @@ class Stage:
         """The same with `share` of the time that is left."""
         return replace(self, until=self.clock.monotonic() + max(0.0, self.left_s()) * share)
 
-    def turn(self, plan: Plan, *, keep_activations: bool = False) -> RehearsalReport:
+    def turn(self, plan: Plan, *, keep_activations: bool = False) -> Observation:
         """Times `plan`, as one of several in a race: no more of each optimizer step than that takes."""
         limit_s = max(self.left_s(), _least_s(plan))
-        return self.probe.rehearse(
+        return self.probe.observe(
             RehearsalRequest(
                 plan=plan,
                 micro_batches=first_of(plan, TURN_S, least=1),
@@ -76,13 +77,13 @@ class Stage:
             race.tell(told)
         return race
 
-    def rehearse(self, plan: Plan) -> tuple[RehearsalReport, int]:
+    def rehearse(self, plan: Plan) -> tuple[Observation, int]:
         """Runs `plan` for its peak and its rate, evaluations at training's size and at its own included. Tells how many
         micro-batches of each step were run, too."""
         limit_s = max(self.left_s() * SHARE_OF_A_TURN, _least_s(plan))
         cut = first_of(plan, limit_s / GROUPS, least=LEAST_MICRO_BATCHES)
         evaluations = tuple(dict.fromkeys((min(plan.micro_batch, plan.eval_batch), plan.eval_batch)))
-        report = self.probe.rehearse(
+        report = self.probe.observe(
             RehearsalRequest(
                 plan=plan,
                 micro_batches=cut,
@@ -103,7 +104,8 @@ def _least_s(plan: Plan) -> float:
 
 def divided(plan: Plan, largest: int) -> Plan:
     """`plan` with its effective batch divided into the fewest micro-batches of at most `largest`."""
-    sizes = split(sum(plan.micro_batches), largest)
+    samples, rule = sum(plan.micro_batches), plan.size_rule
+    sizes = (() if rule is None else split_by(rule, samples, largest)) or split(samples, largest)
     return plan.model_copy(update={"micro_batches": sizes, "micro_batch": sizes[0], "accumulation_steps": len(sizes)})
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import lcm
 
 from batchcal.calibration.memory_model import UNBOUNDED, ShapePoint
 from batchcal.calibration.schema import Finding, LimitedBy, Options
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.detect.environment import SharedMemory
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Bounds
 from batchcal.measure.search.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training
@@ -25,11 +27,13 @@ def bounds_for(
     prior: Prior,
     shm: SharedMemory | None,
     most_trained: int | None = None,
+    rule: SizeRule | None = None,
 ) -> Bounds:
     """The bounds for training, or for the evaluation after what was `trained`. Nobody trains with more than `most_trained` at
     once.
 
-    A multiple that is larger than every bound is not kept: `multiple_of` is 1 then.
+    Both obey `--multiple-of` and the `rule` of the task's sizes. A multiple that is larger than every bound is not kept:
+    `multiple_of` is 1 then. Where a process takes one size only, evaluation has the size that was trained.
     """
     samples = facts.train_samples if trained is None else (facts.eval_samples or facts.train_samples)
     ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]
@@ -42,11 +46,17 @@ def bounds_for(
     if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:
         in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
         ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
+    rule = rule or SizeRule()
+    if rule.fixed is not None:
+        ceilings.append((rule.fixed, "model"))
+    if trained is not None and rule.one_size:
+        ceilings.append((trained.train.batch, "model"))
     ceiling, reason = min(ceilings, key=lambda pair: pair[0])
-    multiple = options.multiple_of if trained is None else 1
+    multiple = lcm(options.multiple_of, rule.multiple_of)
+    floor = trained.train.batch if trained is not None and rule.one_size else max(multiple, rule.least)
     return Bounds(
         budget_bytes=budget_bytes,
-        floor=min(multiple, ceiling),
+        floor=min(floor, ceiling),
         ceiling=ceiling,
         ceiling_reason=reason,
         multiple_of=multiple if multiple <= ceiling else 1,

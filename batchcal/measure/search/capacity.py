@@ -7,7 +7,7 @@ upper one, and the answer is always a size that was run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -90,11 +90,12 @@ class CapacitySearch:
         self._misses = 0
         self._refused: int | None = None
         self._too_big: int | None = None
+        self._accepted: set[int] = set()
         self.best: int | None = None
         """The largest batch that was run within the budget."""
         self._unknown = 0
         self._untold: int | None = None
-        """A size that told nothing about memory: it hung, or was killed from outside."""
+        """A size whose run was inconclusive: it hung, or was killed from outside."""
 
     @property
     def model(self) -> MemoryModel:
@@ -127,6 +128,15 @@ class CapacitySearch:
             return "time-limit"  # nearly always: what hangs ends by it
         return self._bounds.over_budget_reason
 
+    def restrict(self, bounds: Bounds) -> None:
+        """Search between other bounds, which explain why a size was refused: it bounds nothing any more."""
+        self._bounds = bounds
+        self._refused = None
+
+    def accept(self, sizes: Iterable[int]) -> None:
+        """Sizes that the task's code took in a trial: they are asked for before others below a refused size."""
+        self._accepted.update(sizes)
+
     @property
     def undone(self) -> str:
         """What would still be asked if there were time. Empty: nothing."""
@@ -135,8 +145,8 @@ class CapacitySearch:
 
     @property
     def gave_up(self) -> str:
-        """What is not known because runs told nothing about memory. Empty where the search knows what it ended at."""
-        return f"above {self.best or 0} two runs told nothing about memory" if self._unknown > 1 else ""
+        """The range that stays unknown because its runs were inconclusive. Empty: there is none."""
+        return f"above {self.best or 0} two runs were inconclusive" if self._unknown > 1 else ""
 
     def ask(self) -> Ask | None:
         """The next size, or None when the search is over."""
@@ -217,6 +227,9 @@ class CapacitySearch:
     def _between(self, target: int) -> tuple[int, SearchPhase, str]:
         """After a miss: between what fits and what does not."""
         low, high = self.best or 0, self.upper
+        accepted = [size for size in self._accepted if low * (1 + self._precision) <= size < high]
+        if accepted and self._refused == high:
+            return max(accepted), "bisect", f"the task's code took this size, and refused {high}"
         if low == 0:
             if self._misses >= MAX_MISSES:
                 return self._bounds.floor, "bisect", f"{high} does not fit and nothing has yet: the smallest there is"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchcal.calibration.memory_model import ShapePoint
-from batchcal.guard.allocator import maps_large_blocks
+from batchcal.machine.allocator import BUILT_IN, maps_large_blocks
 
 RATIO: Final = 1.15
 GLIBC_RATIO: Final = 1.5
@@ -30,7 +30,7 @@ class Prior:
     @classmethod
     def of(cls, device: str, allocator: str) -> Prior:
         on_host = device == "cpu"
-        glibc = on_host and allocator in {"default", "thp", "retain"}
+        glibc = on_host and allocator in BUILT_IN
         return cls(
             ratio=GLIBC_RATIO if glibc else RATIO,
             spread=SPREAD.get(allocator, SPREAD_OTHERWISE),

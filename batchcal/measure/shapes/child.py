@@ -18,7 +18,7 @@ from batchcal.calibration.memory_model import ShapePoint
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.inside.static import FakeTrace
-from batchcal.measure.shapes.request import TraceArguments
+from batchcal.measure.shapes.job import TraceArguments
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.load import load_task
 from batchcal.workload.task import Task
@@ -27,9 +27,8 @@ SCAN_LIMIT_S: Final = 0.5
 DEVICE: Final = "cpu"
 
 
-def trace(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def trace(request: TraceArguments, context: ChildContext) -> JSON:
     """Loads the task with every parameter faked the moment it is made, and runs its step on real batches, faked too."""
-    request = TraceArguments.model_validate(arguments)
     context.phase("load")
     random.seed(request.seed)
     torch.manual_seed(request.seed)

@@ -10,19 +10,22 @@ from pydantic import Field, ValidationError
 
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.shape import Bytes, Scalar, ShapeEstimate
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import UsageError
-from batchcal.core.progress import Progress, Silent
+from batchcal.core.progress import Note, Progress, Silent
 from batchcal.core.values import Frozen
-from batchcal.guard.cgroup import memory_meter
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job
+from batchcal.guard.launch import FunctionJob
 from batchcal.guard.outcome import Infrastructure
 from batchcal.guard.run import Limits, run
 from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import said
 from batchcal.measure.children.launchers import Launchers
-from batchcal.measure.shapes.request import BATCHES, TraceArguments
+from batchcal.measure.deadline import Deadline
+from batchcal.measure.shapes.job import BATCHES, TraceArguments, trace
+from batchcal.values.calibration_events import CalibrationEvent, ShapeTraced
 from batchcal.workload.reference import TaskReference
 
 LIMIT_S: Final = 60.0
@@ -30,6 +33,12 @@ LIMIT_S: Final = 60.0
 GRACE_S: Final = 120.0
 """A size that was begun is ended."""
 POLICY: Final = "default"
+
+
+def batches_by(rule: SizeRule | None) -> tuple[int, ...]:
+    """The micro-batches to trace for a task that takes sizes by `rule`. None: it takes all."""
+    sizes = BATCHES if rule is None else tuple(rule.at_most(size) or rule.smallest for size in BATCHES)
+    return tuple(dict.fromkeys(sizes))
 
 
 class _Answer(Frozen):
@@ -45,10 +54,12 @@ def estimate_shapes(
     *,
     seed: int = 0,
     batches: Sequence[int] = BATCHES,
-    progress: Progress | None = None,
+    progress: Progress[CalibrationEvent] | None = None,
     environ: Mapping[str, str] | None = None,
     launchers: Launchers | None = None,
     neighbours: bool = False,
+    memory_limit_bytes: int | None = None,
+    deadline: Deadline | None = None,
 ) -> tuple[ShapeEstimate, ...]:
     """What the task needs with each of `shapes` over its own arguments, and first with its own.
 
@@ -58,6 +69,8 @@ def estimate_shapes(
         batches: micro-batches whose step is traced. None: the estimates have no points.
         launchers: who starts the children, and is not closed. None: somebody of their own.
         neighbours: others come and go in the memory group meanwhile.
+        memory_limit_bytes: most that a child may hold. None: what is free.
+        deadline: what is not traced by then stays untraced, with that reason.
 
     Raises:
         UsageError: the task takes no such argument.
@@ -67,7 +80,7 @@ def estimate_shapes(
     found: list[ShapeEstimate] = []
     starting = launchers or Launchers(
         os.environ if environ is None else environ,
-        note=lambda text: progress.event("note", {"text": text}),
+        note=lambda text: progress.event(Note(text)),
         spawn_only=False,
     )
     policy = next(iter(starting.there), POLICY)
@@ -76,17 +89,21 @@ def estimate_shapes(
         for shape in ({}, *shapes):
             changed = reference.model_copy(update={"arguments": {**reference.arguments, **shape}})
             request = TraceArguments(reference=changed, seed=seed, batches=tuple(batches), limit_s=LIMIT_S)
-            job = Job(
-                "batchcal.measure.shapes.child:trace",
+            job = FunctionJob(
+                trace,
                 request.model_dump(mode="json"),
                 reference.directory,
                 starting.environment(policy),
             )
-            ending = run(job, starting.get(policy), meter, _limits(meter, neighbours=neighbours))
-            estimate = _estimate(dict(shape), ending, wanted=bool(batches))
+            limits = _limits(meter, memory_limit_bytes, deadline, neighbours=neighbours)
+            if limits.total_s == 0:
+                estimate = _untraced(dict(shape), f"{limits.total_name} had ended")
+            else:
+                ending = run(job, starting.get(policy), meter, limits)
+                estimate = _estimate(dict(shape), ending, wanted=bool(batches))
             found.append(estimate)
-            told = {"arguments": " ".join(f"{name}={value}" for name, value in shape.items()) or "as calibrated"}
-            progress.event("shape_traced", {**told, "parameters": estimate.parameters, "why": estimate.why or None})
+            told = " ".join(f"{name}={value}" for name, value in shape.items()) or "as calibrated"
+            progress.event(ShapeTraced(arguments=told, parameters=estimate.parameters, why=estimate.why or None))
     finally:
         if launchers is None:
             starting.close()
@@ -94,18 +111,22 @@ def estimate_shapes(
     return tuple(found)
 
 
-def _limits(meter: MemoryGroup, *, neighbours: bool) -> Limits:
-    room = meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes()
-    phases = {"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S}
-    return Limits(allowed_bytes=max(0, room), phase_s=phases, neighbours=neighbours)
+def _limits(meter: MemoryGroup, memory_limit_bytes: int | None, deadline: Deadline | None, *, neighbours: bool) -> Limits:
+    room = max(0, meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes())
+    return Limits(
+        allowed_bytes=room if memory_limit_bytes is None else min(room, memory_limit_bytes),
+        phase_s={"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S},
+        total_s=None if deadline is None else deadline.left_s(),
+        total_name="" if deadline is None else deadline.name,
+        neighbours=neighbours,
+    )
 
 
 def _estimate(arguments: dict[str, Scalar], ending: Ending, *, wanted: bool) -> ShapeEstimate:
     if not ending.has_result:
-        bases = ending.raised.chain[0].bases if ending.raised is not None else ()
         outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
         why = said(outcome)
-        if f"{UsageError.__module__}.{UsageError.__qualname__}" in bases:
+        if ending.raised is not None and ending.raised.chain[0].is_a(UsageError):
             raise UsageError(why.partition(": ")[2] or why, try_="--shape NAME=VALUE with names of the factory")
         return _untraced(arguments, why)
     try:

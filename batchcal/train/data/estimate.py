@@ -20,8 +20,8 @@ from torch import nn
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.values import Frozen
 from batchcal.train.data.mix import Mix
-from batchcal.workload.batches import nest_bytes
 from batchcal.workload.on_paper import OnPaper, on_paper
+from batchcal.workload.sample_size import nest_bytes
 from batchcal.workload.task import Task
 
 LOOK_LIMIT_S: Final = 2.0

@@ -12,7 +12,8 @@ from torch.utils.data import IterableDataset
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.units import count_of
-from batchcal.workload.batches import cost_of, listed_costs
+from batchcal.workload.fetch import sample_at
+from batchcal.workload.sample_size import cost_of, listed_costs
 from batchcal.workload.task import Task
 
 
@@ -79,7 +80,7 @@ def costs_of(task: Task, groups: Sequence[str] | None = None) -> tuple[Tensor, S
         return listed, groups
     costs, types = array("d"), list[str]()
     for index in range(samples):
-        sample = data[index]
+        sample = sample_at(data, index)
         if listed is None:
             costs.append(cost_of(size_of, sample))
         if group_of is not None:

@@ -15,7 +15,8 @@ from torch.utils.data import IterableDataset, default_collate
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.units import MIB, count_of
-from batchcal.workload.batches import cost_of, listed_costs, nest_bytes
+from batchcal.workload.fetch import sample_at
+from batchcal.workload.sample_size import cost_of, listed_costs, nest_bytes
 from batchcal.workload.task import Task
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ class Mix:
         costs = None if size_of is None or callable(size_of) else listed_costs(size_of, count)
 
         def looked_at(place: int) -> Known:
-            sample = data[place]
+            sample = sample_at(data, place)
             return known(place, sample, cost_of(size_of, sample) if costs is None else float(costs[place]))
 
         places = random.Random(seed).sample(range(count), min(count, LOOK_LIMIT))

@@ -20,6 +20,7 @@ from batchcal.core.errors import UsageError
 from batchcal.core.units import count_of
 from batchcal.core.values import Record
 from batchcal.plan.plan import Plan
+from batchcal.runtime.apart import read_apart
 from batchcal.runtime.batches import Drawn, GroupSampler, generator_of
 from batchcal.train.data.arrangement import Arrangement, Mode, Settings, arrange, smallest_window
 from batchcal.train.data.metadata import Metadata, costs_of
@@ -177,7 +178,8 @@ class MemoryAwareBatchSampler(GroupSampler):
             UsageError: as the constructor, or the data is a stream.
             UserCodeError: `size_of` or `group_of` gave something else.
         """
-        costs, groups = costs_of(task if balance else replace(task, group_of=None), groups)
+        asked = task if balance else replace(task, group_of=None)
+        costs, groups = read_apart(lambda: costs_of(asked, groups), workers=plan.num_workers)
         if budget is None:
             # Costs that are all 0 tell nothing but the number of samples.
             largest = float(costs.max()) if len(costs) else 0.0

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.train.multitask.gradnorm import GradNormBalancer, Observation
-from batchcal.train.options import LossWeights
+from batchcal.values.settings import LossWeights
 from batchcal.workload.task import Task
 
 
@@ -62,7 +62,7 @@ def weighed(task: Task, weights: LossWeights, scaler: GradScaler | None = None) 
     if weights == "task":
         return task, None
     if weights not in get_args(LossWeights):
-        raise UsageError(f"there are no loss weights {weights!r}", known=f"there are {', '.join(get_args(LossWeights))}")
+        raise UsageError(f"there are no loss weights {weights!r}", known=f"valid values: {', '.join(get_args(LossWeights))}")
     if task.losses is None:
         raise UsageError(
             f"loss_weights = {weights!r} weighs several losses, and the task has one",

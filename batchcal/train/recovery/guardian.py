@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Final, Literal, Protocol
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.clock import Clock
 from batchcal.core.errors import NothingFits
 from batchcal.core.units import count_of
@@ -19,9 +19,10 @@ from batchcal.guard.release import trim
 from batchcal.guard.report import Raised, describe, let_go
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, Share
-from batchcal.train.options import WhenSplit
 from batchcal.train.recovery.parts import Part, Splitter
 from batchcal.train.recovery.undo import Before, Undo
+from batchcal.values.settings import WhenSplit
+from batchcal.workload.normalization import batch_normalizations
 from batchcal.workload.task import Task
 
 COLLECT_EVERY_S: Final = 10.0
@@ -72,6 +73,8 @@ class OOMGuardian:
 
     Args:
         tell: called for every recovery.
+        undivided: why no batch of this task may be divided; empty: it may. See `Plan.undivided`.
+        size_rule: which batch sizes the task takes; None: every size.
     """
 
     def __init__(
@@ -83,12 +86,15 @@ class OOMGuardian:
         clock: Clock,
         tell: Callable[[Recovery], None],
         batchnorm: WhenSplit = "stop",
+        undivided: str = "",
+        size_rule: SizeRule | None = None,
     ) -> None:
+        self._size_rule = size_rule
+        self._undivided = undivided
         self._device, self._outlook, self._clock, self._tell = device, outlook, clock, tell
-        self._splitter = Splitter(task.train_data, task.collate_fn)
+        self._splitter = Splitter(task.train_data, task.collate_fn, size_rule)
         self._undo = Undo(task.model, device)
-        normalized = any(isinstance(module, _BatchNorm) for module in task.model.modules())
-        self._cuttable = batchnorm == "split" or not normalized
+        self._cuttable = not undivided and (batchnorm == "split" or not batch_normalizations(task.model))
         self.safe: int | None = None
         """The largest micro-batch that is known to run since one did not fit. None: none failed."""
         self._beginning: Before | None = None
@@ -179,7 +185,7 @@ class OOMGuardian:
     def _in_halves(
         self, passes: Passes, micro_batch: MicroBatch, halves: tuple[Part, Part], failure: _Failure, began: float
     ) -> Share:
-        larger = micro_batch.samples - micro_batch.samples // 2
+        larger = self._splitter.middle(micro_batch.samples)
         self.safe = larger if self.safe is None else min(self.safe, larger)
         self._tell(Recovery(failure.where, micro_batch.samples, "split", self._clock.monotonic() - began, failure.why))
         first, second = halves
@@ -191,6 +197,18 @@ class OOMGuardian:
 
     def _unfit(self, micro_batch: MicroBatch, failure: _Failure) -> NothingFits:
         what = f"memory ran out in the {failure.where} pass over {count_of(micro_batch.samples, 'sample')}: {failure.why}"
+        if micro_batch.samples > 1 and self._undivided:
+            return NothingFits(
+                what,
+                known=f"the batch must not be divided: {self._undivided}",
+                try_="--accept-inexact where that is accepted, a smaller --effective-batch, or a larger --margin",
+            )
+        if micro_batch.samples > 1 and self._size_rule is not None and not self._splitter.middle(micro_batch.samples):
+            return NothingFits(
+                what,
+                known=f"the task {self._size_rule.text}: it does not take halves of this batch",
+                try_="a larger --margin, then the same command with --resume",
+            )
         if micro_batch.samples > 1 and not self._cuttable:
             return NothingFits(
                 what,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.runtime.batches import MicroBatch
-from batchcal.workload.step import map_tensors
+from batchcal.runtime.cutting import cut, is_by_sample
+from batchcal.workload.fetch import fetch, reads_together, tolerant
 
 Part = Callable[[], MicroBatch]
 
@@ -28,35 +28,48 @@ class Sliceable(Protocol):
 
 
 class Splitter:
-    """Cuts batches as they were collated, where each tensor says by itself where a sample begins; else collates them anew.
+    """Splits batches by their samples: collates each half from its indices, or cuts the batch where that is proven equal.
 
-    Collated anew, the samples are loaded once more: random augmentation draws again.
+    It is for a batch that cuts itself; and for torch's default collate function, which stacks all parts of the samples along a
+    first dimension. Any other batch may hold rows that are not samples: a list of three images of three channels has three rows
+    in each tensor. Collated again, the samples are loaded again: random augmentation draws again.
+
+    The batches of a stream cannot be loaded again. There, cutting counts as equal where it was so for the first batch
+    (`MicroBatch.cuttable`).
     """
 
-    def __init__(self, data: Dataset[object], collate: Callable[..., object] | None) -> None:
+    def __init__(self, data: Dataset[object], collate: Callable[..., object] | None, rule: SizeRule | None = None) -> None:
+        self._rule = rule
         self._data = data
-        self._collate: Callable[..., object] = collate or default_collate
+        self._collate = tolerant(collate)
+        self._stacks = collate is None and not reads_together(data)
 
     def halves(self, micro_batch: MicroBatch) -> tuple[Part, Part] | None:
         """The first half, the larger one of an odd number, and the rest, each made when it is called.
 
-        None: one sample, or a batch of a stream that cannot be cut.
+        None: one sample, a batch whose halves the task does not take, or one of a stream that cannot be cut.
         """
         samples, indices = micro_batch.samples, micro_batch.indices
-        if samples < 2:
+        middle = self.middle(samples)
+        if not middle:
             return None
-        middle = samples - samples // 2
         if isinstance(micro_batch.batch, Sliceable) and len(micro_batch.batch) == samples:
             whole = micro_batch.batch
             return partial(_rows, whole, indices, 0, middle), partial(_rows, whole, indices, middle, samples)
-        if _is_by_sample(micro_batch.batch, samples):
+        if (self._stacks or micro_batch.cuttable) and is_by_sample(micro_batch.batch, samples):
             return partial(_cut, micro_batch, 0, middle), partial(_cut, micro_batch, middle, samples)
         if indices is None:
             return None
         return partial(self._load, indices[:middle]), partial(self._load, indices[middle:])
 
+    def middle(self, samples: int) -> int:
+        """Samples of the first half. 0: there are no halves."""
+        if samples < 2:
+            return 0
+        return samples - samples // 2 if self._rule is None else self._rule.half(samples)
+
     def _load(self, indices: tuple[int, ...]) -> MicroBatch:
-        return MicroBatch(self._collate([self._data[index] for index in indices]), len(indices), indices)
+        return MicroBatch(fetch(self._data, indices, self._collate), len(indices), indices)
 
 
 def _rows(whole: Sliceable, indices: tuple[int, ...] | None, start: int, stop: int) -> MicroBatch:
@@ -67,22 +80,8 @@ def _cut(micro_batch: MicroBatch, start: int, stop: int) -> MicroBatch:
     """Views: nothing is copied."""
     indices = micro_batch.indices
     return MicroBatch(
-        map_tensors(micro_batch.batch, lambda tensor: tensor[start:stop]),
+        cut(micro_batch.batch, start, stop),
         stop - start,
         None if indices is None else indices[start:stop],
+        micro_batch.cuttable,
     )
-
-
-def _is_by_sample(batch: object, samples: int) -> bool:
-    """Whether every leaf is a tensor of `samples` rows. What belongs to the whole batch, a total or a longest length, is none."""
-    if isinstance(batch, Tensor):
-        return batch.dim() > 0 and batch.shape[0] == samples
-    if isinstance(batch, Mapping):
-        parts = list(batch.values())
-    elif isinstance(batch, list | tuple):
-        parts = list(batch)
-    elif is_dataclass(batch) and not isinstance(batch, type):
-        parts = [getattr(batch, field.name) for field in fields(batch)]
-    else:
-        return False
-    return bool(parts) and all(_is_by_sample(part, samples) for part in parts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from batchcal.train.seed import numpy_state, restore_numpy
+from batchcal.core.numpy_state import numpy_state, restore_numpy
 
 
 @dataclass(frozen=True)

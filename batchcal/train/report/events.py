@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
-# Format history
-# 1 - (0.2) first version
-FORMAT: Final = 1
-KIND: Final = "run"
+from batchcal.core.progress import Notice
+from batchcal.values.training_events import (
+    CheckpointSaved,
+    EpochEnded,
+    Recovered,
+    Resized,
+    StepEnded,
+    TrainingEnded,
+    TrainingStarted,
+)
+
 FILE_NAME: Final = "run.jsonl"
 """How a run is called in a folder of its own."""
 
-STARTED: Final = "training_started"
-STEP: Final = "step"
-RECOVERED: Final = "recovered"
-RESIZED: Final = "resized"
-EPOCH_ENDED: Final = "epoch_ended"
-CHECKPOINT_SAVED: Final = "checkpoint_saved"
-NOTICE: Final = "notice"
-ENDED: Final = "training_ended"
+STARTED: Final = TrainingStarted.event_name
+STEP: Final = StepEnded.event_name
+RECOVERED: Final = Recovered.event_name
+RESIZED: Final = Resized.event_name
+EPOCH_ENDED: Final = EpochEnded.event_name
+CHECKPOINT_SAVED: Final = CheckpointSaved.event_name
+NOTICE: Final = Notice.event_name
+ENDED: Final = TrainingEnded.event_name
 STOPPED: Final = "training_stopped"
 """By an error or a signal; the monitor's own, which sees it pass."""
 

@@ -13,10 +13,11 @@ from typing import Final, Self
 
 from batchcal.core.clock import Clock, SystemClock
 from batchcal.core.errors import UsageError
-from batchcal.core.files import write_all
+from batchcal.core.files import check_target, write_all
 from batchcal.core.progress import Fields
-from batchcal.train.report.events import FORMAT, KIND, NOTICE, STARTED
+from batchcal.train.report.events import NOTICE, STARTED
 from batchcal.train.report.line import line_of
+from batchcal.values.training_events import FORMAT, KIND
 
 RETRY_S: Final = 1.0
 """After a write that failed the disk is left alone for this long."""
@@ -58,6 +59,7 @@ class JsonlLog:
         self._lost, self._why = 0, ""
         self._again_at: float | None = None
         self._told = False
+        check_log(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: int | None = _open(path)
@@ -160,6 +162,18 @@ class JsonlLog:
         if not self._told:
             self._told = True
             self._tell(f"the log {self.path} cannot be written ({self._why}): training goes on, lines are lost until it can")
+
+
+def check_log(path: Path, *, name: str = "--log") -> None:
+    """Raises:
+    UsageError: a folder, a file that is not the log of a run, or a place that cannot be written.
+    """
+    check_target(path, name=name, what="the log of a run", is_ours=_is_log, example="run.jsonl", special=True)
+
+
+def _is_log(begin: bytes) -> bool:
+    """By its first event, which may be all that is there."""
+    return begin.startswith((b'{"event":"', b'{"event": "'))
 
 
 def header_of(path: Path) -> dict[str, object] | None:

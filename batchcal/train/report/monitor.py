@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, assert_never
 
 from batchcal.core.clock import Clock
 from batchcal.core.errors import Interrupted
-from batchcal.core.progress import Fields, Progress
-from batchcal.train.report.events import EPOCH_ENDED, NOTICE, RECOVERED, RESIZED, STARTED, STEP, STOPPED
+from batchcal.core.progress import Fields, Notice, Progress
+from batchcal.train.report.events import STOPPED
 from batchcal.train.report.jsonl import JsonlLog
 from batchcal.train.report.sinks import Forwarder, Sink
 from batchcal.train.report.sums import Sums, Totals
+from batchcal.values.training_events import (
+    CheckpointSaved,
+    EpochEnded,
+    Recovered,
+    Resized,
+    StepEnded,
+    TrainingEnded,
+    TrainingEvent,
+    TrainingStarted,
+)
 
 
 class TrainingMonitor:
@@ -34,7 +45,7 @@ class TrainingMonitor:
         log: Path | None,
         *,
         sinks: Iterable[Sink] = (),
-        view: Progress | None = None,
+        view: Progress[TrainingEvent] | None = None,
         about: Fields | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -68,25 +79,30 @@ class TrainingMonitor:
         if self._log is not None:
             self._log.close()
 
-    def event(self, name: str, fields: Fields) -> None:
-        if name == STEP:
-            self._epoch.step(fields)
-        elif name == RECOVERED:
-            self._epoch.recovered(fields)
-        elif name == RESIZED:
-            self._epoch.changed()
-        elif name == STARTED:
-            fields = {**self._about, **fields}
-        elif name == EPOCH_ENDED:
-            # What the loop says holds: it knows the weights.
-            fields = {**self._epoch.fields(), **fields}
-            self._before.add(self._epoch)
-            self._epoch = Sums()
+    def event(self, event: TrainingEvent, /) -> None:
+        match event:
+            case StepEnded():
+                self._epoch.step(event.fields())
+            case Recovered():
+                self._epoch.recovered(event)
+            case Resized():
+                self._epoch.changed()
+            case TrainingStarted():
+                event = replace(event, about={**self._about, **event.about})
+            case EpochEnded():
+                event = replace(event, of_steps=self._epoch.fields())
+                self._before.add(self._epoch)
+                self._epoch = Sums()
+            case CheckpointSaved() | TrainingEnded() | Notice():
+                pass
+            case never:
+                assert_never(never)
+        name, fields = event.event_name, event.fields()
         if self._log is not None:
             self._log.event(name, fields)
         for forwarder in self._forwarders:
             forwarder.event(name, fields)
-        self._show(name, fields)
+        self._show(event)
 
     def totals(self) -> Totals:
         """What the run has come to so far."""
@@ -95,17 +111,18 @@ class TrainingMonitor:
         both.add(self._epoch)
         return both.totals()
 
-    def _show(self, name: str, fields: Fields) -> None:
+    def _show(self, event: TrainingEvent) -> None:
         if self._view is None:
             return
         try:
-            self._view.event(name, fields)
+            self._view.event(event)
         except Interrupted:
             raise
         except Exception:  # noqa: BLE001 - a terminal that is gone, or somebody else's view: training goes on without it
             self._view = None
 
     def _tell(self, text: str) -> None:
+        notice = Notice(text)
         if self._log is not None:
-            self._log.event(NOTICE, {"text": text})
-        self._show(NOTICE, {"text": text})
+            self._log.event(notice.event_name, notice.fields())
+        self._show(notice)

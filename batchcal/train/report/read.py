@@ -17,7 +17,6 @@ from batchcal.train.report.events import (
     ENDED,
     EPOCH_ENDED,
     FILE_NAME,
-    FORMAT,
     NOTICE,
     RECOVERED,
     RESIZED,
@@ -40,6 +39,7 @@ from batchcal.train.report.run import (
     Stopped,
 )
 from batchcal.train.report.steps import Steps, restored
+from batchcal.values.training_events import FORMAT
 
 _CHUNK: Final = 1 << 16
 """Bytes that are parsed at once. More are slower: Python's garbage collector then looks at all of them."""
@@ -91,7 +91,9 @@ def read_run(path: Path) -> Run:
         Started.model_validate(restored(header))
     except ValidationError as error:
         raise UsageError(
-            f"{log} is no log of a run that can be read", known=f"its first line: {error.errors()[0]['msg']}", try_="another FILE"
+            f"{log} is not a log of a run that can be read",
+            known=f"its first line: {error.errors()[0]['msg']}",
+            try_="another FILE",
         ) from None
     try:
         with log.open("rb") as file:
@@ -105,12 +107,16 @@ def read_run(path: Path) -> Run:
 
 def _unusable(path: Path, log: Path) -> UsageError:
     if not log.exists():
-        what = f"there is no {FILE_NAME} in {path}" if path.is_dir() else f"there is no {path}"
-        return UsageError(what, try_=f"batchcal show FOLDER, where a training wrote its {FILE_NAME}")
+        what = f"there is no {FILE_NAME} in {path}" if path.is_dir() else f"there is no file {path}"
+        return UsageError(
+            what,
+            known=f"batchcal train writes {FILE_NAME} beside the calibration, or where --log names",
+            try_=f"batchcal show .batchcal    or another folder that has a {FILE_NAME}",
+        )
     return UsageError(
-        f"{log} is no log of a run",
-        known="its first line is not what a training begins its log with",
-        try_="batchcal show FILE with a calibration, or with the log of a training",
+        f"{log} is not the log of a run",
+        known="a log begins with a line that batchcal train writes; this file does not",
+        try_="batchcal show FILE    where FILE is a calibration, or a log that batchcal train wrote",
     )
 
 

@@ -101,6 +101,7 @@ class EpochEnded(_Event):
     predicted_bytes: int | None = None
     peak_bytes: int | None = None
     recoveries: int | None = None
+    skipped_steps: int | None = None
 
     @property
     def evaluation(self) -> dict[str, float]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
 
 from batchcal.core.progress import Field, Fields
 from batchcal.core.values import Record
 from batchcal.train.report.events import GRAD_NORM, LOSS
+from batchcal.values.training_events import Recovered
 
 
 class Totals(Record):
@@ -60,10 +60,9 @@ class Sums:
             self._error += abs(off)
             self._worst_under = max(self._worst_under, -off)
 
-    def recovered(self, fields: Fields) -> None:
-        lost = fields.get("lost_s")
+    def recovered(self, event: Recovered) -> None:
         self._recoveries += 1
-        self._lost_s += lost if isinstance(lost, float | int) and math.isfinite(lost) else 0.0
+        self._lost_s += event.lost_s or 0.0
 
     def changed(self) -> None:
         """The allowed micro-batch did."""

@@ -106,8 +106,9 @@ class BatchSizeController:
         self._shortages += 1
         return self._change(target, why)
 
-    def _change(self, target: int, why: str) -> Change:
+    def _change(self, target: int, why: str) -> Change | None:
+        """None: the planned sizes stay."""
         was = self._scheduler.micro_batch
         self._scheduler.set(target)
         self._plenty = self._short = 0
-        return Change(was=was, now=target, why=why)
+        return None if self._scheduler.micro_batch == was else Change(was=was, now=target, why=why)

@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 
 from batchcal.core.errors import UsageError
 from batchcal.core.progress import Field
-from batchcal.train.options import LearningRateRule
+from batchcal.values.settings import LearningRateRule
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class EffectiveBatchSizeNormalizer:
         if not 0 < self.reference < math.inf:
             raise UsageError(f"reference = {self.reference} is no effective batch", try_="reference=128")
         if self.rule not in get_args(LearningRateRule):
-            raise UsageError(f"there is no rule {self.rule!r}", known=f"there are {', '.join(get_args(LearningRateRule))}")
+            raise UsageError(f"there is no rule {self.rule!r}", known=f"valid values: {', '.join(get_args(LearningRateRule))}")
 
     def loss_scale(self, weight: float, total_weight: float) -> float:
         """What to multiply the mean loss of a micro-batch with before `backward`, so that the gradients of the step sum to that

@@ -16,12 +16,14 @@ class GradientAccumulationScheduler:
     Args:
         micro_batch: of the plan.
         start: micro-batch to begin with; default: the plan's.
+        fixed: the planned sizes stay: a smaller micro-batch would train something else.
         within: how many samples of a micro-batch fit into a share of it, where that is not told by their number: those of padded
             batches are told by their cost.
     """
 
-    def __init__(self, micro_batch: int, *, start: int | None = None, within: Within | None = None) -> None:
+    def __init__(self, micro_batch: int, *, start: int | None = None, within: Within | None = None, fixed: bool = False) -> None:
         self.ceiling = micro_batch
+        self._fixed = fixed
         self.share = 1.0
         self._within = within
         if start is not None:
@@ -38,7 +40,9 @@ class GradientAccumulationScheduler:
         return max(1, int(self.ceiling * self.share + 1e-9))
 
     def set(self, micro_batch: int) -> None:
-        """Allows `micro_batch` samples from now on: no less than one, no more than planned."""
+        """Allows `micro_batch` samples from now on: no less than one, no more than planned. Does nothing where sizes stay."""
+        if self._fixed:
+            return
         self.share = min(max(micro_batch, 1), self.ceiling) / self.ceiling
 
     def allowed(self, indices: Sequence[int]) -> int:

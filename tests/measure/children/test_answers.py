@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.ending import Ending
-from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory
+from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Phase
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.answers import Within, evaluating, rehearsal_times, rehearsed
+from batchcal.measure.children.answers import Kept, Within, evaluating, failure, rehearsal_times, rehearsed
+from batchcal.measure.children.job import Held
 from batchcal.measure.children.probe import RehearsalRequest
-from batchcal.measure.children.request import Held
-from batchcal.measure.rehearsal.request import RehearsalAnswer
+from batchcal.measure.rehearsal.job import RehearsalAnswer
 from batchcal.plan.make import make_plan
 from tests.support.calibrations import a_calibration
 
@@ -89,3 +90,36 @@ def test_a_child_that_died_while_it_evaluated_is_believed() -> None:
 
 def test_an_answer_that_is_none_is_a_failure_of_ours() -> None:
     assert isinstance(rehearsed({"groups": 0}, Ending(), WITHIN, request(8)), Infrastructure)
+
+
+def ran_out(phase: Phase) -> Ending:
+    return Ending(killed_for="memory", kill_reason="the child reached 1.3 GiB", phase=phase, peak_anonymous_bytes=GIB)
+
+
+@pytest.mark.parametrize(
+    ("phase", "where"),
+    [("load", "while it was loaded"), ("read", "while its samples were read"), ("warm-up", "on its first small batch")],
+)
+def test_a_task_that_needs_too_much_is_told_where(phase: Phase, where: str) -> None:
+    error = failure(ran_out(phase), GIB)
+    assert isinstance(error, NothingFits)
+    assert f"ran out of memory {where} (" in error.what
+
+
+def test_what_a_dataset_keeps_is_named_in_units_of_people() -> None:
+    error = failure(ran_out("read"), GIB, Kept(kept_bytes_per_sample=768 * 1024, train_samples=4000))
+    assert "keeps 768 KiB of each sample that it has read, 2.93 GiB after 4000 samples" in error.known
+    assert "a bound for what the dataset keeps" in error.try_
+
+
+def test_a_limit_that_ends_while_samples_are_read_does_not_blame_the_import() -> None:
+    ending = Ending(killed_for="deadline", kill_reason="", phase="read", limit_name="the time limit of 20 s (--time-limit)")
+    error = failure(ending, GIB)
+    assert isinstance(error, Partial)
+    assert error.what == "the time limit of 20 s (--time-limit) ended while samples were read"
+    assert "__main__" not in error.try_
+
+
+def test_a_limit_below_what_torch_holds_names_torch() -> None:
+    assert "Python and torch alone hold 900 MiB" in failure(ran_out("load"), GIB, torch_bytes=900 * MIB).known
+    assert "torch" not in failure(ran_out("load"), GIB, torch_bytes=230 * MIB).known

@@ -14,8 +14,8 @@ import pytest
 from batchcal.calibration.memory_model import MemoryModel
 from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeError
 from batchcal.core.units import GIB, MIB
-from batchcal.guard.allocator import available
 from batchcal.guard.outcome import Fits, KilledFromOutside, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
+from batchcal.machine.allocator import available
 from batchcal.measure.children import child_probe, launchers
 from batchcal.measure.search.prior import Prior
 from batchcal.workload.reference import Scalar
@@ -59,6 +59,7 @@ def plain_peak(spec: str, batch: int, **arguments: Scalar) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.smoke("job:batchcal.measure.children.job:examine")
 def test_an_examination_tells_facts_and_curves_of_the_handwriting_example() -> None:
     with probing(HANDWRITING) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
@@ -83,6 +84,7 @@ def test_an_examination_tells_facts_and_curves_of_the_handwriting_example() -> N
         assert all(low.bytes < high.bytes for low, high in itertools.pairwise(points))
 
 
+@pytest.mark.smoke("job:batchcal.measure.children.job:probe", "outcome:fits")
 def test_a_probe_of_the_handwriting_example_measures_what_a_plain_training_takes() -> None:
     with probing(HANDWRITING) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
@@ -128,6 +130,7 @@ def test_what_needs_far_more_is_stopped_by_the_fence_and_the_next_probe_is_none_
     assert isinstance(after, Fits)
 
 
+@pytest.mark.smoke
 def test_an_evaluation_runs_after_a_training_step_and_takes_less() -> None:
     with probing("wide") as probe:
         probe.examine("cpu", "default", GIB, 20.0)
@@ -151,6 +154,7 @@ def test_workers_and_what_they_hold_are_measured_too(workers: int) -> None:
     assert "rlimit-data" in report.isolation.missing  # it would hold for each process alone
 
 
+@pytest.mark.smoke("outcome:worker-died")
 def test_workers_that_die_are_told_as_such() -> None:
     with probing("broken_workers", workers=1) as probe:
         probe.examine("cpu", "default", GIB, 20.0)
@@ -185,7 +189,7 @@ def test_a_model_that_crashes_without_memory_is_profiled_and_that_is_said() -> N
         examination = probe.examine("cpu", "default", GIB, 20.0)
         assert isinstance(probe.measure(request(64)).outcome, Fits)
     assert examination.shape_source == "profiler"
-    assert any("crashed or hung" in note for note in examination.notes)
+    assert any("crashed, hung or ran out of memory" in note for note in examination.notes)
 
 
 def test_memory_that_grows_with_every_step_is_told() -> None:
@@ -215,6 +219,12 @@ def test_a_size_that_the_task_refuses_is_its_own_error() -> None:
     assert outcome.error == "ValueError: no more than 40 samples"
     assert "tests/measure/tasks.py" in outcome.traceback
     assert outcome.phase == "measure"
+
+
+@pytest.mark.smoke("job:batchcal.measure.children.job:scout")
+def test_one_child_tries_many_sizes_and_returns_those_that_ran() -> None:
+    with probing("refusing", above=40) as probe:
+        assert probe.sizes_that_run("cpu", "default", (64, 41, 40, 7, 32), 20.0) == (40, 7, 32)
 
 
 def test_a_task_that_takes_two_samples_only_is_examined_and_bounded_there() -> None:
@@ -253,7 +263,7 @@ def test_a_factory_that_asks_for_an_argument_is_a_usage_error() -> None:
 
 
 def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_probe, "LOAD_LIMIT_S", (0.5, 0.5))
+    monkeypatch.setattr(child_probe, "LOAD_LIMIT_S", 0.5)
     with probing("sleeping") as probe, pytest.raises(UserCodeError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
     assert "still in load" in raised.value.what
@@ -263,7 +273,8 @@ def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatc
 def test_a_task_that_does_not_fit_even_empty_says_what_it_held() -> None:
     with probing("hungry", above_bytes=900 * MIB) as probe, pytest.raises(NothingFits) as raised:
         probe.examine("cpu", "default", 800 * MIB, 20.0)
-    assert "held" in raised.value.known
+    assert "while it was loaded" in raised.value.what
+    assert "the budget is" in raised.value.known
     assert raised.value.try_
 
 

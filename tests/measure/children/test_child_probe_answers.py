@@ -10,15 +10,15 @@ import pytest
 from batchcal.core.errors import GuardError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.ending import Ending
-from batchcal.guard.launch import Job, Launcher
+from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.outcome import Infrastructure, OutOfMemory
 from batchcal.guard.run import Limits, Listener
 from batchcal.guard.watchdog import MemoryGroup
 from batchcal.guard.wire import JSON
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.probe import ProbeReport
-from batchcal.measure.children.request import Held, ProbeAnswer
+from batchcal.measure.children.job import Held, ProbeAnswer
+from batchcal.measure.children.probe import Observation
 from tests.support.children import ROOM, Fixed, fitting, probing, request, setting_of
 
 pytestmark = pytest.mark.child
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.child
 def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     """Every child answers `value`."""
 
-    def run(job: Job, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> Ending:
+    def run(job: FunctionJob, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> Ending:
         return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
 
     monkeypatch.setattr(child_probe, "run", run)
@@ -49,7 +49,7 @@ ANSWER = ProbeAnswer(held=HELD, step_s=(5.0, 1.0, 2.0, 3.0))
 
 
 @contextmanager
-def answered(monkeypatch: pytest.MonkeyPatch, device: str, **changes: object) -> Iterator[ProbeReport]:
+def answered(monkeypatch: pytest.MonkeyPatch, device: str, **changes: object) -> Iterator[Observation]:
     own = {name: value for name, value in changes.items() if name in ProbeAnswer.model_fields}
     held = HELD.model_copy(update={name: value for name, value in changes.items() if name not in own})
     answering(monkeypatch, ANSWER.model_copy(update={"held": held, **own}).model_dump(mode="json"))

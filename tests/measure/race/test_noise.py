@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.guard.roots import Root
+from batchcal.machine.roots import Root
 from batchcal.measure.race.noise import Foreign, disturbed
 
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,19 @@ def dying() -> Task:
 def few() -> Task:
     """25 samples."""
     return task_of(Rows(25))
+
+
+def penalised() -> Task:
+    """The loss computes a gradient of its own, which an evaluation without gradients refuses. There is no evaluation data."""
+    task = task_of(Rows(64))
+
+    def loss(model: nn.Module, batch: object) -> Tensor:
+        assert isinstance(batch, Tensor)
+        inputs = batch.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+        return (slope.square().sum(1) - 1).square().mean()
+
+    return replace(task, loss=loss)
 
 
 class Unforkable(Dataset[object]):

@@ -6,7 +6,7 @@ import pytest
 
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
-from batchcal.measure.children.probe import RehearsalReport, RehearsalRequest
+from batchcal.measure.children.probe import Observation, RehearsalRequest
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from tests.support.calibrations import a_calibration
@@ -42,7 +42,7 @@ def rehearse(
     worst: bool = True,
     repeats: int = 8,
     limit_s: float = 20.0,
-) -> RehearsalReport:
+) -> Observation:
     probe_of = probing(spec, repeats=repeats) if spec == "wide" else probing(spec)
     with probe_of as probe:
         return probe.rehearse(
@@ -78,11 +78,12 @@ def test_a_plan_with_activation_checkpointing_holds_less_and_can_be_run_without(
     assert peaks[0] < 0.97 * peaks[1], [peak // MIB for peak in peaks]
 
 
-def fitting(report: RehearsalReport) -> Fits:
+def fitting(report: Observation) -> Fits:
     assert isinstance(report.outcome, Fits), report.outcome
     return report.outcome
 
 
+@pytest.mark.smoke("job:batchcal.measure.rehearsal.job:rehearse")
 def test_uneven_groups_and_both_evaluations_are_run() -> None:
     report = rehearse("wide", a_plan(12, 11, 11), evaluations=(12, 40), repeats=64)
     fits = fitting(report)
@@ -91,6 +92,13 @@ def test_uneven_groups_and_both_evaluations_are_run() -> None:
     assert len(report.times.eval_samples_per_s) == 2
     assert 0 <= report.times.wait_share <= 1
     assert fits.peak.demand_bytes > 200 * MIB
+
+
+def test_a_task_that_is_not_evaluated_need_not_run_without_gradients() -> None:
+    report = rehearse("tests.measure.rehearsal.tasks:penalised", a_plan(4, 4), evaluations=(4, 8))
+    assert fitting(report).samples_per_s > 0
+    assert report.times is not None
+    assert report.times.eval_samples_per_s == ()
 
 
 def test_the_peak_is_that_of_the_largest_of_training_and_evaluation() -> None:

@@ -14,7 +14,7 @@ from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, Outcome, Peak, WorkerDied
 from batchcal.measure.children.fake import FakeProbe
-from batchcal.measure.children.probe import RehearsalReport, RehearsalRequest, RehearsalTimes
+from batchcal.measure.children.probe import Observation, PlanTimes, RehearsalRequest
 from batchcal.measure.pipeline.candidates import Room
 from batchcal.measure.rehearsal.finals import entries, race_finals, thread_ladder
 from batchcal.measure.rehearsal.loading import Loading, other_start_method
@@ -23,6 +23,7 @@ from batchcal.measure.rehearsal.work import Work
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from tests.support.calibrations import MADE_AT, a_calibration, step_time
+from tests.support.probes import FAKE
 
 ROOM = Room(cores=2.0, shm_bytes=GIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
 LOADING = Loading(room=ROOM, batch_bytes=MIB)
@@ -102,7 +103,7 @@ class Loaders(FakeProbe):
         self.rates, self.clock, self.turn_s = rates, clock, turn_s
         self.turns: list[tuple[int | str, ...]] = []
 
-    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+    def rehearse(self, request: RehearsalRequest) -> Observation:
         plan = request.plan
         key: tuple[int | str, ...] = (plan.intra_op_threads, plan.num_workers)
         if plan.prefetch_factor not in (None, 2):
@@ -114,7 +115,7 @@ class Loaders(FakeProbe):
         outcome: Outcome = WorkerDied(detail="killed by SIGSEGV")
         if key in self.rates:
             outcome = Fits(peak=Peak(demand_bytes=MIB), steps=1, step_s=1.0, samples_per_s=self.rates[key])
-        return RehearsalReport(outcome=outcome, times=RehearsalTimes(wait_share=0.0, eval_samples_per_s=()), wall_s=1.0)
+        return Observation(outcome=outcome, isolation=FAKE, times=PlanTimes(wait_share=0.0, eval_samples_per_s=()), wall_s=1.0)
 
 
 def race(rates: Rates, *, limit_s: float = 60.0, loading: Loading = LOADING) -> tuple[list[Finalist], Loaders, bool]:

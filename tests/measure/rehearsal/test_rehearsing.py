@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from batchcal.core.errors import Interrupted
+from batchcal.core.errors import Interrupted, UserCodeError
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Fits, OutOfMemory, Peak, UserCodeFailed
-from batchcal.measure.children.probe import LapReport, LapRequest, RehearsalReport, RehearsalRequest
+from batchcal.measure.children.probe import LapReport, LapRequest, Observation, RehearsalRequest
 from batchcal.measure.options import options
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
-from tests.support.probes import Desk, ScriptedProbe, saved
+from tests.support.probes import FAKE, Desk, ScriptedProbe, saved
 
 
 class Stage(ScriptedProbe):
@@ -31,7 +31,7 @@ class Stage(ScriptedProbe):
         ]
         return LapReport(times=tuple(slower))
 
-    def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+    def rehearse(self, request: RehearsalRequest) -> Observation:
         self.plans.append(request.plan)
         if request.worst_case:
             self.rehearsed.append(request.plan)
@@ -48,11 +48,11 @@ class Stage(ScriptedProbe):
 
 def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(desk: Desk) -> None:
     probe = Stage()
-    calibration = desk.calibrate(probe).calibration
+    calibration = desk.calibrate(probe, options(GIB, effective_batch=256)).calibration
     plan = make_plan(calibration)
     assert plan.status == "verified"
     assert plan.allocator == "retain"
-    assert plan.micro_batch < plan.effective_batch
+    assert plan.micro_batch < plan.effective_batch == 256
     assert [one.micro_batches for one in probe.rehearsed] == [plan.micro_batches]
     assert make_plan(calibration, objective="memory").status == "derived"
     assert calibration.status == "complete"
@@ -84,7 +84,7 @@ def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(desk: Desk) -> None:
 
 def test_what_each_knob_brings_is_measured_by_turning_it_back(desk: Desk) -> None:
     probe = Stage()
-    told = desk.calibrate(probe).calibration.attribution
+    told = desk.calibrate(probe, options(GIB, effective_batch=256)).calibration.attribution
     assert told is not None
     assert {"allocator", "micro_batch"} <= {knob.knob for knob in told.knobs}
     timed = {(plan.allocator, plan.micro_batch) for plan in probe.plans}
@@ -95,30 +95,34 @@ def test_what_each_knob_brings_is_measured_by_turning_it_back(desk: Desk) -> Non
 
 def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(desk: Desk) -> None:
     class TooMuch(Stage):
-        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        def rehearse(self, request: RehearsalRequest) -> Observation:
             report = super().rehearse(request)
             if not request.worst_case or len(self.rehearsed) > 1:
                 return report
             held = Peak(demand_bytes=int(request.budget_bytes * 1.1))
             over = OutOfMemory(source="budget", detail="it ran, but held too much", peak=held)
-            return RehearsalReport(outcome=over, times=None, wall_s=1.0)
+            return Observation(outcome=over, isolation=FAKE, times=None, wall_s=1.0)
 
     probe = TooMuch()
-    calibration = desk.calibrate(probe, options(GIB, objective="memory")).calibration
+    calibration = desk.calibrate(probe, options(GIB, objective="memory", effective_batch=512)).calibration
     first, second = probe.rehearsed
     assert second.micro_batch < 0.9 * first.micro_batch
     assert second.effective_batch == first.effective_batch
+    finding = calibration.finding()
+    assert finding is not None
+    assert second.micro_batch <= finding.train.batch < first.micro_batch
+    assert finding.train.ruled_out == first.micro_batch
     assert make_plan(calibration, objective="memory").status == "verified"
     assert any("the rehearsal failed at micro-batch" in note for note in calibration.notes)
 
 
 def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_not(desk: Desk) -> None:
     class Evaluating(Stage):
-        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        def rehearse(self, request: RehearsalRequest) -> Observation:
             report = super().rehearse(request)
             if not request.worst_case or len(self.rehearsed) > 1:
                 return report
-            return RehearsalReport(outcome=OutOfMemory(source="fence"), times=None, evaluating=True, wall_s=1.0)
+            return Observation(outcome=OutOfMemory(source="fence"), isolation=FAKE, times=None, evaluating=True, wall_s=1.0)
 
     probe = Evaluating()
     calibration = desk.calibrate(probe).calibration
@@ -132,11 +136,16 @@ def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_n
 
 def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(desk: Desk) -> None:
     class Failing(Stage):
-        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        def rehearse(self, request: RehearsalRequest) -> Observation:
             super().rehearse(request)
-            return RehearsalReport(outcome=UserCodeFailed(phase="measure", error="ValueError: no"), times=None, wall_s=1.0)
+            return Observation(
+                outcome=UserCodeFailed(phase="measure", error="ValueError: no"), isolation=FAKE, times=None, wall_s=1.0
+            )
 
-    calibration = desk.calibrate(Failing()).calibration
+    result = desk.calibrate(Failing())
+    calibration = result.calibration
+    assert isinstance(result.stopped, UserCodeError)
+    assert result.stopped.what == "ValueError: no"
     plan = make_plan(calibration)
     assert plan.status == "derived"
     assert plan.why["status"] == "its rehearsal failed: user-code-failed"
@@ -148,13 +157,13 @@ def test_without_time_the_capacity_stands_alone_and_says_so(desk: Desk) -> None:
     probe = ScriptedProbe(clock=desk.clock, takes_s=70.0)
     calibration = desk.calibrate(probe).calibration
     assert calibration.rehearsals == ()
-    assert any("no time was left" in text for text in calibration.undone)
+    assert any("no time was left" in left.text for left in calibration.undone)
     assert make_plan(calibration).status == "derived"
 
 
 def test_an_interruption_in_the_rehearsal_keeps_what_was_found(desk: Desk) -> None:
     class Interrupting(Stage):
-        def rehearse(self, request: RehearsalRequest) -> RehearsalReport:
+        def rehearse(self, request: RehearsalRequest) -> Observation:
             raise Interrupted(2)
 
     result = desk.calibrate(Interrupting())

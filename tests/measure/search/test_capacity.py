@@ -95,7 +95,7 @@ def test_a_well_behaved_machine_takes_two_probes_and_leaves_room_for_its_spread(
     assert least <= search.best / machine.capacity(60_000) <= 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     base=st.floats(180 * MIB, 400 * MIB),
     ratio=st.floats(0.9, 1.6),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
+from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import UsageError
-from batchcal.measure.shapes.shapes import estimate_shapes
+from batchcal.core.units import MIB
+from batchcal.measure.deadline import Deadline
+from batchcal.measure.shapes.shapes import batches_by, estimate_shapes
 from batchcal.workload.reference import TaskReference
 from tests.support.children import REPOSITORY
 
@@ -34,6 +38,7 @@ def test_a_name_that_the_task_does_not_take_is_a_mistake_of_the_command() -> Non
         estimate_shapes(PATCHTST, [{"d_modl": 8}], environ=ENVIRON)
 
 
+@pytest.mark.smoke("job:batchcal.measure.shapes.job:trace")
 def test_a_shape_that_cannot_be_built_says_why_and_the_others_are_there() -> None:
     narrow = TaskReference(spec="tests.measure.shapes.tasks:narrow", directory=str(REPOSITORY))
     own, odd, good = estimate_shapes(narrow, [{"width": 1000}, {"width": 64}], environ=ENVIRON)
@@ -41,3 +46,26 @@ def test_a_shape_that_cannot_be_built_says_why_and_the_others_are_there() -> Non
     assert good.points
     assert odd.points == ()
     assert odd.why.endswith("raised ValueError: too wide")
+
+
+def test_a_shape_for_which_no_time_is_left_says_so() -> None:
+    past = Deadline(1.0, began_s=time.monotonic() - 10)
+    own, large = estimate_shapes(PATCHTST, [{"n_layers": 12}], environ=ENVIRON, deadline=past)
+    assert (own.why, large.points) == ("the time limit of 1 s (--time-limit) had ended", ())
+
+
+def test_a_trace_stays_within_the_memory_limit() -> None:
+    (own,) = estimate_shapes(PATCHTST, [], environ=ENVIRON, memory_limit_bytes=100 * MIB)
+    assert own.why.startswith("out-of-memory: watchdog")
+
+
+@pytest.mark.parametrize(
+    ("rule", "sizes"),
+    [
+        (None, (2, 8, 32, 128)),
+        (SizeRule(multiple_of=3, least=3), (3, 6, 30, 126)),
+        (SizeRule(least=48, most=48), (48,)),
+    ],
+)
+def test_a_trace_uses_sizes_that_the_task_takes(rule: SizeRule | None, sizes: tuple[int, ...]) -> None:
+    assert batches_by(rule) == sizes

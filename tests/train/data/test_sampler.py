@@ -38,7 +38,7 @@ BUDGET = Budget(256.0)
 
 
 @given(case=cases())
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(deadline=None)
 def test_every_epoch_has_every_sample_once_in_whole_steps_within_the_budget(case: tuple[list[float], Options]) -> None:
     costs, options = case
     budget, step = budget_of(options), step_of(options)
@@ -62,7 +62,7 @@ def test_every_epoch_has_every_sample_once_in_whole_steps_within_the_budget(case
 
 
 @given(case=cases())
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(deadline=None)
 def test_the_first_pass_begins_with_the_worst(case: tuple[list[float], Options]) -> None:
     costs, options = case
     budget = budget_of(options)

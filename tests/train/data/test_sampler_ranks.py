@@ -23,7 +23,7 @@ from tests.support.sampling import (
 
 
 @given(case=cases(), ranks=st.integers(2, 5))
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(deadline=None)
 def test_ranks_take_as_many_steps_and_share_every_sample(case: tuple[list[float], Options], ranks: int) -> None:
     costs, options = case
     step = step_of(options) * ranks

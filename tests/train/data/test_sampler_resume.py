@@ -34,7 +34,7 @@ BUDGET = Budget(256.0)
 
 
 @given(case=cases(), data=st.data())
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(deadline=None)
 def test_what_resumes_goes_on_as_if_it_had_never_stopped(case: tuple[list[float], Options], data: st.DataObject) -> None:
     costs, options = case
     uninterrupted = sampler_of(costs, **options)
@@ -66,7 +66,7 @@ CHANGES: list[Options] = [
 
 
 @given(case=cases(), changes=st.lists(st.sampled_from(CHANGES), min_size=1, max_size=3), data=st.data())
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(deadline=None)
 def test_settings_may_change_in_the_middle_of_an_epoch(
     case: tuple[list[float], Options], changes: list[Options], data: st.DataObject
 ) -> None:

@@ -189,3 +189,14 @@ def test_the_gradients_of_the_passes_before_survive_a_failure() -> None:
         assert one.grad is not None
         assert other.grad is not None
         assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("most", [10, 1 << 30])
+def test_a_batch_that_must_not_be_divided_is_not_cut_and_the_reason_is_given(most: int) -> None:
+    task = a_training(Memory("backward", most=10))
+    guarded = Guarded(task, most=most, undivided="the gradient would be 76 % off: in-batch negatives")
+    with pytest.raises(NothingFits, match="memory ran out in the backward pass over 24 samples") as raised:
+        run_group(task, micro_batches(24), device=CPU, scaler=None, guard=guarded)
+    assert "76 % off" in raised.value.known
+    assert "--accept-inexact" in raised.value.try_
+    assert all(recovery.action == "retry" for recovery in guarded.told)

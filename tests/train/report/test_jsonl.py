@@ -63,10 +63,10 @@ def test_a_training_that_never_began_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_is_told_before_the_training(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be logged"):
+    with pytest.raises(UsageError, match="is a folder"):
         JsonlLog(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be logged"):
+    with pytest.raises(UsageError, match="cannot be written"):
         JsonlLog(tmp_path / "file" / "run.jsonl")
 
 
@@ -99,13 +99,18 @@ def test_a_new_run_sets_the_log_of_an_earlier_one_aside(tmp_path: Path) -> None:
     assert told == [f"the log of an earlier run is now {tmp_path}/run.{number}.jsonl" for number in (1, 2)]
 
 
-def test_what_is_no_log_is_not_written_into(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_log_is_neither_written_nor_moved(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     path.write_text("my notes\n")
-    with JsonlLog(path) as log:
-        log.event("training_started", a_start(epoch=3))
-    assert (tmp_path / "run.1.jsonl").read_text() == "my notes\n"
-    assert header_of(path) is not None
+    with pytest.raises(UsageError, match="is an existing file that is not the log of a run"):
+        JsonlLog(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["run.jsonl"]
+    assert path.read_text() == "my notes\n"
+
+
+def test_a_device_takes_a_log() -> None:
+    with JsonlLog(Path("/dev/null")) as log:
+        log.event("training_started", a_start())
 
 
 class Disk:

@@ -8,10 +8,11 @@ import pytest
 
 from batchcal.core.clock import ManualClock
 from batchcal.core.errors import Interrupted, UserCodeError
-from batchcal.core.progress import Fields, Recorded
+from batchcal.core.progress import Fields, Named, Recorded
 from batchcal.train.report.monitor import TrainingMonitor
 from batchcal.train.report.read import read_run
 from batchcal.train.report.run import Stopped
+from tests.support.events import training_event
 from tests.support.runs import STARTED_AT, a_start, a_training, tell
 
 
@@ -19,7 +20,7 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self.error, self.times = error, 0
 
-    def event(self, name: str, fields: Fields) -> None:
+    def event(self, event: Named, /) -> None:
         self.times += 1
         raise self.error
 
@@ -46,20 +47,20 @@ def test_everybody_is_told(tmp_path: Path) -> None:
 
 def test_what_the_loop_does_not_know_joins_the_header(tmp_path: Path) -> None:
     with TrainingMonitor(tmp_path / "run.jsonl", about={"spec": "mine:task"}) as monitor:
-        monitor.event("training_started", {"epochs": 1})
+        monitor.event(training_event("training_started", {"epochs": 1}))
     assert read_run(tmp_path).started.spec == "mine:task"
 
 
 def test_an_epoch_leaves_with_what_its_steps_came_to() -> None:
     view = Recorded()
     monitor = TrainingMonitor(None, view=view)
-    monitor.event("training_started", a_start())
+    monitor.event(training_event("training_started", a_start()))
     for samples, loss, peak in ((100, 1.0, 50), (300, 2.0, 90)):
         told: Fields = {"samples": samples, "loss": loss, "loss_a": loss, "predicted_bytes": 80, "peak_bytes": peak, "lr": 0.5}
-        monitor.event("step", told)
-    monitor.event("recovered", {"lost_s": 0.25})
-    monitor.event("resized", {"was": 8, "now": 4})
-    monitor.event("epoch_ended", {"epoch": 0, "loss": 1.7})
+        monitor.event(training_event("step", told))
+    monitor.event(training_event("recovered", {"lost_s": 0.25}))
+    monitor.event(training_event("resized", {"was": 8, "now": 4}))
+    monitor.event(training_event("epoch_ended", {"epoch": 0, "loss": 1.7}))
     epoch = view.events[-1][1]
     assert epoch["loss"] == 1.7, "the loop knows the weights"
     assert epoch["loss_a"] == pytest.approx(1.75)
@@ -67,7 +68,7 @@ def test_an_epoch_leaves_with_what_its_steps_came_to() -> None:
     assert (epoch["recoveries"], epoch["resizes"], epoch["lost_s"]) == (1, 1, 0.25)
     assert epoch["prediction_error"] == pytest.approx((30 / 50 + 10 / 90) / 2)
     assert epoch["worst_under"] == pytest.approx(10 / 90)
-    monitor.event("epoch_ended", {"epoch": 1})
+    monitor.event(training_event("epoch_ended", {"epoch": 1}))
     assert "loss_a" not in view.events[-1][1], "each epoch has its own"
     totals = monitor.totals()
     assert (totals.steps, totals.samples, totals.recoveries, totals.changes, totals.peak_bytes) == (2, 400, 1, 1, 90)
@@ -91,7 +92,7 @@ def test_a_view_that_fails_is_left_alone_and_the_log_goes_on(tmp_path: Path) -> 
 
 def test_a_signal_while_drawing_still_counts(tmp_path: Path) -> None:
     with pytest.raises(Interrupted), TrainingMonitor(tmp_path / "run.jsonl", view=Broken(Interrupted(2))) as monitor:
-        monitor.event("training_started", a_start())
+        monitor.event(training_event("training_started", a_start()))
 
 
 def test_a_logger_that_fails_is_told_to_the_view_and_the_log(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_the_error_that_ends_a_training_stands_in_its_log(tmp_path: Path) -> Non
         pytest.raises(UserCodeError),
         TrainingMonitor(tmp_path / "run.jsonl", clock=ManualClock(STARTED_AT)) as monitor,
     ):
-        monitor.event("training_started", a_start())
+        monitor.event(training_event("training_started", a_start()))
         raise UserCodeError("shapes do not match")
     run = read_run(tmp_path)
     assert run.status == "stopped"

@@ -170,14 +170,14 @@ def test_what_a_later_version_adds_does_no_harm(run_file: Path) -> None:
     ("content", "says"),
     [
         (None, "there is no"),
-        (b"", "is no log of a run"),
-        (b"hello\n", "is no log of a run"),
-        (b'{"kind":"calibration"}\n', "is no log of a run"),
-        (b'{"event":"step","loss":1.0}\n', "is no log of a run"),
-        (b"\x00\xff" * 1000, "is no log of a run"),
+        (b"", "is not the log of a run"),
+        (b"hello\n", "is not the log of a run"),
+        (b'{"kind":"calibration"}\n', "is not the log of a run"),
+        (b'{"event":"step","loss":1.0}\n', "is not the log of a run"),
+        (b"\x00\xff" * 1000, "is not the log of a run"),
         (b'{"kind":"run"}\n', "has format None"),
         (b'{"kind":"run","format":2}\n', "has format 2"),
-        (b'{"kind":"run","format":1,"epochs":"many"}\n', "is no log of a run that can be read"),
+        (b'{"kind":"run","format":1,"epochs":"many"}\n', "is not a log of a run that can be read"),
     ],
 )
 def test_what_is_no_run_is_refused_with_a_reason(content: bytes | None, says: str, tmp_path: Path) -> None:

@@ -102,3 +102,11 @@ def test_what_is_allowed_is_never_more_than_planned_nor_less_than_a_sample() -> 
 def test_thresholds_that_contradict_each_other_are_refused(grow_below: float, shrink_above: float) -> None:
     with pytest.raises(UsageError, match="do not go together"):
         ControlSettings(grow_below=grow_below, shrink_above=shrink_above)
+
+
+def test_sizes_that_stay_are_not_reported_as_changed() -> None:
+    scheduler = GradientAccumulationScheduler(16, fixed=True)
+    controller = BatchSizeController(scheduler, ControlSettings())
+    assert [controller.after(0.99, lambda size: 0.99) for _ in range(10)] == [None] * 10
+    assert controller.ran_short("memory ran out") is None
+    assert scheduler.allowed(range(16)) == 16

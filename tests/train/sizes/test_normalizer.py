@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from batchcal.core.errors import UsageError
-from batchcal.train.options import LearningRateRule
 from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
+from batchcal.values.settings import LearningRateRule
 
 
 def model_of() -> nn.Module:
@@ -23,19 +23,6 @@ def model_of() -> nn.Module:
 
 def rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
-
-
-@pytest.mark.parametrize("sizes", [[12], [5, 4, 3], [1, 11], [1] * 12])
-def test_the_gradient_is_that_of_the_undivided_batch_however_it_is_split(sizes: list[int]) -> None:
-    inputs, targets = torch.randn(12, 4), torch.randn(12, 1)
-    whole, parts = model_of(), model_of()
-    (whole(inputs) - targets).square().mean().backward()
-    normalizer = EffectiveBatchSizeNormalizer(reference=12)
-    for mine, target in zip(inputs.split(sizes), targets.split(sizes), strict=True):
-        (normalizer.loss_scale(len(mine), 12) * (parts(mine) - target).square().mean()).backward()
-    for one, other in zip(parts.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
-    assert sum(normalizer.loss_scale(size, 12) for size in sizes) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("linear", 0.25), ("sqrt", 0.5)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.load import load_task
 from batchcal.workload.reference import Scalar, TaskReference
-from batchcal.workload.step import batch_weight, evaluate, finish_group, forward_backward, map_tensors, move, prepare
+from batchcal.workload.step import evaluate, finish_group, forward_backward, map_tensors, move, prepare
 from batchcal.workload.task import Task
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,32 +96,6 @@ def test_training_teaches_something(name: str) -> None:
     assert sum(losses[-fifth:]) < 0.9 * sum(losses[:fifth])
     found = evaluated(task)
     assert learned(found), found
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_an_update_does_not_depend_on_how_the_batch_was_split(name: str) -> None:
-    """The same 12 samples at once and as 1 + 6 + 5, in float64."""
-
-    def gradients(sizes: Sequence[int]) -> dict[str, Tensor]:
-        task = example(name)
-        task.model.double()
-        samples = [task.train_data[index] for index in range(12)]
-        total, start = 0.0, 0
-        for size in sizes:
-            batch = doubled((task.collate_fn or default_collate)(samples[start : start + size]))
-            weight = batch_weight(task, batch, size)
-            forward_backward(task, batch, weight=weight, scaler=None)
-            total, start = total + weight, start + size
-        return {name: parameter.grad / total for name, parameter in task.model.named_parameters() if parameter.grad is not None}
-
-    expected = gradients([12])
-    assert expected
-    torch.testing.assert_close(gradients([1, 6, 5]), expected, rtol=1e-9, atol=1e-12)
-
-
-def doubled(batch: object) -> object:
-    """The batch with its real numbers in float64."""
-    return map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

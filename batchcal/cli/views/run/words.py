@@ -66,6 +66,8 @@ def summary(run: Run) -> Iterator[tuple[str, str, str]]:
     if run.recoveries:
         lost = sum(one.lost_s or 0.0 for one in run.recoveries)
         yield "out of memory", _many(len(run.recoveries), "time"), f"recovered, {format_seconds(lost)} lost"
+    if skipped := sum(epoch.skipped_steps or 0 for epoch in run.epochs):
+        yield "skipped", _many(skipped, "step"), "changed no parameter"
     if isinstance(run.ended, Stopped):
         yield "stopped", run.ended.error, first_line(run.ended.why)
     elif run.ended is not None and run.ended.stop_reason:

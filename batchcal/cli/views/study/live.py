@@ -11,22 +11,36 @@ from batchcal.cli.views.live import Screen
 from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.study.view import Trials
 from batchcal.cli.views.study.words import counts_line, parameters_of, shown
-from batchcal.core.progress import Field, Fields
+from batchcal.core.progress import Notice
 from batchcal.core.units import count_of, format_seconds
 from batchcal.hpo.seen import StudySeen
+from batchcal.values.study_events import (
+    AcceleratorFound,
+    FromWorker,
+    ShapeCalibrated,
+    ShapeStarted,
+    StudyEvent,
+    StudyStarted,
+    TrialEnded,
+    TrialReached,
+    TrialStarted,
+    WorkerDied,
+    WorkerEvent,
+)
 
 _BAR: Final = 30
 _MOST_ROWS: Final = 14
 _MOST_NOTES: Final = 3
 
 
-class StudyLive(Screen):
+class StudyLive(Screen[StudyEvent]):
     """How far it is, the best so far, the trials that run and the best of the others."""
 
     def __init__(self, *, console: Console | None = None) -> None:
         self._seen: StudySeen | None = None
         self._notes: list[str] = []
-        self._doing: dict[Field, str] = {}
+        self._doing: dict[int | None, str] = {}
+        """By worker. None: there is but one."""
         self._closed = False
         super().__init__(console=console, ticking=True)
 
@@ -34,21 +48,35 @@ class StudyLive(Screen):
         """How it stands now."""
         self._seen = seen
 
-    def note(self, name: str, fields: Fields) -> None:
-        match name:
-            case "notice":
-                self._notes.append(str(fields.get("text")))
-            case "worker_died":
-                self._doing.pop(fields.get("worker"), None)
-                self._notes.append(f"worker {fields.get('worker')} {fields.get('how')}; {fields.get('action')}")
-            case "shape_calibrated":
-                self._doing.pop(fields.get("worker"), None)
-            case "shape_started":
-                self._doing[fields.get("worker")] = f"calibrating {fields.get('shape')}"
-            case "trial_ended":
-                self._doing.pop(fields.get("worker"), None)
-                if fields.get("state") == "failed":
-                    self._notes.append(f"trial {fields.get('trial')} failed ({fields.get('kind')}): {fields.get('why')}")
+    def note(self, event: StudyEvent, /) -> None:
+        match event:
+            case FromWorker():
+                self._worker_told(event.event, event.worker)
+            case WorkerDied():
+                self._doing.pop(event.worker, None)
+                self._doing.pop(None, None)
+                self._notes.append(f"worker {event.worker} {event.how}; {event.action}")
+            case StudyStarted():
+                pass
+            case _:
+                self._worker_told(event, None)
+
+    def _worker_told(self, event: WorkerEvent, worker: int | None) -> None:
+        match event:
+            case Notice():
+                self._notes.append(event.text)
+            case ShapeCalibrated():
+                self._doing.pop(worker, None)
+            case ShapeStarted():
+                self._doing[worker] = f"calibrating {event.shape}"
+            case TrialEnded():
+                self._doing.pop(worker, None)
+                if event.state == "failed":
+                    self._notes.append(f"trial {event.trial} failed ({event.kind}): {event.why}")
+            case TrialStarted() | TrialReached() | AcceleratorFound():
+                pass  # trials are seen in the storage
+            case _:
+                pass  # of a calibration, which `shape_started` sums up
 
     def close(self) -> None:
         # What comes next shows the same, and stays.

@@ -1,0 +1,195 @@
+"""Which file holds the calibration of a task: one file per task in the project's `.batchcal` folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Final, NamedTuple
+
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.store import (
+    FOLDER,
+    NAME,
+    PATH_VARIABLE,
+    Loaded,
+    default_folder,
+    exists,
+    find_project,
+    load,
+    named_path,
+)
+from batchcal.core.canonical import MAX_BYTES, dumps
+from batchcal.core.errors import UsageError
+from batchcal.workload.config import project_source
+from batchcal.workload.find import reference_of
+from batchcal.workload.reference import TaskReference, parse_spec
+
+KIND: Final = re.compile(rb'"kind":\s*"calibration"')
+_LONGEST_NAME: Final = 60
+
+
+class Located(NamedTuple):
+    """A file, and the task whose calibration it holds. None: the command named no task."""
+
+    path: Path
+    reference: TaskReference | None = None
+
+    @property
+    def spec(self) -> str:
+        """The SPEC for messages."""
+        return "SPEC" if self.reference is None else self.reference.spec
+
+
+class SeveralCalibrations(UsageError):
+    """A command named neither a task nor a file, and the project has several calibrations."""
+
+
+def task_file(reference: TaskReference) -> str:
+    """`train.task-1f0c9a3e.json`: a short name of the task, and eight digits of its SPEC and arguments. The same in every copy of
+    the project."""
+    directory, project = Path(reference.directory).absolute(), find_project(Path(reference.directory))
+    where, _, factory = reference.spec.rpartition(":")
+    if where.endswith(".py"):
+        where = _within(project, Path(os.path.abspath(directory / where)))  # noqa: PTH100 - symbolic links are not followed
+        seen_from = ""
+    else:
+        seen_from = _within(project, directory)  # a module is found from there
+    about = b"\0".join([os.fsencode(where), os.fsencode(seen_from), factory.encode(), dumps(dict(reference.arguments))])
+    words = f"{PurePath(where).name.removesuffix('.py').rpartition('.')[2]}.{factory}"
+    name = re.sub(r"[^A-Za-z0-9._]+", "_", words)[:_LONGEST_NAME].lstrip(".")
+    return f"{name}-{hashlib.sha256(about).hexdigest()[:8]}.json"
+
+
+def _within(project: Path, path: Path) -> str:
+    return path.relative_to(project).as_posix() if path.is_relative_to(project) else path.as_posix()
+
+
+def path_of(reference: TaskReference, environ: Mapping[str, str]) -> Path:
+    """Where a calibration of the task is written.
+
+    BATCHCAL_CALIBRATION, else the file of the task in `.batchcal` of the project; where that cannot be written, in the user's
+    cache.
+
+    Raises:
+        UsageError: see `named_path`.
+    """
+    directory = Path(reference.directory)
+    return named_path(directory, environ) or default_folder(directory) / task_file(reference)
+
+
+def existing_of(reference: TaskReference, environ: Mapping[str, str]) -> Path:
+    """Where a calibration of the task is read: `path_of`, else the project's own file (an image with a baked-in calibration and
+    a read-only root), else `calibration.json` of an earlier version if it is that of this task.
+
+    Raises:
+        UsageError: see `named_path`.
+    """
+    path = path_of(reference, environ)
+    if environ.get(PATH_VARIABLE) or exists(path):
+        return path
+    project = find_project(Path(reference.directory))
+    baked_in = project / FOLDER / path.name
+    if exists(baked_in):
+        return baked_in
+    earlier = (folder / NAME for folder in dict.fromkeys((path.parent, baked_in.parent)))
+    return next((file for file in earlier if _is_of(reference, file, environ)), path)
+
+
+def find_calibration(directory: Path, environ: Mapping[str, str], reference: TaskReference | None = None) -> Located:
+    """The calibration for a command without a SPEC: BATCHCAL_CALIBRATION, else that of `reference`, else that of the task of
+    batchcal.toml or [tool.batchcal], else the only one of the project. It may not exist.
+
+    Args:
+        reference: the task of the config that the command was given.
+
+    Raises:
+        SeveralCalibrations: no task is named, and there are several.
+        UsageError: see `named_path`; or a config cannot be read.
+    """
+    named = named_path(directory, environ)
+    if named is not None:
+        return Located(named, reference)
+    if reference is None:
+        project = project_source(directory)
+        reference = None if project is None else project[1].reference
+    if reference is not None:
+        return Located(existing_of(reference, environ), reference)
+    files = calibrations_in(directory)
+    if len(files) > 1:
+        files = [file for file in files if file.name != NAME or not _is_superseded(file, files, directory, environ)]
+    if len(files) > 1:
+        raise SeveralCalibrations(
+            f"which calibration? This project has {len(files)}",
+            known=", ".join(map(str, files)),
+            try_=f"one of these paths, or a SPEC like train.py:task, as FILE or --calibration\n{PATH_VARIABLE}={files[0]}",
+        )
+    return Located(files[0] if files else default_folder(directory) / NAME)
+
+
+def named_by(text: str, directory: Path, environ: Mapping[str, str]) -> Located:
+    """The calibration that `text` names: a file; or a SPEC or a config, whose task's calibration it is.
+
+    Raises:
+        UsageError: a SPEC or a config of which there is no task.
+    """
+    path = Path(text)
+    if text.endswith(".toml") or (not exists(directory / path) and _is_spec(text)):
+        reference = reference_of(text, directory=directory)
+        project = project_source(directory)
+        own = None if project is None else project[1].reference
+        if own is not None and task_file(own.model_copy(update={"arguments": {}})) == task_file(reference):
+            reference = own  # with the arguments that the project gives it
+        return Located(existing_of(reference, environ), reference)
+    return Located(path)
+
+
+def calibrations_in(directory: Path) -> list[Path]:
+    """Every calibration of the project, those first that a command would write now."""
+    folders = dict.fromkeys((default_folder(directory), find_project(directory) / FOLDER))
+    found: dict[str, Path] = {}
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for path in sorted(folder.glob("*.json")):
+                if path.name not in found and _is_calibration(path):
+                    found[path.name] = path
+    return list(found.values())
+
+
+def _is_spec(text: str) -> bool:
+    try:
+        spec = parse_spec(text)
+    except UsageError:
+        return False
+    return spec.module is not None or (spec.file or "").endswith(".py")
+
+
+def _is_calibration(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size <= MAX_BYTES and KIND.search(path.read_bytes()) is not None
+    except OSError:
+        return False
+
+
+def _is_superseded(earlier: Path, files: Sequence[Path], directory: Path, environ: Mapping[str, str]) -> bool:
+    """Whether a file of an earlier version is of no use: its task has been calibrated since, or it cannot be read."""
+    found = load(earlier, trust=find_trust(environ))
+    if not isinstance(found, Loaded):
+        return True
+    task, project = found.calibration.task, find_project(directory)
+    own = task_file(TaskReference(spec=task.spec, directory=str(project), arguments=task.arguments))
+    return own in {file.name for file in files}
+
+
+def _is_of(reference: TaskReference, path: Path, environ: Mapping[str, str]) -> bool:
+    if not exists(path):
+        return False
+    found = load(path, trust=find_trust(environ))
+    if not isinstance(found, Loaded):
+        return True  # a damaged file: the reader says why it is not used
+    task = found.calibration.task
+    same = task_file(reference.model_copy(update={"spec": task.spec, "arguments": task.arguments}))
+    return same == task_file(reference)

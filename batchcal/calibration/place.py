@@ -1,0 +1,132 @@
+"""Where a calibration will be written: decided and tried before anything is measured, so that no result is lost for its place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from batchcal.calibration.locate import KIND, path_of, task_file
+from batchcal.calibration.store import (
+    FOLDER,
+    NAME,
+    PATH_VARIABLE,
+    cache_folder,
+    find_project,
+    journal_path,
+    make_folder,
+    named_path,
+    place_name,
+)
+from batchcal.core.errors import UsageError
+from batchcal.core.files import check_target
+from batchcal.workload.reference import TaskReference
+
+OUTPUT: Final = "--output"
+_JOURNAL_BEGINS: Final = b'{"check":'
+
+
+class Place(NamedTuple):
+    path: Path
+    notices: tuple[str, ...] = ()
+    """Why it is not the project's folder, and how later commands find it."""
+
+
+def place_for(reference: TaskReference, environ: Mapping[str, str], output: Path | None = None, *, name: str = OUTPUT) -> Place:
+    """The file for a calibration of a task.
+
+    Args:
+        output: requested explicitly. Default: BATCHCAL_CALIBRATION, which is explicit too; else the first that can be written of
+            `.batchcal` in the project, the user's cache, and a folder of the user among temporary files.
+        name: the option that named `output`.
+
+    Raises:
+        UsageError: an explicit file that cannot be written, or is not a calibration; or no place can be written.
+    """
+    directory = Path(reference.directory)
+    explicit = check_explicit(directory, environ, output, name=name)
+    if explicit is not None:
+        return Place(explicit)
+    project = find_project(directory)
+    expected, file = path_of(reference, environ), task_file(reference)
+    own = project / FOLDER / file
+    reasons = [] if expected == own else [f"{own} cannot be written"]
+    for path in dict.fromkeys((expected, cache_folder(project) / file, _temporary(project) / file)):
+        try:
+            _prepare(path)
+        except UsageError as error:
+            reasons.append(error.what)
+            continue
+        return Place(path, _notices(path, expected, reasons))
+    raise UsageError(
+        "there is no place to save a calibration",
+        known="; ".join(reasons),
+        try_=f"{OUTPUT} FILE or {PATH_VARIABLE}=FILE, in a folder that can be written",
+    )
+
+
+def own_place(path: Path) -> Place:
+    """`path` in a folder of ours, such as that of a study: a damaged file there is replaced.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    _prepare(path)
+    return Place(path)
+
+
+def check_explicit(directory: Path, environ: Mapping[str, str], output: Path | None, *, name: str = OUTPUT) -> Path | None:
+    """The file that `output` or BATCHCAL_CALIBRATION names; None: neither does.
+
+    Raises:
+        UsageError: as `check_place`.
+    """
+    path = output or named_path(directory, environ)
+    if path is None:
+        return None
+    check_place(path, name=name if output is not None else PATH_VARIABLE)
+    return path
+
+
+def check_place(path: Path, *, name: str) -> None:
+    """Raises:
+    UsageError: `path`, which the user named by `name`, cannot be written, or is not a calibration.
+    """
+    check_target(path, name=name, what="a calibration", is_ours=is_calibration, example=NAME)
+    journal = journal_path(path)
+    if journal.exists():
+        check_target(
+            journal,
+            name=f"{name} also writes a journal, and",
+            what="a journal of a calibration",
+            instead=f"{name}{'=' if name.isupper() else ' '}{path.with_name('other.json')}, or move {journal.name} away first",
+            is_ours=lambda begin: begin.startswith(_JOURNAL_BEGINS),
+            example="other.journal.jsonl",
+        )
+
+
+def is_calibration(begin: bytes) -> bool:
+    """Whether a file is a calibration, be it stale, damaged or signed by another key."""
+    return begin.lstrip()[:1] == b"{" and KIND.search(begin) is not None
+
+
+def _prepare(path: Path) -> None:
+    """A file of this name in a folder of ours is ours, whatever became of it."""
+    with contextlib.suppress(OSError):  # the check states why
+        make_folder(path)
+    check_target(path, name="the calibration", what="a calibration", is_ours=lambda begin: True, example=NAME)
+
+
+def _notices(path: Path, expected: Path, reasons: list[str]) -> tuple[str, ...]:
+    if not reasons:
+        return ()
+    how = "later commands find it there" if path == expected else f"later commands find it with {PATH_VARIABLE}={path}"
+    return (f"{reasons[0]}; the calibration is kept in {path}, and {how}",)
+
+
+def _temporary(project: Path) -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"batchcal-{user}" / place_name(project)

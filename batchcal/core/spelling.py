@@ -1,0 +1,65 @@
+"""A setting is called in messages what the user called it: a flag, a variable, or a key of a file."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from batchcal.core.errors import UsageError
+
+FLAG: Final = "flag "
+VARIABLE: Final = "env "
+DEFAULT: Final = "default"
+_VALUE: Final = r"(?:[ =](?!(?:and|or|with|in|where|without|above|below|of|to|for)\b)([^\s,;()]+))?"
+_NUMBER: Final = re.compile(r"-?\d+(\.\d+)?|true|false")
+
+
+def called(origin: str) -> str:
+    """`--margin`, `BATCHCAL_MARGIN`, `x.toml [calibrate] margin`."""
+    return origin.removeprefix(FLAG).removeprefix(VARIABLE)
+
+
+def assigned(origin: str, value: str) -> str:
+    """`--margin 15%`, `BATCHCAL_MARGIN=15%`, `margin = "15%" in x.toml [calibrate]`. Without a value the name alone."""
+    name = called(origin)
+    if origin.startswith(FLAG):
+        return f"{name} {value}".rstrip()
+    if origin.startswith(VARIABLE):
+        return f"{name}={value}" if value else name
+    place, _, key = name.rpartition(" ")
+    text = value if _NUMBER.fullmatch(value) else f'"{value}"'
+    return f"{key} = {text} in {place}" if value else f"{key} in {place}"
+
+
+def begins_with(what: str, key: str) -> bool:
+    """Whether a message begins with the plain name of the setting `key`."""
+    return what.startswith(tuple(f"{plain} " for plain in _plain(key)))
+
+
+def _plain(key: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((key.replace("_", "-"), key.replace("_", " "), key)))
+
+
+def respelled(error: UsageError, *, flag: str, key: str, origin: str, prefix: bool = True) -> UsageError:
+    """`error` about the setting `key`, which it calls by its flag or by its plain name, with the name that the user gave.
+
+    Args:
+        flag: `--time-limit`.
+        prefix: the message begins with that name where it does not have it at all.
+        origin: where the value comes from, as `core.settings` has it.
+    """
+    if origin == DEFAULT:
+        return error
+    # Not within a longer flag: --margin is not a part of --margin-of-error.
+    pattern = re.compile(rf"{re.escape(flag)}(?![\w-]){_VALUE}")
+    try_ = pattern.sub(lambda match: assigned(origin, match.group(1) or ""), error.try_)
+    name = called(origin)
+    what = error.what
+    for plain in (flag, *_plain(key)):
+        if what.startswith(f"{plain} "):
+            what = name + what.removeprefix(plain)
+            break
+    else:
+        if prefix and not what.startswith(name) and not origin.startswith(FLAG):
+            what = f"{name}: {what}"
+    return UsageError(what, known=error.known, try_=try_)

@@ -1,0 +1,143 @@
+"""Starting a command: a program of the user's with its arguments, and all that it starts, under a supervisor of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from batchcal.core.errors import GuardError
+from batchcal.guard.ending import Ending
+from batchcal.guard.home import Home, no_room
+from batchcal.guard.launch import PACKAGE_PARENT, Started, start_module
+from batchcal.guard.rank import SOCKET_VARIABLE
+from batchcal.guard.run import Limits, Listener, watch_child
+from batchcal.guard.supervisor import END_LIMIT_S, SOCKET_NAME, STATUS_NAME
+from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.wire import JSON, Message
+from batchcal.machine.meters import descendants
+
+LIGHT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Of a supervisor, which computes nothing; its command has the environment of the job."""
+
+
+@dataclass(frozen=True)
+class CommandJob:
+    """A command line as the user would start it."""
+
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    """All that the command sees, but for the variable that names the supervisor's socket."""
+    working_directory: str
+
+
+class CommandLauncher:
+    """Starts commands. Each has a supervisor: the child that is watched, killed and waited for."""
+
+    def __init__(self) -> None:
+        self._home = Home()
+        self._numbers = itertools.count()
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, job: CommandJob) -> Started:
+        """Begins `job`; that its program is not there is an exit status, as a shell has it.
+
+        Raises:
+            GuardError: no supervisor could be started.
+        """
+        directory = self._home.path / str(next(self._numbers))
+        try:
+            directory.mkdir(mode=0o700)
+        except OSError as error:
+            raise no_room(error) from error
+        request: Message = {
+            "argv": [*job.argv],
+            "environment": dict(job.environment),
+            "working_directory": job.working_directory,
+            "directory": str(directory),
+        }
+        environment = {**os.environ, **LIGHT, "PYTHONPATH": PACKAGE_PARENT}
+        mark = f"{SOCKET_VARIABLE}={directory / SOCKET_NAME}"
+        process, started = start_module("batchcal.guard.supervisor", environment, request, directory, mark=mark)
+        self._processes[process.pid] = process
+        return started
+
+    def kill(self, child: Started) -> None:
+        """SIGKILL to all that the command started, at once; the supervisor sees to it that nothing is left, and ends."""
+        if child.exit_status is None:
+            for process in descendants(child.pid):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process, signal.SIGKILL)
+            child.control.send({"stop": True})
+
+    def poll(self, child: Started) -> bool:
+        """Fills `child.exit_status` where the command has ended and nothing of it is left.
+
+        Raises:
+            GuardError: the supervisor died, or could not end every process.
+        """
+        if child.exit_status is not None:
+            return True
+        process = self._processes[child.pid]
+        if process.poll() is None:
+            return False
+        del self._processes[child.pid]
+        ended = _read_status(child)
+        if ended is None or ended.get("left"):
+            left = "" if ended is None else f"{ended['left']} are left"
+            raise GuardError(
+                "the process that supervises the command has died", known=left or f"exit status {process.returncode}"
+            )
+        status = ended.get("status")
+        child.exit_status = status if isinstance(status, int) else -signal.SIGKILL
+        return True
+
+    def close(self) -> None:
+        """No command of ours stays."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGUSR2)
+        for process in self._processes.values():
+            try:
+                process.wait(END_LIMIT_S + 1)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._home.remove()
+
+
+def run_command(
+    job: CommandJob,
+    launcher: CommandLauncher,
+    group: MemoryGroup,
+    limits: Limits,
+    listen: Listener | None = None,
+    *,
+    check: Callable[[], None] | None = None,
+) -> Ending:
+    """Runs `job` to its end, whatever that is. When this returns or raises, all that it started is gone.
+
+    What it returned: `{"ranks": {...}}`, the last report of each rank. Its peak is that of the whole tree.
+
+    Args:
+        limits: `allowed_bytes` is for the whole tree.
+        listen, check: as for `run`.
+
+    Raises:
+        GuardError: no supervisor could be started.
+    """
+    kills_before = group.oom_kills()
+    return watch_child(launcher.start(job), launcher, group, limits, listen, check=check, kills_before=kills_before)
+
+
+def _read_status(child: Started) -> dict[str, JSON] | None:
+    try:
+        value = json.loads((child.directory / STATUS_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

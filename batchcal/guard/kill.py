@@ -1,0 +1,101 @@
+"""Ends processes: a group, a tree, orphans of a tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from batchcal.machine.meters import descendants
+from batchcal.machine.tree_meter import is_zombie, started_at
+
+PAUSE_S: Final = 0.002
+PROC: Final = Path("/proc")
+
+
+def kill_group(leader: int) -> None:
+    """SIGKILL to the group that `leader` began; nothing where it is already empty.
+
+    `leader` must be a child that nobody has reaped, so that its number is no stranger's. A child that was forked a moment ago has
+    no group yet and nothing but itself: it is killed by its own number, or it would run on (seen where the first look at its
+    memory was already too much).
+    """
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(leader, signal.SIGKILL)
+    except PermissionError:
+        pass
+
+
+def end_orphans(seen: Mapping[int, str], mark: str, *, limit_s: float) -> None:
+    """SIGKILL to the members of a tree whose root is gone, so that its orphans have got another parent.
+
+    Args:
+        seen: members with their start (`started_at`).
+        mark: `NAME=value` in the environment that every member was started with.
+        limit_s: seconds, at most.
+    """
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        same = {pid for pid, started in seen.items() if started_at(pid) == started}
+        remaining = {pid for pid in (*same, *started_with(mark)) if not is_zombie(pid)}
+        if not remaining:
+            return
+        below = (other for pid in remaining for other in descendants(pid))
+        stop_and_kill((*remaining, *below))
+        time.sleep(PAUSE_S)
+
+
+def end_descendants(root: int, *, limit_s: float) -> tuple[int, ...]:
+    """SIGKILL to all that descend from `root`, whatever their session or group, until none is left.
+
+    `root` must be the parent that orphans get (a sub-reaper), and must reap: a member is gone once it is reaped.
+
+    Returns:
+        Processes that remain after `limit_s` seconds.
+    """
+    until = time.monotonic() + limit_s
+    while True:
+        reap()
+        remaining = [pid for pid in descendants(root) if not is_zombie(pid)]
+        if not remaining or time.monotonic() > until:
+            return tuple(remaining)
+        stop_and_kill(remaining)
+        time.sleep(PAUSE_S)
+
+
+def stop_and_kill(processes: Iterable[int]) -> None:
+    """SIGKILL to all `processes`. All are stopped before the first is killed, so that none forks meanwhile."""
+    wanted = tuple(processes)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in wanted:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+
+def reap() -> dict[int, int]:
+    """Takes the exit status of every child that has ended: the exit code, or minus the signal, by process."""
+    ended: dict[int, int] = {}
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            ended[pid] = os.waitstatus_to_exitcode(status)
+    return ended
+
+
+def started_with(mark: str) -> tuple[int, ...]:
+    """Processes that have `mark`, such as `NAME=value`, in the environment that they were started with."""
+    found = []
+    for folder in PROC.iterdir() if PROC.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return tuple(found)

@@ -1,0 +1,57 @@
+"""Inside a process of a command that is measured: its line to the supervisor.
+
+The line is a Unix socket, whose path the environment has: launchers such as torchrun, accelerate and shells close the
+descriptors that they inherit. Imports nothing heavy: it runs in the user's process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Final, Self
+
+from batchcal.guard.wire import Channel, Message
+
+SOCKET_VARIABLE: Final = "BATCHCAL_PROBE_SOCKET"
+CONNECT_LIMIT_S: Final = 5.0
+
+
+class RankLine:
+    """The line of one process. A rank is what torchrun calls one; 0 where there is one process only."""
+
+    def __init__(self, connection: socket.socket, rank: int) -> None:
+        self._channel = Channel(connection)
+        self.rank = rank
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self | None:
+        """None: this process is not measured, or its supervisor is gone."""
+        path = environ.get(SOCKET_VARIABLE)
+        if not path:
+            return None
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(CONNECT_LIMIT_S)
+        try:
+            connection.connect(path)
+        except OSError:
+            connection.close()
+            return None
+        return cls(connection, int(environ.get("RANK") or 0))
+
+    def ready(self) -> bool:
+        """Says that the first steps are over and that memory may be limited now. True: this process has a data limit."""
+        if not self._channel.send({"ready": self.rank}):
+            return False
+        try:
+            answer = self._channel.wait()
+        except TimeoutError:
+            return False
+        return answer is not None and answer.get("armed") is True
+
+    def tell(self, message: Message) -> bool:
+        """Anything that the parent's listener understands. False: the supervisor is gone."""
+        return self._channel.send({"tell": message, "rank": self.rank})
+
+    def close(self) -> None:
+        self._channel.close()

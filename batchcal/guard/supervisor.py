@@ -1,0 +1,191 @@
+"""Runs one command and ends all that it started: `python -P -m batchcal.guard.supervisor CONTROL OUTPUT`, two descriptors.
+
+A launcher such as torchrun starts every rank in a session of its own, so no process group has them all. This process is their
+sub-reaper: who loses its parent becomes its child, so that a walk down from it finds everybody. It starts the command, passes
+on what its processes report, and ends when the command and all its descendants have. It ends them when its parent says so (a
+message, or SIGUSR2), and when that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NoReturn
+
+from batchcal.guard.child import RESULT_NAME, adopt_orphans, follow_parent, leave_file, volunteer_for_the_kernel
+from batchcal.guard.kill import end_descendants, reap
+from batchcal.guard.messages import ListenerMessage, MemberArmRequest, PhaseStarted, written
+from batchcal.guard.rank import SOCKET_VARIABLE
+from batchcal.guard.wire import JSON, Channel, Message
+
+SOCKET_NAME: Final = "s"
+"""Short: a socket's path has 107 bytes at most."""
+STATUS_NAME: Final = "status.json"
+END_LIMIT_S: Final = 4.0
+CREDENTIALS: Final = struct.Struct("3i")
+"""SO_PEERCRED: process, user, group."""
+NOT_FOUND: Final = 127
+NOT_ALLOWED: Final = 126
+"""As a shell has them."""
+
+
+class Supervisor:
+    """Serves one parent over one socket, and the processes of one command over another."""
+
+    def __init__(self, control: Channel, output: int, request: Message) -> None:
+        self._control, self._output = control, output
+        self._directory = Path(str(request["directory"]))
+        self._request = request
+        self._selector = selectors.DefaultSelector()
+        self._lines: dict[int, _Line] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._status: int | None = None
+        """How the command ended. None: it runs."""
+        self._stopped = False
+        self._last: dict[str, JSON] = {}
+        """The last report of each rank."""
+
+    def run(self) -> None:
+        """Returns once the command and all that it started are gone."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Handlers and not SIG_IGN, which the command would inherit. The parent alone says when to stop.
+            signal.signal(number, lambda number, frame: None)
+        signal.signal(signal.SIGUSR2, lambda number, frame: self._stop())
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self._directory / SOCKET_NAME))
+            listener.listen(128)
+            listener.setblocking(False)
+            self._start()
+            self._selector.register(wake_read, selectors.EVENT_READ)
+            self._selector.register(listener, selectors.EVENT_READ)
+            self._selector.register(self._control, selectors.EVENT_READ)
+            while self._status is None and not self._stopped:
+                for key, _ in self._selector.select():
+                    if key.fd == wake_read:
+                        os.read(wake_read, 512)
+                        self._reap()
+                    elif key.fd == listener.fileno():
+                        self._accept(listener)
+                    elif key.fd == self._control.fileno():
+                        self._obey()
+                    else:
+                        self._hear(self._lines[key.fd])
+        for line in tuple(self._lines.values()):
+            self._hear(line)  # what was sent before the end
+        left: list[JSON] = [*end_descendants(os.getpid(), limit_s=END_LIMIT_S)]
+        if self._status == 0:
+            leave_file(self._directory, RESULT_NAME, {"returned": {"ranks": self._last}})
+        leave_file(self._directory, STATUS_NAME, {"status": self._status, "left": left})
+        if self._control.closed:
+            # The parent is gone: its folder, of which we are the last, is of no use to anybody.
+            shutil.rmtree(self._directory.parent, ignore_errors=True)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    def _reap(self) -> None:
+        ended = reap()
+        if self._process is not None and self._process.pid in ended:
+            self._status = self._process.returncode = ended[self._process.pid]
+
+    def _start(self) -> None:
+        """Starts the command. Where that fails `_status` says so, as a shell would."""
+        argv, environment = self._request.get("argv"), self._request.get("environment")
+        words = [str(word) for word in argv] if isinstance(argv, list) else []
+        variables = {name: str(value) for name, value in environment.items()} if isinstance(environment, dict) else {}
+        variables[SOCKET_VARIABLE] = str(self._directory / SOCKET_NAME)
+        try:
+            self._process = subprocess.Popen(
+                words,
+                cwd=str(self._request["working_directory"]),
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,
+                preexec_fn=follow_parent,  # noqa: PLW1509 - this process has one thread
+            )
+        except OSError as error:
+            os.write(self._output, f"{words[0] if words else 'the command'}: {error.strerror}\n".encode())
+            self._status = NOT_ALLOWED if isinstance(error, PermissionError) else NOT_FOUND
+            return
+        finally:
+            os.close(self._output)
+        self._control.send(written(PhaseStarted("load", None)))
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        pid, user, _ = CREDENTIALS.unpack(peer)
+        if user != os.getuid():
+            connection.close()
+            return
+        line = _Line(Channel(connection), pid)
+        line.channel.set_blocking(blocking=False, limit_s=0.0)
+        self._lines[connection.fileno()] = line
+        self._selector.register(line.channel, selectors.EVENT_READ)
+
+    def _hear(self, line: _Line) -> None:
+        """Passes on what a process of the command reports."""
+        descriptor = line.channel.fileno()
+        for message in line.channel.read():
+            rank, tell = message.get("ready"), message.get("tell")
+            if isinstance(rank, int):
+                self._control.send(written(PhaseStarted("measure", None)))
+                self._control.send(written(MemberArmRequest(line.pid, descriptor)))
+            elif isinstance(tell, dict):
+                self._last[str(message.get("rank", 0))] = tell
+                self._control.send(written(ListenerMessage({**tell, "rank": message.get("rank", 0), "process": line.pid})))
+        if line.channel.closed:
+            self._selector.unregister(line.channel)
+            del self._lines[descriptor]
+            line.channel.close()
+
+    def _obey(self) -> None:
+        """What the parent says: the answer to a process that is ready, or that it is time to end."""
+        for message in self._control.read():
+            line = message.get("line")
+            if isinstance(line, int) and line in self._lines:
+                self._lines[line].channel.send({"armed": message.get("armed") is True})
+            elif "stop" in message:
+                self._stopped = True
+        self._stopped = self._stopped or self._control.closed
+
+
+class _Line:
+    """The connection of one process of the command."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self.channel = channel
+        self.pid = pid
+        """As the kernel says."""
+
+
+def main() -> NoReturn:
+    """Takes descriptors from the command line and the request from the control socket."""
+    control, output = Channel(socket.socket(fileno=int(sys.argv[1]))), int(sys.argv[2])
+    os.set_inheritable(control.fileno(), False)
+    adopt_orphans()
+    volunteer_for_the_kernel()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    request = control.wait()
+    if request is not None:
+        Supervisor(control, output, request).run()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

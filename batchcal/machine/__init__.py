@@ -1,0 +1,1 @@
+"""Facts about this machine and its container: control groups, memory meters, allocator libraries."""

@@ -1,0 +1,152 @@
+"""Memory that a process tree holds together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from batchcal.core.values import Frozen
+from batchcal.machine.meters import ResidentSampler, descendants, read_status
+
+MEMBERS_S: Final = 0.03
+"""Between two listings of the members: a listing takes about 0.1 ms a process."""
+SHARE_OF_TIME: Final = 0.02
+"""Of the time, for readings of what the members share: one takes about 30 ms per GiB, in the process that reads."""
+SHARED_MEMORY: Final = "/dev/shm"
+
+
+class Share(Frozen):
+    """What one process holds, in bytes: a page that n processes map counts as 1/n."""
+
+    anonymous_bytes: int = 0
+    shared_bytes: int = 0
+    """Shared memory: tensors between DataLoader workers and their process, segments of a collective."""
+    mapped_shared_bytes: int = 0
+    """Of a process: shared memory that it maps, whoever else does."""
+
+
+class TreeSampler:
+    """Reads what the descendants of a process hold together, the process itself left out.
+
+    Resident anonymous memory is read from every member at each look, shared memory at each listing. Pages that two members map
+    are then counted twice: how much that is, the kernel's proportional shares tell, which are read more rarely. A tensor that a
+    DataLoader worker has sent and that is not read yet is mapped by no process: the growth of /dev/shm shows it.
+    """
+
+    def __init__(self, root: int, *, neighbours: bool = False) -> None:
+        """`neighbours`: others use /dev/shm meanwhile: what it holds tells nothing about this tree."""
+        self._root = root
+        self._began_with = None if neighbours else held_in_shared_memory()
+        self._members: dict[int, ResidentSampler] = {}
+        self._listed_at = self._shares_at = 0.0
+        self._twice_bytes = 0
+        """Anonymous memory of the sum that is counted more than once."""
+        self._mapped: dict[int, int] = {}
+        """Shared memory that each member maps."""
+        self._share: float | None = None
+        """Shared memory of all / the sum of what the members map. None: nothing was mapped when the shares were read."""
+        self._seen: dict[int, str] = {}
+
+    def held_bytes(self, now: float) -> int:
+        """Anonymous and shared memory of all members, each page once. `now` in seconds of a clock that only goes forward."""
+        if now - self._listed_at >= MEMBERS_S:
+            self._listed_at = now
+            self._list(now)
+        if now >= self._shares_at:
+            began = time.monotonic()
+            self._read_shares()
+            self._shares_at = now + (time.monotonic() - began) / SHARE_OF_TIME
+        return max(0, self._sum() - self._twice_bytes) + self._shared()
+
+    def has(self, process: int) -> bool:
+        """Whether `process` is a member now."""
+        return process > 0 and process in descendants(self._root)
+
+    @property
+    def seen(self) -> Mapping[int, str]:
+        """Every member there was, with `started_at` of it: process numbers are used again."""
+        return self._seen
+
+    def close(self) -> None:
+        for sampler in self._members.values():
+            sampler.close()
+        self._members.clear()
+
+    def _list(self, now: float) -> None:
+        there = set(descendants(self._root))
+        for new in there - self._seen.keys():
+            self._seen[new] = started_at(new)
+        for gone in self._members.keys() - there:
+            self._members.pop(gone).close()
+        for new in there - self._members.keys():
+            with contextlib.suppress(OSError):
+                self._members[new] = ResidentSampler(new)
+                self._shares_at = now  # a fork shares all that its parent holds
+        self._mapped = {pid: status.shared_bytes for pid in self._members if (status := read_status(pid)) is not None}
+        if self._share is None and any(self._mapped.values()):
+            self._shares_at = now
+
+    def _sum(self) -> int:
+        return sum(sampler.anonymous_bytes() for sampler in self._members.values())
+
+    def _shared(self) -> int:
+        total, now = sum(self._mapped.values()), held_in_shared_memory()
+        mapped = round(total * self._share) if self._share is not None else max(self._mapped.values(), default=0)
+        return mapped if now is None or self._began_with is None else max(mapped, now - self._began_with)
+
+    def _read_shares(self) -> None:
+        twice = shared = mapped = 0
+        for pid, sampler in self._members.items():
+            share = proportional_share(pid)
+            if share is not None:
+                twice += sampler.anonymous_bytes() - share.anonymous_bytes
+                shared += share.shared_bytes
+                mapped += share.mapped_shared_bytes
+        self._twice_bytes = max(0, twice)
+        self._share = shared / mapped if mapped else None
+
+
+def proportional_share(pid: int) -> Share | None:
+    """The share of `pid` in what it maps. None: it is gone, or the kernel (before 5.3) does not tell."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in text.splitlines()[1:])}
+    if "Pss_Anon" not in found:
+        return None
+    status = read_status(pid)
+    return Share(
+        anonymous_bytes=found["Pss_Anon"],
+        shared_bytes=found.get("Pss_Shmem", 0),
+        mapped_shared_bytes=0 if status is None else status.shared_bytes,
+    )
+
+
+def held_in_shared_memory() -> int | None:
+    """Bytes of all files in /dev/shm, those without a name included. None: the system has none."""
+    try:
+        there = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return None
+    return (there.f_blocks - there.f_bfree) * there.f_frsize
+
+
+def started_at(pid: int) -> str:
+    """When `pid` started, in the kernel's ticks since boot; empty: it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether `pid` has ended and waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return True

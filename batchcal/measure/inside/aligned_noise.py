@@ -1,0 +1,99 @@
+"""Random numbers of a sample that do not depend on its batch, so that a batch and its parts can be compared exactly.
+
+A loss that draws noise for each sample (a variational autoencoder, a diffusion model, a gradient penalty) gives the samples of a
+part other noise than the whole gives them. Here every random operation whose result has a row for each sample draws for the whole
+batch, and takes the rows of the part.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from batchcal.core.numpy_state import numpy_state
+from batchcal.workload.operators import OperatorWatch
+
+_CHANGES: Final = frozenset(
+    {"aten::uniform_", "aten::normal_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_"}
+    | {"aten::geometric_", "aten::random_"}
+)
+"""Operations that fill their first argument, and whose other arguments are numbers."""
+_LIKE: Final = frozenset({"aten::rand_like", "aten::randn_like", "aten::randint_like"})
+"""Operations that return a tensor of the shape of their first argument."""
+_OF_SIZE: Final = frozenset({"aten::rand", "aten::randn", "aten::randint"})
+"""Operations that have their size as their only list."""
+_ALIGNED: Final = _CHANGES | _LIKE | _OF_SIZE
+
+Draws = tuple[tuple[str, bool, tuple[int, ...]], ...]
+"""Random operations in their order: name, whether the result has a row for each sample, shape without these rows."""
+
+
+class AlignedNoise(OperatorWatch):
+    """Draws the random numbers of the samples from `begin` to `end` of a batch of `whole` samples.
+
+    Each operation has a seed of its own: how many numbers one draws does not change those of the next.
+    """
+
+    def __init__(self, whole: int, begin: int, end: int, *, seed: int) -> None:
+        super().__init__()
+        self._whole, self._begin, self._rows, self._seed = whole, begin, end - begin, seed
+        self._draws: list[tuple[str, bool, tuple[int, ...]]] = []
+        self._own_generator = False
+        self._before = _other_generators()
+
+    def draws(self) -> Draws | None:
+        """The random operations so far. The noise is aligned if the whole and its parts have the same ones. None: it is not
+        aligned in any case, because numbers came from elsewhere than torch's default generators."""
+        if self._own_generator or _other_generators() != self._before:
+            return None
+        return tuple(self._draws)
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        given = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **given)
+        if given.get("generator") is not None:
+            self._own_generator = True
+            return func(*args, **given)
+        torch.manual_seed(self._seed + len(self._draws))
+        result: object = func(*args, **given)
+        if not isinstance(result, Tensor):
+            self._own_generator = True
+            return result
+        name = func._schema.name
+        by_numbers = name in _ALIGNED and not any(isinstance(value, Tensor) for value in args[1:])
+        is_row = by_numbers and result.dim() > 0 and result.shape[0] == self._rows
+        self._draws.append((name, is_row, tuple(result.shape[1:] if is_row else result.shape)))
+        if is_row:
+            torch.manual_seed(self._seed + len(self._draws) - 1)
+            rows = self._drawn(func, name, result, args, given)[self._begin : self._begin + self._rows]
+            result.copy_(rows)
+        return result
+
+    def _drawn(
+        self, func: OpOverload, name: str, result: Tensor, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Tensor:
+        """The result for the whole batch."""
+        shape = (self._whole, *result.shape[1:])
+        if name in _OF_SIZE:
+            drawn: object = func(*(list(shape) if isinstance(value, list | tuple) else value for value in args), **kwargs)
+        else:
+            drawn = func(result.new_empty(shape), *args[1:], **kwargs)
+        assert isinstance(drawn, Tensor)
+        return drawn
+
+
+def _other_generators() -> tuple[object, object]:
+    """The state of the generators that no operation of torch draws from."""
+    return random.getstate(), numpy_state()

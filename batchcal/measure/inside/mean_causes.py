@@ -1,0 +1,201 @@
+"""Why the parts of a batch do not add up to the whole: what the gradients themselves show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchcal.workload.task import Task
+
+Gradients = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One evaluation of the loss."""
+
+    loss: float
+    weight: float
+    """Samples, or what the task's `weight_of` counts."""
+    samples: int
+    rows: int | None
+    """Rows of the collated batch. None: unknown."""
+    gradients: Gradients
+    """Of the mean loss, by parameter."""
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm of the gradient; NaN where a value is NaN."""
+        return math.sqrt(_dot(self.gradients, self.gradients))
+
+    def distance(self, other: Part) -> float:
+        """Euclidean norm of the difference of two gradients."""
+        return _Products.of([self, other]).norm(1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class Division:
+    """A whole batch beside two parts of it."""
+
+    whole: Part
+    parts: tuple[Part, Part]
+    mismatch: float
+    """Norm of the difference between the whole gradient and the weighted mean of the parts, relative to the larger of the two."""
+    is_sum: float
+    """The same for the plain sum of the parts."""
+    share: float
+    """What share of the whole the first part makes, by least squares."""
+    residual: float
+    """What no share explains, relative as above."""
+
+    @classmethod
+    def of(cls, whole: Part, parts: tuple[Part, Part]) -> Division:
+        first, second = parts
+        total = first.weight + second.weight
+        given = (first.weight / total, second.weight / total) if total else (0.0, 0.0)
+        products = _Products.of([whole, first, second])
+        # What has no weight adds nothing, whatever its gradient is.
+        products = products.without([place for place, share in enumerate(given, 1) if not share])
+        norms = [products.norm(*unit) for unit in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))]
+        scale = max(norms[0], given[0] * norms[1] + given[1] * norms[2])
+        if not all(map(math.isfinite, norms)):
+            return cls(whole, parts, mismatch=1.0, is_sum=1.0, share=math.nan, residual=1.0)
+        beyond, length = products.dot((1.0, 0.0, -1.0), (0.0, 1.0, -1.0)), products.norm(0.0, 1.0, -1.0) ** 2
+        share = beyond / length if length else 0.0
+        return cls(
+            whole,
+            parts,
+            mismatch=products.norm(1.0, -given[0], -given[1]) / scale,
+            is_sum=products.norm(1.0, -1.0, -1.0) / scale,
+            share=share,
+            residual=products.norm(1.0, -share, share - 1.0) / scale,
+        )
+
+
+class Cause(NamedTuple):
+    text: str
+    fix: str
+
+
+COUPLED: Final = Cause(
+    "the loss of a sample depends on the other samples of its batch (in-batch negatives, mining, statistics over the batch, "
+    "padding that is not masked)",
+    "a loss that is a mean over the samples",
+)
+KEEPS_STATE: Final = Cause(
+    "the forward pass changes state that the next loss depends on (a queue, running averages, a hidden state)",
+    "change that state in the optimizer's step, once for each effective batch",
+)
+
+
+def steps_within(optimizer: str) -> Cause:
+    """The cause of parameters that another optimizer than the task's changes within a pass."""
+    return Cause(
+        f"{optimizer} makes a step within the loss or the backward pass, which is one step for each micro-batch",
+        "one Task(optimizer=...) for all parameters: a class derived from torch.optim.Optimizer whose step() steps all of them",
+    )
+
+
+def likely_cause(wrong: Sequence[Division], task: Task, *, tolerance: float) -> Cause:
+    """The likeliest cause of `wrong`, divisions whose mismatch is above `tolerance`."""
+    finite = [
+        division for division in wrong if all(math.isfinite(value) for part in division.parts for value in (part.loss, part.norm))
+    ]
+    if len(finite) < len(wrong):
+        # A correlation is NaN for one sample, and wrong for more: what is wrong where all is finite is the cause.
+        if finite and likely_cause(finite, task, tolerance=tolerance) is COUPLED:
+            return COUPLED
+        return Cause(
+            "a part of the batch has a loss that is NaN or infinite: probably a mean over none of its elements",
+            "weight_of=lambda batch: float(the number of elements that the mean is over); a batch of weight 0 adds nothing",
+        )
+    explained = all(division.residual <= tolerance and -tolerance <= division.share <= 1 + tolerance for division in wrong)
+    if explained and task.weight_of is None and any(part.norm == 0 for division in wrong for part in division.parts):
+        return Cause(
+            "a part of the batch has no gradient (nothing in it is labelled): the loss is not a mean over samples",
+            "weight_of=lambda batch: float(the number of elements that the mean is over); a batch of weight 0 adds nothing",
+        )
+    if all(division.is_sum <= tolerance for division in wrong):
+        return Cause("the loss is a sum over the samples, not their mean", "loss.mean(), or the sum divided by the samples")
+    if explained:
+        return _other_weights(wrong[0], task)
+    return COUPLED
+
+
+def _other_weights(division: Division, task: Task) -> Cause:
+    """The whole is a mean of the parts, with other weights than theirs."""
+    first, second = division.parts
+    given = first.weight / (first.weight + second.weight)
+    counted = f"{first.samples} of {first.samples + second.samples} samples make {division.share:.0%} of the gradient"
+    if any(part.rows is not None and part.rows < part.samples for part in division.parts):
+        return Cause(
+            f"collate_fn returns fewer rows than samples, so that {counted}", "weight_of=lambda batch: float(len(batch[0]))"
+        )
+    if task.weight_of is not None:
+        return Cause(
+            f"weight_of gives {given:.0%} to a part that makes {division.share:.0%} of the gradient",
+            "let weight_of count what the loss is the mean of",
+        )
+    return Cause(
+        f"the loss is a mean over something other than samples (tokens, a mask, class weights): {counted}",
+        "weight_of=lambda batch: float(batch['mask'].sum()), or what else the mean is over",
+    )
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Inner products of some gradients: all that their linear combinations need, and no copy of a gradient is made."""
+
+    values: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> _Products:
+        return cls(tuple(tuple(_dot(one.gradients, other.gradients) for other in parts) for one in parts))
+
+    def dot(self, left: Sequence[float], right: Sequence[float]) -> float:
+        """The inner product of two combinations."""
+        return sum(a * b * self.values[i][j] for i, a in enumerate(left) for j, b in enumerate(right) if a and b)
+
+    def norm(self, *factors: float) -> float:
+        """Euclidean norm of a combination. Rounding may make its square a little negative."""
+        square = self.dot(factors, factors)
+        return math.sqrt(max(0.0, square)) if math.isfinite(square) else math.nan
+
+    def without(self, places: Sequence[int]) -> _Products:
+        """The same with some gradients taken as zero."""
+        size = range(len(self.values))
+        return _Products(tuple(tuple(0.0 if {i, j} & set(places) else self.values[i][j] for j in size) for i in size))
+
+
+def combined(parts: Sequence[tuple[float, Part]]) -> Gradients:
+    """The sum of gradients with factors."""
+    total: list[Tensor | None] = []
+    for gradients in zip(*(part.gradients for _, part in parts), strict=True):
+        present = [factor * _plain(one) for (factor, _), one in zip(parts, gradients, strict=True) if one is not None and factor]
+        total.append(sum(present[1:], present[0]) if present else None)
+    return total
+
+
+def squared_norm(gradients: Gradients) -> float:
+    """Squared Euclidean norm."""
+    return _dot(gradients, gradients)
+
+
+def _dot(left: Gradients, right: Gradients) -> float:
+    """Inner product over all parameters, in float64. A gradient that is missing is zero."""
+    total = 0.0
+    for one, other in zip(left, right, strict=True):
+        if one is not None and other is not None:
+            total += float((_plain(one) * _plain(other)).sum())
+    return total
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Dense, real, float64."""
+    dense = value.to_dense() if value.is_sparse else value
+    return (torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense).double()

@@ -1,0 +1,26 @@
+"""Arguments, answer and function of the child that checks promises. Torch is imported only when a function is called."""
+
+from __future__ import annotations
+
+from batchcal.calibration.promises import PromiseCheck
+from batchcal.core.values import Frozen
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.measure.children.job import Setting
+
+
+class PromiseArguments(Frozen):
+    setting: Setting
+    samples: int = 64
+    """Samples to choose batches from, at most."""
+
+
+class PromiseAnswer(Frozen):
+    promises: tuple[PromiseCheck, ...]
+
+
+def check_promises(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Whether the task keeps what it promises."""
+    from batchcal.measure.inside.promises import check_promises
+
+    return check_promises(PromiseArguments.model_validate(arguments), context)

@@ -1,0 +1,99 @@
+"""A few samples of the training data, kept, to make batches of them and of their parts."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Final
+
+from torch.utils.data import IterableDataset, default_collate
+
+from batchcal.core.units import MIB
+from batchcal.workload.fetch import tolerant
+from batchcal.workload.sample_size import elements, nest_bytes
+from batchcal.workload.task import Task
+
+POOL: Final = 64
+"""Samples to choose from: of a rare kind (1 in 16) there are some in 98 % of pools."""
+POOL_LIMIT_S: Final = 0.12
+"""For reading them; eight are read in any case."""
+POOL_LIMIT_BYTES: Final = 64 * MIB
+"""For keeping them; the samples of one batch are kept in any case."""
+LEAST: Final = 8
+
+
+class Draw:
+    """Samples of one batch, in an order that hides no kind in one end."""
+
+    def __init__(self, size: int, batch: Callable[[int, int], object]) -> None:
+        self.size = size
+        self.batch = batch
+        """(begin, end) -> those of its samples, collated."""
+
+
+class Samples:
+    """A pool of samples of unlike sizes.
+
+    Raises:
+        What the dataset raises.
+    """
+
+    def __init__(self, task: Task, *, seed: int, most: int = POOL) -> None:
+        self._collate: Callable[..., object] = tolerant(task.collate_fn) or default_collate
+        self._seed = seed
+        self._fetch_whole: Callable[[list[int]], object] | None = None
+        self._pool: list[object] = []
+        """Samples; or their indices where the dataset fetches whole batches only."""
+        ends, held = time.monotonic() + POOL_LIMIT_S, 0
+        for sample in self._read(task):
+            self._pool.append(sample)
+            held += nest_bytes(sample)
+            enough = time.monotonic() > ends or held > POOL_LIMIT_BYTES
+            if len(self._pool) >= most or (len(self._pool) >= LEAST and enough):
+                break
+        if self._fetch_whole is None:
+            self._pool.sort(key=elements)
+
+    @property
+    def count(self) -> int:
+        """Samples to choose from."""
+        return len(self._pool)
+
+    def draw(self, size: int, number: int, *, of: int) -> Draw:
+        """Batch `number` of `of`, shuffled: its samples spread over all sizes in the pool. The first has the smallest and the
+        largest: of texts that all have one length but for one in ten, a batch without a long one shows nothing."""
+        last = len(self._pool) - 1
+        if number == 0:
+            places = [round(place * last / max(1, size - 1)) for place in range(size)]
+        else:
+            places = [min(last, int((place + number / of) * (last + 1) / size)) for place in range(size)]
+        random.Random(self._seed + number).shuffle(places)
+        return Draw(size, lambda begin, end: self._batch(places[begin:end]))
+
+    def _batch(self, places: Sequence[int]) -> object:
+        chosen = [self._pool[place] for place in places]
+        if self._fetch_whole is None:
+            return self._collate(chosen)
+        return self._collate(self._fetch_whole([index for index in chosen if isinstance(index, int)]))
+
+    def _read(self, task: Task) -> Iterator[object]:
+        data = task.train_data
+        if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
+            yield from data if isinstance(data, Iterable) else ()
+            return
+        samples = len(data) if isinstance(data, Sized) else 0
+        indices = random.Random(self._seed).sample(range(samples), min(POOL, samples))
+        whole: Callable[[list[int]], object] | None = getattr(data, "__getitems__", None)
+        if whole is None:
+            yield from map(data.__getitem__, indices)
+            return
+        first = whole(indices[:LEAST])
+        if not isinstance(first, list) or len(first) != len(indices[:LEAST]):
+            self._fetch_whole = whole
+            yield from indices
+            return
+        yield from first
+        for index in indices[LEAST:]:
+            fetched = whole([index])
+            yield from fetched if isinstance(fetched, list) else ()

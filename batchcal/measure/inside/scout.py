@@ -1,0 +1,41 @@
+"""Inside a measuring child: one step at each of many sizes. Named by the parent, never called by it."""
+
+from __future__ import annotations
+
+import time
+
+from batchcal.guard.job import ChildContext
+from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.report import describe
+from batchcal.guard.wire import JSON
+from batchcal.measure.children.job import ScoutArguments
+from batchcal.measure.inside.subject import Subject
+from batchcal.workload.batches import WorstCase
+
+SCAN_LIMIT_S = 0.2
+
+
+def scout(request: ScoutArguments, context: ChildContext) -> JSON:
+    """Reports each size at which a step ran. A failed step may leave the task in any state: what runs here is tried again."""
+    context.phase("load")
+    subject = Subject.load(request.setting)
+    context.phase("read")
+    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed)
+    context.phase("measure")
+    until = time.monotonic() + request.limit_s
+    largest: int | None = None
+    """The smallest size that ran out of memory."""
+    for size in request.sizes:
+        if time.monotonic() >= until:
+            break
+        if size > (worst.samples or size) or (largest is not None and size >= largest):
+            continue
+        try:
+            subject.train(worst.batch(size), size)
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            if memory_error(describe(error, "measure")) is not None:
+                largest = size
+            subject.task.optimizer.zero_grad(set_to_none=True)
+        else:
+            context.tell({"ran": size})
+    return {"done": True}

@@ -1,0 +1,193 @@
+"""The calibration that a command, a study or a script works with: the existing one if it is valid here and now, else a new one.
+
+This is the only place that decides whether a calibration is used or measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from batchcal.calibration.fingerprint import fingerprint_of
+from batchcal.calibration.keys import find_or_make_trust, find_trust
+from batchcal.calibration.locate import existing_of
+from batchcal.calibration.place import OUTPUT, own_place, place_for
+from batchcal.calibration.schema import Options
+from batchcal.calibration.stale import Stale
+from batchcal.calibration.store import Loaded, Missing, load_fresh, lock_path, make_folder, refusal
+from batchcal.core.clock import Clock, SystemClock
+from batchcal.core.lock import Lock
+from batchcal.core.progress import Note, Progress, Silent
+from batchcal.detect.environment import Environment
+from batchcal.machine.allocator import AUTO, resolve
+from batchcal.measure.calibrate import Measuring
+from batchcal.measure.children.launchers import Launchers
+from batchcal.measure.children.probe import Probe
+from batchcal.measure.result import CalibrationResult, Need
+from batchcal.plan.make import is_rehearsed
+from batchcal.values.calibration_events import CalibrationEvent
+from batchcal.workload.identity import identify
+from batchcal.workload.reference import TaskReference
+
+LOCK_WAIT_FACTOR: Final = 2.0
+"""Wait at most this many time limits for another process that calibrates the same file, then measure without the lock."""
+Listening = AbstractContextManager[Progress[CalibrationEvent]]
+
+
+def obtain(
+    reference: TaskReference,
+    options: Options,
+    need: Need,
+    *,
+    environment: Environment,
+    detect_fully: Callable[[], Environment] | None = None,
+    output: Path | None = None,
+    output_name: str = OUTPUT,
+    own_file: Path | None = None,
+    stale_found: Callable[[Stale], None] = lambda stale: None,
+    probe: Probe | None = None,
+    launchers: Launchers | None = None,
+    neighbours: bool = False,
+    listening: Callable[[], Listening] | None = None,
+    clock: Clock | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> CalibrationResult:
+    """A calibration of `reference` that meets `need`: the existing one, which takes milliseconds, or one that is measured now.
+
+    Progress events of a measurement, in order: `calibrate_started`, then for each device and policy `phase`, `probe_started`,
+    `probe_ended`, `best` and `note`, then `calibrate_ended`.
+
+    Args:
+        detect_fully: returns the environment to measure in, if `environment` leaves out what takes a process to find.
+        output, output_name: the file to write and the option that named it. Default: BATCHCAL_CALIBRATION, else
+            the file of the task in `.batchcal` of the project (`calibration.locate`).
+        own_file: the file to write, in a folder of ours, where a damaged one is replaced.
+        stale_found: called before a stale calibration is replaced.
+        probe: another way to measure, for tests.
+        launchers: what starts the children, for callers that calibrate many times; it stays open.
+        listening: opened around a measurement, for its events. Not opened if the existing calibration is used.
+        neighbours: other processes run in the memory group, so that its growth is not counted against the children.
+
+    Raises:
+        NoCalibration: no valid one exists, and none may be measured.
+        UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
+            `CalibrationResult.stopped`.
+    """
+    # A policy that this system does not have is refused before anything is measured; and one library has one name.
+    if options.allocator != AUTO:
+        options = options.model_copy(update={"allocator": resolve(options.allocator).name})
+    variables = dict(os.environ if environ is None else environ)
+    identity = identify(reference)
+    measuring = Measuring(
+        reference=reference,
+        options=options,
+        need=need,
+        environment=environment,
+        identity=identity,
+        fingerprint=fingerprint_of(environment, identity, options, environ=variables),
+        path=own_file or output or existing_of(reference, variables),
+        # Reading needs no key of one's own; neither does a dry run.
+        trust=find_trust(variables, require_signature=need.require_signature),
+        progress=Silent(),
+        clock=clock or SystemClock(),
+        probe=probe,
+        launchers=launchers,
+        neighbours=neighbours,
+    )
+    if need.dry_run:
+        _detect(measuring, detect_fully, variables)
+        with _open(listening) as measuring.progress:
+            return measuring.rehearse_dry()
+    existing = _existing(measuring)
+    valid = isinstance(existing, CalibrationResult) and existing.calibration.is_usable
+    if not need.force:
+        if isinstance(existing, CalibrationResult) and _is_enough(existing, measuring):
+            return existing
+        if not need.may_measure:
+            missing = existing if isinstance(existing, Stale) else Missing(path=measuring.path)
+            raise refusal(missing, measuring.path, spec=reference.spec)
+    # Before any other message: a result that cannot be saved is not measured.
+    place = place_for(reference, variables, output, name=output_name) if own_file is None else own_place(own_file)
+    if isinstance(existing, Stale) and not need.force:
+        stale_found(existing)
+    measuring.path = place.path
+    measuring.trust = find_or_make_trust(variables, require_signature=need.require_signature)
+    measuring.keep_partial = not valid
+    _detect(measuring, detect_fully, variables)
+    with _open(listening) as measuring.progress:
+        return _locked(measuring, list(place.notices), existing if isinstance(existing, CalibrationResult) else None)
+
+
+def _detect(measuring: Measuring, detect_fully: Callable[[], Environment] | None, environ: Mapping[str, str]) -> None:
+    if detect_fully is not None:
+        measuring.environment = detect_fully()
+        identity, options = measuring.identity, measuring.options
+        measuring.fingerprint = fingerprint_of(measuring.environment, identity, options, environ=environ)
+
+
+def _open(
+    listening: Callable[[], Listening] | None,
+) -> Listening:
+    return contextlib.nullcontext(Silent()) if listening is None else listening()
+
+
+def _existing(measuring: Measuring) -> CalibrationResult | Stale | None:
+    """The valid calibration at the path, whether or not its plan was rehearsed; or why it is not valid; None: there is none."""
+    loaded = load_fresh(
+        measuring.path,
+        measuring.fingerprint,
+        at=measuring.clock.now(),
+        trust=measuring.trust,
+        environment=measuring.environment,
+        task=measuring.identity,
+        options=measuring.options,
+    )
+    if isinstance(loaded, Stale):
+        return loaded
+    if not isinstance(loaded, Loaded) or loaded.calibration.status == "partial":
+        return None
+    return CalibrationResult(calibration=loaded.calibration, path=measuring.path, fresh=True, notices=loaded.notices)
+
+
+def _is_enough(existing: CalibrationResult, measuring: Measuring) -> bool:
+    calibration = existing.calibration
+    if not measuring.need.rehearsed:
+        return calibration.is_usable
+    return is_rehearsed(calibration, measuring.options)
+
+
+def _locked(measuring: Measuring, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
+    """Replicas on one volume calibrate once; without a lock each does, and all files are valid.
+
+    Args:
+        existing: a valid calibration that is not enough, wherever it lies.
+    """
+    began, force = measuring.clock.monotonic(), measuring.need.force
+    usable = existing
+
+    def enough() -> bool:
+        nonlocal usable
+        now = None if force else _existing(measuring)
+        usable = now if isinstance(now, CalibrationResult) else existing
+        return isinstance(now, CalibrationResult) and _is_enough(now, measuring)
+
+    with contextlib.suppress(OSError):  # saving reports it, with the result on stdout
+        make_folder(measuring.path)
+    with Lock(lock_path(measuring.path), clock=measuring.clock) as lock:
+        others = lock.acquire(
+            wait_s=measuring.options.time_limit_s * LOCK_WAIT_FACTOR,
+            done=enough,
+            waits=lambda text: measuring.progress.event(Note(text)),
+        )
+        if others.notice:
+            notices.append(others.notice)
+        if enough() and usable is not None:
+            return replace(usable, notices=(*notices, *usable.notices))
+        if usable is not None and usable.calibration.is_usable and not force:
+            return measuring.verify(replace(usable, notices=(*notices, *usable.notices)))
+        return measuring.measure(began, notices, anew=force)

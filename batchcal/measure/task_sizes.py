@@ -1,0 +1,203 @@
+"""Finds which batch sizes the task takes: runs the trials of `search/size_trials.py` and the examination with another size."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from batchcal.calibration.schema import Options
+from batchcal.calibration.size_rule import SizeRule
+from batchcal.core.clock import Clock
+from batchcal.core.errors import UserCodeError
+from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
+from batchcal.measure.attempts import Attempts, Place
+from batchcal.measure.children.probe import Examination, Probe, SizeRefused
+from batchcal.measure.search.capacity import Ask
+from batchcal.measure.search.size_trials import MOST_TRIALS, SizeTrials
+
+SMALLEST: Final = 2
+"""Of the warm-up: BatchNorm refuses one sample."""
+FIRST_SIZES: Final = (8, 32, 64, 16, 4, 128, 3, 48, 60, 256)
+"""Sizes that most rules admit, for a task whose steps are slow; then all others up to 64, and round numbers."""
+ROUND_SIZES: Final = (96, 100, 192, 200, 300, 384, 400, 500, 512, 1000, 1024)
+LARGEST_NUMBER: Final = 4096
+"""A larger number in an error message is no batch size to start with."""
+SCOUT_LIMIT_S: Final = 3.0
+FRESH_ATTEMPTS: Final = 2
+TRIAL_STEPS: Final = 2
+"""The second step accumulates: a task that refuses that refuses the size."""
+_NUMBER: Final = re.compile(r"(?<![\w.])\d{1,4}(?![\w.])")
+_OF_SIZES: Final = re.compile(r"assert|batch|size|shape|dimension|expected|mat1|view|broadcast|length", re.IGNORECASE)
+
+
+@dataclass
+class TaskSizes:
+    """What is known of the task's sizes, over all devices and policies."""
+
+    probe: Probe
+    attempts: Attempts
+    options: Options
+    clock: Clock
+    _trials: SizeTrials | None = None
+    _obeyed: SizeRule | None = None
+    """The rule that was noted last."""
+    _confirmed: bool = False
+    """False: time or probes ended the trials of the last refusal."""
+    _errors: dict[int, str] = field(default_factory=dict)
+    """First line of the error by refused size."""
+
+    @property
+    def rule(self) -> SizeRule | None:
+        """The rule that was found, with a size that it explains. None: every size that was tried runs, or no rule explains."""
+        if self._trials is None:
+            return None
+        rule = self._trials.rule
+        if not self._confirmed:
+            # What ran is known. Where that is the usual tiny batch, other sizes are tried as if no rule were known.
+            usual = self._trials.smallest == SizeRule(multiple_of=self.options.multiple_of).smallest
+            rule = self._obeyed if usual else rule and rule.model_copy(update={"assumed": True})
+        if rule is None:
+            return None
+        # The largest refused size speaks for an upper bound; any other rule is clearer by a small one.
+        sizes = [size for size in self._errors if not rule.admits(size) or rule.one_size]
+        refused = min(sizes, default=None)
+        return rule.model_copy(update={"refused": refused, "error": self._errors.get(refused or 0, "")})
+
+    @property
+    def obeyed(self) -> SizeRule:
+        """What every size that batchcal chooses obeys: the rule, and `--multiple-of`."""
+        return self.rule or SizeRule(multiple_of=self.options.multiple_of, least=self.options.multiple_of)
+
+    @property
+    def smallest(self) -> int:
+        """The size of the tiny steps."""
+        return self.obeyed.smallest
+
+    def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+        """The task's examination, with another tiny size where the task refuses the usual one.
+
+        Raises:
+            UserCodeError: as `Probe.examine`; where every size fails, the error of the usual one.
+        """
+        self.probe.obey(self.obeyed)
+        try:
+            examination = self.probe.examine(device, allocator, budget_bytes, limit_s)
+        except SizeRefused as error:
+            if self._trials is not None:
+                raise
+            return self._examined_otherwise(error, device, allocator, budget_bytes, limit_s)
+        if self._trials is None:
+            self._trials = SizeTrials(self.smallest, given=self.options.multiple_of)
+        return examination
+
+    def suspects(self, examination: Examination) -> tuple[int, ...]:
+        """Sizes to try before the first search: next to a size that is not the usual one, and what the examination refused."""
+        if self._trials is None:
+            return ()
+        if self._trials.refused:
+            return (self._trials.smallest + 1,)
+        return examination.refused
+
+    @property
+    def beside_the_multiple(self) -> int | None:
+        """A size that tells whether the task needs `--multiple-of`; None: it was not given, or the answer is known."""
+        multiple, most = self.options.multiple_of, self.options.max_batch
+        if multiple == 1 or self._trials is None or self._trials.refused:
+            return None
+        return multiple + 1 if most is None or multiple < most else multiple - 1
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """Sizes that the task took in probes and trials."""
+        return () if self._trials is None else self._trials.taken
+
+    def told(self, batch: int, *, taken: bool) -> None:
+        """What a probe of the search brought."""
+        if self._trials is not None:
+            self._trials.tell(batch, taken=taken, one_size=self._trials.one_size)
+
+    def explain(self, around: int, place: Place, *, ceiling: int, until: float, base_bytes: int) -> bool:
+        """Runs the trials that tell why `around` was refused, or whether it is; whether the rule is another one now.
+
+        Args:
+            ceiling: the largest size to try.
+            until: of the clock: when no further trial is started.
+        """
+        trials = self._trials
+        if trials is None:
+            return False
+        self._confirmed = False
+        for _ in range(MOST_TRIALS + 1):
+            trial = trials.next(around, ceiling)
+            self._confirmed = trial is None
+            if trial is None or self.clock.monotonic() >= until or self._probes_left() <= 1:
+                break
+            measured = self.attempts.run(
+                Ask(trial.batch, "refusal", trial.why, base_bytes),
+                replace(place, samples=TRIAL_STEPS),
+                deadline_s=max(until - self.clock.monotonic(), 10.0),
+                one_size=trial.one_size,
+            )
+            outcome = measured.outcome
+            if isinstance(outcome, UserCodeFailed):
+                self._errors[trial.batch] = outcome.error
+            elif not isinstance(outcome, Fits) and not (isinstance(outcome, OutOfMemory) and outcome.source == "budget"):
+                break  # it tells nothing about what the user's code takes
+            trials.tell(trial.batch, taken=not isinstance(outcome, UserCodeFailed), one_size=trial.one_size)
+        rule = self.rule
+        if rule is None or (self._obeyed is not None and _same(rule, self._obeyed)):
+            return False
+        self._obeyed = rule
+        self.probe.obey(self.obeyed)
+        if rule.restricts:
+            self.attempts.note(rule.sentence)
+        return True
+
+    def _probes_left(self) -> float:
+        most = self.options.max_probes
+        return math.inf if most is None else most - self.attempts.started
+
+    def refused(self, batch: int, error: str) -> None:
+        """The user's code failed at `batch` in a probe of the search."""
+        self._errors[batch] = error
+        self.told(batch, taken=False)
+
+    def _examined_otherwise(
+        self, error: SizeRefused, device: str, allocator: str, budget_bytes: int, limit_s: float
+    ) -> Examination:
+        """With the smallest size that ran in one process with others, in a process of its own."""
+        usual, multiple = self.smallest, self.options.multiple_of
+        sizes = [size for size in (*numbers_in(error.what), *FIRST_SIZES, *range(3, 65), *ROUND_SIZES) if size != usual]
+        sizes = [size for size in dict.fromkeys(sizes) if size % multiple == 0 and size <= (self.options.max_batch or size)]
+        ran = self.probe.sizes_that_run(device, allocator, tuple(sizes), SCOUT_LIMIT_S)
+        for size in sorted(ran)[:FRESH_ATTEMPTS]:
+            self.probe.obey(SizeRule(multiple_of=multiple, least=size))
+            try:
+                examination = self.probe.examine(device, allocator, budget_bytes, limit_s)
+            except SizeRefused:
+                continue
+            self._trials = SizeTrials(size, given=multiple)
+            self._errors[usual] = error.what
+            self._trials.tell(usual, taken=False, one_size=True)
+            return examination
+        self.probe.obey(self.obeyed)
+        hint = (
+            ""
+            if error.try_ or not _OF_SIZES.search(error.what)
+            else ("where the task takes batches of one size N only: --multiple-of N --max-batch N")
+        )
+        raise UserCodeError(error.what, known=error.known, try_=error.try_ or hint)
+
+
+def numbers_in(text: str) -> tuple[int, ...]:
+    """Numbers of an error message that may be the batch size it wants."""
+    return tuple(dict.fromkeys(number for number in map(int, _NUMBER.findall(text)) if 1 < number <= LARGEST_NUMBER))
+
+
+def _same(rule: SizeRule, other: SizeRule) -> bool:
+    """Whether batchcal chooses the same sizes by both: an upper bound is found by the search."""
+    if rule.fixed != other.fixed:
+        return False
+    return (rule.multiple_of, rule.least, rule.one_size) == (other.multiple_of, other.least, other.one_size)

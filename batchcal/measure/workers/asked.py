@@ -1,0 +1,72 @@
+"""The workers that the user asked for, and the memory that an epoch adds to what is measured in a few steps."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batchcal.calibration.schema import Budget
+from batchcal.core.errors import NothingFits, Partial, UserCodeError
+from batchcal.core.units import count_of, format_bytes
+from batchcal.measure.children.probe import Probe
+from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
+
+LEAST_BESIDE_GROWTH: Final = 1.05
+"""Of what a tiny step holds: a budget below that fits no batch."""
+
+
+def try_asked(probe: Probe, request: WorkersRequest, asked: int) -> WorkersReport:
+    """The trial of `asked` workers.
+
+    Raises:
+        UserCodeError: they hang, fail or return other samples.
+        Partial: the time limit ended.
+        NothingFits: they need more memory than there is.
+    """
+    report = probe.try_workers(request)
+    match report.ended_by:
+        case "time-limit":
+            raise Partial(report.workers.why_none, try_=f"a longer --time-limit, or --workers 0 instead of {asked}")
+        case "memory":
+            raise NothingFits(report.workers.why_none, try_=f"fewer --workers than {asked}, or a larger container")
+        case "":
+            pass
+    if report.workers.why_none:
+        raise UserCodeError(
+            f"{count_of(asked, 'worker')} cannot be used: {report.workers.why_none}",
+            known=f"--workers {asked} was tried with shuffled samples of the training data",
+            try_=f"--workers 0; or {report.check.fix}" if report.check.fix else "--workers 0",
+        )
+    return report
+
+
+def check_growth(budget: Budget, each_bytes: int, asked: int, *, base_bytes: int) -> None:
+    """Check that `asked` workers have room to grow by `each_bytes` each, beside what a tiny step holds.
+
+    Raises:
+        NothingFits: there is less room.
+    """
+    room = max(0, int(budget.budget_bytes - base_bytes * LEAST_BESIDE_GROWTH))
+    if asked * each_bytes <= room:
+        return
+    raise NothingFits(
+        f"{count_of(asked, 'worker')} do not fit: by the end of an epoch they grow by {format_bytes(asked * each_bytes)}, "
+        f"and {format_bytes(room)} are free beside the training",
+        known=f"each worker grows by up to {format_bytes(each_bytes)}: by caches of the dataset, and by copies of its lists",
+        try_=f"--workers {room // each_bytes}, a larger container, a bounded cache, or arrays instead of lists",
+    )
+
+
+def reserve(budget: Budget, grown_bytes: int, *, base_bytes: int) -> tuple[Budget, str]:
+    """`budget` with `grown_bytes` left free, where a small batch still fits beside them; and a phrase for the notes.
+
+    Args:
+        base_bytes: what a tiny step holds.
+    """
+    grown = f"{format_bytes(grown_bytes)} by the end of an epoch"
+    if budget.budget_bytes - grown_bytes < base_bytes * LEAST_BESIDE_GROWTH:
+        return budget, (
+            f"{grown}, for which there is no room beside the training; bound the cache, keep data in arrays instead of lists, "
+            "or use fewer workers"
+        )
+    left = {"reserved_bytes": grown_bytes, "budget_bytes": budget.budget_bytes - grown_bytes}
+    return budget.model_copy(update=left), f"{grown}, which the budget leaves free"

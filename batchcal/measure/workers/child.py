@@ -1,0 +1,146 @@
+"""Inside a measuring child: DataLoader workers are started, compared with the process and measured. Named by the parent, never
+called by it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Sized
+from typing import Final
+
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from batchcal.calibration.workers import Start
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.machine.meters import ProcessMemory, read_status
+from batchcal.measure.workers.comparison import compare
+from batchcal.measure.workers.growth import at_most, kept_per_sample
+from batchcal.measure.workers.job import WorkersAnswer, WorkersArguments
+from batchcal.measure.workers.reading import COMPARED_BATCH, WorkersRun, read_here, read_with_workers
+from batchcal.measure.workers.trial import FRESH_WORKER_S, MOST_FRESH_WORKER_S
+from batchcal.workload.holdings import find_generator, find_holding
+from batchcal.workload.load import load_task
+from batchcal.workload.pickled import Pickled, pickled_bytes
+from batchcal.workload.task import Task
+
+SLOW_FACTOR: Final = 8.0
+"""Workers that bring nothing in so many times what the process takes for one batch hang; before, they may be slow."""
+
+
+def examine_workers(request: WorkersArguments, context: ChildContext) -> JSON:
+    """Loads the task and tries workers on its training data."""
+    context.phase("load")
+    torch.manual_seed(request.seed)
+    before = anonymous_bytes()
+    began = time.monotonic()
+    task = load_task(request.reference, device="cpu")
+    load_s = time.monotonic() - began
+    context.phase("measure")
+    answer = examine(
+        task,
+        workers=request.workers,
+        seed=request.seed,
+        read_s=request.read_s,
+        hang_s=request.hang_s,
+        fresh_s=min(FRESH_WORKER_S + load_s, MOST_FRESH_WORKER_S),
+        anonymous_before=before,
+    )
+    context.phase("finish")
+    return answer.model_dump(mode="json")
+
+
+def examine(
+    task: Task, *, workers: int, seed: int, read_s: float, hang_s: float, anonymous_before: int, fresh_s: float = FRESH_WORKER_S
+) -> WorkersAnswer:
+    """Tries `workers` workers on the training data of `task`, of which no sample was read yet.
+
+    Args:
+        anonymous_before: memory of this process before it loaded the task, bytes.
+        fresh_s: how long a worker that is not forked may take to start, beside `hang_s`: it imports torch and the user's module.
+    """
+    holding = find_holding(task.train_data, task.eval_data, task.collate_fn)
+    pickled = pickled_bytes(task.train_data)
+    start: Start | None = None
+    if holding is not None and multiprocessing.get_start_method() == "fork":
+        why_not = _why_not_sent(pickled, task)
+        if why_not:
+            return WorkersAnswer(holding=str(holding), does_not_pickle=why_not)
+        start = "forkserver"
+    text = "" if holding is None else str(holding)
+    forked = start is None and multiprocessing.get_start_method() == "fork"
+    hang_s += 0.0 if forked else fresh_s
+    copyable = max(0, anonymous_bytes() - anonymous_before - _tensor_bytes(task) - pickled.array_bytes) if forked else 0
+    data = task.train_data
+    stream = isinstance(data, IterableDataset)
+    samples = len(data) if isinstance(data, Sized) and not stream else None
+    run = read_with_workers(data, samples, workers=1 if stream else workers, start=start, seed=seed, read_s=read_s, hang_s=hang_s)
+    measured = WorkersAnswer(
+        holding=text,
+        start=start,
+        failed=run.failed,
+        error=run.error,
+        samples=run.points[-1].samples if run.points else 0,
+        private_bytes=run.points[0].held_bytes if run.points else 0,
+    )
+    if stream or samples is None:
+        return measured.model_copy(update={"not_compared": "a stream has no samples by index"})
+    return _compared(
+        measured, data, run, workers=workers, samples=samples, seed=seed, read_s=read_s, hang_s=hang_s, copyable=copyable
+    )
+
+
+def _compared(
+    answer: WorkersAnswer,
+    data: Dataset[object],
+    run: WorkersRun,
+    *,
+    workers: int,
+    samples: int,
+    seed: int,
+    read_s: float,
+    hang_s: float,
+    copyable: int,
+) -> WorkersAnswer:
+    """`answer` with what the process itself reads."""
+    began = time.monotonic()
+    batches = [batch for batch, _ in run.batches] or [list(range(min(COMPARED_BATCH, samples)))]
+    here, points = read_here(data, batches, seed=seed, read_s=read_s)
+    if run.failed == "hang" and (time.monotonic() - began) / (2 * len(here)) * SLOW_FACTOR > hang_s:
+        slow = f"the data is slow: workers brought no batch within {hang_s:.0f} s"
+        return answer.model_copy(update={"failed": "", "error": "", "not_compared": slow})
+    found = compare(run.batches, here)
+    update: dict[str, object] = found._asdict()
+    update.pop("unstable")
+    if found.unstable > found.compared:
+        update |= {"not_compared": "the dataset is not deterministic: two reads of one index differ", "wrong": 0, "swapped": 0}
+        if workers > 1 and (generator := find_generator(data)) is not None:
+            update["repeats"] = str(generator)
+    if run.failed:
+        update |= {"failed": run.failed, "error": run.error}
+    update["kept_bytes"] = int(kept_per_sample(points) * samples)
+    update["copied_bytes"] = at_most(run.points, samples, bound_bytes=copyable)
+    return answer.model_copy(update=update)
+
+
+def _why_not_sent(pickled: Pickled, task: Task) -> str:
+    """Why workers that are not forked cannot be sent the datasets and the collate function; empty: they can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "this system only forks"
+    if pickled.size is None:
+        return pickled.why_not
+    other = Pickled(0, complete=True) if task.eval_data is None else pickled_bytes(task.eval_data)
+    if other.size is None:
+        return other.why_not
+    collate = pickled_bytes(task.collate_fn)
+    return f"its collate_fn does not pickle: {collate.why_not}" if collate.size is None else ""
+
+
+def _tensor_bytes(task: Task) -> int:
+    return sum(tensor.nbytes for tensor in (*task.model.parameters(), *task.model.buffers()))
+
+
+def anonymous_bytes() -> int:
+    """Anonymous memory of this process."""
+    return (read_status() or ProcessMemory()).anonymous_bytes

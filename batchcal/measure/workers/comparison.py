@@ -1,0 +1,62 @@
+"""The samples of workers against the samples of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+
+from batchcal.guard.report import READING
+
+FAILED: Final = "\0"
+"""The first character of what stands for a sample that raised."""
+Texts = Sequence[str]
+"""One digest a sample, or FAILED and the error."""
+
+
+class Compared(NamedTuple):
+    """How many samples differ, and how."""
+
+    compared: int = 0
+    """Samples that the process reads alike each time."""
+    unstable: int = 0
+    """Samples of which two reads in the process differ."""
+    wrong: int = 0
+    """Of `compared`: other from a worker."""
+    swapped: int = 0
+    """Of `wrong`: the record of another index."""
+    example: str = ""
+    failed: Literal["", "raise"] = ""
+    error: str = ""
+    """An error that only workers raise."""
+
+
+def compare(from_workers: Sequence[tuple[Sequence[int], Texts]], from_here: Sequence[tuple[Texts, Texts]]) -> Compared:
+    """Compares batch by batch, as far as the process has read.
+
+    Args:
+        from_workers: indices and digests.
+        from_here: digests of two reads of the same indices.
+    """
+    index_of: dict[str, int] = {}
+    for (indices, _), (first, _) in zip(from_workers, from_here, strict=False):
+        for index, text in zip(indices, first, strict=False):
+            index_of.setdefault(text, index)
+    compared = unstable = wrong = swapped = 0
+    differs, swaps, error = "", "", ""
+    for (indices, theirs), (first, second) in zip(from_workers, from_here, strict=False):
+        for index, other, one, again in zip(indices, theirs, first, second, strict=False):
+            if one != again:
+                unstable += 1
+                continue
+            compared += 1
+            if one == other or one.startswith(FAILED):
+                continue  # a sample that cannot be read here is not the workers' fault
+            if other.startswith(FAILED):
+                error = error or f"{other.removeprefix(FAILED)}, {READING} {index}"
+                continue
+            wrong += 1
+            differs = differs or f"sample {index} differs"
+            if other in index_of:
+                swapped += 1
+                swaps = swaps or f"sample {index} comes with the content of sample {index_of[other]}"
+    return Compared(compared, unstable, wrong, swapped, swaps or differs, "raise" if error else "", error)

@@ -1,0 +1,130 @@
+"""The effective batch of a plan: samples per optimizer step, and who set it. The order of precedence is decided here alone.
+
+A flag, BATCHCAL_EFFECTIVE_BATCH and a file come first, in this order (`core.settings` reads them), then `Task.effective_batch`.
+A calibration is a cache: what it was made for is shown, but does not decide what a later command trains.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from batchcal.calibration.schema import Calibration, Finding
+from batchcal.calibration.speed import ALIKE
+from batchcal.core.errors import UsageError
+
+MOST_STEPS: Final = 65_536
+"""Micro-batches per optimizer step, at most: a plan lists them one by one."""
+ASKS: Final = "the effective batch (samples per optimizer step) is not set"
+EXAMPLE: Final = 64
+"""What a message suggests where nothing was measured yet."""
+
+
+class EffectiveBatch(NamedTuple):
+    samples: int
+    why: str
+    by_user: bool
+    """False: only the calibration was made for it."""
+
+
+def of_task(calibration: Calibration) -> int | None:
+    """`Task.effective_batch`, as the calibration recorded it."""
+    return None if calibration.facts is None else calibration.facts.effective_batch
+
+
+def effective_batch_of(calibration: Calibration, requested: int | None) -> EffectiveBatch | None:
+    """The effective batch of a plan from `calibration`; None: not set.
+
+    Args:
+        requested: by flag, variable or file.
+    """
+    if requested is not None:
+        return EffectiveBatch(requested, "as asked", by_user=True)
+    task = of_task(calibration)
+    if task is not None:
+        return EffectiveBatch(task, "Task.effective_batch", by_user=True)
+    if calibration.effective_batch is not None:
+        return EffectiveBatch(calibration.effective_batch, "the calibration was made for it", by_user=False)
+    return None
+
+
+def unset_remark(calibration: Calibration) -> str:
+    """What the views of a calibration state about its plan where neither it nor its task has an effective batch; else empty."""
+    if calibration.finding() is None or effective_batch_of(calibration, calibration.effective_batch) is not None:
+        return ""
+    micro = "largest" if calibration.options.objective == "memory" else "fastest"
+    return f"effective batch not set: this is the {micro} micro-batch, for train and exec set --effective-batch"
+
+
+def require(calibration: Calibration, requested: int | None) -> None:
+    """Refuse to choose the effective batch for the user.
+
+    Raises:
+        UsageError: neither a flag, a variable, a file nor the task sets it.
+    """
+    known = effective_batch_of(calibration, requested)
+    if known is not None and known.by_user:
+        return
+    finding = calibration.finding()
+    example = known.samples if known is not None else EXAMPLE if finding is None else fastest_micro_batch(calibration, finding)
+    raise not_set(example, because=f"{'this calibration was made for' if known else 'the fastest micro-batch here is'} {example}")
+
+
+def not_set(example: int = EXAMPLE, *, because: str = "") -> UsageError:
+    """The request for an effective batch, with four ways to set it.
+
+    Args:
+        because: why `example` is suggested.
+    """
+    return UsageError(
+        ASKS,
+        known="it decides what the model learns, so batchcal does not choose it" + (f"; {because}" if because else ""),
+        try_=f"--effective-batch {example}\n"
+        f"BATCHCAL_EFFECTIVE_BATCH={example} in the environment\n"
+        f"effective_batch = {example} below [plan] in batchcal.toml or in another config\n"
+        f"batchcal.Task(..., effective_batch={example})",
+    )
+
+
+def check(effective_batch: int, finding: Finding, world_size: int) -> None:
+    """Raises:
+    UsageError: an effective batch that cannot be trained, or not by so many ranks.
+    """
+    if effective_batch < 1:
+        raise UsageError(
+            f"effective batch {effective_batch} is below 1", try_=f"--effective-batch {finding.train.batch * world_size}"
+        )
+    most = finding.train.batch * MOST_STEPS * world_size
+    if effective_batch > most:
+        raise UsageError(
+            f"effective batch {effective_batch} would take more than {MOST_STEPS} micro-batches a step",
+            known=f"the capacity is {finding.train.batch}",
+            try_=f"--effective-batch {most} or less",
+        )
+    if effective_batch % world_size:
+        nearest = max(round(effective_batch / world_size), 1) * world_size
+        raise UsageError(
+            f"effective batch {effective_batch} cannot be shared evenly by {world_size} ranks",
+            known="uneven ranks would weigh samples differently",
+            try_=f"--effective-batch {nearest}",
+        )
+
+
+def fastest_micro_batch(calibration: Calibration, finding: Finding) -> int:
+    """The micro-batch that trains fastest where it is the effective batch, too; the capacity where none was timed.
+
+    Sizes were raced as parts of one large step, which pays for the optimizer's update once. Alone, each pays for it itself.
+    """
+    capacity = finding.train.batch
+    race, speeds = calibration.sizes_of(finding), calibration.speeds_of(finding)
+    times = () if speeds is None else tuple(time for time in speeds.times if time.micro_batch <= capacity)
+    seconds = {time.micro_batch: 1 / time.samples_per_s(time.micro_batch) for time in times}
+    if race is not None:
+        update_s = min((time.update_s for time in times), default=0.0)
+        raced = [(one.micro_batch, one.samples_per_s) for one in race.sizes if one.micro_batch <= capacity]
+        seconds = {
+            size: max(1 / rate - update_s / max(race.effective_batch, 1), 0.0) + update_s / size for size, rate in raced if rate
+        } or seconds
+    if not seconds:
+        return capacity
+    least = min(seconds.values())
+    return min(size for size, each in seconds.items() if each <= least * ALIKE)

@@ -1,0 +1,82 @@
+"""How DataLoader workers live and end: signals are their parent's, and they leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+from torch.utils.data import DataLoader, dataloader
+
+from batchcal.guard.child import follow_parent
+from batchcal.guard.shared_names import own_worker_folder
+from batchcal.runtime.sample_fetcher import name_samples, name_samples_here
+from batchcal.runtime.worker_deaths import end_by_kill
+from batchcal.runtime.worker_handles import ForgettingIterator
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C, SLURM, systemd and `timeout` signal every process of a job: the parent stops cleanly, and its workers with it.
+
+    A handler, and not SIG_IGN, which programs that a dataset starts would inherit.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _pass_over)
+    name_samples_here()
+
+
+def end_with_the_parent(worker: int) -> None:
+    """`leave_signals_to_the_parent`; a parent that is killed takes the worker with it."""
+    leave_signals_to_the_parent(worker)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if os.getppid() == parent.pid:
+        follow_parent()
+    else:
+        # Started by the fork server, which lives as long as the last worker does, and the worker as long as the fork server.
+        threading.Thread(target=_end_after, args=(parent,), name="batchcal-parent", daemon=True).start()
+    if not parent.is_alive():
+        os._exit(1)
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    return None
+
+
+class Loader(DataLoader[object]):
+    """A DataLoader whose workers ignore SIGTERM, and are ended by SIGKILL where torch would send that; and which forgets the
+    handles of their batches."""
+
+    def _get_iterator(self) -> dataloader._BaseDataLoaderIter:
+        # The kernel watches the thread that started a worker: only the main one lives as long as the process.
+        if self.worker_init_fn is leave_signals_to_the_parent and threading.current_thread() is threading.main_thread():
+            self.worker_init_fn = end_with_the_parent
+        # A worker that is killed leaves the folder of its sockets. That of a fork is ours to choose, and goes with the iterator.
+        started = self.multiprocessing_context or multiprocessing
+        folder = own_worker_folder() if self.num_workers and started.get_start_method() == "fork" else None
+        with folder or contextlib.nullcontext():
+            iterator = self._begun()
+        if folder is not None:
+            folder.goes_with(iterator)
+        workers: object = getattr(iterator, "_workers", ())
+        for worker in workers if isinstance(workers, list) else ():
+            end_by_kill(worker)
+        return iterator
+
+    def _begun(self) -> dataloader._BaseDataLoaderIter:
+        if self.num_workers == 0:
+            iterator = super()._get_iterator()
+            name_samples(iterator)
+            return iterator
+        self.check_worker_number_rationality()
+        return ForgettingIterator(self)

@@ -1,0 +1,100 @@
+"""How a training ends that an error or a signal stops: what is saved, and what is raised."""
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+from batchcal.core.errors import BatchcalError, Interrupted, NothingFits
+from batchcal.core.units import format_bytes
+from batchcal.guard.memory_errors import memory_error
+from batchcal.guard.report import describe, let_go
+from batchcal.runtime.worker_deaths import death_behind_a_lost_connection, worker_death
+from batchcal.train.checkpoint import Standing
+from batchcal.train.course import Course
+from batchcal.train.stop import StopWish
+from batchcal.train.worker_failures import SIGNAL_FOLLOWS_S, blame_workers, error_of, workers_hold
+from batchcal.workload.loss_error import LossIsNoNumber
+from batchcal.workload.step import clear_gradients
+
+GROWN: Final = 1.25
+"""Of a planned peak, held at rest: with glibc peaks themselves differ by up to 8 %."""
+
+
+def error_to_raise(error: Exception, course: Course, standing: Standing, wish: StopWish) -> BatchcalError | None:
+    """What to raise for `error`, which came after `standing`; None: `error` itself. A state that fits a step is saved."""
+    if isinstance(error, Interrupted):
+        # The second signal, which may come in the middle of anything.
+        return Interrupted(error.signal_number, error.what, known=course.writer.earlier(), try_=_how_to_resume(course))
+    refused = isinstance(error, NothingFits | LossIsNoNumber)
+    raised = describe(error, "measure")
+    kind = None if refused else memory_error(raised)
+    death = worker_death(raised) or (death_behind_a_lost_connection() if kind == "worker" else None)
+    out_of_memory = death is None and kind is not None
+    if out_of_memory:
+        # The frames of what failed hold its tensors.
+        let_go(error)
+    # What refuses the optimizer's step does so before it.
+    if course.control.in_update() and not refused:
+        if not out_of_memory:
+            error.add_note(course.writer.earlier())
+            return None
+        return NothingFits(
+            f"memory ran out in the optimizer's step: {error}",
+            known=f"some parameters were updated and others were not: that state is not kept; {course.writer.earlier()}",
+            try_="a larger --margin, then the same command with --resume",
+        )
+    if death is not None:
+        wish.await_signal(SIGNAL_FOLLOWS_S)
+    near_limit = death is not None and course.control.near_limit()
+    held = workers_hold() if refused or out_of_memory else None  # now: they may end with the loader
+    clear_gradients(course.task)
+    course.control.rewind()
+    course.writer.save(standing, last=True)
+    kept = course.writer.outcome()
+    if isinstance(error, NothingFits | LossIsNoNumber):
+        same = type(error)(error.what, known=f"{error.known}; {kept}" if error.known else kept, try_=error.try_)
+        return blame_workers(same, held, course.control.monitor.room().limit_bytes) if isinstance(same, NothingFits) else same
+    if wish.signal is not None:
+        # Programs that a dataset started got the signal, too.
+        return interrupted(wish.signal, course, standing, then=raised.headline)
+    if death is not None:
+        killed = course.kernel_kills.happened()
+        return error_of(death, detail=raised.headline, known=kept, kernel_killed=killed, near_limit=near_limit)
+    if out_of_memory:
+        between = _between_steps(error, course, kept)
+        return blame_workers(between, held, course.control.monitor.room().limit_bytes)
+    error.add_note(kept)
+    return None
+
+
+def _between_steps(error: Exception, course: Course, kept: str) -> NothingFits:
+    """Memory that ran out while samples were read, or results were kept: a step is recovered from elsewhere."""
+    what = f"memory ran out between two steps: {error}"
+    held = course.control.monitor.own_bytes()
+    if course.device.type != "cpu" or held < course.planned_peak_bytes * GROWN:
+        return NothingFits(what, known=kept, try_="a larger --margin")
+    return NothingFits(
+        what,
+        known=f"this process holds {format_bytes(held)} between steps, and a complete step was planned with "
+        f"{format_bytes(course.planned_peak_bytes)}: something keeps what it reads or computes; {kept}",
+        try_="a bound for what is kept (a cache of the dataset, a list of losses or outputs), or a larger container",
+    )
+
+
+def interrupted(number: int, course: Course, standing: Standing, *, then: str = "") -> Interrupted:
+    """The error for a signal.
+
+    Args:
+        then: what failed after it.
+    """
+    return Interrupted(
+        number,
+        f"stopped by {signal.Signals(number).name} in epoch {standing.epoch}, after step {standing.group}",
+        known="; ".join(filter(None, (course.writer.outcome(), then and f"after the signal: {then}"))),
+        try_=_how_to_resume(course),
+    )
+
+
+def _how_to_resume(course: Course) -> str:
+    return "without --no-checkpoint, or --checkpoint FILE" if course.writer.path is None else "the same command with --resume"

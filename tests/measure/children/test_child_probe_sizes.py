@@ -1,0 +1,76 @@
+"""Real children of tasks that do not take every batch size."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchcal.calibration.size_rule import SizeRule
+from batchcal.core.units import GIB
+from batchcal.guard.outcome import Fits, UserCodeFailed
+from batchcal.measure.children.probe import LapRequest, RehearsalRequest, SizeRefused
+from tests.support.children import fitting, probing, request
+from tests.support.plans import a_plan
+
+pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
+
+
+def test_an_examination_notices_that_the_next_size_is_refused() -> None:
+    with probing("even") as probe:
+        examination = probe.examine("cpu", "default", GIB, 20.0)
+    assert examination.refused == (3,)
+    assert examination.shape_source == "fake-tensor"
+
+
+def test_a_task_that_takes_another_tiny_batch_is_examined_with_it() -> None:
+    with probing("baked", size=48) as probe:
+        with pytest.raises(SizeRefused, match=r"got \[1, 48, 128\]") as raised:
+            probe.examine("cpu", "default", GIB, 20.0)
+        assert "Traceback" in raised.value.known
+        assert probe.sizes_that_run("cpu", "default", (8, 32, 48, 64), 3.0) == (48,)
+        probe.obey(SizeRule(least=48, most=48))
+        examination = probe.examine("cpu", "default", GIB, 20.0)
+        assert examination.refused == ()
+        assert len(examination.shapes["train"]) > 1
+        fitting(probe.measure(request(48)))
+        refused = probe.measure(request(49)).outcome
+    assert isinstance(refused, UserCodeFailed)
+    assert refused.phase == "measure"
+
+
+def test_a_size_that_the_warm_up_spoils_runs_in_a_process_of_its_own() -> None:
+    with probing("stateful") as probe:
+        examination = probe.examine("cpu", "default", GIB, 20.0)
+        assert examination.refused == (3,)
+        assert len(examination.shapes["train"]) > 1
+        assert isinstance(probe.measure(request(64)).outcome, UserCodeFailed)
+        alone = request(64).model_copy(update={"one_size": True})
+        report = probe.measure(alone)
+        assert "rlimit-data" in report.isolation.fence
+        fitting(report)
+        probe.obey(SizeRule(one_size=True))
+        lap = LapRequest(device="cpu", allocator="default", micro_batches=(8, 32), allowed_bytes=GIB, limit_s=10.0)
+        assert {time.micro_batch for time in probe.lap(lap).times} == {8, 32}
+        evaluation = request(32, mode="eval").model_copy(update={"train_batch": 32})
+        fitting(probe.measure(evaluation))
+
+
+def test_a_plan_of_equal_micro_batches_is_rehearsed_for_a_process_of_one_size() -> None:
+    plan = a_plan(32, 32, eval_batch=32, size_rule=SizeRule(one_size=True))
+    with probing("stateful") as probe:
+        probe.obey(SizeRule(one_size=True))
+        report = probe.rehearse(
+            RehearsalRequest(
+                plan=plan,
+                micro_batches=plan.micro_batches,
+                eval_batches=(32,),
+                worst_case=True,
+                allowed_bytes=GIB,
+                budget_bytes=GIB,
+                least_s=0.2,
+                limit_s=20.0,
+            )
+        )
+    fits = report.outcome
+    assert isinstance(fits, Fits), fits
+    assert report.times is not None
+    assert report.times.eval_samples_per_s[0] > 0

@@ -1,0 +1,65 @@
+"""Blocks of a step that glibc's heap cannot use again while handles of workers' batches lie there."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from batchcal.core.units import MIB
+from batchcal.machine.meters import read_status
+from batchcal.measure.heap.handles import FreedBlocks, hold_blocks, lost_blocks
+from batchcal.runtime.worker_handles import HANDLES
+
+
+def test_only_blocks_that_a_step_has_freed_count() -> None:
+    model = nn.Sequential(nn.Linear(2000, 1000), nn.ReLU(), nn.Linear(1000, 1))
+    samples = torch.zeros(100, 2000)
+    with FreedBlocks() as freed:
+        model(samples).mean().backward()
+    assert freed.largest == 100 * 1000 * 4  # an activation, and not the gradient of 8 MB, which is still there
+
+
+def test_blocks_that_are_mapped_one_by_one_do_not_count() -> None:
+    with FreedBlocks() as freed:
+        torch.zeros(40 * MIB, dtype=torch.uint8).sum()
+    assert freed.largest == 8
+
+
+def test_a_batch_of_two_tensors_takes_half_as_many_blocks_and_holds_them() -> None:
+    before = read_status()
+    held = hold_blocks([torch.zeros(1), {"label": torch.zeros(1)}], MIB // 2)
+    after = read_status()
+    assert held is not None
+    assert len(held) == HANDLES // 2 * MIB // 2
+    assert before is not None
+    assert after is not None
+    assert after.anonymous_bytes - before.anonymous_bytes >= 30 * MIB
+    held.close()
+
+
+def test_a_step_that_frees_nothing_holds_nothing() -> None:
+    assert hold_blocks(torch.zeros(1), 0) is None
+
+
+def test_as_many_blocks_are_held_as_were_counted() -> None:
+    held = hold_blocks(torch.zeros(1), MIB // 2, lost=3)
+    assert held is not None
+    assert len(held) == 3 * MIB // 2
+    held.close()
+    assert hold_blocks(torch.zeros(1), MIB // 2, lost=0) is None
+
+
+def test_the_largest_block_that_grows_with_the_batch_is_that_of_a_tensor_with_its_size() -> None:
+    model = nn.Linear(100, 1000)
+    with FreedBlocks(13) as freed:
+        torch.zeros(1000, 100) @ torch.zeros(100, 900)
+        model(torch.zeros(13, 100)).sum()
+    assert freed.largest == 13 * 1000 * 4
+
+
+def test_growth_is_counted_in_blocks() -> None:
+    assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=10 * MIB, most=64) == 3
+    assert lost_blocks(220 * MIB, 420 * MIB, 425 * MIB, block_bytes=10 * MIB, most=64) == 0  # within the spread of a peak
+    assert lost_blocks(220 * MIB, 222 * MIB, 223 * MIB, block_bytes=3000, most=64) == 0  # a few pages
+    assert lost_blocks(220 * MIB, 420 * MIB, 920 * MIB, block_bytes=MIB, most=64) == 64
+    assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=0, most=64) == 64
