@@ -54,6 +54,7 @@ from batchcal.measure.children.probe import (
     RehearsalRequest,
 )
 from batchcal.measure.deadline import Deadline
+from batchcal.measure.heap import counting
 from batchcal.measure.heap.job import HandlesAnswer, HandlesArguments, HeapArguments, count_lost_blocks, train_varied
 from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments, check_promises
@@ -79,14 +80,6 @@ REHEARSAL_GRACE_S: Final = 30.0
 """So are groups and evaluations that no limit cuts short."""
 SCOUT_GRACE_S: Final = 5.0
 """For the size that was begun."""
-HANDLES_BATCH: Final = 7
-"""Samples: few, and a number that sizes of layers are no multiples of. A dimension that is one is that of the batch."""
-HANDLES_LIMIT_S: Final = 9.0
-HANDLES_SHARE: Final = 0.15
-"""Seconds, and share of the time left: with the start of the process ten tasks of the zoo took 2 to 7 s."""
-LOST_BLOCKS_UNKNOWN: Final = (
-    "how many blocks of the heap are lost to batches from workers is not known: room for as many as there can be is left free"
-)
 VARIED_GRACE_S: Final = 30.0
 """For the step of the largest batch that comes last."""
 LOAD_LIMIT_S: Final = 300.0
@@ -329,7 +322,7 @@ class ChildProbe:
         isolation = self._isolation(ending, request.device, request.allocator)
         notes = answers.notes(ending.returned)
         if self._lost_blocks.get(request.allocator, 0) is None:
-            notes += (LOST_BLOCKS_UNKNOWN,)
+            notes += (counting.UNKNOWN,)
         return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
 
     def _isolation(self, ending: Ending, device: str, allocator: str) -> Isolation:
@@ -344,11 +337,12 @@ class ChildProbe:
         return self._lost_blocks[allocator]
 
     def _lost_blocks_of(self, setting: Setting, allocator: str) -> int | None:
-        batch = HANDLES_BATCH * setting.multiple_of
+        examined = self._examined.get(setting.device)
+        batch = counting.counting_batch(() if examined is None else examined.shapes["train"], setting.multiple_of)
         if setting.one_size or batch < setting.smallest_batch:
             return None
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
-        limit_s = min(HANDLES_LIMIT_S, left_s * HANDLES_SHARE)
+        limit_s = min(counting.LIMIT_S, left_s * counting.SHARE_OF_TIME)
         order = self._orders.get((setting.device, "train"))
         arguments = HandlesArguments(setting=setting, batch=batch, limit_s=limit_s, order=order)
         limits = Limits(

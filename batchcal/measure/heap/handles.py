@@ -26,6 +26,7 @@ from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.machine.allocator import in_force, maps_large_blocks
 from batchcal.machine.peak_meter import HostPeak
+from batchcal.measure.heap.counting import SPREAD
 from batchcal.measure.heap.growth import NOISE, SETTLED
 from batchcal.measure.heap.job import HandlesAnswer, HandlesArguments
 from batchcal.measure.inside.blocks import MAPPED_FROM
@@ -115,7 +116,8 @@ def count_lost_blocks(request: HandlesArguments, context: ChildContext) -> JSON:
 
 
 def lost_blocks(at_rest_bytes: int, settled_bytes: int, grown_bytes: int, *, block_bytes: int, most: int) -> int:
-    """Blocks of `block_bytes` that explain the growth of a peak from `settled_bytes` to `grown_bytes`: `most` at most.
+    """Blocks of `block_bytes` that a training may lose where the peak grew from `settled_bytes` to `grown_bytes`: SPREAD times
+    those that explain it, `most` at most.
 
     Args:
         at_rest_bytes: what the process holds without a batch. Growth by a few hundredths of what a step takes means nothing.
@@ -123,7 +125,7 @@ def lost_blocks(at_rest_bytes: int, settled_bytes: int, grown_bytes: int, *, blo
     growth = grown_bytes - settled_bytes
     if growth <= max(NOISE_BYTES, (settled_bytes - at_rest_bytes) * NOISE):
         return 0
-    return min(most, math.ceil(growth / block_bytes)) if block_bytes else most
+    return min(most, SPREAD * math.ceil(growth / block_bytes)) if block_bytes else most
 
 
 def most_blocks(batch: object) -> int:

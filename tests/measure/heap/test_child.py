@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchcal.core.units import GIB, MIB
-from batchcal.measure.children import child_probe
+from batchcal.measure.heap import counting
 from batchcal.measure.heap.growth import growth_factor
 from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from tests.support.children import fitting, probing, request
@@ -47,7 +47,7 @@ def test_a_probe_with_workers_holds_as_many_blocks_as_are_lost_to_handles(
     name: str, batch: int, grows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In plain loops of 130 steps the peak of the MLP is 42 % higher with workers, and that of the U-Net is not."""
-    monkeypatch.setattr(child_probe, "HANDLES_LIMIT_S", LONG_S)
+    monkeypatch.setattr(counting, "LIMIT_S", LONG_S)
     notes: list[str] = []
     with probing(TASKS[name].spec) as probe:
         alone = fitting(probe.measure(request(batch, samples=6)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from batchcal.calibration.memory_model import ShapePoint
 from batchcal.core.units import MIB
 from batchcal.machine.meters import read_status
+from batchcal.measure.heap.counting import LEAST_BYTES, SPREAD, counting_batch, is_prime
 from batchcal.measure.heap.handles import FreedBlocks, hold_blocks, lost_blocks
 from batchcal.runtime.worker_handles import HANDLES
 
@@ -58,8 +61,26 @@ def test_the_largest_block_that_grows_with_the_batch_is_that_of_a_tensor_with_it
 
 
 def test_growth_is_counted_in_blocks() -> None:
-    assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=10 * MIB, most=64) == 3
+    assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=10 * MIB, most=64) == 3 * SPREAD
     assert lost_blocks(220 * MIB, 420 * MIB, 425 * MIB, block_bytes=10 * MIB, most=64) == 0  # within the spread of a peak
     assert lost_blocks(220 * MIB, 222 * MIB, 223 * MIB, block_bytes=3000, most=64) == 0  # a few pages
     assert lost_blocks(220 * MIB, 420 * MIB, 920 * MIB, block_bytes=MIB, most=64) == 64
     assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=0, most=64) == 64
+
+
+def test_blocks_are_counted_with_a_batch_whose_blocks_are_no_noise() -> None:
+    def line(bytes_per_sample: float) -> tuple[ShapePoint, ShapePoint]:
+        return ShapePoint(batch=1, bytes=bytes_per_sample), ShapePoint(batch=1000, bytes=1000 * bytes_per_sample)
+
+    little = counting_batch(line(20_000), 1)
+    assert (little - 1) * 20_000 >= LEAST_BYTES > (little - 20) * 20_000
+    assert is_prime(little)
+    assert counting_batch(line(5_000_000), 1) == 7  # few samples where they are large
+    assert counting_batch(line(20_000), 8) % 8 == 0
+    assert 1000 <= counting_batch(line(1), 1) < 1100  # not far beyond what was traced
+    assert counting_batch((), 2) == 14
+
+
+@pytest.mark.parametrize(("number", "prime"), [(1, False), (2, True), (9, False), (97, True), (211, True), (1003, False)])
+def test_primes(number: int, prime: bool) -> None:
+    assert is_prime(number) is prime
