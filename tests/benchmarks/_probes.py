@@ -12,8 +12,8 @@ from batchcal.detect.detect import detect
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.budget import host_budget
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.job import Setting
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
+from batchcal.measure.children.setting import Setting
 from batchcal.measure.options import MARGIN_CPU, samples_for
 from batchcal.measure.search.prior import Prior
 from batchcal.workload.reference import TaskReference

@@ -23,9 +23,9 @@ from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import OVER_BUDGET_LEAST
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.job import Setting
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
+from batchcal.measure.children.setting import Setting
 from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
 from batchcal.measure.result import Need

@@ -11,8 +11,8 @@ from batchcal.calibration.schema import OFF, Mode
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.job import Setting
 from batchcal.measure.children.probe import Observation, ProbeRequest
+from batchcal.measure.children.setting import Setting
 from batchcal.measure.deadline import Deadline
 from batchcal.workload.reference import Scalar, TaskReference
 from tests.support.zygotes import lent

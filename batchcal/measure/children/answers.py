@@ -15,8 +15,9 @@ from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, Phase, TimedOut, UserCodeFailed
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.job import Held, ProbeAnswer
+from batchcal.measure.children.held import Held
 from batchcal.measure.children.probe import PlanTimes, RehearsalRequest, SizeRefused
+from batchcal.measure.children.probe_job import ProbeAnswer
 from batchcal.measure.rehearsal.job import RehearsalAnswer
 
 DOING: Final[dict[Phase, str]] = {

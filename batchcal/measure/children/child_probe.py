@@ -33,17 +33,7 @@ from batchcal.machine.meters import read_status
 from batchcal.measure.attempts import allowed_for, said
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.children import answers
-from batchcal.measure.children.job import (
-    SMALLEST,
-    Curve,
-    ExamineArguments,
-    ProbeArguments,
-    ScoutArguments,
-    Setting,
-    examine,
-    probe,
-    scout,
-)
+from batchcal.measure.children.examine_job import Curve, ExamineArguments, examine
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import (
     Examination,
@@ -53,10 +43,14 @@ from batchcal.measure.children.probe import (
     ProbeRequest,
     RehearsalRequest,
 )
+from batchcal.measure.children.probe_job import ProbeArguments, probe
+from batchcal.measure.children.scout_job import ScoutArguments, scout
+from batchcal.measure.children.setting import SMALLEST, Setting
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.heap import counting
-from batchcal.measure.heap.job import HandlesAnswer, HandlesArguments, HeapArguments, count_lost_blocks, train_varied
+from batchcal.measure.heap.handles_job import HandlesAnswer, HandlesArguments, count_lost_blocks
 from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
+from batchcal.measure.heap.varied_job import HeapArguments, train_varied
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments, check_promises
 from batchcal.measure.race.job import LapArguments, lap
 from batchcal.measure.rehearsal.job import RehearsalArguments, rehearse
@@ -72,8 +66,6 @@ ZYGOTE_BYTES: Final = 240 * MIB
 LIBRARY_BYTES: Final = 384 * MIB
 """Pages of torch's libraries that are in use. Where zygotes leave no room for them they are thrown out and read again: in 1 GiB
 four zygotes at once took longer than one after the other."""
-LAP_LEAST_S: Final = 0.3
-"""The first size of a lap is timed for so long; the others over the same samples."""
 LAP_GRACE_S: Final = 10.0
 """A size that was begun is ended."""
 REHEARSAL_GRACE_S: Final = 30.0
@@ -298,15 +290,9 @@ class ChildProbe:
             allowed = min(request.allowed_bytes, allowed)
         arguments = ProbeArguments(
             setting=setting,
-            batch=request.batch,
-            mode=request.mode,
-            train_batch=request.train_batch,
-            samples=request.samples,
-            least_steps=request.least_steps,
-            train_steps=request.train_steps,
+            request=request,
             order=self._orders.get((request.device, request.mode)),
             train_order=self._orders.get((request.device, "train")),
-            accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         deadline = max(request.deadline_s or 600.0, 5.0)
         limits = Limits(
@@ -397,18 +383,8 @@ class ChildProbe:
             host_fence=not accelerated,
             neighbours=self._neighbours,
         )
-        arguments = LapArguments(
-            setting=self._settings[request.device],
-            micro_batches=request.micro_batches,
-            threads=request.threads,
-            rounds=request.rounds,
-            samples=request.samples,
-            least_s=LAP_LEAST_S,
-            limit_s=request.limit_s,
-            order=self._orders.get((request.device, "train")),
-            accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
-        )
-        values = arguments.model_dump(mode="json")
+        order = self._orders.get((request.device, "train"))
+        values = LapArguments(setting=self._settings[request.device], request=request, order=order).model_dump(mode="json")
         ending = self._run(lap, values, request.allocator, limits, listen=listen)
         outcome = classify(ending, lambda value: Infrastructure(detail=""))
         return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
@@ -429,15 +405,9 @@ class ChildProbe:
             changes["activation_checkpointing"] = OFF
         arguments = RehearsalArguments(
             setting=self._settings[plan.device].model_copy(update=changes),
-            plan=plan,
-            micro_batches=request.micro_batches,
-            eval_batches=request.eval_batches,
-            worst_case=request.worst_case,
-            least_s=request.least_s,
-            limit_s=request.limit_s,
+            request=request,
             order=self._orders.get((plan.device, "train")),
             eval_order=self._orders.get((plan.device, "eval")),
-            accelerator_allowed_bytes=request.allowed_bytes if accelerated else None,
         )
         began = time.monotonic()
         heard: list[Message] = []
@@ -482,12 +452,8 @@ class ChildProbe:
             with contextlib.suppress(ValidationError):
                 readings.append(HeapReading.model_validate(message.get("reading")))
 
-        arguments = HeapArguments(
-            setting=self._settings[request.device],
-            batch=request.batch,
-            limit_s=request.limit_s,
-            order=self._orders.get((request.device, "train")),
-        )
+        order = self._orders.get((request.device, "train"))
+        arguments = HeapArguments(setting=self._settings[request.device], request=request, order=order)
         allowed = min(request.allowed_bytes, self._most_allowed(request.allocator))
         limits = Limits(
             allowed_bytes=allowed,

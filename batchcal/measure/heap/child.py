@@ -11,8 +11,8 @@ from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.machine.peak_meter import HostPeak
 from batchcal.measure.heap.growth import SETTLED
-from batchcal.measure.heap.job import HeapArguments
 from batchcal.measure.heap.trial import HeapReading
+from batchcal.measure.heap.varied_job import HeapArguments
 from batchcal.measure.inside.subject import Subject, warm_up_for
 from batchcal.workload.batches import WorstCase
 
@@ -22,16 +22,17 @@ MOST_STEPS: Final = 256
 """There is no time for more: 256 take 2 to 8 s. To 1,024 steps the peaks of texts in convolutions then grew by 19 to 53 %."""
 
 
-def train_varied(request: HeapArguments, context: ChildContext) -> JSON:
+def train_varied(arguments: HeapArguments, context: ChildContext) -> JSON:
     """Steps of the largest batch first, then of random ones, and of the largest again each time that the number of steps has
     doubled. The peak is read there and reported at once, since memory may end the child."""
+    setting, request = arguments.setting, arguments.request
     context.phase("load")
-    subject = Subject.load(request.setting)
+    subject = Subject.load(setting)
     context.phase("read")
-    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed, order=request.order)
+    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=setting.seed, order=arguments.order)
     host = HostPeak()
-    warm_up_for(subject, worst, request.setting, context, request.batch)
-    generator = random.Random(request.setting.seed)
+    warm_up_for(subject, worst, setting, context, request.batch)
+    generator = random.Random(setting.seed)
     host.reset()
     until = time.monotonic() + request.limit_s
     for step in count(1):

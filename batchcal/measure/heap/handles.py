@@ -26,9 +26,9 @@ from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.machine.allocator import in_force, maps_large_blocks
 from batchcal.machine.peak_meter import HostPeak
-from batchcal.measure.heap.counting import SPREAD
+from batchcal.measure.heap.counting import may_be_lost
 from batchcal.measure.heap.growth import NOISE, SETTLED
-from batchcal.measure.heap.job import HandlesAnswer, HandlesArguments
+from batchcal.measure.heap.handles_job import HandlesAnswer, HandlesArguments
 from batchcal.measure.inside.blocks import MAPPED_FROM
 from batchcal.measure.inside.loader import same_batch
 from batchcal.measure.inside.subject import Subject, warm_up_for
@@ -39,9 +39,10 @@ from batchcal.workload.sample_size import tensors_in
 
 SCAN_LIMIT_S: Final = 0.5
 """Only where the examination found no order of the samples."""
-FILLERS: Final = 20_000
-"""Records of the size of a handle, which take the small free pieces of the heap before the first step (2 MiB). Without them one
-run of a test counted nothing for an MLP that loses a block with each batch; six runs with them counted all 64."""
+FILLERS: Final = 100_000
+"""Records of the size of a handle, which take the small free pieces of the heap before the first step (10 MiB). Without them one
+run of a test counted nothing for an MLP that loses a block with each batch; with 20,000 one of 14 did, with these one of 24, and
+with a larger batch none of 10."""
 NOISE_BYTES: Final = 1 << 20
 """Growth that means nothing: the kernel counts pages of a thread in batches of up to 256 KiB, and handles take memory, too."""
 PIECE_BYTES: Final = 1 << 20
@@ -100,24 +101,27 @@ def count_lost_blocks(request: HandlesArguments, context: ChildContext) -> JSON:
     at_rest, settled, most = host.read(), 0, HANDLES
     freed = FreedBlocks(request.batch)
     until = time.monotonic() + request.limit_s
+    lost: int | None = None
     for step, batch in enumerate(batches, start=1):
         with freed if step == SETTLED else contextlib.nullcontext():
             subject.train(batch, request.batch)
         if step == SETTLED:
             settled, most = host.read(), most_blocks(batch)
-        if step >= SETTLED + most:
+        if step < SETTLED:
+            continue
+        counted = lost_blocks(at_rest, settled, host.read(), block_bytes=freed.largest, most=most)
+        if counted == most or step >= SETTLED + most:
+            lost = counted
             break
         if time.monotonic() > until:
-            return HandlesAnswer(lost_blocks=None).model_dump(mode="json")
+            break
     context.phase("finish")
     del fillers
-    lost = lost_blocks(at_rest, settled, host.read(), block_bytes=freed.largest, most=most)
     return HandlesAnswer(lost_blocks=lost).model_dump(mode="json")
 
 
 def lost_blocks(at_rest_bytes: int, settled_bytes: int, grown_bytes: int, *, block_bytes: int, most: int) -> int:
-    """Blocks of `block_bytes` that a training may lose where the peak grew from `settled_bytes` to `grown_bytes`: SPREAD times
-    those that explain it, `most` at most.
+    """Blocks of `block_bytes` that a training may lose where the peak grew from `settled_bytes` to `grown_bytes`: `most` at most.
 
     Args:
         at_rest_bytes: what the process holds without a batch. Growth by a few hundredths of what a step takes means nothing.
@@ -125,7 +129,7 @@ def lost_blocks(at_rest_bytes: int, settled_bytes: int, grown_bytes: int, *, blo
     growth = grown_bytes - settled_bytes
     if growth <= max(NOISE_BYTES, (settled_bytes - at_rest_bytes) * NOISE):
         return 0
-    return min(most, SPREAD * math.ceil(growth / block_bytes)) if block_bytes else most
+    return may_be_lost(math.ceil(growth / block_bytes), most) if block_bytes else most
 
 
 def most_blocks(batch: object) -> int:

@@ -20,8 +20,10 @@ from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON
 from batchcal.machine.meters import ProcessMemory, read_status
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
-from batchcal.measure.children.job import SMALLEST, ExamineArguments, ProbeAnswer, ProbeArguments, Setting
-from batchcal.measure.children.probe import Examination
+from batchcal.measure.children.examine_job import ExamineArguments
+from batchcal.measure.children.probe import Examination, ProbeRequest
+from batchcal.measure.children.probe_job import ProbeAnswer, ProbeArguments
+from batchcal.measure.children.setting import SMALLEST, Setting
 from batchcal.measure.heap.handles import FreedBlocks, heap_keeps_blocks, hold_blocks
 from batchcal.measure.inside.first_steps import first_steps
 from batchcal.measure.inside.loader import same_batch
@@ -109,21 +111,21 @@ def examine(request: ExamineArguments, context: ChildContext) -> JSON:
     return {"examination": examination.model_dump(mode="json"), "train": list(worst.order), "eval": list(eval_order)}
 
 
-def probe(request: ProbeArguments, context: ChildContext) -> JSON:
+def probe(arguments: ProbeArguments, context: ChildContext) -> JSON:
     """Warms up on a tiny batch, has the fence armed, then runs steps at the asked size until the peak stands still."""
-    setting = request.setting
+    setting, request = arguments.setting, arguments.request
     context.phase("load")
     subject = Subject.load(setting)
     context.phase("read")
-    worst = WorstCase.of(subject.task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
+    worst = WorstCase.of(subject.task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=arguments.order)
     workers = WorkersPeak()
     # Workers start before this process reads a sample, as in a training: what a dataset opens on its first read is not shared.
     batches = same_batch(worst, setting, worst.indices(request.batch), request.samples)
     train_worst = worst
     if request.mode == "eval":
-        train_worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=request.train_order)
+        train_worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=arguments.train_order)
     accelerator = AcceleratorPeak(subject.device, setting.accelerator_free_bytes)
-    limit_accelerator(subject.device, request.accelerator_allowed_bytes)
+    limit_accelerator(subject.device, request.allowed_bytes)
     host = HostPeak()
     load_peak = host.read()
     smallest = warm_up_for(subject, train_worst, setting, context, request.batch)
@@ -136,7 +138,7 @@ def probe(request: ProbeArguments, context: ChildContext) -> JSON:
         accelerator.reset()
     begin = host.read()
     tiny = None if setting.one_size else MicroBatch(train_worst.batch(smallest), smallest)
-    step_s, peaks, workers_bytes = _steps(subject, batches, request, host, workers, tiny=tiny)
+    step_s, peaks, workers_bytes = _steps(subject, batches, arguments, host, workers, tiny=tiny)
     context.phase("finish")
     answer = ProbeAnswer(
         held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
@@ -196,18 +198,19 @@ def _rate(subject: Subject, worst: WorstCase, size: int, smallest: int) -> float
 def _steps(
     subject: Subject,
     batches: Iterator[object],
-    request: ProbeArguments,
+    arguments: ProbeArguments,
     host: HostPeak,
     workers: WorkersPeak,
     *,
     tiny: MicroBatch | None,
 ) -> tuple[list[float], list[int], int]:
     """Runs at most `samples` steps; seconds of each, the peak after each, and what the workers held, bytes."""
+    setting, request = arguments.setting, arguments.request
     step_s: list[float] = []
     peaks: list[int] = []
     held = 0
     set_mode(subject.task, training=request.mode == "train")
-    freed = FreedBlocks() if request.setting.workers and heap_keeps_blocks() else None
+    freed = FreedBlocks() if setting.workers and heap_keeps_blocks() else None
     kept: mmap.mmap | None = None
     began = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
@@ -220,19 +223,19 @@ def _steps(
             subject.step(batch, request.batch, request.mode, before if accumulates else None)
         ended = time.perf_counter()
         if freed is not None and kept is None:
-            kept = hold_blocks(batch, freed.largest, lost=request.setting.lost_blocks)
+            kept = hold_blocks(batch, freed.largest, lost=setting.lost_blocks)
         step_s.append(ended - began)
         peaks.append(host.read())
         workers.look()
         if stands_still(peaks, least=request.least_steps) or len(peaks) == request.samples:
-            held = workers.read() if request.setting.workers else 0  # now: they go when the loop lets the loader go
+            held = workers.read() if setting.workers else 0  # now: they go when the loop lets the loader go
             break
         began = time.perf_counter()
     del kept
     return step_s, peaks, held
 
 
-def _growing(peaks: list[int], request: ProbeArguments) -> tuple[str, ...]:
+def _growing(peaks: list[int], request: ProbeRequest) -> tuple[str, ...]:
     """Says where memory grew to the last step, by about as much each time: what goes on like that fits nowhere."""
     growth = [after - before for before, after in itertools.pairwise(peaks)]
     if len(peaks) < request.samples or len(growth) < LEAKING_STEPS or min(growth[-LEAKING_STEPS:]) < peaks[-1] * STILL:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader
 
-from batchcal.measure.children.job import Setting
+from batchcal.measure.children.setting import Setting
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.workload.batches import WorstCase
 

@@ -7,7 +7,7 @@ import multiprocessing
 from batchcal.machine.meters import ProcessMemory, private_bytes, read_status
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.machine.tree_meter import held_in_shared_memory
-from batchcal.measure.children.job import Held
+from batchcal.measure.children.held import Held
 
 
 class WorkersPeak:

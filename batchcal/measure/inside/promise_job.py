@@ -6,11 +6,10 @@ from batchcal.calibration.promises import PromiseCheck
 from batchcal.core.values import Frozen
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.job import Setting
+from batchcal.measure.children.setting import JobArguments
 
 
-class PromiseArguments(Frozen):
-    setting: Setting
+class PromiseArguments(JobArguments):
     samples: int = 64
     """Samples to choose batches from, at most."""
 

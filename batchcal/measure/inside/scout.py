@@ -8,7 +8,7 @@ from batchcal.guard.job import ChildContext
 from batchcal.guard.memory_errors import memory_error
 from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.job import ScoutArguments
+from batchcal.measure.children.scout_job import ScoutArguments
 from batchcal.measure.inside.subject import Subject
 from batchcal.workload.batches import WorstCase
 

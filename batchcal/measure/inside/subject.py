@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from batchcal.calibration.schema import OFF, Mode
 from batchcal.guard.job import ChildContext
-from batchcal.measure.children.job import Setting
+from batchcal.measure.children.setting import Setting
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.threads import apply_threads
@@ -127,8 +127,8 @@ class _LastLossHeld:
         return loss
 
 
-def limit_accelerator(device: torch.device, allowed_bytes: int | None) -> None:
+def limit_accelerator(device: torch.device, allowed_bytes: int) -> None:
     """Lets the caching allocator hand out no more than `allowed_bytes`: a real fence for what it owns."""
-    if device.type == "cuda" and allowed_bytes is not None:
+    if device.type == "cuda":
         _, total = torch.accelerator.get_memory_info(device)
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total), device)

@@ -6,7 +6,7 @@ from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.values import Frozen
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.job import Seconds
+from batchcal.measure.children.held import Seconds
 from batchcal.measure.pipeline.candidates import Candidate, Room
 from batchcal.workload.reference import TaskReference
 

@@ -15,6 +15,7 @@ from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
+from batchcal.measure.children.probe import LapRequest
 from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
 from batchcal.measure.race.job import LapArguments
 from batchcal.measure.race.noise import Foreign, disturbed
@@ -28,22 +29,24 @@ from batchcal.workload.task import Task
 STEPS_DROPPED: Final = 1
 """Of every size: the first step can take twelve times the others."""
 LEAST_STEPS: Final = 2
+LEAST_S: Final = 0.3
+"""The first size of a lap is timed for so long; the others over the same samples."""
 REPEATS: Final = 2
 """Of a size that was timed while others took our processors: bursts come and go."""
 SLOWING: Final = 0.97
 """Two sizes in a row that are this much slower than the best so far end the lap: it gets no better further on."""
 
 
-def lap(request: LapArguments, context: ChildContext) -> JSON:
+def lap(arguments: LapArguments, context: ChildContext) -> JSON:
     """Tells each size as it ends: what comes after it may not live to."""
-    setting = request.setting
+    setting, request = arguments.setting, arguments.request
     context.phase("load")
     subject = Subject.load(setting)
-    limit_accelerator(subject.device, request.accelerator_allowed_bytes)
+    limit_accelerator(subject.device, request.allowed_bytes)
     context.phase("read")
-    worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=request.order)
+    worst = WorstCase.of(subject.task, "train", limit_s=0.2, seed=setting.seed, order=arguments.order)
     warm_up_for(subject, worst, setting, context, *request.micro_batches)
-    clock = _Clock(subject, request, context)
+    clock = _Clock(subject, arguments, context)
     if request.rounds:
         _in_rounds(clock, request)
         return {"done": True}
@@ -60,7 +63,7 @@ def lap(request: LapArguments, context: ChildContext) -> JSON:
     return {"done": True}
 
 
-def _in_rounds(clock: _Clock, request: LapArguments) -> None:
+def _in_rounds(clock: _Clock, request: LapRequest) -> None:
     """Every size with every number of threads, against each other. What somebody else was in the way of is told and does not
     count: two such turns would look like a loser."""
     entries = [(size, threads) for size in request.micro_batches for threads in clock.threads]
@@ -83,10 +86,11 @@ class _Clock:
     """Times every size over the same samples, from the first of the shuffled order on: batches differ in what they hold, and a
     long text makes all of its batch long."""
 
-    def __init__(self, subject: Subject, request: LapArguments, context: ChildContext) -> None:
-        self._subject, self._request, self._context = subject, request, context
-        self._samples = request.samples
-        self._until_s = time.monotonic() + request.limit_s
+    def __init__(self, subject: Subject, arguments: LapArguments, context: ChildContext) -> None:
+        self._subject, self._request, self._context = subject, arguments.request, context
+        self._setting = arguments.setting
+        self._samples = self._request.samples
+        self._until_s = time.monotonic() + self._request.limit_s
         self._told = False
 
     def tell(self, size: int) -> float:
@@ -103,7 +107,7 @@ class _Clock:
     @property
     def threads(self) -> tuple[int, ...]:
         """To time each size with."""
-        return self._request.threads or (self._request.setting.intra_op_threads,)
+        return self._request.threads or (self._setting.intra_op_threads,)
 
     def is_over(self) -> bool:
         """Whether the time is."""
@@ -154,12 +158,12 @@ class _Clock:
         )
 
     def _batches(self, size: int) -> Iterator[MicroBatch]:
-        return training_batches(self._subject, (size,), DataLoaderConfig(), self._request.setting.seed)
+        return training_batches(self._subject, (size,), DataLoaderConfig(), self._setting.seed)
 
     def _enough(self, groups: list[GroupTime]) -> bool:
         if self._samples is not None:
             return sum(group.samples for group in groups) >= self._samples
-        return sum(group.step_s[0] for group in groups) >= self._request.least_s
+        return sum(group.step_s[0] for group in groups) >= LEAST_S
 
 
 def training_batches(

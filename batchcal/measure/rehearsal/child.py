@@ -12,6 +12,7 @@ from batchcal.guard.memory_errors import memory_error
 from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
+from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.inside.peak import WorkersPeak, held
 from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
 from batchcal.measure.race.lap import REPEATS, training_batches
@@ -32,18 +33,18 @@ EVALUATIONS: Final = 2
 SCAN_LIMIT_S: Final = 0.5
 
 
-def rehearse(request: RehearsalArguments, context: ChildContext) -> JSON:
+def rehearse(arguments: RehearsalArguments, context: ChildContext) -> JSON:
     """Groups of the largest samples, groups as they come, evaluations, and a group after them."""
-    setting = request.setting
+    setting, request = arguments.setting, arguments.request
     context.phase("load")
     subject = Subject.load(setting)
     context.phase("read")
     workers = WorkersPeak()
     started_s = time.monotonic()
     batches = training_batches(subject, request.micro_batches, DataLoaderConfig.of(request.plan), setting.seed)
-    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=setting.seed, order=request.order)
+    worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=setting.seed, order=arguments.order)
     accelerator = AcceleratorPeak(subject.device, setting.accelerator_free_bytes)
-    limit_accelerator(subject.device, request.accelerator_allowed_bytes)
+    limit_accelerator(subject.device, request.allowed_bytes)
     host = HostPeak()
     load_peak = host.read()
     warm_up_for(subject, worst, setting, context, request.plan.micro_batch)
@@ -60,7 +61,7 @@ def rehearse(request: RehearsalArguments, context: ChildContext) -> JSON:
     train_peak = held_training if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
     if request.eval_batches:
         context.tell({"evaluating": True})  # it may not live to say so later
-    eval_sample_s = _evaluations(subject, request)
+    eval_sample_s = _evaluations(subject, arguments)
     if request.eval_batches:
         timed_group(subject, batches, count)
     last_group_error = _last_group(subject, worst, request.plan) if request.worst_case else ""
@@ -106,7 +107,7 @@ class _Timing:
 def _settled(
     subject: Subject,
     batches: Iterator[MicroBatch],
-    request: RehearsalArguments,
+    request: RehearsalRequest,
     workers: WorkersPeak,
     *,
     started_s: float,
@@ -136,7 +137,7 @@ def _settled(
 
 
 def _timed(
-    subject: Subject, batches: Iterator[MicroBatch], request: RehearsalArguments, workers: WorkersPeak, until_s: float
+    subject: Subject, batches: Iterator[MicroBatch], request: RehearsalRequest, workers: WorkersPeak, until_s: float
 ) -> _Timing:
     """One group, and more for as long as was asked."""
     timing, foreign = _Timing(), Foreign()
@@ -147,7 +148,7 @@ def _timed(
     return timing
 
 
-def _largest(subject: Subject, worst: WorstCase, request: RehearsalArguments) -> None:
+def _largest(subject: Subject, worst: WorstCase, request: RehearsalRequest) -> None:
     """One optimizer step on the largest samples."""
     sizes = request.micro_batches[:WORST_MICRO_BATCHES]
     group = (MicroBatch(worst.batch(size), size) for size in sizes)
@@ -169,11 +170,11 @@ def _last_group(subject: Subject, worst: WorstCase, plan: Plan) -> str:
     return ""
 
 
-def _evaluations(subject: Subject, request: RehearsalArguments) -> tuple[float, ...]:
+def _evaluations(subject: Subject, arguments: RehearsalArguments) -> tuple[float, ...]:
     """Seconds a sample of each evaluation; none for a task that cannot be evaluated, and that a training does not evaluate: the
     loss of a physics-informed network, or a gradient penalty, computes gradients of its own."""
     try:
-        return tuple(_evaluated(subject, size, request) for size in request.eval_batches)
+        return tuple(_evaluated(subject, size, arguments) for size in arguments.request.eval_batches)
     except Exception as error:
         if subject.task.eval_data is not None or memory_error(describe(error, "measure")) is not None:
             raise
@@ -181,9 +182,9 @@ def _evaluations(subject: Subject, request: RehearsalArguments) -> tuple[float, 
     return ()
 
 
-def _evaluated(subject: Subject, size: int, request: RehearsalArguments) -> float:
+def _evaluated(subject: Subject, size: int, arguments: RehearsalArguments) -> float:
     """Seconds a sample of the last of some evaluations."""
-    worst = WorstCase.of(subject.task, "eval", limit_s=SCAN_LIMIT_S, seed=request.setting.seed, order=request.eval_order)
+    worst = WorstCase.of(subject.task, "eval", limit_s=SCAN_LIMIT_S, seed=arguments.setting.seed, order=arguments.eval_order)
     set_mode(subject.task, training=False)
     seconds = 0.0
     for _ in range(EVALUATIONS):

@@ -10,25 +10,15 @@ from batchcal.calibration.speed import Share
 from batchcal.core.values import Frozen
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.job import Bytes, Held, Seconds, Setting
-from batchcal.plan.plan import Plan
+from batchcal.measure.children.held import Bytes, Held, Seconds
+from batchcal.measure.children.probe import RehearsalRequest
+from batchcal.measure.children.setting import JobArguments
 
 
-class RehearsalArguments(Frozen):
-    setting: Setting
-    plan: Plan
-    micro_batches: tuple[int, ...]
-    """Of each optimizer step: the plan's, or as many of them as there is time for."""
-    eval_batches: tuple[int, ...]
-    """Sizes to evaluate with, the last one the plan's; empty: none."""
-    worst_case: bool
-    """Whether groups of the largest samples are run, too."""
-    least_s: float
-    limit_s: float
-    """No further group is timed so many seconds after the warm-up."""
-    order: tuple[int, ...] | None
+class RehearsalArguments(JobArguments):
+    request: RehearsalRequest
     eval_order: tuple[int, ...] | None = None
-    accelerator_allowed_bytes: int | None
+    """For evaluations."""
 
 
 class RehearsalAnswer(Frozen):

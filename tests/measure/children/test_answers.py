@@ -10,7 +10,7 @@ from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Phase
 from batchcal.guard.wire import JSON
 from batchcal.measure.children.answers import Kept, Within, evaluating, failure, rehearsal_times, rehearsed
-from batchcal.measure.children.job import Held
+from batchcal.measure.children.held import Held
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.rehearsal.job import RehearsalAnswer
 from batchcal.plan.make import make_plan

@@ -59,7 +59,7 @@ def plain_peak(spec: str, batch: int, **arguments: Scalar) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.smoke("job:batchcal.measure.children.job:examine")
+@pytest.mark.smoke("job:batchcal.measure.children.examine_job:examine")
 def test_an_examination_tells_facts_and_curves_of_the_handwriting_example() -> None:
     with probing(HANDWRITING) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
@@ -84,7 +84,7 @@ def test_an_examination_tells_facts_and_curves_of_the_handwriting_example() -> N
         assert all(low.bytes < high.bytes for low, high in itertools.pairwise(points))
 
 
-@pytest.mark.smoke("job:batchcal.measure.children.job:probe", "outcome:fits")
+@pytest.mark.smoke("job:batchcal.measure.children.probe_job:probe", "outcome:fits")
 def test_a_probe_of_the_handwriting_example_measures_what_a_plain_training_takes() -> None:
     with probing(HANDWRITING) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
@@ -221,7 +221,7 @@ def test_a_size_that_the_task_refuses_is_its_own_error() -> None:
     assert outcome.phase == "measure"
 
 
-@pytest.mark.smoke("job:batchcal.measure.children.job:scout")
+@pytest.mark.smoke("job:batchcal.measure.children.scout_job:scout")
 def test_one_child_tries_many_sizes_and_returns_those_that_ran() -> None:
     with probing("refusing", above=40) as probe:
         assert probe.sizes_that_run("cpu", "default", (64, 41, 40, 7, 32), 20.0) == (40, 7, 32)

@@ -17,8 +17,9 @@ from batchcal.guard.watchdog import MemoryGroup
 from batchcal.guard.wire import JSON
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.job import Held, ProbeAnswer
+from batchcal.measure.children.held import Held
 from batchcal.measure.children.probe import Observation
+from batchcal.measure.children.probe_job import ProbeAnswer
 from tests.support.children import ROOM, Fixed, fitting, probing, request, setting_of
 
 pytestmark = pytest.mark.child

@@ -25,7 +25,7 @@ def varied(batch: int, *, allowed: int) -> HeapReport:
         )
 
 
-@pytest.mark.smoke("job:batchcal.measure.heap.job:train_varied")
+@pytest.mark.smoke("job:batchcal.measure.heap.varied_job:train_varied")
 def test_a_heap_grows_over_convolutions_of_changing_lengths() -> None:
     """A plain loop with 7 a batch holds 401 MiB after 16 steps, 521 MiB after 256."""
     report = varied(7, allowed=2 * GIB)
@@ -41,7 +41,7 @@ def test_a_child_that_memory_ended_reports_that_it_needed_all_that_it_was_allowe
     assert report.readings[-1].peak_bytes >= 760 * MIB
 
 
-@pytest.mark.smoke("job:batchcal.measure.heap.job:count_lost_blocks")
+@pytest.mark.smoke("job:batchcal.measure.heap.handles_job:count_lost_blocks")
 @pytest.mark.parametrize(("name", "batch", "grows"), [("wide-mlp", 1000, True), ("u-net", 100, False)])
 def test_a_probe_with_workers_holds_as_many_blocks_as_are_lost_to_handles(
     name: str, batch: int, grows: bool, monkeypatch: pytest.MonkeyPatch
@@ -52,6 +52,7 @@ def test_a_probe_with_workers_holds_as_many_blocks_as_are_lost_to_handles(
     with probing(TASKS[name].spec) as probe:
         alone = fitting(probe.measure(request(batch, samples=6)))
     with probing(TASKS[name].spec, workers=2, notes=notes) as probe:
+        probe.examine("cpu", "default", GIB, LONG_S)  # from its curve follows the batch with which blocks are counted
         beside = fitting(probe.measure(request(batch, samples=6)))
     assert notes == []  # they were counted
     more = beside.peak.anonymous_bytes - alone.peak.anonymous_bytes

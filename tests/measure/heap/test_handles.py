@@ -9,7 +9,7 @@ from torch import nn
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.core.units import MIB
 from batchcal.machine.meters import read_status
-from batchcal.measure.heap.counting import LEAST_BYTES, SPREAD, counting_batch, is_prime
+from batchcal.measure.heap.counting import LEAST_BYTES, SPREAD, counting_batch, is_prime, may_be_lost
 from batchcal.measure.heap.handles import FreedBlocks, hold_blocks, lost_blocks
 from batchcal.runtime.worker_handles import HANDLES
 
@@ -61,11 +61,15 @@ def test_the_largest_block_that_grows_with_the_batch_is_that_of_a_tensor_with_it
 
 
 def test_growth_is_counted_in_blocks() -> None:
-    assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=10 * MIB, most=64) == 3 * SPREAD
+    assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=10 * MIB, most=64) == 3 + SPREAD
     assert lost_blocks(220 * MIB, 420 * MIB, 425 * MIB, block_bytes=10 * MIB, most=64) == 0  # within the spread of a peak
     assert lost_blocks(220 * MIB, 222 * MIB, 223 * MIB, block_bytes=3000, most=64) == 0  # a few pages
     assert lost_blocks(220 * MIB, 420 * MIB, 920 * MIB, block_bytes=MIB, most=64) == 64
     assert lost_blocks(220 * MIB, 420 * MIB, 450 * MIB, block_bytes=0, most=64) == 64
+
+
+def test_more_than_a_few_lost_blocks_may_become_many() -> None:
+    assert [may_be_lost(counted, 64) for counted in (0, 2, 3, 13, 20)] == [0, 2, 7, 57, 64]
 
 
 def test_blocks_are_counted_with_a_batch_whose_blocks_are_no_noise() -> None:

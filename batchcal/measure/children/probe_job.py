@@ -1,0 +1,35 @@
+"""Arguments, answer and function of the child that runs one batch size. Torch is imported only when the function is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from batchcal.core.values import Frozen
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.measure.children.held import Held, Seconds
+from batchcal.measure.children.probe import ProbeRequest
+from batchcal.measure.children.setting import JobArguments
+
+
+class ProbeArguments(JobArguments):
+    request: ProbeRequest
+    train_order: tuple[int, ...] | None = None
+    """For the training step that goes before an evaluation."""
+
+
+class ProbeAnswer(Frozen):
+    """What a child measured, in bytes and seconds."""
+
+    held: Held
+    step_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
+    notes: tuple[str, ...] = ()
+
+
+def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Steps at one batch size."""
+    from batchcal.measure.inside.child import probe
+
+    return probe(ProbeArguments.model_validate(arguments), context)

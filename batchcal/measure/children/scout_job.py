@@ -1,0 +1,19 @@
+"""Arguments and function of the child that tries sizes. Torch is imported only when the function is called."""
+
+from __future__ import annotations
+
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.measure.children.setting import JobArguments
+
+
+class ScoutArguments(JobArguments):
+    sizes: tuple[int, ...]
+    limit_s: float
+
+
+def scout(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """Which of several batch sizes the task takes."""
+    from batchcal.measure.inside.scout import scout
+
+    return scout(ScoutArguments.model_validate(arguments), context)

@@ -1,0 +1,19 @@
+"""Arguments and function of the child that trains with random batches. Torch is imported only when the function is called."""
+
+from __future__ import annotations
+
+from batchcal.guard.job import ChildContext
+from batchcal.guard.wire import JSON
+from batchcal.measure.children.setting import JobArguments
+from batchcal.measure.heap.trial import HeapRequest
+
+
+class HeapArguments(JobArguments):
+    request: HeapRequest
+
+
+def train_varied(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+    """The peaks of a training whose batches change their shapes."""
+    from batchcal.measure.heap.child import train_varied
+
+    return train_varied(HeapArguments.model_validate(arguments), context)
