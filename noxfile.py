@@ -105,13 +105,13 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
-    """Check the links, the help and the blocks of the README without running long commands."""
+    """Check the links, the help and the blocks of README and docs without running long commands."""
     in_project(session, "-m", "pytest", *(session.posargs or ["tests/docs", "-m", "not slow"]))
 
 
 @nox.session(venv_backend="none", default=False)
 def full(session: nox.Session) -> None:
-    """Run all tests and require that they cover 92 % of the lines, child processes included; run the README and every config.
+    """Run all tests and require that they cover 92 % of the lines, child processes included; run README, docs, configs.
 
     Some 45 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
     """

@@ -139,7 +139,7 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
             raise _not_known(place, unknown["loc"], str(unknown["input"]), unknown["msg"]) from None
         raise UsageError(
             f"{place} [hpo]: " + "; ".join(_told(one["loc"], one["msg"]) for one in error.errors()),
-            try_='study = "patchtst"' if "study" not in given else "a value as the README lists them",
+            try_='study = "patchtst"' if "study" not in given else "a value listed in docs/settings.md",
         ) from None
     pruner = given.get("pruner")
     used = _USED.get(settings.pruner.name)

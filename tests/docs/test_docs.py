@@ -1,4 +1,4 @@
-"""Every block of the README and every config is valid, and runs as it does for a user who types it (`slow`)."""
+"""Every block of README and docs, and every config, is valid and runs as for a user who types it (`slow`)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from tests.support.commands import parse
 from tests.support.markdown import Block, anchors, blocks, links, without_installing
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/guide.md", "docs/containers.md", "docs/calibration.md", "docs/studies.md", "docs/contributing.md")
+"""Those with blocks, in the order in which a reader types them: each finds what the ones before left."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = blocks(README)
-DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
+BLOCKS = [(page, block) for page in PAGES for block in blocks((ROOT / page).read_text(encoding="utf-8"))]
+NAMES = [f"{page}-line{block.line}-{block.language}" for page, block in BLOCKS]
+DOCUMENTS = sorted(str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md"))
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "configs" / "hpo").glob("*.toml"))
 TESTS_COMMAND = "python -m pip install nox && python -m nox"
 SECONDS_PER_BLOCK = 600
-started = pytest.mark.skipif(not BLOCKS, reason="the README shows no command yet")
 
 
 def test_the_settings_page_is_that_of_the_tables() -> None:
@@ -100,7 +102,7 @@ def run_block(desk: Path, block: Block) -> None:
         case "text":
             pass
         case language:
-            pytest.fail(f"line {block.line}: nobody knows how to run {language!r}; say console, sh, python, toml, json or text")
+            pytest.fail(f"line {block.line}: no way to run {language!r}; use console, sh, python, toml, json or text")
 
 
 def batchcal_commands(line: str) -> list[list[str]]:
@@ -123,12 +125,17 @@ def check_settings(config: Config, name: str) -> None:
         study_of(config, name)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line{block.line}-{block.language}")
-def test_every_block_of_the_readme_is_valid(block: Block, tmp_path: Path) -> None:
+def test_every_page_with_blocks_is_run() -> None:
+    with_blocks = {name for name in DOCUMENTS if blocks((ROOT / name).read_text(encoding="utf-8"))}
+    assert with_blocks - {"CHANGELOG.md"} == set(PAGES)
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=NAMES)
+def test_every_block_is_valid(page: str, block: Block, tmp_path: Path) -> None:
     """Without running it: Python compiles, TOML is a config of ours, JSON parses, and so does each batchcal command."""
     match block.language:
         case "python":
-            compile(block.text, f"README.md, line {block.line}", "exec")
+            compile(block.text, f"{page}, line {block.line}", "exec")
         case "toml":
             path = tmp_path / "config.toml"
             path.write_text(block.text, encoding="utf-8")
@@ -145,8 +152,8 @@ def test_every_block_of_the_readme_is_valid(block: Block, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.child
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line{block.line}-{block.language}")
-def test_every_block_of_the_readme_runs(block: Block, desk: Path) -> None:
+@pytest.mark.parametrize("block", [block for _, block in BLOCKS], ids=NAMES)
+def test_every_block_runs(block: Block, desk: Path) -> None:
     run_block(desk, block)
 
 
@@ -196,19 +203,17 @@ def test_every_study_in_the_repository_can_be_begun(config: Path, desk: Path, tm
         assert json.loads(told.stdout)["done"] == 2
 
 
-@started
 def test_the_readme_shows_the_two_commands() -> None:
-    commands = [command for block in BLOCKS if block.language == "console" for command in block.commands()]
+    commands = [command for block in blocks(README) if block.language == "console" for command in block.commands()]
     assert any(command.endswith("batchcal calibrate configs/handwriting.toml") for command in commands[:1]), commands[:1]
     assert TESTS_COMMAND in commands
     assert TESTS_COMMAND in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-@started
 @pytest.mark.child
-def test_the_help_in_the_readme_is_the_real_one(desk: Path) -> None:
-    shown = [text for block in BLOCKS if (text := block.output_of("batchcal --help")) is not None]
-    assert shown, "the README shows `$ batchcal --help`"
+def test_the_help_on_the_pages_is_the_real_one(desk: Path) -> None:
+    shown = [text for _, block in BLOCKS if (text := block.output_of("batchcal --help")) is not None]
+    assert shown, "docs/guide.md shows `$ batchcal --help`"
     real = run(desk, sys.executable, "-m", "batchcal", "--help").stdout
     assert without_margins(shown[0]) == without_margins(real)
 
@@ -218,7 +223,6 @@ def without_margins(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
-@started
 @pytest.mark.child
 def test_every_verb_is_in_the_readme(desk: Path) -> None:
     listed = run(desk, sys.executable, "-m", "batchcal", "--help").stdout.partition("Commands")[2]
@@ -235,7 +239,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
         if link.startswith(("https://", "mailto:")):
             continue
         path, _, anchor = link.partition("#")
-        target = ROOT / path if path else ROOT / name
+        target = (ROOT / name).parent / path if path else ROOT / name
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target.read_text("utf-8"))):
             broken.append(link)
     assert not broken
