@@ -1,7 +1,7 @@
-"""batchcal measures what batch size, workers and threads a PyTorch training can really use here.
+"""batchcal measures the batch size, workers and threads that a PyTorch training can use on this machine.
 
-Names are loaded when they are used, so that `import batchcal` costs milliseconds and no torch. A loop of one's own uses a
-calibration like this:
+Names are loaded on first use, so that `import batchcal` takes milliseconds and does not load torch. A custom training loop uses
+a calibration like this:
 
     plan = batchcal.load_plan(effective_batch=128)
     batchcal.apply(plan)
@@ -67,7 +67,7 @@ __all__ = [
 
 _HOME: Final = {
     "Task": ("batchcal.workload.task", "Task"),
-    # The room of the same name can be called, because importing anything from it puts it in this place.
+    # The package of this name is callable: importing anything from it sets the attribute `batchcal.detect` to the package.
     "detect": ("batchcal", "detect"),
     "calibrate": ("batchcal.measure.library", "calibrate"),
     "load": ("batchcal.plan.load", "load_calibration"),
@@ -89,10 +89,10 @@ _HOME: Final = {
     "GradientCheckpointManager": ("batchcal.workload.activation_checkpointing", "GradientCheckpointManager"),
     "estimate_training_memory": ("batchcal.train.data.estimate", "estimate_training_memory"),
 }
-"""Where each public name lives."""
+"""Module and attribute of each public name."""
 
 
-if not TYPE_CHECKING:  # a type checker is to see a misspelt name as one
+if not TYPE_CHECKING:  # so that type checkers report a misspelt name
 
     def __getattr__(name: str) -> object:
         if name not in _HOME:

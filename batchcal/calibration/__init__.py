@@ -1,1 +1,1 @@
-"""The waist: one value that measuring writes and everything else reads."""
+"""The calibration: the central value, which measuring writes and all other packages read."""

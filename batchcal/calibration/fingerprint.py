@@ -1,4 +1,4 @@
-"""The fingerprint of a machine, a task and options: what must be the same for a calibration to hold."""
+"""Fingerprint of a machine, a task and options. It must be the same for a calibration to be valid."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from batchcal.workload.identity import TaskIdentity
 NOT_IDENTIFYING: Final = frozenset(
     {"time_limit_s", "max_probes", "effective_batch", "seed", "objective", "accept_inexact", "min_micro_batch"}
 )
-"""Options that are left out: a longer search does not make a shorter one's answer wrong, a plan is made for any effective batch,
-and the largest samples are the same for every seed."""
+"""Options that are left out. A longer search does not invalidate the result of a shorter one, a plan can be made for any
+effective batch, and the largest samples are the same for every seed."""
 
 
 def fingerprint_of(
@@ -31,14 +31,14 @@ def fingerprint_of(
     environ: Mapping[str, str],
     ask_child: Callable[[], TorchAnswer] | None = None,
 ) -> Fingerprint:
-    """What `options` for `task` would be measured as, here and now. Loads no torch; milliseconds.
+    """Return the fingerprint of a measurement of `task` with `options`, here and now. Takes milliseconds and does not load torch.
 
     Args:
-        ask_child: asks torch in a child, only where driver files do not tell what accelerators there are.
+        ask_child: queries torch in a child process, only if driver files do not show the accelerators.
     """
     policies = {policy.name: policy for policy in available()}
     if options.allocator not in policies and options.allocator != AUTO:
-        with contextlib.suppress(UsageError):  # gone since: its digest is missing, which is what a reader must see
+        with contextlib.suppress(UsageError):  # it is gone: readers must see that its digest is missing
             policies[options.allocator] = resolve(options.allocator)
     return Fingerprint(
         cpu=cpu_digest(environment.cpu),
@@ -54,5 +54,5 @@ def fingerprint_of(
 
 
 def options_digest(options: Options) -> str:
-    """sha256 over what changes the answer."""
+    """Return the sha256 over the options that change the result."""
     return hashlib.sha256(dumps(options.model_dump(mode="json", exclude=set(NOT_IDENTIFYING)))).hexdigest()

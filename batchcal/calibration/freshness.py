@@ -1,4 +1,4 @@
-"""Whether a calibration still holds: fresh only on proof, and the time is an argument."""
+"""Check if a calibration is still valid. It is fresh only if all checks pass. The time is an argument."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from batchcal.detect.environment import Environment
 from batchcal.workload.identity import TaskIdentity
 
 CLOCK_SKEW: Final = timedelta(minutes=10)
-"""How far the clocks of two machines on one volume may differ; NTP keeps them within seconds."""
+"""Allowed difference between the clocks of two machines on one volume. NTP keeps it within seconds."""
 MEMORY_TOLERANCE: Final = 0.02
-"""Limits are set in units of many sizes (1 GB is not 1 GiB: 7 %), but a page or a MiB of rounding does not matter."""
+"""Limits use different units (1 GB and 1 GiB differ by 7 %), but rounding by a page or a MiB does not matter."""
 
 
 class _Today(NamedTuple):
@@ -36,10 +36,10 @@ def check(
     task: TaskIdentity | None = None,
     options: Options | None = None,
 ) -> Stale | None:
-    """None: fresh. Else the first reason found: time, then the machine, then the software, then task and options.
+    """Return None if fresh, else the first reason in this order: time, machine, software, task and options.
 
-    `environment`, `task` and `options` are what `here` was computed from; with them the detail says what it is now,
-    without them only what it was.
+    `here` was computed from `environment`, `task` and `options`. With them, the detail contains the old and the current value,
+    without them only the old one.
     """
     late = check_age(calibration.created_at, at=at, expires_at=calibration.expires_at)
     if late is not None:
@@ -51,7 +51,7 @@ def check(
 
 
 def check_age(created_at: datetime, *, at: datetime, expires_at: datetime | None = None) -> Stale | None:
-    """Stale where it is older than seven days (or its own, earlier, expiry) or was made in the future. All aware."""
+    """Return Stale if older than seven days, past its own (earlier) expiry, or dated in the future. All times are aware."""
     age = at - created_at
     if age < -CLOCK_SKEW:
         return Stale(
@@ -68,7 +68,7 @@ def check_age(created_at: datetime, *, at: datetime, expires_at: datetime | None
 
 
 def differs(then: Fingerprint, now: Fingerprint) -> StaleReason | None:
-    """The first part in which two fingerprints differ; None: they agree."""
+    """Return the first part in which two fingerprints differ. None: they agree."""
     parts: tuple[tuple[StaleReason, bool], ...] = (
         ("other-cpu", then.cpu == now.cpu),
         ("other-memory", _close(then.memory_limit_bytes, now.memory_limit_bytes)),
@@ -76,7 +76,7 @@ def differs(then: Fingerprint, now: Fingerprint) -> StaleReason | None:
         ("other-os", then.os == now.os),
         ("other-python", then.python == now.python),
         ("other-torch", then.torch == now.torch),
-        # Policies that were not measured then are no reason: a plan cannot name them.
+        # Policies that were not measured then are not a reason: a plan cannot name them.
         ("other-allocator", all(now.allocators.get(name) == digest for name, digest in then.allocators.items())),
         ("other-task", then.task == now.task),
         ("other-options", then.options == now.options),
@@ -85,7 +85,7 @@ def differs(then: Fingerprint, now: Fingerprint) -> StaleReason | None:
 
 
 def moved(then: TaskIdentity, now: TaskIdentity) -> tuple[str, ...]:
-    """A notice where the same task was calibrated in another folder. Its data may be other data there."""
+    """Return a notice if the same task was calibrated in another folder. Its data may be different there."""
     if then.folder is None or then.folder == now.folder:
         return ()
     return (f"calibrated in another folder, {then.folder}: the code is the same, relative paths may lead to other data",)

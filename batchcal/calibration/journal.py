@@ -1,7 +1,7 @@
-"""The journal of a calibration that runs: each probe is on disk before the next begins, so that a kill costs one probe.
+"""Journal of a running calibration. Each probe is on disk before the next begins, so that a kill loses one probe.
 
-JSON lines: a header with the fingerprint, then a measurement or a settled race of allocator policies a line, each with a check
-over it and the journal's own number. With a key the check is a MAC, since what is resumed ends up under a signature.
+JSON lines: a header with the fingerprint, then one measurement or settled race of allocator policies per line. Each line has a
+check over its entry and the number of the journal. With a key the check is a MAC, because resumed entries are signed later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 """A probe takes about 1 KB; a day of probes is less than this."""
 _MODE: Final = 0o644
 _CHECK_DIGITS: Final = 16
-"""64 bits: an accident passes once in 10^19."""
+"""64 bits: an accidental change passes the check once in 10^19 cases."""
 Kept = Measurement | RacedPolicies
 
 
@@ -44,31 +44,31 @@ class Header(Record):
     kind: Literal["journal"] = "journal"
     format: int = FORMAT
     number: str
-    """Drawn anew for each file, so that a line of another journal does not check."""
+    """Random for each file, so that a line of another journal fails the check."""
     started_at: AwareDatetime
     fingerprint: Fingerprint
     options: Options
 
 
 class Past(NamedTuple):
-    """What a journal holds that may be used."""
+    """Usable content of a journal."""
 
     measurements: tuple[Measurement, ...] = ()
     races: tuple[RacedPolicies, ...] = ()
     started_at: datetime | None = None
-    """When the oldest of them may have been measured. None: nothing is used."""
+    """Earliest time at which the oldest of them may have been measured. None: nothing is used."""
     ignored: str = ""
-    """Why a journal that is there is not used."""
+    """Reason why an existing journal is not used."""
 
 
 def read(path: Path, fingerprint: Fingerprint, *, at: datetime, key: Key | None = None) -> Past:
-    """The measurements of an interrupted calibration with this fingerprint, in order. Never raises for what is on disk.
+    """Return the measurements of an interrupted calibration with this fingerprint, in order. Never raises for file contents.
 
-    Lines that do not check are left out (the last may be torn). A journal of another machine, task or options, older than a
-    calibration may be, or of another format is ignored as a whole.
+    Lines that fail the check are left out (the last line may be incomplete). A journal is ignored completely if its machine,
+    task, options or format differ, or if it is older than a calibration may be.
     """
     try:
-        lines = read_guarded(path, max_bytes=MAX_BYTES).data.split(b"\n")[:-1]  # what has no newline is torn
+        lines = read_guarded(path, max_bytes=MAX_BYTES).data.split(b"\n")[:-1]  # a line without a newline is incomplete
     except FileRefused as refused:
         return Past(ignored="" if refused.reason == "missing" else refused.detail)
     header = _header(lines[0], key) if lines else None
@@ -94,7 +94,7 @@ class Journal:
     def __init__(self, path: Path, descriptor: int, number: str, past: Past, key: Key | None) -> None:
         self.path = path
         self.past = past
-        """What was taken over from an interrupted calibration."""
+        """Content that was taken over from an interrupted calibration."""
         self._descriptor: int | None = descriptor
         self._number = number
         self._key = key
@@ -110,13 +110,13 @@ class Journal:
         key: Key | None = None,
         anew: bool = False,
     ) -> Journal:
-        """Begin a journal at `path`, with what an interrupted calibration left there (`anew`: without).
+        """Begin a journal at `path` with the content from an interrupted calibration (`anew`: without it).
 
         Raises:
-            NotSaved: it cannot be written.
+            NotSaved: the journal cannot be written.
         """
         past = Past() if anew else read(path, fingerprint, at=at, key=key)
-        # What is taken over keeps its age: or a calibration killed every day would never expire.
+        # The content keeps its age. Otherwise a calibration that is killed every day would never expire.
         header = Header(number=secrets.token_hex(8), started_at=past.started_at or at, fingerprint=fingerprint, options=options)
         lines = [_line(header.model_dump(mode="json"), "", key)]
         lines += [_line(old.model_dump(mode="json"), header.number, key) for old in (*past.races, *past.measurements)]
@@ -129,11 +129,11 @@ class Journal:
         return cls(path, descriptor, header.number, past, key)
 
     def append(self, kept: Kept) -> None:
-        """Write it and make it durable.
+        """Write `kept` and make it durable.
 
         Raises:
-            NotSaved: it could not be; the lines before it are whole.
-            ValueError: the journal was closed.
+            NotSaved: it could not be written. The lines before it are intact.
+            ValueError: the journal is closed.
         """
         if self._descriptor is None:
             raise ValueError("the journal is closed")
@@ -143,18 +143,18 @@ class Journal:
             write_all(self._descriptor, line)
             os.fsync(self._descriptor)
         except OSError as error:
-            with contextlib.suppress(OSError):  # half a line would spoil the next
+            with contextlib.suppress(OSError):  # a partial line would damage the next one
                 os.ftruncate(self._descriptor, end)
             raise not_saved(self.path, why_not_written(error)) from error
 
     def remove(self) -> None:
-        """The calibration is complete and saved: the journal has done its work."""
+        """Delete the journal. Call it when the calibration is complete and saved."""
         self.close()
         with contextlib.suppress(OSError):
             self.path.unlink()
 
     def close(self) -> None:
-        """Leave it for who resumes."""
+        """Close the file and keep it for a later resume."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -189,7 +189,7 @@ def _kept(lines: list[bytes], number: str, key: Key | None) -> Iterator[Kept]:
 def _in_order(kept: Iterable[Kept]) -> Iterator[Measurement]:
     last = 0
     for one in kept:
-        # A number that came before names a measurement already; a second one would make `measured_by` ambiguous.
+        # An earlier measurement has this number already. A second one would make `measured_by` ambiguous.
         if isinstance(one, Measurement) and one.sequence > last:
             last = one.sequence
             yield one
@@ -220,7 +220,7 @@ def _check(entry: bytes, number: str, key: Key | None) -> str:
 
 
 def keeper(journal: Journal | None, notices: list[str]) -> Callable[[Kept], None]:
-    """What appends to the journal; a disk that fills up meanwhile costs the journal, not the calibration, and is noted."""
+    """Return a function that appends to the journal. A full disk costs the journal, not the calibration, and adds a notice."""
 
     def keep(kept: Kept) -> None:
         if journal is None:

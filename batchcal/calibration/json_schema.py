@@ -1,6 +1,6 @@
-"""The JSON schema of calibration.json, for programs in other languages. Generated; shipped as `calibration.schema.json`.
+"""JSON schema of calibration.json, for programs in other languages. Generated, and shipped as `calibration.schema.json`.
 
-`python -m batchcal.calibration.json_schema` writes it anew after a change of the schema.
+Run `python -m batchcal.calibration.json_schema` to write it again after a change of the schema.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PATH: Final = Path(__file__).with_name("calibration.schema.json")
 
 
 def generate() -> dict[str, JSON]:
-    """The schema of the file: the calibration with its seal. Fields of later versions are allowed everywhere."""
+    """Return the schema of the file: the calibration with its seal. Fields of later versions are allowed everywhere."""
     schema: dict[str, JSON] = Calibration.model_json_schema(mode="serialization")
     properties, required = schema["properties"], schema["required"]
     assert isinstance(properties, dict)
@@ -46,7 +46,7 @@ def generate() -> dict[str, JSON]:
 
 
 def render() -> bytes:
-    """The bytes of the file that is shipped."""
+    """Return the bytes of the shipped file."""
     return dumps(generate())
 
 

@@ -1,7 +1,7 @@
-"""Keys that sign calibrations, and what a reader asks of a signature.
+"""Keys that sign calibrations, and the requirements of a reader on signatures.
 
-A key beside the file it signs, or in the image, protects from accidents, not from whoever may write the volume. A key that
-a fleet shares (BATCHCAL_KEY_FILE, a secret mounted into each pod) protects from those too.
+A key beside the signed file, or in the image, protects against accidents, but not against users who may write the volume. A key
+that a fleet shares (BATCHCAL_KEY_FILE, a secret mounted into each pod) protects against these users too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from batchcal.core.files import FileRefused, read_guarded, write_all
 
 KEY_FILE_VARIABLE: Final = "BATCHCAL_KEY_FILE"
 MIN_BYTES: Final = 16
-"""128 bits: what nobody guesses."""
+"""128 bits: impossible to guess."""
 MAX_BYTES: Final = 4096
 _NEW_BYTES: Final = 32
 """The digest size of SHA-256; a longer key adds nothing (RFC 2104, section 3)."""
 _FORBIDDEN_BITS: Final = stat.S_IWGRP | stat.S_IRWXO
-"""A secret that others may read is none. The group may read: a Kubernetes secret under fsGroup is 0440 of root."""
+"""A file that others may read is not a secret. The group may read: a Kubernetes secret under fsGroup is 0440 of root."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,34 @@ class Key:
 
     secret: bytes = field(repr=False)
     configured: bool
-    """False: made by us for this user, so that others cannot be expected to have it."""
+    """False: batchcal created it for this user, so that others are not expected to have it."""
     source: str
 
     @property
     def key_id(self) -> str:
-        """Tells keys apart without telling anything about them."""
+        """Identifier of the key. It reveals nothing about the secret."""
         return hmac.new(self.secret, b"batchcal/v1 key-id", hashlib.sha256).hexdigest()[:16]
 
     def mac(self, purpose: str, data: bytes) -> str:
-        """HMAC-SHA256 in hex. `purpose` keeps what was signed as one thing from being shown as another."""
+        """HMAC-SHA256 in hex. `purpose` prevents the reuse of a signature for another kind of data."""
         return hmac.new(self.secret, b"batchcal/v1 " + purpose.encode() + b"\n" + data, hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Which key is ours, and whether files without a signature that we can check are taken."""
+    """Our key, and the rule for files without a signature that we can check."""
 
     key: Key | None = None
     require_signature: bool = False
 
     @property
     def demands_signature(self) -> bool:
-        """Asked for, or implied by a configured key."""
+        """True if a signature is requested, or implied by a configured key."""
         return self.require_signature or (self.key is not None and self.key.configured)
 
 
 def find_trust(environ: Mapping[str, str], *, require_signature: bool = False, folder: Path | None = None) -> Trust:
-    """The trust of this process: BATCHCAL_KEY_FILE, else the user's own key where there is one; makes none.
+    """Return the trust of this process: BATCHCAL_KEY_FILE, else the user's own key if it exists. Does not create a key.
 
     Raises:
         UsageError: BATCHCAL_KEY_FILE names a file that cannot be used.
@@ -74,7 +74,7 @@ def find_trust(environ: Mapping[str, str], *, require_signature: bool = False, f
 
 
 def find_or_make_trust(environ: Mapping[str, str], *, require_signature: bool = False, folder: Path | None = None) -> Trust:
-    """As `find_trust`, for a writer: the user's own key is made where there is none and it can be made.
+    """Like `find_trust`, for a writer: create the user's own key if it does not exist and can be created.
 
     Raises:
         UsageError: BATCHCAL_KEY_FILE names a file that cannot be used.
@@ -84,10 +84,10 @@ def find_or_make_trust(environ: Mapping[str, str], *, require_signature: bool = 
 
 
 def key_from_file(path: Path) -> Key:
-    """The key that the user configured. Symlinks are followed: that is how Kubernetes mounts secrets.
+    """Return the key that the user configured. Symlinks are followed, because Kubernetes mounts secrets as symlinks.
 
     Raises:
-        UsageError: missing, not ours, open to others, or shorter than 16 bytes.
+        UsageError: the file is missing, not ours, open to others, or shorter than 16 bytes.
     """
     make_one = f"(umask 077; head -c 32 /dev/urandom > {path})"
     try:
@@ -98,7 +98,7 @@ def key_from_file(path: Path) -> Key:
             known="it holds the key that signs calibrations and checks their signatures",
             try_=f"the correct path, or unset {KEY_FILE_VARIABLE}\n{make_one}    a new key",
         ) from None
-    except (FileRefused, OSError, RuntimeError, ValueError) as error:  # RuntimeError: symlinks in a circle
+    except (FileRefused, OSError, RuntimeError, ValueError) as error:  # RuntimeError: circular symlinks
         raise UsageError(
             f"the key file {path} cannot be used",
             known=str(error),
@@ -108,7 +108,7 @@ def key_from_file(path: Path) -> Key:
 
 
 def own_key(folder: Path | None = None) -> Key | None:
-    """The key that was made for this user. None: there is none, or it is not fit to be used."""
+    """Return the key that was created for this user. None: it does not exist, or is not usable."""
     path = _own_path(folder)
     try:
         return Key(_read_secret(path), configured=False, source=str(path))
@@ -117,9 +117,9 @@ def own_key(folder: Path | None = None) -> Key | None:
 
 
 def make_own_key(folder: Path | None = None) -> Key | None:
-    """The user's key, made where there is none. None: the folder cannot be written, then nothing can be signed.
+    """Return the user's key, and create it if it does not exist. None: the folder is not writable, so nothing can be signed.
 
-    Of several processes that make one at a time, one wins and the others read it: the file appears whole, by a link.
+    If several processes create a key at the same time, one succeeds and the others read it: a link publishes the complete file.
     """
     path = _own_path(folder)
     temporary = path.with_name(f".key.{secrets.token_hex(8)}")
@@ -150,7 +150,7 @@ def _own_path(folder: Path | None) -> Path:
 
 
 def _read_secret(path: Path) -> bytes:
-    """Raises FileRefused for the file, ValueError for what is in it or who may see it."""
+    """Read a secret. Raises FileRefused for the file, ValueError for its content or its permissions."""
     secret, _, mode = read_guarded(path, max_bytes=MAX_BYTES)
     if sys.platform != "win32" and mode & _FORBIDDEN_BITS:
         raise ValueError(f"others may read or write it (mode {mode:04o})")

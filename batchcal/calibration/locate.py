@@ -1,4 +1,4 @@
-"""Which file holds the calibration of a task: one file per task in the project's `.batchcal` folder."""
+"""Location of a task's calibration: one file per task in the project's `.batchcal` folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LONGEST_NAME: Final = 60
 
 
 class Located(NamedTuple):
-    """A file, and the task whose calibration it holds. None: the command named no task."""
+    """A calibration file and its task. None: the command named no task."""
 
     path: Path
     reference: TaskReference | None = None
@@ -49,15 +49,15 @@ class SeveralCalibrations(UsageError):
 
 
 def task_file(reference: TaskReference) -> str:
-    """`train.task-1f0c9a3e.json`: a short name of the task, and eight digits of its SPEC and arguments. The same in every copy of
-    the project."""
+    """File name such as `train.task-1f0c9a3e.json`: a short name of the task, and eight digits from its SPEC and arguments. It is
+    the same in every copy of the project."""
     directory, project = Path(reference.directory).absolute(), find_project(Path(reference.directory))
     where, _, factory = reference.spec.rpartition(":")
     if where.endswith(".py"):
         where = _within(project, Path(os.path.abspath(directory / where)))  # noqa: PTH100 - symbolic links are not followed
         seen_from = ""
     else:
-        seen_from = _within(project, directory)  # a module is found from there
+        seen_from = _within(project, directory)  # modules are searched from there
     about = b"\0".join([os.fsencode(where), os.fsencode(seen_from), factory.encode(), dumps(dict(reference.arguments))])
     words = f"{PurePath(where).name.removesuffix('.py').rpartition('.')[2]}.{factory}"
     name = re.sub(r"[^A-Za-z0-9._]+", "_", words)[:_LONGEST_NAME].lstrip(".")
@@ -69,10 +69,10 @@ def _within(project: Path, path: Path) -> str:
 
 
 def path_of(reference: TaskReference, environ: Mapping[str, str]) -> Path:
-    """Where a calibration of the task is written.
+    """Return the path to which a calibration of the task is written.
 
-    BATCHCAL_CALIBRATION, else the file of the task in `.batchcal` of the project; where that cannot be written, in the user's
-    cache.
+    It is BATCHCAL_CALIBRATION, else the file of the task in `.batchcal` of the project. If that folder cannot be written, the
+    file is in the user's cache.
 
     Raises:
         UsageError: see `named_path`.
@@ -82,8 +82,8 @@ def path_of(reference: TaskReference, environ: Mapping[str, str]) -> Path:
 
 
 def existing_of(reference: TaskReference, environ: Mapping[str, str]) -> Path:
-    """Where a calibration of the task is read: `path_of`, else the project's own file (an image with a baked-in calibration and
-    a read-only root), else `calibration.json` of an earlier version if it is that of this task.
+    """Return the path from which a calibration of the task is read: `path_of`, else the project's own file (an image with a
+    baked-in calibration and a read-only root), else `calibration.json` of an earlier version if it belongs to this task.
 
     Raises:
         UsageError: see `named_path`.
@@ -100,14 +100,14 @@ def existing_of(reference: TaskReference, environ: Mapping[str, str]) -> Path:
 
 
 def find_calibration(directory: Path, environ: Mapping[str, str], reference: TaskReference | None = None) -> Located:
-    """The calibration for a command without a SPEC: BATCHCAL_CALIBRATION, else that of `reference`, else that of the task of
-    batchcal.toml or [tool.batchcal], else the only one of the project. It may not exist.
+    """Return the calibration for a command without a SPEC: BATCHCAL_CALIBRATION, else that of `reference`, else that of the task
+    of batchcal.toml or [tool.batchcal], else the only one of the project. It may not exist.
 
     Args:
-        reference: the task of the config that the command was given.
+        reference: the task of the config that was passed to the command.
 
     Raises:
-        SeveralCalibrations: no task is named, and there are several.
+        SeveralCalibrations: no task is named, and the project has several calibrations.
         UsageError: see `named_path`; or a config cannot be read.
     """
     named = named_path(directory, environ)
@@ -131,10 +131,10 @@ def find_calibration(directory: Path, environ: Mapping[str, str], reference: Tas
 
 
 def named_by(text: str, directory: Path, environ: Mapping[str, str]) -> Located:
-    """The calibration that `text` names: a file; or a SPEC or a config, whose task's calibration it is.
+    """Return the calibration that `text` names: a file, or the calibration of the task of a SPEC or a config.
 
     Raises:
-        UsageError: a SPEC or a config of which there is no task.
+        UsageError: the SPEC or the config has no task.
     """
     path = Path(text)
     if text.endswith(".toml") or (not exists(directory / path) and _is_spec(text)):
@@ -142,13 +142,13 @@ def named_by(text: str, directory: Path, environ: Mapping[str, str]) -> Located:
         project = project_source(directory)
         own = None if project is None else project[1].reference
         if own is not None and task_file(own.model_copy(update={"arguments": {}})) == task_file(reference):
-            reference = own  # with the arguments that the project gives it
+            reference = own  # with the arguments from the project
         return Located(existing_of(reference, environ), reference)
     return Located(path)
 
 
 def calibrations_in(directory: Path) -> list[Path]:
-    """Every calibration of the project, those first that a command would write now."""
+    """Return every calibration of the project, first those in the folder to which a command would write now."""
     folders = dict.fromkeys((default_folder(directory), find_project(directory) / FOLDER))
     found: dict[str, Path] = {}
     for folder in folders:
@@ -175,7 +175,7 @@ def _is_calibration(path: Path) -> bool:
 
 
 def _is_superseded(earlier: Path, files: Sequence[Path], directory: Path, environ: Mapping[str, str]) -> bool:
-    """Whether a file of an earlier version is of no use: its task has been calibrated since, or it cannot be read."""
+    """True if a file of an earlier version is obsolete: its task has been calibrated since, or it cannot be read."""
     found = load(earlier, trust=find_trust(environ))
     if not isinstance(found, Loaded):
         return True
@@ -189,7 +189,7 @@ def _is_of(reference: TaskReference, path: Path, environ: Mapping[str, str]) -> 
         return False
     found = load(path, trust=find_trust(environ))
     if not isinstance(found, Loaded):
-        return True  # a damaged file: the reader says why it is not used
+        return True  # a damaged file: the reader reports why it is not used
     task = found.calibration.task
     same = task_file(reference.model_copy(update={"spec": task.spec, "arguments": task.arguments}))
     return same == task_file(reference)

@@ -1,4 +1,4 @@
-"""How much memory a batch takes: the shape from a static curve, base and ratio from real probes."""
+"""Memory of a batch: the shape comes from a static curve, base and ratio come from real probes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from batchcal.core.values import Record
 
 UNBOUNDED: Final = 1 << 20
-"""Ceiling where nothing but memory bounds a batch."""
+"""Ceiling of a batch that only memory limits."""
 
 
 class ShapePoint(Record):
@@ -17,35 +17,35 @@ class ShapePoint(Record):
     batch: int
     bytes: float
     mapped_bytes: float = 0.0
-    """Those of `bytes` in blocks so large that the allocator maps each by itself: they cost what they are, no more."""
+    """Part of `bytes` in blocks so large that the allocator maps each separately. They take exactly their size."""
 
 
 class MemoryModel(Record):
     """demand(batch) = base + mapped(batch) + ratio x heap(batch), each piecewise linear between the points of `shape`.
 
-    `heap` is what of the shape is not mapped by itself; under most policies that is all of it. A shape that is a straight line
-    is two points. Beyond the last point the last slope goes on.
+    `heap` is the part of the shape that is not mapped separately; under most policies, that is all of it. A straight line has two
+    points. Beyond the last point, the last slope continues.
     """
 
     base_bytes: float
     ratio: float
-    """Resident over on-paper bytes of the heap."""
+    """Resident bytes of the heap divided by its bytes on paper."""
     shape: tuple[ShapePoint, ...]
     source: str
-    """Where the shape came from: `fake-tensor`, `profiler`, `measured`."""
+    """Source of the shape: `fake-tensor`, `profiler`, `measured`."""
     points: tuple[tuple[int, int], ...] = ()
-    """(batch, measured demand in bytes) that base and ratio were fitted to."""
+    """Pairs (batch, measured demand in bytes) to which base and ratio were fitted."""
     relative_error: float | None = None
     """Largest |predicted / measured - 1| over the points. None: fewer points than unknowns + 1."""
     spread: float = 0.0
-    """Run-to-run spread of the allocator policy, as a fraction of the heap. A prediction is this uncertain at least."""
+    """Run-to-run spread of the allocator policy, as a fraction of the heap. A prediction is at least this uncertain."""
 
     def on_paper(self, batch: float) -> float:
         """Bytes of the shape at `batch`."""
         return self._between(batch)[0]
 
     def mapped(self, batch: float) -> float:
-        """Bytes of the shape at `batch` that are mapped by themselves."""
+        """Bytes of the shape at `batch` that are mapped separately."""
         return self._between(batch)[1]
 
     def heap(self, batch: float) -> float:
@@ -54,7 +54,7 @@ class MemoryModel(Record):
         return max(0.0, total - mapped)
 
     def mapped_share(self, batch: float) -> float:
-        """Of what `batch` takes beyond the base: the share that is mapped by itself."""
+        """Share of the memory of `batch` beyond the base that is mapped separately."""
         total, mapped = self._between(batch)
         taken = mapped + self.ratio * max(0.0, total - mapped)
         return mapped / taken if taken > 0 else 0.0
@@ -65,10 +65,10 @@ class MemoryModel(Record):
         return self.base_bytes + mapped + self.ratio * max(0.0, total - mapped)
 
     def largest_within(self, budget_bytes: float, *, ceiling: int) -> int:
-        """The largest batch in [0, ceiling] whose predicted demand is at most `budget_bytes`. 0: none.
+        """Return the largest batch in [0, ceiling] whose predicted demand is at most `budget_bytes`. 0: none.
 
-        Demand need not grow with the batch: a block that passes the allocator's threshold fragments no more. What is asked for
-        is the largest batch, so the pieces of the shape are looked at from above.
+        Demand does not always grow with the batch: a block above the allocator's threshold no longer causes fragmentation. To
+        find the largest batch, the search starts at the last piece of the shape.
         """
         corners = sorted({0, ceiling, *(point.batch for point in self.shape if point.batch < ceiling)})
         for low, high in zip(reversed(corners[:-1]), reversed(corners[1:]), strict=True):
@@ -79,7 +79,7 @@ class MemoryModel(Record):
         return 0
 
     def _last_within(self, low: int, high: int, budget_bytes: float) -> int:
-        """Between a batch that is within and one that is not, on one straight piece."""
+        """Return the last batch within the budget, if `low` is within and `high` is not, on one straight piece."""
         while high - low > 1:
             middle = (low + high) // 2
             if self.predict(middle) <= budget_bytes:
@@ -89,7 +89,7 @@ class MemoryModel(Record):
         return low
 
     def _between(self, batch: float) -> tuple[float, float]:
-        """On paper, and what of it is mapped by itself."""
+        """Bytes on paper at `batch`, and the part of them that is mapped separately."""
         if len(self.shape) == 1:
             only, part = self.shape[0], batch / self.shape[0].batch
             return only.bytes * part, only.mapped_bytes * part

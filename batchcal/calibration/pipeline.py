@@ -1,4 +1,4 @@
-"""What was learned of the input pipeline alone: how fast which DataLoader brings batches, without a model."""
+"""Measurement of the input pipeline alone: speed of each DataLoader, without a model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Left = Literal["", "slower", "behind", "failed", "no-time"]
-"""Why a candidate is not the winner: "" it ran to the end; `slower`: by more than 15 %; `behind`: by less, and surely;
-`failed`: it could not be run, or arithmetic forbade it; `no-time`: none was left to try it."""
+"""Reason why a candidate is not the winner. "": it ran to the end; `slower`: by more than 15 %; `behind`: by less, but certainly;
+`failed`: it could not be run, or arithmetic excludes it; `no-time`: no time was left to try it."""
 
 
 class LoaderConfig(Record):
-    """What of a DataLoader is chosen."""
+    """Chosen arguments of a DataLoader."""
 
     num_workers: Annotated[int, Field(ge=0, le=1024)]
     prefetch_factor: int | None
@@ -26,13 +26,13 @@ class LoaderConfig(Record):
 
 
 class LoaderTiming(Record):
-    """One candidate."""
+    """Timing of one candidate."""
 
     config: LoaderConfig
     samples_per_s: PositiveFloat | None
-    """In its best round: what else runs only ever makes one longer. None: it was never timed."""
+    """Speed in its best round: other load only makes a round longer. None: it was never timed."""
     p95_s: PositiveFloat | None
-    """95 of 100 batches were there within this time after they were asked for."""
+    """95 of 100 batches arrived within this time after the request."""
     rounds: int
     left: Left
     why: str = ""
@@ -42,23 +42,23 @@ class PipelineResult(Record):
     kind: Literal["pipeline"] = "pipeline"
     created_at: AwareDatetime
     batch: Annotated[int, Field(ge=1)]
-    """Samples in the batches that were fetched."""
+    """Samples per fetched batch."""
     fetches: int
-    """Batches fetched a round."""
+    """Batches fetched per round."""
     timings: tuple[LoaderTiming, ...]
-    """The fastest first."""
+    """Fastest first."""
     settled: bool
-    """False: time ended before a further round could not have changed the winner."""
+    """False: the time ran out while a further round could still have changed the winner."""
     tie: Share
-    """Within this share of the fastest none is called faster."""
+    """Candidates within this share of the fastest count as equally fast."""
     wall_s: float
     workers: LoaderWorkers | None = None
-    """What any plan with workers respects. None: written before batchcal tried workers."""
+    """Rules for every plan with workers. None: written before batchcal tried workers."""
 
     @property
     def winner(self) -> LoaderTiming:
         return self.timings[0]
 
     def of(self, num_workers: int) -> LoaderTiming | None:
-        """The fastest with so many workers; None: none was timed."""
+        """Return the fastest timing with `num_workers` workers. None: none was timed."""
         return next((t for t in self.timings if t.config.num_workers == num_workers and t.samples_per_s is not None), None)

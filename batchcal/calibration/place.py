@@ -1,4 +1,4 @@
-"""Where a calibration will be written: decided and tried before anything is measured, so that no result is lost for its place."""
+"""Choice of the path for a calibration. It is tested before any measurement, so that no result is lost because of its path."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _JOURNAL_BEGINS: Final = b'{"check":'
 class Place(NamedTuple):
     path: Path
     notices: tuple[str, ...] = ()
-    """Why it is not the project's folder, and how later commands find it."""
+    """Reason why it is not in the project's folder, and how later commands find it."""
 
 
 def place_for(reference: TaskReference, environ: Mapping[str, str], output: Path | None = None, *, name: str = OUTPUT) -> Place:
-    """The file for a calibration of a task.
+    """Return the file for a calibration of a task.
 
     Args:
-        output: requested explicitly. Default: BATCHCAL_CALIBRATION, which is explicit too; else the first that can be written of
-            `.batchcal` in the project, the user's cache, and a folder of the user among temporary files.
+        output: explicit path. Default: BATCHCAL_CALIBRATION, which is also explicit, else the first writable folder of:
+            `.batchcal` in the project, the user's cache, and a folder of the user for temporary files.
         name: the option that named `output`.
 
     Raises:
-        UsageError: an explicit file that cannot be written, or is not a calibration; or no place can be written.
+        UsageError: an explicit file cannot be written or is not a calibration, or no folder can be written.
     """
     directory = Path(reference.directory)
     explicit = check_explicit(directory, environ, output, name=name)
@@ -69,20 +69,20 @@ def place_for(reference: TaskReference, environ: Mapping[str, str], output: Path
 
 
 def own_place(path: Path) -> Place:
-    """`path` in a folder of ours, such as that of a study: a damaged file there is replaced.
+    """Return `path` in one of our folders, such as that of a study. A damaged file there is replaced.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     _prepare(path)
     return Place(path)
 
 
 def check_explicit(directory: Path, environ: Mapping[str, str], output: Path | None, *, name: str = OUTPUT) -> Path | None:
-    """The file that `output` or BATCHCAL_CALIBRATION names; None: neither does.
+    """Return the file that `output` or BATCHCAL_CALIBRATION names. None: neither names a file.
 
     Raises:
-        UsageError: as `check_place`.
+        UsageError: see `check_place`.
     """
     path = output or named_path(directory, environ)
     if path is None:
@@ -92,9 +92,7 @@ def check_explicit(directory: Path, environ: Mapping[str, str], output: Path | N
 
 
 def check_place(path: Path, *, name: str) -> None:
-    """Raises:
-    UsageError: `path`, which the user named by `name`, cannot be written, or is not a calibration.
-    """
+    """Raise UsageError if `path`, which the user named by `name`, cannot be written or is not a calibration."""
     check_target(path, name=name, what="a calibration", is_ours=is_calibration, example=NAME)
     journal = journal_path(path)
     if journal.exists():
@@ -109,13 +107,13 @@ def check_place(path: Path, *, name: str) -> None:
 
 
 def is_calibration(begin: bytes) -> bool:
-    """Whether a file is a calibration, be it stale, damaged or signed by another key."""
+    """True if a file is a calibration, even if it is stale, damaged or signed by another key."""
     return begin.lstrip()[:1] == b"{" and KIND.search(begin) is not None
 
 
 def _prepare(path: Path) -> None:
-    """A file of this name in a folder of ours is ours, whatever became of it."""
-    with contextlib.suppress(OSError):  # the check states why
+    """Check that `path` can be written. Any file of this name in one of our folders is ours, even if damaged."""
+    with contextlib.suppress(OSError):  # the check reports the reason
         make_folder(path)
     check_target(path, name="the calibration", what="a calibration", is_ours=lambda begin: True, example=NAME)
 

@@ -1,4 +1,4 @@
-"""What whole plans did when they were run: which is fastest, what each knob brings, whether the plan stayed in its budget."""
+"""Results of complete runs of plans: the fastest, the gain from each knob, and the fit within the budget."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Finalist(Record):
     num_workers: Annotated[int, Field(ge=0, le=1024)]
     prefetch_factor: int | None
     multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None
-    """How its workers are started. None: as the platform does by itself."""
+    """Start method of the workers. None: the default of the platform."""
     bound_samples_per_s: Positive
-    """What conservation of work allows it, by what fetching and the rest of a step took alone. Without workers: as timed."""
+    """Upper bound by conservation of work, from the times of fetching alone and of the rest alone. Without workers: as timed."""
     samples_per_s: Positive | None = None
-    """Of whole optimizer steps where it raced others, else of the lap of threads. None: it was not run, or could not be."""
+    """Speed over complete optimizer steps in a race, else in the lap of threads. None: it was not run, or could not be run."""
     rounds: int = 0
     left: Left = ""
-    """`pruned`: even its bound is no gain worth having; `no-time`: none was left to run it. The others as in every race."""
+    """`pruned`: even its bound is not a sufficient gain; `no-time`: no time was left to run it; the others as in every race."""
     why: str = ""
 
 
@@ -39,9 +39,9 @@ class Finals(Record):
     allocator: str
     micro_batch: Count
     finalists: Annotated[tuple[Finalist, ...], Field(min_length=1)]
-    """The chosen one first, then the fastest."""
+    """The chosen finalist first, then the others, fastest first."""
     settled: bool
-    """False: time ended before a further round could not have changed the winner."""
+    """False: the time ran out while a further round could still have changed the winner."""
 
     @property
     def winner(self) -> Finalist:
@@ -49,7 +49,7 @@ class Finals(Record):
 
     @property
     def limit_samples_per_s(self) -> float:
-        """What conservation of work allows at most, whatever the workers and threads."""
+        """Upper bound by conservation of work, for any number of workers and threads."""
         return max(finalist.bound_samples_per_s for finalist in self.finalists)
 
 
@@ -57,25 +57,25 @@ class SizeTime(Record):
     """A micro-batch in the race of sizes."""
 
     micro_batch: Annotated[int, Field(ge=1, le=2**31)]
-    """The largest of a step; the effective batch is divided evenly into parts no larger."""
+    """Largest micro-batch of a step. The effective batch is divided evenly into parts of at most this size."""
     samples_per_s: Positive | None
-    """Of whole optimizer steps. None: it was not run, or could not be, as `why` says."""
+    """Speed over complete optimizer steps. None: it was not run, or could not be run, see `why`."""
     rounds: int
     why: str = ""
 
 
 class SizeRace(Record):
-    """Micro-batches that were fast in a lap, and the undivided one, as whole optimizer steps of one effective batch."""
+    """Race of micro-batches that were fast in a lap and of the undivided one, in complete steps of one effective batch."""
 
     device: str
     allocator: str
     effective_batch: Count
     sizes: Annotated[tuple[SizeTime, ...], Field(min_length=1)]
-    """By rising size."""
+    """In ascending order of size."""
     settled: bool
 
     def fastest(self, effective_batch: int) -> int | None:
-        """The fastest of at most `effective_batch` samples, of those that are as fast the smallest; None: none was run."""
+        """Return the fastest size of at most `effective_batch` samples, the smallest of equally fast ones. None: none was run."""
         rates = {
             one.micro_batch: one.samples_per_s
             for one in self.sizes
@@ -86,23 +86,23 @@ class SizeRace(Record):
 
 
 class Rehearsal(Record):
-    """A plan that was run whole: groups of the largest samples, groups as they come, evaluations."""
+    """A complete run of a plan: groups of the largest samples, groups in training order, evaluations."""
 
     settings: Setup
     micro_batches_run: Count
-    """Of each optimizer step: fewer than the plan has where time was short. From the second on memory stands still."""
+    """Micro-batches run per optimizer step. If time was short, fewer than in the plan: memory does not grow after the second."""
     outcome: Outcome
-    """`Fits.samples_per_s` is that of whole optimizer steps, in the mean; `step_s` seconds of one."""
+    """`Fits.samples_per_s` is the mean over complete optimizer steps, `step_s` the seconds of one step."""
     evaluating: bool
-    """Whether it was an evaluation that needed too much: training before it had stayed within the budget."""
+    """True if an evaluation needed too much memory and the training before it had stayed within the budget."""
     wait_share: NotNegative | None
-    """Of a step: waiting for the batch. None: it did not fit."""
+    """Share of a step that waits for the batch. None: the plan did not fit."""
     eval_samples_per_s: Positive | None
     eval_samples_per_s_at_micro_batch: Positive | None
-    """What evaluation would do at training's micro-batch; None: that is the same size, or nothing was evaluated."""
+    """Speed of evaluation at training's micro-batch. None: that is the same size, or nothing was evaluated."""
     wall_s: NotNegative
     last_group_error: str = ""
-    """How the last, smaller group of an epoch failed: an error of the task's own code. Empty: it ran, or there is none."""
+    """Error of the task's own code in the last, smaller group of an epoch. Empty: the group ran, or there is none."""
 
     @property
     def fits(self) -> bool:
@@ -110,34 +110,34 @@ class Rehearsal(Record):
 
 
 class TurnedBack(Record):
-    """The chosen plan with one of its knobs as PyTorch has it."""
+    """The chosen plan with one knob at PyTorch's default."""
 
     knob: Literal["allocator", "micro_batch", "num_workers", "intra_op_threads", "activation_checkpointing"]
     chosen: str
     usual: str
     samples_per_s: Positive | None
-    """None: it could not be run, as `why` says."""
+    """None: it could not be run, see `why`."""
     peak_bytes: int | None = None
-    """Held on the device at the peak of its training steps, where the knob is one of memory."""
+    """Peak memory on the device in its training steps, for a knob that concerns memory."""
     why: str = ""
 
 
 class Attribution(Record):
-    """What the chosen plan gains over PyTorch's defaults at the same effective batch, knob by knob."""
+    """Gain of the chosen plan over PyTorch's defaults at the same effective batch, by knob."""
 
     effective_batch: Count
     samples_per_s: Positive
-    """Of the chosen plan, in the same rounds."""
+    """Speed of the chosen plan, in the same rounds."""
     peak_bytes: int | None = None
-    """The same of the chosen plan's memory."""
+    """Peak memory of the chosen plan on the device, for a knob that concerns memory."""
     usual_samples_per_s: Positive | None
-    """With every knob turned back. None: it could not be run, as `why` says."""
+    """Speed with every knob at PyTorch's default. None: it could not be run, see `why`."""
     knobs: tuple[TurnedBack, ...]
-    """Those in which the two differ."""
+    """Knobs that differ between the two."""
     rounds: int
     why: str = ""
 
     @property
     def gain(self) -> float | None:
-        """Chosen over usual; None: the usual could not be run."""
+        """Speed of the chosen plan divided by that of the defaults. None: the defaults could not be run."""
         return None if self.usual_samples_per_s is None else self.samples_per_s / self.usual_samples_per_s

@@ -1,7 +1,7 @@
-"""Digest and signature: the file is unchanged, and someone with the key vouches for it.
+"""Digest and signature. The digest shows that the file is unchanged, the signature that a holder of the key vouches for it.
 
 The signature covers the document without `digest` and `signature`; the digest covers the document with its signature, so that no
-bit can change unseen. Both are computed over the parsed document, so that fields of a later version are covered too.
+bit can change undetected. Both are computed over the parsed document, so that fields of a later version are covered too.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _PURPOSE: Final = "calibration"
 
 @dataclass(frozen=True)
 class Opened:
-    """A document whose seal held."""
+    """A document with a valid seal."""
 
     payload: dict[str, JSON]
-    """Without `digest` and `signature`."""
+    """The document without `digest` and `signature`."""
     notices: tuple[str, ...]
 
 
 def seal(payload: dict[str, JSON], *, key: Key | None) -> bytes:
-    """The file's bytes: the canonical rendering of `payload` with its `signature` (null without a key) and `digest`.
+    """Return the file's bytes: the canonical rendering of `payload` with its `signature` (null without a key) and `digest`.
 
     Raises:
-        BadJson: the payload holds what JSON does not.
+        BadJson: the payload holds a value that JSON does not support.
     """
     signature: JSON = None
     if key is not None:
@@ -42,7 +42,7 @@ def seal(payload: dict[str, JSON], *, key: Key | None) -> bytes:
 
 
 def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Stale:
-    """The document in `data`, where it is one of `kind`, not of a format above `newest`, and its seal holds. Never raises."""
+    """Return the document in `data` if its kind is `kind`, its format is at most `newest` and its seal is valid. Never raises."""
     try:
         document = loads(data)
         if not isinstance(document, dict):
@@ -56,7 +56,7 @@ def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, t
     if document.get("kind") != kind:
         return Stale(reason="malformed", detail=f"not a {kind}: its kind is {_short(document.get('kind'))}")
     number = document.get("format")
-    # A bool is an int to isinstance.
+    # isinstance() accepts a bool as an int.
     if type(number) is not int or number < 1:
         return Stale(reason="malformed", detail=f"its format is {_short(number)}")
     if number > newest:
@@ -74,7 +74,7 @@ def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, t
 
 
 def _check_signature(signature: JSON, payload: dict[str, JSON], trust: Trust) -> tuple[str, ...] | Stale:
-    """Notices, or why it is refused."""
+    """Return notices, or the reason for the refusal."""
     if signature is None:
         if trust.demands_signature:
             return Stale(reason="unsigned", detail=f"it is not signed, and a signature is required{_because(trust)}")
@@ -102,10 +102,10 @@ def _digest(signed: dict[str, JSON]) -> str:
 
 
 def _same(said: JSON, right: str) -> bool:
-    # As bytes: compare_digest raises for text outside ASCII.
+    # As bytes: compare_digest raises an error for text outside ASCII.
     return isinstance(said, str) and hmac.compare_digest(said.encode(), right.encode())
 
 
 def _short(value: JSON) -> str:
-    """Enough of a foreign value to recognize it, with no control characters."""
+    """The beginning of a foreign value, enough to recognize it, without control characters."""
     return repr(value)[:40]

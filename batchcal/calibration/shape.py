@@ -1,4 +1,4 @@
-"""Model shapes that nobody measured: what each needs on paper, from its step run without memory."""
+"""Model shapes that were not measured: memory of each on paper, from a step that runs without memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
 
 
 class ShapeEstimate(Record):
-    """A task with other arguments."""
+    """Estimate for a task with other arguments."""
 
     arguments: dict[str, Scalar]
-    """Those that were asked for, over the task's own. Empty: the task as it was calibrated, to hold the others against."""
+    """Requested arguments, which replace the task's own. Empty: the task as it was calibrated, for comparison."""
     parameters: int
     static_bytes: Bytes
-    """Parameters and what the optimizer keeps."""
+    """Parameters and optimizer state."""
     gradient_bytes: Bytes
-    """Part of what a step takes: they come and go with it."""
+    """Part of the memory of a step: gradients exist only during the step."""
     points: tuple[ShapePoint, ...]
-    """What a training step takes beyond the static bytes, by rising micro-batch. Empty: it could not be traced, as `why` says."""
+    """Memory of a training step beyond the static bytes, by ascending micro-batch. Empty: the trace failed, see `why`."""
     why: str = ""

@@ -1,4 +1,4 @@
-"""Which batch sizes a task takes, where it does not take all of them."""
+"""Rule of the batch sizes that a task accepts, if it does not accept all of them."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ class SizeRule(Record):
     multiple_of: Size = 1
     least: Size = 1
     most: Size | None = None
-    """The largest size that is known to run below a refused size. None: no size was too large for the user's code."""
+    """Largest size below a refused size that is known to run. None: no size was too large for the user's code."""
     one_size: bool = False
-    """True: all batches of a process have the same size, since the task keeps the size of the step before."""
+    """True: all batches of a process have the same size, because the task keeps the size of the previous step."""
     assumed: bool = False
-    """True: time or probes ended before it was certain. The task takes sizes of this rule, and may take others."""
+    """True: the time or the probes ran out before it was certain. The task accepts sizes of this rule and may accept others."""
     refused: Size | None = None
     """A size that the user's code refused."""
     error: str = ""
-    """The error that it raised there, first line."""
+    """First line of the error that it raised for this size."""
 
     @property
     def fixed(self) -> int | None:
-        """The only size that the task takes; None: it takes several."""
+        """The only size that the task accepts. None: it accepts several."""
         return self.least if self.most == self.least else None
 
     @property
     def restricts(self) -> bool:
-        """Whether batchcal must choose sizes by it: more than an upper bound, which the capacity keeps anyway."""
+        """True if batchcal must choose sizes by it. An upper bound alone does not count: the capacity respects it anyway."""
         return self.multiple_of > 1 or self.least > 1 or self.one_size
 
     @property
     def smallest(self) -> int:
-        """The smallest size of two samples or more that the task takes: BatchNorm refuses one sample."""
+        """Smallest size of two samples or more that the task accepts: BatchNorm refuses one sample."""
         return -(-max(2, self.least) // self.multiple_of) * self.multiple_of
 
     def admits(self, size: int) -> bool:
-        """Whether the task takes a batch of `size`."""
+        """Return True if the task accepts a batch of `size`."""
         return size >= self.least and size % self.multiple_of == 0 and (self.most is None or size <= self.most)
 
     def at_most(self, size: int) -> int:
-        """The largest size up to `size` that the task takes; 0: none."""
+        """Return the largest size up to `size` that the task accepts. 0: none."""
         size = size if self.most is None else min(size, self.most)
         size -= size % self.multiple_of
         return size if size >= self.least else 0
 
     def half(self, samples: int) -> int:
-        """The larger half of a batch that is divided in two; 0: the task does not take both parts."""
+        """Return the larger half of a batch that is divided in two. 0: the task does not accept both parts."""
         larger = -(-(samples - samples // 2) // self.multiple_of) * self.multiple_of
         return 0 if self.one_size or not self.admits(larger) or not self.admits(samples - larger) else larger
 
     @property
     def text(self) -> str:
-        """`takes only even batches`: what follows "the task"."""
+        """Text that follows "the task", such as `takes only even batches`."""
         if self.fixed is not None:
             return f"takes only batches of {self.fixed}"
         parts = []

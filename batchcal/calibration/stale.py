@@ -1,4 +1,4 @@
-"""Stale: why a calibration is not used. A closed set of reasons."""
+"""Reasons why a calibration is not used: a closed set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ StaleReason = Literal[
 
 
 class Stale(Frozen):
-    """Not to be used, with the reason for programs and the detail for people: what it was, what it is now."""
+    """A calibration that must not be used: the reason for programs, and the detail for people with the old and the new value."""
 
     reason: StaleReason
     detail: str

@@ -1,4 +1,4 @@
-"""Where a calibration lies, how it gets there and how it comes back. What is on disk never raises: it is a value."""
+"""Location, saving and loading of calibrations. Loading never raises for the contents of a file: it returns a value."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from batchcal.workload.identity import TaskIdentity
 PATH_VARIABLE: Final = "BATCHCAL_CALIBRATION"
 FOLDER: Final = ".batchcal"
 NAME: Final = "calibration.json"
-"""Where earlier versions kept the calibration of every task, and what examples call one. See `locate` for today's names."""
+"""File name of every calibration in earlier versions, and the name in examples. See `locate` for the current names."""
 _MODE: Final = 0o644
-"""Less the umask. It holds no secret, and who runs `show` on the host is often not who calibrated in the container."""
+"""Before the umask. It holds no secret, and often one user calibrates in the container and another runs `show` on the host."""
 _PROJECT_MARKS: Final = ("batchcal.toml", "pyproject.toml", ".git")
 
 
 class Loaded(Frozen):
-    """A calibration whose seal held. Whether it is fresh is another question."""
+    """A calibration with a valid seal. It may be stale."""
 
     path: Path
     calibration: Calibration
     notices: tuple[str, ...] = ()
-    """What the reader should know: unsigned, signed elsewhere, a group may write it."""
+    """Remarks for the reader: unsigned, signed elsewhere, writable by a group."""
 
 
 class Missing(Frozen):
-    """There is no file."""
+    """The file does not exist."""
 
     path: Path
 
@@ -54,10 +54,10 @@ class Missing(Frozen):
 
 
 def named_path(directory: Path, environ: Mapping[str, str]) -> Path | None:
-    """The file that BATCHCAL_CALIBRATION names, relative to `directory`. None: it is not set.
+    """Return the file that BATCHCAL_CALIBRATION names, relative to `directory`. None: the variable is not set.
 
     Raises:
-        UsageError: it begins with a `~` of an unknown user.
+        UsageError: the path begins with a `~` of an unknown user.
     """
     named = environ.get(PATH_VARIABLE)
     if not named:
@@ -69,7 +69,7 @@ def named_path(directory: Path, environ: Mapping[str, str]) -> Path | None:
 
 
 def default_folder(directory: Path) -> Path:
-    """`.batchcal` of the project of `directory`; where that cannot be written, a place of this project in the user's cache."""
+    """Return `.batchcal` of the project of `directory`. If it is not writable, the project's folder in the user's cache."""
     project = find_project(directory)
     return project / FOLDER if _can_write(project) else cache_folder(project)
 
@@ -82,12 +82,12 @@ def cache_folder(project: Path) -> Path:
 
 
 def place_name(project: Path) -> str:
-    """A folder name for `project`, by its path: every second project is called `app`."""
+    """Folder name for `project`, derived from its path: many projects are called `app`."""
     return f"{project.name or 'root'}-{hashlib.sha256(os.fsencode(project)).hexdigest()[:16]}"
 
 
 def find_project(directory: Path) -> Path:
-    """The nearest folder upwards that looks like a project, else `directory`. Absolute."""
+    """Return the nearest folder from `directory` upwards that looks like a project, else `directory`. Absolute."""
     start = directory.absolute()
     marked = (folder for folder in (start, *start.parents) if any(exists(folder / mark) for mark in _PROJECT_MARKS))
     return next(marked, start)
@@ -104,10 +104,10 @@ def lock_path(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of `path`; a `.batchcal` folder ignores itself in git.
+    """Create the folder of `path`. A `.batchcal` folder gets a .gitignore that excludes it from git.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ignore = path.parent / ".gitignore"
@@ -117,11 +117,11 @@ def make_folder(path: Path) -> None:
 
 
 def save(calibration: Calibration, path: Path, *, key: Key | None = None) -> None:
-    """Write it, signed where there is a key: the old file stays whole until the new one is.
+    """Write `calibration`, signed if there is a key. The old file stays intact until the new one is complete.
 
     Raises:
-        NotSaved: disk full, read-only, no right, too large; what was there before is untouched. Also where the new file is there
-            and whole, but the disk failed to make its name durable.
+        NotSaved: disk full, read-only, no permission, too large. The old file is unchanged. Also if the new file is in place and
+            complete, but the disk failed to make its name durable.
     """
     try:
         data = seal(calibration.model_dump(mode="json"), key=key)
@@ -137,7 +137,7 @@ def save(calibration: Calibration, path: Path, *, key: Key | None = None) -> Non
 
 
 def not_saved(path: Path, why: str) -> NotSaved:
-    """The error for a calibration that was measured and could not be kept."""
+    """Return the error for a calibration that was measured but could not be saved."""
     return NotSaved(
         f"measured, but not saved to {path}",
         known=why,
@@ -146,7 +146,7 @@ def not_saved(path: Path, why: str) -> NotSaved:
 
 
 def load(path: Path, *, trust: Trust) -> Loaded | Stale | Missing:
-    """What is at `path`: a calibration that may be trusted, or why it may not. Never raises for what is on disk."""
+    """Return the calibration at `path`, or the reason why it may not be trusted. Never raises for the contents of the file."""
     try:
         guarded = read_guarded(path, max_bytes=MAX_BYTES)
     except FileRefused as refused:
@@ -161,12 +161,12 @@ def load(path: Path, *, trust: Trust) -> Loaded | Stale | Missing:
 
 
 def read(data: bytes, *, trust: Trust) -> tuple[Calibration, tuple[str, ...]] | Stale:
-    """The calibration in a file's bytes with the notices, or why it is refused."""
+    """Return the calibration in a file's bytes with the notices, or the reason why it is refused."""
     opened = unseal(data, kind="calibration", newest=FORMAT, trust=trust)
     if not isinstance(opened, Opened):
         return opened
     try:
-        # From JSON, and strictly: true is no number and 1.0 no count. Fields that we do not know stay.
+        # From JSON, in strict mode: true is not a number and 1.0 is not a count. Unknown fields stay.
         return Calibration.model_validate_json(dumps_line(upgraded(opened.payload)), strict=True), opened.notices
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -174,10 +174,10 @@ def read(data: bytes, *, trust: Trust) -> tuple[Calibration, tuple[str, ...]] | 
 
 
 def read_again(path: Path) -> Calibration:
-    """The calibration at `path`, which this command has written or checked: neither its seal nor its age is looked at.
+    """Return the calibration at `path`, which this command has written or checked. Its seal and its age are not checked.
 
     Raises:
-        OSError, BadJson, ValidationError: it is gone, or was changed since.
+        OSError, BadJson, ValidationError: the file is gone, or has changed since.
     """
     document = loads(path.read_bytes())
     return Calibration.model_validate_json(dumps_line(upgraded(document) if isinstance(document, dict) else document))
@@ -193,7 +193,7 @@ def load_fresh(
     task: TaskIdentity | None = None,
     options: Options | None = None,
 ) -> Loaded | Stale | Missing:
-    """`load` and then `check`: Loaded means that it may be used here and now."""
+    """`load`, then `check`. Loaded means that the calibration may be used here and now."""
     found = load(path, trust=trust)
     if not isinstance(found, Loaded):
         return found
@@ -206,10 +206,10 @@ def load_fresh(
 
 
 def refusal(found: Stale | Missing, path: Path, *, spec: str = "SPEC") -> NoCalibration:
-    """The error for a command that needs a calibration and has none.
+    """Return the error for a command that needs a calibration and has none.
 
     Args:
-        spec: the task, where it is known.
+        spec: the task, if it is known.
     """
     if isinstance(found, Missing):
         usual = path.parent.name == FOLDER
@@ -257,14 +257,14 @@ def _step(stale: Stale, path: Path, spec: str) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file, as far as this process may know."""
+    """True if the file exists. False if this process cannot determine it."""
     try:
         return path.exists()
-    except OSError:  # a folder above it may not be searched, or the name is too long
+    except OSError:  # a parent folder cannot be searched, or the name is too long
         return False
 
 
 def _can_write(project: Path) -> bool:
-    # access() knows about read-only file systems too, for root as well.
+    # access() also detects read-only file systems, even for root.
     folder = project / FOLDER
     return os.access(folder if exists(folder) else project, os.W_OK | os.X_OK)

@@ -12,7 +12,7 @@ def upgraded(payload: dict[str, JSON]) -> dict[str, JSON]:
         return payload
     undone = payload.get("undone", [])
     if not isinstance(undone, list):
-        return payload  # malformed, as the reader will find
+        return payload  # malformed; the reader reports it
     return payload | {"format": 2, "undone": [_undone(text) for text in undone]}
 
 

@@ -1,4 +1,4 @@
-"""DataLoader workers, as a short run over shuffled samples showed them."""
+"""Results of a short run of DataLoader workers over shuffled samples."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 
 
 class LoaderWorkers(Record):
-    """What any plan with workers has to respect."""
+    """Rules for every plan with workers."""
 
     start: Start | None = None
-    """How workers have to be started. None: as the platform does."""
+    """Required start method of workers. None: the default of the platform."""
     why_start: str = ""
     why_none: str = ""
-    """Why no plan has workers. Empty: a plan may have some."""
+    """Reason why no plan has workers. Empty: a plan may have workers."""
     private_bytes: Bytes = 0
-    """Private memory of one worker after its first batch, its batches apart. 0: not measured."""
+    """Private memory of one worker after its first batch, without its batches. 0: not measured."""
     growth_bytes: Bytes = 0
-    """What one worker adds to that by the time it has read every sample: copied reference counts and caches."""
+    """Growth of that memory until the worker has read every sample: copied reference counts and caches."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Shuffled samples that one worker read in the run."""
 
     @property
     def bytes(self) -> int:
-        """Private memory of one worker at the end of a training, its batches apart."""
+        """Private memory of one worker at the end of a training, without its batches."""
         return self.private_bytes + self.growth_bytes

@@ -1,1 +1,1 @@
-"""The command line: the only place that knows Typer, Rich and exit."""
+"""The command line: the only package that uses Typer, Rich and exit."""

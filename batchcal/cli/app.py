@@ -1,4 +1,4 @@
-"""The command line: its verbs, and the one place where an error becomes a message and an exit code."""
+"""The command line: its verbs, and the only place that turns an error into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ EXIT_CODES: Final = (
 
 app = typer.Typer(
     name="batchcal",
-    help="Measures, inside your container's real limits, the batch size your PyTorch training can use.",
+    help="Measures which batch size and settings a PyTorch training can use within the memory of this machine or container.",
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
 for verb in (detect, calibrate, show, plan, train):
     app.command()(verb)
-# What stands behind the command's own name is the command's, options too.
+# All arguments after the name of the command belong to the command, options included.
 app.command("exec", context_settings={"allow_interspersed_args": False})(execute)
 
 app.add_typer(hpo)
@@ -59,14 +59,17 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Say the versions of batchcal, torch and Python.", callback=_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", metavar="", help="Print the versions of batchcal, torch and Python.", callback=_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
-    """What holds before any verb."""
+    """Options before any verb."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command. Returns the exit code; never raises but SystemExit of Typer's own."""
+    """Run one command and return its exit code. Raises nothing except Typer's own SystemExit."""
     from batchcal.cli.screen import be_lenient
 
     be_lenient()
@@ -82,20 +85,20 @@ def run(arguments: Sequence[str]) -> int:
                 obj=voice,
             )
         voice.release()
-        # Nothing was asked: the help is shown, and a script learns that it did nothing.
+        # No arguments: the help is shown, and the exit code shows a script that nothing was done.
         return UsageError.exit_code if nothing else code if isinstance(code, int) else 0
     except BatchcalError as error:
         return _failed(error, voice)
     except KeyboardInterrupt:
         return _failed(Interrupted(2), voice)
-    except Exception as error:  # noqa: BLE001 - the last one to catch: a message instead of a traceback
+    except Exception as error:  # noqa: BLE001 - the last handler: a message instead of a traceback
         from batchcal.cli.failure import misused, unexpected
 
         return _failed(misused(error) or unexpected(error, verbose=voice.verbose), voice)
 
 
 def _failed(error: BatchcalError, voice: Voice) -> int:
-    """Tells the error. stdout stays empty, but for a shell that evaluates it."""
+    """Report the error and return its exit code. stdout stays empty, unless a shell evaluates it."""
     from batchcal.cli.failure import as_json, in_three_parts, unexpected, wants_colour
 
     code = exit_code_of(error)
@@ -104,7 +107,7 @@ def _failed(error: BatchcalError, voice: Voice) -> int:
     elif voice.settings is not None:
         error = voice.settings.respelled(error).with_traceback(error.__traceback__)
     tell(as_json(error) if voice.as_json else in_three_parts(error, colour=wants_colour()))
-    # An error of the user's code has shown the frames of that code; ours would stand above them.
+    # An error of the user's code already shows the frames of that code. Frames of batchcal would only stand above them.
     if voice.verbose and error.__traceback__ is not None and not voice.as_json and not isinstance(error, UserCodeError):
         tell(unexpected(error, verbose=True).known)
     if not voice.as_json:

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a calibration lies."""
+    """Place of a calibration file."""
 
     output: Path | None = None
-    """Absolute. None: the default place."""
+    """Absolute path. None: the default place."""
     option: str = "--output"
-    """The option that named it."""
+    """Option that sets `output`."""
 
 
 def calibrated(
     desk: Desk, need: Need, voice: Voice, *, destination: Destination = Destination(), as_before: bool = False
 ) -> CalibrationResult:
-    """The calibration of the desk's task.
+    """Return the calibration of the desk's task.
 
     Args:
-        as_before: options that are not set are those of the calibration that exists, and no reason to measure again.
+        as_before: take options that are not set from the existing calibration, so that they are not a reason to measure again.
 
     Raises:
-        NoCalibration: there is no valid one, and none may be made.
-        BatchcalError: it could not be made; see `measure.obtain`.
+        NoCalibration: there is no valid calibration, and measuring is not allowed.
+        BatchcalError: the calibration failed; see `measure.obtain`.
     """
     import os
 
@@ -70,7 +70,7 @@ def calibrated(
 
 
 def seen_now(result: CalibrationResult) -> Seen:
-    """A calibration as it is shown: what was just measured or found fresh is not stale."""
+    """Return a calibration to show. It is not stale: it was just measured or is fresh."""
     from batchcal.cli.views.calibration import Seen
     from batchcal.core.clock import SystemClock
 

@@ -1,4 +1,4 @@
-"""Where a training writes its checkpoint and which one it resumes, decided before anything is measured."""
+"""Choice of the checkpoint that a training writes and resumes, made before anything is measured."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Checkpoint:
     """Absolute. None: checkpoints are off."""
     resume: bool = False
     task: str | None = None
-    """Name of the task, where the path is the default one of this run: earlier runs of the task are then removed."""
+    """Name of the task, if the path is the default of this run. Checkpoints of earlier runs of the task are then removed."""
     try_instead: str = "--checkpoint FILE, on a disk with room"
-    """What to type where the file cannot be written."""
+    """Proposal for the user if the file cannot be written."""
 
     def watched(self, view: Progress[TrainingEvent]) -> Progress[TrainingEvent]:
-        """`view`, for a training whose first checkpoint makes older runs' superfluous."""
+        """Return `view`. With a default path, it also removes the checkpoints of older runs after the first save."""
         return view if self.path is None or self.task is None else _Removing(self.path, self.task, view)
 
 
 class _Removing:
-    """Removes the checkpoints of older runs once this run has one."""
+    """View that removes the checkpoints of older runs once this run has one."""
 
     def __init__(self, path: Path, task: str, view: Progress[TrainingEvent]) -> None:
         self._path, self._task, self._view = path, task, view
@@ -54,11 +54,11 @@ class _Removing:
 
 
 def choose(desk: Desk, *, resume: bool, voice: Voice) -> Checkpoint:
-    """The checkpoint of a training that begins now.
+    """Choose the checkpoint of a training that begins now.
 
     Raises:
-        UsageError: checkpoints are off and one is to be resumed, or batchcal did not write the file, or another run writes it,
-            or its folder cannot be written.
+        UsageError: checkpoints are off but `resume` is set, batchcal did not write the file, another run writes it, or its
+            folder cannot be written.
     """
     setting = desk.settings.of(TrainSettings.checkpoint)
     if setting.value == OFF:

@@ -1,4 +1,4 @@
-"""What a command works on: the task that was named, the settings that hold, the calibration and how fresh it is."""
+"""Input of a command: the named task, the settings in force, the calibration and its freshness."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ OF_THIS_COMMAND: Final = (
     PlanSettings.effective_batch,
     PlanSettings.objective,
 )
-"""Options that an earlier calibration does not decide for a later command."""
+"""Options that a later command does not take from an earlier calibration."""
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where the command was given, and what lies there."""
+    """The working directory of a command, with its settings and its task."""
 
     settings: Settings
     reference: TaskReference | None
-    """None: no task was named, and the project names none."""
+    """None: neither the command nor the project names a task."""
     directory: Path
 
     def place(self, path: str | None) -> Path | None:
-        """A path of a setting. Relative ones begin where the command was started: the user's code may change the working
-        directory."""
+        """Return the path of a setting. Relative paths start in the folder where the command was started, because the user's
+        code may change the working directory."""
         return None if path is None else self.directory / path
 
     def locate(self, calibration: str | None) -> Located:
-        """The calibration that the option or argument `calibration` names, else that of the task or of the project.
+        """Return the calibration that the option or argument `calibration` names, else that of the task or of the project.
 
         Raises:
             UsageError: see `find_calibration` and `named_by`.
@@ -57,10 +57,10 @@ class Desk:
         return find_calibration(self.directory, os.environ, self.reference)
 
     def task(self) -> TaskReference:
-        """The task.
+        """Return the task.
 
         Raises:
-            UsageError: there is none; says in five lines how to name one.
+            UsageError: there is no task. The message shows in five lines how to name one.
         """
         if self.reference is not None:
             return self.reference
@@ -82,16 +82,16 @@ def open_desk(
     revise: Callable[[Config], Config] = lambda config: config,
     voice: Voice,
 ) -> Desk:
-    """Reads what files there are.
+    """Read the existing configuration files.
 
     Args:
         target: a SPEC or a config, as typed.
         flags, spelled: see `Settings`.
-        config: a config with settings; stronger than a target that is one, too.
-        revise: what the target, where it is a config, is to be taken for.
+        config: a config with settings. It overrides a target that is also a config.
+        revise: changes the config if the target is one.
 
     Raises:
-        UsageError: no such file, a key that there is not, a target in no known form.
+        UsageError: a file does not exist, a key is unknown, or the target has no known form.
     """
     from batchcal.workload.config import project_source, read_config
     from batchcal.workload.find import reference_of
@@ -125,7 +125,7 @@ def open_desk(
 
 
 def _origins(settings: Settings) -> list[str]:
-    """`setting calibrate.margin=15% origin="env BATCHCAL_MARGIN"`, for those that somebody set."""
+    """Return `setting name=calibrate.margin value=15% origin="env BATCHCAL_MARGIN"` for each setting that is not a default."""
     from batchcal.core.progress import key_values
 
     return [
@@ -135,13 +135,13 @@ def _origins(settings: Settings) -> list[str]:
 
 
 def options_from(settings: Settings, *, limit_bytes: int, like: Options | None = None) -> Options:
-    """The options of a calibration, from settings.
+    """Return the options of a calibration, from settings.
 
     Args:
-        like: the options of an existing calibration, which hold where nothing is set.
+        like: the options of an existing calibration, used for options that are not set.
 
     Raises:
-        UsageError: a value out of its range, or two that contradict each other.
+        UsageError: a value is out of its range, or two values contradict each other.
     """
     from batchcal.measure.options import with_defaults
 

@@ -1,4 +1,4 @@
-"""What is shown as one JSON document: a calibration with where it lies and how fresh it is, a comparison, a run, a study."""
+"""JSON documents for programs: a calibration with its path and freshness, a comparison, a run, a study."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from batchcal.train.report.steps import Bucket
 
 # Format history
-# 1 - (0.1) first version. What `calibration` holds has the number of its own format
+# 1 - (0.1) first version. The content of `calibration` has its own format number
 FORMAT: Final = 1
 _POINTS: Final = 200
-"""Of each curve of a run; its log has all."""
+"""Most points of each curve of a run. Its log has all steps."""
 
 
 def document(seen: Seen, *, measured: bool) -> str:
-    """For programs.
+    """Return a calibration as a JSON document.
 
     Args:
-        measured: this command measured it; it was not there before.
+        measured: this command measured the calibration; it did not exist before.
     """
     from batchcal.plan.effective_batch import unset_remark
 
@@ -49,7 +49,7 @@ def document(seen: Seen, *, measured: bool) -> str:
 
 
 def comparison(rows: tuple[Row, ...], paths: tuple[str, str]) -> str:
-    """What changed between two calibrations, for programs."""
+    """Return the changes between two calibrations as a JSON document."""
     told = [{**row.model_dump(mode="json"), "ratio": row.ratio, "changed": row.changed} for row in rows]
     return json.dumps(
         {"format": FORMAT, "kind": "comparison", "first": paths[0], "second": paths[1], "rows": told},
@@ -59,7 +59,7 @@ def comparison(rows: tuple[Row, ...], paths: tuple[str, str]) -> str:
 
 
 def study(seen: StudySeen, storage: str) -> str:
-    """A study with all its trials, for programs."""
+    """Return a study with all its trials as a JSON document."""
     best = seen.best()
     told = {
         "format": FORMAT,
@@ -85,7 +85,7 @@ def study(seen: StudySeen, storage: str) -> str:
 
 
 def best_trial(seen: StudySeen, best: TrialSeen) -> str:
-    """The best trial of a study, for programs."""
+    """Return the best trial of a study as a JSON document."""
     told = {"format": FORMAT, "kind": "study-best", "study": seen.name, "metric": seen.metric, **_trial(best)}
     return json.dumps(told, indent=2, ensure_ascii=False)
 
@@ -105,7 +105,7 @@ def _trial(one: TrialSeen) -> dict[str, object]:
 
 
 def run(shown: Run) -> str:
-    """A run, its curves thinned out, for programs. What is no number is null."""
+    """Return a run as a JSON document. Its curves are thinned out. NaN and infinite values become null."""
     told = {
         "format": FORMAT,
         "kind": "run-view",
@@ -132,7 +132,7 @@ def run(shown: Run) -> str:
 
 
 def _curve(buckets: tuple[Bucket, ...]) -> dict[str, list[float]]:
-    """Lists of one length: where, and the lowest, mean and highest of the steps there."""
+    """Return lists of equal length: positions, and the lowest, mean and highest value of the steps at each position."""
     return {name: [getattr(one, name) for one in buckets] for name in ("step", "low", "mean", "high")}
 
 

@@ -1,4 +1,4 @@
-"""An error as its user meets it: what happened, what we know, what to type next; or the same as JSON."""
+"""Errors as shown to the user: what happened, what is known, what to type next; or the same as JSON."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _VALUE: Final = re.compile(
 _LEAST: Final = re.compile(r"Invalid value for '(?P<flag>--[\w-]+)'.*greater than or equal to (?P<number>\d+)")
 _EXTRA: Final = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((?P<extra>.*)\)")
 _QUOTED: Final = re.compile(r"'([^']*)'")
-"""How Typer states that a value is not among the choices, or is too small, and that there are too many arguments."""
+"""Patterns of Typer's messages: a value is not among the choices, a value is too small, there are too many arguments."""
 _MEANINGS: Final = {
     "--on-stale": "fail (exit 3), default (start the command without a plan), recalibrate (calibrate first)",
 }
-"""Choices that their names do not explain, by flag."""
+"""Explanations of choices with unclear names, by flag."""
 _NO_COMMAND: Final = "Missing argument 'CMD'"
 _CODE: Final = "correct the line that the traceback ends with, then run the same command"
 _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Escape sequences and control characters: a user's exception may hold any, and they would reach the terminal."""
+"""Escape sequences and control characters. A user's exception may contain them, and they would reach the terminal."""
 
 
 def in_three_parts(error: BatchcalError, *, colour: bool = False) -> str:
-    """`error: ...`, ` note: ...`, `  try: ...`; further lines of a part stand under its first. A signal is told in one line."""
+    """Return `error: ...`, ` note: ...`, `  try: ...`. Further lines of a part are indented. A signal takes one line."""
     if isinstance(error, Interrupted) and not error.known:
         return _clean(what_of(error))
     parts = [("error", "1;31", what_of(error)), (" note", "1;36", error.known), ("  try", "1;32", _try_of(error))]
@@ -50,7 +50,7 @@ def in_three_parts(error: BatchcalError, *, colour: bool = False) -> str:
 
 
 def as_json(error: BatchcalError) -> str:
-    """One document: `{"format": 1, "kind": "error", "error": {...}}`."""
+    """Return one document: `{"format": 1, "kind": "error", "error": {...}}`."""
     body = {
         "exit_code": exit_code_of(error),
         "name": type(error).__name__,
@@ -62,19 +62,19 @@ def as_json(error: BatchcalError) -> str:
 
 
 def _try_of(error: BatchcalError) -> str:
-    """What to do next, for code of the user's that fails, too."""
+    """Return the proposal for the next step. It exists for failed code of the user, too."""
     return error.try_ or (_CODE if isinstance(error, UserCodeError) and "Traceback" in error.known else "")
 
 
 def what_of(error: BatchcalError) -> str:
-    """The first part. A signal has its name."""
+    """Return the first part. Signals are shown by name."""
     if isinstance(error, Interrupted) and error.what == f"stopped by signal {error.signal_number}":
         return f"stopped by {signal.Signals(error.signal_number).name}"
     return error.what
 
 
 def unexpected(error: BaseException, *, verbose: bool) -> BatchcalError:
-    """Something that we did not foresee, as an error of ours with exit code 1."""
+    """Return an unexpected exception as a BatchcalError with exit code 1."""
     told = "".join(traceback.format_exception(error)).strip() if verbose else ""
     summary = traceback.format_exception_only(error)[-1].strip()
     return BatchcalError(
@@ -85,7 +85,7 @@ def unexpected(error: BaseException, *, verbose: bool) -> BatchcalError:
 
 
 def misused(error: Exception) -> UsageError | None:
-    """A mistake in the command line that Typer found, or a system that we do not run on. None: `error` is something else."""
+    """Return the error for a command line that Typer rejects, or for an unsupported system. None: `error` is something else."""
     if isinstance(error, ModuleNotFoundError) and error.name in POSIX_ONLY:
         return UsageError(
             "batchcal does not run on this system",
@@ -136,7 +136,7 @@ def _wrong_value(flag: str, value: str, choices: tuple[str, ...]) -> UsageError:
 
 
 def wants_colour() -> bool:
-    """stderr is a terminal and NO_COLOR is not set."""
+    """True if stderr is a terminal and NO_COLOR is not set."""
     return not os.environ.get("NO_COLOR") and sys.stderr.isatty()
 
 

@@ -1,4 +1,4 @@
-"""Flags of settings: a verb names the options that it takes, and they become flags with their help."""
+"""Flags of settings: a verb lists its options, and each becomes a flag with its help."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Verb = Callable[..., None]
 
 
 class Flags(dict[str, str | None]):
-    """The values of a verb's setting flags by key, as typed; None where a flag was not given."""
+    """Values of a verb's setting flags by key, as typed. None: the flag was not given."""
 
 
 class _VerbWithSettings:
-    """A verb whose signature, for Typer, has a flag for each option, in the place of its parameter `flags`."""
+    """A verb with a signature for Typer that has one flag per option in place of the parameter `flags`."""
 
     def __init__(self, verb: Verb, options: tuple[Option[object], ...], renamed: Mapping[str, str]) -> None:
         self._verb = verb
@@ -40,19 +40,18 @@ class _VerbWithSettings:
 
 
 def takes(*options: Option[object], renamed: Mapping[str, str] | None = None) -> Callable[[Verb], Verb]:
-    """Gives a verb a flag for each of `options`; their values arrive as its argument `flags`.
+    """Give a verb a flag for each of `options`. Their values arrive as its argument `flags`.
 
     Args:
-        renamed: flags that differ from the option's own, by its key.
+        renamed: flags that differ from the option's own flag, by the key of the option.
     """
     return lambda verb: _VerbWithSettings(verb, options, renamed or {})
 
 
 def _parameter(option: Option[object], flag: str) -> inspect.Parameter:
-    # The description states the default: Typer's own would be that no flag was given.
-    info = typer.Option(
-        flag, metavar=option.metavar or None, help=option.description, rich_help_panel=option.panel, show_default=False
-    )
+    # The description states the default. Typer would show that the flag is not given by default.
+    metavar = "" if option.is_switch else option.metavar or None
+    info = typer.Option(flag, metavar=metavar, help=option.description, rich_help_panel=option.panel, show_default=False)
     return inspect.Parameter(
         option.key,
         inspect.Parameter.KEYWORD_ONLY,
@@ -62,5 +61,5 @@ def _parameter(option: Option[object], flag: str) -> inspect.Parameter:
 
 
 def _as_text(value: object) -> str | None:
-    """The text of a flag. A switch has only two states: given, or left out."""
+    """Return the text of a flag. A switch has only two states: given, or left out."""
     return "true" if value is True else value if isinstance(value, str) else None

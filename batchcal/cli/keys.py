@@ -1,4 +1,4 @@
-"""Keys that what runs long listens to on a terminal: `q` ends it, in order."""
+"""Keys that long-running commands accept on a terminal: `q` ends the command cleanly."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Final
 
 STOP: Final = "q"
 WAIT_S: Final = 0.2
-"""How long the listener may be late in noticing that it is no longer needed."""
+"""Longest delay until the listener notices that it is no longer needed, seconds."""
 
 
 @contextlib.contextmanager
 def stopping_at_q(stop: Callable[[], None]) -> Iterator[bool]:
-    """While entered, `stop` is called whenever `q` is pressed. Yields whether anybody listens.
+    """Call `stop` for each press of `q` while the context is active. Yields True if keys are read.
 
-    Nobody does where stdin is no terminal, or this process is in its background: reading there would halt it.
+    Keys are not read if stdin is not a terminal, or if this process is in its background: reading would halt the process.
     """
     descriptor = _terminal()
     if descriptor is None:
@@ -31,7 +31,7 @@ def stopping_at_q(stop: Callable[[], None]) -> Iterator[bool]:
     before = termios.tcgetattr(descriptor)
     done = threading.Event()
     thread = threading.Thread(target=_listen, args=(descriptor, done, stop), name="batchcal-keys", daemon=True)
-    # Keys come one by one and unseen; Ctrl-C and Ctrl-Z stay what they are.
+    # Keys arrive one by one and are not echoed. Ctrl-C and Ctrl-Z keep their meaning.
     tty.setcbreak(descriptor)
     thread.start()
     try:

@@ -27,7 +27,7 @@ def _be_verbose(context: typer.Context, value: bool) -> bool:
 Target: TypeAlias = Annotated[
     str | None,
     typer.Argument(
-        metavar="[TARGET]",
+        metavar="TARGET",
         help="package.module:factory, path/to/file.py:factory or config.toml. Default: the project's task.",
         show_default=False,
     ),
@@ -36,31 +36,46 @@ Config: TypeAlias = Annotated[
     str | None, typer.Option("--config", metavar="FILE", help="TOML file with settings.", show_default=False)
 ]
 Quiet: TypeAlias = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.", callback=_be_quiet)
+    bool, typer.Option("--quiet", "-q", metavar="", help="Print only the result and errors.", callback=_be_quiet)
 ]
 Verbose: TypeAlias = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say where each setting comes from; show tracebacks.", callback=_be_verbose)
+    bool,
+    typer.Option("--verbose", "-v", metavar="", help="Print the source of each setting, and tracebacks.", callback=_be_verbose),
 ]
 Json: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout; errors as JSON on stderr.", rich_help_panel=_RESULT)
+    bool,
+    typer.Option(
+        "--json", metavar="", help="Print one JSON document on stdout, and errors as JSON on stderr.", rich_help_panel=_RESULT
+    ),
 ]
 RequireSignature: TypeAlias = Annotated[
-    bool, typer.Option("--require-signature", help="Refuse calibrations that no known key has signed.", rich_help_panel=_RESULT)
+    bool,
+    typer.Option(
+        "--require-signature",
+        metavar="",
+        help="Refuse calibrations without the signature of a known key.",
+        rich_help_panel=_RESULT,
+    ),
 ]
 
 Force: TypeAlias = Annotated[
-    bool, typer.Option("--force", help="Measure although a fresh calibration is there.", rich_help_panel=SEARCH)
+    bool, typer.Option("--force", metavar="", help="Measure even if a valid calibration exists.", rich_help_panel=SEARCH)
 ]
 PipelineOnly: TypeAlias = Annotated[
     bool,
-    typer.Option("--pipeline-only", help="Only find the fastest DataLoader: no model, a few seconds.", rich_help_panel=SEARCH),
+    typer.Option(
+        "--pipeline-only",
+        metavar="",
+        help="Only compare DataLoader settings, without the model. Takes a few seconds.",
+        rich_help_panel=SEARCH,
+    ),
 ]
 Shape: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--shape",
         metavar="NAME=VALUE,...",
-        help="Arguments of the task to ask about without measuring, d_model=1024,n_layers=256; plan predicts. Again for more.",
+        help="Predict the memory for these arguments of the task, e.g. d_model=1024,n_layers=24. Can be repeated.",
         rich_help_panel=SEARCH,
         show_default=False,
     ),
@@ -77,15 +92,18 @@ Output: TypeAlias = Annotated[
 DryRun: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Show what would be asked of an assumed machine; start and write nothing.", rich_help_panel=SEARCH
+        "--dry-run",
+        metavar="",
+        help="Show the probes for an assumed machine, without starting or writing anything.",
+        rich_help_panel=SEARCH,
     ),
 ]
 
 CalibrationFile: TypeAlias = Annotated[
     str | None,
     typer.Argument(
-        metavar="[FILE]",
-        help="A calibration (file or SPEC), or a run (log or folder). Default: BATCHCAL_CALIBRATION, else that in .batchcal.",
+        metavar="FILE",
+        help="A calibration, training or study: file, folder or SPEC. Default: BATCHCAL_CALIBRATION, else the one in .batchcal.",
         show_default=False,
     ),
 ]
@@ -94,41 +112,49 @@ Calibration: TypeAlias = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="The calibration: a file or a SPEC. Default: BATCHCAL_CALIBRATION, else that of the project in .batchcal.",
+        help="The calibration: a file or a SPEC. Default: BATCHCAL_CALIBRATION, else the one of the project in .batchcal.",
         show_default=False,
     ),
 ]
 OtherFile: TypeAlias = Annotated[
     str | None,
     typer.Argument(
-        metavar="[OTHER]",
-        help="A second calibration: what changed between the two, and by how much.",
+        metavar="OTHER",
+        help="A second calibration, to compare with the first.",
         show_default=False,
     ),
 ]
-Why: TypeAlias = Annotated[bool, typer.Option("--why", help="Explain each decision.", rich_help_panel=_RESULT)]
+Why: TypeAlias = Annotated[bool, typer.Option("--why", metavar="", help="Explain each decision.", rich_help_panel=_RESULT)]
 Html: TypeAlias = Annotated[
     str | None,
     typer.Option("--html", metavar="FILE", help="Write one self-contained page.", rich_help_panel=_RESULT, show_default=False),
 ]
 Check: TypeAlias = Annotated[
-    bool, typer.Option("--check", help="Say nothing: exit 0 if it may be used here and now, else 3.", rich_help_panel=_RESULT)
+    bool,
+    typer.Option(
+        "--check",
+        metavar="",
+        help="Print nothing. Exit with 0 if the calibration is valid here and now, else with 3.",
+        rich_help_panel=_RESULT,
+    ),
 ]
 
 PlanFormat: TypeAlias = Literal["table", "json", "sh", "dotenv"]
 Format: TypeAlias = Annotated[
     PlanFormat | None,
     typer.Option(
-        "--format", help="How to print it: sh is for eval, dotenv for docker --env-file. (default: table)", show_default=False
+        "--format",
+        help="Output format: table, json, sh (for eval) or dotenv (for docker --env-file). (default: table)",
+        show_default=False,
     ),
 ]
 WhatIf: TypeAlias = Annotated[
     str | None,
-    typer.Option("--what-if", metavar="SIZES", help="What 2GiB,4GiB,8GiB would give; predicted, not run.", show_default=False),
+    typer.Option(
+        "--what-if", metavar="SIZES", help="Predict plans for other memory limits, e.g. 2GiB,4GiB,8GiB.", show_default=False
+    ),
 ]
-Shapes: TypeAlias = Annotated[
-    bool, typer.Option("--shapes", help="Only what the shapes of calibrate --shape would give; predicted, not run.")
-]
+Shapes: TypeAlias = Annotated[bool, typer.Option("--shapes", metavar="", help="Print the predictions of calibrate --shape.")]
 WorldSize: TypeAlias = Annotated[
     int, typer.Option("--world-size", metavar="N", help="Processes that share the effective batch.", min=1)
 ]
@@ -137,25 +163,33 @@ OnStale: TypeAlias = Annotated[
     Literal["fail", "default", "recalibrate"],
     typer.Option(
         "--on-stale",
-        help="Without a calibration that holds here and now: fail with 3, start the command as it is, or calibrate first.",
+        metavar="NAME",
+        help="Without a valid calibration: fail (exit code 3), default (start the command without a plan) or recalibrate first.",
     ),
 ]
-Command: TypeAlias = Annotated[list[str], typer.Argument(metavar="CMD", help="What is started.", show_default=False)]
+Command: TypeAlias = Annotated[
+    list[str], typer.Argument(metavar="CMD", help="The command to start, with its arguments.", show_default=False)
+]
 
 Calibrate: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--calibrate/--no-calibrate",
-        help="Calibrate where no fresh calibration is there, or refuse.",
+        metavar="",
+        help="Calibrate first if there is no valid calibration, or fail.",
         rich_help_panel=SEARCH,
     ),
 ]
 ForceCalibration: TypeAlias = Annotated[
-    bool, typer.Option("--force-calibration", help="Calibrate although a fresh calibration is there.", rich_help_panel=SEARCH)
+    bool,
+    typer.Option("--force-calibration", metavar="", help="Calibrate even if a valid calibration exists.", rich_help_panel=SEARCH),
 ]
-NoCheckpoint: TypeAlias = Annotated[bool, typer.Option("--no-checkpoint", help="Write no checkpoint.")]
+NoCheckpoint: TypeAlias = Annotated[bool, typer.Option("--no-checkpoint", metavar="", help="Write no checkpoint.")]
 Resume: TypeAlias = Annotated[
-    bool, typer.Option("--resume", help="Continue from --checkpoint, or from the newest checkpoint of this task in .batchcal.")
+    bool,
+    typer.Option(
+        "--resume", metavar="", help="Continue from --checkpoint, or from the newest checkpoint of this task in .batchcal."
+    ),
 ]
 
 StudyConfig: TypeAlias = Annotated[
@@ -164,7 +198,10 @@ StudyConfig: TypeAlias = Annotated[
 Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="A key of the config, or an argument of the task. Again for more.", show_default=False
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change a key of the config or an argument of the task. Can be repeated.",
+        show_default=False,
     ),
 ]
 Matrix: TypeAlias = Annotated[
@@ -172,15 +209,19 @@ Matrix: TypeAlias = Annotated[
     typer.Option(
         "--matrix",
         metavar="NAME=A,B,...",
-        help="A study for each value, one after another; with several, for each combination.",
+        help="Run a study for each value, or for each combination if repeated.",
         show_default=False,
     ),
 ]
 WriteConfigs: TypeAlias = Annotated[
     str | None,
-    typer.Option("--write-configs", metavar="FOLDER", help="Only write the config of each study there.", show_default=False),
+    typer.Option(
+        "--write-configs", metavar="FOLDER", help="Only write the config of each study to this folder.", show_default=False
+    ),
 ]
 Jobs: TypeAlias = Annotated[
-    int, typer.Option("--workers", metavar="N", help="Trials at once, each with its share of memory and cores.", min=1)
+    int, typer.Option("--workers", metavar="N", help="Number of trials at once, each with its share of memory and CPUs.", min=1)
 ]
-Train: TypeAlias = Annotated[bool, typer.Option("--train", help="Train with the best trial's values and its plan.")]
+Train: TypeAlias = Annotated[
+    bool, typer.Option("--train", metavar="", help="Train with the values and the plan of the best trial.")
+]

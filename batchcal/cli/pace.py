@@ -1,4 +1,4 @@
-"""How far a training is and how long it will take, from its own events."""
+"""Progress of a training and its remaining time, from its own events."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from batchcal.values.training_events import EpochEnded, StepEnded, TrainingStart
 
 
 class Pace:
-    """Counted in epochs; evaluation and checkpoints take their part of the time, as they did until now."""
+    """Progress in epochs. Evaluation and checkpoints are assumed to take the same share of the time as so far."""
 
     def __init__(self) -> None:
         self.epochs = 0
         self._train_samples = self._steps_per_epoch = 0
         self._began_s = self._from = 0.0
         self._at: float | None = None
-        """Epochs done, with the share of the one that is going on. None: nobody knows how long an epoch is."""
+        """Epochs done, including the share of the current epoch. None: the length of an epoch is unknown."""
 
     def started(self, event: TrainingStarted, *, now_s: float) -> None:
         self.epochs = event.epochs or 0
@@ -26,17 +26,17 @@ class Pace:
         self._at = self._share(event.epoch, samples=event.samples_seen, steps=event.step)
 
     def epoch_ended(self, event: EpochEnded) -> None:
-        # The first epoch of a stream says how long the others may be.
+        # The length of the first epoch of a stream is the estimate for the others.
         self._steps_per_epoch = self._steps_per_epoch or event.steps
         self._at = event.epoch + 1.0
 
     @property
     def share(self) -> float | None:
-        """Of the whole training, 0 to 1."""
+        """Completed share of the training, 0 to 1."""
         return None if self._at is None or not self.epochs else min(self._at / self.epochs, 1.0)
 
     def left_s(self, *, now_s: float) -> float | None:
-        """Seconds until the end at the pace until now. None: not known yet."""
+        """Return the seconds until the end at the pace so far. None: not known yet."""
         if self._at is None or not self.epochs or self._at <= self._from:
             return None
         return max(self.epochs - self._at, 0.0) * (now_s - self._began_s) / (self._at - self._from)

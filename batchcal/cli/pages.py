@@ -1,4 +1,4 @@
-"""Writing a page where the user wants it, and nowhere else."""
+"""Writing of a page to the path that the user gives, and nowhere else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from batchcal.core.files import check_target, write_atomically
 
 
 def write_page(path: Path, text: str, *, shows: Path | None) -> None:
-    """Whole or not at all.
+    """Write a page, completely or not at all.
 
     Args:
-        shows: the file that the page is about, which it may not replace.
+        shows: the file that the page shows. The page must not replace it.
 
     Raises:
-        UsageError: that file, one that is not a page of batchcal, or a place that cannot be written.
-        NotSaved: disk full, read-only, no right.
+        UsageError: the path is that file, a file that is not a page of batchcal, or a place that cannot be written.
+        NotSaved: the disk is full or read-only, or the permission is missing.
     """
     if shows is not None and path.resolve() == shows.resolve():
         raise UsageError(

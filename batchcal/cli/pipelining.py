@@ -1,4 +1,4 @@
-"""`calibrate --pipeline-only`: the input pipeline alone, told, drawn and kept with the calibration that is there."""
+"""`calibrate --pipeline-only`: measure the input pipeline alone, show the result, and save it in the existing calibration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pipelined(desk: Desk, voice: Voice) -> PipelineResult:
-    """Measures, and tells one line a candidate and one for the winner.
+    """Measure the input pipeline. Prints one line per candidate and one for the winner.
 
     Raises:
         UserCodeError, GuardError: see `calibrate_pipeline`.
@@ -43,10 +43,10 @@ def pipelined(desk: Desk, voice: Voice) -> PipelineResult:
 
 
 def keep(desk: Desk, result: PipelineResult, output: Path | None, voice: Voice) -> None:
-    """Puts `result` into the calibration of the task, where there is one that holds here and now.
+    """Save `result` in the calibration of the task, if there is one that is valid here and now.
 
     Raises:
-        NotSaved: it could not be written.
+        NotSaved: the calibration could not be written.
     """
     import os
 
@@ -63,7 +63,7 @@ def keep(desk: Desk, result: PipelineResult, output: Path | None, voice: Voice) 
     path = output or existing_of(reference, os.environ)
     found = load(path, trust=find_trust(os.environ))
     if isinstance(found, Loaded):
-        # Valid for the options that the calibration was measured with, whatever this command was given.
+        # Valid for the options that the calibration was measured with. The options of this command do not matter.
         identity, options = identify(reference), found.calibration.options
         fingerprint = fingerprint_of(environment, identity, options, environ=os.environ)
         found = load_fresh(path, fingerprint, at=SystemClock().now(), trust=find_trust(os.environ))

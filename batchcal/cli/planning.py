@@ -1,4 +1,4 @@
-"""What `plan`, `exec` and `train` share: a calibration that holds here and now, and the plan that the settings ask of it."""
+"""Common code of `plan`, `exec` and `train`: a calibration that is valid here and now, and its plan for the settings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Opened:
 
 
 def open_here(located: Located, *, require_signature: bool) -> Opened:
-    """The calibration that was located.
+    """Open the calibration that was located.
 
     Raises:
-        NoCalibration: there is none that is valid here and now.
+        NoCalibration: there is no calibration that is valid here and now.
     """
     import os
 
@@ -42,13 +42,13 @@ def open_here(located: Located, *, require_signature: bool) -> Opened:
 
 
 def device_of(opened: Opened, settings: Settings) -> str | None:
-    """The measured device that the settings name; None: the one that the calibration chose."""
+    """Return the measured device that the settings name. None: the device that the calibration chose."""
     name = settings.calibrate.device
     return None if name == "auto" else opened.calibration.device_of(name)
 
 
 def allocator_of(settings: Settings) -> str | None:
-    """The policy that the settings name; None: the one that the calibration is for."""
+    """Return the policy that the settings name. None: the policy that the calibration is for."""
     from batchcal.machine.allocator import AUTO, resolve
 
     name = settings.calibrate.allocator
@@ -56,10 +56,10 @@ def allocator_of(settings: Settings) -> str | None:
 
 
 def plan_of(opened: Opened, settings: Settings, *, world_size: int = 1, needs_effective_batch: bool = True) -> Plan:
-    """The plan for the effective batch, the objective, the device and the allocator of `settings`.
+    """Return the plan for the effective batch, the objective, the device and the allocator of `settings`.
 
     Args:
-        needs_effective_batch: the plan will be trained with, so the user has to have set it.
+        needs_effective_batch: the plan is for a training, so the user must have set the effective batch.
 
     Raises:
         UsageError, NoCalibration: see `make_plan`.
@@ -77,7 +77,7 @@ def plan_of(opened: Opened, settings: Settings, *, world_size: int = 1, needs_ef
         effective_batch=effective_batch,
         world_size=world_size,
         objective=settings.plan.objective,
-        # Consent that the calibration was given holds for its plans.
+        # Consent that was given to the calibration applies to its plans.
         accept_inexact=settings.plan.accept_inexact or None,
         min_micro_batch=settings.plan.min_micro_batch,
         device=on,

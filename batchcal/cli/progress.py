@@ -1,4 +1,4 @@
-"""What is told while something long runs: a live table on a terminal, one `key=value` line an event elsewhere. On stderr."""
+"""Progress of long operations on stderr: a live table on a terminal, one `key=value` line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ _OF_A_STUDY: Final = (
     *(StudyStarted, AcceleratorFound, ShapeStarted, ShapeCalibrated),
     *(TrialStarted, TrialEnded, WorkerDied, Notice),
 )
-"""Told without -v, too."""
+"""Events of a study that are printed without -v, too."""
 STEP_EVERY_S: Final = 5.0
-"""Steps of a training are told this often at most: a log is read by people, too."""
+"""Shortest interval between printed steps of a training, seconds: people read logs, too."""
 _MEMORY: Final = ("predicted_bytes", "peak_bytes")
 _OF_A_STEP: Final = (
     *("epoch", "step", "loss", "grad_norm", "lr", "samples_per_s", "micro_batches", "micro_batch"),
     *_MEMORY,
 )
-"""What is told of a step, besides the losses of tasks; the run's own log has all."""
+"""Fields of a step that are printed, in addition to the losses of tasks. The log of the run has all fields."""
 
 _E = TypeVar("_E")
 
 
 @contextlib.contextmanager
 def listening_to_calibration(voice: Voice) -> Iterator[Progress[CalibrationEvent]]:
-    """The progress to hand to `obtain`."""
+    """Yield the progress for `obtain`."""
     if voice.quiet:
         voice.release()
         yield Silent()
@@ -65,7 +65,7 @@ def listening_to_calibration(voice: Voice) -> Iterator[Progress[CalibrationEvent
 
 @contextlib.contextmanager
 def listening_to_training(voice: Voice) -> Iterator[Progress[TrainingEvent]]:
-    """The progress to hand to `train`."""
+    """Yield the progress for `train`."""
     voice.release()
     if voice.quiet:
         yield Silent()
@@ -80,16 +80,16 @@ def listening_to_training(voice: Voice) -> Iterator[Progress[TrainingEvent]]:
 
 @dataclass(frozen=True)
 class StudyListener:
-    """What hears a study, and sees now and then how it stands."""
+    """Receiver of the events of a study and, now and then, of its state."""
 
     progress: Progress[StudyEvent]
     see: Callable[[StudySeen], None] | None = None
-    """None: nobody looks."""
+    """Receives the state. None: not needed."""
 
 
 @contextlib.contextmanager
 def listening_to_study(voice: Voice) -> Iterator[StudyListener]:
-    """A live table on a terminal; lines elsewhere: of the study, with -v of all that its workers do."""
+    """Yield a live table on a terminal. Elsewhere, lines: for events of the study; with -v, for all events of its workers."""
     voice.release()
     if voice.quiet:
         yield StudyListener(Silent())
@@ -103,7 +103,7 @@ def listening_to_study(voice: Voice) -> Iterator[StudyListener]:
 
 
 class _Held:
-    """Lines of a calibration. The first wait until the task is loaded: what is wrong with its name is printed before them."""
+    """Lines of a calibration. The first ones wait until the task is loaded: errors in its name are printed before them."""
 
     def __init__(self, voice: Voice) -> None:
         self._voice, self._lines = voice, Lines(voice.say)
@@ -115,7 +115,7 @@ class _Held:
 
 
 class _WithoutOutput(Generic[_E]):
-    """Passes on all events; the user's own output only with -v."""
+    """Listener that passes on all events, but output of the user's code only with -v."""
 
     def __init__(self, listener: Progress[_E], voice: Voice) -> None:
         self._listener, self._voice = listener, voice
@@ -126,7 +126,7 @@ class _WithoutOutput(Generic[_E]):
 
 
 class _OfTheStudy:
-    """Passes on what the study itself tells, and not what its calibrations do."""
+    """Listener that passes on events of the study itself, but not those of its calibrations."""
 
     def __init__(self, listener: Progress[StudyEvent]) -> None:
         self._listener = listener
@@ -137,19 +137,19 @@ class _OfTheStudy:
 
 
 def is_interactive() -> bool:
-    """A terminal that somebody looks at: no CI log, and one that can move its cursor."""
+    """True if stderr is a terminal that can move its cursor, and not a CI log."""
     return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class Lines:
-    """One line an event; of the steps of a training now and then one, with the seconds that are left."""
+    """One line per event. Steps of a training are printed only now and then, with the remaining seconds."""
 
     def __init__(self, say: Callable[[str], None] = tell, clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
         self._next_step_s = -float("inf")
         self._pace = Pace()
         self._measured: StepEnded | None = None
-        """The last step whose memory was measured: not every one is."""
+        """Last step with measured memory: not every step is measured."""
 
     def event(self, event: Named, /) -> None:
         match event:
@@ -180,7 +180,7 @@ class Lines:
 
 
 class Carefully(Generic[_E]):
-    """A listener must not raise: a terminal that goes away does not end a calibration. A signal's error passes."""
+    """Listener that does not raise: a terminal that goes away does not end a calibration. The error of a signal passes."""
 
     def __init__(self, listener: Progress[_E]) -> None:
         self._listener: Progress[_E] | None = listener

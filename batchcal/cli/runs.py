@@ -1,4 +1,4 @@
-"""batchcal show, where what is shown is a run."""
+"""`batchcal show` for runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def names_a_run(file: str | None) -> bool:
-    """Whether `file` is the log of a run by its first line, or is called like one, or is a folder: only runs have one."""
+    """True if the first line or the name of `file` is that of a run's log, or if it is a folder: only runs have one."""
     if file is None:
         return False
     from batchcal.train.report.read import is_run
@@ -22,10 +22,10 @@ def names_a_run(file: str | None) -> bool:
 
 
 def refuse(file: str, kind: Literal["run", "study"], *, check: bool, why: bool, require_signature: bool, other: bool) -> None:
-    """What is asked of calibrations only.
+    """Refuse options that only calibrations support.
 
     Raises:
-        UsageError: it was asked of a run or a study.
+        UsageError: such an option was given for a run or a study.
     """
     two = "runs" if kind == "run" else "studies"
     asked = {
@@ -40,10 +40,10 @@ def refuse(file: str, kind: Literal["run", "study"], *, check: bool, why: bool, 
 
 
 def show_run(file: str, *, html: str | None, as_json: bool, voice: Voice) -> None:
-    """On the terminal, as JSON or as a page.
+    """Show a run on the terminal, as JSON or as a page.
 
     Raises:
-        UsageError: it is no run, or cannot be read.
+        UsageError: `file` is not a run, or cannot be read.
         NotSaved: the page could not be written.
     """
     from batchcal.cli import screen

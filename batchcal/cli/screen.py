@@ -1,4 +1,4 @@
-"""stdout: the result, and nothing else. A reader who leaves early (`| head`) ends it quietly."""
+"""Output to stdout: the result, and nothing else. A reader that stops early (`| head`) ends it without an error."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FALLBACK_WIDTH = 80
 
 
 def emit(text: str) -> None:
-    """Text as it is.
+    """Print the text as it is.
 
     Raises:
-        BatchcalError: stdout cannot take it (a full disk). A closed pipe is none: nobody wants the rest.
+        BatchcalError: stdout cannot be written (a full disk). A closed pipe is not an error: the rest is not needed.
     """
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
@@ -34,7 +34,7 @@ def emit(text: str) -> None:
 
 
 def render(renderables: Iterable[RenderableType]) -> None:
-    """Rich renderables; as wide as the terminal, 80 columns elsewhere (COLUMNS says otherwise).
+    """Print Rich renderables as wide as the terminal, elsewhere 80 columns wide (COLUMNS overrides this).
 
     Raises:
         BatchcalError: as `emit`.
@@ -43,11 +43,11 @@ def render(renderables: Iterable[RenderableType]) -> None:
 
     terminal = sys.stdout.isatty()
     asked = os.environ.get("COLUMNS", "")
-    # rich takes COLUMNS=0 at its word, and draws nothing.
+    # With COLUMNS=0, rich draws nothing.
     width = None if (terminal and asked != "0") or (asked.isdigit() and int(asked) > 0) else FALLBACK_WIDTH
-    # Drawn aside, so that stdout sees one write: rich would meet a closed pipe or a full disk in the middle of its own work.
+    # Drawn into a buffer, so that stdout gets one write. A closed pipe or a full disk would interrupt rich while it draws.
     drawn = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace", newline="")
-    # Not FORCE_COLOR: a log that is no terminal gets no escape codes.
+    # FORCE_COLOR does not count: a log that is not a terminal gets no escape codes.
     console = Console(width=width, highlight=False, emoji=False, markup=False, force_terminal=terminal, file=drawn)
     for renderable in renderables:
         console.print(renderable)
@@ -56,8 +56,8 @@ def render(renderables: Iterable[RenderableType]) -> None:
 
 
 def be_lenient() -> None:
-    """A terminal that cannot show a character shows a question mark; a stream that was closed before we began takes all."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    """Print `?` for characters that the terminal cannot show. Replace streams that were closed before the start by /dev/null."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -66,7 +66,7 @@ def be_lenient() -> None:
 
 
 def _listen_no_more() -> None:
-    """What is still buffered goes nowhere, so that Python's own flush at the end does not fail."""
+    """Discard buffered output, so that Python's own flush at the end does not fail."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`calibrate --shape`: shapes of a model that are asked about, kept with the calibration of the task."""
+"""`calibrate --shape`: requested shapes of a model, saved with the calibration of the task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def parsed(texts: Iterable[str]) -> list[dict[str, Scalar]]:
-    """The arguments of each shape, as typed.
+    """Parse the arguments of each shape, as typed.
 
     Raises:
         UsageError: a part that is not NAME=VALUE.
@@ -28,9 +28,9 @@ def parsed(texts: Iterable[str]) -> list[dict[str, Scalar]]:
 def shaped(
     desk: Desk, found: CalibrationResult, shapes: Sequence[dict[str, Scalar]], voice: Voice, *, began_s: float
 ) -> CalibrationResult:
-    """Add what `shapes` need on paper to `found`, in place of earlier shapes, and write it where it lies.
+    """Add the estimated needs of `shapes` to `found`, in place of earlier shapes, and write its file.
 
-    An error becomes its `stopped`: the calibration itself was made and is shown. `began_s` is when the command began, of
+    An error becomes its `stopped`: the calibration itself was made and is shown. `began_s` is the start of the command in
     `time.monotonic`.
     """
     import os

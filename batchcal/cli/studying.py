@@ -1,4 +1,4 @@
-"""From a config with [hpo] to a study that runs, is looked at, or gives its winner."""
+"""Studies from a config with [hpo]: run a study, show it, or return its best trial."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from batchcal.workload.config import Config
 
 JOURNAL_BEGINS: Final = b'{"op_code":'
-"""Optuna's, the first line of which is the creation of a study."""
+"""First bytes of Optuna's journal. Its first line is the creation of a study."""
 WRITTEN: Final = "# Written by batchcal hpo run --write-configs, which may write it again.\n"
-"""The first line of a config of a family."""
+"""First line of a config of a family."""
 SMALLEST_STUDY: Final = """\
 [task]
 spec = "train.py:task"
@@ -34,23 +34,21 @@ study = "first"
 [hpo.space]
 batch_size = { kind = "categorical", choices = [16, 32, 64] }"""
 SHAPE_S: Final = 10.0
-"""For the calibration of each shape, where [calibrate] has no time_limit: a study has many."""
+"""Time limit of the calibration of each shape if [calibrate] has no time_limit, seconds. A study has many shapes."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A study's config, read."""
+    """The config of a study, after it was read."""
 
     desk: Desk
     blueprint: Blueprint
     options: Options
-    """Of the calibration of each shape, by one worker alone."""
+    """Options for the calibration of each shape by one worker alone."""
 
 
 def needs_optuna() -> None:
-    """Raises:
-    UsageError: the extra is not installed.
-    """
+    """Raise UsageError if the extra `hpo` is not installed."""
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -62,10 +60,10 @@ def needs_optuna() -> None:
 
 
 def read(config: str) -> Config:
-    """The config of a study.
+    """Read the config of a study.
 
     Raises:
-        UsageError: it is no config.
+        UsageError: the file is not a config.
     """
     from batchcal.workload.config import read_config
 
@@ -80,10 +78,10 @@ def read(config: str) -> Config:
 
 
 def opened(config: str, changed: Config, voice: Voice) -> Opened:
-    """What `changed`, which was read from `config`, asks for on this machine.
+    """Return the study that `changed` requests on this machine. `changed` was read from `config`.
 
     Raises:
-        UsageError: a key, a value or a space that cannot be.
+        UsageError: a key, a value or a space is invalid.
     """
     from batchcal.cli.desk import open_desk, options_from
     from batchcal.detect.detect import detect
@@ -119,7 +117,7 @@ def opened(config: str, changed: Config, voice: Voice) -> Opened:
 
 
 def _train_options(settings: Settings, study: StudySettings, *, margin: float) -> TrainOptions:
-    """As `train` would have them, but that trials stop early, by what the study is about, unless [train] says otherwise."""
+    """Return the options of `train`. Unless [train] sets otherwise, trials stop early by the metric of the study."""
     from batchcal.cli.training import options_of
     from batchcal.hpo.config import MIN_DELTA, PATIENCE
     from batchcal.values.settings import TrainSettings
@@ -135,14 +133,14 @@ def _train_options(settings: Settings, study: StudySettings, *, margin: float) -
 
 
 def seen_of(blueprint: Blueprint, config: str, voice: Voice, *, to_train: bool = False) -> StudySeen:
-    """The study as it is in its storage, whatever the config has become; where it has become another, that is said.
+    """Return the study as it is in its storage, even if the config has changed. A note reports another study in the config.
 
     Args:
         config: the config file of `blueprint`.
-        to_train: what it found is to be trained with, as `blueprint` has all the rest.
+        to_train: a training with the result of the study follows, with everything else from `blueprint`.
 
     Raises:
-        UsageError: it was not begun, or was begun as another one than what is to be trained.
+        UsageError: the study was not begun, or is another one than the study to train from.
     """
     from batchcal.hpo.blueprint import check_same
     from batchcal.hpo.seen import look_at
@@ -159,10 +157,10 @@ def seen_of(blueprint: Blueprint, config: str, voice: Voice, *, to_train: bool =
 
 
 def best_of(seen: StudySeen, config: str) -> TrialSeen:
-    """The best trial of the study that `config` describes.
+    """Return the best trial of the study that `config` describes.
 
     Raises:
-        UsageError: none is complete.
+        UsageError: no trial is complete.
     """
     best = seen.best()
     if best is None:
@@ -175,8 +173,8 @@ def best_of(seen: StudySeen, config: str) -> TrialSeen:
 
 
 def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[StudySeen, int]:
-    """Works at the study with so many workers until it is done, or `q` is pressed. Returns how it then stands, and how often it
-    was: once ends after the trials that run, twice ends these, too.
+    """Run the study with this number of workers until it is done or `q` is pressed. Returns the state of the study and the
+    number of presses: the first ends the study after the running trials, the second ends these, too.
 
     Raises:
         BatchcalError: see `Crew.run`.
@@ -193,7 +191,7 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[Study
 
     blueprint = opened.blueprint
     assignments = share_out(blueprint, opened.options, detect_for(opened.options.device), workers)
-    study, _ = open_study(blueprint)  # what is wrong with it is told here, once
+    study, _ = open_study(blueprint)  # errors in the study are reported here, once
     seen, progress = look_at(study), listener.progress
     progress.event(
         StudyStarted(study=seen.name, trials=seen.wanted, done=seen.done, workers=workers, storage=blueprint.shown_storage)
@@ -207,7 +205,7 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[Study
             listener.see(look_at(study))
         except BatchcalError:  # a signal
             raise
-        except Exception:  # noqa: BLE001, S110 - a database that is away for a while: workers go on, and so does the view
+        except Exception:  # noqa: BLE001, S110 - a database that is away for a while: the workers and the view continue
             pass
 
     crew = Crew(assignments, logs=blueprint.folder / "logs", progress=progress, tick=tick)
@@ -236,10 +234,10 @@ def run(opened: Opened, *, workers: int, listener: StudyListener) -> tuple[Study
 
 
 def families(config: Config, sets: Sequence[str], axes: Sequence[str]) -> tuple[Config, ...]:
-    """`config` with every `--set`, once for each combination of `--matrix`.
+    """Return `config` with every `--set`, once for each combination of `--matrix`.
 
     Raises:
-        UsageError: a change that cannot be made.
+        UsageError: a change cannot be made.
     """
     from batchcal.hpo.config import with_changes
     from batchcal.hpo.matrix import members
@@ -249,13 +247,13 @@ def families(config: Config, sets: Sequence[str], axes: Sequence[str]) -> tuple[
 
 
 def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Path]:
-    """Each as a plain config of its own, named after its study. Returns the paths.
+    """Write each as a plain config of its own, named after its study. Returns the paths.
 
     Args:
-        name: of the config they were made of, for messages.
+        name: path of the config they were made from, which is named in messages and not replaced.
 
     Raises:
-        UsageError: one of them is no study, or would take the place of the config it is made of.
+        UsageError: a config is not a study, or would replace the config it was made from.
         NotSaved: the folder cannot be written to.
     """
     import tomli_w
@@ -288,14 +286,14 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
 
 
 def names_a_study(file: str | None) -> bool:
-    """Whether `file` is a study's config, its journal, or the URL of a database."""
+    """True if `file` is the config of a study, its journal, or the URL of a database."""
     if file is None:
         return False
     return "://" in file or file.endswith((".toml", ".journal")) or _is_journal(Path(file))
 
 
 def _is_journal(path: Path) -> bool:
-    """Whatever it is called. Asked here, and not by who opens it: a calibration is shown without Optuna."""
+    """True if the file is a journal, whatever its name. Checked here because a calibration is shown without Optuna."""
     try:
         with path.open("rb") as file:
             return file.read(len(JOURNAL_BEGINS)) == JOURNAL_BEGINS
@@ -304,10 +302,10 @@ def _is_journal(path: Path) -> bool:
 
 
 def show_study(file: str, *, html: str | None, as_json: bool, voice: Voice) -> None:
-    """On the terminal, as JSON or as a page.
+    """Show a study on the terminal, as JSON or as a page.
 
     Raises:
-        UsageError: it is no study, or cannot be read.
+        UsageError: `file` is not a study, or cannot be read.
         NotSaved: the page could not be written.
     """
     needs_optuna()

@@ -1,4 +1,4 @@
-"""A training under the eyes of the user: from settings and a plan to its result."""
+"""A training with its output for the user: from settings and a plan to the result."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ LOG_NAME: Final = "run.jsonl"
 
 
 def options_of(settings: Settings, *, margin: float, memory_limit_bytes: int | None = None) -> TrainOptions:
-    """The options of a training that leaves `margin` of the memory limit free.
+    """Return the options of a training that leaves `margin` of the memory limit free.
 
     Args:
-        memory_limit_bytes: the limit where no flag, variable or file sets one: that of the calibration whose plan is trained.
+        memory_limit_bytes: the limit if no flag, variable or file sets one: that of the calibration of the plan.
 
     Raises:
-        UsageError: a value out of its range, or two that contradict each other.
+        UsageError: a value is out of its range, or two values contradict each other.
     """
     import dataclasses
 
@@ -60,10 +60,10 @@ def options_of(settings: Settings, *, margin: float, memory_limit_bytes: int | N
 
 @contextlib.contextmanager
 def monitored(desk: Desk, folder: Path | None, *, view: Progress[TrainingEvent]) -> Iterator[TrainingMonitor]:
-    """What hears the training: the log that was asked for, by default in `folder`; TensorBoard; the screen.
+    """Yield the receiver of the training's events: the requested log, by default in `folder`; TensorBoard; the screen.
 
     Raises:
-        UsageError: a log that was asked for cannot be written, or TensorBoard is not installed.
+        UsageError: a requested log cannot be written, or TensorBoard is not installed.
     """
     from batchcal.core.errors import UsageError
     from batchcal.core.progress import Notice
@@ -81,7 +81,7 @@ def monitored(desk: Desk, folder: Path | None, *, view: Progress[TrainingEvent])
         except UsageError as error:
             if asked is not None:
                 raise
-            # Nobody asked for it: a training is worth more than its log.
+            # This log was not requested: a training is worth more than its log.
             monitor = TrainingMonitor(None, sinks=sinks, view=view, about=about)
             monitor.event(Notice(f"no log is kept: {error.what}"))
         yield stack.enter_context(monitor)
@@ -98,12 +98,12 @@ def trained(
     voice: Voice,
     folder: Path | None = None,
 ) -> TrainingResult:
-    """Puts the plan into force (which may start this process anew), loads the task and trains it.
+    """Apply the plan (which may restart this process), load the task and train it.
 
     Args:
-        options_for: what the training is asked to do, once its data is there.
-        seed: default: as it is set.
-        folder: of the log, where nobody says which. Default: that of the calibration.
+        options_for: returns the options of the training, once its data is loaded.
+        seed: default: the seed of the settings.
+        folder: folder of the log if no log is requested. Default: that of the calibration.
 
     Raises:
         UserCodeError: the task's own code failed.
@@ -128,7 +128,7 @@ def trained(
 
 
 def _threads_left() -> list[str]:
-    """Threads that keep the process from ending."""
+    """Names of threads that keep the process from ending."""
     return [one.name for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
 
 
@@ -143,7 +143,7 @@ def _in_force(
     voice: Voice,
     folder: Path | None,
 ) -> TrainingResult:
-    """`trained`, with the plan in force. What the user's code writes to stdout goes to stderr."""
+    """Run `trained` with the plan in force. Output of the user's code to stdout goes to stderr."""
     from batchcal.calibration.schema import OFF
     from batchcal.cli.keys import stopping_at_q
     from batchcal.cli.progress import listening_to_training

@@ -1,4 +1,4 @@
-"""The output of the user's code in this process: never on stdout, where the result belongs; while it is loaded shown with -v."""
+"""Output of the user's code in this process: never on stdout, which is for the result. -v shows the output of loading."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 SHOWN_BYTES: Final = 16_384
-"""With -v: so much of it, which is a few screens."""
+"""Bytes of the output that -v shows: a few screens."""
 KEPT_BYTES: Final = 2_000
-"""Of the end, for a failure."""
+"""Bytes of the end of the output that are kept for an error message."""
 _READ: Final = 65_536
 _DRAIN_S: Final = 1.0
 
 
 @contextlib.contextmanager
 def result_alone_on_stdout() -> Iterator[None]:
-    """Within it, what is written to stdout goes to stderr. Afterwards the streams and sys.argv are the ones from before, whatever
-    the user's module put in their place."""
+    """Redirect stdout to stderr while the context is active. Afterwards, the streams and sys.argv are restored, whatever the
+    user's module put in their place."""
     stdout, stderr, argv = sys.stdout, sys.stderr, sys.argv
     _flush(stdout)
     with contextlib.ExitStack() as stack:
@@ -46,9 +46,9 @@ def result_alone_on_stdout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading_output(voice: Voice) -> Iterator[None]:
-    """Within it, the user's code is loaded: its output is shown with -v, up to SHOWN_BYTES, and the end of it with an error."""
+    """Context in which the user's code is loaded. -v shows its output up to SHOWN_BYTES; an error shows the end of it."""
     if _descriptor(sys.stderr) != 2:
-        yield  # a stream of the caller's own: not ours to take
+        yield  # a stream of the caller: it is not redirected
         return
     with contextlib.closing(_Reader(voice)) as reader:
         try:
@@ -67,7 +67,7 @@ def loading_output(voice: Voice) -> Iterator[None]:
 
 
 class _Reader:
-    """Reads a pipe in a thread, so that a process which the user's code starts may keep the other end as long as it lives."""
+    """Reader of a pipe in a thread, so that a process started by the user's code may keep the other end while it runs."""
 
     def __init__(self, voice: Voice) -> None:
         self._room = SHOWN_BYTES if voice.verbose and not voice.quiet else 0
@@ -78,7 +78,7 @@ class _Reader:
         self._thread.start()
 
     def close(self) -> str:
-        """Ends the reading where no process holds the other end. Returns the end of the output."""
+        """End the reading if no process holds the other end. Returns the end of the output."""
         if self.write_end >= 0:
             os.close(self.write_end)
             self.write_end = -1
@@ -99,11 +99,11 @@ class _Reader:
 
 @contextlib.contextmanager
 def _pointing(descriptor: int, target: int) -> Iterator[None]:
-    """Within it, `descriptor` is a copy of `target`."""
+    """Make `descriptor` a copy of `target` while the context is active."""
     try:
         before = os.dup(descriptor)
         os.dup2(target, descriptor)
-    except OSError:  # it was closed when we began
+    except OSError:  # it was closed before
         yield
         return
     try:
@@ -121,7 +121,7 @@ def _descriptor(stream: TextIO | None) -> int | None:
 
 
 class _Bytes(io.RawIOBase):
-    """What is written, for a stream of the user's that has `write` and little else."""
+    """Binary stream that writes to a stream of the user with `write` and little else."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -144,7 +144,7 @@ def _restore(stdout: TextIO, stderr: TextIO, argv: list[str]) -> None:
 
 
 def _opened(stream: TextIO, descriptor: int) -> TextIO:
-    """`stream`, or another one in its place where the user's code has closed it, or has put an object there that only writes."""
+    """Return `stream`, or a replacement if the user's code closed it or put an object in its place that only writes."""
     if not getattr(stream, "closed", False):
         return stream if hasattr(stream, "isatty") and hasattr(stream, "flush") else _completed(stream)
     return open(descriptor, "w", encoding="utf-8", errors="replace", closefd=False)

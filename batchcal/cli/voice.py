@@ -1,4 +1,4 @@
-"""How loud the command is, and in which language it speaks of errors."""
+"""Verbosity of a command and format of its error messages."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Voice:
-    """One for each run of the command line. Options turn it up or down while they are read."""
+    """Output settings of one run of the command line. Options change them while they are parsed."""
 
     quiet: bool = False
     verbose: bool = False
     as_json: bool = False
     """Errors are one JSON document."""
     for_eval: bool = False
-    """stdout is evaluated by a shell: a failure must be told there too."""
+    """A shell evaluates stdout: a failure must be reported there, too."""
     settings: Settings | None = None
-    """Those of the command, by which messages call them; None: not read yet."""
+    """Settings of the command, which give messages their names. None: not read yet."""
     held: list[str] | None = None
-    """Lines that wait until it is certain that the command can be used; a usage error comes before them. None: none wait."""
+    """Lines that wait until the command is known to be usable; a usage error is printed before them. None: no line waits."""
 
     @staticmethod
     def of(arguments: Sequence[str]) -> Voice:
-        """Judged before the arguments are parsed, so that an error in them is told right as well."""
+        """Derive the voice from the arguments before they are parsed, so that errors in them have the right format, too."""
         before_rest = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         formats = [value for name, value in pairwise(before_rest) if name == "--format"]
         formats += [name.partition("=")[2] for name in before_rest if name.startswith("--format=")]
@@ -40,7 +40,7 @@ class Voice:
         )
 
     def say(self, line: str) -> None:
-        """A line of talk on stderr; what cannot be said is not said."""
+        """Print a line on stderr, unless quiet. Errors of stderr are ignored."""
         if self.quiet:
             return
         if self.held is not None:
@@ -49,14 +49,14 @@ class Voice:
             tell(line)
 
     def hold(self) -> None:
-        """Keep lines until `release`."""
+        """Hold lines until `release`."""
         self.held = [] if self.held is None else self.held
 
     def release(self, *, only: str = "") -> None:
-        """Print what was held, and from now on every line at once.
+        """Print the held lines, and from now on every line at once.
 
         Args:
-            only: how the lines begin that are printed.
+            only: prefix of the held lines that are printed.
         """
         held, self.held = self.held or [], None
         for line in held:
@@ -65,12 +65,12 @@ class Voice:
 
 
 def as_output(text: str) -> str:
-    """Lines that the user's code printed, marked as such."""
+    """Return lines that the user's code printed, marked as such."""
     return "\n".join(f"  | {line}" for line in text.splitlines())
 
 
 def tell(text: str) -> None:
-    """On stderr, whoever listens. A full or closed stderr is no reason to fail."""
+    """Print text on stderr. A full or closed stderr is not an error."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""batchcal hpo best --train: the values of the best trial, trained with outside of any study."""
+"""`batchcal hpo best --train`: a training with the values of the best trial, outside of any study."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Telling:
-    """A calibration that is there is used without a word; one that is made takes seconds."""
+    """Listener that announces a new calibration, which takes seconds. An existing one is used without a message."""
 
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
@@ -29,10 +29,10 @@ class _Telling:
 
 
 def train_winner(opened: Opened, best: TrialSeen, *, as_json: bool, voice: Voice) -> None:
-    """Trains with the parameters of `best`, in this process.
+    """Train with the parameters of `best`, in this process.
 
     Raises:
-        NothingFits: it does not fit here: it ran on a larger machine.
+        NothingFits: the trial does not fit here: it ran on a larger machine.
     """
     from batchcal.calibration.store import read_again
     from batchcal.cli import screen

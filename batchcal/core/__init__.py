@@ -1,1 +1,1 @@
-"""The base of all packages: errors, units, files, locks, clock, events, and the engine of settings. Knows nothing of batches."""
+"""The base of all packages: errors, units, files, locks, clock, events, and the engine of settings. Independent of batches."""

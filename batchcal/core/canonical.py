@@ -1,7 +1,7 @@
-"""JSON with one rendering and a reader that takes nothing on trust.
+"""JSON with one canonical rendering and a strict reader.
 
 Python's own reader accepts NaN, turns 1e999 into infinity, keeps the last of two equal keys and guesses UTF-16. Two programs
-could then read two things out of one signed file, so here each of these is refused.
+could then read different values from one signed file, so this reader refuses all of these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
-"""What a JSON document can hold."""
+"""Values of a JSON document."""
 
 BadJsonReason = Literal["too-large", "encoding", "syntax", "duplicate-key", "number", "too-deep", "surrogate", "type"]
 
@@ -22,11 +22,11 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 MAX_DEPTH: Final = 64
 """pydantic refuses to write values nested deeper than 255; ours are 8 deep."""
 MAX_DIGITS: Final = 40
-"""2^64 has 20 digits; Python takes a time that is quadratic in the digits and stops at 4300."""
+"""2^64 has 20 digits. The time that Python takes is quadratic in the digits, and it stops at 4300."""
 
 
 class BadJson(ValueError):
-    """Not a document that we read or write. `reason` is for programs, `detail` for people."""
+    """A document that we neither read nor write. `reason` is for programs, `detail` for people."""
 
     def __init__(self, reason: BadJsonReason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -38,16 +38,16 @@ class BadJson(ValueError):
 
 
 def dumps(value: JSON) -> bytes:
-    """The canonical rendering: sorted keys, one blank of indentation a level, UTF-8, a newline at the end.
+    """Return the canonical rendering: sorted keys, one space of indentation per level, UTF-8, a newline at the end.
 
     Raises:
-        BadJson: NaN, infinity, a lone surrogate, a value that JSON does not have.
+        BadJson: NaN, infinity, a lone surrogate, a value that JSON does not support.
     """
     return _encode(value, indent=1) + b"\n"
 
 
 def dumps_line(value: JSON) -> bytes:
-    """The same without any blank or newline: what is hashed, signed, and written where a document is a line.
+    """Return the same without spaces or newlines. Used for hashes, signatures and files with one document per line.
 
     Raises:
         BadJson: as `dumps`.
@@ -71,7 +71,7 @@ def _encode(value: JSON, *, indent: int | None) -> bytes:
 
 
 def loads(data: bytes, *, max_bytes: int = MAX_BYTES) -> JSON:
-    """The value that `data` holds.
+    """Return the value in `data`.
 
     Raises:
         BadJson: over `max_bytes`; not UTF-8, or with a byte-order mark; not JSON; two equal keys in one object; NaN or
@@ -100,7 +100,7 @@ def loads(data: bytes, *, max_bytes: int = MAX_BYTES) -> JSON:
     except ValueError as error:
         raise BadJson("syntax", f"not JSON: {error}") from None
     _check_depth(value)
-    # Strict UTF-8 holds no surrogates, so that one can only come from an escape.
+    # Strict UTF-8 contains no surrogates, so that one can only come from an escape.
     if "\\ud" in text or "\\uD" in text:
         _encode(value, indent=None)
     return value

@@ -1,4 +1,4 @@
-"""Time as an argument, so that tests move it by hand."""
+"""Clocks that are passed as arguments, so that tests control the time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where an answer about time comes from."""
+    """A source of time."""
 
     def now(self) -> datetime:
-        """The wall clock, aware, in UTC."""
+        """Wall clock time, aware, in UTC."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that only go forward."""
+        """Seconds that never decrease."""
         ...
 
 
@@ -30,7 +30,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that stands still until it is told to move."""
+    """A clock that moves only when `move` is called."""
 
     def __init__(self, at: datetime) -> None:
         self._at = at

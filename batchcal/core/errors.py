@@ -1,6 +1,6 @@
-"""Every error a user can meet. Each owns its exit code; `cli` is the one place that turns one into an exit.
+"""All errors that users can get. Each class has its exit code. Only `cli` turns an error into an exit.
 
-The exit codes are a contract (others script against them): 0 ok, 1 unexpected, 2 usage or configuration,
+The exit codes are a contract (scripts depend on them): 0 ok, 1 unexpected, 2 usage or configuration,
 3 no usable calibration, 4 nothing fits, 5 the user's code failed, 6 stopped with a partial and unverified result
 saved, 7 measured but could not be saved, 130 and 143 signals.
 """
@@ -11,9 +11,9 @@ from typing import ClassVar
 
 
 class BatchcalError(Exception):
-    """Something went wrong that a user can act on: what happened, what we know, what to type next.
+    """An error that the user can act on: what happened, what is known, what to type next.
 
-    Arguments are kept as given, so that an error survives pickling.
+    Arguments are kept unchanged, so that an error survives pickling.
     """
 
     exit_code: ClassVar[int] = 1
@@ -47,7 +47,7 @@ class UsageError(BatchcalError):
 
 
 class NoCalibration(BatchcalError):
-    """No calibration that may be used: missing, stale or refused."""
+    """No usable calibration: missing, stale or refused."""
 
     exit_code = 3
 
@@ -59,13 +59,13 @@ class NothingFits(BatchcalError):
 
 
 class UserCodeError(BatchcalError):
-    """The user's module, factory or training step failed; the traceback is theirs."""
+    """The user's module, factory or training step failed. The traceback is from the user's code."""
 
     exit_code = 5
 
 
 class Partial(BatchcalError):
-    """Stopped before an answer was verified; what was measured is saved."""
+    """Stopped before a result was verified. The measurements are saved."""
 
     exit_code = 6
 
@@ -77,11 +77,11 @@ class NotSaved(BatchcalError):
 
 
 class GuardError(BatchcalError):
-    """The machinery around a child failed, not the child: no process could be started, the zygote died twice, ..."""
+    """The code around a child process failed, not the child: a process could not be started, the zygote died twice, ..."""
 
 
 class Interrupted(BatchcalError):
-    """A signal asked us to stop. The exit code is 128 + its number and beats `Partial`."""
+    """Stopped by a signal. The exit code is 128 + the signal number and takes precedence over `Partial`."""
 
     def __init__(self, signal_number: int, what: str = "", *, known: str = "", try_: str = "") -> None:
         super().__init__(what or f"stopped by signal {signal_number}", known=known, try_=try_)

@@ -1,7 +1,7 @@
-"""Files that survive a kill in the middle of a write, and reading that trusts no path.
+"""Writes that survive a kill, and reads that do not trust paths.
 
-Measured here: a write of 15 KB with both fsyncs takes 0.5 ms; 1,000 kills of a writer leave about 270 temporary files,
-which the next writes collect once they are an hour old.
+Measured: a write of 15 KB with both fsyncs takes 0.5 ms. 1,000 kills of a writer leave about 270 temporary files. Later writes
+remove them when they are an hour old.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from batchcal.core.errors import UsageError
 RefusedReason = Literal["missing", "not-regular", "foreign-owner", "world-writable", "too-large", "unreadable"]
 
 LEFTOVER_AGE_S: Final = 3600.0
-"""A temporary file of ours that is older belongs to a writer that was killed: no write takes an hour."""
+"""Seconds. An older temporary file of ours belongs to a killed writer: no write takes an hour."""
 _SUFFIX: Final = ".batchcal-tmp"
 _HEAD_BYTES: Final = 4 << 20
-"""Of a file, to see what it is: as much as a calibration may hold."""
+"""Bytes read from a file to recognize its kind: the maximum size of a calibration."""
 _TRIAL_BYTES: Final = 64 << 10
-"""Calibrations of the examples hold 15 to 50 KB."""
+"""Size of a trial file, bytes. Calibrations of the examples hold 15 to 50 KB."""
 _ONLY_OURS: Final = "batchcal replaces only files that it wrote itself"
 _WHY_NOT_WRITTEN: Final[dict[int, str]] = {
     errno.ENOSPC: "the disk is full",
@@ -63,23 +63,23 @@ class FileRefused(Exception):
 
 
 class Guarded(NamedTuple):
-    """What `read_guarded` read."""
+    """Result of `read_guarded`."""
 
     data: bytes
     notices: tuple[str, ...]
-    """What was let pass but should be known: a group may write the file, anybody may write its folder."""
+    """Accepted conditions that the user should know: a group may write the file, any user may write its folder."""
     mode: int
     """Permission bits."""
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` by `data`: a reader sees the old bytes or the new ones, also after a kill or a power cut.
+    """Replace `path` by `data`. A reader gets the old bytes or the new bytes, also after a kill or a power cut.
 
-    Written to a temporary file beside it (`mode` less the umask), fsynced, renamed, the folder fsynced. A symlink at `path` is
+    Write a temporary file beside it (`mode` less the umask), fsync it, rename it, and fsync the folder. A symlink at `path` is
     replaced, not followed. Temporary files of killed writers that are over an hour old are removed.
 
     Raises:
-        OSError: nothing was replaced (disk full, read-only, no right, EBUSY at a bind-mounted file), or, after the rename,
+        OSError: nothing was replaced (disk full, read-only, no permission, EBUSY at a bind-mounted file), or, after the rename,
             the folder could not be made durable. There is no fallback to writing in place.
     """
     _collect_leftovers(path)
@@ -100,7 +100,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write the whole of `data`; one write may take only a part."""
+    """Write all of `data`. One system call may write only a part."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
@@ -110,7 +110,7 @@ def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable.
 
     Raises:
-        OSError: the disk failed. File systems that cannot do it (EINVAL) are let pass.
+        OSError: the disk failed. Not raised for file systems that cannot do it (EINVAL).
     """
     if sys.platform == "win32":
         return
@@ -125,7 +125,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def leftovers(path: Path) -> Iterator[Path]:
-    """Temporary files of writers of `path`, dead or alive."""
+    """Temporary files of writers of `path`, both killed and running."""
     with contextlib.suppress(OSError):
         for name in path.parent.iterdir():
             if name.name.startswith(f".{path.name}.") and name.name.endswith(_SUFFIX):
@@ -142,11 +142,11 @@ def _collect_leftovers(path: Path) -> None:
 
 
 def read_guarded(path: Path, *, max_bytes: int) -> Guarded:
-    """The bytes of a regular file that we or root own and that not everybody may write.
+    """Return the bytes of a regular file that we or root own and that is not world-writable.
 
-    Never blocks (a FIFO, a device), never follows a symlink at `path` itself, reads at most `max_bytes`. A group that may write
-    the file passes with a notice (Kubernetes' fsGroup), and so does a folder that anybody may write: who swaps the file there
-    becomes its owner.
+    Never blocks (a FIFO, a device), never follows a symlink at `path` itself, reads at most `max_bytes`. A group-writable file
+    is accepted with a notice (Kubernetes' fsGroup). So is a world-writable folder: a user who replaces the file there becomes its
+    owner.
 
     Raises:
         FileRefused: with the reason.
@@ -199,7 +199,7 @@ def _read_all(descriptor: int, max_bytes: int) -> bytes:
     while left > 0 and (part := os.read(descriptor, left)):
         parts.append(part)
         left -= len(part)
-    if left <= 0:  # it grew while we read
+    if left <= 0:  # the file grew while it was read
         raise FileRefused("too-large", f"more than {max_bytes} bytes")
     return b"".join(parts)
 
@@ -218,18 +218,18 @@ def check_target(
     special: bool = False,
     instead: str = "",
 ) -> None:
-    """Check, before anything is measured, that `path` can be written and that nothing of the user's would be replaced.
+    """Check, before any measurement, that `path` can be written and that no file of the user would be replaced.
 
     Args:
-        name: how the user gave it: `--output`, `BATCHCAL_CALIBRATION`, `x.toml [train] log`.
+        name: the user's name for the setting: `--output`, `BATCHCAL_CALIBRATION`, `x.toml [train] log`.
         what: the kind of document that will be written, such as `a calibration`.
-        is_ours: whether the first bytes of a file are of this kind. An empty file may always be replaced.
+        is_ours: returns True if the first bytes of a file are of this kind. An empty file may always be replaced.
         example: a file name to suggest.
-        instead: what to type in place of another file name.
-        special: a pipe or a device will do, since it is written to and not replaced.
+        instead: suggestion in place of another file name.
+        special: accept a pipe or a device, because it is written to and not replaced.
 
     Raises:
-        UsageError: a folder, a link, a file of another kind, or a place that cannot be written.
+        UsageError: `path` is a folder, a link or a file of another kind, or it cannot be written.
     """
     try:
         kind = path.lstat().st_mode
@@ -240,8 +240,8 @@ def check_target(
         raise UsageError(f"{name} {path} cannot be used: {why_not_written(error)}", try_=_typed(name, example)) from None
     if stat.S_ISDIR(kind):
         raise UsageError(f"{name} {path} is a folder", known=f"{what} is a file", try_=_typed(name, path / example))
-    if special and not stat.S_ISREG(kind) and not stat.S_ISLNK(kind):
-        return
+    if special and path.exists() and not path.is_file() and not path.is_dir():
+        return  # also through a link: /dev/stdout
     if stat.S_ISLNK(kind) and not special:
         raise UsageError(
             f"{name} {path} is a symbolic link", known="writing would replace the link", try_=_typed(name, path.resolve())
@@ -273,7 +273,7 @@ def check_target(
 
 
 def _is_mounted(path: Path) -> bool:
-    """Whether the file is a mount, as `docker run -v FILE:FILE` makes it: such a file cannot be replaced."""
+    """True if the file is a mount, as from `docker run -v FILE:FILE`. Such a file cannot be replaced."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -283,7 +283,7 @@ def _is_mounted(path: Path) -> bool:
 
 
 def _check_folder(path: Path, name: str, example: str) -> None:
-    """Raises UsageError where a file as large as ours cannot be written beside `path`."""
+    """Raise UsageError if a file as large as ours cannot be written beside `path`."""
     trial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,13 +308,13 @@ def _typed(name: str, value: Path | str) -> str:
 
 
 def _beside(path: Path, example: str) -> Path:
-    """A name beside `path` that is free."""
+    """An unused name beside `path`."""
     other = path.with_name(example)
     return other if other != path and not other.exists() else path.with_name(f"batchcal-{example}")
 
 
 def why_not_written(error: OSError | ValueError) -> str:
-    """In words that state what to change."""
+    """Reason for a failed write, in words that show what to change."""
     if isinstance(error, OSError):
         return _WHY_NOT_WRITTEN.get(error.errno or 0, error.strerror or str(error))
     return str(error)

@@ -1,6 +1,6 @@
-"""One at a time across processes, where the file system allows it. Correctness never rests on it.
+"""Mutual exclusion of processes, if the file system supports it. Correctness never depends on it.
 
-Without a lock two replicas both measure, and the last one to rename wins; both files are valid.
+Without a lock two replicas both measure, and the last rename wins. Both files are valid.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 LockState = Literal["held", "done", "timed-out", "unavailable"]
-"""`held`: ours until released; `done`: what we wanted to make is there, made by another; `timed-out`: another held it for as
-long as we would wait; `unavailable`: no lock can be had here. After the last two one goes on without."""
+"""`held`: ours until released; `done`: another process has made the wanted result; `timed-out`: another process held it for the
+complete wait; `unavailable`: locks do not work here. After the last two, the caller continues without a lock."""
 
 POLL_S: Final = 0.1
-"""Seconds between two looks, on average; each wait is drawn from 50 % to 150 % of it so that replicas do not march in step."""
+"""Mean seconds between two attempts. Each wait is random, from 50 % to 150 % of it, so that replicas do not stay in step."""
 
 
 class LockResult(NamedTuple):
     state: LockState
     notice: str = ""
-    """Why one goes on without it; empty where it is held or not needed."""
+    """Reason to continue without the lock. Empty: it is held or not needed."""
 
 
 _SIGNED: Final = b"batchcal lock:"
@@ -47,10 +47,10 @@ def _silent(text: str) -> None:
 
 
 class Lock:
-    """An advisory lock on a file, released when its holder dies, however it dies.
+    """An advisory lock on a file. It is released when its holder dies, for any reason.
 
-    The descriptor is closed on exec, so that programs started meanwhile do not hold it. A process that is forked without
-    exec may: start the zygote first, then take the lock.
+    The descriptor is closed on exec, so that programs started meanwhile do not hold the lock. A process that is forked without
+    exec may hold it: start the zygote first, then take the lock.
     """
 
     def __init__(self, path: Path, *, clock: Clock | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -62,9 +62,9 @@ class Lock:
     def acquire(self, *, wait_s: float, done: Callable[[], bool] = _never, waits: Callable[[str], None] = _silent) -> LockResult:
         """Take the lock, or wait for at most `wait_s` seconds until it is free or `done()` is true.
 
-        `done` is asked before each look and once more when the lock was got, since its last holder may have made what
-        we want. `waits` is called once, where it has to wait, with a sentence about who holds the lock. Never raises for what
-        the file system does.
+        `done` is called before each new attempt, and again after the lock is taken, because the last holder may have made the
+        wanted result. `waits` is called once if it has to wait, with a sentence about the holder of the lock. Errors of the
+        file system are never raised.
         """
         from filelock import FileLock, Timeout
 
@@ -99,7 +99,7 @@ class Lock:
             self._sleep(min(left, POLL_S * random.uniform(0.5, 1.5)))
 
     def _sign(self) -> None:
-        """Leave for those who wait who holds the lock; a file that is not ours stays as it is."""
+        """Write the holder into the lock file, for processes that wait. A file that is not ours stays unchanged."""
         with contextlib.suppress(OSError, ValueError), self._path.open("rb+") as file:
             if file.read(len(_SIGNED)) in (b"", _SIGNED):
                 file.seek(0)
@@ -108,7 +108,7 @@ class Lock:
                 file.write(_SIGNED + f" process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
 
     def _holder(self) -> str:
-        """` (process 12 on node-3 since 2026-01-31T12:00:00+00:00)`, as far as it is known."""
+        """` (process 12 on node-3 since 2026-01-31T12:00:00+00:00)`. Empty: unknown."""
         with contextlib.suppress(OSError, ValueError):
             text = self._path.read_bytes()[:_MOST_SIGNED]
             if text.startswith(_SIGNED):
@@ -120,10 +120,10 @@ class Lock:
         return self._lock is not None
 
     def release(self) -> None:
-        """Let it go. Does nothing where it is not held; the lock's file stays, since removing it would split its waiters."""
+        """Release the lock. Does nothing if it is not held. The lock file stays, because removing it would split its waiters."""
         lock, self._lock = self._lock, None
         if lock is not None:
-            with contextlib.suppress(OSError):  # a disk that fails here fails the writes too, which say so
+            with contextlib.suppress(OSError):  # if the disk fails here, the writes fail too and report it
                 lock.release()
 
     def __enter__(self) -> Self:

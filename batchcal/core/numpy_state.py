@@ -15,7 +15,7 @@ def numpy_state() -> list[object] | None:
 
 
 def restore_numpy(state: object) -> None:
-    """Put back what `numpy_state` returned. Without effect where numpy is not loaded now, or was not then."""
+    """Restore the state that `numpy_state` returned. No effect if numpy is not loaded now, or was not loaded then."""
     put: object = getattr(getattr(sys.modules.get("numpy"), "random", None), "set_state", None)
     if callable(put) and isinstance(state, list):
         put(tuple(state))

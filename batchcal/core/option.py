@@ -1,10 +1,10 @@
-"""Settings are attributes of tables: each states its type, default and description once, and everything else derives from it.
+"""Settings are attributes of tables. Each defines its type, default and description once, and the rest is derived from these.
 
 class Training(Table):
     name = "train"
     epochs = Option(count, 1, "Passes over the training data.", metavar="N")
 
-Training(sources).epochs     the value that is in force, an int
+Training(sources).epochs     the value in force, an int
 Training.epochs              the option: flag, variable, help
 """
 
@@ -37,10 +37,10 @@ class Option(Generic[T_co]):
     ) -> None:
         """Args:
         read: (text, name for messages) -> value; raises UsageError. See `core.readers`.
-        help: what it does, one sentence or two.
+        help: description in one or two sentences.
         metavar: the form of its value: `N`, `TIME`, `SIZE`.
-        panel: the group of the help in which its flag stands.
-        default_text: the default in words, where the value itself does not explain it.
+        panel: the group of its flag in the help.
+        default_text: the default in words, if the value itself does not explain it.
         """
         self.read = read
         self.default = default
@@ -63,19 +63,19 @@ class Option(Generic[T_co]):
         return self if instance is None else instance.source.value(self)
 
     def checked(self, value: object) -> T_co:
-        """A value that was given from Python, by the same rules.
+        """Return a value from Python, checked by the same rules.
 
         Args:
             value: text, number or bool; sizes in bytes, times in seconds.
 
         Raises:
-            UsageError: it is out of range.
+            UsageError: the value is out of range.
         """
         return self.read(f"{value}B" if self.read is size else _as_text(value), self.key.replace("_", "-"))
 
     @property
     def field(self) -> str:
-        """Name of the value in Python and in the files that batchcal writes: with its unit, `memory_limit_bytes`."""
+        """Name of the value in Python and in the files that batchcal writes, with its unit: `memory_limit_bytes`."""
         return self.key + ("_bytes" if self.read is size else "_s" if self.read is duration else "")
 
     @property
@@ -90,29 +90,29 @@ class Option(Generic[T_co]):
 
     @property
     def is_switch(self) -> bool:
-        """Whether its flag takes no value."""
+        """True if its flag takes no value."""
         return self.read is switch
 
     @property
     def default_text(self) -> str:
-        """The default as help and reference print it; empty for a switch that is off."""
+        """The default as help and reference print it. Empty for a switch that is off."""
         return self._default_text or ("" if self.default is None or self.default is False else str(self.default))
 
     @property
     def description(self) -> str:
-        """The help with the default behind it."""
+        """The help, followed by the default."""
         return f"{self.help} (default: {self.default_text})" if self.default_text else self.help
 
 
 def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    # Without an exponent, which durations do not have.
+    # Without an exponent: durations do not accept one.
     return format(Decimal(repr(float(value))), "f") if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 class ValueSource(Protocol):
-    """Where tables get their values."""
+    """Source of the values of tables."""
 
     def value(self, option: Option[T]) -> T: ...
 
@@ -127,5 +127,5 @@ class Table:
 
     @classmethod
     def options(cls) -> tuple[Option[object], ...]:
-        """In the order in which they are written down."""
+        """All options, in the order of definition."""
         return tuple(value for value in vars(cls).values() if isinstance(value, Option))

@@ -1,7 +1,7 @@
 """Progress of long operations, reported as events to a listener of the caller. The library never prints.
 
-Events are values of closed sets: `values.calibration_events`, `values.training_events`, `values.study_events`. A view matches all
-of its set, so that mypy finds an event that was forgotten.
+Events are values of closed sets: `values.calibration_events`, `values.training_events`, `values.study_events`. A view handles all
+events of its set, so that mypy reports a missing one.
 """
 
 from __future__ import annotations

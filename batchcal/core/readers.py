@@ -12,9 +12,9 @@ from batchcal.core.units import parse_duration, parse_fraction, parse_size
 
 Word = TypeVar("Word", bound=str)
 LARGEST_BATCH: Final = 2**31
-"""Larger sizes do not fit the files."""
+"""Largest batch size that fits in the files."""
 OFF: Final = "off"
-"""`--no-checkpoint`, `checkpoint = false`."""
+"""Value of `--no-checkpoint` and `checkpoint = false`."""
 
 
 def fraction(suggest: str) -> Callable[[str, str], float]:
@@ -53,7 +53,7 @@ def whole(text: str, name: str) -> int:
 
 
 def _rounded(text: str) -> int:
-    """1000 for `1e3`; 8 for what is not a number."""
+    """1000 for `1e3`; 8 for text that is not a number."""
     try:
         return max(1, round(float(text)))
     except (ValueError, OverflowError):

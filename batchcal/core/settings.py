@@ -1,6 +1,6 @@
-"""Settings: flags > BATCHCAL_* > config file > project file > defaults. Each value knows where it came from.
+"""Settings: flags > BATCHCAL_* > config file > project file > defaults. Each value has an origin.
 
-The files are read elsewhere and arrive here as tables. A value is text until its option reads it, wherever it came from, so that
+Other modules read the files and pass them as tables. A value from any source is text until its option reads it, so that
 `--margin 15%`, `BATCHCAL_MARGIN=15%` and `margin = "15%"` mean the same.
 """
 
@@ -23,14 +23,14 @@ TomlTable = Mapping[str, object]
 """A table of a TOML file."""
 
 OTHER_VARIABLES: Final = ("BATCHCAL_CALIBRATION", "BATCHCAL_KEY_FILE")
-"""Variables of ours that are no settings."""
+"""Variables of batchcal that are not settings."""
 _OURS: Final = ("BATCHCAL_PLAN_", "BATCHCAL_REEXEC", "BATCHCAL_ZYGOTE_")
-"""Set by batchcal itself: a plan in force, a process that was started anew."""
+"""Variables that batchcal sets itself: for a plan in force, for a restarted process."""
 
 
 @dataclass(frozen=True)
 class Setting(Generic[T_co]):
-    """A value with where it came from: `flag --margin`, `env BATCHCAL_MARGIN`, `x.toml [calibrate] margin`, `default`."""
+    """A value with its origin: `flag --margin`, `env BATCHCAL_MARGIN`, `x.toml [calibrate] margin`, `default`."""
 
     value: T_co
     origin: str
@@ -41,7 +41,7 @@ class Source:
     """The tables of one file."""
 
     name: str
-    """As the user knows it: `configs/x.toml`."""
+    """Path in the user's notation: `configs/x.toml`."""
     tables: Mapping[str, TomlTable]
     prefix: str = ""
     """`tool.batchcal.` in a pyproject.toml."""
@@ -52,10 +52,10 @@ class Source:
 
 
 class Settings:
-    """All the places that a value may come from, the strongest first."""
+    """All sources of values, in order of precedence."""
 
     TABLES: ClassVar[tuple[type[Table], ...]] = ()
-    """What may be set. See `values.settings`."""
+    """Tables of the settings. See `values.settings`."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class Settings:
         files: Iterable[Source] = (),
     ) -> None:
         """Args:
-            flags: by key, as typed; None where a flag was not given.
-            spelled: the flags that are called otherwise than their key, by key.
-            files: the strongest first.
+            flags: text by key, as typed. None: not given.
+            spelled: names of flags that differ from their key, by key.
+            files: highest precedence first.
 
         Raises:
-            UsageError: a file has a key that there is not.
+            UsageError: a file has an unknown key.
         """
         self._flags = {key: text for key, text in (flags or {}).items() if text is not None}
         self._spelled = spelled or {}
@@ -91,16 +91,16 @@ class Settings:
         return {table.name: tuple(option.key for option in table.options()) for table in cls.TABLES}
 
     def of(self, option: Option[T]) -> Setting[T]:
-        """The value that holds.
+        """Return the value in force with its origin.
 
         Raises:
-            UsageError: it cannot be read; says where it stands.
+            UsageError: the value cannot be read. The message contains its origin.
         """
         name = option.key.replace("_", "-")
         if option.key in self._flags:
             flag = self.flag_of(option)
             return _read(option, flag.removeprefix("--"), self._flags[option.key], f"{FLAG}{flag}")
-        # Empty is not set: `docker -e NAME=` and a shell's `NAME= command` mean that.
+        # An empty variable counts as not set: `docker -e NAME=` and a shell's `NAME= command` mean that.
         text = self._environ.get(option.variable)
         if text:
             return _read(option, name, text, f"{VARIABLE}{option.variable}")
@@ -112,11 +112,11 @@ class Settings:
         return Setting(option.default, DEFAULT)
 
     def flag_of(self, option: Option[T]) -> str:
-        """`--samples`, and `--calibration-samples` where that is its name."""
+        """`--samples`, or `--calibration-samples` if that is its name."""
         return self._spelled.get(option.key, option.flag)
 
     def origin_of(self, option: Option[T]) -> str:
-        """Where the value comes from, be it readable or not."""
+        """Origin of the value, even if the value cannot be read."""
         if option.key in self._flags:
             return f"{FLAG}{self.flag_of(option)}"
         if self._environ.get(option.variable):
@@ -125,11 +125,11 @@ class Settings:
         return next(places, DEFAULT)
 
     def respelled(self, error: UsageError) -> UsageError:
-        """`error` with each setting that it proposes to change called what the user called it."""
+        """Return `error` with the user's own names for the settings that it proposes to change."""
         text = f"{error.what}\n{error.try_}"
         found = ((re.search(rf"{re.escape(self.flag_of(option))}(?![\w-])", text), option) for option in self.options())
         places = {option.key: (match.start(), option) for match, option in found if match is not None}
-        # What the message begins with is what it is about, then what it proposes first.
+        # First the setting with which the message begins: it is the subject. Then the others, in order of appearance.
         about = sorted(places.values(), key=lambda place: (not begins_with(error.what, place[1].key), place[0]))
         for number, (_, option) in enumerate(about):
             flag, origin = self.flag_of(option), self.origin_of(option)
@@ -137,24 +137,24 @@ class Settings:
         return error
 
     def value(self, option: Option[T]) -> T:
-        """The value alone."""
+        """The value without its origin."""
         return self.of(option).value
 
     def is_set(self, option: Option[T]) -> bool:
-        """Whether a flag, a variable or a file sets it."""
+        """True if a flag, a variable or a file sets it."""
         return self.origin_of(option) != DEFAULT
 
     def check(self, table: type[Table]) -> None:
-        """Reads every value of `table`.
+        """Read every value of `table`.
 
         Raises:
-            UsageError: one cannot be read.
+            UsageError: a value cannot be read.
         """
         for option in table.options():
             self.of(option)
 
     def given(self) -> list[tuple[str, str, str, str]]:
-        """(table, key, value, origin) of every setting that somebody gave, as `of` reads it."""
+        """Return (table, key, value, origin) of every setting that is set, as `of` reads it."""
         settings = ((option, self.of(option)) for option in self.options())
         return [
             (option.table, option.key, str(setting.value), setting.origin)
@@ -164,14 +164,14 @@ class Settings:
 
 
 def unknown_variables(environ: Mapping[str, str], options: Iterable[Option[object]]) -> tuple[str, ...]:
-    """A sentence for each BATCHCAL_* variable that is not read: a misspelt setting would be silently ignored."""
+    """Return a sentence for each BATCHCAL_* variable that is not read. Otherwise a misspelt setting would be ignored silently."""
     known = [*OTHER_VARIABLES, *(option.variable for option in options)]
     strange = (name for name in sorted(environ) if name.startswith(PREFIX) and not name.startswith(_OURS) and name not in known)
     return tuple(f"the variable {name} is not known{_meant(name, known)}; it has no effect" for name in strange)
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
-    # Without the prefix, which makes all of them alike.
+    # Without the prefix, which makes all names similar.
     close = difflib.get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)
     return f" (did you mean {PREFIX}{close[0]}?)" if close else ""
 

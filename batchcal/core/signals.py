@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an error of ours, raised where the program is; a second one ends it at once."""
+"""SIGINT and SIGTERM raise `Interrupted` at the current line of the program. A second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ group, `scancel` one to each process of the job and one through `srun`. Both pai
 
 
 def signal_name(number: int) -> str:
-    """`SIGKILL`; the number where the system has no such signal."""
+    """Name such as `SIGKILL`, or the number if the system has no such signal."""
     return signal.Signals(number).name if number in signal.valid_signals() else str(number)
 
 
@@ -30,7 +30,7 @@ class Repeats:
         self._at: float | None = None
 
     def repeats(self, number: int) -> bool:
-        """Whether signal `number`, which arrives now, repeats the first SIGTERM."""
+        """Return True if signal `number`, which arrives now, repeats the first SIGTERM."""
         now = time.monotonic()
         if self._at is not None:
             return number == signal.SIGTERM and now - self._at < REPEAT_S
@@ -41,9 +41,9 @@ class Repeats:
 
 @contextlib.contextmanager
 def raised_as_interrupted() -> Iterator[None]:
-    """While entered. Children are not left behind by the second signal: they die with us.
+    """Raise signals as `Interrupted` inside the context. A second signal leaves no children behind: they die with this process.
 
-    A signal that was ignored when we began (nohup, a background job of sh) stays ignored.
+    A signal that was ignored at the start (nohup, a background job of sh) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,5 +69,5 @@ def raised_as_interrupted() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # None: it was not set from Python and cannot be put back from here.
+            # None: the handler was not set from Python and cannot be restored here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""A setting is called in messages what the user called it: a flag, a variable, or a key of a file."""
+"""Messages name a setting as the user named it: a flag, a variable, or a key of a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def called(origin: str) -> str:
 
 
 def assigned(origin: str, value: str) -> str:
-    """`--margin 15%`, `BATCHCAL_MARGIN=15%`, `margin = "15%" in x.toml [calibrate]`. Without a value the name alone."""
+    """`--margin 15%`, `BATCHCAL_MARGIN=15%`, `margin = "15%" in x.toml [calibrate]`. Without a value: only the name."""
     name = called(origin)
     if origin.startswith(FLAG):
         return f"{name} {value}".rstrip()
@@ -32,7 +32,7 @@ def assigned(origin: str, value: str) -> str:
 
 
 def begins_with(what: str, key: str) -> bool:
-    """Whether a message begins with the plain name of the setting `key`."""
+    """Return True if a message begins with the plain name of the setting `key`."""
     return what.startswith(tuple(f"{plain} " for plain in _plain(key)))
 
 
@@ -41,12 +41,12 @@ def _plain(key: str) -> tuple[str, ...]:
 
 
 def respelled(error: UsageError, *, flag: str, key: str, origin: str, prefix: bool = True) -> UsageError:
-    """`error` about the setting `key`, which it calls by its flag or by its plain name, with the name that the user gave.
+    """Return `error` about the setting `key` with the user's name for it in place of its flag or plain name.
 
     Args:
-        flag: `--time-limit`.
-        prefix: the message begins with that name where it does not have it at all.
-        origin: where the value comes from, as `core.settings` has it.
+        flag: such as `--time-limit`.
+        prefix: put the name in front of a message that does not contain it.
+        origin: origin of the value, see `core.settings`.
     """
     if origin == DEFAULT:
         return error

@@ -1,4 +1,4 @@
-"""Bytes, seconds and cores as people write and read them. Data holds bytes and seconds; only views hold text."""
+"""Bytes, seconds and cores in the notation of people. Data contains bytes and seconds; only views contain text."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SECONDS: Final[dict[str, float]] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.
 
 
 def parse_size(text: str, *, name: str = "size") -> int:
-    """`2GiB` -> bytes. A unit is required and must say which kind: docker's `2g` is 2 GiB, elsewhere it is 2 GB.
+    """`2GiB` -> bytes. An unambiguous unit is required: `2g` is 2 GiB in docker and 2 GB elsewhere.
 
     Raises:
-        UsageError: no number, no unit, or a unit that can be read two ways.
+        UsageError: no number, no unit, or an ambiguous unit.
     """
     match = _SIZE.match(text)
     if match is None:
@@ -37,7 +37,7 @@ def parse_size(text: str, *, name: str = "size") -> int:
     if factor is None:
         first = unit[:1].upper()
         is_short = first in {"K", "M", "G", "T"} and len(unit) == 1
-        # A training seldom needs 2000 GiB: a large number without a unit was meant as MiB, a very large one as bytes.
+        # A training rarely needs 2000 GiB: a large number without a unit means MiB, a very large one bytes.
         letter = first if first in {"K", "M", "G", "T"} else "G" if float(number) < 500 else "M" if float(number) < 10**7 else ""
         binary, decimal = (f"{number}{letter}iB", f"{number}{letter}B") if letter else (f"{number}B", "")
         known = (
@@ -92,7 +92,7 @@ def parse_count(text: str, *, name: str) -> int:
     """`2M` -> 2,000,000; `20000`, `1.5B`, `3k`.
 
     Raises:
-        UsageError: it cannot be read, or is no whole number above 0.
+        UsageError: it cannot be read, or is not a whole number above 0.
     """
     match = _COUNT.match(text)
     count = 0.0 if match is None else float(match.group(1)) * _THOUSANDS[(match.group(2) or "").upper()]

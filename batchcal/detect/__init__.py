@@ -1,6 +1,6 @@
-"""This machine, as the process may really use it. Every number says where it was learned. No torch, but in a child.
+"""The resources of this machine that the process may really use. Every number has its source. torch is loaded only in a child.
 
-The package can be called, since `batchcal.detect` is both this room and the public function: `batchcal.detect()` is
+The package is callable, because `batchcal.detect` is both this package and the public function: `batchcal.detect()` is
 `batchcal.detect.detect.detect()`.
 """
 

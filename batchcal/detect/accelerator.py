@@ -1,4 +1,4 @@
-"""Accelerators: whether there may be one (from driver files, at no cost), and what torch says of them (only in a child)."""
+"""Accelerators: their presence (from driver files, at no cost) and their properties (from torch, only in a child)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _HIDDEN: Final = {"", "-1", "none", "void", "NoDevFiles"}
 
 
 def present(root: Root = HERE, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether a driver of an accelerator is here and not hidden. Then torch is worth asking; it may still see none."""
+    """True if there is a driver of an accelerator that is not hidden. A query of torch is then useful, but may find no device."""
     return bool(drivers(root, environ or {}))
 
 
 def drivers(root: Root, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """`nvidia`, `amd`, `intel`, `apple`: whose driver files are here. Those that the user hid from CUDA or HIP are left out."""
+    """Return vendors with driver files: `nvidia`, `amd`, `intel`, `apple`. Left out: those that the user hid from CUDA or HIP."""
     found: list[str] = []
     devices = root.names("/dev")
     # Under WSL the card is /dev/dxg and there is no nvidia file at all.
@@ -41,9 +41,9 @@ def drivers(root: Root, environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def identity(root: Root, environ: Mapping[str, str]) -> str | None:
-    """Text that is the same for the same kind of accelerators, from driver files alone; None: only torch can tell.
+    """Return a text that is equal for the same kind of accelerators, from driver files alone. None: this needs torch.
 
-    Empty where there are none. Serial numbers are left out: a container comes back on another card of the same type.
+    Empty: there are none. Serial numbers are left out: a container may return on another card of the same type.
     """
     found = drivers(root, environ)
     if not found:
@@ -69,7 +69,7 @@ def _hidden(environ: Mapping[str, str], *names: str) -> bool:
 
 
 def _multi_instance(root: Root, environ: Mapping[str, str]) -> bool:
-    """Whether we may hold a slice of a card (MIG), whose size no driver file tells."""
+    """True if this process may hold a slice of a card (MIG). No driver file contains its size."""
     named = any(environ.get(name, "").startswith("MIG-") for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"))
     capabilities = f"{_NVIDIA}/capabilities"
     cards = [name for name in root.names(capabilities) if re.fullmatch(r"gpu\d+", name)]
@@ -77,25 +77,25 @@ def _multi_instance(root: Root, environ: Mapping[str, str]) -> bool:
 
 
 class DeviceSource(Protocol):
-    """What is asked of torch, so that it can be asked of something else in a test."""
+    """Queries to torch, as a protocol that tests can implement otherwise."""
 
     def kind(self) -> str | None:
-        """`cuda`, `mps`, `xpu`, ...; None: no accelerator that works."""
+        """Return `cuda`, `mps`, `xpu`, ... None: no accelerator works."""
         ...
 
     def count(self) -> int: ...
 
     def memory(self, index: int) -> tuple[int, int]:
-        """Free and total bytes, over all processes on the device."""
+        """Return free and total bytes, over all processes on the device."""
         ...
 
     def properties(self, index: int) -> object:
-        """Whatever has `name`, `total_memory`, `major`, `minor` and `uuid`, or some of them."""
+        """Return an object with `name`, `total_memory`, `major`, `minor` and `uuid`, or some of them."""
         ...
 
 
 def describe(source: DeviceSource) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
-    """The devices, and what went wrong with those that would not answer."""
+    """Return the devices, and the errors of those that do not respond."""
     kind = source.kind()
     devices: list[Accelerator] = []
     problems: list[str] = []
@@ -127,7 +127,7 @@ def _device(kind: str, index: int, free: int, total: int, properties: object) ->
 
 
 class TorchDevices:
-    """torch's own answers. Only for a child: this loads torch and opens the devices."""
+    """Results from torch. Only for a child: this loads torch and opens the devices."""
 
     def kind(self) -> str | None:
         import torch
@@ -144,7 +144,7 @@ class TorchDevices:
         import torch
 
         if self.kind() == "mps":
-            # One memory for CPU and GPU: what Metal recommends to stay under, less what this process holds.
+            # CPU and GPU share one memory. Free is the limit that Metal recommends minus the memory that this process holds.
             total = torch.mps.recommended_max_memory()
             return total - torch.mps.driver_allocated_memory(), total
         free, total = torch.accelerator.get_memory_info(index)

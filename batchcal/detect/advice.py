@@ -1,4 +1,4 @@
-"""What will hurt a training on this machine, and what to do about it. Pure: from what was detected, nothing is read."""
+"""Problems of a training on this machine, and their remedies. Pure: derived from detected values, nothing is read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SMALL_SHM_BYTES: Final = 64 * MIB
 """Docker's default. torch's workers pass every batch through /dev/shm."""
 TIGHT_SHM_BYTES: Final = GIB
 FEW_OPEN_FILES: Final = 4096
-"""Each tensor that a worker hands over holds a descriptor in both processes until it is read."""
+"""Each tensor that a worker passes on holds a descriptor in both processes until it is read."""
 FEW_PIDS: Final = 256
 OTHERS_ON_DEVICE: Final = 0.10
-"""A fraction of the device above which others must hold it: a CUDA context of our own takes under 1 GiB."""
+"""Used fraction of the device above which others must hold memory: our own CUDA context takes less than 1 GiB."""
 
 
 def advise(environment: Environment, allocators: frozenset[str]) -> tuple[Advice, ...]:
-    """Every advice that applies, the most harmful first. `allocators`: the names of the policies that this system has."""
+    """Return all advice that applies, the most harmful first. `allocators` are the names of the policies that this system has."""
     found: list[Advice] = []
     for rule in _RULES:
         found.extend(rule(environment))
@@ -149,7 +149,7 @@ def _environment_variables(environment: Environment) -> Iterator[Advice]:
 
 
 def _allocators(environment: Environment, allocators: frozenset[str]) -> Iterator[Advice]:
-    # On an accelerator the batch lives on the device; the host's allocator then decides little.
+    # With an accelerator, the batch is in the memory of the device. The host's allocator then matters little.
     if environment.accelerators or not environment.software.libc.startswith("glibc"):
         return
     if "tcmalloc" in allocators:

@@ -1,4 +1,4 @@
-"""Several places bound a number; the least holds. What each said is kept, so that the answer can be explained."""
+"""Bounds of a number from several sources; the lowest applies. All bounds are kept, so that the result can be explained."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from batchcal.detect.environment import Candidate, Fact
 
 
 class Bound(Frozen):
-    """What one place allows."""
+    """A bound from one source."""
 
     value: float
     learned_from: str
-    """A file, a variable or a call that anybody can look at: `/sys/fs/cgroup/memory.max`."""
+    """A file, a variable or a call that the user can check: `/sys/fs/cgroup/memory.max`."""
     because: str
-    """What happens at this bound, as the first half of a sentence: `the kernel kills above it`."""
+    """Effect of this bound, as the first half of a sentence: `the kernel kills above it`."""
 
 
 def least_cores(bounds: Sequence[Bound], show: Callable[[float], str]) -> Fact[float]:
-    """The least of `bounds` (at least one) as a fact about cores."""
+    """Return the lowest of `bounds` (at least one) as a fact about cores."""
     least = _least(bounds)
     return Fact[float](
         value=least.value, learned_from=least.learned_from, why=_why(least, bounds, show), considered=_considered(bounds)
@@ -27,7 +27,7 @@ def least_cores(bounds: Sequence[Bound], show: Callable[[float], str]) -> Fact[f
 
 
 def least_count(bounds: Sequence[Bound], show: Callable[[float], str]) -> Fact[int]:
-    """The least of `bounds` (at least one) as a fact about whole things: bytes, files, processes."""
+    """Return the lowest of `bounds` (at least one) as a fact about integers: bytes, files, processes."""
     least = _least(bounds)
     return Fact[int](
         value=int(least.value), learned_from=least.learned_from, why=_why(least, bounds, show), considered=_considered(bounds)

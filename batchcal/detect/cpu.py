@@ -1,4 +1,4 @@
-"""Cores: how much processor time this process may use, and what stands behind it."""
+"""Cores: the processor time that this process may use, and the hardware behind it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INSTRUCTIONS: Final = frozenset({
     "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "fphp", "bf16", "i8mm", "sve", "sve2", "sme",
 })
 # fmt: on
-"""What oneDNN and ATen choose their kernels by. The whole list of flags would change with the kernel's version."""
+"""Flags by which oneDNN and ATen choose their kernels. The complete list of flags would change with the version of Linux."""
 _VARIABLES: Final = {
     "SLURM_CPUS_PER_TASK": "Slurm gave this task so many",
     "PYTHON_CPU_COUNT": "Python was told to count so many",
@@ -28,7 +28,7 @@ _SYS_CPU: Final = "/sys/devices/system/cpu"
 
 
 def read_cpu(root: Root, environ: Mapping[str, str], notes: list[str]) -> Cpu:
-    """The processors behind `root`. What could not be read is added to `notes`."""
+    """Read the processors behind `root`. Values that cannot be read are reported in `notes`."""
     visible = visible_processors(root)
     mask, mask_from = _mask(root)
     if not mask:
@@ -53,7 +53,7 @@ def read_cpu(root: Root, environ: Mapping[str, str], notes: list[str]) -> Cpu:
 
 
 def parse_list(text: str) -> frozenset[int]:
-    """`0-3,8` -> {0, 1, 2, 3, 8}. Empty where it says something else."""
+    """Parse `0-3,8` to {0, 1, 2, 3, 8}. Empty: the text has another form."""
     numbers: set[int] = set()
     for part in filter(None, text.replace("\n", ",").split(",")):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -64,7 +64,7 @@ def parse_list(text: str) -> frozenset[int]:
 
 
 def visible_processors(root: Root) -> int:
-    """What programs see that look at neither the mask nor the quota."""
+    """Return the number of processors for programs that read neither the mask nor the quota."""
     online = parse_list(root.read(f"{_SYS_CPU}/online") or "")
     listed = re.findall(r"^processor\s*:", root.read("/proc/cpuinfo") or "", re.MULTILINE)
     return len(online) or len(listed) or os.cpu_count() or 1
@@ -90,7 +90,7 @@ def _cpuset(root: Root) -> Bound | None:
 
 
 def quota_bounds(root: Root) -> list[Bound]:
-    """The CPU quotas of every level, in cores. A quota of 1.5 stays 1.5."""
+    """Return the CPU quotas of every level, in cores. A quota of 1.5 stays 1.5."""
     chain = locate("cpu", root)
     bounds: list[Bound] = []
     for level in chain.levels if chain else ():
@@ -124,7 +124,7 @@ def _asked(environ: Mapping[str, str], notes: list[str]) -> list[Bound]:
         count = _whole(text)
         if count:
             bounds.append(Bound(value=count, learned_from=name, because=because))
-        elif text and text != "default":  # PYTHON_CPU_COUNT=default is how one asks for no override
+        elif text and text != "default":  # PYTHON_CPU_COUNT=default means no override
             notes.append(f"{name}={text!r} is no number of processors and was passed over")
     return bounds
 
@@ -163,7 +163,7 @@ def _model(root: Root, environ: Mapping[str, str]) -> str:
             return name
         if "CPU implementer" in fields:  # Arm names its parts by number only
             return f"Arm {fields['CPU implementer']} part {fields.get('CPU part', '?')}"
-    # Not platform.processor(), which starts a process. The variable is that of Windows.
+    # platform.processor() would start a process. The variable is that of Windows.
     return environ.get("PROCESSOR_IDENTIFIER") or platform.machine()
 
 

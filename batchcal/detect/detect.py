@@ -1,4 +1,4 @@
-"""detect: what this process may really use, where each number was learned, and what will hurt."""
+"""detect: the resources that this process may really use, the source of each number, and the problems to expect."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def detect(
     ask_child: Callable[[], TorchAnswer] | None = None,
     ask_space: AskSpace = space_of,
 ) -> Environment:
-    """This machine as this process may use it. Takes milliseconds and loads no torch.
+    """Return the resources of this machine that this process may use. Takes milliseconds and does not load torch.
 
     Args:
         root: where /proc, /sys and /dev are read.
-        environ: variables to look at; default: this process's.
-        ask_child: asks torch in a child (`torch_answer.ask_in_child`; about 2 s). Called only where that can tell something: an
-            accelerator's driver is here that torch was built for, or threadpoolctl is installed. None: torch is not asked.
-        ask_space: size and free bytes of a file system.
+        environ: variables to read; default: those of this process.
+        ask_child: queries torch in a child (`torch_answer.ask_in_child`; about 2 s). Called only if this can give a result: there
+            is a driver of an accelerator that torch was built for, or threadpoolctl is installed. None: torch is not queried.
+        ask_space: returns size and free bytes of a file system.
     """
     files = Root(root)
     variables = os.environ if environ is None else environ
@@ -64,8 +64,8 @@ def detect(
 
 
 def detect_for(device: str) -> Environment:
-    """This machine, with its accelerators as torch tells them where `device` may be one: a driver is here, and the CPU alone was
-    not asked for."""
+    """Return the resources of this machine. Accelerators are queried from torch if `device` may be one: there is a driver, and
+    the CPU alone was not requested."""
     if device != "cpu" and present(environ=os.environ):
         from batchcal.detect.torch_answer import ask_in_child
 
@@ -74,13 +74,13 @@ def detect_for(device: str) -> Environment:
 
 
 def optimal_threads(cpu: Cpu) -> int:
-    """Physical cores within the quota, at least 1. Two threads on the halves of a core share its arithmetic units; a thread above
-    the quota makes the scheduler stop all of them."""
+    """Return the physical cores within the quota, at least 1. Two threads on the halves of a core share its arithmetic units. A
+    thread above the quota makes the scheduler stop all of them."""
     return max(1, min(cpu.physical, math.floor(cpu.cores.value)))
 
 
 def optimal_workers(cpu: Cpu) -> int:
-    """Half of the cores above two: up to there the training step itself needs them."""
+    """Return half of the cores above two. The training step itself needs the first two."""
     return max(0, math.floor((cpu.cores.value - 2) / 2))
 
 

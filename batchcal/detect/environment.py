@@ -1,4 +1,4 @@
-"""The values that `detect` answers with. Bytes, seconds and cores; None means unknown or unlimited, as said at the field."""
+"""The values that `detect` returns. Bytes, seconds and cores; None means unknown or unlimited, as stated at the field."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cpu(Record):
     logical: int
     """Logical processors in the affinity mask (after the cpuset)."""
     visible: int
-    """What os.cpu_count() says, which ignores the mask and the quota."""
+    """Result of os.cpu_count(), which ignores the mask and the quota."""
     physical: int
     """Physical cores behind the mask."""
     quota_cores: float | None
@@ -39,18 +39,18 @@ class Cpu(Record):
     model: str
     architecture: str
     instructions: tuple[str, ...] = ()
-    """Instruction sets that kernels are chosen by (AVX2, AVX-512, AMX, SVE, ...), sorted."""
+    """Instruction sets by which kernels are chosen (AVX2, AVX-512, AMX, SVE, ...), sorted."""
 
 
 class Memory(Record):
     limit: Fact[int]
-    """Bytes: the least of what binds: every group's limit (and memory.high) up to the root, RLIMIT_DATA, RLIMIT_AS, the machine.
-    The two RLIMITs are for one process alone: what others use is not held against them."""
+    """Lowest bound, bytes: every group's limit (and memory.high) up to the root, RLIMIT_DATA, RLIMIT_AS, the machine. The two
+    RLIMITs are for one process alone: memory of other processes does not count against them."""
     total_bytes: int
     available_bytes: int
     """MemAvailable of the machine."""
     used_bytes: int
-    """Used in the binding group now and not reclaimable (anonymous + shared + kernel), this process included."""
+    """Memory used in the binding group now and not reclaimable (anonymous + shared + kernel), this process included."""
     reclaimable_bytes: int
     """File cache charged to the binding group."""
     high_bytes: int | None
@@ -64,7 +64,7 @@ class Memory(Record):
     """True: one kernel kill takes the whole container. None: unknown (cgroup v1 has no such switch)."""
     cgroup_version: Literal["v1", "v2", "none"]
     cgroup_path: str
-    """Directory of the binding group, or of our own where nothing binds. Empty without cgroups."""
+    """Directory of the binding group, or of our own group if none binds. Empty without cgroups."""
 
 
 class SharedMemory(Record):
@@ -79,9 +79,9 @@ class Accelerator(Record):
     name: str
     total_bytes: int
     free_bytes: int
-    """What the device says is free: other tenants are seen here."""
+    """Free memory as reported by the device, so memory of other tenants is not free."""
     capability: str
-    """Compute capability such as `9.0`; empty where there is none."""
+    """Compute capability such as `9.0`. Empty: there is none."""
     mig: bool
     uuid: str = ""
 
@@ -92,9 +92,9 @@ class Software(Record):
     libc: str
     python: str
     torch: str
-    """From the installed distribution's metadata. Empty: not installed."""
+    """Version from the metadata of the installed distribution. Empty: not installed."""
     cuda: str
-    """CUDA that torch was built with; empty: none or not asked."""
+    """Version of CUDA that torch was built with. Empty: none, or torch was not queried."""
     allocator_environment: dict[str, str]
     """Variables that change what an allocation costs: MALLOC_*, LD_PRELOAD, PYTORCH_ALLOC_CONF, THP_MEM_ALLOC_ENABLE, ..."""
     thread_environment: dict[str, str]
@@ -123,13 +123,13 @@ class Environment(Record):
     """None: unlimited."""
     accelerators: tuple[Accelerator, ...] = ()
     accelerators_asked: bool = False
-    """False: nobody asked torch, `accelerators` is then empty for want of a question."""
+    """False: torch was not queried, so `accelerators` is empty."""
     software: Software
     thread_pools: tuple[ThreadPool, ...] = ()
     advice: tuple[Advice, ...] = ()
     optimal_threads: int
-    """Intra-op threads to begin with: physical cores within the quota, at least 1."""
+    """Initial number of intra-op threads: physical cores within the quota, at least 1."""
     optimal_workers: int
-    """DataLoader workers to begin with: 0 up to two cores, else at most half the cores above two."""
+    """Initial number of DataLoader workers: 0 up to two cores, else at most half of the cores above two."""
     notes: tuple[str, ...] = ()
-    """What could not be read, and what was assumed for it."""
+    """Values that could not be read, and the assumptions used instead."""

@@ -1,7 +1,8 @@
-"""Which kind of machine this is, part by part, as sha256. The same after a reboot and in a new container of the same type.
+"""The kind of this machine, part by part, as sha256. The same after a reboot and in a new container of the same type.
 
-Left out on purpose: host names, serial numbers, addresses, which processors of many, free memory. No torch is loaded: an
-accelerator that driver files do not describe (MIG slices, AMD, Intel, Apple) is known by its driver alone, unless a child asks.
+Left out on purpose: host names, serial numbers, addresses, the selection of processors, free memory. torch is not loaded.
+Accelerators that driver files do not describe (MIG slices, AMD, Intel, Apple) are identified by their driver alone, unless a
+child queries torch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def cpu_digest(cpu: Cpu) -> str:
-    """Model, instruction sets and how many cores' worth of it: fewer cores make another machine."""
+    """Digest of the model, the instruction sets and the usable cores: fewer cores make another machine."""
     return _sha256(
         {
             "architecture": cpu.architecture,
@@ -38,9 +39,9 @@ def cpu_digest(cpu: Cpu) -> str:
 
 
 def os_digest(software: Software) -> str:
-    """System with the first two numbers of its kernel, and the C library, which holds the allocator.
+    """Digest of the system with the first two numbers of its kernel, and of the C library, which contains the allocator.
 
-    A kernel's third number changes with every security update and does not change how memory is counted.
+    The third number of a kernel changes with every security update and does not affect how memory is counted.
     """
     match = re.match(r"(\S+ \d+\.\d+)", software.os)
     return _sha256({"os": match.group(1) if match else software.os, "libc": software.libc})
@@ -51,8 +52,8 @@ def python_digest(software: Software) -> str:
 
 
 def torch_digest(software: Software) -> str:
-    """torch's version and the allocator's variables. Those that a policy of ours sets are left out: the policy is named in the
-    options, and the process that it runs in has them while the one that asks may not."""
+    """Digest of torch's version and the allocator's variables. Variables that a policy of batchcal sets are left out: the options
+    name the policy, and its process has these variables while the process that computes the digest may not."""
     environment = without_policy(software.allocator_environment)
     environment.pop("LD_PRELOAD", None)
     variables: dict[str, JSON] = dict(environment)
@@ -66,13 +67,13 @@ def accelerator_digest(
     root: Root = HERE,
     ask: Callable[[], TorchAnswer] | None = None,
 ) -> str:
-    """Kind, number and driver of the accelerators. `ask` is called only where driver files do not tell (MIG, AMD, Intel, Apple).
+    """Digest of kind, number and driver of accelerators. `ask` is called only if driver files lack them (MIG, AMD, Intel, Apple).
 
     Raises:
-        GuardError: `ask` was needed and gave no answer.
+        GuardError: `ask` was needed and returned no result.
     """
     if software.torch.endswith("+cpu"):
-        return _sha256("")  # this torch sees none, whatever is there
+        return _sha256("")  # this torch finds no accelerator, whatever the machine has
     known = identity(root, environ)
     if known is not None:
         return _sha256(known)
@@ -92,7 +93,7 @@ def accelerator_digest(
 
 
 def allocator_digests(policies: tuple[AllocatorPolicy, ...]) -> dict[str, str]:
-    """sha256 of each policy's library, by the policy's name; policies without a library are left out."""
+    """Return the sha256 of each policy's library, by the policy's name. Policies without a library are left out."""
     return {policy.name: digest for policy in policies if (digest := library_digest(policy))}
 
 

@@ -19,7 +19,7 @@ _ROWS: Final = {
 }
 """Rows of /proc/self/limits: our field, and the name for the system call."""
 _NOBODY_SAYS: Final = 1024
-"""Open files where no limit can be read at all: what POSIX systems commonly give."""
+"""Assumed limit of open files if none can be read: the common value of POSIX systems."""
 
 
 class Limits(Frozen):
@@ -32,7 +32,7 @@ class Limits(Frozen):
 
 
 def read_limits(root: Root) -> Limits:
-    """From /proc/self/limits; of this very process by getrlimit where that file is missing."""
+    """Read the limits from /proc/self/limits, or those of this process with getrlimit if that file is missing."""
     text = root.read("/proc/self/limits")
     if text is None:
         return _asked_of_the_kernel() if root.real else Limits()
@@ -60,7 +60,7 @@ def _asked_of_the_kernel() -> Limits:
 
 
 def open_files(root: Root, limits: Limits, notes: list[str]) -> Fact[int]:
-    """How many files this process may have open at once."""
+    """Return the number of files that this process may have open at once."""
     bounds: list[Bound] = []
     if limits.open_files is not None:
         bounds.append(Bound(value=limits.open_files, learned_from="RLIMIT_NOFILE", because="opening one more fails"))
@@ -74,7 +74,7 @@ def open_files(root: Root, limits: Limits, notes: list[str]) -> Fact[int]:
 
 
 def pids(root: Root, limits: Limits) -> Fact[int] | None:
-    """How many processes and threads there may be; None: nothing limits them."""
+    """Return the allowed number of processes and threads. None: unlimited."""
     chain = locate("pids", root)
     bounds: list[Bound] = []
     for level in reversed(chain.levels) if chain else ():

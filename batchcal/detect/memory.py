@@ -1,4 +1,4 @@
-"""Host memory: what binds over all levels, what is used already, what a kill would take with it."""
+"""Host memory: the binding limit over all levels, the current use, and the processes that a kill would end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BECAUSE: Final[dict[Literal["max", "high", "hidden"], str]] = {
 
 
 def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
-    """The memory behind `root`. What could not be read is added to `notes`."""
+    """Read the memory behind `root`. Values that cannot be read are reported in `notes`."""
     chain = locate("memory", root)
     machine = MachineMemory(chain, root)
     if not machine.learned_from.startswith("/proc/meminfo"):
@@ -32,7 +32,7 @@ def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
     try:
         groups = memory_bounds(chain, root) if chain else ()
         bounds = [
-            # Of two equal limits the upper one holds first: more is charged against it.
+            # Of two equal limits, the upper one binds first: more is charged against it.
             *(Bound(value=group.bytes, learned_from=group.file, because=_BECAUSE[group.kind]) for group in reversed(groups)),
             Bound(
                 value=machine.total_bytes,
@@ -69,7 +69,7 @@ def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
 
 
 def _swap_limit(chain: Chain | None, root: Root) -> int | None:
-    """Bytes of swap that the groups allow; None: no limit."""
+    """Return the bytes of swap that the groups allow. None: no limit."""
     allowed: list[int] = []
     for level in chain.levels if chain else ():
         if chain and chain.version == "v2":
@@ -84,7 +84,7 @@ def _swap_limit(chain: Chain | None, root: Root) -> int | None:
 
 
 def _oom_group(chain: Chain | None, root: Root) -> bool | None:
-    """Whether any group that we are in dies as a whole: the kernel takes the outermost such group within the one that is full."""
+    """True if any group of this process is killed as a unit. The kernel kills the outermost such group within the full one."""
     if chain is None or chain.version == "v1":
         return None
     switches = [root.read(f"{level}/memory.oom.group") for level in chain.levels]

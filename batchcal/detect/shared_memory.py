@@ -1,4 +1,4 @@
-"""/dev/shm, through which DataLoader workers hand their batches over. Docker gives 64 MiB unless it is told otherwise."""
+"""/dev/shm, through which DataLoader workers pass their batches. Docker's default is 64 MiB."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ PATH: Final = "/dev/shm"
 
 
 class Space(Frozen):
-    """A file system's size, as far as it matters here."""
+    """Size and free space of a file system."""
 
     size_bytes: int
     free_bytes: int
-    """Free to this user."""
+    """Bytes that this user may still use."""
 
 
 AskSpace = Callable[[Path], Space]
 
 
 def space_of(path: Path) -> Space:
-    """What statvfs says.
+    """Return the result of statvfs.
 
     Raises:
-        OSError: no such directory, or no such call on this system.
+        OSError: there is no such directory, or this system has no statvfs.
     """
     if not hasattr(os, "statvfs"):
         raise OSError("this system has no statvfs")
@@ -38,7 +38,7 @@ def space_of(path: Path) -> Space:
 
 
 def read_shared_memory(root: Root, ask: AskSpace, notes: list[str]) -> SharedMemory | None:
-    """Size and free bytes of /dev/shm; None where there is none."""
+    """Return size and free bytes of /dev/shm. None: there is none."""
     try:
         space = ask(root.at(PATH))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What runs: system, C library, Python, torch, and the variables that change what memory and threads cost. Loads no torch."""
+"""Software: system, C library, Python, torch, and variables that change the cost of memory and threads. Does not load torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _THREAD_NAMES: Final = frozenset({"LOKY_MAX_CPU_COUNT", "PYTHON_CPU_COUNT", "SLU
 
 
 def read_software(root: Root, environ: Mapping[str, str], *, cuda: str = "") -> Software:
-    """`cuda` is what torch was built with, where torch was asked."""
+    """Read the software. `cuda` is the version that torch was built with, if torch was queried."""
     release = root.read("/proc/sys/kernel/osrelease") or platform.release()
     system = "Linux" if root.exists("/proc/sys/kernel/osrelease") else platform.system()
     return Software(
@@ -45,19 +45,19 @@ def read_software(root: Root, environ: Mapping[str, str], *, cuda: str = "") -> 
 
 
 def chosen(environ: Mapping[str, str], prefixes: tuple[str, ...], names: frozenset[str]) -> dict[str, str]:
-    """The variables that are meant, sorted by name."""
+    """Return the variables that have one of `prefixes` or `names`, sorted by name."""
     return {name: environ[name] for name in sorted(environ) if name.startswith(prefixes) or name in names}
 
 
 def libc() -> str:
-    """`glibc 2.36`, `musl 1.2.5`; empty where it cannot be told."""
+    """Return `glibc 2.36` or `musl 1.2.5`. Empty: unknown."""
     if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     return " ".join(filter(None, platform.libc_ver()))
 
 
 def version_of(distribution: str) -> str:
-    """The version of an installed distribution, by its metadata; empty where it is not installed."""
+    """Return the version of an installed distribution from its metadata. Empty: not installed."""
     from importlib import metadata
 
     try:

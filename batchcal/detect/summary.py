@@ -1,4 +1,4 @@
-"""The one line that programs grep for: `resource_limits cpu_cores=1.5 memory_mb=7629 optimal_threads=1 ...`."""
+"""The line that programs search for: `resource_limits cpu_cores=1.5 memory_mb=7629 optimal_threads=1 ...`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVENT: Final = "resource_limits"
 
 
 def summary(environment: Environment, *, max_batch_size: int | None = None) -> dict[str, Field]:
-    """The fields of the line, for `core.progress.key_values(EVENT, ...)`. `max_batch_size`: of a calibration, if there is one."""
+    """Return the fields of the line, for `core.progress.key_values(EVENT, ...)`. `max_batch_size`: from a calibration, if any."""
     shm, pids = environment.shared_memory, environment.pids
     return {
         "cpu_cores": environment.cpu.cores.value,

@@ -1,4 +1,4 @@
-"""Thread pools of the libraries that a training loads, where threadpoolctl is installed. `ask` is for a child: it loads torch."""
+"""Thread pools of the libraries that a training loads, if threadpoolctl is installed. `ask` is for a child: it loads torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from batchcal.detect.environment import ThreadPool
 
 
 def can_be_asked() -> bool:
-    """Whether threadpoolctl is installed. Imports nothing."""
+    """True if threadpoolctl is installed. Imports nothing."""
     return importlib.util.find_spec("threadpoolctl") is not None
 
 
 def ask() -> tuple[ThreadPool, ...]:
-    """The pools in this process once torch and numpy are loaded; none without threadpoolctl."""
+    """Load torch and numpy and return the thread pools of this process. Empty without threadpoolctl."""
     for name in ("torch", "numpy"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -28,7 +28,7 @@ def ask() -> tuple[ThreadPool, ...]:
 
 
 def pools_of(entries: Iterable[Mapping[str, object]]) -> tuple[ThreadPool, ...]:
-    """threadpoolctl's dictionaries as ours."""
+    """Convert threadpoolctl's dictionaries to ThreadPool values."""
     pools: list[ThreadPool] = []
     for entry in entries:
         threads, library, version = entry.get("num_threads"), entry.get("prefix"), entry.get("version")

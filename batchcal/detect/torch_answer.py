@@ -1,4 +1,4 @@
-"""What only a process that loaded torch can tell. It is asked in a child, which answers in JSON and ends."""
+"""Facts that only a process with torch can read. A child reads them, returns them as JSON and ends."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from batchcal.detect import thread_pools
 from batchcal.detect.accelerator import TorchDevices, describe
 from batchcal.detect.environment import Accelerator, ThreadPool
 
-if TYPE_CHECKING:  # what a child needs; a process that only detects does without sockets
+if TYPE_CHECKING:  # only a child needs these; a process that only detects needs no sockets
     from batchcal.guard.job import ChildContext
     from batchcal.guard.wire import JSON
 
 TIMEOUT_S: Final = 120.0
-"""`import torch` takes a second from a warm disk, tens of seconds from a cold one; a driver that starts takes some more."""
+"""`import torch` takes a second from a warm disk, tens of seconds from a cold one. The start of a driver takes some more."""
 
 
 class TorchAnswer(Frozen):
-    """The child's answer."""
+    """The result of the child."""
 
     accelerators: tuple[Accelerator, ...] = ()
     thread_pools: tuple[ThreadPool, ...] = ()
     cuda: str = ""
     """Version of CUDA (or ROCm) that torch was built with; empty: none."""
     problems: tuple[str, ...] = ()
-    """Devices that would not answer, and why."""
+    """Devices that did not respond, and why."""
 
 
 def ask(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Runs in the child. Takes no arguments; returns a TorchAnswer as JSON."""
+    """Run in the child. Takes no arguments and returns a TorchAnswer as JSON."""
     import torch
 
     devices, problems = describe(TorchDevices())
@@ -47,10 +47,10 @@ def ask(arguments: dict[str, JSON], context: ChildContext) -> JSON:
 
 
 def ask_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
-    """Asks in a fresh process and waits for the answer.
+    """Query torch in a new process and wait for the result.
 
     Raises:
-        GuardError: the child gave none, or not one of ours.
+        GuardError: the child returned no result, or an invalid one.
     """
     from batchcal.guard.call import call
 

@@ -1,4 +1,4 @@
-"""Asks one thing in a child of its own and waits for the answer."""
+"""Run one function in its own child and wait for the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchcal.machine.allocator import resolve
 
 
 class Unwatched:
-    """A memory group that never trips: for questions that hold no batch."""
+    """A memory group that never trips, for functions that hold no batch."""
 
     limit_bytes: Final = 1 << 62
 
@@ -30,10 +30,10 @@ class Unwatched:
 
 
 def call(function: Function, arguments: dict[str, JSON] | None = None, *, timeout_s: float = 60.0) -> JSON:
-    """What `function` answers in a fresh process.
+    """Return the result of `function` from a new process.
 
     Raises:
-        GuardError: it raised, died, or took longer than `timeout_s` seconds.
+        GuardError: `function` raised, died, or took longer than `timeout_s` seconds.
     """
     launcher = SpawnLauncher(resolve("default"), os.environ)
     try:

@@ -1,6 +1,6 @@
-"""Inside a child: takes its place, runs the one function it was started for, leaves the result in a file, and is gone.
+"""Code inside a child: set up the process, run the one function of its job, write the result to a file, and exit.
 
-Also `python -m batchcal.guard.child CONTROL OUTPUT`, two descriptors, which is how a child is spawned where there is no zygote.
+Also `python -m batchcal.guard.child CONTROL OUTPUT` (two descriptors): the command of a spawned child if there is no zygote.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def run_child(request: Message, control: int, output: int) -> NoReturn:
-    """Never returns, nor raises: a forked child must not unwind into the zygote's own code. `control` and `output` are
-    descriptors that this process now owns."""
+    """Never returns or raises: a forked child must not unwind into the zygote's own code. This process owns the descriptors
+    `control` and `output`."""
     try:
         _live(request, control, output)
         os._exit(0)
-    except BaseException:  # noqa: BLE001 - the report itself failed; the exit code is all that is left to say so
+    except BaseException:  # noqa: BLE001 - the report itself failed; only the exit code can show it
         traceback.print_exc()
     finally:
         os._exit(LOST)
@@ -54,27 +54,27 @@ def _live(request: Message, control: int, output: int) -> None:
         value = resolve(str(request["function"]))(arguments if isinstance(arguments, dict) else {}, context)
         context.disarm_reserve()
         leave_result(directory, {"returned": value})
-    except BaseException as error:  # noqa: BLE001 - SystemExit, KeyboardInterrupt and MemoryError are answers too
+    except BaseException as error:  # noqa: BLE001 - SystemExit, KeyboardInterrupt and MemoryError are results, too
         context.disarm_reserve()
         raised = describe(error, context.phase_name)
         try:
             leave_result(directory, {"raised": raised.model_dump(mode="json")})
         except MemoryError:
-            # Not before: what the frames hold is the user's, and its end may hang.
+            # Not earlier: the frames hold objects of the user, and freeing them may hang.
             let_go(error)
             leave_result(directory, {"raised": raised.model_dump(mode="json")})
         flush_output()
-        os._exit(0)  # here: at the end of this clause the frames would go
+        os._exit(0)  # here: the end of this clause would free the frames
     flush_output()
 
 
 def leave_result(directory: Path, result: dict[str, JSON]) -> None:
-    """What the parent reads once this process is gone."""
+    """Write the result. The parent reads it after this process has ended."""
     leave_file(directory, RESULT_NAME, result)
 
 
 def leave_file(directory: Path, name: str, value: dict[str, JSON]) -> None:
-    """Written beside and renamed: the parent sees a whole file or none."""
+    """Write to a temporary file and rename it, so that the parent reads a complete file or none."""
     beside = directory / f"{name}.part"
     with beside.open("w", encoding="utf-8") as file:
         json.dump(value, file)
@@ -83,7 +83,7 @@ def leave_file(directory: Path, name: str, value: dict[str, JSON]) -> None:
 
 def _take_place(request: Message, output: int, parent: int) -> None:
     if os.getsid(0) != os.getpid():
-        os.setsid()  # an own group, so that a kill reaches our workers, and Ctrl-C on the terminal does not reach us
+        os.setsid()  # its own group, so that a kill reaches its workers, and Ctrl-C on the terminal does not reach it
     die_with_parent(parent)
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
@@ -107,34 +107,34 @@ def _take_place(request: Message, output: int, parent: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Asks the kernel (Linux) for a SIGKILL when `parent` ends, and leaves at once where it already did."""
+    """Let the kernel (Linux) send SIGKILL to this process when `parent` ends. Exit at once if it has already ended."""
     follow_parent()
     if os.getppid() != parent:
         os._exit(1)
 
 
 def follow_parent() -> None:
-    """Ask the kernel (Linux) for a SIGKILL when the thread that started this process ends."""
+    """Let the kernel (Linux) send SIGKILL to this process when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def adopt_orphans() -> None:
-    """Ask the kernel (Linux) to make this process the parent of every descendant that loses its own (a sub-reaper)."""
+    """Let the kernel (Linux) make this process the parent of every descendant that loses its own parent (a sub-reaper)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def volunteer_for_the_kernel() -> None:
-    """If the kernel must kill, it takes us and not our parent: 20 of 20 with 1000, 0 of 20 without."""
+    """If the kernel must kill, it kills this process and not its parent: 20 of 20 with 1000, 0 of 20 without."""
     try:
         Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_GO), encoding="ascii")
     except OSError:
-        return  # not Linux, or not dumpable after a setuid: a layer less, and the fence in force says so
+        return  # not Linux, or not dumpable after a setuid: one layer less, which `Ending.layers` shows
 
 
 def main() -> NoReturn:
-    """Takes descriptors from the command line and the request from the control socket."""
+    """Take the descriptors from the command line and the request from the control socket."""
     control, output = int(sys.argv[1]), int(sys.argv[2])
     channel = Channel(socket.socket(fileno=os.dup(control)))
     request = channel.wait()

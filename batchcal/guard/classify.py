@@ -1,4 +1,4 @@
-"""Evidence -> outcome. First match wins; what nobody can explain is never called "too big"."""
+"""Classification of evidence into an outcome. The first match wins. An unexplained end is never "too big"."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from batchcal.guard.report import COLLATE, STACKING, Raised
 from batchcal.guard.wire import JSON
 
 NEAR: Final = 0.85
-"""A death by signal counts as suspected memory from this share of the allowance on."""
+"""Share of the allowed memory from which a death by signal counts as a suspected lack of memory."""
 SWAP_TOLERANCE_BYTES: Final = 8 << 20
 _MEMORY_SIGNALS: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 _OUTPUT_SHOWN: Final = 4000
 _STACKS_SHOWN: Final = 12_000
-"""Of a child that hung: what it printed before its stacks, which are dumped last, often says why."""
+"""Characters of output for a child that hung. The output before its stacks, which are dumped last, often shows the reason."""
 
 
 def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
-    """What became of the child. `value_of` reads what its function returned (and may answer with another outcome than Fits)."""
+    """Return the outcome of the child. `value_of` reads the function's return value (it may give another outcome than Fits)."""
     if ending.has_result:
         return _swapped(ending) or value_of(ending.returned)
     if ending.killed_for == "stop":
@@ -82,7 +82,7 @@ def _of_raised(ending: Ending, raised: Raised) -> Outcome:
 
 
 def _hint(raised: Raised) -> str:
-    """What to type next, where the error alone says it."""
+    """Suggestion for the user, if the error alone determines it."""
     if raised.chain[0].sample.startswith(STACKING):
         return COLLATE
     return "ulimit -n 65536, or fewer --workers and fewer tensors in a sample" if out_of_descriptors(raised) else ""

@@ -1,4 +1,4 @@
-"""Starting a command: a program of the user's with its arguments, and all that it starts, under a supervisor of its own."""
+"""Start a command under its own supervisor: a user's program with its arguments, and all processes that it starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batchcal.guard.wire import JSON, Message
 from batchcal.machine.meters import descendants
 
 LIGHT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Of a supervisor, which computes nothing; its command has the environment of the job."""
+"""Environment of a supervisor, which computes nothing. Its command has the environment of the job."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CommandJob:
 
     argv: tuple[str, ...]
     environment: dict[str, str]
-    """All that the command sees, but for the variable that names the supervisor's socket."""
+    """Complete environment of the command, except the variable that names the supervisor's socket."""
     working_directory: str
 
 
@@ -46,7 +46,7 @@ class CommandLauncher:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, job: CommandJob) -> Started:
-        """Begins `job`; that its program is not there is an exit status, as a shell has it.
+        """Start `job`. If its program does not exist, this becomes an exit status, as in a shell.
 
         Raises:
             GuardError: no supervisor could be started.
@@ -69,7 +69,7 @@ class CommandLauncher:
         return started
 
     def kill(self, child: Started) -> None:
-        """SIGKILL to all that the command started, at once; the supervisor sees to it that nothing is left, and ends."""
+        """Send SIGKILL to all processes of the command at once. The supervisor ensures that none is left, and exits."""
         if child.exit_status is None:
             for process in descendants(child.pid):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -77,7 +77,7 @@ class CommandLauncher:
             child.control.send({"stop": True})
 
     def poll(self, child: Started) -> bool:
-        """Fills `child.exit_status` where the command has ended and nothing of it is left.
+        """Set `child.exit_status` and return True if the command has ended and none of its processes is left.
 
         Raises:
             GuardError: the supervisor died, or could not end every process.
@@ -99,7 +99,7 @@ class CommandLauncher:
         return True
 
     def close(self) -> None:
-        """No command of ours stays."""
+        """End all commands."""
         for process in self._processes.values():
             process.send_signal(signal.SIGUSR2)
         for process in self._processes.values():
@@ -120,12 +120,12 @@ def run_command(
     *,
     check: Callable[[], None] | None = None,
 ) -> Ending:
-    """Runs `job` to its end, whatever that is. When this returns or raises, all that it started is gone.
+    """Run `job` until it ends in any way. When this returns or raises, all processes that it started are gone.
 
-    What it returned: `{"ranks": {...}}`, the last report of each rank. Its peak is that of the whole tree.
+    Its return value is `{"ranks": {...}}`, the last report of each rank. Its peak is the peak of the complete tree.
 
     Args:
-        limits: `allowed_bytes` is for the whole tree.
+        limits: `allowed_bytes` is for the complete tree.
         listen, check: as for `run`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The first line of the fence: RLIMIT_DATA."""
+"""First layer of the fence: RLIMIT_DATA."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Final
 from batchcal.machine.meters import read_status
 
 FIRST_TO_GO: Final = 1000
-"""The largest oom_score_adj: if the kernel must kill, it takes the child and not its parent."""
+"""The largest oom_score_adj: if the kernel must kill, it kills the child and not its parent."""
 SLACK_BYTES: Final = 12 << 20
-"""VmData holds freed blocks and trimmed arenas that are not resident: with none allowed for, runs were refused 8-15 MiB below
-what they might hold (512 MiB group, small CNN). The watchdog covers these few MiB."""
+"""VmData includes freed blocks and trimmed arenas that are not resident. Without an allowance for them, runs failed 8-15 MiB
+below their allowed memory (512 MiB group, small CNN). The watchdog covers these few MiB."""
 
 STACK_BYTES: Final = 8 << 20
-"""Of a thread, mapped whole when it starts and hardly ever touched."""
+"""Stack of a thread, bytes. It is mapped completely when the thread starts and hardly ever touched."""
 
 
 def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
-    """Lets `pid` grow its private memory until it holds `allowed_bytes`, then its allocations fail with ENOMEM.
+    """Let `pid` grow its private memory to `allowed_bytes`. Above that, its allocations fail with ENOMEM.
 
-    Armed by the parent, once the child has warmed up: 300 of 300 outcomes were clean that way; armed cold, 21 % were not
-    (segfaults in oneDNN, hangs). VmData is larger than what is resident (thread stacks, freed blocks), so the limit is what it
-    has now plus what it may still grow. The hard limit is lowered too: user code cannot raise it again.
+    The parent arms the limit after the child has warmed up: 300 of 300 outcomes were clean. Armed before the warm-up, 21 % were
+    not (segfaults in oneDNN, hangs). VmData is larger than the resident memory (thread stacks, freed blocks), so the limit is
+    its current value plus the allowed growth. The hard limit is lowered, too: user code cannot raise it again.
 
     Returns:
-        False where the system has no such limit or we may not set it.
+        False if the system has no such limit or this process may not set it.
     """
     if sys.platform != "linux":
         return False
@@ -44,22 +44,22 @@ def arm_data_limit(pid: int, allowed_bytes: int) -> bool:
 
 
 class OwnDataLimit:
-    """The data limit of this very process, held to the room there is: set again and again while that changes.
+    """Data limit of this process. It follows the available memory and is set again whenever that changes.
 
-    The hard limit is left, so that the soft one can be raised again; what it was before is its upper bound, and is put back.
+    The hard limit stays, so that the soft limit can be raised again. The original soft limit is the upper bound and is restored.
     """
 
     def __init__(self) -> None:
         self._before = resource.getrlimit(resource.RLIMIT_DATA)
-        # Mapped and not resident: stacks, mostly. What is so later on besides was freed, and can be filled again without being
-        # mapped: free blocks that went back to the system, hundreds of MB after malloc_trim. It counts as room that is taken.
+        # Mapped but not resident now: mostly stacks. Later it also contains freed blocks that were returned to the system,
+        # hundreds of MB after malloc_trim. They can be filled again without a new mapping, so they count as memory in use.
         self._began = read_status()
 
     def hold(self, growth_bytes: int) -> bool:
-        """Lets resident private memory grow by `growth_bytes`, then allocations fail with ENOMEM.
+        """Let resident private memory grow by `growth_bytes`. Above that, allocations fail with ENOMEM.
 
         Returns:
-            False where the system has no such limit or we may not set it.
+            False if the system has no such limit or this process may not set it.
         """
         now, began = read_status(), self._began
         if sys.platform != "linux" or now is None or began is None:
@@ -74,15 +74,15 @@ class OwnDataLimit:
         return True
 
     def lift(self) -> None:
-        """As it was before."""
+        """Restore the original limit."""
         resource.setrlimit(resource.RLIMIT_DATA, self._before)
 
 
 def data_limit_holds() -> bool:
-    """Whether this process's data limit is one that the kernel keeps. Asked by the child, once it is armed.
+    """Return True if the kernel enforces the data limit of this process. The child calls it after the limit is armed.
 
-    A kernel booted with ignore_rlimit_data, or a sandbox that plays Linux, takes the limit and lets everything pass. A mapping as
-    large as the whole limit, never touched, must be refused.
+    A kernel booted with ignore_rlimit_data, or a sandbox that emulates Linux, accepts the limit and enforces nothing. A mapping
+    as large as the complete limit, never touched, must fail.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
@@ -95,7 +95,7 @@ def data_limit_holds() -> bool:
 
 
 def volunteers(pid: int) -> bool:
-    """Whether the kernel's OOM killer would take `pid` before others. Where the child could not ask for it, it does not."""
+    """Return True if the kernel's OOM killer would kill `pid` before others. False if the child could not set its score."""
     try:
         return Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii").strip() == str(FIRST_TO_GO)
     except OSError:

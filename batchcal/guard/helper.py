@@ -21,10 +21,10 @@ LOG_SHOWN: Final = 2000
 
 
 class HelperProcess:
-    """`python -m MODULE` in a session of its own: Ctrl-C goes to the process that started it, which informs the helper.
+    """`python -m MODULE` in its own session: Ctrl-C goes to the process that started it, which informs the helper.
 
     Args:
-        directory: where it runs.
+        directory: its working directory.
         log: the file to which its stderr is appended.
 
     Raises:
@@ -62,13 +62,13 @@ class HelperProcess:
         return self._process.pid
 
     def send(self, line: str) -> None:
-        """Sends `line`; nothing happens where the process has ended."""
+        """Send `line`. Does nothing if the process has ended."""
         with contextlib.suppress(OSError, ValueError):
             self._stdin.write(line.encode() + b"\n")
             self._stdin.flush()
 
     def read(self) -> list[dict[str, object]] | None:
-        """The messages that are complete by now, after waiting for data. None: the process has closed its stdout."""
+        """Wait for data and return the complete messages. None: the process has closed its stdout."""
         data = os.read(self.stdout.fileno(), READ_BYTES)
         if not data:
             return None
@@ -76,7 +76,7 @@ class HelperProcess:
         return [message for line in lines if isinstance(message := json.loads(line), dict)]
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit status, as `close` gives it. After `timeout_s` seconds it is killed, with all that descends from it."""
+        """Return its exit status, as `close` does. After `timeout_s` seconds it is killed with all its descendants."""
         try:
             self._process.wait(max(timeout_s, 0.0))
         except subprocess.TimeoutExpired:
@@ -85,7 +85,7 @@ class HelperProcess:
         return self.close()
 
     def close(self) -> int:
-        """Its exit status once it has ended; below 0: a signal's number."""
+        """Wait until it has ended and return its exit status. Below 0: minus the signal number."""
         status = self._process.wait()
         with contextlib.suppress(OSError):
             self._stdin.close()
@@ -93,7 +93,7 @@ class HelperProcess:
         return status
 
     def log_tail(self) -> str:
-        """The end of its log."""
+        """End of its log."""
         try:
             return self._log.read_bytes()[-LOG_SHOWN:].decode(errors="replace").strip()
         except OSError:

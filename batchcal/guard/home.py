@@ -1,4 +1,4 @@
-"""A folder for children's files, which nobody but us can read, and which somebody removes however we end."""
+"""Folder for the files of children. Only this user can read it, and it is removed however this process ends."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from batchcal.guard.shared_names import own_shared_names, sweep_abandoned
 
 PREFIX: Final = "batchcal-"
 OWNER: Final = ".batchcal-owner"
-"""A file in each home, locked by its owner for as long as that lives. Only what has it and is not locked was left behind: a
-folder of the user's own may well be called batchcal-results."""
+"""A file in each home. The owner of the home locks it as long as it runs. Only a folder with an unlocked file was left behind:
+a user's own folder can be called batchcal-results."""
 
 
 class Home:
-    """A new folder in the system's place for temporary files. Those that killed processes left there are removed.
+    """A new folder in the system's directory for temporary files. Folders that killed processes left there are removed.
 
     Raises:
-        GuardError: there is no place for one.
+        GuardError: the folder cannot be created.
     """
 
     def __init__(self) -> None:
         self._owned = -1
         try:
-            # The name first: a signal may come at any line, and a folder without an owner stays.
+            # The name first: a signal can arrive at any line, and a folder without an owner stays.
             self.path = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(6)}"
             self._make()
         except OSError as error:
@@ -45,17 +45,17 @@ class Home:
         try:
             self.path.mkdir(mode=0o700)
             self._owned = os.open(self.path / f"{OWNER}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with contextlib.suppress(OSError):  # no locks on this file system: it then looks like an abandoned folder
+            with contextlib.suppress(OSError):  # no locks on this file system: with OWNER it would look abandoned
                 fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                (self.path / f"{OWNER}.new").rename(self.path / OWNER)  # only now: no process may find it unlocked
-        except FileExistsError:  # of another process
+                (self.path / f"{OWNER}.new").rename(self.path / OWNER)  # only now: no process may see it unlocked
+        except FileExistsError:  # the folder of another process
             raise
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
-        """With everything in it. Does nothing the second time."""
+        """Remove the folder with its content. A second call does nothing."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._owned >= 0:
             os.close(self._owned)
@@ -63,9 +63,10 @@ class Home:
 
 
 def keep_shared_names() -> None:
-    """Give this process a home for the sockets of its DataLoader workers, and semaphores of its own name.
+    """Give this process a home for the sockets of its DataLoader workers, and semaphores with its own name.
 
-    The home goes when multiprocessing has ended the workers; that of a killed process, when the next one makes a home.
+    The home is removed after multiprocessing has ended the workers. The next process that makes a home removes the home of a
+    killed process.
     """
     with contextlib.suppress(GuardError):
         home = Home()
@@ -74,7 +75,7 @@ def keep_shared_names() -> None:
 
 
 def no_room(error: OSError) -> GuardError:
-    """For when a child's files cannot be written."""
+    """Return the error if the files of a child cannot be written."""
     folder = os.environ.get("TMPDIR", "/tmp, since TMPDIR is not set")
     return GuardError(
         "there is no place for a child's files",
@@ -84,7 +85,7 @@ def no_room(error: OSError) -> GuardError:
 
 
 def _remove_abandoned(owner: Path) -> None:
-    """Removes the folder of `owner` where it is ours and nobody holds its lock."""
+    """Remove the folder of `owner` if it belongs to this user and no process holds its lock."""
     with contextlib.suppress(OSError):
         if owner.parent.lstat().st_uid != os.getuid() or owner.parent.is_symlink():
             return

@@ -1,4 +1,4 @@
-"""What a child is asked to run, and what it may say while it runs."""
+"""Job of a child, and the messages that it can send while it runs."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from batchcal.guard.wire import JSON, Channel, Message
 
 OUTPUT_DESCRIPTOR: Final = 2
 Function = Callable[[dict[str, JSON], "ChildContext"], JSON]
-"""What a child runs: given its arguments and its line to the parent, it returns its answer."""
+"""Function that a child runs. It takes its arguments and the connection to the parent, and returns its result."""
 
 
 class ChildContext:
-    """The child's line to its parent."""
+    """Connection of the child to its parent."""
 
     def __init__(self, channel: Channel, directory: Path) -> None:
         self._channel = channel
         self.directory = directory
-        """Private to this child; gone with it."""
+        """Private to this child; removed with it."""
         self.phase_name: Phase = "start"
         self._reserve: bytearray | None = None
 
     def phase(self, name: Phase, *, limit_s: float | None = None) -> None:
-        """Tells the parent where we are; each phase has its own deadline, `limit_s` seconds if given."""
+        """Report the phase to the parent. Each phase has its own deadline, `limit_s` seconds if given."""
         self.phase_name = name
-        dump_stacks_on_request()  # again: the user's module may have set a handler of its own
+        dump_stacks_on_request()  # again: the user's module may have set its own handler
         self._channel.send(written(PhaseStarted(name, limit_s)))
 
     def tell(self, message: Message) -> None:
-        """Anything that the parent's listener understands."""
+        """Send a message to the parent's listener."""
         self._channel.send(written(ListenerMessage(message)))
 
     def arm(self) -> bool:
-        """Asks the parent to arm the memory fence around what we hold now. True: it is in force.
+        """Request the memory fence from the parent, starting at the current memory. True: it is in force.
 
-        A few MiB are put aside first, so that there is room for the report when the fence is hit.
+        A few MiB are reserved first, so that there is memory for the report when the child reaches the fence.
         """
         self._reserve = bytearray(8 << 20)
         self._channel.send(written(ArmRequest()))
         answer = self._channel.wait()
         if answer is None:
-            os._exit(1)  # the parent is gone; nobody wants our result
+            os._exit(1)  # the parent is gone; no process reads the result
         if answer.get("armed") is not True:
             return False
         if data_limit_holds():
@@ -59,18 +59,18 @@ class ChildContext:
         return False
 
     def disarm_reserve(self) -> None:
-        """Gives the room for the report free."""
+        """Free the memory that is reserved for the report."""
         self._reserve = None
 
 
 def dump_stacks_on_request() -> None:
-    """Lets SIGUSR1 print where every thread stands, whatever handler it had before."""
+    """Let SIGUSR1 print the stacks of all threads, whatever handler it had before."""
     faulthandler.unregister(signal.SIGUSR1)
     faulthandler.register(signal.SIGUSR1, file=OUTPUT_DESCRIPTOR, all_threads=True)
 
 
 def name_of(function: Function) -> str:
-    """`package.module:function`, by which a child finds it.
+    """Name by which a child finds the function: `package.module:function`.
 
     Raises:
         ValueError: it is not a function of a module, but of another function or of a class.
@@ -82,7 +82,7 @@ def name_of(function: Function) -> str:
 
 
 def resolve(name: str) -> Function:
-    """`package.module:function` -> the function. A name is what `name_of` made of a function of the parent's own."""
+    """Return the function for `package.module:function`, a name that `name_of` made of one of the parent's own functions."""
     module_name, _, attribute = name.partition(":")
     function = getattr(importlib.import_module(module_name), attribute)
     if not callable(function):
@@ -96,7 +96,7 @@ def resolve(name: str) -> Function:
 
 
 def flush_output() -> None:
-    """What the user's code printed goes out before we do."""
+    """Flush the output of the user's code before this process exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Ends processes: a group, a tree, orphans of a tree."""
+"""End processes: a group, a tree, orphans of a tree."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PROC: Final = Path("/proc")
 
 
 def kill_group(leader: int) -> None:
-    """SIGKILL to the group that `leader` began; nothing where it is already empty.
+    """Send SIGKILL to the process group of `leader`. Does nothing if the group is empty.
 
-    `leader` must be a child that nobody has reaped, so that its number is no stranger's. A child that was forked a moment ago has
-    no group yet and nothing but itself: it is killed by its own number, or it would run on (seen where the first look at its
-    memory was already too much).
+    `leader` must be a child that is not reaped yet, so that no other process has its pid. A child that was just forked has no
+    group and no other process yet: it is killed by its own pid, or it would continue (observed when the first check of its
+    memory was already above the limit).
     """
     try:
         os.killpg(leader, signal.SIGKILL)
@@ -34,12 +34,12 @@ def kill_group(leader: int) -> None:
 
 
 def end_orphans(seen: Mapping[int, str], mark: str, *, limit_s: float) -> None:
-    """SIGKILL to the members of a tree whose root is gone, so that its orphans have got another parent.
+    """Send SIGKILL to the members of a tree after its root is gone and its orphans have another parent.
 
     Args:
-        seen: members with their start (`started_at`).
+        seen: members with their start times (`started_at`).
         mark: `NAME=value` in the environment that every member was started with.
-        limit_s: seconds, at most.
+        limit_s: longest duration, seconds.
     """
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
@@ -53,7 +53,7 @@ def end_orphans(seen: Mapping[int, str], mark: str, *, limit_s: float) -> None:
 
 
 def end_descendants(root: int, *, limit_s: float) -> tuple[int, ...]:
-    """SIGKILL to all that descend from `root`, whatever their session or group, until none is left.
+    """Send SIGKILL to all descendants of `root`, in any session or group, until none is left.
 
     `root` must be the parent that orphans get (a sub-reaper), and must reap: a member is gone once it is reaped.
 
@@ -71,7 +71,7 @@ def end_descendants(root: int, *, limit_s: float) -> tuple[int, ...]:
 
 
 def stop_and_kill(processes: Iterable[int]) -> None:
-    """SIGKILL to all `processes`. All are stopped before the first is killed, so that none forks meanwhile."""
+    """Send SIGKILL to all `processes`. All are stopped before the first is killed, so that none forks in between."""
     wanted = tuple(processes)
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in wanted:
@@ -80,7 +80,7 @@ def stop_and_kill(processes: Iterable[int]) -> None:
 
 
 def reap() -> dict[int, int]:
-    """Takes the exit status of every child that has ended: the exit code, or minus the signal, by process."""
+    """Reap all children that have ended. Return the exit code, or minus the signal number, by process."""
     ended: dict[int, int] = {}
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -92,7 +92,7 @@ def reap() -> dict[int, int]:
 
 
 def started_with(mark: str) -> tuple[int, ...]:
-    """Processes that have `mark`, such as `NAME=value`, in the environment that they were started with."""
+    """Processes that were started with `mark`, such as `NAME=value`, in their environment."""
     found = []
     for folder in PROC.iterdir() if PROC.is_dir() else ():
         with contextlib.suppress(OSError):

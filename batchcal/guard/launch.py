@@ -1,4 +1,4 @@
-"""Starting a child that runs a function: through a zygote (forked, ready in 30 ms) or spawned."""
+"""Start a child that runs a function: forked from a zygote (ready in 30 ms) or spawned."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ READY_LIMIT_S: Final = 120.0
 """`import torch` takes a second here and tens of seconds from a cold network disk."""
 START_LIMIT_S: Final = 20.0
 PACKAGE_PARENT: Final = str(Path(__file__).resolve().parents[2])
-"""For PYTHONPATH: children import this very batchcal."""
+"""Entry for PYTHONPATH, so that children import the same batchcal."""
 
 
 @dataclass(frozen=True)
 class FunctionJob:
-    """What one child is to run: a function with arguments that are JSON."""
+    """Job of one child: a function with JSON arguments."""
 
     function: Function
-    """Of a module, by whose name the child finds it. The module must load fast where parents import it."""
+    """Function of a module. The child finds it by its name. The module must load fast if parents import it."""
     arguments: dict[str, JSON]
     working_directory: str
     environment: dict[str, str]
-    """What the child's code sees. (What a process must have before it starts comes from the launcher's policy.)"""
+    """Environment of the child's code. (Variables that a process needs before it starts come from the launcher's policy.)"""
 
 
 class Started:
-    """A running child, with what the parent holds of it."""
+    """A running child, with the parent's handles to it."""
 
     def __init__(
         self,
@@ -58,16 +58,16 @@ class Started:
     ) -> None:
         self.pid = pid
         self.mark = mark
-        """Of a supervisor, which runs nothing itself: `NAME=value` in the environment of all its descendants. Empty: a child that
-        runs a function."""
+        """`NAME=value` in the environment of all descendants of a supervisor, which runs nothing itself. Empty: a child that runs
+        a function."""
         self.watch = watch
-        """A pidfd, or None where the system has none."""
+        """A pidfd. None: the system has none."""
         self.control = control
         self.output = output
-        """Read end of what the child prints."""
+        """Read end of the pipe for the child's output."""
         self.directory = directory
         self.exit_status: int | None = None
-        """As subprocess gives it: the exit code, or minus the signal."""
+        """As in subprocess: the exit code, or minus the signal number."""
 
     def close(self) -> None:
         self.control.close()
@@ -78,17 +78,17 @@ class Started:
 
 
 class Ender(Protocol):
-    """Ends children and tells how they ended."""
+    """Ends children and reports how they ended."""
 
     def kill(self, child: Started) -> None:
-        """SIGKILL to the child and everything it started."""
+        """Send SIGKILL to the child and all processes that it started."""
         ...
 
     def poll(self, child: Started) -> bool:
-        """Fills `child.exit_status` where it has ended (then all that it started is dead); True if it has.
+        """Set `child.exit_status` and return True if the child has ended. Then all processes that it started are dead.
 
         Raises:
-            GuardError: what started the child is gone.
+            GuardError: the process that started the child is gone.
         """
         ...
 
@@ -101,22 +101,22 @@ class Launcher(Ender, Protocol):
 
     @property
     def overhead_pid(self) -> int | None:
-        """A helper process of ours that will not be there during training."""
+        """Helper process of batchcal that does not run during training."""
         ...
 
     def start(self, job: FunctionJob) -> Started:
-        """Raises GuardError where no child could be started."""
+        """Start a child. Raises GuardError if no child could be started."""
         ...
 
     def is_alive(self) -> bool:
-        """Whether it can start another child."""
+        """Return True if it can start another child."""
         ...
 
     def close(self) -> None: ...
 
 
 def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a process must have in its environment before it starts, so that `policy` is in force and its own import of torch
+    """Return the environment that a process needs before it starts, so that `policy` is in force and its own import of torch
     stays single-threaded."""
     environment = policy.process_environment(environ)
     environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's OpenBLAS would start a thread when it is imported
@@ -127,12 +127,12 @@ def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> di
 
 
 class ZygoteLauncher:
-    """Forks from a zygote of its own, one per allocator environment. It is begun here, and ready some time later."""
+    """Forks from its own zygote, one per allocator environment. The constructor starts the zygote, which is ready later."""
 
     name: Literal["zygote", "spawn"] = "zygote"
 
     def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str], preload: Sequence[str] = ()) -> None:
-        """`preload`: modules to import before the first fork. What starts a thread there makes children hang."""
+        """`preload`: modules to import before the first fork. A module that starts a thread makes children hang."""
         self._home = Home()
         self._ended: dict[int, int] = {}
         self._numbers = itertools.count()
@@ -159,10 +159,10 @@ class ZygoteLauncher:
         self._ready = False
 
     def await_ready(self, limit_s: float = READY_LIMIT_S) -> None:
-        """Waits until it can fork, `limit_s` seconds at most.
+        """Wait until the zygote can fork, at most `limit_s` seconds.
 
         Raises:
-            GuardError: it cannot, and is closed.
+            GuardError: it cannot fork. The launcher is closed.
         """
         if self._ready:
             return
@@ -214,7 +214,7 @@ class ZygoteLauncher:
             if child.pid in self._ended:
                 child.exit_status = self._ended.pop(child.pid)
             elif self._channel.closed:
-                # Nobody can tell how it ended. It dies with the zygote (PDEATHSIG); its workers are ours to end.
+                # The exit status is unknown. The child dies with the zygote (PDEATHSIG); its workers must be ended here.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 raise GuardError("the process that batchcal forks its probes from has died", known=self._log_tail())
@@ -265,14 +265,14 @@ class ZygoteLauncher:
 def start_module(
     module: str, environment: Mapping[str, str], request: Message, directory: Path, *, mark: str = ""
 ) -> tuple[subprocess.Popen[bytes], Started]:
-    """`python -m MODULE CONTROL OUTPUT`, two descriptors, in a session of its own, and `request` on its control socket.
+    """Start `python -m MODULE CONTROL OUTPUT` (two descriptors) in its own session. Send `request` on its control socket.
 
     Args:
-        directory: private to the process; removed where it cannot be started.
+        directory: private to the process; removed if the process cannot be started.
         mark: see `Started`.
 
     Raises:
-        GuardError: it could not be started.
+        GuardError: the process could not be started.
     """
     ours, theirs = socket.socketpair()
     output_read, output_write = os.pipe()
@@ -301,7 +301,7 @@ def start_module(
 
 
 class SpawnLauncher:
-    """A new interpreter for every child: a second each, but it works wherever Python does."""
+    """Starts a new interpreter for every child. It takes one second per child, and works on every system with Python."""
 
     name: Literal["zygote", "spawn"] = "spawn"
     overhead_pid: int | None = None
@@ -327,7 +327,7 @@ class SpawnLauncher:
         if child.exit_status is None:
             if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return False
-            self.kill(child)  # what is left of its group, while the zombie still holds the pid
+            self.kill(child)  # the rest of its group, while the zombie still holds the pid
             child.exit_status = self._processes.pop(child.pid).wait()
         return True
 
@@ -343,7 +343,7 @@ class SpawnLauncher:
 
 
 def _directory(home: Home, number: int, job: FunctionJob) -> tuple[Path, Message]:
-    """A new folder for one child, with what the child is to be sent."""
+    """Create a folder for one child. Return it with the request for the child."""
     directory = home.path / f"child-{number}"
     try:
         directory.mkdir(mode=0o700)
@@ -354,7 +354,7 @@ def _directory(home: Home, number: int, job: FunctionJob) -> tuple[Path, Message
 
 
 def request_of(job: FunctionJob, directory: Path) -> Message:
-    """What travels to the child; its arguments lie in its directory, since they may be long."""
+    """Return the request for the child. Its arguments are written to its directory, since they may be long."""
     (directory / ARGUMENTS_NAME).write_text(json.dumps(job.arguments), encoding="utf-8")
     return {
         "function": name_of(job.function),

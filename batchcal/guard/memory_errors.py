@@ -1,6 +1,6 @@
-"""Which exceptions mean that memory ran out. Class first, then text; over the whole cause chain; never a user's own type.
+"""Exceptions that mean that memory ran out: class first, then text, over the complete cause chain, never a user's own type.
 
-The table is reliability evidence from torch 2.13, numpy, oneDNN, libgomp and glibc; the peers recognise 3 to 7 of these 31 cases.
+The table is reliability evidence from torch 2.13, numpy, oneDNN, libgomp and glibc. The peers recognise 3 to 7 of these 31 cases.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final, Literal
 from batchcal.guard.report import Raised, RaisedLink
 
 MemoryError_ = Literal["host", "accelerator", "shm", "suspect", "worker"]
-"""`host`, `accelerator`, `shm`: that memory ran out. `suspect`: memory if it happened near the limit. `worker`: a DataLoader
-worker died, which is memory if a counter says so."""
+"""`host`, `accelerator`, `shm`: that memory ran out. `suspect`: a memory error if it happened near the limit. `worker`: a
+DataLoader worker died, which is a memory error if a counter shows it."""
 
 _SPEAKS_OF_MEMORY: Final = ("RuntimeError", "MemoryError", "OSError", "SystemError", "ImportError")
-"""Only these types' texts are read: a user's own `ValueError("out of memory budget")` is his. A text counts where it has the form
-that the library gives it: a sentence that merely contains "out of memory" or "cannot allocate memory" is the user's."""
+"""Only the texts of these types are read: a user's own `ValueError("out of memory budget")` does not count. A text counts if it
+has the form that the library uses. A sentence that only contains "out of memory" or "cannot allocate memory" is the user's."""
 
 _TEXTS: Final[tuple[tuple[MemoryError_, str], ...]] = (
     ("shm", r"unable to (allocate|write|resize) .*shared memory|unable to (allocate|open) shared memory|\bshm\b.*no space left"),
@@ -37,13 +37,13 @@ _TEXTS: Final[tuple[tuple[MemoryError_, str], ...]] = (
     ("worker", r"dataloader worker .*(killed by signal|exited unexpectedly)"),
 )  # fmt: skip
 _DESCRIPTORS: Final = re.compile(r"too many open files", re.IGNORECASE)
-"""Says `unable to open shared memory object` before it, and is no lack of memory: a smaller batch has as many tensors."""
+"""It follows `unable to open shared memory object`, but it is not a lack of memory: a smaller batch has as many tensors."""
 _COMPILED: Final = tuple((kind, re.compile(pattern, re.IGNORECASE | re.DOTALL)) for kind, pattern in _TEXTS)
 _WORKER_IN_CONNECTION: Final = ("ConnectionResetError", "ConnectionRefusedError", "EOFError")
 
 
 def memory_error(raised: Raised) -> MemoryError_ | None:
-    """What kind of memory error `raised` is, or came from. None: it is not one."""
+    """Return the kind of memory error that `raised` is or was caused by. None: it is not a memory error."""
     if out_of_descriptors(raised):
         return None
     kinds = [kind for link in raised.chain if (kind := _of_link(link, raised.traceback)) is not None]
@@ -55,7 +55,7 @@ def memory_error(raised: Raised) -> MemoryError_ | None:
 
 
 def out_of_descriptors(raised: Raised) -> bool:
-    """Whether `raised` is, or came from, the limit of open files."""
+    """Return True if the limit of open files caused `raised`."""
     return any(link.errno in {errno.EMFILE, errno.ENFILE} or _DESCRIPTORS.search(link.message) for link in raised.chain)
 
 
@@ -67,7 +67,7 @@ def _of_link(link: RaisedLink, traceback: str) -> MemoryError_ | None:
     if "OSError" in link.bases and link.errno == errno.ENOMEM:
         return "host"
     if link.type_name in _WORKER_IN_CONNECTION and "torch/utils/data" in traceback.replace("\\", "/"):
-        return "worker"  # a worker that left through os._exit shows as a reset connection
+        return "worker"  # a worker that exits through os._exit appears as a reset connection
     own = link.bases[0].split(".")[0] not in {*_SPEAKS_OF_MEMORY, "torch", "numpy", "_queue", "multiprocessing"}
     if own or not any(base in _SPEAKS_OF_MEMORY for base in link.bases):
         return None

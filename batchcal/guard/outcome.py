@@ -1,7 +1,7 @@
-"""What became of a child: one of a closed set of values. Pure; imports nothing but our own base.
+"""Outcome of a child: one of a closed set of values. Pure; imports only the base of batchcal.
 
-Only `Fits` raises the lower bound of a search, only `OutOfMemory` and `Swapping` lower the upper one. Everything else
-moves nothing: a user's bug is never "too big".
+Only `Fits` raises the lower bound of a search. Only `OutOfMemory` and `Swapping` lower the upper bound. All other outcomes
+change no bound: a user's bug is never "too big".
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from pydantic import Field
 from batchcal.core.values import Record
 
 _SHOWN: Final = 2_000
-"""Characters of output beside a traceback."""
+"""Characters of output that are shown with a traceback."""
 
 MemorySource = Literal["allocator", "fence", "watchdog", "kernel", "shm", "accelerator", "budget"]
-"""Who said that memory ran out.
+"""Source of the report that memory ran out.
 
-`allocator`: the process's own allocation failed with no fence armed; `fence`: RLIMIT_DATA made it fail; `watchdog`: the
-parent killed it in time; `kernel`: the OOM killer got it (the fence failed); `shm`: /dev/shm was full; `accelerator`:
-the device was full; `budget`: it ran to its end, but above the budget.
+`allocator`: an allocation of the process failed without an armed fence; `fence`: an allocation failed because of RLIMIT_DATA;
+`watchdog`: the parent killed the process in time; `kernel`: the OOM killer killed it (the fence failed); `shm`: /dev/shm was
+full; `accelerator`: the device was full; `budget`: the process completed its run, but above the budget.
 """
 
 Phase = Literal["start", "load", "read", "warm-up", "measure", "finish"]
-"""Where a child was; `read`: it reads samples, and runs nothing with them. Each phase has its own deadline."""
+"""Phase of a child. In `read` it reads samples, and runs nothing with them. Each phase has its own deadline."""
 
 
 class Peak(Record):
-    """The most memory that a probe held at once, in bytes."""
+    """Peak memory of a probe, bytes."""
 
     demand_bytes: int
-    """Host memory that cannot be reclaimed: anonymous plus shared, over the child and its workers."""
+    """Host memory that cannot be reclaimed: anonymous plus shared memory of the child and its workers."""
     anonymous_bytes: int = 0
     shared_bytes: int = 0
     file_bytes: int = 0
     """File pages resident at the end. Reclaimable, so not part of the demand."""
     begin_bytes: int | None = None
-    """Demand when the measured steps began. A peak that is no larger says that they fit, not what they need."""
+    """Demand at the start of the measured steps. A peak that is not larger shows that they fit, but not how much they need."""
     accelerator_bytes: int | None = None
-    """Most reserved on the accelerator by the caching allocator plus what the context holds."""
+    """Peak that the caching allocator reserved on the accelerator, plus the memory of the context."""
     accelerator_allocated_bytes: int | None = None
 
     def held_on(self, device: str) -> int:
-        """What is held against the budget of `device`, bytes."""
+        """Memory to compare with the budget of `device`, bytes."""
         on_host = device == "cpu" or self.accelerator_bytes is None
         return self.demand_bytes if on_host else self.accelerator_bytes or 0
 
@@ -55,7 +55,7 @@ class Fits(Record):
     steps: int
     """Optimizer steps (train) or evaluation steps that were run after the warm-up."""
     step_s: float
-    """Median seconds of a step, the first one left out where there are more."""
+    """Median time of a step, seconds. The first step is left out if there are more."""
     samples_per_s: float
 
 
@@ -64,7 +64,7 @@ class OutOfMemory(Record):
     source: MemorySource
     detail: str = ""
     peak: Peak | None = None
-    """Known where the child lived to tell it, or was watched: a lower bound of what it wanted."""
+    """Lower bound of the memory that the child needs. Known if the child could report it or was watched."""
 
 
 class Swapping(Record):
@@ -78,9 +78,9 @@ class TimedOut(Record):
     phase: Phase
     limit_s: float
     limit_name: str = ""
-    """Name of the limit, where it is not that of the phase: `the time limit of 20 s (--time-limit)`."""
+    """Name of the limit, if it is not the limit of the phase: `the time limit of 20 s (--time-limit)`."""
     detail: str = ""
-    """Where it stood, from faulthandler, and the end of what it printed."""
+    """Stacks of the child, from faulthandler, and the end of its output."""
 
 
 class UserCodeFailed(Record):
@@ -90,13 +90,13 @@ class UserCodeFailed(Record):
     """`ValueError: shapes do not match`."""
     traceback: str = ""
     output: str = ""
-    """The end of what the code printed."""
+    """End of the output of the code."""
     hint: str = ""
-    """What to type next, where we know."""
+    """Suggestion for the user. Empty: unknown."""
 
     @property
     def evidence(self) -> str:
-        """The traceback; the output where there is none, and with the traceback where the code failed while it was loaded."""
+        """The traceback, or the output if there is no traceback. Both if the code failed while it was loaded."""
         traceback, output = self.traceback.strip(), self.output.strip()
         if traceback and output and self.phase == "load":
             return f"{traceback}\nIt printed:\n{indent(output[-_SHOWN:], '  ')}"
@@ -115,11 +115,11 @@ class KilledFromOutside(Record):
 
 class Suspect(Record):
     kind: Literal["suspect"] = "suspect"
-    """Died by a signal or an odd error near its limit (oneDNN segfaults when small allocations fail). Retried once; a second time
-    counts as out of memory."""
+    """The child died near its limit, by a signal or an unusual error (oneDNN segfaults when small allocations fail). The probe is
+    retried once; a second time counts as out of memory."""
     detail: str
     near_limit: float
-    """Last seen demand / allowed bytes."""
+    """Last measured demand / allowed bytes."""
 
 
 class Infrastructure(Record):

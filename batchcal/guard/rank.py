@@ -1,7 +1,7 @@
-"""Inside a process of a command that is measured: its line to the supervisor.
+"""Connection of a process of a measured command to the supervisor.
 
-The line is a Unix socket, whose path the environment has: launchers such as torchrun, accelerate and shells close the
-descriptors that they inherit. Imports nothing heavy: it runs in the user's process.
+The connection is a Unix socket. Its path is in the environment, since launchers such as torchrun, accelerate and shells close
+the descriptors that they inherit. Imports nothing heavy, since it runs in the user's process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONNECT_LIMIT_S: Final = 5.0
 
 
 class RankLine:
-    """The line of one process. A rank is what torchrun calls one; 0 where there is one process only."""
+    """Connection of one process. A rank is a rank of torchrun; 0 if there is only one process."""
 
     def __init__(self, connection: socket.socket, rank: int) -> None:
         self._channel = Channel(connection)
@@ -26,7 +26,7 @@ class RankLine:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self | None:
-        """None: this process is not measured, or its supervisor is gone."""
+        """Connect to the supervisor. None: this process is not measured, or its supervisor is gone."""
         path = environ.get(SOCKET_VARIABLE)
         if not path:
             return None
@@ -40,7 +40,7 @@ class RankLine:
         return cls(connection, int(environ.get("RANK") or 0))
 
     def ready(self) -> bool:
-        """Says that the first steps are over and that memory may be limited now. True: this process has a data limit."""
+        """Report that the first steps are over and that memory may be limited now. True: this process has a data limit."""
         if not self._channel.send({"ready": self.rank}):
             return False
         try:
@@ -50,7 +50,7 @@ class RankLine:
         return answer is not None and answer.get("armed") is True
 
     def tell(self, message: Message) -> bool:
-        """Anything that the parent's listener understands. False: the supervisor is gone."""
+        """Send a message to the parent's listener. False: the supervisor is gone."""
         return self._channel.send({"tell": message, "rank": self.rank})
 
     def close(self) -> None:

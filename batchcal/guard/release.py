@@ -1,4 +1,4 @@
-"""Gives memory that the program has freed, and its allocator keeps, back to the system."""
+"""Return memory that the program has freed, but its allocator keeps, to the system."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _ALL_ARENAS: Final = b"arena.4096.purge"
 
 
 def trim() -> bool:
-    """Asks whichever allocator this process runs under to give back what is free. Some 10 ms to 1 s, by how much there is.
+    """Let the allocator of this process return free memory to the system. Takes about 10 ms to 1 s, depending on the amount.
 
     Returns:
-        False where the allocator in force is none that can be asked.
+        False if the allocator in force has no such function.
     """
     try:
         library = ctypes.CDLL(None)
     except (OSError, TypeError):
         return False
-    # Of a preloaded library first: glibc's own is there as well, with nothing in it.
+    # The function of a preloaded library first: glibc's own is present, too, but its heap is empty.
     released = [_call(library, name, *arguments) for name, arguments in _RELEASES]
     return any(released)
 

@@ -1,4 +1,4 @@
-"""What a child raised, as values that travel: the whole cause chain, classes first, texts capped."""
+"""Exception of a child, as values that can be sent: the complete cause chain, classes first, texts cut to a limit."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from batchcal.guard.outcome import Phase
 DEPTH: Final = 10
 TEXT_LIMIT: Final = 64 * 1024
 HEADLINE_LIMIT: Final = 1000
-"""Of the line that names an error, which messages quote. The traceback has all of it."""
+"""Characters of the line that names an error, which messages quote. The traceback has the complete line."""
 FRAMES: Final = 200
-"""Of a traceback, the last ones: a recursion with a raised limit has a million, which take minutes to format."""
+"""Number of last frames of a traceback. A recursion with a raised limit has a million frames, which take minutes to format."""
 READING: Final = "while reading sample"
-"""The beginning of a note of an error: which sample of the dataset was read."""
+"""Start of a note of an error that names the sample of the dataset that was read."""
 STACKING: Final = "while torch's default collate function stacked samples"
-"""The same: no collate function was given, and the samples do not make a batch by themselves."""
+"""Start of a note of an error without a collate function: the samples do not form a batch by themselves."""
 COLLATE: Final = (
     "Task(collate_fn=...): a function that makes a batch of a list of samples: it pads or cuts what differs in size, leaves "
     "out what is None"
 )
-"""What to do then."""
+"""Suggestion for the user in this case."""
 _FROM_WORKER: Final = re.compile(r"Caught \S+ in DataLoader worker process (\d+)\.\nOriginal Traceback")
-"""The beginning of torch's own message: the traceback of the worker follows, and ends with the error and its notes."""
+"""Start of torch's own message. The traceback of the worker follows, and ends with the error and its notes."""
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _OURS: Final = f"{_PACKAGE}{os.sep}"
 _EXAMPLES: Final = f"{_PACKAGE / 'workload' / 'examples'}{os.sep}"
@@ -41,21 +41,21 @@ class RaisedLink(Frozen):
     type_name: str
     """`torch.OutOfMemoryError`."""
     bases: tuple[str, ...]
-    """Names of every class it derives from, itself first."""
+    """Names of its class and of all base classes, its own class first."""
     message: str
     errno: int | None = None
     sample: str = ""
-    """The note that names the sample, or how samples were put together."""
+    """The note about the sample that was read, or about the stacking of samples."""
     told: tuple[str, str, str] | None = None
-    """Of our own errors: what happened, what is known, what to type next."""
+    """Texts of an error of batchcal: the problem, the known facts, the suggestion. None: another error."""
 
     def is_a(self, kind: type[BaseException]) -> bool:
-        """Whether the exception was an instance of `kind`."""
+        """Return True if the exception was an instance of `kind`."""
         return _name(kind) in self.bases
 
 
 class Raised(Frozen):
-    """An exception with everything it came from, outermost first."""
+    """An exception with its causes, outermost first."""
 
     chain: tuple[RaisedLink, ...]
     traceback: str
@@ -63,13 +63,13 @@ class Raised(Frozen):
 
     @property
     def headline(self) -> str:
-        """`ValueError: shapes do not match`, the first line only, with what was read."""
+        """First line of the error, with the sample that was read: `ValueError: shapes do not match`."""
         link = self.chain[0]
         return link.told[0] if link.told is not None else _headline(link.type_name, link.message, link.sample)
 
 
 def headline(error: BaseException) -> str:
-    """`ValueError: shapes do not match`, the first line only, with what was read. Of a worker: its own error."""
+    """First line of the error, with the sample that was read: `ValueError: shapes do not match`. For a worker: its own error."""
     return _headline(_name(type(error)), _text(error), _sample(error))
 
 
@@ -86,7 +86,7 @@ def _headline(type_name: str, message: str, sample: str) -> str:
 
 
 def describe(error: BaseException, phase: Phase) -> Raised:
-    """Everything worth knowing of `error`."""
+    """Return `error` with its causes and its traceback."""
     shorten(error)
     links: list[RaisedLink] = []
     seen: set[int] = set()
@@ -126,7 +126,7 @@ def _sample(error: BaseException) -> str:
 
 
 def shorten(error: BaseException) -> None:
-    """Leave `error`, and what it came from, the last FRAMES of their tracebacks."""
+    """Cut the tracebacks of `error` and its causes to the last FRAMES."""
     current: BaseException | None = error
     for _ in range(DEPTH):
         if current is None:
@@ -145,7 +145,7 @@ def _last(trace: TracebackType | None) -> TracebackType | None:
 
 
 def let_go(error: BaseException) -> None:
-    """Clears the frames that `error` and what it came from hold, so that their tensors are free again."""
+    """Clear the frames that `error` and its causes hold, so that their tensors are freed."""
     current: BaseException | None = error
     for _ in range(DEPTH):
         if current is None:
@@ -155,7 +155,7 @@ def let_go(error: BaseException) -> None:
 
 
 def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
-    """`trace` without our own frames on top of the user's; all of it where there is no frame of his."""
+    """`trace` without the frames of batchcal above the user's frames. The complete `trace` if it has no frame of the user."""
     inner = trace
     while inner is not None and is_ours(inner.tb_frame.f_code.co_filename):
         inner = inner.tb_next
@@ -163,7 +163,7 @@ def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
 
 
 def is_ours(file_name: str) -> bool:
-    """A file of this package, but not an example, which stands for the user's code."""
+    """Return True for a file of this package, but not for an example, which represents the user's code."""
     return file_name.startswith(_OURS) and not file_name.startswith(_EXAMPLES)
 
 
@@ -172,7 +172,7 @@ def _name(kind: type) -> str:
 
 
 def _as_utf8(text: str) -> str:
-    """With halves of surrogate pairs, which Python has in a file name that is no UTF-8, written as `\\udcff`: JSON has none."""
+    """Write lone surrogates as `\\udcff`. Python has them in a file name that is not UTF-8; JSON has none."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

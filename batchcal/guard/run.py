@@ -1,4 +1,4 @@
-"""Runs one job in one child and watches it until it is gone: one child, one reply or one cause of death."""
+"""Run one job in one child and watch it until it is gone: one child, one reply or one cause of death."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ from batchcal.machine.meters import read_status
 OUTPUT_TAIL_BYTES: Final = 64 * 1024
 RESULT_LIMIT_BYTES: Final = 64 << 20
 DUMP_S: Final = 0.3
-"""How long a child that is past its deadline may take to say where it stands."""
+"""Time in which a child past its deadline can dump its stacks, seconds."""
 KILL_LIMIT_S: Final = 5.0
-"""A launcher that does not say within this time that a killed child is gone has stopped itself."""
+"""If a launcher does not report the end of a killed child within this time, the launcher itself is stopped. Seconds."""
 BACK_LIMIT_S: Final = 3.0
-"""A SIGKILLed torch process gives its memory back within 45-84 ms; a loaded machine takes longer."""
+"""A SIGKILLed torch process releases its memory within 45-84 ms. A loaded machine takes longer."""
 PHASE_LIMIT_S: Final = 120.0
-"""Deadline of a phase for which neither side names one."""
+"""Deadline of a phase for which neither the parent nor the child sets one, seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a child may take. Seconds of wall time, bytes of demand."""
+    """Limits of a child: wall time in seconds, demand in bytes."""
 
     allowed_bytes: int | None = None
-    """Demand of the child at which the fence is armed, once the child asks for it. None: the watchdog alone."""
+    """Memory at which the fence stops the child, bytes. It is armed when the child requests it. None: only the watchdog."""
     shared_bytes: int = 0
-    """Demand that the child has in common with the process that it was forked from: the memory group does not grow by it."""
+    """Memory that the child shares with the process that it was forked from, bytes. The memory group does not grow by it."""
     phase_s: Mapping[str, float] = field(default_factory=dict)
-    """Deadline by phase; a phase that is not named has what the child says, or `PHASE_LIMIT_S`."""
+    """Deadline by phase, seconds. Other phases have the deadline that the child sends, or `PHASE_LIMIT_S`."""
     total_s: float | None = None
-    """Deadline over all phases."""
+    """Deadline for all phases together, seconds."""
     total_name: str = ""
-    """Name of that deadline for the user: `the time limit of 20 s (--time-limit)`."""
+    """Name of that deadline in messages: `the time limit of 20 s (--time-limit)`."""
     neighbours: bool = False
-    """Others in the memory group grow and shrink meanwhile: what the group holds more tells nothing about this child."""
+    """Other processes in the memory group grow and shrink at the same time, so its growth does not measure this child."""
     host_fence: bool = True
-    """False where the address space is not ours to limit (a CUDA context): the watchdog alone."""
+    """False if the address space must not be limited (a CUDA context): only the watchdog."""
     processes: int = 1
-    """Of a tree: processes that will report that they are ready. They share what the tree may still grow by."""
+    """Number of processes of a tree that will report that they are ready. They share the remaining growth of the tree."""
     own_fence: bool = False
-    """The child keeps a data limit for itself, which it moves as it runs: it is trusted with that once it says that it holds."""
+    """The child sets its own data limit and moves it while it runs. It counts as armed once the child reports it."""
 
 
 Listener = Callable[[Message], None]
@@ -78,14 +78,14 @@ def run(
     *,
     check: Callable[[], None] | None = None,
 ) -> Ending:
-    """Runs `job` to its end, whatever that is. When this returns or raises, the child and all it started are gone.
+    """Run `job` until it ends in any way. When this returns or raises, the child and all processes that it started are gone.
 
     Args:
-        listen: told of what the child tells. Must be quick: nobody looks at memory meanwhile.
-        check: called at every look; may raise to end the child.
+        listen: called with each message of the child. Must be quick: memory is not checked during the call.
+        check: called at every memory check; may raise to end the child.
 
     Raises:
-        GuardError: no child could be started. (What happens to a started child is never an exception.)
+        GuardError: no child could be started. (The failure of a started child is returned, never raised.)
     """
     kills_before = group.oom_kills()
     return watch_child(launcher.start(job), launcher, group, limits, listen, check=check, kills_before=kills_before)
@@ -101,11 +101,11 @@ def watch_child(
     check: Callable[[], None] | None = None,
     kills_before: int | None = None,
 ) -> Ending:
-    """Watches a child that was started, as `run` does.
+    """Watch a started child, as `run` does.
 
     Args:
-        ender: of who started it.
-        kills_before: kernel OOM kills in the group before it was.
+        ender: the launcher of the child.
+        kills_before: kernel OOM kills in the group before the child was started.
     """
     watch = _Watch(child, ender, group, limits, listen=listen, check=check)
     try:
@@ -117,7 +117,7 @@ def watch_child(
 
 
 class _Watch:
-    """The state of watching one child."""
+    """State of the watch over one child."""
 
     def __init__(
         self,
@@ -152,9 +152,9 @@ class _Watch:
         self._killed_at = 0.0
         self._dumped_at: float | None = None
         self._late_s: float | None = None
-        """The limit that it did not keep to."""
+        """Limit that the child exceeded, seconds."""
         self._limit_name = ""
-        """Name of that limit, where it has one."""
+        """Name of that limit, if it has one."""
         self._infrastructure = ""
         self._volunteers = False
         self._result: dict[str, JSON] = {}
@@ -177,7 +177,7 @@ class _Watch:
                     if self._child.control.closed:
                         poll.unregister(descriptor)
                 else:
-                    poll.unregister(descriptor)  # it has ended; the launcher will say how
+                    poll.unregister(descriptor)  # the child has ended; the launcher reports how
             try:
                 if self._ender.poll(self._child):
                     self._drain()
@@ -198,7 +198,7 @@ class _Watch:
                 return
 
     def _look(self, now: float) -> None:
-        """At memory and clock; kills what goes too far."""
+        """Check memory and time. Kill the child if it exceeds a limit."""
         too_far = self._watchdog.look(now)
         if too_far is not None:
             self._kill("memory", too_far)
@@ -207,10 +207,10 @@ class _Watch:
                 self._kill("deadline", self._why_late())
         elif self._is_late(now):
             self._dumped_at = now
-            self._signal(signal.SIGUSR1)  # faulthandler says where it stands
+            self._signal(signal.SIGUSR1)  # faulthandler dumps its stacks
 
     def end(self) -> None:
-        """Whatever happened: the child is killed, reaped, its memory back, its names swept."""
+        """Whatever happened: kill and reap the child, wait until its memory is free, and remove its names in /dev/shm."""
         if self._child.exit_status is None and not self._infrastructure:
             self._kill("stop", "stopped")
             until = time.monotonic() + BACK_LIMIT_S
@@ -218,7 +218,7 @@ class _Watch:
                 while not self._ender.poll(self._child) and time.monotonic() < until:
                     time.sleep(0.001)
         if self._killed_for is None and self._dumped_at is not None and self._child.exit_status == -signal.SIGUSR1:
-            # It was too young to know what we asked.
+            # The child had not installed its handler for SIGUSR1 yet.
             self._killed_for, self._kill_reason = "deadline", self._why_late()
         if self._infrastructure and self._watchdog.tree is not None:
             end_orphans(self._watchdog.tree.seen, self._child.mark, limit_s=BACK_LIMIT_S)
@@ -274,12 +274,12 @@ class _Watch:
         self._ender.kill(self._child)
 
     def _kill_without_the_launcher(self) -> None:
-        """It does not answer (a zygote that was stopped), so it has not reaped the child either: the pid is still the child's."""
+        """Kill the child if the launcher does not answer (a stopped zygote). It has not reaped the child, so the pid is valid."""
         self._infrastructure = "the process that batchcal forks its probes from does not answer"
         kill_group(self._child.pid)
 
     def _signal(self, number: signal.Signals) -> None:
-        """To the child and to no stranger that got its pid meanwhile."""
+        """Send a signal to the child, and never to another process that has reused its pid."""
         with contextlib.suppress(ProcessLookupError):
             if self._child.watch is not None:
                 signal.pidfd_send_signal(self._child.watch, number)
@@ -299,8 +299,8 @@ class _Watch:
         return f"still in {self._phase} when {name} ended" if name else f"still in {self._phase} after {self._late_s:.1f} s"
 
     def _drain(self) -> bool:
-        """Takes what the child printed, keeping the end. False: the pipe is closed."""
-        for _ in range(64):  # then look at the memory again, however much is printed
+        """Read the output of the child and keep the end of it. False: the pipe is closed."""
+        for _ in range(64):  # then check the memory again, however much is printed
             try:
                 data = os.read(self._child.output, 65536)
             except BlockingIOError:
@@ -325,7 +325,7 @@ class _Watch:
                 case ArmRequest():
                     self._arm()
                 case Unfenced():
-                    self._watchdog.armed = False  # the watchdog is alone
+                    self._watchdog.armed = False  # only the watchdog is left
                 case ListenerMessage(message=told):
                     if self._listen is not None:
                         self._listen(told)
@@ -343,9 +343,9 @@ class _Watch:
         self._child.control.send({"armed": self._watchdog.armed})
 
     def _arm_member(self, process: int, line: int) -> None:
-        """One process of a tree is ready: it may grow by its share of what the tree has left."""
+        """Arm one process of a tree that is ready: it may grow by its share of the remaining growth of the tree."""
         allowed, tree, armed = self._limits.allowed_bytes, self._watchdog.tree, False
-        # Only a member of ours: to limit process 0 would be to limit ourselves.
+        # Only a member of the tree: a limit for process 0 would limit this process.
         if allowed is not None and self._limits.host_fence and tree is not None and tree.has(process):
             now = read_status(process)
             left = max(0, allowed - tree.held_bytes(time.monotonic())) // self._limits.processes
@@ -354,7 +354,7 @@ class _Watch:
 
 
 def _read_result(directory: Path) -> dict[str, JSON]:
-    """The child's result, or nothing where there is no whole and sane one."""
+    """Result of the child. Empty if there is no complete and valid result."""
     path = directory / RESULT_NAME
     try:
         if path.stat().st_size > RESULT_LIMIT_BYTES:

@@ -1,6 +1,6 @@
-"""Names outside of a process that multiprocessing makes for it: folders of sockets, and semaphores in /dev/shm.
+"""Names that multiprocessing creates for a process outside of it: folders of sockets, and semaphores in /dev/shm.
 
-By itself multiprocessing names neither after its process: what a killed one leaves cannot be attributed, and stays.
+By default neither name contains the process. The names that a killed process leaves cannot be attributed to it, and stay.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from typing import Final
 
 SHARED_MEMORY: Final = Path("/dev/shm")
 LONGEST_FOLDER_OF_SOCKETS: Final = 80
-"""Bytes; the complete path of a socket may have 107."""
+"""Longest path of the folder, bytes. The complete path of a socket has at most 107."""
 _PREFIX: Final = "batchcal"
 _WORKERS: Final = "pymp-batchcal-"
 _LONGEST_NAME: Final = 42
-"""Of such a folder: two numbers of ten digits at most, and eight letters."""
+"""Longest name of a folder for workers, bytes: two numbers of at most ten digits, and eight letters."""
 _SEMAPHORE: Final = re.compile(rf"sem\.{_PREFIX}-(\d+)-(\d+)-.+")
-"""Space of process ids, process id."""
+"""Groups: namespace of process ids, process id."""
 
 
 def own_shared_names(folder: Path) -> None:
-    """Let multiprocessing, and the DataLoader workers that it starts for us, make their sockets in `folder`, and semaphores whose
-    names hold our process id. `folder` must be removed by the caller."""
+    """Let multiprocessing and the DataLoader workers of this process create their sockets in `folder`, and semaphores with the id
+    of this process in their names. The caller must remove `folder`."""
     with contextlib.suppress(KeyError, OSError):
         config = _config()
         if len(os.fsencode(folder)) <= LONGEST_FOLDER_OF_SOCKETS:
             config["tempdir"] = str(folder)
-        if sys.platform == "linux":  # elsewhere a name has 30 characters at most, and cannot be listed
+        if sys.platform == "linux":  # on other systems a name has at most 30 characters, and cannot be listed
             config["semprefix"] = f"/{_PREFIX}-{_space()}-{os.getpid()}"
 
 
 class WorkerFolder:
-    """A folder for the sockets of the processes that are forked while entered."""
+    """A folder for the sockets of the processes that are forked inside the `with` block."""
 
     def __init__(self) -> None:
         self._path = tempfile.mkdtemp(prefix=f"{_WORKERS}{_space()}-{os.getpid()}-")
 
     def goes_with(self, owner: object) -> None:
-        """Remove it when `owner` goes."""
+        """Remove the folder when `owner` is freed."""
         weakref.finalize(owner, _remove_folder, self._path, os.getpid())
 
     def __enter__(self) -> None:
@@ -59,7 +59,7 @@ class WorkerFolder:
 
 
 def own_worker_folder() -> WorkerFolder | None:
-    """None: this process has a folder, which the processes that it forks use, too; or there is no place for one."""
+    """Create a worker folder. None: this process has one, which its forked processes also use, or there is no place for it."""
     with contextlib.suppress(KeyError, OSError):
         room = len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER_OF_SOCKETS - _LONGEST_NAME
         return WorkerFolder() if room and not _config().get("tempdir") else None
@@ -67,16 +67,16 @@ def own_worker_folder() -> WorkerFolder | None:
 
 
 def _remove_folder(path: str, owner: int) -> None:
-    """In the process that made it: a forked one has the same finalizers."""
+    """Remove the folder, but only in the process that created it: a forked process has the same finalizers."""
     if os.getpid() == owner:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _config() -> dict[str, object]:
-    """Of multiprocessing, which a process inherits: a private name, and the only one that there is.
+    """Configuration of multiprocessing, which a process inherits. Its name is private, and there is no public one.
 
     Raises:
-        KeyError: this Python has another one.
+        KeyError: this Python uses another name.
     """
     config = vars(multiprocessing.current_process())["_config"]
     if not isinstance(config, dict):
@@ -85,12 +85,12 @@ def _config() -> dict[str, object]:
 
 
 def sweep_shared_memory(pids: set[int]) -> int:
-    """Remove what dead processes of ours left in /dev/shm: tensors (`torch_PID_*`) and semaphores. Returns how many."""
+    """Remove the files of dead processes from /dev/shm: tensors (`torch_PID_*`) and semaphores. Return the number of files."""
     return sum(_remove(name) for name, pid in _names() if pid in pids)
 
 
 def sweep_abandoned() -> None:
-    """Remove semaphores and folders of workers of processes that were killed together with all that could have removed them."""
+    """Remove semaphores and worker folders of processes that were killed together with all processes that could remove them."""
     for name, pid in _names():
         if name.startswith("sem.") and not Path(f"/proc/{pid}").exists():
             _remove(name)
@@ -102,7 +102,7 @@ def sweep_abandoned() -> None:
 
 
 def _names() -> list[tuple[str, int]]:
-    """Names in /dev/shm with the process that made them."""
+    """Names in /dev/shm with the process that created each."""
     try:
         names, space = os.listdir(SHARED_MEMORY), _space()
     except OSError:
@@ -118,10 +118,10 @@ def _names() -> list[tuple[str, int]]:
 
 
 def _space() -> str:
-    """Of the process ids: those of another container mean other processes.
+    """Namespace of the process ids. The same id in another container means another process.
 
     Raises:
-        OSError: the system has none.
+        OSError: the system has no namespaces.
     """
     return str(Path("/proc/self/ns/pid").stat().st_ino)
 

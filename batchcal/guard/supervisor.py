@@ -1,9 +1,9 @@
-"""Runs one command and ends all that it started: `python -P -m batchcal.guard.supervisor CONTROL OUTPUT`, two descriptors.
+"""Run one command and end all that it started: `python -P -m batchcal.guard.supervisor CONTROL OUTPUT` (two descriptors).
 
-A launcher such as torchrun starts every rank in a session of its own, so no process group has them all. This process is their
-sub-reaper: who loses its parent becomes its child, so that a walk down from it finds everybody. It starts the command, passes
-on what its processes report, and ends when the command and all its descendants have. It ends them when its parent says so (a
-message, or SIGUSR2), and when that is gone.
+A launcher such as torchrun starts every rank in its own session, so no process group contains all of them. This process is
+their sub-reaper: a process that loses its parent becomes its child, so all of them are its descendants. It starts the command,
+forwards the reports of its processes, and exits when the command and all its descendants have ended. It ends them if its
+parent requests it (a message, or SIGUSR2), and if its parent is gone.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from batchcal.guard.rank import SOCKET_VARIABLE
 from batchcal.guard.wire import JSON, Channel, Message
 
 SOCKET_NAME: Final = "s"
-"""Short: a socket's path has 107 bytes at most."""
+"""Short, since the path of a socket has at most 107 bytes."""
 STATUS_NAME: Final = "status.json"
 END_LIMIT_S: Final = 4.0
 CREDENTIALS: Final = struct.Struct("3i")
 """SO_PEERCRED: process, user, group."""
 NOT_FOUND: Final = 127
 NOT_ALLOWED: Final = 126
-"""As a shell has them."""
+"""The same exit codes as in a shell."""
 
 
 class Supervisor:
@@ -48,16 +48,16 @@ class Supervisor:
         self._lines: dict[int, _Line] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._status: int | None = None
-        """How the command ended. None: it runs."""
+        """Exit status of the command. None: it is running."""
         self._stopped = False
         self._last: dict[str, JSON] = {}
         """The last report of each rank."""
 
     def run(self) -> None:
-        """Returns once the command and all that it started are gone."""
+        """Run the command. Return when it and all processes that it started are gone."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Handlers and not SIG_IGN, which the command would inherit. The parent alone says when to stop.
+            # Handlers and not SIG_IGN, which the command would inherit. Only the parent decides when to stop.
             signal.signal(number, lambda number, frame: None)
         signal.signal(signal.SIGUSR2, lambda number, frame: self._stop())
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -81,13 +81,13 @@ class Supervisor:
                     else:
                         self._hear(self._lines[key.fd])
         for line in tuple(self._lines.values()):
-            self._hear(line)  # what was sent before the end
+            self._hear(line)  # messages that were sent before the end
         left: list[JSON] = [*end_descendants(os.getpid(), limit_s=END_LIMIT_S)]
         if self._status == 0:
             leave_file(self._directory, RESULT_NAME, {"returned": {"ranks": self._last}})
         leave_file(self._directory, STATUS_NAME, {"status": self._status, "left": left})
         if self._control.closed:
-            # The parent is gone: its folder, of which we are the last, is of no use to anybody.
+            # The parent is gone. This process is the last user of its folder.
             shutil.rmtree(self._directory.parent, ignore_errors=True)
 
     def _stop(self) -> None:
@@ -99,7 +99,7 @@ class Supervisor:
             self._status = self._process.returncode = ended[self._process.pid]
 
     def _start(self) -> None:
-        """Starts the command. Where that fails `_status` says so, as a shell would."""
+        """Start the command. If that fails, `_status` is the exit code of a shell for this error."""
         argv, environment = self._request.get("argv"), self._request.get("environment")
         words = [str(word) for word in argv] if isinstance(argv, list) else []
         variables = {name: str(value) for name, value in environment.items()} if isinstance(environment, dict) else {}
@@ -139,7 +139,7 @@ class Supervisor:
         self._selector.register(line.channel, selectors.EVENT_READ)
 
     def _hear(self, line: _Line) -> None:
-        """Passes on what a process of the command reports."""
+        """Forward the reports of a process of the command."""
         descriptor = line.channel.fileno()
         for message in line.channel.read():
             rank, tell = message.get("ready"), message.get("tell")
@@ -155,7 +155,7 @@ class Supervisor:
             line.channel.close()
 
     def _obey(self) -> None:
-        """What the parent says: the answer to a process that is ready, or that it is time to end."""
+        """Handle messages of the parent: the answer to a process that is ready, or the request to end."""
         for message in self._control.read():
             line = message.get("line")
             if isinstance(line, int) and line in self._lines:
@@ -171,11 +171,11 @@ class _Line:
     def __init__(self, channel: Channel, pid: int) -> None:
         self.channel = channel
         self.pid = pid
-        """As the kernel says."""
+        """Process id as given by the kernel."""
 
 
 def main() -> NoReturn:
-    """Takes descriptors from the command line and the request from the control socket."""
+    """Take the descriptors from the command line and the request from the control socket."""
     control, output = Channel(socket.socket(fileno=int(sys.argv[1]))), int(sys.argv[2])
     os.set_inheritable(control.fileno(), False)
     adopt_orphans()

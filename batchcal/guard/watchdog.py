@@ -1,7 +1,7 @@
-"""The second line of the fence: looks at the container's and the child's memory every few milliseconds and says when to kill.
+"""Second layer of the fence: checks the memory of the container and the child every few milliseconds and decides when to kill.
 
-RLIMIT_DATA does not see shared memory, page tables or a child that is not armed yet; this does. It must act before the
-kernel: where `memory.oom.group` is set, the kernel's kill takes the whole container.
+RLIMIT_DATA does not cover shared memory, page tables or a child that is not armed yet; the watchdog does. It must act before
+the kernel: if `memory.oom.group` is set, the kernel kills the complete container.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from batchcal.machine.tree_meter import TreeSampler
 INTERVAL_S: Final = 0.005
 """At 1.4-1.9 GiB/s of page touching (2 cores, no THP) a 5 ms watchdog overshoots by 27 MiB at most (15 trials)."""
 STILL_S: Final = 0.25
-"""A killed torch process gives its memory back within 45-84 ms. Where no group limits us, the kernel's count of free memory then
-still leaves out what its processors keep for themselves: 111 MiB, and 8 MiB less each second (Linux 6.18, two processors)."""
+"""A killed torch process releases its memory within 45-84 ms. If no group limits this process, the kernel's count of free
+memory then still excludes what its processors keep: 111 MiB, and 8 MiB less each second (Linux 6.18, two processors)."""
 FALL_BYTES: Final = MIB
 ROLL_CALL_S: Final = 0.03
-"""How often the child's descendants are listed: for their names in /dev/shm, for machines without a memory group, and because
-each of them has a data limit of its own."""
+"""Interval of listing the child's descendants, seconds. The list is needed for their names in /dev/shm, for machines without a
+memory group, and because each of them has its own data limit."""
 
 
 class MemoryGroup(Protocol):
-    """The memory group that binds us, or the machine where none does."""
+    """The memory group that limits this process, or the machine if no group does."""
 
     @property
     def limit_bytes(self) -> int: ...
 
     def hard_bytes(self) -> int:
-        """Used and not reclaimable: anonymous + shared + kernel, by everybody in the group."""
+        """Memory in use that is not reclaimable, bytes: anonymous + shared + kernel, of all processes in the group."""
         ...
 
     def swap_bytes(self) -> int: ...
@@ -42,7 +42,7 @@ class MemoryGroup(Protocol):
 
 
 class Sampler(Protocol):
-    """Reads what a process or a tree holds."""
+    """Reads the memory of a process or a tree."""
 
     def held_bytes(self, now: float) -> int: ...
 
@@ -50,11 +50,11 @@ class Sampler(Protocol):
 
 
 def trip_distance(limit_bytes: int, *, armed: bool) -> int:
-    """How far below the limit the watchdog kills, in bytes.
+    """Distance below the limit at which the watchdog kills, bytes.
 
-    With RLIMIT_DATA armed, peaks landed 0-11 MB under the fence, so little distance is needed. Unarmed, the distance must cover
-    what a child touches between two looks, which come up to 34 ms late on a busy machine: with 45 MiB of 900 one of some 60
-    probes was still the kernel's; 64 and 128 MB lost none of 40 each.
+    With RLIMIT_DATA armed, peaks were 0-11 MB below the fence, so a small distance is enough. Unarmed, the distance must cover
+    the memory that a child touches between two checks, which are up to 34 ms late on a busy machine. With 45 MiB of 900, the
+    kernel still killed one of about 60 probes. With 64 and 128 MB, it killed none of 40 each.
     """
     if armed:
         return max(12 * MIB, int(limit_bytes * 0.015))
@@ -74,7 +74,7 @@ class Watchdog:
         neighbours: bool = False,
         tree: bool = False,
     ) -> None:
-        """`tree`: the descendants of the child are watched, and not the child itself."""
+        """`tree`: watch the descendants of the child, and not the child itself."""
         self._group, self._neighbours = group, neighbours
         self._pid = pid
         self._allowed, self._shared = allowed_bytes, shared_bytes
@@ -85,20 +85,20 @@ class Watchdog:
         self.begin_hard_bytes = group.hard_bytes()
         self.begin_swap_bytes = group.swap_bytes()
         self.peak_anonymous_bytes = 0
-        """Most anonymous memory of the child itself (what it shares with the zygote included). Of a tree: most that it held, its
-        shared memory included."""
+        """Peak anonymous memory of the child itself, including memory shared with the zygote. For a tree: its peak memory,
+        including its shared memory."""
         self.peak_hard_bytes = self.begin_hard_bytes
         self.last_anonymous_bytes = 0
         self.last_hard_bytes = self.begin_hard_bytes
         self._least_bytes: int | None = None
         self._fell_at = 0.0
         self.family: set[int] = set()
-        """Every descendant of the child that was seen."""
+        """All descendants of the child that were listed so far."""
         self.armed = False
         self._next_roll_call = 0.0
 
     def look(self, now: float) -> str | None:
-        """One look. A text: what went too far, and the child must be killed now."""
+        """Check the memory once. Return the reason if the child must be killed now, None if not."""
         if self._sampler is not None:
             self.last_anonymous_bytes = self._sampler.held_bytes(now)
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, self.last_anonymous_bytes)
@@ -108,11 +108,11 @@ class Watchdog:
             self._next_roll_call = now + ROLL_CALL_S
             self.family.update(descendants(self._pid))
         limit = self._group.limit_bytes
-        # A data limit is that of one process: with workers beside the child nothing but this look bounds their sum.
+        # A data limit applies to one process. If the child has workers, only this check limits their sum.
         trip = limit - trip_distance(limit, armed=self.armed and not self.family)
         if self.last_hard_bytes > trip:
             return f"the memory group reached {format_bytes(self.last_hard_bytes)} of {format_bytes(limit)}"
-        # The child's own reading has what it shares. Of a child with workers only the group sees the sum, and not what is shared.
+        # The child's own reading includes shared memory. With workers only the group has the sum, and it excludes shared memory.
         grown = 0 if self._neighbours else self.last_hard_bytes - self.begin_hard_bytes + (self._shared if self.family else 0)
         if self._allowed is not None and not self.armed and max(self.last_anonymous_bytes, grown) > self._allowed:
             reached = format_bytes(max(self.last_anonymous_bytes, grown))
@@ -121,7 +121,7 @@ class Watchdog:
 
     @property
     def near_limit(self) -> float:
-        """How near the last look was to what is allowed: 1 is at the limit."""
+        """Memory at the last check as a share of the allowed memory: 1 is at the limit."""
         limit = self._group.limit_bytes
         shares = [self.last_hard_bytes / (limit - trip_distance(limit, armed=True))]
         if self._allowed:
@@ -132,7 +132,7 @@ class Watchdog:
         return max(0, self._group.swap_bytes() - self.begin_swap_bytes)
 
     def is_back(self, now: float, tolerance_bytes: int = 16 * MIB) -> bool:
-        """Whether the memory of a killed child is free again: the group is down to the value from before the child (within
+        """Return True if the memory of a killed child is free again: the group is down to its value before the child (within
         `tolerance_bytes`), or no process of the child holds memory and the group has not fallen for `STILL_S`. With neighbours
         this is unknown: True."""
         held = self._group.hard_bytes()

@@ -1,4 +1,4 @@
-"""How parent, zygote and child talk: JSON lines over a Unix socket. User output never travels here."""
+"""Connection between parent, zygote and child: JSON lines over a Unix socket. User output is never sent here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 Message = dict[str, JSON]
 
 LINE_LIMIT: Final = 1 << 20
-"""A line longer than this is a broken peer. Results travel in files, not here."""
+"""Longest line, bytes. A longer line means a broken peer. Results are sent in files, not here."""
 
 
 class Channel:
@@ -26,11 +26,11 @@ class Channel:
         return self._socket.fileno()
 
     def set_blocking(self, blocking: bool, limit_s: float) -> None:
-        """Whether `read` waits (then at most `limit_s`, after which it raises TimeoutError)."""
+        """Set if `read` waits for data. It waits at most `limit_s` seconds, then it raises TimeoutError."""
         self._socket.settimeout(limit_s if blocking else 0.0)
 
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> bool:
-        """False where the peer is gone."""
+        """Send a message. False: the peer is gone."""
         data = json.dumps(message).encode() + b"\n"
         try:
             if descriptors:
@@ -42,7 +42,7 @@ class Channel:
         return True
 
     def read(self) -> list[Message]:
-        """Reads once (blocking as the socket is) and returns the whole lines that have come. Sets `closed` at the end."""
+        """Read once (blocking if the socket is) and return the complete lines. Set `closed` at the end of the stream."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._socket, 65536, 16)
         except (BlockingIOError, InterruptedError):
@@ -55,12 +55,12 @@ class Channel:
         return self._lines(data)
 
     def take_descriptors(self, count: int) -> list[int]:
-        """File descriptors that came with the messages read so far, oldest first."""
+        """Take file descriptors that arrived with the messages read so far, oldest first."""
         taken, self._descriptors = self._descriptors[:count], self._descriptors[count:]
         return taken
 
     def wait(self) -> Message | None:
-        """Blocks until one message is there. None: the peer is gone."""
+        """Wait for one message. None: the peer is gone."""
         while not self.closed:
             messages = self.read()
             if messages:

@@ -1,8 +1,8 @@
-"""The zygote: a process that imported torch and nothing else, and forks children that are ready in 30 ms instead of a second.
+"""The zygote: a process that imported only torch, and forks children that are ready in 30 ms instead of one second.
 
 `python -m batchcal.guard.zygote FD HOME MODULE...`, exec'd once per allocator environment. It imports the modules, runs no
-operation of torch and stays single-threaded: one multi-threaded operation here, and every child hangs in OpenMP. It reaps its
-children (and, as a subreaper, their orphans), kills what is left of a child's group before the pid is free, and ends with its
+torch operation and stays single-threaded: after one multi-threaded operation here, every child hangs in OpenMP. It reaps its
+children (and, as a subreaper, their orphans), kills the rest of a child's group before the pid is free, and ends with its
 parent.
 """
 
@@ -88,7 +88,7 @@ class Zygote:
             if ended is None:
                 return
             if ended.si_pid in self._children:
-                # The zombie still holds its pid, so this cannot meet a stranger's group.
+                # The zombie still holds its pid, so this cannot be the group of another process.
                 kill_group(ended.si_pid)
             _, status = os.waitpid(ended.si_pid, 0)
             if ended.si_pid in self._children:
@@ -97,16 +97,16 @@ class Zygote:
                 self._end_orphans()
 
     def _end_orphans(self) -> None:
-        """Kills what left the group of a child that is gone (a daemon, a session of its own): as its subreaper we are the parent
-        now, so its pid cannot be a stranger's."""
+        """Kill processes that left the group of an ended child (a daemon, its own session). As their subreaper, the zygote is now
+        their parent, so no other process can have their pids."""
         if self._children:
-            return  # it may be one of theirs
+            return  # an orphan may belong to one of them
         for orphan in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(orphan, signal.SIGKILL)
 
     def _end(self) -> None:
-        """The parent is gone: so are we, and nothing of ours stays."""
+        """The parent is gone: end all children and their descendants, and remove their names in /dev/shm."""
         family = {*self._children, *descendants(os.getpid())}
         for child in self._children:
             kill_group(child)
@@ -121,7 +121,7 @@ class Zygote:
 
 
 def preload(names: Sequence[str]) -> None:
-    """Imports only, of packages that are installed."""
+    """Only import modules of packages that are installed."""
     for name in names:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
@@ -130,12 +130,12 @@ def preload(names: Sequence[str]) -> None:
 
         apply_mallopt()
     gc.collect()
-    gc.freeze()  # else the first collection in a child unshares 69 MB of what we hold
+    gc.freeze()  # otherwise the first collection in a child unshares 69 MB of the zygote's memory
 
 
 @contextlib.contextmanager
 def leaving_with_parent(connection: socket.socket, home: str) -> Iterator[None]:
-    """While nobody reads the socket, as during an import from a cold disk, the kernel tells that the parent has ended."""
+    """While no code reads the socket, as during an import from a cold disk, the kernel signals that the parent has ended."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         shutil.rmtree(home, ignore_errors=True)
@@ -145,7 +145,7 @@ def leaving_with_parent(connection: socket.socket, home: str) -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR2, 0, 0, 0)
     with contextlib.suppress(BlockingIOError):
-        if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):  # it ended before we asked
+        if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):  # it ended before the prctl call
             leave(signal.SIGTERM, None)
     yield
     libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
@@ -155,7 +155,7 @@ def leaving_with_parent(connection: socket.socket, home: str) -> Iterator[None]:
 def main() -> NoReturn:
     adopt_orphans()
     connection, home = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
-    # systemd and SLURM send it to every process of a job; the parent ends cleanly and needs us for that. Children take it again.
+    # systemd and SLURM send it to every process of a job. The parent ends cleanly and needs the zygote. Children accept it again.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with leaving_with_parent(connection, home):

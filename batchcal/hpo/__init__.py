@@ -1,6 +1,6 @@
-"""Studies over tasks, on Optuna: trials that fit the memory there is, stop early and can be trusted.
+"""Hyperparameter studies of tasks, on Optuna: trials fit the available memory, stop early and can be trusted.
 
-`batchcal hpo run` starts a `Crew` of workers (`member`, `worker`), each of which takes trials from the study (`study`,
-`storage`), plans them by the calibration of their shape (`shapes`), and runs each in a fenced child (`trial`, `inside`). What is
-looked at is in `seen`. Nothing of a study is in the task, and no child touches the storage.
+`batchcal hpo run` starts a `Crew` of workers (`member`, `worker`). Each worker takes trials from the study (`study`, `storage`),
+plans them from the calibration of their shape (`shapes`), and runs each in a fenced child (`trial`, `inside`). `seen` is the view
+of a study for display. The task contains nothing of a study, and no child accesses the storage.
 """

@@ -1,4 +1,4 @@
-"""Which trials count, and which are run once more: those whose worker died, and those that somebody stopped."""
+"""Rules for trials: which ones count, and which ones run again because their worker died or they were stopped."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ from optuna.trial import FrozenTrial, TrialState
 from batchcal.hpo.presence import is_gone, sweep
 
 RETRIES: Final = 4
-"""Of a trial whose worker died. Hardly ever is it what kills them, since it runs in a child of its own: machines that may be
-taken away at any time are."""
+"""Most reruns of a trial whose worker died. The trial hardly ever kills its worker, because it runs in a child process. Machines
+that may be taken away at any time do."""
 WORKER: Final = "batchcal_worker"
-"""User attribute of a trial: who runs it."""
+"""User attribute of a trial: the identity of its worker."""
 AGAIN: Final = "batchcal_again"
-"""User attribute of a trial: the number of the one that it runs once more."""
+"""User attribute of a trial: the number of the trial that it runs again."""
 STOPPED: Final = "batchcal_stopped"
-"""User attribute of a trial: somebody stopped it, for no fault of its own."""
+"""User attribute of a trial: it was stopped for a reason other than the trial itself."""
 NAMELESS: Final = timedelta(seconds=60)
-"""A trial that runs for so long without a word of who runs it is lost; by the clock of this machine, and so in a journal only."""
+"""A trial that runs for this long without a recorded worker is lost. By the clock of this machine, so only in a journal."""
 SURPLUS: Final = "batchcal_surplus"
-"""User attribute of a trial: it was begun by a worker while another began the last one; it is none of the study."""
+"""User attribute of a trial: it began while another worker began the last trial. It does not belong to the study."""
 
 
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials of the study: those that ended or run, each once however often it had to be run."""
+    """Return the trials of the study that ended or run, each once, however often it had to run."""
     return [one for one in trials if one.state is not TrialState.WAITING and AGAIN not in one.user_attrs and not is_surplus(one)]
 
 
 def to_be_run(trials: Sequence[FrozenTrial], wanted: int) -> bool:
-    """Whether there is a trial to begin: fewer than `wanted` were, or one waits to be run again."""
+    """Return True if there is a trial to begin: fewer than `wanted` were begun, or one waits to run again."""
     return len(counted(trials)) < wanted or any(one.state is TrialState.WAITING for one in trials)
 
 
 def is_surplus(trial: FrozenTrial) -> bool:
-    """Whether it is none of the study."""
+    """Return True if `trial` does not belong to the study."""
     return SURPLUS in trial.user_attrs
 
 
 def original_of(trial: FrozenTrial) -> int:
-    """The number of the trial that `trial` runs once more; its own where it does not."""
+    """Return the number of the trial that `trial` runs again, or its own number if it is not a rerun."""
     original: object = trial.user_attrs.get(AGAIN)
     return original if isinstance(original, int) else trial.number
 
 
 def came_too_late(trials: Sequence[FrozenTrial], number: int, wanted: int) -> bool:
-    """Whether `wanted` trials were begun before `number`, which is no other's second run. All workers judge alike."""
+    """Return True if `wanted` trials were begun before `number`, which is not a rerun. All workers get the same result."""
     return sum(one.number < number for one in counted(trials)) >= wanted
 
 
 def run_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queues `trial`, with the values it had; not where its workers have died too often, or where it was queued since."""
+    """Queue `trial` with the values it had. Do nothing if its workers have died too often, or if it was queued since."""
     original = original_of(trial)
     runs = [one for one in study.get_trials(deepcopy=False) if original_of(one) == original]
     faults = sum(one.state is TrialState.FAIL and STOPPED not in one.user_attrs for one in runs)
-    # Who was taken for dead, and was not, may find that another has run it since.
+    # A worker that was wrongly taken for dead may find that another one has run the trial since.
     if faults <= RETRIES and all(one.state is TrialState.FAIL for one in runs if one.number > trial.number):
         study.enqueue_trial(trial.params, user_attrs={AGAIN: original})
 
 
 def retry_lost(study: optuna.Study, presences: Path | None = None) -> tuple[int, ...]:
-    """Fails the trials of dead workers, and queues each to be run again. Returns their numbers.
+    """Fail the trials of dead workers and queue each to run again. Return their numbers.
 
-    For storages without heartbeats, whose trials would run for ever; and at once where there are some. Trials of workers of which
-    nobody here can tell whether they live are left to those.
+    In storages without heartbeats, these trials would stay in the running state forever. In storages with heartbeats, this is
+    faster than waiting for them. If this process cannot check a worker, its trials are left to the heartbeats.
 
     Args:
         presences: folder of the workers' locks. None: they have none.
@@ -79,7 +79,7 @@ def retry_lost(study: optuna.Study, presences: Path | None = None) -> tuple[int,
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
-        except (ValueError, UpdateFinishedTrialError):  # another worker has seen it, too
+        except (ValueError, UpdateFinishedTrialError):  # another worker has failed it, too
             continue
         run_again(study, study.get_trials(deepcopy=False)[trial.number])
         lost.append(trial.number)
@@ -92,6 +92,6 @@ def _is_lost(trial: FrozenTrial, presences: Path | None) -> bool:
     worker: object = trial.user_attrs.get(WORKER)
     if isinstance(worker, str):
         return is_gone(worker, presences)
-    # A worker says who it is as the first thing it does.
+    # A worker first records its identity in the trial.
     began = trial.datetime_start if presences is not None else None
     return began is not None and datetime.now() - began > NAMELESS

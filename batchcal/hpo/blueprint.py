@@ -1,4 +1,4 @@
-"""What a study is: all that a worker on any machine must know to work at it."""
+"""Definition of a study: all that a worker on any machine needs to run its trials."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ TRAINED_BY: Final = (
     *("seed", "drop_last", "patience", "min_delta", "watch", "watch_mode", "schedule", "warmup", "lr_rule", "lr_reference_batch"),
     *("max_norm", "batching", "balance", "window", "loss_weights"),
 )
-"""Options that decide about what a training comes to; the others only about how."""
+"""Options that affect the result of a training. The others only affect how it runs."""
 _LISTED: Final = 4
-"""So many differences are told."""
+"""Most differences in a message."""
 
 
 class Blueprint(Frozen):
-    """A study as it was asked for."""
+    """A study as requested."""
 
     settings: StudySettings
     space: dict[str, Parameter]
     reference: TaskReference
     """The task, without sampled values."""
     options: TrainOptions
-    """As for `train`; what the space samples takes their place."""
+    """Options as for `train`. Sampled values replace them."""
     effective_batch: int = Field(ge=1)
-    """Where the space has no batch size."""
+    """Effective batch if the space has no batch size."""
 
     @property
     def storage(self) -> str:
-        """A path or a URL."""
+        """Path or URL of the storage."""
         return self.settings.storage or str(default_storage(self.folder, self.settings.study))
 
     @property
     def shown_storage(self) -> str:
-        """The same without a password."""
+        """The storage without its password."""
         return without_password(self.storage)
 
     @property
@@ -56,21 +56,21 @@ class Blueprint(Frozen):
 
     @property
     def presences(self) -> Path | None:
-        """Folder of the workers' locks, beside a journal. None: a database has heartbeats."""
+        """Folder of the workers' locks, beside a journal. None: the storage is a database, which has heartbeats."""
         return None if "://" in self.storage else Path(f"{self.storage}.workers")
 
     @property
     def folder(self) -> Path:
-        """Where what belongs to studies of this task lies."""
+        """Folder for the files of this task's studies."""
         return Path(self.reference.directory) / FOLDER
 
     @property
     def resource(self) -> int:
-        """The most that a trial reports: epochs, over all folds."""
+        """Largest resource that a trial reports: epochs, over all folds."""
         return largest(self.space, EPOCHS, default=self.options.epochs) * max(1, self.settings.folds)
 
     def identity(self) -> dict[str, JSON]:
-        """What makes two trials comparable, by dotted name. It cannot change once a study has begun; all else can."""
+        """Settings that make trials comparable, by dotted name. They cannot change once a study has begun; all others can."""
         said: dict[str, JSON] = {
             "task": self.reference.spec,
             "metric": self.settings.metric,
@@ -88,22 +88,22 @@ class Blueprint(Frozen):
 
 
 class Assignment(Frozen):
-    """One worker's part."""
+    """Work of one worker."""
 
     blueprint: Blueprint
     measure: Options
-    """Of the calibration of each shape: with what memory this worker may use."""
+    """Options of the calibration of each shape, with the memory that this worker may use."""
     index: int = Field(default=0, ge=0)
-    """Among the workers that one command started."""
+    """Index among the workers that one command started."""
     neighbours: bool = False
-    """Others of the same command work beside it."""
+    """True if other workers of the same command run beside it."""
     cpus: tuple[int, ...] = ()
-    """Cores that it keeps to. Empty: all that the process may use."""
+    """Cores that the worker uses. Empty: all that the process may use."""
 
 
 def check_same(study: str, was: dict[str, JSON], now: dict[str, JSON]) -> None:
     """Raises:
-    UsageError: a study was begun as `was`, and `now` is another.
+    UsageError: the study was begun as `was`, and `now` differs.
     """
     told = [
         f"{name} was {_text(was.get(name))}, is {_text(now.get(name))}"

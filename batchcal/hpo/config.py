@@ -1,10 +1,10 @@
-"""What a study is, as its config says it.
+"""Settings of a study, read from its config.
 
 [task]
 spec = "train.py:task"
 [task.args]                 # the same in every trial
 horizon = 24
-[train]                     # as for `batchcal train`; what the space samples takes their place
+[train]                     # as for `batchcal train`; sampled values replace them
 epochs = 27
 patience = 10
 [hpo]
@@ -39,7 +39,7 @@ TRIALS: Final = 2_000
 
 
 class PrunerSettings(Frozen):
-    """How trials that will not win are stopped."""
+    """Settings of the pruner, which stops trials that will not win."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -58,7 +58,7 @@ class PrunerSettings(Frozen):
 
 
 _USED: Final = {"halving": ("min_resource", "reduction_factor", "bootstrap_count"), "median": ("min_resource",), "none": ()}
-"""By pruner: the keys that mean something; of the others all do."""
+"""Keys that have an effect, by pruner. For a pruner that is not listed, all keys do."""
 
 
 class StudySettings(Frozen):
@@ -87,7 +87,7 @@ class StudySettings(Frozen):
     trial_limit_s: float | None = Field(default=None, gt=0)
     """Seconds after which a trial counts as hanging. Default: no limit."""
     pruner: PrunerSettings = PrunerSettings()
-    """How trials that will not win are stopped."""
+    """Settings of the pruner, which stops trials that will not win."""
 
     @model_validator(mode="after")
     def _folds(self) -> StudySettings:
@@ -98,18 +98,18 @@ class StudySettings(Frozen):
 
 _KEYS: Final = tuple(StudySettings.model_fields)
 _TEXTS: Final = ("study", "storage", "metric", "direction")
-"""Keys whose value is text, though it look like a number."""
+"""Keys whose value is text, even if it looks like a number."""
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._= -]*[A-Za-z0-9])?")
 
 
 def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
-    """The settings and the space of a study.
+    """Return the settings and the space of a study.
 
     Args:
         place: the config as the user named it, for messages.
 
     Raises:
-        UsageError: there is no [hpo], a key that there is not, a value that cannot be; all that is wrong with the table, at once.
+        UsageError: [hpo] is missing, or it has an unknown key or invalid values. All invalid values are reported at once.
     """
     table = config.tables.get("hpo")
     if table is None:
@@ -160,10 +160,10 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
 
 
 def with_changes(config: Config, changes: Iterable[str]) -> Config:
-    """`config` with `--set NAME=VALUE` for each: a key of [hpo], of another table of settings, else an argument of the task.
+    """Return `config` with each `--set NAME=VALUE`: a key of [hpo], of another table of settings, else an argument of the task.
 
     Raises:
-        UsageError: a change without a name, or of what is no single value.
+        UsageError: a change has no name, or concerns something that is not a single value.
     """
     tables = dict(config.tables)
     hpo = dict(tables.get("hpo", {}))
@@ -195,7 +195,7 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
 
 
 def as_toml(config: Config) -> dict[str, object]:
-    """The config as a document: what `read_config` would read it from."""
+    """Return the config as a document that `read_config` can read."""
     document: dict[str, object] = {}
     if config.reference is not None:
         document["task"] = {"spec": config.reference.spec, "args": dict(config.reference.arguments)}
@@ -203,7 +203,7 @@ def as_toml(config: Config) -> dict[str, object]:
 
 
 def _not_known(place: str, where: tuple[int | str, ...], value: str, message: str) -> UsageError:
-    """The error for a value that is not among the choices which `message` of pydantic lists."""
+    """Return the error for a value that is not among the choices in pydantic's `message`."""
     choices = re.findall(r"'([^']*)'", message)
     name, close = ".".join(str(part) for part in where), closest(value, choices)
     key = name.removesuffix(".name")

@@ -1,4 +1,4 @@
-"""The workers that one command started: led, listened to, replaced when they die, and never left behind."""
+"""The workers of one command. A `Crew` controls them, reads their messages, replaces those that die, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from batchcal.values.study_events import FromWorker, StudyEvent, TrialEnded, Wor
 
 TICK_S: Final = 0.5
 GRACE_S: Final = 20.0
-"""For a worker that was told to stop: its trial's child ends, and the study learns that it is to be run again."""
+"""Seconds for a worker to stop: the child of its trial ends, and the study records that the trial must run again."""
 MOST_DEATHS: Final = 5
-"""Of each worker, with no trial ended in between."""
+"""Most deaths of each worker, with no trial ended in between."""
 LONGEST_WAIT_S: Final = 15.0
 _ERRORS: Final[dict[str, type[BatchcalError]]] = {
     one.__name__: one for one in (UsageError, NoCalibration, NothingFits, UserCodeError, Partial, NotSaved, GuardError)
@@ -43,8 +43,8 @@ class Crew:
     """Workers as processes, one for each assignment.
 
     Args:
-        logs: the folder of what they print.
-        tick: called about twice a second while they work.
+        logs: folder of the workers' output.
+        tick: called about twice a second while they run.
     """
 
     def __init__(
@@ -59,25 +59,25 @@ class Crew:
         self._assignments = assignments
         self._members: dict[int, _Member] = {}
         self._awaited: list[tuple[float, Assignment]] = []
-        """Who takes the place of one that died, and when."""
+        """Replacements of workers that died, each with its start time."""
         self._selector = selectors.DefaultSelector()
         self._ending = False
         self._stop_until: float | None = None
-        """When who was told to stop is made to."""
+        """Time at which workers that were ordered to stop are killed."""
         self._deaths: Counter[int] = Counter()
-        """By worker, since it ended a trial."""
+        """Deaths by worker, since it last ended a trial."""
         self._noticed: set[Notice] = set()
-        """What was told once is not told again by who takes another's place."""
+        """Notices that were reported. A replacement of a worker does not report them again."""
         self._next_tick = 0.0
         self._error: BatchcalError | None = None
 
     def run(self) -> None:
-        """Returns when all have ended: the study is done, or `finish` was asked for.
+        """Run until all workers have ended: the study is done, or `finish` was called.
 
         Raises:
-            BatchcalError: what ended a worker for good; all have stopped then.
-            GuardError: they die again and again.
-            Interrupted: a signal came; all have stopped, and what they ran will be run again.
+            BatchcalError: the error that ended a worker for good. All workers have stopped then.
+            GuardError: workers die again and again.
+            Interrupted: a signal arrived. All workers have stopped, and their trials will run again.
         """
         try:
             for assignment in self._assignments:
@@ -99,19 +99,19 @@ class Crew:
             raise self._error
 
     def _tick_now_and_then(self) -> None:
-        """However much is told meanwhile."""
+        """Call `tick` if it is due, however many messages arrive."""
         if time.monotonic() >= self._next_tick:
             self._tick()
             self._next_tick = time.monotonic() + TICK_S
 
     def finish(self) -> None:
-        """No further trial is begun. May be called from another thread."""
+        """Begin no further trial. May be called from another thread."""
         self._ending = True
         for member in list(self._members.values()):
             member.process.send(FINISH)
 
     def stop(self) -> None:
-        """The trials that run are stopped, to be run again. May be called from another thread."""
+        """Stop the running trials, which will run again. May be called from another thread."""
         self._ending = True
         self._stop_until = self._stop_until or time.monotonic() + GRACE_S
         for member in list(self._members.values()):
@@ -120,7 +120,7 @@ class Crew:
     def _start(self, assignment: Assignment) -> None:
         member = _Member(assignment, self._logs)
         self._members[assignment.index] = member
-        if self._ending:  # asked for by another thread meanwhile
+        if self._ending:  # requested by another thread in the meantime
             member.process.send(FINISH)
         self._selector.register(member.process.stdout, selectors.EVENT_READ, member)
 
@@ -163,7 +163,7 @@ class Crew:
         status = member.process.close()
         del self._members[member.index]
         if member.error is not None:
-            # All work at the same: what ended one will end the others.
+            # All workers run the same study: the error that ended one will end the others.
             self._error = self._error or member.error
             self.stop()
         elif status != 0 and not self._ending:
@@ -180,12 +180,12 @@ class Crew:
                 try_="batchcal hpo run CONFIG    continues the study",
             )
         self._progress.event(WorkerDied(worker=member.index, how=how, action="another takes its place"))
-        # What they die of may pass: a database that starts anew takes some seconds.
+        # The cause may pass: a database takes some seconds to restart.
         wait_s = min(2.0 ** (deaths - 1) - 1, LONGEST_WAIT_S)
         self._awaited.append((time.monotonic() + wait_s, member.assignment))
 
     def _end_all(self) -> None:
-        """Nobody is left, whatever they do."""
+        """End all workers, whatever they do."""
         until = self._stop_until or time.monotonic() + GRACE_S
         for member in self._members.values():
             with contextlib.suppress(KeyError):
@@ -201,7 +201,7 @@ class _Member:
     def __init__(self, assignment: Assignment, logs: Path) -> None:
         self.assignment, self.index = assignment, assignment.index
         self.error: BatchcalError | None = None
-        # Of this command: another on the same machine has workers of the same numbers.
+        # With the pid of this command: another one on the same machine has workers with the same numbers.
         log = logs / f"{assignment.blueprint.settings.study}-{os.getpid()}-worker-{assignment.index}.log"
         self.process = HelperProcess("batchcal.hpo.member", directory=assignment.blueprint.reference.directory, log=log)
         self.process.send(assignment.model_dump_json())

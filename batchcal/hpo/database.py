@@ -1,4 +1,4 @@
-"""A study's database, for workers on many machines. A module of its own: SQLAlchemy takes 0.3 s to import."""
+"""Database of a study, for workers on many machines. This is a separate module because SQLAlchemy takes 0.3 s to import."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, S
 from batchcal.hpo.again import run_again
 
 HEARTBEAT_S: Final = 10
-"""How often a worker tells that its trial runs; one that was silent for three of them is taken to be dead."""
+"""Seconds between heartbeats of a worker whose trial runs. After three of them without a heartbeat, the worker counts as dead."""
 SQLITE_WAIT_S: Final = 60
-"""For the lock that another worker holds."""
+"""Seconds to wait for the lock that another worker holds."""
 ATTEMPTS: Final = 6
 AGAIN_S: Final = 0.5
 
 
 class PatientRDBStorage(RDBStorage):
-    """A database that may be away for a while: the heartbeat of a trial outlives that."""
+    """A database that may be unavailable for a while: the heartbeat of a trial survives this."""
 
     def record_heartbeat(self, trial_id: int) -> None:
         with contextlib.suppress(SQLAlchemyError, StorageInternalError):
@@ -29,16 +29,16 @@ class PatientRDBStorage(RDBStorage):
 
 
 def open_database(url: str) -> PatientRDBStorage:
-    """The tables are made where there are none.
+    """Open the database at `url`, and create its tables if there are none.
 
     Raises:
-        Exception: what the driver of `url` says.
+        Exception: an error of the driver of `url`.
     """
     for _ in range(ATTEMPTS - 1):
         try:
             return _opened(url)
         except (IntegrityError, ProgrammingError, OperationalError) as error:
-            # Who begins at the same time makes the tables of an empty database, too; only one of them can.
+            # Workers that begin at the same time all create the tables of an empty database. Only one of them succeeds.
             if not isinstance(error, IntegrityError) and "exist" not in str(error):
                 raise
             time.sleep(AGAIN_S)
@@ -49,7 +49,7 @@ def _opened(url: str) -> PatientRDBStorage:
     waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite") else {}
     return PatientRDBStorage(
         url,
-        # A trial may be longer than a database, or what is before it, keeps an idle connection.
+        # A trial may take longer than a database, or a proxy in front of it, keeps an idle connection.
         engine_kwargs={"pool_pre_ping": True, **waiting},
         heartbeat_interval=HEARTBEAT_S,
         grace_period=3 * HEARTBEAT_S,

@@ -1,4 +1,4 @@
-"""What is known of a trial besides its values and parameters, as it is kept in the study."""
+"""Facts of a trial other than its values and parameters, as stored in the study."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ ATTRIBUTES: Final = "batchcal"
 """User attribute of a trial: its facts."""
 OUT_OF_MEMORY: Final = "out-of-memory"
 DIVERGED: Final = "diverged"
-"""Kinds: memory ran out; its loss became no number, which is bad and no failure."""
+"""Kinds: memory ran out; the loss became NaN or infinite, which is a bad result and not a failure."""
 
 
 class TrialFacts(Record):
-    """All absent until it is known."""
+    """Facts of a trial. Each is absent while it is unknown."""
 
     state: TrialState | None = None
-    """None: it has not ended."""
+    """None: the trial has not ended."""
     kind: str | None = None
-    """Of one that failed: `out-of-memory`, `timed-out`, `UserCodeError`, ..."""
+    """Kind of failure: `out-of-memory`, `timed-out`, `UserCodeError`, ..."""
     why: str | None = None
     traceback: str | None = None
-    """Of the user's code, where that failed; its end."""
+    """End of the traceback of the user's code, if that failed."""
     wall_s: float | None = None
     effective_batch: int | None = None
     micro_batch: int | None = None
@@ -37,19 +37,19 @@ class TrialFacts(Record):
     budget_bytes: int | None = None
     parameters: int | None = None
     shape_measured: bool | None = None
-    """Whether its shape was calibrated for it."""
+    """True if its shape was calibrated for this trial."""
     epochs: int | None = None
-    """Trained, over all folds."""
+    """Epochs trained, over all folds."""
     fold_values: tuple[float, ...] = ()
     stop_reason: str | None = None
     samples_per_s: float | None = None
     steps: dict[str, int] | None = None
-    """Optimizer steps by the number of samples in them."""
+    """Number of optimizer steps by their number of samples."""
     recoveries: int | None = None
 
 
 def facts_of(trial: FrozenTrial) -> TrialFacts:
-    """What is known; nothing where it is no fact of ours."""
+    """Return the facts of `trial`. Empty if the attribute does not contain facts of batchcal."""
     try:
         return TrialFacts.model_validate(trial.user_attrs.get(ATTRIBUTES, {}))
     except ValidationError:

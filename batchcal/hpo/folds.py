@@ -1,4 +1,4 @@
-"""The folds of a cross-validation: which samples are held out in which. Pure."""
+"""The folds of a cross-validation: the samples that each fold holds out. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from batchcal.core.errors import UsageError
 
 
 def deal(samples: int, folds: int, *, seed: int, labels: Sequence[Hashable] | None = None) -> tuple[tuple[int, ...], ...]:
-    """The indices that each fold holds out: every sample once, folds that differ by one sample at most.
+    """Return the indices that each fold holds out: every sample once. Sizes of folds differ by at most one sample.
 
-    With `labels` each fold has its share of each of them, to within one sample.
+    With `labels`, each fold has its share of each label, to within one sample.
 
     Args:
-        labels: one a sample.
+        labels: one label per sample.
 
     Raises:
-        UsageError: fewer samples than folds, or than two folds need.
+        UsageError: there are fewer samples than folds, or fewer than two folds.
     """
     if folds < 2 or samples < folds:
         raise UsageError(
@@ -35,7 +35,7 @@ def deal(samples: int, folds: int, *, seed: int, labels: Sequence[Hashable] | No
     for label in sorted(alike, key=repr):
         indices = alike[label]
         order.shuffle(indices)
-        # Each label goes on where the one before ended: what is left over is spread over all folds.
+        # Each label continues at the fold where the one before ended, so that remainders are spread over all folds.
         for index in indices:
             held_out[turn % folds].append(index)
             turn += 1

@@ -1,4 +1,4 @@
-"""Which parameters of a study matter."""
+"""Importance of the parameters of a study."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
 LEAST: Final = 8
-"""Complete trials below which nothing can be said."""
+"""Least number of complete trials for a result."""
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Share of each parameter in what sets the best trials apart from the others, the largest first; they add up to 1.
+    """Return the share of each parameter in the difference between the best trials and the others, the largest first.
 
-    By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255). Empty where too few trials are complete.
+    The shares add up to 1. Method: PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255). Empty if too few trials are complete.
     """
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < LEAST:
         return {}
     try:
         return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
-    except (ValueError, RuntimeError):  # all trials are as good, or no parameter was sampled in all of them
+    except (ValueError, RuntimeError):  # all trials are equally good, or no parameter was sampled in all of them
         return {}

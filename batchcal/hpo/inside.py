@@ -1,5 +1,5 @@
-"""Inside the child of a trial: trains with what was sampled, and tells how good it has become. Named by the parent, never called
-by it; it sees no study and no storage."""
+"""The child process of a trial: it trains with the sampled values and reports its results. The parent names these functions and
+never calls them. They have no access to the study or its storage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MOST_WARMUP: Final = 0.99
 
 
 def run_trial(request: TrialRequest, context: ChildContext) -> JSON:
-    """Trains the task of the request, in every fold."""
+    """Train the task of the request, in every fold."""
     context.phase("load", limit_s=request.stall_limit_s)
     apply(request.plan)
     predictor, checkpointed = None, OFF
@@ -68,7 +68,7 @@ def run_trial(request: TrialRequest, context: ChildContext) -> JSON:
         task = watcher.heard_in_evaluation(task)
         results.append(train(task, request.plan, options, predictor=predictor, progress=watcher))
         watcher.end_fold()
-        # The next fold has a model and data of its own.
+        # The next fold has its own model and data.
         del task
         gc.collect()
         trim()
@@ -88,8 +88,8 @@ def run_trial(request: TrialRequest, context: ChildContext) -> JSON:
 
 
 def arm(context: ChildContext, memory_limit_bytes: int) -> None:
-    """Tells the parent whether a data limit holds here. The training moves its own as it goes: one that is set once, from
-    outside, counts what was mapped and is free by now, and stacks of threads that are still to come."""
+    """Report to the parent whether a data limit is effective here. The training adjusts its own limit as it runs: a limit that
+    is set once, from outside, counts memory that was mapped and is free by now, and stacks of threads that start later."""
     fence = OwnDataLimit()
     fence.hold(memory_limit_bytes)
     context.arm()
@@ -97,13 +97,13 @@ def arm(context: ChildContext, memory_limit_bytes: int) -> None:
 
 
 def folds_of(task: Task, folds: int, *, seed: int, alive: Callable[[], None] = lambda: None) -> tuple[tuple[int, ...], ...]:
-    """What each fold holds out; stratified where the task has labels, for which every sample is loaded once.
+    """Return the samples that each fold holds out, stratified if the task has labels. For the labels, load every sample once.
 
     Args:
-        alive: called for each sample.
+        alive: called for each sample if the task has labels.
 
     Raises:
-        UsageError: its data is a stream, or too little.
+        UsageError: the data is a stream, or has too few samples.
     """
     data = task.train_data
     samples = length_of(data)
@@ -120,7 +120,7 @@ def folds_of(task: Task, folds: int, *, seed: int, alive: Callable[[], None] = l
 
 
 def in_fold(task: Task, held_out: Sequence[Sequence[int]], fold: int) -> Task:
-    """`task` evaluated with what `fold` holds out, and trained with what the others do."""
+    """Return `task`, evaluated on the samples that `fold` holds out and trained on those that the other folds hold out."""
     data, size_of = task.train_data, task.size_of
     kept = sorted(index for other, indices in enumerate(held_out) if other != fold for index in indices)
     if size_of is not None and not callable(size_of):
@@ -130,7 +130,7 @@ def in_fold(task: Task, held_out: Sequence[Sequence[int]], fold: int) -> Task:
 
 
 class _Watcher:
-    """Hears the training: tells each epoch's value, counts samples a step, and says now and then that it is alive."""
+    """Listener of the training: reports the value of each epoch, counts samples per step, and sends periodic signs of life."""
 
     def __init__(self, request: TrialRequest, context: ChildContext) -> None:
         self._request, self._context = request, context
@@ -149,7 +149,7 @@ class _Watcher:
 
     def end_fold(self) -> None:
         """Raises:
-        LossIsNoNumber: no epoch had a value.
+        LossIsNoNumber: no epoch has a finite value.
         """
         if not math.isfinite(self._best):
             raise LossIsNoNumber(f"no epoch ended with a {self._request.metric} that is a number")
@@ -158,7 +158,7 @@ class _Watcher:
             self._tell((self._fold + 1) * self._request.options.epochs)
 
     def heard_in_evaluation(self, task: Task) -> Task:
-        """`task`, of whose evaluation each batch is a sign of life."""
+        """Return `task`, in which each evaluation batch is a sign of life."""
         metrics = task.metrics
 
         def heard(model: object, batch: object) -> Mapping[str, tuple[float, float]]:
@@ -179,7 +179,7 @@ class _Watcher:
             self._tell(self._fold * self._request.options.epochs + event.epoch + 1)
 
     def _value(self, event: EpochEnded) -> float | None:
-        """Of the metric. None: it was no number.
+        """Return the value of the metric. None: it was NaN or infinite.
 
         Raises:
             UsageError: the task has no such metric.
@@ -197,7 +197,7 @@ class _Watcher:
         )
 
     def _tell(self, resource: int) -> None:
-        if resource <= self._told_of:  # the last epoch of a fold is its end, too
+        if resource <= self._told_of:  # the last epoch of a fold is also its end
             return
         of_all = [*(self._sign * value for value in self.bests), *([self._best] if len(self.bests) <= self._fold else [])]
         mean = math.fsum(of_all) / len(of_all)
@@ -216,7 +216,7 @@ class _Watcher:
 
 
 def with_warmup(options: TrainOptions, steps: int | None, task: Task, effective_batch: int) -> TrainOptions:
-    """With a warm-up over so many steps, which only who knows the data can turn into a share of the training."""
+    """Return `options` with a warm-up of `steps` steps. Its share of the training depends on the data, so it is computed here."""
     samples = length_of(task.train_data)
     if steps is None or samples is None:
         return options
@@ -224,6 +224,6 @@ def with_warmup(options: TrainOptions, steps: int | None, task: Task, effective_
 
 
 def _text(label: object) -> str:
-    """Of a label that may be a tensor or an array with one value."""
+    """Return the text of a label, which may be a tensor or an array with one value."""
     item: object = getattr(label, "item", None)
     return repr(item() if callable(item) else label)

@@ -1,4 +1,4 @@
-"""A study's journal file: one record a line, and never half of one followed by another."""
+"""Journal file of a study: one record per line, and never an incomplete record followed by another."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from batchcal.core.files import check_target
 from batchcal.hpo.presence import identity, is_gone
 
 BEGINS: Final = b'{"op_code":'
-"""A journal; its first record is the creation of a study."""
+"""First bytes of a journal. Its first record is the creation of a study."""
 FOREIGN_GRACE_S: Final = 30.0
-"""Until the lock of a process that cannot be checked from here is removed. A record is appended within milliseconds."""
+"""Seconds until the lock of a process that cannot be checked from here is removed. Appending a record takes milliseconds."""
 LONGEST_WAIT_S: Final = 0.1
 _CHUNK: Final = 1 << 16
 
 
 def open_journal(path: str) -> JournalStorage:
-    """Made where there is none."""
+    """Open the journal at `path`, and create it if it does not exist."""
     return JournalStorage(JournalFileBackend(path, lock_obj=MendingLock(path)))
 
 
 def check_journal(path: Path) -> None:
     """Raises:
-    UsageError: a file of another kind, which would be appended to.
+    UsageError: the file is of another kind. Records would be appended to it.
     """
     check_target(
         path,
@@ -45,11 +45,11 @@ def check_journal(path: Path) -> None:
 
 
 class MendingLock(JournalFileSymlinkLock):
-    """The lock of the process that appends: a symbolic link beside the journal, whose target names its holder.
+    """Lock of the process that appends: a symbolic link beside the journal. Its target names the holder.
 
-    The link of a holder that was killed is removed at once where its process can be checked from here; Optuna's own lock waits
-    30 s for that, and for ever where its link dangles. Before it appends, the holder removes a line that has no end: a full disk
-    or a power cut left it. What is written after it would be one record with it, which cannot be read.
+    The link of a killed holder is removed at once if its process can be checked from here. Optuna's own lock waits 30 s for
+    that, and forever if its link dangles. Before it appends, the holder removes an incomplete last line, which a full disk or a
+    power cut left. The next record would continue this line, and the result could not be read.
     """
 
     def __init__(self, path: str) -> None:
@@ -88,17 +88,17 @@ class MendingLock(JournalFileSymlinkLock):
 
 
 def lock_link(path: Path) -> Path:
-    """`study.journal` -> `study.journal.lock`, beside it."""
+    """Return the lock beside the journal: `study.journal` -> `study.journal.lock`."""
     return path.with_name(f"{path.name}.lock")
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove the lock of the journal at `path` where its holder is gone. Whether there was one."""
+    """Remove the lock of the journal at `path` if its holder is gone. Return True if there was such a lock."""
     link = lock_link(path)
     holder = _holder_of(link)
     if not holder or not is_gone(holder.partition("#")[0], None):
         return False
-    # Two processes that both saw the dead holder must not remove the lock of a third.
+    # Two processes that both read the name of the dead holder must not remove the lock of a third.
     with contextlib.suppress(OSError), path.open("rb") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
         _remove(link, holder)
@@ -106,7 +106,7 @@ def remove_abandoned(path: Path) -> bool:
 
 
 def _holder_of(link: Path) -> str:
-    """Empty: the lock is free."""
+    """Return the holder of the lock. Empty: the lock is free."""
     try:
         return str(link.readlink())
     except OSError:
@@ -119,10 +119,10 @@ def _remove(link: Path, holder: str) -> None:
 
 
 def mend(path: Path) -> None:
-    """Cuts off what stands after the last whole line.
+    """Remove everything after the last complete line.
 
     Raises:
-        ValueError: it is no journal, and stays as it is.
+        ValueError: the file is not a journal. It stays unchanged.
     """
     with path.open("r+b") as file:
         begins = file.read(len(BEGINS))

@@ -1,4 +1,4 @@
-"""Hears a trial's child and has its epochs judged, in a thread: a storage may take seconds, in which memory must be watched."""
+"""Judges the epochs that a trial's child reports, in a thread: a storage may take seconds, while memory must be watched."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from batchcal.guard.wire import Message
 from batchcal.hpo.job import Reached
 
 Judge = Callable[[Reached], str | None]
-"""Told of an epoch; says why the trial is not wanted any more, or None."""
+"""Gets the report of an epoch. Returns the reason to stop the trial, or None."""
 
 
 class GaveUp(Exception):
-    """Raised into who watches the child: it is ended at once."""
+    """Raised in the thread that watches the child. The child is ended at once."""
 
 
 class Listening:
-    """What the child says goes to `judge`, one after the other. Close it: what was said last is judged before that returns."""
+    """Passes the child's messages to `judge`, one after another. Close it: `close` returns after the last message is judged."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._waiting: queue.SimpleQueue[Reached | None] = queue.SimpleQueue()
         self.error: Exception | None = None
-        """What judging raised."""
+        """Error that `judge` raised."""
         self._gave_up = False
         self.why = ""
-        """Why it was given up."""
+        """Reason why the trial was stopped."""
         self.peak_bytes = 0
-        """The most memory that the child told of."""
+        """Highest memory peak that the child reported."""
         self._thread = threading.Thread(target=self._work, name="batchcal-judge", daemon=True)
         self._thread.start()
 
     def hear(self, message: Message) -> None:
-        """A message of the child."""
+        """Take a message of the child."""
         try:
             reached = Reached.model_validate(message)
-        except ValidationError:  # from the user's code, which may write where it pleases
+        except ValidationError:  # from the user's code, which may write anywhere
             return
         self.peak_bytes = max(self.peak_bytes, reached.peak_bytes)
         self._waiting.put(reached)
 
     def check(self) -> None:
         """Raises:
-        GaveUp: it is not wanted any more.
-        Exception: what judging raised.
+        GaveUp: the trial must stop.
+        Exception: the error that `judge` raised.
         """
         if self.error is not None:
             raise self.error

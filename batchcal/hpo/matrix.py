@@ -1,4 +1,4 @@
-"""One config as a family of studies: every combination of some values, each with a name of its own."""
+"""Several studies from one config: one study, with its own name, for each combination of some values."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from batchcal.hpo.config import with_changes
 from batchcal.workload.config import Config
 
 MOST: Final = 1_000
-"""Studies of one matrix."""
+"""Most studies of one matrix."""
 
 
 def members(config: Config, axes: Sequence[str]) -> tuple[Config, ...]:
-    """A config for each combination of `NAME=VALUE,VALUE`: `budget=2M,20M,200M,2B` and `horizon=5,10,20` are twelve.
+    """Return a config for each combination of `NAME=VALUE,VALUE`: `budget=2M,20M,200M,2B` and `horizon=5,10,20` are twelve.
 
-    Their studies are named after the config's, with what makes them different: `patchtst-budget=2M-horizon=5`.
+    The name of each study is the name in the config and the values of the combination: `patchtst-budget=2M-horizon=5`.
 
     Raises:
-        UsageError: an axis without values, a name that is there twice, more than 1,000 combinations.
+        UsageError: an axis has no values, a name appears twice, or there are more than 1,000 combinations.
     """
     named: list[tuple[str, list[str]]] = []
     for axis in axes:

@@ -1,7 +1,7 @@
 """A worker as a process: `python -m batchcal.hpo.member`, started and led by a `Crew`.
 
-On stdin a line with its `Assignment`, then `finish` (stop after the trial that runs) or `stop` (now). When stdin ends, so does
-the worker: who leads it is gone. On stdout a JSON line for each event, and one for the error that ended it.
+stdin has a line with its `Assignment`, then `finish` (stop after the running trial) or `stop` (now). When stdin ends, the `Crew`
+is gone and the worker ends. stdout has a JSON line for each event, and one for the error that ended the worker.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STOP: Final = "stop"
 
 
 class Line:
-    """To who leads: a JSON line a message. Who does not listen any more is not told."""
+    """Connection to the `Crew`: one JSON line per message. Messages are dropped if the `Crew` no longer reads."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lock = stream, threading.Lock()
@@ -47,15 +47,15 @@ class Line:
         self.say({"error": {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}})
 
     def say(self, message: object) -> None:
-        # A trial's epochs are judged, and told of, in a thread of their own.
+        # Another thread judges a trial's epochs and reports them.
         with self._lock, contextlib.suppress(OSError, ValueError):
             self._stream.write(json.dumps(message) + "\n")
             self._stream.flush()
 
 
 def main() -> int:
-    """Works as it is told. Returns the exit code."""
-    # What anybody prints goes to stderr, which is the worker's log: stdout has our messages only.
+    """Run the worker's assignment. Return the exit code."""
+    # All other output goes to stderr, which is the worker's log: stdout has our messages only.
     line = Line(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     finish = threading.Event()
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _not_written(error: OSError) -> NotSaved:
-    """A disk that is full, or read-only: another worker would fare no better."""
+    """Return the error for a disk that is full or read-only. Another worker would fail, too."""
     return NotSaved(
         f"the study cannot go on: {error.strerror or error}",
         known=f"at {error.filename}" if error.filename else "trials that have ended are kept",
@@ -87,7 +87,7 @@ def _not_written(error: OSError) -> NotSaved:
 
 
 def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
-    """At the study of `assignment`, until it is done or `finish` is set."""
+    """Work at the study of `assignment` until it is done or `finish` is set."""
     blueprint, options = assignment.blueprint, assignment.measure
     if assignment.cpus:
         os.sched_setaffinity(0, assignment.cpus)
@@ -135,10 +135,10 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
 
 
 def staying(environment: Environment) -> Environment:
-    """As a trial finds it: with this process, which stays where it is."""
+    """Return the environment as a trial finds it: with this process, which continues to run beside it."""
     own, memory = read_status(), environment.memory
     held = 0 if own is None else own.hard_bytes
-    # What a process finds used, itself included, is what a trial finds beside itself: budgets take the process off.
+    # A budget subtracts the measuring process from the used memory. This process stays beside the trial, so add it here.
     return environment.model_copy(update={"memory": memory.model_copy(update={"used_bytes": memory.used_bytes + held})})
 
 
@@ -147,7 +147,7 @@ def _obey(finish: threading.Event) -> None:
         if order.strip() != FINISH:
             break
         finish.set()
-    # Raised in the main thread, wherever that is.
+    # The signal raises in the main thread, wherever that is.
     os.kill(os.getpid(), signal.SIGTERM)
 
 

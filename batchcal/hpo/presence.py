@@ -1,4 +1,4 @@
-"""Who a worker is, and whether it still is: what nobody but the machine it runs on can tell, and a lock beside the journal."""
+"""Identity of a worker, and whether it still runs: by its process, which only its machine can check, and by a lock file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import psutil
 from batchcal.core.lock import Lock
 
 LOCKING: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs", "ufs"})
-"""File systems of one machine, on which a lock holds for all who see the file, in whatever container. Those of a network, or of a
-virtual machine's host, may keep locks to themselves: one that looks free there tells nothing."""
+"""File systems of one machine. A lock on them holds for all processes that see the file, in any container. File systems of a
+network or of a virtual machine's host may not share locks: a lock that looks free there means nothing."""
 
 LOOK_S: Final = 1.0
-"""For another who looks whether the lock is held, which takes a moment."""
+"""Seconds to wait for another process that checks whether the lock is held, which takes a moment."""
 
 
 @contextlib.contextmanager
 def present(worker: str, presences: Path | None) -> Iterator[None]:
-    """Holds the lock of `worker` meanwhile, or until the process dies.
+    """Hold the lock of `worker` in this context, or until the process dies.
 
-    A container that is made anew has another host name and other pids: its dead workers could not be told from those of another
-    machine. What was on a volume, the journal and this, is still there. Where no lock can be had, others leave its trials alone.
+    A recreated container has another host name and other pids: its dead workers would look like those of another machine. The
+    files on a volume, the journal and this lock, are still there. If no lock is available, other workers leave its trials alone.
 
     Args:
         presences: folder of the workers' locks. None: they need none.
@@ -40,16 +40,16 @@ def present(worker: str, presences: Path | None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             presences.mkdir(parents=True, exist_ok=True)
             if file_system_of(presences) in LOCKING:
-                # Who sweeps may look at the file, or remove it, before it is held.
+                # A process that sweeps may check the file, or remove it, before it is held.
                 while lock.acquire(wait_s=LOOK_S).state == "held" and not path.exists():
                     lock.release()
         yield
-        # Only here: one that was stopped may have a trial that nobody was told of.
+        # Only after a normal end: a worker that was stopped may have a trial whose end was not recorded.
         forget(worker, presences)
 
 
 def sweep(presences: Path | None, workers: Iterable[str]) -> None:
-    """Removes the locks of who is gone, but for those of `workers`."""
+    """Remove the locks of workers that are gone, except those of `workers`."""
     if presences is None:
         return
     kept = {_file(presences, worker) for worker in workers}
@@ -60,12 +60,12 @@ def sweep(presences: Path | None, workers: Iterable[str]) -> None:
 
 
 def identity() -> str:
-    """This process among all there ever were on all machines: host, boot, space of pids, pid, start."""
+    """Return the identity of this process, unique for all time on all machines: host, boot, pid namespace, pid, start."""
     return ":".join([socket.gethostname(), *_here(), str(os.getpid()), _start_of(os.getpid())])
 
 
 def is_gone(worker: str, presences: Path | None) -> bool:
-    """Whether the process of `worker` has ended. False where nobody can tell.
+    """Return True if the process of `worker` has ended, False if it runs or this is unknown.
 
     Args:
         presences: folder of the workers' locks. None: they have none.
@@ -74,7 +74,7 @@ def is_gone(worker: str, presences: Path | None) -> bool:
 
 
 def forget(worker: str, presences: Path | None) -> None:
-    """Of one that is gone, and whose trials were seen to."""
+    """Remove the lock of a worker that is gone and whose trials were handled."""
     if presences is not None:
         with contextlib.suppress(OSError):
             _file(presences, worker).unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def _file(folder: Path, worker: str) -> Path:
 
 
 def _has_left(path: Path) -> bool:
-    """Whether there is a lock which nobody holds, where that means something."""
+    """Return True if the lock exists and no process holds it, on a file system where this means something."""
     if not path.is_file() or file_system_of(path) not in LOCKING:
         return False
     with Lock(path) as lock:
@@ -93,22 +93,22 @@ def _has_left(path: Path) -> bool:
 
 
 def file_system_of(path: Path) -> str:
-    """Its type, such as `ext4`; empty where that is not known."""
+    """Return the type of the file system of `path`, such as `ext4`. Empty: unknown."""
     place = path.resolve()
     mounts = [one for one in psutil.disk_partitions(all=True) if place.is_relative_to(PurePath(one.mountpoint))]
-    # What was mounted last covers what was mounted at the same place before.
+    # The last mount at a place hides the earlier ones.
     return max(enumerate(mounts), key=lambda one: (len(one[1].mountpoint), one[0]))[1].fstype if mounts else ""
 
 
 def _is_dead(worker: str) -> bool:
-    """Whether its process is gone. False where nobody here can tell: it is of another container, another machine, or of this one
-    before it was started anew, which another machine of the same name would look like."""
+    """Return True if its process is gone. False if this is unknown here: the worker is of another container or machine, or of
+    this machine before a restart. Another machine of the same name would look like the latter."""
     _, boot, space, pid, began = (worker.rsplit(":", 4) + [""] * 5)[:5]
     return (boot, space) == _here() and pid.isdigit() and _start_of(int(pid)) != began
 
 
 def _here() -> tuple[str, str]:
-    """This boot of the machine, and the space in which our pids mean something."""
+    """Return the current boot of the machine and the pid namespace of this process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
         return boot, str(Path("/proc/self/ns/pid").stat().st_ino)
@@ -117,7 +117,7 @@ def _here() -> tuple[str, str]:
 
 
 def _start_of(pid: int) -> str:
-    """When process `pid` began, in ticks that no change of the clock moves. Empty: it is gone, if not reaped."""
+    """Return the start of process `pid`, in ticks that clock changes do not affect. Empty: it has ended, reaped or not."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]

@@ -1,4 +1,4 @@
-"""When a trial is given up: Hyperband, and patience beside it."""
+"""Pruners, which stop trials early: Hyperband with patience, and those of Optuna."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from batchcal.hpo.again import original_of
 from batchcal.hpo.config import PrunerSettings
 
 BOOTSTRAP: Final = 10
-"""Trials at a rung before anything is pruned there, as asked for; where the study is large enough for it."""
+"""Requested number of trials at a rung before any trial is pruned there, if the study is large enough."""
 RIVALS: Final = 4
-"""So many other trials must have come as far before one is given up for not being among the best."""
+"""Number of other trials that must have come as far before a trial is stopped for not being among the best."""
 LARGE_ENOUGH: Final = 2
-"""A study with so many times the trials that are spent on filling every rung of every bracket can afford that."""
+"""A study is large enough if it has at least this many times the trials that fill every rung of every bracket."""
 
 
 class PatientHyperband(HyperbandPruner):
-    """Hyperband that looks beyond its brackets: it also gives up
+    """Hyperband that also compares trials across its brackets. It also stops
 
-    - what is not among the best 1 / reduction_factor of all trials at the same resource, whatever their bracket; a quarter of the
-      trials would else run to their end unseen;
-    - what has not become better for `patience` reports of one fold, unless it is among the best 1 / reduction_factor of all by
-      what they came to. One that is has come as far as it gets, and ends by early stopping, complete: with patience alone every
-      curve that levels out is pruned, the winner's too.
+    - a trial that is not among the best 1 / reduction_factor of all trials at the same resource, whatever their bracket.
+      Otherwise, a quarter of the trials would run to their end without a comparison;
+    - a trial that has not improved for `patience` reports of one fold, unless it is among the best 1 / reduction_factor of all
+      trials by their latest values. Such a trial has reached its best value and ends by early stopping, as complete. With
+      patience alone, every curve that levels out is pruned, also the winner's.
 
-    Forty trials of 27 epochs then take 84 % fewer epochs than all of them, Hyperband alone 60 % (recorded curves of small nets,
-    `python -m tests.benchmarks.study_pruning`).
+    Forty trials of 27 epochs then take 84 % fewer epochs than without pruning, with Hyperband alone 60 % fewer (recorded curves
+    of small nets, `python -m tests.benchmarks.study_pruning`).
 
-    A subclass and no `PatientPruner` around it: samplers of Optuna look for the class, to learn from trials of the same bracket,
-    and PatientPruner keeps Hyperband from pruning as long as a curve still falls.
+    This is a subclass, not a `PatientPruner` around Hyperband: Optuna's samplers check for the class, to learn from trials of
+    the same bracket, and PatientPruner keeps Hyperband from pruning as long as a curve still falls.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PatientHyperband(HyperbandPruner):
         min_delta: float = 0.0,
     ) -> None:
         """Args:
-        fold: resource of one fold of a cross-validation: where one begins, values change for no merit of the trial's.
+        fold: resource of one fold of a cross-validation. At the start of a fold, values change for other reasons than quality.
         """
         super().__init__(
             min_resource=min_resource,
@@ -68,7 +68,7 @@ class PatientHyperband(HyperbandPruner):
         if resource < self._first or not mine:
             return False
         value = mine[resource]
-        # A run of the same trial before this one, whose worker died, is no rival.
+        # An earlier run of the same trial, whose worker died, is not a rival.
         rivals = (one for one in study.get_trials(deepcopy=False) if original_of(one) != original_of(trial))
         others = [values for one in rivals if (values := _values(study, one))]
         if self._is_behind(value, resource, others):
@@ -78,7 +78,7 @@ class PatientHyperband(HyperbandPruner):
         return levelled_out and not self._is_among_the_best(value, others)
 
     def _is_behind(self, value: float, resource: int, others: Sequence[Mapping[int, float]]) -> bool:
-        """Whether too many of those that came as far were better there."""
+        """Return True if too many of the trials that came as far were better at this resource."""
         there = sorted(
             values[max(at for at in values if at <= resource)] for values in others if min(values) <= resource <= max(values)
         )
@@ -90,23 +90,23 @@ class PatientHyperband(HyperbandPruner):
 
 
 def _values(study: Study, trial: FrozenTrial) -> dict[int, float]:
-    """What the trial reported, by resource; smaller is better."""
+    """Return the reported values of the trial, by resource; smaller is better."""
     sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
     return {resource: sign * value for resource, value in trial.intermediate_values.items() if math.isfinite(value)}
 
 
 def has_levelled_out(told: Sequence[float], patience: int, min_delta: float) -> bool:
-    """Whether none of the latest `patience` reports was better than the best before them, by more than `min_delta`."""
+    """Return True if none of the latest `patience` reports is better than the best before them by more than `min_delta`."""
     return len(told) > patience and min(told[-patience:]) >= min(told[:-patience]) - min_delta
 
 
 def make_pruner(settings: PrunerSettings, *, resource: int, trials: int, folds: int = 0) -> tuple[BasePruner, str]:
-    """The pruner, and a sentence on what was decided about it; empty: nothing was.
+    """Return the pruner and a sentence on the decision about it. Empty: nothing was decided.
 
     Args:
-        resource: the most that a trial reports: epochs, over all folds.
-        trials: of the study.
-        folds: 0: no cross-validation.
+        resource: largest resource that a trial reports: epochs, over all folds.
+        trials: number of trials of the study.
+        folds: number of folds; 0: no cross-validation.
     """
     if settings.name == "none":
         return NopPruner(), ""
@@ -133,10 +133,10 @@ def make_pruner(settings: PrunerSettings, *, resource: int, trials: int, folds: 
 
 
 def _bootstrap(settings: PrunerSettings, resource: int, trials: int) -> tuple[int, str]:
-    """bootstrap_count: what is asked for, else 10 where that many trials at every rung are few of all there will be.
+    """Return bootstrap_count: the setting, else 10 if that many trials at every rung are few compared with all trials, else 0.
 
-    With it the first ten that reach a rung are all pruned there, in every bracket: nothing is promoted before it has rivals. In a
-    study of 40 trials and 27 epochs that leaves none that is complete.
+    With 10, the first ten trials that reach a rung are all pruned there, in every bracket: no trial is promoted before it has
+    rivals. In a study of 40 trials and 27 epochs, no trial is then complete.
     """
     if settings.bootstrap_count is not None:
         return settings.bootstrap_count, ""

@@ -1,4 +1,4 @@
-"""A study as it is looked at: by its status, the live table, the report."""
+"""View of a study for its status, the live table and the report."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from batchcal.hpo.study import IDENTITY, PROMISED, table_of
 from batchcal.workload.reference import Scalar
 
 State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed", "stopped", "lost"]
-"""`lost`: its worker died. `stopped`: by somebody. Both are run again, under another number."""
+"""`lost`: its worker died. `stopped`: for a reason outside of the trial. Both run again, under another number."""
 DONE: Final[tuple[State, ...]] = ("complete", "pruned", "infeasible", "failed")
-"""Of trials that need not be run any more."""
+"""States of trials that need not run again."""
 RECENT: Final = 30
-"""Trials whose pace tells how long the rest will take."""
+"""Number of latest trials from whose pace the remaining time is estimated."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,25 @@ class TrialSeen:
     number: int
     state: State
     value: float | None
-    """Of one that is complete, the final one; else the latest that was reported."""
+    """Final value of a complete trial, else the latest reported value."""
     parameters: Mapping[str, Scalar]
     reached: tuple[tuple[int, float], ...]
-    """(epochs, best value so far), in order."""
+    """(epochs, best value so far), ordered by epochs."""
     facts: TrialFacts
     began: datetime | None
-    """In the time of the machine that ran it, without a zone, as Optuna keeps it."""
+    """Start in the time of the machine that ran it, without a time zone, as Optuna stores it."""
     ended: datetime | None
     again: int | None = None
-    """The number of the trial that it runs once more."""
+    """Number of the trial that it runs again."""
 
     @property
     def epochs(self) -> int:
-        """That it trained, over all folds."""
+        """Epochs trained, over all folds."""
         return self.facts.epochs or (self.reached[-1][0] if self.reached else 0)
 
     @property
     def wall_s(self) -> float:
-        """From its beginning to its end, the calibration of its shape included. 0: it has not ended."""
+        """Seconds from start to end, including the calibration of its shape. 0: it has not ended."""
         return (self.ended - self.began).total_seconds() if self.began is not None and self.ended is not None else 0.0
 
     @property
@@ -64,13 +64,13 @@ class TrialSeen:
 
 @dataclass(frozen=True)
 class StudySeen:
-    """All of its trials, at one moment."""
+    """A study with all of its trials, at one moment."""
 
     name: str
     direction: Literal["minimize", "maximize"]
     metric: str
     wanted: int
-    """Trials it is to have."""
+    """Number of trials that the study is to have."""
     resource: int
     """Epochs of a trial that runs to its end."""
     trials: tuple[TrialSeen, ...]
@@ -79,25 +79,25 @@ class StudySeen:
 
     @property
     def better(self) -> float:
-        """-1 where a smaller value is better, else 1."""
+        """-1 if a smaller value is better, else 1."""
         return -1.0 if self.direction == "minimize" else 1.0
 
     def counts(self) -> dict[State, int]:
-        """Trials by state; second runs of a trial count where the first does not."""
+        """Return the number of trials by state. Each run of a trial counts."""
         return dict(Counter(one.state for one in self.trials))
 
     @property
     def done(self) -> int:
-        """Trials that need not be run any more."""
+        """Number of trials that need not run again."""
         return sum(one.state in DONE for one in self.trials)
 
     def best(self) -> TrialSeen | None:
-        """The complete trial with the best value. None: none is complete."""
+        """Return the complete trial with the best value. None: none is complete."""
         complete = [one for one in self.trials if one.state == "complete" and one.value is not None]
         return max(complete, key=lambda one: (self.better * _number(one.value), -one.number), default=None)
 
     def left_s(self) -> float | None:
-        """Until all trials have ended, at the pace of the latest. None: none has ended, or none runs."""
+        """Seconds until all trials have ended, at the pace of the latest. None: none has ended, or none runs."""
         ended = sorted((one for one in self.trials if one.state in DONE and one.ended is not None), key=_end)
         running = sum(one.state == "running" for one in self.trials)
         if not ended or not running:
@@ -105,36 +105,36 @@ class StudySeen:
         return statistics.fmean(one.wall_s for one in ended[-RECENT:]) * max(self.wanted - self.done, 0) / running
 
     def saved_epochs(self) -> int:
-        """Epochs that trials which were pruned did not train any more."""
+        """Number of epochs that pruned trials did not train."""
         return sum(self._left_out(one) for one in self._given_up())
 
     def saved_s(self) -> float:
-        """What these would have taken, each at the pace of its own trial."""
+        """Seconds that these epochs would have taken, each at the pace of its own trial."""
         told = [(one, one.facts.wall_s or one.wall_s) for one in self._given_up() if one.epochs]
         return sum(wall_s / one.epochs * self._left_out(one) for one, wall_s in told)
 
     def _given_up(self) -> list[TrialSeen]:
-        """By the pruner: one whose loss is no number has ended by itself."""
+        """Trials that the pruner stopped. Not those whose loss is NaN or infinite: they ended by themselves."""
         return [one for one in self.trials if one.state == "pruned" and one.facts.kind != DIVERGED]
 
     def _left_out(self, trial: TrialSeen) -> int:
-        """Epochs between where it was given up and its last."""
+        """Number of epochs between the one at which the trial was stopped and its last."""
         own = trial.parameters.get(EPOCHS)
         most = self.resource if not isinstance(own, int) else own * max(1, self.folds)
         return max(most - trial.epochs, 0)
 
     def prediction_error(self) -> float | None:
-        """Median over the trials whose memory was measured."""
+        """Median prediction error of the complete trials whose memory was measured."""
         errors = [error for one in self.trials if one.state == "complete" and (error := one.prediction_error) is not None]
         return statistics.median(errors) if errors else None
 
     def calibrations(self) -> int:
-        """Shapes that were measured."""
+        """Number of shapes that were measured."""
         return sum(bool(one.facts.shape_measured) for one in self.trials)
 
 
 def look_at(study: optuna.Study) -> StudySeen:
-    """The study as it is now."""
+    """Return the current state of the study."""
     identity, promised = table_of(study.user_attrs.get(IDENTITY)), table_of(study.user_attrs.get(PROMISED))
     trials = [one for one in study.get_trials(deepcopy=False) if not is_surplus(one)]
     latest = {original_of(one): one.number for one in trials}

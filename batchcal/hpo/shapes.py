@@ -1,4 +1,4 @@
-"""Calibrations by shape of the model: each measured once on a machine, then used by every trial of that shape."""
+"""Calibrations by shape of the model. Each is measured once on a machine and then used by every trial of that shape."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from batchcal.workload.identity import identify
 from batchcal.workload.reference import Scalar, TaskReference
 
 PROCESS_BYTES: Final = 200 << 20
-"""What a process with torch holds before its model, at least. Measured: 215-250 MB."""
+"""Least memory of a process with torch before its model, bytes. Measured: 215-250 MB."""
 PATIENCE_FACTOR: Final = 5
-"""So many times as long, where the time for a shape was too short for an answer that is of use."""
+"""Factor on the time for a shape, if that was too short for a useful result."""
 AT_ONCE: Final = 64
-"""A micro-batch of so many samples is none that time cut too short: what a step costs whatever its size is spread over enough."""
+"""Samples. A micro-batch of this size is large enough, even if time ran out: it spreads the fixed cost of a step sufficiently."""
 RACE_S: Final = 30.0
-"""For the one calibration that races allocator policies: four zygotes start, each imports torch."""
+"""Least seconds for the one calibration that races allocator policies: four zygotes start, and each imports torch."""
 
 
 @dataclass(frozen=True)
@@ -50,40 +50,39 @@ class Fitting:
     calibration: Path
     parameters: int
     memory_limit_bytes: int | None
-    """What a training may hold of the host's memory: the budget that it is planned for, and the margin. None: it trains on an
-    accelerator."""
+    """Largest host memory of the training, bytes: the budget of its plan, and the margin. None: it trains on an accelerator."""
     measured: bool
-    """By this very call; else the calibration was there."""
+    """True if this call measured the calibration. False: it existed."""
 
 
 @dataclass(frozen=True)
 class TooLarge:
-    """A shape of which not even one sample fits, or that has more parameters than the study allows."""
+    """A shape that does not fit with even one sample, or that has more parameters than the study allows."""
 
     excess: float
-    """By which part of what is allowed it is too large; above 0. What a sampler is told, so that it looks elsewhere."""
+    """Excess as a share of the allowed size, above 0. It is passed to the sampler, so that it samples elsewhere."""
     why: str
     parameters: int | None = None
     of_batch: bool = False
-    """The effective batch is too large, the shape is not."""
+    """True: the effective batch is too large, the shape is not."""
 
 
 @dataclass
 class ShapeBook:
-    """What is known of the shapes of one study's model, on this machine."""
+    """Known shapes of one study's model, on this machine."""
 
     reference: TaskReference
-    """Without sampled values."""
+    """The task, without sampled values."""
     options: Options
-    """Of each calibration."""
+    """Options of each calibration."""
     environment: Environment
     folder: Path
     most_trained: int | None = None
-    """The largest effective batch that is asked for."""
+    """Largest requested effective batch."""
     launchers: Launchers | None = None
-    """Who starts the children, for trials too: a process that has imported torch takes 230 MB and some seconds to start."""
+    """Launchers of the children, also for trials: a process that has imported torch takes 230 MB and some seconds to start."""
     neighbours: bool = False
-    """Other workers run in the same memory group."""
+    """True if other workers run in the same memory group."""
     budget_parameters: int | None = None
     progress: Progress[WorkerEvent] = field(default_factory=Silent)
     _refused: dict[str, TooLarge] = field(default_factory=dict)
@@ -92,22 +91,22 @@ class ShapeBook:
     _allocator: str | None = None
 
     def plan_trial(self, space: Space, values: Values, effective_batch: int) -> Fitting | TooLarge:
-        """`plan` for the sampled `values` of a trial.
+        """Call `plan` for the sampled `values` of a trial.
 
         Args:
-            effective_batch: samples per optimizer step where the space has no batch size.
+            effective_batch: samples per optimizer step if the space has no batch size.
         """
         batch = values.get(BATCH_SIZE)
         return self.plan(shape_of(space, values), batch if isinstance(batch, int) else effective_batch)
 
     def plan(self, shape: Mapping[str, Scalar], effective_batch: int) -> Fitting | TooLarge:
-        """How a model of `shape` trains with exactly `effective_batch` samples a step.
+        """Plan the training of a model of `shape` with exactly `effective_batch` samples per step.
 
-        Another process that asks for the same shape at the same time waits for the one that measures.
+        Another process that requests the same shape at the same time waits for the one that measures.
 
         Raises:
-            UsageError: the factory takes no such argument.
-            UserCodeError, Partial, GuardError: it could not be calibrated; see `measure.obtain`.
+            UsageError: the factory does not accept an argument.
+            UserCodeError, Partial, GuardError: the shape could not be calibrated; see `measure.obtain`.
         """
         key = self._key(shape)
         if key in self._refused:
@@ -120,7 +119,7 @@ class ShapeBook:
             try:
                 fitting = self._measured(key, shape, effective_batch, traced)
             except (UserCodeError, Partial) as error:
-                # It would take as long and fail again.
+                # Another attempt would take as long and fail again.
                 self._failed[key] = error
                 raise
             if isinstance(fitting, Fitting):
@@ -131,7 +130,7 @@ class ShapeBook:
         return refused
 
     def _key(self, shape: Mapping[str, Scalar]) -> str:
-        """A name for what decides about the calibration, but for machine and code, which the calibration itself tells."""
+        """Return a name for all inputs of the calibration, except machine and code, which the calibration itself records."""
         arguments: dict[str, JSON] = {**self.reference.arguments, **shape}
         options: dict[str, JSON] = self.options.model_dump(mode="json", exclude=set(NOT_IDENTIFYING))
         said: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments, "options": options}
@@ -140,9 +139,9 @@ class ShapeBook:
         return hashlib.sha256(dumps(said)).hexdigest()[:16]
 
     def _trace(self, key: str, shape: Mapping[str, Scalar]) -> ShapeEstimate:
-        """What its step needs on paper. Known from an earlier run where the file of it is there."""
+        """Return the estimated needs of a step, without running one. Read them from the file of an earlier run if it exists."""
         if key not in self._traced:
-            # By the code, too: a calibration tells by itself whether it still holds, a count of parameters does not.
+            # The name depends on the code, too: a calibration shows whether it is still valid, a parameter count does not.
             path = self.folder / f"{key}-{identify(self._with(shape)).digest[:12]}.trace.json"
             try:
                 self._traced[key] = ShapeEstimate.model_validate_json(path.read_bytes())
@@ -164,18 +163,18 @@ class ShapeBook:
                         try_="what the factory takes, in [hpo.space] and [task.args]",
                     ) from None
                 self._traced[key] = traced
-                if traced.parameters > 0:  # else it could not be traced this time
+                if traced.parameters > 0:  # otherwise the trace failed this time
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(traced.model_dump_json(), encoding="utf-8")
         return self._traced[key]
 
     def _judged(self, traced: ShapeEstimate) -> TooLarge | None:
-        """Refuses what need not be tried."""
+        """Refuse shapes that need not be tried."""
         most = self.budget_parameters
         if most is not None and traced.parameters > most:
             return self._too_many(traced.parameters)
         budget = host_budget_of(self.environment, self.options).budget_bytes
-        # When the optimizer steps, all of these are there.
+        # During the optimizer step, all of these are in memory.
         rest = PROCESS_BYTES + traced.static_bytes + traced.gradient_bytes
         on_host = self.options.device == "cpu" or (self.options.device == "auto" and not self.environment.accelerators)
         if on_host and rest > budget:
@@ -223,8 +222,8 @@ class ShapeBook:
         return Fitting(plan, path, parameters, limit, measured)
 
     def _policy(self) -> str:
-        """The allocator policy of all shapes: which is fastest is a matter of the machine, and is raced once, with the task as it
-        is configured."""
+        """Return the allocator policy of all shapes. The fastest depends on the machine. It is raced once, with the task as
+        configured."""
         if self._allocator is None and self.options.allocator != AUTO:
             self._allocator = self.options.allocator
         if self._allocator is None:
@@ -239,7 +238,7 @@ class ShapeBook:
     def _calibrated_patiently(
         self, shape: Mapping[str, Scalar], options: Options, path: Path, effective_batch: int
     ) -> tuple[Calibration, bool]:
-        """With more time where nothing was verified, or next to nothing: every trial of the shape is planned by it."""
+        """Calibrate, and repeat with more time if nothing or little was verified: the result plans every trial of the shape."""
         more = options.model_copy(update={"time_limit_s": PATIENCE_FACTOR * options.time_limit_s})
         try:
             calibration, measured = self._calibrated(shape, options, path)
@@ -252,7 +251,7 @@ class ShapeBook:
     def _calibrated(
         self, shape: Mapping[str, Scalar], options: Options, path: Path, *, force: bool = False
     ) -> tuple[Calibration, bool]:
-        """The calibration of a shape, and whether it was measured by this call."""
+        """Return the calibration of a shape, and True if this call measured it."""
         result = obtain(
             self._with(shape),
             options,
@@ -278,7 +277,7 @@ class ShapeBook:
 
 
 def _was_cut_short(calibration: Calibration, effective_batch: int) -> bool:
-    """Whether time alone is why a step would be of small pieces."""
+    """Return True if the time limit is the only reason for small micro-batches."""
     finding = calibration.finding()
     return (
         finding is not None and finding.train.limited_by == "time-limit" and finding.train.batch < min(effective_batch, AT_ONCE)

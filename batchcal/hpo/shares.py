@@ -1,4 +1,4 @@
-"""What each of several workers on one machine may use: a share of the memory, cores of its own, an accelerator of its own."""
+"""Resources of each of several workers on one machine: a share of the memory, its own cores, its own accelerator."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from batchcal.detect.environment import Environment
 from batchcal.hpo.blueprint import Assignment, Blueprint
 
 WORKER_BYTES: Final = 100 * MIB
-"""A worker beside its trial holds 63 MB (measured), and more while it plans."""
+"""Memory of a worker without its trial, bytes. Measured: 63 MB, and more while it plans."""
 GRAINS: Final = 16
-"""A share is rounded down to a whole number of at least so many parts: what a neighbour takes more or less would else make every
-calibration stale."""
+"""A share is rounded down to a multiple of a grain, and has at least this many grains. Otherwise, small changes in a neighbour's
+memory would make every calibration stale."""
 
 
 def share_out(blueprint: Blueprint, options: Options, environment: Environment, workers: int) -> tuple[Assignment, ...]:
-    """The parts of `workers` workers. One alone has everything.
+    """Return the assignments of `workers` workers. A single worker gets everything.
 
     Raises:
-        UsageError: there is too little for so many.
+        UsageError: there are too few resources for this many workers.
     """
     if workers == 1:
         return (Assignment(blueprint=blueprint, measure=options),)
     memory = environment.memory
     free = min(memory.limit.value - memory.used_bytes, memory.available_bytes)
-    # What was asked for is what trainings may have, whatever else there is.
+    # A requested limit is the memory of the trainings alone, whatever else there is.
     share = free // workers - WORKER_BYTES
     if options.memory_limit_bytes is not None:
         share = min(share, options.memory_limit_bytes // workers)
@@ -57,7 +57,7 @@ def share_out(blueprint: Blueprint, options: Options, environment: Environment, 
 
 
 def _rounded(share: int) -> int:
-    """Down, by less than a sixteenth; to the same for shares that are close."""
+    """Round down by less than a sixteenth. Shares that are close give the same result."""
     grain = 1 << max(share.bit_length() - GRAINS.bit_length(), 0)
     return share // grain * grain if share > 0 else 0
 
@@ -76,16 +76,16 @@ def _devices(asked: str, environment: Environment, workers: int) -> list[str]:
 
 
 def _cores(environment: Environment, workers: int) -> list[tuple[int, ...]]:
-    """Cores by worker, each as many: calibrations then hold for all of them. Empty where there are fewer cores than workers.
+    """Return the cores of each worker. All get the same number, so that calibrations are valid for all of them.
 
-    As many as the quota has, where it has fewer than may be run on: all at work, they would be stopped together. The threads of
-    one core stay together, where the system tells which they are.
+    Empty if there are fewer cores than workers. Use no more cores than the quota has: with more, busy workers would be throttled
+    together. Threads of one core stay together if the system reports them.
     """
     each = int(environment.cpu.cores.value) // workers
     if not hasattr(os, "sched_getaffinity") or each < 1:
         return [()] * workers
     there = sorted(os.sched_getaffinity(0), key=lambda cpu: (_core_of(cpu), cpu))
-    # With a quota that leaves cores free, containers on one machine would all take its first.
+    # If a quota leaves cores free, all containers on one machine would otherwise take the first cores.
     spare = len(there) - each * workers
     first = zlib.crc32(socket.gethostname().encode()) % len(there) if spare > 0 else 0
     there = there[first:] + there[:first]
@@ -93,7 +93,7 @@ def _cores(environment: Environment, workers: int) -> list[tuple[int, ...]]:
 
 
 def _core_of(cpu: int) -> tuple[int, int]:
-    """The package and the core in it that `cpu` is a thread of; where nobody tells, a core of its own."""
+    """Return the package and core of the thread `cpu`. If the system does not report them, it counts as a separate core."""
     topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
     try:
         package, core = ((topology / name).read_text(encoding="ascii") for name in ("physical_package_id", "core_id"))

@@ -1,4 +1,4 @@
-"""The search space of a study: which values each parameter may take. Optuna is asked for none of it before a study runs."""
+"""The search space of a study: the values that each parameter may take. Optuna is not needed before a study runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH_SIZE: Final = "batch_size"
 EPOCHS: Final = "epochs"
 WARMUP_STEPS: Final = "warmup_steps"
 OURS: Final = (BATCH_SIZE, EPOCHS, WARMUP_STEPS)
-"""Parameters that say how a trial trains: the effective batch, its epochs, optimizer steps of warm-up. All others go to the
+"""Parameters of the training of a trial: the effective batch, epochs, optimizer steps of warm-up. All others are passed to the
 factory, as arguments by name."""
 _EXAMPLES: Final = {
     "uniform": '{ kind = "uniform", low = 0.1, high = 0.3 }',
@@ -31,14 +31,14 @@ _EXAMPLE: Final = f"learning_rate = {_EXAMPLES['log_uniform']}"
 
 
 class Uniform(Frozen):
-    """A number from `low` to `high`, each as likely; with `step`, only low + k x step."""
+    """A number from `low` to `high`, uniformly distributed; with `step`, only low + k x step."""
 
     kind: Literal["uniform"]
     low: float
     high: float
     step: float | None = Field(default=None, gt=0)
     shape: bool = False
-    """Whether the value decides how much memory the model takes."""
+    """True if the value affects the memory of the model."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Uniform:
@@ -50,7 +50,7 @@ class Uniform(Frozen):
 
 
 class LogUniform(Frozen):
-    """A number from `low` to `high`, each order of magnitude as likely."""
+    """A number from `low` to `high`; each order of magnitude is equally likely."""
 
     kind: Literal["log_uniform"]
     low: float = Field(gt=0)
@@ -67,7 +67,7 @@ class LogUniform(Frozen):
 
 
 class Integer(Frozen):
-    """A whole number from `low` to `high`, both included."""
+    """An integer from `low` to `high`, both included."""
 
     kind: Literal["int"]
     low: int
@@ -96,7 +96,7 @@ class Categorical(Frozen):
 
     @model_validator(mode="after")
     def _different(self) -> Categorical:
-        # True == 1 in Python; as arguments they are two.
+        # True == 1 in Python, but they are different arguments.
         if len({(type(one), one) for one in self.choices}) < len(self.choices):
             raise ValueError("a choice is there twice")
         return self
@@ -114,13 +114,13 @@ KINDS: Final = ("uniform", "log_uniform", "int", "categorical")
 
 
 def read_space(table: object, place: str) -> Space:
-    """The space as a config has it.
+    """Return the space of a config.
 
     Args:
         place: `configs/x.toml [hpo.space]`, for messages.
 
     Raises:
-        UsageError: an unknown kind or key, bounds that contradict each other, a batch size below 1; all that is wrong, at once.
+        UsageError: an unknown kind or key, contradictory bounds, a batch size below 1. All errors are reported at once.
     """
     if not isinstance(table, Mapping) or not table:
         raise UsageError(
@@ -152,23 +152,23 @@ def read_space(table: object, place: str) -> Space:
 
 
 def sample(space: Space, trial: Trial) -> Values:
-    """A value for each parameter, as the study's sampler chooses them."""
+    """Return a value for each parameter, chosen by the study's sampler."""
     return {name: parameter.suggest(trial, name) for name, parameter in space.items()}
 
 
 def shape_of(space: Space, values: Values) -> dict[str, Scalar]:
-    """The values that decide how much memory a trial takes, but for its batch size: whole numbers and choices that go to the
-    factory, unless a parameter says otherwise (`shape = true`, `shape = false`)."""
+    """Return the values that affect the memory of a trial, except its batch size: integers and choices that are passed to the
+    factory, unless a parameter sets it otherwise (`shape = true`, `shape = false`)."""
     return {name: values[name] for name, parameter in sorted(space.items()) if parameter.shape and name not in OURS}
 
 
 def arguments_of(values: Values) -> dict[str, Scalar]:
-    """What goes to the factory."""
+    """Return the arguments for the factory."""
     return {name: value for name, value in values.items() if name not in OURS}
 
 
 def largest(space: Space, name: str, *, default: int) -> int:
-    """The largest whole number that `name` may be; `default` where it is not sampled."""
+    """Return the largest integer that `name` may be, or `default` if it is not sampled."""
     parameter = space.get(name)
     if isinstance(parameter, Integer):
         return parameter.high
@@ -191,7 +191,7 @@ def _counts(parameter: Uniform | LogUniform | Integer | Categorical, *, least: i
 
 
 def _line(where: tuple[int | str, ...], table: Mapping[object, object]) -> str:
-    """A valid line for the parameter at `where`, of the kind that is meant."""
+    """Return a valid line for the parameter at `where`, of the kind that was probably meant."""
     name = str(where[0]) if where else "learning_rate"
     given = table.get(name)
     kind = closest(str(given.get("kind")), KINDS) if isinstance(given, Mapping) else ""

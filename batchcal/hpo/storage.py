@@ -1,4 +1,4 @@
-"""Where a study is kept: a journal file on one machine, a database for many."""
+"""Storage of a study: a journal file on one machine, a database for many."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ SQLITE: Final = "sqlite:///"
 
 
 def default_storage(folder: Path, study: str) -> Path:
-    """The journal of a study that names no storage."""
+    """Return the journal of a study without a configured storage."""
     return folder / f"{study}.journal"
 
 
 def absolute_storage(where: str, directory: Path) -> str:
-    """The same from any folder; a relative path is one below `directory`."""
+    """Return a form of `where` that is valid in any folder. A relative path is below `directory`."""
     if where.startswith(SQLITE) and where != SQLITE:
         return f"{SQLITE}{directory / where.removeprefix(SQLITE)}"
     return where if "://" in where else str(directory / where)
 
 
 def open_storage(where: str | Path, *, make: bool = True, config: str = "CONFIG") -> BaseStorage:
-    """A journal file, or a database by its URL (`sqlite:///study.db`, `postgresql+psycopg://...`).
+    """Open a journal file, or a database by its URL (`sqlite:///study.db`, `postgresql+psycopg://...`).
 
     Args:
-        make: begin one where none is.
+        make: create the storage if it does not exist.
         config: the config file of the study, for the error.
 
     Raises:
-        UsageError: it cannot be reached, or is no study's storage, or is not there and is not to be made.
+        UsageError: it cannot be reached, is not the storage of a study, or does not exist and `make` is False.
     """
     text = str(where)
     if text.startswith("sqlite:") and not text.removeprefix(SQLITE).strip("/ ").removeprefix("sqlite:").strip("/"):
@@ -57,9 +57,9 @@ def open_storage(where: str | Path, *, make: bool = True, config: str = "CONFIG"
             make_folder(path.absolute())
         check_journal(path)
         return open_journal(text)
-    except BatchcalError:  # a signal, too
+    except BatchcalError:  # includes signals
         raise
-    except Exception as error:  # of whatever driver the URL names
+    except Exception as error:  # of any driver that the URL names
         known = str(error).strip().splitlines()
         raise UsageError(
             f"the storage {without_password(text)} cannot be used",
@@ -77,7 +77,7 @@ def _not_there(where: str, config: str) -> UsageError:
 
 
 def without_password(url: str) -> str:
-    """A storage as it may be shown."""
+    """Return the storage without its password, for display."""
     if "://" not in url:
         return url
     from sqlalchemy.engine import make_url

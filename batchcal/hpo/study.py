@@ -1,4 +1,4 @@
-"""A study in its storage: begun, joined or read. Never joined as another than it was begun as."""
+"""A study in its storage: begun, joined or read. A worker can only join it with the settings it was begun with."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from batchcal.hpo.pruner import make_pruner
 from batchcal.hpo.storage import open_storage, without_password
 
 STARTED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-"""States of trials that a study would be the poorer without."""
+"""States of trials that are of value to a study."""
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 IDENTITY: Final = "batchcal"
-"""User attribute of a study: what it was begun as."""
+"""User attribute of a study: the settings it was begun with."""
 PROMISED: Final = "batchcal_promised"
-"""User attribute of a study: how many trials it is to have, and the most that one trial reports; as last asked for."""
+"""User attribute of a study: the number of trials and the largest resource that one trial reports, as last requested."""
 
 
 def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
-    """The study to work at, begun where it is not there, and a sentence on what was decided about its pruner.
+    """Open the study, or begin it if it does not exist. Return it and a sentence on the decision about its pruner.
 
     Raises:
-        UsageError: the storage cannot be used, or the study that is there is another one.
-        NotSaved: it cannot be written to.
+        UsageError: the storage cannot be used, or the existing study is another one.
+        NotSaved: the storage cannot be written to.
     """
     be_quiet()
     settings = blueprint.settings
@@ -48,13 +48,13 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
         )
         begun = study.user_attrs.get(IDENTITY)
         trials = study.get_trials(deepcopy=False)
-    except BatchcalError:  # a signal, too
+    except BatchcalError:  # includes signals
         raise
     except Exception as error:
         raise _unusable(blueprint, error) from error
     nothing_ran = not any(one.state in STARTED for one in trials)
     if begun is not None and trials and nothing_ran and table_of(begun) != blueprint.identity():
-        # What was wrong, in the space too, is mended, and costs no name.
+        # The config was corrected, perhaps in its space. The study keeps its name.
         optuna.delete_study(study_name=settings.study, storage=storage)
         return open_study(blueprint)
     if begun is None and trials:
@@ -80,13 +80,13 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
 
 
 def read_study(storage: str, name: str | None = None, *, config: str = "CONFIG") -> optuna.Study:
-    """A study to look at. With no name: the only one in the storage.
+    """Open a study to read it. Without a name: the only study in the storage.
 
     Args:
         config: the config file of the study, for the error.
 
     Raises:
-        UsageError: there is none, or there are several.
+        UsageError: there is no such study, or there are several and no name was given.
     """
     be_quiet()
     opened = open_storage(storage, make=False, config=config)
@@ -110,18 +110,18 @@ def read_study(storage: str, name: str | None = None, *, config: str = "CONFIG")
 
 
 def be_quiet() -> None:
-    """Optuna logs each trial and warns of what is new in it; we tell it ourselves."""
+    """Silence Optuna, which logs each trial and warns about experimental features. batchcal reports them itself."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 def make_sampler(seed: int, number: int) -> BaseSampler:
-    """What samples for trial `number`."""
+    """Return the sampler for trial `number`."""
     return TPESampler(seed=int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big"))
 
 
 def table_of(value: object) -> dict[str, JSON]:
-    """A user attribute that is a table; empty where it is none."""
+    """Return a user attribute that is a table, or an empty table if it is not."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""One trial, from outside: run in a fenced child, given up when asked, and whatever becomes of it told as a value."""
+"""One trial, as its parent runs it: in a fenced child, stopped on request, with its outcome returned as a value."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ from batchcal.workload.loss_error import LossIsNoNumber
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """What became of a trial."""
+    """Outcome of a trial."""
 
     state: TrialState
     answer: TrialAnswer | None = None
-    """Of one that is complete."""
+    """Answer of a complete trial."""
     kind: str = ""
-    """Of one that failed: the class of its outcome, such as `out-of-memory` or `user-code-failed`."""
+    """Class of the outcome of a failed trial, such as `out-of-memory` or `user-code-failed`."""
     why: str = ""
     traceback: str = ""
-    """Of the user's code."""
+    """Traceback of the user's code."""
     peak_bytes: int = 0
-    """Most host memory that its child was seen to hold; of one that is complete see the answer."""
+    """Peak host memory of its child, bytes, as observed. For a complete trial, see the answer."""
     wall_s: float = 0.0
 
 
 class TrialRunner:
-    """Runs trials, one after the other.
+    """Runs trials, one after another.
 
     Args:
-        launchers: who starts the children; whoever made it closes it.
+        launchers: start the children. Their creator closes them.
     """
 
     def __init__(self, launchers: Launchers) -> None:
         self._launchers = launchers
 
     def run(self, request: TrialRequest, judge: Judge, *, total_s: float | None = None) -> TrialEnd:
-        """Runs `request` to its end, whatever that is. When this returns or raises, its child is gone and its memory back.
+        """Run `request` to its end, whatever the outcome. When this returns or raises, its child is gone and its memory is free.
 
         Args:
-            judge: told of every epoch.
-            total_s: seconds after which it is taken to hang, however much it does.
+            judge: called for every epoch.
+            total_s: seconds after which the trial counts as hanging, however active it is.
 
         Raises:
-            UsageError: the factory does not take what was sampled, or the task has no such metric: no trial would do.
+            UsageError: the factory does not accept the sampled values, or the task has no such metric. All trials would fail.
             GuardError: no child could be started.
         """
         plan = request.plan
@@ -101,14 +101,14 @@ class TrialRunner:
                 return ending
         except GuardError:
             pass
-        # The process that children are forked from has died, and they with it: a new one, once.
+        # The process that forks the children has died, and they with it. Start a new one, once.
         self._launchers.drop(allocator)
         return run(job, self._launchers.get(allocator), meter, limits, listener.hear, check=listener.check)
 
 
 def _ended_badly(ending: Ending) -> TrialEnd:
     """Raises:
-    UsageError: it is no trial's fault.
+    UsageError: the cause is not a trial.
     """
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
     link = ending.raised.chain[0] if ending.raised is not None else None
@@ -118,7 +118,7 @@ def _ended_badly(ending: Ending) -> TrialEnd:
         raise UsageError(what, known=known, try_=try_ or "names of the factory in [hpo.space] and [task.args]")
     headline = link.told[0] if link is not None and link.told else why
     if link is not None and link.is_a(LossIsNoNumber):
-        # It ran, and is bad: something that a sampler learns from.
+        # The trial ran, with a bad result: the sampler learns from it.
         return TrialEnd("pruned", kind=DIVERGED, why=headline, peak_bytes=peak, wall_s=ending.wall_s)
     if link is not None and link.is_a(NothingFits):
         return TrialEnd("failed", kind=OUT_OF_MEMORY, why=headline, peak_bytes=peak, wall_s=ending.wall_s)

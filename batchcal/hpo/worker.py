@@ -1,6 +1,6 @@
-"""Works at a study: takes a trial, plans it, runs it and tells what came of it, until the study is done or somebody says stop.
+"""Worker of a study: takes a trial, plans it, runs it and records the result, until the study is done or the worker must stop.
 
-Any number of workers, on any number of machines, may work at one study; the storage is all that they share.
+Any number of workers, on any number of machines, may work at one study. They share only the storage.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from batchcal.values.study_events import TrialEnded, TrialReached, TrialStarted,
 from batchcal.workload.reference import TaskReference
 
 MEMORY: Final = "memory"
-"""The constraint: above 0 where a trial does not fit."""
+"""Name of the constraint: above 0 if a trial does not fit."""
 HOPELESS: Final = 100
-"""Trials, none of which fits, after which none will."""
+"""Number of trials after which, if none of them fits, none will."""
 TRACEBACK: Final = 4000
-"""Characters of one that are kept."""
+"""Characters of a traceback that are kept."""
 BROKEN: Final = 5
-"""Trials, all of which the task's own code failed, after which it is the task that is wrong."""
+"""Number of trials after which, if all failed in the task's own code, the task is wrong."""
 
 
 class TrialFailed(Exception):
-    """The trial is told as failed, with its class; the study goes on."""
+    """The trial is recorded as failed, with its class. The study continues."""
 
 
 @dataclass
@@ -64,24 +64,24 @@ class Worker:
     book: ShapeBook
     runner: TrialRunner
     options: TrainOptions
-    """As for `train`; what the space samples takes their place."""
+    """Options as for `train`. Sampled values replace them."""
     effective_batch: int
-    """Where the space has no batch size."""
+    """Effective batch if the space has no batch size."""
     presences: Path | None = None
     """Folder of the workers' locks. None: the storage has heartbeats."""
     progress: Progress[WorkerEvent] = field(default_factory=Silent)
     finish: Callable[[], bool] = lambda: False
-    """Whether to stop once the trial that runs has ended."""
+    """Returns True if the worker must stop after the running trial."""
     _taken: bool = False
-    """The trial that ran was ended by another worker."""
+    """True if another worker ended the trial that ran."""
 
     def work(self) -> int:
-        """Runs trials until the study has all of them, or `finish`. Returns how many it ran.
+        """Run trials until the study has all of them, or until `finish`. Return the number of trials that it ran.
 
         Raises:
-            UsageError: the factory does not take what is sampled: no trial could be run.
+            UsageError: the factory does not accept the sampled values, so no trial can run.
             NothingFits, UserCodeError: none of the first trials fitted, or ran.
-            Interrupted: the trial that ran will be run again.
+            Interrupted: a signal arrived. The trial that ran will run again.
         """
         with present(identity(), self.presences):
             return self._work()
@@ -109,11 +109,11 @@ class Worker:
         except (TrialFailed, optuna.TrialPruned):
             raise
         except UpdateFinishedTrialError:
-            # This worker was taken for dead, and another has seen to the trial.
+            # This worker was taken for dead, and another one has handled the trial.
             self._taken = True
             raise
         except Exception as error:
-            # No fault of the trial: a signal, the storage, the machine, the config. It is run again.
+            # The cause is not the trial, but a signal, the storage, the machine or the config. It will run again.
             if isinstance(error, BatchcalError):
                 trial.set_user_attr(STOPPED, True)
                 self._keep(trial, {"state": "stopped"})
@@ -127,7 +127,7 @@ class Worker:
         ):
             trial.set_user_attr(SURPLUS, True)
             raise TrialFailed("the study has all its trials")
-        # By its number: workers that begin together sample otherwise, and one alone always the same.
+        # Seeded by its number: workers that begin together sample different values, and a single worker always the same.
         self.study.sampler = make_sampler(self.settings.seed, trial.number)
         values = sample(self.space, trial)
         self.progress.event(TrialStarted(trial=trial.number, values=values))
@@ -164,7 +164,7 @@ class Worker:
         return self.runner.run(request, judge, total_s=self.settings.trial_limit_s)
 
     def _judge(self, trial: optuna.Trial, last: int) -> Judge:
-        """`last`: the resource with which it is complete."""
+        """`last`: the resource at which the trial is complete."""
 
         def judge(reached: Reached) -> str | None:
             trial.report(reached.value, reached.resource)
@@ -201,8 +201,8 @@ class Worker:
 
     def _despair(self) -> None:
         """Raises:
-        NothingFits: no trial so far fitted, or had memory enough.
-        UserCodeError: no trial so far ran through the task's code.
+        NothingFits: no trial so far fitted, or had enough memory.
+        UserCodeError: no trial so far completed the task's code.
         """
         ended = [facts_of(one) for one in self.study.get_trials(deepcopy=False) if one.state.is_finished()]
         known = [one for one in ended if one.state not in (None, "stopped")]
@@ -225,7 +225,7 @@ class Worker:
 
 
 def _kind_of(error: BatchcalError) -> str:
-    """As the outcomes of trials are called."""
+    """Return the name of the error among the outcomes of trials."""
     if isinstance(error, NothingFits):
         return OUT_OF_MEMORY
     return "user-code-failed" if isinstance(error, UserCodeError) else "not-calibrated"
@@ -234,7 +234,7 @@ def _kind_of(error: BatchcalError) -> str:
 def training_of(
     reference: TaskReference, options: TrainOptions, values: Values, known: Fitting, settings: StudySettings
 ) -> TrialRequest:
-    """What is trained with the sampled `values`."""
+    """Return the request for a training with the sampled `values`."""
     epochs, warmup = values.get(EPOCHS), values.get(WARMUP_STEPS)
     return TrialRequest(
         reference=reference.model_copy(update={"arguments": {**reference.arguments, **arguments_of(values)}}),

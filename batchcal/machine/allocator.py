@@ -1,7 +1,7 @@
-"""Allocator policies: how host memory is handed out, which on a CPU decides both the speed and the peak of a training.
+"""Allocator policies: the allocation of host memory, which on a CPU determines the speed and the peak of a training.
 
-glibc returns big blocks to the kernel at every step and pays for it in page faults. A policy is part of a plan and of the
-fingerprint; most are read when a process starts, so each has a process environment of its own.
+glibc returns large blocks to the kernel at every step, which costs page faults. A policy is part of a plan and of the
+fingerprint. Most policies are read when a process starts, so each has its own process environment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PolicyName = str
 """`default`, `thp`, `retain`, `tcmalloc`, `jemalloc`, `mimalloc`, or the path of a shared library to preload."""
 
 AUTO: Final = "auto"
-"""No policy: the fastest of those that this system has is to be found."""
+"""Not a policy: the fastest policy of this system must be determined."""
 BUILT_IN: Final = ("default", "thp", "retain")
 LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libtcmalloc_minimal.so", "libtcmalloc.so"),
@@ -40,16 +40,16 @@ PACKAGES: Final[dict[str, str]] = {
     "jemalloc": "libjemalloc2",
     "mimalloc": "libmimalloc2.0",
 }
-"""The Debian packages that bring them; Fedora and conda call the first gperftools."""
+"""Debian packages of the libraries. Fedora and conda call the first one gperftools."""
 
 RETAIN_MMAP_THRESHOLD: Final = GIB
-"""Blocks under this come from the heap, which keeps them, and not from a mapping of their own, which is given back at once.
-Measured (glibc 2.36): five rounds of 400 MiB take 77 thousand page faults where the default takes 512 thousand, alike by mallopt
-and by environment. A block above it is still given back."""
+"""Blocks below this size come from the heap, which keeps them. Larger blocks have their own mapping, which is returned at once.
+Measured (glibc 2.36): five rounds of 400 MiB take 77 thousand page faults, with the default 512 thousand. The result is the
+same by mallopt and by environment."""
 RETAIN_TRIM_THRESHOLD: Final = 2**31 - 1
-"""The heap gives nothing back under this much free memory at its end."""
+"""The heap returns nothing to the system while less memory than this is free at its end. Bytes."""
 _OLDER_MMAP_THRESHOLD: Final = 32 * MIB
-"""The most that a glibc with the check `value <= HEAP_MAX_SIZE / 2` accepts; the environment's larger value is ignored there."""
+"""Largest value that a glibc with the check `value <= HEAP_MAX_SIZE / 2` accepts. It ignores larger values of the environment."""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
@@ -62,15 +62,15 @@ _THP_SWITCH: Final = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 class AllocatorPolicy(Record):
-    """A policy with what puts it into force."""
+    """A policy with the settings that put it into force."""
 
     name: PolicyName
     kind: Literal["none", "environment", "mallopt", "preload"]
     library: str = ""
-    """Absolute path of the preloaded library; empty for the policies that need none."""
+    """Absolute path of the preloaded library. Empty: the policy needs none."""
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Variables to set, given the environment `base` (an LD_PRELOAD that is there is kept behind ours)."""
+        """Variables to set, given the environment `base` (an existing LD_PRELOAD is kept behind the library of the policy)."""
         match self.kind:
             case "none":
                 return {}
@@ -83,18 +83,18 @@ class AllocatorPolicy(Record):
                 return {"LD_PRELOAD": ":".join((self.library, *others))}
 
     def process_environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment of a process under this policy: `base` less what another policy put there, plus ours."""
+        """Complete environment of a process under this policy: `base` without the variables of other policies, plus its own."""
         return {**without_policy(base), **self.environment(without_policy(base))}
 
 
 def maps_large_blocks(name: PolicyName) -> bool:
-    """Whether blocks of 32 MiB and more are mapped one by one under the policy: glibc, unless it was told otherwise."""
+    """Return True if blocks of 32 MiB and more are mapped one by one under the policy: glibc, unless configured otherwise."""
     told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     return name in {"default", "thp"} and platform.libc_ver()[0] == "glibc" and not told
 
 
 def without_policy(base: Mapping[str, str]) -> dict[str, str]:
-    """`base` with every policy's variables taken out; what else is preloaded stays."""
+    """`base` without the variables of all policies. Other preloaded libraries stay."""
     mine = {THP_VARIABLE, *_RETAIN_VARIABLES}
     environment = {name: value for name, value in base.items() if name not in mine}
     if "LD_PRELOAD" in environment:
@@ -106,7 +106,7 @@ def without_policy(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def preloaded(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The entries of LD_PRELOAD, which may be parted by blanks or colons."""
+    """Entries of LD_PRELOAD, which may be separated by blanks or colons."""
     return tuple(entry for entry in environ.get("LD_PRELOAD", "").replace(":", " ").split() if entry)
 
 
@@ -117,10 +117,10 @@ def family(library: str) -> PolicyName | None:
 
 
 def resolve(name: PolicyName, *, root: Path = Path("/")) -> AllocatorPolicy:
-    """The policy called `name`, its library looked up in the linker's cache.
+    """Return the policy `name`, with its library from the linker's cache.
 
     Raises:
-        UsageError: unknown name, or a library that this system does not have (says which package brings it).
+        UsageError: unknown name, or a library that this system does not have (the error names its package).
     """
     files = Root(root)
     if name == "default":
@@ -166,7 +166,7 @@ def _known_library(name: PolicyName, files: Root) -> AllocatorPolicy:
 
 
 def _given_library(name: PolicyName, files: Root) -> AllocatorPolicy:
-    library = str(Path(name).expanduser().absolute())  # not resolved: the name of a link is what the linker is told
+    library = str(Path(name).expanduser().absolute())  # not resolved: the linker gets the name of a link
     if any(character in library for character in " :"):
         raise UsageError(
             f"the allocator library {library!r} cannot be preloaded",
@@ -187,7 +187,7 @@ def _given_library(name: PolicyName, files: Root) -> AllocatorPolicy:
 
 
 def available(*, root: Path = Path("/")) -> tuple[AllocatorPolicy, ...]:
-    """Every policy that this system can put into force, `default` first."""
+    """All policies that this system can put into force, `default` first."""
     policies: list[AllocatorPolicy] = []
     for name in (*BUILT_IN, *LIBRARIES):
         with contextlib.suppress(UsageError):
@@ -196,7 +196,7 @@ def available(*, root: Path = Path("/")) -> tuple[AllocatorPolicy, ...]:
 
 
 def library_digest(policy: AllocatorPolicy, *, root: Path = Path("/")) -> str:
-    """sha256 of the policy's library, which tells a changed allocator. Empty where it has none, or none any more."""
+    """sha256 of the policy's library, which detects a changed allocator. Empty if there is no library, or it no longer exists."""
     if not policy.library:
         return ""
     try:
@@ -206,7 +206,7 @@ def library_digest(policy: AllocatorPolicy, *, root: Path = Path("/")) -> str:
 
 
 def _huge_pages(files: Root) -> bool:
-    """torch asks for them by madvise, which all settings but [never] grant."""
+    """True if torch can get huge pages: it requests them by madvise, which all settings except [never] grant."""
     switch = files.read(_THP_SWITCH)
     return switch is not None and "[never]" not in switch
 
@@ -217,15 +217,15 @@ def _has_mallopt() -> bool:
 
 class _ThisProcess:
     retains = False
-    """`apply_mallopt` has been called: what glibc was told cannot be read back."""
+    """`apply_mallopt` has been called. The setting of glibc cannot be read back."""
 
 
 def apply_mallopt() -> int:
-    """Puts `retain` into force in this process, from its next allocation on. Children that are forked inherit it.
+    """Put `retain` into force in this process, from its next allocation on. Forked children inherit it.
 
     Returns:
-        The threshold in bytes under which blocks are kept; 0 where this C library has none. Less than `RETAIN_MMAP_THRESHOLD`
-        means an older glibc that refuses so much.
+        Threshold in bytes below which blocks are kept; 0 if this C library has none. Less than `RETAIN_MMAP_THRESHOLD` means
+        an older glibc that rejects the larger value.
     """
     import ctypes
 
@@ -237,11 +237,10 @@ def apply_mallopt() -> int:
 
 
 def in_force(environ: Mapping[str, str] | None = None, *, library: str | None = None) -> PolicyName:
-    """The policy that this very process runs under.
+    """Return the policy of this process, a name that `resolve` accepts.
 
-    What serves malloc decides, not what was asked for: an LD_PRELOAD of a library that is not there changes nothing. The answer
-    is a name that `resolve` takes.
-    `environ` and `library` (that serves malloc, by default asked of the linker) can be given for another process.
+    The library that serves malloc decides, not the requested one: an LD_PRELOAD of a missing library changes nothing.
+    `environ` and `library` (the one that serves malloc, by default read from the linker) can be given for another process.
     """
     variables = os.environ if environ is None else environ
     serving = malloc_library() if library is None else library
@@ -260,7 +259,7 @@ def in_force(environ: Mapping[str, str] | None = None, *, library: str | None = 
 
 
 def malloc_library() -> str:
-    """Path of the library in this process that answers `malloc`; empty where that cannot be told (no /proc, no glibc)."""
+    """Path of the library that serves `malloc` in this process. Empty: unknown (no /proc, no glibc)."""
     import ctypes
 
     try:
@@ -271,8 +270,8 @@ def malloc_library() -> str:
         return ""
     if not found or not _same_file(Path(found), program):
         return found
-    # A program that is not position-independent (Debian's python3) has an entry of its own for every function that it calls, and
-    # the address is of that. So the libraries are asked one by one, in the linker's order: preloaded ones come first.
+    # A program that is not position-independent (Debian's python3) has its own entry for every function that it calls, and the
+    # address is that of the entry. So the libraries are checked one by one, in the linker's order: preloaded ones come first.
     mapped = dict.fromkeys(line.split(maxsplit=5)[5] for line in maps.splitlines() if line.count("/"))
     for library in (*preloaded(os.environ), *(path for path in mapped if Path(path).name.startswith("libc.so"))):
         try:
@@ -285,7 +284,7 @@ def malloc_library() -> str:
 
 
 def _defined_in(library: ctypes.CDLL, maps: str) -> str:
-    """Path of the file that `malloc` lies in, as seen from `library`; empty: in none."""
+    """Path of the file that contains `malloc` as `library` resolves it. Empty: none."""
     import ctypes
 
     address = ctypes.cast(library.malloc, ctypes.c_void_p).value or 0

@@ -1,7 +1,6 @@
-"""The memory that we share with others: the group whose limit binds, read fast enough for every 5 ms; else the machine.
+"""Memory that is shared with other processes: of the binding control group, read fast enough for every 5 ms, or of the machine.
 
-`memory_meter()` finds which of the two it is. Measured on cgroup v1: usage 0.6 us,
-hard 7 us a reading; /proc/meminfo 19 us.
+`memory_meter()` selects one of the two. Measured on cgroup v1, per reading: usage 0.6 us, hard 7 us; /proc/meminfo 19 us.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ from batchcal.machine.hierarchy import Chain, Version, locate
 from batchcal.machine.roots import HERE, Root
 
 UNLIMITED_FROM: Final = 1 << 60
-"""v1 writes "no limit" as 2^63 less a page (of 4 or 64 KiB); nobody has an exbibyte."""
+"""v1 writes "no limit" as 2^63 minus a page (of 4 or 64 KiB). No machine has an exbibyte."""
 _READ_AT_MOST: Final = 1 << 16
 
 
 class MemoryBound(Frozen):
-    """One limit on the way up."""
+    """One memory limit of the group of this process or of a group above it."""
 
     bytes: int
     level: str
-    """Directory of the group whose usage is held against it."""
+    """Directory of the group. Its usage is compared with the limit."""
     file: str
-    """Where it was read."""
+    """File that contains the limit."""
     kind: Literal["max", "high", "hidden"]
-    """`max`: the kernel kills above it; `high`: it throttles and reclaims above it, which stops a training as well;
-    `hidden`: set by a group above the topmost that can be seen."""
+    """`max`: the kernel kills above it; `high`: the kernel throttles and reclaims above it, which stops a training, too;
+    `hidden`: set by a group above the topmost visible group."""
 
 
 def memory_bounds(chain: Chain, root: Root = HERE) -> tuple[MemoryBound, ...]:
-    """Every limit that somebody set, our own group's first."""
+    """All limits that are set, those of the group of this process first."""
     bounds: list[MemoryBound] = []
     for level in chain.levels:
         names: dict[str, Literal["max", "high"]] = (
@@ -48,7 +47,7 @@ def memory_bounds(chain: Chain, root: Root = HERE) -> tuple[MemoryBound, ...]:
 
 
 def _hidden_bound(chain: Chain, root: Root) -> MemoryBound | None:
-    """v1 says the least limit over all ancestors, those too that a container does not see."""
+    """v1 reports the smallest limit of all ancestors, including those that are not visible in a container."""
     if chain.version == "v2":
         return None
     match = re.search(r"^hierarchical_memory_limit (\d+)$", root.read(f"{chain.own}/memory.stat") or "", re.MULTILINE)
@@ -59,17 +58,17 @@ def _hidden_bound(chain: Chain, root: Root) -> MemoryBound | None:
 
 
 def binding_bound(bounds: tuple[MemoryBound, ...]) -> MemoryBound | None:
-    """The least. Of two equal ones the upper: more is charged against it."""
+    """The smallest bound. Of two equal bounds, the upper one: more memory is charged to it."""
     return min(reversed(bounds), key=lambda bound: bound.bytes, default=None)
 
 
 def finite(value: int | None) -> int | None:
-    """None for what means "no limit"."""
+    """`value`, or None if it means "no limit"."""
     return None if value is None or value < 0 or value >= UNLIMITED_FROM else value
 
 
 class _ControlFile:
-    """A control file that stays open. Reading it anew gives its value of now."""
+    """A control file that stays open. Each read returns the current value."""
 
     def __init__(self, root: Root, name: str) -> None:
         self._descriptor = os.open(root.at(name), os.O_RDONLY | os.O_CLOEXEC)
@@ -82,7 +81,7 @@ class _ControlFile:
 
 
 def _opened(root: Root, name: str) -> _ControlFile | None:
-    """None where it is not there, or there and not for us."""
+    """Open a control file. None: it does not exist, or this process must not read it."""
     try:
         return _ControlFile(root, name)
     except OSError:
@@ -90,8 +89,8 @@ def _opened(root: Root, name: str) -> _ControlFile | None:
 
 
 class _KillCounter:
-    """The kernel's count of its own kills, from our group up to `upto`. v1 counts a death in the group of the process that
-    died and nowhere above it (measured), v2 in all above."""
+    """Number of kernel OOM kills, from the group of this process up to `upto`. v1 counts a death only in the group of the process
+    that died and not in the groups above (measured), v2 counts it in all groups above."""
 
     def __init__(self, chain: Chain, upto: str, root: Root) -> None:
         name = "memory.oom_control" if chain.version == "v1" else "memory.events"
@@ -110,7 +109,7 @@ class _KillCounter:
 _OOM_KILL: Final = re.compile(rb"^oom_kill (\d+)", re.MULTILINE)
 _SWAP: Final = re.compile(rb"^total_swap (\d+)", re.MULTILINE)
 _FILE_PAGES: Final[dict[Version, re.Pattern[bytes]]] = {
-    # v1 has the lines twice; those without total_ leave out the groups below.
+    # v1 has the lines twice. Those without total_ exclude the groups below.
     "v1": re.compile(rb"^total_(?:in)?active_file (\d+)", re.MULTILINE),
     "v2": re.compile(rb"^(?:in)?active_file (\d+)", re.MULTILINE),
 }
@@ -122,13 +121,13 @@ def _field(text: bytes, pattern: re.Pattern[bytes]) -> int:
 
 
 def _limit_in(text: bytes) -> int | None:
-    """v2 writes "max" where there is none."""
+    """Limit in a control file. v2 writes "max" if there is none."""
     word = text.strip()
     return finite(int(word)) if word.isdigit() else None
 
 
 class MemoryGroup:
-    """The control group whose limit binds. Holds its files open; close it.
+    """The control group with the binding limit. It keeps its files open and must be closed.
 
     Raises:
         OSError: the group has no readable usage or statistics, or (at a reading) is gone.
@@ -144,7 +143,7 @@ class MemoryGroup:
         try:
             self._usage = self._file(root, "memory.usage_in_bytes" if v1 else "memory.current")
             self._stat = self._file(root, "memory.stat")
-            # Of a group further up that is not seen only its number is known.
+            # For an invisible group further up, only the number of its limit is known.
             self._limits = [
                 file
                 for name in (("memory.limit_in_bytes",) if v1 else ("memory.max", "memory.high"))
@@ -167,7 +166,7 @@ class MemoryGroup:
         return self._file(root, name) if root.exists(f"{self.directory}/{name}") else None
 
     def limit_now(self) -> int:
-        """The limit of this group as it is set now; that of another group may have come to bind instead."""
+        """Current limit of this group. Another group may have become the binding one."""
         found = [value for file in self._limits if (value := _limit_in(file.read())) is not None]
         return min(found, default=self.limit_bytes)
 
@@ -175,7 +174,7 @@ class MemoryGroup:
         return int(self._usage.read())
 
     def hard_bytes(self) -> int:
-        # Usage first: near the limit the kernel drops file pages, and the difference then errs upwards.
+        # Usage first: near the limit the kernel drops file pages, and the difference is then too large, not too small.
         usage = self.usage_bytes()
         return max(usage - self.reclaimable_bytes(), 0)
 
@@ -207,9 +206,9 @@ class _Reading(NamedTuple):
 
 
 class MachineMemory:
-    """The same answers for the machine as a whole, where no group binds. From /proc/meminfo; asked otherwise where it is none.
+    """The same readings for the complete machine, if no group binds. From /proc/meminfo, or another source if there is none.
 
-    `at_most_bytes`: a limit that holds all the same, of a group that does not say what it uses.
+    `at_most_bytes`: limit of a group that still applies although the usage of the group is not readable.
     """
 
     version: Literal["v1", "v2", "none"] = "none"
@@ -218,7 +217,7 @@ class MachineMemory:
         self.directory = chain.own if chain else ""
         self._meminfo = _opened(root, "/proc/meminfo")
         self._kills = _KillCounter(chain, chain.own, root) if chain else None
-        # Without groups of our own there is only the counter of the whole machine.
+        # Without a group of this process there is only the counter of the complete machine.
         self._vmstat = _opened(root, "/proc/vmstat") if not chain else None
         first = self._read()
         self.total_bytes, self.learned_from = first.total, first.learned_from
@@ -234,7 +233,7 @@ class MachineMemory:
         return _Reading(total, available, free, swap, swap - values.get(b"SwapFree", 0), "/proc/meminfo MemTotal")
 
     def limit_now(self) -> int:
-        """A machine's memory stays what it is."""
+        """Limit, bytes. The memory of a machine does not change."""
         return self.limit_bytes
 
     def usage_bytes(self) -> int:
@@ -250,7 +249,7 @@ class MachineMemory:
         return max(now.available - now.free, 0)
 
     def available_bytes(self) -> int:
-        """What the kernel says may be had without swapping."""
+        """Memory that is available without swapping, as reported by the kernel, bytes."""
         return self._read().available
 
     def swap_bytes(self) -> int:
@@ -272,12 +271,12 @@ class MachineMemory:
 
 
 def _asked() -> _Reading:
-    """What the system says where /proc/meminfo does not: psutil off Linux, a system call in a root without /proc."""
+    """Reading without /proc/meminfo: psutil on other systems than Linux, a system call in a root without /proc."""
     import psutil  # 12 ms
 
     try:
         memory, paged = psutil.virtual_memory(), psutil.swap_memory()
-    except (OSError, KeyError):  # on Linux it reads the same file
+    except (OSError, KeyError):  # on Linux psutil reads the same file
         page = os.sysconf("SC_PAGE_SIZE")
         free = os.sysconf("SC_AVPHYS_PAGES") * page
         return _Reading(os.sysconf("SC_PHYS_PAGES") * page, free, free, 0, 0, "sysconf")
@@ -288,7 +287,7 @@ _MEMINFO: Final = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
 
 
 def memory_meter(root: Root = HERE) -> MemoryGroup | MachineMemory:
-    """The meter of the memory that binds this process: a group's, or the machine's where no group limits more than that."""
+    """Return the meter of the memory that limits this process: of a group, or of the machine if no group has a smaller limit."""
     chain = locate("memory", root)
     machine = MachineMemory(chain, root)
     bound = binding_bound(memory_bounds(chain, root)) if chain else None

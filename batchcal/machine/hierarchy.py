@@ -1,7 +1,7 @@
-"""Where the control groups of this process are: v1, v2 or both at once, nested, in a namespace of their own, or hidden.
+"""Location of the control groups of this process: v1, v2 or both at once, nested, in their own namespace, or hidden.
 
-/proc/self/cgroup names our group in each hierarchy, /proc/self/mountinfo says what part of a hierarchy is to be seen and
-where. A limit may stand at any level between the two, so the whole way up is what is answered.
+/proc/self/cgroup names the group of this process in each hierarchy. /proc/self/mountinfo lists the visible part of a hierarchy
+and its mount point. A limit may be set at any level between the two, so all levels are returned.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _PROBES: Final[dict[Controller, str]] = {
     "cpuset": "cpuset.cpus.effective",
     "pids": "pids.max",
 }
-"""A file that shows that a v2 group has the controller. The root group has none of them; its cgroup.controllers tells."""
+"""A file that shows that a v2 group has the controller. The root group has none of them; its cgroup.controllers lists it."""
 
 
 class Mount(Frozen):
     """A line of the mount table that shows a part of a hierarchy."""
 
     top: str
-    """The group that is seen at `point`: `/`, or `/docker/4f1c` where only a container's own part is mounted."""
+    """The group that is mounted at `point`: `/`, or `/docker/4f1c` if only a container's own part is mounted."""
     point: str
     version: Version
     controllers: frozenset[str] = frozenset()
-    """v1 only; on v2 each group says it itself."""
+    """v1 only; on v2 each group lists its own controllers."""
 
 
 class Chain(Frozen):
-    """The groups that one controller holds us in."""
+    """Groups of this process under one controller."""
 
     version: Version
     levels: tuple[str, ...]
-    """Directories, our own group first, the topmost that can be seen last. Never empty."""
+    """Directories, the group of this process first, the topmost visible group last. Never empty."""
 
     @property
     def own(self) -> str:
@@ -52,7 +52,7 @@ class Chain(Frozen):
 
 
 def locate(controller: Controller, root: Root = HERE) -> Chain | None:
-    """The groups of this process under `controller`; None where no mounted hierarchy has it."""
+    """Return the groups of this process under `controller`. None: no mounted hierarchy has it."""
     groups = own_groups(root)
     mounts = cgroup_mounts(root)
     if controller in groups:
@@ -68,7 +68,7 @@ def locate(controller: Controller, root: Root = HERE) -> Chain | None:
 
 
 def own_groups(root: Root = HERE) -> dict[str, str]:
-    """Our group by v1 controller; by the empty string for v2. The paths are those of /proc/self/cgroup, not of a mount."""
+    """Group of this process by v1 controller; by the empty string for v2. Paths are from /proc/self/cgroup, not from a mount."""
     groups: dict[str, str] = {}
     for line in (root.read("/proc/self/cgroup") or "").splitlines():
         fields = line.split(":", 2)
@@ -79,7 +79,7 @@ def own_groups(root: Root = HERE) -> dict[str, str]:
 
 
 def cgroup_mounts(root: Root = HERE) -> list[Mount]:
-    """The mounted hierarchies in the order in which they were mounted."""
+    """Mounted hierarchies in mount order."""
     mounts: list[Mount] = []
     for line in (root.read("/proc/self/mountinfo") or "").splitlines():
         before, separator, after = line.partition(" - ")
@@ -95,8 +95,8 @@ def cgroup_mounts(root: Root = HERE) -> list[Mount]:
 
 
 def _best_levels(mounts: list[Mount], group: str, root: Root) -> tuple[str, ...]:
-    """The levels in the mount that shows most of our way up. The same hierarchy may be mounted twice: an agent that watches
-    the host has the host's beside its own."""
+    """Levels in the mount that shows the largest part of the path of `group`. The same hierarchy may be mounted twice: an agent
+    that monitors the host has the mount of the host and its own."""
     best: tuple[str, ...] = ()
     best_rank = 0
     for mount in mounts:
@@ -106,8 +106,8 @@ def _best_levels(mounts: list[Mount], group: str, root: Root) -> tuple[str, ...]
         if below is not None and len(levels) == len(below) + 1:
             rank = 4 if conventional else 3
         elif conventional:
-            # Our path is one of another namespace (Docker in Docker, a path of the host): the top of what is
-            # mounted here is a group that we are in, and where a container's limit stands.
+            # The path belongs to another namespace (Docker in Docker, a path of the host). The top of this mount
+            # is a group of this process, and the limit of a container is set there.
             rank = 2
         else:
             rank = 0
@@ -117,7 +117,7 @@ def _best_levels(mounts: list[Mount], group: str, root: Root) -> tuple[str, ...]
 
 
 def _below(group: str, top: str) -> tuple[str, ...] | None:
-    """The components of `group` below `top`; None where it is not below it."""
+    """Components of `group` below `top`. None: `group` is not below `top`."""
     group_parts = tuple(part for part in group.split("/") if part)
     top_parts = tuple(part for part in top.split("/") if part)
     rest = group_parts[len(top_parts) :]
@@ -141,5 +141,5 @@ def _v2_has(controller: Controller, level: str, root: Root) -> bool:
 
 
 def _unescape(field: str) -> str:
-    """The mount table writes blanks, tabs, newlines and backslashes as octal."""
+    """Decode a field of the mount table, which writes blanks, tabs, newlines and backslashes as octal."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)

@@ -1,4 +1,4 @@
-"""Where the dynamic linker finds a shared library: its cache, then the usual directories. Loads nothing, starts no process."""
+"""Library search of the dynamic linker: its cache, then the usual directories. Loads nothing, starts no process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchcal.machine.roots import HERE, Root
 CACHE: Final = "/etc/ld.so.cache"
 _MAGIC: Final = b"glibc-ld.so.cache1.1"
 _HEADER: Final = struct.Struct("=20sII20x")
-"""struct cache_file_new of glibc's dl-cache.h: magic and version, entries, bytes of strings, and what we need not know."""
+"""struct cache_file_new of glibc's dl-cache.h: magic and version, entries, bytes of strings, and unused fields."""
 _ENTRY: Final = struct.Struct("=iII12x")
 """struct file_entry_new: flags, offset of the name, offset of the path; the offsets count from the magic."""
 _ELF_MACHINE: Final = slice(18, 20)
@@ -21,7 +21,7 @@ _ELF_CLASS: Final = slice(4, 6)
 
 
 def find_library(names: tuple[str, ...], root: Root = HERE) -> str:
-    """The absolute path of the first of `names` that this process could load; empty where there is none."""
+    """Return the absolute path of the first of `names` that this process can load. Empty: none."""
     cached = cached_libraries(root)
     directories = library_directories()
     for name in names:
@@ -32,12 +32,12 @@ def find_library(names: tuple[str, ...], root: Root = HERE) -> str:
 
 
 def cached_libraries(root: Root = HERE) -> dict[str, tuple[str, ...]]:
-    """Paths by library name, as `ldconfig -p` lists them. Empty where the cache is missing or of a form we do not know (musl)."""
+    """Paths by library name, as `ldconfig -p` lists them. Empty if the cache is missing or has an unknown format (musl)."""
     try:
         data = root.at(CACHE).read_bytes()
     except OSError:
         return {}
-    start = data.find(_MAGIC)  # older systems write a table of the old form before it
+    start = data.find(_MAGIC)  # older systems write a table in the old format before it
     if start < 0 or len(data) < start + _HEADER.size:
         return {}
     _, count, _ = _HEADER.unpack_from(data, start)
@@ -58,7 +58,7 @@ def _text(data: bytes, start: int) -> str:
 
 
 def library_directories() -> tuple[str, ...]:
-    """Where libraries lie that no cache lists: those of this Python's own prefix (conda), then multiarch and lib64."""
+    """Directories of libraries that no cache lists: this Python's own prefix (conda), then multiarch and lib64."""
     triplet = sysconfig.get_config_var("MULTIARCH")
     system = ["/usr/local/lib", "/usr/lib64", "/usr/lib", "/lib64", "/lib"]
     multiarch = [f"/usr/lib/{triplet}", f"/lib/{triplet}"] if isinstance(triplet, str) and triplet else []
@@ -66,8 +66,8 @@ def library_directories() -> tuple[str, ...]:
 
 
 def is_loadable(path: str, root: Root = HERE) -> bool:
-    """Whether `path` is an ELF file for the machine that this Python runs on. The linker ignores a preload of another machine's
-    (an i386 library on x86-64) with no more than a warning."""
+    """Return True if `path` is an ELF file for the machine that this Python runs on. The linker ignores a preloaded library of
+    another machine (an i386 library on x86-64) and only prints a warning."""
     ours, theirs = _elf_start(Path(sys.executable)), _elf_start(root.at(path))
     return bool(ours and theirs) and all(ours[part] == theirs[part] for part in (_ELF_CLASS, _ELF_MACHINE))
 

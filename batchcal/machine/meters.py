@@ -1,5 +1,5 @@
-"""What a process holds, read from /proc. Never ru_maxrss: a child inherits its parent's peak there (measured: 310 MB
-reported by a child whose own peak was 8.7 MB)."""
+"""Memory of a process, read from /proc. Never ru_maxrss: a child inherits its parent's peak there (measured: a child with
+a peak of 8.7 MB reported 310 MB)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class ProcessMemory(Frozen):
     file_bytes: int = 0
     swap_bytes: int = 0
     peak_resident_bytes: int = 0
-    """VmHWM: anonymous + shared + file, most at once since the last `reset_peak`."""
+    """VmHWM: peak of anonymous + shared + file since the last `reset_peak`."""
     data_bytes: int = 0
-    """VmData: private writable mappings, which is what RLIMIT_DATA is compared with."""
+    """VmData: private writable mappings, which are compared with RLIMIT_DATA."""
     threads: int = 1
 
     @property
     def hard_bytes(self) -> int:
-        """What cannot be reclaimed by dropping file pages."""
+        """Memory that cannot be reclaimed by dropping file pages."""
         return self.anonymous_bytes + self.shared_bytes + self.swap_bytes
 
 
@@ -43,7 +43,7 @@ _FIELDS: Final = {
 
 
 def read_status(pid: int | str = "self") -> ProcessMemory | None:
-    """The memory of `pid`, or None where it is gone, a zombie, or /proc is not there."""
+    """Return the memory of `pid`. None: it is gone or a zombie, or there is no /proc."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -60,7 +60,7 @@ def read_status(pid: int | str = "self") -> ProcessMemory | None:
 
 
 def reset_peak(pid: int | str = "self") -> bool:
-    """Makes VmHWM start again from what is resident now. False where that is not allowed (a non-dumpable process) or unknown."""
+    """Reset VmHWM to the current resident memory. False: not allowed (a non-dumpable process) or not supported."""
     try:
         Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -69,13 +69,13 @@ def reset_peak(pid: int | str = "self") -> bool:
 
 
 class ResidentSampler:
-    """Reads /proc/PID/statm through one open file: 1 microsecond a reading, cheap enough for every 5 ms."""
+    """Reads /proc/PID/statm through one open file: 1 microsecond per reading, cheap enough for every 5 ms."""
 
     def __init__(self, pid: int) -> None:
         self._descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def anonymous_bytes(self) -> int:
-        """Resident less shared (file and shmem) pages. 0 once the process is gone."""
+        """Resident minus shared (file and shmem) pages, bytes. 0 once the process is gone."""
         try:
             fields = os.pread(self._descriptor, 128, 0).split()
         except ProcessLookupError:
@@ -83,7 +83,7 @@ class ResidentSampler:
         return (int(fields[1]) - int(fields[2])) * PAGE_BYTES if len(fields) > 2 else 0
 
     def held_bytes(self, now: float) -> int:
-        """As a watchdog asks: anonymous memory; what is shared is not read."""
+        """Memory for a watchdog: anonymous memory, bytes. Shared memory is not read."""
         return self.anonymous_bytes()
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class ResidentSampler:
 
 
 def descendants(pid: int) -> tuple[int, ...]:
-    """Every process below `pid`, nearest first. Empty where the kernel does not list children."""
+    """All processes below `pid`, nearest first. Empty if the kernel does not list children."""
     found: list[int] = []
     queue = [pid]
     while queue:
@@ -112,9 +112,9 @@ def descendants(pid: int) -> tuple[int, ...]:
 
 
 def private_bytes(pid: int) -> int:
-    """Anonymous bytes that `pid` shares with nobody, from smaps_rollup: about 30 ms per GiB.
+    """Anonymous bytes that `pid` shares with no other process, from smaps_rollup: about 30 ms per GiB.
 
-    Not its proportional share: what a forked worker has in common with its parent is counted there already.
+    Not its proportional share: memory that a forked worker shares with its parent is already counted in the parent.
     """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
@@ -125,7 +125,7 @@ def private_bytes(pid: int) -> int:
 
 
 def thread_count(pid: int | str = "self") -> int:
-    """Threads of `pid`; 1 where /proc does not tell."""
+    """Number of threads of `pid`. 1 if /proc does not list them."""
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:

@@ -1,4 +1,4 @@
-"""The most memory that this process held since a moment: of the host, of an accelerator. Measuring and training share it."""
+"""Peak memory of this process since a reset, on the host and on an accelerator. Used by measurement and training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batchcal.machine.meters import read_status, reset_peak
 
 
 class HostPeak:
-    """Most anonymous + shared bytes since `reset`, from VmHWM less the file pages; sampled where there is no VmHWM."""
+    """Peak of anonymous + shared bytes since `reset`, from VmHWM minus the file pages; sampled if there is no VmHWM."""
 
     def __init__(self) -> None:
         self.resettable = False
@@ -20,7 +20,7 @@ class HostPeak:
         self._sampled = 0
 
     def read(self) -> int:
-        """Bytes. Where the peak could not be reset it holds what came before, too: larger, never smaller."""
+        """Peak, bytes. If it could not be reset, it includes earlier peaks: larger, never smaller."""
         status = read_status()
         if status is None:
             self._sampled = max(self._sampled, psutil.Process().memory_info().rss)
@@ -30,7 +30,7 @@ class HostPeak:
 
 
 class AcceleratorPeak:
-    """Most reserved on the accelerator since `reset`; nothing on the CPU."""
+    """Peak of the reserved memory on the accelerator since `reset`; nothing on the CPU."""
 
     def __init__(self, device: torch.device, free_before_bytes: int | None) -> None:
         self._device = device
@@ -47,7 +47,7 @@ class AcceleratorPeak:
             torch.accelerator.reset_peak_memory_stats(self._device)
 
     def reserved_bytes(self) -> int | None:
-        """Reserved by the caching allocator at most, plus what the context took. None on the CPU."""
+        """Peak that the caching allocator reserved, plus the memory of the context. None on the CPU."""
         if not self.present:
             return None
         torch.accelerator.synchronize(self._device)
@@ -57,14 +57,14 @@ class AcceleratorPeak:
         return torch.accelerator.max_memory_allocated(self._device) if self.present else None
 
     def retries(self) -> int:
-        """How often the allocator had to flush its cache to go on: a run with retries is borderline and slow."""
+        """Number of times that the allocator had to flush its cache to continue. A run with retries is borderline and slow."""
         if not self.present:
             return 0
         return int(torch.accelerator.memory_stats(self._device).get("num_alloc_retries", 0))
 
 
 class PeakMeter:
-    """Peak of the device that is trained on, batch by batch and in all; some 80 microseconds a batch on the host."""
+    """Peak of the training device, per batch and in total. It costs about 80 microseconds per batch on the host."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -72,8 +72,8 @@ class PeakMeter:
         self._most = 0
 
     def begin(self) -> bool:
-        """Lets the peak start again from what is held now. False where it cannot be measured."""
-        # What was held since the last batch that was measured would be lost.
+        """Reset the peak to the current memory. False if it cannot be measured."""
+        # Otherwise the peak since the last measured batch would be lost.
         self._most = max(self._most, self.end())
         if self._device.type == "cpu":
             self._host.reset()
@@ -82,11 +82,11 @@ class PeakMeter:
         return True
 
     def end(self) -> int:
-        """Bytes at the peak since `begin`, file pages left out."""
+        """Peak since `begin`, bytes, without file pages."""
         if self._device.type != "cpu":
             return torch.accelerator.max_memory_reserved(self._device)
         return self._host.read()
 
     def most_bytes(self) -> int:
-        """Bytes at the peak since the first `begin`, also between measured batches."""
+        """Peak since the first `begin`, bytes, including the time between measured batches."""
         return max(self._most, self.end())

@@ -1,4 +1,4 @@
-"""Where facts about the machine are read: /proc, /sys and /dev of this machine, or of a tree that somebody laid out."""
+"""Sources of facts about the machine: /proc, /sys and /dev of this machine, or of a prepared directory tree."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Final
 
 
 class Root:
-    """A file system to read. Names are absolute, as the machine itself would say them: `/proc/meminfo`."""
+    """A file system to read. Names are absolute, as on the machine itself: `/proc/meminfo`."""
 
     def __init__(self, path: Path = Path("/")) -> None:
         self.path = path
 
     @property
     def real(self) -> bool:
-        """Whether this is the machine that we run on, so that system calls may be asked where a file does not answer."""
+        """True if this is the machine of this process, so that system calls can be used if a file gives no value."""
         return self.path == Path("/")
 
     def at(self, name: str) -> Path:
-        """Where `name` is to be opened."""
+        """Path to open for `name`."""
         return self.path / name.lstrip("/")
 
     def read(self, name: str) -> str | None:
-        """The text of a file, stripped; None where it is not there or may not be read."""
+        """Return the text of a file, stripped. None: it does not exist or is not readable."""
         try:
             return self.at(name).read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return None
 
     def number(self, name: str) -> int | None:
-        """The one whole number in a file; None where it holds anything else, such as `max`."""
+        """Return the integer in a file. None: the file contains anything else, such as `max`."""
         text = self.read(name)
         try:
             return None if text is None else int(text)
@@ -39,11 +39,11 @@ class Root:
     def exists(self, name: str) -> bool:
         try:
             return self.at(name).exists()
-        except OSError:  # a directory on the way that we may not enter
+        except OSError:  # a directory of the path that this process may not enter
             return False
 
     def names(self, directory: str) -> tuple[str, ...]:
-        """The entries of a directory, sorted; none where it cannot be listed."""
+        """Entries of a directory, sorted. Empty if it cannot be listed."""
         try:
             return tuple(sorted(entry.name for entry in self.at(directory).iterdir()))
         except OSError:

@@ -1,4 +1,4 @@
-"""Memory that a process tree holds together."""
+"""Total memory of a process tree."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from batchcal.core.values import Frozen
 from batchcal.machine.meters import ResidentSampler, descendants, read_status
 
 MEMBERS_S: Final = 0.03
-"""Between two listings of the members: a listing takes about 0.1 ms a process."""
+"""Interval of listing the members, seconds. A listing takes about 0.1 ms per process."""
 SHARE_OF_TIME: Final = 0.02
-"""Of the time, for readings of what the members share: one takes about 30 ms per GiB, in the process that reads."""
+"""Share of the time for reading what the members share. A reading takes about 30 ms per GiB, in the process that reads."""
 SHARED_MEMORY: Final = "/dev/shm"
 
 
 class Share(Frozen):
-    """What one process holds, in bytes: a page that n processes map counts as 1/n."""
+    """Memory of one process, bytes. A page that n processes map counts as 1/n."""
 
     anonymous_bytes: int = 0
     shared_bytes: int = 0
     """Shared memory: tensors between DataLoader workers and their process, segments of a collective."""
     mapped_shared_bytes: int = 0
-    """Of a process: shared memory that it maps, whoever else does."""
+    """Shared memory that the process maps, regardless of other processes that map it."""
 
 
 class TreeSampler:
-    """Reads what the descendants of a process hold together, the process itself left out.
+    """Reads the total memory of the descendants of a process, without the process itself.
 
-    Resident anonymous memory is read from every member at each look, shared memory at each listing. Pages that two members map
-    are then counted twice: how much that is, the kernel's proportional shares tell, which are read more rarely. A tensor that a
-    DataLoader worker has sent and that is not read yet is mapped by no process: the growth of /dev/shm shows it.
+    Resident anonymous memory is read from every member at each check, shared memory at each listing. Pages that two members map
+    are then counted twice. The kernel's proportional shares, which are read less often, show this amount. If a DataLoader worker
+    has sent a tensor that is not read yet, no process maps it: the growth of /dev/shm shows it.
     """
 
     def __init__(self, root: int, *, neighbours: bool = False) -> None:
-        """`neighbours`: others use /dev/shm meanwhile: what it holds tells nothing about this tree."""
+        """`neighbours`: other processes use /dev/shm at the same time, so its content does not measure this tree."""
         self._root = root
         self._began_with = None if neighbours else held_in_shared_memory()
         self._members: dict[int, ResidentSampler] = {}
         self._listed_at = self._shares_at = 0.0
         self._twice_bytes = 0
-        """Anonymous memory of the sum that is counted more than once."""
+        """Anonymous memory that the sum counts more than once, bytes."""
         self._mapped: dict[int, int] = {}
-        """Shared memory that each member maps."""
+        """Shared memory that each member maps, bytes."""
         self._share: float | None = None
-        """Shared memory of all / the sum of what the members map. None: nothing was mapped when the shares were read."""
+        """Shared memory of all members / sum of their mapped shared memory. None: none was mapped when the shares were read."""
         self._seen: dict[int, str] = {}
 
     def held_bytes(self, now: float) -> int:
-        """Anonymous and shared memory of all members, each page once. `now` in seconds of a clock that only goes forward."""
+        """Anonymous and shared memory of all members, bytes, each page once. `now`: seconds of a monotonic clock."""
         if now - self._listed_at >= MEMBERS_S:
             self._listed_at = now
             self._list(now)
@@ -63,12 +63,12 @@ class TreeSampler:
         return max(0, self._sum() - self._twice_bytes) + self._shared()
 
     def has(self, process: int) -> bool:
-        """Whether `process` is a member now."""
+        """Return True if `process` is a member now."""
         return process > 0 and process in descendants(self._root)
 
     @property
     def seen(self) -> Mapping[int, str]:
-        """Every member there was, with `started_at` of it: process numbers are used again."""
+        """All members so far with their `started_at`, since process ids are reused."""
         return self._seen
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class TreeSampler:
         for new in there - self._members.keys():
             with contextlib.suppress(OSError):
                 self._members[new] = ResidentSampler(new)
-                self._shares_at = now  # a fork shares all that its parent holds
+                self._shares_at = now  # a fork shares all memory of its parent
         self._mapped = {pid: status.shared_bytes for pid in self._members if (status := read_status(pid)) is not None}
         if self._share is None and any(self._mapped.values()):
             self._shares_at = now
@@ -111,7 +111,7 @@ class TreeSampler:
 
 
 def proportional_share(pid: int) -> Share | None:
-    """The share of `pid` in what it maps. None: it is gone, or the kernel (before 5.3) does not tell."""
+    """Return the share of `pid` in the memory that it maps. None: it is gone, or the kernel (before 5.3) does not report it."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     except OSError:
@@ -128,7 +128,7 @@ def proportional_share(pid: int) -> Share | None:
 
 
 def held_in_shared_memory() -> int | None:
-    """Bytes of all files in /dev/shm, those without a name included. None: the system has none."""
+    """Size of all files in /dev/shm, bytes, including files without a name. None: the system has no /dev/shm."""
     try:
         there = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -137,7 +137,7 @@ def held_in_shared_memory() -> int | None:
 
 
 def started_at(pid: int) -> str:
-    """When `pid` started, in the kernel's ticks since boot; empty: it is gone."""
+    """Start time of `pid`, in the kernel's ticks since boot. Empty: it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -145,7 +145,7 @@ def started_at(pid: int) -> str:
 
 
 def is_zombie(pid: int) -> bool:
-    """Whether `pid` has ended and waits to be reaped."""
+    """Return True if `pid` has ended and waits to be reaped, or is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] in "ZX"
     except (OSError, IndexError):

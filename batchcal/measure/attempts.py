@@ -1,4 +1,4 @@
-"""Runs what a search asks, again where a run was inconclusive, keeps every run, and says what it means for the size."""
+"""Runs the sizes that a search requests, repeats inconclusive runs, keeps every run, and gives its verdict about the size."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION, least_step
 from batchcal.values.calibration_events import CalibrationEvent, ProbeEnded, ProbeKept, ProbeStarted
 
 ATTEMPTS: Final = 2
-"""A suspect, a kill from outside, a dead worker, a failure of ours: once more, then it counts."""
+"""Maximum number of runs: a suspect, a kill from outside, a dead worker or an internal failure runs again, then it counts."""
 INFORMATIVE: Final = 1.05
-"""An evaluation whose peak stays within this of what training had left says that it fits, but not what it needs."""
+"""Ratio of an evaluation's peak to the memory that training left. Up to it, a run shows that the size fits, but not its
+demand."""
 OVER_BUDGET: Final = 0.1
 OVER_BUDGET_LEAST: Final = 128 * MIB
-"""The fence stands this much above the budget, where the limit has room for it: a run that ends just over the budget says by how
-much, and freed blocks that glibc keeps mapped (100 MiB and more beside a small CNN) do not stop one that stays within it."""
+"""Distance of the fence above the budget, if the limit has room for it. A run that ends just over the budget shows by how much,
+and freed blocks that glibc keeps mapped (100 MiB and more beside a small CNN) do not stop a run within the budget."""
 SAME: Final = 0.98
-"""What did not fit under this share of what is allowed now does not fit now."""
+"""A size that did not fit in this share of the memory that is allowed now does not fit now."""
 
 _ProbedT = TypeVar("_ProbedT", ProbeEnded, ProbeKept)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a search measures, and within what."""
+    """Device, policy, mode and budget of a search."""
 
     device: str
     allocator: str
@@ -51,38 +52,38 @@ class Place:
     budget_bytes: int
     samples: int
     train_batch: int | None = None
-    """For `eval`: the training micro-batch that runs before, as in a training."""
+    """For `eval`: training micro-batch that runs before the evaluation, as in a training."""
     train_steps: int = STEPS_BEFORE_EVALUATION
-    """For `eval`: so many steps of it."""
+    """For `eval`: number of training steps before the evaluation."""
 
 
 @dataclass
 class Attempts:
-    """Every run of a calibration, in order."""
+    """All runs of a calibration, in order."""
 
     probe: Probe
     progress: Progress[CalibrationEvent]
     keep: Callable[[Measurement], None]
-    """Puts a measurement on disk before the next child starts."""
+    """Writes a measurement to disk before the next child starts."""
     past: tuple[Measurement, ...] = ()
-    """Measurements of an interrupted calibration: they are part of this one and not made again."""
+    """Measurements of an interrupted calibration. They are part of this one and are not repeated."""
     measurements: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     started: int = 0
-    """Children that were started for a measurement."""
+    """Number of children started for a measurement."""
 
     def __post_init__(self) -> None:
-        # Under their own numbers: the journal knows each once, so a new run must not get the number of an old one.
+        # They keep their numbers: the journal has each number once, so a new run must not get the number of an old one.
         self.measurements.extend(self.past)
 
     def note(self, text: str) -> None:
-        """Something that the reader of the calibration should know; said once."""
+        """Add a note for the reader of the calibration. A repeated text is ignored."""
         if text not in self.notes:
             self.notes.append(text)
             self.progress.event(Note(text))
 
     def run(self, ask: Ask, place: Place, *, deadline_s: float, one_size: bool = False) -> Measurement:
-        """Runs `ask`; an inconclusive run is repeated once."""
+        """Run `ask`. Repeat an inconclusive run once."""
         measured = self._once(ask, place, deadline_s, attempt=1, one_size=one_size)
         for attempt in range(2, ATTEMPTS + 1):
             if decides(measured.outcome) or isinstance(measured.outcome, (TimedOut, UserCodeFailed)):
@@ -91,19 +92,19 @@ class Attempts:
         return measured
 
     def recall(self, place: Place) -> list[Measurement]:
-        """What was learned of `place` before, where it holds under the budget of now: by an interrupted calibration, or within
-        a margin that has been doubled since."""
+        """Return the earlier measurements of `place` that are valid under the current budget: those of an interrupted
+        calibration, and those within a margin that was doubled later."""
         found: list[Measurement] = []
         for old in self.measurements:
             same = (old.device, old.allocator, old.mode) == (place.device, place.allocator, place.mode)
-            # A trial runs too few steps for its peak to stand still.
+            # A trial runs too few steps for its peak to settle.
             if same and old.phase != "refusal" and _holds(old, place.budget_bytes):
                 found.append(within(old, place.budget_bytes))
                 self.progress.event(_told(ProbeKept, found[-1], place.budget_bytes))
         return found
 
     def verdict(self, measured: Measurement, best: int | None) -> tuple[Verdict, int | None]:
-        """What an outcome says about size, and the demand in bytes where it ran to its end. Only memory moves a bound.
+        """Return the verdict of an outcome about the size, and the demand in bytes of a complete run. Only memory moves a bound.
 
         Raises:
             UserCodeError: the task fails, and no size has worked yet.
@@ -189,12 +190,12 @@ class Attempts:
 
 
 def decides(outcome: Outcome) -> bool:
-    """Whether an outcome moves a bound."""
+    """True if an outcome moves a bound."""
     return isinstance(outcome, (Fits, OutOfMemory, Swapping))
 
 
 def detail(outcome: Outcome) -> str | None:
-    """An outcome in a few words; None where its name says all."""
+    """Short description of an outcome. None: its name is enough."""
     match outcome:
         case Fits():
             return None
@@ -215,12 +216,12 @@ def detail(outcome: Outcome) -> str | None:
 
 
 def said(outcome: Outcome) -> str:
-    """An outcome by name, with what is known of it."""
+    """Name of an outcome with its short description."""
     return f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
 
 
 def _holds(old: Measurement, budget_bytes: int) -> bool:
-    """Whether an outcome would be the same under `budget_bytes`."""
+    """True if an outcome would be the same under `budget_bytes`."""
     match old.outcome:
         case Fits():
             return True
@@ -233,7 +234,7 @@ def _holds(old: Measurement, budget_bytes: int) -> bool:
 
 
 def within(measured: Measurement, budget_bytes: int) -> Measurement:
-    """`measured` as it would have ended under `budget_bytes`: a run that held more does not fit."""
+    """Return `measured` with its outcome under `budget_bytes`: a run that held more does not fit."""
     outcome = measured.outcome
     if not isinstance(outcome, Fits) or outcome.peak.held_on(measured.device) <= budget_bytes:
         return measured
@@ -242,7 +243,7 @@ def within(measured: Measurement, budget_bytes: int) -> Measurement:
 
 
 def allowed_for(budget_bytes: int) -> int:
-    """Demand at which the fence is armed."""
+    """Memory at which the fence stops the child, bytes."""
     return budget_bytes + max(OVER_BUDGET_LEAST, int(budget_bytes * OVER_BUDGET))
 
 

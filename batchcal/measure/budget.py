@@ -1,4 +1,4 @@
-"""How many bytes the training may use: limit - what others use - margin, on the host and on an accelerator."""
+"""Memory budget of the training, bytes: limit - memory of other processes - margin, on the host and on an accelerator."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from batchcal.machine.meters import read_status
 
 
 def budgets_of(environment: Environment, options: Options) -> dict[str, Budget]:
-    """By device that is to be measured, the CPU first unless an accelerator was asked for.
+    """Return the budget of each device to measure, the CPU first unless an accelerator was requested.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: the device does not exist here.
     """
     asked = options.device
     found: dict[str, Budget] = {}
@@ -40,26 +40,26 @@ def budgets_of(environment: Environment, options: Options) -> dict[str, Budget]:
 
 
 def host_budget_of(environment: Environment, options: Options) -> Budget:
-    """`host_budget` with what was asked for."""
+    """Return `host_budget` for the requested options."""
     return host_budget(environment, margin=options.margin, memory_limit_bytes=options.memory_limit_bytes)
 
 
 def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: int | None) -> Budget:
-    """The host's budget. Our own process is not there during training and is taken off what others use.
+    """Return the host's budget. This process does not run during training, so its memory does not count as memory of others.
 
-    An asked `memory_limit_bytes` below the real limit is an allowance for the training itself; the real limit still holds.
+    A requested `memory_limit_bytes` below the real limit is an allowance for the training itself. The real limit still applies.
 
     Raises:
-        UsageError: the asked limit is above the real one.
+        UsageError: the requested limit is above the real one.
     """
     limit = environment.memory.limit.value
     own = read_status()
     others = max(0, environment.memory.used_bytes - (own.hard_bytes if own is not None else 0))
     if environment.memory.limit.learned_from.startswith("RLIMIT"):
-        others = 0  # a limit of this process alone: what others use does not count towards it
+        others = 0  # a limit of this process alone: memory of other processes does not count towards it
     margin_bytes = int(limit * margin)
     budget = limit - others - margin_bytes
-    # Where the machine itself is tighter than the group (neighbours outside of it), its free memory is what counts.
+    # If the machine has less free memory than the group (neighbours outside of the group), the machine's free memory counts.
     budget = min(budget, environment.memory.available_bytes - int(min(limit, environment.memory.total_bytes) * margin))
     learned_from = environment.memory.limit.learned_from
     if memory_limit_bytes is not None:
@@ -90,7 +90,7 @@ def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: 
 
 
 def accelerator_budget(accelerator: Accelerator, device: str, *, margin: float) -> Budget:
-    """The budget on an accelerator: other tenants are what the device says is not free."""
+    """Return the budget on an accelerator. Memory that the device does not report as free belongs to other tenants."""
     others = accelerator.total_bytes - accelerator.free_bytes
     margin_bytes = int(accelerator.total_bytes * margin)
     return Budget(

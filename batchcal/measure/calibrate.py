@@ -1,4 +1,4 @@
-"""Measuring a calibration: the search for capacities, the races, the rehearsal of the plan, and the file."""
+"""Measurement of a calibration: the search for capacities, the races, the rehearsal of the plan, and the file."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from batchcal.workload.identity import TaskIdentity
 from batchcal.workload.reference import TaskReference
 
 SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.6, "memory": 0.9}
-"""Of the time: for the race of policies and the capacities. The rest is for the races of whole plans and the rehearsal; the
-largest plan is not raced."""
+"""Share of the time for the race of policies and the capacities. The rest is for the races of complete plans and the rehearsal.
+The largest plan is not raced."""
 SHARE_OF_CAMPAIGN_BEFORE_WORKERS: Final = 0.5
-"""The same where the data is so heavy that the race of workers matters most."""
+"""The same share if the data is so heavy that the race of workers matters most."""
 LEAST_ROOM_BYTES: Final = 288 * MIB
-"""No child is started with less to itself: it loads torch before any fence can be armed, and in groups of up to 300 MiB, of which
-the command itself took 40, the kernel killed some. A tiny model at rest holds 220 MiB and more."""
+"""Minimum free memory to start a child, which loads torch before any fence can be armed. In groups of up to 300 MiB, of which the
+command itself took 40 MiB, the kernel killed some children. A tiny model at rest holds 220 MiB and more."""
 
 
 @dataclass
@@ -63,15 +63,15 @@ class Measuring:
     progress: Progress[CalibrationEvent]
     clock: Clock
     probe: Probe | None
-    """Instead of child processes, for tests."""
+    """Replacement for child processes, for tests."""
     launchers: Launchers | None
-    """None: launchers of its own."""
+    """None: the measurement creates its own launchers."""
     neighbours: bool
     keep_partial: bool = True
-    """False: a valid calibration exists, which a result without an answer does not replace or hide."""
+    """False: a valid calibration exists. A result without an answer does not replace or hide it."""
 
     def verify(self, found: CalibrationResult) -> CalibrationResult:
-        """`found` with the plan for another effective batch rehearsed. All else is kept."""
+        """Rehearse the plan for another effective batch and return `found` with the result. Everything else stays the same."""
         began, meter = self.clock.monotonic(), memory_meter()
         budgets = {budget.device: budget for budget in found.calibration.budgets}
         then = found.calibration.options
@@ -102,7 +102,7 @@ class Measuring:
         return self._saved(rehearsing.told(), list(found.notices), stopped)
 
     def measure(self, began: float, notices: list[str], *, anew: bool) -> CalibrationResult:
-        """Measures, and writes what came of it, however it ended."""
+        """Measure and write the result, complete or not."""
         measuring = self.clock.monotonic()
         budgets = budgets_of(self.environment, self.options)
         meter = memory_meter()
@@ -161,7 +161,7 @@ class Measuring:
         return result
 
     def rehearse_dry(self) -> CalibrationResult:
-        """The search against an assumed machine: what would be asked, and why."""
+        """Run the search against an assumed machine, to show the sizes that it would request, and why."""
         began = self.clock.monotonic()
         budgets = budgets_of(self.environment, self.options)
         fake = FakeProbe()
@@ -206,7 +206,7 @@ class Measuring:
         return Stage(probe=probe, clock=self.clock, progress=self.progress, until=began + self.options.time_limit_s)
 
     def _rehearsed(self, calibration: Calibration, probe: Probe, began: float) -> tuple[Calibration, BatchcalError | None]:
-        """`calibration` with its plan run whole, as far as there was time; and why that ended early."""
+        """Run the complete plan of `calibration`, as far as time allows. Return the result, and the error that ended it early."""
         rehearsing = Rehearsing(self._stage(probe, began), calibration)
         stopped: BatchcalError | None = None
         try:
@@ -215,10 +215,10 @@ class Measuring:
             stopped = error
             rehearsing.undone.append(Undone(part="stopped", text=error.what))
         except DivisionRefused as error:
-            # What was measured answers for other effective batches.
+            # The measurements are valid for other effective batches.
             stopped = error
         except BatchcalError as error:
-            # What was verified before stands.
+            # Results verified before stay valid.
             rehearsing.undone.append(Undone(part="rehearsal", text=f"the rehearsal: {error.what}"))
         rehearsed = rehearsing.told()
         if calibration.finding() is not None and rehearsed.finding() is None and stopped is None:
@@ -230,9 +230,9 @@ class Measuring:
         return rehearsed, stopped or rehearsing.error()
 
     def _check_room(self, meter: MemoryGroup) -> None:
-        """Raises NothingFits where there is no room for a child to measure in."""
+        """Raise NothingFits if there is not enough room for a child to measure."""
         if self.launchers is not None and self.launchers.there:
-            return  # most of what a child holds at rest is there already
+            return  # the launchers already hold most of the memory of a child at rest
         room = meter.limit_bytes - meter.hard_bytes()
         if room < LEAST_ROOM_BYTES:
             raise NothingFits(
@@ -295,7 +295,7 @@ class Measuring:
         return result
 
     def _saved(self, calibration: Calibration, notices: list[str], stopped: BatchcalError | None) -> CalibrationResult:
-        """The result, on disk where that can be written. A partial one does not take the place of what is there."""
+        """Save the calibration if possible, and return the result. A partial calibration does not replace an existing file."""
         path: Path | None = self.path
         not_saved: NotSaved | None = None
         try:

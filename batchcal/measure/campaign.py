@@ -1,4 +1,4 @@
-"""One calibration while it runs: devices and allocator policies one after the other; each gives a finding."""
+"""A running calibration: devices and allocator policies one after another. Each gives a finding."""
 
 from __future__ import annotations
 
@@ -41,33 +41,32 @@ from batchcal.values.calibration_events import BestFound, CalibrationEvent, Phas
 
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
-"""A probe that was begun gets this long, however little of the time limit is left."""
+"""Minimum time for a probe that has started, however little of the time limit is left."""
 FOR_AN_ANSWER_S: Final = 5.0
-"""Time that the first probe of all, or the trials before it, may reckon with as long as the time limit has not passed, however
-little of it is left."""
+"""Time that the first probe, or the trials before it, can count on before the end of the time limit, however little is left."""
 STEPS_BESIDE: Final = 1
 """A probe's start and warm-up take about as long as one of its steps."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
 SHARE_OF_TIME: Final = 0.6
 SHARE_OF_TIME_EVALUATING: Final = 0.4
 SHARE_OF_TIME_RACING: Final = 0.4
-"""How much of the time left a probe may be expected to take. The first only knows the rate of a small batch, and large ones were
-up to three times slower; later ones know that of a size up to four times smaller (607 samples/s at 1,274 and less than 400 at
-4,297: 48 s for nothing); the first evaluation knows training's, and trains before it evaluates."""
+"""Maximum shares of the remaining time for the expected duration of a probe. The first probe uses the rate of a small batch, and
+large batches were up to three times slower. Later probes use the rate of a size up to four times smaller (607 samples/s at 1,274
+and less than 400 at 4,297: 48 s wasted). The first evaluation uses the rate of training, and trains before it evaluates."""
 SHARE_OF_TIME_OF_FIRST: Final = 0.75
-"""What the policy that will be used may take of the time, where `default` is to be measured besides."""
+"""Share of the time for the policy that will be used, if `default` is measured, too."""
 WORTH_A_PROBE: Final = 1.2
 MARGIN_DOUBLINGS: Final = 2
-"""15 % of the limit becomes 60 %: where that does not help, a larger margin is not what is missing."""
+"""Maximum number of doublings of a margin. 15 % of the limit becomes 60 %: if that does not help, the margin is not the cause."""
 
 
 class _FenceFailed(Exception):
-    """The kernel's OOM killer took a probe: the search begins again within a smaller budget."""
+    """The kernel's OOM killer killed a probe. The search starts again within a smaller budget."""
 
 
 @dataclass
 class Campaign:
-    """What was found so far, and what time is left."""
+    """Findings of a calibration so far, and its remaining time."""
 
     probe: Probe
     attempts: Attempts
@@ -78,42 +77,42 @@ class Campaign:
     clock: Clock
     progress: Progress[CalibrationEvent]
     until: float
-    """Of the clock: when no further child is started."""
+    """Clock time after which no further child starts."""
     ends: float
-    """Of the clock: when the whole of the time limit has passed, of which the campaign has a share."""
+    """Clock time at which the complete time limit has passed. The campaign has a share of it."""
     most_trained: int | None = None
-    """Nobody trains with a larger micro-batch."""
+    """Largest micro-batch of training. None: no limit."""
     needs_effective_batch: bool = False
-    """End before the first probe where neither the options nor the task set an effective batch."""
+    """End before the first probe if neither the options nor the task set an effective batch."""
     until_before_workers: float | None = None
-    """The same where a race of workers follows that has much to win."""
+    """Value of `until` if a race of workers with a large possible gain follows."""
     findings: list[Finding] = field(default_factory=list)
     examinations: dict[str, Examination] = field(default_factory=dict)
     promises: list[PromiseCheck] = field(default_factory=list)
     loader_workers: LoaderWorkers | None = None
-    """Of the workers that the user asked for."""
+    """Result for the workers that the user requested."""
     undone: list[Undone] = field(default_factory=list)
     interrupted: Interrupted | None = None
     _heap_growth: dict[tuple[str, str], float] = field(default_factory=dict)
-    """By device and policy: see `Finding.heap_growth`."""
+    """Heap growth by device and policy, see `Finding.heap_growth`."""
     _examined: dict[tuple[str, str], Examination] = field(default_factory=dict)
     _doubled: dict[str, int] = field(default_factory=dict)
-    """How often the margin of a device was doubled."""
+    """Number of doublings of the margin, by device."""
     _widened: set[str] = field(default_factory=set)
-    """Devices whose margin covers samples that were not looked at."""
+    """Devices with a margin that covers samples that were not examined."""
 
     def __post_init__(self) -> None:
         self.sizes = TaskSizes(self.probe, self.attempts, self.options, self.clock)
         self.slices = TimeSlices(self.clock)
 
     def run(self) -> None:
-        """Fills `findings`. What was measured stays in `measurements` however this ends.
+        """Fill `findings`. All measurements stay in `attempts.measurements`, also after an error.
 
         Raises:
             UserCodeError, UsageError: the task fails at every size.
-            NothingFits: on no device.
+            NothingFits: no size fits on any device.
             Partial: the time limit ended the first examination.
-            Interrupted: what was verified before is in `findings` too.
+            Interrupted: `findings` holds the results verified before.
         """
         nothing: list[NothingFits] = []
         for device in tuple(self.budgets):
@@ -123,14 +122,14 @@ class Campaign:
                     nothing.extend(self._find_all(device, self._allocators(device)))
                     break
                 except _FenceFailed:
-                    # What was found within the narrower margin is asked again; runs that fitted the smaller budget count.
+                    # Findings within the narrower margin are searched again. Runs that fitted the smaller budget count.
                     del self.findings[before[0] :], self.undone[before[1] :]
                     self._double_margin(device)
         if not self.findings and nothing:
             raise nothing[0]
 
     def _allocators(self, device: str) -> tuple[str, ...]:
-        """The policy, and always `default`: a script that is not re-executed runs under that."""
+        """Return the policy, and always `default`: a script that is not re-executed runs under `default`."""
         undecided = self.policies.to_race(device)
         if undecided:
             examination = self._examine(device, undecided[0])
@@ -150,7 +149,7 @@ class Campaign:
         return tuple(dict.fromkeys((self.policies.policy(device), "default")))
 
     def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:
-        """One finding for each policy under which something fits; the errors of the others."""
+        """Add one finding for each policy under which a size fits. Return the errors of the other policies."""
         nothing: list[NothingFits] = []
         until = self.until
         try:
@@ -163,7 +162,7 @@ class Campaign:
                 else:
                     self._try_to_find(device, allocator, nothing)
                 if last and len(allocators) > 1 and self.findings and self.findings[-1].allocator == allocator:
-                    # What a script that is not re-executed uses: there is an answer, if a smaller one than might be.
+                    # A script that is not re-executed runs under this policy. There is an answer, possibly smaller than the best.
                     for left in self.undone[undone:]:
                         self.attempts.note(f"not settled: {left.text}")
                     del self.undone[undone:]
@@ -180,12 +179,12 @@ class Campaign:
         except (UserCodeError, GuardError, Partial) as error:
             if not self.findings:
                 raise
-            # What was verified before stands, on another device or for training alone.
+            # Results verified before stay valid, on another device or for training alone.
             self._leave("policy", f"{device} under {allocator}: {error.what}")
             self.attempts.note(f"{device} under {allocator} failed: {error.what}")
 
     def _double_margin(self, device: str) -> None:
-        """The kernel's OOM killer came before the fence: memory here is less than it seems."""
+        """Double the margin: the kernel's OOM killer fired before the fence, so there is less memory than it seems."""
         budget = self.budgets[device]
         self.budgets[device] = budget.model_copy(
             update={
@@ -198,7 +197,7 @@ class Campaign:
         )
 
     def _widen_margin(self, device: str, examination: Examination) -> None:
-        """Leaves room for samples that are larger than the largest known."""
+        """Leave room for samples that are larger than the largest known sample."""
         factor = examination.facts.unseen_factor
         if factor <= 1 or device in self._widened:
             return
@@ -215,7 +214,7 @@ class Campaign:
         )
 
     def _check_fence(self, device: str) -> None:
-        """Raises _FenceFailed where the kernel has killed more probes than the margin was doubled for."""
+        """Raise _FenceFailed if the number of probes that the kernel killed exceeds the number of doublings of the margin."""
         kills = sum(
             measured.device == device and isinstance(measured.outcome, OutOfMemory) and measured.outcome.source == "kernel"
             for measured in self.attempts.measurements
@@ -245,7 +244,7 @@ class Campaign:
             eval_memory=None,
             heap_growth=known,
         )
-        self.findings.append(finding)  # whatever happens from here on, this was verified
+        self.findings.append(finding)  # verified, whatever happens later
         finding = self.findings[-1] = self._after_many_steps(finding, examination, undone)
         self._go_on()
         beside = self.sizes.beside_the_multiple
@@ -272,7 +271,7 @@ class Campaign:
             raise not_set()
         self._try_workers(device, allocator)
         if not self.examinations:
-            self.examinations[device] = examination  # before the trials, so that what ends them finds the facts
+            self.examinations[device] = examination  # before the trials, so that the facts are recorded if an error ends them
             place = Place(device, allocator, "train", self.budgets[device].budget_bytes, self.options.samples)
             for size in self.sizes.suspects(examination):
                 self._explain(size, place, examination)
@@ -283,7 +282,7 @@ class Campaign:
         return examination
 
     def _try_workers(self, device: str, allocator: str) -> None:
-        """Tries the workers that the user asked for, before anything is measured with them.
+        """Try the workers that the user requested, before any measurement uses them.
 
         Raises:
             UserCodeError, Partial, NothingFits: see `try_asked`.
@@ -303,7 +302,7 @@ class Campaign:
         self._reserve(asked * each, examination, f"{count_of(asked, 'worker')} grow while they read")
 
     def _explain(self, size: int, place: Place, examination: Examination) -> bool:
-        """Whether trials around `size` show another rule of the task's sizes."""
+        """Run trials around `size`. Return True if they show another rule of the task's sizes."""
         bounds = (examination.facts.train_samples, self.options.max_batch)
         ceiling = min((bound for bound in bounds if bound is not None), default=UNBOUNDED)
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
@@ -317,15 +316,15 @@ class Campaign:
             self.attempts.note(f"{why}: {grows}")
 
     def _usable_bytes(self, device: str, allocator: str, examination: Examination) -> int:
-        """What a probe may hold."""
+        """Memory that a probe may hold, bytes."""
         growth = self._heap_growth.get((device, allocator), 1.0)
         return usable_bytes(self.budgets[device].budget_bytes, examination.base_bytes, growth)
 
     def _after_many_steps(self, finding: Finding, examination: Examination, undone: int) -> Finding:
-        """`finding`, or a smaller one where the heap grows so far over many steps that this would not stay within the budget.
+        """Return `finding`, or a smaller one if the heap grows so much over many steps that `finding` would exceed the budget.
 
         Args:
-            undone: how much had stayed undone before the search for `finding`.
+            undone: number of undone parts before the search for `finding`.
         """
         device, allocator = finding.device, finding.allocator
         if (device, allocator) in self._heap_growth or self.interrupted is not None:
@@ -336,7 +335,7 @@ class Campaign:
                 growth = heap_growth(
                     self.attempts, finding, examination, budget_bytes=budget_bytes, left_s=self._left_s(), rule=self.sizes.obeyed
                 )
-        except Interrupted as error:  # what was verified is an answer
+        except Interrupted as error:  # the verified result is an answer
             self.interrupted = error
             return finding
         self._heap_growth[device, allocator] = growth
@@ -356,7 +355,7 @@ class Campaign:
         return finding.model_copy(update={"train": train, "train_memory": model})
 
     def _give_up_growth(self, device: str, allocator: str) -> None:
-        """From here on sizes are searched that stay within the budget for a few steps."""
+        """From now on, search for sizes that stay within the budget for a few steps."""
         self._heap_growth[device, allocator] = 1.0
         self.attempts.note(
             f"{device} under {allocator}: no size was verified that is sure to stay within the budget over many steps; "
@@ -373,15 +372,15 @@ class Campaign:
     def _capacity(
         self, device: str, allocator: str, examination: Examination, trained: Finding | None
     ) -> tuple[Capacity | None, MemoryModel]:
-        """The largest size of training, or of the evaluation after what was `trained`, that was run. None: nothing was verified,
-        for want of memory or of time."""
+        """Return the largest size that was run, for training, or for the evaluation after the training in `trained`. None: no
+        size was verified, for lack of memory or time."""
         with self.slices.spent_on("train-capacity" if trained is None else "eval-capacity"):
             return self._search(device, allocator, examination, trained)
 
     def _search(
         self, device: str, allocator: str, examination: Examination, trained: Finding | None
     ) -> tuple[Capacity | None, MemoryModel]:
-        """The three phases of `_capacity`."""
+        """Run the three phases of `_capacity`."""
         mode: Mode = "train" if trained is None else "eval"
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
         prior = Prior.of(device, allocator)
@@ -449,7 +448,7 @@ class Campaign:
                     bounds = bounds_by(rule=self.sizes.rule)
                     search.restrict(bounds)
                     continue
-            except Interrupted as error:  # what was verified is an answer; who called is told right after
+            except Interrupted as error:  # the verified result is an answer; the caller gets the error right after
                 self.interrupted, ended = error, "time-limit"
                 break
             before, best = best, self._learn(search, measured, best, trained, examination)
@@ -463,12 +462,12 @@ class Campaign:
         if ended is None and search.gave_up:
             self._leave("search", f"{device} under {allocator}, {mode}: {search.gave_up}")
         elif ended is None and best is None and measured is not None and isinstance(measured.outcome, TimedOut):
-            # Not even the smallest batch ended in time, which says nothing about memory.
+            # Not even the smallest batch ended in time, which shows nothing about memory.
             self._leave("search", f"{device} under {allocator}, {mode}: batch {measured.batch} {said(measured.outcome)}")
         if best is None or not isinstance(best.outcome, Fits):
             return None, search.model
         if ended is None and search.upper > wanted > best.batch:
-            # Time had cut what was run, and what it left of the way was not worth a probe of its own.
+            # The time limit had reduced the size, and the rest was not worth a probe of its own.
             ended = "time-limit"
             if wanted > best.batch * WORTH_A_PROBE:
                 self._leave("search", f"{device} under {allocator}, {mode}: {phase} {wanted}")
@@ -484,7 +483,8 @@ class Campaign:
         return capacity, search.model
 
     def _is_explained(self, measured: Measurement, place: Place, examination: Examination) -> bool:
-        """Whether the user's code refused a size for a rule that it follows: the search then asks for sizes of the rule."""
+        """True if the user's code refused a size because of a rule that is now known. The search then requests sizes of the
+        rule."""
         outcome = measured.outcome
         if isinstance(outcome, Fits):
             self.sizes.told(measured.batch, taken=True)
@@ -504,9 +504,9 @@ class Campaign:
         trained: Finding | None,
         examination: Examination,
     ) -> Measurement | None:
-        """Tells the search what a run means; returns the run of the largest batch that fitted."""
-        # The examination ran a tiny batch. What fails at a larger one is a size that the task refuses, not the task. Where every
-        # evaluation fails, training is possible all the same.
+        """Pass the verdict of a run to the search. Return the run of the largest batch that fits."""
+        # The examination ran a tiny batch. A failure at a larger batch means that the task refuses this size, not that the task
+        # fails. If every evaluation fails, training is still possible.
         tiny = self.sizes.smallest
         works = measured.batch > tiny or trained is not None
         verdict, peak = self.attempts.verdict(measured, search.best or (tiny if works else None))
@@ -525,7 +525,8 @@ class Campaign:
     def _affordable(
         self, ask: Ask, best: Measurement | None, trained: Finding | None, examination: Examination, bounds: Bounds
     ) -> int | LimitedBy:
-        """The asked batch, or as much of it as there is time for; or what is used up. What time would cut is not started."""
+        """Return the requested batch, or as much of it as there is time for. If time or probes are used up, return that limit. A
+        probe that the time limit would cut is not started."""
         if self.options.max_probes is not None and self.attempts.started >= self.options.max_probes:
             return "max-probes"
         left = self._left_s()
@@ -545,13 +546,13 @@ class Campaign:
         if ask.batch <= most:
             return ask.batch
         if best is None:
-            most = max(most, bounds.floor)  # there is no answer without one
+            most = max(most, bounds.floor)  # without this probe there is no answer
         elif most < best.batch * WORTH_A_PROBE:
             return "time-limit"
         return most
 
     def _before_evaluation(self, trained: Finding, steps: int) -> int:
-        """The training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
+        """Return the training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
         affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_EVALUATING / steps
         size = min(trained.train.batch, int(affordable))
         rule = self.sizes.obeyed
@@ -561,7 +562,7 @@ class Campaign:
         return self.until - self.clock.monotonic()
 
     def _nothing(self, device: str, allocator: str, examination: Examination, model: MemoryModel) -> None:
-        """Raises where nothing fits; returns where time or probes ended first."""
+        """Raise an error if nothing fits. Return if time or probes ended first."""
         if self.undone:
             return
         outcomes = [
@@ -592,7 +593,7 @@ class Campaign:
 
 
 def _no_evaluation(last: Measurement | None, missed: int, train_batch: int | None) -> str:
-    """Why the search for an evaluation batch ends without one. Empty: for want of time."""
+    """Reason why the search for an evaluation batch ended without one. Empty: lack of time."""
     if last is None or (missed < EVAL_MISSES and not isinstance(last.outcome, UserCodeFailed)):
         return ""
     if not isinstance(last.outcome, UserCodeFailed):

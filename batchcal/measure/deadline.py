@@ -6,14 +6,14 @@ import time
 from typing import Final
 
 OVERRUN: Final = 1.25
-"""A command ends within this many time limits and 3 s more: a child that began in time may end."""
+"""A command ends within this many time limits and 3 s: a child that started in time may finish."""
 GRACE_S: Final = 0.5
-"""Of these 3 s: for children. Python's start and the detection of the machine took 0.7 to 1.2 s on two busy cores, the end of a
-child and the saved file 0.5 s."""
+"""Part of these 3 s for children. The start of Python and the detection of the machine took 0.7 to 1.2 s on two busy cores, the
+end of a child and saving the file took 0.5 s."""
 
 
 class Deadline:
-    """The end of `limit_s` seconds that began at `began_s` of `time.monotonic` (default: now)."""
+    """Deadline of a command with a time limit of `limit_s` seconds from `began_s` of `time.monotonic` (default: now)."""
 
     def __init__(self, limit_s: float, began_s: float | None = None) -> None:
         self.limit_s = limit_s
@@ -24,7 +24,7 @@ class Deadline:
         return time_limit_name(self.limit_s)
 
     def left_s(self) -> float:
-        """Seconds that a child may still run; 0 where none are left."""
+        """Seconds that a child may still run, 0 if none are left."""
         return max(0.0, self._ends - time.monotonic())
 
 

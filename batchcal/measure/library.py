@@ -1,4 +1,4 @@
-"""`batchcal.calibrate`: the calibration for who calls it from Python."""
+"""`batchcal.calibrate`: the calibration for callers from Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def calibrate(
     progress: Progress[CalibrationEvent] | None = None,
     **requested: Unpack[Requested],
 ) -> Calibration:
-    """Measures the task behind `target` here and writes the calibration; a fresh one that is there is returned at once.
+    """Measure the task behind `target` on this machine and write the calibration. If a fresh one exists, return it at once.
 
     The task runs in child processes only, so this works from any script, guarded by `if __name__ == "__main__"` or not.
 
@@ -36,8 +36,8 @@ def calibrate(
             `measure.options.Requested`). A given allocator or number of workers is not raced.
 
     Raises:
-        BatchcalError: one of its kinds, as the command line's exit codes tell them. Partial and NotSaved come after what was
-            measured was kept, where it could be.
+        BatchcalError: a subclass, corresponding to an exit code of the command line. Before Partial and NotSaved are raised, the
+            measurements are saved if possible.
     """
     environment = detect()
     asked = options(environment.memory.limit.value, **requested)

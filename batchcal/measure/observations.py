@@ -23,7 +23,7 @@ from batchcal.guard.outcome import (
 )
 
 EVIDENCE_BYTES: Final = MAX_BYTES // 4
-"""Limit of all tracebacks, stacks and outputs together. One can have 64 KiB, and a file at most 4 MiB."""
+"""Limit of all tracebacks, stacks and outputs together. Each can have 64 KiB, and a file at most 4 MiB."""
 CUT: Final = "(removed: this file keeps the tracebacks and output of the last probes only)"
 
 
@@ -36,7 +36,7 @@ def summed_up(measurements: Iterable[Measurement], num_workers: int) -> tuple[Se
     runs: dict[tuple[str, str, str, int], list[Measurement]] = {}
     for one in measurements:
         if one.phase == "refusal":
-            continue  # a trial of two steps: its peak need not stand still
+            continue  # a trial of two steps: its peak may not have settled
         runs.setdefault((one.device, one.allocator, one.mode, one.batch), []).append(one)
     return tuple(_of_setup(of_setup, num_workers) for of_setup in runs.values())
 
@@ -70,7 +70,7 @@ def with_bounded_evidence(measurements: Sequence[Measurement]) -> tuple[Measurem
 
 
 def _without_evidence(outcome: Outcome) -> Outcome | None:
-    """`outcome` with only the first line of its text. None: it has no more."""
+    """`outcome` with only the first line of its text. None: there is no more text."""
     match outcome:
         case UserCodeFailed():
             return outcome.model_copy(update={"traceback": CUT, "output": ""})

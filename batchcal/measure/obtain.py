@@ -57,28 +57,28 @@ def obtain(
     clock: Clock | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> CalibrationResult:
-    """A calibration of `reference` that meets `need`: the existing one, which takes milliseconds, or one that is measured now.
+    """Return a calibration of `reference` that meets `need`: the existing one, which takes milliseconds, or a new measurement.
 
     Progress events of a measurement, in order: `calibrate_started`, then for each device and policy `phase`, `probe_started`,
     `probe_ended`, `best` and `note`, then `calibrate_ended`.
 
     Args:
-        detect_fully: returns the environment to measure in, if `environment` leaves out what takes a process to find.
+        detect_fully: returns the environment to measure in, if `environment` lacks the parts that a process must detect.
         output, output_name: the file to write and the option that named it. Default: BATCHCAL_CALIBRATION, else
             the file of the task in `.batchcal` of the project (`calibration.locate`).
-        own_file: the file to write, in a folder of ours, where a damaged one is replaced.
+        own_file: the file to write, in a folder of batchcal. A damaged file there is replaced.
         stale_found: called before a stale calibration is replaced.
         probe: another way to measure, for tests.
-        launchers: what starts the children, for callers that calibrate many times; it stays open.
+        launchers: launchers of the children, for callers that calibrate many times. They stay open.
         listening: opened around a measurement, for its events. Not opened if the existing calibration is used.
-        neighbours: other processes run in the memory group, so that its growth is not counted against the children.
+        neighbours: other processes run in the memory group, so its growth is not counted against the children.
 
     Raises:
         NoCalibration: no valid one exists, and none may be measured.
         UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
             `CalibrationResult.stopped`.
     """
-    # A policy that this system does not have is refused before anything is measured; and one library has one name.
+    # Refuse a policy that this system does not have before any measurement. `resolve` also gives each library one name.
     if options.allocator != AUTO:
         options = options.model_copy(update={"allocator": resolve(options.allocator).name})
     variables = dict(os.environ if environ is None else environ)
@@ -91,7 +91,7 @@ def obtain(
         identity=identity,
         fingerprint=fingerprint_of(environment, identity, options, environ=variables),
         path=own_file or output or existing_of(reference, variables),
-        # Reading needs no key of one's own; neither does a dry run.
+        # Reading does not need an own key; neither does a dry run.
         trust=find_trust(variables, require_signature=need.require_signature),
         progress=Silent(),
         clock=clock or SystemClock(),
@@ -137,7 +137,7 @@ def _open(
 
 
 def _existing(measuring: Measuring) -> CalibrationResult | Stale | None:
-    """The valid calibration at the path, whether or not its plan was rehearsed; or why it is not valid; None: there is none."""
+    """Return the valid calibration at the path, rehearsed or not, or the reason why it is not valid. None: there is none."""
     loaded = load_fresh(
         measuring.path,
         measuring.fingerprint,
@@ -162,10 +162,10 @@ def _is_enough(existing: CalibrationResult, measuring: Measuring) -> bool:
 
 
 def _locked(measuring: Measuring, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
-    """Replicas on one volume calibrate once; without a lock each does, and all files are valid.
+    """Measure under a lock: replicas on one volume calibrate once. Without a lock each one calibrates, and all files are valid.
 
     Args:
-        existing: a valid calibration that is not enough, wherever it lies.
+        existing: a valid calibration that is not enough, at any path.
     """
     began, force = measuring.clock.monotonic(), measuring.need.force
     usable = existing

@@ -16,7 +16,7 @@ MARGIN_ACCELERATOR: Final = 0.10
 HEADROOM_CPU: Final = 0.60
 HEADROOM_ACCELERATOR: Final = 0.70
 TIERS: Final = ((1 * GIB, 8), (2 * GIB, 12), (4 * GIB, 16))
-"""Steps per probe at most, by memory limit: below 1 GiB 8, to 2 GiB 12, to 4 GiB 16, above 32."""
+"""Maximum number of steps per probe, by memory limit: below 1 GiB 8, to 2 GiB 12, to 4 GiB 16, above 32."""
 LARGEST_TIER: Final = 32
 
 _BY_FIELD: Final = {option.field: option for option in (*CalibrateSettings.options(), *PlanSettings.options())}
@@ -47,16 +47,16 @@ class Requested(TypedDict, total=False):
 
 
 def samples_for(limit_bytes: int) -> int:
-    """Steps per probe at most under `limit_bytes`."""
+    """Return the maximum number of steps per probe for a memory limit of `limit_bytes`."""
     return next((samples for below, samples in TIERS if limit_bytes < below), LARGEST_TIER)
 
 
 def options(limit_bytes: int, **requested: Unpack[Requested]) -> Options:
-    """Options with every default filled in, for a machine whose memory limit is `limit_bytes`.
+    """Return the options with all defaults filled in, for a machine with a memory limit of `limit_bytes`.
 
     Raises:
-        TypeError: a name that is not an option.
-        UsageError: a value out of its range, or two that contradict each other.
+        TypeError: a name is not an option.
+        UsageError: a value is out of its range, or two values contradict each other.
     """
     for name in requested:
         if name not in Requested.__annotations__:
@@ -65,7 +65,7 @@ def options(limit_bytes: int, **requested: Unpack[Requested]) -> Options:
 
 
 def with_defaults(limit_bytes: int, requested: Mapping[str, object]) -> Options:
-    """`options` for values by name.
+    """Return `options` for a mapping of values by name.
 
     Raises:
         UsageError: see `options`.
@@ -74,7 +74,7 @@ def with_defaults(limit_bytes: int, requested: Mapping[str, object]) -> Options:
     values = {field: option.checked(given[field]) if field in given else option.default for field, option in _BY_FIELD.items()}
     device = str(values["device"])
     accelerated = not device.startswith("cpu") and device != "auto"
-    # A margin that is given holds on every device.
+    # A given margin applies to every device.
     accelerator_margin = given.get("accelerator_margin", MARGIN_ACCELERATOR if values["margin"] is None else values["margin"])
     values["accelerator_margin"] = CalibrateSettings.margin.checked(accelerator_margin)
     if values["margin"] is None:
@@ -85,7 +85,7 @@ def with_defaults(limit_bytes: int, requested: Mapping[str, object]) -> Options:
         limit = values["memory_limit_bytes"]
         values["samples"] = samples_for(min(limit_bytes, limit) if isinstance(limit, int) else limit_bytes)
     if values["effective_batch"] is not None:
-        batch_size(str(values["effective_batch"]), "effective-batch")  # a plan may have more; the file of a calibration not
+        batch_size(str(values["effective_batch"]), "effective-batch")  # a plan may have more; a calibration's file may not
     filled = Options.model_validate(values)
     if filled.max_batch is not None and filled.max_batch < filled.multiple_of:
         raise UsageError(

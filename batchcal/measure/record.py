@@ -1,4 +1,4 @@
-"""A campaign becomes a calibration: what was found, on which device it is best, how settled it is."""
+"""Converts a campaign to a calibration: its findings, the best device, and its status."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def recorded(
     at: datetime,
     stopped: BatchcalError | None,
 ) -> Calibration:
-    """The calibration that `campaign` amounts to.
+    """Return the calibration with the results of `campaign`.
 
     Args:
-        budgets: by device, the first of those that were asked for first.
-        stopped: why it ended early; None: by itself.
+        budgets: budget by device, the device that was requested first comes first.
+        stopped: error that ended the campaign early. None: it ended by itself.
     """
-    # Where nothing was verified under the policy that won, another's answer is an answer all the same.
+    # If nothing was verified under the policy that won, the answer of another policy is still an answer.
     by_policy = {device: campaign.policies.policy(device) for device in budgets}
     asked = [found for found in campaign.findings if found.allocator == by_policy[found.device]]
     asked = asked or list(campaign.findings if campaign.options.allocator == AUTO else ())
@@ -44,7 +44,7 @@ def recorded(
     undone = [*campaign.undone, *([Undone(part="stopped", text=stopped.what)] if stopped is not None else [])]
     examination = campaign.examinations.get(device)
     measured_under = {found.allocator for found in campaign.findings}
-    # A library that no finding was measured under may come and go.
+    # A library under which no finding was measured may appear or disappear.
     libraries = {name: digest for name, digest in fingerprint.allocators.items() if name in measured_under}
     options = campaign.options
     return Calibration(

@@ -1,4 +1,4 @@
-"""What a caller needs of a calibration, and what comes of it."""
+"""Requirements of a caller on a calibration, and the result."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from batchcal.core.errors import BatchcalError, NotSaved
 
 @dataclass(frozen=True)
 class Need:
-    """Which calibration a caller needs, and what may be done to obtain it."""
+    """Requirements of a caller on a calibration, and the allowed ways to obtain it."""
 
     rehearsed: bool = True
-    """The plan for the requested effective batch must have run completely. False: a plan that follows from what was measured
-    will do."""
+    """The plan for the requested effective batch must have run completely. False: a plan derived from measurements is enough."""
     needs_effective_batch: bool = False
-    """A training follows: refuse to measure while its effective batch is not set."""
+    """A training follows. Refuse to measure if its effective batch is not set."""
     may_measure: bool = True
-    """False: only a calibration that exists and is fresh will do."""
+    """False: only an existing, fresh calibration is accepted."""
     force: bool = False
     """Measure from the beginning even if a fresh calibration exists."""
     dry_run: bool = False
@@ -31,19 +30,19 @@ class Need:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What came of a calibration. Unverified and unsaved results are here too: nothing measured is lost."""
+    """Result of a calibration. Unverified and unsaved results are included: no measurement is lost."""
 
     calibration: Calibration
     path: Path | None
-    """Where it lies; None: not written (a dry run, or `not_saved`)."""
+    """Path of the file. None: not written (a dry run, or `not_saved`)."""
     fresh: bool
-    """A fresh calibration existed; nothing was measured."""
+    """True if a fresh calibration existed and nothing was measured."""
     notices: tuple[str, ...] = ()
     not_saved: NotSaved | None = None
     stopped: BatchcalError | None = None
-    """Why it ended early: Partial (nothing verified) or Interrupted. The calibration holds what there is."""
+    """Error that ended it early: Partial (nothing verified) or Interrupted. The calibration holds the results until then."""
 
     @property
     def problem(self) -> BatchcalError | None:
-        """What to report once the result is out."""
+        """Error to report after the result."""
         return self.stopped or self.not_saved

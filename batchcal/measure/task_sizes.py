@@ -1,4 +1,4 @@
-"""Finds which batch sizes the task takes: runs the trials of `search/size_trials.py` and the examination with another size."""
+"""Finds the batch sizes that the task accepts: the trials of `search/size_trials.py`, and an examination with another size."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from batchcal.measure.search.capacity import Ask
 from batchcal.measure.search.size_trials import MOST_TRIALS, SizeTrials
 
 SMALLEST: Final = 2
-"""Of the warm-up: BatchNorm refuses one sample."""
+"""Size of the warm-up: BatchNorm refuses one sample."""
 FIRST_SIZES: Final = (8, 32, 64, 16, 4, 128, 3, 48, 60, 256)
-"""Sizes that most rules admit, for a task whose steps are slow; then all others up to 64, and round numbers."""
+"""Sizes that most rules admit, for a task with slow steps. All others up to 64 and round numbers follow."""
 ROUND_SIZES: Final = (96, 100, 192, 200, 300, 384, 400, 500, 512, 1000, 1024)
 LARGEST_NUMBER: Final = 4096
-"""A larger number in an error message is no batch size to start with."""
+"""Larger numbers in an error message are not tried as a batch size."""
 SCOUT_LIMIT_S: Final = 3.0
 FRESH_ATTEMPTS: Final = 2
 TRIAL_STEPS: Final = 2
-"""The second step accumulates: a task that refuses that refuses the size."""
+"""Number of steps of a trial. The second step accumulates: a task that refuses this refuses the size."""
 _NUMBER: Final = re.compile(r"(?<![\w.])\d{1,4}(?![\w.])")
 _OF_SIZES: Final = re.compile(r"assert|batch|size|shape|dimension|expected|mat1|view|broadcast|length", re.IGNORECASE)
 
 
 @dataclass
 class TaskSizes:
-    """What is known of the task's sizes, over all devices and policies."""
+    """Batch sizes that the task accepts, over all devices and policies."""
 
     probe: Probe
     attempts: Attempts
@@ -50,12 +50,12 @@ class TaskSizes:
 
     @property
     def rule(self) -> SizeRule | None:
-        """The rule that was found, with a size that it explains. None: every size that was tried runs, or no rule explains."""
+        """Rule of the task's sizes, with a size that it explains. None: all tried sizes run, or no rule explains the refusals."""
         if self._trials is None:
             return None
         rule = self._trials.rule
         if not self._confirmed:
-            # What ran is known. Where that is the usual tiny batch, other sizes are tried as if no rule were known.
+            # The size that ran is known. If it is the usual tiny batch, other sizes are tried as if there were no rule.
             usual = self._trials.smallest == SizeRule(multiple_of=self.options.multiple_of).smallest
             rule = self._obeyed if usual else rule and rule.model_copy(update={"assumed": True})
         if rule is None:
@@ -67,19 +67,19 @@ class TaskSizes:
 
     @property
     def obeyed(self) -> SizeRule:
-        """What every size that batchcal chooses obeys: the rule, and `--multiple-of`."""
+        """Rule for every size that batchcal chooses: the rule of the task, and `--multiple-of`."""
         return self.rule or SizeRule(multiple_of=self.options.multiple_of, least=self.options.multiple_of)
 
     @property
     def smallest(self) -> int:
-        """The size of the tiny steps."""
+        """Size of the tiny steps."""
         return self.obeyed.smallest
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
-        """The task's examination, with another tiny size where the task refuses the usual one.
+        """Examine the task, with another tiny size if the task refuses the usual one.
 
         Raises:
-            UserCodeError: as `Probe.examine`; where every size fails, the error of the usual one.
+            UserCodeError: see `Probe.examine`. If every size fails: the error of the usual size.
         """
         self.probe.obey(self.obeyed)
         try:
@@ -93,7 +93,7 @@ class TaskSizes:
         return examination
 
     def suspects(self, examination: Examination) -> tuple[int, ...]:
-        """Sizes to try before the first search: next to a size that is not the usual one, and what the examination refused."""
+        """Sizes to try before the first search: the one above an unusual tiny size, else those that failed in the examination."""
         if self._trials is None:
             return ()
         if self._trials.refused:
@@ -102,7 +102,7 @@ class TaskSizes:
 
     @property
     def beside_the_multiple(self) -> int | None:
-        """A size that tells whether the task needs `--multiple-of`; None: it was not given, or the answer is known."""
+        """Size that shows if the task needs `--multiple-of`. None: the option was not given, or the answer is known."""
         multiple, most = self.options.multiple_of, self.options.max_batch
         if multiple == 1 or self._trials is None or self._trials.refused:
             return None
@@ -110,20 +110,20 @@ class TaskSizes:
 
     @property
     def taken(self) -> tuple[int, ...]:
-        """Sizes that the task took in probes and trials."""
+        """Sizes that the task accepted in probes and trials."""
         return () if self._trials is None else self._trials.taken
 
     def told(self, batch: int, *, taken: bool) -> None:
-        """What a probe of the search brought."""
+        """Record the result of a probe of the search."""
         if self._trials is not None:
             self._trials.tell(batch, taken=taken, one_size=self._trials.one_size)
 
     def explain(self, around: int, place: Place, *, ceiling: int, until: float, base_bytes: int) -> bool:
-        """Runs the trials that tell why `around` was refused, or whether it is; whether the rule is another one now.
+        """Run the trials that show if and why the task refuses `around`. Return True if the rule has changed.
 
         Args:
-            ceiling: the largest size to try.
-            until: of the clock: when no further trial is started.
+            ceiling: largest size to try.
+            until: clock time after which no further trial starts.
         """
         trials = self._trials
         if trials is None:
@@ -144,7 +144,7 @@ class TaskSizes:
             if isinstance(outcome, UserCodeFailed):
                 self._errors[trial.batch] = outcome.error
             elif not isinstance(outcome, Fits) and not (isinstance(outcome, OutOfMemory) and outcome.source == "budget"):
-                break  # it tells nothing about what the user's code takes
+                break  # it shows nothing about the sizes that the user's code accepts
             trials.tell(trial.batch, taken=not isinstance(outcome, UserCodeFailed), one_size=trial.one_size)
         rule = self.rule
         if rule is None or (self._obeyed is not None and _same(rule, self._obeyed)):
@@ -160,14 +160,14 @@ class TaskSizes:
         return math.inf if most is None else most - self.attempts.started
 
     def refused(self, batch: int, error: str) -> None:
-        """The user's code failed at `batch` in a probe of the search."""
+        """Record that the user's code failed at `batch` in a probe of the search."""
         self._errors[batch] = error
         self.told(batch, taken=False)
 
     def _examined_otherwise(
         self, error: SizeRefused, device: str, allocator: str, budget_bytes: int, limit_s: float
     ) -> Examination:
-        """With the smallest size that ran in one process with others, in a process of its own."""
+        """Examine the task in a process of its own, with the smallest size that ran in one process with others."""
         usual, multiple = self.smallest, self.options.multiple_of
         sizes = [size for size in (*numbers_in(error.what), *FIRST_SIZES, *range(3, 65), *ROUND_SIZES) if size != usual]
         sizes = [size for size in dict.fromkeys(sizes) if size % multiple == 0 and size <= (self.options.max_batch or size)]
@@ -192,12 +192,12 @@ class TaskSizes:
 
 
 def numbers_in(text: str) -> tuple[int, ...]:
-    """Numbers of an error message that may be the batch size it wants."""
+    """Numbers in an error message that may be the required batch size."""
     return tuple(dict.fromkeys(number for number in map(int, _NUMBER.findall(text)) if 1 < number <= LARGEST_NUMBER))
 
 
 def _same(rule: SizeRule, other: SizeRule) -> bool:
-    """Whether batchcal chooses the same sizes by both: an upper bound is found by the search."""
+    """True if batchcal chooses the same sizes by both rules. The search finds an upper bound itself."""
     if rule.fixed != other.fixed:
         return False
     return (rule.multiple_of, rule.least, rule.one_size) == (other.multiple_of, other.least, other.one_size)

@@ -1,1 +1,1 @@
-"""Calibration + goal -> Plan. Loads no torch and measures nothing."""
+"""Calibration + goal -> Plan. Does not load torch and does not measure."""

@@ -1,4 +1,4 @@
-"""The sizes of a plan where the task does not take every batch size."""
+"""Sizes of a plan if the task does not accept every batch size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from batchcal.plan.division import DivisionRefused
 from batchcal.plan.split import nearest_total, split_by
 
 SLOW: Final = 4
-"""A plan whose micro-batches are this many times smaller than they could be says so."""
+"""A plan has a notice if its micro-batches are this many times smaller than possible."""
 
 
 def restricting(calibration: Calibration) -> SizeRule | None:
-    """The rule of the task's sizes, where it is more than an upper bound."""
+    """Return the rule of the task's sizes if it is more than an upper bound."""
     rule = calibration.size_rule
     return rule if rule is not None and rule.restricts else None
 
@@ -22,16 +22,16 @@ def restricting(calibration: Calibration) -> SizeRule | None:
 def divided(
     rule: SizeRule, total: int, largest: int, *, most: int, least: int = 1, alone: int | None = None, world_size: int = 1
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Micro-batches of `total` samples that the task takes, and what the reader should know of them.
+    """Return micro-batches of `total` samples that the task accepts, with notices about them.
 
     Args:
-        largest: the size to come near to, where a larger one up to `most` may be needed.
-        least: no smaller micro-batch is allowed for another reason.
-        alone: the largest undivided batch, where it is larger than `most`.
-        world_size: ranks, of which each has `total` samples.
+        largest: the target size. A larger size, up to `most`, may be needed.
+        least: the smallest micro-batch that other rules allow.
+        alone: the largest undivided batch, if it is larger than `most`.
+        world_size: number of ranks. Each has `total` samples.
 
     Raises:
-        DivisionRefused: no such micro-batches have that sum; names the nearest effective batch.
+        DivisionRefused: no such micro-batches have that sum. The error names the nearest effective batch.
     """
     allowed = rule.model_copy(update={"least": max(rule.least, least)})
     sizes = _split(allowed, total, largest, most)
@@ -57,12 +57,12 @@ def divided(
 
 
 def _split(rule: SizeRule, total: int, largest: int, most: int) -> tuple[int, ...]:
-    """Near to `largest`; up to `most` where that gives none."""
+    """Split into sizes near `largest`, or up to `most` if there are none."""
     return split_by(rule, total, largest, most=most) or (() if rule.one_size else split_by(rule, total, most))
 
 
 def _nearest(rule: SizeRule, total: int, largest: int, most: int) -> int | None:
-    """The total nearest to `total` that `_split` can split. None: none is near."""
+    """Return the total nearest to `total` that `_split` can split. None: none is near."""
     if rule.one_size:
         return nearest_total(rule, total, largest, most=most)
     near = (nearest_total(rule, total, size) for size in (largest, most))
@@ -70,18 +70,18 @@ def _nearest(rule: SizeRule, total: int, largest: int, most: int) -> int | None:
 
 
 def evaluated(rule: SizeRule, size: int, micro_batch: int) -> int:
-    """An evaluation batch of at most `size` that the task takes; training's own where a process takes one size only."""
+    """Return an evaluation batch of at most `size` that the task accepts; the micro-batch if a process accepts one size only."""
     return micro_batch if rule.one_size else rule.at_most(size) or size
 
 
 def last_group_by(
     rule: SizeRule, rest: int, micro_batch: int, *, undivided: bool = False, least: int = 1, most: int | None = None
 ) -> tuple[tuple[int, ...], str]:
-    """Micro-batches of a last, smaller group of `rest` samples, and why the task does not take them.
+    """Return the micro-batches of a last, smaller group of `rest` samples, and the reason why the task does not accept them.
 
     Args:
         undivided: the group must not be divided.
-        least, most: a smaller micro-batch is not wanted, and up to `most` are taken to avoid it.
+        least, most: micro-batches below `least` are avoided, with sizes up to `most`.
     """
     taken = alike(rule, micro_batch)
     sizes: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""Whether a batch of this task may be divided into micro-batches, and how small these may be.
+"""Rules for dividing a batch of this task into micro-batches, and the least size of these.
 
-Division is exact where the loss is the mean over its weight. Where the checks of a calibration show that it is not, a plan has
-one micro-batch, unless the user accepts the mismatch. A model with batch statistics (BatchNorm) trains differently when its batch
-is divided: that is allowed down to a least micro-batch, and marked. Several ranks divide every batch.
+Division is exact if the loss is the mean over its weight. If the checks of a calibration show that it is not, a plan has one
+micro-batch, unless the user accepts the mismatch. A model with batch statistics (BatchNorm) trains differently when its batch is
+divided. Such a division is allowed down to a least micro-batch, and is marked. Several ranks divide every batch.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ with 16, 24.8 with 8, 27.3 with 4 and 34.7 with 2 (Wu and He 2018, Group Normali
 
 
 class DivisionRefused(UsageError):
-    """The effective batch cannot be divided: into sizes that the task takes, or without training something else."""
+    """The effective batch cannot be divided into sizes that the task accepts, or not without changing the training."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """What dividing a batch changes, and what the user accepts."""
+    """Effects of dividing a batch, and the user's consent to them."""
 
     mean: PromiseCheck | None
     """The violated promise that the loss is a mean over its weight. None: it holds, or it could not be checked."""
     statistics: PromiseCheck | None
     """The violated promise that no layer depends on the other samples of a batch. None: it holds."""
     accepted: bool
-    """The user accepts the mismatch of `mean`."""
+    """True if the user accepts the mismatch of `mean`."""
     least: int
     """Samples of the smallest micro-batch of a divided batch."""
     unchecked: str = ""
-    """Why it is unknown whether the loss is a mean over its weight. Empty: it was checked."""
+    """Reason why it is unknown whether the loss is a mean over its weight. Empty: it was checked."""
     step: PromiseCheck | None = None
     """The violated promise that the optimizer's step does not compute the loss again. None: it holds."""
     world_size: int = 1
-    """Ranks that share a batch. All sizes here are of one rank; messages have those of all ranks."""
+    """Ranks that share a batch. All sizes here are those of one rank; messages show those of all ranks."""
 
     @property
     def undivided(self) -> str:
-        """Why no batch may be divided. Empty: it may."""
+        """Reason why no batch may be divided. Empty: it may be divided."""
         if self.step is not None:
             return self.step.cause
         return "" if self.mean is None or self.accepted else f"the gradient would be {percent(self.mean)} off: {self.mean.cause}"
 
     def inexact(self, steps: int) -> tuple[Inexact, ...]:
-        """What changes when a batch is divided into `steps` micro-batches on each rank. Empty: nothing but rounding."""
+        """Return the changes when a batch is divided into `steps` micro-batches on each rank. Empty: only rounding."""
         changed: tuple[tuple[Inexact, bool], ...] = (
             ("loss", self.mean is not None),
             ("batch-statistics", self.statistics is not None),
@@ -61,7 +61,7 @@ class Division:
         return tuple(name for name, changes in changed if changes and steps * self.world_size > 1)
 
     def why(self, steps: int) -> str:
-        """What is known of the exactness of `steps` micro-batches on each rank."""
+        """Explain how exact `steps` micro-batches on each rank are."""
         if steps * self.world_size == 1:
             return "the batch is not divided"
         parts = []
@@ -74,7 +74,7 @@ class Division:
 
     def check_ranks(self, total: int, capacity: int) -> None:
         """Raises:
-        DivisionRefused: ranks divide the batch, which must not be divided. `total` samples are those of one rank.
+        DivisionRefused: the ranks would divide a batch that must not be divided. `total` is the number of samples of one rank.
         """
         if self.world_size == 1 or self.mean is None or self.accepted:
             return
@@ -90,13 +90,13 @@ class Division:
     def sizes(
         self, total: int, largest: int, capacity: int, *, multiple_of: int = 1, alone: int | None = None
     ) -> tuple[int, ...]:
-        """Micro-batches for `total` samples, none above `largest`; up to `capacity` where smaller ones are not allowed.
+        """Return micro-batches for `total` samples, none above `largest`; up to `capacity` if smaller ones are not allowed.
 
         Args:
-            alone: the largest undivided batch, where it is larger than `capacity`, since a single micro-batch holds no gradients.
+            alone: the largest undivided batch, if it is larger than `capacity`: a single micro-batch holds no gradients.
 
         Raises:
-            DivisionRefused: there are none.
+            DivisionRefused: no such micro-batches exist.
         """
         alone = max(capacity, alone or 0)
         if self.undivided:
@@ -111,7 +111,7 @@ class Division:
         raise self._below_least(total, split(total, capacity, multiple_of=multiple_of)[-1], alone)
 
     def refusal(self, total: int, capacity: int) -> DivisionRefused:
-        """Why `total` samples cannot be trained undivided, where at most `capacity` can."""
+        """Return the error that `total` samples cannot be trained undivided, because at most `capacity` can."""
         total, capacity = total * self.world_size, capacity * self.world_size
         if self.step is not None:
             return DivisionRefused(
@@ -130,7 +130,7 @@ class Division:
         cause = "" if self.statistics is None else f" for batch statistics ({self.statistics.cause})"
         ranks = self.world_size
         largest = "undivided batch" if ranks == 1 else f"batch of one micro-batch on each of {ranks} ranks"
-        # Where a rank has too few samples, more are enough.
+        # A rank with too few samples only needs the least number.
         works = (self.least if total < self.least <= capacity else capacity) * ranks
         other = f"--effective-batch {works}, or " if capacity >= self.least else ""
         return DivisionRefused(
@@ -149,12 +149,12 @@ def division_of(
     accept_inexact: bool | None = None,
     min_micro_batch: int | None = None,
 ) -> Division:
-    """The rules for `total` samples per optimizer step on one rank.
+    """Return the rules for `total` samples per optimizer step on one rank.
 
     Args:
         world_size: ranks that share the batch.
-        accept_inexact: default: as the calibration was asked.
-        min_micro_batch: the same; without any, 16 or the whole batch, where the model has batch statistics.
+        accept_inexact: default: the option of the calibration.
+        min_micro_batch: the same. If neither is set: 16 or the complete batch for a model with batch statistics.
     """
     statistics = _violated(calibration, "batch-statistics")
     wanted = min_micro_batch if min_micro_batch is not None else calibration.options.min_micro_batch
@@ -171,13 +171,13 @@ def division_of(
 
 
 def has_consent(calibration: Calibration, options: Options) -> bool:
-    """Whether the calibration has all the consent that `options` give. What was given before holds."""
+    """True if the calibration has all the consent that `options` give. Earlier consent remains valid."""
     then = calibration.options
     return then.accept_inexact >= options.accept_inexact and options.min_micro_batch in (None, then.min_micro_batch)
 
 
 def mismatch_note(check: PromiseCheck) -> str:
-    """What to know of a violated promise, and what helps. Empty: it is not violated."""
+    """Return a note about a violated promise, with a remedy. Empty: it is not violated."""
     if check.result != "violated":
         return ""
     fix = f"; fix: {check.fix}" if check.fix else ""
@@ -185,7 +185,7 @@ def mismatch_note(check: PromiseCheck) -> str:
 
 
 def percent(check: PromiseCheck) -> str:
-    """`76 %`, `0.4 %`; how far a violated promise is off."""
+    """Return the mismatch of a violated promise: `76 %`, `0.4 %`."""
     if check.mismatch is None:
         return "an unknown amount"
     value = check.mismatch * 100

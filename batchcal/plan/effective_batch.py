@@ -1,7 +1,7 @@
-"""The effective batch of a plan: samples per optimizer step, and who set it. The order of precedence is decided here alone.
+"""The effective batch of a plan: samples per optimizer step, and their source. Only this module decides the precedence.
 
 A flag, BATCHCAL_EFFECTIVE_BATCH and a file come first, in this order (`core.settings` reads them), then `Task.effective_batch`.
-A calibration is a cache: what it was made for is shown, but does not decide what a later command trains.
+A calibration is a cache: its effective batch is shown, but does not decide that of a later command.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from batchcal.calibration.speed import ALIKE
 from batchcal.core.errors import UsageError
 
 MOST_STEPS: Final = 65_536
-"""Micro-batches per optimizer step, at most: a plan lists them one by one."""
+"""Largest number of micro-batches per optimizer step: a plan lists each of them."""
 ASKS: Final = "the effective batch (samples per optimizer step) is not set"
 EXAMPLE: Final = 64
-"""What a message suggests where nothing was measured yet."""
+"""Effective batch that a message suggests if nothing was measured yet."""
 
 
 class EffectiveBatch(NamedTuple):
@@ -32,10 +32,10 @@ def of_task(calibration: Calibration) -> int | None:
 
 
 def effective_batch_of(calibration: Calibration, requested: int | None) -> EffectiveBatch | None:
-    """The effective batch of a plan from `calibration`; None: not set.
+    """Return the effective batch of a plan from `calibration`. None: not set.
 
     Args:
-        requested: by flag, variable or file.
+        requested: value from a flag, a variable or a file.
     """
     if requested is not None:
         return EffectiveBatch(requested, "as asked", by_user=True)
@@ -48,7 +48,7 @@ def effective_batch_of(calibration: Calibration, requested: int | None) -> Effec
 
 
 def unset_remark(calibration: Calibration) -> str:
-    """What the views of a calibration state about its plan where neither it nor its task has an effective batch; else empty."""
+    """Return the remark in views of a calibration about its plan if neither it nor its task has an effective batch; or empty."""
     if calibration.finding() is None or effective_batch_of(calibration, calibration.effective_batch) is not None:
         return ""
     micro = "largest" if calibration.options.objective == "memory" else "fastest"
@@ -70,10 +70,10 @@ def require(calibration: Calibration, requested: int | None) -> None:
 
 
 def not_set(example: int = EXAMPLE, *, because: str = "") -> UsageError:
-    """The request for an effective batch, with four ways to set it.
+    """Return the error for a missing effective batch, with four ways to set it.
 
     Args:
-        because: why `example` is suggested.
+        because: the reason for suggesting `example`.
     """
     return UsageError(
         ASKS,
@@ -87,7 +87,7 @@ def not_set(example: int = EXAMPLE, *, because: str = "") -> UsageError:
 
 def check(effective_batch: int, finding: Finding, world_size: int) -> None:
     """Raises:
-    UsageError: an effective batch that cannot be trained, or not by so many ranks.
+    UsageError: the effective batch cannot be trained, or not by this number of ranks.
     """
     if effective_batch < 1:
         raise UsageError(
@@ -110,9 +110,9 @@ def check(effective_batch: int, finding: Finding, world_size: int) -> None:
 
 
 def fastest_micro_batch(calibration: Calibration, finding: Finding) -> int:
-    """The micro-batch that trains fastest where it is the effective batch, too; the capacity where none was timed.
+    """Return the micro-batch that trains fastest if it is also the effective batch; the capacity if none was timed.
 
-    Sizes were raced as parts of one large step, which pays for the optimizer's update once. Alone, each pays for it itself.
+    Sizes were raced as parts of one large step, which has one update of the optimizer. Alone, each size has its own update.
     """
     capacity = finding.train.batch
     race, speeds = calibration.sizes_of(finding), calibration.speeds_of(finding)

@@ -1,4 +1,4 @@
-"""What a micro-batch is expected to need and to achieve, from what was measured."""
+"""Expected memory and speed of a micro-batch, from measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batchcal.guard.outcome import Fits
 
 
 def fitting(calibration: Calibration, finding: Finding, mode: Mode = "train") -> tuple[tuple[Measurement, Fits], ...]:
-    """The runs that fitted, on this device under this allocator, by rising batch. Trials of a size run too few steps."""
+    """Return runs that fitted, on this device under this allocator, by rising batch. Without trials of a size: too few steps."""
     found = [
         (measurement, measurement.outcome)
         for measurement in calibration.measurements
@@ -24,8 +24,8 @@ def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_step
     """Bytes that accumulation adds to a measured peak.
 
     From the second micro-batch of a group on, the gradients of the first are alive during the forward pass; a step of one
-    micro-batch frees them before it. They are as large as the parameters at most. Nothing is added where the capacity was
-    measured with gradients held.
+    micro-batch frees them before it. They are at most as large as the parameters. Nothing is added if the capacity was
+    measured with gradients in memory.
     """
     if accumulation_steps == 1 or finding.train.accumulated or calibration.facts is None:
         return 0
@@ -33,12 +33,12 @@ def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_step
 
 
 def peak_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> int:
-    """Demand of a training step at `micro_batch`: what the memory model says, and no less than any run up to this size needed."""
+    """Memory of a training step at `micro_batch`, bytes: that of the memory model, or of a run up to this size if larger."""
     return max(round(finding.train_memory.predict(micro_batch)), measured_bytes(calibration, finding, micro_batch))
 
 
 def measured_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> int:
-    """The most that any run up to `micro_batch` needed; 0: none was run."""
+    """Largest memory that a run up to `micro_batch` needed, bytes. 0: none was run."""
     runs = fitting(calibration, finding)
     measured = [fits.peak.held_on(finding.device) for measurement, fits in runs if measurement.batch <= micro_batch]
     if finding.train.batch <= micro_batch:
@@ -47,11 +47,10 @@ def measured_bytes(calibration: Calibration, finding: Finding, micro_batch: int)
 
 
 def eval_peak_bytes(finding: Finding, eval_batch: int, micro_batch: int, train_peak: int) -> int:
-    """Demand of an evaluation at `eval_batch` after training at `micro_batch`, which takes `train_peak`. 0: it was not
-    measured.
+    """Memory of an evaluation at `eval_batch` after training at `micro_batch`, which needs `train_peak`, bytes. 0: not measured.
 
-    It was measured after training at the capacity, whose heap it then has about it; after smaller micro-batches it needs no more
-    than that, nor more than its own share beside what they held.
+    It was measured after training at the capacity, with the heap of that training. After smaller micro-batches, it needs at most
+    the measured value, and at most its own share beside the memory of the training.
     """
     measured, memory = finding.eval, finding.eval_memory
     if measured is None:
@@ -63,22 +62,22 @@ def eval_peak_bytes(finding: Finding, eval_batch: int, micro_batch: int, train_p
 
 
 def host_bytes(calibration: Calibration, finding: Finding) -> int:
-    """Host memory that the largest fitting run needed: what is left of the host's budget beside it is for workers."""
+    """Host memory that the largest fitting run needed, bytes. The rest of the host's budget is for workers."""
     runs = fitting(calibration, finding)
     return max((fits.peak.demand_bytes for _, fits in runs), default=finding.train.peak_bytes if finding.device == "cpu" else 0)
 
 
 def samples_per_s(calibration: Calibration, finding: Finding, micro_batches: tuple[int, ...]) -> float | None:
-    """Samples per second of one process over a group, from the measured step times, between two of them along a line.
+    """Samples per second of one process over a group, by linear interpolation between measured step times.
 
-    None where a size lies outside of what was timed: a rate is not extrapolated.
+    None if a size is outside the timed range: a rate is not extrapolated.
     """
     speeds = calibration.speeds_of(finding)
-    # A probe's step is an update, too; in a group there is one for all micro-batches.
+    # A probe's step includes an update. A group has one update for all micro-batches.
     update_s = 0.0 if speeds is None else min(time.update_s for time in speeds.times)
     times = {measurement.batch: fits.step_s - update_s for measurement, fits in fitting(calibration, finding)}
     times.setdefault(finding.train.batch, finding.train.batch / finding.train.samples_per_s - update_s)
-    # Of real batches, where probes take the largest samples.
+    # These are times of real batches. Probes use the largest samples.
     times |= {} if speeds is None else {time.micro_batch: time.step_s for time in speeds.times}
     spent = [_step_s(times, size) for size in micro_batches]
     known = [seconds for seconds in spent if seconds is not None]

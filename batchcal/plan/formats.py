@@ -1,4 +1,4 @@
-"""A plan as other programs read it: JSON, shell exports, a dotenv file."""
+"""Formats of a plan for other programs: JSON, shell exports, a dotenv file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchcal.plan.plan import KEYS, Plan
 
 PREFIX: Final = "BATCHCAL_PLAN_"
 
-# What sh, docker --env-file, GITHUB_ENV and python-dotenv all read as the same text. Some read a blank or a quote differently.
+# Text that sh, docker --env-file, GITHUB_ENV and python-dotenv all read alike. Some read a blank or a quote differently.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:,+@%=~-]*")
 
 
@@ -29,7 +29,7 @@ def as_sh(plan: Plan, allocator_environment: Mapping[str, str]) -> str:
         allocator_environment: the variables that put the plan's allocator into force.
 
     Raises:
-        UsageError: a value that not every shell and env file reads alike, such as a library path with a blank.
+        UsageError: shells and env files do not all read a value alike, such as a library path with a blank.
     """
     return "".join(f"export {name}={_quoted(value)}\n" for name, value in exported(plan, allocator_environment).items())
 
@@ -38,13 +38,13 @@ def as_dotenv(plan: Plan, allocator_environment: Mapping[str, str]) -> str:
     """`NAME=value` lines, unquoted: for `docker --env-file`, `GITHUB_ENV`, Kubernetes.
 
     Raises:
-        UsageError: as `as_sh`.
+        UsageError: as for `as_sh`.
     """
     return "".join(f"{name}={value}\n" for name, value in exported(plan, allocator_environment).items())
 
 
 def as_lines(plan: Plan) -> tuple[str, str]:
-    """One line for the loader and one for the training, key=value: for the log of whoever puts the plan into force."""
+    """Return one line for the loader and one for the training, key=value, for the log of the caller that applies the plan."""
     loader: Fields = {
         "num_workers": plan.num_workers,
         "persistent_workers": plan.persistent_workers,
@@ -64,9 +64,9 @@ def as_lines(plan: Plan) -> tuple[str, str]:
 
 
 def failure_sh(exit_code: int) -> str:
-    """What `--format sh` must print when it fails.
+    """Return the text that `--format sh` must print when it fails.
 
-    `set -e; eval "$(batchcal plan --format sh)"` does not see the command's own exit code; a subshell in what is evaluated does.
+    `set -e; eval "$(batchcal plan --format sh)"` ignores the command's own exit code, but not that of an evaluated subshell.
     Without `set -e` the code is in `$?`.
     """
     return f"(exit {exit_code})\n"
@@ -79,10 +79,10 @@ def variables(plan: Plan, allocator_environment: Mapping[str, str]) -> dict[str,
 
 
 def exported(plan: Plan, allocator_environment: Mapping[str, str]) -> dict[str, str]:
-    """The same, for whoever reads it as text.
+    """The same variables, for programs that read them as text.
 
     Raises:
-        UsageError: as `as_sh`.
+        UsageError: as for `as_sh`.
     """
     values = variables(plan, allocator_environment)
     for name, value in values.items():
@@ -101,7 +101,7 @@ def _quoted(value: str) -> str:
 
 
 def _text(value: object) -> str:
-    """Lists by comma, None as nothing (so that a variable of an earlier plan does not stay), booleans in lower case."""
+    """Separate lists by commas, write None as nothing (to reset a variable of an earlier plan), and booleans in lower case."""
     if value is None:
         return ""
     if isinstance(value, bool):

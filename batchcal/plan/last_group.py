@@ -1,4 +1,4 @@
-"""The last, smaller group of an epoch: the samples that are left when the dataset is no multiple of the effective batch."""
+"""The last, smaller group of an epoch: the samples that remain if the dataset is not a multiple of the effective batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from batchcal.plan.split import split, split_above
 def last_group_of(
     calibration: Calibration, effective_batch: int, micro_batch: int, division: Division, limits: GroupLimits
 ) -> tuple[tuple[int, ...], str]:
-    """Micro-batches of the last group, and why the task does not take them. Empty: there is none, or the number of samples is
-    unknown.
+    """Return the micro-batches of the last group, and the reason why the task does not accept them.
 
-    It obeys the rules of every other group: it is undivided where those are, and its micro-batches are no smaller than the least
-    allowed, where the group has so many samples.
+    No micro-batches: there is no such group, or the number of samples is unknown. The group obeys the rules of all other groups:
+    it is undivided if those are, and its micro-batches are not below the least size if the group has enough samples.
     """
     samples = None if calibration.facts is None else calibration.facts.train_samples
     rest = 0 if samples is None else samples % effective_batch
@@ -29,9 +28,10 @@ def last_group_of(
 
 
 def smaller_group(plan: Plan, samples: int) -> tuple[tuple[int, ...], str]:
-    """Micro-batches of a last group of `samples`, fewer than the effective batch, and why the task does not take them.
+    """Return the micro-batches of a last group of `samples`, and the reason why the task does not accept them.
 
-    The number of samples may differ from that of `plan.last_group` where an epoch is resumed with another effective batch.
+    `samples` is below the effective batch. It may differ from the size of `plan.last_group` if an epoch is resumed
+    with another effective batch.
     """
     if samples == sum(plan.last_group):
         return plan.last_group, plan.last_group_error
@@ -40,7 +40,7 @@ def smaller_group(plan: Plan, samples: int) -> tuple[tuple[int, ...], str]:
 
 
 def group_limits(calibration: Calibration, division: Division, capacity: int) -> GroupLimits:
-    """The limits of every smaller group of a plan whose largest micro-batch that fits is `capacity`."""
+    """Return the limits of every smaller group of a plan. `capacity` is the largest micro-batch that fits."""
     statistics = division.statistics
     return GroupLimits(
         least=division.least,
@@ -53,12 +53,12 @@ def group_limits(calibration: Calibration, division: Division, capacity: int) ->
 def _divided(
     rest: int, micro_batch: int, *, rule: SizeRule | None, undivided: bool, limits: GroupLimits
 ) -> tuple[tuple[int, ...], str]:
-    """Micro-batches of `rest` samples, and why the task does not take them."""
+    """Return the micro-batches of `rest` samples, and the reason why the task does not accept them."""
     most = max(micro_batch, limits.most or 0)
     if rule is not None:
         sizes, error = last_group_by(rule, rest, micro_batch, undivided=undivided, least=limits.least, most=most)
     else:
-        # Fewer samples than a whole group: where no sizes are above the least, the parts are as for any group.
+        # The group is smaller than a full one. If no sizes reach the least size, it is split like any other group.
         above = (
             (rest,)
             if undivided
@@ -69,7 +69,7 @@ def _divided(
 
 
 def last_group_notice(last_group: tuple[int, ...], division: Division) -> str:
-    """What to know of a last group whose micro-batches are below the least. Empty: they are not."""
+    """Return a notice about a last group with micro-batches below the least size. Empty: none is below it."""
     if len(last_group) < 2 or min(last_group) >= division.least:
         return ""
     samples, smallest = count_of(sum(last_group), "sample"), count_of(min(last_group), "sample")
@@ -81,7 +81,6 @@ def last_group_notice(last_group: tuple[int, ...], division: Division) -> str:
 
 
 def last_group_fails(last_group: tuple[int, ...], error: str) -> str:
-    """What to know of a plan whose last group fails with `error`, in the rehearsal or by the rule of the task's sizes, and what
-    helps."""
+    """Return a notice about a last group that fails with `error`, in the rehearsal or by the task's size rule, with a remedy."""
     samples = count_of(sum(last_group), "sample")
     return f"the last group of an epoch has {samples} and fails ({error}): train with --drop-last"

@@ -1,4 +1,4 @@
-"""The calibration of this project and a plan from it, for a script of one's own. Milliseconds, no torch."""
+"""Load the calibration of this project and a plan from it, for the user's own script. Takes milliseconds, without torch."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from batchcal.workload.identity import TaskIdentity, identify
 from batchcal.workload.reference import TaskReference
 
 OnStale = Literal["raise", "use"]
-"""`use` takes a calibration that is stale by time, machine or task, and the plan says so. One whose seal does not hold is never
-taken."""
+"""`use` accepts a calibration that is stale by time, machine or task, and the plan has a notice. A calibration with an invalid
+seal is never accepted."""
 
 
 def load_calibration(
@@ -40,14 +40,14 @@ def load_calibration(
     environ: Mapping[str, str] | None = None,
     clock: Clock | None = None,
 ) -> Calibration:
-    """The calibration of this project: its seal holds, and it was measured on this machine, for this task, within seven days.
+    """Return the project's calibration. Its seal is valid, and it was measured on this machine, for this task, within seven days.
 
     Args:
-        path: default: BATCHCAL_CALIBRATION, else that of the project around the working directory: of its task, or its only one.
+        path: default: BATCHCAL_CALIBRATION, else in the project around the working directory: that of its task, or the only one.
 
     Raises:
-        NoCalibration: there is none, or it may not be used; says why.
-        UsageError: BATCHCAL_CALIBRATION or BATCHCAL_KEY_FILE names what cannot be used; the project has several calibrations and
+        NoCalibration: there is none, or it must not be used. The error has the reason.
+        UsageError: BATCHCAL_CALIBRATION or BATCHCAL_KEY_FILE names an unusable file; the project has several calibrations and
             names no task; or its config cannot be read.
     """
     variables = os.environ if environ is None else environ
@@ -70,8 +70,8 @@ def load_plan(
     environ: Mapping[str, str] | None = None,
     clock: Clock | None = None,
 ) -> Plan:
-    """A plan for this very process: made for the allocator that it runs under, since it is not started anew. The
-    other settings of `[plan]` hold as for `batchcal plan`.
+    """Return a plan for this process. It is made for the allocator of the process, because the process is not restarted. The
+    other settings of `[plan]` apply as for `batchcal plan`.
 
     Args:
         effective_batch: samples per optimizer step. Default: BATCHCAL_EFFECTIVE_BATCH, `[plan] effective_batch` of the project's
@@ -81,8 +81,8 @@ def load_plan(
         world_size: processes that share the effective batch.
 
     Raises:
-        NoCalibration: there is none that may be used, or nothing was verified under this process's allocator.
-        UsageError: an effective batch that cannot be, or none, or as `load_calibration`.
+        NoCalibration: there is no usable calibration, or nothing was verified under this process's allocator.
+        UsageError: the effective batch is not valid or not set, or as for `load_calibration`.
     """
     variables = os.environ if environ is None else environ
     project = project_source(Path.cwd())
@@ -102,7 +102,7 @@ def load_plan(
         effective_batch=effective_batch,
         world_size=world_size,
         objective=settings.plan.objective,
-        # Consent that the calibration was given holds for its plans.
+        # Consent given to the calibration is valid for its plans.
         accept_inexact=settings.plan.accept_inexact or None,
         min_micro_batch=settings.plan.min_micro_batch,
         device=on,
@@ -113,8 +113,8 @@ def load_plan(
 
 
 def allocator_here(calibration: Calibration, *, device: str | None = None, there: PolicyName | None = None) -> PolicyName:
-    """The policy that a plan for this process must be made for: the one in force (`there`), or `retain` where the calibration is
-    for it and `apply` can still put it into force."""
+    """Return the policy for a plan of this process: the one in force (`there`), or `retain` if the calibration is for `retain`
+    and `apply` can still put it into force."""
     name = in_force() if there is None else there
     asked = calibration.policy
     wanted = "retain" if asked == "retain" and name == "default" else name
@@ -122,9 +122,9 @@ def allocator_here(calibration: Calibration, *, device: str | None = None, there
 
 
 def free_bytes_now(here: Environment, device: str) -> int | None:
-    """Bytes that a training on `device` could use at this moment: what is free, and what this process holds already.
+    """Bytes that a training on `device` can use at this moment: free memory, and memory that this process already holds.
 
-    None: the device is not known, or nobody asked it.
+    None: the device is unknown, or its free memory was not read.
     """
     if device == "cpu":
         status = read_status()
@@ -148,10 +148,10 @@ def open_calibration(
     clock: Clock,
     require_signature: bool = False,
 ) -> tuple[Calibration, tuple[str, ...]]:
-    """The calibration with what its reader should know; `here` is what `detect` found.
+    """Return the calibration with notices for its reader. `here` is the result of `detect`.
 
     Raises:
-        NoCalibration, UsageError: as `load_calibration`.
+        NoCalibration, UsageError: as for `load_calibration`.
     """
     if on_stale not in ("raise", "use"):
         raise UsageError(f"on_stale {on_stale!r} is not valid", try_='on_stale="raise" or on_stale="use"')
@@ -170,7 +170,7 @@ def open_calibration(
 def stale_here(
     calibration: Calibration, place: Path, *, here: Environment, environ: Mapping[str, str], clock: Clock
 ) -> Stale | None:
-    """Why the calibration that lies at `place` does not hold here and now, for its own task and options. None: it does."""
+    """Return the reason why the calibration at `place` is stale here and now, for its own task and options. None: it is not."""
     try:
         identity = _identity(calibration, place)
     except UsageError as error:
@@ -182,8 +182,8 @@ def stale_here(
 
 
 def _identity(calibration: Calibration, place: Path) -> TaskIdentity:
-    """What the calibration's task is today. Its spec is relative to where it was calibrated, which is not recorded: the working
-    directory, the project around it, or the folder that holds the calibration's.
+    """Return the current identity of the calibration's task. Its spec is relative to the folder of the calibrating process, which
+    is not recorded: the working directory, the project around it, or the parent of the calibration's folder.
 
     Raises:
         UsageError: the task's file or module is in none of them.

@@ -1,4 +1,4 @@
-"""A calibration and a goal become a plan: exact settings, each with its reason."""
+"""Make a plan from a calibration and a goal: exact settings, each with its reason."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def make_plan(
     accept_inexact: bool | None = None,
     min_micro_batch: int | None = None,
 ) -> Plan:
-    """The settings for training with `effective_batch` samples per optimizer step.
+    """Return the settings for training with `effective_batch` samples per optimizer step.
 
     Args:
-        effective_batch: over all ranks. Default: that of the task, else the one that the calibration was made for, else one
-            micro-batch on every rank, the fastest, which `notices` state.
-        world_size: ranks that share the effective batch evenly. Each has a budget of its own as large as the one measured.
-        objective: `memory` takes the largest micro-batches, which are the fewest; `throughput` those that trained fastest under
-            the policy, where they were timed.
+        effective_batch: over all ranks. Default: that of the task, else the one that the calibration was made for, else the
+            fastest micro-batch on every rank, with an entry in `notices`.
+        world_size: ranks that share the effective batch evenly. Each has its own budget, as large as the measured one.
+        objective: `memory` uses the largest and so the fewest micro-batches; `throughput` uses those that trained fastest under
+            the policy, if they were timed.
         device: default: the one that the calibration chose.
-        allocator: the policy under which the training will run. Default: the one that was calibrated.
-        free_bytes_now: what may still be used on the device at this moment; a plan that needs more says so in `notices`.
-        accept_inexact: divide a batch although its gradient then differs. Default: as the calibration was asked.
+        allocator: the policy under which the training runs. Default: the calibrated one.
+        free_bytes_now: bytes that are usable on the device at this moment. A plan that needs more has an entry in `notices`.
+        accept_inexact: divide a batch although its gradient then differs. Default: the option of the calibration.
         min_micro_batch: least micro-batch of a divided batch, in samples. Default: see `division_of`.
 
     Raises:
-        UsageError: an effective batch or a world size that cannot be.
+        UsageError: the effective batch or the world size is not valid.
         DivisionRefused: the effective batch must not be divided, and does not fit undivided or is shared by ranks; or no sizes
-            that the task takes have that sum.
+            that the task accepts have that sum.
         NoCalibration: nothing was verified on this device under this allocator.
     """
     if objective not in get_args(Objective):
@@ -152,8 +152,8 @@ def make_plan(
 
 
 def plan_to_show(calibration: Calibration) -> tuple[Plan, str]:
-    """The plan that a calibration makes by itself; and, where its effective batch cannot be divided and does not fit, why this
-    plan is for the largest undivided batch instead.
+    """Return the plan of the calibration itself. If its effective batch cannot be divided and does not fit, return the plan for
+    the largest undivided batch instead, with the reason.
 
     Raises:
         NoCalibration: nothing was verified.
@@ -168,12 +168,12 @@ def plan_to_show(calibration: Calibration) -> tuple[Plan, str]:
 
 
 def _capacity(calibration: Calibration, finding: Finding) -> int:
-    """The largest micro-batch that fits, as far as rehearsals showed."""
+    """The largest micro-batch that fits, according to the rehearsals."""
     return min(finding.train.batch, most_rehearsed(calibration, finding) or finding.train.batch)
 
 
 def _as_rehearsed(plan: Plan, rehearsal: Rehearsal, measured: int) -> Plan:
-    """What was run whole is known, not predicted, and no less than probes of its size needed."""
+    """Return `plan` with values from its rehearsal, not predicted ones. The peak is at least that of the probes of this size."""
     outcome = rehearsal.outcome
     if not isinstance(outcome, Fits):
         return plan
@@ -187,12 +187,12 @@ def _as_rehearsed(plan: Plan, rehearsal: Rehearsal, measured: int) -> Plan:
 
 
 def own_plan(calibration: Calibration) -> Plan:
-    """The plan that `calibration` was made for: what was measured for it, and what its views show."""
+    """Return the plan that `calibration` was made for. The measurements are for this plan, and the views show it."""
     return make_plan(calibration, effective_batch=calibration.effective_batch, objective=calibration.options.objective)
 
 
 def _with_last_group(plan: Plan, rehearsal: Rehearsal) -> Plan:
-    """`plan` with what its rehearsal showed of the last, smaller group of an epoch."""
+    """Return `plan` with the result of its rehearsal for the last, smaller group of an epoch."""
     error = rehearsal.last_group_error
     if not error:
         return plan
@@ -202,7 +202,7 @@ def _with_last_group(plan: Plan, rehearsal: Rehearsal) -> Plan:
 
 
 def is_rehearsed(calibration: Calibration, options: Options) -> bool:
-    """Whether the plan that `options` ask for was run whole, or they ask for none of its own."""
+    """True if the plan that `options` request was run completely, or if they request no plan of their own."""
     if not has_consent(calibration, options):
         return False
     asked = options.effective_batch or effective.of_task(calibration)
@@ -213,10 +213,10 @@ def is_rehearsed(calibration: Calibration, options: Options) -> bool:
 
 
 def find(calibration: Calibration, *, device: str | None = None, allocator: str | None = None) -> Finding:
-    """The finding for `device` and `allocator`.
+    """Return the finding for `device` and `allocator`.
 
     Raises:
-        NoCalibration: there is none; says what there is.
+        NoCalibration: there is none. The error lists the existing findings.
     """
     finding = calibration.finding(device=device, allocator=allocator)
     if finding is not None:
@@ -231,7 +231,7 @@ def find(calibration: Calibration, *, device: str | None = None, allocator: str 
 
 
 def _measured_or_to_measure(calibration: Calibration, device: str, allocator: str) -> str:
-    """What was measured, and how to measure what was not, if the machine has that device."""
+    """Suggest the measured settings, and a command that measures the missing ones if the machine has that device."""
     steps = [f"--device {found.device} --allocator {found.allocator}" for found in calibration.findings[:1]]
     if device == "cpu" or any(device.startswith(one.kind) for one in calibration.environment.accelerators):
         steps.append(f"batchcal calibrate {quote(calibration.task.spec)} --force --device {device} --allocator {allocator}")
@@ -249,7 +249,7 @@ def _host_room(calibration: Calibration, finding: Finding, peak: int) -> int:
     host = calibration.budget("cpu")
     budget_bytes = host.budget_bytes if host else calibration.environment.memory.available_bytes
     if host is not None and calibration.options.workers is None:
-        budget_bytes += host.reserved_bytes  # for samples that the process would keep: with workers they keep them
+        budget_bytes += host.reserved_bytes  # for samples that the process would keep: with workers, the workers keep them
     if finding.device == "cpu":
         return budget_bytes - finding.grown_bytes(peak)
     return budget_bytes - host_bytes(calibration, finding)

@@ -1,4 +1,4 @@
-"""The micro-batches of a plan: the size to come near to, and what division and the task's own sizes make of it."""
+"""Micro-batches of a plan: the target size, and the sizes that result from division and from the task's own sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MicroBatches:
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest micro-batch to take, and what it is."""
+    """The largest micro-batch to use, and its description."""
 
     batch: int
     name: str
@@ -34,13 +34,13 @@ class Largest:
 
 
 def largest_of(calibration: Calibration, finding: Finding, objective: Objective, per_rank: int | None) -> Largest:
-    """The micro-batch to come near to.
+    """Return the target size of the micro-batches.
 
     Args:
         per_rank: samples of a step on one rank. None: not set.
 
     Raises:
-        NoCalibration: a rehearsal showed that not one sample fits.
+        NoCalibration: a rehearsal showed that not even one sample fits.
     """
     largest = _capacity(finding)
     if objective == "throughput" and per_rank is not None:
@@ -70,7 +70,7 @@ def limited_by(finding: Finding, largest: Largest, sizes: tuple[int, ...]) -> st
 
 
 def _fastest(calibration: Calibration, finding: Finding, per_rank: int) -> Largest:
-    """Of the sizes up to the capacity that were timed under the policy; the capacity where none was."""
+    """Return the fastest of the sizes up to the capacity that were timed under the policy; the capacity if none was timed."""
     race = calibration.sizes_of(finding)
     raced = None if race is None else race.fastest(per_rank)
     if raced is not None:
@@ -98,14 +98,14 @@ def micro_batches_of(
     division: Division,
     most: int,
 ) -> MicroBatches:
-    """Micro-batches of `per_rank` samples.
+    """Return micro-batches of `per_rank` samples.
 
     Args:
-        largest: the size to come near to.
+        largest: the target size.
         most: the largest micro-batch that fits, which a rule of division may need.
 
     Raises:
-        DivisionRefused: there are none.
+        DivisionRefused: no such micro-batches exist.
     """
     capacity = largest.batch
     division.check_ranks(per_rank, most)
@@ -138,15 +138,15 @@ def micro_batches_of(
 def divide(
     calibration: Calibration, division: Division, total: int, largest: int, most: int, *, alone: int | None = None
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Micro-batches of `total` samples by the rules of division and of the task's sizes, and what to know of them.
+    """Return micro-batches of `total` samples by the rules of division and of the task's sizes, with notices about them.
 
     Args:
-        largest: the size to come near to.
+        largest: the target size.
         most: the largest micro-batch that fits.
-        alone: the largest undivided batch, where it is larger than `most`.
+        alone: the largest undivided batch, if it is larger than `most`.
 
     Raises:
-        DivisionRefused: there are none.
+        DivisionRefused: no such micro-batches exist.
     """
     multiple, ranks = calibration.options.multiple_of, division.world_size
     notices: tuple[str, ...] = ()
@@ -165,7 +165,7 @@ def divide(
 
 
 def _largest_beside_gradients(calibration: Calibration, finding: Finding, budget_bytes: int, capacity: int) -> int:
-    """The largest size in [1, capacity) whose peak is within `budget_bytes`; 0: none. The peak does not fall with the size."""
+    """Largest size in [1, capacity) with a peak within `budget_bytes`; 0: none. The peak does not fall with the size."""
     low, high = 0, capacity
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""What the reader of a plan should know beside its values."""
+"""Notices of a plan: facts that its values do not show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchcal.values.settings import Objective
 
 
 def effective_batch_notices(given: EffectiveBatch | None, samples: int, objective: Objective, world_size: int) -> tuple[str, ...]:
-    """Of a plan for an effective batch that the user did not set."""
+    """Return a notice if the user did not set the effective batch of the plan."""
     if given is not None and given.by_user:
         return ()
     micro = "the largest micro-batch" if objective == "memory" else "the fastest micro-batch"
@@ -22,7 +22,7 @@ def effective_batch_notices(given: EffectiveBatch | None, samples: int, objectiv
 
 
 def calibration_notices(calibration: Calibration, finding: Finding, wished: int) -> tuple[str, ...]:
-    """What the calibration leaves open, or was measured with."""
+    """Return notices about open points of the calibration, and about the conditions of its measurement."""
     notices = []
     samples = None if calibration.facts is None else calibration.facts.train_samples
     if samples is not None and wished > samples:
@@ -49,7 +49,7 @@ def calibration_notices(calibration: Calibration, finding: Finding, wished: int)
 
 
 def memory_notices(peak: int, budget: Budget, free_bytes_now: int | None) -> tuple[str, ...]:
-    """Of a plan that needs more than is free at this moment."""
+    """Return a notice if the plan needs more memory than is free at this moment."""
     if free_bytes_now is None or peak <= free_bytes_now:
         return ()
     return (
@@ -59,7 +59,7 @@ def memory_notices(peak: int, budget: Budget, free_bytes_now: int | None) -> tup
 
 
 def growth_notices(calibration: Calibration, num_workers: int) -> tuple[str, ...]:
-    """Of an epoch that adds more memory than the budget could leave free."""
+    """Return a notice if an epoch adds more memory than the budget can keep free."""
     host, facts, asked = calibration.budget("cpu"), calibration.facts, calibration.options.workers or 0
     if host is None or facts is None or host.reserved_bytes or (num_workers and not asked):
         return ()  # workers that were not requested are planned with their growth

@@ -11,11 +11,11 @@ from batchcal.values.settings import Objective
 
 FORMAT: Final = 1
 Status = Literal["verified", "derived", "predicted"]
-"""`verified`: this very plan was run whole; `derived`: follows from verified capacities; `predicted`: from the model only."""
+"""`verified`: this plan was run completely; `derived`: follows from verified capacities; `predicted`: from the model only."""
 
 
 Inexact = Literal["loss", "batch-statistics"]
-"""`loss`: the gradient, since the loss is not a mean over its weight; `batch-statistics`: what BatchNorm normalises with."""
+"""`loss`: the gradient, because the loss is not a mean over its weight; `batch-statistics`: the statistics of BatchNorm."""
 
 
 class Plan(Record):
@@ -31,7 +31,7 @@ class Plan(Record):
     eval_batch: int
     num_workers: int
     prefetch_factor: int | None
-    """None where there are no workers: torch refuses a value then."""
+    """None without workers: torch rejects a value then."""
     pin_memory: bool
     persistent_workers: bool
     multiprocessing_context: str | None
@@ -46,23 +46,23 @@ class Plan(Record):
     limited_by: str
     device: str
     inexact: tuple[Inexact, ...] = ()
-    """What dividing the effective batch into these micro-batches changes, as `why` explains. Empty: nothing but rounding."""
+    """Changes by dividing the effective batch into these micro-batches, as `why` explains. Empty: only rounding."""
     unchecked: bool = False
-    """The batch is divided, and it is unknown whether that changes its gradient: `inexact` may lack the loss."""
+    """True if the batch is divided and it is unknown whether that changes its gradient: `inexact` may lack the loss."""
     undivided: str = ""
-    """Why no batch of this task may be divided, not even when memory runs out. Empty: it may."""
+    """Reason why a batch of this task must not be divided, even when memory runs out. Empty: it may be divided."""
     last_group: tuple[int, ...] = ()
-    """Micro-batches of the last, smaller group of an epoch. Empty: there is none, or the number of samples is unknown."""
+    """Micro-batches of the last, smaller group of an epoch. Empty: no such group, or the number of samples is unknown."""
     last_group_error: str = ""
-    """How that group failed in the rehearsal. Empty: it did not, or was not run."""
+    """Error of that group in the rehearsal. Empty: it did not fail, or was not run."""
     size_rule: SizeRule | None = None
-    """Which batch sizes the task takes. None: as far as it is known, every size."""
+    """Batch sizes that the task accepts. None: every size, as far as known."""
     group_limits: GroupLimits = GroupLimits()
-    """What the micro-batches of another smaller group obey."""
+    """Limits of the micro-batches of any other smaller group."""
     why: dict[str, str]
-    """For each of the values above, the reason, by name."""
+    """Reason for each of the values above, by name."""
     notices: tuple[str, ...] = ()
-    """What the reader should know: another signer, less memory free now than the plan needs, ..."""
+    """Notices for the reader: another signer, less memory free now than the plan needs, ..."""
 
 
 KEYS: Final = (
@@ -71,4 +71,4 @@ KEYS: Final = (
     "allocator", "predicted_peak_bytes", "budget_bytes", "predicted_samples_per_s", "world_size", "objective", "limited_by",
     "device", "inexact",
 )  # fmt: skip
-"""What other programs see of a plan, in this order. A contract."""
+"""Keys of a plan that other programs read, in this order. A contract."""

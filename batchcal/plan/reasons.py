@@ -1,4 +1,4 @@
-"""Why each value of a plan is what it is, as far as the value itself and the calibration tell."""
+"""Reasons for the values of a plan, as far as they follow from the value itself and the calibration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchcal.plan.plan import Plan
 def reasons(
     plan: Plan, calibration: Calibration, finding: Finding, budget: Budget, rehearsal: Rehearsal | None
 ) -> dict[str, str]:
-    """A sentence for each value that does not depend on what was asked; the chooser of a value brings the others."""
+    """Return a sentence for each value that does not depend on the request. The code that chooses a value adds the others."""
     capacity, threads = finding.train, plan.intra_op_threads
     per_rank = sum(plan.micro_batches)
     cores = f"{calibration.environment.cpu.cores.value:g}"

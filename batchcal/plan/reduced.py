@@ -1,4 +1,4 @@
-"""Capacities after failed rehearsals: no reader of the calibration is offered a size that did not fit as a complete plan."""
+"""Reduce capacities after failed rehearsals, so that a calibration offers no size that did not fit as a complete plan."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from batchcal.plan.rehearsed import least_ruled_out, most_rehearsed
 
 
 def reduced(calibration: Calibration) -> Calibration:
-    """`calibration` with capacities that are no larger than its failed rehearsals leave.
+    """Return `calibration` with capacities that are not larger than its failed rehearsals allow.
 
-    A capacity becomes the largest size below that was run within the budget, by a probe or as a complete plan; where none was,
-    what the failed rehearsal leaves. A finding of which nothing is left goes.
+    A reduced capacity is the largest smaller size that was run within the budget, by a probe or as a complete plan. If no such
+    size was run, it is the size that the failed rehearsal allows. A finding without a remaining size is removed.
     """
     findings = tuple(left for finding in calibration.findings if (left := _reduced(calibration, finding)) is not None)
     if findings == calibration.findings:

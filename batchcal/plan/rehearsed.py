@@ -1,4 +1,4 @@
-"""Which rehearsal belongs to a plan, and what failed ones say about others."""
+"""The rehearsal of a plan, and the limits that failed rehearsals set for other plans."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from batchcal.plan.plan import Plan
 from batchcal.values.setup import Setup
 
 BACK_OFF: Final = 0.9
-"""Of a micro-batch whose rehearsal ran out of memory: the next plan's is no larger."""
+"""Fraction of a micro-batch whose rehearsal ran out of memory. The micro-batch of the next plan is not larger."""
 EVAL_BACK_OFF: Final = 0.5
-"""Of an evaluation's batch, which decides nothing but its own speed, and that is nearly flat."""
+"""The same for an evaluation's batch, which affects only the speed of the evaluation, and that is nearly constant."""
 BELOW: Final = 0.98
-"""Of what would have fitted had the peak been a multiple of the micro-batch, where a rehearsal ran and held too much."""
+"""Fraction of the size that fits if the peak is proportional to the micro-batch, after a rehearsal ran and held too much."""
 
 
 def setup_of(plan: Plan) -> Setup:
-    """What of `plan` a run depends on."""
+    """Return the settings of `plan` that a run depends on."""
     return Setup(
         device=plan.device,
         allocator=plan.allocator,
@@ -35,12 +35,12 @@ def setup_of(plan: Plan) -> Setup:
 
 
 def tells(outcome: Outcome) -> bool:
-    """Whether an outcome says something about the plan. A kill from outside, a failure of ours or a deadline do not."""
+    """True if an outcome is a result of the plan. A kill from outside, a failure of batchcal itself and a deadline are not."""
     return not isinstance(outcome, KilledFromOutside | Infrastructure | TimedOut)
 
 
 def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
-    """The last run of this very plan; None: it was not rehearsed, as those for several ranks never are."""
+    """Return the last run of exactly this plan. None: it was not rehearsed; plans for several ranks never are."""
     if plan.world_size > 1:
         return None
     wanted = setup_of(plan)
@@ -48,9 +48,9 @@ def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
 
 
 def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
-    """The largest micro-batch that rehearsals which ran out of memory leave, under any policy of the device.
+    """Return the largest micro-batch that is left after rehearsals that ran out of memory, under any policy of the device.
 
-    It is below the smallest that failed. 0: not one sample. None: no rehearsal failed.
+    It is below the smallest one that failed. 0: not even one sample. None: no rehearsal failed.
     """
     left = [
         min(int(largest * _share_left(calibration, rehearsal)), largest - 1)
@@ -61,12 +61,12 @@ def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
 
 
 def least_ruled_out(calibration: Calibration, finding: Finding) -> int | None:
-    """The smallest micro-batch whose rehearsal ran out of memory; None: no rehearsal did."""
+    """Return the smallest micro-batch whose rehearsal ran out of memory. None: no rehearsal did."""
     return min((max(rehearsal.settings.micro_batches) for rehearsal in _out_of_memory(calibration, finding)), default=None)
 
 
 def share_left(calibration: Calibration, finding: Finding) -> float:
-    """Of what the memory model predicts: what failed rehearsals leave of its sizes. 1: no rehearsal failed."""
+    """Fraction of the memory model's sizes that failed rehearsals leave. 1: no rehearsal failed."""
     most, budget = most_rehearsed(calibration, finding), calibration.budget(finding.device)
     if most is None or budget is None:
         return 1.0
@@ -75,7 +75,7 @@ def share_left(calibration: Calibration, finding: Finding) -> float:
 
 
 def _out_of_memory(calibration: Calibration, finding: Finding) -> list[Rehearsal]:
-    """Rehearsals on the device of `finding` whose training ran out of memory, workers' apart: without them it may fit."""
+    """Rehearsals on the device of `finding` whose training ran out of memory without workers. Others may fit without them."""
     return [
         rehearsal
         for rehearsal in calibration.rehearsals
@@ -87,7 +87,7 @@ def _out_of_memory(calibration: Calibration, finding: Finding) -> list[Rehearsal
 
 
 def most_evaluated(calibration: Calibration, finding: Finding) -> int | None:
-    """The largest evaluation batch that rehearsals which failed while they evaluated leave; None: none did."""
+    """Return the largest evaluation batch that is left after rehearsals that failed in evaluation. None: none failed there."""
     failed = [
         one.settings.eval_batch
         for one in calibration.rehearsals
@@ -104,7 +104,7 @@ def _share_left(calibration: Calibration, rehearsal: Rehearsal) -> float:
 
 
 def workers_failed(calibration: Calibration, finding: Finding) -> bool:
-    """Whether a plan with workers did not go well while it trained: then there are to be none, before all else is smaller."""
+    """True if a plan with workers failed in training. The next plan has no workers then, before any size becomes smaller."""
     return any(
         one.settings.num_workers and not one.fits and not one.evaluating and tells(one.outcome)
         for one in calibration.rehearsals

@@ -1,4 +1,4 @@
-"""What shapes that were never run would train with: predictions from the memory model, never more than that."""
+"""Predictions for shapes that were never run, from the memory model only."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from batchcal.plan.rehearsed import share_left
 
 
 class ShapePrediction(Record):
-    """One shape. Nothing of it was run, but for the first, which is the task itself and was measured besides."""
+    """Prediction for one shape. None of it was run, except for the first shape: the task itself, which was also measured."""
 
     status: Literal["predicted"] = "predicted"
     arguments: dict[str, Scalar]
     parameters: int
     at_rest_bytes: int
-    """Parameters, optimizer, and what every process with torch holds."""
+    """Memory of the parameters, of the optimizer and of a process with torch itself."""
     traced: bool
-    """False: nothing is known of its steps, as `why` says."""
+    """False: its steps are unknown, as `why` explains."""
     micro_batch: int
-    """The largest predicted to fit, of at most the effective batch. 0: not even one sample."""
+    """The largest micro-batch that is predicted to fit, at most the effective batch. 0: not even one sample fits."""
     accumulation_steps: int
     """0: nothing fits."""
     effective_batch: int
@@ -45,13 +45,13 @@ def predict_shapes(
     device: str | None = None,
     allocator: str | None = None,
 ) -> tuple[ShapePrediction, ...]:
-    """A prediction for each shape that was asked about, the task's own first.
+    """Return a prediction for each requested shape, the task's own first.
 
-    What the task's own process held at rest beyond its parameters, gradients and optimizer is there for every shape; what a step
-    takes on paper is multiplied by what the task's own steps were seen to take.
+    The task's own process holds memory at rest beyond its parameters, gradients and optimizer. The same is assumed for every
+    shape. The calculated memory of a step is multiplied by the ratio that was measured for the task's own steps.
 
     Raises:
-        NoCalibration: no shape was asked about, or nothing was verified on this device under this allocator.
+        NoCalibration: no shape was requested, or nothing was verified on this device under this allocator.
     """
     if not calibration.shapes:
         raise NoCalibration(
@@ -61,7 +61,7 @@ def predict_shapes(
         )
     finding = find(calibration, device=device, allocator=allocator)
     own = next((shape for shape in calibration.shapes if not shape.arguments), None)
-    # At rest was measured over a tiny step, whose gradients were there.
+    # Memory at rest was measured over a tiny step, with its gradients in memory.
     held = 0 if own is None else own.static_bytes + own.gradient_bytes
     beside = max(0.0, finding.train_memory.base_bytes - held)
     given = effective_batch_of(calibration, effective_batch)

@@ -1,4 +1,4 @@
-"""An effective batch as micro-batches: exact sum, as few as possible, as even as possible."""
+"""Split an effective batch into micro-batches: exact sum, as few as possible, as even as possible."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from batchcal.calibration.size_rule import SizeRule
 
 
 def split(total: int, capacity: int, *, multiple_of: int = 1) -> tuple[int, ...]:
-    """Sizes that sum to `total`, none above `capacity`, as few as there can be, the larger ones first.
+    """Return sizes that sum to `total`: none above `capacity`, as few as possible, the larger ones first.
 
-    Even sizes rather than full ones and a rest: 100 with a capacity of 32 is 25 x 4, which peaks lower than 32 + 32 + 32 + 4 and
-    is as fast; 97 is 25 + 24 + 24 + 24. Sizes differ by at most one.
+    The sizes are even, not full ones and a rest: 100 with a capacity of 32 is 25 x 4, which has a lower peak than
+    32 + 32 + 32 + 4 and is as fast; 97 is 25 + 24 + 24 + 24. Sizes differ by at most one.
 
-    With `multiple_of` they are multiples of it (and differ by at most one multiple) where `total` is one and that costs no
-    further step; a sum cannot be made exact otherwise, and exact comes first.
+    With `multiple_of`, they are multiples of it (and differ by at most one multiple) if `total` is a multiple and that needs no
+    further step. For any other total, multiples have no exact sum, and the exact sum has priority.
 
     Raises:
-        ValueError: `total`, `capacity` or `multiple_of` is below 1. What a user typed is checked before.
+        ValueError: `total`, `capacity` or `multiple_of` is below 1. User input is checked before.
     """
     if total < 1 or capacity < 1 or multiple_of < 1:
         raise ValueError(f"total {total}, capacity {capacity} and multiple_of {multiple_of} must be at least 1")
@@ -29,7 +29,7 @@ def split(total: int, capacity: int, *, multiple_of: int = 1) -> tuple[int, ...]
 
 
 def split_above(least: int, total: int, largest: int, most: int, *, multiple_of: int = 1) -> tuple[int, ...]:
-    """As `split`, with no size below `least`; up to `most` where smaller sizes would be. Empty: there are none."""
+    """Split like `split`, with no size below `least`. To avoid smaller sizes, use sizes up to `most`. Empty: there are none."""
     sizes = split(total, largest, multiple_of=multiple_of)
     if sizes[-1] >= least:
         return sizes
@@ -38,10 +38,10 @@ def split_above(least: int, total: int, largest: int, most: int, *, multiple_of:
 
 
 def split_by(rule: SizeRule, total: int, largest: int, *, most: int | None = None) -> tuple[int, ...]:
-    """Sizes that the task takes and that sum to `total`, none above `largest`, as few as there can be. Empty: there are none.
+    """Return sizes that the task accepts and that sum to `total`: none above `largest`, as few as possible. Empty: impossible.
 
-    Where a process takes batches of one size only, all are equal. The divisor of `total` that is nearest to `largest` is taken
-    then, which may be larger, up to `most`: a prime total has no other than itself and 1.
+    If a process accepts batches of one size only, all are equal. The size is then the divisor of `total` that is nearest to
+    `largest`. It may be larger, up to `most`: a prime total has no divisors except itself and 1.
     """
     most = max(largest, most or largest)
     if rule.one_size:
@@ -59,7 +59,7 @@ def split_by(rule: SizeRule, total: int, largest: int, *, most: int | None = Non
 
 
 def nearest_total(rule: SizeRule, total: int, largest: int, *, most: int | None = None) -> int | None:
-    """The total nearest to `total` that `split_by` can split, the larger one of two. None: none is near."""
+    """Return the total nearest to `total` that `split_by` can split, the larger of two. None: none is near."""
     for off in range(total + 2 * largest):
         for near in (total + off, total - off):
             sizes = split_by(rule, near, largest, most=most) if near > 0 else ()

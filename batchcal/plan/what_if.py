@@ -1,4 +1,4 @@
-"""What other container sizes would give: predictions from the memory model, never more than that."""
+"""Predictions for other container sizes, from the memory model only."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from batchcal.plan.make import find
 from batchcal.plan.rehearsed import share_left
 
 UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
-"""What limits a capacity whatever the memory."""
+"""Limits of a capacity that do not depend on memory."""
 FURTHEST: Final = 2**20
-"""No prediction goes beyond this size; a model that memory does not limit there is not limited by memory."""
+"""Largest size of a prediction. A model that memory does not limit at this size is not limited by memory."""
 WHOLE_MACHINE: Final = frozenset({"/proc/meminfo MemTotal", "psutil", "sysconf"})
-"""Where a limit is learned that no container set."""
+"""Sources of a limit that no container set."""
 
 
 class Prediction(Record):
-    """What a limit of `limit_bytes` would give. Nothing of it was run."""
+    """Predicted result of a limit of `limit_bytes`. None of it was run."""
 
     status: Literal["predicted"] = "predicted"
     limit_bytes: int
     budget_bytes: int
-    """Of that limit, with the same margin and the same others. Not positive: they alone fill it."""
+    """Budget under that limit, with the same margin and the same other processes. Not positive: they alone fill the limit."""
     micro_batch: int
-    """The largest predicted to fit. 0: not even one sample."""
+    """The largest micro-batch that is predicted to fit. 0: not even one sample fits."""
     eval_batch: int
-    """Likewise without gradients. 0: not even one sample, or not measured."""
+    """The same without gradients. 0: not even one sample fits, or it was not measured."""
     effective_batch: int
-    """As asked, else the predicted micro-batch."""
+    """The requested one, else the predicted micro-batch."""
     accumulation_steps: int
     """0: nothing fits."""
     predicted_peak_bytes: int | None
     """None: nothing fits."""
     relative_error: float | None
-    """How far the memory model was off at the sizes that were run: its residual or the allocator's own spread, the larger."""
+    """Error of the memory model at the sizes that were run: the larger of its residual and the allocator's own spread."""
     limited_by: str
     why: str
 
@@ -53,10 +53,10 @@ def what_if(
     device: str | None = None,
     allocator: str | None = None,
 ) -> tuple[Prediction, ...]:
-    """One prediction for each limit, in the order given.
+    """Return one prediction for each limit, in the given order.
 
     Raises:
-        UsageError: a limit or an effective batch that is not positive.
+        UsageError: a limit or the effective batch is not positive.
         NoCalibration: nothing was verified on this device under this allocator.
     """
     finding = find(calibration, device=device, allocator=allocator)
@@ -67,7 +67,7 @@ def what_if(
     if given is not None and given.samples < 1:
         raise UsageError(f"effective batch {given.samples} is below 1", try_=f"--effective-batch {finding.train.batch}")
     margin = budget.margin_bytes / budget.limit_bytes
-    # What else runs in this container would run in another; the neighbours of a whole machine would not move in.
+    # Other processes of this container would run in another one, too. The other processes of a complete machine would not.
     others = 0 if budget.learned_from in WHOLE_MACHINE else budget.others_bytes
     errors = [error for error in (finding.train_memory.relative_error, finding.train_memory.spread) if error]
     predictions = []
@@ -97,12 +97,12 @@ def what_if(
 
 
 def _largest(calibration: Calibration, capacity: Capacity, model: MemoryModel, budget_bytes: int, *, share: float = 1.0) -> int:
-    """`share`: what failed rehearsals leave of the model's sizes."""
+    """`share`: fraction of the model's sizes that failed rehearsals leave."""
     ceiling = capacity.batch if capacity.limited_by in UNMOVED else _ceiling(calibration)
     micro = int(model.largest_within(budget_bytes, ceiling=ceiling if share == 1 else FURTHEST) * share)
     micro = min(micro, ceiling)
     if budget_bytes >= capacity.peak_bytes:
-        # It was run, so the model's error does not take it away.
+        # The capacity was run, so an error of the model must not reduce it.
         micro = max(micro, capacity.batch)
     multiple = calibration.obeyed.multiple_of
     return micro // multiple * multiple

@@ -1,4 +1,4 @@
-"""How many DataLoader workers there is memory for, and how far ahead they may read."""
+"""Number of DataLoader workers that fit into memory, and the batches that they may read ahead."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from batchcal.plan.rehearsed import workers_failed
 from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 # Private memory of one worker beside its batches: 11 MiB forked, 144 MiB started by forkserver or spawn (torch 2.13 on CPU,
-# smaps_rollup after 20 batches). A forked one grows as reference counts copy the parent's objects, so it is given more.
+# smaps_rollup after 20 batches). A forked one grows as reference counts copy the parent's objects, so its value is higher.
 FORKED_WORKER_BYTES: Final = 48 * MIB
 FRESH_WORKER_BYTES: Final = 160 * MIB
 HEAVY: Final = 1.15
-"""On two cores or fewer, workers must promise so much: there they take the step's own cores, and the promise is the best case."""
+"""Gain that workers must promise on two cores or fewer. They use the step's own cores there, and the promise is the best case."""
 WORTH: Final = 1.05
-"""With more cores."""
+"""Gain that workers must promise on more cores."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Workers:
     why: str
     why_prefetch: str
     start: str | None = None
-    """How they are started; None: as the platform does."""
+    """Start method of the workers. None: the platform's default."""
     why_start: str = "the platform's default"
 
 
@@ -43,23 +43,23 @@ class _Wish:
 
 
 def worth_it(gain: float, cores: float) -> bool:
-    """Whether what workers promise is enough to have them."""
+    """True if the promised gain is large enough to use workers."""
     return gain >= (HEAVY if cores <= 2 else WORTH)
 
 
 def choose_workers(
     calibration: Calibration, finding: Finding, *, largest_batch: int, room_bytes: int, samples_per_s: float | None
 ) -> Workers:
-    """Workers and prefetch whose batches fit into /dev/shm and whose memory fits into `room_bytes` of the host's budget.
+    """Return workers and prefetch whose batches fit into /dev/shm and whose memory fits into `room_bytes` of the host's budget.
 
-    The number wished for is the one that was asked for (its memory is then part of the measured peak), else the one that won the
-    race, else what the measurement of the input pipeline promises, else what suits the cores. In flight at once: `workers x
-    prefetch` batches and the one in use, all in shared memory, and one more per worker while it collates.
+    The preferred number is the requested one (its memory is then part of the measured peak), else the winner of the race, else
+    the best one by the measurement of the input pipeline, else one that suits the cores. Batches in flight at once: `workers x
+    prefetch` and the one in use, all in shared memory, and one more per worker while it collates.
 
     Args:
-        largest_batch: samples of the largest batch that a loader will build, for training or evaluation.
-        room_bytes: what the budget leaves beside the training process's own peak.
-        samples_per_s: of a training that fetches its batches itself, where that was timed.
+        largest_batch: samples of the largest batch that a loader builds, for training or evaluation.
+        room_bytes: bytes that the budget leaves beside the peak of the training process itself.
+        samples_per_s: speed of a training that fetches its batches itself, if that was timed.
     """
     measured_with = calibration.options.workers or 0
     environment = calibration.environment
@@ -69,7 +69,7 @@ def choose_workers(
         return Workers(0, None, wish.why, "there are no workers")
     batch_bytes = 0 if calibration.facts is None else int(calibration.facts.batch_bytes_per_sample * largest_batch)
     shm = environment.shared_memory
-    # Unknown where there is no /dev/shm (not Linux): torch passes tensors by other means there.
+    # Unknown without /dev/shm (not Linux): torch passes tensors by other means there.
     shm_bytes = None if shm is None else int(shm.free_bytes * SHM_SHARE)
     each = worker_bytes(calibration, wish.start)
     why_start = _why_start(calibration, wish.start)
@@ -107,7 +107,7 @@ def _why_start(calibration: Calibration, start: str | None) -> str:
 
 
 def _wish(calibration: Calibration, finding: Finding, samples_per_s: float | None) -> _Wish:
-    """What would be best if there were memory for it."""
+    """Return the best workers, without regard to memory."""
     asked, environment = calibration.options.workers, calibration.environment
     cores = environment.cpu.cores.value
     tried = _tried(calibration)
@@ -136,7 +136,7 @@ def _wish(calibration: Calibration, finding: Finding, samples_per_s: float | Non
 
 
 def _raced(finals: Finals) -> str:
-    """What the race of workers says."""
+    """Describe the result of the race of workers."""
     winner = finals.winner
     others = [one for one in finals.finalists if bool(one.num_workers) != bool(winner.num_workers)]
     timed = max((one.samples_per_s for one in others if one.samples_per_s is not None), default=None)
@@ -151,8 +151,8 @@ def _raced(finals: Finals) -> str:
 
 
 def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, cores: float, *, on_host: bool) -> _Wish | None:
-    """By conservation of work: what a step spends on its batch, workers do beside it, on the cores that there are, and no
-    faster than they were seen to. None: not both were measured."""
+    """Return the best workers by conservation of work: they fetch the batch of a step beside it, on the available cores, and not
+    faster than measured. None: one of the two speeds was not measured."""
     alone = None if pipeline is None else pipeline.of(0)
     if pipeline is None or alone is None or alone.samples_per_s is None or samples_per_s is None:
         return None
@@ -171,7 +171,7 @@ def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, core
     gain = step_s / best_s
     if not worth_it(gain, cores):
         return _Wish(0, f"{share}: workers would gain {max(0.0, gain - 1):.0%} at most")
-    # The fewest that are within a few percent of the best.
+    # The fewest workers that are within a few percent of the best.
     config = min(
         (config for seconds, config in expected if seconds <= best_s * (1 + pipeline.tie)),
         key=lambda config: (config.num_workers, config.prefetch_factor or 0),
@@ -180,7 +180,7 @@ def _promised(pipeline: PipelineResult | None, samples_per_s: float | None, core
 
 
 def worker_bytes(calibration: Calibration, start: str | None = None) -> int:
-    """Private memory of one worker beside its batches, started by `start` or as the platform does."""
+    """Private memory of one worker beside its batches, bytes. `start` is the start method; None: the platform's default."""
     tried = _tried(calibration)
     measured = 0
     if tried is not None and tried.start == start:

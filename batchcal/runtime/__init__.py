@@ -1,1 +1,1 @@
-"""Puts a Plan into force in this process: threads, allocator, loader, exact accumulation."""
+"""Apply a Plan in this process: threads, allocator, loader, exact accumulation."""

@@ -1,6 +1,6 @@
 """Micro-batches in groups, one group per optimizer step, and the exact weight of each.
 
-A loop of one's own accumulates like this, and its gradients are those of the undivided batch:
+A user's own loop accumulates like this. Its gradients are those of the undivided batch:
 
     loader = batchcal.make_loader(plan, dataset)
     for group in batchcal.accumulate(plan, loader):
@@ -27,21 +27,21 @@ from batchcal.runtime.worker_deaths import raise_postponed
 
 @dataclass(frozen=True)
 class Group:
-    """The micro-batches of one optimizer step, loaded as they are asked for."""
+    """The micro-batches of one optimizer step, loaded on request."""
 
     samples: int | None
-    """In all of them. None: a stream, of which that is known when they have come."""
+    """Samples of all micro-batches. None: a stream, whose number is unknown until all are read."""
     micro_batches: Iterator[MicroBatch]
 
 
 def accumulate(plan: Plan, loader: DataLoader[object]) -> Iterator[Iterator[tuple[object, float]]]:
-    """One pass over `loader` in groups; in each group, every micro-batch with its weight.
+    """Iterate once over `loader` in groups. Each group yields every micro-batch with its weight.
 
-    The weights of a group sum to 1: the samples of the micro-batch over the samples of its group, which is exact for uneven and
-    for the last, smaller groups too. The loss must be the mean over the samples of the batch it was given.
+    The weights of a group sum to 1: the samples of the micro-batch divided by the samples of its group. This is exact for uneven
+    groups and for the last, smaller one, too. The loss must be the mean over the samples of its batch.
 
-    Micro-batches are loaded one by one: how many samples a group has is known before. Only those of a stream (an IterableDataset)
-    are gathered until their group is complete. What a caller leaves of a group is skipped when it asks for the next.
+    Micro-batches are loaded one by one: the number of samples of a group is known in advance. Only those of a stream (an
+    IterableDataset) are collected until their group is complete. If a caller leaves a group early, its rest is skipped.
 
     Args:
         loader: from `batchcal.make_loader(plan, ...)`.
@@ -55,8 +55,8 @@ def accumulate(plan: Plan, loader: DataLoader[object]) -> Iterator[Iterator[tupl
 
 
 def groups(loader: DataLoader[object]) -> Iterator[Group]:
-    """One pass over a loader of `make_loader`, a group at a time, nothing gathered: no batch is alive but the caller's own and
-    those that the loader prefetches.
+    """Iterate once over a loader of `make_loader`, group by group, without collecting batches: only the caller's own batch and
+    those that the loader prefetches are alive.
 
     Raises:
         UsageError: the loader is not from `make_loader`.
@@ -96,7 +96,7 @@ def _weighed(loader: DataLoader[object]) -> Iterator[Iterator[tuple[object, floa
 
 
 def _shares(micro_batches: Iterator[MicroBatch], total: int) -> Iterator[tuple[object, float]]:
-    # map, because a generator's own name would keep a batch alive while the next one is loaded.
+    # map, because a generator's own variable would keep a batch alive while the next one is loaded.
     return map(partial(_share, total=total), micro_batches)
 
 
@@ -106,7 +106,7 @@ def _share(micro_batch: MicroBatch, total: int) -> tuple[object, float]:
 
 def _sampled_groups(loader: DataLoader[object], sampler: GroupSampler) -> Iterator[Group]:
     batches = iter(loader)
-    # The first of a group is loaded to know that there is one; a list to take it from, so that nothing here holds on to it.
+    # The first batch is loaded to check that a group exists. It is passed in a list, so that no variable here keeps it alive.
     for first in batches:
         drawn = sampler.taken()
         held = [(MicroBatch(first, len(drawn.indices), drawn.indices), drawn.ends_group)]
@@ -136,7 +136,7 @@ def _stream_groups(loader: DataLoader[object], stream: StreamBatches) -> Iterato
     batches = iter(loader)
     size = len(stream.micro_batches)
     for first in batches:
-        # Workers have a copy of their own, which has forgotten by itself that it should begin in the middle.
+        # Workers have their own copy, which has already reset its own start in the middle.
         stream.first_sample = 0
         held = [_counted(first)]
         del first

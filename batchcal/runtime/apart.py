@@ -1,7 +1,7 @@
-"""Reading samples before DataLoader workers are started: in a process of its own, so that the workers inherit nothing of it.
+"""Read samples before DataLoader workers are started: in a separate process, so that the workers inherit nothing from it.
 
-A dataset that opens its file on the first read is safe with workers only as long as the process that forks them has read nothing:
-else they inherit one open file and move each other's position.
+A dataset that opens its file on the first read is safe with workers only if the process that forks them has not read a sample.
+Otherwise they inherit one open file and change each other's position in it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 
 def read_apart(read: Callable[[], T], *, workers: int) -> T:
-    """The result of `read`, which reads samples. It has to pickle.
+    """Return the result of `read`, which reads samples. The result must be picklable.
 
     Args:
         workers: DataLoader workers that are started later. 0: this process reads all samples, and `read` runs in it.
 
     Raises:
         UserCodeError: `read` raised, or its process ended.
-        BatchcalError: as `read`.
+        BatchcalError: `read` raised it.
     """
     if workers == 0 or "fork" not in multiprocessing.get_all_start_methods():
         return read()
@@ -57,14 +57,14 @@ def read_apart(read: Callable[[], T], *, workers: int) -> T:
 
 
 def _answer(answer: Connection, read: Callable[[], object]) -> None:
-    """Run `read` as a DataLoader worker runs: with one thread, since those of the parent are not there."""
+    """Run `read` like a DataLoader worker: with one thread, because the parent's threads do not exist here."""
     end_with_the_parent(0)
     torch.set_num_threads(1)
     try:
         result = read()
     except BatchcalError as error:
         result = error
-    except Exception as error:  # noqa: BLE001 - the user's dataset may raise anything, also what does not pickle
+    except Exception as error:  # noqa: BLE001 - the user's dataset may raise any error, also one that is not picklable
         result = blame(error, "reading the training data", try_="--workers 0")
     answer.send_bytes(pickle.dumps(result))
     answer.close()

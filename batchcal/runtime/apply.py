@@ -1,4 +1,4 @@
-"""Puts a plan into force in this process: threads now, the allocator now or by starting the process anew."""
+"""Apply a plan in this process: threads now, the allocator now or by a restart of the process."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from batchcal.plan.plan import Plan
 from batchcal.runtime.threads import apply_threads
 
 REEXEC_VARIABLE: Final = "BATCHCAL_REEXEC"
-"""`PID:POLICY` of a process that has started itself anew, which keeps its id. Children have other ids and are not held back."""
+"""`PID:POLICY` of a process that has restarted itself, which keeps its id. Children have other ids and may restart themselves."""
 
 
 class AllocatorNotInForce(UserWarning):
-    """The plan was measured under an allocator that this process does not run under, so its peak may be another."""
+    """The plan was measured under another allocator than that of this process, so its peak may differ."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What is in force now."""
+    """Settings that are in force now."""
 
     allocator: PolicyName
     notices: tuple[str, ...] = ()
-    """What of the plan is not."""
+    """Settings of the plan that are not in force."""
 
 
 def apply(plan: Plan) -> Applied:
-    """Use the plan's threads and allocator from here on. Call it first, before torch works.
+    """Use the plan's threads and allocator from now on. Call it first, before torch runs.
 
-    `retain` is put into force at once; every other policy must be there when a process starts. A process that was started without
-    it goes on under its own, with a warning: `batchcal exec -- python train.py` starts it right, and `batchcal.load_plan` makes
-    plans for the allocator that is there.
+    `retain` takes effect at once. Every other policy must be set when a process starts. A process that was started without it
+    keeps its own policy, with a warning: `batchcal exec -- python train.py` starts it correctly, and `batchcal.load_plan`
+    makes plans for the allocator of the process.
 
     Raises:
         UsageError: torch already uses another number of threads between operators, or the plan names an allocator that this
@@ -48,10 +48,10 @@ def apply(plan: Plan) -> Applied:
 
 
 def reexec_for(plan: Plan) -> None:
-    """Start this process anew, with the same command and the same id, where the plan's allocator needs that.
+    """Restart this process, with the same command and the same id, if the plan's allocator needs that.
 
-    Returns where nothing is to be done: the policy is in force, `apply` can put it into force, or the process was started anew
-    for it already (`apply` then says that it had no effect).
+    Returns if no restart is needed: the policy is in force, `apply` can put it into force, or the process was already restarted
+    for it (`apply` then warns that this had no effect).
 
     Raises:
         UsageError: this system does not have the plan's allocator.
@@ -63,7 +63,7 @@ def reexec_for(plan: Plan) -> None:
     if policy.kind == "mallopt" and in_force() == "default":
         return
     environment = policy.process_environment(os.environ) | {REEXEC_VARIABLE: mark}
-    # What is buffered would be lost.
+    # Buffered output would be lost.
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -1,4 +1,4 @@
-"""Which samples make which micro-batch: groups of exactly the effective batch, every sample once per epoch."""
+"""Assign samples to micro-batches: groups of exactly the effective batch, every sample once per epoch."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ from batchcal.plan.split import split, split_by
 from batchcal.runtime.cutting import cuts_equal
 
 PROOF_SAMPLES: Final = 8
-"""Of a stream's first batch: whether its batches may be cut is tried with so many, which costs little even of large samples."""
+"""Samples of a stream's first batch that test whether its batches may be cut. The test is cheap, even with large samples."""
 
 
 class MicroBatch(NamedTuple):
-    """A collated batch and how many samples are in it, which a batch cannot be asked for in general."""
+    """A collated batch and its number of samples, which cannot be read from a batch in general."""
 
     batch: object
     samples: int
     indices: tuple[int, ...] | None = None
-    """Of its samples in the dataset, in order. None: a stream has none."""
+    """Indices of its samples in the dataset, in order. None: a stream has no indices."""
     cuttable: bool = False
-    """Whether cutting along its rows was proven equal to collating fewer samples; see `runtime.cutting`."""
+    """True if cutting along its rows was proven equal to collating fewer samples; see `runtime.cutting`."""
 
 
 class Drawn(NamedTuple):
-    """The samples of one micro-batch, noted as its indices are handed out."""
+    """The samples of one micro-batch, recorded when its indices are yielded."""
 
     indices: tuple[int, ...]
     group_samples: int
-    """In the whole group, the samples of one optimizer step, that it belongs to."""
+    """Samples of the complete group that it belongs to, which is one optimizer step."""
     ends_group: bool
 
 
 Allowed = Callable[[Sequence[int]], int]
-"""Indices of samples -> how many of them, from the first on, one micro-batch may hold now. At least 1."""
+"""Indices of samples -> number of them, from the first on, that one micro-batch may contain now. At least 1."""
 
 
 class GroupSampler(Sampler[list[int]], ABC):
     """The indices of each micro-batch of an epoch, in groups, one group per optimizer step.
 
-    Each pass is the next epoch and begins when its first indices are asked for. The indices of a micro-batch are settled as late:
-    with `limit` set, a planned micro-batch is cut into smaller ones by what is allowed at that moment. A group keeps its samples
-    however it is cut. Nothing is ever joined: the plan is the upper bound.
+    Each pass is the next epoch and begins when its first indices are requested. The indices of a micro-batch are also decided on
+    request: with `limit` set, a planned micro-batch is cut into smaller ones by the limit at that moment. A group keeps its
+    samples, however it is cut. Micro-batches are never joined: the plan is the upper bound.
     """
 
     def __init__(self, *, effective_batch: int, epoch: int = 0) -> None:
         self.effective_batch = effective_batch
-        """Samples of a whole group."""
+        """Samples of a complete group."""
         self.epoch = epoch
-        """The next pass's."""
+        """Epoch of the next pass."""
         self.limit: Allowed | None = None
         self.rule: SizeRule | None = None
-        """Which sizes a planned micro-batch may be cut into. None: all."""
+        """Sizes into which a planned micro-batch may be cut. None: all."""
         self._drawn: deque[Drawn] = deque()
 
     @abstractmethod
     def planned(self) -> Iterator[Sequence[Sequence[int]]]:
-        """The groups of the pass that begins now, each as its planned micro-batches of indices.
+        """Return the groups of the pass that begins now, each as its planned micro-batches of indices.
 
-        Called once per pass, before `epoch` is counted up. A subclass that was told to begin in the middle forgets that here.
+        Called once per pass, before `epoch` is incremented. A subclass that begins in the middle of an epoch resets that here.
         """
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -80,31 +80,31 @@ class GroupSampler(Sampler[list[int]], ABC):
                 while rest:
                     size = len(rest) if self.limit is None else min(len(rest), self.limit(rest))
                     if size < len(rest):
-                        # Even parts rather than full ones and a small rest.
+                        # Even parts, not full ones and a small rest.
                         size = self._cut(len(rest), size)
                     piece, rest = rest[:size], rest[size:]
                     self._drawn.append(Drawn(tuple(piece), samples, place == last and not rest))
                     yield piece
 
     def _cut(self, samples: int, most: int) -> int:
-        """The first of the parts into which `samples` are cut; all of them where the task does not take such parts."""
+        """Size of the first part into which `samples` are cut; all of them if the task does not accept such parts."""
         if self.rule is None:
             return split(samples, most)[0]
         parts = () if self.rule.one_size else split_by(self.rule, samples, most)
         return parts[0] if parts else samples
 
     def taken(self) -> Drawn:
-        """What is known of the next batch that the loader delivers: batches come in the order in which indices were asked for."""
+        """Return the record of the loader's next batch. Batches arrive in the order in which their indices were requested."""
         return self._drawn.popleft()
 
 
 class MicroBatchSampler(GroupSampler):
-    """A group has the sizes of `micro_batches`; its samples are the next ones of the epoch's order.
+    """Sampler of groups with the sizes of `micro_batches`. The samples of a group are the next ones of the epoch's order.
 
-    The last group of an epoch is what is left: in the sizes of `last_group` where their sum is that, else as `divide` divides it;
-    without that, split evenly into parts no larger than the plan's. With `drop_last` it is left out. The order follows from
-    `seed` and the epoch's number alone: a run that resumes in epoch 7 has epoch 7's order, from `first_sample` on, whatever the
-    sizes were before.
+    The last group of an epoch has the remaining samples: in the sizes of `last_group` if their sum is equal, else as `divide`
+    divides it. Without `divide`, it is split evenly into parts not larger than the plan's. With `drop_last`, it is left out. The
+    order depends only on `seed` and the epoch's number: a run that resumes in epoch 7 has the order of epoch 7, from
+    `first_sample` on, for any earlier sizes.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class MicroBatchSampler(GroupSampler):
         return self._groups(schedule, order, at)
 
     def schedule(self) -> tuple[tuple[int, ...], ...]:
-        """The sizes of the micro-batches of every group of the next pass."""
+        """Return the sizes of the micro-batches of every group of the next pass."""
         whole, rest = divmod(self.samples - self._first_sample, self.effective_batch)
         groups = [self.micro_batches] * whole
         if rest and not self._drop_last:
@@ -145,7 +145,7 @@ class MicroBatchSampler(GroupSampler):
         return tuple(groups)
 
     def __len__(self) -> int:
-        """Micro-batches of the next pass, as planned."""
+        """Number of planned micro-batches of the next pass."""
         return sum(len(group) for group in self.schedule())
 
     @staticmethod
@@ -164,20 +164,19 @@ class MicroBatchSampler(GroupSampler):
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
-    """A generator of its own for one epoch, so that what is drawn neither depends on nor moves the global one."""
-    # Hashed, since torch's CPU generator takes 32 bits of a seed and neighbouring (seed, epoch) must not share an order.
+    """Return a separate generator for one epoch: its numbers neither depend on the global generator nor advance it."""
+    # Hashed, because torch's CPU generator takes 32 bits of a seed and neighbouring (seed, epoch) must not share an order.
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 class StreamBatches(IterableDataset[MicroBatch]):
-    """Micro-batches of a dataset that can only be read in order: the plan's sizes in turn, then what is left.
+    """Micro-batches of a dataset that can only be read in order: the plan's sizes one after another, then the remaining samples.
 
-    A pass ends where the stream ends, or after `samples`, its length where it has one: an endless stream with a length has epochs
-    too.
+    A pass ends with the stream, or after `samples`, its length if it has one: an endless stream with a length has epochs, too.
 
-    `first_sample`: how many samples the next pass reads past. `rule`: which sizes the task takes; samples at the end that make no
-    such size are left out, since the length of a stream is unknown before it ends.
+    `first_sample`: number of samples that the next pass skips. `rule`: sizes that the task accepts. Samples at the end that do
+    not make such a size are left out, because the length of a stream is unknown before it ends.
     """
 
     def __init__(
@@ -216,5 +215,5 @@ class StreamBatches(IterableDataset[MicroBatch]):
 
 
 def unchanged(batch: object) -> object:
-    """The collate function of batches that are batches already."""
+    """Collate function for items that are already batches."""
     return batch

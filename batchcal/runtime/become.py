@@ -1,4 +1,4 @@
-"""This process becomes another program: the same id, the same parent, the same open streams."""
+"""Replace this process by another program: the same id, the same parent, the same open streams."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Final, NoReturn
 from batchcal.core.errors import UsageError
 
 IGNORED_BY_PYTHON: Final = ("SIGPIPE", "SIGXFSZ")
-"""Python ignores them for itself, and a program that is exec'd inherits that: `yes | head` would never end."""
+"""Signals that Python ignores for itself. A program that is started by exec inherits this: `yes | head` would never end."""
 
 
 def become(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Starts `command` in the place of this process, looked up on the PATH of `environment`.
+    """Start `command` in place of this process, looked up on the PATH of `environment`.
 
-    Signals reach it as they reached us, PID 1 of a container included; what was ignored when we began stays ignored.
+    Signals reach it as they reached this process, also as PID 1 of a container. Signals that were ignored at our start stay so.
 
     Raises:
         UsageError: there is no such program, or it cannot be started.
     """
     check_startable(command, environment)
-    # What is buffered would be lost.
+    # Buffered output would be lost.
     sys.stdout.flush()
     sys.stderr.flush()
     restored = [getattr(signal, name) for name in IGNORED_BY_PYTHON if hasattr(signal, name)]

@@ -1,4 +1,4 @@
-"""Cutting a collated batch along its rows, and when that is the same as to collate fewer samples."""
+"""Cut a collated batch along its rows, and check whether this equals collating fewer samples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from batchcal.workload.step import map_tensors
 
 
 def cut(batch: object, start: int, stop: int) -> object:
-    """The rows from `start` up to but without `stop` of every tensor, as views."""
+    """Return the rows from `start` to `stop` (excluded) of every tensor, as views."""
     return map_tensors(batch, lambda tensor: tensor[start:stop])
 
 
 def is_by_sample(batch: object, samples: int) -> bool:
-    """Whether every leaf is a tensor of `samples` rows. A total or a longest length belongs to the complete batch."""
+    """True if every leaf is a tensor of `samples` rows. A total or a longest length belongs to the complete batch."""
     if isinstance(batch, Tensor):
         return batch.dim() > 0 and batch.shape[0] == samples
     parts = _parts(batch)
@@ -27,9 +27,9 @@ def is_by_sample(batch: object, samples: int) -> bool:
 
 
 def cuts_equal(samples: Sequence[object], collate: Callable[..., object]) -> bool:
-    """Whether cutting a batch of `samples` equals collating fewer of them, apart from more padding: tried with both halves.
+    """True if cutting a batch of `samples` equals collating fewer of them, apart from more padding. Tested with both halves.
 
-    The random numbers that a collate function draws are put back; one that draws some is not proven equal.
+    The random state is restored afterwards. A collate function that draws random numbers is not proven equal.
     """
     count = len(samples)
     if count < 2:
@@ -51,7 +51,7 @@ def cuts_equal(samples: Sequence[object], collate: Callable[..., object]) -> boo
 
 
 def _same(collated: object, part: object) -> bool:
-    """Whether `part` of a larger batch equals the batch `collated` from its samples alone."""
+    """True if `part` of a larger batch equals the batch `collated` from its samples alone."""
     if isinstance(collated, Tensor) and isinstance(part, Tensor):
         return _same_but_for_padding(collated, part)
     left, right = _parts(collated), _parts(part)
@@ -61,7 +61,7 @@ def _same(collated: object, part: object) -> bool:
 
 
 def _same_but_for_padding(collated: Tensor, part: Tensor) -> bool:
-    """The longest sample may be in the other half: `part` is then longer, by one value that is repeated."""
+    """Compare without padding. If the longest sample is in the other half, `part` is longer, by one repeated value."""
     if collated.dtype != part.dtype or collated.dim() != part.dim() or collated.shape[:1] != part.shape[:1]:
         return False
     if any(own > other for own, other in zip(collated.shape, part.shape, strict=True)):

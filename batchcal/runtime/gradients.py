@@ -1,4 +1,4 @@
-"""The gradients of a group, kept apart from those of the pass that is going on."""
+"""The gradients of a group, kept separate from those of the current pass."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from batchcal.workload.task import Task
 
 
 class GroupGradients:
-    """The sum over the passes of a group that went well.
+    """The sum over the successful passes of a group.
 
-    A backward pass that fails in its middle has added to some gradients and not to others. So each pass but the first begins
-    without any, and what was there is set aside: a pass that failed is undone by letting its own gradients go. The additions are
-    those that autograd would have done; a second copy of the gradients is held while a group has more than one micro-batch.
+    A backward pass that fails in the middle has added to some gradients and not to others. Therefore each pass except the first
+    begins without gradients, and the earlier ones are stored separately: a failed pass is undone by dropping its own gradients.
+    The additions are those that autograd would do. A second copy of the gradients exists while a group has more than one
+    micro-batch.
     """
 
     def __init__(self, task: Task) -> None:
@@ -22,10 +23,10 @@ class GroupGradients:
         self._sums: list[Tensor | None] | None = None
 
     def begin(self) -> None:
-        """A further pass begins: the gradients that are there went well."""
+        """Begin a further pass. The present gradients are from a successful pass."""
         if self._sums is None:
             self._sums = [None] * len(self._parameters)
-        # One by one, each added and let go before the next: where this fails in the middle, it goes on from there.
+        # One by one, each added and freed before the next: after a failure in the middle, the next call continues from there.
         for place, parameter in enumerate(self._parameters):
             gradient, total = parameter.grad, self._sums[place]
             if gradient is None:
@@ -35,16 +36,16 @@ class GroupGradients:
             elif total.layout is torch.strided:
                 total.add_(gradient)
             else:
-                self._sums[place] = total + gradient  # the sparse ones of an embedding
+                self._sums[place] = total + gradient  # sparse gradients of an embedding
             parameter.grad = None
 
     def drop(self) -> None:
-        """The pass failed: its gradients go."""
+        """Drop the gradients of a failed pass."""
         for parameter in self._parameters:
             parameter.grad = None
 
     def finish(self) -> None:
-        """The last pass went well: every parameter has the sum over the group."""
+        """End the group after its last successful pass. Every parameter gets the sum over the group."""
         if self._sums is None:
             return
         self.begin()
@@ -53,11 +54,11 @@ class GroupGradients:
         self._sums = None
 
     def scale(self, factor: float) -> None:
-        """Multiplies what the passes that went well have added."""
+        """Multiply the sum over the successful passes."""
         for gradient in (*(parameter.grad for parameter in self._parameters), *(self._sums or ())):
             if gradient is not None:
                 gradient.mul_(factor)
 
     def any(self) -> bool:
-        """Whether a parameter has a gradient. To be called after `finish`."""
+        """True if a parameter has a gradient. Call it after `finish`."""
         return any(parameter.grad is not None for parameter in self._parameters)

@@ -18,7 +18,7 @@ from batchcal.workload.step import batch_weight, clear_gradients, forward_backwa
 from batchcal.workload.task import Task
 
 Skip = Literal["no-weight", "no-gradient", "overflow"]
-"""Reason for which a group made no optimizer step: all of its weights are 0; its loss does not depend on any parameter (nothing
+"""Reason why a group made no optimizer step: all of its weights are 0; its loss does not depend on any parameter (nothing
 in it is labelled); or a float16 gradient overflowed, and the scaler tries a lower scale."""
 
 
@@ -50,7 +50,7 @@ class GroupResult:
     """The result of one optimizer step."""
 
     loss: float
-    """Mean over the group's weight. 0 where that is 0."""
+    """Mean over the group's weight. 0 if the weight is 0."""
     weight: float
     """Total weight: samples, or what the task's `weight_of` counts."""
     samples: int
@@ -60,30 +60,30 @@ class GroupResult:
     grad_norm: float | None
     """Euclidean norm of the gradient before clipping. None: it was not requested, or there is no gradient."""
     skipped: Skip | None = None
-    """Reason for which the optimizer did not step. None: it did."""
+    """Reason why the optimizer did not step. None: it did."""
 
 
 @runtime_checkable
 class Weighing(Protocol):
-    """A loss that keeps account of a group: it wants to know how each batch weighs, and which did not count."""
+    """A loss that keeps records of a group: it needs the weight of each batch, and the batches that did not count."""
 
     def weigh(self, weight: float) -> None:
-        """What the mean loss of the next batch weighs."""
+        """Receive the weight of the mean loss of the next batch."""
         ...
 
     def take_back(self) -> None:
-        """The pass over the last batch failed and will be run again."""
+        """Forget the last batch: its pass failed and will be run again."""
         ...
 
 
 class Passes:
-    """Forward and backward passes of one group, each of which may be undone.
+    """Forward and backward passes of one group. Each pass can be undone.
 
-    Weights are divided by the expected weight of the group, so that the gradients have the size that they have in a plain loop,
-    which divides each loss by the number of micro-batches: a float16 gradient then overflows no earlier.
+    Weights are divided by the expected weight of the group, so that the gradients are as large as in a plain loop, which divides
+    each loss by the number of micro-batches. A float16 gradient then does not overflow earlier.
 
     Args:
-        samples: how many the group will have. None: unknown, the first micro-batch then stands for the group.
+        samples: number of samples of the group. None: unknown; the first micro-batch then represents the group.
     """
 
     def __init__(self, task: Task, device: torch.device, scaler: GradScaler | None, samples: int | None = None) -> None:
@@ -96,12 +96,12 @@ class Passes:
         self.again: Callable[[], float] | None = None
         """Computes the gradients of the group again, for an optimizer that needs a closure."""
         self.unit = 0.0
-        """Divisor of the weights. 0: not settled yet."""
+        """Divisor of the weights. 0: not set yet."""
         self.finished = False
-        """The optimizer's step is all that is left."""
+        """True if only the optimizer's step is left."""
 
     def run(self, micro_batch: MicroBatch) -> Share:
-        """Forward and backward; the gradients of weight x mean join those of the group."""
+        """Run forward and backward, and add the gradients of weight x mean to those of the group."""
         self._running = self._weighed = False
         if self._begun:
             self._gradients.begin()
@@ -109,7 +109,7 @@ class Passes:
         batch = move(micro_batch.batch, self._device)
         weight = batch_weight(self._task, batch, micro_batch.samples)
         if weight == 0:
-            # A mean over nothing is NaN, and 0 x NaN is too.
+            # The mean of no values is NaN, and 0 x NaN is NaN, too.
             self._running = False
             return Share(0.0, 0.0, micro_batch.samples, 1, micro_batch.samples)
         self._expect(weight, micro_batch.samples)
@@ -123,7 +123,7 @@ class Passes:
         return Share(weight * loss, weight, micro_batch.samples, 1, micro_batch.samples)
 
     def _expect(self, weight: float, samples: int) -> None:
-        """Settles the unit; raises it where a micro-batch weighs more than the group was expected to."""
+        """Set the unit. Increase it if a micro-batch has more weight than the expected weight of the group."""
         expected = weight if self._samples is None else max(weight, weight / max(samples, 1) * self._samples)
         if self.unit == 0:
             self.unit = expected
@@ -132,10 +132,10 @@ class Passes:
             self.unit = weight
 
     def _keep(self, batch: object, loss: float) -> None:
-        """For the closure, whose first call gets what this pass computed.
+        """Keep the pass for the closure. The first call of the closure returns the result of this pass.
 
         Raises:
-            UsageError: there is a micro-batch already.
+            UsageError: the group already has a micro-batch.
         """
         name = type(self._task.optimizer).__name__
         if self.again is not None:
@@ -155,7 +155,7 @@ class Passes:
         versions = [parameter._version for parameter in parameters]
 
         def is_current() -> bool:
-            """Whether the optimizer has neither moved the parameters nor cleared the gradients since they were computed."""
+            """True if the optimizer has neither changed the parameters nor cleared the gradients since they were computed."""
             moved = any(parameter._version != before for parameter, before in zip(parameters, versions, strict=True))
             return not moved and any(one.grad is not None and bool(one.grad.any()) for one in parameters)
 
@@ -169,7 +169,7 @@ class Passes:
         self.again = again
 
     def undo(self) -> None:
-        """What a pass that did not end has added to the gradients goes. Those of the passes before stay."""
+        """Drop the gradients of a pass that did not end. Those of the earlier passes stay."""
         if self._running:
             self._gradients.drop()
             if self._weighing is not None and self._weighed:
@@ -177,29 +177,29 @@ class Passes:
         self._running = False
 
     def finish(self) -> None:
-        """All went well: the gradients are those of the group."""
+        """End a successful group: the gradients are now those of the group."""
         self._gradients.finish()
         self.finished = True
 
     def has_gradient(self) -> bool:
-        """Whether a loss of the group depended on a parameter."""
+        """True if a loss of the group depended on a parameter."""
         return self._gradients.any()
 
 
 class Guard(Protocol):
-    """Stands between a group and what may go wrong in it."""
+    """Protection of a group against failures."""
 
     def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
-        """Sees a micro-batch through `passes.run`, in parts if it must."""
+        """Run a micro-batch by `passes.run`, in parts if necessary."""
         ...
 
     def before_update(self) -> None:
-        """The gradients are whole, the optimizer's step comes next. May raise: nothing has changed yet."""
+        """Prepare for the optimizer's step. The gradients are complete. May raise: nothing has changed yet."""
         ...
 
 
 class Unguarded:
-    """Everything as it comes."""
+    """A guard that runs every micro-batch as it is."""
 
     def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
         return passes.run(micro_batch)
@@ -219,28 +219,28 @@ def run_group(
     max_norm: float | None = None,
     samples: int | None = None,
 ) -> GroupResult:
-    """Forward and backward over every micro-batch, then one step of the optimizer.
+    """Run forward and backward over every micro-batch, then one step of the optimizer.
 
     The gradients are those of the undivided batch: each micro-batch adds weight x mean, and their sum is divided by the total
-    weight before the step. So weights need not be known beforehand, and `micro_batches` is consumed one by one: no micro-batch is
+    weight before the step. Weights need not be known in advance, and `micro_batches` is consumed one by one: no micro-batch is
     kept while the next is made.
 
-    A micro-batch of weight 0, or whose loss is a constant, adds zero. Where no micro-batch adds a gradient, the optimizer does
-    not step, and the result says so.
+    A micro-batch with weight 0 or with a constant loss adds zero. If no micro-batch adds a gradient, the optimizer does not step,
+    and the result has the reason.
 
     Args:
-        task: prepared for `device`; gradients clear, as every group leaves them.
+        task: prepared for `device`, with clear gradients, as every group leaves them.
         scaler: for float16 autocast, else None.
-        clear_first: clear the gradients of the step before now, and leave this one's: as loops do that call `zero_grad` before
-            the forward pass, whose gradients are there while the next batch is made.
-        guard: runs each micro-batch; None: as it is.
+        clear_first: clear the gradients of the previous step now, and keep those of this step. Loops that call `zero_grad` before
+            the forward pass do so: their gradients are in memory while the next batch is made.
+        guard: runs each micro-batch. None: each runs as it is.
         max_norm: clip the gradient to this norm (math.inf: only report the norm).
-        samples: of the group, where that is known and `micro_batches` is not a sequence. Only float16 gradients depend on it: on
-            their magnitude before they are divided.
+        samples: number of samples of the group, if it is known and `micro_batches` is not a sequence. It affects only the
+            magnitude of float16 gradients before they are divided.
 
     Raises:
-        ValueError: no micro-batch at all.
-        UsageError: several micro-batches, or float16, and an optimizer that needs a closure.
+        ValueError: there is no micro-batch.
+        UsageError: several micro-batches, or float16, with an optimizer that needs a closure.
     """
     if clear_first:
         clear_gradients(task)
@@ -274,7 +274,7 @@ def run_group(
 
 
 def _without_step(passes: Passes, total: Share) -> Skip | None:
-    """Reason for which the group makes no step. None: it makes one."""
+    """Reason why the group makes no step. None: it makes a step."""
     if total.weight == 0:
         return "no-weight"
     return None if passes.has_gradient() else "no-gradient"

@@ -26,7 +26,7 @@ from batchcal.workload.streams import length_of
 
 @dataclass(frozen=True, kw_only=True)
 class DataLoaderConfig:
-    """Settings of a DataLoader that hold together. What torch would refuse late, or accept and then hang on, is refused here.
+    """Consistent settings of a DataLoader. Settings that torch rejects late, or accepts and then hangs on, are rejected here.
 
     Raises:
         UsageError: they contradict each other or this platform.
@@ -48,7 +48,7 @@ class DataLoaderConfig:
                     raise UsageError(f"{name} is set and there are no workers", try_=f"{name}=None, or num_workers=1")
             if self.persistent_workers:
                 raise UsageError("persistent_workers is set and there are no workers", try_="persistent_workers=False")
-        # torch takes 0 and fails when the first batch is asked for.
+        # torch accepts 0 and fails when the first batch is requested.
         if self.prefetch_factor is not None and self.prefetch_factor < 1:
             raise UsageError(f"prefetch_factor {self.prefetch_factor} is below 1", try_="prefetch_factor=2")
         methods = multiprocessing.get_all_start_methods()
@@ -56,13 +56,13 @@ class DataLoaderConfig:
             raise UsageError(
                 f"start method {self.multiprocessing_context!r} does not exist here", known=f"valid values: {', '.join(methods)}"
             )
-        # torch warns and goes on without; then the plan would not be what runs.
+        # torch warns and continues without it. The run would then differ from the plan.
         if self.pin_memory and not torch.accelerator.is_available():
             raise UsageError("pin_memory is set and there is no accelerator to copy to", try_="pin_memory=False")
 
     @classmethod
     def of(cls, plan: Plan) -> DataLoaderConfig:
-        """The settings that `plan` names."""
+        """Return the settings of `plan`."""
         return cls(
             num_workers=plan.num_workers,
             prefetch_factor=plan.prefetch_factor,
@@ -84,26 +84,26 @@ def make_loader(
     first_sample: int = 0,
     sampler: GroupSampler | None = None,
 ) -> DataLoader[object]:
-    """A loader whose batches are the plan's micro-batches: `batchcal.accumulate(plan, loader)` groups and weighs them.
+    """Return a loader whose batches are the plan's micro-batches. `batchcal.accumulate(plan, loader)` groups and weights them.
 
-    Every sample comes once per epoch. The last group of an epoch is smaller, and split evenly. Each pass over the loader is the
-    next epoch and has an order of its own.
+    Every sample is read once per epoch. The last group of an epoch is smaller, and split evenly. Each pass over the loader is the
+    next epoch, with its own order.
 
-    A dataset that can only be read in order (an IterableDataset) is batched in order, by one worker at most, since more would
-    each read the whole of it. An epoch ends after its length, where it has one. Its loader yields micro-batches with their number
-    of samples, since the size of the last one is unknown beforehand; `accumulate` takes them apart.
+    A dataset that can only be read in order (an IterableDataset) is batched in order, by one worker at most, because each further
+    worker would read all of it again. An epoch ends after its length, if it has one. Its loader yields micro-batches with their
+    number of samples, because the size of the last one is unknown in advance; `accumulate` separates them.
 
     Args:
-        shuffle: in an order told by `seed` and the epoch's number. Without effect on what can only be read in order.
-        drop_last: leave the last, smaller group out, for models that refuse small batches (BatchNorm refuses one sample).
-        epoch: the number of the first pass, for a run that goes on where another stopped.
-        first_sample: how many samples of that pass to skip: those of the groups that were trained already.
-        sampler: decides what else would: which samples make a micro-batch, in which order, from where on. It must make groups of
-            the plan's effective batch.
+        shuffle: in an order that depends on `seed` and the epoch's number. Without effect on an IterableDataset.
+        drop_last: leave out the last, smaller group, for models that reject small batches (BatchNorm rejects one sample).
+        epoch: the number of the first pass, for a run that continues an earlier one.
+        first_sample: number of samples of that pass to skip: those of the groups that were already trained.
+        sampler: replaces the default sampler. It decides which samples make a micro-batch, in which order, and where to begin. It
+            must make groups of the plan's effective batch.
 
     Raises:
-        UsageError: a plan for several ranks, a dataset that is empty or too small for one whole group where the last is dropped,
-            or settings that contradict each other.
+        UsageError: the plan is for several ranks, the dataset is empty, or too small for one complete group if the last is
+            dropped, or settings contradict each other.
     """
     if plan.last_group_error and not drop_last and isinstance(dataset, Sized) and len(dataset) % plan.effective_batch:
         raise UsageError(
@@ -142,7 +142,7 @@ def make_loader(
 
 
 def last_of_pass(plan: Plan, samples: int, first_sample: int) -> tuple[int, str]:
-    """Samples of the last, smaller group of a pass over `samples` from `first_sample` on, and why the task does not take it."""
+    """Return the size of the last, smaller group of a pass over `samples` from `first_sample` on, and why the task rejects it."""
     left = (samples - first_sample) % plan.effective_batch
     return left, smaller_group(plan, left)[1] if left else ""
 
@@ -150,14 +150,14 @@ def last_of_pass(plan: Plan, samples: int, first_sample: int) -> tuple[int, str]
 def make_eval_loader(
     plan: Plan, dataset: Dataset[object], *, collate_fn: Callable[..., object] | None = None, drop_last: bool = False
 ) -> DataLoader[object]:
-    """A loader over the whole of `dataset` in order, in batches of the plan's `eval_batch`.
+    """Return a loader over all of `dataset` in order, in batches of the plan's `eval_batch`.
 
     Args:
-        drop_last: leave the last, smaller batch out, where the task does not take it.
+        drop_last: leave out the last, smaller batch if the task does not accept it.
 
     Raises:
-        UsageError: the dataset is empty or has no length, the task does not take its last batch, or settings contradict each
-            other.
+        UsageError: the dataset is empty or has no length, the task does not accept its last batch, or settings contradict
+            each other.
     """
     samples = None if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) else len(dataset)
     left = left_out(plan, samples)
@@ -181,7 +181,7 @@ def make_eval_loader(
 
 
 def left_out(plan: Plan, samples: int | None) -> int:
-    """Samples of the last, smaller batch of an evaluation over `samples`, where the task does not take it; else 0."""
+    """Size of the last, smaller batch of an evaluation over `samples` if the task does not accept it; else 0."""
     rule, last = plan.size_rule, 0 if samples is None else samples % plan.eval_batch
     return last if rule is not None and last and (rule.one_size or not split_by(rule, last, plan.eval_batch)) else 0
 
@@ -202,11 +202,11 @@ def build_loader(
     rule: SizeRule | None = None,
     divide: Callable[[int], Sequence[int]] | None = None,
 ) -> DataLoader[object]:
-    """The loader behind `make_loader` and `make_eval_loader`, for settings that no plan holds yet. See `make_loader`."""
+    """Make the loader of `make_loader` and `make_eval_loader`, also for settings that no plan has yet. See `make_loader`."""
     if settings.num_workers > 0:
         raise_while_fetching()
     collate_fn = tolerant(collate_fn)
-    # Workers are seeded from a generator of the loader's own: a pass then neither depends on nor moves the global one.
+    # The loader's own generator seeds its workers: a pass then neither depends on the global generator nor advances it.
     generator = torch.Generator().manual_seed(seed)
     if isinstance(dataset, IterableDataset):
         if drop_last:
@@ -271,10 +271,10 @@ def build_loader(
 
 
 def _ending_with_us(loader: DataLoader[object]) -> DataLoader[object]:
-    """Lets workers that are kept over epochs end in order when the interpreter does.
+    """Let workers that are kept over epochs end cleanly when the interpreter ends.
 
-    They end when their iterator goes, and that is after multiprocessing has terminated them, each of which then leaves a folder
-    with a socket in the temporary directory. What is registered later runs earlier.
+    They end when their iterator is deleted. Without this, multiprocessing has already terminated them by then, and each leaves a
+    folder with a socket in the temporary directory. Functions that are registered later run earlier.
     """
     if loader.persistent_workers:
         here = weakref.ref(loader)

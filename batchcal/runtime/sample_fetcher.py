@@ -1,4 +1,4 @@
-"""Fetching in a DataLoader, where an error names its sample: torch's own fetcher keeps the index to itself."""
+"""Fetching in a DataLoader with errors that name their sample: torch's own fetcher does not report the index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchcal.workload.fetch import collated, samples_at
 
 
 class SampleFetcher:
-    """Reads and collates as torch's own fetcher of batches does, which it replaces."""
+    """Replacement for torch's own fetcher of batches. It reads and collates in the same way."""
 
     def __init__(
         self, dataset: Dataset[object], auto_collation: bool, collate_fn: Callable[[object], object], drop_last: bool
@@ -26,7 +26,7 @@ class SampleFetcher:
 
 
 def name_samples(iterator: dataloader._BaseDataLoaderIter) -> None:
-    """Let `iterator` name samples, where it fetches in this process."""
+    """Let errors of `iterator` name samples, if it fetches in this process."""
     fetcher: object = vars(iterator).get("_dataset_fetcher")
     if isinstance(fetcher, _utils.fetch._MapDatasetFetcher):
         vars(iterator)["_dataset_fetcher"] = SampleFetcher(
@@ -35,5 +35,5 @@ def name_samples(iterator: dataloader._BaseDataLoaderIter) -> None:
 
 
 def name_samples_here() -> None:
-    """Let this process, a worker whose fetcher is made next, name samples."""
+    """Let errors of this process name samples. It is a worker that makes its fetcher next."""
     vars(_utils.fetch)["_MapDatasetFetcher"] = SampleFetcher

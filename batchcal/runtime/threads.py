@@ -8,13 +8,13 @@ from batchcal.core.errors import UsageError
 
 
 def apply_threads(intra: int, inter: int) -> None:
-    """Use `intra` threads within an operator and `inter` for operators side by side, in this process.
+    """Use `intra` threads within an operator and `inter` for parallel operators, in this process.
 
-    Safe to call again with the same numbers. torch lets the second number be set once, before the first operator runs in
-    parallel; workers of a DataLoader use one thread whatever is set here.
+    Safe to call again with the same numbers. torch accepts the second number once, before the first operator runs in parallel.
+    Workers of a DataLoader always use one thread.
 
     Raises:
-        UsageError: a number below 1, or `inter` was set already, or torch has begun to use its own.
+        UsageError: a number is below 1, `inter` was already set, or torch already uses its own number.
     """
     if intra < 1 or inter < 1:
         raise UsageError(f"{intra} threads within and {inter} between operators: each must be at least 1")

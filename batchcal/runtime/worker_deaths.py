@@ -1,9 +1,9 @@
-"""A DataLoader worker that dies must end the training, not hang it, and not in the middle of something else.
+"""A DataLoader worker that dies must end the training. It must not hang it, or end it in the middle of another operation.
 
-torch raises the death of a worker from its handler of SIGCHLD, wherever the main thread happens to be. Inside `Queue.put` the
-exception leaves the queue's lock taken, and the iterator's own end then waits for that lock for ever: 1 of 60 workers that died
-with their first sample (torch 2.13, two cores, loaded). Inside the optimizer's step it leaves parameters of two steps, inside a
-save it spoils the checkpoint.
+torch raises the death of a worker from its SIGCHLD handler, at any point of the main thread. Inside `Queue.put`, the exception
+leaves the queue's lock locked, and the end of the iterator then waits for that lock forever: 1 of 60 workers that died with their
+first sample (torch 2.13, two cores, loaded). Inside the optimizer's step, it leaves parameters of two steps. Inside a save, it
+damages the checkpoint.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _KILLED: Final = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signa
 _EXITED: Final = re.compile(r"DataLoader worker \(pid[^)]*\).*exited unexpectedly(?: with exit code (\d+))?")
 
 SEEN_WITHIN_S: Final = 0.5
-"""Of the death of a process until its parent sees it; a process of 1 GiB takes 0.1 s to give that back."""
+"""Limit from the death of a process until its parent observes it. A process of 1 GiB takes 0.1 s to free its memory."""
 
 _Handler = Callable[[int, FrameType | None], object]
 
 
 @dataclass(frozen=True)
 class WorkerDeath:
-    """A DataLoader worker that ended before its time."""
+    """A DataLoader worker that ended too early."""
 
     signal: int | None = None
-    """That killed it. None: it ended by itself, or the cause is unknown."""
+    """Signal that killed it. None: it ended by itself, or the cause is unknown."""
 
     def __str__(self) -> str:
         return (
@@ -51,14 +51,14 @@ class WorkerDeath:
 
     @property
     def from_outside(self) -> bool:
-        """Whether another process asked it to stop."""
+        """True if another process requested its end."""
         return self.signal in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def worker_death(raised: Raised) -> WorkerDeath | None:
-    """The death of a worker that `raised` reports. None: it reports something else."""
+    """Return the death of a worker that `raised` reports. None: it reports another error."""
     messages = [link.message for link in raised.chain]
-    # Where torch looks at its workers after its handler has raised, the signal is only in the cause.
+    # If torch checks its workers after its handler has raised, the signal is only in the cause.
     killed = next((found for message in messages if (found := _KILLED.search(message)) is not None), None)
     if killed is not None:
         return WorkerDeath(_signal_called(killed[2].strip()))
@@ -66,9 +66,9 @@ def worker_death(raised: Raised) -> WorkerDeath | None:
 
 
 def death_behind_a_lost_connection() -> WorkerDeath:
-    """The death that resets a connection to a worker, as torch sees its workers while their iterator lives.
+    """Return the death that reset a connection to a worker, as torch reports it while the iterator of the workers exists.
 
-    A process closes its connections a moment before its parent can see that it has ended.
+    A process closes its connections shortly before its parent can observe its end.
     """
     until = time.monotonic() + SEEN_WITHIN_S
     while True:
@@ -82,15 +82,15 @@ def death_behind_a_lost_connection() -> WorkerDeath:
 
 
 def _signal_called(description: str) -> int | None:
-    """By the text of strsignal, such as `Terminated`."""
+    """Return the signal with this text of strsignal, such as `Terminated`."""
     return next((number for number in signal.valid_signals() if signal.strsignal(number) == description), None)
 
 
 def raise_while_fetching() -> None:
-    """Let torch raise the death of a worker only where the main thread waits for a batch, where nothing is half done.
+    """Let torch raise the death of a worker only while the main thread waits for a batch, when no operation is incomplete.
 
-    What happens elsewhere is raised by `raise_postponed`, or by torch's own look at its workers every 5 s of a wait. Call it
-    before an iterator of workers is made, in the main thread; elsewhere it does nothing.
+    Other deaths are raised by `raise_postponed`, or by torch's own check of its workers every 5 s of a wait. Call it in the main
+    thread, before an iterator of workers is made. In other threads it does nothing.
     """
     _utils.signal_handling._set_SIGCHLD_handler()
     told = signal.getsignal(signal.SIGCHLD) if sys.platform != "win32" else None
@@ -98,11 +98,11 @@ def raise_while_fetching() -> None:
         try:
             signal.signal(signal.SIGCHLD, _WhileFetching(told))
         except ValueError:
-            return  # not the main thread, where torch has set no handler either
+            return  # not the main thread: torch has not set a handler either
 
 
 def end_by_kill(worker: BaseProcess) -> None:
-    """Let `terminate` send SIGKILL: a worker ignores SIGTERM, and torch and multiprocessing end one that hangs by `terminate`."""
+    """Make `terminate` send SIGKILL: a worker ignores SIGTERM, and torch and multiprocessing end a hung one by `terminate`."""
     started: object = getattr(worker, "_popen", None)
     kill: object = getattr(started, "kill", None)
     if callable(kill):
@@ -110,10 +110,10 @@ def end_by_kill(worker: BaseProcess) -> None:
 
 
 def raise_postponed() -> None:
-    """Raise the death of a worker that happened while none could be raised. To be called before a batch is awaited.
+    """Raise the death of a worker that could not be raised when it happened. Call it before waiting for a batch.
 
     Raises:
-        RuntimeError: torch's own.
+        RuntimeError: the error of torch.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     if isinstance(handler, _WhileFetching):
@@ -121,7 +121,7 @@ def raise_postponed() -> None:
 
 
 class _WhileFetching:
-    """The handler `told`, for the moments when the main thread waits for a batch."""
+    """Handler that calls `told` only while the main thread waits for a batch."""
 
     def __init__(self, told: _Handler) -> None:
         self._told = told

@@ -1,4 +1,4 @@
-"""How DataLoader workers live and end: signals are their parent's, and they leave nothing behind."""
+"""Signals and end of DataLoader workers: their parent handles the signals, and they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from batchcal.runtime.worker_handles import ForgettingIterator
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C, SLURM, systemd and `timeout` signal every process of a job: the parent stops cleanly, and its workers with it.
+    """Ignore SIGINT and SIGTERM: Ctrl-C, SLURM, systemd and `timeout` signal every process of a job, and the parent ends cleanly.
 
-    A handler, and not SIG_IGN, which programs that a dataset starts would inherit.
+    The workers end with the parent. A handler ignores the signals: programs that a dataset starts would inherit SIG_IGN.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _pass_over)
@@ -30,7 +30,7 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 
 def end_with_the_parent(worker: int) -> None:
-    """`leave_signals_to_the_parent`; a parent that is killed takes the worker with it."""
+    """Call `leave_signals_to_the_parent`, and end the worker if its parent is killed."""
     leave_signals_to_the_parent(worker)
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -38,7 +38,7 @@ def end_with_the_parent(worker: int) -> None:
     if os.getppid() == parent.pid:
         follow_parent()
     else:
-        # Started by the fork server, which lives as long as the last worker does, and the worker as long as the fork server.
+        # The fork server started it. The fork server lives as long as its last worker, and the worker as long as the fork server.
         threading.Thread(target=_end_after, args=(parent,), name="batchcal-parent", daemon=True).start()
     if not parent.is_alive():
         os._exit(1)
@@ -54,14 +54,14 @@ def _pass_over(number: int, frame: FrameType | None) -> None:
 
 
 class Loader(DataLoader[object]):
-    """A DataLoader whose workers ignore SIGTERM, and are ended by SIGKILL where torch would send that; and which forgets the
-    handles of their batches."""
+    """A DataLoader whose workers ignore SIGTERM. SIGKILL ends them where torch would send SIGTERM. The loader frees the handles
+    of their batches."""
 
     def _get_iterator(self) -> dataloader._BaseDataLoaderIter:
-        # The kernel watches the thread that started a worker: only the main one lives as long as the process.
+        # The kernel watches the thread that started a worker: only the main thread lives as long as the process.
         if self.worker_init_fn is leave_signals_to_the_parent and threading.current_thread() is threading.main_thread():
             self.worker_init_fn = end_with_the_parent
-        # A worker that is killed leaves the folder of its sockets. That of a fork is ours to choose, and goes with the iterator.
+        # A killed worker leaves the folder of its sockets. For forked workers, we choose it and remove it with the iterator.
         started = self.multiprocessing_context or multiprocessing
         folder = own_worker_folder() if self.num_workers and started.get_start_method() == "fork" else None
         with folder or contextlib.nullcontext():

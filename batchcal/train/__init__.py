@@ -1,7 +1,7 @@
 """Plan -> training.
 
-The package can be called, since `batchcal.train` is both this room and the public function: `batchcal.train(task, plan)` is
-`batchcal.train.loop.train(task, plan)`, whose arguments are told there. That is what a type checker sees, too.
+The package is callable, because `batchcal.train` is both this package and the public function: `batchcal.train(task, plan)` is
+`batchcal.train.loop.train(task, plan)`, which documents the arguments. Type checkers see that function, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""State that a training changes outside of its model and optimizer, and that its checkpoint has to hold.
+"""State that a training changes outside of its model and optimizer, and that its checkpoint must contain.
 
 A task has no callbacks: its functions and the hooks of its optimizer keep a moving average of the weights, a schedule of the
 learning rate, a discriminator with its own optimizer, a number of steps.
@@ -24,7 +24,7 @@ from batchcal.workload.task import Task
 LARGE_BYTES: Final = 16 * MIB
 """A larger object that no operation has changed is left out: the teacher of a distillation is constant and large."""
 MOST_ITEMS: Final = 64
-"""Of each container: a list of modules has few."""
+"""Items of each container that are searched: a list of modules has few."""
 _Plain = bool | int | float
 
 
@@ -42,7 +42,7 @@ class StateBeside:
     the optimizer, and shapes of buffers that grow.
 
     Args:
-        task: as it begins, before a checkpoint is loaded.
+        task: the task at its start, before a checkpoint is loaded.
     """
 
     def __init__(self, task: Task) -> None:
@@ -54,7 +54,7 @@ class StateBeside:
         self._shapes = {name: list(buffer.shape) for name, buffer in task.model.named_buffers()}
 
     def state(self) -> dict[str, object]:
-        """Plain values and tensors."""
+        """Return the state as plain values and tensors."""
         own = {value.data_ptr() for value in self._task.model.state_dict().values() if isinstance(value, Tensor)}
         states: list[object] = []
         for one, marks in zip(self._objects, self._marks, strict=True):
@@ -81,7 +81,7 @@ class StateBeside:
 
     def restore(self, saved: object) -> None:
         """Raises:
-        ValueError: it is the state of other objects. A checkpoint of an earlier version has none.
+        ValueError: `saved` is the state of other objects. A checkpoint of an earlier version has no such state.
         """
         if not isinstance(saved, Mapping):
             return
@@ -101,7 +101,7 @@ class StateBeside:
 
 
 def _stateful_objects(task: Task) -> list[Stateful]:
-    """In the order in which the task's functions name them, which is the same in the next process."""
+    """Return the objects in the order in which the task's functions name them, which is the same in the next process."""
     known = {id(one) for one in (*task.model.modules(), task.optimizer, *held_optimizers(task.optimizer))}
     hooks = [
         *getattr(task.optimizer, "_optimizer_step_pre_hooks", {}).values(),
@@ -151,12 +151,12 @@ def _content(one: Stateful) -> dict[str, object]:
 
 
 def _marks(content: Mapping[str, object]) -> list[tuple[int, int]]:
-    """The version of each tensor: it changes with every operation on it in place."""
+    """Version of each tensor. Every in-place operation changes it."""
     return [(value.data_ptr(), value._version) for value in content.values() if isinstance(value, Tensor)]
 
 
 def _is_of(value: object, own: set[int]) -> bool:
-    """Whether a value is a tensor of the model, which a wrapper of the model has among its own."""
+    """True if a value is a tensor of the model. A wrapper of the model has it in its own state."""
     return isinstance(value, Tensor) and value.numel() > 0 and value.data_ptr() in own
 
 
@@ -165,7 +165,7 @@ def _bytes(content: Mapping[str, object]) -> int:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a checkpoint may hold it: nothing but tensors and plain values is read from one."""
+    """True if a checkpoint may contain it: only tensors and plain values are read from a checkpoint."""
     if value is None or type(value) in (bool, int, float, complex, str) or type(value) in (Tensor, nn.Parameter):
         return True
     if type(value) in (list, tuple):

@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: written beside and renamed, read without running what is in it."""
+"""State of a training on disk. It is written to a separate file and renamed, and read without running code from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORMAT: Final = 2
 
 
 class Standing(Record):
-    """How far a training is, apart from tensors."""
+    """Progress of a training, without tensors."""
 
     format: int = FORMAT
     seed: int
@@ -43,24 +43,24 @@ class Standing(Record):
     train_samples: int | None
     """None: a stream."""
     epoch: int
-    """The one that is going on, or begins next; from 0."""
+    """The current epoch, or the next one; from 0."""
     group: int
-    """Optimizer steps done in it."""
+    """Optimizer steps done in this epoch."""
     steps: int = 0
     """Optimizer steps in all epochs."""
     weighted_loss: float = 0.0
-    """Of those steps: sum of loss x weight."""
+    """Sum of loss x weight over the steps of this epoch."""
     weight: float = 0.0
     samples: int = 0
-    """Trained in this epoch: where a resumed run goes on, whatever its steps are made of."""
+    """Samples trained in this epoch. A resumed run continues there, for any size of its steps."""
     wall_s: float = 0.0
-    """Seconds spent on those steps."""
+    """Seconds spent on the steps of this epoch."""
     skipped: int = 0
-    """Of those steps: how many the optimizer skipped."""
+    """Number of steps of this epoch that the optimizer skipped."""
     last_skip: Skip | None = None
-    """Why the latest step of the training that was skipped was."""
+    """Reason for the latest skipped step of the training."""
     history: tuple[EpochResult, ...] = ()
-    """The epochs before."""
+    """Results of the earlier epochs."""
 
 
 def save_checkpoint(
@@ -73,13 +73,13 @@ def save_checkpoint(
     sampler: MemoryAwareBatchSampler | None = None,
     beside: StateBeside | None = None,
 ) -> None:
-    """Write model, optimizer, scaler, the generators' states and `standing`; an earlier checkpoint stays until it is complete.
+    """Write model, optimizer, scaler, the generators' states and `standing`. An earlier checkpoint stays until this is complete.
 
-    Tensors go to the file one by one: no second copy of the model is held in memory, except where the optimizer has modes.
+    Tensors are written one by one: memory has no second copy of the model, except if the optimizer has modes.
 
     Raises:
-        NotSaved: disk full, read-only, no right, another run writes the file, or a state that cannot be written; the earlier
-            checkpoint is untouched.
+        NotSaved: the disk is full or read-only, permission is missing, another run writes the file, or a state cannot be written.
+            The earlier checkpoint is unchanged.
     """
     temporary = partial_path(path)
     partial = PartialFile(path, temporary)
@@ -95,8 +95,8 @@ def save_checkpoint(
     except BaseException as error:
         full = _disk_is_full(temporary)
         partial.discard()
-        # A signal passes. All else is a checkpoint that could not be written, which does not end a training: torch reports a full
-        # disk as a RuntimeError, and a state that cannot be pickled as almost anything.
+        # Signals are raised unchanged. All other errors mean that the checkpoint could not be written, which does not end a
+        # training: torch reports a full disk as a RuntimeError, and a state that cannot be pickled as almost any error.
         if isinstance(error, BatchcalError) or not isinstance(error, Exception):
             raise
         lines = str(error).strip().splitlines()
@@ -108,7 +108,7 @@ def save_checkpoint(
 
 
 def _disk_is_full(partial: Path) -> bool:
-    """Whether there is less room left than was written already: torch reports positions in the file instead of the cause."""
+    """True if less space is left than was already written: torch reports positions in the file instead of the cause."""
     try:
         disk = os.statvfs(partial.parent)
         return disk.f_bavail * disk.f_frsize < partial.stat().st_size
@@ -149,15 +149,16 @@ def load_checkpoint(
     sampler: MemoryAwareBatchSampler | None = None,
     beside: StateBeside | None = None,
 ) -> Standing:
-    """Put model, optimizer, scaler and generators back to where `path` has them; returns how far the training was.
+    """Restore model, optimizer, scaler and generators from `path`. Return the progress of the training.
 
-    `task` must be on its device already: the optimizer's state follows its parameters there.
+    `task` must already be on its device: the optimizer's state follows its parameters there.
 
     Raises:
-        UsageError: no such file, no checkpoint of ours, of a newer version, or of another model or optimizer.
+        UsageError: the file does not exist, is not a checkpoint of batchcal, or is from a newer version, another model or another
+            optimizer.
     """
     try:
-        # Nothing but tensors and plain values is unpickled.
+        # Only tensors and plain values are unpickled.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint at {path}", try_="without --resume to begin anew") from None
@@ -187,7 +188,7 @@ def load_checkpoint(
             scaler.load_state_dict(content["scaler"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         known = _difference(error)
-        # As of a model whose first forward pass makes a parameter, which is not there yet.
+        # For example, the first forward pass of a model makes a parameter, which does not exist yet.
         made_later = "; or make those parameters in the factory" if known.startswith("Unexpected key") else ""
         raise UsageError(
             f"the checkpoint at {path} is of another model or optimizer",
@@ -207,7 +208,7 @@ def load_checkpoint(
 
 
 def _difference(error: Exception) -> str:
-    """The reason of torch in a line; its first one only names the model."""
+    """Return torch's reason in one line. The first line of its message only names the model."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return (lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict") else lines[0])[:300]
 
@@ -229,7 +230,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, object
 
 
 def why_not_resumable(optimizer: torch.optim.Optimizer) -> str:
-    """Why the optimizer's class cannot load its own state. Empty: nothing speaks against it."""
+    """Return the reason why the optimizer's class cannot load its own state. Empty: no such reason was detected."""
     kind = type(optimizer)
     if kind.load_state_dict is not torch.optim.Optimizer.load_state_dict:
         return ""
@@ -242,7 +243,7 @@ def why_not_resumable(optimizer: torch.optim.Optimizer) -> str:
 
 def _restore_held(task: Task, states: object) -> None:
     """Raises:
-    ValueError: the optimizer holds others. Checkpoints of earlier versions have none of their states.
+    ValueError: the optimizer holds other optimizers. Checkpoints of earlier versions have no states of these.
     """
     held = held_optimizers(task.optimizer)
     if not isinstance(states, list):
@@ -255,7 +256,7 @@ def _restore_held(task: Task, states: object) -> None:
 
 def _restore_beside_model(task: Task, values: object) -> None:
     """Raises:
-    ValueError: there are others than the optimizer holds. A checkpoint of format 1 has none.
+    ValueError: the parameters differ from those that the optimizer holds. A checkpoint of format 1 has none.
     """
     parameters = parameters_beside_model(task)
     saved = [value for value in values if isinstance(value, Tensor)] if isinstance(values, list) else []
@@ -270,7 +271,7 @@ def _restore_beside_model(task: Task, values: object) -> None:
 
 
 def _restore_order(sampler: MemoryAwareBatchSampler | None, state: object, standing: Standing, path: Path) -> None:
-    """Which samples of the epoch have been trained depends on how batches are made."""
+    """Restore the order of samples. The samples of the epoch that are already trained depend on how batches are made."""
     if (sampler is not None) != isinstance(state, dict) and standing.samples:
         raise UsageError(
             f"{path} stands in the middle of epoch {standing.epoch}, whose batches were made another way",

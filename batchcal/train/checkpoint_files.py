@@ -1,4 +1,4 @@
-"""Checkpoint files of a project: their names, the newest of a task, and which ones are removed. Loads no torch."""
+"""Checkpoint files of a project: their names, the newest of a task, and which ones are removed. Does not load torch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def newest_checkpoint(folder: Path, task: str) -> Path | None:
 
 
 def remove_older(folder: Path, task: str, current: Path) -> None:
-    """Remove checkpoints of earlier runs of `task` beyond `KEPT_RUNS`, `current` included, and what killed runs left incomplete.
+    """Remove checkpoints of earlier runs of `task` beyond `KEPT_RUNS`, `current` included, and incomplete files of killed runs.
 
     A file that is not a checkpoint of batchcal stays, and so does the file of a run that is or may be active.
     """
@@ -77,7 +77,7 @@ def remove_older(folder: Path, task: str, current: Path) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a file that batchcal wrote as a checkpoint, complete or not."""
+    """True if `path` is a file that batchcal wrote as a checkpoint, complete or not."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
@@ -100,7 +100,7 @@ def _newest_first(folder: Path, task: str) -> list[Path]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    """Regular files of ours in `folder` with such a name."""
+    """Regular files of this user in `folder` with a name that matches `pattern`."""
     try:
         paths = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
         return [path for path in paths if path.is_file() and not path.is_symlink() and path.stat().st_uid == os.getuid()]
@@ -109,7 +109,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def _may_be_active(path: Path) -> bool:
-    """Whether a run may still write `path`: its lock is held, its process is alive, or it ran elsewhere and wrote recently."""
+    """True if a run may still write `path`: its lock is held, its process is alive, or it ran elsewhere and wrote recently."""
     if locked_by(path) is not None:
         return True
     run = re.search(_RUN, path.name)

@@ -1,6 +1,6 @@
-"""Locks of checkpoint files: a run holds a lock on the file that it writes until it ends. Loads no torch.
+"""Locks of checkpoint files: a run holds a lock on the file that it writes until it ends. Does not load torch.
 
-The lock is on the file itself: a killed run leaves none. Other containers and hosts observe it where the file system has locks.
+The lock is on the file itself: a killed run leaves no lock. Other containers and hosts observe it if the file system has locks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from batchcal.core.errors import UsageError
 
 _ATTEMPTS: Final = 20
 _PAUSE_S: Final = 0.05
-"""Between two attempts. Another process holds the lock for microseconds when it tests for one."""
+"""Pause between two attempts. Another process holds the lock for microseconds when it tests for one."""
 
 _held: dict[str, int | None] = {}
 """Absolute paths of the checkpoints of this process's runs: descriptor of the locked file. None: the file is not written yet."""
 
 
 def locked_by(path: Path) -> str | None:
-    """The other process that holds the lock on `path`: `process 123`. None: no other process does."""
+    """Return the other process that holds the lock on `path`: `process 123`. None: no other process holds it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -62,7 +62,7 @@ def held_checkpoint(path: Path | None) -> Iterator[None]:
         descriptor = _open_locked(path, os.O_RDWR)
     except BlockingIOError as error:
         raise _in_use(path, str(error.strerror)) from None
-    except OSError:  # it is not written yet, or a save reports why it cannot be
+    except OSError:  # it is not written yet, or a save reports why it cannot be written
         descriptor = None
     _held[key] = descriptor
     try:
@@ -81,7 +81,7 @@ class PartialFile:
         self._descriptor: int | None = None
 
     def lock(self) -> None:
-        """Create and lock it.
+        """Create and lock the file.
 
         Raises:
             OSError: it cannot be created, or another run writes it.
@@ -92,7 +92,7 @@ class PartialFile:
             raise OSError(f"{error.strerror} writes the same checkpoint") from None
 
     def commit(self) -> None:
-        """Replace the checkpoint by it.
+        """Replace the checkpoint by this file.
 
         Raises:
             OSError: the disk failed, or another run writes the checkpoint.
@@ -113,7 +113,7 @@ class PartialFile:
             os.close(earlier)
 
     def discard(self) -> None:
-        """Remove it, where this process has locked it."""
+        """Remove the file, if this process has locked it."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self._partial.unlink()
@@ -122,7 +122,7 @@ class PartialFile:
 
 
 def _open_locked(path: Path, flags: int) -> int:
-    """Descriptor of the file that `path` names once the lock is held.
+    """Return the descriptor of the file that `path` names, as soon as the lock is held.
 
     Raises:
         BlockingIOError: another process holds the lock; `strerror` names it.
@@ -144,7 +144,7 @@ def _open_locked(path: Path, flags: int) -> int:
 
 
 def _lock(descriptor: int) -> bool:
-    """False: another process holds the lock. A file system without locks refuses none."""
+    """Return False if another process holds the lock. A file system without locks never refuses a lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -155,7 +155,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _owner(inode: int) -> str:
-    """The process that holds the lock, where this process can observe it: not in another container or on another host."""
+    """Process that holds the lock, if this process can observe it: not in another container or on another host."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             fields = line.split()
@@ -179,7 +179,7 @@ def _key(path: Path) -> str:
 
 
 def _close_in_child() -> None:
-    """A forked process, such as a DataLoader worker, would keep the lock of a run that was killed."""
+    """Close the files: a forked process, such as a DataLoader worker, would keep the lock of a killed run."""
     for descriptor in _held.values():
         if descriptor is not None:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""When a training writes its checkpoint, and what is done about a save that failed."""
+"""Schedule of a training's checkpoints, and handling of failed saves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from batchcal.train.checkpoint import Standing
 from batchcal.values.training_events import CheckpointSaved, TrainingEvent
 
 RETRY_S: Final = 10.0
-"""Until a failed save is retried, once, within an epoch. Many causes pass: a quota is raised, a network disk is back."""
+"""Wait before a failed save is retried, once, within an epoch. Many causes are temporary: a full quota, a lost network disk."""
 LAST_RETRY_S: Final = 0.5
-"""Before the only retry of a training's last save."""
+"""Wait before the only retry of a training's last save."""
 
 
 class CheckpointWriter:
@@ -24,7 +24,7 @@ class CheckpointWriter:
 
     Args:
         path: None: checkpoints are off.
-        write: writes the checkpoint; raises `NotSaved`, and then the checkpoint before is unchanged.
+        write: writes the checkpoint. If it raises `NotSaved`, the earlier checkpoint is unchanged.
         every_s: seconds between two checkpoints within an epoch.
     """
 
@@ -39,15 +39,15 @@ class CheckpointWriter:
     ) -> None:
         self.path = path
         self.problem: str | None = None
-        """Why the latest save failed. None: it did not."""
+        """Reason why the latest save failed. None: it did not fail."""
         self.saved: Standing | None = None
-        """What the file holds. None: nothing of this run."""
+        """Content of the file. None: no state of this run."""
         self._write, self._every_s, self._clock, self._progress = write, every_s, clock, progress
         self._attempted_at = clock.monotonic()
         self._retried = False
 
     def save_when_due(self, standing: Standing) -> None:
-        """Save within an epoch: after `every_s`, and soon after a save that failed."""
+        """Save within an epoch: after `every_s`, and soon after a failed save."""
         since = self._clock.monotonic() - self._attempted_at
         if since >= self._every_s or (self.problem is not None and not self._retried and since >= RETRY_S):
             self._retried = self.problem is not None and since < self._every_s
@@ -57,7 +57,7 @@ class CheckpointWriter:
         """Save now.
 
         Args:
-            last: the training ends here: a save that fails is retried at once.
+            last: the training ends here, so that a failed save is retried at once.
         """
         if self.path is None or (self.saved is standing and self.problem is None):
             return
@@ -66,7 +66,7 @@ class CheckpointWriter:
             self._attempt(self.path, standing)
 
     def outcome(self) -> str:
-        """Where the training is saved, as a sentence of an error."""
+        """Return where the training is saved, as a sentence for an error."""
         if self.path is None:
             return "checkpoints are off: nothing of this training is saved"
         if self.problem is None:
@@ -76,7 +76,7 @@ class CheckpointWriter:
         return self.problem if self.saved is None else f"{self.problem}; {self._previous(self.saved)}"
 
     def earlier(self) -> str:
-        """Where the latest checkpoint is, which does not hold the state of now."""
+        """Return where the latest checkpoint is. It does not contain the current state."""
         return "there is no checkpoint of this run" if self.saved is None else self._previous(self.saved)
 
     def _attempt(self, path: Path, standing: Standing) -> bool:

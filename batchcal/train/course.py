@@ -1,4 +1,4 @@
-"""All that a training needs, made once before its first step."""
+"""Everything that a training needs, made once before its first step."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ from batchcal.workload.streams import is_endless, length_of
 from batchcal.workload.task import Task
 
 LOOK_S: Final = 0.5
-"""For the largest samples, where no calibration tells their size."""
+"""Time limit of the search for the largest samples, if no calibration has their size."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """A training that is about to begin, or to go on."""
+    """A training that is about to begin or to continue."""
 
     task: Task
-    """As it is trained."""
+    """The task for training."""
     evaluated: Task
-    """As it is evaluated: its losses as the task itself weighs them."""
+    """The task for evaluation: the task itself weights its losses."""
     options: TrainOptions
     device: torch.device
     scaler: GradScaler | None
@@ -66,14 +66,14 @@ class Course:
     rate: LearningRate
     control: MemoryControl
     balancer: GradNormBalancer | None
-    """Of the task losses. None: the task weighs them itself."""
+    """Balancer of the task losses. None: the task weights them itself."""
     sampler: MemoryAwareBatchSampler | None
-    """Of batches by cost. None: they are made as shuffled."""
+    """Sampler of batches by cost. None: batches follow the shuffled order."""
     peak: PeakMeter
     planned_peak_bytes: int
-    """Of a step, as the plan predicts it."""
+    """Peak of a step that the plan predicts."""
     first: Standing
-    """Where it begins."""
+    """State at which the training begins."""
     resumed: bool
     writer: CheckpointWriter
     kernel_kills: KernelKills
@@ -82,15 +82,15 @@ class Course:
 
     @property
     def host_peak(self) -> PeakMeter:
-        """Of this process's host memory."""
+        """Peak of this process's host memory."""
         return self.peak if self.device.type == "cpu" else PeakMeter(torch.device("cpu"))
 
     def trained(self, standing: Standing) -> int:
-        """Samples of all epochs until now; those of the epochs before are not known of a stream, and count for nothing there."""
+        """Samples of all epochs until now. For a stream, those of the earlier epochs are unknown and count as 0."""
         return standing.epoch * (self.first.train_samples or 0) + standing.samples
 
     def started(self, plan: Plan) -> TrainingStarted:
-        """What a log begins with."""
+        """Return the first event of a log."""
         samples, standing = self.first.train_samples, self.first
         steps_per_epoch = None if samples is None else -(-samples // plan.effective_batch)
         return TrainingStarted(
@@ -125,11 +125,11 @@ def make_course(
     progress: Progress[TrainingEvent],
     clock: Clock,
 ) -> Course:
-    """Moves the task to its device, loads the checkpoint, makes loaders and control.
+    """Move the task to its device, load the checkpoint, make loaders and control.
 
     Raises:
-        UsageError: a checkpoint that does not fit, data that makes no batch, options that do not go with the task.
-        NothingFits: a sample that is larger than all memory.
+        UsageError: the checkpoint does not fit, the data makes no batch, or the options do not suit the task.
+        NothingFits: a sample is larger than all memory.
     """
     _refuse_other_batches(task, plan, options)
     device = torch.device(plan.device)
@@ -154,7 +154,7 @@ def make_course(
     )
     sampler = _sampler(task, plan, options)
     meter, peak = meter_of(device, clock, options.memory_limit_bytes), PeakMeter(device)
-    # Before the checkpoint: to load a sample may draw random numbers.
+    # Before the checkpoint: loading a sample may draw random numbers.
     predictor = predictor or _guessed(task, plan, options.seed, meter.read().own_bytes)
     if sampler is None:
         _refuse_too_large(task, predictor, meter.read(), options.seed, workers=plan.num_workers)
@@ -231,7 +231,7 @@ def make_course(
 
 
 def _fixed_sizes(task: Task, plan: Plan, options: TrainOptions) -> str:
-    """Why no micro-batch may be smaller than planned. Empty: it may."""
+    """Return the reason why a micro-batch must not be smaller than planned. Empty: it may be smaller."""
     if plan.undivided:
         return plan.undivided
     if options.on_oom == "stop" and batch_normalizations(task.model):
@@ -240,8 +240,8 @@ def _fixed_sizes(task: Task, plan: Plan, options: TrainOptions) -> str:
 
 
 def _refuse_other_batches(task: Task, plan: Plan, options: TrainOptions) -> None:
-    """Raises UsageError for options that divide what must not be divided, and for last groups and batches that the task does not
-    take."""
+    """Raise UsageError if options divide a batch that must not be divided, or if the task does not accept the last group or
+    batch."""
     if plan.last_group_error and not options.drop_last:
         raise UsageError(
             f"the last group of an epoch has {count_of(sum(plan.last_group), 'sample')}, and the task fails with it",
@@ -292,14 +292,14 @@ def _sampler(task: Task, plan: Plan, options: TrainOptions) -> MemoryAwareBatchS
 
 
 def _epochs(options: TrainOptions, steps_per_epoch: int | None) -> int | None:
-    """As many as will begin. None: unknown."""
+    """Number of epochs that will begin. None: unknown."""
     if options.max_steps is None:
         return options.epochs
     return None if steps_per_epoch is None else min(options.epochs, -(-options.max_steps // steps_per_epoch))
 
 
 def _samples_of_all(options: TrainOptions, samples: int | None, effective_batch: int) -> int | None:
-    """In all epochs. None: a stream without a length, and no number of steps."""
+    """Samples in all epochs. None: a stream without a length, and no number of steps."""
     by_steps = None if options.max_steps is None else options.max_steps * effective_batch
     if samples is None:
         return by_steps
@@ -323,7 +323,7 @@ def _refuse_endless(task: Task, options: TrainOptions, progress: Progress[Traini
 
 
 def _guessed(task: Task, plan: Plan, seed: int, own_bytes: int) -> MemoryPredictor:
-    """From the plan alone: what is held now at no sample, its peak at its micro-batch."""
+    """Make a predictor from the plan alone: current memory at 0 samples, the plan's peak at its micro-batch."""
     size = min(8, plan.micro_batch)
 
     def bytes_per_sample() -> float:
@@ -334,10 +334,10 @@ def _guessed(task: Task, plan: Plan, seed: int, own_bytes: int) -> MemoryPredict
 
 
 def _refuse_too_large(task: Task, predictor: MemoryPredictor, room: Room, seed: int, *, workers: int) -> None:
-    """Where sizes are told, the largest sample is looked at before anything is trained.
+    """Check the largest sample before the training, if the task reports sizes.
 
     Raises:
-        NothingFits: alone it is predicted to need more than there is; names it.
+        NothingFits: the sample alone is predicted to need more than the available memory. The error names the sample.
     """
     if task.size_of is None:
         return
@@ -361,7 +361,7 @@ def _refuse_too_large(task: Task, predictor: MemoryPredictor, room: Room, seed: 
 
 
 def _same_course(saved: Standing, now: Standing, path: Path) -> Standing:
-    """`saved`, where its position means the same here.
+    """Return `saved` if its position has the same meaning here.
 
     Raises:
         UsageError: another seed or number of samples, in the middle of an epoch.

@@ -1,4 +1,4 @@
-"""When more epochs are of no use."""
+"""Detection of trainings that more epochs do not improve."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from batchcal.train.options import TrainOptions
 
 
 def no_better_since(evaluations: list[Mapping[str, float | None]], options: TrainOptions) -> int:
-    """How many epochs ago the best result was; 0: the last epoch was the best.
+    """Return the number of epochs since the best result. 0: the last epoch was the best.
 
-    Better is by more than `min_delta`. A result that is no number is never better.
+    A better result differs by more than `min_delta`. A result that is NaN or infinite is never better.
 
     Raises:
-        UsageError: what is to be watched was not evaluated.
+        UsageError: the watched value was not evaluated.
     """
     best, since = None, 0
     for evaluation in evaluations:

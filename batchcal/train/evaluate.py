@@ -34,20 +34,20 @@ def evaluate_all(
     tell: Callable[[int, str], None] | None = None,
     size_rule: SizeRule | None = None,
 ) -> dict[str, float]:
-    """Means over the whole of `loader` (of `make_eval_loader`), in eval mode and without gradients, each batch by its weight.
+    """Return means over all of `loader` (of `make_eval_loader`), in eval mode and without gradients, each batch by its weight.
 
-    `loss` where evaluation is the loss (no `eval_step`), and every metric of the task by its own sums and weights, so that a
-    last, smaller batch counts for what it holds; NaN where all weights are 0. What an `eval_step` returns is its own affair. A
-    batch that does not fit into memory is evaluated in halves, which makes no difference to sums.
+    The means are `loss`, if evaluation is the loss (no `eval_step`), and every metric of the task by its own sums and weights, so
+    that a last, smaller batch has its own weight. NaN if all weights are 0. The result of an `eval_step` is not used. A batch
+    that does not fit into memory is evaluated in halves, which does not change sums.
 
     Args:
-        wish: a signal in the middle ends the pass early; the means are then of no use.
-        tell: called with the samples of a batch that did not fit, and with why.
-        size_rule: which batch sizes the task takes; None: every size.
+        wish: a signal ends the pass early; the means are then not usable.
+        tell: called with the samples of a batch that did not fit, and with the reason.
+        size_rule: batch sizes that the task accepts. None: every size.
 
     Raises:
         NothingFits: a batch does not fit and cannot be made smaller.
-        UserCodeError: metrics that are no sums and weights.
+        UserCodeError: the metrics are not sums and weights.
     """
     sums: defaultdict[str, float] = defaultdict(float)
     weights: defaultdict[str, float] = defaultdict(float)
@@ -106,7 +106,7 @@ def _of_batch(task: Task, batch: object, samples: int, device: torch.device) -> 
         return found  # the collate function left no sample
     result = evaluate(task, batch)
     if task.eval_step is None and isinstance(result, Tensor):
-        # A mean over nothing is NaN, and 0 x NaN is too.
+        # The mean of no values is NaN, and 0 x NaN is NaN, too.
         found["loss"] = (float(result) * weight if weight else 0.0, weight)
     if task.metrics is not None:
         with torch.no_grad(), torch.autocast(device.type, dtype=task.autocast, enabled=task.autocast is not None):

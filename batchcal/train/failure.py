@@ -1,4 +1,4 @@
-"""How a training ends that an error or a signal stops: what is saved, and what is raised."""
+"""End of a training after an error or a signal: the state that is saved, and the error that is raised."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from batchcal.workload.loss_error import LossIsNoNumber
 from batchcal.workload.step import clear_gradients
 
 GROWN: Final = 1.25
-"""Of a planned peak, held at rest: with glibc peaks themselves differ by up to 8 %."""
+"""Ratio of memory at rest to the planned peak that shows growth: with glibc, peaks themselves differ by up to 8 %."""
 
 
 def error_to_raise(error: Exception, course: Course, standing: Standing, wish: StopWish) -> BatchcalError | None:
-    """What to raise for `error`, which came after `standing`; None: `error` itself. A state that fits a step is saved."""
+    """Return the error for `error`, which came after `standing`. None: `error` itself. The state after a step is saved."""
     if isinstance(error, Interrupted):
-        # The second signal, which may come in the middle of anything.
+        # The second signal, which may arrive at any point.
         return Interrupted(error.signal_number, error.what, known=course.writer.earlier(), try_=_how_to_resume(course))
     refused = isinstance(error, NothingFits | LossIsNoNumber)
     raised = describe(error, "measure")
@@ -32,9 +32,9 @@ def error_to_raise(error: Exception, course: Course, standing: Standing, wish: S
     death = worker_death(raised) or (death_behind_a_lost_connection() if kind == "worker" else None)
     out_of_memory = death is None and kind is not None
     if out_of_memory:
-        # The frames of what failed hold its tensors.
+        # The frames of the failed code hold its tensors.
         let_go(error)
-    # What refuses the optimizer's step does so before it.
+    # An error that refuses the optimizer's step is raised before the step.
     if course.control.in_update() and not refused:
         if not out_of_memory:
             error.add_note(course.writer.earlier())
@@ -47,7 +47,7 @@ def error_to_raise(error: Exception, course: Course, standing: Standing, wish: S
     if death is not None:
         wish.await_signal(SIGNAL_FOLLOWS_S)
     near_limit = death is not None and course.control.near_limit()
-    held = workers_hold() if refused or out_of_memory else None  # now: they may end with the loader
+    held = workers_hold() if refused or out_of_memory else None  # read it now: the workers may end with the loader
     clear_gradients(course.task)
     course.control.rewind()
     course.writer.save(standing, last=True)
@@ -69,7 +69,7 @@ def error_to_raise(error: Exception, course: Course, standing: Standing, wish: S
 
 
 def _between_steps(error: Exception, course: Course, kept: str) -> NothingFits:
-    """Memory that ran out while samples were read, or results were kept: a step is recovered from elsewhere."""
+    """Return the error for memory that ran out while samples were read or results were kept. Steps are recovered elsewhere."""
     what = f"memory ran out between two steps: {error}"
     held = course.control.monitor.own_bytes()
     if course.device.type != "cpu" or held < course.planned_peak_bytes * GROWN:
@@ -83,10 +83,10 @@ def _between_steps(error: Exception, course: Course, kept: str) -> NothingFits:
 
 
 def interrupted(number: int, course: Course, standing: Standing, *, then: str = "") -> Interrupted:
-    """The error for a signal.
+    """Return the error for a signal.
 
     Args:
-        then: what failed after it.
+        then: the failure after the signal.
     """
     return Interrupted(
         number,

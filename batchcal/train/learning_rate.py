@@ -1,4 +1,4 @@
-"""The learning rate over a training: warm-up, then a schedule. Told by the samples that were trained, not by steps."""
+"""The learning rate over a training: warm-up, then a schedule. It depends on the trained samples, not on steps."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
 
 
 class LearningRate:
-    """Sets the rate of every group of an optimizer to a factor of what it was when training began.
+    """Rate of every group of an optimizer, as a factor of its rate at the start of the training.
 
     A run that resumes with another effective batch makes other steps; at the same sample it has the same rate.
 
     Args:
-        samples: in all epochs. None: a stream, of which nobody knows where it ends.
-        normalizer: what a step of another size than the one that the rate was chosen for means for it.
+        samples: samples in all epochs. None: a stream whose end is unknown.
+        normalizer: adapts the rate to steps of another size than the one that it was chosen for.
 
     Raises:
-        UsageError: a schedule or a warm-up for a stream, or one that does not exist.
+        UsageError: a schedule or a warm-up is set for a stream, or the schedule does not exist.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class LearningRate:
             group.setdefault("initial_lr", group["lr"])
 
     def set(self, done: int, step: int) -> float | None:
-        """For a step of `step` samples that begins after `done`: as at its middle, which is neither the zero before a warm-up nor
-        the one at the end. Returns the rate of the first group; None: the optimizer has none."""
+        """Set the rates for a step of `step` samples that begins after `done`: the rates at its middle, which are neither
+        the zero before a warm-up nor the zero at the end. Return the rate of the first group; None: the optimizer has no rate."""
         if self._moves:
             progress = 0.0 if self._samples is None else (done + step / 2) / max(self._samples, 1)
             factor = self.factor(progress) * self._normalizer.factor(step)
@@ -70,7 +70,7 @@ class LearningRate:
         return _number(self._groups[0]["lr"]) if self._groups else None
 
     def factor(self, progress: float) -> float:
-        """Of the full rate, when the share `progress` of the training is done."""
+        """Factor of the full rate when the share `progress` of the training is done."""
         if progress < self._warmup:
             return progress / self._warmup
         left = (1 - progress) / (1 - self._warmup)

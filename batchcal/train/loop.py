@@ -1,4 +1,4 @@
-"""The training: epochs of exact groups inside the plan, evaluated, watched, recovered from, kept."""
+"""The training: epochs of exact groups within the plan, with evaluation, early stopping, recovery and checkpoints."""
 
 from __future__ import annotations
 
@@ -45,33 +45,33 @@ def train(
     progress: Progress[TrainingEvent] | None = None,
     clock: Clock | None = None,
 ) -> TrainingResult:
-    """Train `task` inside `plan`.
+    """Train `task` within `plan`.
 
-    Put the plan into force before (`runtime.apply`), and seed before the task's factory makes its model (`seed_everything`): here
-    each epoch is seeded anew, from the seed and its number.
+    Apply the plan before (`runtime.apply`), and seed before the task's factory makes its model (`seed_everything`): this function
+    seeds each epoch again, from the seed and the epoch's number.
 
-    A micro-batch that does not fit is run again, in halves where it must be; nothing that the optimizer sees changes. The plan's
-    micro-batch is the upper bound, smaller ones are used while memory is short. The effective batch is never changed.
+    A micro-batch that does not fit is run again, in halves if necessary. The input of the optimizer does not change. The plan's
+    micro-batch is the upper bound; smaller ones are used while memory is short. The effective batch never changes.
 
-    SIGINT and SIGTERM end it after the optimizer step that is going on, with a checkpoint, also where every process of a job gets
-    them; a second signal ends it at once. A run that resumes goes on with the next sample of the same order; without workers and
-    in the same place it ends at the same parameters as one that was never stopped.
+    SIGINT and SIGTERM end the training after the current optimizer step, with a checkpoint, also if every process of a job gets
+    them. A second signal ends it at once. A resumed run continues with the next sample of the same order. Without workers and in
+    the same place, it ends with the same parameters as a run that was never stopped.
 
     Events: `training_started`, `step`, `recovered`, `resized`, `epoch_ended`, `checkpoint_saved`, `notice`, `training_ended`.
 
     Args:
         checkpoint: file that is written after every epoch, within one every `checkpoint_every_s`, and when the run is stopped.
-        resume: go on from `checkpoint`, where that exists.
-        predictor: what the calibration knows of the memory of a batch. None: a straight line through the plan's peak.
-        wish: to stop the training from elsewhere.
+        resume: continue from `checkpoint`, if it exists.
+        predictor: predicts the memory of a batch, from the calibration. None: a straight line through the plan's peak.
+        wish: stops the training from other code.
 
     Raises:
         UsageError: `resume` without `checkpoint`, a checkpoint that does not fit or that another run writes, data that makes no
-            batch, options that the task does not go with.
-        NothingFits: memory ran out and nothing smaller can be run; says where the checkpoint is.
-        UserCodeError: what the task returned is no loss, no weight or no metric, the loss is NaN or infinite, or a DataLoader
-            worker crashed.
-        Interrupted: a signal ended it; says where the checkpoint is.
+            batch, or options that do not suit the task.
+        NothingFits: memory ran out and no smaller batch can be run. The error names the checkpoint.
+        UserCodeError: the task returned a value that is not a loss, weight or metric, the loss is NaN or infinite, or a
+            DataLoader worker crashed.
+        Interrupted: a signal ended the training. The error names the checkpoint.
         BatchcalError: another process killed a DataLoader worker.
     """
     if resume and checkpoint is None:
@@ -121,11 +121,11 @@ def train(
 
 @dataclass(frozen=True)
 class _Ended:
-    """How far it came."""
+    """Progress of a training at its end."""
 
     standing: Standing
     early: str | None = None
-    """Why it ended before the last epoch."""
+    """Reason why it ended before the last epoch."""
 
 
 def _epochs(course: Course, wish: StopWish) -> _Ended:
@@ -143,7 +143,7 @@ def _epochs(course: Course, wish: StopWish) -> _Ended:
             if told is None:
                 raise
             raise told from error
-        # A wish during the evaluation leaves the epoch open: what is resumed evaluates it.
+        # A stop request during the evaluation leaves the epoch open: a resumed run evaluates it.
         closed = standing if wish.granted else _closed(standing, evaluation)
         short = _short_stream(course, standing)
         if short and not wish.granted and not _at_last_step(course, standing):
@@ -153,7 +153,7 @@ def _epochs(course: Course, wish: StopWish) -> _Ended:
             nothing = _nothing_trained(course, closed, standing.last_skip)
             if nothing is not None:
                 raise nothing
-        # The last step may be in the middle of an epoch: what is resumed with more steps trains the rest of it.
+        # The last step may be in the middle of an epoch: a run that resumes with more steps trains the rest of it.
         within = _at_last_step(course, standing) and 0 < standing.samples < (standing.train_samples or math.inf)
         kept, standing = standing if within else closed, closed
         early = wish.asked or _no_better(course, standing)
@@ -163,12 +163,12 @@ def _epochs(course: Course, wish: StopWish) -> _Ended:
             raise interrupted(wish.signal, course, standing)
         if early:
             return _Ended(standing, early)
-    # A resumed run may have no step left, in the middle of an epoch.
+    # A resumed run may have no steps left, in the middle of an epoch.
     return _Ended(_closed(standing, {}) if standing.samples else standing)
 
 
 def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Iterator[Standing]:
-    """The optimizer steps that are left of the epoch, or until somebody wants it to stop: where the training is after each."""
+    """Run the remaining optimizer steps of the epoch, or until a stop request. Yield the progress of the training after each."""
     set_mode(course.task, training=True)
     course.control.begin_group()
     began = course.clock.monotonic()
@@ -204,19 +204,19 @@ def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Itera
         course.progress.event(_step_ended(course, standing, result, rate, ended - began))
         paused = course.clock.monotonic()
         yield standing
-        # A checkpoint that was written meanwhile is no part of the next step.
+        # The time of a checkpoint that was written meanwhile is not part of the next step.
         began = ended + course.clock.monotonic() - paused
         # The step is complete: a later error, also of the evaluation, does not come from it.
         course.control.begin_group()
-        # Before the next group is loaded, which may draw random numbers: what resumes from here loads it once more.
+        # Before the next group is loaded, which may draw random numbers: a run that resumes from here loads it again.
         if wish.granted or _at_last_step(course, standing):
             return
 
 
 def _short_stream(course: Course, standing: Standing) -> str:
-    """A stream that ended before its length. Empty: it did not."""
+    """Return a notice about a stream that ended before its length. Empty: it did not."""
     expected, data = standing.train_samples, course.task.train_data
-    # Samples at the end that make no size which the task takes are left out.
+    # Samples at the end that do not make a size that the task accepts are left out.
     left_out = 0 if course.control.size_rule is None else standing.effective_batch
     if expected is None or not isinstance(data, IterableDataset) or standing.samples + left_out >= expected:
         return ""
@@ -251,7 +251,7 @@ def _evaluation(course: Course, wish: StopWish) -> dict[str, float | None]:
 
 
 def _no_better(course: Course, standing: Standing) -> str | None:
-    """Why more epochs are of no use; None: they may be."""
+    """Return the reason why more epochs do not help. None: they may help."""
     patience = course.options.patience
     if patience is None or course.eval_loader is None or standing.epoch >= course.options.epochs:
         return None
@@ -260,7 +260,7 @@ def _no_better(course: Course, standing: Standing) -> str | None:
 
 
 def _closed(standing: Standing, evaluation: dict[str, float | None]) -> Standing:
-    """The epoch is done: its result joins the history and the next one begins."""
+    """Close the epoch: add its result to the history, and begin the next epoch."""
     result = EpochResult(
         epoch=standing.epoch,
         loss=standing.weighted_loss / standing.weight if standing.weight else 0.0,

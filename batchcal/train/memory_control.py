@@ -1,4 +1,4 @@
-"""All that keeps a training within its memory, as the loop sees it: one guard of its groups."""
+"""Control of a training's memory. For the loop, it is one guard of the groups."""
 
 from __future__ import annotations
 
@@ -36,41 +36,41 @@ from batchcal.workload.step import move
 from batchcal.workload.task import Task
 
 MEASURED_EVERY_S: Final = 1.0
-"""To measure a batch and to learn from it takes 1.3 ms after a pass, whose data fills the caches."""
+"""Interval of measurements. Measuring a batch and learning from it takes 1.3 ms after a pass, whose data fills the caches."""
 CLOSELY: Final = 50
-"""That many batches are measured one after another, at the beginning and after each change of the size, while sizes may still
-grow or a group is not known yet."""
+"""Number of batches that are measured one after another, at the beginning and after each change of the size, while sizes may
+still grow or a group is not learned yet."""
 GREW_BYTES: Final = 1 << 20
-"""A peak that much above what was held before the batch is the batch's own."""
+"""A peak that exceeds the memory before the batch by this amount is the peak of the batch itself."""
 RELEASES_S: Final = 0.5
 RELEASES_SHARE: Final = 0.0015
-"""Time that may be spent on giving free memory back, so that the next peak tells what its batch needs: at once, and of all."""
+"""Limits of the time for releasing free memory, so that the next peak shows the need of its batch: at once, and of all time."""
 RELEASED_EVERY_S: Final = 10.0
-"""Where the group is settled, to see whether it still is what it was."""
+"""Interval of releases for a settled group, to check that the group has not changed."""
 NEAR: Final = 0.85
-"""Of the limit: an error that may mean memory means it."""
+"""Share of the limit above which an ambiguous error counts as a memory error."""
 
 
 @dataclass
 class BatchMemory:
-    """What is known of the memory of the batches since it was asked last."""
+    """Memory of the batches since the last request."""
 
     predicted_bytes: float = 0.0
-    """For the batch of the highest peak. 0: that peak was held before already, and says nothing about a batch."""
+    """Prediction for the batch with the highest peak. 0: that memory was already held before, and shows nothing about a batch."""
     peak_bytes: int = 0
 
     def add(self, predicted_bytes: float, peak_bytes: int, *, own: bool) -> None:
-        """`own`: the peak is the batch's own."""
+        """`own`: the peak is the peak of the batch itself."""
         if peak_bytes > self.peak_bytes + GREW_BYTES or (own and peak_bytes >= self.peak_bytes):
             self.predicted_bytes = predicted_bytes if own else 0.0
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
 
 
 class MemoryControl:
-    """A `Guard`: before each micro-batch predicted against the room there is, afterwards measured, learned from and decided upon.
+    """A `Guard`. It compares the prediction for each micro-batch with the free room. Then it measures, learns and sets the size.
 
     Args:
-        group_of: index of a sample -> its task type, so that predictions are learned for each.
+        group_of: index of a sample -> its task type, so that predictions are learned for each type.
     """
 
     def __init__(
@@ -120,18 +120,18 @@ class MemoryControl:
         self._failed = False
         self._composed: tuple[tuple[int, ...], Composition] | None = None
         self._held = 0
-        """The most that this process held before a step of the optimizer that went by."""
+        """Largest memory that this process held before a successful step of the optimizer."""
 
     def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
-        """Sees the micro-batch through.
+        """Run the micro-batch, in parts if necessary.
 
         Raises:
             NothingFits: it does not fit and cannot be made smaller.
-            LossIsNoNumber: its loss is infinite or none.
+            LossIsNoNumber: its loss is NaN or infinite.
         """
         self._passes = passes
         if self.scheduler.by_count and micro_batch.samples > self.scheduler.micro_batch:
-            # Read ahead before the size went down, or of a stream, whose sizes nobody can change.
+            # It was prefetched before the size went down, or it is from a stream, whose sizes cannot be changed.
             halves = self._guardian.halves(micro_batch)
             if halves is not None:
                 del micro_batch
@@ -152,7 +152,7 @@ class MemoryControl:
         share = self._guardian.run(passes, micro_batch)
         if told and not self._failed:
             peak = self._peak.end()
-            # Blocks that the allocator keeps are in a peak without being of use to every batch (measured: 13 % of one).
+            # Blocks that the allocator keeps are part of a peak, but not every batch uses them (measured: 13 % of a peak).
             own = released and peak > before.own_bytes + GREW_BYTES
             self._memory.add(predicted, peak, own=own)
             self._learn(batch, before, peak, own=own)
@@ -161,16 +161,16 @@ class MemoryControl:
         return share
 
     def at(self, epoch: int, step: int) -> None:
-        """Where the training is, for what is told."""
+        """Set the position of the training, for events."""
         self._epoch, self._step = epoch, step
 
     def begin_group(self) -> None:
-        """Nothing of the next group is loaded yet."""
+        """Begin a group. None of it is loaded yet."""
         self._passes = None
         self._guardian.begin_group()
 
     def evaluated_in_halves(self, samples: int, why: str) -> None:
-        """A batch of the evaluation did not fit."""
+        """Report a batch of the evaluation that did not fit."""
         self.recoveries += 1
         self._progress.event(
             Recovered(epoch=self._epoch, step=self._step, phase="evaluation", samples=samples, action="split", why=why)
@@ -182,12 +182,12 @@ class MemoryControl:
         return statistics.median(errors) if errors else None
 
     def before_update(self) -> None:
-        """Room for the optimizer's step, which must not be cut off in its middle.
+        """Make room for the optimizer's step, which must not be interrupted in the middle.
 
         Raises:
-            NothingFits: there is too little. Nothing has changed: a checkpoint of now is whole.
+            NothingFits: there is too little room. Nothing has changed: a checkpoint of this state is complete.
         """
-        # Adam's state is twice the parameters, and made in the first step; its temporaries are as large as these once.
+        # Adam's state is twice as large as the parameters, and made in the first step. Its temporaries are as large as they are.
         need = self._state_bytes * (1 if self._optimizer.state else 3)
         room, own = self.monitor.room(), self.monitor.own_bytes()
         # Where a step went by with as much held as may be held now, the next one needs no more.
@@ -205,36 +205,36 @@ class MemoryControl:
             )
 
     def in_update(self) -> bool:
-        """Whether what was raised came from the optimizer's step, which leaves parameters and state in between."""
+        """True if the error came from the optimizer's step, which leaves parameters and state partly updated."""
         return self._passes is not None and self._passes.finished
 
     def rewind(self) -> None:
-        """Random numbers and buffers as they were before the group that failed."""
+        """Restore random numbers and buffers to their state before the failed group."""
         self._guardian.rewind()
 
     def take_memory(self) -> BatchMemory:
-        """What the batches since the last call needed."""
+        """Return the memory of the batches since the last call."""
         taken, self._memory = self._memory, BatchMemory()
         return taken
 
     def composition(self, micro_batch: MicroBatch) -> Composition:
-        """What the prediction goes by."""
+        """Return the input of the prediction."""
         indices = micro_batch.indices
         if indices is not None and self._composed is not None and self._composed[0] is indices:
             return self._composed[1]
         group = "" if self._group_of is None or indices is None else _groups(self._group_of, indices)
         composition = Composition(micro_batch.samples, nest_bytes(micro_batch.batch), group)
-        # A batch is asked about before it runs and while it does.
+        # The composition of a batch is requested before and during its run.
         self._composed = None if indices is None else (indices, composition)
         return composition
 
     def fits(self, micro_batch: MicroBatch) -> bool:
-        """Whether it is predicted to fit into what is there now."""
+        """True if it is predicted to fit into the current room."""
         room = self.monitor.room()
         return self.predictor.predict(self.composition(micro_batch)) <= self._top(room) or micro_batch.samples == 1
 
     def near_limit(self) -> bool:
-        """Whether this process came near the limit since the last batch began."""
+        """True if this process came near the limit since the last batch began."""
         room = self.monitor.look()
         return room.others_bytes + self._peak.end() >= NEAR * room.limit_bytes
 
@@ -244,14 +244,14 @@ class MemoryControl:
         return closely or self._clock.monotonic() - self._measured_at >= MEASURED_EVERY_S
 
     def _before(self, batch: Composition) -> tuple[Room, bool]:
-        """What is held before the batch, and whether that is without the allocator's free blocks, in which a batch may hide."""
+        """Return the room before the batch. True: the allocator's free blocks, which may hide a batch, were released first."""
         now = self._clock.monotonic()
         wanted = not self.predictor.settled(batch.group) or now - self._released_at >= RELEASED_EVERY_S
         if not wanted or self._releasing_s > RELEASES_S + RELEASES_SHARE * (now - self._began):
             return self.monitor.look(), False
         began = time.perf_counter()
         trim()
-        # What was given back must be touched anew, which takes about as long.
+        # Released memory must be touched again, which takes about as long.
         self._releasing_s += 2 * (time.perf_counter() - began)
         self._released_at = now
         return self.monitor.look(), True
@@ -274,7 +274,7 @@ class MemoryControl:
     def _tell(self, change: Change) -> None:
         self._closely = CLOSELY
         if change.now < change.was:
-            # What the larger size held is still held by the allocator, and would be taken for need.
+            # The allocator still holds the memory of the larger size, which would count as need.
             trim()
         self._progress.event(Resized(epoch=self._epoch, step=self._step, was=change.was, now=change.now, why=change.why))
 
@@ -294,7 +294,7 @@ class MemoryControl:
                 why=recovery.why,
             )
         )
-        # What is made by cost is not told by its number of samples: all of it is halved.
+        # The number of samples does not describe batches that are made by cost: all of their sizes are halved.
         by_count = self.scheduler.by_count
         if recovery.action == "split" and safe is not None and (not by_count or safe < self.scheduler.micro_batch):
             change = self._controller.ran_short(f"memory ran out with {recovery.samples}", safe=safe if by_count else None)

@@ -1,4 +1,4 @@
-"""What a training is asked to do, besides what the plan says."""
+"""Options of a training, in addition to its plan."""
 
 from __future__ import annotations
 
@@ -11,55 +11,54 @@ from batchcal.values.settings import Batching, LearningRateRule, LossWeights, Sc
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """Raises:
-    UsageError: a value that trains nothing or contradicts another.
+    UsageError: a value trains nothing or contradicts another value.
     """
 
     epochs: int = TrainSettings.epochs.default
-    """In all, those before a resume too."""
+    """Number of epochs in total, including those before a resume."""
     max_steps: int | None = None
-    """Stop after that many optimizer steps in all, those before a resume too, or after `epochs`: whichever comes first. A stream
-    that has neither an end nor a length needs it. None: after `epochs`."""
+    """Stop after this number of optimizer steps in total, including those before a resume, or after `epochs`: whichever is first.
+    A stream that has neither an end nor a length needs it. None: after `epochs`."""
     seed: int = 0
     drop_last: bool = TrainSettings.drop_last.default
-    """Leave the last, smaller group of each epoch out."""
+    """Leave out the last, smaller group of each epoch."""
     checkpoint_every_s: float = TrainSettings.checkpoint_every.default
-    """Within an epoch, after so many seconds a checkpoint is written; where one was asked for, and after every epoch besides."""
+    """Seconds between two checkpoints within an epoch, if checkpoints are requested. Every epoch also ends with a checkpoint."""
     patience: int | None = None
-    """Stop after that many epochs in a row without a better `watch`. None: never."""
+    """Stop after this number of consecutive epochs without a better `watch`. None: never."""
     min_delta: float = TrainSettings.min_delta.default
-    """A result counts as better when it is by more than this."""
+    """A result counts as better if it differs by more than this."""
     watch: str = TrainSettings.watch.default
-    """What early stopping looks at: `loss` of the evaluation data, or a metric of the task."""
+    """Value that early stopping watches: `loss` of the evaluation data, or a metric of the task."""
     watch_mode: WatchMode = TrainSettings.watch_mode.default
-    """Whether a smaller or a larger one is better."""
+    """Direction of a better value: smaller or larger."""
     schedule: Schedule = TrainSettings.schedule.default
-    """Of the learning rate, after the warm-up, over all epochs: `constant`, `linear` or `cosine` down to zero."""
+    """Schedule of the learning rate after the warm-up, over all epochs: `constant`, `linear` or `cosine` down to zero."""
     warmup: float = TrainSettings.warmup.default
     """Share of the training during which the learning rate rises from zero."""
     lr_rule: LearningRateRule = TrainSettings.lr_rule.default
-    """What a step of another effective batch than `lr_reference_batch` does to the learning rate: `none`, `linear`, `sqrt`."""
+    """Effect of another effective batch than `lr_reference_batch` on the learning rate: `none`, `linear`, `sqrt`."""
     lr_reference_batch: int | None = None
     """The effective batch that the learning rate was chosen for. None: the plan's."""
     max_norm: float | None = None
     """Clip the gradient of each optimizer step to this Euclidean norm."""
     batching: Batching = TrainSettings.batching.default
-    """`plain`: as shuffled, in the plan's sizes. `bucketed`, `greedy`: by the cost of each sample, under the plan's memory."""
+    """`plain`: shuffled, in the plan's sizes. `bucketed`, `greedy`: by the cost of each sample, under the plan's memory."""
     balance: float = TrainSettings.balance.default
-    """Between memory fit (0) and diversity of task types within a micro-batch (1), where batches are made by cost."""
+    """Balance between memory fit (0) and diversity of task types within a micro-batch (1), if batches are made by cost."""
     window: int | None = None
-    """Optimizer steps whose samples are put together by cost. 1: each keeps the samples that plain shuffling would give it."""
+    """Number of optimizer steps whose samples are grouped by cost. 1: each keeps the samples that plain shuffling gives it."""
     loss_weights: LossWeights = TrainSettings.loss_weights.default
-    """How several task losses are weighed: by the task's own `loss`, or by the norms of their gradients, after two rules."""
+    """Weighting of several task losses: by the task's own `loss`, or by the norms of their gradients, by one of two rules."""
     start_micro_batch: int | None = None
-    """Begin with this micro-batch and grow while there is room. None: the plan's from the start."""
+    """Begin with this micro-batch and increase it while memory is free. None: the plan's from the start."""
     control: ControlSettings = field(default_factory=ControlSettings)
     on_oom: WhenSplit = TrainSettings.on_oom.default
-    """What to do with a model that has BatchNorm when a micro-batch does not fit: it does not train the same in halves."""
+    """Action for a model with BatchNorm when a micro-batch does not fit: the model does not train the same in halves."""
     fence: bool = TrainSettings.fence.default
-    """Let allocations fail that would have the kernel kill. On the CPU only."""
+    """Let allocations fail that would make the kernel kill the process. On the CPU only."""
     memory_limit_bytes: int | None = None
-    """What this process may hold of the host's memory, where others that come and go have a part of it, too. None: all that is
-    free."""
+    """Host memory that this process may hold, if other, temporary processes use a part of it, too. None: all free memory."""
 
     def __post_init__(self) -> None:
         for option in TrainSettings.options():

@@ -1,4 +1,4 @@
-"""What a training comes to."""
+"""Results of a training."""
 
 from __future__ import annotations
 
@@ -9,41 +9,40 @@ from batchcal.core.values import Record
 
 class EpochResult(Record):
     epoch: int
-    """From 0."""
+    """Number of the epoch, from 0."""
     loss: float
-    """Mean over the weight of all samples of the epoch, each as it was when its turn came."""
+    """Mean over the weight of all samples of the epoch. The loss of each sample is the one at its own step."""
     evaluation: dict[str, float | None]
-    """By name, over the whole evaluation data: the task's metrics, or `loss`. Empty: there are none. None: it is infinite, or no
-    number."""
+    """Values by name, over all evaluation data: the task's metrics, or `loss`. Empty: there are none. None: NaN or infinite."""
     steps: int
     """Optimizer steps."""
     samples: int
     wall_s: float
-    """Of the training part, waiting for data included."""
+    """Seconds of the training part, including the wait for data."""
     samples_per_s: float
     skipped_steps: int = 0
-    """Of `steps`: those that changed no parameter, since a float16 gradient overflowed or nothing in them had a gradient."""
+    """Number of `steps` that changed no parameter, because a float16 gradient overflowed or no loss in them had a gradient."""
 
 
 class TrainingResult(Record):
     kind: Literal["training"] = "training"
     epochs: tuple[EpochResult, ...]
-    """All of them, those before a resume too."""
+    """All epochs, including those before a resume."""
     samples_per_s: float
-    """Over all epochs, evaluation left out."""
+    """Rate over all epochs, without evaluation."""
     peak_bytes: int
-    """Most host memory that this process held at once since the training began: anonymous and shared, file pages left out."""
+    """Peak of this process's host memory since the training began: anonymous and shared, without file pages."""
     accelerator_peak_bytes: int | None
-    """Most that the caching allocator reserved. None: trained on the CPU."""
+    """Peak of the memory that the caching allocator reserved. None: trained on the CPU."""
     wall_s: float
-    """Of this run, evaluation and checkpoints included."""
+    """Seconds of this run, including evaluation and checkpoints."""
     resumed_at_epoch: int | None
-    """None: it began anew."""
+    """None: the run did not resume."""
     stopped_early: bool = False
-    """Before all epochs that were asked for."""
+    """True if the training ended before all requested epochs."""
     stop_reason: str | None = None
     recoveries: int = 0
-    """How often memory ran out in a pass and it was run again."""
+    """Number of passes that ran out of memory and were run again."""
     prediction_error: float | None = None
     """Median |predicted / measured - 1| of the peaks of the latest batches. None: no peak was measured."""
     skipped_steps: int = 0
@@ -51,4 +50,4 @@ class TrainingResult(Record):
     checkpoint: str | None = None
     """File of the latest checkpoint of this run. None: none was written."""
     not_saved: str | None = None
-    """Why the latest checkpoint could not be written. None: it was, or checkpoints are off."""
+    """Reason why the latest checkpoint could not be written. None: it was written, or checkpoints are off."""

@@ -1,4 +1,4 @@
-"""The last group of an epoch that a training resumes in its middle."""
+"""The last group of an epoch that a training resumes in the middle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchcal.workload.task import Task
 
 def refuse_last_group(task: Task, plan: Plan, options: TrainOptions, standing: Standing, then: int) -> None:
     """Raises:
-    UsageError: the task does not take the last group of the epoch that is resumed. Its samples depend on where that epoch stands.
+    UsageError: the task does not accept the last group of the resumed epoch. Its samples depend on the position in that epoch.
     """
     if (
         not standing.samples

@@ -1,4 +1,4 @@
-"""Optimizer steps that were left out: their reasons, and the end of a training in which nothing else happened."""
+"""Skipped optimizer steps: their reasons, and the end of a training that has only skipped steps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FIXES: Final[Mapping[Skip, str]] = {
 
 
 def nothing_trained(steps: int, skipped: int, reason: Skip | None, *, ended: bool) -> UserCodeError | None:
-    """The error for a training whose optimizer never stepped. None: it did, or a scaler may still find its scale.
+    """Return the error for a training whose optimizer never stepped. None: it stepped, or a scaler may still find its scale.
 
     Args:
-        reason: of the latest skipped step.
+        reason: the reason for the latest skipped step.
         ended: no step is left.
     """
     if reason is None or skipped == 0 or skipped < steps or (reason == "overflow" and not ended):

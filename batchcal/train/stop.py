@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that the loop grants when its state is whole."""
+"""SIGINT and SIGTERM as a stop request that the loop grants when its state is complete."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _LOOK_S: Final = 0.01
 
 
 class StopWish:
-    """While entered, the first signal is noted; a second one does what it would have done without us.
+    """Stop request. While entered, it records the first signal. A second signal has its original effect.
 
-    Outside of the main thread, where Python takes no handlers, signals keep their meaning and nothing is ever noted.
+    Outside of the main thread, Python does not accept handlers: signals keep their meaning and are never recorded.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """Its number, once there was one."""
+        """Number of the recorded signal. None: no signal yet."""
         self.asked: str | None = None
-        """Why the training is to end after the step that is going on, where that was asked for otherwise."""
+        """Reason to end the training after the current step, if requested without a signal."""
         self._before: dict[int, signal._HANDLER] = {}
         self._repeats = Repeats()
 
     @property
     def granted(self) -> bool:
-        """Whether to stop at the next moment when that is possible."""
+        """True if the training is to stop at the next possible point."""
         return self.signal is not None or self.asked is not None
 
     def ask(self, why: str) -> None:
-        """Ends the training after the step that is going on, in order: with a checkpoint and a result."""
+        """End the training cleanly after the current step: with a checkpoint and a result."""
         self.asked = why
 
     def await_signal(self, limit_s: float) -> bool:
-        """Whether a signal arrived, now or within `limit_s`."""
+        """Wait up to `limit_s` for a signal. Return True if a signal has arrived."""
         until = time.monotonic() + limit_s
         while self.signal is None and self._before and time.monotonic() < until:
             time.sleep(_LOOK_S)
@@ -64,6 +64,6 @@ class StopWish:
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            # None: a handler that was not set from Python; it cannot be put back from here.
+            # None: a handler that was not set from Python; it cannot be restored from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}

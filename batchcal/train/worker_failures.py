@@ -1,4 +1,4 @@
-"""The error for a DataLoader worker that died: memory is blamed only where something shows it."""
+"""The error for a DataLoader worker that died. It blames memory only if there is evidence."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from batchcal.machine.meters import private_bytes
 from batchcal.runtime.worker_deaths import WorkerDeath
 
 SIGNAL_FOLLOWS_S: Final = 1.0
-"""A worker that is signalled with the complete job may die before the signal reaches this process."""
+"""Wait for a signal: if the complete job is signalled, a worker may die before the signal reaches this process."""
 
 
 WORTH_BLAME: Final = 0.1
-"""Of the limit: workers that hold less are not what ends a training."""
+"""Share of the memory limit. Workers that hold less are not the cause of a failure."""
 
 
 class WorkersHold(NamedTuple):
-    """Memory of the DataLoader workers that live."""
+    """Memory of the running DataLoader workers."""
 
     workers: int
     held_bytes: int
 
 
 def workers_hold() -> WorkersHold | None:
-    """What the workers hold beside this process. None: there are no workers."""
+    """Memory that the workers hold beside this process. None: there are no workers."""
     pids = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
     return WorkersHold(len(pids), sum(map(private_bytes, pids))) if pids else None
 
 
 def blame_workers(error: NothingFits, held: WorkersHold | None, limit_bytes: int) -> NothingFits:
-    """`error`, which names the workers where they hold much of the memory: they copy what they read, or keep it."""
+    """Return `error`. It names the workers if they hold much of the memory: they copy or keep the data that they read."""
     if held is None or held.held_bytes < limit_bytes * WORTH_BLAME:
         return error
     hold = "holds" if held.workers == 1 else "hold"
@@ -47,7 +47,7 @@ def blame_workers(error: NothingFits, held: WorkersHold | None, limit_bytes: int
 
 
 class KernelKills:
-    """Whether the kernel killed a process of our memory group for lack of memory since this value was made."""
+    """Check whether the kernel killed a process of our memory group for lack of memory since this object was made."""
 
     def __init__(self) -> None:
         self._before = _count()
@@ -65,10 +65,10 @@ def _count() -> int:
 
 
 def error_of(death: WorkerDeath, *, detail: str, known: str, kernel_killed: bool, near_limit: bool) -> BatchcalError:
-    """The error to raise for `death`.
+    """Return the error to raise for `death`.
 
     Args:
-        detail: what torch reports.
+        detail: the report of torch.
         known: where the training is saved.
         kernel_killed: the kernel killed a process of our group for lack of memory.
         near_limit: this process came near its memory limit.

@@ -1,7 +1,7 @@
-"""Every setting of batchcal, once: its table and key in a file, its default, its help.
+"""Every setting of batchcal, defined once: its table and key in a file, its default, its help.
 
 Flags, `BATCHCAL_*` variables, the keys of TOML files, `--help` and docs/settings.md follow from these tables. To add a setting,
-add a line here and read the attribute where it is used; name it in `cli/verbs` where it is also to be a flag.
+add a line here and read the attribute in the code that uses it. If it is also a flag, name it in `cli/verbs`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from batchcal.core.settings import Settings as Engine
 from batchcal.core.settings import Source
 
 Objective = Literal["memory", "throughput"]
-"""`memory`: the largest micro-batch that fits; `throughput`: the one that trained fastest, of those that were timed."""
+"""`memory`: the largest micro-batch that fits; `throughput`: the fastest of the timed micro-batches."""
 WatchMode = Literal["min", "max"]
 Schedule = Literal["constant", "linear", "cosine"]
 LearningRateRule = Literal["none", "linear", "sqrt"]
@@ -45,7 +45,7 @@ OBJECTIVES: Final = "memory (the largest micro-batches), throughput (the fastest
 
 
 class CalibrateSettings(Table):
-    """[calibrate]: what is measured, and within which limits."""
+    """[calibrate]: subject and limits of the measurements."""
 
     name = "calibrate"
     margin = Option(
@@ -91,7 +91,7 @@ class CalibrateSettings(Table):
 
 
 class PlanSettings(Table):
-    """[plan]: which plan is made of a calibration."""
+    """[plan]: properties of the plan that is made from a calibration."""
 
     name = "plan"
     effective_batch = Option(
@@ -117,7 +117,7 @@ class PlanSettings(Table):
 
 
 class TrainSettings(Table):
-    """[train]: what a training does, besides what its plan states."""
+    """[train]: settings of a training that its plan does not contain."""
 
     name = "train"
     epochs = Option(count, 1, "Passes over the training data, in all.", metavar="N")

@@ -12,13 +12,13 @@ Count = Annotated[int, Field(ge=0, le=2**31)]
 
 
 class Setup(Record):
-    """Settings that determine memory and speed of a run, besides the task and the machine."""
+    """Settings that determine memory and speed of a run, in addition to the task and the machine."""
 
     device: str
     allocator: str
     """Name of the policy."""
     micro_batches: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Samples, of one optimizer step on one rank."""
+    """Samples in each micro-batch of one optimizer step on one rank."""
     eval_batch: Count
     num_workers: Count
     prefetch_factor: int | None

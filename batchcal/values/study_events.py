@@ -1,4 +1,4 @@
-"""Events of a running study, and how they leave the process of a worker."""
+"""Events of a running study, and their transfer from the process of a worker."""
 
 from __future__ import annotations
 

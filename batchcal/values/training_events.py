@@ -30,7 +30,7 @@ class TrainingStarted(Event):
     """First epoch of this process."""
     effective_batch: int
     micro_batch: int
-    """Of the plan."""
+    """Micro-batch of the plan."""
     accumulation_steps: int
     train_samples: int | None
     """None: a stream."""
@@ -42,7 +42,7 @@ class TrainingStarted(Event):
     inexact: str | None
     """Reason why dividing a batch changes its gradient. None: it does not."""
     resumed_at_sample: int
-    """Of the epoch."""
+    """Sample of the epoch at which the training resumed."""
     lr_rule: str
     batching: str
     loss_weights: str
@@ -72,7 +72,7 @@ class StepEnded(Event):
     lr: float | None
     micro_batches: int
     micro_batch: int
-    """Size of the largest."""
+    """Size of the largest micro-batch."""
     predicted_bytes: int | None
     peak_bytes: int | None
     """None: not measured in this step."""

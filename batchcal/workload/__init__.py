@@ -1,1 +1,1 @@
-"""What is measured and trained: the Task, how a SPEC becomes one, the one step, the worst-case batches."""
+"""The task that is measured and trained: its import, its optimizer step, its worst-case batches."""

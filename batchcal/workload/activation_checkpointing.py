@@ -29,32 +29,32 @@ ROUNDS: Final = 5
 
 @dataclass(frozen=True)
 class CheckpointingCost:
-    """What checkpointing brought and what it cost, in steps that were run both ways in turn."""
+    """Memory saved and time lost by checkpointing, from steps that alternate between on and off."""
 
     saved_bytes: int
-    """Of the peak: the least without it less the least with it. Below zero: it took more."""
+    """Smallest peak without checkpointing minus the smallest peak with it. Negative: it took more memory."""
     saved_share: float
     """The same as a share of what a step takes beyond what is held before it."""
     time_share: float
-    """What a step took longer, as a share: the median over pairs. 0.15 is 15 %."""
+    """Additional time of a step, as a share: the median over pairs. 0.15 is 15 %."""
 
 
 class GradientCheckpointManager:
-    """Turns activation checkpointing of some modules of a model on and off; while entered it is on.
+    """Turn activation checkpointing of some modules of a model on and off; as a context it is on.
 
-    The model's parameters, their names and its `state_dict` stay as they are, and so do its gradients: the random numbers that a
-    module drew, for dropout, are drawn again the same. Without gradients, as in an evaluation, nothing is done.
+    The parameters, their names, the `state_dict` and the gradients do not change: random numbers, for example of dropout, are the
+    same in the second computation. Without gradients, as in an evaluation, it has no effect.
 
         with GradientCheckpointManager(model, "encoder.layers") as manager:
             print(manager.measure(step, torch.device("cpu")))
             train(task, plan)
 
     Args:
-        modules: names, separated by commas. A list of modules (`nn.ModuleList`, `nn.Sequential`) stands for those in it. `auto`:
-            the list of like modules that has most of the parameters.
+        modules: names, separated by commas. A list (`nn.ModuleList`, `nn.Sequential`) means all modules in it. `auto`: the list
+            of similar modules that has most of the parameters.
 
     Raises:
-        UsageError: there is no such module, or one has BatchNorm, whose running statistics would count every batch twice.
+        UsageError: a module does not exist, or has BatchNorm, whose running statistics would count each batch twice.
     """
 
     def __init__(self, model: nn.Module, modules: str = AUTO) -> None:
@@ -95,10 +95,10 @@ class GradientCheckpointManager:
         self.disable()
 
     def measure(self, step: Callable[[], object], device: torch.device, *, rounds: int = ROUNDS) -> CheckpointingCost:
-        """Runs `step`, a whole training step, without and with it in turn; leaves it as it was.
+        """Run `step`, a complete training step, alternately without and with checkpointing, and restore the current state.
 
-        On the host memory is told by the kernel's high-water mark, after free blocks were handed back; a step should take some
-        tens of MiB for that to say something.
+        Host memory is the high-water mark of the kernel, after free blocks were returned. It is accurate enough if a step takes
+        some tens of MiB.
         """
         before = self.enabled
         peaks: dict[bool, list[int]] = {False: [], True: []}

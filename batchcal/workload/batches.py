@@ -25,9 +25,9 @@ Found = Literal["size_of", "scan", "partial-scan", "first-samples", "unknown"]
 """`unknown`: samples show no size."""
 
 ORDER_LIMIT: Final = 65_536
-"""So many of the largest samples are remembered; a larger batch repeats the largest."""
+"""Number of largest samples that are kept; a larger batch repeats the largest."""
 GROUP_LOOK_LIMIT: Final = 1024
-"""So many of the largest samples are loaded at most to learn their groups."""
+"""Largest number of samples that are loaded to read their groups."""
 LISTED_LIMIT: Final = 1 << 20
 """Up to here a random order is a shuffled list; beyond, indices are drawn one by one."""
 LOOK_LIMIT: Final = 4096
@@ -43,7 +43,7 @@ SLOW_SAMPLE_S: Final = 0.02
 SPARED_S: Final = 1.0
 """With 20 ms a sample an examination spends 3 s on fetching; slower ones share this much for all of its batches."""
 FACTS_BATCH: Final = 8
-"""Samples of the batch whose bytes are told; fewer where they are large."""
+"""Samples of the batch whose bytes are reported; fewer if they are large."""
 FACTS_BATCH_BYTES: Final = 256 * MIB
 
 
@@ -52,12 +52,12 @@ class WorstCase:
 
     Args:
         size_of: sample -> cost, or the costs by index; None: what the sample, or its batch of one, holds.
-        group_of: sample -> task type. The largest of every type come first, so that a batch meets every part of the model.
-        time_limit_s: how long samples may be looked at; the one being loaded is waited for.
-        order: the indices found before, largest first; nothing is then looked at.
+        group_of: sample -> task type. The largest of each type come first, so that a batch reaches each part of the model.
+        time_limit_s: seconds for reading samples; a sample that is being loaded is finished.
+        order: indices that are known already, largest first; then no sample is read.
 
     Raises:
-        UserCodeError: the dataset is empty, or `size_of` is no cost for each sample. What the dataset raises is let pass.
+        UserCodeError: the dataset is empty, or `size_of` does not give a cost for each sample. Its own errors pass through.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class WorstCase:
         """Seconds that a sample took, where samples were looked at."""
         self.worst_size: float | None = None
         self.factor = 1.0
-        """How much larger than the largest known sample the largest of an epoch may be."""
+        """Largest expected sample of an epoch, as a multiple of the largest known sample."""
         self._weigher = Weigher(None if collate is default_collate else collate)
         self._distinct: int | None = None
         self._loaded: dict[int, object] = {}
         self.found: Found = "scan"
         self._kept: list[object] = []
         self._ended = False
-        """Whether a stream came to its end within the look."""
+        """True if the stream ended within the samples that were read."""
         if self.samples == 0:
             raise _empty(task_data)
         if not self.indexable:
@@ -107,7 +107,7 @@ class WorstCase:
 
     @classmethod
     def of(cls, task: Task, part: Part, *, limit_s: float, seed: int, order: Sequence[int] | None = None) -> WorstCase:
-        """For one part of a task. Evaluation falls back to the training data where the task has no other."""
+        """The worst case of one part of a task. Evaluation uses the training data if the task has no evaluation data."""
         data = task.train_data if part == "train" or task.eval_data is None else task.eval_data
         # A sequence of sizes is that of the training data.
         size_of = task.size_of if data is task.train_data or callable(task.size_of) else None
@@ -119,7 +119,7 @@ class WorstCase:
         return chosen + [self.order[0]] * (size - len(chosen))
 
     def batch(self, size: int) -> object:
-        """A batch of `size` samples as collated, on the CPU; loaded anew each time, as in training."""
+        """A collated batch of `size` samples, on the CPU; loaded again each time, as in training."""
         return self.batch_at(self.indices(size))
 
     def random_batch(self, size: int, generator: random.Random) -> object:
@@ -129,8 +129,8 @@ class WorstCase:
         return self.batch_at([generator.randrange(known) for _ in range(size)] if few else generator.sample(range(known), size))
 
     def shapes_change(self, size: int, generator: random.Random) -> bool | None:
-        """Whether the smallest samples, or random ones, make tensors of other shapes than the largest. None: unknown, where
-        samples take long or make no batch."""
+        """True if the smallest samples, or random ones, give tensors of other shapes than the largest. None: unknown, because
+        samples are slow or cannot form a batch."""
         if self.sample_s * size > DRAWS_S:
             return None
         ends = time.monotonic() + DRAWS_S
@@ -180,7 +180,7 @@ class WorstCase:
         return self._loaded[place]
 
     def facts(self, task: Task) -> TaskFacts:
-        """What `task`, whose training data this is about, says about itself."""
+        """Facts about `task`, whose training data this is."""
         fit = FACTS_BATCH_BYTES // max(nest_bytes(self._sample(self.order[0])), 1)
         size = max(1, min(FACTS_BATCH, self.samples or FACTS_BATCH, fit))
         parameters = list(task.model.parameters())
@@ -214,7 +214,7 @@ class WorstCase:
         )
 
     def notes(self) -> Iterator[str]:
-        """What to know about how the largest samples were found."""
+        """Notes on the search for the largest samples."""
         if self.found == "partial-scan":
             yield (
                 f"only {count_of(self.looked_at, 'sample')} of {self.samples} could be looked at in time: a larger one may "
@@ -284,7 +284,7 @@ class WorstCase:
         return tuple(dict.fromkeys([*first, *(index for _, index in found)]))[:ORDER_LIMIT]
 
     def _judge(self, found: Found, costs: Sequence[float]) -> None:
-        """How far the largest sample is known, by the `costs` of those that were looked at."""
+        """Estimate how certain the largest sample is, from the `costs` of the samples that were read."""
         self.found = "unknown" if self._weigher.unknown else found
         self.factor = UNKNOWN if self._weigher.unknown else unseen_factor(costs, len(costs) if self._ended else self.samples)
 
@@ -331,7 +331,7 @@ def _by_cost(found: tuple[float, int]) -> tuple[float, int]:
 
 
 def _shuffled(count: int, seed: int) -> Iterator[int]:
-    """Every index once, in an order told by `seed`."""
+    """Every index once, in an order that depends on `seed`."""
     generator = random.Random(seed)
     if count <= LISTED_LIMIT:
         listed = list(range(count))

@@ -88,7 +88,7 @@ def user_traceback(error: BaseException) -> str:
 
 
 def in_user_code(trace: TracebackType | None) -> bool:
-    """Whether any of the user's code ran on the way to the error."""
+    """True if user code is in the traceback of the error."""
     return any(not _machinery(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(trace))
 
 

@@ -26,18 +26,18 @@ Label = int | float | Tensor | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeterogeneousSample:
-    """What a dataset gives for one index."""
+    """One sample of a dataset."""
 
     images: Sequence[Tensor]
     """One or more, each (channels, height, width) or (channels, height, width, depth). Height, width and depth may differ from
     image to image; channels, number of dimensions and dtype are those of all samples."""
     task_type: str
     task_id: int = 0
-    """As the dataset numbers its tasks."""
+    """Number of the task in the dataset."""
     input_ids: Tensor | None = None
     """(tokens), integers. None: no text."""
     label: Label = None
-    """Of one kind and shape within a task type; another type may have another."""
+    """Has one type and shape within a task type; other task types may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +47,14 @@ class TaskLabels:
     rows: Tensor
     """(labels) int64: which samples of the batch they belong to, rising."""
     values: Tensor
-    """(labels, ...): int64 for classes, float32 for values, the dtype of the tensors that were given, or the one asked for."""
+    """(labels, ...): int64 for classes, float32 for values, the dtype of given tensors, or the requested dtype."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeterogeneousBatch:
-    """A batch of `HeterogeneousSample`s, their images padded at their ends to the largest height, width and depth among them.
+    """A batch of `HeterogeneousSample`s, with images padded at their ends to the largest height, width and depth of the batch.
 
-    `batchcal.workload.step.move` brings it to a device, and `pin_memory` is what torch's DataLoader asks for.
+    `batchcal.workload.step.move` moves it to a device. torch's DataLoader calls `pin_memory`.
     """
 
     pixel_values: Tensor
@@ -74,20 +74,20 @@ class HeterogeneousBatch:
     attention_mask: Tensor | None
     """(batch, tokens) int64: 1 where there is a token, 0 where there is padding. All 0 in a row without text."""
     labels: Mapping[str, TaskLabels]
-    """By task type. Labels of different types are of different kinds and shapes (a class, a value, a vector): one padded tensor
-    would have to give up their dtype, so each type has a tensor of its own and says whose rows it is about. A type is absent
-    where none of its samples is in the batch, or none of them has a label."""
+    """By task type. Labels of different types have different dtypes and shapes (a class, a value, a vector), which one padded
+    tensor could not keep. So each type has its own tensor and the rows it belongs to. A type without a sample in the batch, or
+    without a label, is absent."""
 
     def __len__(self) -> int:
         return len(self.task_types)
 
     def rows(self, start: int, stop: int) -> HeterogeneousBatch:
-        """The samples from `start` up to but without `stop`: views, nothing is copied but the labels.
+        """The samples from `start` to `stop` (excluded), as views; only labels are copied.
 
-        Padding stays as it is, so that a part computes what the whole would have.
+        Padding does not change, so that a part computes the same as in the complete batch.
 
         Raises:
-            ValueError: there are no such rows, or none at all.
+            ValueError: the rows do not exist, or there are none.
         """
         if not 0 <= start < stop <= len(self):
             raise ValueError(f"rows {start} to {stop} of a batch of {count_of(len(self), 'sample')}")
@@ -120,8 +120,8 @@ class HeterogeneousBatch:
         return torch.tensor(found, device=self.image_mask.device)
 
     def pixel_mask(self) -> Tensor:
-        """(batch, max_images, height, width[, depth]) bool: True where a pixel is the image's own. Made when it is asked for: for
-        one channel it takes a quarter of what the pixels take."""
+        """(batch, max_images, height, width[, depth]) bool: True for pixels of an image, False for padding. Computed on request:
+        for one channel it takes a quarter of the memory of the pixels."""
         spatial = self.pixel_values.shape[3:]
         mask = self.image_mask.reshape(*self.image_mask.shape, *(1 for _ in spatial))
         for axis, size in enumerate(spatial):
@@ -145,11 +145,11 @@ class HeterogeneousCollator:
     """
 
     padding_value: float = 0.0
-    """Of pixels that no image has."""
+    """Value of padding pixels."""
     max_images: int | None = None
-    """So many places for images in every batch, for a model that wants one shape. None: as many as the batch needs."""
+    """Number of image places in every batch, for a model that requires one shape. None: as many as the batch needs."""
     token_padding: int = 0
-    """Of `input_ids` beyond the end of a text."""
+    """Value of `input_ids` beyond the end of a text."""
     label_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     """Task type -> dtype of its labels, such as torch.float32 for values that are sometimes written as whole numbers."""
 

@@ -24,7 +24,7 @@ from batchcal.core.values import Frozen
 from batchcal.workload.reference import Scalar, TaskReference, parse_spec
 
 TABLES: Final = ("calibrate", "plan", "train", "hpo")
-"""Tables of settings that a config may have, besides [task]."""
+"""Tables of settings that a config may have, in addition to [task]."""
 OWN_FILE: Final = "batchcal.toml"
 PYPROJECT: Final = "pyproject.toml"
 TASK_KEYS: Final = ("spec", "args")
@@ -37,7 +37,7 @@ _TOO_LARGE: Final = 1 << 20
 
 
 class Config(Frozen):
-    """What one file says."""
+    """Content of one file."""
 
     reference: TaskReference | None
     """None: it has no [task], only settings."""
@@ -57,7 +57,7 @@ def read_config(path: Path, *, directory: Path) -> Config:
 
 
 def project_config(directory: Path) -> Config | None:
-    """What `batchcal.toml`, else `[tool.batchcal]` of `pyproject.toml`, says in `directory`; None where neither is there.
+    """Content of `batchcal.toml`, else of `[tool.batchcal]` in `pyproject.toml`, in `directory`; None without either.
 
     Raises:
         UsageError: as `read_config`.

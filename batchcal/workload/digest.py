@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MOST_OBJECTS: Final = 4096
-"""Of one sample: a graph of objects beyond that is taken as equal."""
+"""Largest number of objects of one sample that are compared; further objects count as equal."""
 
 
 def digest_of(sample: object) -> str:

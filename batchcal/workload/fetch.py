@@ -45,9 +45,9 @@ def samples_at(dataset: Dataset[object], indices: Sequence[int]) -> object:
 
 
 def reads_together(dataset: object) -> bool:
-    """Whether the dataset reads the samples of a batch together, and may return anything for them, such as a stacked batch.
+    """True if the dataset reads the samples of a batch together. It may return anything for them, such as a stacked batch.
 
-    Every torch `Subset` has `__getitems__`, and returns a list for a dataset that has none.
+    Every torch `Subset` has `__getitems__`, and returns a list if its dataset does not have it.
     """
     while isinstance(dataset, Subset):
         dataset = dataset.dataset

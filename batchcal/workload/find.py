@@ -1,4 +1,4 @@
-"""What a user typed -> TaskReference. Torch-free, and nothing of his is imported."""
+"""The target of a command -> TaskReference. Imports neither torch nor user code."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def reference_of(target: str, *, directory: Path) -> TaskReference:
     """The task that `target` names: `package.module:factory`, `path/to/file.py:factory` or `config.toml`.
 
     Args:
-        directory: what relative paths are relative to, and where modules are looked for first; usually the working directory.
+        directory: base of relative paths, and the first folder in which modules are searched; usually the working directory.
 
     Raises:
-        UsageError: another form, or there is no such file. Whether the module and the factory exist is seen when they are loaded.
+        UsageError: another form, or the file does not exist. Missing modules and factories are found when they are loaded.
     """
     directory = directory.absolute()
     if target.endswith(".toml") and target.isprintable():
@@ -43,7 +43,7 @@ def reference_of(target: str, *, directory: Path) -> TaskReference:
 
 
 def _without_factory(target: str, directory: Path) -> UsageError:
-    """Where there is no colon: what of it there is, and what it may be meant to be."""
+    """The error for a target without a colon, with suggestions."""
     path = directory / target
     if not target.strip():
         return UsageError("no task is given", known=_FORMS, try_="batchcal calibrate train.py:task")

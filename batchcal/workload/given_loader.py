@@ -58,7 +58,7 @@ def _choice(loader: DataLoader[object]) -> tuple[str, str] | None:
 
 
 def _settings(loader: DataLoader[object]) -> Iterator[str]:
-    """What else the loader sets, each with its place in batchcal."""
+    """Further settings of the loader, each with its equivalent in batchcal."""
     if loader.collate_fn not in (default_collate, default_convert):
         yield "collate_fn=loader.collate_fn"
     if loader.worker_init_fn is not None:

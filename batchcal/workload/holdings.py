@@ -26,7 +26,7 @@ MOST_OBJECTS: Final = 20_000
 TIME_LIMIT_S: Final = 0.1
 """The search ends here: a resource that it misses is left to the comparison of samples."""
 MOST_ITEMS: Final = 64
-"""Of each container: a list of open files has one among its first."""
+"""Number of items of each container that are checked: a list of open files has one among its first."""
 HANDLES: Final = frozenset(
     {"sqlite3.Connection", "sqlite3.Cursor", "h5py._hl.files.File", "h5py._hl.dataset.Dataset", "lmdb.Environment"}
 )
@@ -127,7 +127,7 @@ def _descriptor(value: object) -> str:
 
 
 def _inside(place: str, value: object) -> Iterable[tuple[str, object]]:
-    """What `value` holds, each with its place."""
+    """Contents of `value`, each with its place."""
     if isinstance(value, Mapping):
         return [(f"{place}[{key!r:.20}]", child) for key, child in _first(value.items())]
     if isinstance(value, list | tuple | set | frozenset | deque):

@@ -7,5 +7,5 @@ from batchcal.workload.task import Task
 
 
 def takes_gradients(task: Task) -> bool:
-    """Whether a parameter has a hook that runs when its gradient is complete, and may clear it."""
+    """True if a parameter has a hook that runs when its gradient is complete, and may clear it."""
     return any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in trained_parameters(task))

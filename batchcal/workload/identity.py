@@ -1,4 +1,4 @@
-"""Which task this is, determined from its sources and arguments without importing them (and so without torch)."""
+"""Identity of a task, computed from its sources and arguments without importing them (and so without torch)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
 
 class TaskIdentity(Record):
-    """Which task, determined without loading torch."""
+    """Identity of a task, computed without loading torch."""
 
     spec: str
     """`module:factory` or `file.py:factory`, as given."""
@@ -31,20 +31,20 @@ class TaskIdentity(Record):
     digest: str
     """sha256 over the factory's name, the arguments and the hashes of the sources. Independent of folders."""
     hashes: Literal["bytes", "syntax"] = "bytes"
-    """What the hashes of `sources` cover: all bytes (up to batchcal 0.1.0), or the syntax trees without docstrings."""
+    """Content of the hashes of `sources`: all bytes (up to batchcal 0.1.0), or the syntax trees without docstrings."""
     folder: str | None = None
     """Absolute: where the file of the factory was."""
 
 
 def identify(reference: TaskReference) -> TaskIdentity:
-    """Hashes the file that the spec names and every module of the project that it imports, directly or through others.
+    """Hash the file that the spec names and every module of the project that it imports, directly or indirectly.
 
-    Modules are found by reading import statements, also those within functions; what is imported by a computed name is not
-    covered. Comments, docstrings, formatting, data and the folder do not change the identity. Installed packages are compared by
+    Modules are found by reading import statements, also those within functions; imports by a computed name are not covered.
+    Comments, docstrings, formatting, data and the folder do not change the identity. Installed packages are compared by
     their versions elsewhere.
 
     Raises:
-        UsageError: there is no such module or file.
+        UsageError: the module or file does not exist.
         UserCodeError: Python cannot read the factory's file.
     """
     sources = _Sources(reference)
@@ -115,7 +115,7 @@ class _Sources:
         return dict(sorted(hashes.items()))
 
     def _local(self, names: list[str]) -> Iterator[tuple[str, Path]]:
-        """Those of the modules, and of the packages they lie in, that belong to the project."""
+        """The modules, and the packages that contain them, that belong to the project."""
         for whole in names:
             for name in _with_parents(whole):
                 top = name.partition(".")[0]
@@ -135,7 +135,7 @@ class _Sources:
         return root is not None and _INSTALLED.isdisjoint(file.relative_to(root).parts)
 
     def _spec_of(self, name: str) -> ModuleSpec | None:
-        """Where Python would find the module; its parents are not imported for it."""
+        """The place where Python would find the module; its parents are not imported."""
         spec: ModuleSpec | None = None
         for part in _with_parents(name):
             if "." not in part:

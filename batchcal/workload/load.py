@@ -78,7 +78,7 @@ def _import_module(spec: Spec, directory: Path) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        # `import absent` in the user's own module raises the same as a SPEC that names none: who asked tells them apart.
+        # `import absent` in the user's module raises the same error as a wrong SPEC: the importing frame distinguishes them.
         if missing is not None and f"{name}.".startswith(f"{missing}.") and not in_user_code(error.__traceback__):
             raise no_module(name, missing, spec.attribute, directory) from None
         raise blame(error, f"importing {name}", try_=f"python -c 'import {name}'") from error
@@ -140,7 +140,7 @@ def _functions(module: ModuleType) -> list[str]:
 
 
 def _arguments(factory: Callable[..., object], reference: TaskReference, device: torch.device) -> dict[str, object]:
-    """What to call the factory with."""
+    """Arguments for the factory."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # some callables of C have none

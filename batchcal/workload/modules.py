@@ -1,4 +1,4 @@
-"""Where a SPEC's module lies, and under which name it is imported. Looks at the disk only: nothing is imported here."""
+"""File of the module of a SPEC, and the name under which it is imported. Only reads the disk and imports nothing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _name(file: Path, depth: int) -> str:
 
 
 def _is_free_namespace(file: Path, depth: int) -> bool:
-    """Whether the `depth` folders above the file can be packages: no other module has the name of the first."""
+    """True if the `depth` folders above the file can be packages: no other module has the name of the first."""
     if depth >= len(file.parents) or any("." in file.parents[above].name for above in range(depth)):
         return False
     top = file.parents[depth - 1]
@@ -85,9 +85,9 @@ def _resolved(location: str) -> str:
 
 
 def module_named(top: str, path: Sequence[str]) -> ModuleSpec | None:
-    """Where Python would find a top-level module on `path`. Nothing is imported.
+    """The place where Python would find a top-level module on `path`. Nothing is imported.
 
-    One search over all folders: a folder without __init__.py gives way to a package that comes later.
+    One search over all folders: a package wins over a folder without __init__.py that comes before it.
     """
     if top in sys.builtin_module_names:
         return BuiltinImporter.find_spec(top)
@@ -138,7 +138,7 @@ def file_of(spec: Spec, directory: Path) -> Path:
 
 
 def no_module(name: str, missing: str, attribute: str, directory: Path) -> UsageError:
-    """What to say where a SPEC names the module `name`, of which `missing` (itself, or a package above it) does not exist."""
+    """The error for a SPEC with the module `name`, of which `missing` (itself, or a package above it) does not exist."""
     parent, _, last = missing.rpartition(".")
     siblings = [found.name for found in pkgutil.iter_modules([str(directory / parent.replace(".", "/"))])]
     close = difflib.get_close_matches(last, siblings, n=1)

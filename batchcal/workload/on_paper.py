@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class LiveBlocks(OperatorWatch):
-    """The blocks of memory that a step holds at once, seen tensor by tensor; works on fake tensors too.
+    """The blocks of memory that a step holds at once, tensor by tensor; also for fake tensors.
 
-    Follows every storage that an operation returns, until it is freed; `peak` is the fullest moment, block by block.
+    Follows every storage that an operation returns until it is freed; `peak` has the blocks at the moment of most memory.
 
-    What is there before (parameters, buffers, the batch) is told with `ignore` and not counted.
+    Tensors that exist before (parameters, buffers, the batch) are passed to `ignore` and are not counted.
     """
 
     def __init__(self) -> None:
@@ -115,9 +115,9 @@ class OptimizerMemory:
     state_bytes: int
     """Kept once it has stepped."""
     step_bytes: int
-    """Taken by the step besides, and given back."""
+    """Bytes that the step takes in addition, and frees."""
     note: str = ""
-    """Why they are not from its own step."""
+    """Reason if the values are not from a step of the optimizer."""
 
 
 class OnPaper:
@@ -165,7 +165,7 @@ class OnPaper:
         return sum(blocks.peak)
 
     def optimizer(self) -> OptimizerMemory:
-        """From a step of a copy of the optimizer that begins anew; of what it holds now where that cannot be."""
+        """Measured with a step of a new copy of the optimizer; if that fails, from its current state."""
         optimizer = self._task.optimizer
         try:
             return self._stepped(copy.copy(optimizer))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether `step` cannot run without a closure that computes the loss again: it has no default (LBFGS), or its code refuses
+    """True if `step` requires a closure that computes the loss again: the argument has no default (LBFGS), or the code refuses
     None (sharpness-aware minimisation)."""
     try:
         parameter = inspect.signature(optimizer.step).parameters.get("closure")
@@ -31,7 +31,7 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 
 def _refuses_none(optimizer: Optimizer) -> bool:
-    """Whether the code of `step` asserts that it has a closure, or raises without one."""
+    """True if the code of `step` asserts that it has a closure, or raises without one."""
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(optimizer.step)))
         (function,) = ast.parse(source).body

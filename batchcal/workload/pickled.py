@@ -1,4 +1,4 @@
-"""How much a worker that is not forked must be sent, counted without building it."""
+"""Size of the pickle that is sent to a worker that is not forked, counted without building it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ STREAM_LIMIT_BYTES: Final = 16 << 20
 """Counting ends here: by then the answer is "too much", and the pickler remembers every object that it met."""
 TIME_LIMIT_S: Final = 0.25
 _REFERENCE_BYTES: Final = 64
-"""About what a tensor's type, shape and place take in a pickle, besides its values."""
+"""Approximate bytes of a tensor in a pickle in addition to its values: type, shape, place."""
 _Made = Callable[..., object]
 Reduced = str | tuple[_Made, tuple[object, ...]] | tuple[_Made, tuple[object, ...], object]
-"""What `__reduce_ex__` answers."""
+"""Result of `__reduce_ex__`."""
 
 
 class Pickled(NamedTuple):
@@ -30,7 +30,7 @@ class Pickled(NamedTuple):
     """False: at least `size`; a limit ended the counting."""
     why_not: str = ""
     array_bytes: int = 0
-    """Of tensors and arrays, as far as they were counted."""
+    """Bytes of tensors and arrays that were counted."""
 
 
 class _Enough(Exception):
@@ -55,7 +55,7 @@ class _Counter:
 
 
 class _CountedTypes(dict[type, Callable[[object], Reduced]]):
-    """How tensors and arrays pickle: not at all, their values are only counted. 2 GB of them take no time and no memory."""
+    """Dispatch table that counts the values of tensors and arrays and does not pickle them: 2 GB take no time and no memory."""
 
     def __init__(self, counter: _Counter) -> None:
         super().__init__(copyreg.dispatch_table)

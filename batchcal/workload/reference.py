@@ -9,7 +9,7 @@ from batchcal.core.errors import UsageError
 from batchcal.core.values import Frozen
 
 Scalar = str | int | float | bool | None
-"""What an argument of a factory may be: it must survive TOML, JSON and the command line."""
+"""Types of arguments of a factory: TOML, JSON and the command line can represent them."""
 
 
 class TaskReference(Frozen):

@@ -67,7 +67,7 @@ def _agreed(counts: list[set[int] | None]) -> set[int] | None:
 
 
 def _may_be_fields(items: Sequence[object]) -> bool:
-    """Whether all items are tensors of one first dimension, and no images."""
+    """True if all items are tensors with the same first dimension, and are not images."""
     tensors = [item for item in items if isinstance(item, Tensor) and item.dim() not in (0, IMAGE_DIMS)]
     return len(tensors) == len(items) and len({tensor.shape[0] for tensor in tensors}) == 1
 

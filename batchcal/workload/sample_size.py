@@ -22,10 +22,10 @@ SizeOf = Callable[..., float] | Sequence[float] | None
 OBJECT_DEPTH: Final = 4
 """Objects of own classes are opened so many levels deep: a graph batch of torch_geometric has its tensors three levels down."""
 COLLATED_ALONE: Final = 16
-"""Samples that are collated one by one, to see whether their own elements already tell their order."""
+"""Number of samples that are collated one by one, to check whether their own elements give the same order."""
 ALIKE: Final = 1.05
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
-"""Types that are no nest and hold no tensor."""
+"""Types that are not containers and do not hold tensors."""
 _NO_DATA: Final = (
     type,
     types.ModuleType,
@@ -61,7 +61,7 @@ def weight(value: object) -> Weight:
 
 
 def elements(value: object) -> int:
-    """How many values a sample holds; see `weight`."""
+    """Number of values of a sample; see `weight`."""
     return weight(value).elements
 
 
@@ -153,14 +153,14 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 def _has_a_size(value: object) -> bool:
-    """Whether it is a leaf that says itself how large it is."""
+    """True for a leaf that has a size."""
     if isinstance(value, Tensor | str | bytes | bytearray) or type(value) in _PLAIN or isinstance(value, _NO_DATA):
         return True
     return isinstance(getattr(value, "size", None), int | tuple)
 
 
 def _attributes(value: object) -> list[object]:
-    """What an object of an own class holds, in its dictionary and its slots."""
+    """Attributes of an object of a user class, from its dictionary and its slots."""
     if isinstance(value, _NO_DATA):
         return []
     inside = list(vars(value).values()) if hasattr(value, "__dict__") else []
@@ -173,7 +173,7 @@ def _attributes(value: object) -> list[object]:
 
 
 def _children(value: object) -> Iterable[object] | None:
-    """What a nest holds. None: it is no nest."""
+    """Items of a container. None: not a container."""
     if isinstance(value, Tensor) or type(value) in _PLAIN:
         return None
     if isinstance(value, Mapping):
@@ -186,10 +186,9 @@ def _children(value: object) -> Iterable[object] | None:
 
 
 class Weigher:
-    """The cost of samples without `size_of`: their own elements, or those of what the collate function makes of each alone.
+    """The cost of samples without `size_of`: their own elements, or the elements of the batch that collate makes of each alone.
 
-    The second where the two tell a different order: samples that are paths, indices or texts become tensors only in collate. The
-    first samples show it.
+    The second is used if the two orders differ for the first samples: paths, indices and texts become tensors only in collate.
     """
 
     def __init__(self, collate: Callable[..., object] | None) -> None:
@@ -259,7 +258,7 @@ def listed_costs(size_of: Sequence[float], samples: int) -> Tensor:
 
 
 def cost_of(size_of: SizeOf, sample: object) -> float:
-    """What `sample` costs by a function `size_of`; its elements where there is none. None, which could not be read, costs 0.
+    """Cost of `sample` by the function `size_of`, or its elements without one. A sample that is None, not readable, costs 0.
 
     Raises:
         UserCodeError: `size_of` gave something other than a finite number.

@@ -1,6 +1,6 @@
-"""The one step: what is measured and what is trained, forward, backward, update and evaluation. There is no second copy.
+"""The optimizer step, which is both measured and trained: forward, backward, update, evaluation.
 
-A group of micro-batches makes one update, exact however the samples were split and without holding the group:
+A group of micro-batches makes one update. It is exact for every division of the samples and does not hold the complete group:
 
     for batch, samples in group:
         batch = move(batch, device)
@@ -9,8 +9,8 @@ A group of micro-batches makes one update, exact however the samples were split 
         total += weight
     finish_group(task, total, scaler=scaler)                             # divides by the total, updates
 
-Only the ratios of the weights count. `runtime.group` divides all of them by the expected total, so that what is scaled for
-float16 has the magnitude that it has in a plain loop.
+Only the ratios of the weights count. `runtime.group` divides all of them by the expected total, so that values scaled for float16
+have the same magnitude as in an ordinary loop.
 """
 
 from __future__ import annotations
@@ -54,36 +54,36 @@ def prepare(task: Task, device: torch.device) -> None:
 
 
 def make_scaler(task: Task, device: torch.device) -> GradScaler | None:
-    """What keeps float16 gradients from vanishing; None where the task does not compute in float16."""
+    """The scaler that prevents float16 gradients from vanishing; None if the task does not compute in float16."""
     return GradScaler(device.type) if task.autocast is torch.float16 else None
 
 
 def move(batch: object, device: torch.device) -> object:
-    """`batch` with every tensor in it on `device`; see `map_tensors`. Objects with a method `to` are asked to move themselves.
+    """`batch` with every tensor in it on `device`; see `map_tensors`. Objects with a method `to` move themselves.
 
-    On CUDA the copy of pinned tensors runs beside the host.
+    On CUDA the copy of pinned tensors is asynchronous.
     """
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"), lambda part: part.to(device))
 
 
 @runtime_checkable
 class Movable(Protocol):
-    """What moves itself, such as a tokenizer's encoding."""
+    """An object that moves itself, such as the encoding of a tokenizer."""
 
     def to(self, device: torch.device) -> object: ...
 
 
 def map_tensors(batch: object, change: Callable[[Tensor], Tensor], ask: Callable[[Movable], object] | None = None) -> object:
-    """`batch` with every tensor in it changed; types of containers are kept, what holds no tensor is passed on as it is.
+    """`batch` with every tensor in it changed; container types are kept, and values without tensors are not changed.
 
-    Any nest of mappings, lists, tuples, named tuples and dataclasses; other objects with a method `to` are given to `ask`.
+    Accepts nested mappings, lists, tuples, named tuples and dataclasses; other objects with a method `to` are passed to `ask`.
     """
     if isinstance(batch, Tensor):
         return change(batch)
-    # Plain things before all else: to ask one whether it can move takes 10 us in Python 3.11, and tuples hold hundreds.
+    # Plain values first: a Protocol check takes 10 us in Python 3.11, and tuples hold hundreds of values.
     if batch is None or isinstance(batch, str | bytes | int | float | complex | type):
         return batch
-    # Also a PackedSequence, which is a named tuple besides.
+    # Also a PackedSequence, which is a named tuple, too.
     if ask is not None and type(batch) not in (dict, list, tuple) and isinstance(batch, Movable):
         return ask(batch)
     if isinstance(batch, Mapping):
@@ -115,10 +115,10 @@ def _map_mapping(
 def batch_weight(task: Task, batch: object, samples: int) -> float:
     """Weight of the batch's mean loss in its group: `weight_of`, or its number of samples; 0 for a batch without a sample.
 
-    Of the samples those count that the collate function did not drop.
+    Samples that the collate function dropped do not count.
 
     Raises:
-        UserCodeError: `weight_of` returns what is no number, is negative or not finite.
+        UserCodeError: `weight_of` returns something other than a number, or a negative or infinite number.
     """
     if batch is None:
         return 0.0
@@ -137,13 +137,13 @@ def batch_weight(task: Task, batch: object, samples: int) -> float:
 
 
 def forward_backward(task: Task, batch: object, *, weight: float, scaler: GradScaler | None) -> float:
-    """Adds the gradients of `weight` x the mean loss of `batch`, which is on the model's device; returns the mean loss.
+    """Add the gradients of `weight` x the mean loss of `batch`, which is on the model's device; return the mean loss.
 
     Only the ratio of the weights in a group counts. A loss that does not depend on any parameter (a constant for a batch without
     a label) adds no gradient.
 
     Raises:
-        UserCodeError: the loss is no scalar tensor. What the user's code raises is let pass.
+        UserCodeError: the loss is not a scalar tensor. Errors of user code pass through.
     """
     loss = loss_of(task, batch)
     if loss.requires_grad:
@@ -156,7 +156,7 @@ def loss_of(task: Task, batch: object) -> Tensor:
     """The mean loss of `batch`, which is on the model's device: the forward pass of a step.
 
     Raises:
-        UserCodeError: it is no scalar tensor.
+        UserCodeError: the loss is not a scalar tensor.
     """
     with _autocast(task):
         loss: object = task.loss(task.model, batch)
@@ -216,7 +216,7 @@ def update(
     elif scaler is None:
         task.optimizer.step()
     else:
-        # torch returns nothing that tells a step that was left out; only that lowers the scale.
+        # torch does not report a skipped step; only a skipped step lowers the scale.
         before = scaler.get_scale()
         scaler.step(task.optimizer)
         scaler.update()
@@ -284,7 +284,7 @@ def _checked(loss: object) -> Tensor:
 
 
 def _way_to_a_tensor(result: object) -> str:
-    """What to return instead, where the loss is a part of what was returned, as in other trainers."""
+    """Hint for a task that returns the loss inside another value, as other trainers expect it."""
     if isinstance(result, Mapping):
         if isinstance(result.get("loss"), Tensor):
             return "return result['loss']"

@@ -23,9 +23,9 @@ def length_of(dataset: object) -> int | None:
 
 
 def is_endless(dataset: object) -> bool:
-    """Whether a stream certainly never ends: its `__iter__` has a `while True` that nothing leaves.
+    """True if a stream certainly never ends: its `__iter__` has a `while True` without an exit.
 
-    False proves nothing: where a stream ends is known when it has ended.
+    False proves nothing: the end of a stream is known only when it has ended.
     """
     if not isinstance(dataset, IterableDataset):
         return False
@@ -42,7 +42,7 @@ def _is_true(test: ast.expr) -> bool:
 
 
 def _leaves(loop: ast.While) -> bool:
-    """Whether something in the loop may end it: also `next(...)`, whose StopIteration does."""
+    """True if a statement in the loop may end it; also `next(...)`, by its StopIteration."""
     for node in ast.walk(loop):
         if isinstance(node, ast.Break | ast.Return | ast.Raise):
             return True

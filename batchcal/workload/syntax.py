@@ -24,11 +24,11 @@ class Import(NamedTuple):
     module: str
     """Empty for `from . import name`."""
     names: tuple[str, ...]
-    """What `from ... import` takes from the module; `*` is left out."""
+    """Names that `from ... import` takes from the module, without `*`."""
 
 
 class Syntax(NamedTuple):
-    """What a source file consists of."""
+    """Parts of a source file."""
 
     digest: str
     """sha256 of the syntax tree without positions and docstrings; of the bytes where Python cannot read them."""

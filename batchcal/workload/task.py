@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Task:
     """One training, as a factory returns it.
 
-    batchcal builds the loaders, moves the batches to the device, weighs micro-batches and steps the optimizer; the task says only
-    what is computed. Construct the model on the device that the factory was given (`def task(device): ...`) or leave it on the
-    CPU: it is moved before the first step.
+    batchcal builds the loaders, moves the batches to the device, weighs micro-batches and steps the optimizer; the task only
+    states what is computed. Construct the model on the device that the factory was given (`def task(device): ...`) or leave it
+    on the CPU: it is moved before the first step.
     """
 
     model: nn.Module

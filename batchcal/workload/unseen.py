@@ -1,10 +1,10 @@
-"""How much larger the largest sample of a dataset may be than the largest that was looked at.
+"""Ratio of the expected largest sample of a dataset to the largest sample that was read.
 
-A partial scan looks at a random part. Where the sizes of its largest samples fall off like a power law with tail index x (Hill's
-estimate), the largest of N is about (N/n)^x times the largest of n. Sizes that are constant or cut at a maximum have x = 0.
-In 120 draws each of n = 100 to 3,000 and N = 2 to 100 n, that was enough for the real largest sample in 98-100 % of the uniform,
-constant and cut sizes, in 67-98 % of log-normal (sigma 0.5) and exponential ones, and in about half of the Pareto ones; without
-the factor in none of the last three kinds more often than n/N.
+A partial scan reads a random part. If the sizes of its largest samples follow a power law with tail index x (Hill's estimate),
+the largest of N is about (N/n)^x times the largest of n. Sizes that are constant or cut at a maximum have x = 0.
+In 120 draws each of n = 100 to 3,000 and N = 2 to 100 n, this covered the real largest sample for 98-100 % of the uniform,
+constant and cut sizes, 67-98 % of log-normal (sigma 0.5) and exponential sizes, and about half of the Pareto sizes; without the
+factor it covered the last three kinds no more often than n/N.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Final
 
 MOST: Final = 4.0
-"""Beyond that the sizes that were looked at say nothing about the largest; only size_of does."""
+"""Largest ratio. Beyond it the sizes that were read do not determine the largest; only size_of does."""
 UNKNOWN: Final = 2.0
-"""Where a sample shows no size, or only one sample was looked at: no evidence, an allowance."""
+"""Ratio if samples do not show a size, or only one was read: an allowance without evidence."""
 STREAM: Final = 100
 """A stream without a length is taken for so many times the samples that were looked at."""
 LEAST_LARGEST: Final = 5

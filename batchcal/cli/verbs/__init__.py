@@ -1,1 +1,1 @@
-"""One file a verb. Thin: options in, a library's function, a view out. Imports stand in the bodies, for a quick --help."""
+"""One file per verb. Verbs are thin: options, a library function, a view. Imports are in the bodies, for a quick --help."""

@@ -35,7 +35,7 @@ def calibrate(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Measure what fits here and what trains fastest, in fenced child processes, and write calibration.json."""
+    """Measure the batch size that fits and the fastest settings, in fenced child processes, and write calibration.json."""
     import time
 
     from batchcal.cli import screen
@@ -79,7 +79,7 @@ def calibrate(
         from batchcal.cli.views.calibration import answer, remarks
 
         screen.render([*answer(seen), *remarks(seen)])
-    # The result is out: what is wrong with it comes now, with its exit code.
+    # The result is printed. Its problem follows, with the exit code.
     if found.problem is not None:
         raise found.problem
     if found.fresh:
@@ -89,7 +89,7 @@ def calibrate(
 
 
 def _next_commands(desk: Desk, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
-    """Commands that use the calibration. They name it where they would not find it by themselves."""
+    """Return commands that use the calibration. They name its file if they would not find it by themselves."""
     import os
 
     from batchcal.calibration.locate import SeveralCalibrations, find_calibration

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False) -> None:
-    """What this process may use, where each number comes from, and what will hurt."""
+    """Show the memory, CPUs and devices that this process may use, with the source of each number, and known problems."""
     import os
 
     from batchcal.cli import screen
@@ -36,7 +36,7 @@ def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = Fa
 
 
 def _calibrated(environment: Environment, environ: Mapping[str, str]) -> int | None:
-    """The capacity of the project's calibration, where that holds here and now."""
+    """Return the training capacity of the project's calibration. None: no calibration is valid here and now."""
     from pathlib import Path
 
     from batchcal.calibration.locate import find_calibration

@@ -32,7 +32,7 @@ def execute(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Start a command inside the plan: threads, allocator and BATCHCAL_PLAN_* are set, then the command takes this process."""
+    """Set threads, allocator and BATCHCAL_PLAN_* as planned, and replace this process by a command."""
     import os
 
     from batchcal.calibration.locate import SeveralCalibrations
@@ -46,7 +46,7 @@ def execute(
     voice = context.ensure_object(Voice)
     check_startable(command, os.environ)
     desk = open_desk(None, flags=flags, config=config, voice=voice)
-    # Those of an earlier plan would be taken for this one's.
+    # Variables of an earlier plan would be mistaken for those of this plan.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     try:
         located = desk.locate(calibration)
@@ -71,13 +71,13 @@ def execute(
 
 
 def _calibrate(desk: Desk, located: Located, file: Path | None, *, require_signature: bool, voice: Voice) -> Located:
-    """A valid calibration: of the task that was named, else of the project's task, else of the one that was calibrated there.
+    """Return a valid calibration: of the named task, else of the project's task, else of the task that was calibrated there.
 
     Args:
-        file: the file to write. None: that of the task.
+        file: the file to write. None: the file of the task.
 
     Raises:
-        BatchcalError: it was not made, not verified, or could not be saved.
+        BatchcalError: the calibration was not made, not verified, or could not be saved.
     """
     import os
     from dataclasses import replace

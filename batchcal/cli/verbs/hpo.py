@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 hpo = typer.Typer(
     name="hpo",
-    help="Studies of hyper-parameters, whose trials fit the memory there is and stop early.",
+    help="Search hyper-parameters with trials that fit into the memory and stop early.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -35,7 +35,7 @@ def run(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Begin a study, or go on with it, here and wherever else the same command is given."""
+    """Run or continue a study. The same command on other machines joins it."""
     from batchcal.cli import screen
     from batchcal.cli.progress import listening_to_study
     from batchcal.cli.studying import families, needs_optuna, opened, read, write_family
@@ -48,7 +48,7 @@ def run(
         for path in write_family(changed, Path(write_configs), config):
             screen.emit(str(path))
         return
-    studies = [opened(config, one, voice) for one in changed]  # what is wrong with one is told before any begins
+    studies = [opened(config, one, voice) for one in changed]  # errors in any of them are reported before the first begins
     unfit: NothingFits | None = None
     for one in studies:
         try:
@@ -90,7 +90,7 @@ def status(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """How a study stands: trials by state, the best, what pruning saved."""
+    """Show the trials of a study by state, the best trial, and the epochs saved by pruning."""
     from batchcal.cli.studying import seen_of
 
     voice = context.ensure_object(Voice)
@@ -109,7 +109,7 @@ def best(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """The best trial's values; with --train they are trained with."""
+    """Show the values of the best trial; with --train, train with them."""
     from batchcal.cli import screen
     from batchcal.cli.studying import best_of, seen_of
 
@@ -146,7 +146,7 @@ def _tell(seen: StudySeen, where: str, *, as_json: bool) -> None:
 
 
 def _as_typed(config: str, changes: list[str] | None, study: str) -> str:
-    """The config with what names `study` where the config alone does not."""
+    """Return the config and the `--set` options. They include the name of `study` if nothing else names it."""
     import shlex
 
     from batchcal.cli.studying import read

@@ -38,7 +38,7 @@ def plan(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Exact settings for an effective batch, from the calibration: sizes, workers, threads, allocator."""
+    """Print the settings for an effective batch: sizes, workers, threads, allocator."""
     from batchcal.cli.desk import open_desk
     from batchcal.cli.planning import allocator_of, device_of, open_here, plan_of
 
@@ -122,7 +122,7 @@ def _emit_predictions(predictions: Sequence[Prediction], style: opt.PlanFormat) 
 
 
 def _emit_predicted(kind: str, predictions: Sequence[Record], view: Iterable[RenderableType], style: opt.PlanFormat) -> None:
-    """Predictions of one kind, which is also the name of the flag that asked for them."""
+    """Print predictions of one kind. `kind` is also the name of the flag that requested them."""
     import json
 
     from batchcal.cli import screen

@@ -27,11 +27,10 @@ def show(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Show a calibration: the memory curve, every probe, the answer, what limits it, how fresh it is. Two are compared.
+    """Show a calibration, a training or a study, or compare two calibrations.
 
-    Or show a training, by its log or its folder: loss, speed, memory against the budget, and what happened.
-
-    Or show a study, by its config or where it is kept: its trials and the best; with --html which parameters matter, too.
+    A calibration: memory curve, probes, result, what limits it, and whether it is still valid.
+    A training: loss, speed, memory and events. A study: its trials; with --html also the importance of the parameters.
     """
     from batchcal.cli import screen
     from batchcal.cli.runs import names_a_run, refuse, show_run
@@ -79,10 +78,10 @@ def show(
 
 
 def _look(file: str | None, *, require_signature: bool) -> Seen:
-    """The calibration with its freshness.
+    """Return the calibration with its freshness.
 
     Raises:
-        NoCalibration: there is none, or it may not be trusted.
+        NoCalibration: there is no calibration, or it may not be trusted.
     """
     import os
 
@@ -105,10 +104,10 @@ def _look(file: str | None, *, require_signature: bool) -> Seen:
 
 
 def _compare(first: str, second: str, *, require_signature: bool, as_json: bool) -> None:
-    """What changed from `first` to `second`.
+    """Show the changes from `first` to `second`.
 
     Raises:
-        NoCalibration: one of them is not there, or may not be trusted.
+        NoCalibration: one of them does not exist, or may not be trusted.
     """
     import os
 
@@ -135,7 +134,7 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
 
 
 def _check(file: str | None, *, require_signature: bool) -> None:
-    """Silent: exits 0 where it may be used here and now, else 3."""
+    """Exit with 3, silently, unless the calibration may be used here and now."""
     from batchcal.core.errors import BatchcalError, NoCalibration
 
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchcal.plan.plan import Plan
 
 RENAMED: Final = {"samples": "--calibration-samples"}
-"""Beside the training data, `--samples` would be read as a number of those."""
+"""Flags with other names in `train`. `--samples` would be understood as a number of training samples."""
 
 
 @takes(
@@ -61,7 +61,7 @@ def train(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Train with the plan of the calibration; calibrate first where there is no fresh one."""
+    """Train with the plan of the calibration. Calibrate first if there is no valid calibration."""
     from batchcal.cli import screen
     from batchcal.cli.calibrating import Destination, calibrated
     from batchcal.cli.checkpoints import choose
@@ -87,7 +87,7 @@ def train(
         require_signature=require_signature,
     )
     kept = choose(desk, resume=resume, voice=voice)
-    # What cannot be is told before anything is measured.
+    # Invalid settings are reported before anything is measured.
     desk.settings.check(PlanSettings)
     desk.settings.check(TrainSettings)
     log = desk.settings.train.log

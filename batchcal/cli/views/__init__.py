@@ -1,1 +1,1 @@
-"""Values -> what a person sees: Rich renderables for the terminal, one HTML page."""
+"""Views of values for the user: Rich renderables for the terminal, one HTML page."""

@@ -27,13 +27,13 @@ _BAR_WIDTH: Final = 10
 _BAR_FROM: Final = 78
 _PREDICTED_FROM: Final = 66
 _RATE_FROM: Final = 54
-"""Columns that a console must have for these of the outcomes."""
+"""Widths of the console, in characters, from which the table of outcomes has these columns."""
 _PLACE_WIDTH: Final = 15
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A calibration as it is looked at: where it lies and how fresh it is now."""
+    """A calibration to show, with its path and its freshness now."""
 
     calibration: Calibration
     path: Path | None
@@ -56,7 +56,7 @@ class Seen:
 
 
 def show(seen: Seen, *, why: bool = False) -> Iterator[RenderableType]:
-    """Everything, from the top of the page."""
+    """Yield the complete view, from top to bottom."""
     yield from answer(seen)
     calibration = seen.calibration
     if calibration.measurements:
@@ -70,7 +70,7 @@ def show(seen: Seen, *, why: bool = False) -> Iterator[RenderableType]:
 
 
 def answer(seen: Seen) -> Iterator[RenderableType]:
-    """Header, the sizes, what limits them, where the memory goes, the curve."""
+    """Yield the header, the sizes, their limits, the use of memory, the curve."""
     calibration = seen.calibration
     yield from _header(seen)
     yield Text("")
@@ -138,7 +138,7 @@ def _size(capacity: Capacity, style: str) -> tuple[Text, str, str]:
 
 
 class MemoryBar:
-    """One line as wide as the limit: what others use, the task at rest, the batch, what is spare, growth, the margin."""
+    """One line as wide as the limit: memory of others, the task at rest, the batch, spare memory, growth, the margin."""
 
     def __init__(self, calibration: Calibration, finding: Finding) -> None:
         self._calibration, self._finding = calibration, finding
@@ -174,11 +174,11 @@ _PART_STYLES: Final = dict(
         strict=True,
     )
 )
-"""Every part that `memory_parts` returns, in its order."""
+"""Styles of all parts that `memory_parts` returns, in its order."""
 
 
 def memory_parts(calibration: Calibration, finding: Finding) -> tuple[tuple[str, float], ...]:
-    """The limit taken apart, in bytes; the parts sum to it."""
+    """Return the parts of the limit, bytes. Their sum is the limit."""
     budget = calibration.budget(finding.device)
     if budget is None:
         return ()
@@ -207,7 +207,7 @@ class _Drawn:
 
 
 class _Outcomes:
-    """The probes in order. A narrow console gets fewer columns, never half a number."""
+    """The probes in order. A narrow console gets fewer columns, but no truncated numbers."""
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
@@ -272,7 +272,7 @@ class _Bar:
 
 
 def remarks(seen: Seen) -> Iterator[RenderableType]:
-    """What should be known besides, and where it lies."""
+    """Yield further remarks and the path."""
     calibration = seen.calibration
     told = [*seen.notices, *calibration.notes, *(f"undone: {left.text}" for left in calibration.undone)]
     if told:
@@ -285,14 +285,14 @@ def remarks(seen: Seen) -> Iterator[RenderableType]:
 
 
 def reasons(calibration: Calibration) -> Iterator[RenderableType]:
-    """Each decision with its reason."""
+    """Yield each decision with its reason."""
     for question, told in decisions(calibration):
         yield Text(f"  {question}", style="bold")
         yield hanging("    ", told)
 
 
 def hanging(indent: str, text: str, *, style: str = "") -> Table:
-    """Text whose further lines stand under its first."""
+    """Return text with a hanging indent: further lines stand below the first."""
     grid = Table.grid(padding=0)
     grid.add_column(no_wrap=True, style=style)
     grid.add_column(overflow="fold", style=style)

@@ -1,4 +1,4 @@
-"""A canvas of characters: lines in braille dots, two by four a cell, with marks over them."""
+"""A canvas of characters: lines of braille dots, two by four per cell, with marks over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BRAILLE: Final = 0x2800
 
 
 class Canvas:
-    """Coordinates run from 0 to 1, from the left and from the bottom."""
+    """A canvas. Coordinates run from 0 to 1, from the left and from the bottom."""
 
     def __init__(self, width: int, height: int, *, ascii_only: bool = False) -> None:
         self.width, self.height = width, height
@@ -24,14 +24,14 @@ class Canvas:
         self._marks: dict[tuple[int, int], tuple[str, str]] = {}
 
     def dot(self, x: float, y: float, style: str) -> None:
-        """One dot; outside of the canvas nothing happens."""
+        """Draw one dot. Dots outside of the canvas are ignored."""
         column, row = round(x * (self.width * 2 - 1)), round((1 - y) * (self.height * 4 - 1))
         if 0 <= column < self.width * 2 and 0 <= row < self.height * 4:
             self._bits[row // 4][column // 2] |= _DOTS[column % 2][row % 4]
             self._styles[row // 4][column // 2] = style
 
     def line(self, points: list[tuple[float, float]], style: str) -> None:
-        """A line through all points."""
+        """Draw a line through all points."""
         for (left, low), (right, high) in pairwise(points):
             steps = 1 + math.ceil(max(abs(right - left) * self.width * 2, abs(high - low) * self.height * 4))
             for step in range(steps + 1):
@@ -39,7 +39,7 @@ class Canvas:
                 self.dot(left + (right - left) * share, low + (high - low) * share, style)
 
     def rule(self, y: float, style: str, character: str, name: str) -> None:
-        """A horizontal line of characters under everything else, with its name at its left."""
+        """Draw a horizontal line of characters below everything else, with its name at the left."""
         row = self._row(y)
         for column, letter in enumerate(f" {name} "[: self.width - 2], start=2):
             self._marks.setdefault((row, column), (letter, style))
@@ -47,12 +47,12 @@ class Canvas:
             self._marks.setdefault((row, column), (character, style))
 
     def mark(self, x: float, y: float, character: str, style: str) -> None:
-        """A character over everything else."""
+        """Draw a character on top of everything else."""
         column = min(max(round(x * (self.width - 1)), 0), self.width - 1)
         self._marks[(self._row(y), column)] = (character, style)
 
     def rows(self) -> list[Text]:
-        """From the top. Rules give way to dots, marks do not."""
+        """Return the rows from the top. Dots replace rules, but not marks."""
         lines = []
         for row in range(self.height):
             text = Text(no_wrap=True)

@@ -1,4 +1,4 @@
-"""The memory curve as values, for whoever draws it: in characters or as SVG."""
+"""The memory curve as values, to be drawn in characters or as SVG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchcal.core.units import format_bytes
 from batchcal.guard.outcome import OutOfMemory
 
 BEYOND = 1.12
-"""How far the axes go beyond what is shown."""
+"""Length of the axes as a multiple of the largest value."""
 _POINTS = 96
 
 
@@ -32,7 +32,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Curve:
-    """What the memory model predicts, densely enough to be joined by lines."""
+    """Predictions of the memory model, dense enough to be joined by lines."""
 
     mode: Mode
     points: tuple[tuple[float, float], ...]
@@ -57,7 +57,7 @@ class MemoryChart:
 
 
 def memory_chart(calibration: Calibration, finding: Finding) -> MemoryChart | None:
-    """The chart of a finding; None where the calibration has no budget for its device."""
+    """Return the chart of a finding. None: the calibration has no budget for its device."""
     budget = calibration.budget(finding.device)
     if budget is None:
         return None
@@ -88,9 +88,9 @@ def _curve(mode: Mode, model: MemoryModel, most_batch: float) -> Curve:
 
 
 def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> Mark | None:
-    """None: it was inconclusive, and its peak was not predicted."""
+    """Return the mark of a probe. None: the probe was inconclusive, and its peak was not predicted."""
     peak, kind = peak_of(probe.outcome), tone(probe.outcome)
-    # What memory ended stands no lower than the budget: it wanted more than it was seen to hold.
+    # A probe that ran out of memory is drawn at the budget or above: it needed more than was measured.
     seen = None if peak is None else float(peak.held_on(finding.device))
     known = [value for value in (seen, probe.predicted_bytes) if value is not None]
     ran = isinstance(probe.outcome, OutOfMemory) and probe.outcome.source == "budget" and seen is not None
@@ -116,7 +116,7 @@ def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> Mark | Non
 
 
 def ticks(most: float, *, about: int, kind: Literal["count", "bytes"]) -> tuple[float, ...]:
-    """Round values from 0 to `most`: 1, 2 or 5 times a power of ten, for bytes a power of two."""
+    """Return round values from 0 to `most`: 1, 2 or 5 times a power of ten, for bytes a power of two."""
     if most <= 0:
         return (0.0,)
     raw = most / max(about, 1)

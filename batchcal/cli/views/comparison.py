@@ -17,11 +17,11 @@ from batchcal.plan.make import plan_to_show
 from batchcal.plan.plan import Plan
 
 ALIKE = 0.03
-"""Rates within this share of one another are within what a race can tell."""
+"""Relative difference of two rates up to which a race cannot distinguish them."""
 
 
 class Row(Frozen):
-    """One thing that both calibrations know, or one of them does."""
+    """One fact that both calibrations contain, or one of them."""
 
     name: str
     kind: Literal["text", "bytes", "count", "rate"]
@@ -30,21 +30,21 @@ class Row(Frozen):
 
     @property
     def ratio(self) -> float | None:
-        """The second over the first; None: these are no numbers, or one is missing."""
+        """Second value divided by the first. None: the values are not numbers, or one is missing."""
         if isinstance(self.first, str) or isinstance(self.second, str) or not self.first or self.second is None:
             return None
         return self.second / self.first
 
     @property
     def changed(self) -> bool:
-        """Whether it is another one; a rate, whether it is so by more than a race can tell."""
+        """True if the values differ. Rates must differ by more than a race can distinguish."""
         if self.kind == "rate" and self.ratio is not None:
             return abs(self.ratio - 1) > ALIKE
         return self.first != self.second
 
 
 def compare(first: Calibration, second: Calibration) -> tuple[Row, ...]:
-    """Machine and software, what was asked, what was found, the plan: in this order."""
+    """Compare machine and software, options, findings, and the plan, in this order."""
     before, after = (dict(_facts(calibration)) for calibration in (first, second))
     names = [*before, *(name for name in after if name not in before)]
     return tuple(
@@ -59,7 +59,7 @@ def compare(first: Calibration, second: Calibration) -> tuple[Row, ...]:
 
 
 def show(rows: tuple[Row, ...], names: tuple[str, str]) -> Iterator[RenderableType]:
-    """What changed, with its ratio; then how much stayed as it was."""
+    """Yield the changes with their ratios, then the names of unchanged facts."""
     changed = [row for row in rows if row.changed]
     if not changed:
         yield Text("nothing changed that a plan depends on", style="green")

@@ -1,4 +1,4 @@
-"""The memory curve in characters: the fitted line, the budget, what ran and where it ran out."""
+"""The memory curve in characters: the fitted line, the budget, the probes that ran and those that ran out of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE: Final = {"train": "cyan", "eval": "bright_black"}
 
 
 def draw(chart: MemoryChart, *, width: int, ascii_only: bool = False) -> list[Text]:
-    """Lines of at most `width` characters."""
+    """Return lines of at most `width` characters."""
     canvas = Canvas(max(width - LABEL_WIDTH - 3, 20), HEIGHT, ascii_only=ascii_only)
     dash, ran, answer, failed, odd = ("-", "o", "#", "x", "?") if ascii_only else ("╌", "●", "◆", "✗", "?")
     for curve in reversed(chart.curves):
@@ -45,7 +45,7 @@ def draw(chart: MemoryChart, *, width: int, ascii_only: bool = False) -> list[Te
 
 
 def _labels(chart: MemoryChart) -> dict[int, tuple[str, str]]:
-    """By row from the top. The budget and the limit are named; a tick that would touch them gives way."""
+    """Return labels by row from the top. The budget and the limit have labels; ticks next to them are left out."""
     labels: dict[int, tuple[str, str]] = {}
 
     def row_of(size: float) -> int:

@@ -1,4 +1,4 @@
-"""Why each decision of a calibration was made, as questions and answers."""
+"""Reasons for each decision of a calibration, as questions and answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchcal.plan.division import percent
 from batchcal.workload.in_flight import PREFETCH_FACTOR
 
 SHOWN_S: Final = 0.01
-"""Shorter parts were skipped: they only checked that there was nothing to do."""
+"""Shortest part that is listed, seconds. Shorter parts were skipped: they only checked that there was nothing to do."""
 PARTS: Final[dict[str, str]] = {
     "examination": "loading and examining the task",
     "worker-trial": "a trial of DataLoader workers",
@@ -31,7 +31,7 @@ PARTS: Final[dict[str, str]] = {
 
 
 def decisions(calibration: Calibration) -> tuple[tuple[str, str], ...]:
-    """(question, answer), in the order in which they arose."""
+    """Return (question, answer) in the order in which the questions arose."""
     options = calibration.options
     told: list[tuple[str, str]] = []
     for budget in calibration.budgets:
@@ -122,7 +122,7 @@ def _promise(check: PromiseCheck) -> tuple[str, str]:
 
 
 def _policies(calibration: Calibration) -> list[tuple[str, str]]:
-    """What the race of allocator policies says; nothing where there was none to race against."""
+    """Result of the race of allocator policies. Empty if there was no other policy."""
     raced = [one for one in calibration.speeds if one.device == calibration.chosen_device]
     if len(raced) < 2:
         return []
@@ -136,7 +136,7 @@ def _policies(calibration: Calibration) -> list[tuple[str, str]]:
 
 
 def _races(calibration: Calibration) -> list[tuple[str, str]]:
-    """What the races of whole plans say: threads and workers, then micro-batches."""
+    """Results of the races of complete plans: threads and workers, then micro-batches."""
     told = []
     for finals in calibration.finals:
         winner = finals.winner
@@ -168,7 +168,7 @@ def _loader(one: Finalist) -> str:
 
 
 def _rehearsal(calibration: Calibration, rehearsal: Rehearsal) -> tuple[str, str]:
-    """What came of a plan that was run whole."""
+    """Result of a plan that was run completely."""
     sizes = rehearsal.settings.micro_batches
     steps = f"{len(sizes)} x {count(max(sizes))}" if len(sizes) > 1 else count(sizes[0])
     outcome = rehearsal.outcome

@@ -1,4 +1,4 @@
-"""What `detect` found: each number with where it was learned, and what will hurt."""
+"""The result of `detect`: each number with its source, and the problems to expect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchcal.detect.environment import Accelerator, Candidate, Environment
 
 
 def show(environment: Environment) -> Iterator[RenderableType]:
-    """A table, then the advice."""
+    """Yield a table, then the advice."""
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
     table.add_column("", style="bold", no_wrap=True)
     table.add_column("here", no_wrap=True)
@@ -32,7 +32,7 @@ def show(environment: Environment) -> Iterator[RenderableType]:
 
 
 def rows(environment: Environment) -> Iterator[tuple[str, str, str]]:
-    """(what, how much, where it was learned and why it won)."""
+    """Yield (name, value, source of the value and reason for choosing it)."""
     yield from _cpu(environment)
     yield from _memory(environment)
     yield from _limits(environment)

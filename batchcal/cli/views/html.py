@@ -1,4 +1,4 @@
-"""What every page is made of: the document, tables. No script, no font, no picture from elsewhere."""
+"""Parts of every page: the document, tables. No script, font or picture from elsewhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from html import escape
 from importlib.resources import files
 
 GENERATOR = '<meta name="generator" content="batchcal">'
-"""By which a page is known to be ours, and may be replaced."""
+"""Mark of pages that batchcal wrote and may replace."""
 
 
 def document(title: str, body: Iterable[str], *, styles: Sequence[tuple[str, str]] = ()) -> str:
-    """The whole page, its style sheets inside. `styles` are further ones, as package and file."""
+    """Return the complete page, including its style sheets. `styles` are further ones, as package and file."""
     sheets = [
         files(package).joinpath(name).read_text(encoding="utf-8")
         for package, name in (("batchcal.cli.views", "page.css"), *styles)
@@ -36,7 +36,7 @@ def document(title: str, body: Iterable[str], *, styles: Sequence[tuple[str, str
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[str], chosen: int | None = None
 ) -> list[str]:
-    """Text in cells, escaped; the columns of `numbers` stand to the right, the row `chosen` stands out."""
+    """Return a table of escaped text. The columns `numbers` are aligned to the right, the row `chosen` is highlighted."""
     kinds = ["n" if name in numbers else "" for name in heads]
     head = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in zip(heads, kinds, strict=True))
     lines = [

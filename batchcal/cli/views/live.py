@@ -1,4 +1,4 @@
-"""What runs, on a terminal: a screen that draws itself anew, and the calibration on it."""
+"""Live views on a terminal: a screen that redraws itself, and the view of a calibration."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _E = TypeVar("_E")
 
 
 class Screen(Generic[_E]):
-    """Draws itself anew when something happened, and a few times a second."""
+    """Screen that redraws itself a few times a second, or after each event if `ticking` is False."""
 
     def __init__(self, *, console: Console | None = None, ticking: bool = True) -> None:
         console = console or Console(stderr=True, highlight=False, emoji=False, markup=False)
         self.height = console.height
-        # Where workers are forked meanwhile, no thread of ours may hold a lock: nothing ticks then.
+        # If workers are forked meanwhile, no thread of batchcal may hold a lock. `ticking` is False then.
         self._live = Live(
             console=console,
             auto_refresh=ticking,
@@ -68,7 +68,7 @@ class Screen(Generic[_E]):
         self._live.__exit__(kind, error, trace)
 
     def close(self) -> None:
-        """Nothing runs any more: the last drawing stays on the screen."""
+        """Prepare the last drawing, which stays on the screen: nothing runs any more."""
 
     def draw(self) -> RenderableType:
         return Text("")
@@ -88,11 +88,11 @@ class Screen(Generic[_E]):
         self._live.refresh()
 
     def note(self, event: _E, /) -> None:
-        """Remember it."""
+        """Store an event for the next drawing."""
 
 
 class CalibrationLive(Screen[CalibrationEvent]):
-    """The probes as they end, the one that runs, the best so far."""
+    """Live view of a calibration: the ended probes, the running probe, the best sizes so far."""
 
     def __init__(self, *, console: Console | None = None, ticking: bool = True) -> None:
         self._started: CalibrateStarted | None = None

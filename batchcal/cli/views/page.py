@@ -1,4 +1,4 @@
-"""A calibration as one HTML page that needs nothing else: no script, no font, no picture from elsewhere. Light and dark."""
+"""A calibration as one self-contained HTML page: no script, font or picture from elsewhere. Light and dark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from batchcal.plan.make import plan_to_show
 
 
 def page(seen: Seen) -> str:
-    """The whole document."""
+    """Return the complete document."""
     calibration = seen.calibration
     finding = calibration.finding()
     body = [
@@ -86,7 +86,7 @@ def _card(calibration: Calibration, finding: Finding, capacity: Capacity, mode: 
 
 
 def _plan(calibration: Calibration) -> list[str]:
-    """The plan and what it gains."""
+    """The plan and its gain."""
     plan, refused = plan_to_show(calibration)
     told = told_of(calibration, plan)
     parts = [
@@ -107,7 +107,7 @@ def _plan(calibration: Calibration) -> list[str]:
 
 
 def _speeds(calibration: Calibration) -> list[str]:
-    """What was timed: sizes by policy, then threads and workers."""
+    """Measured speeds: sizes by policy, then threads and workers."""
     parts = []
     drawn = speed_svg.draw(calibration)
     if drawn:

@@ -1,4 +1,4 @@
-"""What the DataLoaders achieved, the fastest first."""
+"""Speeds of the DataLoaders, the fastest first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchcal.core.units import count_of
 
 
 def show(result: PipelineResult) -> Iterator[RenderableType]:
-    """A sentence, then the table."""
+    """Yield a sentence, then the table."""
     winner = result.winner.config
     prefetch = f", prefetch {winner.prefetch_factor}" if winner.prefetch_factor else ""
     told = f"{count_of(winner.num_workers, 'worker')}{prefetch}"

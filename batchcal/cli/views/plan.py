@@ -1,4 +1,4 @@
-"""A plan and what other container sizes would give, as tables."""
+"""A plan, and predictions for other container sizes, as tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HIDDEN = ("format", "status")
 
 
 def show(plan: Plan) -> Iterator[RenderableType]:
-    """Each setting with its reason."""
+    """Yield each setting with its reason."""
     table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold", max_width=26)
@@ -62,7 +62,7 @@ def in_runs(sizes: tuple[int, ...]) -> str:
 
 
 def show_predictions(predictions: Iterable[Prediction]) -> Iterator[RenderableType]:
-    """One row for each container size. Nothing of it was run, and the heading says so."""
+    """Yield one row for each container size. The heading states that none of this was run."""
     found = tuple(predictions)
     error = max((one.relative_error or 0.0 for one in found), default=0.0)
     told = f"predicted from the memory model (±{error:.0%}), and nothing of this was run"

@@ -7,8 +7,8 @@ from batchcal.guard.outcome import UserCodeFailed
 
 
 def limiting_error(calibration: Calibration) -> str:
-    """The error at the smallest size above the capacity that the task's code does not take, with its traceback. Empty: memory or
-    another limit ends the capacity, or the sizes follow a rule that is no mistake."""
+    """Return the error of the task's code at the smallest size above the capacity that it refuses, with its traceback. Empty:
+    memory or another limit ends the capacity, or the sizes follow a rule, which is not an error."""
     finding, rule = calibration.finding(), calibration.size_rule
     if finding is None or finding.train.limited_by != "model" or (rule is not None and rule.restricts):
         return ""

@@ -1,4 +1,4 @@
-"""Shapes of a model that were asked about: what each would train with, as predicted."""
+"""Requested shapes of a model: the predicted settings of a training for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def show(predictions: Sequence[ShapePrediction]) -> Iterator[RenderableType]:
-    """A line a shape."""
+    """Yield one line per shape."""
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
     table.add_column("shape", overflow="fold")
     for name in ("parameters", "at rest", "micro-batch", "steps", "peak"):

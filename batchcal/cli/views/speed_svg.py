@@ -1,4 +1,4 @@
-"""Throughput against micro-batch as inline SVG, a line for each allocator policy. Colours are classes of the style sheet."""
+"""Throughput against micro-batch as inline SVG, one line per allocator policy. Colours are classes of the style sheet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchcal.cli.views.words import count
 WIDTH: Final = 920
 HEIGHT: Final = 340
 COLOURS: Final = 6
-"""Lines beyond so many share colours; their labels tell them apart."""
+"""Number of colours. More lines share colours; their labels distinguish them."""
 _LEFT: Final = 78
 _RIGHT: Final = 110
 _TOP: Final = 18
@@ -33,7 +33,7 @@ class _Axes:
     most_rate: float
 
     def x(self, batch: float) -> float:
-        """Doublings are evenly apart."""
+        """Return the x coordinate. Doublings are evenly spaced."""
         span = math.log2(self.most_batch / self.least_batch) or 1.0
         return round(_LEFT + math.log2(batch / self.least_batch) / span * (WIDTH - _LEFT - _RIGHT), 1)
 
@@ -42,7 +42,7 @@ class _Axes:
 
 
 def draw(calibration: Calibration) -> str:
-    """One `<svg>` element; empty where no sizes were timed on the chosen device."""
+    """Return one `<svg>` element. Empty: no sizes were timed on the chosen device."""
     raced = [one for one in calibration.speeds if one.device == calibration.chosen_device and one.times]
     if not raced:
         return ""
@@ -91,7 +91,7 @@ def _line(axes: _Axes, speeds: Speeds, colour: int, label_y: float) -> str:
         f"{escape(speeds.allocator)}, {count(batch)}: {count(rate)} samples/s</title></circle>"
         for batch, rate in rates
     )
-    # A turn is never better than what was seen; how much worse another one was is how much to trust it.
+    # No other turn was better than the measured rate. The bar shows how much worse other turns were, as a measure of trust.
     bars = "".join(
         f'<line class="doubt" x1="{axes.x(batch)}" y1="{axes.y(rate)}" x2="{axes.x(batch)}" '
         f'y2="{axes.y(rate / (1 + (speeds.spread or 0.0)))}"/>'
@@ -112,7 +112,7 @@ def _answer(axes: _Axes, speeds: Speeds) -> list[str]:
 
 
 def _apart(heights: list[float]) -> list[float]:
-    """The same heights, moved so that no two labels cover one another."""
+    """Return the heights, moved so that no two labels overlap."""
     order = sorted(range(len(heights)), key=lambda place: heights[place])
     placed = list(heights)
     for before, place in itertools.pairwise(order):

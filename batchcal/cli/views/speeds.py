@@ -1,4 +1,4 @@
-"""How fast it trains: the plan with what it gains, the sizes under each allocator policy, the race of threads and workers."""
+"""Speed of the training: the plan with its gain, the sizes under each allocator policy, the race of threads and workers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ KNOBS = {
     "intra_op_threads": "threads",
     "activation_checkpointing": "checkpointing",
 }
-"""How the knobs of a plan are called."""
+"""Displayed names of the knobs of a plan."""
 
 
 def chosen(calibration: Calibration) -> Iterator[RenderableType]:
-    """The plan that the calibration makes where nothing else is asked for, and what it gains, knob by knob."""
+    """Yield the default plan of the calibration, and its gain, knob by knob."""
     plan, refused = plan_to_show(calibration)
     grid = Table.grid(padding=(0, 2), pad_edge=True)
     grid.add_column(no_wrap=True)
@@ -54,13 +54,13 @@ def chosen(calibration: Calibration) -> Iterator[RenderableType]:
 
 
 def told_of(calibration: Calibration, plan: Plan) -> Attribution | None:
-    """What was found that `plan` gains. None: that is known of another effective batch, or of none."""
+    """Return the measured gain of `plan`. None: measured for another effective batch, or not at all."""
     told = calibration.attribution
     return told if told is not None and told.effective_batch == plan.effective_batch else None
 
 
 def settings_line(plan: Plan) -> str:
-    """`687 = 22 x 32, eval 359, 2 threads, no workers, tcmalloc`."""
+    """Return `22 x 32 for 687, eval 359, 2 threads, no workers, allocator tcmalloc`."""
     parts = (
         f"{plan.accumulation_steps} x {count(plan.micro_batch)} for {count(plan.effective_batch)}"
         if plan.accumulation_steps > 1
@@ -72,7 +72,7 @@ def settings_line(plan: Plan) -> str:
 
 
 def promise_line(plan: Plan, told: Attribution | None) -> str:
-    """`verified: 1,021 samples/s, 379 MiB of 870 MiB; 3.0x PyTorch's defaults`."""
+    """Return `verified: 1,021 samples/s, 379 MiB of 870 MiB; 3.0x PyTorch's defaults`."""
     rate = "" if plan.predicted_samples_per_s is None else f" {count(plan.predicted_samples_per_s)} samples/s,"
     text = f"{plan.status}:{rate} {format_bytes(plan.predicted_peak_bytes)} of {format_bytes(plan.budget_bytes)}"
     if told is None or told.gain is None:
@@ -81,7 +81,7 @@ def promise_line(plan: Plan, told: Attribution | None) -> str:
 
 
 def attribution(told: Attribution) -> Table:
-    """What is lost where one knob is as PyTorch has it, and where all are."""
+    """Return the loss of speed with one knob at PyTorch's default, and with all of them."""
     table = _table("turned back", "to", "samples/s", "gain")
     for knob in told.knobs:
         table.add_row(*attribution_row(told, knob))
@@ -91,18 +91,18 @@ def attribution(told: Attribution) -> Table:
 
 
 def attribution_row(told: Attribution, knob: TurnedBack) -> tuple[str, str, str, str]:
-    """The knob as chosen, as usual, the rate with it turned back, and what the chosen one gains."""
+    """Return the chosen value of the knob, its default, the rate with the default, and the gain of the chosen value."""
     gain = None if knob.samples_per_s is None else told.samples_per_s / knob.samples_per_s
     return f"{KNOBS[knob.knob]} {_number(knob.chosen)}", _number(knob.usual), *_rate_and_gain(knob.samples_per_s, gain, knob.why)
 
 
 def all_of_them(told: Attribution) -> tuple[str, str, str, str]:
-    """The same for all knobs at once."""
+    """Return the same row for all knobs at once."""
     return "all of them", "PyTorch's defaults", *_rate_and_gain(told.usual_samples_per_s, told.gain, told.why)
 
 
 def checkpointing_line(told: Attribution) -> str:
-    """`activation checkpointing: 312 MiB at the peak, 540 MiB without: 42% less for 17% more time`. Empty: it is off."""
+    """Return `activation checkpointing: 312 MiB at the peak, 540 MiB without: 42% less for 17% more time`. Empty: it is off."""
     back = next((knob for knob in told.knobs if knob.knob == "activation_checkpointing"), None)
     if back is None:
         return ""
@@ -116,7 +116,7 @@ def checkpointing_line(told: Attribution) -> str:
 
 
 def details(calibration: Calibration) -> Iterator[RenderableType]:
-    """The sizes under each policy, the policies, the threads and workers; what was measured of them on the chosen device."""
+    """Yield the measurements on the chosen device: the sizes under each policy, the policies, the threads and workers."""
     raced = [one for one in calibration.speeds if one.device == calibration.chosen_device]
     if raced:
         yield Text("")
@@ -133,7 +133,7 @@ def details(calibration: Calibration) -> Iterator[RenderableType]:
 
 
 def sizes(calibration: Calibration, raced: list[Speeds]) -> Iterator[RenderableType]:
-    """Samples/s by micro-batch and policy, where each optimizer step is one micro-batch."""
+    """Yield samples/s by micro-batch and policy, with one micro-batch per optimizer step."""
     raced = sorted(raced, key=lambda one: -_best(one))
     table = _table("micro-batch", *(one.allocator for one in raced))
     for size in sorted({time.micro_batch for one in raced for time in one.times}):
@@ -152,7 +152,7 @@ def sizes(calibration: Calibration, raced: list[Speeds]) -> Iterator[RenderableT
 
 
 def raced_sizes(race: SizeRace) -> Table:
-    """Micro-batches as whole optimizer steps of one effective batch."""
+    """Return the race of micro-batches, measured as complete optimizer steps of one effective batch."""
     table = _table(f"micro-batch for {count(race.effective_batch)}", "samples/s", "rounds")
     table.add_column("", style="dim", overflow="fold")
     fastest = race.fastest(race.effective_batch)
@@ -165,7 +165,7 @@ def raced_sizes(race: SizeRace) -> Table:
 
 
 def threads_and_workers(finals: Finals) -> Table:
-    """Who ran in the race, and what conservation of work allowed the others."""
+    """Return the candidates that ran in the race, and the bounds of the others by conservation of work."""
     table = _table("threads", "workers", "samples/s", "at most")
     table.add_column("", style="dim", overflow="fold")
     for one in finals.finalists:
@@ -176,13 +176,13 @@ def threads_and_workers(finals: Finals) -> Table:
 
 
 def finalist_row(one: Finalist, finals: Finals) -> tuple[str, str, str, str, str]:
-    """Threads, workers, samples/s, what conservation of work allows, and what became of it."""
+    """Return threads, workers, samples/s, the bound by conservation of work, and the outcome."""
     rate = "" if one.samples_per_s is None else count(one.samples_per_s)
     return str(one.intra_op_threads), _workers(one), rate, count(one.bound_samples_per_s), _remark(one, finals)
 
 
 def _workers(one: Finalist) -> str:
-    """`2`, and what of them is not as usual."""
+    """Return `2`, and the settings of the workers that are not the defaults."""
     ahead = f", {one.prefetch_factor} ahead" if one.prefetch_factor not in (None, PREFETCH_FACTOR) else ""
     return f"{one.num_workers}{ahead}" + (f", {one.multiprocessing_context}" if one.multiprocessing_context else "")
 
@@ -212,7 +212,7 @@ def _number(text: str) -> str:
 
 
 def _rate(rate: float | None, speeds: Speeds, calibration: Calibration) -> Text:
-    """A star at the size that plans for throughput take."""
+    """Return the rate, with a star at the size that plans for throughput use."""
     if rate is None:
         return Text("")
     taken = rate == _best(speeds) and speeds.allocator == calibration.policy

@@ -1,4 +1,4 @@
-"""The memory curve as inline SVG. Colours are classes: the page's style sheet gives them, light and dark."""
+"""The memory curve as inline SVG. Colours are classes that the page's style sheet defines, light and dark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BOTTOM: Final = 46
 
 
 def draw(chart: MemoryChart) -> str:
-    """One `<svg>` element."""
+    """Return one `<svg>` element."""
     parts = [
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title, quote=True)}">',
         *_grid(chart),
@@ -74,7 +74,7 @@ def _rules(chart: MemoryChart) -> list[str]:
 
 
 def _visible(chart: MemoryChart, curve: Curve) -> list[tuple[float, float]]:
-    """Up to where the curve leaves the picture."""
+    """Return the points up to where the curve leaves the picture."""
     inside = [point for point in curve.points if point[1] <= chart.most_bytes]
     return inside or [curve.points[0]]
 
@@ -88,7 +88,7 @@ def _line(chart: MemoryChart, curve: Curve) -> str:
 
 
 def _band(chart: MemoryChart, curve: Curve) -> str:
-    """How much runs of this allocator differ."""
+    """Band of the differences between runs of this allocator."""
     if curve.spread <= 0:
         return ""
     points = _visible(chart, curve)

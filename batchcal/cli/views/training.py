@@ -1,4 +1,4 @@
-"""What a training came to."""
+"""The result of a training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from batchcal.plan.plan import Plan
 from batchcal.train.result import TrainingResult
 
 FEW: Final = 2
-"""Metrics of an evaluation that have room for all else beside them."""
+"""Most metrics of an evaluation that leave room for all other columns."""
 
 
 def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
-    """An epoch a row, then speed, memory against the plan, and the checkpoint."""
+    """Yield one row per epoch, then speed, memory compared with the plan, and the checkpoint."""
     names = sorted({name for epoch in result.epochs for name in epoch.evaluation})
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
-    # Of several tasks the names go below, and what is the same in every epoch goes: 80 columns are enough for three.
+    # With several tasks, names go to a second line and steps, equal in every epoch, are left out: 80 columns fit three.
     many = len(names) > FEW
     evaluated = (f"eval\n{name}" if many else f"eval {name}" for name in names)
     for name in ("epoch", "loss", *evaluated, *([] if many else ["steps"]), "samples/s", "time"):

@@ -1,4 +1,4 @@
-"""A training while it runs, on a terminal."""
+"""Live view of a training on a terminal."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from batchcal.values.training_events import (
 
 EVERY_S: Final = 0.25
 SHARE: Final = 0.002
-"""Drawing takes no more of the time than this: one that takes 1 ms is done every 0.5 s. No thread of ours may draw meanwhile,
-since workers are forked, so that it is the training that waits for it."""
+"""Largest share of the time that drawing takes: a drawing of 1 ms is made every 0.5 s. No thread may draw meanwhile because
+workers are forked, so the training waits for each drawing."""
 AT_LEAST_EVERY_S: Final = 5.0
-"""However slow the terminal is: what never moves looks dead."""
+"""Longest interval between drawings, seconds, however slow the terminal is: a still screen looks dead."""
 _BAR: Final = 24
 _MOST_NOTES: Final = 4
 _FULL: Final = 0.9
-"""Of the budget, from where on the bar is yellow."""
+"""Share of the budget above which the bar is yellow."""
 
 
 class TrainingLive(Screen[TrainingEvent]):
-    """A line for every epoch that ended and for what happened; at the bottom where it is, how fast, how full the memory is."""
+    """One line per ended epoch and per event. The bottom shows the position, the speed and how full the memory is."""
 
     def __init__(self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started: TrainingStarted | None = None
         self._step: StepEnded | None = None
         self._measured: StepEnded | None = None
-        """The last step whose memory was measured: not every one is."""
+        """Last step with measured memory: not every step is measured."""
         self._epochs: list[Text] = []
         self._notes: list[Text] = []
         self._pace = Pace()

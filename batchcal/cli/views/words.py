@@ -1,4 +1,4 @@
-"""Words and marks that the terminal and the page share."""
+"""Texts and marks that the terminal and the page share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from batchcal.guard.outcome import (
 )
 
 Tone = Literal["good", "bad", "odd"]
-"""It ran; it was too big; it was inconclusive."""
+"""`good`: it ran. `bad`: it was too big. `odd`: it was inconclusive."""
 
 WHO_SAID: Final = {
     "allocator": "its own allocator",
@@ -36,12 +36,12 @@ WHO_SAID: Final = {
 
 
 def tone(outcome: Outcome) -> Tone:
-    """How an outcome is coloured."""
+    """Return the tone of an outcome, which determines its colour."""
     return "good" if isinstance(outcome, Fits) else "bad" if isinstance(outcome, (*TooBig, Suspect)) else "odd"
 
 
 def short(outcome: Outcome) -> str:
-    """A few words, for a table."""
+    """Return a few words for a table."""
     match outcome:
         case Fits():
             return "fits"
@@ -66,7 +66,7 @@ def short(outcome: Outcome) -> str:
 
 
 def long(outcome: Outcome) -> str:
-    """A sentence, for who asks why."""
+    """Return a sentence that explains an outcome."""
     match outcome:
         case Fits():
             return f"fits: {outcome.steps} steps of {format_seconds(outcome.step_s)}"
@@ -90,18 +90,18 @@ def long(outcome: Outcome) -> str:
 
 
 def peak_of(outcome: Outcome) -> Peak | None:
-    """The peak that an outcome tells; a lower bound where it was too big."""
+    """Return the peak of an outcome. It is a lower bound if the batch was too big."""
     return outcome.peak if isinstance(outcome, (Fits, OutOfMemory, Swapping)) else None
 
 
 def of_finding(calibration: Calibration, finding: Finding) -> tuple[Measurement, ...]:
-    """The probes on its device under its allocator, in order."""
+    """Return the probes on the device and under the allocator of a finding, in order."""
     place = (finding.device, finding.allocator)
     return tuple(one for one in calibration.measurements if (one.device, one.allocator) == place)
 
 
 def first_line(text: str) -> str:
-    """Of what may be a traceback."""
+    """Return the first line of a text that may be a traceback."""
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
@@ -125,7 +125,7 @@ LIMITS: Final[dict[LimitedBy, str]] = {
 
 
 def limit_sentence(calibration: Calibration, finding: Finding, mode: Literal["train", "eval"] = "train") -> str:
-    """Why the capacity is what it is and no more."""
+    """Return the reason why the capacity is not larger."""
     capacity = finding.train if mode == "train" or finding.eval is None else finding.eval
     why = LIMITS.get(capacity.limited_by, capacity.limited_by)
     if capacity.limited_by not in ("memory", "accelerator-memory"):

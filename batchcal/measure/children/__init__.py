@@ -1,1 +1,1 @@
-"""Children that measure, from outside: what is asked of them, how they are started, what their answers mean."""
+"""The parent's side of the measuring children: requests, launchers, and the meaning of answers."""

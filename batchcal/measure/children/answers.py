@@ -1,4 +1,4 @@
-"""What a child's answer means: an outcome against the budget, or an error for the user."""
+"""Converts a child's answer to an outcome against the budget, or to an error for the user."""
 
 from __future__ import annotations
 
@@ -28,31 +28,32 @@ DOING: Final[dict[Phase, str]] = {
     "measure": "the task was examined",
     "finish": "the task was examined",
 }
-"""By phase of an examination."""
+"""Activity by phase of an examination."""
 RAN_OUT: Final[dict[Phase, str]] = {
     "start": "while it was loaded",
     "load": "while it was loaded",
     "read": "while its samples were read",
 }
-"""By phase; later ones run batches."""
+"""Time at which memory ran out, by phase. Later phases run batches."""
 OF_NO_SIZE: Final = (NameError, AttributeError, ImportError, SyntaxError, OSError, BatchcalError)
-"""Errors that another batch size does not change."""
+"""Errors that do not depend on the batch size."""
 
 
 @dataclass(frozen=True)
 class Within:
-    """What a child had to stay within."""
+    """Limits of a child."""
 
     device: str
     budget_bytes: int
-    """Of the device."""
+    """Budget of the device."""
     host_budget_bytes: int
     group_base_bytes: int | None
-    """What the child shared with its zygote, where the group's growth counts besides; None: the child saw all there was."""
+    """Memory that the child shared with its zygote, if the growth of the memory group counts, too. None: the child's own
+    measurement is complete."""
 
 
 def probed(value: JSON, ending: Ending, within: Within, batch: int) -> Outcome:
-    """Of one batch size."""
+    """Outcome of one batch size."""
     try:
         answer = ProbeAnswer.model_validate(value)
     except ValidationError as error:
@@ -65,7 +66,7 @@ def probed(value: JSON, ending: Ending, within: Within, batch: int) -> Outcome:
 
 
 def rehearsed(value: JSON, ending: Ending, within: Within, request: RehearsalRequest) -> Outcome:
-    """Of a whole plan."""
+    """Outcome of a complete plan."""
     try:
         answer = RehearsalAnswer.model_validate(value)
     except ValidationError as error:
@@ -79,7 +80,7 @@ def rehearsed(value: JSON, ending: Ending, within: Within, request: RehearsalReq
 
 
 def rehearsal_times(value: JSON) -> PlanTimes:
-    """Of an answer that is usable."""
+    """Times of a plan, from a usable answer."""
     answer = RehearsalAnswer.model_validate(value)
     return PlanTimes(
         foreign_share=answer.foreign_share,
@@ -90,20 +91,20 @@ def rehearsal_times(value: JSON) -> PlanTimes:
 
 
 def evaluating(value: JSON, within: Within, *, heard: bool) -> bool:
-    """Whether a rehearsal that did not fit was evaluating when it needed too much: it said so and never ended, or its training
-    had stayed within the budget."""
+    """True if a rehearsal that did not fit exceeded its budget in the evaluation: it reported an evaluation and did not end, or
+    its training stayed within the budget."""
     try:
         answer = RehearsalAnswer.model_validate(value)
     except ValidationError:
         return heard
     held = answer.held
     most = held.step_peak_bytes + held.workers_bytes if within.device == "cpu" else held.accelerator_bytes or 0
-    # What only the group or the host saw, or the accelerator's own cache, is not told apart by when it was.
+    # Memory that only the group or the host measured, or the accelerator's own cache, may belong to training or evaluation.
     return heard and answer.train_peak_bytes <= within.budget_bytes < most and held.accelerator_retries == 0
 
 
 def notes(returned: JSON) -> tuple[str, ...]:
-    """What a child wants the reader to know."""
+    """Notes of a child for the reader of the calibration."""
     told = returned.get("notes") if isinstance(returned, dict) else None
     return tuple(note for note in told if isinstance(note, str)) if isinstance(told, list) else ()
 
@@ -128,7 +129,7 @@ def _peak(held: Held, ending: Ending, within: Within) -> Peak:
 
 
 def _over(held: Held, peak: Peak, within: Within) -> OutOfMemory | None:
-    """It ran to its end, and yet it does not fit. None: it does."""
+    """Outcome of a run that completed but does not fit. None: it fits."""
     if held.accelerator_retries > 0:
         detail = f"the allocator had to flush its cache {held.accelerator_retries} times to go on"
         return OutOfMemory(source="accelerator", detail=detail, peak=peak)
@@ -143,11 +144,11 @@ def _over(held: Held, peak: Peak, within: Within) -> OutOfMemory | None:
 
 
 MOSTLY: Final = 0.8
-"""Of a budget: what Python and torch hold is then the cause."""
+"""Share of a budget above which the memory of Python and torch is the cause."""
 
 
 class Kept(Frozen):
-    """What reading samples leaves in memory, as a child told it before it read on."""
+    """Memory that remains after samples were read, as a child reported it before it read further samples."""
 
     kept_bytes_per_sample: float
     train_samples: int
@@ -160,11 +161,11 @@ class Kept(Frozen):
 
 
 def failure(ending: Ending, budget_bytes: int, kept: Kept | None = None, *, torch_bytes: int = 0) -> BatchcalError:
-    """Why the examination failed, as an error for the user.
+    """Return the reason why the examination failed, as an error for the user.
 
     Args:
-        kept: None: nothing that the child measured.
-        torch_bytes: what Python and torch hold without the task. 0: unknown.
+        kept: memory that read samples leave behind. None: the child measured none.
+        torch_bytes: memory of Python and torch without the task. 0: unknown.
     """
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
     known = f"the budget is {format_bytes(budget_bytes)}"

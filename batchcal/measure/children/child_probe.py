@@ -60,47 +60,47 @@ from batchcal.measure.workers.trial import MOST_FRESH_WORKER_S, WorkersReport, W
 from batchcal.workload.reference import TaskReference
 
 UNSHARED_BYTES: Final = 16 * MIB
-"""What a forked child and its zygote hold twice once the child has written to shared pages (seen: 4 to 12 MiB with gc.freeze)."""
+"""Memory that a forked child and its zygote hold twice after the child wrote to shared pages (4 to 12 MiB with gc.freeze)."""
 ZYGOTE_BYTES: Final = 240 * MIB
-"""Anonymous memory of a zygote: 219 to 229 MiB with torch 2.13 on CPU, most of it what linking its libraries writes."""
+"""Anonymous memory of a zygote: 219 to 229 MiB with torch 2.13 on CPU, mostly written while its libraries are linked."""
 LIBRARY_BYTES: Final = 384 * MIB
-"""Pages of torch's libraries that are in use. Where zygotes leave no room for them they are thrown out and read again: in 1 GiB
-four zygotes at once took longer than one after the other."""
+"""Pages of torch's libraries that are in use. If zygotes leave no room for them, they are evicted and read again: in 1 GiB, four
+zygotes at once took longer than one after another."""
 LAP_GRACE_S: Final = 10.0
-"""A size that was begun is ended."""
+"""Extra time for a lap: a size that has started is finished."""
 REHEARSAL_GRACE_S: Final = 30.0
-"""So are groups and evaluations that no limit cuts short."""
+"""Extra time for a rehearsal: no limit cuts groups and evaluations short."""
 SCOUT_GRACE_S: Final = 5.0
-"""For the size that was begun."""
+"""Extra time to finish a size that has started."""
 VARIED_GRACE_S: Final = 30.0
-"""For the step of the largest batch that comes last."""
+"""Extra time for the step of the largest batch, which comes last."""
 LOAD_LIMIT_S: Final = 300.0
 WARM_UP_LIMIT_S: Final = 900.0
-"""torch.compile takes minutes for large models. The deadline of the command ends what is longer than that."""
+"""torch.compile takes minutes for large models. The deadline of the command ends anything longer."""
 CURVE_LIMIT_S: Final = 20.0
 CURVE_SHARE: Final = 0.3
-"""Of the time left: what a static curve may take before it is given up for a simpler one."""
+"""Share of the remaining time for a static curve. After that, a simpler curve replaces it."""
 CURVES: Final[tuple[Curve, ...]] = ("traced", "profiled", "assumed")
 PROMISE_SAMPLES: Final = (64, 2)
-"""Samples to choose batches from; then those of a single batch, which is divided into 1 + 1."""
+"""Number of samples to choose batches from. The second value is for a single batch, which is divided into 1 + 1."""
 PROMISES_LIMIT_S: Final = 10.0
 PROMISES_SHARE: Final = 0.1
-"""Of the time left: checks end by themselves after half a second, unless a first batch takes longer."""
+"""Share of the remaining time. Checks end by themselves after half a second, unless a first batch takes longer."""
 PROMISES_LEAST_S: Final = 4.0
-"""Or half of the time left. On two cores with seven busy processes the check of a small autoencoder was ended after 1 s, and a
-batch was divided whose loss is a sum."""
+"""Minimum time, at most half of the remaining time. On two cores with seven busy processes, the check of a small autoencoder was
+stopped after 1 s, and a batch with a sum as its loss was divided."""
 
 OUTPUT_SHOWN: Final = 8_000
-"""Characters of the task's output: a screen or two."""
+"""Number of characters of the task's output to show: one or two screens."""
 
 
 def promises_limit_s(left_s: float) -> float:
-    """Seconds that the check of promises may take, where `left_s` are left for all."""
+    """Return the seconds that the check of promises may take, if `left_s` seconds remain in total."""
     return min(PROMISES_LIMIT_S, max(left_s * PROMISES_SHARE, min(PROMISES_LEAST_S, left_s / 2)))
 
 
 class ChildProbe:
-    """Measures in children. `settings` gives, by device, what every child of that device gets."""
+    """Measures in children. `settings` maps each device to the setting of all its children."""
 
     def __init__(
         self,
@@ -118,11 +118,11 @@ class ChildProbe:
         neighbours: bool = False,
     ) -> None:
         """Args:
-        host_allowed_bytes: host memory that no child may exceed, whatever it runs. None: what the budget allows a probe.
-        deadline: no child runs longer. None: there is none.
-        launchers: who starts the children, and is not closed. None: somebody of its own.
-        printed: what the task printed in its first examination, the end of it.
-        neighbours: others come and go in the memory group: what it holds more is not held against the child.
+        host_allowed_bytes: host memory that no child may exceed in any kind of run. None: the memory that a probe may use.
+        deadline: end of every child. None: no deadline.
+        launchers: launchers of the children, which stay open. None: the probe creates its own.
+        printed: called with the end of the task's output in its first examination.
+        neighbours: other processes start and end in the memory group, so its growth is not counted against the child.
         """
         self._neighbours = neighbours
         self._printed = printed
@@ -137,18 +137,18 @@ class ChildProbe:
         left_s = (lambda: math.inf) if deadline is None else deadline.left_s
         self._launchers = launchers or Launchers(variables, note=note, spawn_only=isolation == "spawn", left_s=left_s)
         self._examined: dict[str, Examination] = {}
-        """By device, whatever the policy was."""
+        """Examination by device, under any policy."""
         self._orders: dict[tuple[str, Mode], tuple[int, ...]] = {}
-        """The largest samples by device and mode."""
+        """Indices of the largest samples by device and mode."""
         self._lost_blocks: dict[str, int | None] = {}
-        """By policy. See `_count_lost_blocks`."""
+        """Lost blocks by policy, see `_count_lost_blocks`."""
         self._kept: answers.Kept | None = None
-        """Of the last examination."""
+        """Memory kept by the dataset in the last examination."""
         self._stay: frozenset[str] = frozenset()
-        """Policies that are timed in turn need not start anew each time."""
+        """Policies that are timed alternately. Their launchers stay and do not start again each time."""
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
-        """Loads the task once in a child: facts, static shapes, what a tiny step holds. See `Probe`."""
+        """Load the task once in a child and return its facts, its static shapes, and the memory of a tiny step. See `Probe`."""
         arguments = ExamineArguments(
             setting=self._settings[device],
             budget_bytes=budget_bytes,
@@ -177,8 +177,8 @@ class ChildProbe:
         return examination
 
     def _examination(self, arguments: ExamineArguments, allocator: str) -> Ending:
-        """How the child ended that examined the task; again with a simpler curve where the curve failed, and with one sample
-        where two did not fit."""
+        """Examine the task and return how the child ended. Repeat with a simpler curve if the curve failed, and with one sample
+        if two did not fit."""
         ending = self._examine_once(arguments, allocator)
         setting = arguments.setting
         if ran_out(ending) and ending.phase == "warm-up" and setting.smallest_batch == 2 and setting.multiple_of == 1:
@@ -188,7 +188,7 @@ class ChildProbe:
                 arguments, ending = arguments.model_copy(update={"setting": single}), alone
                 self._settings[single.device] = single
         for curve in CURVES[1:]:
-            # Past the first real steps: the model without memory or the profiler crashed, hung, or needed too much itself.
+            # After the first real steps: the model without memory or the profiler crashed, hung, or needed too much itself.
             if ending.has_result or ending.phase != "measure" or ending.limit_name:
                 break
             ending = self._examine_once(arguments.model_copy(update={"curve": curve}), allocator)
@@ -210,7 +210,7 @@ class ChildProbe:
         return self._run(examine, arguments.model_dump(mode="json"), allocator, limits, listen=listen)
 
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
-        """One child that tries them all. See `Probe`."""
+        """Try all sizes in one child. See `Probe`."""
         ran: list[int] = []
 
         def listen(message: Message) -> None:
@@ -232,14 +232,14 @@ class ChildProbe:
         """See `Probe`."""
         self._lost_blocks.clear()  # they may have been counted with a size that the task refuses
         for device, setting in self._settings.items():
-            # One sample stays the tiny batch where two do not fit.
+            # One sample stays the tiny batch if two do not fit.
             smallest = rule.smallest if rule.smallest > SMALLEST else min(setting.smallest_batch, SMALLEST)
             changes = {"smallest_batch": smallest, "multiple_of": rule.multiple_of, "one_size": rule.one_size}
             self._settings[device] = setting.model_copy(update=changes)
 
     def _promises(self, device: str, allocator: str) -> tuple[PromiseCheck, ...]:
-        """What the task promises, checked in a child of its own: whatever becomes of it, the task was examined. Again with two
-        samples, where eight need more memory than there is."""
+        """Check the promises of the task in a child of its own: a failure does not affect the examination. Repeat with two
+        samples if eight need more memory than there is."""
         promises: tuple[PromiseCheck, ...] = ()
         for samples in PROMISE_SAMPLES:
             arguments = PromiseArguments(setting=self._settings[device], samples=samples)
@@ -249,7 +249,7 @@ class ChildProbe:
         return promises
 
     def _promises_of(self, arguments: PromiseArguments, allocator: str) -> tuple[tuple[PromiseCheck, ...], bool]:
-        """The checks of one child, those that it reported before it died included; and whether it needed too much memory."""
+        """Return the checks of one child, including those reported before it died, and True if it needed too much memory."""
         reported: list[PromiseCheck] = []
 
         def listen(message: Message) -> None:
@@ -277,7 +277,7 @@ class ChildProbe:
         return self.measure(request) if isinstance(request, ProbeRequest) else self.rehearse(request)
 
     def measure(self, request: ProbeRequest) -> Observation:
-        """Steps at one size."""
+        """Run steps at one size."""
         self._stay = frozenset()
         setting = self._settings[request.device]
         if request.one_size:
@@ -317,7 +317,7 @@ class ChildProbe:
         return Isolation(launcher="zygote" if launcher is None else launcher.name, fence=layers, missing=ending.missing)
 
     def _count_lost_blocks(self, setting: Setting, allocator: str) -> int | None:
-        """Blocks of a step that are lost to handles of workers' batches, counted once. None: unknown."""
+        """Number of blocks of a step that are lost to handles of workers' batches, counted once. None: unknown."""
         if allocator not in self._lost_blocks:
             self._lost_blocks[allocator] = self._lost_blocks_of(setting, allocator)
         return self._lost_blocks[allocator]
@@ -344,7 +344,7 @@ class ChildProbe:
             return None
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
-        """Starts a launcher for each of `allocators`, where there is room for all of them. See `Probe`."""
+        """Start a launcher for each of `allocators` if there is room for all of them. See `Probe`."""
         self._stay = frozenset()
         missing = sum(name not in self._launchers.there for name in allocators)
         free = self._group.limit_bytes - self._group.hard_bytes() - missing * ZYGOTE_BYTES
@@ -353,7 +353,7 @@ class ChildProbe:
             self._launchers.start_all(allocators)
 
     def lap(self, request: LapRequest) -> LapReport:
-        """Times micro-batches in one child; in one each where a process takes one size only. See `Probe`."""
+        """Time micro-batches in one child, or each in its own child if a process accepts one size only. See `Probe`."""
         if not self._settings[request.device].one_size or len(request.micro_batches) == 1:
             return self._lap(request)
         times: list[StepTime] = []
@@ -372,7 +372,7 @@ class ChildProbe:
         times: list[StepTime] = []
 
         def listen(message: Message) -> None:
-            with contextlib.suppress(ValidationError):  # a child whose memory was overwritten may say anything
+            with contextlib.suppress(ValidationError):  # a child with overwritten memory may send anything
                 times.append(StepTime.model_validate(message.get("time")))
 
         accelerated = not request.device.startswith("cpu")
@@ -390,7 +390,7 @@ class ChildProbe:
         return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
 
     def rehearse(self, request: RehearsalRequest) -> Observation:
-        """A complete plan."""
+        """Run a complete plan."""
         plan = request.plan
         accelerated = not plan.device.startswith("cpu")
         allowed = self._most_allowed(plan.allocator)
@@ -421,7 +421,7 @@ class ChildProbe:
         return Observation(outcome=outcome, isolation=isolation, wall_s=wall_s, times=times, evaluating=evaluating)
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
-        """Workers in a child of their own. See `Probe`."""
+        """Try workers in a child of their own. See `Probe`."""
         limits = Limits(
             allowed_bytes=self._most_allowed(request.allocator),
             phase_s={**self._phase_s, "measure": request.limit_s + MOST_FRESH_WORKER_S},
@@ -444,7 +444,7 @@ class ChildProbe:
         return report
 
     def train_varied(self, request: HeapRequest) -> HeapReport:
-        """Batches of changing shapes in a child of their own. See `Probe`."""
+        """Train with batches of changing shapes in a child of their own. See `Probe`."""
         self._stay = frozenset()
         readings: list[HeapReading] = []
 
@@ -470,7 +470,7 @@ class ChildProbe:
         return HeapReport(readings=tuple(readings), why_ended=said(outcome))
 
     def close(self) -> None:
-        """No process, no file of ours stays."""
+        """Close the probe: none of its processes and files stay."""
         if not self._are_lent:
             self._launchers.close()
 
@@ -488,7 +488,7 @@ class ChildProbe:
         try:
             return run(job, self._launcher(allocator), self._group, limits, listen)
         except GuardError:
-            self._launchers.drop(allocator)  # the zygote died: a new one, once; the caller retries what was lost
+            self._launchers.drop(allocator)  # the zygote died: start a new one, once; the caller repeats the lost run
             return run(job, self._launcher(allocator), self._group, limits, listen)
 
     def _launcher(self, allocator: str) -> Launcher:
@@ -497,7 +497,7 @@ class ChildProbe:
         return self._launchers.get(allocator)
 
     def _within(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.Within:
-        # Workers' batches come and go between two looks of the child; the group saw them all.
+        # Workers' batches come and go between two measurements of the child; the measurement of the group includes all of them.
         by_group = workers > 0 and isinstance(self._group, ControlGroup) and not self._neighbours
         return answers.Within(
             device=device,
@@ -507,16 +507,16 @@ class ChildProbe:
         )
 
     def _most_allowed(self, allocator: str) -> int:
-        """Demand (as a training would have it) at which the group would be as full as the fence lets it be, or the memory limit
-        that the user set is reached."""
+        """Memory of a child (as in a training) at which the group is as full as the fence allows, or the memory limit of the user
+        is reached, bytes."""
         limit, shared = self._group.limit_bytes, self._shared_bytes(allocator)
         room = limit - trip_distance(limit, armed=True) - self._group.hard_bytes()
         return max(0, min(room + shared - (UNSHARED_BYTES if shared else 0), self._host_allowed))
 
     def _shared_bytes(self, allocator: str) -> int:
-        """What a child holds together with the zygote that it was forked from, which a training holds alone."""
+        """Memory that a child shares with the zygote that it was forked from, bytes. A training holds it alone."""
         if self._deadline is not None and self._deadline.left_s() <= 0:
-            return 0  # no child is started, and no launcher for it
+            return 0  # no child is started, so it needs no launcher
         pid = self._launcher(allocator).overhead_pid
         status = None if pid is None else read_status(pid)
         return 0 if status is None else status.anonymous_bytes
@@ -535,7 +535,7 @@ def child_probe(
     launchers: Launchers | None = None,
     neighbours: bool = False,
 ) -> ChildProbe:
-    """The probe for the task behind `reference` on the devices of `budgets`; see `ChildProbe` for the last three."""
+    """Return the probe for the task behind `reference` on the devices of `budgets`. For the last three, see `ChildProbe`."""
     free = {f"{item.kind}:{item.index}": item.free_bytes for item in environment.accelerators}
     host = budgets.get("cpu") or host_budget_of(environment, options)
     settings = {
@@ -566,5 +566,5 @@ def child_probe(
 
 
 def ran_out(ending: Ending) -> bool:
-    """Whether memory ran out in the child."""
+    """True if the child ran out of memory."""
     return isinstance(classify(ending, lambda value: Infrastructure(detail="")), OutOfMemory)

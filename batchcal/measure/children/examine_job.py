@@ -10,21 +10,21 @@ from batchcal.measure.children.probe import Examination
 from batchcal.measure.children.setting import JobArguments
 
 Curve = Literal["traced", "profiled", "assumed"]
-"""Source of the static curve, each where the one before ended the child: the model without memory, the profiler, the bytes of a
-batch."""
+"""Source of the static curve: the model without memory, the profiler, or the bytes of a batch. Each one is used if the one before
+ended the child."""
 
 
 class ExamineArguments(JobArguments):
     budget_bytes: int
-    """Only to choose the sizes of the static curve."""
+    """Used only to choose the sizes of the static curve."""
     limit_s: float
     curve: Curve = "traced"
     known: Examination | None = None
-    """What was found under another policy: then only what depends on the policy is measured."""
+    """Examination under another policy. If it is given, only the parts that depend on the policy are measured."""
 
 
 def examine(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """What the task is: a few tiny steps, the worst samples, the static memory curve."""
+    """Examine the task: a few tiny steps, the worst samples, the static memory curve."""
     from batchcal.measure.inside.child import examine
 
     return examine(ExamineArguments.model_validate(arguments), context)

@@ -1,4 +1,4 @@
-"""A machine and a task that are numbers: for tests, and for `--dry-run`, which shows what would be asked."""
+"""Simulated machine and task: for tests, and for `--dry-run`, which shows the requests of a search."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ ASSUMED: Final = Isolation(launcher="fake", fence=())
 
 
 class FakeProbe:
-    """Needs `base + batch x per_sample` bytes; a step is said to take `step_overhead_s + batch x sample_s` seconds.
+    """Probe of a task that needs `base + batch x per_sample` bytes and reports `step_overhead_s + batch x sample_s` s per step.
 
-    `takes`: (size, size of the warm-up) -> whether the task runs it; every size where it is None.
-    `mapped`: all of it in blocks so large that none is left behind in the heap.
+    `takes`: (size, size of the warm-up) -> True if the task runs the size. None: it runs every size.
+    `mapped`: all memory is in blocks so large that none stays behind in the heap.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class FakeProbe:
         self._rule = rule
 
     def _refuses(self, sizes: Sequence[int], *, one_size: bool = False) -> bool:
-        """Whether the task fails at one of `sizes` in a process that warms up as a child does."""
+        """True if the task fails at one of `sizes` in a process that warms up as a child does."""
         if self._takes is None:
             return False
         warm_up = sizes[0] if one_size or self._rule.one_size else self._rule.smallest
@@ -126,7 +126,7 @@ class FakeProbe:
         return None
 
     def lap(self, request: LapRequest) -> LapReport:
-        """A step takes what `measure` says, whatever the policy; an update nothing to speak of."""
+        """Report step times as in `measure`, under any policy. An update takes almost no time."""
         times = [
             StepTime(
                 micro_batch=size,
@@ -145,7 +145,7 @@ class FakeProbe:
         return LapReport(times=tuple(times))
 
     def rehearse(self, request: RehearsalRequest) -> Observation:
-        """As `measure` says of the largest micro-batch."""
+        """Report the demand of the largest micro-batch, as in `measure`."""
         plan = request.plan
         time.sleep(self._sleep_s)
         demand = int(self._base + max(plan.micro_batches) * self._per_sample)

@@ -1,4 +1,4 @@
-"""What a child of a calibration held and took, as it reports it."""
+"""Memory and time of a child of a calibration, as the child reports them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import Field
 from batchcal.core.values import Frozen
 
 Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
-"""What a child may say it held: nobody has a pebibyte."""
+"""Bytes that a child reports. Larger values are errors: no machine has a pebibyte."""
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Held(Frozen):
-    """What a child held, in bytes."""
+    """Memory of a child, bytes."""
 
     anonymous_bytes: Bytes
     shared_bytes: Bytes
@@ -22,9 +22,9 @@ class Held(Frozen):
     workers_bytes: Bytes
     load_peak_bytes: Bytes
     begin_bytes: Bytes
-    """Held when the measured steps began: after the warm-up, and for `eval` after a training step."""
+    """Memory at the start of the measured steps: after the warm-up, and for `eval` after a training step."""
     step_peak_bytes: Bytes
-    """Anonymous + shared of the child itself, most at once over the measured steps."""
+    """Peak of anonymous + shared memory of the child itself over the measured steps."""
     accelerator_bytes: Bytes | None
     accelerator_allocated_bytes: Bytes | None
     accelerator_retries: Annotated[int, Field(ge=0)]

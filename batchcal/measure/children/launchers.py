@@ -12,11 +12,11 @@ from batchcal.guard.launch import Launcher, SpawnLauncher, ZygoteLauncher
 from batchcal.machine.allocator import PolicyName, resolve
 
 PRELOAD: Final = ("torch", "torch.utils.data", "torch._dynamo", "numpy", "batchcal.measure.inside.child")
-"""Imported before the first fork. torch._dynamo because the first optimizer step imports it (0.8 s)."""
+"""Modules imported before the first fork: torch._dynamo since the first optimizer step imports it (0.8 s)."""
 
 
 class Launchers:
-    """A zygote for each policy where there can be one, else a launcher that spawns."""
+    """A zygote for each policy if possible, else a launcher that spawns."""
 
     def __init__(
         self,
@@ -26,25 +26,25 @@ class Launchers:
         spawn_only: bool,
         left_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """`left_s`: how long a launcher may take to start."""
+        """`left_s`: returns the seconds that a launcher may take to start."""
         self._left_s = left_s
         self._environ = dict(environ)
         self._note = note
         self._spawned: set[PolicyName] = set()
-        """Policies under which no zygote lives."""
+        """Policies under which no zygote runs."""
         self._spawn_only = spawn_only or not hasattr(os, "pidfd_open")
         self.there: dict[PolicyName, Launcher] = {}
-        """By policy: those that were started."""
+        """Started launchers by policy."""
         self._starting: dict[PolicyName, ZygoteLauncher] = {}
 
     def get(self, allocator: PolicyName) -> Launcher:
-        """The launcher of `allocator`, started where it is not there."""
+        """Return the launcher of `allocator`. Start it if it does not run."""
         if allocator not in self.there:
             self.there[allocator] = self._started(allocator)
         return self.there[allocator]
 
     def start_all(self, allocators: Iterable[PolicyName]) -> None:
-        """Starts the launchers of all `allocators`, side by side: most of a start is the import of torch, on one core."""
+        """Start the launchers of all `allocators` in parallel: most of a start is the import of torch, on one core."""
         missing = [name for name in allocators if name not in self.there and not self._must_spawn(name)]
         for name in missing:
             try:
@@ -55,25 +55,25 @@ class Launchers:
             self.get(name)
 
     def keep_only(self, allocator: PolicyName) -> None:
-        """Lets all others go: an idle zygote holds memory that no training will."""
+        """Close all other launchers: an idle zygote holds memory that no training will hold."""
         for other in [name for name in self.there if name != allocator]:
             self.drop(other)
 
     def drop(self, allocator: PolicyName) -> None:
-        """Lets the launcher of `allocator` go, where there is one."""
+        """Close the launcher of `allocator` if there is one."""
         launcher = self.there.pop(allocator, None)
         if launcher is not None:
             launcher.close()
 
     def close(self) -> None:
-        """No process, no file of ours stays."""
+        """Close all launchers: none of their processes and files stay."""
         for launcher in (*self.there.values(), *self._starting.values()):
             launcher.close()
         self.there.clear()
         self._starting.clear()
 
     def environment(self, allocator: PolicyName) -> dict[str, str]:
-        """The environment of a child under `allocator`."""
+        """Environment variables of a child under `allocator`."""
         return resolve(allocator).process_environment(self._environ)
 
     def _started(self, allocator: PolicyName) -> Launcher:

@@ -1,4 +1,4 @@
-"""Probe: measures one batch size once, in a child. The interface that the search and the calibration know."""
+"""Probe: measures one batch size once, in a child. The interface for the search and the calibration."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ from batchcal.workload.facts import TaskFacts
 
 
 class SizeRefused(UserCodeError):
-    """The user's code failed in the tiny steps of an examination: another size may run."""
+    """The user's code failed in the tiny steps of an examination. Another size may run."""
 
 
 class ProbeRequest(Frozen):
-    """What one child is to run."""
+    """Batch size to run in one child, and its limits."""
 
     batch: int
     mode: Mode
     device: str
     allocator: str
     samples: int
-    """Steps at most; ends earlier once the peak stands still."""
+    """Maximum number of steps. The run ends earlier once the peak has settled."""
     least_steps: int = LEAST_STEPS["train"]
-    """Steps at least, before a peak is said to stand still."""
+    """Minimum number of steps before a peak counts as settled."""
     allowed_bytes: int
-    """Demand at which the fence is armed (the whole process tree)."""
+    """Memory of the complete process tree at which the fence stops the child, bytes."""
     budget_bytes: int
-    """A run that ends above this is out of memory with source `budget`."""
+    """A run that ends above this budget is out of memory with source `budget`."""
     train_batch: int | None = None
-    """For `eval`: the training micro-batch that is run first, as in a training."""
+    """For `eval`: training micro-batch that runs before the evaluation, as in a training."""
     train_steps: int = STEPS_BEFORE_EVALUATION
-    """For `eval`: so many steps of it."""
+    """For `eval`: number of training steps before the evaluation."""
     one_size: bool = False
-    """The process runs no other size, in the warm-up neither."""
+    """The process runs no other size, not even in the warm-up."""
     deadline_s: float | None = None
-    """For the measured steps, seconds. Loading and warming up have limits of their own."""
+    """Time limit of the measured steps, seconds. Loading and warm-up have their own limits."""
 
 
 class PlanTimes(Frozen):
-    """What else was learned of a plan that fits."""
+    """Further measurements of a plan that fits."""
 
     wait_share: float
-    """Of a step: waiting for the batch."""
+    """Share of a step spent waiting for the batch."""
     foreign_share: float | None = None
-    """See `StepTime`."""
+    """Same as in `StepTime`."""
     eval_samples_per_s: tuple[float, ...]
-    """By size that was asked for."""
+    """Samples per second for each requested size."""
     last_group_error: str = ""
-    """How the last, smaller group of an epoch failed: an error of the task's own code. Empty: it ran, or there is none."""
+    """Error of the task's own code in the last, smaller group of an epoch. Empty: the group ran, or there is none."""
 
 
 class Observation(Frozen):
@@ -74,28 +74,28 @@ class Observation(Frozen):
     evaluating: bool = False
     """For a plan: an evaluation failed, not a training step."""
     notes: tuple[str, ...] = ()
-    """What the reader of the calibration should know of it."""
+    """Notes for the reader of the calibration."""
 
 
 class Examination(Frozen):
-    """What a child learned about the task without a real batch: the facts, the static shapes, what a tiny step holds."""
+    """Facts of the task, its static shapes, and the memory of a tiny step, measured in a child without a real batch."""
 
     facts: TaskFacts
     base_bytes: int
-    """Demand after a tiny training step, optimizer state present."""
+    """Memory after a tiny training step, including the optimizer state, bytes."""
     base_accelerator_bytes: int | None
     shapes: dict[Mode, tuple[ShapePoint, ...]]
     samples_per_s: float
-    """Of a small batch: what a first probe may be expected to take."""
+    """Rate of a small batch, to predict the duration of a first probe."""
     shape_source: str
     """`fake-tensor`, `profiler` or `batch-bytes`."""
     shapes_change: bool | None = False
-    """Whether random batches of one size have tensors of different shapes. None: unknown."""
+    """True if random batches of one size have tensors of different shapes. None: unknown."""
     refused: tuple[int, ...] = ()
     """Small sizes at which the user's code failed in the process that had run a tiny batch before."""
     notes: tuple[str, ...] = ()
     promises: tuple[PromiseCheck, ...] = ()
-    """Checks of what the task promises."""
+    """Checks of the promises of the task."""
 
 
 class LapRequest(Frozen):
@@ -104,67 +104,69 @@ class LapRequest(Frozen):
     device: str
     allocator: str
     micro_batches: tuple[int, ...]
-    """By rising size: the heap that a larger one leaves must not serve a smaller one."""
+    """Sizes in ascending order: a smaller size must not use the heap that a larger one leaves."""
     threads: tuple[int, ...] = ()
-    """Intra-op threads to time each size with; none: those of every child."""
+    """Numbers of intra-op threads to time each size with. Empty: the number of every child."""
     rounds: int = 0
-    """0: each size once, and the fastest once more. Else they are raced against each other, each once a round, in so many rounds
-    at most (see `Race`): what is slow for seconds on end then meets all alike. For allocators that keep what they have, where a
-    size that comes after a larger one finds the heap that a training finds, too."""
+    """0: time each size once, and the fastest one again. Else: race the sizes, each once per round, in at most this many rounds
+    (see `Race`). A slow period of several seconds then affects all sizes alike. This is for allocators that keep their memory: a
+    size after a larger one then has the same heap as in a training."""
     samples: int | None = None
-    """That every size is timed over, at least; the same for laps that are compared. None: what the first size does in a fraction
-    of a second."""
+    """Minimum number of samples to time each size over, the same for laps that are compared. None: the number that the first size
+    processes in a fraction of a second."""
     allowed_bytes: int
-    """Demand at which the fence is armed."""
+    """Memory at which the fence stops the child, bytes."""
     limit_s: float
-    """No size is begun after so many seconds."""
+    """Seconds after which no further size starts."""
 
 
 class LapReport(Frozen):
     times: tuple[StepTime, ...]
-    """In the order in which they ran; fewer than asked for where the lap ended before, as `why_ended` says."""
+    """Times in the order of the runs. There are fewer than requested if the lap ended early; `why_ended` gives the reason."""
     why_ended: str = ""
 
 
 class RehearsalRequest(Frozen):
-    """A plan to run as it will train."""
+    """Plan to run exactly as in the training."""
 
     plan: Plan
     micro_batches: tuple[int, ...]
-    """Of each optimizer step: the plan's, or as many of them as there is time for."""
+    """Micro-batches of each optimizer step: those of the plan, or as many of them as there is time for."""
     eval_batches: tuple[int, ...] = ()
-    """Sizes to evaluate with; the plan's own comes last."""
+    """Sizes to evaluate with. The size of the plan comes last."""
     worst_case: bool = False
-    """Whether groups of the largest samples are run before: for the peak."""
+    """Run groups of the largest samples first, to measure the peak."""
     keep_activations: bool = False
-    """Without activation checkpointing, though the calibration is for a training with it."""
+    """Run without activation checkpointing, although the calibration is for a training with it."""
     allowed_bytes: int
-    """Demand at which the fence is armed."""
+    """Memory at which the fence stops the child, bytes."""
     budget_bytes: int
     least_s: float
-    """Groups are timed for so long at least, and one in any case."""
+    """Minimum duration of the timed groups, seconds. At least one group is timed."""
     limit_s: float
-    """No group is begun after so many seconds."""
+    """Seconds after which no further group starts."""
 
 
 class Probe(Protocol):
-    """Measures. Never raises for what the machine or the user's code did to a probe; raises for what we could not do."""
+    """Interface for measurements. Effects of the machine or the user's code on a probe do not raise an error, internal failures
+    do."""
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
-        """Loads the task once, before the first probe.
+        """Load the task once, before the first probe.
 
         Raises:
-            UserCodeError, UsageError: the task cannot be loaded or its first step fails; SizeRefused where another size may run.
+            UserCodeError, UsageError: the task cannot be loaded or its first step fails; SizeRefused if another size may run.
             NothingFits: even a tiny step needs more memory than there is.
         """
         ...
 
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
-        """Those of `sizes` at which a step ran, all in one process, as many as there is time for. Never raises for the task."""
+        """Run a step at each of `sizes` in one process, while time is left. Return the sizes that ran. Never raise for task
+        errors."""
         ...
 
     def obey(self, rule: SizeRule) -> None:
-        """From now on warm-ups, tiny batches and static curves use sizes of `rule`."""
+        """From now on, use sizes of `rule` for warm-ups, tiny batches and static curves."""
         ...
 
     def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
@@ -172,21 +174,21 @@ class Probe(Protocol):
         ...
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
-        """What needs up to `demand_bytes` is about to be timed under each of `allocators`, in turn: what it takes to start may be
-        there before."""
+        """Prepare to time runs of up to `demand_bytes` under each of `allocators`, alternately. Processes that they need may
+        start in advance."""
         ...
 
     def lap(self, request: LapRequest) -> LapReport:
-        """Times micro-batches. What cannot be run is left out, and says so."""
+        """Time micro-batches. A size that cannot run is left out, and the report gives the reason."""
         ...
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
-        """Starts DataLoader workers once: whether they return the samples of the process, and what they come to hold. What is
-        measured later with a number of workers that the user asked for starts them in the way that this found."""
+        """Start DataLoader workers once. Check that they return the same samples as the process, and measure their memory. Later
+        measurements with a number of workers from the user start them in the way determined here."""
         ...
 
     def train_varied(self, request: HeapRequest) -> HeapReport:
-        """Trains with random batches and reads the peak as steps go by. Never raises for the task."""
+        """Train with random batches and read the peak during the steps. Never raise for task errors."""
         ...
 
     def close(self) -> None: ...

@@ -17,11 +17,11 @@ from batchcal.measure.children.setting import JobArguments
 class ProbeArguments(JobArguments):
     request: ProbeRequest
     train_order: tuple[int, ...] | None = None
-    """For the training step that goes before an evaluation."""
+    """`order` for the training step before an evaluation."""
 
 
 class ProbeAnswer(Frozen):
-    """What a child measured, in bytes and seconds."""
+    """Measurements of a child, in bytes and seconds."""
 
     held: Held
     step_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
@@ -29,7 +29,7 @@ class ProbeAnswer(Frozen):
 
 
 def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Steps at one batch size."""
+    """Run steps at one batch size."""
     from batchcal.measure.inside.child import probe
 
     return probe(ProbeArguments.model_validate(arguments), context)

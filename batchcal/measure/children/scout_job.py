@@ -13,7 +13,7 @@ class ScoutArguments(JobArguments):
 
 
 def scout(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Which of several batch sizes the task takes."""
+    """Find which of several batch sizes the task accepts."""
     from batchcal.measure.inside.scout import scout
 
     return scout(ScoutArguments.model_validate(arguments), context)

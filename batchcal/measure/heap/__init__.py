@@ -1,1 +1,1 @@
-"""Growth of glibc's heap over many steps: where batches change their shapes, and where they come from DataLoader workers."""
+"""Growth of glibc's heap over many steps, if batches change their shapes or come from DataLoader workers."""

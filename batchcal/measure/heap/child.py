@@ -1,4 +1,4 @@
-"""Inside a measuring child: trains with batches of changing shapes. Named by the parent, never called by it."""
+"""Code of a measuring child: trains with batches of changing shapes. The parent refers to it by name and does not call it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from batchcal.measure.inside.subject import Subject, warm_up_for
 from batchcal.workload.batches import WorstCase
 
 SCAN_LIMIT_S: Final = 0.5
-"""Only where the examination found no order of the samples."""
+"""Limit of the scan, seconds. It is used only if the examination found no order of the samples."""
 MOST_STEPS: Final = 256
-"""There is no time for more: 256 take 2 to 8 s. To 1,024 steps the peaks of texts in convolutions then grew by 19 to 53 %."""
+"""No time for more: 256 take 2 to 8 s. Up to 1,024 steps, peaks of texts in convolutions grew by another 19 to 53 %."""
 
 
 def train_varied(arguments: HeapArguments, context: ChildContext) -> JSON:
-    """Steps of the largest batch first, then of random ones, and of the largest again each time that the number of steps has
-    doubled. The peak is read there and reported at once, since memory may end the child."""
+    """Run steps of the largest batch first, then of random batches. Run the largest batch again each time that the number of
+    steps has doubled. The peak is read there and reported at once, because memory may end the child."""
     setting, request = arguments.setting, arguments.request
     context.phase("load")
     subject = Subject.load(setting)

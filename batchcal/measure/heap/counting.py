@@ -1,4 +1,4 @@
-"""How the blocks that are lost to handles of workers' batches are counted: with which batch, for how long."""
+"""Count of the blocks that are lost to handles of workers' batches: its batch and its time."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from batchcal.core.units import MIB
 
 SMALLEST_BATCH: Final = 7
 LEAST_BYTES: Final = 1 * MIB
-"""That a batch takes on paper, beyond what every step takes. 64 lost blocks of such a step are several times as large as what a
-process grows by anyway. With 7 samples of 0.004 MiB they were not, and the count was 0 in one run and 64 in the next."""
+"""Minimum that a batch takes on paper beyond what every step takes, bytes. 64 lost blocks of such a step are several times the
+normal growth of a process. With 7 samples of 0.004 MiB they were not: the count was 0 in one run and 64 in the next."""
 LEAST_SHARE: Final = 0.03
-"""Nor less of what every step takes, of which the peaks of a training differ by up to 8 %: 64 blocks, each a fifth of what the
-batch takes, are several times as much."""
+"""Minimum of the same as a share of what every step takes. The peaks of a training differ by up to 8 % of that: 64 blocks, each a
+fifth of what the batch takes, are several times as much."""
 LIMIT_S: Final = 9.0
 SHARE_OF_TIME: Final = 0.15
-"""Seconds, and share of the time left: with the start of the process ten tasks of the zoo took 2 to 7 s."""
+"""Limits: seconds, and share of the remaining time. Ten tasks of the zoo took 2 to 7 s, including the start of the process."""
 FEW: Final = 2
 SPREAD: Final = 4
-"""A training may lose so many more for each block above a few that were counted. One MLP lost 13 to 67 in 18 runs with batches of
-97 to 499 and two tensors in each, where 64 can be lost; tasks that grow as they do without workers (a U-Net, a residual network,
-a GRU, documents, graphs) none to 2."""
+"""For each counted block above FEW, a training may lose SPREAD more. One MLP lost 13 to 67 in 18 runs with batches of 97 to 499
+and two tensors in each, where 64 can be lost. Tasks that grow as they do without workers (a U-Net, a residual network, a GRU,
+documents, graphs) lost 0 to 2."""
 UNKNOWN: Final = (
     "how many blocks of the heap are lost to batches from workers is not known: room for as many as there can be is left free"
 )
 
 
 def counting_batch(shape: Sequence[ShapePoint], multiple_of: int) -> int:
-    """A small batch that takes LEAST_BYTES and LEAST_SHARE.
+    """Return a small batch that takes LEAST_BYTES and LEAST_SHARE.
 
-    It is `multiple_of` times a prime number, of which sizes of layers are hardly ever multiples: a dimension that is a multiple
-    of it is that of the batch.
+    It is `multiple_of` times a prime number. Sizes of layers are hardly ever multiples of it: a dimension that is such a multiple
+    is that of the batch.
 
     Args:
         shape: the static curve of training. Empty: unknown, and the batch is the smallest.
@@ -49,7 +49,7 @@ def counting_batch(shape: Sequence[ShapePoint], multiple_of: int) -> int:
 
 
 def may_be_lost(counted: int, most: int) -> int:
-    """Blocks that a training may lose, if a count gave so many: `most` at most."""
+    """Return the number of blocks that a training may lose if `counted` were counted, at most `most`."""
     return min(most, counted + SPREAD * max(0, counted - FEW))
 
 

@@ -1,11 +1,11 @@
 """Free blocks that glibc's heap cannot use again while a training reads from workers.
 
-See `batchcal.runtime.worker_handles`. batchcal's own training frees the handles with each batch; a training loop of the user's
-does not, and what a few steps of a probe show is only the beginning: the handles first take small free pieces of the heap, and
-large blocks when there are no more of these. How many blocks are lost to them is counted once, with a small batch and real
-workers, over as many batches as torch keeps handles of. A probe then holds memory of as many blocks of its own step.
+See `batchcal.runtime.worker_handles`. batchcal's own training frees the handles with each batch; a user's training loop does not.
+A few steps of a probe show only the beginning: the handles first take small free pieces of the heap, and large blocks when there
+are no more small pieces. The lost blocks are counted once, with a small batch and real workers, over as many batches as torch
+keeps handles of. A probe then holds memory of as many blocks of its own step.
 
-Over 100 batches of 125 an MLP whose layers have one width grew by 90 MiB, 62 of its blocks, with two workers, and by 5 MiB
+Over 100 batches of 125, an MLP whose layers have the same width grew by 90 MiB (62 of its blocks) with two workers, and by 5 MiB
 without; at 1,000 by 286 and by 35 MiB. A U-Net, a residual network, a GRU and graphs grew with two workers as they did without.
 """
 
@@ -38,29 +38,29 @@ from batchcal.workload.operators import OperatorWatch
 from batchcal.workload.sample_size import tensors_in
 
 SCAN_LIMIT_S: Final = 0.5
-"""Only where the examination found no order of the samples."""
+"""Limit of the scan, seconds. It is used only if the examination found no order of the samples."""
 FILLERS: Final = 100_000
-"""Records of the size of a handle, which take the small free pieces of the heap before the first step (10 MiB). Without them one
-run of a test counted nothing for an MLP that loses a block with each batch; with 20,000 one of 14 did, with these one of 24, and
-with a larger batch none of 10."""
+"""Number of records of the size of a handle. They take the small free pieces of the heap before the first step (10 MiB). Without
+them, one run of a test counted 0 for an MLP that loses a block with each batch. With 20,000 records, one of 14 runs did so; with
+100,000, one of 24; with a larger batch, none of 10."""
 NOISE_BYTES: Final = 1 << 20
-"""Growth that means nothing: the kernel counts pages of a thread in batches of up to 256 KiB, and handles take memory, too."""
+"""Bytes. Less growth is noise: the kernel counts pages of a thread in batches of up to 256 KiB, and handles take memory, too."""
 PIECE_BYTES: Final = 1 << 20
 
 
 def heap_keeps_blocks() -> bool:
-    """Whether this process has the allocator of an ordinary training: glibc's, and not configured to keep more (policy `retain`,
-    which only comes with a plan)."""
+    """Return True if this process has the allocator of an ordinary training: glibc's, not configured to keep more (policy
+    `retain`, which is only used with a plan)."""
     return maps_large_blocks(in_force())
 
 
 class FreedBlocks(OperatorWatch):
-    """The largest block from the heap, in bytes, that a step needs and that is free when it has ended.
+    """Largest block of the heap that a step needs and that is free after the step, bytes.
 
-    What lives on, the gradients among them, is still there when the next batch arrives: its records take nothing of it.
+    Memory that stays in use, such as the gradients, is still there when the next batch arrives: its records take nothing of it.
 
     Args:
-        batch: only blocks that grow with the batch count: those of tensors of which one dimension is a multiple of this.
+        batch: measure only blocks that grow with the batch: those of tensors with a dimension that is a multiple of this.
     """
 
     def __init__(self, batch: int = 1) -> None:
@@ -81,18 +81,18 @@ class FreedBlocks(OperatorWatch):
 
 
 def count_lost_blocks(request: HandlesArguments, context: ChildContext) -> JSON:
-    """Trains with one small batch until there are as many handles as torch keeps, and explains the growth by lost blocks."""
+    """Train with one small batch until there are as many handles as torch keeps. Attribute the growth to lost blocks."""
     context.phase("load")
     subject = Subject.load(request.setting)
     context.phase("read")
     worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=request.setting.seed, order=request.order)
     if not worst.indexable:
         return HandlesAnswer(lost_blocks=None).model_dump(mode="json")
-    # Samples of middle size, since many steps of the largest may take too long. The same ones each time, since batches that
-    # change make the heap grow by themselves.
+    # Samples of middle size: many steps of the largest may take too long. The same samples each time: batches that change make
+    # the heap grow by themselves.
     middle = worst.order[len(worst.order) // 2 :]
     indices = [middle[place % len(middle)] for place in range(request.batch)]
-    # Workers start before this process reads a sample: what a dataset opens on its first read is not shared.
+    # Workers start before this process reads a sample: files that a dataset opens on its first read are then not shared.
     batches = same_batch(worst, request.setting, indices, SETTLED + HANDLES)
     host = HostPeak()
     warm_up_for(subject, worst, request.setting, context, request.batch)
@@ -121,10 +121,11 @@ def count_lost_blocks(request: HandlesArguments, context: ChildContext) -> JSON:
 
 
 def lost_blocks(at_rest_bytes: int, settled_bytes: int, grown_bytes: int, *, block_bytes: int, most: int) -> int:
-    """Blocks of `block_bytes` that a training may lose where the peak grew from `settled_bytes` to `grown_bytes`: `most` at most.
+    """Return the blocks, at most `most`, that a training may lose if the peak grew from `settled_bytes` to `grown_bytes`.
 
     Args:
-        at_rest_bytes: what the process holds without a batch. Growth by a few hundredths of what a step takes means nothing.
+        at_rest_bytes: memory of the process without a batch. Growth by a few hundredths of what a step takes is noise.
+        block_bytes: size of a block.
     """
     growth = grown_bytes - settled_bytes
     if growth <= max(NOISE_BYTES, (settled_bytes - at_rest_bytes) * NOISE):
@@ -133,18 +134,18 @@ def lost_blocks(at_rest_bytes: int, settled_bytes: int, grown_bytes: int, *, blo
 
 
 def most_blocks(batch: object) -> int:
-    """Blocks that can be lost to the handles of batches like `batch`: one to each batch."""
+    """Return the number of blocks that can be lost to the handles of batches like `batch`: one for each batch."""
     return HANDLES // max(1, sum(1 for _ in tensors_in(batch)))
 
 
 def hold_blocks(batch: object, largest_bytes: int, *, lost: int | None = None) -> mmap.mmap | None:
-    """Memory, touched, of the blocks that are lost to the handles of batches like `batch`; free it to end that.
+    """Allocate and touch memory of the blocks that are lost to the handles of batches like `batch`. Free it to end that.
 
     Args:
-        lost: blocks that were counted. None: as many as there can be.
+        lost: number of blocks that were counted. None: as many as possible.
 
     Raises:
-        MemoryError: there is not so much.
+        MemoryError: there is too little memory.
     """
     most = most_blocks(batch)
     size = (most if lost is None else min(most, lost)) * largest_bytes
@@ -154,6 +155,6 @@ def hold_blocks(batch: object, largest_bytes: int, *, lost: int | None = None) -
         held = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"{size} bytes for blocks that the heap cannot use again") from error
-    for _ in range(0, size, PIECE_BYTES):  # in pieces, so that the watchdog sees it grow
+    for _ in range(0, size, PIECE_BYTES):  # in pieces, so that the watchdog can measure the growth
         held.write(bytes(min(PIECE_BYTES, size - held.tell())))
     return held

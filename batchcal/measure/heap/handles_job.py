@@ -14,17 +14,17 @@ from batchcal.measure.children.setting import JobArguments
 
 class HandlesArguments(JobArguments):
     batch: int
-    """A small one."""
+    """Size of a small batch."""
     limit_s: float
 
 
 class HandlesAnswer(Frozen):
     lost_blocks: Annotated[int, Field(ge=0)] | None
-    """Blocks of a step that cannot be used again. None: unknown, of a stream, or since time ended before."""
+    """Blocks of a step that cannot be used again. None: unknown, because the data is a stream or the time ended early."""
 
 
 def count_lost_blocks(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Blocks of a step that are lost to handles of workers' batches."""
+    """Count the blocks of a step that are lost to handles of workers' batches."""
     from batchcal.measure.heap.handles import count_lost_blocks
 
     return count_lost_blocks(HandlesArguments.model_validate(arguments), context)

@@ -1,4 +1,4 @@
-"""Finding -> its heap growth, by a training with random batches in a child."""
+"""Heap growth of a finding, measured by a training with random batches in a child."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from batchcal.values.calibration_events import PhaseBegan
 def heap_growth(
     attempts: Attempts, finding: Finding, examination: Examination, *, budget_bytes: int, left_s: float, rule: SizeRule
 ) -> float:
-    """See `Finding.heap_growth`. 1 where it cannot matter: other allocators, batches of one shape, a budget with room for more
-    than was ever seen. Where it is not learned, it is 1 and a note says so.
+    """Measure `Finding.heap_growth`. Return 1 if it cannot matter: other allocators, batches of one shape, or a budget with room
+    for more than was ever observed. If it cannot be measured, return 1 and add a note.
 
     Raises:
         Interrupted: by a signal.

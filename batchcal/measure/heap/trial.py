@@ -11,11 +11,11 @@ from batchcal.core.values import Frozen
 MOST_S: Final = 8.0
 SHARE_OF_TIME: Final = 0.3
 LEAST_S: Final = 0.5
-"""Seconds of a trial, of the time that is left at most, and at least. In the zoo 128 steps took 2 to 12 s."""
+"""Limits of a trial: most seconds, most of the remaining time, least seconds. In the zoo, 128 steps took 2 to 12 s."""
 SHARE_OF_ANSWER: Final = 1 / 3
-"""Batch of a trial: the growth, by up to a factor of 2.4, does not end it, and there is time for more steps. Much smaller blocks
-say little about large ones: texts in convolutions grew by 2.2 to 2.3 at 7, 8, 13 and 20 a batch, by 1.4 to 1.8 at 4, and by 1.1
-at 3."""
+"""Batch of a trial, as a share of the batch that was found. Growth by a factor of up to 2.4 does not end the trial, and there is
+time for more steps. Much smaller blocks do not represent large ones: texts in convolutions grew by 2.2 to 2.3 at 7, 8, 13 and 20
+per batch, by 1.4 to 1.8 at 4, and by 1.1 at 3."""
 
 
 class HeapReading(Frozen):
@@ -23,7 +23,7 @@ class HeapReading(Frozen):
 
     steps: Annotated[int, Field(ge=1)]
     peak_bytes: Annotated[int, Field(ge=0, le=1 << 50)]
-    """Anonymous and shared."""
+    """Anonymous and shared memory."""
 
 
 class HeapRequest(Frozen):
@@ -33,21 +33,21 @@ class HeapRequest(Frozen):
     allocator: str
     batch: int
     allowed_bytes: int
-    """Demand at which the fence is armed."""
+    """Memory at which the fence stops the child, bytes."""
     limit_s: float
-    """For the steps."""
+    """Limit for the steps, seconds."""
 
 
 class HeapReport(Frozen):
-    """What was measured. Where memory ended the child, the last reading is what it was allowed to hold."""
+    """Result of the measurement. If memory ended the child, the last reading is the memory that it was allowed to hold."""
 
     readings: tuple[HeapReading, ...]
-    """By rising number of steps."""
+    """By increasing number of steps."""
     why_ended: str = ""
-    """How the child ended, where it did not end by itself."""
+    """Description of the end, if the child did not end by itself."""
 
 
 def seconds_for(left_s: float) -> float:
-    """Seconds for the steps of a trial, of `left_s` that are left. 0: too few are left."""
+    """Return the seconds for the steps of a trial if `left_s` seconds are left. 0: too few are left."""
     limit_s = min(MOST_S, left_s * SHARE_OF_TIME)
     return limit_s if limit_s >= LEAST_S else 0.0

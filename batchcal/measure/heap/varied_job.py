@@ -13,7 +13,7 @@ class HeapArguments(JobArguments):
 
 
 def train_varied(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """The peaks of a training whose batches change their shapes."""
+    """Measure the peaks of a training whose batches change their shapes."""
     from batchcal.measure.heap.child import train_varied
 
     return train_varied(HeapArguments.model_validate(arguments), context)

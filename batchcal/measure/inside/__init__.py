@@ -1,1 +1,1 @@
-"""What runs inside a measuring child."""
+"""Code that runs inside a measuring child."""

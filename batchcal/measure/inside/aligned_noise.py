@@ -1,8 +1,8 @@
 """Random numbers of a sample that do not depend on its batch, so that a batch and its parts can be compared exactly.
 
 A loss that draws noise for each sample (a variational autoencoder, a diffusion model, a gradient penalty) gives the samples of a
-part other noise than the whole gives them. Here every random operation whose result has a row for each sample draws for the whole
-batch, and takes the rows of the part.
+part other noise than the complete batch does. Here every random operation whose result has a row for each sample draws for the
+complete batch, and takes the rows of the part.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _CHANGES: Final = frozenset(
     {"aten::uniform_", "aten::normal_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_"}
     | {"aten::geometric_", "aten::random_"}
 )
-"""Operations that fill their first argument, and whose other arguments are numbers."""
+"""Operations that fill their first argument. Their other arguments are numbers."""
 _LIKE: Final = frozenset({"aten::rand_like", "aten::randn_like", "aten::randint_like"})
 """Operations that return a tensor of the shape of their first argument."""
 _OF_SIZE: Final = frozenset({"aten::rand", "aten::randn", "aten::randint"})
-"""Operations that have their size as their only list."""
+"""Operations whose only list is their size."""
 _ALIGNED: Final = _CHANGES | _LIKE | _OF_SIZE
 
 Draws = tuple[tuple[str, bool, tuple[int, ...]], ...]
-"""Random operations in their order: name, whether the result has a row for each sample, shape without these rows."""
+"""Random operations in sequence: name, whether the result has a row for each sample, shape without these rows."""
 
 
 class AlignedNoise(OperatorWatch):
     """Draws the random numbers of the samples from `begin` to `end` of a batch of `whole` samples.
 
-    Each operation has a seed of its own: how many numbers one draws does not change those of the next.
+    Each operation has its own seed, so the number of values that it draws does not change those of the next.
     """
 
     def __init__(self, whole: int, begin: int, end: int, *, seed: int) -> None:
@@ -47,8 +47,8 @@ class AlignedNoise(OperatorWatch):
         self._before = _other_generators()
 
     def draws(self) -> Draws | None:
-        """The random operations so far. The noise is aligned if the whole and its parts have the same ones. None: it is not
-        aligned in any case, because numbers came from elsewhere than torch's default generators."""
+        """Return the random operations so far. The noise is aligned if the complete batch and its parts have the same ones. None:
+        it is not aligned in any case, because numbers came from elsewhere than torch's default generators."""
         if self._own_generator or _other_generators() != self._before:
             return None
         return tuple(self._draws)
@@ -84,7 +84,7 @@ class AlignedNoise(OperatorWatch):
     def _drawn(
         self, func: OpOverload, name: str, result: Tensor, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> Tensor:
-        """The result for the whole batch."""
+        """Return the result for the complete batch."""
         shape = (self._whole, *result.shape[1:])
         if name in _OF_SIZE:
             drawn: object = func(*(list(shape) if isinstance(value, list | tuple) else value for value in args), **kwargs)
@@ -95,5 +95,5 @@ class AlignedNoise(OperatorWatch):
 
 
 def _other_generators() -> tuple[object, object]:
-    """The state of the generators that no operation of torch draws from."""
+    """Return the state of the generators that no operation of torch draws from."""
     return random.getstate(), numpy_state()

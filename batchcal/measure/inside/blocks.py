@@ -1,4 +1,4 @@
-"""From the blocks that a step holds at once to a curve of memory against batch."""
+"""Curve of memory against batch, from the blocks that a step holds at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Final
 from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 
 MAPPED_FROM: Final = 32 << 20
-"""glibc maps a block of this size or more by itself, always: its threshold moves up to here and no further (mallopt(3))."""
+"""Bytes. glibc always maps a block of this size or more alone: its threshold moves up to here and no further (mallopt(3))."""
 COUNTED: Final = 0.01
-"""Blocks of one size that together hold less than this share of a peak have no corner of their own in a curve."""
+"""Blocks of one size that together hold less than this share of a peak have no corner in a curve."""
 REACH: Final = 64
-"""Corners are looked for up to this many times the largest batch that was traced."""
+"""Corners are computed up to this multiple of the largest traced batch."""
 
 
 def curve_of(peaks: Mapping[int, Sequence[int]]) -> tuple[ShapePoint, ...]:
-    """A memory curve through the `peaks` that were traced (batch -> sizes of the blocks), with a corner wherever blocks of one
-    size grow to MAPPED_FROM. Up to a traced batch, and beyond the last, its blocks are taken to grow as the batch does."""
+    """Return a memory curve through the traced `peaks` (batch -> sizes of the blocks), with a corner wherever blocks of one size
+    grow to MAPPED_FROM. Up to a traced batch, and beyond the last, its blocks are assumed to grow with the batch."""
     sizes = sorted(peaks)
     if len(sizes) < 2:
         return tuple(_at(size, peaks[size], size, float(sum(peaks[size]))) for size in sizes)
@@ -28,24 +28,24 @@ def curve_of(peaks: Mapping[int, Sequence[int]]) -> tuple[ShapePoint, ...]:
         base_bytes=0.0, ratio=1.0, shape=tuple(ShapePoint(batch=size, bytes=sum(peaks[size])) for size in sizes), source=""
     )
     wanted: dict[int, int] = {size: size for size in sizes}
-    """Batch of a point -> the traced batch whose blocks tell what of it is mapped."""
+    """Batch of a point -> the traced batch whose blocks determine its mapped part."""
     for low, high in itertools.pairwise([0, *sizes]):
         wanted.update(dict.fromkeys(_corners(peaks[high], high, low, high), high))
     last = sizes[-1]
     if beyond := _corners(peaks[last], last, last, last * REACH):
-        # One more, so that the slope that goes on is that of the blocks and not that of the last corner.
+        # One more point, so that the slope beyond is that of the blocks and not that of the last corner.
         wanted.update(dict.fromkeys([*beyond, 2 * max(beyond)], last))
     return tuple(_at(batch, peaks[of], of, traced.on_paper(batch)) for batch, of in sorted(wanted.items()))
 
 
 def _at(batch: int, blocks: Sequence[int], of: int, on_paper: float) -> ShapePoint:
-    """The point at `batch`, of whose bytes on paper as much is mapped as `blocks`, traced at the batch `of`, would be."""
+    """Return the point at `batch`. Its mapped part of the bytes on paper is that of `blocks`, traced at the batch `of`."""
     grown = [size * batch / of for size in blocks]
     return ShapePoint(batch=batch, bytes=on_paper, mapped_bytes=min(on_paper, sum(size for size in grown if size >= MAPPED_FROM)))
 
 
 def _corners(blocks: Sequence[int], traced_at: int, low: int, high: int) -> list[int]:
-    """The batches in (low, high] at which blocks of one size pass the threshold, each with the batch before it."""
+    """Return the batches in (low, high] at which blocks of one size pass the threshold, each with the batch before it."""
     held, total = Counter(blocks), sum(blocks)
     passing = {
         math.ceil(MAPPED_FROM * traced_at / size) for size, count in held.items() if size * count >= COUNTED * max(total, 1)

@@ -1,4 +1,4 @@
-"""Inside a measuring child: examines a task, or runs its step at one batch size. Named by the parent, never called by it."""
+"""Code of a measuring child: examines a task, or runs its step at one batch size. The parent does not call it, only names it."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ from batchcal.workload.streams import length_of
 from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 2.0
-"""How long the search for the largest samples may take."""
+"""Limit of the search for the largest samples, seconds."""
 EVAL_SCAN_LIMIT_S: Final = 1.0
 STATIC_BATCHES: Final = (2, 4, 8, 32, 128, 512, 2048)
 LEAKING_STEPS: Final = 4
-"""So many steps in a row that each bring more are no settling."""
+"""If memory grows in each of this many steps in a row, it does not settle."""
 RATE_BATCH: Final = 16
 SLOW_STEP_S: Final = 0.5
-"""Of a tiny batch: its own rate is enough. Two steps of a larger one took 20 s with graphs of 30,000 nodes."""
+"""Seconds. If a tiny step takes longer, its rate is enough: two steps of a larger batch took 20 s with graphs of 30,000 nodes."""
 COLLATE_LIMIT_S: Final = 0.7
-"""The static curve asks for no batch whose collation is expected to take longer."""
+"""Maximum expected seconds to collate a batch of the static curve."""
 COLLATED_SHARE: Final = 0.3
-"""Nor for one whose inputs take more of the room than this: samples and batch are there at once."""
+"""Maximum share of the room for the inputs of such a batch: samples and batch exist at the same time."""
 PROFILED_SHARE: Final = 0.6
-"""Tiny batches are profiled by running them, as long as they are expected to stay within this share of the room."""
+"""Tiny batches are profiled by running them while they are expected to stay within this share of the room."""
 
 
 def examine(request: ExamineArguments, context: ChildContext) -> JSON:
-    """Loads the task, runs three tiny steps, and draws the static curves; the tiny steps alone where the rest is known."""
+    """Load the task, run three tiny steps, and compute the static curves. If the rest is known, run only the tiny steps."""
     context.phase("load")
     subject = Subject.load(request.setting)
     seed, known = request.setting.seed, request.known
@@ -81,7 +81,7 @@ def examine(request: ExamineArguments, context: ChildContext) -> JSON:
     tiny_s = (time.perf_counter() - began) / 2
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
     base = base_bytes if base_accelerator is None else base_accelerator
-    # The task runs. From here on the instrument may fail: an end in this phase is not held against the task.
+    # The task runs. From here on the measurement itself may fail: an end in this phase does not count against the task.
     context.phase("measure")
     if tiny_s > SLOW_STEP_S:
         rate = smallest / max(tiny_s, smallest * worst.sample_s)
@@ -112,14 +112,14 @@ def examine(request: ExamineArguments, context: ChildContext) -> JSON:
 
 
 def probe(arguments: ProbeArguments, context: ChildContext) -> JSON:
-    """Warms up on a tiny batch, has the fence armed, then runs steps at the asked size until the peak stands still."""
+    """Warm up on a tiny batch, have the fence armed, then run steps at the requested size until the peak stops growing."""
     setting, request = arguments.setting, arguments.request
     context.phase("load")
     subject = Subject.load(setting)
     context.phase("read")
     worst = WorstCase.of(subject.task, request.mode, limit_s=SCAN_LIMIT_S, seed=setting.seed, order=arguments.order)
     workers = WorkersPeak()
-    # Workers start before this process reads a sample, as in a training: what a dataset opens on its first read is not shared.
+    # Workers start before this process reads a sample, as in a training: files opened on the first read are not shared.
     batches = same_batch(worst, setting, worst.indices(request.batch), request.samples)
     train_worst = worst
     if request.mode == "eval":
@@ -134,7 +134,7 @@ def probe(arguments: ProbeArguments, context: ChildContext) -> JSON:
     if request.mode == "eval" and request.train_batch is not None:
         for _ in range(request.train_steps):
             subject.train(train_worst.batch(request.train_batch), request.train_batch)
-        host.reset()  # what training leaves behind stays resident; what evaluation needs beyond it is the question
+        host.reset()  # memory that training leaves behind stays resident; only what evaluation needs beyond it is measured
         accelerator.reset()
     begin = host.read()
     tiny = None if setting.one_size else MicroBatch(train_worst.batch(smallest), smallest)
@@ -149,11 +149,11 @@ def probe(arguments: ProbeArguments, context: ChildContext) -> JSON:
 
 
 class NotTraced(Exception):
-    """The model is not to be run without memory."""
+    """The model must not be run without memory."""
 
 
 def _rate_batch(request: ExamineArguments, facts: TaskFacts, loaded_bytes: int, base_bytes: int) -> int:
-    """RATE_BATCH, or as many as surely fit: what a tiny step took beyond the loaded task was its samples', at most."""
+    """Return RATE_BATCH, or as many as surely fit: a tiny step's memory beyond the loaded task bounds that of its samples."""
     smallest = request.setting.smallest_batch
     if request.curve == "assumed":
         return smallest
@@ -164,7 +164,7 @@ def _rate_batch(request: ExamineArguments, facts: TaskFacts, loaded_bytes: int, 
 
 
 def _refused(subject: Subject, worst: WorstCase, request: ExamineArguments, facts: TaskFacts) -> tuple[int, ...]:
-    """The size above the tiny one, where the user's code fails at it. Trials in new processes decide whether that is believed."""
+    """Return the size above the tiny one if the user's code fails at it. Trials in new processes decide if it is trusted."""
     setting = request.setting
     size = setting.smallest_batch + 1
     usual = setting.multiple_of == 1 and not setting.one_size and setting.smallest_batch == SMALLEST
@@ -179,14 +179,14 @@ def _refused(subject: Subject, worst: WorstCase, request: ExamineArguments, fact
 
 
 def _rate(subject: Subject, worst: WorstCase, size: int, smallest: int) -> float:
-    """Samples per second of the second of two small steps, of `smallest` samples where the task refuses `size`."""
+    """Return samples per second of the second of two small steps, with `smallest` samples if the task refuses `size`."""
     step_s = 0.0
     try:
         for _ in range(2):
             began = time.perf_counter()
             subject.train(worst.batch(size), size)
             step_s = time.perf_counter() - began
-        step_s = max(step_s, size * worst.sample_s)  # a spared sample is loaded once, in training each time
+        step_s = max(step_s, size * worst.sample_s)  # a spared sample is loaded once; a training loads it each time
     except Exception:
         if size == smallest:
             raise
@@ -204,7 +204,7 @@ def _steps(
     *,
     tiny: MicroBatch | None,
 ) -> tuple[list[float], list[int], int]:
-    """Runs at most `samples` steps; seconds of each, the peak after each, and what the workers held, bytes."""
+    """Run at most `samples` steps. Return the seconds of each, the peak after each, and the memory of the workers, bytes."""
     setting, request = arguments.setting, arguments.request
     step_s: list[float] = []
     peaks: list[int] = []
@@ -215,8 +215,8 @@ def _steps(
     began = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
     for batch in batches:
-        # Once with gradients held from a tiny micro-batch, as when they accumulate; else steps of one micro-batch, whose
-        # gradients come to lie among the activations: with glibc that fragments more (826-876 MiB against 824-1006, small CNN).
+        # One step holds the gradients of a tiny micro-batch, as in accumulation. The others have one micro-batch: its gradients
+        # lie among the activations, which fragments more with glibc (826-876 MiB against 824-1006, small CNN).
         accumulates = len(peaks) == min(1, request.samples - 1)
         before = tiny or MicroBatch(batch, request.batch)
         with (freed if freed is not None and not peaks else None) or contextlib.nullcontext():
@@ -228,7 +228,7 @@ def _steps(
         peaks.append(host.read())
         workers.look()
         if stands_still(peaks, least=request.least_steps) or len(peaks) == request.samples:
-            held = workers.read() if setting.workers else 0  # now: they go when the loop lets the loader go
+            held = workers.read() if setting.workers else 0  # now: workers end when the loop releases the loader
             break
         began = time.perf_counter()
     del kept
@@ -236,7 +236,7 @@ def _steps(
 
 
 def _growing(peaks: list[int], request: ProbeRequest) -> tuple[str, ...]:
-    """Says where memory grew to the last step, by about as much each time: what goes on like that fits nowhere."""
+    """Return a note if memory grew until the last step, by about as much each time: such a growth fits nowhere."""
     growth = [after - before for before, after in itertools.pairwise(peaks)]
     if len(peaks) < request.samples or len(growth) < LEAKING_STEPS or min(growth[-LEAKING_STEPS:]) < peaks[-1] * STILL:
         return ()
@@ -250,7 +250,7 @@ def _growing(peaks: list[int], request: ProbeRequest) -> tuple[str, ...]:
 def _shapes(
     task: Task, worst: WorstCase, request: ExamineArguments, facts: TaskFacts, base_bytes: int
 ) -> tuple[dict[Mode, tuple[ShapePoint, ...]], str, tuple[str, ...]]:
-    """The static curve by mode, the source, and what was noticed."""
+    """Return the static curve by mode, its source, and notes."""
     modes: tuple[Mode, ...] = ("train", "eval")
     ceiling = facts.train_samples or 1 << 16
     room = max(0, request.budget_bytes - base_bytes)
@@ -265,7 +265,7 @@ def _shapes(
         trace.trace(_sizes(STATIC_BATCHES, setting, min(ceiling, affordable)) or _sizes((1, ceiling), setting, ceiling))
         shapes = inputs.added_to(trace.shapes())
         if "train" in shapes:
-            # Then where it matters: around what the budget is expected to hold, since a curve may bend.
+            # Then around the size that the budget is expected to hold: it matters there, and a curve may bend.
             cap = _expected_cap(shapes["train"], base_bytes, request.budget_bytes, min(ceiling, affordable))
             trace.trace([size for size in _sizes((cap // 2, cap, cap * 3 // 2), setting, min(ceiling, affordable)) if size > 1])
             return _with_eval(inputs.added_to(trace.shapes())), "fake-tensor", ()
@@ -273,7 +273,7 @@ def _shapes(
     except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
         notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
     if request.curve != "assumed":
-        fresh = Subject.load(setting).task  # the trace has spent the other
+        fresh = Subject.load(setting).task  # the trace has made the other unusable
         sizes = _sizes(PROFILED_BATCHES, setting, ceiling)
         shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling, sizes=sizes, room_bytes=room * PROFILED_SHARE)
         if "train" in shapes:
@@ -285,14 +285,14 @@ def _shapes(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The batch itself, which no trace of the step sees."""
+    """The batch itself, which no trace of the step includes."""
 
     bytes_per_sample: float
     device: str
 
     def added_to(self, shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[ShapePoint, ...]]:
-        """On the host a batch is there three times while the next one is made: the last one, the samples, the new one (a probe of
-        64 MiB batches held 193 MiB more). On an accelerator it is there once."""
+        """Add the batch to `shapes`. On the host it exists three times while the next one is made: as the last one, the samples
+        and the new one (a probe of 64 MiB batches held 193 MiB more). On an accelerator it exists once."""
         copies = 3 if self.device.startswith("cpu") else 1
         return {
             mode: tuple(
@@ -312,19 +312,19 @@ def _expected_cap(shape: tuple[ShapePoint, ...], base_bytes: int, budget_bytes: 
 
 
 def _with_eval(shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[ShapePoint, ...]]:
-    """Evaluation with no curve of its own has training's: an upper bound."""
+    """Return `shapes` with a curve for evaluation. If it has none of its own, use that of training: an upper bound."""
     return shapes if "eval" in shapes else {**shapes, "eval": shapes["train"]}
 
 
 def _sizes(wanted: Sequence[int], setting: Setting, most: int) -> list[int]:
-    """`wanted` up to `most`, by rising size, each as the next size that the task takes."""
+    """Return `wanted` up to `most`, in ascending order, each as the next size that the task takes."""
     multiple, least = setting.multiple_of, setting.smallest_batch if setting.smallest_batch > SMALLEST else 1
     sizes = {max(least, -(-size // multiple) * multiple) for size in wanted}
     return sorted(size for size in sizes if size <= most)
 
 
 def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int, setting: Setting) -> int:
-    """The largest batch that the static curve may ask for, so that collating it stays cheap. Its inputs are real."""
+    """Return the largest batch for the static curve at which collating stays cheap. Its inputs are real."""
     most = max(2, int(room_bytes * COLLATED_SHARE / max(bytes_per_sample, 1.0)))
     size = min(32, ceiling, most)
     if setting.multiple_of > 1 or setting.smallest_batch > SMALLEST:

@@ -1,7 +1,7 @@
 """The first steps of a task: whether it learns from its batches, and the samples that it learns from.
 
-Tasks in which few samples have a label have small batches without a gradient: nothing is wrong with them, and a probe of such a
-batch would not run a backward pass. The samples of a batch that has a gradient therefore come first in all later probes.
+If few samples of a task have a label, some small batches have no gradient. This is no error, but a probe of such a batch would
+not run a backward pass. The samples of a batch that has a gradient therefore come first in all later probes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from batchcal.workload.not_finite import require_finite
 from batchcal.workload.step import clear_gradients, move
 
 LOOK_LIMIT: Final = 256
-"""Batches that are tried at most. With a label on one sample in 100, 256 batches of four have none in one case of 30,000."""
+"""Maximum number of batches to try. With a label on one sample in 100, 256 batches of four have none in one case of 30,000."""
 LOOK_LIMIT_S: Final = 6.0
-"""Each may load its samples slowly."""
+"""Limit of the attempts, seconds. Each may load its samples slowly."""
 IN_ORDER: Final = 16
-"""So many batches of the largest samples; then any, since labels often lie together."""
+"""Number of batches of the largest samples. Then random ones are tried, because labels often lie together."""
 DETACHED: Final = 4
-"""Losses that differ and have no gradient: they are computed from the model, and detached. A batch without a label gives one
-constant."""
+"""Number of different losses without a gradient that is enough: they are computed from the model, and detached. Batches without a
+label give one constant."""
 
 Lesson = Literal["gradient", "no-weight", "no-gradient", "zero-gradient", "not-finite"]
 
@@ -46,18 +46,18 @@ class FirstSteps:
     """The result of the first steps."""
 
     tried: int
-    """Batches."""
+    """Number of batches."""
     size: int
     lessons: Counter[Lesson]
     cause: str
-    """The reason of a loss that is not finite. Empty: all are finite."""
+    """Reason of a loss that is not finite. Empty: all are finite."""
 
     def batches(self) -> str:
-        """`3 batches of 4 samples`."""
+        """Return a text such as `3 batches of 4 samples`."""
         return f"{self.tried} batch{'' if self.tried == 1 else 'es'} of {count_of(self.size, 'sample')}"
 
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user."""
+        """Return notes for the user."""
         notes: list[str] = []
         if count := self.lessons["not-finite"]:
             notes.append(
@@ -69,14 +69,14 @@ class FirstSteps:
 
 
 def first_steps(subject: Subject, worst: WorstCase, size: int, *, one_size: bool = False) -> FirstSteps:
-    """Steps on batches of `size` of the largest samples, until one of them has a gradient; its samples then lead `worst.order`.
+    """Run steps on batches of `size` of the largest samples until one has a gradient. Its samples then lead `worst.order`.
 
     Args:
         one_size: this process runs batches of no other size.
 
     Raises:
-        UserCodeError: no batch has a weight, no loss depends on a parameter, or the loss trains. What the user's code raises is
-            let pass.
+        UserCodeError: no batch has a weight, no loss depends on a parameter, or the loss trains. Errors of the user's code pass
+            through.
     """
     subject = replace(subject, task=replace(subject.task, loss=LossWithoutTraining(subject.task)))
     ends = time.monotonic() + LOOK_LIMIT_S
@@ -115,14 +115,14 @@ class _Step(NamedTuple):
     lesson: Lesson
     loss: float = 0.0
     cause: str = ""
-    """The reason, where the loss is not finite."""
+    """Reason, if the loss is not finite."""
 
 
 def _learned(subject: Subject, worst: WorstCase, places: Sequence[int], *, explained: bool = False) -> _Step:
-    """The effect of a step on the samples at `places`.
+    """Run a step on the samples at `places` and return its effect.
 
     Args:
-        explained: the cause is known. It takes a forward pass that looks at every operation.
+        explained: the cause is known. To find it takes a forward pass that inspects every operation.
     """
     batch = MicroBatch(worst.batch_at(places), len(places))
     try:
@@ -144,7 +144,7 @@ def _learned(subject: Subject, worst: WorstCase, places: Sequence[int], *, expla
 
 
 class _Finite:
-    """A guard that lets no gradient of a NaN loss reach the parameters: all later losses would be NaN."""
+    """A guard that keeps gradients of a NaN loss from the parameters: all later losses would be NaN."""
 
     def __init__(self, subject: Subject, *, explained: bool) -> None:
         self._subject, self._explained = subject, explained and subject.scaler is None
@@ -163,7 +163,7 @@ class _Finite:
 
 
 def _narrowed(subject: Subject, worst: WorstCase, places: Sequence[int]) -> Sequence[int]:
-    """The half of `places` that has a gradient, and of that again, as far as the task accepts so few samples."""
+    """Return the half of `places` that has a gradient, then the half of that, as far as the task accepts so few samples."""
     while len(places) > 1:
         middle = len(places) // 2
         for half in (places[:middle], places[middle:]):

@@ -1,4 +1,4 @@
-"""Batches, as a measuring child reads them."""
+"""Reading of batches in a measuring child."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from batchcal.workload.batches import WorstCase
 
 
 def same_batch(worst: WorstCase, setting: Setting, indices: Sequence[int], times: int) -> Iterator[object]:
-    """The batch of the samples at `indices`, `times` in a row, through DataLoader workers where there are any; these start now.
-    A stream is read in this process."""
+    """Return the batch of the samples at `indices`, `times` in a row, through DataLoader workers if there are any. These start
+    now. A stream is read in this process."""
     if setting.workers == 0 or not worst.indexable:
         return (worst.batch_at(indices) for _ in range(times))
     raise_while_fetching()

@@ -1,4 +1,4 @@
-"""Why the parts of a batch do not add up to the whole: what the gradients themselves show."""
+"""Reasons why the parts of a batch do not add up to the complete batch, derived from the gradients."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Part:
 
     loss: float
     weight: float
-    """Samples, or what the task's `weight_of` counts."""
+    """Number of samples, or the count of the task's `weight_of`."""
     samples: int
     rows: int | None
     """Rows of the collated batch. None: unknown."""
     gradients: Gradients
-    """Of the mean loss, by parameter."""
+    """Gradients of the mean loss, by parameter."""
 
     @property
     def norm(self) -> float:
-        """Euclidean norm of the gradient; NaN where a value is NaN."""
+        """Euclidean norm of the gradient. NaN if a value is NaN."""
         return math.sqrt(_dot(self.gradients, self.gradients))
 
     def distance(self, other: Part) -> float:
@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Division:
-    """A whole batch beside two parts of it."""
+    """A complete batch and two parts of it."""
 
     whole: Part
     parts: tuple[Part, Part]
@@ -49,9 +49,9 @@ class Division:
     is_sum: float
     """The same for the plain sum of the parts."""
     share: float
-    """What share of the whole the first part makes, by least squares."""
+    """Share of the first part in the complete batch, by least squares."""
     residual: float
-    """What no share explains, relative as above."""
+    """Norm of the rest that no share explains, relative as above."""
 
     @classmethod
     def of(cls, whole: Part, parts: tuple[Part, Part]) -> Division:
@@ -59,7 +59,7 @@ class Division:
         total = first.weight + second.weight
         given = (first.weight / total, second.weight / total) if total else (0.0, 0.0)
         products = _Products.of([whole, first, second])
-        # What has no weight adds nothing, whatever its gradient is.
+        # A part without weight adds nothing, whatever its gradient is.
         products = products.without([place for place, share in enumerate(given, 1) if not share])
         norms = [products.norm(*unit) for unit in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))]
         scale = max(norms[0], given[0] * norms[1] + given[1] * norms[2])
@@ -94,7 +94,7 @@ KEEPS_STATE: Final = Cause(
 
 
 def steps_within(optimizer: str) -> Cause:
-    """The cause of parameters that another optimizer than the task's changes within a pass."""
+    """Return the cause for parameters that another optimizer than the task's changes within a pass."""
     return Cause(
         f"{optimizer} makes a step within the loss or the backward pass, which is one step for each micro-batch",
         "one Task(optimizer=...) for all parameters: a class derived from torch.optim.Optimizer whose step() steps all of them",
@@ -102,12 +102,12 @@ def steps_within(optimizer: str) -> Cause:
 
 
 def likely_cause(wrong: Sequence[Division], task: Task, *, tolerance: float) -> Cause:
-    """The likeliest cause of `wrong`, divisions whose mismatch is above `tolerance`."""
+    """Return the likeliest cause of `wrong`, divisions whose mismatch is above `tolerance`."""
     finite = [
         division for division in wrong if all(math.isfinite(value) for part in division.parts for value in (part.loss, part.norm))
     ]
     if len(finite) < len(wrong):
-        # A correlation is NaN for one sample, and wrong for more: what is wrong where all is finite is the cause.
+        # A correlation is NaN for one sample, and wrong for more: the error of the finite divisions is the cause.
         if finite and likely_cause(finite, task, tolerance=tolerance) is COUPLED:
             return COUPLED
         return Cause(
@@ -128,7 +128,7 @@ def likely_cause(wrong: Sequence[Division], task: Task, *, tolerance: float) -> 
 
 
 def _other_weights(division: Division, task: Task) -> Cause:
-    """The whole is a mean of the parts, with other weights than theirs."""
+    """Return the cause if the complete batch is a mean of the parts, with other weights than theirs."""
     first, second = division.parts
     given = first.weight / (first.weight + second.weight)
     counted = f"{first.samples} of {first.samples + second.samples} samples make {division.share:.0%} of the gradient"
@@ -149,7 +149,7 @@ def _other_weights(division: Division, task: Task) -> Cause:
 
 @dataclass(frozen=True)
 class _Products:
-    """Inner products of some gradients: all that their linear combinations need, and no copy of a gradient is made."""
+    """Inner products of some gradients. Linear combinations need nothing else, and no gradient is copied."""
 
     values: tuple[tuple[float, ...], ...]
 
@@ -158,7 +158,7 @@ class _Products:
         return cls(tuple(tuple(_dot(one.gradients, other.gradients) for other in parts) for one in parts))
 
     def dot(self, left: Sequence[float], right: Sequence[float]) -> float:
-        """The inner product of two combinations."""
+        """Return the inner product of two combinations."""
         return sum(a * b * self.values[i][j] for i, a in enumerate(left) for j, b in enumerate(right) if a and b)
 
     def norm(self, *factors: float) -> float:
@@ -167,13 +167,13 @@ class _Products:
         return math.sqrt(max(0.0, square)) if math.isfinite(square) else math.nan
 
     def without(self, places: Sequence[int]) -> _Products:
-        """The same with some gradients taken as zero."""
+        """Return the products with some gradients taken as zero."""
         size = range(len(self.values))
         return _Products(tuple(tuple(0.0 if {i, j} & set(places) else self.values[i][j] for j in size) for i in size))
 
 
 def combined(parts: Sequence[tuple[float, Part]]) -> Gradients:
-    """The sum of gradients with factors."""
+    """Return the sum of gradients with factors."""
     total: list[Tensor | None] = []
     for gradients in zip(*(part.gradients for _, part in parts), strict=True):
         present = [factor * _plain(one) for (factor, _), one in zip(parts, gradients, strict=True) if one is not None and factor]
@@ -187,7 +187,7 @@ def squared_norm(gradients: Gradients) -> float:
 
 
 def _dot(left: Gradients, right: Gradients) -> float:
-    """Inner product over all parameters, in float64. A gradient that is missing is zero."""
+    """Return the inner product over all parameters, in float64. A missing gradient is zero."""
     total = 0.0
     for one, other in zip(left, right, strict=True):
         if one is not None and other is not None:

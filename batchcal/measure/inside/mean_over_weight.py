@@ -1,7 +1,7 @@
-"""Checks that the loss of a batch is the mean over its weight: a batch is compared with its own weighted parts.
+"""Check that the loss of a batch is the mean over its weight: compare a batch with its own weighted parts.
 
-Gradients decide. A batch may be divided into micro-batches only where the weighted mean of the parts' gradients is the gradient
-of the whole. The task is given to the check for good: its gradients, random numbers and buffers change.
+Gradients decide. A batch may be divided into micro-batches only if the weighted mean of the parts' gradients is the gradient of
+the complete batch. The check makes the task unusable afterwards: its gradients, random numbers and buffers change.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from batchcal.workload.step import batch_weight, forward_backward, move
 from batchcal.workload.task import Task
 
 TOLERANCE: Final = 1e-4
-"""Of the gradient's norm. Rounding in float32 is 6e-8 to 1.8e-6 over the zoo and the examples (tests.benchmarks.promise_checks);
-a token mean over texts whose lengths differ by 1 % is 3.7e-4 off."""
+"""Share of the gradient's norm. Rounding in float32 is 6e-8 to 1.8e-6 over the zoo and the examples
+(tests.benchmarks.promise_checks); a token mean over texts whose lengths differ by 1 % is 3.7e-4 off."""
 COARSE_TOLERANCE: Final = 3e-2
-"""The same where the loss computes in a type of 8 to 11 bits (bfloat16, float16): an epsilon is 8e-3 and 1e-3."""
+"""The same if the loss computes in a type of 8 to 11 bits (bfloat16, float16): an epsilon is 8e-3 and 1e-3."""
 STATE_TOLERANCE: Final = 3e-2
-"""The same between parts that see the state of the model as it is before the batch and parts that follow each other. The power
-iterations of spectral norm, of which each part makes another, change a gradient by less."""
+"""The same between parts that start from the model's state before the batch and parts that follow each other. Each part makes
+another power iteration of spectral norm, which changes a gradient by less."""
 SPECTRAL_ITERATIONS: Final = 15
-"""As many as torch.nn.utils.parametrizations.spectral_norm makes when it is built."""
+"""Number of iterations that torch.nn.utils.parametrizations.spectral_norm makes when it is built."""
 COARSE: Final = frozenset({torch.float16, torch.bfloat16})
 DRAWS: Final = 4
-"""Different batches to check, as long as there is time: some faults show in few batches only, such as a rare label."""
+"""Different batches to check while there is time. Some faults appear in few batches only, for example a rare label."""
 SEED: Final = 2_718_281
-"""Every evaluation draws the same random numbers, where it draws any."""
+"""Every evaluation draws the same random numbers, if it draws any."""
 RANDOM: Final = "the loss draws random numbers, so that a batch and its parts always differ; no other difference was found"
 
 
@@ -59,7 +59,7 @@ def check_mean(task: Task, samples: Samples, device: torch.device, *, unit: int,
     Args:
         task: prepared for `device`, model in training mode.
         unit: every size is a multiple of it.
-        limit_s: no further batch is checked after so many seconds; the first one always is.
+        limit_s: no further batch is checked after this many seconds. The first one is always checked.
     """
     began = time.monotonic()
     check = _Check(task, samples, device, unit)
@@ -102,8 +102,8 @@ def _violated(mismatch: float | None, cause: Cause) -> PromiseCheck:
 
 
 def divisions_for(available: int, unit: int) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Sets of divisions to try, each of batches of one size: 3 + 5 and 1 + 7 of eight samples first; then even parts, for a task
-    that refuses odd sizes, and smaller batches, for memory."""
+    """Yield sets of divisions to try, each of batches of one size: 3 + 5 and 1 + 7 of eight samples first; then even parts, for a
+    task that refuses odd sizes, and smaller batches, for memory."""
     wanted: tuple[tuple[tuple[int, int], ...], ...] = (((3, 5), (1, 7)), ((2, 6), (4, 4)), ((1, 3), (2, 2)), ((1, 1),))
     for divisions in wanted:
         if sum(divisions[0]) * unit <= available:
@@ -119,7 +119,7 @@ class _NotAligned(Exception):
 
 
 class _Check:
-    """The evaluations of one task: the mode that is comparable, and what it takes to repeat one."""
+    """Evaluations of one task: the mode that is comparable, and the data that is needed to repeat one."""
 
     def __init__(self, task: Task, samples: Samples, device: torch.device, unit: int) -> None:
         # Without autocast first: rounding then hides nothing.
@@ -135,21 +135,21 @@ class _Check:
         coarse = any(parameter.dtype in COARSE for parameter in self._parameters)
         self.tolerance = COARSE_TOLERANCE if coarse else TOLERANCE
         self._training: bool | None = None
-        """Whether training mode is comparable. None: not known yet."""
+        """True if training mode is comparable. None: not known yet."""
         self.random: Differences | None = None
-        """The differences between batches and their parts, where neither mode can be repeated and the noise belongs to no sample.
-        None: they can be compared one by one."""
+        """Differences between batches and their parts, if neither mode can be repeated and the noise belongs to no sample. None:
+        they can be compared one by one."""
         self._aligned = False
-        """Whether each sample has the same noise in the whole batch and in its part."""
+        """True if each sample has the same noise in the complete batch and in its part."""
         self._draws: Draws | None = None
-        """The random operations of the latest evaluation, where noise is aligned."""
+        """Random operations of the latest evaluation, if noise is aligned."""
         self.stepped = ""
-        """The type of an optimizer that makes a step within a pass. Empty: none does."""
+        """Type of an optimizer that makes a step within a pass. Empty: none does."""
         self.carried = 0.0
-        """The mismatch of parts that follow each other without the state before each being restored."""
+        """Mismatch of parts that follow each other, if the state is not restored before each."""
 
     def divisions_of(self, number: int, *, until: float) -> tuple[list[Division], str]:
-        """The divisions of draw `number`; and why there is none."""
+        """Return the divisions of draw `number`, and the reason if there are none."""
         why = "the training data has fewer than two samples"
         for divisions in divisions_for(self._samples.count, self._unit):
             size = sum(divisions[0])
@@ -183,7 +183,7 @@ class _Check:
         return [], why
 
     def _compare_random(self, draw: Draw, divisions: Sequence[tuple[int, int]], *, until: float) -> tuple[list[Division], str]:
-        """Adds differences with other random numbers each time, until there are enough or the time is over."""
+        """Add differences with other random numbers each time, until there are enough or the time is over."""
         assert self.random is not None
         for number in range(0, 3 * REPEATS, 3):
             if self.random.count >= 2 and time.monotonic() >= until:
@@ -198,7 +198,7 @@ class _Check:
         return [], RANDOM
 
     def _carried(self, draw: Draw, divisions: Sequence[tuple[int, int]], whole: Part, *, until: float) -> float:
-        """The mismatch of parts of which the second begins with the state that the first leaves. 0: there is no such state."""
+        """Return the mismatch of parts if the second begins with the state that the first leaves. 0: there is no such state."""
         if not self._keeps_state:
             return 0.0
         half = draw.size // 2
@@ -206,13 +206,13 @@ class _Check:
         for division in (*divisions, (half, draw.size - half)):
             if mismatch and time.monotonic() >= until:
                 break
-            # A hidden state of one size refuses parts of two.
+            # A hidden state of one size does not accept parts of two sizes.
             with contextlib.suppress(_Refused, _NotAligned):
                 mismatch = max(mismatch, Division.of(whole, self._parts(draw, division, restore_second=False)).mismatch)
         return mismatch
 
     def _whole(self, draw: Draw) -> Part | None:
-        """The gradient of the whole batch, in a mode in which it can be repeated. None: there is none."""
+        """Return the gradient of the complete batch, in a mode that can be repeated. None: there is none."""
         if self._training is None:
             self._settle(draw)
         try:
@@ -220,7 +220,7 @@ class _Check:
         except _Refused:
             if self._autocast is None or self.task.autocast is not None:
                 raise
-            # Layers of a reduced type need it.
+            # Layers of a reduced type need autocast.
             self.task = replace(self.task, autocast=self._autocast)
             self.tolerance = COARSE_TOLERANCE
             return self._evaluated(draw, 0, draw.size)
@@ -239,13 +239,13 @@ class _Check:
         return one or replace(empty, samples=first), other or replace(empty, samples=second)
 
     def _settle(self, draw: Draw) -> None:
-        """Chooses the mode: training where it can be repeated, else evaluation, without dropout and noise."""
+        """Choose the mode: training if it can be repeated, else evaluation, without dropout and noise."""
         self._training = True
         self._set_mode()
         self._state = ModelState(self.task, lambda: self._tried(draw))
         if self._repeats(draw) is not True:
             self._training = False
-            # A task that fails in evaluation mode shows nothing of it.
+            # A task that fails in evaluation mode gives no information about it.
             if self._repeats(draw) is False:
                 self._training = self._aligned = True
                 if not self._repeats_aligned(draw):
@@ -261,7 +261,7 @@ class _Check:
                 self.tolerance = COARSE_TOLERANCE
 
     def _repeats(self, draw: Draw) -> bool | None:
-        """Whether two evaluations with other random numbers are equal: no dropout is left, and no noise. None: there is none."""
+        """Return True if evaluations with other random numbers are equal: no dropout or noise is left. None: there are none."""
         try:
             one = self._evaluated(draw, 0, draw.size, seed=SEED)
             other = self._evaluated(draw, 0, draw.size, seed=SEED + 1)
@@ -272,7 +272,7 @@ class _Check:
         return one.distance(other) <= self.tolerance * 0.1 * one.norm
 
     def _repeats_aligned(self, draw: Draw) -> bool:
-        """Whether two evaluations with the same noise are equal: none of it comes from a generator of the task's own."""
+        """Return True if two evaluations with the same noise are equal: none of it comes from a generator of the task."""
         try:
             one, other = self._evaluated(draw, 0, draw.size), self._evaluated(draw, 0, draw.size)
         except _Refused:
@@ -280,7 +280,7 @@ class _Check:
         return one is not None and other is not None and self._draws is not None and one.distance(other) <= 1e-6 * one.norm
 
     def _evaluated(self, draw: Draw, begin: int, end: int, *, seed: int = SEED, restore: bool = True) -> Part | None:
-        """Loss, weight and gradient of the samples from `begin` to `end`. None: their weight is 0."""
+        """Return loss, weight and gradient of the samples from `begin` to `end`. None: their weight is 0."""
         self._set_mode()
         if restore and self._state is not None:
             self._state.restore()
@@ -312,7 +312,7 @@ class _Check:
         if not self._training:
             return
         for module in model.modules():
-            # Batch statistics are a promise of their own.
+            # Batch statistics are a separate promise.
             if isinstance(module, _BatchNorm):
                 module.eval()
             elif isinstance(module, _DropoutNd):
@@ -322,15 +322,15 @@ class _Check:
 
 
 def _give_statistics(layer: _BatchNorm, device: torch.device) -> None:
-    """Fixed statistics for a layer that keeps none: it would use those of the batch in evaluation mode, too."""
+    """Give fixed statistics to a layer that keeps none: it would use those of the batch in evaluation mode, too."""
     if layer.running_mean is None or layer.running_var is None:
         layer.running_mean = torch.zeros(layer.num_features, device=device)
         layer.running_var = torch.ones(layer.num_features, device=device)
 
 
 def _settle_spectral_norms(model: nn.Module) -> None:
-    """Iterates until the estimates of `torch.nn.utils.spectral_norm` stand still, as they do after the first steps of a training.
-    Each forward pass improves them, which is no state that the next loss depends on."""
+    """Iterate until the estimates of `torch.nn.utils.spectral_norm` are stable, as they are after the first steps of a training.
+    Each forward pass improves them, but they are not a state that the next loss depends on."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
@@ -340,7 +340,7 @@ def _settle_spectral_norms(model: nn.Module) -> None:
 
 
 class _Types(OperatorWatch):
-    """Whether an operation returns a tensor of a reduced type, such as under a `torch.autocast` of the loss's own."""
+    """Detects operations that return a tensor of a reduced type, for example under a `torch.autocast` within the loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -352,14 +352,14 @@ class _Types(OperatorWatch):
 
 @contextlib.contextmanager
 def _forced_eager() -> Iterator[None]:
-    """Compiled models run as they were before compilation, which would take minutes."""
+    """Run compiled models as they were before compilation, which would take minutes."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """TensorFloat-32 rounds to 10 bits, which is as coarse as the faults that are looked for."""
+    """Switch off TensorFloat-32. It rounds to 10 bits, which is as coarse as the faults to detect."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""State that a forward pass changes: it is restored, so that evaluations of one model can be compared."""
+"""State that a forward pass changes. It is restored, so that evaluations of one model can be compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 LARGEST_BYTES: Final = 16 * MIB
-"""A tensor among the attributes that is larger is taken for a constant, and not copied."""
+"""Maximum size of a tensor among the attributes that is copied. A larger one is treated as a constant."""
 
 
 def seed_all(seed: int) -> None:
@@ -33,10 +33,10 @@ def seed_all(seed: int) -> None:
 
 class ModelState:
     """The buffers of a model, its frozen parameters that a forward pass changes, and its plain attributes (a queue, running
-    averages, the hidden state of the last batch), as they were when this was made.
+    averages, the hidden state of the last batch), as they were when this object was created.
 
     Args:
-        changing: changes what a forward pass changes. Frozen parameters may be large: those that it leaves alone are not copied.
+        changing: changes what a forward pass changes. Frozen parameters may be large: unchanged ones are not copied.
     """
 
     def __init__(self, task: Task, changing: Callable[[], object]) -> None:
@@ -50,13 +50,13 @@ class ModelState:
         self._attributes = [(attributes, _plain_values(attributes)) for attributes in _attributes_of(task)]
         changing()
         moved = [parameter for parameter, total in zip(frozen, before, strict=True) if _sum(parameter) != total]
-        # A moving average of the weights: one step of it makes no difference to what is compared.
+        # A moving average of the weights: one step of it makes no difference to the comparison.
         self._frozen = [(parameter, parameter.detach().clone()) for parameter in moved]
 
     def restore(self) -> None:
-        """Everything as it was."""
+        """Restore everything."""
         for module, name, buffer, value_before in self._buffers:
-            # The same tensor again: a forward pass may have put another one into its place.
+            # The same tensor again: a forward pass may have replaced it by another one.
             buffer.data.copy_(value_before)
             module._buffers[name] = buffer
         for parameter, value_before in self._frozen:
@@ -66,7 +66,7 @@ class ModelState:
                 attributes[name] = _copy(value)
 
     def changed(self) -> bool:
-        """Whether anything is not as it was."""
+        """Return True if anything has changed."""
         return (
             any(not _equal(module._buffers.get(name), value) for module, name, _, value in self._buffers)
             or any(not torch.equal(parameter, value) for parameter, value in self._frozen)
@@ -83,7 +83,7 @@ def _sum(value: Tensor) -> complex:
 
 
 def _attributes_of(task: Task) -> Iterator[MutableMapping[str, object]]:
-    """Attributes of the modules of the model, and of a loss that is an object."""
+    """Yield the attributes of the modules of the model, and of a loss that is an object."""
     loss: object = task.loss
     holders = [*task.model.modules(), *(loss.modules() if isinstance(loss, nn.Module) else (loss,))]
     for holder in {id(holder): holder for holder in holders}.values():
@@ -97,7 +97,7 @@ def _plain_values(attributes: MutableMapping[str, object]) -> dict[str, object]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is nothing but numbers, texts, tensors and containers of them, so that a copy takes its place."""
+    """Return True if a value consists only of numbers, texts, tensors and containers of them, so that a copy can replace it."""
     if value is None or type(value) in (bool, int, float, complex, str):
         return True
     if isinstance(value, Tensor):

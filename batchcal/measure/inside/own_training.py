@@ -1,6 +1,6 @@
-"""Steps of a training that the task's own code makes: `backward()` or `step()` in the loss or in a hook.
+"""Training steps that the task's own code makes: `backward()` or `step()` in the loss or in a hook.
 
-batchcal weighs the loss of each micro-batch, calls backward() and steps the optimizer once for the group. Where the loss does so
+batchcal weighs the loss of each micro-batch, calls backward() and steps the optimizer once for the group. If the loss does so
 too, gradients have no weight, or the optimizer makes a second step.
 """
 
@@ -21,7 +21,7 @@ from batchcal.workload.task import Task
 
 @contextlib.contextmanager
 def observed_steps() -> Iterator[list[Optimizer]]:
-    """The optimizers whose `step` is called meanwhile, in the order of the calls."""
+    """Yield a list of the optimizers whose `step` is called within the context, in the order of the calls."""
     stepped: list[Optimizer] = []
 
     def observe(optimizer: Optimizer, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -35,7 +35,7 @@ def observed_steps() -> Iterator[list[Optimizer]]:
 
 
 class LossWithoutTraining:
-    """The loss of a task, which is refused where it trains.
+    """The loss of a task. It is refused if it trains.
 
     Raises:
         UserCodeError: a call changes gradients of the optimizer's parameters, or steps the optimizer.

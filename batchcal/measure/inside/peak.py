@@ -1,4 +1,4 @@
-"""Memory that a child and its DataLoader workers hold, for its answer."""
+"""Memory of a child and its DataLoader workers, for its answer."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from batchcal.measure.children.held import Held
 
 
 class WorkersPeak:
-    """What DataLoader workers hold beside this process: their own memory, and batches that wait in shared memory."""
+    """Memory of DataLoader workers beside this process: their own memory, and batches that wait in shared memory."""
 
     def __init__(self) -> None:
         self._shared_before = held_in_shared_memory() or 0
         self._shared = 0
 
     def look(self) -> None:
-        """Once a step: batches on their way are mapped by nobody, so the file system says what they take."""
+        """Update the peak. Call it once per step. No process maps batches in flight: their size is read from the file system."""
         status = read_status()
-        mapped = 0 if status is None else status.shared_bytes  # this process's own peak has them
+        mapped = 0 if status is None else status.shared_bytes  # they are in this process's own peak
         self._shared = max(self._shared, (held_in_shared_memory() or 0) - self._shared_before - mapped)
 
     def read(self) -> int:
-        """Bytes. To be asked while the workers live."""
+        """Memory of the workers, bytes. Call it while they run."""
         self.look()
         workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
         return sum(map(private_bytes, workers)) + self._shared
 
 
 def held(host: HostPeak, accelerator: AcceleratorPeak, *, load_peak: int, begin: int, workers: int) -> Held:
-    """All of it together, as it is now.
+    """Return all values together, as they are now.
 
     Args:
-        load_peak, begin: what `host` read after loading and before the measured steps.
-        workers: what DataLoader workers held.
+        load_peak, begin: values that `host` read after loading and before the measured steps.
+        workers: memory of DataLoader workers.
     """
     status = read_status() or ProcessMemory()
     return Held(

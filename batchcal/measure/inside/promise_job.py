@@ -11,7 +11,7 @@ from batchcal.measure.children.setting import JobArguments
 
 class PromiseArguments(JobArguments):
     samples: int = 64
-    """Samples to choose batches from, at most."""
+    """Maximum number of samples to choose batches from."""
 
 
 class PromiseAnswer(Frozen):
@@ -19,7 +19,7 @@ class PromiseAnswer(Frozen):
 
 
 def check_promises(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Whether the task keeps what it promises."""
+    """Check whether the task keeps its promises."""
     from batchcal.measure.inside.promises import check_promises
 
     return check_promises(PromiseArguments.model_validate(arguments), context)

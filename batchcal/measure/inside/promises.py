@@ -1,4 +1,4 @@
-"""Inside a child of its own: checks what a task promises. Named by the parent, never called by it."""
+"""Code of a separate child: checks the promises of a task. The parent refers to it by name and does not call it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from batchcal.workload.step import move
 from batchcal.workload.task import Task
 
 CHECK_LIMIT_S: Final = 0.5
-"""No further batch is checked after that."""
+"""Seconds after which no further batch is checked."""
 
 
 def check_promises(request: PromiseArguments, context: ChildContext) -> JSON:
-    """The checks that need the task itself: the statistics of its layers, and the gradients of a few samples."""
+    """Run the checks that need the task itself: the statistics of its layers, and the gradients of a few samples."""
     context.phase("load")
     subject = Subject.load(request.setting)
     context.phase("measure")
     statistics, closure = batch_statistics(subject.task.model), step_without_loss(subject.task)
     for check in (statistics, *closure):
-        # Now: the parent keeps these if the gradients need too much memory and this process is killed.
+        # Report now: the parent keeps these if the gradients need too much memory and this process is killed.
         context.tell({"promise": check.model_dump(mode="json")})
     samples = Samples(subject.task, seed=request.setting.seed, most=request.samples)
     if statistics.result == "violated":
@@ -42,7 +42,7 @@ def check_promises(request: PromiseArguments, context: ChildContext) -> JSON:
 
 
 def step_without_loss(task: Task) -> tuple[PromiseCheck, ...]:
-    """A violation where the optimizer's step computes the loss again, from a batch that must then be undivided."""
+    """Return a violation if the optimizer's step computes the loss again. The batch must then be undivided."""
     if not needs_closure(task.optimizer):
         return ()
     name = type(task.optimizer).__name__
@@ -51,7 +51,7 @@ def step_without_loss(task: Task) -> tuple[PromiseCheck, ...]:
 
 
 def single_sample_error(subject: Subject, samples: Samples) -> str:
-    """How the task's loss fails for one sample in training mode, in a line. Empty: it does not."""
+    """Return the error of the task's loss for one sample in training mode, in one line. Empty: there is none."""
     subject.task.model.train()
     try:
         with torch.no_grad():
@@ -62,7 +62,7 @@ def single_sample_error(subject: Subject, samples: Samples) -> str:
 
 
 def batch_statistics(model: nn.Module) -> PromiseCheck:
-    """Whether a layer computes statistics over the batch in training mode: then parts of a batch are another training."""
+    """Check whether a layer computes batch statistics in training mode. Then parts of a batch are a different training."""
     model.train()
     layers = [layer for layer in batch_normalizations(model) if layer.training]
     if not layers:

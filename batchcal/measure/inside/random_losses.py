@@ -1,4 +1,4 @@
-"""A batch and its parts under a loss that draws random numbers of its own: noise, mixup, masks made by the collate function.
+"""A batch and its parts under a loss that draws its own random numbers: noise, mixup, masks made by the collate function.
 
 One difference between the gradient of a batch and that of its parts is mostly noise. The mean of many is not: if the loss is a
 mean over its weight, it tends to zero.
@@ -12,21 +12,21 @@ from typing import Final
 from batchcal.measure.inside.mean_causes import Gradients, Part, combined, squared_norm
 
 REPEATS: Final = 16
-"""Differences, each with other random numbers."""
+"""Number of differences, each with other random numbers."""
 SURE: Final = 8.0
-"""Standard deviations beyond which the mean difference is not taken for noise. The bound is that of noise in one direction, whose
+"""Standard deviations beyond which the mean difference is not considered noise. The bound is that of noise in one direction; its
 square has a chi-squared distribution: 12.3 times its mean with 16 differences, a chance of 5 in 10,000."""
 
 
 class Differences:
-    """Differences whole - weighted mean of the parts. Only sums are kept."""
+    """Differences of `whole` minus the weighted mean of the parts. Only sums are kept."""
 
     def __init__(self) -> None:
         self.count = 0
         self._difference, self._whole = _Sum(), _Sum()
 
     def add(self, whole: Part, parts: tuple[Part, Part]) -> None:
-        """One more, of independent random numbers. Left out where a value is not finite, or nothing has a weight."""
+        """Add a difference with independent random numbers. Ignore it if a value is not finite or no part has a weight."""
         total = parts[0].weight + parts[1].weight
         if not total:
             return
@@ -47,7 +47,7 @@ class Differences:
 
     @property
     def systematic(self) -> bool:
-        """Whether the mean difference is larger than noise explains."""
+        """True if the mean difference is larger than noise explains."""
         if self.count < 2:
             return False
         deviation = math.sqrt(2 / (self.count * (self.count - 1))) * self._difference.squares / self.count

@@ -1,4 +1,4 @@
-"""A few samples of the training data, kept, to make batches of them and of their parts."""
+"""A few samples of the training data, kept in memory to make batches of them and of their parts."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from batchcal.workload.sample_size import elements, nest_bytes
 from batchcal.workload.task import Task
 
 POOL: Final = 64
-"""Samples to choose from: of a rare kind (1 in 16) there are some in 98 % of pools."""
+"""Number of samples to choose from: 98 % of pools contain some of a rare kind (1 in 16)."""
 POOL_LIMIT_S: Final = 0.12
-"""For reading them; eight are read in any case."""
+"""Seconds for reading them. Eight are read in any case."""
 POOL_LIMIT_BYTES: Final = 64 * MIB
-"""For keeping them; the samples of one batch are kept in any case."""
+"""Bytes for keeping them. The samples of one batch are kept in any case."""
 LEAST: Final = 8
 
 
 class Draw:
-    """Samples of one batch, in an order that hides no kind in one end."""
+    """Samples of one batch, in an order that does not collect a kind at one end."""
 
     def __init__(self, size: int, batch: Callable[[int, int], object]) -> None:
         self.size = size
         self.batch = batch
-        """(begin, end) -> those of its samples, collated."""
+        """(begin, end) -> the samples of this range, collated."""
 
 
 class Samples:
-    """A pool of samples of unlike sizes.
+    """A pool of samples of different sizes.
 
     Raises:
-        What the dataset raises.
+        Any error that the dataset raises.
     """
 
     def __init__(self, task: Task, *, seed: int, most: int = POOL) -> None:
@@ -44,7 +44,7 @@ class Samples:
         self._seed = seed
         self._fetch_whole: Callable[[list[int]], object] | None = None
         self._pool: list[object] = []
-        """Samples; or their indices where the dataset fetches whole batches only."""
+        """Samples, or their indices if the dataset fetches complete batches only."""
         ends, held = time.monotonic() + POOL_LIMIT_S, 0
         for sample in self._read(task):
             self._pool.append(sample)
@@ -57,12 +57,12 @@ class Samples:
 
     @property
     def count(self) -> int:
-        """Samples to choose from."""
+        """Number of samples to choose from."""
         return len(self._pool)
 
     def draw(self, size: int, number: int, *, of: int) -> Draw:
-        """Batch `number` of `of`, shuffled: its samples spread over all sizes in the pool. The first has the smallest and the
-        largest: of texts that all have one length but for one in ten, a batch without a long one shows nothing."""
+        """Return batch `number` of `of`, shuffled: its samples are spread over all sizes in the pool. The first has the smallest
+        and the largest: if all texts have one length except for one in ten, a batch without a long one shows nothing."""
         last = len(self._pool) - 1
         if number == 0:
             places = [round(place * last / max(1, size - 1)) for place in range(size)]

@@ -1,4 +1,4 @@
-"""Inside a measuring child: one step at each of many sizes. Named by the parent, never called by it."""
+"""Code of a measuring child: one step at each of many sizes. The parent refers to it by name and does not call it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCAN_LIMIT_S = 0.2
 
 
 def scout(request: ScoutArguments, context: ChildContext) -> JSON:
-    """Reports each size at which a step ran. A failed step may leave the task in any state: what runs here is tried again."""
+    """Report each size at which a step ran. A failed step may leave the task in any state, so sizes that ran are tried again."""
     context.phase("load")
     subject = Subject.load(request.setting)
     context.phase("read")

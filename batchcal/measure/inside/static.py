@@ -1,9 +1,9 @@
-"""The shape of memory against batch, without allocating it. Runs in a child: the task it is given is spent afterwards.
+"""Curve of memory against batch, without allocating the memory. Runs in a child: the task cannot be used afterwards.
 
-FakeTensor takes 20-40 ms a size and sees what a line cannot (an in-batch contrastive loss is quadratic), and of which blocks a
-peak consists, which torch's MemTracker does not tell (150-250 ms a size, the same peaks).
-Where a model cannot be traced that way, the torch CPU profiler's allocator peak at a few tiny batches gives a line. Both are
-shapes, not answers: fragmentation, libraries and the allocator's history come from real probes.
+FakeTensor takes 20-40 ms per size. It shows what a line cannot (an in-batch contrastive loss is quadratic), and the blocks of a
+peak, which torch's MemTracker does not report (150-250 ms per size, the same peaks). If a model cannot be traced that way, the
+torch CPU profiler's allocator peak at a few tiny batches gives a line. Both are shapes, not answers: fragmentation, libraries and
+the allocator's history come from real probes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BatchOf = Callable[[int], object]
 
 
 class FakeTrace:
-    """Runs a task's step without memory. Spends the task: its parameters become fake."""
+    """Runs a task's step without memory. The task cannot be used afterwards: its parameters become fake."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class FakeTrace:
         slow_s: float | None = None,
     ) -> None:
         """Args:
-        limit_s: no further size is traced after so many seconds.
-        fake: the mode that parameters of the task are fake in already, where they are.
+        limit_s: no further size is traced after this many seconds.
+        fake: the mode in which parameters of the task are already fake, if they are.
         slow_s: a size that takes longer ends the curve. None: SIZE_LIMIT_S.
         """
         from torch._subclasses.fake_tensor import FakeTensorMode
@@ -60,14 +60,14 @@ class FakeTrace:
         self._ends = time.monotonic() + limit_s
         self._slow = False
         self._refused = False
-        """A size failed after others had been traced: the curve ends there."""
+        """True if a size failed after others were traced. The curve ends there."""
         self._inputs: list[torch.Tensor] = []
         self.peaks: dict[Mode, dict[int, tuple[int, ...]]] = {"train": {}, "eval": {}}
         """Sizes in bytes of the blocks that live at once beyond parameters, optimizer state and batch, by mode and batch size."""
         make_fake(task.model, self._fake)
 
     def trace(self, sizes: Sequence[int]) -> None:
-        """Adds `sizes` to the curves, in order, as long as there is time."""
+        """Add `sizes` to the curves, one after another, while there is time."""
         for size in sizes:
             began = time.monotonic()
             if size in self.peaks["train"] or began > self._ends or self._slow or self._refused:
@@ -103,7 +103,7 @@ class FakeTrace:
         return fake
 
     def shapes(self) -> dict[Mode, tuple[ShapePoint, ...]]:
-        """The curves that are usable, by mode."""
+        """Return the usable curves, by mode."""
         found: dict[Mode, tuple[ShapePoint, ...]] = {}
         for mode, peaks in self.peaks.items():
             points = curve_of(peaks)
@@ -123,9 +123,9 @@ def profiled_curve(
     sizes: Sequence[int] = PROFILED_BATCHES,
     room_bytes: float = math.inf,
 ) -> dict[Mode, tuple[ShapePoint, ...]]:
-    """The same by running tiny batches for real under the profiler, which does not depend on malloc's history.
+    """Return the curves by running tiny batches under the profiler, which does not depend on malloc's history.
 
-    Ends before a batch that is expected to take more than `room_bytes`; the first one was run before, in the warm-up.
+    Ends before a batch that is expected to take more than `room_bytes`. The first one was already run in the warm-up.
     """
     curves: dict[Mode, list[ShapePoint]] = {mode: [] for mode in modes}
     for size in [size for size in sizes if size <= ceiling] or [ceiling]:
@@ -142,23 +142,23 @@ def profiled_curve(
             if not all(curves.values()):
                 raise
             break  # a size that the task refuses ends the curve, not the task
-    # Of a single batch that had room: through the origin.
+    # If only one batch had room: a line through the origin.
     seen = {mode: line(points[0].bytes / points[0].batch) if len(points) == 1 else points for mode, points in curves.items()}
     return {mode: tuple(points) for mode, points in seen.items() if usable(points)}
 
 
 def usable(points: Sequence[ShapePoint]) -> bool:
-    """Two points or more, growing."""
+    """Return True if there are two points or more, and they grow."""
     return len(points) > 1 and points[-1].bytes > points[0].bytes
 
 
 def line(bytes_per_sample: float) -> tuple[ShapePoint, ...]:
-    """The shape of last resort: so many bytes a sample."""
+    """Return the shape of last resort: `bytes_per_sample` for each sample."""
     return (ShapePoint(batch=1, bytes=bytes_per_sample), ShapePoint(batch=2, bytes=2 * bytes_per_sample))
 
 
 def _allocator_peak(step: Callable[[], None]) -> int:
-    """Most bytes above the start that the CPU allocator had handed out at once while `step` ran."""
+    """Return the most bytes above the start that the CPU allocator had allocated at once while `step` ran."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

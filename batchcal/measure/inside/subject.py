@@ -1,4 +1,4 @@
-"""What is measured: a task as it was loaded, stepped as its user's own loop would step it."""
+"""The measured object: a task as it was loaded. Its steps run as in the user's own loop."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class Subject:
         return cls(task, device, make_scaler(task, device))
 
     def plain_task(self) -> Task:
-        """The task with the loss that the user gave."""
+        """Return the task with the loss that the user gave."""
         loss: object = self.task.loss
         return replace(self.task, loss=loss.loss) if isinstance(loss, _LastLossHeld) else self.task
 
     def train(self, batch: object, size: int, before: MicroBatch | None = None) -> None:
-        """One optimizer step, the training's own, on one micro-batch and the one `before` it, where the optimizer takes two.
+        """Run one optimizer step, as a training does, on one micro-batch and on the one `before` it, if the optimizer takes two.
 
-        With a tiny one before it the gradients are held while the large one runs, as they are when gradients accumulate. They
-        are cleared before the next forward pass and not after the step, as most loops do it: with glibc's allocator that
-        fragments more (a small transformer at one batch: 879-1004 MiB, 831-956 where they are cleared at once).
+        With a tiny one before it, the gradients are held while the large one runs, as in accumulation. They are cleared before
+        the next forward pass and not after the step, as in most loops. With glibc's allocator that fragments more (a small
+        transformer at one batch: 879-1004 MiB, and 831-956 if they are cleared at once).
         """
         group = [MicroBatch(batch, size)]
         if before is not None and not needs_closure(self.task.optimizer):
@@ -67,10 +67,10 @@ class Subject:
         run_group(self.task, group, device=self.device, scaler=self.scaler, clear_first=True)
 
     def warm_up(self, batch: object, size: int) -> None:
-        """Two steps, of which the optimizer remembers nothing.
+        """Run two steps, of which the optimizer keeps no state.
 
-        A training makes the optimizer's state in its first large step, where it comes to lie among the activations. Made before,
-        it lies below them, and glibc finds larger holes: 768 MiB at the peak of a small CNN where plain trainings had 801.
+        A training creates the optimizer's state in its first large step, so it lies among the activations. If it is created
+        before, it lies below them, and glibc finds larger holes: 768 MiB at the peak of a small CNN, and 801 in plain trainings.
         """
         made_lazily = not self.task.optimizer.state
         for _ in range(2):
@@ -79,7 +79,7 @@ class Subject:
             self.task.optimizer.state.clear()
 
     def step(self, batch: object, size: int, mode: Mode, before: MicroBatch | None) -> None:
-        """One step of `mode`, waited for."""
+        """Run one step of `mode` and wait for its end."""
         if mode == "train":
             self.train(batch, size, before)
         else:
@@ -89,9 +89,9 @@ class Subject:
 
 
 def warm_up_for(subject: Subject, worst: WorstCase, setting: Setting, context: ChildContext, *sizes: int) -> int:
-    """Warm up a process that runs `sizes` then, arm the fence, and return the size of its tiny batches.
+    """Warm up a process that then runs `sizes`, arm the fence, and return the size of its tiny batches.
 
-    A process of one size only is warmed up without the task: its first step is at that size, and has to be within the fence.
+    A process of one size only is warmed up without the task: its first step has that size, and must stay within the fence.
     """
     context.phase("warm-up")
     tiny = setting.warm_up_size(*sizes)
@@ -105,7 +105,7 @@ def warm_up_for(subject: Subject, worst: WorstCase, setting: Setting, context: C
 
 
 def _start_threads() -> None:
-    """What torch starts with its first forward and backward pass counts against the fence where that is armed before."""
+    """Start the threads of torch's first forward and backward pass. They count against the fence if it is armed before."""
     weight = torch.ones(256, 256, requires_grad=True)
     (torch.ones(256, 256) @ weight).tanh().sum().backward()
 
@@ -113,8 +113,8 @@ def _start_threads() -> None:
 class _LastLossHeld:
     """Computes the loss, and holds it until there is the next one, as `loss = ...` in a user's loop does.
 
-    What it holds is small, the graph of a step without the activations; but it lies among the blocks of the next step, and
-    glibc's heap fragments the more for it. A small transformer at one batch: 815 MiB without, 888 with it, 878 in plain loops.
+    The held memory is small: the graph of a step without the activations. But it lies among the blocks of the next step, and
+    glibc's heap fragments more. A small transformer at one batch: 815 MiB without, 888 with it, 878 in plain loops.
     """
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
@@ -128,7 +128,7 @@ class _LastLossHeld:
 
 
 def limit_accelerator(device: torch.device, allowed_bytes: int) -> None:
-    """Lets the caching allocator hand out no more than `allowed_bytes`: a real fence for what it owns."""
+    """Limit the caching allocator to `allowed_bytes`: a real fence for the memory that it owns."""
     if device.type == "cuda":
         _, total = torch.accelerator.get_memory_info(device)
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_bytes / total), device)

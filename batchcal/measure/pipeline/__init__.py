@@ -1,1 +1,1 @@
-"""The input pipeline alone: which DataLoader brings batches fastest. No model, no step."""
+"""Measurement of the input pipeline alone: the DataLoader that delivers batches fastest. No model, no step."""

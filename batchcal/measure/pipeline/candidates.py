@@ -1,4 +1,4 @@
-"""Which DataLoaders are worth a try here, and which arithmetic forbids."""
+"""DataLoaders that are worth a trial on this machine, and those that arithmetic rules out."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from batchcal.detect.environment import Environment
 from batchcal.workload.in_flight import SHM_SHARE, batches_in_flight
 
 PREFETCH: Final = (2, 4, 1, 8)
-"""torch's own default first."""
+"""torch's own default comes first."""
 MOST_CANDIDATES: Final = 8
 DESCRIPTORS_BESIDE: Final = 64
-"""Files that a process has open besides the tensors on their way: each of those is one."""
+"""Open files of a process beside the tensors in flight. Each of those tensors takes one more."""
 
 
 class Candidate(Frozen):
-    """One DataLoader."""
+    """Settings of one DataLoader."""
 
     num_workers: int
     prefetch_factor: int | None
 
 
 class Room(Frozen):
-    """What workers may take of the machine."""
+    """Resources of the machine that workers may use."""
 
     cores: float
     shm_bytes: int | None
-    """Free in /dev/shm. None: batches travel by other means."""
+    """Free space in /dev/shm. None: batches are passed by other means."""
     memory_bytes: int
     worker_bytes: int
-    """Private memory of one worker, beside its batches."""
+    """Private memory of one worker, without its batches."""
     open_files: int
     processes: int | None
-    """That may still be started. None: no limit."""
+    """Number of processes that may still be started. None: no limit."""
 
 
 def room_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -> Room:
-    """What workers may take here, of which `memory_bytes` of memory."""
+    """Return the resources that workers may use here, with `memory_bytes` of memory."""
     shm = environment.shared_memory
     return Room(
         cores=environment.cpu.cores.value,
@@ -53,11 +53,11 @@ def room_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -
 
 
 def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool = False) -> tuple[Candidate, ...]:
-    """The simplest first: no worker, then few; torch's default prefetch before others. At most MOST_CANDIDATES.
+    """Return at most MOST_CANDIDATES, the simplest first: no worker, then few; torch's default prefetch before others.
 
     Args:
-        pinned_workers: what the user asked for; nothing else is tried then.
-        stream: the data can only be read in order, and two workers would each read all of it.
+        pinned_workers: number that the user requested. No other number is tried then.
+        stream: the data can only be read in sequence, and two workers would each read all of it.
     """
     found = list(_all(_most_workers(cores), stream=stream))
     if pinned_workers is not None:
@@ -69,10 +69,10 @@ def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool 
 
 
 def forbidden(candidate: Candidate, room: Room, *, batch_bytes: float, tensors: int) -> str:
-    """Why `candidate` cannot work here; empty: it may.
+    """Return the reason why `candidate` cannot work here. Empty: it may.
 
     Args:
-        tensors: in a batch; each is a descriptor while it is on its way.
+        tensors: number of tensors in a batch. Each takes a descriptor while it is in flight.
     """
     workers = candidate.num_workers
     if workers == 0:
@@ -95,12 +95,12 @@ def forbidden(candidate: Candidate, room: Room, *, batch_bytes: float, tensors: 
 
 
 def _most_workers(cores: float) -> int:
-    """Half of the cores; on two or one as many as there are, since data may be heavier than the model."""
+    """Return half of the cores. On two cores or one, return all of them: data may be heavier than the model."""
     return max(1, math.ceil(cores)) if cores <= 2 else max(2, math.floor(cores / 2))
 
 
 def _all(most_workers: int, *, stream: bool) -> Iterator[Candidate]:
-    """The most promising first."""
+    """Yield the candidates, the most promising first."""
     yield Candidate(num_workers=0, prefetch_factor=None)
     counts = [1] if stream else _ladder(most_workers)
     for prefetch in PREFETCH:
@@ -109,6 +109,6 @@ def _all(most_workers: int, *, stream: bool) -> Iterator[Candidate]:
 
 
 def _ladder(most: int) -> list[int]:
-    """1, 2, 4, ... and the most."""
+    """Return 1, 2, 4, ... and `most`."""
     steps = [1 << power for power in range(most.bit_length()) if 1 << power < most]
     return [*steps, most]

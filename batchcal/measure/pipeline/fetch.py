@@ -1,4 +1,4 @@
-"""Inside a child: fetches batches with one DataLoader after the other. Named by the parent, never called by it."""
+"""Code of a child: fetches batches with one DataLoader after another. The parent refers to it by name and does not call it."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ from batchcal.workload.sample_size import nest_bytes, tensors_in
 from batchcal.workload.task import Task
 
 LEAST_S: Final = 1.0
-"""For the rounds, however long it took to load the task."""
+"""Minimum seconds for the rounds, however long it took to load the task."""
 FIRST_ROUND_SHARE: Final = 0.3
-"""Of the time: what the first round may be expected to take. Batches are made smaller where that is not enough, since a single
-round says little."""
+"""Share of the time that the first round may be expected to take. If that is not enough, batches are made smaller, because a
+single round proves little."""
 SMALLEST_BATCH: Final = 8
-"""Smaller ones would time the loader and not the data."""
+"""Smaller batches would measure the loader and not the data."""
 TURN_S: Final = 0.02
-"""Of a turn without workers; more batches are fetched where they take less. Linux gives a process 1-4 ms at a time: a turn of one
-millisecond may take several times as long as the next."""
+"""Seconds of a turn without workers. If the batches take less, more are fetched. Linux gives a process 1-4 ms at a time: a turn
+of one millisecond may take several times as long as the next."""
 TIMINGS: Final = 3
-"""Of one batch, where it is cheap: the shortest counts."""
+"""Timings of one batch, if it is cheap. The shortest counts."""
 MOST_FETCHES: Final = 128
-"""Batches in a turn: with workers one takes about a millisecond, whatever the data costs."""
+"""Maximum number of batches in a turn: with workers, a batch takes about a millisecond, whatever the data costs."""
 TRIES: Final = 3
 NO_WORKERS: Final = Candidate(num_workers=0, prefetch_factor=None)
 HANGS_S: Final = 10.0
-"""A worker that brings nothing for so long is taken for hung."""
+"""Seconds after which a worker that delivers nothing is considered hung."""
 
 
 def fetch(request: FetchArguments, context: ChildContext) -> JSON:
-    """Races the DataLoaders that may work here; tells each turn as it begins: it may not live to its end."""
+    """Race the DataLoaders that may work here. Report each turn when it begins: the process may not live to its end."""
     context.phase("load")
     torch.manual_seed(request.seed)
     before = anonymous_bytes()
     task = load_task(request.reference, device="cpu")
     context.phase("warm-up")
     source = Source.of(task, request.seed)
-    context.tell({"workers": 1})  # they may take more memory than there is
+    context.tell({"workers": 1})  # they may need more memory than there is
     tried = _tried(request, task, anonymous_before=before)
     context.tell({"workers": 0})
     limit_s = max(LEAST_S, request.until_s - time.monotonic())
@@ -67,7 +67,7 @@ def fetch(request: FetchArguments, context: ChildContext) -> JSON:
     size, tensors = nest_bytes(first), sum(1 for _ in tensors_in(first))
     del first, affordable
     gc.collect()
-    gc.freeze()  # else the first collection in a worker copies what it shares with us
+    gc.freeze()  # else the first collection in a worker copies the memory that it shares with this process
     chosen = candidates(request.cores, pinned_workers=request.pinned_workers, stream=source.stream)
     race = Race(len(chosen))
     for place, candidate in enumerate(chosen):
@@ -96,7 +96,7 @@ def fetch(request: FetchArguments, context: ChildContext) -> JSON:
                 if chosen[place].num_workers == 0:
                     raise  # no worker is to blame: the data itself fails
                 race.fail(place, _in_short(error))
-                # The error holds itself and with it the loader, whose workers would end five seconds after a collection finds it.
+                # The error refers to itself and to the loader, whose workers would end five seconds after a garbage collection.
                 traceback.clear_frames(error.__traceback__)
         race.tell({place: sum(seconds) / len(seconds) for place, seconds in told.items()})
         rounds.append(told)
@@ -106,7 +106,7 @@ def fetch(request: FetchArguments, context: ChildContext) -> JSON:
 
 
 def _tried(request: FetchArguments, task: Task, *, anonymous_before: int) -> LoaderWorkers:
-    """Workers on a few samples, before this process reads any; see `examine`."""
+    """Try workers on a few samples, before this process reads any. See `examine`."""
     if request.pinned_workers == 0 or (request.fewer_than is not None and request.fewer_than <= 1):
         return LoaderWorkers()
     left_s = max(LEAST_S, request.until_s - time.monotonic())
@@ -123,12 +123,12 @@ def _tried(request: FetchArguments, task: Task, *, anonymous_before: int) -> Loa
 
 
 def _room(request: FetchArguments, tried: LoaderWorkers) -> Room:
-    """The room for workers as large as they come to be."""
+    """Return the room for workers, with their measured size if that is larger."""
     return request.room.model_copy(update={"worker_bytes": max(request.room.worker_bytes, tried.bytes)})
 
 
 def _in_short(error: Exception) -> str:
-    """What a worker's error is in one line: torch wraps its traceback, whose last line says it."""
+    """Return a worker's error in one line. torch wraps the traceback, and its last line is the error."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     wrapped = lines[0].startswith("Caught ")
     return lines[-1].strip() if wrapped else lines[0].strip()
@@ -136,17 +136,17 @@ def _in_short(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Affordable:
-    """What a turn fetches."""
+    """Batches that a turn fetches."""
 
     batch: int
     fetches: int
     first: object
-    """One such batch."""
+    """One batch of this size."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where batches come from."""
+    """Source of batches."""
 
     task: Task
     seed: int
@@ -157,7 +157,8 @@ class Source:
         return cls(task, seed, isinstance(task.train_data, IterableDataset))
 
     def affordable(self, wished: int, fetches: int, limit_s: float) -> Affordable:
-        """Batches as large as wished, or as lets a first round end in time; `fetches` of them a turn, more where cheap."""
+        """Return the requested batch or, to end a first round in time, a smaller one. `fetches` per turn, or more if it is
+        cheap."""
         samples = len(self.task.train_data) if isinstance(self.task.train_data, Sized) else None
         batch = wished if samples is None else max(1, min(wished, samples))
         first: object = None
@@ -178,14 +179,14 @@ class Source:
         return Affordable(batch, max(fetches, steady), first)
 
     def fetch(self, candidate: Candidate, batch: int, fetches: int, *, start: Start | None = None) -> tuple[float, ...]:
-        """Seconds that each of `fetches` batches was waited for, once the workers had begun."""
-        # The first of each worker, which all begin at once; what comes then comes as fast as they work.
+        """Return the seconds of waiting for each of `fetches` batches, after the workers have begun."""
+        # The first batch of each worker: all begin at once. Later batches arrive as fast as the workers work.
         dropped = max(1, candidate.num_workers)
         loader = self._loader(candidate, batch, dropped + fetches, start=start if candidate.num_workers else None)
         seconds: list[float] = []
         began = time.perf_counter()
         for position, fetched in enumerate(loader):
-            del fetched  # before the next is made, as in a training
+            del fetched  # before the next batch is made, as in a training
             now = time.perf_counter()
             if position >= dropped:
                 seconds.append(now - began)
@@ -226,7 +227,7 @@ class Source:
         )
 
     def _indices(self, batch: int, count: int) -> list[list[int]]:
-        """Any samples, the same for every candidate; however small the dataset is, there are enough."""
+        """Return random samples, the same for every candidate. There are enough, however small the dataset is."""
         samples = len(self.task.train_data) if isinstance(self.task.train_data, Sized) else 0
         generator = torch.Generator().manual_seed(self.seed)
         drawn: list[list[int]] = torch.randint(samples, (count, batch), generator=generator).tolist()
@@ -234,7 +235,7 @@ class Source:
 
 
 class Again(IterableDataset[object]):
-    """A stream that begins anew when it ends."""
+    """A stream that starts again when it ends."""
 
     def __init__(self, stream: IterableDataset[object]) -> None:
         self.stream = stream

@@ -15,35 +15,35 @@ class FetchArguments(Frozen):
     reference: TaskReference
     seed: int
     batch: int
-    """Samples a batch, if they come fast enough; else fewer."""
+    """Samples per batch, if they arrive fast enough. Else fewer."""
     fetches: int
-    """Batches a turn, at least."""
+    """Minimum number of batches per turn."""
     until_s: float
-    """Of the monotonic clock, which all processes share: when the rounds end."""
+    """End of the rounds on the monotonic clock, which all processes share."""
     cores: float
     pinned_workers: int | None
     room: Room
     fewer_than: int | None = None
-    """Workers: so many ended a child before."""
+    """Number of workers that ended a child before. Only fewer are tried."""
     why_fewer: str = ""
 
 
 class FetchAnswer(Frozen):
     batch: int
     fetches: int
-    """Batches a turn."""
+    """Batches per turn."""
     candidates: tuple[Candidate, ...]
-    """The simplest first; the places in the race."""
+    """The simplest first. The index is the place in the race."""
     rounds: tuple[dict[int, tuple[Seconds, ...]], ...]
-    """By place: seconds that each fetch was waited for."""
+    """Seconds of waiting for each fetch, by place."""
     failed: dict[int, str]
-    """By place: why it could not be run."""
+    """Reason why a candidate could not run, by place."""
     workers: LoaderWorkers
-    """Of the trial before the race."""
+    """Result of the trial before the race."""
 
 
 def fetch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Times of DataLoader settings."""
+    """Measure the times of DataLoader settings."""
     from batchcal.measure.pipeline.fetch import fetch
 
     return fetch(FetchArguments.model_validate(arguments), context)

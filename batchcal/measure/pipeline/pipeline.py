@@ -1,4 +1,4 @@
-"""Task -> PipelineResult: the DataLoaders raced in one fenced child, and in another where one of them ends it."""
+"""Measurement of a task's input pipeline: DataLoaders race in one fenced child, and in another if one of them ends it."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from batchcal.workload.reference import TaskReference
 
 BATCH: Final = 128
 FETCHES: Final = (8, 16)
-"""Batches a turn, below 2 GiB and from there on; more where they are cheap."""
+"""Batches per turn: with a memory limit below 2 GiB, and from there on. More if they are cheap."""
 FETCHES_FROM: Final = 2 << 30
 LIMIT_S: Final = 4.4
-"""For the whole, where nobody says otherwise: a cold command takes about half a second besides, and is to end within five."""
+"""Default limit of the complete measurement. A cold command takes about half a second more, and must end within five."""
 LOAD_LIMIT_S: Final = 60.0
 GRACE_S: Final = 30.0
-"""A round that was begun is ended, a worker that hangs is waited for."""
+"""Seconds to finish a round that has begun, and to wait for a worker that hangs."""
 WORKER_BYTES: Final = 48 * MIB
-"""A forked one, grown by what reference counts copy. See plan.workers."""
+"""Memory of a forked worker, with the pages that reference counts copy. See plan.workers."""
 PARENT_BYTES: Final = 300 * MIB
-"""The child that fetches: torch and the task."""
+"""Memory of the child that fetches: torch and the task."""
 CLOSE_P95: Final = 1.1
 
 
 @dataclass(frozen=True)
 class PipelineWish:
-    """What was asked for; None where nothing was."""
+    """Requested values. None: not requested."""
 
     batch: int | None = None
     fetches: int | None = None
@@ -69,11 +69,11 @@ def calibrate_pipeline(
     clock: Clock | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> PipelineResult:
-    """Races the DataLoaders that may work here over the training data of `reference`.
+    """Race the DataLoaders that may work here over the training data of `reference`.
 
     Raises:
         UserCodeError: the task cannot be loaded, its data fails or hangs, or none of the DataLoaders that may be tried works.
-        GuardError: no child could be started, or none lived to tell.
+        GuardError: no child could be started, or none lived long enough to report.
     """
     began = time.monotonic()
     limit_s = wish.time_limit_s or LIMIT_S
@@ -108,7 +108,7 @@ def calibrate_pipeline(
 
 
 def _free(meter: MemoryGroup, memory_limit_bytes: int | None) -> int:
-    """What the child and its workers may hold."""
+    """Return the memory that the child and its workers may hold, bytes."""
     free = max(0, meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes())
     return free if memory_limit_bytes is None else min(free, memory_limit_bytes)
 
@@ -119,7 +119,7 @@ def _room(environment: Environment, meter: MemoryGroup, memory_limit_bytes: int 
 
 
 def _limits(meter: MemoryGroup, limit_s: float, memory_limit_bytes: int | None, deadline: Deadline) -> Limits:
-    # The data limit would be inherited by workers; the watchdog sees the whole tree.
+    # Workers would inherit the data limit. The watchdog measures the complete process tree.
     deadlines = {"load": LOAD_LIMIT_S, "warm-up": LOAD_LIMIT_S, "measure": limit_s + GRACE_S}
     return Limits(
         allowed_bytes=_free(meter, memory_limit_bytes),
@@ -140,7 +140,7 @@ def _listener(heard: list[int]) -> Listener:
 
 
 def _why_not(ending: Ending, *, blamed: int) -> str:
-    """How DataLoaders with `blamed` workers end the child that uses them. More workers would do no better.
+    """Return how DataLoaders with `blamed` workers end the child that uses them. More workers would do no better.
 
     Raises:
         UserCodeError, GuardError: no worker is to blame.
@@ -234,7 +234,7 @@ def _p95(waits: list[float]) -> float:
 
 
 def _winner_first(ranked: list[LoaderTiming]) -> list[LoaderTiming]:
-    """Of those that are as fast as the fastest, the one that lets the training wait least; of these the simplest."""
+    """Put the winner first: of the settings as fast as the fastest, the one with the shortest waits; of these the simplest."""
     best = ranked[0].samples_per_s
     if best is None:
         return ranked

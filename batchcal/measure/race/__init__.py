@@ -1,1 +1,1 @@
-"""What is fastest: candidates in interleaved rounds, judged by paired ratios. Somebody else runs them."""
+"""Races for the fastest candidate: interleaved rounds, judged by paired ratios. The caller runs the candidates."""

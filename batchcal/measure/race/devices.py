@@ -1,4 +1,4 @@
-"""The allocator policies of each device: the one that was asked for, else the one that won the race, now or before."""
+"""The allocator policy of each device: the requested one, else the winner of a race, in this run or before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchcal.values.calibration_events import CalibrationEvent, PhaseBegan, Rac
 
 
 def keep_nothing(raced: RacedPolicies) -> None:
-    """For who has no journal."""
+    """Do nothing: for callers without a journal."""
 
 
 @dataclass
@@ -27,27 +27,27 @@ class DevicePolicies:
     clock: Clock
     progress: Progress[CalibrationEvent]
     keep: Callable[[RacedPolicies], None] = keep_nothing
-    """Puts a race that had the time for every policy on disk."""
+    """Callback that writes a race to disk if it had time for every policy."""
     past: tuple[RacedPolicies, ...] = ()
-    """Races of an interrupted calibration: they are part of this one and not run again."""
+    """Races of an interrupted calibration. They are part of this one and are not run again."""
     speeds: list[Speeds] = field(default_factory=list)
-    """What each policy achieved, device by device."""
+    """Results of each policy, device by device."""
     _fastest: dict[str, str] = field(default_factory=dict)
 
     def to_race(self, device: str) -> tuple[str, ...]:
-        """The policies between which nobody has chosen yet; one alone is timed too, since plans want to know which micro-batch is
-        fastest. Empty: there is nothing to find out."""
+        """Return the policies to choose from, if none is chosen yet. A single policy is timed, too, because plans need the
+        fastest micro-batch. Empty: there is nothing to measure."""
         if device in self._fastest or (self.options.allocator != AUTO and self.options.objective != "throughput"):
             return ()
         raced = self.options.allocator == AUTO and device == "cpu"
         return tuple(policy.name for policy in available()) if raced else (self.policy(device),)
 
     def policy(self, device: str) -> str:
-        """What `device` is to be used with: the policy that was asked for, else the fastest, else `default`."""
+        """Return the policy for `device`: the requested one, else the fastest, else `default`."""
         return self._fastest.get(device, "default") if self.options.allocator == AUTO else self.options.allocator
 
     def data_is_heavy(self, device: str) -> bool:
-        """Whether workers may have much to win under the policy of `device`, which nobody has set."""
+        """Return True if workers may gain much under the policy of `device`. False if the user has set their number."""
         if self.options.workers is not None or self.options.objective != "throughput":
             return False
         place = (device, self.policy(device))
@@ -63,9 +63,9 @@ class DevicePolicies:
         limit_s: float,
         rule: SizeRule | None = None,
     ) -> tuple[str, ...]:
-        """Finds the fastest of `policies`, and the fastest size under each, at sizes that are far from the budget.
+        """Find the fastest of `policies`, and the fastest size under each, at sizes that are far from the budget.
 
-        Returns what the reader should know of it.
+        Return notes for the reader.
 
         Raises:
             BatchcalError: as the probe's `lap`.

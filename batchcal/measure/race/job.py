@@ -13,7 +13,7 @@ class LapArguments(JobArguments):
 
 
 def lap(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Times of several batch sizes, in turn."""
+    """Time several batch sizes, one after another."""
     from batchcal.measure.race.lap import lap
 
     return lap(LapArguments.model_validate(arguments), context)

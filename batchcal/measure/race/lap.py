@@ -1,4 +1,4 @@
-"""Inside a measuring child: times micro-batches of rising size. Named by the parent, never called by it."""
+"""Code of a measuring child: times micro-batches of increasing size. The parent refers to it by name and does not call it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from batchcal.workload.batches import WorstCase
 from batchcal.workload.task import Task
 
 STEPS_DROPPED: Final = 1
-"""Of every size: the first step can take twelve times the others."""
+"""Steps of every size that are not timed: the first step can take twelve times as long as the others."""
 LEAST_STEPS: Final = 2
 LEAST_S: Final = 0.3
-"""The first size of a lap is timed for so long; the others over the same samples."""
+"""Seconds for which the first size of a lap is timed. The other sizes are timed over the same samples."""
 REPEATS: Final = 2
-"""Of a size that was timed while others took our processors: bursts come and go."""
+"""Repetitions for a size that was timed while others used our processors: bursts come and go."""
 SLOWING: Final = 0.97
-"""Two sizes in a row that are this much slower than the best so far end the lap: it gets no better further on."""
+"""Share of the best rate so far. Two sizes in a row below it end the lap: larger ones get no better."""
 
 
 def lap(arguments: LapArguments, context: ChildContext) -> JSON:
-    """Tells each size as it ends: what comes after it may not live to."""
+    """Time the sizes. Report each size when it ends: the process may not live to the end of the next."""
     setting, request = arguments.setting, arguments.request
     context.phase("load")
     subject = Subject.load(setting)
@@ -59,13 +59,13 @@ def lap(arguments: LapArguments, context: ChildContext) -> JSON:
         if slower > 1:
             break
     if len(request.micro_batches) > 1 and fastest:
-        clock.tell(fastest)  # once more, some time later: what else runs comes and goes
+        clock.tell(fastest)  # again, some time later: other load comes and goes
     return {"done": True}
 
 
 def _in_rounds(clock: _Clock, request: LapRequest) -> None:
-    """Every size with every number of threads, against each other. What somebody else was in the way of is told and does not
-    count: two such turns would look like a loser."""
+    """Race every size with every number of threads. A turn that others disturbed is reported and does not count: two such turns
+    would look like a loser."""
     entries = [(size, threads) for size in request.micro_batches for threads in clock.threads]
     for size, threads in entries:
         clock.warm_up(size, threads)
@@ -83,8 +83,8 @@ def _in_rounds(clock: _Clock, request: LapRequest) -> None:
 
 
 class _Clock:
-    """Times every size over the same samples, from the first of the shuffled order on: batches differ in what they hold, and a
-    long text makes all of its batch long."""
+    """Times every size over the same samples, from the first of the shuffled order on: batches differ in their content, and one
+    long text makes its complete batch long."""
 
     def __init__(self, subject: Subject, arguments: LapArguments, context: ChildContext) -> None:
         self._subject, self._request, self._context = subject, arguments.request, context
@@ -94,7 +94,7 @@ class _Clock:
         self._told = False
 
     def tell(self, size: int) -> float:
-        """Times `size` with each number of threads, as long as there is time; samples/s of the best."""
+        """Time `size` with each number of threads, while there is time. Return the best samples/s."""
         rate = 0.0
         for threads in self.threads:
             if self._told and self.is_over():
@@ -106,21 +106,21 @@ class _Clock:
 
     @property
     def threads(self) -> tuple[int, ...]:
-        """To time each size with."""
+        """Numbers of threads to time each size with."""
         return self._request.threads or (self._setting.intra_op_threads,)
 
     def is_over(self) -> bool:
-        """Whether the time is."""
+        """Return True if the time is over."""
         return time.monotonic() >= self._until_s
 
     def warm_up(self, size: int, threads: int) -> None:
-        """One step that is not timed."""
+        """Run a step that is not timed."""
         torch.set_num_threads(threads)
         for _ in range(STEPS_DROPPED):
             timed_group(self._subject, self._batches(size), 1)
 
     def turn(self, size: int, threads: int) -> StepTime:
-        """One time of several; a step at least."""
+        """Time one turn of several, at least one step."""
         torch.set_num_threads(threads)
         return self._tell(self._once(size, threads, least_steps=1))
 
@@ -131,7 +131,7 @@ class _Clock:
         return timed
 
     def _timed(self, size: int, threads: int) -> StepTime:
-        """Once, and again where somebody else was in the way."""
+        """Time once, and again if others disturbed it."""
         self.warm_up(size, threads)
         found = self._once(size, threads)
         for _ in range(REPEATS):
@@ -141,7 +141,7 @@ class _Clock:
         return found
 
     def _once(self, size: int, threads: int, *, least_steps: int = LEAST_STEPS) -> StepTime:
-        """The mean: the quickest step would be the lightest batch."""
+        """Return the mean: the fastest step would be that of the lightest batch."""
         batches, foreign = self._batches(size), Foreign()
         groups: list[GroupTime] = []
         while len(groups) < least_steps or not self._enough(groups):
@@ -169,11 +169,11 @@ class _Clock:
 def training_batches(
     subject: Subject, micro_batches: tuple[int, ...], config: DataLoaderConfig, seed: int
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of these sizes in turn, in the shuffled order of a training, epoch after epoch. What an epoch has too few
-    samples for is left out. Workers start now: before this process reads a sample, as in a training, where they do not share what
-    a dataset opens on its first read."""
+    """Return micro-batches of these sizes, one after another, in the shuffled order of a training, epoch after epoch.
+    Micro-batches for which an epoch has too few samples are left out. Workers start now, before this process reads a sample. As
+    in a training, they then do not share the files that a dataset opens on its first read."""
     task = subject.task
-    whole = not isinstance(task.train_data, IterableDataset)  # where a stream ends is known when it has ended
+    whole = not isinstance(task.train_data, IterableDataset)  # the end of a stream is unknown until it is reached
     if whole and isinstance(task.train_data, Sized):
         micro_batches = _within(len(task.train_data), micro_batches)
     loader = build_loader(config, task.train_data, micro_batches, task.collate_fn, shuffle=True, seed=seed, drop_last=whole)
@@ -185,7 +185,7 @@ def _epochs(
     task: Task, loader: DataLoader[object], micro_batches: tuple[int, ...], begun: Iterator[object] | None
 ) -> Iterator[MicroBatch]:
     for epoch in itertools.count():
-        # Not a loop: its name would keep a batch alive while the next one is made.
+        # Not a loop: its variable would keep a batch alive while the next one is made.
         batches = map(_counted, loader if epoch or begun is None else begun, itertools.cycle(micro_batches))
         first = list(itertools.islice(batches, 1))
         if not first:
@@ -199,7 +199,7 @@ def _epochs(
 
 
 def _within(samples: int, micro_batches: tuple[int, ...]) -> tuple[int, ...]:
-    """The first that `samples` are enough for, one at least."""
+    """Return the first ones for which `samples` are enough, at least one."""
     sums = list(itertools.accumulate(micro_batches))
     return micro_batches[: max(1, sum(total <= samples for total in sums))]
 

@@ -1,4 +1,4 @@
-"""What else ran on our processors while something was timed: other processes, the kernel, a hypervisor's other guests."""
+"""Other load on our processors during a measurement: other processes, the kernel, a hypervisor's other guests."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from batchcal.machine.roots import HERE, Root
 
 STAT: Final = "/proc/stat"
 BUSY: Final = (0, 1, 2, 5, 6, 7)
-"""user, nice, system, irq, softirq, steal: what is neither idle nor waiting for a disk. Guests are part of user."""
+"""user, nice, system, irq, softirq, steal: time that is neither idle nor waiting for a disk. Guests are part of user."""
 FULL: Final = 0.9
-"""Of our processors, all in all: below, whoever else runs takes nothing from us."""
+"""Total share of our processors in use. Below it, other load takes nothing from us."""
 DISTURBING: Final = 0.08
-"""Of our processors: what others may take before a turn counts as disturbed. A quiet machine of two shows 1 to 3 %."""
+"""Share of our processors that others may use before a turn counts as disturbed. A quiet machine of two shows 1 to 3 %."""
 LEAST_S: Final = 0.1
-"""The kernel counts in hundredths of a second; less than this tells nothing."""
+"""Minimum seconds. The kernel counts in hundredths of a second; a shorter time gives no information."""
 
 
 class Foreign:
-    """The share of our processors that others used since this was made."""
+    """Share of our processors that others have used since this object was created."""
 
     def __init__(self, root: Root = HERE) -> None:
         self._root = root
@@ -33,7 +33,7 @@ class Foreign:
         self._own = _own_s()
 
     def share(self) -> float | None:
-        """From 0 to 1: what others used, where there was not enough for all. None: it cannot be told, or too little time has
+        """Return the share that others used, from 0 to 1. 0 if there was enough for all. None: unknown, or too little time has
         passed."""
         passed = time.monotonic() - self._began
         busy = _busy_s(self._root)
@@ -45,12 +45,12 @@ class Foreign:
 
 
 def disturbed(share: float | None) -> bool:
-    """Whether so much was used by others that a time says little."""
+    """Return True if others used so much that a time is unreliable."""
     return share is not None and share > DISTURBING
 
 
 def _busy_s(root: Root) -> float | None:
-    """Seconds that the processors of our mask were busy since the machine started, summed."""
+    """Return the seconds for which the processors of our mask were busy since the machine started, summed."""
     text = root.read(STAT)
     if text is None or not hasattr(os, "sched_getaffinity"):
         return None
@@ -64,7 +64,7 @@ def _busy_s(root: Root) -> float | None:
 
 
 def _own_s() -> float:
-    """Seconds of processor that this process and its workers have used."""
+    """Return the processor seconds that this process and its workers have used."""
     used = time.process_time()
     for worker in multiprocessing.active_children():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Which allocator policy trains fastest: a race of policies, each lap in a child of its own."""
+"""Race for the fastest allocator policy. Each lap runs in its own child."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from batchcal.values.calibration_events import CalibrationEvent, LapEnded
 
 SMALLEST: Final = 16
 APART: Final = 4
-"""Between one size and the next: enough to tell policies apart. What lies between is raced once the policy is known."""
+"""Factor between one size and the next: enough to distinguish policies. Sizes in between are raced once the policy is known."""
 MOST: Final = 3
 BEATEN: Final = {1: 1.5, 2: 1.3}
-"""After so few rounds: how much faster one policy has to be to win over another that usually is. The same lap took 1.4 times as
-long a few seconds later."""
+"""By rounds: factor by which a policy must be faster to win over one that usually is, after so few rounds. The same lap took 1.4
+times as long a few seconds later."""
 ROOM_SHARE: Final = 0.5
-"""Of the budget: what the largest micro-batch of the race may be expected to take. No policy's own demand is known yet."""
+"""Share of the budget that the largest micro-batch of the race may be expected to take. No policy's memory is known yet."""
 NO_TIME: Final = "no time was left"
 LAP_SHARE: Final = 0.2
-"""Of the time of the race: what one lap may take."""
+"""Share of the time of the race that one lap may take."""
 
 
 def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_of: int = 1) -> tuple[int, ...]:
-    """Micro-batches to time, up to what half of the budget is expected to hold: a few, each four times as large as the one
-    before."""
+    """Return micro-batches to time, up to the size that half of the budget is expected to hold: a few, each four times as large
+    as the one before."""
     top = model.largest_within(model.base_bytes + (budget_bytes - model.base_bytes) * ROOM_SHARE, ceiling=ceiling)
     top = max(top - top % multiple_of, min(multiple_of, ceiling))
     found: list[int] = []
@@ -61,7 +61,7 @@ def policy_race(
     clock: Clock,
     progress: Progress[CalibrationEvent],
 ) -> PolicyRace:
-    """The race of `policies` for the task that was examined. One alone is timed at every size all the same."""
+    """Return the race of `policies` for the examined task. A single policy is also timed at every size."""
     prior = Prior.of(device, policies[0])
     model = MemoryModel(
         base_bytes=examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes,
@@ -89,12 +89,12 @@ def policy_race(
 
 @dataclass
 class PolicyRace:
-    """The race: the first lap of a policy goes through all sizes, later ones repeat the one that was fastest."""
+    """The race of policies. The first lap of a policy runs all sizes; later laps repeat the fastest one."""
 
     probe: Probe
     device: str
     policies: Sequence[str]
-    """The simplest first: it wins where none is faster."""
+    """The simplest first. It wins if none is faster."""
     sizes: tuple[int, ...]
     effective_batch: int
     allowed_bytes: int
@@ -104,10 +104,10 @@ class PolicyRace:
     _times: dict[int, dict[int, StepTime]] = field(default_factory=dict)
     _disturbed: Counter[int] = field(default_factory=Counter)
     _samples: int | None = None
-    """What the first lap timed its sizes over."""
+    """Number of samples over which the first lap timed its sizes."""
 
     def run(self) -> tuple[str | None, tuple[Speeds, ...]]:
-        """The policy to take, or None where none could be timed; and what each achieved, in the order of `policies`.
+        """Return the policy to use, or None if none could be timed, and the results of each in the order of `policies`.
 
         Raises:
             BatchcalError: as the probe's `lap`.
@@ -118,11 +118,11 @@ class PolicyRace:
             self.probe.prepare(self.policies, round(self.allowed_bytes * ROOM_SHARE))
         while not race.over:
             told: dict[int, float] = {}
-            # First those of which most is to be expected, in case there is no time for all.
+            # The most promising ones run first, in case there is no time for all.
             order = race.order() if race.rounds else sorted(race.order(), key=lambda place: _precedence(self.policies[place]))
             for place in order:
                 left_s = self.limit_s - (self.clock.monotonic() - began)
-                # Once something is timed in any case, if there was time at all: starting many policies may have taken it.
+                # One lap is timed in any case, if there was any time: starting many policies may have taken all of it.
                 if left_s <= 0 and (self.limit_s <= 0 or any(self._times.values())):
                     break
                 seconds = self._lap(race, place, max(0.0, min(left_s, self.limit_s * LAP_SHARE)))
@@ -134,7 +134,7 @@ class PolicyRace:
         return self._chosen(race), tuple(self._speeds(race, place) for place in range(len(self.policies)))
 
     def _lap(self, race: Race, place: int, limit_s: float) -> float | None:
-        """Seconds a sample at the size that is fastest under this policy; None: nothing was timed."""
+        """Time one lap. Return the seconds per sample at the fastest size of this policy. None: nothing was timed."""
         known = self._times.setdefault(place, {})
         sizes = self.sizes if not known else (self._fastest(place).micro_batch,)
         report = self.probe.lap(
@@ -153,7 +153,7 @@ class PolicyRace:
         for time in report.times:
             known[time.micro_batch] = known[time.micro_batch].or_better(time) if time.micro_batch in known else time
         if not report.times:
-            if report.why_ended or not known:  # else time ended, and what it did before stands
+            if report.why_ended or not known:  # else the time ended, and earlier results remain valid
                 race.fail(place, report.why_ended or NO_TIME)
             return None
         at = self._fastest(place) if len(sizes) > 1 else report.times[0]
@@ -178,7 +178,7 @@ class PolicyRace:
         best = race.runners[leader].best
         timed = [race.runners[place] for place in race.running if race.runners[place].times]
         if race.rounds < LEAST_ROUNDS:
-            # Laps that met other moods of the machine are no race: what is usually faster has to be beaten clearly.
+            # The machine may have changed between so few laps: a policy that is usually faster must be beaten clearly.
             timed.sort(key=lambda runner: _precedence(self.policies[runner.place]))
             return next(self.policies[one.place] for one in timed if one.best <= best * BEATEN[len(race.runners[leader].times)])
         return next(self.policies[runner.place] for runner in timed if runner.best <= best * TIE)
@@ -199,5 +199,5 @@ class PolicyRace:
 
 
 def _precedence(policy: str) -> int:
-    """Libraries, which were fastest on most workloads, 1.4-2.9 times `default`; `thp`, which is erratic, last."""
+    """Rank of a policy: libraries first (fastest on most workloads, 1.4-2.9 times `default`), `thp`, which is erratic, last."""
     return {"retain": 1, "default": 2, "thp": 3}.get(policy, 0)

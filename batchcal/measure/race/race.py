@@ -1,9 +1,9 @@
 """A race: rounds in which every candidate still running is timed once.
 
-What else runs on a machine only ever makes a turn longer, so the best turns of two candidates are compared; and a candidate is
-thrown out only where the ratios within the rounds that both ran say the same. Under bursts of somebody else's work, half of the
-time, eight candidates from 1.0 to 3.5: the leader is within 3 % of the best in 95-100 of 100 races, and in 71-93 where medians
-of the paired ratios alone decide, for as many turns.
+Other load on a machine only makes a turn longer, so the best turns of two candidates are compared. A candidate is dropped only if
+the ratios within the rounds that both ran agree. Under bursts of other load half of the time, with eight candidates from 1.0 to
+3.5, the leader is within 3 % of the best in 95-100 of 100 races. If medians of the paired ratios alone decide, it is in 71-93,
+for as many turns.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from statistics import median
 from typing import Final, Literal
 
 LIMITS: Final = ((6, 1.05), (4, 1.15), (3, 1.3), (2, 1.5))
-"""After so many rounds a candidate leaves that takes so much longer than the leader. Two rounds are too few to tell 15 %: two
-bursts may have met both."""
+"""(rounds, factor): after so many rounds, a candidate leaves that takes longer than the leader by this factor. Two rounds are too
+few to detect 15 %: two bursts may have hit both."""
 SLOWER: Final = 1.15
 LEAST_ROUNDS: Final = 3
 MOST_ROUNDS: Final = 12
 TIE: Final = 1.03
-"""Two turns of one candidate that are within this of one another were not disturbed, and within this nobody is called faster."""
+"""Two turns of one candidate within this factor were not disturbed. Of two candidates within it, neither counts as faster."""
 
 Left = Literal["slower", "behind", "failed"]
-"""`slower`: by 15 % or more; `behind`: by less, and surely; `failed`: it could not be run."""
+"""`slower`: slower by 15 % or more; `behind`: slower by less, but surely; `failed`: it could not run."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Runner:
 
     place: int
     times: dict[int, float] = field(default_factory=dict)
-    """By round: seconds a sample."""
+    """Seconds per sample, by round."""
     left: Left | None = None
     why: str = ""
 
@@ -43,13 +43,13 @@ class Runner:
 
     @property
     def doubt(self) -> float:
-        """How far the second best turn is from the best, as a share; infinite where there is but one."""
+        """Distance of the second-best turn from the best, as a share of the best. Infinite if there is only one."""
         ordered = sorted(self.times.values())
         return ordered[1] / ordered[0] - 1 if len(ordered) > 1 else float("inf")
 
 
 class Race:
-    """Told round by round what each candidate took; says who still runs, who leads, and when it is settled."""
+    """State of a race. It takes times round by round, and gives the running candidates, the leader and whether it is settled."""
 
     def __init__(self, candidates: int) -> None:
         self.runners = tuple(Runner(place) for place in range(candidates))
@@ -60,31 +60,31 @@ class Race:
         return tuple(runner.place for runner in self.runners if runner.left is None)
 
     def order(self) -> tuple[int, ...]:
-        """In what order the next round runs: another one every time, so that what comes and goes meets nobody again and again."""
+        """Return the order of the next round. It changes each time, so that temporary load does not hit one candidate again."""
         places = list(self.running)
         random.Random(self.rounds).shuffle(places)
         return tuple(places)
 
     def tell(self, times: Mapping[int, float]) -> None:
-        """One round: seconds a sample by place. Who is not in it did not run in this round."""
+        """Record one round: seconds per sample by place. A candidate that is missing did not run in this round."""
         for place, seconds in times.items():
             self.runners[place].times[self.rounds] = seconds
         self.rounds += 1
         self._part()
 
     def fail(self, place: int, why: str) -> None:
-        """A candidate that cannot be run leaves, with its reason."""
+        """Remove a candidate that cannot run, and record the reason."""
         self.runners[place].left, self.runners[place].why = "failed", why
 
     @property
     def leader(self) -> int | None:
-        """The fastest of those still running."""
+        """The fastest of the running candidates."""
         timed = [place for place in self.running if self.runners[place].times]
         return min(timed, key=lambda place: self.runners[place].best, default=None)
 
     @property
     def settled(self) -> bool:
-        """Whether another round is not expected to change the leader by more than a tie."""
+        """True if another round is not expected to change the leader by more than a tie."""
         running = [self.runners[place] for place in self.running]
         if self.leader is None or not all(runner.times for runner in running):
             return False
@@ -100,7 +100,7 @@ class Race:
 
     @property
     def over(self) -> bool:
-        """Nothing is to be learned from another round, or enough were run."""
+        """True if another round gives no information, or enough rounds were run."""
         return self.settled or self.rounds >= MOST_ROUNDS or not self.running
 
     def _part(self) -> None:
@@ -120,6 +120,6 @@ class Race:
 
 
 def _paired(runner: Runner, leader: Runner) -> float:
-    """The middle one of the ratios within the rounds that both ran; 1 where there is none."""
+    """Return the median of the ratios within the rounds that both ran. 1: there are none."""
     ratios = [seconds / leader.times[number] for number, seconds in runner.times.items() if number in leader.times]
     return median(ratios) if ratios else 1.0

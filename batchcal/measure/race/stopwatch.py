@@ -1,4 +1,4 @@
-"""Optimizer steps, each timed in its parts, as a training runs them."""
+"""Optimizer steps as a training runs them, timed in their parts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from batchcal.runtime.group import run_group
 
 @dataclass(frozen=True)
 class GroupTime:
-    """One optimizer step in seconds; the tuples by micro-batch."""
+    """Times of one optimizer step, seconds. The tuples are by micro-batch."""
 
     step_s: tuple[float, ...]
     """Fetching, forward and backward."""
     fetch_s: tuple[float, ...]
     fetch_cpu_s: tuple[float, ...]
-    """What this thread computed meanwhile."""
+    """Processor time of this thread in the meantime."""
     update_s: float
     samples: int
 
 
 def timed_group(subject: Subject, batches: Iterator[MicroBatch], count: int) -> GroupTime:
-    """Runs one group of `count` micro-batches: the trainings' own function.
+    """Run one group of `count` micro-batches with the function that trainings use.
 
     Raises:
-        StopIteration: there are fewer.
+        StopIteration: there are fewer micro-batches.
     """
     watched = _Watched(batches, count)
     result = run_group(subject.task, watched, device=subject.device, scaler=subject.scaler)
@@ -50,7 +50,7 @@ def timed_group(subject: Subject, batches: Iterator[MicroBatch], count: int) -> 
 
 @dataclass
 class _Watched:
-    """Hands micro-batches on and holds none: a name here would keep a batch alive while the next one is made."""
+    """Passes micro-batches on and holds none: a variable here would keep a batch alive while the next one is made."""
 
     batches: Iterator[MicroBatch]
     left: int

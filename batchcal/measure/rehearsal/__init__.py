@@ -1,1 +1,1 @@
-"""Plans as they will train: which of them is fastest, what each knob brings, and whether the chosen one stays in its budget."""
+"""Runs of complete plans: the fastest plan, the gain of each knob, and whether the chosen plan stays within its budget."""

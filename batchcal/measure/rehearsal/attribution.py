@@ -1,4 +1,4 @@
-"""What a plan gains over PyTorch's defaults: one knob turned back at a time, and all of them, timed in turn."""
+"""Gain of a plan over PyTorch's defaults: each knob turned back alone, and all of them together, timed one after another."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from batchcal.measure.rehearsal.stage import Stage, divided
 from batchcal.plan.plan import Plan
 
 ROUNDS: Final = 2
-"""At most; a knob's part is said with two digits."""
+"""Maximum number of rounds. The gain of a knob is reported with two digits."""
 EXPECTED_SHARE: Final = 0.8
-"""Of the budget: what a size that was never run may be expected to hold. The fence stands all the same."""
+"""Share of the budget that a size that was never run may be expected to hold. The fence is active all the same."""
 Name = Literal["allocator", "micro_batch", "num_workers", "intra_op_threads", "activation_checkpointing"]
 
 
 def usual_threads(environment: Environment) -> int:
-    """The intra-op threads that torch takes by itself: OMP_NUM_THREADS, else all physical cores, whatever the quota."""
+    """Return the intra-op threads that torch uses by default: OMP_NUM_THREADS, else all physical cores, whatever the quota."""
     told = environment.software.thread_environment.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(told) if told.isdigit() and int(told) > 0 else max(1, environment.cpu.physical)
 
 
 @dataclass
 class _Variant:
-    """A plan that is timed, and what came of it."""
+    """A plan to time, and its results."""
 
     plan: Plan | None
-    """None: it cannot be, as `why` says."""
+    """None: it cannot be timed, for the reason in `why`."""
     why: str = ""
     keep_activations: bool = False
     rates: list[float] = field(default_factory=list)
@@ -46,9 +46,9 @@ class _Variant:
 
 
 def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution | None:
-    """Each knob's part in what `plan` gains. None: no time was left, or the plan itself could not be timed.
+    """Measure the part of each knob in the gain of `plan`. None: no time was left, or the plan itself could not be timed.
 
-    A knob that is as PyTorch has it is not turned.
+    A knob with PyTorch's default is not turned back.
     """
     knobs = _knobs(calibration, plan)
     turned = {name: _turned_back(calibration, plan, (name,)) for name in knobs}
@@ -87,7 +87,7 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
 
 
 def _knobs(calibration: Calibration, plan: Plan) -> dict[Name, tuple[str, str]]:
-    """The knobs that differ from what PyTorch does by itself: as chosen, and as usual."""
+    """Return the knobs that differ from PyTorch's defaults: the chosen and the usual value."""
     threads = usual_threads(calibration.environment)
     undivided = _undivided(calibration, plan, plan.allocator)
     values: dict[Name, tuple[str, str]] = {
@@ -117,8 +117,8 @@ def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) 
 
 
 def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
-    """The micro-batch of who does not divide: the effective batch, or what of it fits; is expected to fit, where no time was left
-    to find out."""
+    """Return the micro-batch of a user who does not divide: the effective batch, or the part of it that fits. If there was no
+    time to measure that, the part that is expected to fit."""
     finding = calibration.finding(device=plan.device, allocator=allocator)
     whole = sum(plan.micro_batches)
     if finding is None:
@@ -130,10 +130,10 @@ def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
 
 
 def _run(stage: Stage, variants: list[_Variant]) -> int:
-    """Rounds in which each variant is timed once, as many as there is time for. Returns how many."""
+    """Run rounds in which each variant is timed once, as many as there is time for. Return their number."""
     plans = [one.plan for one in variants if one.plan is not None]
     stage.probe.prepare(tuple(dict.fromkeys(plan.allocator for plan in plans)), max(plan.budget_bytes for plan in plans))
-    # First what the gain is told from. Then a policy at a time, in case they cannot be there at once; and back again.
+    # First the baseline of the gain. Then one policy at a time, in case not all can be present at once. Then in reverse.
     chosen, usual, *rest = variants
     ordered = [usual, *sorted(rest, key=lambda one: one.allocator != usual.allocator), chosen]
     for number in range(ROUNDS):

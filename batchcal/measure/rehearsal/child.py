@@ -1,4 +1,4 @@
-"""Inside a measuring child: runs a plan as it will train. Named by the parent, never called by it."""
+"""Code of a measuring child: runs a plan as it will train. The parent refers to it by name and does not call it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from batchcal.workload.optimizers import set_mode
 
 WORST_GROUPS: Final = 2
 WORST_MICRO_BATCHES: Final = 2
-"""Of each: the second has the gradients of the first beside it, and no later one has more."""
+"""Micro-batches of each group. The second runs beside the gradients of the first, and later ones need no more."""
 EVALUATIONS: Final = 2
 SCAN_LIMIT_S: Final = 0.5
 
 
 def rehearse(arguments: RehearsalArguments, context: ChildContext) -> JSON:
-    """Groups of the largest samples, groups as they come, evaluations, and a group after them."""
+    """Run groups of the largest samples, ordinary groups, evaluations, and a group after them."""
     setting, request = arguments.setting, arguments.request
     context.phase("load")
     subject = Subject.load(setting)
@@ -60,7 +60,7 @@ def rehearse(arguments: RehearsalArguments, context: ChildContext) -> JSON:
     held_training = host.read() + (workers.read() if request.plan.num_workers else 0)
     train_peak = held_training if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
     if request.eval_batches:
-        context.tell({"evaluating": True})  # it may not live to say so later
+        context.tell({"evaluating": True})  # the process may not live to report it later
     eval_sample_s = _evaluations(subject, arguments)
     if request.eval_batches:
         timed_group(subject, batches, count)
@@ -83,7 +83,7 @@ def rehearse(arguments: RehearsalArguments, context: ChildContext) -> JSON:
 
 @dataclass
 class _Timing:
-    """Sums over the groups that were timed."""
+    """Sums over the timed groups."""
 
     groups: int = 0
     samples: int = 0
@@ -113,14 +113,14 @@ def _settled(
     started_s: float,
     until_s: float,
 ) -> _Timing:
-    """The groups that come once workers deliver as fast as they work, timed again where somebody else was in the way."""
-    # What workers have read ahead by then comes faster than that.
+    """Time the groups after workers have settled at their own speed. Repeat if others disturbed the measurement."""
+    # Batches that workers have read ahead by then arrive faster than that.
     dropped = 1 + request.plan.num_workers * (request.plan.prefetch_factor or 0)
     first, passed = _Timing(), 0
     while passed < dropped or (request.plan.num_workers and time.monotonic() >= until_s):
         if passed and time.monotonic() >= until_s:
-            # Only what was read ahead, or was fetched by another worker meanwhile, could be timed now. All from the start of
-            # the workers on is the least that they do.
+            # Only batches that were read ahead, or that another worker fetched meanwhile, could be timed now. The rate since the
+            # start of the workers is the least that they achieve.
             workers.look()
             waited = time.monotonic() - started_s - first.spent_s if request.plan.num_workers else 0.0
             first.step_s, first.fetch_s = first.step_s + max(0.0, waited), first.fetch_s + max(0.0, waited)
@@ -139,7 +139,7 @@ def _settled(
 def _timed(
     subject: Subject, batches: Iterator[MicroBatch], request: RehearsalRequest, workers: WorkersPeak, until_s: float
 ) -> _Timing:
-    """One group, and more for as long as was asked."""
+    """Time one group, and more for the requested seconds."""
     timing, foreign = _Timing(), Foreign()
     while timing.groups == 0 or (timing.spent_s < request.least_s and time.monotonic() < until_s):
         timing.add(timed_group(subject, batches, len(request.micro_batches)))
@@ -149,14 +149,14 @@ def _timed(
 
 
 def _largest(subject: Subject, worst: WorstCase, request: RehearsalRequest) -> None:
-    """One optimizer step on the largest samples."""
+    """Run one optimizer step on the largest samples."""
     sizes = request.micro_batches[:WORST_MICRO_BATCHES]
     group = (MicroBatch(worst.batch(size), size) for size in sizes)
     run_group(subject.task, group, device=subject.device, scaler=subject.scaler, clear_first=True)
 
 
 def _last_group(subject: Subject, worst: WorstCase, plan: Plan) -> str:
-    """Runs the last, smaller group of an epoch. An error of the task's own code is an answer: the other groups went well."""
+    """Run the last, smaller group of an epoch. An error of the task's own code is a result: the other groups ran well."""
     if not plan.last_group or plan.last_group_error:
         return ""
     group = (MicroBatch(worst.batch(size), size) for size in plan.last_group)
@@ -171,8 +171,8 @@ def _last_group(subject: Subject, worst: WorstCase, plan: Plan) -> str:
 
 
 def _evaluations(subject: Subject, arguments: RehearsalArguments) -> tuple[float, ...]:
-    """Seconds a sample of each evaluation; none for a task that cannot be evaluated, and that a training does not evaluate: the
-    loss of a physics-informed network, or a gradient penalty, computes gradients of its own."""
+    """Return the seconds per sample of each evaluation. Empty for a task that cannot be evaluated and that a training does not
+    evaluate: the loss of a physics-informed network, or a gradient penalty, computes its own gradients."""
     try:
         return tuple(_evaluated(subject, size, arguments) for size in arguments.request.eval_batches)
     except Exception as error:
@@ -183,7 +183,7 @@ def _evaluations(subject: Subject, arguments: RehearsalArguments) -> tuple[float
 
 
 def _evaluated(subject: Subject, size: int, arguments: RehearsalArguments) -> float:
-    """Seconds a sample of the last of some evaluations."""
+    """Return the seconds per sample of the last of some evaluations."""
     worst = WorstCase.of(subject.task, "eval", limit_s=SCAN_LIMIT_S, seed=arguments.setting.seed, order=arguments.eval_order)
     set_mode(subject.task, training=False)
     seconds = 0.0

@@ -19,17 +19,17 @@ from batchcal.plan.workers import worth_it
 from batchcal.workload.in_flight import PREFETCH_FACTOR
 
 MOST_WITH_WORKERS: Final = 3
-"""Run at most, beside the one without."""
+"""Maximum number of candidates with workers to run, beside the one without."""
 MOST_THREADS: Final = 3
 LAP_S: Final = 6.0
 SHARE_OF_LAP: Final = 0.3
-"""For the lap of threads, at most: seconds, and of the time that is left."""
+"""Limits of the lap of threads: seconds, and share of the remaining time."""
 WAITING: Final = 0.95
-"""Of what conservation of work allows: a winner that stays below waits for batches that may be read further ahead."""
+"""Share of the rate that conservation of work allows. A winner below it waits for batches that may be read further ahead."""
 
 
 def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
-    """What one micro-batch of `plan` takes with each number of threads, without workers; and why that ended early."""
+    """Time one micro-batch of `plan` with each number of threads, without workers. Return also the reason of an early end."""
     ladder = thread_ladder(plan.intra_op_threads)
     report = stage.probe.lap(
         LapRequest(
@@ -49,12 +49,12 @@ def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
 
 
 def thread_ladder(most: int) -> tuple[int, ...]:
-    """`most`, its half, and 1: where fewer threads are as fast, they are the better ones."""
+    """Return `most`, its half, and 1: if fewer threads are as fast, they are the better choice."""
     return tuple(dict.fromkeys((most, max(1, most // 2), 1)))[:MOST_THREADS]
 
 
 def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Finals:
-    """The fastest threads and workers for `plan`, which has no workers."""
+    """Find the fastest threads and workers for `plan`, which has no workers."""
     finalists = entries(work, loading)
     runners = [place for place, one in enumerate(finalists) if not one.left]
     if len(runners) == 1:
@@ -67,7 +67,7 @@ def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Final
         finalists[place] = _ran(finalists[place], runner)
     winner, settled = runners[_simplest(race)], race.settled
     if not settled and finalists[winner].intra_op_threads < plan.intra_op_threads and not finalists[winner].num_workers:
-        # In doubt, and time did not tell: as many as there are is what they would be without us.
+        # In doubt, and the time was too short to decide: use all threads, as without batchcal.
         winner = next((place for place in runners if _usual(finalists[place], plan)), winner)
     variant = variant_of(finalists[winner], [finalists[place] for place in runners], loading)
     if variant is not None and stage.left_s() > 0:
@@ -80,8 +80,8 @@ def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Final
 
 
 def variant_of(winner: Finalist, ran: Sequence[Finalist], loading: Loading) -> Finalist | None:
-    """A loader that only the race gives reason to try: one that reads further ahead where the training still waits, one whose
-    workers are started in another way where none of those that ran could be used. None: there is no such reason."""
+    """Return a loader that only the race gives a reason to try. If the training still waits, it reads further ahead. If none of
+    the workers that ran could be used, it starts workers by another method. None: there is no such reason."""
     if loading.pinned_workers is not None:
         return None
     with_workers = [one for one in ran if one.num_workers]
@@ -103,7 +103,7 @@ def variant_of(winner: Finalist, ran: Sequence[Finalist], loading: Loading) -> F
 
 
 def entries(work: Work, loading: Loading) -> list[Finalist]:
-    """All that are thought of, the simplest first; only those that may gain, and that arithmetic allows, are left in."""
+    """Return all finalists, the simplest first. Only those that may gain, and that arithmetic allows, stay in the race."""
     seconds = {threads: work.alone_s(threads) for threads in work.threads}
     best = min(threads for threads, each in seconds.items() if each <= min(seconds.values()) * TIE)
     most = work.threads[-1]
@@ -138,7 +138,7 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
 
 
 def with_finalist(plan: Plan, finalist: Finalist) -> Plan:
-    """`plan` with these threads and workers."""
+    """Return `plan` with these threads and workers."""
     return plan.model_copy(
         update={
             "intra_op_threads": finalist.intra_op_threads,
@@ -171,7 +171,7 @@ def _with_workers(work: Work, loading: Loading, loader: Candidate, threads: int)
 
 
 def _ran(finalist: Finalist, runner: Runner) -> Finalist:
-    """`finalist` with what its turns were."""
+    """Return `finalist` with the results of its turns."""
     return finalist.model_copy(
         update={
             "samples_per_s": 1 / runner.best if runner.times else None,
@@ -183,13 +183,13 @@ def _ran(finalist: Finalist, runner: Runner) -> Finalist:
 
 
 def _better(winner: Finalist, runner: Runner) -> Finalist:
-    """`winner` with the turns of a second race, too."""
+    """Return `winner` with the turns of a second race, too."""
     rate = max(winner.samples_per_s or 0.0, 1 / runner.best if runner.times else 0.0)
     return winner.model_copy(update={"samples_per_s": rate or None, "rounds": winner.rounds + len(runner.times)})
 
 
 def _anew(finalist: Finalist, **changes: object) -> Finalist:
-    """One that has not run yet, like `finalist` but for the changes."""
+    """Return a finalist that has not run yet: `finalist` with the changes."""
     return finalist.model_copy(update={"samples_per_s": None, "rounds": 0, "left": "", "why": "", **changes})
 
 
@@ -198,7 +198,7 @@ def _usual(finalist: Finalist, plan: Plan) -> bool:
 
 
 def _simplest(race: Race) -> int:
-    """The leader, or who comes before it in the list and is as fast. The first where nobody was timed."""
+    """Return the leader, or an earlier candidate in the list that is as fast. The first if none was timed."""
     leader = race.leader
     if leader is None:
         return 0

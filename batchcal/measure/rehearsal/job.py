@@ -18,33 +18,33 @@ from batchcal.measure.children.setting import JobArguments
 class RehearsalArguments(JobArguments):
     request: RehearsalRequest
     eval_order: tuple[int, ...] | None = None
-    """For evaluations."""
+    """Order of the samples for evaluations."""
 
 
 class RehearsalAnswer(Frozen):
-    """What a plan held and took."""
+    """Memory and times of a plan."""
 
     held: Held
     train_peak_bytes: Bytes
-    """Most held on the device before the first evaluation, by workers too."""
+    """Peak memory on the device before the first evaluation, including workers."""
     groups: Annotated[int, Field(ge=1)]
     """Optimizer steps that were timed."""
     sample_s: Seconds
-    """Mean seconds of fetching, forward and backward a sample."""
+    """Mean seconds of fetching, forward and backward, per sample."""
     wait_s: Seconds
-    """Of these, waiting for the batch."""
+    """Part of `sample_s`: waiting for the batch."""
     update_s: Seconds
     """Mean seconds of an optimizer step."""
     eval_sample_s: tuple[Seconds, ...]
-    """Seconds a sample, for each of `eval_batches`."""
+    """Seconds per sample, for each of `eval_batches`."""
     foreign_share: Share | None
     """See `StepTime`."""
     last_group_error: str = ""
-    """How the last, smaller group of an epoch failed."""
+    """Error of the last, smaller group of an epoch."""
 
 
 def rehearse(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """A whole plan."""
+    """Run a complete plan."""
     from batchcal.measure.rehearsal.child import rehearse
 
     return rehearse(RehearsalArguments.model_validate(arguments), context)

@@ -1,4 +1,4 @@
-"""The last part of a calibration: threads and workers are raced, the plan is run whole, and what it gains is told apart."""
+"""The last part of a calibration: threads and workers race, the complete plan runs, and its gain is attributed to the knobs."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ from batchcal.plan.workers import worker_bytes
 from batchcal.values.calibration_events import Attributed, FinalistEnded, PhaseBegan, Rehearsed, SizeEnded
 
 SHARE_OF_FINALS: Final = 0.35
-"""Of the time left, at most; the rehearsal comes next, and without it no plan is verified."""
+"""Maximum share of the remaining time. The rehearsal comes next, and without it no plan is verified."""
 SHARE_OF_FINALS_OF_HEAVY_DATA: Final = 0.65
-"""The same where the step waits for its batch: sizes are raced only if workers bring nothing, and after that."""
+"""The same if the step waits for its batch. Sizes are raced after that, and only if workers bring no gain."""
 SHARE_OF_SIZES: Final = 0.5
-"""Of the time left, at most: what rounds are worth is in how many there are."""
+"""Maximum share of the remaining time. The value of rounds is in their number."""
 EXAMINATION_S: Final = 1.0
-"""For the static curves, which a plan that is verified alone has no use for."""
+"""Seconds for the static curves, which are not needed to verify only a plan."""
 TRIES: Final = 3
-"""A plan that ran out of memory is made anew, smaller, and run again."""
+"""Maximum number of rehearsals. A plan that ran out of memory is made again, smaller, and run again."""
 
 
 @dataclass
 class Rehearsing:
-    """What is known so far is in `calibration` at any moment, however this ends."""
+    """The last part of a calibration. `calibration` contains all results so far at any moment, however this ends."""
 
     stage: Stage
     calibration: Calibration
     undone: list[Undone] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _failed: UserCodeFailed | None = None
-    """The task's own code failed with samples as they come, at sizes that ran with the largest."""
+    """Failure of the task's own code with ordinary samples, at sizes that ran with the largest samples."""
     _timed: tuple[StepTime, ...] = ()
-    """What the race of sizes saw, with as many threads as there are."""
+    """Times from the race of sizes, with all threads."""
 
     def __post_init__(self) -> None:
         self.slices = TimeSlices(self.stage.clock)
 
     def run(self) -> None:
-        """Fills in what there is time for.
+        """Run the parts that there is time for, and add their results.
 
         Raises:
             BatchcalError: as the probe's methods.
@@ -70,7 +70,7 @@ class Rehearsing:
         if self.calibration.options.objective == "throughput":
             if self._none_left("threads-and-workers", "the race of threads and workers"):
                 return
-            # Where the step waits for its batch, whatever its size, the time is the workers'.
+            # If the step waits for its batch, whatever its size, the time is used for workers.
             heavy = self._data_is_heavy()
             if not heavy:
                 self._race_sizes()
@@ -81,20 +81,20 @@ class Rehearsing:
         if not self._none_left("rehearsal", "the rehearsal"):
             plan = self.plan()
             if not self.calibration.finals and self.calibration.environment.optimal_workers:
-                self._try_workers(plan)  # without a race they are planned by the number of cores
+                self._try_workers(plan)  # without a race, workers are planned by the number of cores
             with self.slices.spent_on("rehearsal"):
                 self._rehearse()
             self._attribute()
 
     def rehearse_alone(self) -> None:
-        """Only the plan: all else is as it was.
+        """Run only the plan. All other results remain as they are.
 
         Raises:
             BatchcalError: as the probe's methods.
         """
         plan = self.plan()
         self.stage.probe.obey(self.calibration.obeyed)
-        # Which samples are the largest is known to nobody who was not told.
+        # The probe does not know yet which samples are the largest.
         self.stage.probe.examine(plan.device, plan.allocator, plan.budget_bytes, EXAMINATION_S)
         if self._none_left("rehearsal", "the rehearsal"):
             return
@@ -105,7 +105,7 @@ class Rehearsing:
         self._rehearse()  # the time slices are those of the command that measured
 
     def told(self) -> Calibration:
-        """The calibration, which says what was left undone, and whose capacities failed rehearsals have reduced."""
+        """Return the calibration with the parts that were not done. Failed rehearsals have reduced its capacities."""
         calibration = reduced(self.calibration)
         unsettled = calibration.status == "complete" and bool(self.undone)
         return calibration.model_copy(
@@ -119,12 +119,12 @@ class Rehearsing:
         )
 
     def error(self) -> UserCodeError | None:
-        """The failure of the task's own code, which a training would meet. None: there was none."""
+        """Return the failure of the task's own code that a training would meet. None: there was none."""
         failed = self._failed
         return None if failed is None else UserCodeError(failed.error, known=failed.evidence, try_=failed.hint)
 
     def plan(self) -> Plan:
-        """The plan that the calibration makes as it is now."""
+        """Return the plan that the calibration makes in its current state."""
         return own_plan(self.calibration)
 
     def _race(self) -> None:
@@ -145,7 +145,7 @@ class Rehearsing:
             self._leave("threads-and-workers", f"the race of threads and workers: {why}")
             return
         for seen in self._timed:
-            # What a number of threads was seen to do it can do, though a moment later the machine was slower.
+            # An observed speed of a number of threads is possible, even if the machine was slower a moment later.
             if seen.micro_batch == alone.micro_batch and seen.threads in times:
                 times[seen.threads] = times[seen.threads].or_better(seen)
         cores, on_host = self.calibration.environment.cpu.cores.value, plan.device == "cpu"
@@ -159,7 +159,7 @@ class Rehearsing:
             self._leave("threads-and-workers", "the race of threads and workers is not settled")
 
     def _loading(self, plan: Plan) -> Loading:
-        """What is known of loading the micro-batches of `plan`."""
+        """Return the facts about loading the micro-batches of `plan`."""
         facts, workers = self.calibration.facts, self.calibration.loader_workers
         batch_bytes = 0.0 if facts is None else facts.batch_bytes_per_sample * plan.micro_batch
         room = room_of(
@@ -182,7 +182,7 @@ class Rehearsing:
         )
 
     def _try_workers(self, plan: Plan) -> None:
-        """Before any worker is raced or planned: whether there may be workers at all, and what they come to hold."""
+        """Before any worker is raced or planned, check whether workers are possible, and measure the memory that they reach."""
         if self.calibration.loader_workers is not None or self.calibration.options.workers is not None:
             return
         with self.slices.spent_on("worker-trial"):
@@ -234,7 +234,7 @@ class Rehearsing:
                 break
             report, run = self.stage.rehearse(plan)
             if not tells(report.outcome) or isinstance(report.outcome, Suspect):
-                report, run = self.stage.rehearse(plan)  # an accident, or a crash that may be one: once more
+                report, run = self.stage.rehearse(plan)  # an accident, or a crash that may be one: run it again
             rates = () if report.times is None else report.times.eval_samples_per_s
             rehearsal = Rehearsal(
                 settings=setup_of(plan),
@@ -272,7 +272,7 @@ class Rehearsing:
 
     def _attribute(self) -> None:
         plan = self.plan()
-        # Who asks for the largest batch does not ask what is gained.
+        # A user who requests the largest batch does not need the gain.
         if plan.objective == "memory" or plan.status != "verified" or self.stage.left_s() <= 0:
             return
         self._phase("attribution", "each knob as PyTorch has it, in turn")

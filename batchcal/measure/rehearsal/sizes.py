@@ -1,9 +1,9 @@
 """The race of micro-batches: those around the fastest of a lap, and the undivided one.
 
-Where the allocator keeps what it has they take turns of half a second in one child, so that what the machine does for seconds on
-end meets all alike. On two cores whose speed came and went by a fifth, a small CNN under tcmalloc then told the same order again
-and again (samples/s at 16: 899, 32: 971, 64: 1,006, 128: 1,002, 256: 967, 512: 937); with a child for every turn, which starts,
-warms up and runs for a moment, one size told 522 and then 900.
+If the allocator keeps its memory, the sizes take turns of half a second in one child, so that changes of the machine that last
+for seconds affect all sizes alike. On two cores whose speed varied by a fifth, a small CNN under tcmalloc then gave the same
+order again and again (samples/s at 16: 899, 32: 971, 64: 1,006, 128: 1,002, 256: 967, 512: 937). With a child for every turn,
+which starts, warms up and runs for a moment, one size gave 522 and then 900.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from batchcal.plan.plan import Plan
 from batchcal.values.calibration_events import PhaseBegan
 
 FROM_THE_LAP: Final = 3
-"""The fastest of the lap that are raced where each needs a child. A lap times each size once, and one of them may have met
-somebody else's burst."""
+"""Number of the lap's fastest sizes that are raced if each needs a child. A lap times each size once, and a burst of other load
+may have hit one of them."""
 SMALLEST: Final = 8
 STEPS_AWAY: Final = 2
-"""Doublings and halvings of the lap's fastest that are raced in one child. The lap's own sizes are two apart."""
+"""Doublings and halvings of the lap's fastest size that are raced in one child. The lap's own sizes are two apart."""
 HANDS_BACK: Final = frozenset({"default", "thp"})
-"""Policies that hand large blocks back: a small size that comes after a large one finds a heap that it would not have made."""
+"""Policies that return large blocks to the system: a small size after a large one finds a heap that it would not have made."""
 
 
 def race_sizes(
     stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, rule: SizeRule | None = None
 ) -> tuple[SizeRace, tuple[StepTime, ...]] | None:
-    """The race for the effective batch of `plan`, all else alike, and the times that it was run in, where that was in one child.
-    None: there is nothing to choose between."""
+    """Race sizes for the effective batch of `plan`, all else equal. Return the race, and its times if it ran in one child. None:
+    there is nothing to choose between."""
     effective = sum(plan.micro_batches)
     timed = [time for time in (speeds.times if speeds is not None else ()) if time.micro_batch <= effective]
     timed.sort(key=lambda time: -time.samples_per_s(effective))
@@ -77,7 +77,7 @@ def race_sizes(
 
 
 def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ...]:
-    """Doublings and halvings of `fastest` up to `largest`, and that one, by rising size."""
+    """Return doublings and halvings of `fastest` up to `largest`, and `largest` itself, in ascending order."""
     factors = [2.0**step for step in range(-STEPS_AWAY, STEPS_AWAY + 1)]
     rounded = {round(fastest * factor / multiple_of) * multiple_of for factor in factors}
     least = min(fastest, -(-SMALLEST // multiple_of) * multiple_of)
@@ -85,7 +85,7 @@ def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ..
 
 
 def run_in_turns(times: Sequence[StepTime], sizes: Sequence[int], effective_batch: int) -> Race:
-    """The race that a lap in rounds was: nobody runs twice in one. Of a size that was timed undisturbed, that alone counts."""
+    """Return the race of a lap in rounds. No size runs twice in a round. If a size has undisturbed times, only these count."""
     race = Race(len(sizes))
     clear = {time.micro_batch for time in times if not disturbed(time.foreign_share)}
     told: dict[int, float] = {}
@@ -122,7 +122,7 @@ def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> tuple[Race, t
             )
         )
         if not report.times:
-            # One that cannot be run ends all, and before any of them is timed: they are warmed up first, by rising size.
+            # A size that cannot run ends the lap before any size is timed: all are warmed up first, in ascending order.
             running, why = running[:-1], report.why_ended or "it could not be timed"
     race = run_in_turns(report.times, sizes, effective)
     for place in range(len(running), len(sizes)):

@@ -1,4 +1,4 @@
-"""Where whole plans are run: within what is left of the time, one child a plan."""
+"""Runs of complete plans within the remaining time, one child per plan."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from batchcal.plan.split import split, split_by
 from batchcal.values.calibration_events import CalibrationEvent
 
 TURN_S: Final = 0.5
-"""What a plan is timed for at least, where it races another."""
+"""Minimum seconds for which a plan is timed in a race."""
 TURN_WITH_WORKERS_S: Final = 2.5
-"""What it is given at least where workers fetch: they start, and what they read ahead is not timed."""
+"""Minimum seconds of a run if workers fetch: they start, and the batches that they read ahead are not timed."""
 GROUPS: Final = 4
-"""Optimizer steps that a whole rehearsal runs beside those of the largest samples, evaluations included."""
+"""Optimizer steps of a complete rehearsal beside those of the largest samples, including evaluations."""
 LEAST_MICRO_BATCHES: Final = 2
-"""Of a rehearsed step that has more: with the second, memory stands still."""
+"""Minimum number of micro-batches of a rehearsed step that has more. From the second on, memory does not grow."""
 SHARE_OF_A_TURN: Final = 0.5
-"""Of the time left: what one run may be expected to take."""
+"""Share of the remaining time that one run may be expected to take."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Stage:
     clock: Clock
     progress: Progress[CalibrationEvent]
     until: float
-    """Of the clock: when no further child is started."""
+    """Time of the clock from which on no further child is started."""
 
     def left_s(self) -> float:
         return self.until - self.clock.monotonic()
 
     def part(self, share: float) -> Stage:
-        """The same with `share` of the time that is left."""
+        """Return the same stage with `share` of the remaining time."""
         return replace(self, until=self.clock.monotonic() + max(0.0, self.left_s()) * share)
 
     def turn(self, plan: Plan, *, keep_activations: bool = False) -> Observation:
-        """Times `plan`, as one of several in a race: no more of each optimizer step than that takes."""
+        """Time `plan` as one of several in a race. Run no more of each optimizer step than that takes."""
         limit_s = max(self.left_s(), _least_s(plan))
         return self.probe.observe(
             RehearsalRequest(
@@ -60,7 +60,7 @@ class Stage:
         )
 
     def race(self, plans: Sequence[Plan]) -> Race:
-        """Races `plans`, a turn each a round, as long as there is time; what cannot be run leaves."""
+        """Race `plans`, one turn each per round, while there is time. A plan that cannot run leaves."""
         race = Race(len(plans))
         while not race.over and self.left_s() > 0:
             told: dict[int, float] = {}
@@ -78,8 +78,8 @@ class Stage:
         return race
 
     def rehearse(self, plan: Plan) -> tuple[Observation, int]:
-        """Runs `plan` for its peak and its rate, evaluations at training's size and at its own included. Tells how many
-        micro-batches of each step were run, too."""
+        """Run `plan` to measure its peak and its rate, with evaluations at the size of training and at its own. Return also the
+        number of micro-batches that were run of each step."""
         limit_s = max(self.left_s() * SHARE_OF_A_TURN, _least_s(plan))
         cut = first_of(plan, limit_s / GROUPS, least=LEAST_MICRO_BATCHES)
         evaluations = tuple(dict.fromkeys((min(plan.micro_batch, plan.eval_batch), plan.eval_batch)))
@@ -103,14 +103,14 @@ def _least_s(plan: Plan) -> float:
 
 
 def divided(plan: Plan, largest: int) -> Plan:
-    """`plan` with its effective batch divided into the fewest micro-batches of at most `largest`."""
+    """Return `plan` with its effective batch divided into the fewest micro-batches of at most `largest`."""
     samples, rule = sum(plan.micro_batches), plan.size_rule
     sizes = (() if rule is None else split_by(rule, samples, largest)) or split(samples, largest)
     return plan.model_copy(update={"micro_batches": sizes, "micro_batch": sizes[0], "accumulation_steps": len(sizes)})
 
 
 def first_of(plan: Plan, seconds: float, *, least: int) -> tuple[int, ...]:
-    """The first micro-batches of a step: as many as are expected to take `seconds`, and `least` if there are."""
+    """Return the first micro-batches of a step: as many as are expected to take `seconds`, and at least `least` if there are."""
     rate = plan.predicted_samples_per_s
     most = len(plan.micro_batches) if rate is None else math.ceil(seconds * rate / plan.micro_batch)
     return plan.micro_batches[: max(least, most)]

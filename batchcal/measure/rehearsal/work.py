@@ -1,4 +1,4 @@
-"""Conservation of work: what no number of workers can beat, from what a step and its fetching take alone."""
+"""Conservation of work: a bound that no number of workers can beat, from the times of a step and of its fetching alone."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ INSTANT_S: Final = 1e-12
 
 @dataclass(frozen=True)
 class Work:
-    """One micro-batch by number of intra-op threads, fetched in the training process itself."""
+    """Times of one micro-batch by number of intra-op threads. The training process itself fetches it."""
 
     times: Mapping[int, StepTime]
     """Not empty."""
     cores: float
     on_host: bool
-    """Whether the step computes on the cores that workers would use."""
+    """True if the step computes on the cores that workers would use."""
 
     @property
     def threads(self) -> tuple[int, ...]:
         return tuple(sorted(self.times))
 
     def alone_s(self, threads: int) -> float:
-        """Seconds a sample without workers, as timed."""
+        """Return the measured seconds per sample without workers."""
         time = self.times[threads]
         return time.step_s / time.micro_batch
 
     def in_doubt(self, fewer: int, more: int) -> bool:
-        """Whether `fewer` threads may have come out ahead of `more` only because somebody else had a core meanwhile: more threads
-        wait for the one that it keeps from running."""
+        """Return True if `fewer` threads may be ahead of `more` only because another process used a core meanwhile: more threads
+        wait for the one that this process delays."""
         return fewer < more and any(disturbed(self.times[threads].foreign_share) for threads in (fewer, more))
 
     def least_s(self, threads: int, workers: int) -> float:
-        """Seconds a sample with workers, at the least: the step waits for nobody, workers fetch side by side, and a core does one
-        thing at a time."""
-        # A worker fetches with one thread, and what one thread takes is what there is to compute: more compute as much or more.
+        """Return the minimum seconds per sample with workers: the step never waits, workers fetch in parallel, and a core does
+        one thing at a time."""
+        # A worker fetches with one thread. The time of one thread is the work to compute: more threads compute as much or more.
         fewest = self.times[self.threads[0]]
         fetch_s, fetch_cpu_s = fewest.fetch_s / fewest.micro_batch, fewest.fetch_cpu_s / fewest.micro_batch
         step_cpu_s = _rest_s(fewest) * fewest.threads if self.on_host else 0.0
@@ -47,5 +47,5 @@ class Work:
 
 
 def _rest_s(time: StepTime) -> float:
-    """Seconds a sample of a step beside fetching."""
+    """Return the seconds per sample of a step without fetching."""
     return (time.step_s - time.fetch_s) / time.micro_batch

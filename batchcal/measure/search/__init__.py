@@ -1,1 +1,1 @@
-"""What to try next: pure ask and tell. Somebody else measures."""
+"""Choice of the next size to try, as a pure ask-and-tell interface. The caller measures."""

@@ -1,4 +1,4 @@
-"""Between which sizes a capacity is searched for, and what ends it there."""
+"""Bounds of the search for a capacity, and the reason for the upper bound."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def bounds_for(
     most_trained: int | None = None,
     rule: SizeRule | None = None,
 ) -> Bounds:
-    """The bounds for training, or for the evaluation after what was `trained`. Nobody trains with more than `most_trained` at
-    once.
+    """Return the bounds for training, or for the evaluation after the training in `trained`. Training has at most `most_trained`
+    samples per micro-batch.
 
-    Both obey `--multiple-of` and the `rule` of the task's sizes. A multiple that is larger than every bound is not kept:
-    `multiple_of` is 1 then. Where a process takes one size only, evaluation has the size that was trained.
+    Both obey `--multiple-of` and the `rule` of the task's sizes. A multiple above the upper bound is not kept: `multiple_of` is 1
+    then. If a process accepts one size only, evaluation has the size of the training.
     """
     samples = facts.train_samples if trained is None else (facts.eval_samples or facts.train_samples)
     ceilings: list[tuple[int, LimitedBy]] = [(samples or UNBOUNDED, "dataset")]

@@ -1,4 +1,4 @@
-"""Fits base and ratio of a memory model to what was measured; the shape comes from the static curve."""
+"""Fits base and ratio of a memory model to measurements. The shape comes from the static curve."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.core.units import MIB
 
 OVERHEAD: Final = 20.0 * MIB
-"""What a first large step takes beyond the base and never gives back: buffers of kernels, caches of threads. With it the line
-through small probes meets large ones (four example tasks, two optimizers, tcmalloc: bias 7 % without, under 1 % with)."""
+"""Memory that a first large step takes beyond the base and never returns: buffers of kernels, caches of threads. With it, the
+line through small probes meets large ones (four example tasks, two optimizers, tcmalloc: bias 7 % without, under 1 % with)."""
 BASE_DOUBT: Final = (15.0 * MIB, 0.02)
 """Standard deviation of base + overhead: bytes, and a share of the base."""
 RATIO_DOUBT: Final = 0.4
-"""Standard deviation of the ratio before anything was measured: 1.0-2.1 was seen."""
+"""Standard deviation of the ratio before the first measurement. Measured ratios were 1.0-2.1."""
 RATIO_LEAST: Final = 0.01
-"""Demands that fall as the batch grows are noise; a static curve that says a hundred times what is true would be none."""
+"""Smallest ratio. A demand that falls as the batch grows is noise. A static curve a hundred times too high would be useless."""
 POINT_DOUBT: Final = (3.0 * MIB, 0.04)
-"""Standard deviation of one measured demand: bytes, and a share of the heap. Peaks go up and down by 3 % from one batch size to
-the next even where they repeat themselves exactly at one size."""
+"""Standard deviation of one measured demand: bytes, and a share of the heap. Peaks vary by 3 % from one batch size to the next,
+even if they repeat exactly at one size."""
 BELIEVED: Final = 3.0
-"""A point this many standard deviations off the fit says that the base is not what it seemed after a tiny step."""
+"""Number of standard deviations between a point and the fit from which the base measured after a tiny step counts as wrong."""
 LEVER: Final = 1.5
-"""Points this far apart on paper give a line of their own."""
+"""Ratio of two heap sizes on paper from which the points give a line of their own."""
 
 
 def fit(
@@ -35,12 +35,12 @@ def fit(
     prior_ratio: float,
     spread: float,
 ) -> MemoryModel:
-    """The model given `points` (batch, measured demand in bytes), by linear regression with a prior on both unknowns.
+    """Fit the model to `points` (batch, measured demand in bytes), by linear regression with a prior on both unknowns.
 
-    Without a point: base as seen after a tiny step, and the prior ratio. Points pull both as far as they can be trusted: one at a
-    small batch moves the base, one at a large batch the ratio, two near one another make no slope out of noise. Where the base
-    turns out to be wrong the line through the points themselves is taken. The largest point, from which all that is asked goes
-    on, is met exactly.
+    Without a point: the base measured after a tiny step, and the prior ratio. Points move both according to their uncertainty:
+    one at a small batch moves the base, one at a large batch the ratio, two near one another make no slope out of noise. If the
+    base is wrong, the line through the points themselves is used. The model meets the largest point exactly, since all requests
+    continue from there.
     """
     kept = tuple(sorted(dict(points).items()))
     model = MemoryModel(base_bytes=base_bytes, ratio=prior_ratio, shape=tuple(shape), source=source, spread=spread)
@@ -64,7 +64,7 @@ def fit(
 def _with_prior(
     seen: Sequence[tuple[float, float]], doubts: Sequence[float], base_bytes: float, prior_ratio: float
 ) -> tuple[float, float]:
-    """Base and ratio of the highest posterior probability: two normal equations."""
+    """Base and ratio with the highest posterior probability: two normal equations."""
     base_doubt = BASE_DOUBT[0] + BASE_DOUBT[1] * base_bytes
     of_base, of_ratio, of_both = 1 / base_doubt**2, 1 / RATIO_DOUBT**2, 0.0
     right_base, right_ratio = (base_bytes + OVERHEAD) * of_base, prior_ratio * of_ratio
@@ -81,7 +81,7 @@ def _with_prior(
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Intercept and slope by least squares, weighed by the size on paper: the model is asked about large batches."""
+    """Intercept and slope by least squares, weighted by the size on paper: the model is used for large batches."""
     weight = sum(x for x, _ in points)
     mean_x = sum(x * x for x, _ in points) / weight
     mean_y = sum(x * y for x, y in points) / weight

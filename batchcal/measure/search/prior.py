@@ -1,4 +1,4 @@
-"""What is believed of memory before anything was measured, by allocator policy."""
+"""Prior of the memory model, before the first measurement, by allocator policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchcal.machine.allocator import BUILT_IN, maps_large_blocks
 
 RATIO: Final = 1.15
 GLIBC_RATIO: Final = 1.5
-"""Resident over on-paper bytes of the heap: 1.4-2.1 over the examples with glibc, 1.05-1.5 with tcmalloc."""
+"""Ratio of resident to on-paper bytes of the heap: 1.4-2.1 over the examples with glibc, 1.05-1.5 with tcmalloc."""
 SPREAD: Final = {"tcmalloc": 0.005}
 SPREAD_OTHERWISE: Final = 0.06
 """Run-to-run spread of the peak: tcmalloc 0.5 %, glibc 5-8 % (fragmentation)."""
@@ -18,14 +18,14 @@ SPREAD_OTHERWISE: Final = 0.06
 
 @dataclass(frozen=True)
 class Prior:
-    """The belief for one device under one policy."""
+    """Prior for one device under one policy."""
 
     ratio: float
     spread: float
     maps_large_blocks: bool
     fragments: bool
-    """Whether the heap that training leaves behind is no use to larger blocks. In it an evaluation at twice the training's batch
-    took up to 44 MiB more of a 512 MiB container, one at the same batch nothing (handwriting, glibc, 11 trainings)."""
+    """True if larger blocks cannot use the heap that training leaves behind. In such a heap, an evaluation at twice the training
+    batch took up to 44 MiB more of a 512 MiB container, one at the same batch nothing (handwriting, glibc, 11 trainings)."""
 
     @classmethod
     def of(cls, device: str, allocator: str) -> Prior:
@@ -39,7 +39,7 @@ class Prior:
         )
 
     def shape(self, curve: tuple[ShapePoint, ...]) -> tuple[ShapePoint, ...]:
-        """The static curve as this policy sees it: where large blocks are not mapped by themselves, all of it is heap."""
+        """Return the static curve under this policy. If large blocks are not mapped one by one, all memory is heap."""
         if self.maps_large_blocks:
             return curve
         return tuple(point.model_copy(update={"mapped_bytes": 0.0}) for point in curve)

@@ -1,8 +1,8 @@
-"""Which sizes to try before a refusal is believed, and the rule that the accepted and refused sizes follow. Pure.
+"""Sizes to try before a refusal is final, and the rule of the accepted and refused sizes. Pure.
 
 A rule is a multiple, a lower bound and an upper bound, or a single size. Each accepted size removes the multiples that do not
-divide it, each refused size between two accepted sizes removes those that divide it. The rule with the fewest parts is believed;
-of rules that explain the same, the narrowest, since a size of it is a size of the others too.
+divide it, each refused size between two accepted sizes removes those that divide it. The rule with the fewest parts is used. Of
+rules that explain the same sizes, the narrowest is used, since its sizes are sizes of the others, too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Final
 from batchcal.calibration.size_rule import SizeRule
 
 MOST_MULTIPLE: Final = 64
-"""Multiples above this are not searched for; a larger one that the user gives is kept."""
+"""Largest multiple to search. A larger one from the user is kept."""
 MOST_TRIALS: Final = 8
-"""Trials for one refusal. A trial is one child; the longest sequence over all rules of `test_size_trials.py` has 8."""
+"""Maximum trials for one refusal. A trial is one child; the longest sequence over all rules of `test_size_trials.py` has 8."""
 
 
 Kind = tuple[int, bool, bool, bool]
-"""Of a rule: the multiple (0: no rule explains the sizes), whether it has a lower and an upper bound, `one_size`."""
+"""Kind of a rule: the multiple (0: no rule explains the sizes), a lower bound exists, an upper bound exists, `one_size`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Trial:
 
 @dataclass
 class SizeTrials:
-    """The sizes that the task took and refused so far.
+    """The sizes that the task accepted and refused so far.
 
     Args:
         smallest: a size that ran; the warm-up of every process uses it.
@@ -46,13 +46,13 @@ class SizeTrials:
     smallest: int
     given: int = 1
     one_size: bool = False
-    """The task takes a size only where the warm-up had the same."""
+    """The task accepts a size only if the warm-up used the same size."""
     _taken: set[int] = field(default_factory=set)
     _refused: set[int] = field(default_factory=set)
     _refused_alone: set[int] = field(default_factory=set)
     """Refused although the process ran no other size."""
     _mixed: set[int] = field(default_factory=set)
-    """Refused since the process had run another size."""
+    """Refused because the process had run another size."""
     _ceiling: int | None = None
     _believed: Kind | None = None
     """The kind of rule that explained the last refusal."""
@@ -61,9 +61,9 @@ class SizeTrials:
         self._taken.add(self.smallest)
 
     def tell(self, batch: int, *, taken: bool, one_size: bool) -> None:
-        """What the task did with `batch`, in a process that ran `smallest` before or, with `one_size`, no other size."""
+        """Record if the task accepted `batch`, in a process that ran `smallest` before or, with `one_size`, no other size."""
         if taken and one_size and batch in self._refused and not self.one_size:
-            # The same size runs where no other size ran before: mixed refusals are no evidence about sizes.
+            # The same size runs if no other size ran before: mixed refusals are not evidence about sizes.
             self.one_size = True
             self._mixed = set(self._refused)
             self._taken = {self.smallest, batch}
@@ -80,17 +80,17 @@ class SizeTrials:
 
     @property
     def taken(self) -> tuple[int, ...]:
-        """Sizes that the task took, by rising size."""
+        """Sizes that the task accepted, in ascending order."""
         return tuple(sorted(self._taken))
 
     @property
     def refused(self) -> tuple[int, ...]:
-        """Sizes that the task refused, by rising size."""
+        """Sizes that the task refused, in ascending order."""
         return tuple(sorted(self._refused))
 
     @property
     def rule(self) -> SizeRule | None:
-        """The rule that the task follows. None: it takes every size, or the sizes follow no rule of these kinds."""
+        """The rule that the task follows. None: it accepts every size, or the sizes follow no rule of these kinds."""
         multiples = self._multiples()
         if not multiples or not (self._refused or self.one_size):
             return None
@@ -107,7 +107,7 @@ class SizeTrials:
         )
 
     def next(self, around: int, ceiling: int) -> Trial | None:
-        """What to run before the refusal of `around` is believed; None: the rule is known, or no trial can tell more."""
+        """Return the next trial before the refusal of `around` is final. None: the rule is known, or no trial can show more."""
         self._ceiling = ceiling
         for trial in self._wanted(around, ceiling):
             known = self._refused_alone if trial.one_size and not self.one_size else self._refused
@@ -124,7 +124,7 @@ class SizeTrials:
         if self._believed is not None and kind == self._believed:
             return  # a further refusal of a kind that is known, such as a tighter upper bound
         if around in self._refused and around % self.given == 0:
-            # One at a time: what the first of them tells may make the others needless.
+            # One at a time: the result of the first may make the others unnecessary.
             near = (around - 1 if around - 1 not in self._taken else around + 1, _below(around, 8), _power_below(around))
             if not self._taken & set(near):
                 for size in near:
@@ -146,25 +146,25 @@ class SizeTrials:
             low = self._bounds(rule.multiple_of)[0] // rule.multiple_of
             least = rule.least // rule.multiple_of
             if least - low > 1:
-                # The next one below first: the smallest size that ran is mostly the smallest that can.
+                # Start with the next one below: the smallest size that ran is mostly the smallest that can.
                 size = least - 1 if rule.least == self.smallest else (least + low) // 2
                 yield Trial(size * rule.multiple_of, alone, f"how small a batch the task takes: {rule.least} ran")
 
     @property
     def _is_single(self) -> bool:
-        """Whether one size ran and its double did not, not even in a process of its own, or cannot be tried."""
+        """True if one size ran and its double did not, not even in a process of its own, or cannot be tried."""
         double = 2 * self.smallest
         no_room = self.given == 1 and self._ceiling is not None and double > self._ceiling
         return len(self._taken) == 1 and (double in self._refused_alone or no_room)
 
     def _between(self, finer: int, coarser: int) -> int:
-        """The smallest size above the smallest that ran which is a multiple of `finer` and not of `coarser`."""
+        """Smallest untried size above the smallest that ran that is a multiple of `finer` and not of `coarser`."""
         least = min(self._taken)
         known = self._taken | self._refused
         return next(size for size in count(least - least % finer + finer, finer) if size % coarser and size not in known)
 
     def _multiples(self) -> tuple[int, ...]:
-        """The multiples that explain all sizes with the fewest bounds besides."""
+        """Multiples that explain all sizes with the fewest bounds."""
         costs: dict[int, int] = {}
         for multiple in range(self.given, max(MOST_MULTIPLE, self.given) + 1, self.given):
             if all(size % multiple == 0 for size in self._taken) and self._explains(multiple):
@@ -178,14 +178,14 @@ class SizeTrials:
         return not any(least < size < most and size % multiple == 0 for size in self._refused)
 
     def _bounds(self, multiple: int) -> tuple[int, int | None]:
-        """The nearest refused multiples below and above all sizes that ran; 0 and None where there are none."""
+        """Nearest refused multiples below and above all sizes that ran; 0 and None if there are none."""
         least, most = min(self._taken), max(self._taken)
         of_it = [size for size in self._refused if size % multiple == 0]
         low = max((size for size in of_it if size < least), default=0)
         return low, min((size for size in of_it if size > most), default=None)
 
     def _kind(self) -> Kind | None:
-        """None: several rules explain the sizes alike."""
+        """Kind of the rule. None: several rules explain the sizes equally well."""
         multiples = self._multiples()
         if not multiples:
             return 0, False, False, self.one_size
@@ -196,11 +196,11 @@ class SizeTrials:
 
 
 def _below(size: int, multiple: int) -> int:
-    """The largest multiple below `size`; above it where there is none."""
+    """Largest multiple of `multiple` below `size`, or the next one above it if there is none."""
     below = (size - 1) // multiple * multiple
     return below or (size // multiple + 1) * multiple
 
 
 def _power_below(size: int) -> int:
-    """The largest power of two below `size`."""
+    """Largest power of two below `size`."""
     return 1 << max((size - 1).bit_length() - 1, 1)

@@ -1,1 +1,1 @@
-"""Shapes of a model that are asked about and not measured."""
+"""Estimates for shapes of a model, without measurements."""

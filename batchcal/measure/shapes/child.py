@@ -1,4 +1,4 @@
-"""Inside a child: traces a task whose parameters never take memory. Named by the parent, never called by it."""
+"""Inside a child: traces a task with parameters that take no memory. The parent names this module and never calls it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEVICE: Final = "cpu"
 
 
 def trace(request: TraceArguments, context: ChildContext) -> JSON:
-    """Loads the task with every parameter faked the moment it is made, and runs its step on real batches, faked too."""
+    """Load the task with every parameter faked on creation, and run its step on real batches, which are faked, too."""
     context.phase("load")
     random.seed(request.seed)
     torch.manual_seed(request.seed)
@@ -47,26 +47,26 @@ def trace(request: TraceArguments, context: ChildContext) -> JSON:
 
 
 def _step(task: Task, request: TraceArguments, fake: FakeTensorMode) -> tuple[ShapePoint, ...]:
-    """What a training step takes, by micro-batch."""
+    """Memory of a training step, by micro-batch."""
     worst = WorstCase.of(task, "train", limit_s=SCAN_LIMIT_S, seed=request.seed)
     traced = FakeTrace(task, worst.batch, limit_s=request.limit_s, fake=fake, slow_s=request.limit_s)
     samples = worst.facts(task).train_samples or max(request.batches)
-    # However few samples there are: two points make a curve.
+    # Two sizes even if there are few samples: two points make a curve.
     traced.trace([size for place, size in enumerate(request.batches) if size <= samples or place < 2])
     return traced.shapes().get("train", ())
 
 
 @contextmanager
 def parameters_without_memory(fake: FakeTensorMode) -> Iterator[None]:
-    """Within it, what a module registers as a parameter is replaced by a fake one before anything is written to it: what
-    `torch.empty` gave was never touched. Data stay real."""
+    """Replace every parameter that a module registers by a fake one before anything is written to it: the memory of `torch.empty`
+    is never touched. Data stay real."""
 
     def faked(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
         if isinstance(parameter, FakeTensor):
-            return parameter  # tied: one under two names
+            return parameter  # tied: one parameter under two names
         return nn.Parameter(fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
 
-    # torch declares that a hook returns nothing, and takes what it returns.
+    # torch declares that a hook returns nothing, but uses its return value.
     register: Callable[[Callable[..., nn.Parameter]], RemovableHandle] = vars(torch_module)[
         "register_module_parameter_registration_hook"
     ]
@@ -81,7 +81,7 @@ def parameters_without_memory(fake: FakeTensorMode) -> Iterator[None]:
 
 
 def _moved_nowhere(self: nn.Module, *where: object, **how: object) -> nn.Module:
-    """Takes the type alone: a device is of no account."""
+    """Apply only the dtype. The device has no effect."""
     dtype = next((one for one in (*where, *how.values()) if isinstance(one, torch.dtype)), None)
     return self if dtype is None else self._apply(partial(_as_type, dtype=dtype))
 
@@ -91,7 +91,7 @@ def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _state_bytes(task: Task, fake: FakeTensorMode) -> int:
-    """What the optimizer keeps once it has stepped."""
+    """Memory of the optimizer state after a step, bytes."""
     with fake:
         for group in task.optimizer.param_groups:
             for parameter in group["params"]:

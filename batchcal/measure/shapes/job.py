@@ -16,13 +16,13 @@ class TraceArguments(Frozen):
     reference: TaskReference
     seed: int
     batches: tuple[int, ...]
-    """Micro-batches whose step is traced, where the data has as many samples. None: only what the model holds is told."""
+    """Micro-batches to trace a step with, if the data has as many samples. Empty: report only the memory of the model."""
     limit_s: float
-    """No further size is traced after so many seconds."""
+    """Seconds after which no further size is traced."""
 
 
 def trace(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """The memory of a shape, without taking it."""
+    """Estimate the memory of a shape without allocating it."""
     from batchcal.measure.shapes.child import trace
 
     return trace(TraceArguments.model_validate(arguments), context)

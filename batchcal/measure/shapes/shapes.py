@@ -29,14 +29,14 @@ from batchcal.values.calibration_events import CalibrationEvent, ShapeTraced
 from batchcal.workload.reference import TaskReference
 
 LIMIT_S: Final = 60.0
-"""For one shape: 256 layers of a transformer take 10 s a size."""
+"""Time limit for one shape. 256 layers of a transformer take 10 s per size."""
 GRACE_S: Final = 120.0
-"""A size that was begun is ended."""
+"""Extra time: a size that has started is finished."""
 POLICY: Final = "default"
 
 
 def batches_by(rule: SizeRule | None) -> tuple[int, ...]:
-    """The micro-batches to trace for a task that takes sizes by `rule`. None: it takes all."""
+    """Return the micro-batches to trace for a task that accepts sizes by `rule`. None: it accepts all sizes."""
     sizes = BATCHES if rule is None else tuple(rule.at_most(size) or rule.smallest for size in BATCHES)
     return tuple(dict.fromkeys(sizes))
 
@@ -61,19 +61,19 @@ def estimate_shapes(
     memory_limit_bytes: int | None = None,
     deadline: Deadline | None = None,
 ) -> tuple[ShapeEstimate, ...]:
-    """What the task needs with each of `shapes` over its own arguments, and first with its own.
+    """Estimate the memory of the task with its own arguments first, then with each of `shapes` on top of them.
 
     Events: `shape_traced` for each.
 
     Args:
-        batches: micro-batches whose step is traced. None: the estimates have no points.
-        launchers: who starts the children, and is not closed. None: somebody of their own.
-        neighbours: others come and go in the memory group meanwhile.
-        memory_limit_bytes: most that a child may hold. None: what is free.
-        deadline: what is not traced by then stays untraced, with that reason.
+        batches: micro-batches to trace a step with. Empty: the estimates have no points.
+        launchers: launchers of the children, which stay open. None: the function creates its own.
+        neighbours: other processes start and end in the memory group meanwhile.
+        memory_limit_bytes: maximum memory of a child. None: the free memory.
+        deadline: shapes that are not traced by then stay untraced, with that reason.
 
     Raises:
-        UsageError: the task takes no such argument.
+        UsageError: the task does not accept such an argument.
         GuardError: no child could be started.
     """
     progress = progress or Silent()

@@ -1,1 +1,1 @@
-"""DataLoader workers before any is used: whether they return the samples of the process, and what they come to hold."""
+"""Trial of DataLoader workers before any is used: whether they return the process's samples, and how much memory they take."""

@@ -1,4 +1,4 @@
-"""The workers that the user asked for, and the memory that an epoch adds to what is measured in a few steps."""
+"""The workers that the user requested, and the memory that an epoch adds to the measurement of a few steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from batchcal.measure.children.probe import Probe
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
 
 LEAST_BESIDE_GROWTH: Final = 1.05
-"""Of what a tiny step holds: a budget below that fits no batch."""
+"""Multiple of the memory of a tiny step. A budget below it fits no batch."""
 
 
 def try_asked(probe: Probe, request: WorkersRequest, asked: int) -> WorkersReport:
-    """The trial of `asked` workers.
+    """Run the trial of the `asked` workers.
 
     Raises:
         UserCodeError: they hang, fail or return other samples.
@@ -40,7 +40,7 @@ def try_asked(probe: Probe, request: WorkersRequest, asked: int) -> WorkersRepor
 
 
 def check_growth(budget: Budget, each_bytes: int, asked: int, *, base_bytes: int) -> None:
-    """Check that `asked` workers have room to grow by `each_bytes` each, beside what a tiny step holds.
+    """Check that `asked` workers have room to grow by `each_bytes` each, beside the memory of a tiny step.
 
     Raises:
         NothingFits: there is less room.
@@ -57,10 +57,10 @@ def check_growth(budget: Budget, each_bytes: int, asked: int, *, base_bytes: int
 
 
 def reserve(budget: Budget, grown_bytes: int, *, base_bytes: int) -> tuple[Budget, str]:
-    """`budget` with `grown_bytes` left free, where a small batch still fits beside them; and a phrase for the notes.
+    """Return `budget` with `grown_bytes` left free, if a small batch still fits beside them, and a phrase for the notes.
 
     Args:
-        base_bytes: what a tiny step holds.
+        base_bytes: memory of a tiny step.
     """
     grown = f"{format_bytes(grown_bytes)} by the end of an epoch"
     if budget.budget_bytes - grown_bytes < base_bytes * LEAST_BESIDE_GROWTH:

@@ -1,5 +1,5 @@
-"""Inside a measuring child: DataLoader workers are started, compared with the process and measured. Named by the parent, never
-called by it."""
+"""Code of a measuring child: starts DataLoader workers, compares them with the process and measures them. The parent refers to it
+by name and does not call it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from batchcal.workload.pickled import Pickled, pickled_bytes
 from batchcal.workload.task import Task
 
 SLOW_FACTOR: Final = 8.0
-"""Workers that bring nothing in so many times what the process takes for one batch hang; before, they may be slow."""
+"""Workers that deliver nothing within this multiple of the process's time for one batch hang. Before, they may be slow."""
 
 
 def examine_workers(request: WorkersArguments, context: ChildContext) -> JSON:
-    """Loads the task and tries workers on its training data."""
+    """Load the task and try workers on its training data."""
     context.phase("load")
     torch.manual_seed(request.seed)
     before = anonymous_bytes()
@@ -54,11 +54,11 @@ def examine_workers(request: WorkersArguments, context: ChildContext) -> JSON:
 def examine(
     task: Task, *, workers: int, seed: int, read_s: float, hang_s: float, anonymous_before: int, fresh_s: float = FRESH_WORKER_S
 ) -> WorkersAnswer:
-    """Tries `workers` workers on the training data of `task`, of which no sample was read yet.
+    """Try `workers` workers on the training data of `task`, of which no sample was read yet.
 
     Args:
         anonymous_before: memory of this process before it loaded the task, bytes.
-        fresh_s: how long a worker that is not forked may take to start, beside `hang_s`: it imports torch and the user's module.
+        fresh_s: seconds beside `hang_s` for a worker that is not forked to start: it imports torch and the user's module.
     """
     holding = find_holding(task.train_data, task.eval_data, task.collate_fn)
     pickled = pickled_bytes(task.train_data)
@@ -103,7 +103,7 @@ def _compared(
     hang_s: float,
     copyable: int,
 ) -> WorkersAnswer:
-    """`answer` with what the process itself reads."""
+    """Return `answer` with the results of the reads in the process itself."""
     began = time.monotonic()
     batches = [batch for batch, _ in run.batches] or [list(range(min(COMPARED_BATCH, samples)))]
     here, points = read_here(data, batches, seed=seed, read_s=read_s)
@@ -125,7 +125,7 @@ def _compared(
 
 
 def _why_not_sent(pickled: Pickled, task: Task) -> str:
-    """Why workers that are not forked cannot be sent the datasets and the collate function; empty: they can."""
+    """Return why the datasets and the collate function cannot be sent to workers that are not forked. Empty: they can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "this system only forks"
     if pickled.size is None:
@@ -142,5 +142,5 @@ def _tensor_bytes(task: Task) -> int:
 
 
 def anonymous_bytes() -> int:
-    """Anonymous memory of this process."""
+    """Return the anonymous memory of this process, bytes."""
     return (read_status() or ProcessMemory()).anonymous_bytes

@@ -1,4 +1,4 @@
-"""The samples of workers against the samples of the process."""
+"""Comparison of samples from workers with samples from the process."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Final, Literal, NamedTuple
 from batchcal.guard.report import READING
 
 FAILED: Final = "\0"
-"""The first character of what stands for a sample that raised."""
+"""First character of the text that stands for a sample that raised an error."""
 Texts = Sequence[str]
-"""One digest a sample, or FAILED and the error."""
+"""One text per sample: a digest, or FAILED and the error."""
 
 
 class Compared(NamedTuple):
-    """How many samples differ, and how."""
+    """Number of samples that differ, and the kind of the difference."""
 
     compared: int = 0
     """Samples that the process reads alike each time."""
     unstable: int = 0
-    """Samples of which two reads in the process differ."""
+    """Samples for which two reads in the process differ."""
     wrong: int = 0
-    """Of `compared`: other from a worker."""
+    """Samples of `compared` that differ in a worker."""
     swapped: int = 0
-    """Of `wrong`: the record of another index."""
+    """Samples of `wrong` that are the record of another index."""
     example: str = ""
     failed: Literal["", "raise"] = ""
     error: str = ""
@@ -31,7 +31,7 @@ class Compared(NamedTuple):
 
 
 def compare(from_workers: Sequence[tuple[Sequence[int], Texts]], from_here: Sequence[tuple[Texts, Texts]]) -> Compared:
-    """Compares batch by batch, as far as the process has read.
+    """Compare batch by batch, as far as the process has read.
 
     Args:
         from_workers: indices and digests.
@@ -50,7 +50,7 @@ def compare(from_workers: Sequence[tuple[Sequence[int], Texts]], from_here: Sequ
                 continue
             compared += 1
             if one == other or one.startswith(FAILED):
-                continue  # a sample that cannot be read here is not the workers' fault
+                continue  # a sample that the process cannot read is not the workers' fault
             if other.startswith(FAILED):
                 error = error or f"{other.removeprefix(FAILED)}, {READING} {index}"
                 continue

@@ -1,4 +1,4 @@
-"""How much one process comes to hold by reading samples: measured over a few, extrapolated to all."""
+"""Memory that one process accumulates by reading samples: measured over a few samples, extrapolated to all."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Final, NamedTuple
 from batchcal.core.units import MIB
 
 SETTLED_SHARE: Final = 1 / 3
-"""Of the samples: the first reads import decoders, open files and fill the allocator's free lists."""
+"""Share of the samples that is left out: the first reads import decoders, open files and fill the allocator's free lists."""
 NOISE_BYTES: Final = 1 * MIB
-"""Growth between two readings that is not the samples'. Private memory of a forked worker over a tensor dataset moved by at most
-0.4 MiB in 20 runs."""
+"""Growth between two readings that samples do not cause, bytes. Private memory of a forked worker over a tensor dataset changed
+by at most 0.4 MiB in 20 runs."""
 KEPT_LEAST_BYTES: Final = 2 * MIB
-"""A process that grows by less while it reads is not taken to keep its samples."""
+"""Bytes. A process that grows by less while it reads is assumed to keep no samples."""
 PARTS: Final = 3
-"""A cache grows in each of so many parts of the run; what an allocator keeps for reuse stops growing."""
+"""Number of parts of a run. A cache grows in each of them; memory that an allocator keeps for reuse stops growing."""
 
 
 class Point(NamedTuple):
     """One reading."""
 
     samples: int
-    """Read so far by the process."""
+    """Number of samples that the process has read so far."""
     held_bytes: int
 
 
 def at_most(points: Sequence[Point], samples: int, *, bound_bytes: int) -> int:
-    """The largest growth since the first reading, by the time `samples` are read, that the readings allow.
+    """Return the largest growth that the readings allow, from the first reading until `samples` are read, bytes.
 
     A forked worker copies a page of its parent with the first reference count that it writes there. That growth is close to
-    linear at first and ends when all is copied, so that a line is an upper bound. Short runs over slow data leave a wide margin:
-    their bound is the parent's memory.
+    linear at first and ends when all is copied, so a line is an upper bound. Short runs over slow data leave a wide margin: their
+    bound is the parent's memory.
 
     Args:
-        bound_bytes: what can be copied.
+        bound_bytes: memory that can be copied.
     """
     if not points:
         return bound_bytes
@@ -51,7 +51,7 @@ def at_most(points: Sequence[Point], samples: int, *, bound_bytes: int) -> int:
 
 
 def kept_per_sample(points: Sequence[Point]) -> float:
-    """Bytes of each sample that the process keeps, by a cache for example. 0: none that the readings prove."""
+    """Return the bytes of each sample that the process keeps, for example in a cache. 0: the readings prove none."""
     settled = _settled(points)
     if len(settled) <= PARTS:
         return 0.0
@@ -63,7 +63,7 @@ def kept_per_sample(points: Sequence[Point]) -> float:
 
 
 def _settled(points: Sequence[Point]) -> Sequence[Point]:
-    """The readings after the first ones."""
+    """Return the readings after the first ones."""
     if len(points) < 2:
         return points
     from_ = points[0].samples + (points[-1].samples - points[0].samples) * SETTLED_SHARE

@@ -19,49 +19,49 @@ class WorkersArguments(Frozen):
     reference: TaskReference
     seed: int
     workers: Annotated[int, Field(ge=1)]
-    """To start: two, or the one that the user asked for."""
+    """Number of workers to start: two, or the one that the user requested."""
     read_s: float
     """Seconds of reading, for the workers and for the process each."""
     hang_s: float
-    """Workers that bring nothing for so long hang."""
+    """Seconds after which workers that deliver nothing are considered hung."""
 
 
 class WorkersAnswer(Frozen):
-    """What the workers did."""
+    """Result of a trial of workers."""
 
     holding: str = ""
     """The resource that forked workers would share or lack."""
     does_not_pickle: str = ""
-    """Why workers cannot be sent the dataset; then none was started beside a `holding`."""
+    """Reason why the dataset cannot be sent to workers. In this case none was started, because of the `holding`."""
     start: Start | None = None
-    """How the workers were started. None: as the platform does."""
+    """Start method of the workers. None: the platform's default."""
     failed: Literal["", "hang", "die", "raise"] = ""
     error: str = ""
-    """Of the workers, where they failed."""
+    """Error of the workers, if they failed."""
     repeats: str = ""
-    """The random generator of which each worker has a copy, where reads draw from it."""
+    """The random generator of which each worker has a copy, if reads draw from it."""
     not_compared: str = ""
-    """Why samples were not compared."""
+    """Reason why samples were not compared."""
     compared: Count = 0
-    """Samples that workers and process both read."""
+    """Samples that both the workers and the process read."""
     wrong: Count = 0
-    """Of these: samples that differ although the process reads them alike each time."""
+    """Number of these that differ although the process reads them alike each time."""
     swapped: Count = 0
-    """Of these: samples that are another index's."""
+    """Number of these that are the sample of another index."""
     example: str = ""
-    """One wrong sample."""
+    """Example of a wrong sample."""
     samples: Count = 0
-    """That each worker read."""
+    """Samples that each worker read."""
     private_bytes: Bytes = 0
-    """Of one worker after the first batch, the largest."""
+    """Private memory of the largest worker after the first batch."""
     copied_bytes: Bytes = 0
-    """What one forked worker adds to that until it has read all samples, at most."""
+    """Maximum that one forked worker adds to that until it has read all samples."""
     kept_bytes: Bytes = 0
-    """What the process itself comes to keep of all samples: a worker keeps as much."""
+    """Memory that the process itself keeps after it has read all samples. A worker keeps as much."""
 
 
 def examine_workers(arguments: dict[str, JSON], context: ChildContext) -> JSON:
-    """Whether DataLoader workers return the same samples, and what they hold."""
+    """Check that DataLoader workers return the same samples, and measure their memory."""
     from batchcal.measure.workers.child import examine_workers
 
     return examine_workers(WorkersArguments.model_validate(arguments), context)

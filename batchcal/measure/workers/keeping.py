@@ -1,4 +1,4 @@
-"""What the process itself keeps of the samples that it reads."""
+"""Memory that the process keeps of the samples that it reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READINGS: Final = 8 * PARTS
 
 
 def kept_by_reading(data: Dataset[object], seed: int, *, read_s: float = READ_S) -> float:
-    """Bytes of each sample that stay after it was read, over as many shuffled samples as there is time for. A stream: 0."""
+    """Return the bytes that stay of each sample after reading, over as many shuffled samples as time allows. A stream: 0."""
     if isinstance(data, IterableDataset) or not isinstance(data, Sized):
         return 0.0
     points = [Point(0, _held())]

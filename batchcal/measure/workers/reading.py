@@ -28,10 +28,10 @@ COMPARED_BATCH: Final = 8
 COMPARED_BATCHES: Final = 32
 GROWTH_BATCH: Final = 16
 READINGS: Final = 8
-"""Of each worker's memory; one takes 30 ms per GiB."""
+"""Number of readings of each worker's memory. One reading takes 30 ms per GiB."""
 KILL_LIMIT_S: Final = 2.0
 TIMED_OUT: Final = "DataLoader timed out after"
-"""The beginning of torch's own message. A dataset may raise a timeout of its own, of a database for example."""
+"""Beginning of torch's own message. A dataset may raise its own timeout, for example of a database."""
 Failure = Literal["", "hang", "die", "raise"]
 
 
@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
     """One sample to read."""
 
     place: int
-    """Its index in the dataset."""
+    """Index in the dataset."""
     digest: bool
     """False: it is read and not hashed."""
 
@@ -67,7 +67,7 @@ class Digests(Dataset[object]):
         ]
 
     def _batch(self, read: Callable[[Sequence[int]], object], indices: list[int], *, digest: bool) -> list[str]:
-        """One digest for each index: of its sample, or of all that was read, where that is not a list of samples."""
+        """Return one digest for each index: of its sample, or of the complete result if that is not a list of samples."""
         _seed(zlib.crc32(f"{self.seed}/{indices[0]}".encode()))
         try:
             samples = read(indices)
@@ -83,7 +83,7 @@ class Digests(Dataset[object]):
 
 
 class StreamDigests(IterableDataset[object]):
-    """A stream of which only the reading matters."""
+    """A stream that is only read. Its samples are not hashed."""
 
     def __init__(self, data: IterableDataset[object]) -> None:
         self.data = data
@@ -95,12 +95,12 @@ class StreamDigests(IterableDataset[object]):
 
 @dataclass
 class WorkersRun:
-    """What the workers delivered."""
+    """Result of the reads in workers."""
 
     batches: list[tuple[list[int], list[str]]] = field(default_factory=list)
-    """Indices and digests, of the compared batches."""
+    """Indices and digests of the compared batches."""
     points: list[Point] = field(default_factory=list)
-    """Samples and private memory of one worker, of the worker that holds most."""
+    """Samples read by one worker, and private memory of the worker that holds most."""
     failed: Failure = ""
     error: str = ""
 
@@ -108,8 +108,8 @@ class WorkersRun:
 def read_with_workers(
     data: Dataset[object], samples: int | None, *, workers: int, start: Start | None, seed: int, read_s: float, hang_s: float
 ) -> WorkersRun:
-    """Reads shuffled samples with a real DataLoader whose workers start before this process has read any: a file that the dataset
-    opens on its first read is then each worker's own, as in a training."""
+    """Read shuffled samples with a real DataLoader. Its workers start before this process has read any sample: if the dataset
+    opens a file on its first read, each worker has its own, as in a training."""
     run = WorkersRun()
     plan = [] if samples is None else _compared(samples, seed)
     raise_while_fetching()
@@ -121,7 +121,7 @@ def read_with_workers(
         collate_fn=unchanged,
         num_workers=workers,
         prefetch_factor=2,
-        persistent_workers=True,  # a stream that ends must not take its workers' last reading with it
+        persistent_workers=True,  # so that a last reading of the workers is possible after a stream ends
         timeout=hang_s,
         multiprocessing_context=start,
         generator=torch.Generator().manual_seed(seed),
@@ -138,7 +138,7 @@ def read_with_workers(
     finally:
         del iterator
         if run.failed != "hang":
-            loader._iterator = None  # torch ends its workers: one that is killed may leave a semaphore that it was making
+            loader._iterator = None  # torch ends its workers: a killed one may leave a semaphore that it was creating
         _end(set(multiprocessing.active_children()) - before)
     return run
 
@@ -146,9 +146,9 @@ def read_with_workers(
 def read_here(
     data: Dataset[object], batches: Sequence[list[int]], *, seed: int, read_s: float
 ) -> tuple[list[tuple[list[str], list[str]]], list[Point]]:
-    """Reads `batches` twice in this process, as far as there is time; the digests of both reads, and what the process held."""
+    """Read `batches` twice in this process, while there is time. Return the digests of both reads, and readings of the memory."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker: sums of other parts differ in their last bits
+    torch.set_num_threads(1)  # as in a worker: sums over other parts differ in their last bits
     digests, found, points = Digests(data, seed), [], [Point(0, _held())]
     ends = time.monotonic() + read_s
     read = 0
@@ -166,7 +166,7 @@ def read_here(
 
 
 def _end(workers: set[multiprocessing.process.BaseProcess]) -> None:
-    """Kills the workers: torch waits for those that hang, and its handler of SIGCHLD takes a killed worker for an accident."""
+    """Kill the workers. torch waits for those that hang, and its handler of SIGCHLD treats a killed worker as an accident."""
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         for worker in workers:
@@ -186,7 +186,7 @@ def _deliver(
     for position, batch in enumerate(iterator):
         now = time.monotonic()
         if ends is None:
-            ends = now + read_s  # what starting took does not count
+            ends = now + read_s  # the time of the start does not count
         delivered += len(batch) if isinstance(batch, list) else 1
         if position < len(plan) and plan[position][0].digest and isinstance(batch, list):
             run.batches.append(([one.place for one in plan[position]], [str(text) for text in batch]))
@@ -204,14 +204,14 @@ def _pids(before: set[multiprocessing.process.BaseProcess]) -> list[int]:
 
 
 def _compared(samples: int, seed: int) -> list[list[Wanted]]:
-    """Batches of shuffled samples that are compared, each sample at most once."""
+    """Return the batches of shuffled samples to compare, each sample at most once."""
     order = random.Random(seed).sample(range(samples), min(samples, COMPARED_BATCH * COMPARED_BATCHES))
     wanted = [Wanted(index, digest=True) for index in order]
     return [wanted[at : at + COMPARED_BATCH] for at in range(0, len(wanted), COMPARED_BATCH)]
 
 
 class _Order:
-    """The compared batches, then random ones without end."""
+    """The compared batches, then random batches without end."""
 
     def __init__(self, samples: int, seed: int, compared: list[list[Wanted]]) -> None:
         self._samples, self._seed, self._first = samples, seed, compared
@@ -244,6 +244,6 @@ def _failure(error: Exception) -> Failure:
 
 
 def _in_short(error: Exception) -> str:
-    """The last line of a worker's traceback, which torch wraps; else the first line of the message."""
+    """Return the last line of a worker's traceback, which torch wraps, or else the first line of the message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return (lines[-1] if lines[0].startswith("Caught ") else lines[0]).strip()[:400]

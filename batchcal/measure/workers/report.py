@@ -1,4 +1,4 @@
-"""The answer of a child that tried workers becomes a checked promise and what plans with workers respect."""
+"""Conversion of a child's answer about workers into a checked promise and the limits of plans with workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPEN_LATER: Final = "let the dataset keep the path and open it on the first __ge
 
 
 def reported(ending: Ending, tried: int) -> WorkersReport:
-    """The report of a child that tried `tried` workers, however it ended."""
+    """Return the report of a child that tried `tried` workers, however it ended."""
     outcome: Outcome = classify(ending, lambda value: Fits(peak=Peak(demand_bytes=0), steps=0, step_s=0.0, samples_per_s=0.0))
     if not isinstance(outcome, Fits):
         return _ended(outcome, tried)
@@ -36,7 +36,7 @@ def reported(ending: Ending, tried: int) -> WorkersReport:
 
 
 def report_of(answer: WorkersAnswer) -> WorkersReport:
-    """The report of a child that ended by itself."""
+    """Return the report of a child that ended by itself."""
     check = _check(answer)
     workers = LoaderWorkers(
         start=answer.start,
@@ -57,7 +57,7 @@ def _check(answer: WorkersAnswer) -> PromiseCheck:
             f"({answer.does_not_pickle})",
             fix=OPEN_LATER,
         )
-    if answer.wrong and answer.failed in {"", "raise"}:  # some samples that are torn apart also raise: the others tell why
+    if answer.wrong and answer.failed in {"", "raise"}:  # some mixed-up samples also raise: the others show the cause
         cause = (
             f"workers return other samples' records: {answer.holding or 'the dataset shares an open file'}"
             if answer.swapped
@@ -84,7 +84,7 @@ def _check(answer: WorkersAnswer) -> PromiseCheck:
 
 
 def _ended(outcome: Outcome, tried: int) -> WorkersReport:
-    """The report of a child that was stopped."""
+    """Return the report of a child that was stopped."""
     if isinstance(outcome, TimedOut) and outcome.limit_name:
         why = f"{outcome.limit_name} ended while workers were tried"
         return WorkersReport(check=_not_checked(why), workers=LoaderWorkers(why_none=why), ended_by="time-limit")

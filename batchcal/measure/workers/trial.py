@@ -14,11 +14,11 @@ READ_S: Final = (0.3, 1.2)
 SHARE_OF_READING: Final = 0.06
 HANG_S: Final = (3.0, 8.0)
 FRESH_WORKER_S: Final = 3.0
-"""A worker that is not forked imports torch first: 1 to 3 s on two loaded cores."""
+"""Seconds for the start of a worker that is not forked. It imports torch first: 1 to 3 s on two loaded cores."""
 MOST_FRESH_WORKER_S: Final = 15.0
-"""With the user's module, whose import may take longer than torch's."""
+"""The same with the user's module, whose import may take longer than that of torch."""
 SHARE_OF_HANG: Final = 0.2
-"""Of the time left, for workers that bring nothing."""
+"""Share of the remaining time to wait for workers that deliver nothing."""
 
 
 class WorkersRequest(Frozen):
@@ -30,16 +30,16 @@ class WorkersRequest(Frozen):
     read_s: float
     """Seconds of reading, for the workers and for the process each."""
     hang_s: float
-    """Workers that bring nothing for so long hang."""
+    """Seconds after which workers that deliver nothing are considered hung."""
 
     @property
     def limit_s(self) -> float:
-        """For all of it, once the task is loaded: the readings, a hang, and what starting and ending processes takes."""
+        """Limit of the trial after the task is loaded, seconds: the readings, a hang, and the start and end of processes."""
         return self.hang_s + 3 * self.read_s + ENDS_S
 
 
 def trial_of(device: str, allocator: str, *, asked: int | None, left_s: float) -> WorkersRequest:
-    """The trial for a calibration that has `left_s` seconds left: two workers, which share what one alone does not."""
+    """Return the trial of a calibration with `left_s` seconds left. Two workers share resources that a single one does not."""
     return WorkersRequest(
         device=device,
         allocator=allocator,
@@ -50,7 +50,7 @@ def trial_of(device: str, allocator: str, *, asked: int | None, left_s: float) -
 
 
 class WorkersReport(Frozen):
-    """What is known of workers after the trial."""
+    """Result of a trial of workers."""
 
     check: PromiseCheck
     workers: LoaderWorkers

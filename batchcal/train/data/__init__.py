@@ -1,1 +1,1 @@
-"""Which samples train together, and how they become a batch."""
+"""Selection of the samples that train together, and their batches."""

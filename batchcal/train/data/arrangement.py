@@ -1,4 +1,4 @@
-"""The samples of an epoch arranged: windows of the shuffled order, each sorted, packed, and dealt to optimizer steps."""
+"""Arrangement of the samples of an epoch: windows of the shuffled order, sorted, packed, and distributed to optimizer steps."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from batchcal.train.data.packing import OVERHEAD, Budget, bucketed, greedy
 
 Mode = Literal["greedy", "bucketed"]
 NOBODY: Final = -1
-"""Stands in a row where the samples of the last group do not suffice for all ranks."""
+"""Placeholder in a row of the last group if its samples are too few for all ranks."""
 CHUNK: Final = 1 << 16
-"""Samples that are sorted at a time: what is needed meanwhile stays small, and in the cache."""
+"""Number of samples sorted at a time. Temporary memory stays small, and in the cache."""
 LOOKED_AT: Final = 1 << 16
-"""Samples by which a window is chosen."""
+"""Number of samples used to choose a window."""
 WIDEST: Final = 64
-"""Groups of a window, at most, where it is chosen."""
+"""Maximum number of groups of an automatically chosen window."""
 PADDING: Final = 0.03
-"""A window is wide enough when so little of the padded cost is padding: about 30 micro-batches to choose from."""
+"""Share of padding in the padded cost at which a window is wide enough: about 30 micro-batches to choose from."""
 
 _AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Settings(Record):
-    """What, besides order and costs, decides an arrangement. Kept in the state of a sampler."""
+    """Settings that, with order and costs, determine an arrangement. Stored in the state of a sampler."""
 
     effective_batch: _AtLeastOne
     budget: Budget
@@ -57,17 +57,17 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """Rows of one sample for each rank, in the order in which they are trained, cut into micro-batches and groups."""
+    """Rows of one sample for each rank, in training order, divided into micro-batches and groups."""
 
     rows: Tensor
     """(rows, ranks) int64, indices of samples."""
     sizes: array[int]
-    """Rows of each micro-batch."""
+    """Number of rows of each micro-batch."""
     counts: array[int]
-    """Micro-batches of each group."""
+    """Number of micro-batches of each group."""
 
     def of_rank(self, rank: int, first_group: int = 0) -> Iterator[list[list[int]]]:
-        """The groups of one rank from the `first_group`-th on, each as the indices of its micro-batches."""
+        """Yield the groups of one rank from number `first_group` on, each as the indices of its micro-batches."""
         column = self.rows[:, rank]
         place = sum(self.counts[:first_group])
         at = sum(self.sizes[:place])
@@ -78,16 +78,16 @@ class Arrangement:
                 group.append(column[at : at + size].tolist())
                 at += size
             place += count
-            # Only the last group may have a row that is not full.
+            # Only the last group may have an incomplete row.
             yield group if number != last else [[one for one in piece if one != NOBODY] for piece in group]
 
     def samples_before(self, group: int) -> Tensor:
-        """Indices of the samples of all ranks that are in the groups before the `group`-th."""
+        """Return the indices of the samples of all ranks in the groups before number `group`."""
         seen = self.rows[: sum(self.sizes[: sum(self.counts[:group])])].flatten()
         return seen[seen != NOBODY]
 
     def padding(self, costs: Tensor) -> float:
-        """Share of the padded cost that is padding, over all ranks."""
+        """Return the share of padding in the padded cost, over all ranks."""
         taken = self.rows != NOBODY
         own = torch.where(taken, costs[self.rows.clamp(min=0)], 0.0)
         piece = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).unsqueeze(1).expand(self.rows.shape)
@@ -101,24 +101,24 @@ class Arrangement:
 def arrange(
     order: Tensor, metadata: Metadata, settings: Settings, generator: torch.Generator, *, worst_first: bool
 ) -> Arrangement:
-    """The samples of `order` in groups of exactly the effective batch, but for the last.
+    """Arrange the samples of `order` in groups of exactly the effective batch, except for the last group.
 
-    A window is the samples of `settings.window` consecutive groups of `order`. They are sorted (see `ranked`; in greedy mode they
-    are not), R neighbours at a time make a row, one sample for each of R ranks, rows are packed into micro-batches, those are
-    shuffled and dealt to the groups of the window; one that is at the end of a group is cut in two. A micro-batch costs what it
-    does on a rank that has the largest sample of each row, so that all ranks have as many micro-batches, of as many samples.
+    A window is the samples of `settings.window` consecutive groups of `order`. They are sorted (see `ranked`), except in greedy
+    mode. R neighbours form a row, one sample for each of R ranks. Rows are packed into micro-batches, which are shuffled and
+    distributed to the groups of the window; a micro-batch at the end of a group is cut in two. The cost of a micro-batch is that
+    on a rank with the largest sample of each row, so that all ranks have as many micro-batches, with as many samples.
 
-    The last group: what is left makes rows too, the first of which may not be full; it shares a micro-batch with the next, so
-    that each rank has a sample in each micro-batch. Where that would be above the budget, the samples of that row (fewer than
-    ranks) are left out. A rest of fewer samples than ranks joins the group before, which is then the last.
+    The last group: the remaining samples form rows, too. The first row may be incomplete. It shares a micro-batch with the next
+    row, so that each rank has a sample in each micro-batch. If that exceeds the budget, the samples of that row (fewer than
+    ranks) are left out. If fewer samples than ranks remain, they join the previous group, which is then the last.
 
     Args:
-        order: (samples) int64, indices, as shuffled.
-        generator: is drawn from to shuffle micro-batches.
-        worst_first: the group with the costliest micro-batch first, that one with the largest sample next, then that with most
-            samples in a micro-batch. The last group stays where it is. So that it holds no worse one, it is packed under the cost
-            of the costliest micro-batch of the others, and where the largest sample of all would be in it, that one changes
-            places with the first sample of the order.
+        order: (samples) int64, shuffled indices.
+        generator: generator that shuffles micro-batches.
+        worst_first: put the group with the costliest micro-batch first, then the group with the largest sample, then the group
+            with the most samples in a micro-batch. The last group keeps its place. It must not contain a worse micro-batch, so it
+            is packed under the cost of the costliest micro-batch of the others. If it would contain the largest sample of all,
+            that sample changes places with the first sample of the order.
     """
     step, ranks = settings.effective_batch, settings.world_size
     whole, rest = divmod(len(order), step)
@@ -140,8 +140,8 @@ def arrange(
 
 
 def smallest_window(metadata: Metadata, settings: Settings) -> int:
-    """The fewest groups in a window with which no more than `PADDING` is padding; a power of two up to `WIDEST`, by some of the
-    samples. Where none is enough: that with least padding, and a wider one only where it saves half a percentage point."""
+    """Return the smallest window, in groups, with no more than `PADDING` of padding: a power of two up to `WIDEST`, tested on a
+    part of the samples. If none is enough: the one with the least padding; a wider one must save half a percentage point."""
     if settings.mode == "greedy" or settings.budget.collation == "packed":
         return 1
     samples, step = len(metadata.costs), settings.effective_batch
@@ -158,11 +158,11 @@ def smallest_window(metadata: Metadata, settings: Settings) -> int:
 
 
 def ranked(order: Tensor, metadata: Metadata, balance: float) -> Tensor:
-    """Each window (row) of `order` by (1 - balance) x r + balance x d, rising.
+    """Sort each window (row) of `order` by (1 - balance) x r + balance x d, rising.
 
-    r: the sample's place by cost among the n samples of its window, (0.5 + those before it) / n. d: its place by cost among those
-    of its own group in the window, likewise. At 0 neighbours have about the same cost, whatever their groups: the least padding.
-    At 1 each stretch has the groups in the proportions of the window, and of each group those of about the same rank by cost.
+    r: place of the sample by cost among the n samples of its window, (0.5 + number before it) / n. d: its place by cost among the
+    samples of its own group in the window, likewise. At 0, neighbours have about the same cost, whatever their groups: the least
+    padding. At 1, each stretch has the groups in the proportions of the window, with samples of about the same rank by cost.
     """
     costs, by_cost = metadata.costs[order].sort(dim=1, stable=True)
     order = order.gather(1, by_cost)
@@ -183,7 +183,7 @@ def ranked(order: Tensor, metadata: Metadata, balance: float) -> Tensor:
 
 
 def _windows(groups: int, width: int, step: int) -> Iterator[tuple[int, int, int]]:
-    """(first group, windows, groups of each): a chunk at a time, and the narrower window at the end."""
+    """Yield (first group, number of windows, groups of each): one chunk at a time, then the narrower window at the end."""
     whole, rest = divmod(groups, width)
     some = max(1, CHUNK // (width * step))
     for first in range(0, whole, some):
@@ -193,7 +193,7 @@ def _windows(groups: int, width: int, step: int) -> Iterator[tuple[int, int, int
 
 
 def _with_largest_among(order: Tensor, first: int, costs: Tensor) -> Tensor:
-    """`order`, its largest sample among the `first`."""
+    """Return `order` with its largest sample among the first `first` samples."""
     place = int(costs[order].argmax())
     if place >= first:
         order = order.clone()
@@ -202,7 +202,7 @@ def _with_largest_among(order: Tensor, first: int, costs: Tensor) -> Tensor:
 
 
 class _Table:
-    """An arrangement that grows."""
+    """Builder of an arrangement."""
 
     def __init__(self, metadata: Metadata, settings: Settings, generator: torch.Generator) -> None:
         self.groups: list[list[_Piece]] = []
@@ -213,11 +213,11 @@ class _Table:
 
     @property
     def worst(self) -> float:
-        """Cost of the costliest micro-batch; 0: there is none yet."""
+        """Cost of the costliest micro-batch. 0: none yet."""
         return max((group[0].cost for group in self.groups), default=0.0)
 
     def add(self, windows: Tensor, groups: int) -> None:
-        """(windows, samples) of `groups` whole groups each."""
+        """Add windows, (windows, samples), of `groups` complete groups each."""
         rows = self._ordered(windows).view(len(windows), -1, self._settings.world_size)
         costs = self._metadata.costs[rows].amax(2)
         for number, window in enumerate(costs):
@@ -225,7 +225,7 @@ class _Table:
         self._append(rows.flatten(0, 1))
 
     def add_last(self, samples: Tensor, most: float) -> None:
-        """The last group, of at least one sample for each rank; no micro-batch above `most`, where that is not 0."""
+        """Add the last group, with at least one sample for each rank. No micro-batch costs more than `most`, unless that is 0."""
         ranks, budget = self._settings.world_size, self._settings.budget
         if most:
             budget = replace(budget, cost=most)
@@ -239,7 +239,7 @@ class _Table:
         self._append(rows)
 
     def bring_worst_first(self, whole: int) -> None:
-        """Of the first `whole` groups."""
+        """Move the worst of the first `whole` groups to the beginning."""
         if whole < 2:
             return
         heads = {
@@ -265,13 +265,13 @@ class _Table:
         return windows if self._settings.mode == "greedy" else ranked(windows, self._metadata, self._settings.balance)
 
     def _append(self, rows: Tensor) -> None:
-        # There and back again, so that no rank always has the larger samples.
+        # Every second row is reversed, so that no rank always has the larger samples.
         turned = torch.arange(len(rows)).remainder(2).bool().unsqueeze(1)
         self._rows.append(torch.where(turned, rows.flip(1), rows) if rows.shape[1] > 1 else rows)
         self._count += len(rows)
 
     def _pack(self, costs: list[float], groups: int, budget: Budget, *, at: int, joined: int = 1) -> None:
-        """Rows of these costs, the first of which is the `at`-th, as `groups` groups; the first `joined` rows stay together."""
+        """Pack rows of these costs, from row number `at` on, into `groups` groups. The first `joined` rows stay together."""
         sizes = bucketed(costs, budget, overhead=self._settings.overhead) if self._by_cost else greedy(costs, budget)
         if sizes[0] < joined:
             sizes[:2] = [joined, sizes[1] - 1] if sizes[1] > 1 else [joined]
@@ -287,7 +287,7 @@ class _Table:
 
 
 def _dealt(pieces: list[tuple[int, int]], rows: int) -> Iterator[list[tuple[int, int]]]:
-    """The pieces in turn, in groups of exactly so many rows: what does not fit is cut in two."""
+    """Yield the pieces in order, in groups of exactly `rows` rows. A piece that does not fit is cut in two."""
     group: list[tuple[int, int]] = []
     room = rows
     for start, stop in pieces:

@@ -1,13 +1,13 @@
-"""What one training step on a dataset and its mix of task types takes in memory, told without running it.
+"""Memory of one training step on a dataset and its mix of task types, predicted without running the step.
 
-Predicted, never measured: the step runs on fake tensors, which have shapes and hold nothing, and its blocks of memory are added.
-What is told is tensors. What the process takes besides is not in it: Python, torch and its libraries (some 250 MB), loader
-workers, and what the allocator loses. This says beforehand which task type takes the memory and what another mix would take; a
-capacity comes from `batchcal calibrate`, which runs the step.
+The numbers are predicted, never measured: the step runs on fake tensors, which have shapes but no data, and the sizes of its
+memory blocks are added. The prediction covers only tensors. It does not include Python, torch and its libraries (about 250 MB),
+loader workers, and losses of the allocator. It shows in advance which task type takes the memory, and what another mix would
+take. For a capacity use `batchcal calibrate`, which runs the step.
 
-Activations, against the bytes that torch's CPU allocator had handed out at once in a real step of 32 samples of the shipped
-examples (torch 2.13): text pairs and PatchTST 1.00 of them, the handwriting CNN 0.98, the 3-d convolutions of multiimage 0.76;
-for typical and for the largest samples alike. Convolutions take work space that no shape tells.
+Predicted activations as a share of the bytes that torch's CPU allocator had handed out at once in a real step of 32 samples, for
+the shipped examples (torch 2.13): 1.00 for text pairs and PatchTST, 0.98 for the handwriting CNN, 0.76 for the 3-d convolutions
+of multiimage; the same for typical and for the largest samples. Convolutions need work space that does not follow from shapes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from batchcal.workload.sample_size import nest_bytes
 from batchcal.workload.task import Task
 
 LOOK_LIMIT_S: Final = 2.0
-"""So long samples are looked at to learn their costs and task types; the one being loaded is waited for."""
+"""Time limit for loading samples to learn their costs and task types, seconds. Loading of the current sample is completed."""
 
 
 class StepMemory(Frozen):
-    """One forward and backward pass over one batch."""
+    """Memory of one forward and backward pass over one batch."""
 
     batch_bytes: int
-    """The collated batch, padding included."""
+    """Bytes of the collated batch, padding included."""
     activation_bytes: int
-    """Most that the pass holds at once beyond batch, parameters, buffers and gradients."""
+    """Peak bytes of the pass beyond batch, parameters, buffers and gradients."""
 
     @property
     def bytes(self) -> int:
@@ -42,51 +42,51 @@ class StepMemory(Frozen):
 
 
 class GroupMemory(Frozen):
-    """One task type."""
+    """Memory and share of one task type."""
 
     share: float
-    """Of the samples, 0 to 1."""
+    """Share of the samples, 0 to 1."""
     mean_cost: float
-    """Of a sample, by the task's `size_of`; its elements where there is none."""
+    """Mean cost of a sample by the task's `size_of`. Without `size_of`: its number of elements."""
     alone: StepMemory | None
-    """A batch of this type only, of typical samples. None: the task cannot be run on one, as `notes` say."""
+    """Memory of a batch of typical samples of only this type. None: the task cannot run on such a batch; see `notes`."""
 
 
 class TrainingMemory(Frozen):
-    """Predicted bytes of one training step at `batch_size` samples a micro-batch."""
+    """Predicted bytes of one training step with `batch_size` samples per micro-batch."""
 
     status: Literal["predicted"] = "predicted"
     batch_size: int
     parameter_bytes: int
     buffer_bytes: int
     gradient_bytes: int
-    """Held while micro-batches accumulate."""
+    """Gradients, held while micro-batches accumulate."""
     optimizer_bytes: int
-    """What the optimizer keeps once it has stepped."""
+    """State of the optimizer after its first step."""
     optimizer_step_bytes: int
-    """What its step takes besides, and gives back."""
+    """Temporary memory of the optimizer step."""
     mean: StepMemory
-    """A typical batch: every task type by its share, small and large samples of each."""
+    """A typical batch: each task type by its share, with small and large samples."""
     worst: StepMemory
-    """The costliest samples that are known; another of the batches here, where that takes more."""
+    """The costliest known samples, or another of these batches if it takes more."""
     groups: dict[str, GroupMemory]
-    """By task type; one that is called `all` where the task knows none."""
+    """By task type. A single one named `all` if the task defines none."""
     notes: tuple[str, ...]
-    """What to know about these numbers."""
+    """Remarks on these numbers."""
 
     @property
     def static_bytes(self) -> int:
-        """What is there between steps, and the gradients."""
+        """Memory held between steps, plus gradients."""
         return self.parameter_bytes + self.buffer_bytes + self.gradient_bytes + self.optimizer_bytes
 
     @property
     def total_bytes(self) -> int:
-        """Most at once, on a typical batch."""
+        """Peak on a typical batch."""
         return self._total(self.mean)
 
     @property
     def worst_total_bytes(self) -> int:
-        """Most at once, on the largest samples."""
+        """Peak on the largest samples."""
         return self._total(self.worst)
 
     def _total(self, step: StepMemory) -> int:
@@ -101,21 +101,21 @@ def estimate_training_memory(
     look_limit_s: float = LOOK_LIMIT_S,
     seed: int = 0,
 ) -> TrainingMemory:
-    """Predict what a training step of `task` takes. Model, optimizer and random states are afterwards what they were.
+    """Predict the memory of a training step of `task`. Model, optimizer and random states are unchanged afterwards.
 
-    Samples are really loaded and collated: it takes as long as that and 20 to 40 ms a pass, of which there are two and one for
-    each task type; a model of very many operations takes longer (a recurrent one of 512 steps 10 s a pass).
+    Samples are loaded and collated, which takes its usual time. There are two passes, and one more for each task type. A pass
+    takes 20 to 40 ms, or longer if the model has very many operations (10 s for a recurrent model of 512 steps).
 
     Args:
-        batch_size: samples of a micro-batch.
-        distribution: task type -> share, scaled to sum to 1; types that are not named are left out, of the worst case too. None:
-            the dataset's own, as far as it was looked at.
-        look_limit_s: how long samples may be looked at.
+        batch_size: number of samples of a micro-batch.
+        distribution: task type -> share, scaled to sum to 1. Other types are left out, also of the worst case. None: the shares
+            of the dataset, according to the loaded samples.
+        look_limit_s: time limit for loading samples, seconds.
 
     Raises:
-        UsageError: a batch without samples, or a distribution over types that are not there.
-        UserCodeError: the step cannot be run on tensors without values (`.item()`, a boolean index). What the dataset raises is
-            let pass.
+        UsageError: a batch without samples, or a distribution over unknown types.
+        UserCodeError: the step cannot run on tensors without values (`.item()`, a boolean index). Errors of the dataset
+            propagate unchanged.
     """
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} samples makes no step", try_="batch_size=32")

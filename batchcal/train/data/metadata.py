@@ -1,4 +1,4 @@
-"""What is known of every sample before training: its cost and its group."""
+"""Costs and groups of the samples, known before training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from batchcal.workload.task import Task
 
 @dataclass(frozen=True, eq=False)
 class Metadata:
-    """Of each sample, by index."""
+    """Cost and group of each sample, by index."""
 
     costs: Tensor
     """(samples) float64, 0 or more."""
     groups: Tensor | None
-    """(samples) int32, the number of its group, in order of appearance. None: they are all of one."""
+    """(samples) int32, number of the group, in order of appearance. None: all samples belong to one group."""
 
     @classmethod
     def of(cls, costs: Sequence[float] | Tensor, groups: Sequence[str] | None) -> Metadata:
         """Raises:
-        UserCodeError: a cost is no finite number of 0 or more, a group is no text, or there are not as many groups as costs.
+        UserCodeError: a cost is negative or not finite, a group is not a string, or the numbers of groups and costs differ.
         """
         numbers = torch.as_tensor(costs, dtype=torch.float64).flatten()
         wrong = (~(numbers.isfinite() & (numbers >= 0))).nonzero().flatten()
@@ -49,7 +49,7 @@ class Metadata:
         return cls(numbers, torch.tensor(codes, dtype=torch.int32) if len(known) > 1 else None)
 
     def checksum(self) -> int:
-        """Another one means other costs or groups."""
+        """Return a checksum. A different value means other costs or groups."""
         place = torch.arange(1, len(self.costs) + 1)
         total = (self.costs.view(torch.int64) * place).sum()
         if self.groups is not None:
@@ -58,14 +58,14 @@ class Metadata:
 
 
 def costs_of(task: Task, groups: Sequence[str] | None = None) -> tuple[Tensor, Sequence[str] | None]:
-    """Costs, (samples) float64, and groups of the training data of `task`, by its `size_of` and `group_of`.
+    """Return costs, (samples) float64, and groups of the training data of `task`, by its `size_of` and `group_of`.
 
-    Each sample is loaded once where one of them is a function, and not at all where `size_of` is a sequence and `groups` are
-    given or there is no `group_of`. Without `size_of` a sample costs its elements. What the dataset raises is let pass.
+    Each sample is loaded once if one of them is a function. None is loaded if `size_of` is a sequence and either `groups` are
+    given or there is no `group_of`. Without `size_of`, the cost is the number of elements. Dataset errors propagate unchanged.
 
     Raises:
         UsageError: the data is a stream.
-        UserCodeError: `size_of` gave something other than a finite number, or `group_of` something other than a text.
+        UserCodeError: `size_of` gave something other than a finite number, or `group_of` something other than a string.
     """
     data, size_of = task.train_data, task.size_of
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):

@@ -1,4 +1,4 @@
-"""Which task types a dataset has, how often, and how large their samples are: learned from a bounded look."""
+"""Task types of a dataset, their shares, and the sizes of their samples, learned from a limited number of samples."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from batchcal.workload.task import Task
 T = TypeVar("T")
 
 EVERYTHING: Final = "all"
-"""The one type of a task that knows none."""
+"""Name of the single type if the task defines none."""
 LOOK_LIMIT: Final = 4096
-"""Samples that are looked at, at most."""
+"""Maximum number of samples to load."""
 STREAM_LIMIT_BYTES: Final = 64 * MIB
-"""Of a stream, whose samples cannot be had again: so much is kept."""
+"""Bytes of samples that are kept of a stream, since its samples cannot be read again."""
 
 
 class Known(NamedTuple):
-    """A sample, its cost first, so that they sort by it."""
+    """A sample. The cost is the first field, so that samples sort by it."""
 
     cost: float
     place: int
-    """Its index; in a stream, its place among the first samples."""
+    """Index of the sample. For a stream: place among its first samples."""
     group: str
 
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """The samples that were looked at, and batches made of them."""
+    """The loaded samples, and batches of them."""
 
     drawn: tuple[Known, ...]
-    """At random, the cheapest first: they stand for the dataset."""
+    """Samples drawn at random, the cheapest first. They represent the dataset."""
     top: tuple[Known, ...]
-    """All that are known, the costliest first."""
+    """All known samples, the costliest first."""
     samples: int | None
-    """In the dataset. None: a stream."""
+    """Number of samples in the dataset. None: a stream."""
     sample: Callable[[int], object]
     """place -> sample."""
     collate: Callable[..., object]
@@ -58,13 +58,13 @@ class Mix:
 
     @classmethod
     def look(cls, task: Task, batch_size: int, *, limit_s: float, seed: int) -> Mix:
-        """Look at samples of the training data of `task` for about `limit_s` seconds.
+        """Load samples of the training data of `task` for about `limit_s` seconds.
 
         Args:
-            batch_size: where costs are listed, so many of the costliest are looked at besides.
+            batch_size: if `size_of` is a list of costs, this number of the costliest samples is loaded, too.
 
         Raises:
-            UserCodeError: the dataset is empty, or `size_of` gave no cost. What the dataset raises is let pass.
+            UserCodeError: the dataset is empty, or `size_of` gave no cost. Errors of the dataset propagate unchanged.
         """
         data, size_of, group_of = task.train_data, task.size_of, task.group_of
         collate = default_collate if task.collate_fn is None else task.collate_fn
@@ -91,10 +91,10 @@ class Mix:
         return cls(_rising(drawn), _rising({*top, *drawn})[::-1], count, lambda place: data[place], collate)
 
     def shares(self, distribution: Mapping[str, float] | None) -> dict[str, float]:
-        """Share of each task type that there is to be, summing to 1, by name.
+        """Return the shares of the requested task types by name. They sum to 1.
 
         Raises:
-            UsageError: a type that was not seen, a share that is none, or none at all.
+            UsageError: a type without a loaded sample, an invalid share, or no share above 0.
         """
         seen = Counter(one.group for one in self.drawn)
         wished: Mapping[str, float] = seen if distribution is None else distribution
@@ -110,7 +110,7 @@ class Mix:
         return {name: wished[name] / total for name in sorted(wished) if wished[name] > 0}
 
     def typical(self, size: int, shares: Mapping[str, float]) -> object:
-        """A batch of `size` samples: of each type by its share, evenly spread over the costs of the type."""
+        """Return a batch of `size` samples: each type by its share, evenly spread over the costs of the type."""
         places: list[int] = []
         for name, count in _apportioned(size, shares).items():
             of_type = [one.place for one in self.drawn if one.group == name] or [
@@ -120,8 +120,8 @@ class Mix:
         return self.collate([self.sample(place) for place in places])
 
     def largest(self, size: int, shares: Mapping[str, float]) -> object:
-        """A batch of the `size` costliest samples of these types that are known: first of each type its costliest, so that a
-        batch meets every part of the model. The very costliest again and again where fewer are known."""
+        """Return a batch of the `size` costliest known samples of these types. The costliest of each type come first, so that the
+        batch uses every part of the model. If fewer samples are known, the costliest one is repeated."""
         allowed = [one for one in self.top if one.group in shares]
         first: dict[str, Known] = {}
         for one in allowed:
@@ -130,12 +130,12 @@ class Mix:
         return self.collate([self.sample(place) for place in places + places[:1] * (size - len(places))])
 
     def mean_cost(self, group: str) -> float:
-        """Of the samples of one type."""
+        """Return the mean cost of the samples of one type."""
         costs = [one.cost for one in self.drawn if one.group == group] or [one.cost for one in self.top if one.group == group]
         return sum(costs) / len(costs)
 
     def notes(self) -> Iterator[str]:
-        """What to know about how they were found."""
+        """Yield remarks on the selection of the samples."""
         if self.samples is None:
             yield f"a stream: its first {count_of(len(self.drawn), 'sample')} stand for all"
         elif not self._complete:
@@ -151,7 +151,7 @@ def _rising(known: Iterable[Known]) -> tuple[Known, ...]:
 
 
 def _apportioned(size: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """`size` samples by shares that sum to 1: whole numbers, by largest remainder."""
+    """Divide `size` samples by shares that sum to 1, with the largest remainder method."""
     counts = {name: int(size * share) for name, share in shares.items()}
     by_rest = sorted(shares, key=lambda name: counts[name] - size * shares[name])
     for name in by_rest[: size - sum(counts.values())]:
@@ -160,7 +160,7 @@ def _apportioned(size: int, shares: Mapping[str, float]) -> dict[str, int]:
 
 
 def _first(stream: object) -> Iterator[object]:
-    """The first samples, within limits."""
+    """Yield the first samples within the limits."""
     if not isinstance(stream, Iterable):
         return
     held = 0
@@ -172,7 +172,7 @@ def _first(stream: object) -> Iterator[object]:
 
 
 def _within(items: Iterator[T], limit_s: float) -> Iterator[T]:
-    """Until the time is up; the first one in any case."""
+    """Yield items until the time limit; the first one in any case."""
     ends = time.monotonic() + limit_s
     for item in items:
         yield item

@@ -1,6 +1,6 @@
-"""Samples of known cost as micro-batches under a budget. Pure: costs in, sizes of micro-batches out.
+"""Packing of samples of known cost into micro-batches under a budget. Pure: costs in, sizes of micro-batches out.
 
-A cost is what a sample needs of memory, in any unit that adds up: tokens, pixels, voxels.
+The cost of a sample is the memory that it needs, in any additive unit: tokens, pixels, voxels.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Final, Literal
 from batchcal.core.errors import UsageError
 
 Collation = Literal["padded", "packed"]
-"""`padded`: each sample takes the room of the largest in its micro-batch. `packed`: each takes its own."""
+"""`padded`: each sample takes the memory of the largest sample in its micro-batch. `packed`: each sample takes its own."""
 
 OVERHEAD: Final = 0.05
-"""Fixed time of a micro-batch, as a share of a full one's: kernel launches, Python. Says how much padding one more is worth.
-Measured on a CPU: 0.025 (4,096 padded tokens, two layers of width 128); launches weigh more on a GPU."""
+"""Fixed time of a micro-batch (kernel launches, Python), as a share of a full one. It determines the padding that one more is
+worth. Measured on a CPU: 0.025 (4,096 padded tokens, two layers of width 128). Launches count more on a GPU."""
 MANY: Final = 16
-"""With so many micro-batches or more it matters little where to cut: of padded cost and overhead together the best cuts save 18 %
-at 3 micro-batches, 6 % at 7, 3 % at 12, 1.5 % at 21 (lognormal lengths, sigma 0.6)."""
+"""Number of micro-batches from which the positions of the cuts matter little. The best cuts save 18 % of padded cost plus
+overhead at 3 micro-batches, 6 % at 7, 3 % at 12, 1.5 % at 21 (lognormal lengths, sigma 0.6)."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one micro-batch may cost: samples x (per_sample + the largest of their costs), or the sum over (per_sample + cost).
+    """Limit of the cost of a micro-batch: samples x (per_sample + largest cost), or the sum of (per_sample + cost).
 
     The natural budget is the capacity times the cost of the worst sample, since that was run.
 
     Raises:
-        UsageError: a number that cannot be.
+        UsageError: an invalid number.
     """
 
     cost: float
-    """The most, in units of cost."""
+    """Maximum, in units of cost."""
     per_sample: float = 0.0
-    """Memory that each sample takes however small it is, in units of cost."""
+    """Memory of each sample that does not depend on its size, in units of cost."""
     max_samples: int | None = None
-    """In one micro-batch. None: as many as the cost allows."""
+    """Maximum number of samples in one micro-batch. None: limited only by the cost."""
     collation: Collation = "padded"
 
     def __post_init__(self) -> None:
@@ -54,40 +54,40 @@ class Budget:
             raise UsageError(f"collation {self.collation!r} is neither padded nor packed", try_="collation='padded'")
 
     def cost_of(self, costs: Sequence[float]) -> float:
-        """What a micro-batch of these samples costs."""
+        """Return the cost of a micro-batch of these samples."""
         return self.loaded(len(costs), self.load_of(costs))
 
     def load_of(self, costs: Sequence[float]) -> float:
-        """What their number is not needed for: the largest cost, or the sum of all."""
+        """Return the part of the cost that does not depend on the number of samples: the largest cost, or the sum of all."""
         if self.collation == "padded":
             return max(costs, default=0.0)
         total = 0.0
         for cost in costs:
-            total += cost  # in this order, as `greedy` adds them, to the last bit
+            total += cost  # same order as in `greedy`, so that the sums are equal to the last bit
         return total
 
     def loaded(self, samples: int, load: float) -> float:
-        """What `samples` samples cost together."""
+        """Return the total cost of `samples` samples with the result `load` of `load_of`."""
         return samples * (self.per_sample + load) if self.collation == "padded" else samples * self.per_sample + load
 
     def holds(self, costs: Sequence[float]) -> bool:
-        """Whether these samples may be one micro-batch."""
+        """Return True if these samples may form one micro-batch."""
         return len(costs) <= self.most and self.cost_of(costs) <= self.cost
 
     @property
     def most(self) -> int:
-        """Samples in one micro-batch, at most."""
+        """Maximum number of samples in one micro-batch."""
         return sys.maxsize if self.max_samples is None else self.max_samples
 
 
 def greedy(costs: Iterable[float], budget: Budget) -> list[int]:
-    """Samples in the order given; a micro-batch is closed when the next one does not fit any more.
+    """Pack samples in the given order. A micro-batch is closed when the next sample does not fit.
 
     Returns:
-        Sizes of consecutive micro-batches. For rising costs there can be no fewer.
+        Sizes of consecutive micro-batches. For rising costs, their number is minimal.
 
     Raises:
-        ValueError: a sample is above the budget alone. What a user gives is checked before.
+        ValueError: a single sample exceeds the budget. Input of users is checked before.
     """
     limit, per_sample, most, padded = budget.cost, budget.per_sample, budget.most, budget.collation == "padded"
     sizes: list[int] = []
@@ -107,15 +107,16 @@ def greedy(costs: Iterable[float], budget: Budget) -> list[int]:
 
 
 def bucketed(costs: Sequence[float], budget: Budget, *, overhead: float = OVERHEAD) -> list[int]:
-    """Samples by rising cost, cut so that the micro-batches take least: their padded cost + `overhead` of a full one each.
+    """Cut samples of rising cost into micro-batches of the least total: padded cost + `overhead` of a full micro-batch each.
 
-    Few micro-batches are cut exactly, many greedily (see `MANY`). So are packed ones, which nothing pads.
+    A small number of micro-batches is cut exactly, a large number greedily (see `MANY`). Packed micro-batches have no padding and
+    are cut greedily, too.
 
     Returns:
         Sizes of consecutive micro-batches.
 
     Raises:
-        ValueError: costs that do not rise, or the last is above the budget alone.
+        ValueError: costs that do not rise, or the last sample alone exceeds the budget.
     """
     if list(costs) != sorted(costs):
         raise ValueError("the costs must rise")
@@ -126,10 +127,10 @@ def bucketed(costs: Sequence[float], budget: Budget, *, overhead: float = OVERHE
 
 
 def _cheapest(costs: Sequence[float], budget: Budget, fixed: float) -> list[int]:
-    """Least sum of padded cost + `fixed` per micro-batch over all ways to cut; O(n log n).
+    """Find the cuts with the least sum of padded cost + `fixed` per micro-batch; O(n log n).
 
     least[j] = min over i of least[i] + (j - i) x costs[j - 1] + fixed. Since costs rise, a later i that has become better than an
-    earlier one stays so: each i is best over one stretch of j, and a queue of those stretches is enough (Hirschberg and
+    earlier one stays better. Each i is the best over one interval of j, and a queue of these intervals is enough (Hirschberg and
     Larmore 1987, the least weight subsequence problem).
     """
     count = len(costs)
@@ -137,7 +138,7 @@ def _cheapest(costs: Sequence[float], budget: Budget, fixed: float) -> list[int]
     least, before = [0.0] * (count + 1), [0] * (count + 1)
     starts: list[int] = [0]
     until: list[int] = []
-    """The end from which on the start that follows is better."""
+    """Ends from which the next start in `starts` is better."""
     head = 0
     for end in range(1, count + 1):
         while head < len(until) and until[head] <= end:
@@ -149,7 +150,7 @@ def _cheapest(costs: Sequence[float], budget: Budget, fixed: float) -> list[int]
             break
         while True:
             rival = starts[-1]
-            # From this end on it is better to begin here than at the rival, which may also have come to its limit.
+            # From this end on, this start is better than the rival. The rival may also have reached its limit.
             takes_over = bisect_right(costs, (total - least[rival]) / (end - rival), end, closed[rival] - 1) + 1
             if len(until) == head or until[-1] < takes_over:
                 break
@@ -167,7 +168,7 @@ def _cheapest(costs: Sequence[float], budget: Budget, fixed: float) -> list[int]
 
 
 def _closed(costs: Sequence[float], budget: Budget) -> list[int]:
-    """For each start the first end, exclusive, that makes too large a micro-batch of rising costs."""
+    """Return for each start the first exclusive end at which a micro-batch of rising costs is too large."""
     limit, per_sample, most, count = budget.cost, budget.per_sample, budget.most, len(costs)
     closed: list[int] = []
     end = 1

@@ -1,4 +1,4 @@
-"""Micro-batches by what their samples cost: as many samples as the memory holds, with as little padding as can be.
+"""Micro-batches by the cost of their samples: as many samples as fit into the memory, with as little padding as possible.
 
 costs = [len(text) for text in texts]
 sampler = MemoryAwareBatchSampler(costs, effective_batch=256, budget=Budget(plan.micro_batch * max(costs)))
@@ -33,15 +33,15 @@ FORMAT: Final = 1
 
 
 class Segment(Record):
-    """A part of an epoch under the same settings."""
+    """Part of an epoch with the same settings."""
 
     settings: Settings
     groups: int
-    """That were trained with them."""
+    """Number of groups trained with these settings."""
 
 
 class SamplerState(Record):
-    """Where a sampler stands. What was trained is found by arranging the epoch again."""
+    """Position of a sampler. The trained samples follow from arranging the epoch again."""
 
     format: Literal[1] = FORMAT
     seed: int
@@ -50,7 +50,7 @@ class SamplerState(Record):
     """Checksum of costs and groups."""
     epoch: int
     segments: tuple[Segment, ...] = ()
-    """Of the epoch, in their order. Empty: it has not begun."""
+    """Segments of the epoch, in order. Empty: the epoch has not begun."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,42 +64,42 @@ class _Pass:
 class MemoryAwareBatchSampler(GroupSampler):
     """Groups of exactly `effective_batch` samples (but for the last of an epoch), in micro-batches that keep within `budget`.
 
-    Every sample comes once per epoch, in an order told by `seed` and the epoch's number. The samples of `window` consecutive
-    groups of that order are sorted by cost, packed into micro-batches, and those are shuffled and dealt to the groups. With
-    `window=1` the samples of each optimizer step are those of plain shuffling (`MicroBatchSampler` with the same seed), and only
-    their partition into micro-batches is by cost: gradients are, to rounding, those of random batches. Wider windows pad less and
-    make the samples of a step more alike in cost.
+    Each sample occurs once per epoch. The order depends on `seed` and the epoch's number. The samples of `window` consecutive
+    groups of that order are sorted by cost and packed into micro-batches, which are shuffled and distributed to the groups. With
+    `window=1`, each optimizer step has the same samples as with plain shuffling (`MicroBatchSampler` with the same seed). Only
+    their partition into micro-batches depends on cost: gradients equal those of random batches, up to rounding. Wider windows
+    need less padding, and make the samples of a step more similar in cost.
 
-    The first epoch begins with its costliest micro-batch, and has that with the largest sample and that with the most samples in
-    its first three groups, so that what would run out of memory does so at once. For that, groups change places, and one sample
-    of the last group may with one of the first. Within a group the costliest micro-batch comes first.
+    The first epoch begins with its costliest micro-batch. The micro-batch with the largest sample and the one with the most
+    samples are in its first three groups, so that a shortage of memory shows at once. For this, groups change places, and one
+    sample of the last group may change places with one of the first. Within a group, the costliest micro-batch comes first.
 
-    Ranks: every rank has as many groups, and in each as many micro-batches of as many samples, of about the same cost; together
-    they have every sample once. The samples of the last group may not divide: then some ranks have one fewer, and where budget or
-    `max_samples` do not even hold two samples together, fewer samples than ranks are left out of the epoch. `effective_batch` is
-    that of all ranks: a micro-batch weighs its samples over those of its group on all of them. What `limit` allows must be the
-    same on all.
+    Ranks: all ranks have the same number of groups, and in each group the same number of micro-batches, with the same number of
+    samples and about the same cost. Together they have each sample once. If the samples of the last group do not divide evenly,
+    some ranks have one sample fewer. If the budget or `max_samples` does not even allow two samples together, fewer samples than
+    ranks are left out of the epoch. `effective_batch` is the total of all ranks: the weight of a micro-batch is its samples
+    divided by those of its group on all ranks. `limit` must allow the same on all ranks.
 
-    Where it stands is known by the batches that were delivered through `batchcal.accumulate`: whatever workers have read ahead.
+    The position counts the batches that `batchcal.accumulate` delivered, whatever workers have read ahead.
 
     Args:
-        costs: of each sample, by index: what it needs of memory, in any unit that adds up, such as tokens.
-        budget: of a micro-batch, in units of cost: the capacity times the largest cost is what was run.
+        costs: memory that each sample needs, by index, in any additive unit, such as tokens.
+        budget: limit of a micro-batch, in units of cost. The capacity times the largest cost was run.
         groups: the task type of each sample, by index.
-        mode: `greedy` takes the samples as they are shuffled, the window is one group; `bucketed` sorts them.
+        mode: `greedy` takes the samples in shuffled order, with a window of one group; `bucketed` sorts them.
         balance: between memory fit (0) and diversity of groups within micro-batches (1). Samples are sorted by
-            (1 - balance) x r + balance x d, where r is the rank of the sample by cost in its window, as a fraction of 0 to 1, and
-            d its rank by cost among those of its own group in the window, likewise. Without groups it has no effect.
-        window: groups that are sorted together. None: the fewest with which no more than 3 % of the padded cost is padding (see
-            `smallest_window`).
-        overhead: fixed time of a micro-batch, as a share of a full one's: how much padding one more micro-batch is worth.
-        epoch: the number of the first pass.
-        drop_last: leave the last, smaller group of each epoch out.
+            (1 - balance) x r + balance x d. r is the rank of the sample by cost in its window, as a fraction of 0 to 1. d is its
+            rank by cost among the samples of its own group in the window, likewise. Without groups it has no effect.
+        window: number of groups that are sorted together. None: the smallest with which no more than 3 % of the padded cost is
+            padding (see `smallest_window`).
+        overhead: fixed time of a micro-batch, as a share of a full one's. It determines the padding that one more is worth.
+        epoch: number of the first pass.
+        drop_last: leave out the last, smaller group of each epoch.
         worst_first: see above.
 
     Raises:
-        UsageError: a sample is above the budget alone, there are fewer samples than ranks, or settings that cannot be.
-        UserCodeError: a cost is no finite number of 0 or more, or groups do not match.
+        UsageError: a single sample exceeds the budget, there are fewer samples than ranks, or invalid settings.
+        UserCodeError: a cost is not a finite number of 0 or more, or the groups do not match.
     """
 
     def __init__(
@@ -143,13 +143,13 @@ class MemoryAwareBatchSampler(GroupSampler):
         if window is None:
             settings = settings.model_copy(update={"window": smallest_window(self._metadata, settings)})
         self.settings = settings
-        """Those in force, the window among them."""
+        """Settings in force, including the window."""
         self._checksum = self._metadata.checksum()
         self._loaded = SamplerState(seed=seed, samples=self.samples, metadata=self._checksum, epoch=epoch)
         self._ahead: _Pass | None = None
         self._under_way: _Pass | None = None
         self._delivered = 0
-        """Groups of the pass under way."""
+        """Number of groups delivered in the current pass."""
 
     @classmethod
     def of(
@@ -167,21 +167,21 @@ class MemoryAwareBatchSampler(GroupSampler):
         drop_last: bool = False,
         rank: int = 0,
     ) -> MemoryAwareBatchSampler:
-        """For the training data of `task`, by its `size_of` and `group_of`, which are asked once (see `costs_of`).
+        """Return a sampler for the training data of `task`. `size_of` and `group_of` are evaluated once (see `costs_of`).
 
         Args:
-            balance: at 0 nobody needs to know the groups: `group_of` is not asked.
-            budget: None: what the plan's micro-batch costs where all its samples are as large as the largest.
-            groups: instead of `group_of`, so that no sample needs to be loaded.
+            balance: with 0, groups are not needed and `group_of` is not called.
+            budget: None: cost of the plan's micro-batch if all of its samples are as large as the largest.
+            groups: replaces `group_of`, so that no sample needs to be loaded.
 
         Raises:
-            UsageError: as the constructor, or the data is a stream.
-            UserCodeError: `size_of` or `group_of` gave something else.
+            UsageError: as in the constructor, or the data is a stream.
+            UserCodeError: invalid result of `size_of` or `group_of`.
         """
         asked = task if balance else replace(task, group_of=None)
         costs, groups = read_apart(lambda: costs_of(asked, groups), workers=plan.num_workers)
         if budget is None:
-            # Costs that are all 0 tell nothing but the number of samples.
+            # If all costs are 0, only the number of samples is known.
             largest = float(costs.max()) if len(costs) else 0.0
             budget = Budget(plan.micro_batch * largest) if largest > 0 else Budget(1.0, max_samples=plan.micro_batch)
         return cls(
@@ -210,29 +210,29 @@ class MemoryAwareBatchSampler(GroupSampler):
         return drawn
 
     def group_of(self, index: int) -> str:
-        """The task type of a sample; empty where there is one only."""
+        """Return the task type of a sample. Empty if there is only one."""
         return "" if self._names is None else self._names[index]
 
     def within(self, indices: Sequence[int], share: float) -> int:
-        """How many of these samples, from the first on, fit into `share` of the budget together; at least 1."""
+        """Return how many of these samples, from the first on, fit together into `share` of the budget. At least 1."""
         costs: list[float] = self._metadata.costs[list(indices)].tolist()
         budget = self.settings.budget
         shrunk = replace(budget, cost=max(budget.cost * share, budget.cost_of(costs[:1])))
         return greedy(costs, shrunk)[0]
 
     def __len__(self) -> int:
-        """Micro-batches of the next pass, as planned. Arranges it, once."""
+        """Number of planned micro-batches of the next pass. The pass is arranged once."""
         this = self._next()
         return sum(this.arrangement.counts[this.first_group :])
 
     def padding(self) -> float:
-        """Share of the padded cost of the next pass that is padding, on all ranks. Arranges it, once."""
+        """Return the share of padding in the padded cost of the next pass, on all ranks. The pass is arranged once."""
         if self.settings.budget.collation == "packed":
             return 0.0
         return self._next().arrangement.padding(self._metadata.costs)
 
     def state_dict(self) -> dict[str, object]:
-        """Where training stands, in plain values: after the last group that was delivered whole. The same on all ranks."""
+        """Return the position after the last group that was delivered completely, in plain values. The same on all ranks."""
         state = self._loaded if self._loaded.epoch == self.epoch else self._fresh(self.epoch)
         this = self._under_way
         if this is not None:
@@ -243,13 +243,13 @@ class MemoryAwareBatchSampler(GroupSampler):
         return state.model_dump(mode="json")
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """The next pass goes on where the state was taken, with the next group of the same arrangement.
+        """Continue at the position of `state`: the next pass begins with the next group of the same arrangement.
 
-        With other settings than then (budget, mode, effective batch, ranks, ...) the samples that are left of the epoch are
-        arranged with these, none dropped, none repeated; the first micro-batch is then the costliest of what is left.
+        If settings have changed (budget, mode, effective batch, ranks, ...), the remaining samples of the epoch are arranged with
+        the new ones; none is dropped, none is repeated. The first micro-batch is then the costliest of the remaining samples.
 
         Raises:
-            UsageError: no such state, or one in the middle of an epoch of other data or another seed.
+            UsageError: an invalid state, or a state in the middle of an epoch of other data or another seed.
         """
         try:
             loaded = SamplerState.model_validate(state)
@@ -275,14 +275,14 @@ class MemoryAwareBatchSampler(GroupSampler):
         return SamplerState(seed=self._seed, samples=self.samples, metadata=self._checksum, epoch=epoch, segments=segments)
 
     def _next(self) -> _Pass:
-        """The pass that would begin now."""
+        """Return the pass that would begin now."""
         if self._ahead is None or self._ahead.epoch != self.epoch:
             self._ahead = self._arranged(self.epoch, self._loaded.segments if self._loaded.epoch == self.epoch else ())
         return self._ahead
 
     def _arranged(self, epoch: int, segments: tuple[Segment, ...]) -> _Pass:
         generator = generator_of(self._seed, epoch)
-        # The first that is drawn, as for plain shuffling.
+        # The first draw, as in plain shuffling.
         left = torch.randperm(self.samples, generator=generator)
         for number, segment in enumerate(segments):
             former = self._part(left, segment.settings, generator, epoch, number)
@@ -294,7 +294,7 @@ class MemoryAwareBatchSampler(GroupSampler):
         return _Pass(epoch, segments, self._part(left, self.settings, generator, epoch, len(segments)), 0)
 
     def _part(self, left: Tensor, settings: Settings, generator: torch.Generator, epoch: int, number: int) -> Arrangement:
-        """What is left of an epoch, under other settings than before where `number` > 0: that may fail for the first time too."""
+        """Arrange the rest of an epoch. If `number` > 0, the settings are new and may run out of memory for the first time."""
         first = settings.worst_first and (epoch == 0 or number > 0)
         return arrange(left, self._metadata, settings, generator, worst_first=first)
 

@@ -1,1 +1,1 @@
-"""What a batch needs, what there is, and the fence between the two."""
+"""Memory that a batch needs, memory that is available, and the fence between the two."""

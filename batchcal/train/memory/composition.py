@@ -1,4 +1,4 @@
-"""What of a batch decides how much memory it takes."""
+"""Properties of a batch that determine its memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Composition:
-    """A batch as it was collated, padding included."""
+    """Size of a collated batch, padding included."""
 
     samples: int
     padded_bytes: int
-    """Of its tensors: samples x padded length x bytes a value."""
+    """Bytes of its tensors: samples x padded length x bytes per value."""
     group: str = ""
-    """The task type that its samples have in common; `mixed`, or empty where the task has none."""
+    """Common task type of its samples, or `mixed`. Empty if the task has no types."""

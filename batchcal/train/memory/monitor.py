@@ -1,4 +1,4 @@
-"""Memory over time: now, at most, on average and where it is going; and the fence that follows it."""
+"""Memory over time (current, peak, average and trend), and the fence that follows it."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from batchcal.guard.fence import OwnDataLimit
 from batchcal.train.memory.room import Meter, Room
 
 INTERVAL_S: Final = 0.05
-"""A neighbour that takes 10 MB/s takes half a megabyte in that time."""
+"""Interval of the readings, seconds. Another process that takes 10 MB/s takes half a megabyte in that time."""
 SLOWEST_S: Final = 0.25
 TOUCHED_BYTES_PER_S: Final = 2 << 30
-"""What a neighbour takes that does nothing but touch new pages (measured on two cores, without huge pages: 1.4-1.9 GiB/s). Where
-more is free than it could take until the next reading, that one can wait."""
+"""Growth of another process that only touches new pages (measured on two cores, without huge pages: 1.4-1.9 GiB/s). If more
+is free than it could take until the next reading, that reading can wait."""
 TREND_READINGS: Final = 100
 RESERVE_SHARE: Final = 0.03
 RESERVE_BYTES: Final = 32 << 20
-"""What the fence leaves of the limit: a neighbour grows between two readings, and the kernel has pages of its own."""
+"""Part of the limit that the fence keeps free: other processes grow between two readings, and the kernel needs pages, too."""
 REARM_BYTES: Final = 1 << 20
-"""Room that changes by less leaves the fence where it is."""
+"""Smaller changes of the room do not move the fence."""
 
 
 class MemoryTrend(Frozen):
-    """Since the monitor was started, in bytes of this process."""
+    """Memory of this process since the start of the monitor, bytes."""
 
     current_bytes: int
     peak_bytes: int
     average_bytes: float
     trend_bytes_per_s: float
-    """Of what is used in all, others included, over the latest readings: straight line by least squares."""
+    """Slope of the total use, other processes included, over the latest readings: straight line by least squares."""
     readings: int
 
 
 class MemoryMonitor:
-    """Reads `meter` at an interval, in a thread of its own; while entered.
+    """Reader of `meter` at an interval, in a separate thread, while entered.
 
-    With `fence` it also holds this process's data limit to the room there is: an allocation that would have the kernel kill
-    somebody fails instead, and can be recovered from. It is set anew as the room shrinks and grows.
+    With `fence` it also sets the data limit of this process to the available room. An allocation that would make the kernel kill
+    a process then fails instead, and the training can recover. The limit follows the room as it shrinks and grows.
     """
 
     def __init__(self, meter: Meter, clock: Clock, *, interval_s: float = INTERVAL_S, fence: bool = False) -> None:
         self._meter, self._clock, self._interval_s = meter, clock, interval_s
         self.fenced = fence
-        """Whether the fence is in force."""
+        """True if the fence is in force."""
         self._lock = threading.Lock()
         self._latest: deque[tuple[float, int]] = deque(maxlen=TREND_READINGS)
         self._current = self._peak = self._sum = self._readings = 0
@@ -69,25 +69,25 @@ class MemoryMonitor:
         self._meter.close()
 
     def room(self) -> Room:
-        """What the thread read last, while it runs and the limit is the same; else a reading of now.
+        """Return the latest reading of the thread if it runs and the limit is unchanged. Otherwise read now.
 
-        What this process holds may be other than then: see `own_bytes`.
+        The memory of this process may have changed since that reading: see `own_bytes`.
         """
         latest = self._latest_room() if self._thread.is_alive() else None
         return self.look() if latest is None else latest
 
     def own_bytes(self) -> int:
-        """What this process holds now."""
+        """Return the memory that this process holds now."""
         return self._meter.own_bytes()
 
     def _latest_room(self) -> Room | None:
-        """What was read last. None: nothing was, or the limit has changed since."""
-        with self._lock:  # a reading may open the meter's files anew
+        """Return the latest reading. None: there is none, or the limit has changed since."""
+        with self._lock:  # a reading may reopen the files of the meter
             latest = self._room
             return latest if latest is not None and self._meter.limit_bytes() == latest.limit_bytes else None
 
     def look(self) -> Room:
-        """One reading now; the fence follows it."""
+        """Read now and adjust the fence."""
         with self._lock:
             room = self._room = self._meter.read()
             self._current = room.own_bytes
@@ -100,7 +100,7 @@ class MemoryMonitor:
             return room
 
     def trend(self) -> MemoryTrend:
-        """What was seen until now."""
+        """Return the values up to now."""
         with self._lock:
             return MemoryTrend(
                 current_bytes=self._current,
@@ -115,11 +115,11 @@ class MemoryMonitor:
         while not self._stop.wait(self._interval_s):
             try:
                 now = self._clock.monotonic()
-                # A limit that is lowered is seen at once: the reading of it alone costs next to nothing.
+                # A lowered limit is noticed at once: reading only the limit costs almost nothing.
                 if now < due and self._latest_room() is not None:
                     continue
                 room = self.look()
-            except OSError:  # the group is gone: nothing is left to be read
+            except OSError:  # the control group no longer exists: there is nothing to read
                 return
             due = now + min((room.limit_bytes - room.used_bytes) / TOUCHED_BYTES_PER_S, SLOWEST_S)
 
@@ -133,7 +133,7 @@ class MemoryMonitor:
 
 
 def reserve_bytes(limit_bytes: int) -> int:
-    """What is left free of a limit."""
+    """Return the part of a limit that stays free."""
     return max(RESERVE_BYTES, int(limit_bytes * RESERVE_SHARE))
 
 

@@ -1,4 +1,4 @@
-"""How many bytes a batch will need, learned while training."""
+"""Prediction of the bytes that a batch needs, learned during training."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from batchcal.plan.plan import Plan
 from batchcal.train.memory.composition import Composition
 
 STABLE_AFTER: Final = 10
-"""Measured batches of a group until its predictions count as its own."""
+"""Number of measured batches of a group after which its predictions count as its own."""
 REMEMBERED: Final = 50
-"""Errors that are remembered for each group."""
+"""Number of errors kept for each group."""
 LATEST: Final = 3
 WITHIN: Final = 0.03
-"""Error of each of so many latest batches up to which a group is settled."""
+"""Maximum error of each of the latest `LATEST` batches of a settled group."""
 _NOISE: Final = 0.03
-"""Of a measured peak: the run-to-run spread of the steadier allocators is 1-3 %, of glibc 5-8 %."""
+"""Noise of a measured peak, as a fraction: the run-to-run spread of the steadier allocators is 1-3 %, of glibc 5-8 %."""
 _DRIFT: Final = 0.01
-"""How far the base moves between two measured batches: what is kept for each shape of a batch, and blocks that are free in part,
-add up to 10 % of it in a minute of batches of changing lengths (measured: a transformer over bucketed texts, tcmalloc)."""
+"""Drift of the base between two measured batches, as a fraction. Memory kept for each shape of a batch and partly free blocks add
+up to 10 % of it in a minute of batches of changing lengths (measured: a transformer over bucketed texts, tcmalloc)."""
 _PRIOR: Final = (0.10, 0.25, 0.25)
-"""How far off the calibration may be: base, bytes of a padded sample, bytes of a sample whatever its length; as fractions."""
+"""Uncertainty of the calibration, as fractions: base, bytes of a padded sample, bytes of a sample regardless of its length."""
 
 _Three = tuple[float, float, float]
 
 
 @dataclass
 class _Fit:
-    """A Kalman filter for three corrections, each 0 as long as nothing was measured. The first of them, of the base, moves."""
+    """Kalman filter for three corrections, each 0 before the first measurement. The first one, of the base, drifts."""
 
     mean: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     covariance: torch.Tensor = field(
@@ -44,7 +44,7 @@ class _Fit:
     measured: int = 0
     errors: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     base_of_all: float = 0.0
-    """The correction of the base that held for all groups when this one was measured last."""
+    """Correction of the base for all groups at the latest measurement of this group."""
     settled: bool = False
 
     @property
@@ -66,15 +66,15 @@ class _Fit:
 
 
 class MemoryPredictor:
-    """Bytes that the process holds at the peak of a batch, from what the batch is made of.
+    """Predictor of the peak bytes of the process for a batch, from the composition of the batch.
 
-    It starts from the calibration's memory model, which knows batches of the largest samples: a batch with a third of their
-    padded bytes is taken for a third as many. What is measured corrects the base, the bytes that go with padding and those that
-    go with the number of samples, for each group by itself; the base is the process's, and moves for all groups when it moves.
-    A group that was never measured is predicted as all others are.
+    It starts from the memory model of the calibration, which describes batches of the largest samples: a batch with a third of
+    their padded bytes counts as a third as many samples. Measurements correct three values for each group: the base, the bytes
+    proportional to padding, and the bytes proportional to the number of samples. The base belongs to the process: it moves for
+    all groups at once. A group without measurements uses the corrections of all others.
 
     Args:
-        model: of the calibration, for the device and the allocator in force.
+        model: memory model of the calibration for the device and the allocator in use.
         sample_bytes: padded bytes of one of the largest samples in a batch.
     """
 
@@ -87,10 +87,10 @@ class MemoryPredictor:
         self._groups: dict[str, _Fit] = {}
         self._known: dict[str, _Three] = {}
         self._latest: tuple[Composition, float] | None = None
-        """Batches of one kind follow one another."""
+        """Latest prediction: batches of one kind follow one another."""
 
     def predict(self, batch: Composition) -> float:
-        """Peak bytes of the process in a training step on `batch`."""
+        """Return the peak bytes of the process in a training step on `batch`."""
         if self._latest is not None and self._latest[0] == batch:
             return self._latest[1]
         if batch.group not in self._known:
@@ -101,11 +101,11 @@ class MemoryPredictor:
         return predicted
 
     def observe(self, batch: Composition, peak_bytes: int, *, at_most: bool = False) -> None:
-        """A step on `batch` held `peak_bytes` at its peak.
+        """Learn from a step on `batch` with a peak of `peak_bytes`.
 
         Args:
-            at_most: the process held that much before already: the batch needed no more, perhaps less. Learned from only where
-                more was predicted.
+            at_most: the process held that much before the step. The batch needed no more, perhaps less. Such a peak is used only
+                if more was predicted.
         """
         predicted = self.predict(batch)
         if at_most and predicted <= peak_bytes:
@@ -124,22 +124,22 @@ class MemoryPredictor:
         self._latest = None
 
     def stable(self, group: str = "") -> bool:
-        """Whether enough batches of the group were measured."""
+        """Return True if enough batches of the group were measured."""
         fit = self._groups.get(group)
         return fit is not None and fit.measured >= STABLE_AFTER
 
     def settled(self, group: str = "") -> bool:
-        """Whether they are predicted well, too: nothing is gained by measuring each of the next ones."""
+        """Return True if its predictions are accurate, too. Then measuring each of the next batches has no benefit."""
         fit = self._groups.get(group)
         return fit is not None and fit.settled
 
     def error(self, group: str = "") -> float | None:
-        """Median |predicted / measured - 1| of the group's latest batches, each as predicted before it ran. None: none was."""
+        """Median |predicted / measured - 1| of the group's latest batches, each predicted before it ran. None: no batch."""
         fit = self._groups.get(group)
         return statistics.median(map(abs, fit.errors)) if fit is not None and fit.errors else None
 
     def groups(self) -> tuple[str, ...]:
-        """Those that were measured."""
+        """Return the measured groups."""
         return tuple(self._groups)
 
     def _corrections(self, group: str) -> _Three:
@@ -150,7 +150,7 @@ class MemoryPredictor:
         return base + self._all.base - fit.base_of_all, padded, each
 
     def _features(self, batch: Composition) -> tuple[_Three, float]:
-        """What the corrections are multiples of, in bytes, and what is predicted without any."""
+        """Return the quantities that the corrections multiply, in bytes, and the prediction without corrections."""
         as_many = batch.padded_bytes / self._sample_bytes
         prior = self._model.predict(as_many)
         taken = max(0.0, prior - self._model.base_bytes)
@@ -162,7 +162,7 @@ class MemoryPredictor:
 
 
 def predictor_of(calibration: Calibration, plan: Plan) -> MemoryPredictor | None:
-    """What was measured of the plan's device and allocator. None: the calibration does not say how large a sample is."""
+    """Return a predictor for the plan's device and allocator. None: the calibration lacks them, or the size of a sample."""
     finding = calibration.finding(device=plan.device, allocator=plan.allocator)
     if finding is None or calibration.facts is None or calibration.facts.batch_bytes_per_sample <= 0:
         return None
@@ -170,7 +170,7 @@ def predictor_of(calibration: Calibration, plan: Plan) -> MemoryPredictor | None
 
 
 def straight_line(base_bytes: int, batch: int, peak_bytes: int, sample_bytes: float) -> MemoryPredictor:
-    """Where no calibration is at hand: `base_bytes` without a sample, `peak_bytes` with `batch` of `sample_bytes` each."""
+    """Return a predictor without a calibration: `base_bytes` for no sample, `peak_bytes` for `batch` of `sample_bytes` each."""
     top = float(max(peak_bytes - base_bytes, batch))
     shape = (ShapePoint(batch=0, bytes=0.0), ShapePoint(batch=batch, bytes=top))
     return MemoryPredictor(MemoryModel(base_bytes=base_bytes, ratio=1.0, shape=shape, source="plan"), max(sample_bytes, 1.0))

@@ -1,4 +1,4 @@
-"""How much memory there is for this process now: the limit, what others use, what it holds itself."""
+"""Memory available to this process now: the limit, use by other processes, and its own use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from batchcal.machine.cgroup import MachineMemory, MemoryGroup, memory_meter
 from batchcal.machine.meters import ResidentSampler, descendants, private_bytes
 
 LOOK_AGAIN_S: Final = 1.0
-"""A lower limit may also be set further up, where it is not read every time: to find the one that binds takes about 1 ms."""
+"""Seconds between two searches, about 1 ms each, for a lower limit further up, which is not read every time."""
 
 WORKERS_S: Final = 5.0
-"""Between two readings of the workers: one takes about 30 ms per GiB of theirs, which is 0.4 % of the time for 300 MiB each."""
+"""Seconds between two readings of the workers. One takes about 30 ms per GiB of theirs: 0.4 % of the time for 300 MiB each."""
 
 
 class Room(Frozen):
@@ -25,9 +25,9 @@ class Room(Frozen):
 
     limit_bytes: int
     used_bytes: int
-    """By all that the limit counts, but for what can be dropped at any time."""
+    """Use by all processes under the limit, without memory that can be dropped at any time."""
     own_bytes: int
-    """Of that: held by this process, free blocks of its allocator included."""
+    """Part of it that this process holds, free blocks of its allocator included."""
 
     @property
     def others_bytes(self) -> int:
@@ -35,25 +35,25 @@ class Room(Frozen):
 
 
 class Meter(Protocol):
-    """Reads the memory that a training on one device has to fit into."""
+    """Meter of the memory that a training on one device must fit into."""
 
     def read(self) -> Room: ...
 
     def limit_bytes(self) -> int:
-        """The limit alone, which takes a tenth of a whole reading."""
+        """Return only the limit. Takes a tenth of the time of a full reading."""
         ...
 
     def own_bytes(self) -> int:
-        """What this process holds, alone."""
+        """Return only the memory of this process."""
         ...
 
     def close(self) -> None: ...
 
 
 class HostMeter:
-    """The host's: the control group that binds, with its limit as it is now, or the machine.
+    """Memory of the host: the binding control group with its current limit, or the machine.
 
-    A reading takes some 15 microseconds by itself, and 200-500 after a pass, whose data fills the caches.
+    A reading takes about 15 microseconds alone, and 200-500 after a pass, whose data fills the caches.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -83,7 +83,7 @@ class HostMeter:
 
 
 class AcceleratorMeter:
-    """A CUDA device's: what the driver says is free, and what torch's caching allocator has reserved of the rest."""
+    """Memory of a CUDA device: what the driver reports as free, and what torch's caching allocator has reserved of the rest."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -104,7 +104,7 @@ class AcceleratorMeter:
 
 
 class WorkersMemory:
-    """What the processes below this one hold for themselves, DataLoader workers above all. Read every few seconds."""
+    """Private memory of the descendants of this process, mainly DataLoader workers. Read every few seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -112,7 +112,7 @@ class WorkersMemory:
         self._read_at = -WORKERS_S
 
     def bytes(self) -> int:
-        """Anonymous memory that they share with no other process, as last read."""
+        """Return the anonymous memory that they share with no other process, from the latest reading."""
         now = self._clock.monotonic()
         if now - self._read_at >= WORKERS_S:
             self._read_at = now
@@ -121,13 +121,13 @@ class WorkersMemory:
 
 
 class ShareMeter:
-    """The host's, of which this process and those below it may hold a share: that, or what is free, whichever is less."""
+    """Memory of the host of which this process and its descendants may hold a share: the share or the free memory, the lesser."""
 
     def __init__(self, host: Meter, share_bytes: int, beside: Callable[[], int] = lambda: 0) -> None:
-        """`beside`: bytes that the processes below this one hold."""
+        """`beside`: bytes that the descendants of this process hold."""
         self._host, self._share, self._beside = host, share_bytes, beside
         self._real = self._told = share_bytes
-        """The limit that was read last, and what was told in its place."""
+        """Limit of the latest reading, and the limit returned in its place."""
 
     def read(self) -> Room:
         room, beside = self._host.read(), self._beside()
@@ -150,8 +150,8 @@ class ShareMeter:
 
 
 def meter_of(device: torch.device, clock: Clock, share_bytes: int | None = None) -> Meter:
-    """For training on `device`, with `share_bytes` of the host's memory. Accelerators that do not tell what is free are trained
-    by the host's memory alone."""
+    """Return the meter for training on `device`, with `share_bytes` of the host's memory. For accelerators that do not report
+    free memory, only the host's memory counts."""
     if device.type == "cuda":
         return AcceleratorMeter(device)
     return HostMeter(clock) if share_bytes is None else ShareMeter(HostMeter(clock), share_bytes, WorkersMemory(clock).bytes)

@@ -1,1 +1,1 @@
-"""Several tasks in one training: how much each of their losses counts."""
+"""Several tasks in one training: weights of their losses."""

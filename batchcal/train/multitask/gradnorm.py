@@ -1,30 +1,30 @@
-"""GradNorm (Chen et al. 2018, arXiv:1711.02257): weights of several task losses, so that the tasks train at like rates.
+"""GradNorm (Chen et al. 2018, arXiv:1711.02257): weights of several task losses, so that the tasks train at similar rates.
 
-Trained is the sum of w_i x L_i. A task whose gradient is ten times as large as another's takes the shared layers for itself;
-GradNorm gives each weight so that the gradients are alike, and larger for those that lag behind:
+The training minimizes the sum of w_i x L_i. A task whose gradient is ten times as large as another's dominates the shared layers.
+GradNorm chooses the weights so that the gradients are of equal size, and larger for tasks that lag behind:
 
-    G_i = |gradient of w_i x L_i in the shared weights|        r_i = (L_i / L_i(0)) / mean over tasks of the same
+    G_i = |gradient of w_i x L_i in the shared weights|        r_i = (L_i / L_i(0)) / mean of this ratio over the tasks
     wanted: G_i = mean(G) x r_i ** alpha
 
-Two rules bring the weights there. Both end in the same place; they differ in how they go:
+Two rules move the weights to this state. Both have the same fixed point; they differ in the steps:
 
-- `ratio`: w_i x (wanted / G_i) ** rate. A share of the way in the logarithm, so it does not matter how large the losses are, and
-  no weight can fall below 0. Noise in G_i moves the weight by the same share.
-- `paper`: one step of gradient descent on sum |G_i - wanted|, wanted taken as constant: w_i - rate x sign(G_i - wanted) x g_i,
-  where g_i = G_i / w_i is the norm of the bare loss. Norms are counted in units of mean(G), and not as they are as in the paper:
-  a rate that suits norms about 1 would do nothing at 0.01, where a training soon is. The length of a step does not depend on how
-  far there is to go: slow from afar, to and fro at the goal. What would fall below 0 is held above it.
+- `ratio`: w_i x (wanted / G_i) ** rate. This is a share of the distance in the logarithm, so the size of the losses does not
+  matter, and no weight can fall below 0. Noise in G_i moves the weight by the same share.
+- `paper`: one step of gradient descent on sum |G_i - wanted|, with `wanted` as a constant: w_i - rate x sign(G_i - wanted) x g_i,
+  where g_i = G_i / w_i is the norm of the unweighted loss. Unlike in the paper, norms are in units of mean(G): a rate that suits
+  norms of about 1 would have no effect at 0.01, which a training soon reaches. The step length does not depend on the distance:
+  the weights move slowly from afar and oscillate at the target. A weight that would fall below 0 is kept above it.
 
-After either, the weights of the tasks that took part are scaled to the sum they had: all of them sum to the number of tasks.
+Afterwards, the weights of the tasks that took part are scaled to their previous sum: all weights sum to the number of tasks.
 
-Measured on multiimage (five seeds, 400 steps of 24 samples; tests/benchmarks/gradnorm.py), validation loss as a share of what it
-was at first: the slowest task 0.59 with equal weights, 0.24 by `ratio` (better in 5 of 5), 0.47 by `paper` (4 of 5); the two that
-were ahead pay for it, 0.03 and 0.08 with equal weights, 0.05 and 0.11 by `ratio`, 0.08 and 0.20 by `paper`.
+Measured on multiimage (five seeds, 400 steps of 24 samples; tests/benchmarks/gradnorm.py), validation loss as a share of its
+initial value. The slowest task: 0.59 with equal weights, 0.24 with `ratio` (better in 5 of 5), 0.47 with `paper` (4 of 5). The
+two faster tasks get worse: 0.03 and 0.08 with equal weights, 0.05 and 0.11 with `ratio`, 0.08 and 0.20 with `paper`.
 
     balancer = GradNormBalancer(model, shared=model.encoder[-1].parameters())
     for group in groups:                                        # one optimizer step each
         for batch, weight in group:                             # its micro-batches
-            losses = task.losses(model, batch)                  # {name: what the task adds to the mean over the batch}
+            losses = task.losses(model, batch)                  # {name: the task's part of the mean over the batch}
             loss = balancer.loss(losses)
             balancer.observe(losses, weight=weight)             # before backward, which frees the graph
             (weight * loss).backward()
@@ -52,13 +52,13 @@ from batchcal.train.multitask.shared import last_weight, uses
 Rule = Literal["ratio", "paper"]
 
 ALPHA: Final = 1.5
-"""How strongly those that lag are drawn along; the paper's for its main experiments. 0: alike gradients, whatever the rates."""
+"""Strength with which lagging tasks are favoured; the paper's value for its main experiments. 0: equal gradients at any rates."""
 RATES: Final[Mapping[Rule, float]] = {"ratio": 0.1, "paper": 0.025}
-"""Of the weights, per measured step. `paper`: as it is commonly set."""
+"""Learning rate of the weights, per measured step. `paper`: the common setting."""
 INTERVAL: Final = 8
-"""Optimizer steps from one measurement of the norms to the next. On multiimage 1 makes a step 13-14 % longer, 8 about 2 %."""
+"""Optimizer steps between two measurements of the norms. On multiimage, 1 makes a step 13-14 % longer, 8 about 2 %."""
 LEAST_WEIGHT: Final = 0.01
-"""A task whose weight is 0 learns no more, and its gradient says no more about it."""
+"""Lower bound of a weight. A task with weight 0 stops learning, and its gradient carries no information about it."""
 
 
 class _State(Record):
@@ -72,45 +72,44 @@ class _State(Record):
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What was seen of one micro-batch."""
+    """Losses and gradients of one micro-batch."""
 
     weight: float
     losses: Mapping[str, Tensor]
     """weight x loss."""
     gradients: Mapping[str, Sequence[Tensor]]
-    """weight x gradient of the bare loss in the shared weights. Empty: not measured."""
+    """weight x gradient of the unweighted loss in the shared weights. Empty: not measured."""
 
 
 class GradNormBalancer:
-    """Weighs the losses of several tasks by the norms of their gradients, one update after an optimizer step.
+    """Balancer of the losses of several tasks by the norms of their gradients. It updates the weights after optimizer steps.
 
-    The norms are those of the whole step, exact however it was split: gradients in the shared weights are summed over its
-    micro-batches, each by its weight, before their length is taken. A task that is absent from a micro-batch adds nothing; one
-    that is absent from a whole step keeps its weight, and the others share what they had. So does one whose gradient is zero, or
-    whose loss or gradient is not finite. Losses must not fall below 0, since rates are ratios of them.
+    The norms are those of the complete step and exact, however it was split: gradients in the shared weights are summed over its
+    micro-batches, each by its weight, before the norm is computed. A task that is absent from a micro-batch adds nothing. A task
+    that is absent from a complete step keeps its weight, and the others share their previous sum. The same applies to a task with
+    a gradient of zero, or with a loss or gradient that is not finite. Losses must not fall below 0, since rates are their ratios.
 
-    A measurement takes one more backward pass per task, from its loss down to the shared weights and no further; memory is needed
-    for one gradient of the shared weights per task.
+    A measurement takes one more backward pass per task, only from its loss down to the shared weights, and memory for one
+    gradient of the shared weights per task.
 
-    For one process: ranks would each come to weights of their own. For a model under torch.compile
-    name `shared`, and set `torch._functorch.config.donated_buffer = False`: its graph is one, gone through as a whole each time.
+    Only for one process: each rank would compute its own weights. For a model under torch.compile, pass `shared` and set
+    `torch._functorch.config.donated_buffer = False`: its graph is a single one, and each backward pass runs through all of it.
 
     Args:
-        model: whose parameters the tasks share.
-        shared: the weights in which norms are taken, usually those of the last layer that all tasks share. None: guessed during
-            the first optimizer step, and measured from the second on: of the matrices and larger (not biases) that every task's
-            loss depends on, the one that the forward pass uses last. Guessed anew when a further task joins.
+        model: model whose parameters the tasks share.
+        shared: weights in which norms are computed, usually those of the last layer that all tasks share. None: guessed during
+            the first optimizer step, and measured from the second on. The guess is the tensor with two or more dimensions (no
+            bias) that every task's loss depends on and that the forward pass uses last. It is repeated when a task joins.
         rule, alpha: see above.
-        learning_rate: of the weights. None: RATES.
-        interval: measure, and move the weights, in every so-manieth optimizer step.
-        initial_weights: task -> weight to begin with, scaled to sum to their number. Tasks that are not named join with 1 when
-            they first come.
-        initial_losses: task -> L(0). The paper's advice where the loss of the first step depends on luck, log(classes) for cross
-            entropy. Tasks that are not named have that of the first step in which they came, if it was positive.
-        least_weight: no update takes a weight below this.
+        learning_rate: learning rate of the weights. None: `RATES`.
+        interval: number of optimizer steps from one measurement and update of the weights to the next.
+        initial_weights: task -> initial weight, scaled to sum to their number. Other tasks join with 1 when they first occur.
+        initial_losses: task -> L(0). Recommended by the paper if the loss of the first step depends on chance: log(classes) for
+            cross entropy. Other tasks use the loss of the first step in which they occur, if it is positive.
+        least_weight: lower bound of a weight in an update.
 
     Raises:
-        UsageError: settings that make no sense, or `shared` without a parameter that learns.
+        UsageError: invalid settings, or `shared` without a parameter that requires a gradient.
     """
 
     def __init__(
@@ -141,57 +140,57 @@ class GradNormBalancer:
         self._weights = {name: weight * scale for name, weight in (initial_weights or {}).items()}
         self._initial_losses = dict(initial_losses or {})
         self._due = 0
-        """Optimizer steps until norms are measured."""
+        """Number of optimizer steps until norms are measured."""
         self._known: set[str] = set()
-        """Tasks whose dependence on parameters was looked at."""
+        """Tasks whose dependence on parameters was examined."""
         self._candidates: list[str] | None = None
-        """Names of the parameters that all of them depend on, in the order of the forward pass. None: no task was looked at."""
+        """Names of the parameters that all of them depend on, in the order of the forward pass. None: no task was examined."""
         self._log: dict[str, float] = {}
         self._pending: Observation | None = None
         self._begin()
 
     def _begin(self) -> None:
-        """A step without micro-batches as yet."""
+        """Begin a step without micro-batches."""
         self._weight = 0.0
         self._losses: dict[str, Tensor] = {}
         self._gradients: dict[str, list[Tensor]] = {}
-        # Norms of a step are of the same weights from its first micro-batch on.
+        # All norms of a step are in the same weights, from its first micro-batch on.
         self._measures = self._due == 0 and bool(self._shared)
 
     @property
     def weights(self) -> dict[str, float]:
-        """By task, those of the step that is going on. They sum to the number of tasks."""
+        """Weights of the current step by task. They sum to the number of tasks."""
         return dict(self._weights)
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """Names of the parameters in which norms are taken. Empty: not guessed as yet."""
+        """Names of the parameters in which norms are computed. Empty: not guessed yet."""
         return tuple(name for name, one in self._parameters.items() if any(one is other for other in self._shared))
 
     def loss(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Sum of w_i x L_i over the tasks that are there: a scalar, to call `backward` on.
+        """Return the sum of w_i x L_i over the given tasks: a scalar, on which the caller calls `backward`.
 
         Raises:
-            UserCodeError: there is none.
+            UserCodeError: there are no losses.
         """
         if not losses:
             raise UserCodeError("there is no task loss", try_="return {'T1': loss, ...} for the tasks that the batch has")
         return torch.stack([self._weights.get(name, 1.0) * loss.reshape(()) for name, loss in losses.items()]).sum()
 
     def observe(self, losses: Mapping[str, Tensor], *, weight: float = 1.0, scale: float = 1.0) -> Observation:
-        """Looks at the losses of one micro-batch, before `backward` is called on them. Under no_grad, as in an evaluation, they
-        are no part of a step and leave no trace.
+        """Record the losses of one micro-batch, before `backward` is called on them. Under no_grad, as in an evaluation, they do
+        not belong to a step and are ignored.
 
         Args:
-            losses: as given to `loss`; scalars of the means over the batch.
-            weight: of the micro-batch in its group, as its gradients are weighed. Only the ratios in a group count.
-            scale: of a GradScaler (`get_scale()`), so that float16 gradients do not vanish here either.
+            losses: as passed to `loss`; scalars of the means over the batch.
+            weight: weight of the gradients of the micro-batch in its group. Only the ratios in a group count.
+            scale: scale of a GradScaler (`get_scale()`), so that float16 gradients do not vanish here either.
 
         Returns:
-            What `take_back` wants, should the pass fail.
+            The argument for `take_back` if the pass fails.
 
         Raises:
-            UserCodeError: `shared` is to be guessed, and the tasks have no weight in common or a compiled graph hides it.
+            UserCodeError: `shared` must be guessed, and the tasks have no weight in common or a compiled graph hides it.
         """
         if not torch.is_grad_enabled():
             return Observation(0.0, {}, {})
@@ -205,7 +204,7 @@ class GradNormBalancer:
             for name, loss in losses.items():
                 if loss.requires_grad:
                     scaled = loss.reshape(()) * scale
-                    # As `backward` outside of autocast, wherever this is called.
+                    # Outside of autocast, as for `backward`, wherever the caller is.
                     with torch.autocast(loss.device.type, enabled=False):
                         found = torch.autograd.grad(
                             scaled, self._shared, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -216,23 +215,22 @@ class GradNormBalancer:
         return self._pending
 
     def take_back(self, observation: Observation) -> None:
-        """The micro-batch of `observation` failed in its backward pass and will be run again, perhaps in parts: it does not
-        count.
+        """Discard `observation`: its micro-batch failed in the backward pass and will be run again, perhaps in parts.
 
         Raises:
-            UsageError: another one was observed since, or the step has ended.
+            UsageError: there is a later observation, or the step has ended.
         """
         if observation is not self._pending:
             raise UsageError("only the last observation of a step can be taken back")
         self._pending = None
 
     def after_step(self) -> None:
-        """The optimizer has stepped: the weights of the next step follow from what was observed.
+        """Compute the weights of the next step from the observations. Call it after the optimizer step.
 
-        The one place that waits for an accelerator.
+        This is the only method that waits for an accelerator.
 
         Raises:
-            UsageError: nothing was observed.
+            UsageError: there is no observation.
         """
         self._keep()
         if self._weight <= 0:
@@ -257,12 +255,12 @@ class GradNormBalancer:
         self._begin()
 
     def log(self) -> dict[str, float]:
-        """Of the last optimizer step: `weight_NAME` as it was in it; `loss_NAME`, not weighed; and, where norms were measured,
-        `grad_norm_NAME`, of the weighed loss (G_i)."""
+        """Return values of the last optimizer step: `weight_NAME` in that step; `loss_NAME`, unweighted; and, if norms were
+        measured, `grad_norm_NAME` of the weighted loss (G_i)."""
         return dict(self._log)
 
     def state_dict(self) -> dict[str, object]:
-        """What a run that resumes needs to go on exactly; plain values. To be taken after `after_step`."""
+        """Return the state that a resumed run needs to continue exactly; plain values. Call it after `after_step`."""
         return _State(
             weights=self._weights,
             initial_losses=self._initial_losses,
@@ -273,10 +271,10 @@ class GradNormBalancer:
         ).model_dump()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Goes on where `state` was taken. Rule, rates and interval are those of this object.
+        """Continue at `state`. Rule, rates and interval are those of this object.
 
         Raises:
-            UsageError: not a state of ours, or of another model.
+            UsageError: not a state of a balancer, or the state of another model.
         """
         try:
             loaded = _State.model_validate(state)
@@ -296,7 +294,7 @@ class GradNormBalancer:
         self._begin()
 
     def _keep(self) -> None:
-        """What was observed last went well, and joins the step."""
+        """Add the last observation to the step: its pass succeeded."""
         seen, self._pending = self._pending, None
         if seen is None:
             return
@@ -310,7 +308,7 @@ class GradNormBalancer:
                 self._gradients[name] = list(gradients)
 
     def _learn(self, name: str, loss: Tensor) -> None:
-        """A task that was not seen before: which weights do all depend on now?"""
+        """Register a new task and find the weights that all tasks depend on now."""
         self._known.add(name)
         used = uses(loss, self._parameters)
         self._candidates = [one for one in used if self._candidates is None or one in self._candidates]
@@ -325,7 +323,7 @@ class GradNormBalancer:
         self._gradients.clear()
 
     def _norms(self) -> dict[str, float]:
-        """Lengths of the gradients of the bare losses, by task; empty where they were not measured."""
+        """Return the norms of the gradients of the unweighted losses, by task. Empty if they were not measured."""
         if not self._gradients:
             return {}
         lengths = [torch.nn.utils.get_total_norm(gradients) for gradients in self._gradients.values()]
@@ -333,7 +331,7 @@ class GradNormBalancer:
         return dict(zip(self._gradients, found, strict=True))
 
     def _moved(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> dict[str, float]:
-        """New weights for the tasks that can be compared."""
+        """Return new weights of the tasks that can be compared."""
         rates = {
             name: losses[name] / self._initial_losses[name]
             for name, norm in norms.items()
@@ -352,7 +350,7 @@ class GradNormBalancer:
         return {name: weight * scale for name, weight in moved.items()}
 
     def _step(self, weight: float, norm: float, wanted: float) -> float:
-        """One weight after its rule. `norm` is that of the bare loss; both in units of the mean norm."""
+        """Return one weight updated by the rule. `norm` is that of the unweighted loss; both are in units of the mean norm."""
         gap = weight * norm - wanted
         if self.rule == "ratio":
             return weight * float((wanted / (weight * norm)) ** self.learning_rate)
@@ -365,7 +363,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _check(balancer: GradNormBalancer, weights: Mapping[str, float], losses: Mapping[str, float]) -> None:
-    """Raises UsageError for settings that make no sense."""
+    """Raise UsageError for invalid settings."""
     for name, value, good in (
         ("alpha", balancer.alpha, 0 <= balancer.alpha < math.inf),
         ("learning_rate", balancer.learning_rate, 0 < balancer.learning_rate < math.inf),

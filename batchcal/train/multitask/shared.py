@@ -1,4 +1,4 @@
-"""Which parameters a loss depends on, and which of those that several share is used last."""
+"""Parameters that a loss depends on, and the last used one of those that several losses share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from batchcal.core.errors import UserCodeError
 
 
 def uses(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """Names of the parameters that `loss` depends on, in the order in which the forward pass last used them.
+    """Return the names of the parameters that `loss` depends on, in the order in which the forward pass last used them.
 
-    Walks through the whole graph: some microseconds a node.
+    This walks through the complete graph and takes some microseconds per node.
 
     Raises:
-        UserCodeError: a parameter is used in a compiled graph, which is one node and does not tell what depends on what.
+        UserCodeError: a parameter is used in a compiled graph, which is one node and hides the dependences.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = {name: place for place, name in enumerate(parameters)}
@@ -29,7 +29,7 @@ def uses(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         for earlier, _ in node.next_functions:
             if earlier is None:
                 continue
-            leaf: object = getattr(earlier, "variable", None)  # what collects the gradient of a leaf knows it
+            leaf: object = getattr(earlier, "variable", None)  # the node that accumulates the gradient of a leaf has it
             if isinstance(leaf, Tensor):
                 name = names.get(id(leaf))
                 if name is not None:
@@ -46,6 +46,6 @@ def uses(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:
 
 
 def last_weight(candidates: Sequence[str], parameters: Mapping[str, nn.Parameter]) -> nn.Parameter:
-    """Of `candidates`, in the order of the forward pass: the last with two dimensions or more; the last of all where none has."""
+    """Return the last of `candidates`, in the order of the forward pass, with two or more dimensions, or the last if none has."""
     weights = [name for name in candidates if parameters[name].dim() > 1]
     return parameters[(weights or list(candidates))[-1]]

@@ -1,4 +1,4 @@
-"""The sum of several task losses as the one loss of a training, weighed and watched."""
+"""Weighted sum of several task losses as the single loss of a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchcal.workload.task import Task
 
 
 class TaskLosses:
-    """Takes the place of a task's `loss`: the same forward pass, its task losses weighed by `balancer`."""
+    """Replacement of a task's `loss`: the same forward pass, with the task losses weighted by `balancer`."""
 
     def __init__(
         self, losses: Callable[..., Mapping[str, Tensor]], balancer: GradNormBalancer, scale: Callable[[], float]
@@ -28,7 +28,7 @@ class TaskLosses:
         self._seen: Observation | None = None
 
     def weigh(self, weight: float) -> None:
-        """What the mean loss of the next batch weighs in its group."""
+        """Set the weight of the next batch's mean loss in its group."""
         self._weight = weight
         self._seen = None
 
@@ -45,19 +45,19 @@ class TaskLosses:
         return loss
 
     def take_back(self) -> None:
-        """The pass over the last batch failed and will be run again."""
+        """Discard the last batch: its pass failed and will be run again."""
         if self._seen is not None:
             self.balancer.take_back(self._seen)
             self._seen = None
 
 
 def weighed(task: Task, weights: LossWeights, scaler: GradScaler | None = None) -> tuple[Task, GradNormBalancer | None]:
-    """`task` with its losses weighed, and what weighs them; the task as it is where it weighs them itself.
+    """Return `task` with weighted losses, and the balancer; the unchanged task if it weights its losses itself.
 
-    Train with it; evaluate with `task`: weights that move would make one evaluation incomparable with the next.
+    Use the result for training, and `task` for evaluation: with changing weights, evaluations would not be comparable.
 
     Raises:
-        UsageError: it does not tell its losses apart, or another name.
+        UsageError: the task does not return separate losses, or `weights` is an unknown name.
     """
     if weights == "task":
         return task, None

@@ -1,1 +1,1 @@
-"""What is done about a batch that does not fit: undone, made room for, run again in parts."""
+"""Recovery of a batch that does not fit: undo it, make room, run it again in parts."""

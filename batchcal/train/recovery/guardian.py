@@ -1,4 +1,4 @@
-"""What is done when memory runs out in a forward or backward pass: undone, made room for, and run again."""
+"""Recovery from a lack of memory in a forward or backward pass: undo it, make room, and run it again."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Action = Literal["retry", "split"]
 
 @dataclass(frozen=True)
 class Recovery:
-    """What was done about one shortage."""
+    """Reaction to one shortage of memory."""
 
     where: Where
     samples: int
-    """Of the micro-batch that did not fit."""
+    """Number of samples of the micro-batch that did not fit."""
     action: Action
     lost_s: float
-    """Spent on the pass that failed and on making room."""
+    """Time spent on the failed pass and on making room, seconds."""
     why: str
 
 
@@ -50,31 +50,31 @@ class _Failure:
 
 
 class Outlook(Protocol):
-    """What is known of the memory that there is."""
+    """Knowledge about the available memory."""
 
     def fits(self, micro_batch: MicroBatch) -> bool:
-        """Whether it is expected to fit now."""
+        """Return True if `micro_batch` is expected to fit now."""
         ...
 
     def near_limit(self) -> bool:
-        """Whether an error that may mean memory does mean it."""
+        """Return True if an ambiguous error is due to memory."""
         ...
 
 
 class OOMGuardian:
-    """Runs micro-batches one by one; one that does not fit is run again, and in halves where it must be.
+    """Runner of micro-batches, one after another. A micro-batch that does not fit is run again, in halves if necessary.
 
-    The pass that failed is undone first: its gradients, the random numbers it drew, the buffers it changed. Then room is made,
-    and the same micro-batch is run once more where that is expected to fit now, which gives the very result that it would have
-    had. Else it is cut in halves, which gives the same gradients but for rounding.
+    First, the failed pass is undone: its gradients, its random numbers, and its changes of buffers. Then room is made. If the
+    same micro-batch is now expected to fit, it is run again, with exactly the result of an undisturbed pass. Otherwise it is cut
+    in halves, which gives the same gradients except for rounding.
 
-    Not the same are BatchNorm, which sees other batches, and dropout, which draws other masks of the same kind. With BatchNorm a
-    micro-batch is cut only where `batchnorm` is "split".
+    Exceptions in halves are BatchNorm, which gets other batches, and dropout, which draws other masks of the same kind. With
+    BatchNorm, a micro-batch is cut only if `batchnorm` is "split".
 
     Args:
-        tell: called for every recovery.
-        undivided: why no batch of this task may be divided; empty: it may. See `Plan.undivided`.
-        size_rule: which batch sizes the task takes; None: every size.
+        tell: called for each recovery.
+        undivided: reason why no batch of this task may be divided. Empty: it may. See `Plan.undivided`.
+        size_rule: batch sizes that the task accepts. None: every size.
     """
 
     def __init__(
@@ -96,24 +96,24 @@ class OOMGuardian:
         self._undo = Undo(task.model, device)
         self._cuttable = not undivided and (batchnorm == "split" or not batch_normalizations(task.model))
         self.safe: int | None = None
-        """The largest micro-batch that is known to run since one did not fit. None: none failed."""
+        """Largest micro-batch that is known to run after one did not fit. None: none failed."""
         self._beginning: Before | None = None
         self._collected_at = float("-inf")
 
     def begin_group(self) -> None:
-        """What comes belongs to the next group, and is loaded from here on."""
+        """Begin the next group. Its batches are loaded from here on."""
         self._beginning = self._undo.beginning()
 
     def rewind(self) -> None:
-        """Random numbers and buffers as they were before the group, for a checkpoint from which it is run again."""
+        """Restore random numbers and buffers as before the group, for a checkpoint from which the group is run again."""
         if self._beginning is not None:
             self._undo.restore(self._beginning)
 
     def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
-        """Forward and backward over `micro_batch`, whatever it takes.
+        """Run forward and backward over `micro_batch`, with recovery if necessary.
 
         Raises:
-            NothingFits: it does not fit and cannot be made smaller. Nothing of its pass is left.
+            NothingFits: it does not fit and cannot be made smaller. Its pass has no effect.
         """
         began = self._clock.monotonic()
         if not self._outlook.fits(micro_batch):
@@ -121,7 +121,7 @@ class OOMGuardian:
             if not self._outlook.fits(micro_batch):
                 refused = _Failure("preflight", "it is predicted to need more than there is")
                 halves = self.halves(micro_batch)
-                # What cannot be cut is tried all the same: a prediction is no fact.
+                # If it cannot be cut, it is tried anyway: a prediction may be wrong.
                 if halves is not None:
                     return self._in_halves(passes, micro_batch, halves, refused, began)
         result = self._tried(passes, micro_batch)
@@ -141,8 +141,8 @@ class OOMGuardian:
         return self._in_halves(passes, micro_batch, halves, result, began)
 
     def make_room(self, *, thorough: bool = False) -> None:
-        """What allocators keep without need goes back to the system. With `thorough` unreachable objects go too, now and then: to
-        look for them takes 0.1 s."""
+        """Return unused memory of the allocators to the system. With `thorough`, also free unreachable objects from time to time:
+        the search for them takes 0.1 s."""
         now = self._clock.monotonic()
         if thorough and now - self._collected_at >= COLLECT_EVERY_S:
             gc.collect()
@@ -152,7 +152,7 @@ class OOMGuardian:
             torch.accelerator.empty_cache()
 
     def _tried(self, passes: Passes, micro_batch: MicroBatch) -> Share | _Failure:
-        """Raises what is no lack of memory, as it is."""
+        """Run one pass. Errors that are not due to memory propagate unchanged."""
         before = None
         try:
             before = self._undo.before()
@@ -179,7 +179,7 @@ class OOMGuardian:
         return kind in ("host", "accelerator") or (kind == "suspect" and self._outlook.near_limit())
 
     def halves(self, micro_batch: MicroBatch) -> tuple[Part, Part] | None:
-        """None: it cannot be cut, or must not be."""
+        """Return both halves. None: the micro-batch cannot or must not be cut."""
         return self._splitter.halves(micro_batch) if self._cuttable else None
 
     def _in_halves(
@@ -189,7 +189,7 @@ class OOMGuardian:
         self.safe = larger if self.safe is None else min(self.safe, larger)
         self._tell(Recovery(failure.where, micro_batch.samples, "split", self._clock.monotonic() - began, failure.why))
         first, second = halves
-        # The whole is of no use any more; its halves may be views of it, which keep it as long as they need it.
+        # The complete micro-batch is no longer needed. Halves that are views of it keep it alive as long as necessary.
         del micro_batch
         done = self.run(passes, first())
         del first
@@ -224,7 +224,7 @@ class OOMGuardian:
 
 
 def _in_backward(trace: TracebackType | None) -> bool:
-    """Whether autograd was at work."""
+    """Return True if autograd was running."""
     while trace is not None:
         if trace.tb_frame.f_code is _BACKWARD:
             return True

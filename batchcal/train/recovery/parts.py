@@ -1,4 +1,4 @@
-"""A micro-batch as two smaller ones of the same samples."""
+"""Division of a micro-batch into two smaller ones of the same samples."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Part = Callable[[], MicroBatch]
 
 @runtime_checkable
 class Sliceable(Protocol):
-    """A batch that knows how to be cut, such as `HeterogeneousBatch`."""
+    """A batch that can cut itself, such as `HeterogeneousBatch`."""
 
     def __len__(self) -> int: ...
 
     def rows(self, start: int, stop: int) -> object:
-        """The samples from `start` up to but without `stop`."""
+        """Return the samples from `start` up to but excluding `stop`."""
         ...
 
 
 class Splitter:
-    """Splits batches by their samples: collates each half from its indices, or cuts the batch where that is proven equal.
+    """Splitter of batches by their samples. It collates each half from its indices, or cuts the batch if that is proven equal.
 
-    It is for a batch that cuts itself; and for torch's default collate function, which stacks all parts of the samples along a
-    first dimension. Any other batch may hold rows that are not samples: a list of three images of three channels has three rows
-    in each tensor. Collated again, the samples are loaded again: random augmentation draws again.
+    It is proven for a batch that cuts itself, and for torch's default collate function, which stacks all parts of the samples
+    along a first dimension. Any other batch may have rows that are not samples: a list of three images of three channels has
+    three rows in each tensor. Its samples are loaded and collated again, so that random augmentation draws again.
 
-    The batches of a stream cannot be loaded again. There, cutting counts as equal where it was so for the first batch
+    The batches of a stream cannot be loaded again. For a stream, cutting counts as equal if it was equal for the first batch
     (`MicroBatch.cuttable`).
     """
 
@@ -45,9 +45,9 @@ class Splitter:
         self._stacks = collate is None and not reads_together(data)
 
     def halves(self, micro_batch: MicroBatch) -> tuple[Part, Part] | None:
-        """The first half, the larger one of an odd number, and the rest, each made when it is called.
+        """Return the first half (the larger one of an odd number) and the rest. Each is created when it is called.
 
-        None: one sample, a batch whose halves the task does not take, or one of a stream that cannot be cut.
+        None: one sample, halves that the task does not accept, or a batch of a stream that cannot be cut.
         """
         samples, indices = micro_batch.samples, micro_batch.indices
         middle = self.middle(samples)
@@ -63,7 +63,7 @@ class Splitter:
         return partial(self._load, indices[:middle]), partial(self._load, indices[middle:])
 
     def middle(self, samples: int) -> int:
-        """Samples of the first half. 0: there are no halves."""
+        """Return the number of samples of the first half. 0: there are no halves."""
         if samples < 2:
             return 0
         return samples - samples // 2 if self._rule is None else self._rule.half(samples)
@@ -77,7 +77,7 @@ def _rows(whole: Sliceable, indices: tuple[int, ...] | None, start: int, stop: i
 
 
 def _cut(micro_batch: MicroBatch, start: int, stop: int) -> MicroBatch:
-    """Views: nothing is copied."""
+    """Return views, without a copy."""
     indices = micro_batch.indices
     return MicroBatch(
         cut(micro_batch.batch, start, stop),

@@ -1,4 +1,4 @@
-"""What a forward and backward pass changes besides gradients, and how it is taken back: random numbers and buffers."""
+"""Undo of the changes of a forward and backward pass other than gradients: random numbers and buffers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchcal.core.numpy_state import numpy_state, restore_numpy
 
 @dataclass(frozen=True)
 class Saved:
-    """A buffer as it was."""
+    """Copy of a buffer."""
 
     module: nn.Module
     key: str
@@ -31,14 +31,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class ProcessGenerators:
-    """The random numbers of Python's `random` and of `numpy.random`, as they were.
+    """Saved states of Python's `random` and of `numpy.random`.
 
-    0.2 ms after a pass, whose data fills the caches: to be had once a group, not for each pass.
+    Takes 0.2 ms after a pass, whose data fills the caches: save it once per group, not for each pass.
     """
 
     python: tuple[object, ...]
     numpy: list[object] | None
-    """None where numpy is not loaded."""
+    """None: numpy is not loaded."""
 
     @classmethod
     def now(cls) -> ProcessGenerators:
@@ -51,31 +51,31 @@ class ProcessGenerators:
 
 @dataclass(frozen=True)
 class Before:
-    """What there was before a pass."""
+    """State before a pass."""
 
     cpu: Tensor
     accelerator: Tensor | None
     process: ProcessGenerators
     saved: Mapping[str, Saved]
-    """The buffers that passes are known to change."""
+    """Buffers that passes are known to change."""
     marks: Mapping[str, tuple[int, int]]
-    """All buffers: which tensor it was, and how often that had been changed."""
+    """For all buffers: identity of the tensor and number of its changes."""
 
 
 class Undo:
-    """Takes back what passes of `model` on `device` change, but for gradients.
+    """Undo of the changes that passes of `model` on `device` make, except for gradients.
 
-    A buffer is copied before a pass where it is known to change: those of normalization layers, and those that were seen to have
-    changed. Before the first pass all are. A table of positions may be as large as the model and never changes: to copy it each
-    time would cost more than it is worth. What a model keeps in plain attributes is not seen.
+    A buffer is copied before a pass if it is known to change: the buffers of normalization layers, and those with an observed
+    change. Before the first pass, all buffers are copied. A table of positions may be as large as the model and never changes:
+    a copy before each pass would cost more than it is worth. Plain attributes of a model are not observed.
 
-    So are the random numbers of Python and numpy, which few models draw: once a whole group left them as they were, those of the
-    group's beginning stand for each of its passes.
+    The same applies to the random numbers of Python and numpy, which few models draw. After a complete group that did not change
+    them, the state at the beginning of a group is used for each of its passes.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._device = device
-        # Walking through all modules before every pass would take longer than all else here.
+        # A walk through all modules before every pass would take longer than everything else here.
         self._holders = [
             (name, module) for name, module in model.named_modules() if next(module.buffers(recurse=False), None) is not None
         ]
@@ -88,10 +88,10 @@ class Undo:
         self._last: Mapping[str, tuple[int, int]] | None = None
         self._beginning: ProcessGenerators | None = None
         self._drawn: bool | None = None
-        """Whether anything between two beginnings drew of Python's or numpy's random numbers. None: there was one beginning."""
+        """True if Python's or numpy's random numbers were drawn between two beginnings. None: there was only one beginning."""
 
     def beginning(self) -> Before:
-        """What a group that begins now may change, from the loading of its first batch on."""
+        """Save the state that a group that begins now may change, from the loading of its first batch on."""
         now = ProcessGenerators.now()
         if self._beginning is not None and not self._drawn:
             self._drawn = now != self._beginning
@@ -99,7 +99,7 @@ class Undo:
         return self._before(now)
 
     def before(self) -> Before:
-        """What a pass that begins now may change. Some 20 microseconds and the copies."""
+        """Save the state that the next pass may change. Takes about 20 microseconds, plus the copies."""
         return self._before(self._beginning if self._beginning is not None and self._drawn is False else ProcessGenerators.now())
 
     def _before(self, process: ProcessGenerators) -> Before:
@@ -121,18 +121,18 @@ class Undo:
         )
 
     def restore(self, before: Before) -> str:
-        """Puts everything back. Returns what changed and had not been kept; empty: all is as it was."""
+        """Restore everything. Return a changed part that had not been saved. Empty: everything is restored."""
         for saved in before.saved.values():
             saved.restore()
         torch.set_rng_state(before.cpu)
         if before.accelerator is not None:
             torch.get_device_module(self._device).set_rng_state(before.accelerator, self._device)
-        # That of the beginning stands for the pass only as long as nothing was drawn in between.
+        # The state of the beginning is valid for the pass only if nothing was drawn in between.
         drawn = before.process is self._beginning and self._drawn is False and ProcessGenerators.now() != before.process
         before.process.restore()
         now = {name: _mark(buffer) for name, _, _, buffer in self._buffers()}
         lost = [name for name in {**now, **before.marks} if name not in before.saved and before.marks.get(name) != now.get(name)]
-        # What was put back has changed once more, which is no change that a pass made.
+        # The restored buffers have changed again, which is not a change by a pass.
         self._last = now
         if drawn:
             self._drawn = True

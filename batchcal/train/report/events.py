@@ -1,4 +1,4 @@
-"""What a training says of itself: the names of its events and of their fields, which the log keeps as they are."""
+"""Names of the events of a training and of their fields, which the log keeps unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchcal.values.training_events import (
 )
 
 FILE_NAME: Final = "run.jsonl"
-"""How a run is called in a folder of its own."""
+"""File name of the log of a run in a folder of its own."""
 
 STARTED: Final = TrainingStarted.event_name
 STEP: Final = StepEnded.event_name
@@ -27,14 +27,14 @@ CHECKPOINT_SAVED: Final = CheckpointSaved.event_name
 NOTICE: Final = Notice.event_name
 ENDED: Final = TrainingEnded.event_name
 STOPPED: Final = "training_stopped"
-"""By an error or a signal; the monitor's own, which sees it pass."""
+"""The training was stopped by an error or a signal. Written by the monitor itself, when the exception passes it."""
 
 LOSS: Final = "loss_"
-"""Before the name of a task, where a task has several losses."""
+"""Prefix of the name of a task, if there are several losses."""
 WEIGHT: Final = "weight_"
 GRAD_NORM: Final = "grad_norm_"
 EVAL: Final = "eval_"
-"""Before the name of a metric."""
+"""Prefix of the name of a metric."""
 
 NOT_FINITE: Final = "not_finite"
-"""JSON has no NaN: such a field is null, and this one says `loss=nan grad_norm=inf`."""
+"""JSON has no NaN: such a field is null, and this field contains `loss=nan grad_norm=inf`."""

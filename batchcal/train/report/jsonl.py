@@ -1,4 +1,4 @@
-"""The log of a run: a JSON object a line, in the file before the next step begins."""
+"""The log of a run: one JSON object per line, in the file before the next step begins."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from batchcal.train.report.line import line_of
 from batchcal.values.training_events import FORMAT, KIND
 
 RETRY_S: Final = 1.0
-"""After a write that failed the disk is left alone for this long."""
+"""Seconds between a failed write and the next attempt."""
 _EARLY: Final = 100
-"""Events that may come before the run begins; more are not kept."""
+"""Maximum number of events kept before the run begins."""
 _FIRST_LINE: Final = 1 << 16
 _MODE: Final = 0o644
 
 
 class JsonlLog:
-    """Writes every event as `{"event": "step", "at": 12.345678, ...}`, `at` in seconds since this process began to train.
+    """Writer of events as `{"event": "step", "at": 12.345678, ...}`, `at` in seconds since this process began to train.
 
-    The first line is `training_started`, with what the run is. A run that is resumed goes on in the same file; an earlier run
-    that lies there is set aside as `run.1.jsonl`. Each line is handed to the kernel whole: nothing short of a power cut takes
-    it back. A disk that is full does not stop a training: that is told once, and the lines that are missing are counted in the
-    file as soon as it can be written again.
+    The first line is `training_started`, with the properties of the run. A resumed run continues in the same file. The log of
+    another, earlier run is renamed to `run.1.jsonl`. Each line is passed to the kernel completely: only a power failure can lose
+    it. A full disk does not stop a training: it is reported once, and the file records the number of missing lines as soon as it
+    can be written again.
     """
 
     def __init__(self, path: Path, *, tell: Callable[[str], None] | None = None, clock: Clock | None = None) -> None:
-        """Opens the file, so that a path that cannot be is told before the training and not in the middle of it.
+        """Open the file, so that an invalid path is reported before the training and not in the middle of it.
 
         Args:
-            tell: hears that lines are lost.
+            tell: called when lines are lost.
 
         Raises:
             UsageError: a folder, or a file that cannot be opened for writing.
@@ -51,11 +51,11 @@ class JsonlLog:
         self._begun = False
         self._began = self._clock.monotonic()
         self._header = b""
-        """Not yet in the file; without it nothing that follows means anything."""
+        """First line, if it is not in the file yet. Without it, the lines that follow have no meaning."""
         self._end = 0
-        """Bytes of whole lines."""
+        """Bytes of complete lines."""
         self._torn = False
-        """Behind them stands half of one."""
+        """An incomplete line follows them."""
         self._lost, self._why = 0, ""
         self._again_at: float | None = None
         self._told = False
@@ -75,7 +75,7 @@ class JsonlLog:
         self.close()
 
     def close(self) -> None:
-        """No more events. A file in which nothing was written is not left behind."""
+        """Close the log. An empty file is removed."""
         if self._file is None:
             return
         with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ class JsonlLog:
         elif self._begun:
             self._write(self._line(name, fields))
         elif len(self._early) < _EARLY:
-            # The header comes first, whatever is said before.
+            # The header comes first, even if events precede it.
             self._early.append((name, dict(fields)))
 
     def _begin(self, fields: Fields) -> None:
@@ -115,7 +115,7 @@ class JsonlLog:
             self._tell(f"the log of an earlier run is now {set_aside}")
 
     def _make_room(self, *, resumed: bool) -> Path | None:
-        """The file is made to end where this run's lines may begin; where an earlier run was put to."""
+        """Prepare the file for the lines of this run. Return the new path of the log of an earlier run."""
         if self._file is None:
             return None
         self._end = os.fstat(self._file).st_size
@@ -172,12 +172,12 @@ def check_log(path: Path, *, name: str = "--log") -> None:
 
 
 def _is_log(begin: bytes) -> bool:
-    """By its first event, which may be all that is there."""
+    """Return True if `begin` is the beginning of an event, which may be the only content."""
     return begin.startswith((b'{"event":"', b'{"event": "'))
 
 
 def header_of(path: Path) -> dict[str, object] | None:
-    """The first line of a run's log. None: it is no log of a run, or cannot be read."""
+    """Return the first line of the log of a run. None: it is not the log of a run, or cannot be read."""
     try:
         if not path.is_file():
             return None

@@ -1,4 +1,4 @@
-"""An event as a line of JSON. Written at every step, so that the common case is one call of `%`."""
+"""An event as a line of JSON. It is written at every step, so the common case is a single `%` operation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from batchcal.train.report.events import NOT_FINITE
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str).encode
 _MOST_SHAPES: Final = 256
-"""Templates that are kept: steps of one task in many may tell other fields each time."""
+"""Maximum number of templates: with many tasks, each step may have different fields."""
 _templates: dict[tuple[object, ...], str | None] = {}
-"""By the event's name, its keys and the types of its values. None: not by a template."""
+"""Templates by name of the event, its keys and the types of its values. None: no template is possible."""
 
 
 def line_of(name: str, at: float, fields: Fields) -> bytes:
-    """`{"event":"step","at":12.345678,"loss":0.25}` and a newline.
+    """Return `{"event":"step","at":12.345678,"loss":0.25}` and a newline.
 
-    Numbers keep nine significant digits, which is all that a float32 holds. None is left out. What is no number is null, and
-    `not_finite` says `loss=nan`. A third of the time of `json.dumps` for 20 numbers (8 us against 25).
+    Numbers keep nine significant digits, the precision of a float32. None is left out. NaN and infinity become null, and
+    `not_finite` contains `loss=nan`. Takes a third of the time of `json.dumps` for 20 numbers (8 us against 25).
     """
     shape = (name, *fields, *map(type, fields.values()))
     template = _templates.get(shape, "")
@@ -30,7 +30,7 @@ def line_of(name: str, at: float, fields: Fields) -> bytes:
             _templates[shape] = template
     if template is not None:
         text = template % (at, *fields.values())
-        # Only `nan` and `inf` are no JSON; a key may hold the letters, too, and is then written the other way.
+        # Only `nan` and `inf` are invalid JSON. A key that contains these letters is written without a template, too.
         if "nan" not in text and "inf" not in text:
             return text.encode()
     return _any(name, at, fields)
@@ -45,7 +45,7 @@ def _template(name: str, fields: Fields) -> str | None:
         elif kind is int:
             parts.append(f",{_quoted(key)}:%d")
         elif value is None:
-            parts.append("%.0s")  # takes it and writes nothing
+            parts.append("%.0s")  # consumes the value and writes nothing
         else:
             return None
     return "".join([*parts, "}\n"])
@@ -67,5 +67,5 @@ def _any(name: str, at: float, fields: Fields) -> bytes:
             values[key] = value
     if odd:
         values[NOT_FINITE] = " ".join(odd)
-    # Half of a surrogate pair, from a file name that is no UTF-8, is nothing that JSON has.
+    # JSON cannot contain half of a surrogate pair, which comes from a file name that is not UTF-8.
     return _encode(values).encode("utf-8", "replace") + b"\n"

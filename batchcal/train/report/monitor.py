@@ -1,4 +1,4 @@
-"""The one that hears a training and tells everybody else: the log, other loggers, the screen."""
+"""Monitor of a training that passes its events to the log, other loggers and the screen."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from batchcal.values.training_events import (
 
 
 class TrainingMonitor:
-    """Listens to a training: give it to `train` as its `progress`.
+    """Listener of a training: pass it to `train` as `progress`.
 
-    Every event goes to the log first, then to the sinks and to the view. `epoch_ended` leaves with what its steps came to:
+    Each event goes first to the log, then to the sinks and the view. `epoch_ended` is extended with aggregates of its steps:
     means of the tasks' losses and of gradient norms, the largest prediction and measurement, the last size and learning rate,
-    recoveries and changes. Nobody who listens can stop a training, but a signal can. Where an error ends it, the log says which.
+    recoveries and changes. No listener can stop a training, but a signal can. If an error ends it, the log contains the error.
 
         with TrainingMonitor(Path("runs/first/run.jsonl"), sinks=[wandb.init()]) as monitor:
             train(task, plan, progress=monitor)
 
-    Sinks are closed by whoever made them.
+    The caller closes the sinks.
     """
 
     def __init__(
@@ -51,10 +51,9 @@ class TrainingMonitor:
     ) -> None:
         """
         Args:
-            log: the file, by custom `run.jsonl` in a folder of the run. None: no log is kept.
-            view: sees all events; what goes wrong with the others is a `notice` to it.
-            about: what the loop does not know of the run, such as its `spec` and the version of `batchcal`; joins
-                `training_started`.
+            log: path of the file, usually `run.jsonl` in a folder of the run. None: no log.
+            view: receives all events, and failures of the other listeners as a `notice`.
+            about: fields of `training_started` that the loop does not have, such as `spec` and the version of `batchcal`.
 
         Raises:
             UsageError: the log cannot be written there.
@@ -70,12 +69,12 @@ class TrainingMonitor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and self._log is not None:
-            # The screen is told by whoever catches it.
+            # The caller that catches the error shows it on the screen.
             self._log.event(STOPPED, {"error": type(error).__name__, "why": str(error)})
         self.close()
 
     def close(self) -> None:
-        """Closes the log."""
+        """Close the log."""
         if self._log is not None:
             self._log.close()
 
@@ -105,7 +104,7 @@ class TrainingMonitor:
         self._show(event)
 
     def totals(self) -> Totals:
-        """What the run has come to so far."""
+        """Return the totals of the run so far."""
         both = Sums()
         both.add(self._before)
         both.add(self._epoch)
@@ -118,7 +117,7 @@ class TrainingMonitor:
             self._view.event(event)
         except Interrupted:
             raise
-        except Exception:  # noqa: BLE001 - a terminal that is gone, or somebody else's view: training goes on without it
+        except Exception:  # noqa: BLE001 - a closed terminal, or a view of the user: training continues without it
             self._view = None
 
     def _tell(self, text: str) -> None:

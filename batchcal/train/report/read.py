@@ -1,4 +1,4 @@
-"""The log of a run, read back: quickly, and forgiving what a kill or a later version left in it."""
+"""Fast reader of the log of a run. It tolerates the traces of a killed process or of a later version."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from batchcal.train.report.steps import Steps, restored
 from batchcal.values.training_events import FORMAT
 
 _CHUNK: Final = 1 << 16
-"""Bytes that are parsed at once. More are slower: Python's garbage collector then looks at all of them."""
+"""Bytes that are parsed at once. More are slower: Python's garbage collector then scans all of them."""
 Fields = Mapping[str, object]
 
 _KINDS: Final[dict[str, Callable[[object], Happening | Ended]]] = {
@@ -58,23 +58,23 @@ _KINDS: Final[dict[str, Callable[[object], Happening | Ended]]] = {
 
 
 def log_in(path: Path) -> Path:
-    """The log that `path` names: itself, or `run.jsonl` in the folder that it is."""
+    """Return the log that `path` names: `path` itself, or `run.jsonl` in it if it is a folder."""
     return path / FILE_NAME if path.is_dir() else path
 
 
 def is_run(path: Path) -> bool:
-    """Whether the log of a run lies there, by its first line."""
+    """Return True if `path` names the log of a run, according to its first line."""
     return header_of(log_in(path)) is not None
 
 
 def read_run(path: Path) -> Run:
-    """The run whose log `path` names. A hundred thousand steps take about half a second.
+    """Return the run whose log `path` names. A hundred thousand steps take about half a second.
 
-    Lines that cannot be read are left out and counted: the last one of a run that was killed may be half a line. Unknown events
-    are skipped, unknown fields kept.
+    Unreadable lines are left out and counted: the last line of a killed run may be incomplete. Unknown events are skipped,
+    unknown fields are kept.
 
     Raises:
-        UsageError: there is no such file, it is no log of a run, or one of a newer format.
+        UsageError: there is no such file, it is not the log of a run, or it has a newer format.
     """
     log = log_in(path)
     header = header_of(log)
@@ -86,7 +86,7 @@ def read_run(path: Path) -> Run:
             f"{log} has format {version}", known=f"this version of batchcal reads up to {FORMAT}", try_="pip install -U batchcal"
         )
     reader = _Reader()
-    # Checked before the rest is read, and for its own reason.
+    # Checked before the rest is read, with its own error message.
     try:
         Started.model_validate(restored(header))
     except ValidationError as error:
@@ -121,14 +121,14 @@ def _unusable(path: Path, log: Path) -> UsageError:
 
 
 class _Reader:
-    """Takes lines, in order."""
+    """Parser of lines, in order."""
 
     def __init__(self) -> None:
         self._steps = Steps()
         self._rows: list[Fields] = []
         """Steps that are not yet in the columns."""
         self._last = (-1, -1, 0)
-        """Of the last step: epoch, step of it, step of the run."""
+        """Last step: epoch, step within the epoch, step within the run."""
         self._started: list[Started] = []
         self._happenings: list[Happening] = []
         self._ended: Ended | Stopped | None = None
@@ -166,7 +166,7 @@ class _Reader:
     def _parsed(self, lines: list[bytes]) -> Iterator[Fields]:
         self._cut_off = False
         try:
-            # All at once is four times as fast as one by one.
+            # One call for all lines is four times as fast as one call per line.
             found: object = json.loads(b"[" + b",".join(lines) + b"]")
         except (ValueError, RecursionError):
             found = None
@@ -190,7 +190,7 @@ class _Reader:
                 self._cut_off = not line.endswith(b"\n")
 
     def _settle(self) -> None:
-        """Steps that were read become columns; happenings behind them know where they are."""
+        """Move the steps read so far into the columns, so that later happenings have their position."""
         if not self._rows:
             return
         last = self._rows[-1]
@@ -201,7 +201,7 @@ class _Reader:
 
     def _happened(self, name: str, fields: Fields) -> None:
         place = (_whole(fields, "epoch"), _whole(fields, "step"))
-        # What is told of a step that has not ended belongs to the next one that does.
+        # An event of a step that has not ended belongs to the next step that ends.
         ahead = name in {RECOVERED, RESIZED} and place != self._last[:2]
         try:
             happening = _KINDS[name]({**fields, "global_step": self._last[2] + ahead})

@@ -1,4 +1,4 @@
-"""A run as it is read back from its log: what it was to be, its steps, what happened on the way, how it ended."""
+"""A run as read from its log: its settings, steps, events and end."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from batchcal.train.report.events import EVAL, LOSS
 from batchcal.train.report.steps import Steps
 
 Status = Literal["ended", "stopped early", "stopped", "not ended"]
-"""`stopped`: by an error or a signal. `not ended`: it runs still, or was killed."""
+"""`stopped`: by an error or a signal. `not ended`: it is still running, or was killed."""
 
 
 MOST_S: Final = 1e10
-"""Three hundred years: a time that is longer is no time."""
+"""Seconds: three hundred years. Longer times are invalid."""
 Seconds = Annotated[float, Field(ge=0, le=MOST_S, allow_inf_nan=False)]
 
 
 class _Event(Record):
-    """Tolerant: what a later version adds survives, what is not told is None, and a loss may be NaN."""
+    """Tolerant base of events: fields of later versions are kept, missing fields are None, and a loss may be NaN."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
@@ -33,7 +33,7 @@ class _Event(Record):
     """Seconds since the process began to train."""
 
     def named(self, prefix: str) -> dict[str, float]:
-        """`eval_` -> the numbers of the fields that begin so, by what follows."""
+        """Return the numbers of the fields that begin with `prefix`, such as `eval_`, by the rest of their names."""
         extra = self.model_extra or {}
         return {key[len(prefix) :]: float(value) for key, value in extra.items() if key.startswith(prefix) and _is_number(value)}
 
@@ -42,15 +42,15 @@ class Started(_Event):
     spec: str = "?"
     seed: int | None = None
     epochs: int | None = None
-    """In all."""
+    """Total number."""
     epoch: int = 0
-    """Where it begins, from 0."""
+    """First epoch, counted from 0."""
     effective_batch: int | None = None
     micro_batch: int | None = None
     """Of the plan."""
     accumulation_steps: int | None = None
     train_samples: int | None = None
-    """None: a stream, or not told."""
+    """None: a stream, or unknown."""
     budget_bytes: int | None = None
     limit_bytes: int | None = None
     allocator: str | None = None
@@ -63,15 +63,15 @@ class Started(_Event):
 
 
 class Recovered(_Event):
-    """Out of memory that cost a micro-batch and no more."""
+    """A lack of memory that cost only one micro-batch."""
 
     epoch: int | None = None
     step: int | None = None
     global_step: int = 0
-    """Where a view marks it: the step that went on behind it."""
+    """Step at which a view marks it: the one that continued afterwards."""
     phase: str = ""
     samples: int | None = None
-    """The size that failed."""
+    """Size that failed."""
     action: str = ""
     safe: int | None = None
     """Largest size from now on."""
@@ -92,9 +92,9 @@ class Resized(_Event):
 
 class EpochEnded(_Event):
     epoch: int
-    """From 0."""
+    """Number, counted from 0."""
     global_step: int = 0
-    """Its last."""
+    """Last step of the epoch."""
     loss: float | None = None
     steps: int | None = None
     samples_per_s: float | None = None
@@ -109,7 +109,7 @@ class EpochEnded(_Event):
 
     @property
     def losses(self) -> dict[str, float]:
-        """By task."""
+        """Losses by task."""
         return self.named(LOSS)
 
 
@@ -134,7 +134,7 @@ class Ended(_Event):
 
 
 class Stopped(_Event):
-    """By an error or a signal."""
+    """The run was stopped by an error or a signal."""
 
     global_step: int = 0
     error: str = ""
@@ -142,42 +142,42 @@ class Stopped(_Event):
 
 
 Happening = Started | Recovered | Resized | EpochEnded | CheckpointSaved | Notice | Stopped
-"""What is no step and not the end."""
+"""Events other than steps and the end."""
 
 
 @dataclass(frozen=True)
 class PredictionError:
-    """Predicted against measured, over the steps that have both."""
+    """Error of predicted peaks, over the steps with a prediction and a measurement."""
 
     steps: int
     median: float
-    """Of |predicted - measured| / measured."""
+    """Median of |predicted - measured| / measured."""
     p95: float
     exceeded: int
-    """Steps whose measured peak was above the prediction."""
+    """Number of steps with a measured peak above the prediction."""
     worst_under: float
-    """The largest share of a measured peak that was not predicted."""
+    """Largest share of a measured peak that was not predicted."""
 
 
 @dataclass(frozen=True)
 class Run:
     path: Path
     written_at: datetime
-    """When the last line came."""
+    """Time of the last line."""
     started: Started
     resumes: tuple[Started, ...]
-    """Later processes of the same run, each from where a checkpoint was."""
+    """Later processes of the same run, each from a checkpoint on."""
     steps: Steps
     happenings: tuple[Happening, ...]
-    """In order; the resumes stand among them."""
+    """In order, including the resumes."""
     ended: Ended | Stopped | None
-    """How the last process ended."""
+    """End of the last process."""
     wall_s: float
-    """Of all its processes together."""
+    """Total of all its processes."""
     repeated_steps: int = 0
-    """Done after the checkpoint that a later process began from, and so done again."""
+    """Number of steps after the checkpoint from which a later process began. They were run twice."""
     remarks: tuple[str, ...] = ()
-    """What of the file could not be read."""
+    """Remarks on unreadable parts of the file."""
 
     @property
     def status(self) -> Status:
@@ -191,12 +191,12 @@ class Run:
 
     @property
     def latest(self) -> Started:
-        """The process that wrote last, and what it knew of plan and machine."""
+        """Start of the latest process, with its plan and machine."""
         return self.resumes[-1] if self.resumes else self.started
 
     @cached_property
     def epochs(self) -> tuple[EpochEnded, ...]:
-        """Those that ended; one that was done again counts once."""
+        """Epochs that ended. A repeated epoch counts once."""
         last = {one.epoch: one for one in self.happenings if isinstance(one, EpochEnded)}
         return tuple(last[epoch] for epoch in sorted(last))
 
@@ -210,14 +210,14 @@ class Run:
 
     @cached_property
     def peak_bytes(self) -> int | None:
-        """Largest that was measured."""
+        """Largest measured peak."""
         told = [self.ended.peak_bytes] if isinstance(self.ended, Ended) and self.ended.peak_bytes is not None else []
         measured = [value for value in self.steps.column("peak_bytes") if math.isfinite(value)]
         return max([*told, int(max(measured))]) if measured else max(told, default=None)
 
     @cached_property
     def samples_per_s(self) -> float | None:
-        """Over all steps that say both samples and time."""
+        """Samples per second over all steps with samples and time."""
         pairs = zip(self.steps.column("samples"), self.steps.column("wall_s"), strict=False)
         both = [(samples, wall_s) for samples, wall_s in pairs if math.isfinite(samples) and math.isfinite(wall_s)]
         wall_s = sum(wall_s for _, wall_s in both)
@@ -227,7 +227,7 @@ class Run:
 
     @cached_property
     def prediction(self) -> PredictionError | None:
-        """None: no step has both."""
+        """None: no step has both values."""
         pairs = zip(self.steps.column("predicted_bytes"), self.steps.column("peak_bytes"), strict=False)
         errors = sorted(predicted / peak - 1 for predicted, peak in pairs if math.isfinite(predicted) and peak > 0)
         if not errors:

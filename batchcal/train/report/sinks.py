@@ -1,4 +1,4 @@
-"""Other loggers of the same run: whatever has `log(values, step)`, as a run of Weights & Biases has."""
+"""Other loggers of the same run: any object with `log(values, step)`, such as a run of Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from batchcal.core.progress import Fields
 from batchcal.train.report.events import EPOCH_ENDED, EVAL, RECOVERED, RESIZED, STEP
 
 EVERY_S: Final = 0.05
-"""Steps are told this often at most: a call takes 50 us and more, and nobody looks at twenty points a second. The log has
-all of them."""
+"""Minimum time between two forwarded steps, seconds: a call takes 50 us or more, and charts do not need twenty points a second.
+The log has all steps."""
 PATIENCE: Final = 3
-"""Failures in a row, after which a sink is left alone: it may wait for a network each time."""
+"""Number of consecutive failures after which a sink is no longer called: it may wait for a network each time."""
 _PLACES: Final = frozenset({"step", "global_step"})
-"""Where, not how much."""
+"""Fields that are positions, not quantities."""
 _GROUPS: Final = {STEP: "train", EPOCH_ENDED: "epoch", RECOVERED: "recovered", RESIZED: "resized"}
 
 
 class Sink(Protocol):
-    """Takes numbers by name."""
+    """Receiver of numbers by name."""
 
     def log(self, values: dict[str, float], step: int, /) -> object:
-        """`step` counts optimizer steps over the whole run and never goes back. One that has `flush()`, too, is asked to after
-        each epoch."""
+        """Log values. `step` counts optimizer steps over the complete run and never decreases. If the sink has `flush()`, too, it
+        is called after each epoch."""
         ...
 
 
 class Forwarder:
-    """Tells a sink the numbers of each event: `train/loss`, `train/loss_text`, `epoch/samples_per_s`, `eval/accuracy`.
+    """Forwarder of the numbers of each event to a sink: `train/loss`, `train/loss_text`, `epoch/samples_per_s`, `eval/accuracy`.
 
-    A sink that fails is told about once; after three failures in a row it hears no more.
+    The first failure of a sink is reported. After three consecutive failures, the sink is no longer called.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Forwarder:
                 flush()
         except Interrupted:
             raise
-        except Exception as error:  # noqa: BLE001 - somebody else's code: whatever it does, training goes on
+        except Exception as error:  # noqa: BLE001 - code of the user: training continues whatever it raises
             self._failed(error)
         else:
             self._failures = 0

@@ -1,4 +1,4 @@
-"""The steps of a run as columns: a hundred thousand of them are read, cut and summed in a fraction of a second."""
+"""The steps of a run as columns: reading, cutting and summing a hundred thousand steps takes a fraction of a second."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _PLACES: Final = frozenset({"at", "epoch", "step", "global_step", "samples_seen"
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some steps in a row, as one point of a curve. What lies between the extremes is drawn; nothing is beyond them."""
+    """Consecutive steps as one point of a curve. The range between the extremes is drawn; no value is outside of it."""
 
     step: float
-    """Their middle."""
+    """Middle of the steps."""
     low: float
     mean: float
     high: float
 
 
 class Steps:
-    """A column of numbers for each field of the `step` events, all of one length; NaN where a step did not tell it."""
+    """A column of numbers for each field of the `step` events, all of the same length. NaN: the step lacks the field."""
 
     def __init__(self) -> None:
         self._columns: dict[str, array[float]] = {}
@@ -40,25 +40,25 @@ class Steps:
         return self._length
 
     def column(self, name: str) -> Sequence[float]:
-        """Empty: no step told it."""
+        """Return the column of a field. Empty: no step has the field."""
         return self._columns.get(name, ())
 
     @property
     def places(self) -> Sequence[float]:
-        """Each one's `global_step`; counted from 1 where that was not told, or goes back."""
+        """`global_step` of each step. If it is missing or decreases: counted from 1."""
         if self._places is None:
             told = self.column("global_step")
-            # Compared with NaN nothing is true.
+            # Comparisons with NaN are False.
             rising = bool(told) and told[0] >= 0 and all(map(operator.le, told, itertools.islice(told, 1, None)))
             self._places = told if rising else range(1, self._length + 1)
         return self._places
 
     def named(self, prefix: str) -> tuple[str, ...]:
-        """`loss_` -> the names of the tasks that have such a column, in alphabetical order."""
+        """Return the rest of the names of columns that begin with `prefix`, in alphabetical order: for `loss_` the tasks."""
         return tuple(sorted(name[len(prefix) :] for name in self._columns if name.startswith(prefix)))
 
     def curves(self) -> tuple[str, ...]:
-        """The columns that say how much and not where."""
+        """Return the names of columns that are quantities, not positions."""
         return tuple(sorted(self._columns.keys() - _PLACES))
 
     def extend(self, rows: Sequence[Mapping[str, object]]) -> None:
@@ -70,7 +70,7 @@ class Steps:
         for name in set().union(*rows) - {"event", NOT_FINITE}:
             column = self._columns.get(name)
             if column is None:
-                # Texts have no column.
+                # Strings have no column.
                 if not any(isinstance(row.get(name), float | int) for row in rows):
                     continue
                 column = self._columns[name] = array("d", [NAN]) * self._length
@@ -90,11 +90,11 @@ class Steps:
         self._odd = [(place, told) for place, told in self._odd if place < length]
 
     def not_finite(self, name: str) -> tuple[int, ...]:
-        """The steps, by their `global_step`, at which it was NaN or infinite and not merely untold."""
+        """Return the `global_step` of the steps at which the field was NaN or infinite, not just missing."""
         return tuple(int(self.places[place]) for place, told in self._odd if f" {name}=" in f" {told}")
 
     def buckets(self, name: str, most: int) -> tuple[Bucket, ...]:
-        """The curve of a column in at most `most` points. Steps that did not tell it, or told no finite number, are left out."""
+        """Return the curve of a column in at most `most` points, without steps that lack the field or have no finite number."""
         values, places = self.column(name), self.places
         if not values:
             return ()
@@ -114,7 +114,7 @@ class Steps:
 
 def _numbers(name: str, rows: Sequence[Mapping[str, object]]) -> array[float]:
     try:
-        # A fifth of the time, where all steps tell it.
+        # Takes a fifth of the time, if all steps have the field.
         return array("d", map(operator.itemgetter(name), rows))
     except (KeyError, TypeError, OverflowError):
         return array("d", [_number(row.get(name)) for row in rows])
@@ -125,12 +125,12 @@ def _number(value: object) -> float:
         return value
     try:
         return float(value) if isinstance(value, int) else NAN
-    except OverflowError:  # JSON's integers have no end
+    except OverflowError:  # integers in JSON are unbounded
         return NAN
 
 
 def restored(fields: Mapping[str, object]) -> Mapping[str, object]:
-    """With the NaN and infinities that JSON could not say."""
+    """Return `fields` with the NaN and infinities that JSON cannot represent."""
     if NOT_FINITE not in fields:
         return fields
     whole = dict(fields)

@@ -1,4 +1,4 @@
-"""What steps come to: sums that cost a microsecond a step."""
+"""Aggregates of steps: sums that cost a microsecond per step."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from batchcal.values.training_events import Recovered
 
 
 class Totals(Record):
-    """What a run has come to so far, in this process."""
+    """Totals of a run so far, in this process."""
 
     steps: int
     samples: int
     recoveries: int
     lost_s: float
-    """By recoveries."""
+    """Seconds lost by recoveries."""
     changes: int
-    """Of the allowed micro-batch."""
+    """Number of changes of the allowed micro-batch."""
     peak_bytes: int | None
-    """Largest of those measured. None: none was."""
+    """Largest measured peak. None: no measurement."""
     predicted_steps: int
-    """Steps with both a prediction and a measurement."""
+    """Number of steps with a prediction and a measurement."""
     prediction_error: float | None
-    """Mean of |predicted - measured| / measured over them."""
+    """Mean of |predicted - measured| / measured over these steps."""
     worst_under: float
-    """The largest share of a measured peak that was not predicted; 0 where none exceeded its prediction."""
+    """Largest share of a measured peak that was not predicted. 0: no peak exceeded its prediction."""
 
 
 class Sums:
-    """Over the steps of an epoch, or of a run."""
+    """Sums over the steps of an epoch or of a run."""
 
     def __init__(self) -> None:
         self._steps = self._samples = self._recoveries = self._changes = self._predicted_steps = 0
         self._lost_s = self._error = self._worst_under = 0.0
         self._means: dict[str, tuple[float, int]] = {}
-        """By key: sum of value x samples, and the samples."""
+        """By key: sum of value x samples, and number of samples."""
         self._predicted_bytes = self._peak_bytes = -1
         self._last: Fields = {}
 
@@ -65,7 +65,7 @@ class Sums:
         self._lost_s += event.lost_s or 0.0
 
     def changed(self) -> None:
-        """The allowed micro-batch did."""
+        """Count a change of the allowed micro-batch."""
         self._changes += 1
 
     def add(self, other: Sums) -> None:
@@ -81,7 +81,7 @@ class Sums:
         self._peak_bytes = max(self._peak_bytes, other._peak_bytes)
 
     def fields(self) -> dict[str, Field]:
-        """For the event that ends an epoch: what its steps in this process came to. What nothing is known of is left out."""
+        """Return the aggregates of its steps in this process for the event that ends an epoch. Unknown values are left out."""
         told: dict[str, Field] = {key: total / weight for key, (total, weight) in self._means.items()}
         told |= {name: self._last[name] for name in ("lr", "micro_batch") if name in self._last}
         told |= {"recoveries": self._recoveries, "resizes": self._changes, "lost_s": self._lost_s}
@@ -113,5 +113,5 @@ def _is_averaged(key: str) -> bool:
 
 
 def _whole(value: Field) -> int:
-    """-1: unknown."""
+    """Return the integer. -1: unknown."""
     return value if isinstance(value, int) else -1

@@ -1,1 +1,1 @@
-"""How large micro-batches are, when that changes, and what it must not change."""
+"""Sizes of micro-batches, changes of the sizes, and what a change must not affect."""

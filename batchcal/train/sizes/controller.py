@@ -1,4 +1,4 @@
-"""When the micro-batch grows and when it shrinks. Pure: told what was used, answers what changes."""
+"""Rules for growing and shrinking the micro-batch. Pure: memory use in, change of the size out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
 
 @dataclass(frozen=True)
 class ControlSettings:
-    """Shares are of the memory limit that holds at that moment.
+    """Settings of the controller. Shares refer to the current memory limit.
 
     Raises:
         UsageError: they contradict each other.
@@ -19,13 +19,13 @@ class ControlSettings:
 
     grow_below: float = 0.5
     grow_after: int = 10
-    """Measured batches in a row."""
+    """Number of consecutive measured batches."""
     shrink_above: float = 0.85
-    """With the default margin this is the budget."""
+    """Equals the budget with the default margin."""
     shrink_after: int = 3
     patience: int = 4
-    """After memory ran short at a size, that many times `grow_after` batches pass before it is tried again; twice as many after
-    each further time."""
+    """After a shortage of memory at a size, `patience` x `grow_after` batches pass before the size is tried again; twice as many
+    after each further shortage."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.grow_below < self.shrink_above <= 1:
@@ -39,7 +39,7 @@ class ControlSettings:
 
 @dataclass(frozen=True)
 class Change:
-    """A decision."""
+    """Decision of the controller."""
 
     was: int
     now: int
@@ -47,11 +47,11 @@ class Change:
 
 
 class BatchSizeController:
-    """Doubles the micro-batch while memory is plenty, halves it when it is short, and does not swing between the two.
+    """Controller that doubles the micro-batch if memory is plentiful and halves it if memory is short, without oscillation.
 
-    It grows when less than `grow_below` of the limit was used for `grow_after` batches in a row, or when the next size is
-    predicted to stay clear of `shrink_above` by a tenth; never above the plan. It shrinks when more than `shrink_above` was used
-    for `shrink_after` batches in a row. The size at which memory ran short is left alone for a while, longer each time.
+    The micro-batch grows if less than `grow_below` of the limit was used for `grow_after` consecutive batches, or if the next
+    size is predicted to stay below `shrink_above` by a tenth of the limit. It never exceeds the plan. It shrinks if more than
+    `shrink_above` was used for `shrink_after` consecutive batches. After a shortage, the size is avoided, longer each time.
     """
 
     def __init__(self, scheduler: GradientAccumulationScheduler, settings: ControlSettings) -> None:
@@ -59,21 +59,21 @@ class BatchSizeController:
         self._settings = settings
         self._plenty = self._short = 0
         self._unsafe: int | None = None
-        """The smallest size at which memory ran short."""
+        """Smallest size at which memory ran short."""
         self._rest = 0
-        """Batches until it may be tried again."""
+        """Number of batches until this size may be tried again."""
         self._shortages = 0
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the latest batch used too much, and the ones after it decide."""
+        """True if the latest batch used too much memory, and the next batches decide."""
         return self._short > 0
 
     def after(self, used: float, predicted: Callable[[int], float]) -> Change | None:
-        """A batch has run and `used` of the limit was in use at its peak.
+        """Decide after a batch with a peak use of `used`, as a share of the limit.
 
         Args:
-            predicted: micro-batch -> share of the limit that is in use with it.
+            predicted: micro-batch -> predicted use, as a share of the limit.
         """
         self._rest = max(0, self._rest - 1)
         settings, scheduler = self._settings, self._scheduler
@@ -95,7 +95,7 @@ class BatchSizeController:
         )
 
     def ran_short(self, why: str, *, safe: int | None = None) -> Change | None:
-        """Memory ran short at the present size: go down to `safe`, or to the half. None: it is one sample already."""
+        """React to a shortage at the current size: shrink to `safe`, or to the half. None: it is already one sample."""
         at = self._scheduler.micro_batch
         target = max(1, at // 2) if safe is None else max(1, min(safe, at))
         self._short = self._plenty = 0

@@ -1,16 +1,16 @@
-"""What an optimizer step means, whatever the sizes of its parts and of the whole.
+"""Normalization of optimizer steps, for any sizes of micro-batches and of effective batches.
 
-Within a step nothing depends on how it was split: each micro-batch's mean loss counts by its weight (its samples, or what the
-task's `weight_of` counts), and the gradient is that of the mean over all of them. Between steps of different effective batches
-the learning rate decides, by one of three rules (Reference: the effective batch that the learning rate was chosen for):
+Within a step, the result does not depend on the split: the mean loss of each micro-batch counts by its weight (its samples, or
+the count of the task's `weight_of`), and the gradient is that of the mean over all of them. Between steps of different effective
+batches, one of three rules adapts the learning rate (reference: the effective batch for which the learning rate was chosen):
 
-- `none`: it stays. What batchcal does unless told otherwise, since the plan keeps the effective batch.
-- `linear`: x effective / reference. Goyal et al. 2017 (arXiv:1706.02677), for SGD: k times the samples, k times the step. Breaks
-  for large factors, and wants a warm-up.
+- `none`: unchanged. The default of batchcal, since the plan keeps the effective batch.
+- `linear`: x effective / reference. Goyal et al. 2017 (arXiv:1706.02677), for SGD: k times the samples, k times the step. Fails
+  for large factors, and needs a warm-up.
 - `sqrt`: x sqrt(effective / reference). Keeps the variance of a step of SGD (Krizhevsky 2014, arXiv:1404.5997; Hoffer et al.
   2017, arXiv:1705.08741), and is the rule for Adam and RMSprop (Malladi et al. 2022, arXiv:2205.10330).
 
-A loop of one's own:
+In a custom loop:
 
     normalizer = EffectiveBatchSizeNormalizer(reference=128, rule="sqrt")
     for batches in groups:
@@ -41,14 +41,14 @@ from batchcal.values.settings import LearningRateRule
 
 @dataclass(frozen=True)
 class EffectiveBatchSizeNormalizer:
-    """Scale of a micro-batch's loss within its step, and of the learning rate between steps of different sizes.
+    """Scale of the loss of a micro-batch within its step, and of the learning rate between steps of different sizes.
 
     Raises:
-        UsageError: `reference` is not positive, or there is no such rule.
+        UsageError: `reference` is not positive and finite, or `rule` is unknown.
     """
 
     reference: float
-    """The effective batch that the learning rate was chosen for, in the unit of the weights: samples, or tokens."""
+    """Effective batch for which the learning rate was chosen, in the unit of the weights: samples or tokens."""
     rule: LearningRateRule = "none"
 
     def __post_init__(self) -> None:
@@ -58,13 +58,13 @@ class EffectiveBatchSizeNormalizer:
             raise UsageError(f"there is no rule {self.rule!r}", known=f"valid values: {', '.join(get_args(LearningRateRule))}")
 
     def loss_scale(self, weight: float, total_weight: float) -> float:
-        """What to multiply the mean loss of a micro-batch with before `backward`, so that the gradients of the step sum to that
-        of the undivided batch: its share of the step's weight. The shares of a step sum to 1.
+        """Return the factor of the mean loss of a micro-batch before `backward`: its share of the step's weight. With it, the
+        gradients of the step sum to that of the undivided batch. The shares of a step sum to 1.
 
-        batchcal's own loop multiplies with the weight and divides by the total at the end, when it is known: the same.
+        batchcal's own loop multiplies by the weight and divides by the total at the end, when it is known, with the same result.
 
         Raises:
-            UsageError: no share: negative, more than the whole, or of nothing.
+            UsageError: `weight` is negative or exceeds the total, or the total is not positive and finite.
         """
         if not 0 <= weight <= total_weight or not 0 < total_weight < math.inf:
             raise UsageError(
@@ -74,10 +74,10 @@ class EffectiveBatchSizeNormalizer:
         return weight / total_weight
 
     def factor(self, effective_batch: float) -> float:
-        """What the learning rate is multiplied with in a step of `effective_batch`, in the unit of `reference`.
+        """Return the factor of the learning rate in a step of `effective_batch`, in the unit of `reference`.
 
         Raises:
-            UsageError: `effective_batch` is not positive.
+            UsageError: `effective_batch` is not positive and finite.
         """
         if not 0 < effective_batch < math.inf:
             raise UsageError(f"an effective batch of {effective_batch:g} makes no step")
@@ -93,17 +93,16 @@ class EffectiveBatchSizeNormalizer:
 
     @contextmanager
     def applied(self, optimizer: Optimizer, effective_batch: float) -> Iterator[float]:
-        """While entered, every learning rate of `optimizer` is multiplied; afterwards it is what it was, to the bit. Yields the
-        factor.
+        """Multiply every learning rate of `optimizer` while entered, and restore it exactly afterwards. Yields the factor.
 
-        Schedulers see their own rates, as long as they step outside of it. Decoupled weight decay (AdamW) is scaled along, since
-        it is multiplied with the learning rate.
+        Schedulers get their own rates if they step outside of the block. Decoupled weight decay (AdamW) is scaled, too, since it
+        is multiplied by the learning rate.
 
         Raises:
-            UsageError: a learning rate was changed inside; it was put back to what it had been before.
+            UsageError: a learning rate was changed inside the block. It is restored to its value before the block.
         """
         factor = self.factor(effective_batch)
-        # A rate that is a tensor, as compiled and captured optimizers want it, stays the tensor it is.
+        # A tensor as learning rate, as compiled and captured optimizers need it, stays the same tensor.
         before = [(group, rate.clone() if isinstance(rate := group["lr"], Tensor) else rate) for group in optimizer.param_groups]
         during: list[Tensor | float] = []
         for group, rate in before:
@@ -130,11 +129,11 @@ class EffectiveBatchSizeNormalizer:
             )
 
     def log(self, effective_batch: float) -> dict[str, Field]:
-        """What is in force in a step of `effective_batch`, for the log."""
+        """Return the rule and factor in a step of `effective_batch`, for the log."""
         return {"lr_rule": self.rule, "lr_reference_batch": self.reference, "lr_factor": self.factor(effective_batch)}
 
     def said(self) -> str:
-        """The rule in words, for the report."""
+        """Return the rule in words, for the report."""
         match self.rule:
             case "none":
                 return "the learning rate does not depend on the effective batch"

@@ -32,8 +32,8 @@ class Digits(Dataset[tuple[Tensor, int]]):
     Carries the paths only: a worker that receives it reads the files itself, so it pickles to a few hundred bytes.
 
     Args:
-        samples: how many there are; more than the files hold repeats them, each repetition augmented otherwise.
-        augment: shift by up to two pixels and add noise, told by the index alone: sample 7 is the same in every epoch.
+        samples: number of samples; if the files hold fewer, they are repeated, each time with another augmentation.
+        augment: shift by up to two pixels and add noise, by the index alone: sample 7 is the same in every epoch.
     """
 
     def __init__(self, images: Path, labels: Path, *, samples: int | None, augment: bool, seed: int = 0) -> None:
@@ -107,7 +107,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def metrics(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Mapping[str, tuple[float, float]]:
-    """Samples whose digit was told right, and samples."""
+    """Number of correct samples, and number of samples."""
     images, digits = batch
     right = int((model(images).argmax(dim=1) == digits).sum())
     return {"accuracy": (float(right), float(len(digits)))}

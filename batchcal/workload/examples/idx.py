@@ -30,14 +30,14 @@ _TYPES: Final[dict[int, torch.dtype]] = {
 }
 _MAX_DIMENSIONS: Final = 8
 _PIECE: Final = 1 << 20
-"""Read in pieces of this size, so that a header that lies cannot make us allocate what it says."""
+"""Size of a read, bytes. A wrong header cannot cause a larger allocation."""
 
 
 def read_idx(path: Path) -> Tensor:
     """All values of the file, in the shape and type that its header names.
 
     Raises:
-        UsageError: there is no such file, or it is not an IDX file, is cut short or goes on after its end.
+        UsageError: the file does not exist, is not an IDX file, is truncated, or has data after its end.
     """
     with _open(path) as file:
         try:
@@ -63,7 +63,7 @@ def shape_of_idx(path: Path) -> tuple[int, ...]:
     """The dimensions that the file's header names; the values are not read.
 
     Raises:
-        UsageError: there is no such file, or it does not begin like an IDX file.
+        UsageError: the file does not exist, or does not begin like an IDX file.
     """
     with _open(path) as file:
         try:

@@ -72,7 +72,7 @@ class MultiImage(nn.Module):
 
 
 def losses(model: nn.Module, batch: HeterogeneousBatch) -> Mapping[str, Tensor]:
-    """What each kind of task adds to the mean over all studies of the batch."""
+    """Contribution of each kind of task to the mean over all studies of the batch."""
     answers: dict[Kind, Tensor] = model(batch)
     shares: dict[str, Tensor] = {}
     for kind, answer in answers.items():
@@ -90,7 +90,7 @@ def loss(model: nn.Module, batch: HeterogeneousBatch) -> Tensor:
 
 
 def metrics(model: nn.Module, batch: HeterogeneousBatch) -> Mapping[str, tuple[float, float]]:
-    """Studies told right (T1, T3), squared error (T2), and over how many."""
+    """Correct studies (T1, T3), squared error (T2), and the number of studies of each."""
     answers: dict[Kind, Tensor] = model(batch)
     result: dict[str, tuple[float, float]] = {}
     for kind, answer in answers.items():

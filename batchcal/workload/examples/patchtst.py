@@ -99,9 +99,9 @@ def task(
 ) -> Task:
     """Args:
     data: a CSV file with a header and a row a step; default: a generated series of `steps` hours in 7 channels.
-    lookback, horizon: steps that are seen, and forecast.
-    patch_length, stride: of the patches that the past is cut into.
-    dropout: 0 keeps gradients the same however a batch is split.
+    lookback, horizon: number of input steps, and of steps to forecast.
+    patch_length, stride: of the patches into which the input is divided.
+    dropout: with 0, gradients do not depend on how a batch is divided.
     """
     if not 1 <= patch_length <= lookback or stride < 1 or horizon < 1:
         raise UsageError(

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from batchcal.core.errors import UsageError
 
 GENERATED_CHANNELS: Final = 7
-"""As many as the ETT series have, on which PatchTST was shown."""
+"""Number of channels of the ETT series, on which PatchTST was published."""
 _PERIODS: Final = (24, 168, 12)
 """Hours: a day, a week, half a day."""
 
@@ -51,7 +51,7 @@ def read_csv(path: Path) -> Tensor:
 
 
 def generated(steps: int, seed: int) -> Tensor:
-    """(steps, 7): each channel a mix of its own of daily, weekly and half-daily waves and a trend, with noise. Told by `seed`."""
+    """(steps, 7): each channel a mix of its own of daily, weekly and half-daily waves and a trend, with noise. By `seed` only."""
     generator = torch.Generator().manual_seed(seed)
     hours = torch.arange(steps)
     series = 0.3 * torch.randn(GENERATED_CHANNELS, generator=generator) * hours.unsqueeze(1) / max(steps, 1)

@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 class Pairs(Dataset[Pair]):
-    """Pairs told by seed and index alone. Lengths are lognormal, as those of texts are (Sobkowicz et al. 2013).
+    """Pairs that depend only on seed and index. Lengths are lognormal, like those of texts (Sobkowicz et al. 2013).
 
     `lengths` has the longer of the two for each index.
     """
@@ -103,7 +103,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def metrics(model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, tuple[float, float]]:
-    """Share of pairs told right, and F1 = 2 TP / (2 TP + FP + FN), which as a sum and a weight adds up over batches."""
+    """Share of correct pairs, and F1 = 2 TP / (2 TP + FP + FN), which as a sum and a weight adds up over batches."""
     told, same = model(batch["tokens"]) > 0, batch["same"] > 0.5
     right, both = float((told == same).sum()), 2 * float((told & same).sum())
     wrong = float((told != same).sum())

@@ -1,4 +1,4 @@
-"""Generated studies of 1 to 3 small volumes of different sizes, as three kinds of tasks ask for them, and their batches."""
+"""Generated studies of 1 to 3 small volumes of different sizes, for three kinds of tasks, and their batches."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ KINDS: Final[tuple[Kind, ...]] = ("T1", "T2", "T3")
 SLOTS: Final = 3
 """Volumes of a study, at most."""
 SHAPES: Final = 3
-"""Of the body in a volume: ball, shell, box."""
+"""Number of shapes of the body in a volume: ball, shell, box."""
 _SMALLEST, _LARGEST = (16, 16, 8), (24, 24, 16)
 """Height, width, depth in voxels."""
 
 
 class Studies(Dataset[HeterogeneousSample]):
-    """T1 asks for the shape of the body, T2 how much it grew, T3 which of the three bodies has another shape: 1, 2 or 3 volumes
+    """T1: the shape of the body; T2: how much it grew; T3: which of the three bodies has another shape: 1, 2 or 3 volumes
     of (1, height, width, depth) in about 0..1; the label is a class from 0 to 2, for T2 the log of the ratio of the radii.
 
-    Told by seed and index alone; carries a few numbers."""
+    Depends only on seed and index; stores a few numbers."""
 
     def __init__(self, samples: int, *, seed: int) -> None:
         self._samples, self._seed = samples, seed
@@ -38,7 +38,7 @@ class Studies(Dataset[HeterogeneousSample]):
         return KINDS[index % len(KINDS)]
 
     def voxels(self) -> list[float]:
-        """How many voxels each study has, without making them."""
+        """Number of voxels of each study, computed without creating them."""
         return [float(sum(math.prod(size) for size in self._plan(index)[1])) for index in range(self._samples)]
 
     def __getitem__(self, index: int) -> HeterogeneousSample:
@@ -70,7 +70,7 @@ class Studies(Dataset[HeterogeneousSample]):
 
 
 def _volume(size: tuple[int, int, int], shape: int, radius: float, generator: torch.Generator) -> Tensor:
-    # Each is broadcast against the others: nothing of the whole size is made before it must be.
+    # They are broadcast against each other: no array of the full size is created before it is needed.
     axes = [
         torch.linspace(-1, 1, side).abs().view([-1 if axis == at else 1 for axis in range(3)]) for at, side in enumerate(size)
     ]

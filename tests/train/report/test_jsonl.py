@@ -16,7 +16,7 @@ import pytest
 from batchcal.core.clock import ManualClock
 from batchcal.core.errors import UsageError
 from batchcal.train.report import jsonl
-from batchcal.train.report.jsonl import RETRY_S, JsonlLog, header_of
+from batchcal.train.report.jsonl import RETRY_S, JsonlLog, check_log, header_of
 from batchcal.train.report.read import read_run
 from tests.support.runs import STARTED_AT, a_start
 
@@ -207,3 +207,15 @@ def test_a_killed_process_loses_nothing_that_was_told(tmp_path: Path) -> None:
     assert list(run.steps.column("step")) == [float(step) for step in range(1, len(run.steps) + 1)]
     assert run.status == "not ended"
     assert set(run.remarks) <= {"the last line is cut off"}
+
+
+def test_a_log_may_be_a_pipe_or_a_link_to_one_and_is_no_folder(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    check_log(pipe)
+    check_log(link)
+    folder = tmp_path / "folder"
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="is not a regular file"):
+        check_log(folder)

@@ -1,1 +1,1 @@
-"""A run, looked at: the values of its charts, in characters and as SVG; the terminal's view and the page."""
+"""Views of a run: the values of its charts, drawn in characters and as SVG; the view on the terminal and the page."""

@@ -1,4 +1,4 @@
-"""A run's charts."""
+"""Charts of a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MOST_MARKS: Final = 200
 _MOST_VERTICALS: Final = 40
 _MOST_DOTS: Final = 400
 _NEAR: Final = 100
-"""Steps in which a measured one is looked for."""
+"""Steps on each side in which a measured step is searched."""
 _FAR: Final = 1.4
-"""A limit that is further above the budget would squeeze what matters."""
+"""Largest ratio of limit to budget that is drawn. A higher limit would squeeze the rest of the chart."""
 T = TypeVar("T")
 
 
 def loss(run: Run, points: int) -> Plot | None:
-    """Of training step by step, of evaluation after each epoch."""
+    """Loss of training at each step, and of evaluation after each epoch."""
     series = [*_lines(run, [("loss", "training", 0)], points)]
     evaluated = [(one.global_step, one.evaluation["loss"]) for one in run.epochs if "loss" in one.evaluation]
     if evaluated:
@@ -70,7 +70,7 @@ def sizes(run: Run, points: int) -> Plot | None:
 
 
 def memory(run: Run, points: int) -> Plot | None:
-    """Peaks of steps, measured and predicted, against budget and limit; where sizes changed and where memory ran out."""
+    """Peaks of steps, measured and predicted, against budget and limit, with marks for changed sizes and lack of memory."""
     series = [
         *_lines(run, [("predicted_bytes", "predicted", 2)], points, shape="dashes"),
         *_lines(run, [("peak_bytes", "measured", 0)], points),
@@ -84,14 +84,14 @@ def memory(run: Run, points: int) -> Plot | None:
 
 
 def predictions(run: Run) -> Plot | None:
-    """A dot for a step: predicted across, measured upwards. Above the diagonal more was needed than predicted."""
+    """One dot per step: predicted on the x axis, measured on the y axis. Steps above the diagonal needed more than predicted."""
     pairs = zip(run.steps.column("predicted_bytes"), run.steps.column("peak_bytes"), strict=False)
     both = [(predicted, peak) for predicted, peak in pairs if math.isfinite(predicted) and peak > 0]
     if not both:
         return None
     width = max(math.ceil(2 * len(both) / _MOST_DOTS), 1)
     groups = (both[start : start + width] for start in range(0, len(both), width))
-    # The worst on both sides of each group stay.
+    # The worst steps on both sides of each group are kept.
     kept = sorted({pair for group in groups for pair in (max(group, key=_ratio), min(group, key=_ratio))})
     axis = axis_over([value for pair in kept for value in pair], "bytes", from_zero=False)
     ends = tuple(Point(value, value, value, value) for value in (axis.low, axis.high))
@@ -105,7 +105,7 @@ def _ratio(pair: tuple[float, float]) -> float:
 
 
 def _lines(run: Run, wanted: Sequence[tuple[str, str, int]], points: int, *, shape: Shape = "line") -> list[Series]:
-    """Of columns: name, what they are called, which colour. What no step told has none."""
+    """Return a line for each (column, name, colour) of `wanted`. Columns without values get none."""
     found = []
     for column, name, colour in wanted:
         buckets = run.steps.buckets(column, points)
@@ -150,19 +150,19 @@ def _memory_marks(run: Run, highest: float) -> list[Mark]:
         kind: MarkKind = "recovered"
         if isinstance(one, Resized):
             kind = "larger" if (one.now or 0) > (one.was or 0) else "smaller"
-        # What ran out of memory wanted more than the budget; a change stands at what its step took.
+        # A step that ran out of memory needed more than the budget. A change is drawn at the peak of its step.
         height = float(budget) if isinstance(one, Recovered) else _peak_at(run, one.global_step, highest / 2)
         found.append(Mark(kind, one.global_step, height, text))
     return found
 
 
 def _peak_at(run: Run, global_step: int, default: float) -> float:
-    """Of the step, or of the nearest before or behind it that was measured."""
+    """Return the peak of the step, else of the nearest measured step before it, else after it."""
     peaks, place = run.steps.column("peak_bytes"), bisect.bisect_left(run.steps.places, global_step)
     near = (*reversed(peaks[max(place - _NEAR, 0) : place + 1]), *peaks[place + 1 : place + _NEAR])
     return next((peak for peak in near if math.isfinite(peak)), default)
 
 
 def _some(found: Sequence[T]) -> Sequence[T]:
-    """All, or every so many of too many to be drawn apart."""
+    """Return all, or every n-th if there are too many to be drawn separately."""
     return found[:: max(math.ceil(len(found) / _MOST_MARKS), 1)]

@@ -9,7 +9,7 @@ from batchcal.train.report.run import Run
 
 
 def epochs_table(run: Run) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows, what matters most on the left. What no epoch tells has no column."""
+    """Return heads and rows, with the most important columns on the left. Columns without values are left out."""
     names = dict.fromkeys(name for one in run.epochs for name in one.evaluation)
     tasks = dict.fromkeys(name for one in run.epochs for name in one.losses)
     columns = {
@@ -31,7 +31,7 @@ def _number(value: float | None) -> str:
 
 
 def narrowed(heads: list[str], rows: list[list[str]], *, width: int) -> tuple[list[str], list[list[str]]]:
-    """The columns from the left that fit into `width` characters, two of them between any two."""
+    """Return the columns from the left that fit into `width` characters, with two characters between columns."""
     widths = [max(len(cell) for cell in cells) + 2 for cells in zip(heads, *rows, strict=True)]
     fitting = next((place for place in range(len(widths), 1, -1) if sum(widths[:place]) <= width), 1)
     return heads[:fitting], [row[:fitting] for row in rows]

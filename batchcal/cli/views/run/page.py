@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else. Light and dark."""
+"""A run as one self-contained HTML page. Light and dark."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from batchcal.core.units import count_of, format_seconds
 from batchcal.train.report.run import EpochEnded, Happening, Recovered, Resized, Run
 
 _MOST_ROWS: Final = 200
-"""Of events, and of epochs; the last ones of more."""
+"""Most rows of events, and of epochs. Of more, the last ones are shown."""
 _WIDE: Final = 920
 _HALF: Final = 440
 
 
 def page(seen: SeenRun) -> str:
-    """The whole document."""
+    """Return the complete document."""
     run = seen.run
     body = [
         *_header(seen),
@@ -59,7 +59,7 @@ def _header(seen: SeenRun) -> list[str]:
 
 
 def _answers(run: Run) -> list[str]:
-    """A card for each thing that it came to."""
+    """Return one card per result."""
     cards = [
         f'<div><h2>{escape(name)}</h2><div class="value">{escape(answer)}</div><p class="facts soft">{escape(besides)}</p></div>'
         for name, answer, besides in summary(run)
@@ -76,7 +76,7 @@ def _wide(title: str, plot: Plot | None) -> list[str]:
 
 
 def _side_by_side(*wanted: tuple[str, Plot | None]) -> list[str]:
-    """Two in a row where the page is wide enough; what there is of them."""
+    """Return the existing charts, two in a row if the page is wide enough."""
     there = [(title, plot) for title, plot in wanted if plot is not None]
     if len(there) < 2:
         return [_section(title, plot, width=_WIDE, height=280) for title, plot in there]

@@ -1,4 +1,4 @@
-"""A chart as values, for whoever draws it: in characters or as SVG."""
+"""A chart as values, to be drawn in characters or as SVG."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Shape = Literal["line", "dots", "dashes"]
 MarkKind = Literal["recovered", "smaller", "larger", "not-finite"]
 
 LOG_FROM: Final = 30.0
-"""Values that are all positive and this many times apart get a logarithmic axis."""
+"""Ratio of the largest to the smallest value above which positive values get a logarithmic axis."""
 _BEYOND: Final = 0.08
-"""How far an axis goes beyond what is shown, as a share of it."""
+"""Extension of an axis beyond the values shown, as a share of them."""
 _MOST: Final = 1e300
-"""Twice that is still a number."""
+"""Largest value shown. Twice that is still finite."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Axis:
     logarithmic: bool = False
 
     def share(self, value: float) -> float:
-        """0 at the low end, 1 at the high one, and for what lies beyond them."""
+        """Return the position of a value: 0 at the low end and below, 1 at the high end and above."""
         if self.logarithmic:
             share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         else:
@@ -38,7 +38,7 @@ class Axis:
         return min(max(share, 0.0), 1.0)
 
     def ticks(self, about: int) -> tuple[float, ...]:
-        """Round values inside: 1, 2 or 5 times a power of ten, for bytes a power of two."""
+        """Return round values inside the axis: 1, 2 or 5 times a power of ten, for bytes a power of two."""
         if self.logarithmic:
             return self._decades(about)
         raw = (self.high - self.low) / max(about, 1)
@@ -59,7 +59,7 @@ class Axis:
         return few[0] if few else inside[-1][:: math.ceil(len(inside[-1]) / about)]
 
     def text(self, value: float) -> str:
-        """As a tick is written."""
+        """Return the label of a tick."""
         if value == 0:
             return "0"
         if self.unit == "bytes":
@@ -78,16 +78,16 @@ class Point:
 @dataclass(frozen=True)
 class Series:
     name: str
-    """Empty: what it is needs no saying."""
+    """Empty: the series needs no label."""
     colour: int
-    """Which of the colours; the same for the same thing in all charts."""
+    """Index of the colour. The same quantity has the same colour in all charts."""
     points: tuple[Point, ...]
     shape: Shape = "line"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A horizontal line with a meaning."""
+    """A horizontal line for the budget or the limit."""
 
     name: Literal["budget", "limit"]
     y: float
@@ -95,7 +95,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened."""
+    """An event of the run."""
 
     kind: MarkKind
     x: float
@@ -113,16 +113,16 @@ class Plot:
     rules: tuple[Rule, ...] = ()
     marks: tuple[Mark, ...] = ()
     verticals: tuple[float, ...] = ()
-    """Where epochs begin."""
+    """Positions on the x axis at which epochs begin."""
 
 
 def axis_over(values: Iterable[float], unit: Unit, *, from_zero: bool = True, may_be_log: bool = False) -> Axis:
-    """An axis that holds all of `values`, and has a length whatever they are."""
+    """Return an axis that contains all `values`. Its length is never 0."""
     found = [min(max(value, -_MOST), _MOST) for value in values if math.isfinite(value)]
     low, high = min(found, default=0.0), max(found, default=1.0)
     if may_be_log and low > 0 and high / low > LOG_FROM:
         return Axis(low / (1 + _BEYOND), high * (1 + _BEYOND), unit, logarithmic=True)
-    # What hardly moves is looked at closely, unless zero means something.
+    # Values that hardly change are enlarged, unless zero has a meaning.
     low = min(low, 0.0) if from_zero or low < high / 2 else low
     span = (high - low) or abs(high) or 1.0
     low = low if low == 0 else low - span * _BEYOND
@@ -130,7 +130,7 @@ def axis_over(values: Iterable[float], unit: Unit, *, from_zero: bool = True, ma
 
 
 def number(value: float) -> str:
-    """`0.2531`, `1,530`, `3e-05`: four digits that matter."""
+    """Return `0.2531`, `1,530`, `3e-05`: four significant digits."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 and abs(value) < 1e7 else f"{value:.4g}"

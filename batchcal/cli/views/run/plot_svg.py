@@ -1,4 +1,4 @@
-"""A chart as inline SVG. Colours are classes: the page's style sheet gives them, light and dark."""
+"""A chart as inline SVG. Colours are classes that the page's style sheet defines, light and dark."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from batchcal.cli.views.run.plot import Mark, Plot, Point, Rule, Series
 
 COLOURS: Final = 6
 POINTS: Final = 300
-"""What a curve is thinned to: more cannot be told apart."""
+"""Most points of a curve. More cannot be distinguished."""
 _LEFT: Final = 78
 _TOP: Final = 18
 _BOTTOM: Final = 46
 _LABEL_HEIGHT: Final = 17.0
 _MANY: Final = 40
-"""More dots than that are a cloud, more marks are drawn smaller."""
+"""More dots than this are drawn as a cloud, more marks are drawn smaller."""
 _CHARACTER: Final = 7.5
-"""Pixels, about."""
+"""Approximate width of a character, pixels."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Frame:
     width: int
     height: int
     right: float
-    """Room for the names of the lines."""
+    """Width of the space for the names of the lines, pixels."""
 
     def x(self, value: float) -> float:
         return round(_LEFT + self.plot.x.share(value) * (self.width - _LEFT - self.right), 1)
@@ -48,7 +48,7 @@ class _Frame:
 
 
 def draw(plot: Plot, *, width: int = 920, height: int = 320) -> str:
-    """One `<svg>` element."""
+    """Return one `<svg>` element."""
     named = [series for series in plot.series if series.name] if len(plot.series) > 1 else []
     right = max([16.0, *(len(series.name) * _CHARACTER + 20 for series in named)])
     frame = _Frame(plot, width, height, min(right, width / 4))
@@ -98,7 +98,7 @@ def _rule(frame: _Frame, rule: Rule) -> str:
 
 
 def _band(frame: _Frame, series: Series) -> str:
-    """From the lowest step to the highest of each point."""
+    """Return a band from the lowest to the highest step of each point."""
     if series.shape != "line" or all(point.low == point.high for point in series.points):
         return ""
     there = [f"{frame.x(point.x)},{frame.y(point.high)}" for point in series.points]
@@ -125,7 +125,7 @@ def _name(frame: _Frame, series: Series, y: float) -> str:
 
 
 def _mark(frame: _Frame, mark: Mark, *, few: bool) -> str:
-    """One of many is smaller and has no line to its step."""
+    """Return a mark. If there are many, it is smaller and has no line to its step."""
     x, y, r = frame.x(mark.x), frame.y(mark.y), 6 if few else 4.5
     title = f"<title>{escape(mark.text)}</title>"
     line = f'<line class="moment" x1="{x}" y1="{_TOP}" x2="{x}" y2="{frame.floor}"/>' if few else ""
@@ -139,7 +139,7 @@ def _mark(frame: _Frame, mark: Mark, *, few: bool) -> str:
 
 
 def _apart(heights: list[float], floor: float) -> list[float]:
-    """The same heights, moved so that no two names cover one another, and none is below `floor`."""
+    """Return the heights, moved so that no two names overlap and no name is below `floor`."""
     order = sorted(range(len(heights)), key=lambda place: heights[place])
     placed = list(heights)
     for before, place in itertools.pairwise(order):

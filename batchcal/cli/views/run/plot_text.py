@@ -1,4 +1,4 @@
-"""A chart in characters, as wide as it may be."""
+"""A chart in characters, as wide as allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MARKS: Final[dict[MarkKind, tuple[str, str, str, str]]] = {
 
 
 class Drawn:
-    """Draws itself where it is printed."""
+    """A chart that is drawn when it is printed."""
 
     def __init__(self, plot: Plot, *, height: int) -> None:
         self._plot, self._height = plot, height
@@ -34,12 +34,12 @@ class Drawn:
 
 
 def columns_of(width: int) -> int:
-    """Points that a curve can show in so many characters: two a character."""
+    """Return the number of points that a curve can show in `width` characters: two per character."""
     return max(min(width, MOST_WIDTH) - LABEL_WIDTH - 3, 20) * 2
 
 
 def draw(plot: Plot, *, width: int, height: int, ascii_only: bool = False) -> list[Text]:
-    """Lines of at most `width` characters: a title, `height` rows, the axis, what is what."""
+    """Return lines of at most `width` characters: a title, `height` rows, the axis, the legend."""
     canvas = Canvas(max(width - LABEL_WIDTH - 3, 20), height, ascii_only=ascii_only)
     for series in plot.series:
         _extremes(canvas, plot, series)
@@ -68,7 +68,7 @@ def draw(plot: Plot, *, width: int, height: int, ascii_only: bool = False) -> li
 
 
 def _extremes(canvas: Canvas, plot: Plot, series: Series) -> None:
-    """From the lowest to the highest step of each point, behind the line of their means."""
+    """Draw lines from the lowest to the highest step of each point, behind the line of their means."""
     style = f"dim {_style(series)}"
     for point in series.points:
         if point.low < point.high:
@@ -81,7 +81,7 @@ def _style(series: Series) -> str:
 
 
 def _labels(plot: Plot, height: int) -> dict[int, tuple[str, str]]:
-    """By row from the top. Rules are named; a tick that would touch them gives way."""
+    """Return labels by row from the top. Rules have labels; ticks next to them are left out."""
     labels: dict[int, tuple[str, str]] = {}
 
     def row_of(value: float) -> int:
@@ -112,7 +112,7 @@ def _axis(plot: Plot, width: int) -> str:
 
 
 def _legend(plot: Plot, *, ascii_only: bool) -> Text:
-    """Nothing where there is one line and the title says what it is."""
+    """Return the legend. A single line needs no entry, because the title names it."""
     text = Text(no_wrap=True, overflow="ellipsis")
     if len(plot.series) > 1:
         for series in plot.series:

@@ -1,4 +1,4 @@
-"""A run on the terminal: what it came to, its curves, its epochs, what happened on the way."""
+"""A run on the terminal: its results, curves, epochs and events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_ROWS: Final = 12
 
 
 def show(seen: SeenRun) -> Iterator[RenderableType]:
-    """Everything, from the top of the page."""
+    """Yield the complete view, from top to bottom."""
     run = seen.run
     line = Table.grid(expand=True)
     line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
@@ -56,7 +56,7 @@ def _summary(run: Run) -> Table:
 
 
 class _Charts:
-    """As wide as the console: a wider one sees more points."""
+    """Charts as wide as the console. A wider console shows more points."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -72,7 +72,7 @@ class _Charts:
 
 
 class _Epochs:
-    """A row an epoch, the last ones of many; a narrow console sees fewer columns, never half a number."""
+    """One row per epoch, of many the last ones. A narrow console shows fewer columns, but no truncated numbers."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -91,7 +91,7 @@ class _Epochs:
 
 
 def _happenings(run: Run) -> Iterator[RenderableType]:
-    """What the epochs do not tell."""
+    """Yield the events other than ended epochs and saved checkpoints."""
     found: list[Happening] = [one for one in run.happenings if not isinstance(one, EpochEnded | CheckpointSaved)]
     if not found:
         return

@@ -1,4 +1,4 @@
-"""Words that the terminal, the page and the live view of a run share."""
+"""Texts that the terminal, the page and the live view of a run share."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from batchcal.train.report.run import (
 )
 
 _MOST_WHY: Final = 100
-"""Characters of a reason; the log has all of it."""
+"""Most characters of a reason. The log has all of it."""
 
 
 @dataclass(frozen=True)
 class SeenRun:
-    """A run as it is looked at."""
+    """A run to show, and the time at which it is shown."""
 
     run: Run
     at: datetime
@@ -43,12 +43,12 @@ class SeenRun:
 
     @property
     def well(self) -> bool:
-        """It ended as it was meant to."""
+        """True if the run ended as planned, with finite losses."""
         return self.run.status == "ended" and not self.run.steps.not_finite("loss")
 
 
 def about(run: Run) -> tuple[str, str]:
-    """Where and since when; how far."""
+    """Return two lines: device, allocator and start; progress."""
     where = [part for part in (run.latest.device, run.latest.allocator and f"allocator {run.latest.allocator}") if part]
     if run.started.time is not None:
         where.append(f"started {run.started.time.strftime('%Y-%m-%d %H:%M UTC')}")
@@ -57,7 +57,7 @@ def about(run: Run) -> tuple[str, str]:
 
 
 def summary(run: Run) -> Iterator[tuple[str, str, str]]:
-    """What it came to: a name, the answer, and what should be known besides."""
+    """Yield the results: a name, the answer, and a remark."""
     yield from _loss(run)
     if run.samples_per_s is not None:
         yield "speed", f"{count(run.samples_per_s)} samples/s", ""
@@ -115,14 +115,14 @@ def _batch(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def where(happening: Happening) -> str:
-    """`epoch 3, step 25`, as far as it says."""
+    """Return the position of an event, as far as it is logged: `epoch 3, step 25`."""
     if isinstance(happening, Recovered | Resized) and happening.epoch is not None and happening.step is not None:
         return f"epoch {happening.epoch + 1}, step {count(happening.step)}"
     return f"step {count(happening.global_step)}" if not isinstance(happening, Started) else ""
 
 
 def told(happening: Happening) -> str:
-    """A sentence."""
+    """Return a sentence about an event."""
     match happening:
         case Recovered():
             what = f"{happening.phase} of {count_of(happening.samples, 'sample')}" if happening.samples else happening.phase

@@ -1,1 +1,1 @@
-"""A study of hyper-parameters: live, as a status, as a page."""
+"""Views of a study of hyper-parameters: live, as a status, as a page."""

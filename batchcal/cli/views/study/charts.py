@@ -1,4 +1,4 @@
-"""A study's charts."""
+"""Charts of a study."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from batchcal.cli.views.run.plot import Plot, Point, Series, Shape, axis_over
 from batchcal.hpo.seen import StudySeen, TrialSeen
 
 MOST_CURVES: Final = 150
-"""The latest of more."""
+"""Most curves of a chart. Of more, the latest are drawn."""
 _BEST, _COMPLETE, _PRUNED = 0, 1, 3
 """Colours."""
 
 
 def best_over_time(seen: StudySeen) -> Plot | None:
-    """Each trial's value when it ended, and the best so far, by the trials that had ended."""
+    """Value of each trial at its end, and the best value so far, by the number of ended trials."""
     there = [
         one for one in seen.trials if one.state in ("complete", "pruned") and one.ended is not None and one.value is not None
     ]
@@ -42,7 +42,7 @@ def best_over_time(seen: StudySeen) -> Plot | None:
 
 
 def curves(seen: StudySeen) -> Plot | None:
-    """Each trial's best so far over its epochs: where pruned ones end is what pruning saves."""
+    """Best value so far of each trial over its epochs. The ends of pruned trials show what pruning saves."""
     shown = [one for one in seen.trials if len(one.reached) > 1 or (one.state == "pruned" and one.reached)][-MOST_CURVES:]
     best = seen.best()
     if not shown:
@@ -54,7 +54,7 @@ def curves(seen: StudySeen) -> Plot | None:
         series += [
             Series(state if place == len(of_state) - 1 else "", colour, _curve(one), shape) for place, one in enumerate(of_state)
         ]
-    # One report makes no line.
+    # A single report is not a line.
     at_once = tuple(_curve(one)[0] for one in shown if one.state == "pruned" and len(_curve(one)) == 1)
     if at_once:
         series.append(Series("", _PRUNED, at_once, "dots"))
@@ -66,7 +66,7 @@ def curves(seen: StudySeen) -> Plot | None:
 
 
 def memory(seen: StudySeen) -> Plot | None:
-    """A dot for a trial: predicted across, measured upwards."""
+    """One dot per trial: predicted on the x axis, measured on the y axis."""
     both = [
         (one.facts.predicted_peak_bytes, one.facts.peak_bytes)
         for one in seen.trials

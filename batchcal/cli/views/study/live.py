@@ -1,4 +1,4 @@
-"""A study while it runs, on a terminal."""
+"""Live view of a study on a terminal."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _MOST_NOTES: Final = 3
 
 
 class StudyLive(Screen[StudyEvent]):
-    """How far it is, the best so far, the trials that run and the best of the others."""
+    """Live view: progress, the best value so far, the running trials and the best of the others."""
 
     def __init__(self, *, console: Console | None = None) -> None:
         self._seen: StudySeen | None = None
         self._notes: list[str] = []
         self._doing: dict[int | None, str] = {}
-        """By worker. None: there is but one."""
+        """Current activity by worker. None: the only worker."""
         self._closed = False
         super().__init__(console=console, ticking=True)
 
     def see(self, seen: StudySeen) -> None:
-        """How it stands now."""
+        """Update the state of the study."""
         self._seen = seen
 
     def note(self, event: StudyEvent, /) -> None:
@@ -74,12 +74,12 @@ class StudyLive(Screen[StudyEvent]):
                 if event.state == "failed":
                     self._notes.append(f"trial {event.trial} failed ({event.kind}): {event.why}")
             case TrialStarted() | TrialReached() | AcceleratorFound():
-                pass  # trials are seen in the storage
+                pass  # trials are read from the storage
             case _:
-                pass  # of a calibration, which `shape_started` sums up
+                pass  # an event of a calibration, which `shape_started` summarizes
 
     def close(self) -> None:
-        # What comes next shows the same, and stays.
+        # The next output shows the same and stays.
         self._closed = True
 
     def draw(self) -> RenderableType:

@@ -1,4 +1,4 @@
-"""A study as one HTML page that needs nothing else. Light and dark."""
+"""A study as one self-contained HTML page. Light and dark."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _WIDE: Final = 920
 
 
 def page(seen: StudySeen, importances: Mapping[str, float], where: str) -> str:
-    """The whole document.
+    """Return the complete document.
 
     Args:
-        importances: share of each parameter in what makes trials good, by name.
+        importances: share of each parameter in the quality of trials, by name.
     """
     body = [
         *_header(seen),
@@ -103,7 +103,7 @@ def _trials(seen: StudySeen) -> list[str]:
 
 
 def _reasons(seen: StudySeen) -> list[str]:
-    """Why trials did not run, or not to their end, but for pruning."""
+    """Reasons why trials did not run, or not to their end, except pruning."""
     told = [
         one for one in seen.trials if one.state in ("infeasible", "failed", "lost") and (one.facts.why or one.state == "lost")
     ]

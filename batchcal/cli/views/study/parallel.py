@@ -1,4 +1,4 @@
-"""Trials as parallel coordinates: an axis for each parameter, a line for each trial. As inline SVG."""
+"""Trials as parallel coordinates in inline SVG: one axis per parameter, one line per trial."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from batchcal.hpo.seen import StudySeen, TrialSeen
 WIDTH: Final = 920
 HEIGHT: Final = 340
 _MOST: Final = 300
-"""Lines: the best of more."""
+"""Most lines. Of more trials, the best are drawn."""
 _SIDE: Final = 60
 _TOP: Final = 36
 _BOTTOM: Final = 30
 _LEVELS: Final = 5
-"""Shades, from the worst to the best."""
+"""Number of shades, from the worst to the best."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class _Column:
     high: float
     logarithmic: bool
     choices: tuple[str, ...]
-    """Of what is no number; empty: it is one."""
+    """Values that are not numbers. Empty: the values are numbers."""
 
     def share(self, one: object) -> float:
-        """0 at the bottom, 1 at the top."""
+        """Return the position on the axis: 0 at the bottom, 1 at the top."""
         if self.choices:
             return (self.choices.index(text_of(one)) + 0.5) / len(self.choices)
         if not isinstance(one, int | float) or self.high == self.low:
@@ -45,14 +45,14 @@ class _Column:
         return (one - self.low) / (self.high - self.low)
 
     def ends(self) -> list[tuple[float, str]]:
-        """What is written along the axis: (share, text)."""
+        """Return the labels of the axis: (share, text)."""
         if self.choices:
             return [((place + 0.5) / len(self.choices), text) for place, text in enumerate(self.choices)]
         return [(0.0, number(float(self.low))), (1.0, number(float(self.high)))]
 
 
 def draw(seen: StudySeen) -> str:
-    """One `<svg>` element; empty where nothing can be compared."""
+    """Return one `<svg>` element. Empty: nothing can be compared."""
     trials = [one for one in seen.trials if one.value is not None and one.state in ("complete", "pruned")]
     trials = sorted(trials, key=lambda one: seen.better * (one.value or 0.0))[-_MOST:]
     names = sorted({name for one in trials for name in one.parameters})
@@ -79,7 +79,7 @@ def _column(name: str, values: Sequence[object]) -> _Column:
 
 
 def _line(trial: TrialSeen, columns: Sequence[_Column], apart: float, *, rank: float, best: bool) -> str:
-    """`rank`: from 0, the worst, to 1."""
+    """Return the line of a trial. `rank` goes from 0, the worst, to 1."""
     points = []
     for place, column in enumerate(columns):
         one = trial.value if place == len(columns) - 1 else trial.parameters.get(column.name)

@@ -1,4 +1,4 @@
-"""A study on the terminal: what it came to, and its trials."""
+"""A study on the terminal: its results and its trials."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from batchcal.hpo.seen import StudySeen, TrialSeen
 
 _MOST_ROWS: Final = 12
 _DISPENSABLE: Final = ("memory", "batch", "epochs", "#")
-"""In the order in which a narrow console does without."""
+"""Columns that a narrow console leaves out, in this order."""
 _PARAMETERS_FROM: Final = 20
 _PADDING: Final = 2
 _FAILED: Final = 3
 
 
 def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
-    """Everything, from the top of the page."""
+    """Yield the complete view, from top to bottom."""
     yield Text.assemble(("study ", ""), (seen.name, "bold"), (f"  {seen.task}", "dim"), no_wrap=True, overflow="ellipsis")
     yield Text("")
     table = Table.grid(padding=(0, 2), pad_edge=True)
@@ -52,12 +52,12 @@ def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
 
 
 def _has_reason(trial: TrialSeen) -> bool:
-    """Why it was pruned is to be seen, but for one whose loss was no number."""
+    """True if the reason must be shown. That of a pruned trial is visible, except if its loss was NaN or infinite."""
     return bool(trial.facts.why) and (trial.state in ("failed", "infeasible") or trial.facts.kind == DIVERGED)
 
 
 class Trials:
-    """A row a trial; a narrow console sees fewer columns, never half a number."""
+    """One row per trial. A narrow console shows fewer columns, but no truncated numbers."""
 
     def __init__(self, seen: StudySeen, trials: Sequence[TrialSeen]) -> None:
         self._seen, self._trials = seen, trials
@@ -66,7 +66,7 @@ class Trials:
         rows = [dict(zip(HEADS, row(self._seen, one), strict=True)) for one in self._trials]
         widths = {head: max([len(head), *(len(cells[head]) for cells in rows)]) for head in HEADS}
         heads = list(HEADS)
-        # Only what was sampled is cut: it is the longest, and its beginning tells it from the others.
+        # Only the parameters are truncated: they are the longest, and their beginning distinguishes them from the others.
         widths["parameters"] = _left_by(heads, widths, options.max_width)
         for head in _DISPENSABLE:
             if widths["parameters"] < _PARAMETERS_FROM:
@@ -84,5 +84,5 @@ class Trials:
 
 
 def _left_by(heads: Sequence[str], widths: Mapping[str, int], width: int) -> int:
-    """For the parameters, besides the other columns."""
+    """Return the width that the other columns leave for the parameters."""
     return max(width - sum(widths[head] + _PADDING for head in heads if head != "parameters") - _PADDING, 1)

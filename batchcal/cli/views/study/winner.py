@@ -16,7 +16,7 @@ from batchcal.hpo.seen import StudySeen, TrialSeen
 
 
 def show(seen: StudySeen, best: TrialSeen) -> Iterator[RenderableType]:
-    """Its value, what was sampled for it, how it was trained."""
+    """Yield its value, its sampled parameters, and how it was trained."""
     told = "" if best.value is None else f"{seen.metric} {number(best.value)}"
     yield Text.assemble((told, "bold green"), f"  trial {best.number} of study {seen.name}", no_wrap=True, overflow="ellipsis")
     yield Text("")

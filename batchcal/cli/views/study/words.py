@@ -1,4 +1,4 @@
-"""What the terminal and the page both say of a study."""
+"""Texts about a study that the terminal and the page share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def counts_line(seen: StudySeen) -> str:
 
 
 def row(seen: StudySeen, trial: TrialSeen) -> tuple[str, ...]:
-    """A trial's cells, by `HEADS`."""
+    """Return the cells of a trial, in the order of `HEADS`."""
     return (
         str(trial.number),
         trial.state,
@@ -45,28 +45,28 @@ def row(seen: StudySeen, trial: TrialSeen) -> tuple[str, ...]:
 
 
 def reason(trial: TrialSeen) -> str:
-    """Why a trial did not run, or not to its end: `trial 3, failed (out-of-memory): ...`."""
+    """Return the reason why a trial did not run, or not to its end: `trial 3, failed (out-of-memory): ...`."""
     kind = f" ({trial.facts.kind})" if trial.state == "failed" and trial.facts.kind else ""
     why = trial.facts.why or ("its worker died; it was run again" if trial.state == "lost" else "nobody knows why")
     return f"trial {trial.number}, {trial.state}{kind}: {why}"
 
 
 def batch_of(trial: TrialSeen) -> str:
-    """`64 = 32x2`: the effective batch, as micro-batch x accumulation; `100 in 7`: in so many that are not all alike."""
+    """Return `64 = 32x2`, effective batch = micro-batch x accumulation, or `100 in 7`, which is 7 parts of unequal sizes."""
     facts = trial.facts
     if facts.effective_batch is None or facts.micro_batch is None or facts.accumulation_steps is None:
         return ""
     whole = count(facts.effective_batch)
     if facts.accumulation_steps == 1:
         return whole
-    # Where it does not divide, no two numbers make it up: some micro-batches are one sample smaller.
+    # If it does not divide, no product of two numbers is exact: some micro-batches are one sample smaller.
     if facts.micro_batch * facts.accumulation_steps != facts.effective_batch:
         return f"{whole} in {facts.accumulation_steps}"
     return f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}"
 
 
 def memory_of(trial: TrialSeen) -> str:
-    """The peak, else what is predicted."""
+    """Return the peak, else the predicted peak."""
     facts = trial.facts
     if facts.peak_bytes:
         return format_bytes(facts.peak_bytes)
@@ -79,12 +79,12 @@ def parameters_of(trial: TrialSeen) -> str:
 
 
 def value(one: object) -> str:
-    """A sampled value."""
+    """Return a sampled value as text."""
     return number(one) if isinstance(one, float) else str(one)
 
 
 def summary(seen: StudySeen) -> list[tuple[str, str, str]]:
-    """Name, answer, besides: what it came to."""
+    """Return the results: name, answer, remark."""
     best = seen.best()
     told: list[tuple[str, str, str]] = []
     if best is not None and best.value is not None:
@@ -110,8 +110,8 @@ def summary(seen: StudySeen) -> list[tuple[str, str, str]]:
 
 
 def shown(seen: StudySeen) -> Sequence[TrialSeen]:
-    """The trials that tell most, the best first: those that run, then the complete, then what came close. Runs that were run once
-    more are left out."""
+    """Return the most informative trials, the best first: running, then complete, then those that came close. Trials that were
+    run again are left out."""
     order: dict[State, int] = {state: place for place, state in enumerate(_ORDER)}
     return sorted(
         (one for one in seen.trials if one.state not in ("stopped", "lost", "waiting")),
