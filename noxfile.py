@@ -84,11 +84,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, layout and our own rule: no Any, no cast, no type: ignore. `nox -s lint -- --fix` mends what it can."""
+    """Check style, layout, forbidden types (Any, cast, type: ignore) and language. `nox -s lint -- --fix` repairs what it can."""
     session.install("-c", str(CONSTRAINTS), "ruff")
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
     session.run("python", "tests/support/forbidden_types.py")
+    session.run("python", "-m", "tests.support.plain_language")
 
 
 @nox.session(venv_backend="none")

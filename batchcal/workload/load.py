@@ -185,7 +185,7 @@ def _alone(module: ModuleType, spec: Spec, arguments: Mapping[str, object]) -> s
 
 def _checked(made: object, spec: str) -> Task:
     if inspect.iscoroutine(made):
-        made.close()  # or Python warns, later and elsewhere, that nobody waited for it
+        made.close()  # otherwise Python warns later that it was never awaited
     if not isinstance(made, Task):
         raise UserCodeError(
             f"{spec} returned {_a(made)}", known="the function that the SPEC names has to return a batchcal.Task", try_=_TEMPLATE

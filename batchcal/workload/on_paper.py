@@ -46,10 +46,10 @@ class LiveBlocks(OperatorWatch):
         """Sizes in bytes of the blocks that were there when there was most."""
 
     def ignore(self, held: Iterable[torch.Tensor]) -> None:
-        """Counts none of these."""
+        """Do not count these tensors."""
         for tensor in held:
             storage = tensor.untyped_storage()
-            self._ignored[id(storage)] = storage  # kept, so that nobody else gets its id
+            self._ignored[id(storage)] = storage  # kept, so that no other storage gets its id
 
     def ran(self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
         for leaf in tree_leaves(result):
