@@ -65,7 +65,10 @@ class Supervisor:
             listener.bind(str(self._directory / SOCKET_NAME))
             listener.listen(128)
             listener.setblocking(False)
-            self._start()
+            if self._control.pending:  # sent before this process was ready
+                self._obey()
+            if not self._stopped:
+                self._start()
             self._selector.register(wake_read, selectors.EVENT_READ)
             self._selector.register(listener, selectors.EVENT_READ)
             self._selector.register(self._control, selectors.EVENT_READ)

@@ -20,6 +20,7 @@ class Channel:
         self._socket = connection
         self._buffer = b""
         self._descriptors: list[int] = []
+        self._pending: list[Message] = []
         self.closed = False
 
     def fileno(self) -> int:
@@ -43,6 +44,9 @@ class Channel:
 
     def read(self) -> list[Message]:
         """Read once (blocking if the socket is) and return the complete lines. Set `closed` at the end of the stream."""
+        if self._pending:
+            pending, self._pending = self._pending, []
+            return pending
         try:
             data, descriptors, _, _ = socket.recv_fds(self._socket, 65536, 16)
         except (BlockingIOError, InterruptedError):
@@ -60,12 +64,18 @@ class Channel:
         return taken
 
     def wait(self) -> Message | None:
-        """Wait for one message. None: the peer is gone."""
-        while not self.closed:
+        """Wait for one message. None: the peer is gone. `read` returns the messages that arrived with it, see `pending`."""
+        while self._pending or not self.closed:
             messages = self.read()
             if messages:
+                self._pending = messages[1:]
                 return messages[0]
         return None
+
+    @property
+    def pending(self) -> bool:
+        """True if messages were received that no call has returned yet. A selector does not report them."""
+        return bool(self._pending)
 
     def close(self) -> None:
         self._socket.close()

@@ -138,7 +138,8 @@ def test_a_process_that_is_ready_gets_a_data_limit_of_its_share(mark: str) -> No
     assert 110 < came < 165, "about half of what 300 MiB leave beside the interpreter"
 
 
-def test_memory_that_forks_share_is_counted_once(mark: str) -> None:
+def test_memory_that_forks_share_is_counted_once(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # traced processes write memory of their own at their ends
     little = ending_of(*PROGRAM, "share", "1", "3", "1.0", mark=mark)
     much = ending_of(*PROGRAM, "share", "201", "3", "1.0", mark=mark)
     assert (little.exit_status, much.exit_status) == (0, 0)
@@ -219,6 +220,20 @@ def test_two_commands_of_one_launcher_do_not_touch_each_other(mark: str) -> None
             time.sleep(0.01)
         assert first.exit_status == -signal.SIGKILL
         first.close()
+    finally:
+        launcher.close()
+
+
+def test_a_command_that_is_killed_before_its_supervisor_is_ready_does_not_run(mark: str) -> None:
+    launcher = CommandLauncher()
+    try:
+        started = launcher.start(CommandJob(("sleep", "100"), {**os.environ, MARK: mark}, "/"))
+        launcher.kill(started)
+        until = time.monotonic() + 30
+        while not launcher.poll(started) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert started.exit_status == -signal.SIGKILL
+        started.close()
     finally:
         launcher.close()
 

@@ -106,3 +106,19 @@ def test_descriptors_travel_with_their_message(pair: Pair) -> None:
 
 def test_a_channel_can_be_waited_for(pair: Pair) -> None:
     assert pair[0].fileno() > 2
+
+
+def test_messages_that_arrive_with_the_awaited_one_are_kept(pair: Pair) -> None:
+    channel, theirs = pair
+    theirs.sendall(b'{"first": 1}\n{"second": 2}\n{"third": 3}\n')
+    assert channel.wait() == {"first": 1}
+    assert channel.pending
+    assert channel.read() == [{"second": 2}, {"third": 3}]
+    assert not channel.pending
+
+
+def test_a_kept_message_is_returned_although_the_peer_is_gone(pair: Pair) -> None:
+    channel, theirs = pair
+    theirs.sendall(b'{"first": 1}\n{"second": 2}\n')
+    theirs.close()
+    assert [channel.wait(), channel.wait(), channel.wait()] == [{"first": 1}, {"second": 2}, None]
