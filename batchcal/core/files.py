@@ -240,13 +240,15 @@ def check_target(
         raise UsageError(f"{name} {path} cannot be used: {why_not_written(error)}", try_=_typed(name, example)) from None
     if stat.S_ISDIR(kind):
         raise UsageError(f"{name} {path} is a folder", known=f"{what} is a file", try_=_typed(name, path / example))
-    if special and path.exists() and not path.is_file() and not path.is_dir():
-        return  # also through a link: /dev/stdout
+    if special and stat.S_ISLNK(kind):
+        path, kind = _target_of(path, kind)  # such as /dev/stdout
+    if special and not stat.S_ISREG(kind) and not stat.S_ISDIR(kind) and not stat.S_ISLNK(kind):
+        return
     if stat.S_ISLNK(kind) and not special:
         raise UsageError(
             f"{name} {path} is a symbolic link", known="writing would replace the link", try_=_typed(name, path.resolve())
         )
-    if not stat.S_ISREG(kind) and not path.is_file():
+    if not stat.S_ISREG(kind):
         raise UsageError(f"{name} {path} is not a regular file", try_=_typed(name, example))
     if special and not os.access(path, os.W_OK):
         raise UsageError(f"{name} {path} cannot be written", known="it may be read only", try_=_typed(name, example))
@@ -270,6 +272,14 @@ def check_target(
             try_=f"mount the folder {path.parent} instead of the file",
         )
     _check_folder(path, name, example)
+
+
+def _target_of(path: Path, kind: int) -> tuple[Path, int]:
+    """Follow a link. Return the file and its mode; `path` and `kind` for a link to nothing, or to a place that cannot be read."""
+    try:
+        return path.resolve(), path.stat().st_mode
+    except (OSError, RuntimeError):
+        return path, kind
 
 
 def _is_mounted(path: Path) -> bool:

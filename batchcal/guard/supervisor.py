@@ -65,13 +65,13 @@ class Supervisor:
             listener.bind(str(self._directory / SOCKET_NAME))
             listener.listen(128)
             listener.setblocking(False)
-            if self._control.pending:  # sent before this process was ready
+            self._selector.register(self._control, selectors.EVENT_READ)
+            if self._control.pending or self._selector.select(timeout=0):  # sent before this process was ready
                 self._obey()
             if not self._stopped:
                 self._start()
             self._selector.register(wake_read, selectors.EVENT_READ)
             self._selector.register(listener, selectors.EVENT_READ)
-            self._selector.register(self._control, selectors.EVENT_READ)
             while self._status is None and not self._stopped:
                 for key, _ in self._selector.select():
                     if key.fd == wake_read:

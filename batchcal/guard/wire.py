@@ -43,7 +43,10 @@ class Channel:
         return True
 
     def read(self) -> list[Message]:
-        """Read once (blocking if the socket is) and return the complete lines. Set `closed` at the end of the stream."""
+        """Return the pending messages, else read once (blocking if the socket is) and return the complete lines.
+
+        Set `closed` at the end of the stream.
+        """
         if self._pending:
             pending, self._pending = self._pending, []
             return pending
@@ -64,7 +67,7 @@ class Channel:
         return taken
 
     def wait(self) -> Message | None:
-        """Wait for one message. None: the peer is gone. `read` returns the messages that arrived with it, see `pending`."""
+        """Wait for one message. None: the peer is gone. Messages that arrived with it are kept for the next call."""
         while self._pending or not self.closed:
             messages = self.read()
             if messages:

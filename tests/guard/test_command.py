@@ -224,15 +224,17 @@ def test_two_commands_of_one_launcher_do_not_touch_each_other(mark: str) -> None
         launcher.close()
 
 
-def test_a_command_that_is_killed_before_its_supervisor_is_ready_does_not_run(mark: str) -> None:
+def test_a_command_that_is_killed_before_its_supervisor_is_ready_does_not_run(mark: str, tmp_path: Path) -> None:
     launcher = CommandLauncher()
+    ran = tmp_path / "ran"
     try:
-        started = launcher.start(CommandJob(("sleep", "100"), {**os.environ, MARK: mark}, "/"))
+        started = launcher.start(CommandJob(("sh", "-c", f"touch {ran}; sleep 100"), {**os.environ, MARK: mark}, "/"))
         launcher.kill(started)
         until = time.monotonic() + 30
         while not launcher.poll(started) and time.monotonic() < until:
             time.sleep(0.01)
         assert started.exit_status == -signal.SIGKILL
+        assert not ran.exists()
         started.close()
     finally:
         launcher.close()

@@ -23,7 +23,7 @@ from tests.support.forbidden_types import Finding, python_files
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 QUOTED: Final = re.compile(r"`[^`]*`|\"[^\"]*\"")
-DIRECTIVE: Final = re.compile(r"# *(?:noqa|fmt|pragma)\b.*")
+DIRECTIVE: Final = re.compile(r"# *(?:noqa|fmt|pragma)\b[^-]*")
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ RULES: Final = (
     Rule(
         re.compile(r"\b(?:nobody|somebody|whoever)\b", re.IGNORECASE), "name the subject: no process, another process, the caller"
     ),
-    Rule(re.compile(r"\b(?:anew|besides|once more)\b", re.IGNORECASE), "again, new, also"),
-    Rule(re.compile(r"\b(?:goes|go|went) on\b", re.IGNORECASE), "continue"),
+    Rule(re.compile(r"\b(?:anew|besides|once\s+more)\b", re.IGNORECASE), "again, new, also"),
+    Rule(re.compile(r"\b(?:goes|go|went)\s+on\b", re.IGNORECASE), "continue"),
     Rule(re.compile(r"\b(?:tells|told|heard|hears)\b", re.IGNORECASE), "verbs of speech: report, record, pass, return, show"),
-    Rule(re.compile(r"\bknows? nothing\b|\bsays? nothing\b", re.IGNORECASE), "does not depend on, does not show"),
-    Rule(re.compile(r"\b(?:is|are) no matter\b", re.IGNORECASE), "does not change, does not depend on"),
+    Rule(re.compile(r"\bknows?\s+nothing\b|\bsays?\s+nothing\b", re.IGNORECASE), "does not depend on, does not show"),
+    Rule(re.compile(r"\b(?:is|are)\s+no\s+matter\b", re.IGNORECASE), "does not change, does not depend on"),
 )
 
 

@@ -142,6 +142,8 @@ class ChildProbe:
         """Indices of the largest samples by device and mode."""
         self._lost_blocks: dict[str, int | None] = {}
         """Lost blocks by policy, see `_count_lost_blocks`."""
+        self._largest: int | None = None
+        """Largest batch size that the task accepts. None: unknown."""
         self._kept: answers.Kept | None = None
         """Memory kept by the dataset in the last examination."""
         self._stay: frozenset[str] = frozenset()
@@ -231,6 +233,7 @@ class ChildProbe:
     def obey(self, rule: SizeRule) -> None:
         """See `Probe`."""
         self._lost_blocks.clear()  # they may have been counted with a size that the task refuses
+        self._largest = rule.most
         for device, setting in self._settings.items():
             # One sample stays the tiny batch if two do not fit.
             smallest = rule.smallest if rule.smallest > SMALLEST else min(setting.smallest_batch, SMALLEST)
@@ -282,7 +285,8 @@ class ChildProbe:
         setting = self._settings[request.device]
         if request.one_size:
             setting = setting.model_copy(update={"one_size": True})
-        if setting.workers and request.device == "cpu" and maps_large_blocks(request.allocator):
+        loses_blocks = bool(setting.workers) and request.device == "cpu" and maps_large_blocks(request.allocator)
+        if loses_blocks:
             setting = setting.model_copy(update={"lost_blocks": self._count_lost_blocks(setting, request.allocator)})
         accelerated = not request.device.startswith("cpu")
         allowed = self._most_allowed(request.allocator)
@@ -307,7 +311,7 @@ class ChildProbe:
         outcome = classify(ending, lambda value: answers.probed(value, ending, within, request.batch))
         isolation = self._isolation(ending, request.device, request.allocator)
         notes = answers.notes(ending.returned)
-        if self._lost_blocks.get(request.allocator, 0) is None:
+        if loses_blocks and setting.lost_blocks is None:
             notes += (counting.UNKNOWN,)
         return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
 
@@ -318,14 +322,21 @@ class ChildProbe:
 
     def _count_lost_blocks(self, setting: Setting, allocator: str) -> int | None:
         """Number of blocks of a step that are lost to handles of workers' batches, counted once. None: unknown."""
+        if setting.one_size:
+            return None
         if allocator not in self._lost_blocks:
             self._lost_blocks[allocator] = self._lost_blocks_of(setting, allocator)
         return self._lost_blocks[allocator]
 
     def _lost_blocks_of(self, setting: Setting, allocator: str) -> int | None:
         examined = self._examined.get(setting.device)
-        batch = counting.counting_batch(() if examined is None else examined.shapes["train"], setting.multiple_of)
-        if setting.one_size or batch < setting.smallest_batch:
+        batch = counting.counting_batch(
+            () if examined is None else examined.shapes["train"],
+            smallest=setting.smallest_batch,
+            multiple_of=setting.multiple_of,
+            most=self._largest,
+        )
+        if self._largest is not None and batch > self._largest:
             return None
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
         limit_s = min(counting.LIMIT_S, left_s * counting.SHARE_OF_TIME)

@@ -7,14 +7,14 @@ from typing import Literal
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.children.probe import Examination
-from batchcal.measure.children.setting import JobArguments
+from batchcal.measure.children.setting import OrderedArguments
 
 Curve = Literal["traced", "profiled", "assumed"]
 """Source of the static curve: the model without memory, the profiler, or the bytes of a batch. Each one is used if the one before
 ended the child."""
 
 
-class ExamineArguments(JobArguments):
+class ExamineArguments(OrderedArguments):
     budget_bytes: int
     """Used only to choose the sizes of the static curve."""
     limit_s: float

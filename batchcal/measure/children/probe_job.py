@@ -11,10 +11,10 @@ from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.children.held import Held, Seconds
 from batchcal.measure.children.probe import ProbeRequest
-from batchcal.measure.children.setting import JobArguments
+from batchcal.measure.children.setting import OrderedArguments
 
 
-class ProbeArguments(JobArguments):
+class ProbeArguments(OrderedArguments):
     request: ProbeRequest
     train_order: tuple[int, ...] | None = None
     """`order` for the training step before an evaluation."""

@@ -51,6 +51,11 @@ class JobArguments(Frozen):
     """Arguments of a job that loads the task."""
 
     setting: Setting
+
+
+class OrderedArguments(JobArguments):
+    """Arguments of a job that uses the largest samples."""
+
     order: tuple[int, ...] | None = None
     """Indices of the largest training samples, largest first, from the examination. For a probe: of the data of its mode. None:
     the child determines them again."""

@@ -10,6 +10,8 @@ from batchcal.calibration.memory_model import MemoryModel, ShapePoint
 from batchcal.core.units import MIB
 
 SMALLEST_BATCH: Final = 7
+LARGEST_BATCH: Final = 1021
+"""Samples, before they are multiplied. Blocks of a task that takes less than 1 KiB per sample are not worth more."""
 LEAST_BYTES: Final = 1 * MIB
 """Minimum that a batch takes on paper beyond what every step takes, bytes. 64 lost blocks of such a step are several times the
 normal growth of a process. With 7 samples of 0.004 MiB they were not: the count was 0 in one run and 64 in the next."""
@@ -29,23 +31,27 @@ UNKNOWN: Final = (
 )
 
 
-def counting_batch(shape: Sequence[ShapePoint], multiple_of: int) -> int:
-    """Return a small batch that takes LEAST_BYTES and LEAST_SHARE.
+def counting_batch(shape: Sequence[ShapePoint], *, smallest: int = 1, multiple_of: int = 1, most: int | None = None) -> int:
+    """Return a small batch that takes LEAST_BYTES and LEAST_SHARE, or as large a one as allowed.
 
-    It is `multiple_of` times a prime number. Sizes of layers are hardly ever multiples of it: a dimension that is such a multiple
-    is that of the batch.
+    It is `multiple_of` times a prime number, because sizes of layers are rarely multiples of it: a dimension that is a multiple
+    of it is the batch dimension.
 
     Args:
-        shape: the static curve of training. Empty: unknown, and the batch is the smallest.
+        shape: static curve of training, which is extended beyond its last point. Empty: unknown.
+        smallest, most: sizes that the task accepts. None: no upper limit.
     """
+    limit = min(LARGEST_BATCH * multiple_of, most or LARGEST_BATCH * multiple_of)
+    primes = (samples for samples in count(max(SMALLEST_BATCH, -(-smallest // multiple_of))) if is_prime(samples))
     if not shape:
-        return SMALLEST_BATCH * multiple_of
+        return next(primes) * multiple_of
     model = MemoryModel(base_bytes=0.0, ratio=1.0, shape=tuple(shape), source="")
-    traced = [point.batch for point in shape]
-    any_step = model.on_paper(min(traced))
+    any_step = model.on_paper(min(point.batch for point in shape))
     least = max(LEAST_BYTES, any_step * LEAST_SHARE)
-    batches = (samples * multiple_of for samples in count(SMALLEST_BATCH) if is_prime(samples))
-    return next(batch for batch in batches if batch >= max(traced) or model.on_paper(batch) - any_step >= least)
+    batch = next(primes) * multiple_of
+    while model.on_paper(batch) - any_step < least and (larger := next(primes) * multiple_of) <= limit:
+        batch = larger
+    return batch
 
 
 def may_be_lost(counted: int, most: int) -> int:

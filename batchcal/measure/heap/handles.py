@@ -107,12 +107,13 @@ def count_lost_blocks(request: HandlesArguments, context: ChildContext) -> JSON:
             subject.train(batch, request.batch)
         if step == SETTLED:
             settled, most = host.read(), most_blocks(batch)
-        if step < SETTLED:
-            continue
-        counted = lost_blocks(at_rest, settled, host.read(), block_bytes=freed.largest, most=most)
-        if counted == most or step >= SETTLED + most:
-            lost = counted
-            break
+            if freed.largest and most * freed.largest <= noise_bytes(at_rest, settled):
+                break  # the loss of all blocks could not be seen
+        if step >= SETTLED:
+            counted = lost_blocks(at_rest, settled, host.read(), block_bytes=freed.largest, most=most)
+            if counted == most or step >= SETTLED + most:
+                lost = counted
+                break
         if time.monotonic() > until:
             break
     context.phase("finish")
@@ -120,15 +121,20 @@ def count_lost_blocks(request: HandlesArguments, context: ChildContext) -> JSON:
     return HandlesAnswer(lost_blocks=lost).model_dump(mode="json")
 
 
+def noise_bytes(at_rest_bytes: int, settled_bytes: int) -> float:
+    """Growth of a peak that is noise, for a step that raises memory from `at_rest_bytes` to `settled_bytes`."""
+    return max(NOISE_BYTES, (settled_bytes - at_rest_bytes) * NOISE)
+
+
 def lost_blocks(at_rest_bytes: int, settled_bytes: int, grown_bytes: int, *, block_bytes: int, most: int) -> int:
     """Return the blocks, at most `most`, that a training may lose if the peak grew from `settled_bytes` to `grown_bytes`.
 
     Args:
-        at_rest_bytes: memory of the process without a batch. Growth by a few hundredths of what a step takes is noise.
+        at_rest_bytes: memory of the process without a batch.
         block_bytes: size of a block.
     """
     growth = grown_bytes - settled_bytes
-    if growth <= max(NOISE_BYTES, (settled_bytes - at_rest_bytes) * NOISE):
+    if growth <= noise_bytes(at_rest_bytes, settled_bytes):
         return 0
     return may_be_lost(math.ceil(growth / block_bytes), most) if block_bytes else most
 

@@ -9,10 +9,10 @@ from pydantic import Field
 from batchcal.core.values import Frozen
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.setting import JobArguments
+from batchcal.measure.children.setting import OrderedArguments
 
 
-class HandlesArguments(JobArguments):
+class HandlesArguments(OrderedArguments):
     batch: int
     """Size of a small batch."""
     limit_s: float

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.setting import JobArguments
+from batchcal.measure.children.setting import OrderedArguments
 from batchcal.measure.heap.trial import HeapRequest
 
 
-class HeapArguments(JobArguments):
+class HeapArguments(OrderedArguments):
     request: HeapRequest
 
 

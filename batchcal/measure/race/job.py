@@ -5,10 +5,10 @@ from __future__ import annotations
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.children.probe import LapRequest
-from batchcal.measure.children.setting import JobArguments
+from batchcal.measure.children.setting import OrderedArguments
 
 
-class LapArguments(JobArguments):
+class LapArguments(OrderedArguments):
     request: LapRequest
 
 

@@ -12,10 +12,10 @@ from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
 from batchcal.measure.children.held import Bytes, Held, Seconds
 from batchcal.measure.children.probe import RehearsalRequest
-from batchcal.measure.children.setting import JobArguments
+from batchcal.measure.children.setting import OrderedArguments
 
 
-class RehearsalArguments(JobArguments):
+class RehearsalArguments(OrderedArguments):
     request: RehearsalRequest
     eval_order: tuple[int, ...] | None = None
     """Order of the samples for evaluations."""

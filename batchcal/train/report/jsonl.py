@@ -60,6 +60,8 @@ class JsonlLog:
         self._again_at: float | None = None
         self._told = False
         check_log(path)
+        if self.path.is_symlink() and self.path.is_file():
+            self.path = path = path.resolve()  # a log of an earlier run is renamed, never the link, such as /dev/stdout
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: int | None = _open(path)

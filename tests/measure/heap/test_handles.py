@@ -9,7 +9,7 @@ from torch import nn
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.core.units import MIB
 from batchcal.machine.meters import read_status
-from batchcal.measure.heap.counting import LEAST_BYTES, SPREAD, counting_batch, is_prime, may_be_lost
+from batchcal.measure.heap.counting import LARGEST_BATCH, LEAST_BYTES, SPREAD, counting_batch, is_prime, may_be_lost
 from batchcal.measure.heap.handles import FreedBlocks, hold_blocks, lost_blocks
 from batchcal.runtime.worker_handles import HANDLES
 
@@ -72,17 +72,29 @@ def test_more_than_a_few_lost_blocks_may_become_many() -> None:
     assert [may_be_lost(counted, 64) for counted in (0, 2, 3, 13, 20)] == [0, 2, 7, 57, 64]
 
 
-def test_blocks_are_counted_with_a_batch_whose_blocks_are_no_noise() -> None:
-    def line(bytes_per_sample: float) -> tuple[ShapePoint, ShapePoint]:
-        return ShapePoint(batch=1, bytes=bytes_per_sample), ShapePoint(batch=1000, bytes=1000 * bytes_per_sample)
+def line(bytes_per_sample: float, *batches: int) -> tuple[ShapePoint, ...]:
+    return tuple(ShapePoint(batch=batch, bytes=batch * bytes_per_sample) for batch in batches)
 
-    little = counting_batch(line(20_000), 1)
-    assert (little - 1) * 20_000 >= LEAST_BYTES > (little - 20) * 20_000
-    assert is_prime(little)
-    assert counting_batch(line(5_000_000), 1) == 7  # few samples where they are large
-    assert counting_batch(line(20_000), 8) % 8 == 0
-    assert 1000 <= counting_batch(line(1), 1) < 1100  # not far beyond what was traced
-    assert counting_batch((), 2) == 14
+
+@pytest.mark.parametrize("traced", [(1, 2), (2, 4, 8, 16), (1, 1000)])
+def test_blocks_are_counted_with_a_batch_whose_blocks_are_no_noise(traced: tuple[int, ...]) -> None:
+    batch = counting_batch(line(20_000, *traced))
+    assert (batch - traced[0]) * 20_000 >= LEAST_BYTES > (batch - traced[0] - 20) * 20_000
+    assert is_prime(batch)
+
+
+def test_the_counting_batch_is_small_and_one_that_the_task_takes() -> None:
+    assert counting_batch(line(5_000_000, 1, 2)) == 7  # few samples if they are large
+    assert counting_batch(line(20_000, 1, 2), multiple_of=8) % 8 == 0
+    assert counting_batch(line(1, 1, 2)) == LARGEST_BATCH
+    assert counting_batch(line(20_000, 1, 2), most=32) == 31
+    assert counting_batch(line(5_000_000, 1, 2), smallest=32) == 37
+    assert counting_batch((), multiple_of=2) == 14
+
+
+def test_a_large_constant_needs_a_larger_batch() -> None:
+    constant = tuple(ShapePoint(batch=batch, bytes=100 * MIB + batch * 20_000) for batch in (2, 4))
+    assert counting_batch(constant) * 20_000 >= 3 * MIB
 
 
 @pytest.mark.parametrize(("number", "prime"), [(1, False), (2, True), (9, False), (97, True), (211, True), (1003, False)])

@@ -219,3 +219,15 @@ def test_a_log_may_be_a_pipe_or_a_link_to_one_and_is_no_folder(tmp_path: Path) -
     folder.symlink_to(tmp_path)
     with pytest.raises(UsageError, match="is not a regular file"):
         check_log(folder)
+
+
+def test_an_earlier_log_behind_a_link_is_renamed_and_the_link_stays(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
+    real.touch()
+    link.symlink_to(real)
+    for _ in range(2):
+        with JsonlLog(link) as log:
+            log.event("training_started", a_start())
+    assert link.is_symlink()
+    assert header_of(link) is not None
+    assert (tmp_path / "real.1.jsonl").exists()
