@@ -1,6 +1,6 @@
 """The project's manual: `nox -l` lists what can be done.
 
-Plain `nox` takes a few minutes: run it before each commit. `nox -s full` runs all tests: some 45 minutes on
+Plain `nox` takes a few minutes: run it before each commit. `nox -s full` runs all tests: some 50 minutes on
 two cores. CI runs both.
 One environment with torch (.nox/project) serves every session that needs it: torch is installed once.
 """
@@ -114,7 +114,7 @@ def docs(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Run all tests and require that they cover 92 % of the lines, child processes included; run README, docs, configs.
 
-    Some 45 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
+    Some 50 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
     """
     in_project(session, "-m", "coverage", "erase")
     pytest = ("-m", "coverage", "run", "-m", "pytest", "--hypothesis-profile=full")

@@ -147,7 +147,7 @@ def test_every_command_that_a_message_proposes_parses() -> None:
     for where, command in sorted(proposed):
         try:
             parse(command)
-        except Exception as error:  # noqa: BLE001 - collected: all of them are told at once
+        except Exception as error:  # noqa: BLE001 - collected: reported together at the end
             wrong.append(f"{where}: {command}: {error!r}")
     assert not wrong, "\n".join(wrong)
 

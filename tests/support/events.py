@@ -20,10 +20,10 @@ def calibration_event(name: str, told: Mapping[str, Field]) -> CalibrationEvent:
 
 
 def training_event(name: str, told: Mapping[str, Field], *, unknown: bool = False) -> TrainingEvent:
-    """The same; losses and weights of tasks, metrics and what the loop does not know are told by their keys.
+    """The same for a training. Losses and weights of tasks, metrics and unknown fields are passed by their keys.
 
     Args:
-        unknown: what is not told is None, whatever its type, so that a log leaves it out.
+        unknown: fields that are missing in `told` are None, whatever their type, so that a log omits them.
     """
     kind = next(kind for kind in get_args(TrainingEvent) if kind.event_name == name)
     own = {one.name for one in fields(kind)}
@@ -41,7 +41,7 @@ def training_event(name: str, told: Mapping[str, Field], *, unknown: bool = Fals
 
 
 def study_event(name: str, told: Mapping[str, Field]) -> StudyEvent:
-    """The same; of a worker where one is told."""
+    """The same for a study. With `worker`, the event comes from that worker."""
     kind = next(kind for kind in (StudyStarted, WorkerDied, *get_args(WorkerEvent)) if kind.event_name == name)
     values = dict(told)
     worker = None if kind is WorkerDied else values.pop("worker", None)
