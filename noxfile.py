@@ -1,7 +1,7 @@
 """The project's manual: `nox -l` lists what can be done.
 
-Plain `nox` takes a few minutes: run it before each commit. `nox -s full` runs all tests: some 50 minutes on
-two cores. CI runs both.
+Plain `nox` takes a few minutes: run it before each commit. `nox -s full` runs all tests: about 35 minutes on two cores. CI runs
+both.
 One environment with torch (.nox/project) serves every session that needs it: torch is installed once.
 """
 
@@ -24,8 +24,8 @@ nox.options.error_on_external_run = True
 ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
 STARTING_PROCESSES = "child or cgroup or slow or gpu"
-ALONE = ("tests/faults", "tests/measure")
-"""Tests that measure memory and time: nothing else runs beside them. The same holds for the documents."""
+UNCOVERED = ("tests/faults", "tests/measure")
+"""Tests that run without coverage: the others cover what these test, and these take up to twice as long under coverage."""
 UNIT = ("--ignore=tests/docs", "-m", f"not ({STARTING_PROCESSES})")
 SOME_FAILED = 1
 """Exit code of pytest."""
@@ -62,13 +62,11 @@ def in_project(
 
 
 def test_processes(session: nox.Session, *command: str) -> None:
-    """Tests that start processes. Those that fail run once more, one at a time: what else the machine did must not decide."""
+    """Run tests that start processes, two at a time. Those that fail run again, one at a time: other load must not decide."""
     # What failed in an earlier run is forgotten: pytest runs all tests where none of those is selected.
-    in_project(session, *command, "--cache-clear", env=WAITING_THREADS_SLEEP, success_codes=(0, SOME_FAILED))
-    if not FAILED.exists():
-        return
-    alone = [part for place, part in enumerate(command) if "-n" not in (part, command[place - 1])]
-    in_project(session, *alone, "--last-failed", env=WAITING_THREADS_SLEEP)
+    in_project(session, *command, "-n", "2", "--cache-clear", env=WAITING_THREADS_SLEEP, success_codes=(0, SOME_FAILED))
+    if FAILED.exists():
+        in_project(session, *command, "--last-failed", env=WAITING_THREADS_SLEEP)
 
 
 @nox.session(venv_backend="none")
@@ -78,7 +76,6 @@ def tests(session: nox.Session) -> None:
         in_project(session, "-m", "pytest", *session.posargs, env=WAITING_THREADS_SLEEP)
     else:
         in_project(session, "-m", "pytest", *UNIT, "-n", "2", env=WAITING_THREADS_SLEEP)
-        # One at a time: these measure memory and time.
         test_processes(session, "-m", "pytest", "--ignore=tests/docs", "-m", "smoke")
 
 
@@ -114,7 +111,7 @@ def docs(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Run all tests and require that they cover 92 % of the lines, child processes included; run README, docs, configs.
 
-    Some 50 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
+    About 35 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
     """
     in_project(session, "-m", "coverage", "erase")
     pytest = ("-m", "coverage", "run", "-m", "pytest", "--hypothesis-profile=full")
@@ -122,16 +119,14 @@ def full(session: nox.Session) -> None:
         in_project(session, *pytest, *session.posargs, env=WAITING_THREADS_SLEEP)
     else:
         in_project(session, *pytest, *UNIT, "-n", "2", env=WAITING_THREADS_SLEEP)
-        others = ("--ignore=tests/docs", *(f"--ignore={folder}" for folder in ALONE))
-        test_processes(session, *pytest, *others, "-m", STARTING_PROCESSES, "-n", "2")
-        test_processes(session, *pytest, "tests/measure", "-m", STARTING_PROCESSES)
-        # Without coverage: what these break is covered by the tests above, and under it they take twice as long.
-        test_processes(session, "-m", "pytest", "tests/faults", "-m", STARTING_PROCESSES)
+        others = ("--ignore=tests/docs", *(f"--ignore={folder}" for folder in UNCOVERED))
+        test_processes(session, *pytest, *others, "-m", STARTING_PROCESSES)
+        test_processes(session, "-m", "pytest", *UNCOVERED, "-m", STARTING_PROCESSES)
     in_project(session, "-m", "coverage", "combine", "--quiet")
     # Some tests alone cover less than all of them.
     in_project(session, "-m", "coverage", "report", f"--fail-under={0 if session.posargs else 92}")
     if not session.posargs:
-        in_project(session, "-m", "pytest", "tests/docs", "-m", "slow")
+        test_processes(session, "-m", "pytest", "tests/docs", "-m", "slow")
 
 
 @nox.session(venv_backend="none", default=False)
