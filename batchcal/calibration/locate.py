@@ -25,8 +25,8 @@ from batchcal.calibration.store import (
 from batchcal.core.canonical import MAX_BYTES, dumps
 from batchcal.core.errors import UsageError
 from batchcal.workload.config import project_source
-from batchcal.workload.find import reference_of
 from batchcal.workload.reference import TaskReference, parse_spec
+from batchcal.workload.target import reference_of
 
 KIND: Final = re.compile(rb'"kind":\s*"calibration"')
 _LONGEST_NAME: Final = 60

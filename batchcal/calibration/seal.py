@@ -20,7 +20,7 @@ _PURPOSE: Final = "calibration"
 
 
 @dataclass(frozen=True)
-class Opened:
+class Unsealed:
     """A document with a valid seal."""
 
     payload: dict[str, JSON]
@@ -41,7 +41,7 @@ def seal(payload: dict[str, JSON], *, key: Key | None) -> bytes:
     return dumps(signed | {"digest": _digest(signed)})
 
 
-def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Stale:
+def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Unsealed | Stale:
     """Return the document in `data` if its kind is `kind`, its format is at most `newest` and its seal is valid. Never raises."""
     try:
         document = loads(data)
@@ -52,7 +52,7 @@ def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Sta
         return Stale(reason="malformed", detail=error.detail)
 
 
-def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Stale:
+def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, trust: Trust) -> Unsealed | Stale:
     if document.get("kind") != kind:
         return Stale(reason="malformed", detail=f"not a {kind}: its kind is {_short(document.get('kind'))}")
     number = document.get("format")
@@ -70,7 +70,7 @@ def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, t
         return verdict
     if dumps(document) != data:
         return Stale(reason="malformed", detail="not written as batchcal writes it")
-    return Opened(payload, verdict)
+    return Unsealed(payload, verdict)
 
 
 def _check_signature(signature: JSON, payload: dict[str, JSON], trust: Trust) -> tuple[str, ...] | Stale:

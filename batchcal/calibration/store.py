@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from batchcal.calibration.freshness import check, moved
 from batchcal.calibration.keys import Key, Trust
 from batchcal.calibration.schema import FORMAT, Calibration, Fingerprint, Options
-from batchcal.calibration.seal import Opened, seal, unseal
+from batchcal.calibration.seal import Unsealed, seal, unseal
 from batchcal.calibration.stale import Stale
 from batchcal.calibration.upgrade import upgraded
 from batchcal.core.canonical import MAX_BYTES, BadJson, dumps_line, loads
@@ -163,7 +163,7 @@ def load(path: Path, *, trust: Trust) -> Loaded | Stale | Missing:
 def read(data: bytes, *, trust: Trust) -> tuple[Calibration, tuple[str, ...]] | Stale:
     """Return the calibration in a file's bytes with the notices, or the reason why it is refused."""
     opened = unseal(data, kind="calibration", newest=FORMAT, trust=trust)
-    if not isinstance(opened, Opened):
+    if not isinstance(opened, Unsealed):
         return opened
     try:
         # From JSON, in strict mode: true is not a number and 1.0 is not a count. Unknown fields stay.

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from batchcal.cli.output.messages import Messages, show_message
 from batchcal.cli.verbs.calibrate import calibrate
 from batchcal.cli.verbs.detect import detect
 from batchcal.cli.verbs.execute import execute
@@ -15,7 +16,6 @@ from batchcal.cli.verbs.hpo import hpo
 from batchcal.cli.verbs.plan import plan
 from batchcal.cli.verbs.show import show
 from batchcal.cli.verbs.train import train
-from batchcal.cli.voice import Voice, tell
 from batchcal.core.errors import BatchcalError, Interrupted, UsageError, UserCodeError, exit_code_of
 from batchcal.core.signals import raised_as_interrupted
 
@@ -70,10 +70,10 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Raises nothing except Typer's own SystemExit."""
-    from batchcal.cli.screen import be_lenient
+    from batchcal.cli.output.result import be_lenient
 
     be_lenient()
-    voice = Voice.of(arguments)
+    voice = Messages.of(arguments)
     voice.hold()
     nothing = list(arguments) in ([], ["hpo"])
     try:
@@ -92,33 +92,33 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _failed(Interrupted(2), voice)
     except Exception as error:  # noqa: BLE001 - the last handler: a message instead of a traceback
-        from batchcal.cli.failure import misused, unexpected
+        from batchcal.cli.output.failure import misused, unexpected
 
         return _failed(misused(error) or unexpected(error, verbose=voice.verbose), voice)
 
 
-def _failed(error: BatchcalError, voice: Voice) -> int:
+def _failed(error: BatchcalError, voice: Messages) -> int:
     """Report the error and return its exit code. stdout stays empty, unless a shell evaluates it."""
-    from batchcal.cli.failure import as_json, in_three_parts, unexpected, wants_colour
+    from batchcal.cli.output.failure import as_json, in_three_parts, unexpected, wants_colour
 
     code = exit_code_of(error)
     if not isinstance(error, UsageError):
         voice.release()
     elif voice.settings is not None:
         error = voice.settings.respelled(error).with_traceback(error.__traceback__)
-    tell(as_json(error) if voice.as_json else in_three_parts(error, colour=wants_colour()))
+    show_message(as_json(error) if voice.as_json else in_three_parts(error, colour=wants_colour()))
     # An error of the user's code already shows the frames of that code. Frames of batchcal would only stand above them.
     if voice.verbose and error.__traceback__ is not None and not voice.as_json and not isinstance(error, UserCodeError):
-        tell(unexpected(error, verbose=True).known)
+        show_message(unexpected(error, verbose=True).known)
     if not voice.as_json:
         voice.release(only=" note: ")
     if voice.for_eval:
-        from batchcal.cli.screen import emit
+        from batchcal.cli.output.result import emit
         from batchcal.plan.formats import failure_sh
 
         try:
             emit(failure_sh(code))
         except BatchcalError as broken:
-            tell(in_three_parts(broken))
+            show_message(in_three_parts(broken))
     sys.stderr.flush()
     return code

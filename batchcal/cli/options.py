@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.values.settings import SEARCH
 
 _RESULT = "Result"
@@ -14,13 +14,13 @@ _RESULT = "Result"
 
 def _be_quiet(context: typer.Context, value: bool) -> bool:
     if value:
-        context.ensure_object(Voice).quiet = True
+        context.ensure_object(Messages).quiet = True
     return value
 
 
 def _be_verbose(context: typer.Context, value: bool) -> bool:
     if value:
-        context.ensure_object(Voice).verbose = True
+        context.ensure_object(Messages).verbose = True
     return value
 
 

@@ -37,7 +37,7 @@ class Setting(Generic[T_co]):
 
 
 @dataclass(frozen=True)
-class Source:
+class SettingSource:
     """The tables of one file."""
 
     name: str
@@ -63,7 +63,7 @@ class Settings:
         flags: Mapping[str, str | None] | None = None,
         spelled: Mapping[str, str] | None = None,
         environ: Mapping[str, str],
-        files: Iterable[Source] = (),
+        files: Iterable[SettingSource] = (),
     ) -> None:
         """Args:
             flags: text by key, as typed. None: not given.
@@ -204,7 +204,7 @@ def _only(value: object) -> str:
     return "VALUE"
 
 
-def _judge(file: Source, keys: Mapping[str, tuple[str, ...]]) -> None:
+def _judge(file: SettingSource, keys: Mapping[str, tuple[str, ...]]) -> None:
     for table in keys:
         for key in file.tables.get(table, {}):
             if key in keys[table]:

@@ -14,12 +14,12 @@ from typing import Final
 
 from batchcal.core.errors import GuardError
 from batchcal.guard.ending import Ending
-from batchcal.guard.home import Home, no_room
-from batchcal.guard.launch import PACKAGE_PARENT, Started, start_module
+from batchcal.guard.launch import PACKAGE_PARENT, StartedChild, start_module
+from batchcal.guard.private_folder import PrivateFolder, no_room
 from batchcal.guard.rank import SOCKET_VARIABLE
-from batchcal.guard.run import Limits, Listener, watch_child
+from batchcal.guard.run import ChildLimits, Listener, watch_child
 from batchcal.guard.supervisor import END_LIMIT_S, SOCKET_NAME, STATUS_NAME
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.watchdog import GroupMeter
 from batchcal.guard.wire import JSON, Message
 from batchcal.machine.meters import descendants
 
@@ -41,11 +41,11 @@ class CommandLauncher:
     """Starts commands. Each has a supervisor: the child that is watched, killed and waited for."""
 
     def __init__(self) -> None:
-        self._home = Home()
+        self._home = PrivateFolder()
         self._numbers = itertools.count()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, job: CommandJob) -> Started:
+    def start(self, job: CommandJob) -> StartedChild:
         """Start `job`. If its program does not exist, this becomes an exit status, as in a shell.
 
         Raises:
@@ -68,7 +68,7 @@ class CommandLauncher:
         self._processes[process.pid] = process
         return started
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         """Send SIGKILL to all processes of the command at once. The supervisor ensures that none is left, and exits."""
         if child.exit_status is None:
             for process in descendants(child.pid):
@@ -76,7 +76,7 @@ class CommandLauncher:
                     os.kill(process, signal.SIGKILL)
             child.control.send({"stop": True})
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         """Set `child.exit_status` and return True if the command has ended and none of its processes is left.
 
         Raises:
@@ -114,8 +114,8 @@ class CommandLauncher:
 def run_command(
     job: CommandJob,
     launcher: CommandLauncher,
-    group: MemoryGroup,
-    limits: Limits,
+    group: GroupMeter,
+    limits: ChildLimits,
     listen: Listener | None = None,
     *,
     check: Callable[[], None] | None = None,
@@ -135,7 +135,7 @@ def run_command(
     return watch_child(launcher.start(job), launcher, group, limits, listen, check=check, kills_before=kills_before)
 
 
-def _read_status(child: Started) -> dict[str, JSON] | None:
+def _read_status(child: StartedChild) -> dict[str, JSON] | None:
     try:
         value = json.loads((child.directory / STATUS_NAME).read_bytes())
     except (OSError, ValueError):

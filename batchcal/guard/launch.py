@@ -19,8 +19,8 @@ from typing import Final, Literal, Protocol
 
 from batchcal.core.errors import GuardError
 from batchcal.guard.child import ARGUMENTS_NAME
-from batchcal.guard.home import Home, no_room
 from batchcal.guard.job import Function, name_of
+from batchcal.guard.private_folder import PrivateFolder, no_room
 from batchcal.guard.wire import JSON, Channel, Message
 from batchcal.machine.allocator import AllocatorPolicy
 
@@ -43,7 +43,7 @@ class FunctionJob:
     """Environment of the child's code. (Variables that a process needs before it starts come from the launcher's policy.)"""
 
 
-class Started:
+class StartedChild:
     """A running child, with the parent's handles to it."""
 
     def __init__(
@@ -80,11 +80,11 @@ class Started:
 class Ender(Protocol):
     """Ends children and reports how they ended."""
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         """Send SIGKILL to the child and all processes that it started."""
         ...
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         """Set `child.exit_status` and return True if the child has ended. Then all processes that it started are dead.
 
         Raises:
@@ -104,7 +104,7 @@ class Launcher(Ender, Protocol):
         """Helper process of batchcal that does not run during training."""
         ...
 
-    def start(self, job: FunctionJob) -> Started:
+    def start(self, job: FunctionJob) -> StartedChild:
         """Start a child. Raises GuardError if no child could be started."""
         ...
 
@@ -133,7 +133,7 @@ class ZygoteLauncher:
 
     def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str], preload: Sequence[str] = ()) -> None:
         """`preload`: modules to import before the first fork. A module that starts a thread makes children hang."""
-        self._home = Home()
+        self._home = PrivateFolder()
         self._ended: dict[int, int] = {}
         self._numbers = itertools.count()
         ours, theirs = socket.socketpair()
@@ -185,7 +185,7 @@ class ZygoteLauncher:
     def overhead_pid(self) -> int | None:
         return self._process.pid
 
-    def start(self, job: FunctionJob) -> Started:
+    def start(self, job: FunctionJob) -> StartedChild:
         self.await_ready()
         directory, request = _directory(self._home, next(self._numbers), job)
         ours, theirs = socket.socketpair()
@@ -201,14 +201,14 @@ class ZygoteLauncher:
             os.close(output_read)
             raise GuardError("the process that batchcal forks its probes from has died", known=self._log_tail())
         pid, watch = started
-        return Started(pid, watch, Channel(ours), output_read, directory)
+        return StartedChild(pid, watch, Channel(ours), output_read, directory)
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         if not self._channel.send({"kill": child.pid}):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         if child.exit_status is None:
             self._read(blocking=False)
             if child.pid in self._ended:
@@ -264,12 +264,12 @@ class ZygoteLauncher:
 
 def start_module(
     module: str, environment: Mapping[str, str], request: Message, directory: Path, *, mark: str = ""
-) -> tuple[subprocess.Popen[bytes], Started]:
+) -> tuple[subprocess.Popen[bytes], StartedChild]:
     """Start `python -m MODULE CONTROL OUTPUT` (two descriptors) in its own session. Send `request` on its control socket.
 
     Args:
         directory: private to the process; removed if the process cannot be started.
-        mark: see `Started`.
+        mark: see `StartedChild`.
 
     Raises:
         GuardError: the process could not be started.
@@ -297,7 +297,7 @@ def start_module(
     control = Channel(ours)
     control.send(request)
     watch = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
-    return process, Started(process.pid, watch, control, output_read, directory, mark=mark)
+    return process, StartedChild(process.pid, watch, control, output_read, directory, mark=mark)
 
 
 class SpawnLauncher:
@@ -307,23 +307,23 @@ class SpawnLauncher:
     overhead_pid: int | None = None
 
     def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str]) -> None:
-        self._home = Home()
+        self._home = PrivateFolder()
         self._numbers = itertools.count()
         self._environment = start_environment(policy, environ)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, job: FunctionJob) -> Started:
+    def start(self, job: FunctionJob) -> StartedChild:
         directory, request = _directory(self._home, next(self._numbers), job)
         process, started = start_module("batchcal.guard.child", self._environment, request, directory)
         self._processes[process.pid] = process
         return started
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         if child.exit_status is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         if child.exit_status is None:
             if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return False
@@ -342,7 +342,7 @@ class SpawnLauncher:
         self._home.remove()
 
 
-def _directory(home: Home, number: int, job: FunctionJob) -> tuple[Path, Message]:
+def _directory(home: PrivateFolder, number: int, job: FunctionJob) -> tuple[Path, Message]:
     """Create a folder for one child. Return it with the request for the child."""
     directory = home.path / f"child-{number}"
     try:

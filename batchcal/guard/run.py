@@ -21,12 +21,12 @@ from batchcal.guard.child import RESULT_NAME
 from batchcal.guard.ending import Ending
 from batchcal.guard.fence import arm_data_limit, volunteers
 from batchcal.guard.kill import end_orphans, kill_group
-from batchcal.guard.launch import Ender, FunctionJob, Launcher, Started
+from batchcal.guard.launch import Ender, FunctionJob, Launcher, StartedChild
 from batchcal.guard.messages import ArmRequest, ListenerMessage, MemberArmRequest, PhaseStarted, Unfenced, read_back
 from batchcal.guard.outcome import Phase
 from batchcal.guard.report import Raised
 from batchcal.guard.shared_names import sweep_shared_memory
-from batchcal.guard.watchdog import INTERVAL_S, MemoryGroup, Watchdog
+from batchcal.guard.watchdog import INTERVAL_S, GroupMeter, Watchdog
 from batchcal.guard.wire import JSON, Message
 from batchcal.machine.meters import read_status
 
@@ -43,7 +43,7 @@ PHASE_LIMIT_S: Final = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ChildLimits:
     """Limits of a child: wall time in seconds, demand in bytes."""
 
     allowed_bytes: int | None = None
@@ -72,8 +72,8 @@ Listener = Callable[[Message], None]
 def run(
     job: FunctionJob,
     launcher: Launcher,
-    group: MemoryGroup,
-    limits: Limits,
+    group: GroupMeter,
+    limits: ChildLimits,
     listen: Listener | None = None,
     *,
     check: Callable[[], None] | None = None,
@@ -92,10 +92,10 @@ def run(
 
 
 def watch_child(
-    child: Started,
+    child: StartedChild,
     ender: Ender,
-    group: MemoryGroup,
-    limits: Limits,
+    group: GroupMeter,
+    limits: ChildLimits,
     listen: Listener | None = None,
     *,
     check: Callable[[], None] | None = None,
@@ -121,10 +121,10 @@ class _Watch:
 
     def __init__(
         self,
-        child: Started,
+        child: StartedChild,
         ender: Ender,
-        group: MemoryGroup,
-        limits: Limits,
+        group: GroupMeter,
+        limits: ChildLimits,
         *,
         listen: Listener | None,
         check: Callable[[], None] | None,

@@ -24,7 +24,7 @@ ROLL_CALL_S: Final = 0.03
 memory group, and because each of them has its own data limit."""
 
 
-class MemoryGroup(Protocol):
+class GroupMeter(Protocol):
     """The memory group that limits this process, or the machine if no group does."""
 
     @property
@@ -67,7 +67,7 @@ class Watchdog:
     def __init__(
         self,
         pid: int,
-        group: MemoryGroup,
+        group: GroupMeter,
         *,
         allowed_bytes: int | None,
         shared_bytes: int = 0,

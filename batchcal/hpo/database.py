@@ -10,7 +10,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from batchcal.hpo.again import run_again
+from batchcal.hpo.reruns import run_again
 
 HEARTBEAT_S: Final = 10
 """Seconds between heartbeats of a worker whose trial runs. After three of them without a heartbeat, the worker counts as dead."""

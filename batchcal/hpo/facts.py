@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
 from batchcal.core.values import Record
-from batchcal.hpo.job import TrialState
+from batchcal.hpo.trial_job import TrialState
 
 ATTRIBUTES: Final = "batchcal"
 """User attribute of a trial: its facts."""

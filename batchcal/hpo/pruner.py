@@ -10,8 +10,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
-from batchcal.hpo.again import original_of
 from batchcal.hpo.config import PrunerSettings
+from batchcal.hpo.reruns import original_of
 
 BOOTSTRAP: Final = 10
 """Requested number of trials at a rung before any trial is pruned there, if the study is large enough."""

@@ -12,13 +12,13 @@ from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob
 from batchcal.guard.outcome import Infrastructure, OutOfMemory, Suspect, Swapping, UserCodeFailed
-from batchcal.guard.run import Limits, run
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.run import ChildLimits, run
+from batchcal.guard.watchdog import GroupMeter
+from batchcal.hpo.epoch_judge import EpochJudge, GaveUp, Judge
 from batchcal.hpo.facts import DIVERGED, OUT_OF_MEMORY
-from batchcal.hpo.job import TrialAnswer, TrialRequest, TrialState, run_trial
-from batchcal.hpo.listening import GaveUp, Judge, Listening
+from batchcal.hpo.trial_job import TrialAnswer, TrialRequest, TrialState, run_trial
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import described
 from batchcal.measure.children.launchers import Launchers
 from batchcal.workload.loss_error import LossIsNoNumber
 
@@ -66,7 +66,7 @@ class TrialRunner:
         job = FunctionJob(
             run_trial, request.model_dump(mode="json"), request.reference.directory, self._launchers.environment(plan.allocator)
         )
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=request.memory_limit_bytes,
             total_s=total_s,
             host_fence=False,
@@ -74,7 +74,7 @@ class TrialRunner:
             neighbours=True,
         )
         began = time.monotonic()
-        listener = Listening(judge)
+        listener = EpochJudge(judge)
         try:
             ending = self._started(job, plan.allocator, meter, limits, listener)
         except GaveUp:
@@ -93,7 +93,7 @@ class TrialRunner:
             return TrialEnd("complete", answer, peak_bytes=answer.peak_bytes, wall_s=ending.wall_s)
         return _ended_badly(ending)
 
-    def _started(self, job: FunctionJob, allocator: str, meter: MemoryGroup, limits: Limits, listener: Listening) -> Ending:
+    def _started(self, job: FunctionJob, allocator: str, meter: GroupMeter, limits: ChildLimits, listener: EpochJudge) -> Ending:
         launcher = self._launchers.get(allocator)
         try:
             ending = run(job, launcher, meter, limits, listener.hear, check=listener.check)
@@ -112,7 +112,7 @@ def _ended_badly(ending: Ending) -> TrialEnd:
     """
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
     link = ending.raised.chain[0] if ending.raised is not None else None
-    peak, why = ending.peak_anonymous_bytes, said(outcome)
+    peak, why = ending.peak_anonymous_bytes, described(outcome)
     if link is not None and link.is_a(UsageError):
         what, known, try_ = link.told or (why.partition(": ")[2] or why, "", "")
         raise UsageError(what, known=known, try_=try_ or "names of the factory in [hpo.space] and [task.args]")

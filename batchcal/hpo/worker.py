@@ -17,7 +17,11 @@ from optuna.storages import fail_stale_trials
 from batchcal.core.errors import BatchcalError, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Progress, Silent
 from batchcal.core.units import count_of
-from batchcal.hpo.again import (
+from batchcal.hpo.config import StudySettings
+from batchcal.hpo.epoch_judge import Judge
+from batchcal.hpo.facts import ATTRIBUTES, OUT_OF_MEMORY, facts_of
+from batchcal.hpo.presence import identity, present
+from batchcal.hpo.reruns import (
     AGAIN,
     STOPPED,
     SURPLUS,
@@ -27,15 +31,11 @@ from batchcal.hpo.again import (
     run_again,
     to_be_run,
 )
-from batchcal.hpo.config import StudySettings
-from batchcal.hpo.facts import ATTRIBUTES, OUT_OF_MEMORY, facts_of
-from batchcal.hpo.job import Reached, TrialRequest
-from batchcal.hpo.listening import Judge
-from batchcal.hpo.presence import identity, present
 from batchcal.hpo.shapes import Fitting, ShapeBook, TooLarge
 from batchcal.hpo.space import EPOCHS, WARMUP_STEPS, Space, Values, arguments_of, sample
 from batchcal.hpo.study import make_sampler
 from batchcal.hpo.trial import TrialEnd, TrialRunner
+from batchcal.hpo.trial_job import Reached, TrialRequest
 from batchcal.train.options import TrainOptions
 from batchcal.values.study_events import TrialEnded, TrialReached, TrialStarted, WorkerEvent
 from batchcal.workload.reference import TaskReference

@@ -19,7 +19,7 @@ SHARE_OF_TIME: Final = 0.02
 SHARED_MEMORY: Final = "/dev/shm"
 
 
-class Share(Frozen):
+class ProcessShare(Frozen):
     """Memory of one process, bytes. A page that n processes map counts as 1/n."""
 
     anonymous_bytes: int = 0
@@ -110,7 +110,7 @@ class TreeSampler:
         self._share = shared / mapped if mapped else None
 
 
-def proportional_share(pid: int) -> Share | None:
+def proportional_share(pid: int) -> ProcessShare | None:
     """Return the share of `pid` in the memory that it maps. None: it is gone, or the kernel (before 5.3) does not report it."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
@@ -120,7 +120,7 @@ def proportional_share(pid: int) -> Share | None:
     if "Pss_Anon" not in found:
         return None
     status = read_status(pid)
-    return Share(
+    return ProcessShare(
         anonymous_bytes=found["Pss_Anon"],
         shared_bytes=found.get("Pss_Shmem", 0),
         mapped_shared_bytes=0 if status is None else status.shared_bytes,

@@ -43,7 +43,7 @@ _ProbedT = TypeVar("_ProbedT", ProbeEnded, ProbeKept)
 
 
 @dataclass(frozen=True)
-class Place:
+class SearchTarget:
     """Device, policy, mode and budget of a search."""
 
     device: str
@@ -82,7 +82,7 @@ class Attempts:
             self.notes.append(text)
             self.progress.event(Note(text))
 
-    def run(self, ask: Ask, place: Place, *, deadline_s: float, one_size: bool = False) -> Measurement:
+    def run(self, ask: Ask, place: SearchTarget, *, deadline_s: float, one_size: bool = False) -> Measurement:
         """Run `ask`. Repeat an inconclusive run once."""
         measured = self._once(ask, place, deadline_s, attempt=1, one_size=one_size)
         for attempt in range(2, ATTEMPTS + 1):
@@ -91,7 +91,7 @@ class Attempts:
             measured = self._once(ask, place, deadline_s, attempt=attempt, one_size=one_size)
         return measured
 
-    def recall(self, place: Place) -> list[Measurement]:
+    def recall(self, place: SearchTarget) -> list[Measurement]:
         """Return the earlier measurements of `place` that are valid under the current budget: those of an interrupted
         calibration, and those within a margin that was doubled later."""
         found: list[Measurement] = []
@@ -142,7 +142,7 @@ class Attempts:
                 self.note(f"batch {measured.batch}: inconclusive ({ending}{detail(outcome)})")
                 return "unknown", None
 
-    def _once(self, ask: Ask, place: Place, deadline_s: float, *, attempt: int, one_size: bool) -> Measurement:
+    def _once(self, ask: Ask, place: SearchTarget, deadline_s: float, *, attempt: int, one_size: bool) -> Measurement:
         sequence = max((measured.sequence for measured in self.measurements), default=0) + 1
         self.started += 1
         self.progress.event(
@@ -215,7 +215,7 @@ def detail(outcome: Outcome) -> str | None:
             return f"{format_bytes(outcome.swapped_bytes)} swapped"
 
 
-def said(outcome: Outcome) -> str:
+def described(outcome: Outcome) -> str:
     """Name of an outcome with its short description."""
     return f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
 

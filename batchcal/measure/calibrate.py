@@ -17,19 +17,19 @@ from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSav
 from batchcal.core.progress import Note, Output, Progress
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.budget import budgets_of
-from batchcal.measure.campaign import Campaign
 from batchcal.measure.children.child_probe import ChildProbe, child_probe
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
 from batchcal.measure.deadline import Deadline, time_limit_name
+from batchcal.measure.device_search import DeviceSearch
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded
-from batchcal.measure.rehearsal.rehearsing import Rehearsing
+from batchcal.measure.rehearsal.plan_search import PlanSearch
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.result import CalibrationResult, Need
 from batchcal.plan.division import DivisionRefused
@@ -49,7 +49,7 @@ command itself took 40 MiB, the kernel killed some children. A tiny model at res
 
 
 @dataclass
-class Measuring:
+class Calibrator:
     """One calibration of `reference`, which writes its result to `path`."""
 
     reference: TaskReference
@@ -89,7 +89,7 @@ class Measuring:
             if probe is None:
                 self._check_room(meter)
                 probe = self._children(budgets, meter)
-            rehearsing = Rehearsing(self._stage(probe, began), calibration)
+            rehearsing = PlanSearch(self._stage(probe, began), calibration)
             try:
                 rehearsing.rehearse_alone()
                 stopped = rehearsing.error()
@@ -124,7 +124,7 @@ class Measuring:
             notices.append(f"what an unfinished calibration measured is not used: {journal.past.ignored}")
         probe = self.probe or self._children(budgets, meter)
         past, keep = Past() if journal is None else journal.past, keeper(journal, notices)
-        campaign = Campaign(
+        device_search = DeviceSearch(
             probe=probe,
             attempts=Attempts(probe, self.progress, keep, past=past.measurements),
             policies=DevicePolicies(probe, self.options, self.clock, self.progress, keep, past=past.races),
@@ -143,10 +143,10 @@ class Measuring:
         stopped: BatchcalError | None = None
         try:
             try:
-                campaign.run()
+                device_search.run()
             except (Interrupted, Partial) as error:
                 stopped = error
-            calibration = self._recorded(campaign, budgets, began, stopped)
+            calibration = self._recorded(device_search, budgets, began, stopped)
             if stopped is None:
                 calibration, stopped = self._rehearsed(calibration, probe, measuring)
         finally:
@@ -155,7 +155,7 @@ class Measuring:
             if journal is not None:
                 journal.close()
         calibration = calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - began, 3)})
-        result = self._result(campaign, calibration, notices, stopped)
+        result = self._result(device_search, calibration, notices, stopped)
         if journal is not None and result.calibration.status == "complete" and result.path is not None:
             journal.remove()
         return result
@@ -165,7 +165,7 @@ class Measuring:
         began = self.clock.monotonic()
         budgets = budgets_of(self.environment, self.options)
         fake = FakeProbe()
-        campaign = Campaign(
+        device_search = DeviceSearch(
             probe=fake,
             attempts=Attempts(fake, self.progress, keep=lambda measured: None),
             policies=DevicePolicies(fake, self.options, self.clock, self.progress),
@@ -179,20 +179,20 @@ class Measuring:
             most_trained=self.need.most_trained,
         )
         self._announce(budgets)
-        campaign.run()
-        campaign.attempts.note(
+        device_search.run()
+        device_search.attempts.note(
             "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
         )
-        calibration, _ = self._rehearsed(self._recorded(campaign, budgets, began, None), fake, began)
+        calibration, _ = self._rehearsed(self._recorded(device_search, budgets, began, None), fake, began)
         calibration = calibration.model_copy(update={"status": "predicted"})
-        self._tell_the_end(campaign, calibration)
+        self._tell_the_end(device_search, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
 
     def _recorded(
-        self, campaign: Campaign, budgets: dict[str, Budget], began: float, stopped: BatchcalError | None
+        self, device_search: DeviceSearch, budgets: dict[str, Budget], began: float, stopped: BatchcalError | None
     ) -> Calibration:
         calibration = recorded(
-            campaign,
+            device_search,
             budgets,
             environment=self.environment,
             task=self.identity,
@@ -207,7 +207,7 @@ class Measuring:
 
     def _rehearsed(self, calibration: Calibration, probe: Probe, began: float) -> tuple[Calibration, BatchcalError | None]:
         """Run the complete plan of `calibration`, as far as time allows. Return the result, and the error that ended it early."""
-        rehearsing = Rehearsing(self._stage(probe, began), calibration)
+        rehearsing = PlanSearch(self._stage(probe, began), calibration)
         stopped: BatchcalError | None = None
         try:
             rehearsing.run()
@@ -229,7 +229,7 @@ class Measuring:
             )
         return rehearsed, stopped or rehearsing.error()
 
-    def _check_room(self, meter: MemoryGroup) -> None:
+    def _check_room(self, meter: GroupMeter) -> None:
         """Raise NothingFits if there is not enough room for a child to measure."""
         if self.launchers is not None and self.launchers.there:
             return  # the launchers already hold most of the memory of a child at rest
@@ -242,7 +242,7 @@ class Measuring:
                 try_="a larger container, or fewer neighbours in it",
             )
 
-    def _children(self, budgets: Mapping[str, Budget], meter: MemoryGroup) -> ChildProbe:
+    def _children(self, budgets: Mapping[str, Budget], meter: GroupMeter) -> ChildProbe:
         return child_probe(
             self.reference,
             self.options,
@@ -272,13 +272,13 @@ class Measuring:
 
     def _result(
         self,
-        campaign: Campaign,
+        device_search: DeviceSearch,
         calibration: Calibration,
         notices: list[str],
         stopped: BatchcalError | None,
     ) -> CalibrationResult:
         if calibration.status == "partial" and stopped is None:
-            spent = self.options.max_probes is not None and campaign.attempts.started >= self.options.max_probes
+            spent = self.options.max_probes is not None and device_search.attempts.started >= self.options.max_probes
             limit = (
                 f"the limit of {self.options.max_probes} probes (--max-probes)"
                 if spent
@@ -286,12 +286,12 @@ class Measuring:
             )
             stopped = Partial(
                 f"{limit} ended before any batch size was verified",
-                known=f"{count_of(len(campaign.attempts.measurements), 'probe')} in {calibration.wall_s:.0f} s; "
-                f"{'; '.join([left.text for left in campaign.undone] or campaign.attempts.notes)}",
+                known=f"{count_of(len(device_search.attempts.measurements), 'probe')} in {calibration.wall_s:.0f} s; "
+                f"{'; '.join([left.text for left in device_search.undone] or device_search.attempts.notes)}",
                 try_="a longer --time-limit, or more --max-probes; what was measured is not measured again",
             )
         result = self._saved(calibration, notices, stopped)
-        self._tell_the_end(campaign, calibration)
+        self._tell_the_end(device_search, calibration)
         return result
 
     def _saved(self, calibration: Calibration, notices: list[str], stopped: BatchcalError | None) -> CalibrationResult:
@@ -307,7 +307,7 @@ class Measuring:
             calibration=calibration, path=path, fresh=False, notices=tuple(notices), not_saved=not_saved, stopped=stopped
         )
 
-    def _tell_the_end(self, campaign: Campaign, calibration: Calibration) -> None:
+    def _tell_the_end(self, device_search: DeviceSearch, calibration: Calibration) -> None:
         finding = calibration.finding()
         self.progress.event(
             CalibrateEnded(
@@ -316,7 +316,7 @@ class Measuring:
                 train_batch=finding.train.batch if finding else None,
                 eval_batch=finding.eval.batch if finding and finding.eval else None,
                 limited_by=finding.train.limited_by if finding else None,
-                probes=campaign.attempts.started,
+                probes=device_search.attempts.started,
                 wall_s=calibration.wall_s,
             )
         )

@@ -25,7 +25,7 @@ from batchcal.core.lock import Lock
 from batchcal.core.progress import Note, Progress, Silent
 from batchcal.detect.environment import Environment
 from batchcal.machine.allocator import AUTO, resolve
-from batchcal.measure.calibrate import Measuring
+from batchcal.measure.calibrate import Calibrator
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
 from batchcal.measure.result import CalibrationResult, Need
@@ -83,7 +83,7 @@ def obtain(
         options = options.model_copy(update={"allocator": resolve(options.allocator).name})
     variables = dict(os.environ if environ is None else environ)
     identity = identify(reference)
-    measuring = Measuring(
+    measuring = Calibrator(
         reference=reference,
         options=options,
         need=need,
@@ -123,7 +123,7 @@ def obtain(
         return _locked(measuring, list(place.notices), existing if isinstance(existing, CalibrationResult) else None)
 
 
-def _detect(measuring: Measuring, detect_fully: Callable[[], Environment] | None, environ: Mapping[str, str]) -> None:
+def _detect(measuring: Calibrator, detect_fully: Callable[[], Environment] | None, environ: Mapping[str, str]) -> None:
     if detect_fully is not None:
         measuring.environment = detect_fully()
         identity, options = measuring.identity, measuring.options
@@ -136,7 +136,7 @@ def _open(
     return contextlib.nullcontext(Silent()) if listening is None else listening()
 
 
-def _existing(measuring: Measuring) -> CalibrationResult | Stale | None:
+def _existing(measuring: Calibrator) -> CalibrationResult | Stale | None:
     """Return the valid calibration at the path, rehearsed or not, or the reason why it is not valid. None: there is none."""
     loaded = load_fresh(
         measuring.path,
@@ -154,14 +154,14 @@ def _existing(measuring: Measuring) -> CalibrationResult | Stale | None:
     return CalibrationResult(calibration=loaded.calibration, path=measuring.path, fresh=True, notices=loaded.notices)
 
 
-def _is_enough(existing: CalibrationResult, measuring: Measuring) -> bool:
+def _is_enough(existing: CalibrationResult, measuring: Calibrator) -> bool:
     calibration = existing.calibration
     if not measuring.need.rehearsed:
         return calibration.is_usable
     return is_rehearsed(calibration, measuring.options)
 
 
-def _locked(measuring: Measuring, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
+def _locked(measuring: Calibrator, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
     """Measure under a lock: replicas on one volume calibrate once. Without a lock each one calibrates, and all files are valid.
 
     Args:

@@ -12,7 +12,7 @@ from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.clock import Clock
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
-from batchcal.measure.attempts import Attempts, Place
+from batchcal.measure.attempts import Attempts, SearchTarget
 from batchcal.measure.children.probe import Examination, Probe, SizeRefused
 from batchcal.measure.search.capacity import Ask
 from batchcal.measure.search.size_trials import MOST_TRIALS, SizeTrials
@@ -118,7 +118,7 @@ class TaskSizes:
         if self._trials is not None:
             self._trials.tell(batch, taken=taken, one_size=self._trials.one_size)
 
-    def explain(self, around: int, place: Place, *, ceiling: int, until: float, base_bytes: int) -> bool:
+    def explain(self, around: int, place: SearchTarget, *, ceiling: int, until: float, base_bytes: int) -> bool:
         """Run the trials that show if and why the task refuses `around`. Return True if the rule has changed.
 
         Args:

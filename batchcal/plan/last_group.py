@@ -5,10 +5,10 @@ from __future__ import annotations
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.units import count_of
-from batchcal.plan.by_rule import last_group_by, restricting
 from batchcal.plan.division import Division
 from batchcal.plan.group_limits import GroupLimits
 from batchcal.plan.plan import Plan
+from batchcal.plan.size_rule import last_group_by, restricting
 from batchcal.plan.split import split, split_above
 
 

@@ -9,10 +9,10 @@ from batchcal.calibration.rehearsal import Rehearsal
 from batchcal.calibration.schema import Calibration, Finding, Options
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.guard.outcome import Fits
-from batchcal.plan import by_rule
 from batchcal.plan import effective_batch as effective
+from batchcal.plan import size_rule
 from batchcal.plan.division import DivisionRefused, division_of, has_consent
-from batchcal.plan.expect import eval_peak_bytes, gradient_bytes, host_bytes, measured_bytes, peak_bytes, samples_per_s
+from batchcal.plan.expectations import eval_peak_bytes, gradient_bytes, host_bytes, measured_bytes, peak_bytes, samples_per_s
 from batchcal.plan.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
 from batchcal.plan.micro_batches import largest_of, limited_by, micro_batches_of
 from batchcal.plan.notices import calibration_notices, effective_batch_notices, growth_notices, memory_notices
@@ -79,7 +79,7 @@ def make_plan(
     most_eval = most_evaluated(calibration, finding)
     if most_eval is not None:
         eval_batch = min(eval_batch, most_eval)
-    eval_batch = by_rule.evaluated(calibration.obeyed, eval_batch, micro)
+    eval_batch = size_rule.evaluated(calibration.obeyed, eval_batch, micro)
     train_peak = peak_bytes(calibration, finding, micro) + gradient_bytes(calibration, finding, steps)
     peak = max(train_peak, eval_peak_bytes(finding, eval_batch, micro, train_peak))
     rate = samples_per_s(calibration, finding, chosen.sizes)
@@ -121,7 +121,7 @@ def make_plan(
         undivided=division.undivided,
         last_group=last_group,
         last_group_error=last_group_error,
-        size_rule=by_rule.restricting(calibration),
+        size_rule=size_rule.restricting(calibration),
         group_limits=limits,
         why={},
         notices=(
@@ -161,7 +161,7 @@ def plan_to_show(calibration: Calibration) -> tuple[Plan, str]:
     try:
         return own_plan(calibration), ""
     except DivisionRefused as refused:
-        finding, objective, rule = find(calibration), calibration.options.objective, by_rule.restricting(calibration)
+        finding, objective, rule = find(calibration), calibration.options.objective, size_rule.restricting(calibration)
         largest = _capacity(calibration, finding)
         largest = largest if rule is None else rule.at_most(largest) or largest
         return make_plan(calibration, effective_batch=largest, objective=objective), refused.what

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from batchcal.calibration.schema import Budget, Calibration, Finding
 from batchcal.core.errors import NoCalibration
 from batchcal.core.units import format_bytes
-from batchcal.plan import by_rule
 from batchcal.plan import effective_batch as effective
+from batchcal.plan import size_rule
 from batchcal.plan.division import Division
-from batchcal.plan.expect import gradient_bytes, peak_bytes
+from batchcal.plan.expectations import gradient_bytes, peak_bytes
 from batchcal.plan.rehearsed import most_rehearsed
 from batchcal.values.settings import Objective
 
@@ -150,14 +150,14 @@ def divide(
     """
     multiple, ranks = calibration.options.multiple_of, division.world_size
     notices: tuple[str, ...] = ()
-    rule = by_rule.restricting(calibration)
+    rule = size_rule.restricting(calibration)
     if rule is not None and division.undivided and not rule.admits(total):
         raise division.refusal(total, rule.at_most(most) or rule.smallest)
     if rule is None or division.undivided:
         sizes = division.sizes(total, largest, most, multiple_of=multiple, alone=alone)
     else:
         near = rule.at_most(largest) or min(rule.smallest, most)
-        sizes, notices = by_rule.divided(rule, total, near, most=most, least=division.least, alone=alone, world_size=ranks)
+        sizes, notices = size_rule.divided(rule, total, near, most=most, least=division.least, alone=alone, world_size=ranks)
     if multiple > 1 and any(size % multiple for size in sizes):
         of = " on each rank" if ranks > 1 else ""
         notices += (f"the micro-batches are no multiples of {multiple}: their sum has to be {total}{of}",)

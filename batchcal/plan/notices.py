@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchcal.calibration.schema import OFF, Budget, Calibration, Finding
 from batchcal.core.units import count_of, format_bytes
-from batchcal.plan import by_rule
+from batchcal.plan import size_rule
 from batchcal.plan.effective_batch import EffectiveBatch
 from batchcal.values.settings import Objective
 
@@ -33,7 +33,7 @@ def calibration_notices(calibration: Calibration, finding: Finding, wished: int)
             f"lower confidence: the sizes of some samples are unknown ({facts.worst_case.replace('-', ' ')}), "
             "so that a larger one may exist; give Task(size_of=...)"
         )
-    rule = by_rule.restricting(calibration)
+    rule = size_rule.restricting(calibration)
     if rule is not None and samples is None:
         notices.append(f"the task {rule.text}: samples at the end of a stream that make no such batch are left out")
     checkpointed = calibration.options.activation_checkpointing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchcal.calibration.rehearsal import Rehearsal
 from batchcal.calibration.schema import Calibration, Capacity, Finding
 from batchcal.guard.outcome import Fits
-from batchcal.plan.expect import fitting
+from batchcal.plan.expectations import fitting
 from batchcal.plan.rehearsed import least_ruled_out, most_rehearsed
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, Sampler, default_collate
 
 from batchcal.calibration.size_rule import SizeRule
 from batchcal.plan.split import split, split_by
-from batchcal.runtime.cutting import cuts_equal
+from batchcal.runtime.row_slices import cuts_equal
 
 PROOF_SAMPLES: Final = 8
 """Samples of a stream's first batch that test whether its batches may be cut. The test is cheap, even with large samples."""
@@ -31,7 +31,7 @@ class MicroBatch(NamedTuple):
     """True if cutting along its rows was proven equal to collating fewer samples; see `runtime.cutting`."""
 
 
-class Drawn(NamedTuple):
+class SampledIndices(NamedTuple):
     """The samples of one micro-batch, recorded when its indices are yielded."""
 
     indices: tuple[int, ...]
@@ -60,7 +60,7 @@ class GroupSampler(Sampler[list[int]], ABC):
         self.limit: Allowed | None = None
         self.rule: SizeRule | None = None
         """Sizes into which a planned micro-batch may be cut. None: all."""
-        self._drawn: deque[Drawn] = deque()
+        self._drawn: deque[SampledIndices] = deque()
 
     @abstractmethod
     def planned(self) -> Iterator[Sequence[Sequence[int]]]:
@@ -83,7 +83,7 @@ class GroupSampler(Sampler[list[int]], ABC):
                         # Even parts, not full ones and a small rest.
                         size = self._cut(len(rest), size)
                     piece, rest = rest[:size], rest[size:]
-                    self._drawn.append(Drawn(tuple(piece), samples, place == last and not rest))
+                    self._drawn.append(SampledIndices(tuple(piece), samples, place == last and not rest))
                     yield piece
 
     def _cut(self, samples: int, most: int) -> int:
@@ -93,7 +93,7 @@ class GroupSampler(Sampler[list[int]], ABC):
         parts = () if self.rule.one_size else split_by(self.rule, samples, most)
         return parts[0] if parts else samples
 
-    def taken(self) -> Drawn:
+    def taken(self) -> SampledIndices:
         """Return the record of the loader's next batch. Batches arrive in the order in which their indices were requested."""
         return self._drawn.popleft()
 

@@ -23,7 +23,7 @@ in it is labelled); or a float16 gradient overflowed, and the scaler tries a low
 
 
 @dataclass(frozen=True)
-class Share:
+class SampleShare:
     """The contribution of some micro-batches to their group."""
 
     weighted_loss: float = 0.0
@@ -35,8 +35,8 @@ class Share:
     largest: int = 0
     """Samples of the largest micro-batch."""
 
-    def __add__(self, other: Share) -> Share:
-        return Share(
+    def __add__(self, other: SampleShare) -> SampleShare:
+        return SampleShare(
             self.weighted_loss + other.weighted_loss,
             self.weight + other.weight,
             self.samples + other.samples,
@@ -100,7 +100,7 @@ class Passes:
         self.finished = False
         """True if only the optimizer's step is left."""
 
-    def run(self, micro_batch: MicroBatch) -> Share:
+    def run(self, micro_batch: MicroBatch) -> SampleShare:
         """Run forward and backward, and add the gradients of weight x mean to those of the group."""
         self._running = self._weighed = False
         if self._begun:
@@ -111,7 +111,7 @@ class Passes:
         if weight == 0:
             # The mean of no values is NaN, and 0 x NaN is NaN, too.
             self._running = False
-            return Share(0.0, 0.0, micro_batch.samples, 1, micro_batch.samples)
+            return SampleShare(0.0, 0.0, micro_batch.samples, 1, micro_batch.samples)
         self._expect(weight, micro_batch.samples)
         if self._weighing is not None:
             self._weighing.weigh(weight)
@@ -120,7 +120,7 @@ class Passes:
         if self._only_one:
             self._keep(batch, loss)
         self._running = False
-        return Share(weight * loss, weight, micro_batch.samples, 1, micro_batch.samples)
+        return SampleShare(weight * loss, weight, micro_batch.samples, 1, micro_batch.samples)
 
     def _expect(self, weight: float, samples: int) -> None:
         """Set the unit. Increase it if a micro-batch has more weight than the expected weight of the group."""
@@ -189,7 +189,7 @@ class Passes:
 class Guard(Protocol):
     """Protection of a group against failures."""
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         """Run a micro-batch by `passes.run`, in parts if necessary."""
         ...
 
@@ -201,7 +201,7 @@ class Guard(Protocol):
 class Unguarded:
     """A guard that runs every micro-batch as it is."""
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         return passes.run(micro_batch)
 
     def before_update(self) -> None:
@@ -247,7 +247,7 @@ def run_group(
     if samples is None and isinstance(micro_batches, Sequence):
         samples = sum(micro_batch.samples for micro_batch in micro_batches)
     guard = guard or Unguarded()
-    passes, total = Passes(task, device, scaler, samples), Share()
+    passes, total = Passes(task, device, scaler, samples), SampleShare()
     for micro_batch in micro_batches:
         total += guard.run(passes, micro_batch)
         # No name keeps a batch alive while the next one is loaded.
@@ -273,7 +273,7 @@ def run_group(
     )
 
 
-def _without_step(passes: Passes, total: Share) -> Skip | None:
+def _without_step(passes: Passes, total: SampleShare) -> Skip | None:
     """Reason why the group makes no step. None: it makes a step."""
     if total.weight == 0:
         return "no-weight"

@@ -18,10 +18,10 @@ from batchcal.core.files import sync_folder
 from batchcal.core.numpy_state import numpy_state, restore_numpy
 from batchcal.core.values import Record
 from batchcal.runtime.group import Skip
-from batchcal.train.beside import StateBeside
 from batchcal.train.checkpoint_files import partial_path
 from batchcal.train.checkpoint_lock import PartialFile
 from batchcal.train.data.sampler import MemoryAwareBatchSampler
+from batchcal.train.extra_state import ExtraState
 from batchcal.train.multitask.gradnorm import GradNormBalancer
 from batchcal.train.result import EpochResult
 from batchcal.workload.optimizers import evaluated_parameters, held_optimizers, restore_trained_parameters
@@ -71,7 +71,7 @@ def save_checkpoint(
     scaler: GradScaler | None = None,
     balancer: GradNormBalancer | None = None,
     sampler: MemoryAwareBatchSampler | None = None,
-    beside: StateBeside | None = None,
+    beside: ExtraState | None = None,
 ) -> None:
     """Write model, optimizer, scaler, the generators' states and `standing`. An earlier checkpoint stays until this is complete.
 
@@ -147,7 +147,7 @@ def load_checkpoint(
     scaler: GradScaler | None = None,
     balancer: GradNormBalancer | None = None,
     sampler: MemoryAwareBatchSampler | None = None,
-    beside: StateBeside | None = None,
+    beside: ExtraState | None = None,
 ) -> Standing:
     """Restore model, optimizer, scaler and generators from `path`. Return the progress of the training.
 

@@ -18,8 +18,8 @@ from batchcal.guard.release import trim
 from batchcal.guard.report import describe, let_go
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.batches import MicroBatch
-from batchcal.train.recovery.parts import Splitter
-from batchcal.train.stop import StopWish
+from batchcal.train.recovery.splitter import Splitter
+from batchcal.train.stop_request import StopRequest
 from batchcal.workload.optimizers import set_mode
 from batchcal.workload.step import batch_weight, evaluate, move
 from batchcal.workload.task import Task
@@ -30,7 +30,7 @@ def evaluate_all(
     loader: DataLoader[object],
     *,
     device: torch.device,
-    wish: StopWish | None = None,
+    wish: StopRequest | None = None,
     tell: Callable[[int, str], None] | None = None,
     size_rule: SizeRule | None = None,
 ) -> dict[str, float]:

@@ -19,11 +19,11 @@ from batchcal.core.units import format_bytes
 from batchcal.guard.release import trim
 from batchcal.machine.peak_meter import PeakMeter
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import Passes, Share
+from batchcal.runtime.group import Passes, SampleShare
+from batchcal.train.memory.available import AvailableMemory
 from batchcal.train.memory.composition import Composition
 from batchcal.train.memory.monitor import MemoryMonitor, reserve_bytes
 from batchcal.train.memory.predictor import MemoryPredictor
-from batchcal.train.memory.room import Room
 from batchcal.train.recovery.guardian import OOMGuardian, Recovery
 from batchcal.train.sizes.controller import BatchSizeController, Change, ControlSettings
 from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
@@ -122,7 +122,7 @@ class MemoryControl:
         self._held = 0
         """Largest memory that this process held before a successful step of the optimizer."""
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         """Run the micro-batch, in parts if necessary.
 
         Raises:
@@ -144,7 +144,7 @@ class MemoryControl:
             require_finite(self._task, move(micro_batch.batch, self._device), micro_batch.samples, value)
         return share
 
-    def _measured(self, passes: Passes, micro_batch: MicroBatch, batch: Composition) -> Share:
+    def _measured(self, passes: Passes, micro_batch: MicroBatch, batch: Composition) -> SampleShare:
         before, released = self._before(batch)
         predicted = self.predictor.predict(batch)
         told = self._peak.begin()
@@ -243,7 +243,7 @@ class MemoryControl:
         closely = self._controller.in_doubt or (learning and self._closely > 0)
         return closely or self._clock.monotonic() - self._measured_at >= MEASURED_EVERY_S
 
-    def _before(self, batch: Composition) -> tuple[Room, bool]:
+    def _before(self, batch: Composition) -> tuple[AvailableMemory, bool]:
         """Return the room before the batch. True: the allocator's free blocks, which may hide a batch, were released first."""
         now = self._clock.monotonic()
         wanted = not self.predictor.settled(batch.group) or now - self._released_at >= RELEASED_EVERY_S
@@ -256,7 +256,7 @@ class MemoryControl:
         self._released_at = now
         return self.monitor.look(), True
 
-    def _learn(self, batch: Composition, before: Room, peak: int, *, own: bool) -> None:
+    def _learn(self, batch: Composition, before: AvailableMemory, peak: int, *, own: bool) -> None:
         self.predictor.observe(batch, peak, at_most=not own)
         limit = before.limit_bytes
         each, now = batch.padded_bytes / batch.samples, self.scheduler.micro_batch
@@ -301,7 +301,7 @@ class MemoryControl:
             if change is not None:
                 self._tell(change)
 
-    def _top(self, room: Room) -> int:
+    def _top(self, room: AvailableMemory) -> int:
         """Bytes that this process may hold."""
         return room.limit_bytes - room.others_bytes - reserve_bytes(room.limit_bytes)
 

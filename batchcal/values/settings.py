@@ -26,7 +26,7 @@ from batchcal.core.readers import (
     whole_from,
 )
 from batchcal.core.settings import Settings as Engine
-from batchcal.core.settings import Source
+from batchcal.core.settings import SettingSource
 
 Objective = Literal["memory", "throughput"]
 """`memory`: the largest micro-batch that fits; `throughput`: the fastest of the timed micro-batches."""
@@ -206,7 +206,7 @@ class Settings(Engine):
         flags: Mapping[str, str | None] | None = None,
         spelled: Mapping[str, str] | None = None,
         environ: Mapping[str, str],
-        files: Iterable[Source] = (),
+        files: Iterable[SettingSource] = (),
     ) -> None:
         """Args and errors: see `core.settings.Settings`."""
         super().__init__(flags=flags, spelled=spelled, environ=environ, files=files)

@@ -18,7 +18,7 @@ from batchcal.workload.pickled import pickled_bytes
 from batchcal.workload.sample_size import SizeOf, Weigher, cost_of, listed_costs, nest_bytes, tensors_in
 from batchcal.workload.streams import length_of
 from batchcal.workload.task import Task
-from batchcal.workload.unseen import UNKNOWN, unseen_factor
+from batchcal.workload.unread_samples import UNKNOWN, unseen_factor
 
 Part = Literal["train", "eval"]
 Found = Literal["size_of", "scan", "partial-scan", "first-samples", "unknown"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from batchcal.core.errors import UsageError
-from batchcal.core.settings import Source
+from batchcal.core.settings import SettingSource
 from batchcal.core.values import Frozen
 from batchcal.workload.reference import Scalar, TaskReference, parse_spec
 
@@ -77,7 +77,7 @@ def project_config(directory: Path) -> Config | None:
     return config_of(table, path, directory=directory)
 
 
-def project_source(directory: Path) -> tuple[Source, Config] | None:
+def project_source(directory: Path) -> tuple[SettingSource, Config] | None:
     """The settings of the project: the nearest batchcal.toml or pyproject.toml with [tool.batchcal], upwards, no further than the
     repository's root.
 
@@ -90,7 +90,7 @@ def project_source(directory: Path) -> tuple[Source, Config] | None:
             own = folder / OWN_FILE
             path = own if own.is_file() else folder / PYPROJECT
             name = path.name if folder == directory else str(path)
-            return Source(name, config.tables, prefix="tool.batchcal." if path.name == PYPROJECT else ""), config
+            return SettingSource(name, config.tables, prefix="tool.batchcal." if path.name == PYPROJECT else ""), config
         if (folder / ".git").exists():
             break
     return None

@@ -17,13 +17,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from batchcal.core.errors import BatchcalError, UsageError, UserCodeError
-from batchcal.workload.blame import blame, in_user_code
-from batchcal.workload.lazy import initialise_lazy
+from batchcal.workload.lazy_modules import initialise_lazy
 from batchcal.workload.modules import file_of, make_importable, module_of_file, no_module
+from batchcal.workload.process_settings import settings_kept, warned
 from batchcal.workload.reference import Spec, TaskReference, parse_spec
-from batchcal.workload.settings_kept import settings_kept, warned
 from batchcal.workload.task import Task
 from batchcal.workload.unsupported import refuse_unsupported
+from batchcal.workload.user_traceback import blame, in_user_code
 
 _TEMPLATE: Final = "return batchcal.Task(model=..., optimizer=..., train_data=..., loss=...)"
 _DEVICE: Final = "device"

@@ -47,7 +47,7 @@ def require_finite(task: Task, batch: object, samples: int, value: float) -> Non
     )
 
 
-class Cause:
+class NotFiniteCause:
     """The operation that the loss is NaN or infinite from."""
 
     def __init__(self, operation: str, *, of_nothing: bool) -> None:
@@ -61,7 +61,7 @@ class Cause:
         return f"the first result that is not finite is that of {self.operation}"
 
 
-def why_not_finite(task: Task, batch: object) -> Cause | None:
+def why_not_finite(task: Task, batch: object) -> NotFiniteCause | None:
     """The cause, from a forward pass without gradients. None: unknown, or the loss of this pass is finite."""
     watch = _FirstNotFinite()
     try:
@@ -75,14 +75,14 @@ def why_not_finite(task: Task, batch: object) -> Cause | None:
 class _FirstNotFinite(OperatorWatch):
     def __init__(self) -> None:
         super().__init__()
-        self.cause: Cause | None = None
+        self.cause: NotFiniteCause | None = None
 
     def ran(self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
         if self.cause is None and not _all_finite(result):
             inputs = tree_leaves((args, kwargs))
             if all(_all_finite(one) for one in inputs):
                 name = str(func).removeprefix("aten.").partition(".")[0]
-                self.cause = Cause(name, of_nothing=_divides_nothing(name, inputs))
+                self.cause = NotFiniteCause(name, of_nothing=_divides_nothing(name, inputs))
 
 
 def _all_finite(value: object) -> bool:

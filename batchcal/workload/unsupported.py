@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from batchcal.core.errors import UserCodeError
 from batchcal.core.units import count_of
-from batchcal.workload.given_loader import refuse_loader
+from batchcal.workload.loader_as_data import refuse_loader
 from batchcal.workload.optimizers import needs_closure
 from batchcal.workload.task import Task
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from batchcal.calibration.keys import find_or_make_trust
 from batchcal.calibration.store import Loaded, load
-from batchcal.cli.failure import in_three_parts
+from batchcal.cli.output.failure import in_three_parts
 from batchcal.core.errors import BatchcalError, UserCodeError, exit_code_of
 from batchcal.core.signals import raised_as_interrupted
 from batchcal.core.units import MIB

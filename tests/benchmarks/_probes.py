@@ -13,7 +13,7 @@ from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.budget import host_budget
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
-from batchcal.measure.children.setting import Setting
+from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.options import MARGIN_CPU, samples_for
 from batchcal.measure.search.prior import Prior
 from batchcal.workload.reference import TaskReference
@@ -60,7 +60,7 @@ def bench(
 ) -> Iterator[Bench]:
     """A probe of `reference` within the limit that holds for this process."""
     environment = detect()
-    setting = Setting(
+    setting = ChildSetting(
         reference=reference,
         device="cpu",
         seed=seed,

@@ -31,7 +31,7 @@ from batchcal.measure.rehearsal.stage import Stage, first_of
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.plan.split import split
-from batchcal.workload.find import reference_of
+from batchcal.workload.target import reference_of
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._report import Journal, finish, rounds, say
 

@@ -82,7 +82,7 @@ def study(trials: int, storage: str, *, kills: bool, seed: int) -> dict[str, obj
 
 def _kill_one(leader: int, chance: random.Random) -> int:
     try:
-        workers = [one for one in psutil.Process(leader).children() if "batchcal.hpo.member" in one.cmdline()]
+        workers = [one for one in psutil.Process(leader).children() if "batchcal.hpo.worker_process" in one.cmdline()]
         if workers:
             chance.choice(workers).kill()
             return 1

@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from batchcal.cli import document
+from batchcal.cli.output import document
 from batchcal.cli.views.study import parallel
 from batchcal.cli.views.study.live import StudyLive
 from batchcal.cli.views.study.page import page

@@ -18,7 +18,7 @@ from batchcal.guard.call import Unwatched
 from batchcal.guard.classify import classify
 from batchcal.guard.command import CommandJob, CommandLauncher, run_command
 from batchcal.guard.outcome import OutOfMemory, TimedOut, UserCodeFailed
-from batchcal.guard.run import Limits
+from batchcal.guard.run import ChildLimits
 from batchcal.guard.wire import Message
 from batchcal.machine.meters import descendants
 from tests.guard.test_children import fits
@@ -26,7 +26,7 @@ from tests.support.cgroups import memory_cgroup
 from tests.support.trees import MARK, MIB, PROGRAM, REPOSITORY, ending_of, marked
 
 pytestmark = pytest.mark.child
-DEADLINE = Limits(total_s=1.5, total_name="the test's limit")
+DEADLINE = ChildLimits(total_s=1.5, total_name="the test's limit")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_the_ranks_of_torchrun_report_and_are_ended(mark: str, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         ending_of(
             *argv,
-            limits=Limits(phase_s={"load": 120.0}, neighbours=True),
+            limits=ChildLimits(phase_s={"load": 120.0}, neighbours=True),
             listen=listen,
             check=stop_when_both_are_there,
             mark=mark,
@@ -118,14 +118,14 @@ def test_the_ranks_of_torchrun_report_and_are_ended(mark: str, tmp_path: Path) -
 
 def test_a_tree_that_wants_more_than_its_budget_is_ended(mark: str) -> None:
     half = f"{' '.join(PROGRAM)} hold 150 60"
-    ending = ending_of("sh", "-c", f"{half} & setsid {half} & wait", limits=Limits(allowed_bytes=250 * MIB), mark=mark)
+    ending = ending_of("sh", "-c", f"{half} & setsid {half} & wait", limits=ChildLimits(allowed_bytes=250 * MIB), mark=mark)
     outcome = classify(ending, fits)
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source == "watchdog"
 
 
 def test_a_process_that_is_ready_gets_a_data_limit_of_its_share(mark: str) -> None:
-    limits = Limits(allowed_bytes=300 * MIB, processes=2)
+    limits = ChildLimits(allowed_bytes=300 * MIB, processes=2)
     ending = ending_of(*PROGRAM, "ready", "1000", limits=limits, mark=mark)
     assert isinstance(ending.returned, dict)
     ranks = ending.returned["ranks"]
@@ -186,7 +186,7 @@ def test_a_command_cannot_limit_a_process_that_is_not_its_own(mark: str) -> None
         "s.sendall(json.dumps({'arm': os.getppid(), 'ready': 'x', 'tell': 3}).encode() + b'\\n' + b'garbage\\n'); "
         "s.sendall(b'x' * 3_000_000)"
     )
-    ending = ending_of(sys.executable, "-c", lie, limits=Limits(allowed_bytes=300 * MIB), mark=mark)
+    ending = ending_of(sys.executable, "-c", lie, limits=ChildLimits(allowed_bytes=300 * MIB), mark=mark)
     assert ending.exit_status is not None
     assert ending.killed_for is None
 
@@ -211,7 +211,9 @@ def test_two_commands_of_one_launcher_do_not_touch_each_other(mark: str) -> None
     try:
         first = launcher.start(CommandJob(("sleep", "100"), environment, "/"))
         meter = Unwatched()
-        done = run_command(CommandJob(("sh", "-c", "setsid sleep 100 & exit 0"), environment, "/"), launcher, meter, Limits())
+        done = run_command(
+            CommandJob(("sh", "-c", "setsid sleep 100 & exit 0"), environment, "/"), launcher, meter, ChildLimits()
+        )
         assert done.exit_status == 0
         assert not launcher.poll(first)
         launcher.kill(first)

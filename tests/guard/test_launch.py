@@ -26,7 +26,7 @@ from batchcal.guard.launch import (
     start_environment,
 )
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, Peak, TimedOut, UserCodeFailed
-from batchcal.guard.run import Limits
+from batchcal.guard.run import ChildLimits
 from batchcal.guard.wire import JSON, Message
 from batchcal.machine.allocator import resolve as policy
 from tests.support.guarded import ending_of, job, launcher
@@ -148,7 +148,7 @@ def test_a_zygote_that_was_stopped_is_told_and_its_child_dies(monkeypatch: pytes
             told.append(message)
             os.kill(zygote, signal.SIGSTOP)
 
-        ending = ending_of(made, "tell_and_hang", Limits(phase_s={"measure": 0.2}), listen=stop)
+        ending = ending_of(made, "tell_and_hang", ChildLimits(phase_s={"measure": 0.2}), listen=stop)
         assert "does not answer" in ending.infrastructure
         assert isinstance(classify(ending, fits), TimedOut)  # which came first
         until = time.monotonic() + 3
@@ -242,7 +242,7 @@ def test_a_child_that_closes_its_output_returns_all_the_same(opened: Launcher) -
 @pytest.mark.child
 def test_a_limit_that_the_kernel_does_not_keep_is_not_called_a_fence(monkeypatch: pytest.MonkeyPatch, opened: Launcher) -> None:
     monkeypatch.setattr(run, "arm_data_limit", lambda pid, allowed: True)
-    ending = ending_of(opened, "hold", Limits(allowed_bytes=600 << 20), bytes=32 << 20)
+    ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=600 << 20), bytes=32 << 20)
     assert ending.returned == {"armed": False, "held": 32 << 20}
     assert not ending.armed
     assert "rlimit-data" in ending.missing
@@ -250,11 +250,11 @@ def test_a_limit_that_the_kernel_does_not_keep_is_not_called_a_fence(monkeypatch
 
 @pytest.mark.child
 def test_the_whole_may_take_so_long_whatever_the_phase(opened: Launcher) -> None:
-    ending = ending_of(opened, "hang", Limits(total_s=1.5), limit_s=60)
+    ending = ending_of(opened, "hang", ChildLimits(total_s=1.5), limit_s=60)
     assert ending.killed_for == "deadline"
     assert ending.phase_limit_s == 1.5
     assert ending.wall_s < 30
-    young = ending_of(opened, "hang", Limits(total_s=0.0001), limit_s=60)
+    young = ending_of(opened, "hang", ChildLimits(total_s=0.0001), limit_s=60)
     assert young.killed_for == "deadline", "however early it is asked where it stands"
     assert young.phase_limit_s == 0.0001
 

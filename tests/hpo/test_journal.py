@@ -18,7 +18,7 @@ from batchcal.hpo import journal
 from batchcal.hpo.journal import MendingLock, lock_link, mend, remove_abandoned
 from batchcal.hpo.storage import open_storage
 from batchcal.hpo.study import open_study
-from tests.hpo.test_shares import a_blueprint
+from tests.hpo.test_assignments import a_blueprint
 
 LINE = b'{"op_code":0,"study_name":"first"}\n'
 

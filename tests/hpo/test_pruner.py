@@ -12,9 +12,9 @@ from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from batchcal.hpo.again import AGAIN
 from batchcal.hpo.config import PrunerSettings
 from batchcal.hpo.pruner import PatientHyperband, make_pruner
+from batchcal.hpo.reruns import AGAIN
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 EPOCHS = 27

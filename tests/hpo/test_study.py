@@ -9,13 +9,13 @@ import pytest
 from optuna.trial import TrialState
 
 from batchcal.core.errors import UsageError
-from batchcal.hpo.again import RETRIES, run_again
 from batchcal.hpo.blueprint import Blueprint
 from batchcal.hpo.config import StudySettings
-from batchcal.hpo.seen import look_at
+from batchcal.hpo.reruns import RETRIES, run_again
 from batchcal.hpo.space import read_space
 from batchcal.hpo.storage import absolute_storage, open_storage, without_password
 from batchcal.hpo.study import make_sampler, open_study, read_study
+from batchcal.hpo.study_status import study_status
 from batchcal.train.options import TrainOptions
 from batchcal.workload.reference import TaskReference
 
@@ -43,7 +43,7 @@ def test_who_joins_finds_what_was_begun(tmp_path: Path, storage: str | None) -> 
     run_one(first)
     second, _ = open_study(blueprint)
     assert len(second.trials) == 1
-    seen = look_at(read_study(blueprint.storage))
+    seen = study_status(read_study(blueprint.storage))
     assert (seen.name, seen.metric, seen.wanted, seen.resource) == ("first", "loss", 2_000, 9)
 
 
@@ -134,7 +134,7 @@ def test_a_trial_that_kills_whoever_runs_it_is_told_as_failed_and_the_study_is_d
         trial.suggest_float("rate", 0.01, 0.3, log=True)
         study.tell(trial, state=TrialState.FAIL)
         run_again(study, study.get_trials()[trial.number])
-    seen = look_at(study)
+    seen = study_status(study)
     assert [one.state for one in seen.trials] == [*["lost"] * RETRIES, "failed"]
     assert seen.trials[-1].facts.kind == "worker-died"
     assert seen.done == seen.wanted == 1

@@ -17,10 +17,10 @@ from batchcal.core.errors import Interrupted, NothingFits
 from batchcal.core.progress import Named, Recorded
 from batchcal.core.units import GIB
 from batchcal.detect.detect import detect
-from batchcal.hpo.again import AGAIN, WORKER, retry_lost, run_again
 from batchcal.hpo.config import StudySettings
 from batchcal.hpo.presence import identity
 from batchcal.hpo.pruner import make_pruner
+from batchcal.hpo.reruns import AGAIN, WORKER, retry_lost, run_again
 from batchcal.hpo.shapes import ShapeBook
 from batchcal.hpo.space import read_space
 from batchcal.hpo.storage import open_storage
@@ -242,7 +242,7 @@ def test_a_batch_that_no_step_can_have_is_a_constraint_and_the_shape_trains_with
 DIES = """
 import os, optuna, sys
 from batchcal.hpo.storage import open_storage
-from batchcal.hpo.again import WORKER
+from batchcal.hpo.reruns import WORKER
 from batchcal.hpo.presence import identity
 study = optuna.load_study(study_name="lost", storage=open_storage(sys.argv[1]))
 trial = study.ask()

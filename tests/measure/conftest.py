@@ -10,5 +10,5 @@ from tests.support.probes import Desk
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def invocation(tmp_path: Path) -> Desk:
     return Desk(tmp_path)

@@ -19,12 +19,12 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.measure.attempts import Attempts, Place, decides, detail
+from batchcal.measure.attempts import Attempts, SearchTarget, decides, detail
 from batchcal.measure.search.capacity import Ask
 from tests.support.probes import BROKEN, FAILED, FAKE, KILLED, SUSPECT, ScriptedProbe, fits
 
 BUDGET = 800 * MIB
-PLACE = Place("cpu", "default", "train", BUDGET, samples=8)
+PLACE = SearchTarget("cpu", "default", "train", BUDGET, samples=8)
 ASK = Ask(64, "scale", "because", 330 * MIB)
 TIMED_OUT = TimedOut(phase="measure", limit_s=7.0, detail="in step")
 WORKER_DIED = WorkerDied(detail="DataLoader worker (pid 7) exited unexpectedly\nmore")
@@ -230,13 +230,13 @@ def test_what_told_nothing_about_memory_is_not_recalled_but_stays_on_record(outc
 @pytest.mark.parametrize(
     "place",
     [
-        Place("cuda:0", "default", "train", BUDGET, 8),
-        Place("cpu", "retain", "train", BUDGET, 8),
-        Place("cpu", "default", "eval", BUDGET, 8, train_batch=64),
+        SearchTarget("cuda:0", "default", "train", BUDGET, 8),
+        SearchTarget("cpu", "retain", "train", BUDGET, 8),
+        SearchTarget("cpu", "default", "eval", BUDGET, 8, train_batch=64),
     ],
     ids=["device", "allocator", "mode"],
 )
-def test_what_was_measured_elsewhere_is_not_recalled_here(place: Place) -> None:
+def test_what_was_measured_elsewhere_is_not_recalled_here(place: SearchTarget) -> None:
     assert Kept(past=past_of(fits(64))).recall(place) == []
 
 
@@ -256,12 +256,12 @@ def test_what_was_measured_elsewhere_is_not_recalled_here(place: Place) -> None:
     ],
 )
 def test_a_run_holds_while_the_budget_of_today_would_give_the_same_outcome(outcome: Outcome, budget: int, holds: bool) -> None:
-    recalled = Kept(past=past_of(outcome)).recall(Place("cpu", "default", "train", budget, 8))
+    recalled = Kept(past=past_of(outcome)).recall(SearchTarget("cpu", "default", "train", budget, 8))
     assert bool(recalled) is holds
 
 
 def test_a_run_that_held_more_than_the_budget_of_today_is_recalled_as_one_that_does_not_fit() -> None:
-    (recalled,) = Kept(past=past_of(fits(64, 700 * MIB))).recall(Place("cpu", "default", "train", 699 * MIB, 8))
+    (recalled,) = Kept(past=past_of(fits(64, 700 * MIB))).recall(SearchTarget("cpu", "default", "train", 699 * MIB, 8))
     assert isinstance(recalled.outcome, OutOfMemory)
     assert recalled.outcome.source == "budget"
     assert recalled.outcome.peak == Peak(demand_bytes=700 * MIB)

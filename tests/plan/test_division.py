@@ -8,7 +8,7 @@ from batchcal.calibration.promises import PromiseCheck
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.size_rule import SizeRule
 from batchcal.plan.division import DivisionRefused, division_of
-from batchcal.plan.expect import peak_bytes
+from batchcal.plan.expectations import peak_bytes
 from batchcal.plan.formats import exported
 from batchcal.plan.group_limits import GroupLimits
 from batchcal.plan.last_group import last_group_of

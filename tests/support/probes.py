@@ -212,9 +212,9 @@ class Desk:
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
 
 
-def saved(desk: Desk, path: Path | None = None) -> Calibration:
+def saved(invocation: Desk, path: Path | None = None) -> Calibration:
     """What lies in the file, which is whole and ours."""
-    found = load(path or desk.path, trust=find_trust(desk.environ))
+    found = load(path or invocation.path, trust=find_trust(invocation.environ))
     assert isinstance(found, Loaded)
     return found.calibration
 

@@ -19,8 +19,8 @@ from batchcal.guard.command import CommandJob, CommandLauncher, run_command
 from batchcal.guard.ending import Ending
 from batchcal.guard.kill import started_with
 from batchcal.guard.rank import RankLine
-from batchcal.guard.run import Limits, Listener
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.run import ChildLimits, Listener
+from batchcal.guard.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -32,8 +32,8 @@ MARK: Final = "BATCHCAL_TEST_MARK"
 
 def ending_of(
     *argv: str,
-    limits: Limits | None = None,
-    group: MemoryGroup | None = None,
+    limits: ChildLimits | None = None,
+    group: GroupMeter | None = None,
     listen: Listener | None = None,
     check: Callable[[], None] | None = None,
     mark: str = "",
@@ -43,7 +43,7 @@ def ending_of(
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), MARK: mark}
     job = CommandJob(argv, environment, str(REPOSITORY))
     with closing(memory_meter()) as meter, closing(launcher or CommandLauncher()) as opened:
-        return run_command(job, opened, group or meter, limits or Limits(), listen, check=check)
+        return run_command(job, opened, group or meter, limits or ChildLimits(), listen, check=check)
 
 
 def marked(mark: str) -> tuple[int, ...]:

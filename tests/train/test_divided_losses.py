@@ -16,7 +16,7 @@ from batchcal.calibration.schema import Calibration
 from batchcal.core.errors import NothingFits
 from batchcal.measure.inside.mean_over_weight import check_mean
 from batchcal.measure.inside.promises import batch_statistics
-from batchcal.measure.inside.sampled import Samples
+from batchcal.measure.inside.samples import Samples
 from batchcal.plan.division import DivisionRefused
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan

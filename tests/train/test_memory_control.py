@@ -23,9 +23,9 @@ from batchcal.machine.peak_meter import PeakMeter
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.train.loop import train
+from batchcal.train.memory.available import WORKERS_S, AvailableMemory, HostMeter, ShareMeter, WorkersMemory
 from batchcal.train.memory.monitor import MemoryMonitor
 from batchcal.train.memory.predictor import straight_line
-from batchcal.train.memory.room import WORKERS_S, HostMeter, Room, ShareMeter, WorkersMemory
 from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
 from batchcal.train.sizes.controller import ControlSettings
@@ -41,10 +41,10 @@ class Told:
     """A meter that says what it is told to say."""
 
     def __init__(self, *, limit: int = 4 * GIB, used: int = 500 * MIB, own: int = 400 * MIB) -> None:
-        self.room = Room(limit_bytes=limit, used_bytes=used, own_bytes=own)
+        self.room = AvailableMemory(limit_bytes=limit, used_bytes=used, own_bytes=own)
         self.closed = False
 
-    def read(self) -> Room:
+    def read(self) -> AvailableMemory:
         return self.room
 
     def limit_bytes(self) -> int:
@@ -112,7 +112,7 @@ def test_a_neighbour_that_fills_the_container_shrinks_the_micro_batch_with_the_r
     control = a_control(task, meter, heard)
     control.scheduler.set(15)
     own = PeakMeter(CPU).end()
-    meter.room = Room(limit_bytes=own + 1800 * MIB, used_bytes=own + 1700 * MIB, own_bytes=own)
+    meter.room = AvailableMemory(limit_bytes=own + 1800 * MIB, used_bytes=own + 1700 * MIB, own_bytes=own)
     control.predictor.observe(control.composition(a_batch(4)), own)
     for _ in range(3):
         run_group(task, [a_batch(4)], device=CPU, scaler=None, guard=control)
@@ -217,7 +217,7 @@ def test_the_monitor_knows_now_most_average_and_trend() -> None:
     monitor = MemoryMonitor(meter, clock)
     for number, own in enumerate((100, 300, 200)):
         clock.seconds = float(number)
-        meter.room = Room(limit_bytes=1000, used_bytes=400 + 10 * number, own_bytes=own)
+        meter.room = AvailableMemory(limit_bytes=1000, used_bytes=400 + 10 * number, own_bytes=own)
         monitor.look()
     trend = monitor.trend()
     assert (trend.current_bytes, trend.peak_bytes, trend.average_bytes, trend.readings) == (200, 300, 200.0, 3)
@@ -237,10 +237,10 @@ def test_far_from_its_limit_the_monitor_reads_rarely_and_a_lower_limit_is_read_a
     with MemoryMonitor(meter, SystemClock(), interval_s=0.001) as monitor:
         time.sleep(0.2)
         assert monitor.trend().readings <= 4
-        meter.room = Room(limit_bytes=GIB, used_bytes=900 * MIB, own_bytes=400 * MIB)
+        meter.room = AvailableMemory(limit_bytes=GIB, used_bytes=900 * MIB, own_bytes=400 * MIB)
         assert monitor.room().limit_bytes == GIB
         before = monitor.trend().readings
-        meter.room = Room(limit_bytes=GIB, used_bytes=GIB, own_bytes=400 * MIB)
+        meter.room = AvailableMemory(limit_bytes=GIB, used_bytes=GIB, own_bytes=400 * MIB)
         deadline = time.monotonic() + 30
         while monitor.trend().readings < before + 20 and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -252,7 +252,7 @@ def test_nobody_asks_the_meter_for_its_limit_while_it_opens_its_files_anew() -> 
         opening = False
         asked_meanwhile = 0
 
-        def read(self) -> Room:
+        def read(self) -> AvailableMemory:
             self.opening = True
             time.sleep(0.001)
             self.opening = False
@@ -274,16 +274,18 @@ def test_a_monitor_that_does_not_run_reads_anew_each_time() -> None:
     meter = Told()
     monitor = MemoryMonitor(meter, SystemClock())
     monitor.look()
-    meter.room = Room(limit_bytes=4 * GIB, used_bytes=3 * GIB, own_bytes=GIB)
+    meter.room = AvailableMemory(limit_bytes=4 * GIB, used_bytes=3 * GIB, own_bytes=GIB)
     assert monitor.room().used_bytes == 3 * GIB
 
 
 def test_who_has_a_share_sees_no_more_than_that() -> None:
     host = Told(limit=4 * GIB, used=900 * MIB, own=400 * MIB)
     meter = ShareMeter(host, GIB)
-    assert meter.read() == Room(limit_bytes=GIB, used_bytes=400 * MIB, own_bytes=400 * MIB), "what others hold is not its own"
+    assert meter.read() == AvailableMemory(limit_bytes=GIB, used_bytes=400 * MIB, own_bytes=400 * MIB), (
+        "what others hold is not its own"
+    )
     assert meter.limit_bytes() == GIB
-    host.room = Room(limit_bytes=2 * GIB, used_bytes=1900 * MIB, own_bytes=400 * MIB)
+    host.room = AvailableMemory(limit_bytes=2 * GIB, used_bytes=1900 * MIB, own_bytes=400 * MIB)
     assert meter.limit_bytes() == 2 * GIB, "another limit than was read: it is to be read anew"
     assert meter.read() == host.room, "less is free than its share"
     assert meter.limit_bytes() == 2 * GIB
@@ -293,7 +295,7 @@ def test_who_has_a_share_sees_no_more_than_that() -> None:
 
 def test_workers_are_part_of_a_share() -> None:
     meter = ShareMeter(Told(limit=4 * GIB, used=900 * MIB, own=400 * MIB), GIB, lambda: 300 * MIB)
-    assert meter.read() == Room(limit_bytes=GIB, used_bytes=700 * MIB, own_bytes=400 * MIB)
+    assert meter.read() == AvailableMemory(limit_bytes=GIB, used_bytes=700 * MIB, own_bytes=400 * MIB)
     crowded = Told(limit=GIB, used=900 * MIB, own=400 * MIB)
     assert ShareMeter(crowded, GIB, lambda: 300 * MIB).read() == crowded.room, "the host's limit counts the workers, too"
 

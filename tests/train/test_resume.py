@@ -19,7 +19,7 @@ from batchcal.core.progress import Named, Recorded
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
-from batchcal.train.stop import StopWish
+from batchcal.train.stop_request import StopRequest
 from batchcal.values.training_events import StepEnded, TrainingEvent
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
@@ -259,7 +259,7 @@ def test_a_next_epoch_may_have_another_effective_batch(tmp_path: Path) -> None:
 
 
 def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> None:
-    checkpoint, wish = tmp_path / "run.pt", StopWish()
+    checkpoint, wish = tmp_path / "run.pt", StopRequest()
 
     class AfterThree:
         def event(self, event: TrainingEvent, /) -> None:

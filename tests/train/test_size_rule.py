@@ -14,7 +14,7 @@ from batchcal.core.errors import Interrupted, UsageError
 from batchcal.runtime.batches import MicroBatch
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.train.recovery.parts import Splitter
+from batchcal.train.recovery.splitter import Splitter
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy, unpacked

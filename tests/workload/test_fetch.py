@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.report import describe, headline
 from batchcal.workload.batches import WorstCase
-from batchcal.workload.blame import blame
 from batchcal.workload.fetch import Collate, fetch, reads_together, sample_at, tolerant
+from batchcal.workload.user_traceback import blame
 
 Batch = tuple[Tensor, Tensor]
 

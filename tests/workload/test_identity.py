@@ -252,7 +252,7 @@ def test_nothing_of_the_task_is_imported(project: Path) -> None:
     (project / "pkg" / "__init__.py").write_text("raise SystemExit('imported')\n")
     code = (
         "import sys; from pathlib import Path\n"
-        "from batchcal.workload.find import reference_of; from batchcal.workload.identity import identify\n"
+        "from batchcal.workload.target import reference_of; from batchcal.workload.identity import identify\n"
         "for spec in ('train.py:task', 'train:task', 'pkg.part:task', 'batchcal.workload.examples.handwriting:task'):\n"
         "    identify(reference_of(spec, directory=Path.cwd()))\n"
         "sys.exit(bool({'torch', 'train', 'pkg', 'numpy'} & set(sys.modules)))"

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.signals import SIGNALS
 from batchcal.workload.load import load_task
+from batchcal.workload.process_settings import SettingReplaced
 from batchcal.workload.reference import Scalar, TaskReference
-from batchcal.workload.settings_kept import SettingReplaced
 from batchcal.workload.task import Task
 
 GOOD = """

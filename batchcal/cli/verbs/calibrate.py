@@ -10,12 +10,12 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.flags import Flags, takes
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Calibration
-    from batchcal.cli.desk import Desk
+    from batchcal.cli.invocation import Invocation
 
 
 @takes(*CalibrateSettings.options(), *PlanSettings.options())
@@ -39,14 +39,14 @@ def calibrate(
     import time
 
     from batchcal.cli import screen
-    from batchcal.cli.calibrating import Destination, calibrated, seen_now
-    from batchcal.cli.desk import open_desk
+    from batchcal.cli.commands.calibration import Destination, calibrated, seen_now
+    from batchcal.cli.invocation import open_invocation
     from batchcal.core.errors import UsageError
     from batchcal.measure.result import Need
 
     began_s = time.monotonic()
-    voice = context.ensure_object(Voice)
-    desk = open_desk(target, flags=flags, config=config, voice=voice)
+    voice = context.ensure_object(Messages)
+    invocation = open_invocation(target, flags=flags, config=config, voice=voice)
     place = None if output is None else Path(output).absolute()
     if pipeline_only and dry_run:
         raise UsageError(
@@ -55,15 +55,15 @@ def calibrate(
             try_="--pipeline-only alone, or --dry-run alone",
         )
     if pipeline_only:
-        _pipeline(desk, place, voice, as_json=json)
+        _pipeline(invocation, place, voice, as_json=json)
         return
-    from batchcal.cli.shaping import parsed, shaped
+    from batchcal.cli.commands.shapes import parsed, shaped
 
     shapes = parsed(shape or ())
     need = Need(force=force, dry_run=dry_run, require_signature=require_signature)
-    found = calibrated(desk, need, voice, destination=Destination(place))
+    found = calibrated(invocation, need, voice, destination=Destination(place))
     if shapes and not dry_run and found.problem is None:
-        found = shaped(desk, found, shapes, voice, began_s=began_s)
+        found = shaped(invocation, found, shapes, voice, began_s=began_s)
     seen = seen_now(found)
     if not found.fresh:
         from batchcal.cli.views.refusal import limiting_error
@@ -72,7 +72,7 @@ def calibrate(
         if error:
             voice.say(error)
     if json:
-        from batchcal.cli.document import document
+        from batchcal.cli.output.document import document
 
         screen.emit(document(seen, measured=not found.fresh))
     else:
@@ -85,10 +85,10 @@ def calibrate(
     if found.fresh:
         voice.say("a fresh calibration is there; --force measures again")
     elif not dry_run:
-        voice.say(f"next: {', '.join(_next_commands(desk, found.calibration, found.path))}")
+        voice.say(f"next: {', '.join(_next_commands(invocation, found.calibration, found.path))}")
 
 
-def _next_commands(desk: Desk, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
+def _next_commands(invocation: Invocation, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
     """Return commands that use the calibration. They name its file if they would not find it by themselves."""
     import os
 
@@ -98,10 +98,10 @@ def _next_commands(desk: Desk, calibration: Calibration, path: Path | None) -> t
     spec = quote(calibration.task.spec)
     wanted = " --effective-batch N" if unset_remark(calibration) else ""
     try:
-        is_found = path is None or find_calibration(desk.directory, os.environ).path.absolute() == path.absolute()
+        is_found = path is None or find_calibration(invocation.directory, os.environ).path.absolute() == path.absolute()
     except SeveralCalibrations:
         is_found = False
-    file = "" if is_found or path is None else quote(os.path.relpath(path, desk.directory))
+    file = "" if is_found or path is None else quote(os.path.relpath(path, invocation.directory))
     return (
         f"batchcal show {file}".rstrip(),
         f"batchcal plan{wanted}{f' --calibration {file}' if file else ''}",
@@ -109,19 +109,19 @@ def _next_commands(desk: Desk, calibration: Calibration, path: Path | None) -> t
     )
 
 
-def _pipeline(desk: Desk, output: Path | None, voice: Voice, *, as_json: bool) -> None:
+def _pipeline(invocation: Invocation, output: Path | None, voice: Messages, *, as_json: bool) -> None:
     import os
 
     from batchcal.calibration.place import check_explicit
     from batchcal.cli import screen
-    from batchcal.cli.pipelining import keep, pipelined
+    from batchcal.cli.commands.pipeline import keep, pipelined
 
-    check_explicit(Path(desk.task().directory), os.environ, output)
-    result = pipelined(desk, voice)
+    check_explicit(Path(invocation.task().directory), os.environ, output)
+    result = pipelined(invocation, voice)
     if as_json:
         screen.emit(result.model_dump_json(indent=2))
     else:
         from batchcal.cli.views.pipeline import show
 
         screen.render(show(result))
-    keep(desk, result, output, voice)
+    keep(invocation, result, output, voice)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
     from batchcal.detect.environment import Environment
@@ -32,7 +32,7 @@ def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = Fa
 
         screen.render(show(environment))
     line = key_values(EVENT, summary(environment, max_batch_size=_calibrated(environment, os.environ)))
-    context.ensure_object(Voice).say(f"INFO {line}")
+    context.ensure_object(Messages).say(f"INFO {line}")
 
 
 def _calibrated(environment: Environment, environ: Mapping[str, str]) -> int | None:

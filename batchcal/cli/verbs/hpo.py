@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.core.errors import NothingFits, Partial
 
 if TYPE_CHECKING:
-    from batchcal.cli.studying import Opened
-    from batchcal.hpo.seen import StudySeen
+    from batchcal.cli.commands.studies import OpenStudy
+    from batchcal.hpo.study_status import StudyStatus
 
 hpo = typer.Typer(
     name="hpo",
@@ -37,12 +37,12 @@ def run(
 ) -> None:
     """Run or continue a study. The same command on other machines joins it."""
     from batchcal.cli import screen
-    from batchcal.cli.progress import listening_to_study
-    from batchcal.cli.studying import families, needs_optuna, opened, read, write_family
-    from batchcal.cli.studying import run as work
+    from batchcal.cli.commands.studies import families, needs_optuna, opened, read, write_family
+    from batchcal.cli.commands.studies import run as work
+    from batchcal.cli.output.progress import listening_to_study
 
     needs_optuna()
-    voice = context.ensure_object(Voice)
+    voice = context.ensure_object(Messages)
     changed = families(read(config), set_ or (), matrix or ())
     if write_configs is not None:
         for path in write_family(changed, Path(write_configs), config):
@@ -91,9 +91,9 @@ def status(
     verbose: opt.Verbose = False,
 ) -> None:
     """Show the trials of a study by state, the best trial, and the epochs saved by pruning."""
-    from batchcal.cli.studying import seen_of
+    from batchcal.cli.commands.studies import seen_of
 
-    voice = context.ensure_object(Voice)
+    voice = context.ensure_object(Messages)
     blueprint = _opened(config, set_, voice).blueprint
     _tell(seen_of(blueprint, config, voice), blueprint.shown_storage, as_json=json)
 
@@ -111,18 +111,18 @@ def best(
 ) -> None:
     """Show the values of the best trial; with --train, train with them."""
     from batchcal.cli import screen
-    from batchcal.cli.studying import best_of, seen_of
+    from batchcal.cli.commands.studies import best_of, seen_of
 
-    voice = context.ensure_object(Voice)
+    voice = context.ensure_object(Messages)
     one = _opened(config, set_, voice)
     seen = seen_of(one.blueprint, config, voice, to_train=train)
     winner = best_of(seen, config)
     if train:
-        from batchcal.cli.winner import train_winner
+        from batchcal.cli.commands.best_trial import train_winner
 
         train_winner(one, winner, as_json=json, voice=voice)
     elif json:
-        from batchcal.cli.document import best_trial
+        from batchcal.cli.output.document import best_trial
 
         screen.emit(best_trial(seen, winner))
     else:
@@ -132,11 +132,11 @@ def best(
         voice.say(f"next: batchcal hpo best {_as_typed(config, set_, seen.name)} --train")
 
 
-def _tell(seen: StudySeen, where: str, *, as_json: bool) -> None:
+def _tell(seen: StudyStatus, where: str, *, as_json: bool) -> None:
     from batchcal.cli import screen
 
     if as_json:
-        from batchcal.cli.document import study
+        from batchcal.cli.output.document import study
 
         screen.emit(study(seen, where))
     else:
@@ -149,15 +149,15 @@ def _as_typed(config: str, changes: list[str] | None, study: str) -> str:
     """Return the config and the `--set` options. They include the name of `study` if nothing else names it."""
     import shlex
 
-    from batchcal.cli.studying import read
+    from batchcal.cli.commands.studies import read
 
     named = str(read(config).tables.get("hpo", {}).get("study")) == study
     sets = [*(changes or ()), *([] if named or any(one.startswith("study=") for one in changes or ()) else [f"study={study}"])]
     return " ".join([config, *(f"--set {shlex.quote(one)}" for one in sets)])
 
 
-def _opened(config: str, changes: list[str] | None, voice: Voice) -> Opened:
-    from batchcal.cli.studying import families, needs_optuna, opened, read
+def _opened(config: str, changes: list[str] | None, voice: Messages) -> OpenStudy:
+    from batchcal.cli.commands.studies import families, needs_optuna, opened, read
 
     needs_optuna()
     return opened(config, families(read(config), changes or (), ())[0], voice)

@@ -8,7 +8,7 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.flags import Flags, takes
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
@@ -39,15 +39,15 @@ def plan(
     verbose: opt.Verbose = False,
 ) -> None:
     """Print the settings for an effective batch: sizes, workers, threads, allocator."""
-    from batchcal.cli.desk import open_desk
-    from batchcal.cli.planning import allocator_of, device_of, open_here, plan_of
+    from batchcal.cli.commands.valid_calibration import allocator_of, device_of, open_valid, plan_of
+    from batchcal.cli.invocation import open_invocation
 
     style = _style(format, as_json=json)
-    voice = context.ensure_object(Voice)
-    desk = open_desk(None, flags=flags, config=config, voice=voice)
-    settings = desk.settings
+    voice = context.ensure_object(Messages)
+    invocation = open_invocation(None, flags=flags, config=config, voice=voice)
+    settings = invocation.settings
     settings.check(PlanSettings)
-    opened = open_here(desk.locate(calibration), require_signature=require_signature)
+    opened = open_valid(invocation.locate(calibration), require_signature=require_signature)
     if what_if is not None:
         from batchcal.plan.what_if import what_if as predict
 
@@ -88,7 +88,7 @@ def _sizes(text: str) -> list[int]:
         raise UsageError(f"--{error.what}", known=error.known, try_=error.try_) from None
 
 
-def _emit(plan: Plan, style: opt.PlanFormat, voice: Voice) -> None:
+def _emit(plan: Plan, style: opt.PlanFormat, voice: Messages) -> None:
     import os
 
     from batchcal.cli import screen

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
     from batchcal.cli.views.calibration import Seen
@@ -33,17 +33,17 @@ def show(
     A training: loss, speed, memory and events. A study: its trials; with --html also the importance of the parameters.
     """
     from batchcal.cli import screen
-    from batchcal.cli.runs import names_a_run, refuse, show_run
-    from batchcal.cli.studying import names_a_study, show_study
+    from batchcal.cli.commands.runs import names_a_run, refuse, show_run
+    from batchcal.cli.commands.studies import names_a_study, show_study
     from batchcal.core.errors import NoCalibration, UsageError
 
     if file is not None and names_a_study(file):
         refuse(file, "study", check=check, why=why, require_signature=require_signature, other=other is not None)
-        show_study(file, html=html, as_json=json, voice=context.ensure_object(Voice))
+        show_study(file, html=html, as_json=json, voice=context.ensure_object(Messages))
         return
     if file is not None and (names_a_run(file) or names_a_run(other)):
         refuse(file, "run", check=check, why=why, require_signature=require_signature, other=other is not None)
-        show_run(file, html=html, as_json=json, voice=context.ensure_object(Voice))
+        show_run(file, html=html, as_json=json, voice=context.ensure_object(Messages))
         return
     if file is not None and other is not None:
         if check or why or html is not None:
@@ -57,13 +57,13 @@ def show(
         return
     seen = _look(file, require_signature=require_signature)
     if html is not None:
-        from batchcal.cli.pages import write_page
+        from batchcal.cli.output.page_file import write_page
         from batchcal.cli.views.page import page
 
         write_page(Path(html), page(seen), shows=seen.path)
-        context.ensure_object(Voice).say(f"written: {html}")
+        context.ensure_object(Messages).say(f"written: {html}")
     if json:
-        from batchcal.cli.document import document
+        from batchcal.cli.output.document import document
 
         screen.emit(document(seen, measured=False))
     elif html is None:
@@ -126,7 +126,7 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
         calibrations.append(found.calibration)
     rows = compare(*calibrations)
     if as_json:
-        from batchcal.cli.document import comparison
+        from batchcal.cli.output.document import comparison
 
         screen.emit(comparison(rows, (first, second)))
     else:

@@ -9,12 +9,12 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.flags import Flags, takes
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.core.readers import OFF
 from batchcal.values.settings import CalibrateSettings, PlanSettings, TrainSettings
 
 if TYPE_CHECKING:
-    from batchcal.cli.desk import Desk
+    from batchcal.cli.invocation import Invocation
     from batchcal.measure.result import CalibrationResult
     from batchcal.plan.plan import Plan
 
@@ -63,10 +63,10 @@ def train(
 ) -> None:
     """Train with the plan of the calibration. Calibrate first if there is no valid calibration."""
     from batchcal.cli import screen
-    from batchcal.cli.calibrating import Destination, calibrated
-    from batchcal.cli.checkpoints import choose
-    from batchcal.cli.desk import open_desk
-    from batchcal.cli.training import options_of, trained
+    from batchcal.cli.commands.calibration import Destination, calibrated
+    from batchcal.cli.commands.checkpoints import choose
+    from batchcal.cli.commands.training import options_of, trained
+    from batchcal.cli.invocation import open_invocation
     from batchcal.core.errors import NotSaved, UsageError
     from batchcal.measure.result import Need
     from batchcal.train.report.jsonl import check_log
@@ -76,8 +76,8 @@ def train(
         raise UsageError(f"--no-checkpoint contradicts {other}", try_=f"--no-checkpoint alone, or {other} alone")
     if no_checkpoint:
         flags["checkpoint"] = OFF
-    voice = context.ensure_object(Voice)
-    desk = open_desk(target, flags=flags, spelled=RENAMED, config=config, voice=voice)
+    voice = context.ensure_object(Messages)
+    invocation = open_invocation(target, flags=flags, spelled=RENAMED, config=config, voice=voice)
     need = Need(
         rehearsed=False,
         needs_effective_batch=True,
@@ -86,23 +86,23 @@ def train(
         force=force_calibration and not _was_restarted(),
         require_signature=require_signature,
     )
-    kept = choose(desk, resume=resume, voice=voice)
+    kept = choose(invocation, resume=resume, voice=voice)
     # Invalid settings are reported before anything is measured.
-    desk.settings.check(PlanSettings)
-    desk.settings.check(TrainSettings)
-    log = desk.settings.train.log
+    invocation.settings.check(PlanSettings)
+    invocation.settings.check(TrainSettings)
+    log = invocation.settings.train.log
     if log is not None:
         check_log(Path(log))
     place = None if output is None else Path(output).absolute()
-    found = calibrated(desk, need, voice, destination=Destination(place), as_before=True)
+    found = calibrated(invocation, need, voice, destination=Destination(place), as_before=True)
     if isinstance(found.problem, NotSaved):
         voice.say(f" note: {found.problem.what}; training goes on, the next one will measure again")
     elif found.problem is not None:
         raise found.problem
-    plan = _plan(desk, found)
+    plan = _plan(invocation, found)
     measured = found.calibration.options
-    options = options_of(desk.settings, margin=measured.margin, memory_limit_bytes=measured.memory_limit_bytes)
-    result = trained(desk, plan, found, lambda _: options, checkpoint=kept, voice=voice)
+    options = options_of(invocation.settings, margin=measured.margin, memory_limit_bytes=measured.memory_limit_bytes)
+    result = trained(invocation, plan, found, lambda _: options, checkpoint=kept, voice=voice)
     if json:
         screen.emit(result.model_dump_json(indent=2))
     else:
@@ -121,8 +121,8 @@ def _was_restarted() -> bool:
     return os.environ.get(REEXEC_VARIABLE, "").startswith(f"{os.getpid()}:")
 
 
-def _plan(desk: Desk, found: CalibrationResult) -> Plan:
-    from batchcal.cli.planning import Opened, plan_of
+def _plan(invocation: Invocation, found: CalibrationResult) -> Plan:
+    from batchcal.cli.commands.valid_calibration import ValidCalibration, plan_of
     from batchcal.detect.detect import detect
 
-    return plan_of(Opened(calibration=found.calibration, here=detect(), notices=found.notices), desk.settings)
+    return plan_of(ValidCalibration(calibration=found.calibration, here=detect(), notices=found.notices), invocation.settings)

@@ -18,7 +18,7 @@ _POINTS = 96
 
 
 @dataclass(frozen=True)
-class Mark:
+class CurveMark:
     """One probe."""
 
     sequence: int
@@ -48,7 +48,7 @@ class MemoryChart:
 
     title: str
     curves: tuple[Curve, ...]
-    marks: tuple[Mark, ...]
+    marks: tuple[CurveMark, ...]
     budget_bytes: int
     limit_bytes: int | None
     """None: so far above the budget that drawing it would squeeze the rest."""
@@ -87,7 +87,7 @@ def _curve(mode: Mode, model: MemoryModel, most_batch: float) -> Curve:
     return Curve(mode=mode, points=points, spread=model.spread, base_bytes=model.base_bytes)
 
 
-def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> Mark | None:
+def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> CurveMark | None:
     """Return the mark of a probe. None: the probe was inconclusive, and its peak was not predicted."""
     peak, kind = peak_of(probe.outcome), tone(probe.outcome)
     # A probe that ran out of memory is drawn at the budget or above: it needed more than was measured.
@@ -103,7 +103,7 @@ def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> Mark | Non
     else:
         return None
     answers = {finding.train.measured_by, finding.eval.measured_by if finding.eval else -1}
-    return Mark(
+    return CurveMark(
         sequence=probe.sequence,
         mode=probe.mode,
         batch=probe.batch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Final
 
-from batchcal.cli.views.chart import Curve, Mark, MemoryChart, ticks
+from batchcal.cli.views.chart import Curve, CurveMark, MemoryChart, ticks
 from batchcal.cli.views.words import count
 from batchcal.core.units import format_bytes
 
@@ -101,7 +101,7 @@ def _band(chart: MemoryChart, curve: Curve) -> str:
     return f'<polygon class="band {curve.mode}" points="{" ".join(edges)}"/>'
 
 
-def _mark(chart: MemoryChart, mark: Mark) -> str:
+def _mark(chart: MemoryChart, mark: CurveMark) -> str:
     x, y = _x(chart, mark.batch), _y(chart, mark.bytes)
     title = f"<title>{escape(mark.text)}</title>"
     if mark.tone == "bad":

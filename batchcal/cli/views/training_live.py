@@ -9,7 +9,7 @@ from typing import Final, assert_never
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from batchcal.cli.pace import Pace
+from batchcal.cli.output.remaining_time import Pace
 from batchcal.cli.views.live import Screen
 from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.words import count

@@ -15,7 +15,7 @@ from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, Phase, TimedOut, UserCodeFailed
 from batchcal.guard.wire import JSON
-from batchcal.measure.children.held import Held
+from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.probe import PlanTimes, RehearsalRequest, SizeRefused
 from batchcal.measure.children.probe_job import ProbeAnswer
 from batchcal.measure.rehearsal.job import RehearsalAnswer
@@ -113,7 +113,7 @@ def _unusable(error: ValidationError) -> Infrastructure:
     return Infrastructure(detail=f"the child's answer is not usable: {error.error_count()} fields are wrong")
 
 
-def _peak(held: Held, ending: Ending, within: Within) -> Peak:
+def _peak(held: ChildMemory, ending: Ending, within: Within) -> Peak:
     host = max(held.step_peak_bytes, held.load_peak_bytes) + held.workers_bytes
     if within.group_base_bytes is not None:
         host = max(host, ending.group_growth_bytes + within.group_base_bytes)
@@ -128,7 +128,7 @@ def _peak(held: Held, ending: Ending, within: Within) -> Peak:
     )
 
 
-def _over(held: Held, peak: Peak, within: Within) -> OutOfMemory | None:
+def _over(held: ChildMemory, peak: Peak, within: Within) -> OutOfMemory | None:
     """Outcome of a run that completed but does not fit. None: it fits."""
     if held.accelerator_retries > 0:
         detail = f"the allocator had to flush its cache {held.accelerator_retries} times to go on"

@@ -24,35 +24,35 @@ from batchcal.guard.ending import Ending
 from batchcal.guard.job import Function
 from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
-from batchcal.guard.run import Limits, Listener, run
-from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.guard.run import ChildLimits, Listener, run
+from batchcal.guard.watchdog import GroupMeter, trip_distance
 from batchcal.guard.wire import JSON, Message
 from batchcal.machine.allocator import maps_large_blocks
-from batchcal.machine.cgroup import MemoryGroup as ControlGroup
+from batchcal.machine.cgroup import GroupMeter as ControlGroup
 from batchcal.machine.meters import read_status
-from batchcal.measure.attempts import allowed_for, said
+from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.children import answers
 from batchcal.measure.children.examine_job import Curve, ExamineArguments, examine
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import (
     Examination,
-    LapReport,
-    LapRequest,
     Observation,
     ProbeRequest,
     RehearsalRequest,
+    TimingReport,
+    TimingRequest,
 )
 from batchcal.measure.children.probe_job import ProbeArguments, probe
 from batchcal.measure.children.scout_job import ScoutArguments, scout
-from batchcal.measure.children.setting import SMALLEST, Setting
+from batchcal.measure.children.setting import SMALLEST, ChildSetting
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.heap import counting
 from batchcal.measure.heap.handles_job import HandlesAnswer, HandlesArguments, count_lost_blocks
 from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
 from batchcal.measure.heap.varied_job import HeapArguments, train_varied
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments, check_promises
-from batchcal.measure.race.job import LapArguments, lap
+from batchcal.measure.race.timing_job import TimingArguments, time_sizes
 from batchcal.measure.rehearsal.job import RehearsalArguments, rehearse
 from batchcal.measure.workers.job import WorkersArguments, examine_workers
 from batchcal.measure.workers.report import reported
@@ -104,8 +104,8 @@ class ChildProbe:
 
     def __init__(
         self,
-        settings: Mapping[str, Setting],
-        group: MemoryGroup,
+        settings: Mapping[str, ChildSetting],
+        group: GroupMeter,
         *,
         host_budget_bytes: int,
         host_allowed_bytes: int | None = None,
@@ -198,7 +198,7 @@ class ChildProbe:
 
     def _examine_once(self, arguments: ExamineArguments, allocator: str) -> Ending:
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": min(CURVE_LIMIT_S, left_s * CURVE_SHARE)},
             neighbours=self._neighbours,
@@ -221,7 +221,7 @@ class ChildProbe:
                 ran.append(size)
 
         arguments = ScoutArguments(setting=self._settings[device], sizes=tuple(sizes), limit_s=limit_s)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
             neighbours=self._neighbours,
@@ -260,7 +260,7 @@ class ChildProbe:
                 reported.append(PromiseCheck.model_validate(message.get("promise")))
 
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": promises_limit_s(left_s)},
             neighbours=self._neighbours,
@@ -272,7 +272,7 @@ class ChildProbe:
         outcome = classify(ending, lambda value: Infrastructure(detail="no usable answer"))
         names: tuple[PromiseName, ...] = ("mean-over-weight", "batch-statistics")
         missing = [name for name in names if name not in {check.promise for check in reported}]
-        unchecked = (PromiseCheck(promise=name, result="not-checked", cause=said(outcome)) for name in missing)
+        unchecked = (PromiseCheck(promise=name, result="not-checked", cause=described(outcome)) for name in missing)
         return (*reported, *unchecked), isinstance(outcome, OutOfMemory)
 
     def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
@@ -299,7 +299,7 @@ class ChildProbe:
             train_order=self._orders.get((request.device, "train")),
         )
         deadline = max(request.deadline_s or 600.0, 5.0)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed,
             phase_s={**self._phase_s, "measure": deadline},
             host_fence=not accelerated and setting.workers == 0,
@@ -320,7 +320,7 @@ class ChildProbe:
         launcher = self._launchers.there.get(allocator)
         return Isolation(launcher="zygote" if launcher is None else launcher.name, fence=layers, missing=ending.missing)
 
-    def _count_lost_blocks(self, setting: Setting, allocator: str) -> int | None:
+    def _count_lost_blocks(self, setting: ChildSetting, allocator: str) -> int | None:
         """Number of blocks of a step that are lost to handles of workers' batches, counted once. None: unknown."""
         if setting.one_size:
             return None
@@ -328,7 +328,7 @@ class ChildProbe:
             self._lost_blocks[allocator] = self._lost_blocks_of(setting, allocator)
         return self._lost_blocks[allocator]
 
-    def _lost_blocks_of(self, setting: Setting, allocator: str) -> int | None:
+    def _lost_blocks_of(self, setting: ChildSetting, allocator: str) -> int | None:
         examined = self._examined.get(setting.device)
         batch = counting.counting_batch(
             () if examined is None else examined.shapes["train"],
@@ -342,7 +342,7 @@ class ChildProbe:
         limit_s = min(counting.LIMIT_S, left_s * counting.SHARE_OF_TIME)
         order = self._orders.get((setting.device, "train"))
         arguments = HandlesArguments(setting=setting, batch=batch, limit_s=limit_s, order=order)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
             host_fence=False,
@@ -363,7 +363,7 @@ class ChildProbe:
             self._stay = frozenset(allocators)
             self._launchers.start_all(allocators)
 
-    def lap(self, request: LapRequest) -> LapReport:
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Time micro-batches in one child, or each in its own child if a process accepts one size only. See `Probe`."""
         if not self._settings[request.device].one_size or len(request.micro_batches) == 1:
             return self._lap(request)
@@ -375,11 +375,11 @@ class ChildProbe:
             report = self._lap(request.model_copy(update=alone))
             times.extend(report.times)
             if report.why_ended or time.monotonic() >= until:
-                return LapReport(times=tuple(times), why_ended=report.why_ended)
+                return TimingReport(times=tuple(times), why_ended=report.why_ended)
             samples = samples or (times[0].steps * size if times else None)
-        return LapReport(times=tuple(times))
+        return TimingReport(times=tuple(times))
 
-    def _lap(self, request: LapRequest) -> LapReport:
+    def _lap(self, request: TimingRequest) -> TimingReport:
         times: list[StepTime] = []
 
         def listen(message: Message) -> None:
@@ -388,24 +388,24 @@ class ChildProbe:
 
         accelerated = not request.device.startswith("cpu")
         allowed = self._most_allowed(request.allocator)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
             host_fence=not accelerated,
             neighbours=self._neighbours,
         )
         order = self._orders.get((request.device, "train"))
-        values = LapArguments(setting=self._settings[request.device], request=request, order=order).model_dump(mode="json")
-        ending = self._run(lap, values, request.allocator, limits, listen=listen)
+        values = TimingArguments(setting=self._settings[request.device], request=request, order=order).model_dump(mode="json")
+        ending = self._run(time_sizes, values, request.allocator, limits, listen=listen)
         outcome = classify(ending, lambda value: Infrastructure(detail=""))
-        return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
+        return TimingReport(times=tuple(times), why_ended="" if ending.has_result else described(outcome))
 
     def rehearse(self, request: RehearsalRequest) -> Observation:
         """Run a complete plan."""
         plan = request.plan
         accelerated = not plan.device.startswith("cpu")
         allowed = self._most_allowed(plan.allocator)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
             host_fence=not accelerated and plan.num_workers == 0,
@@ -433,7 +433,7 @@ class ChildProbe:
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
         """Try workers in a child of their own. See `Probe`."""
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(request.allocator),
             phase_s={**self._phase_s, "measure": request.limit_s + MOST_FRESH_WORKER_S},
             host_fence=False,
@@ -466,7 +466,7 @@ class ChildProbe:
         order = self._orders.get((request.device, "train"))
         arguments = HeapArguments(setting=self._settings[request.device], request=request, order=order)
         allowed = min(request.allowed_bytes, self._most_allowed(request.allocator))
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed,
             phase_s={**self._phase_s, "measure": request.limit_s + VARIED_GRACE_S},
             neighbours=self._neighbours,
@@ -478,7 +478,7 @@ class ChildProbe:
         if readings and isinstance(outcome, OutOfMemory | Suspect):
             held = max(readings[-1].peak_bytes, allowed)
             readings.append(HeapReading(steps=readings[-1].steps + 1, peak_bytes=held))
-        return HeapReport(readings=tuple(readings), why_ended=said(outcome))
+        return HeapReport(readings=tuple(readings), why_ended=described(outcome))
 
     def close(self) -> None:
         """Close the probe: none of its processes and files stay."""
@@ -486,7 +486,13 @@ class ChildProbe:
             self._launchers.close()
 
     def _run(
-        self, function: Function, arguments: dict[str, JSON], allocator: str, limits: Limits, *, listen: Listener | None = None
+        self,
+        function: Function,
+        arguments: dict[str, JSON],
+        allocator: str,
+        limits: ChildLimits,
+        *,
+        listen: Listener | None = None,
     ) -> Ending:
         setting = next(iter(self._settings.values()))
         job = FunctionJob(function, arguments, setting.reference.directory, self._launchers.environment(allocator))
@@ -538,7 +544,7 @@ def child_probe(
     options: Options,
     environment: Environment,
     budgets: Mapping[str, Budget],
-    meter: MemoryGroup,
+    meter: GroupMeter,
     *,
     note: Callable[[str], None],
     deadline: Deadline | None = None,
@@ -550,7 +556,7 @@ def child_probe(
     free = {f"{item.kind}:{item.index}": item.free_bytes for item in environment.accelerators}
     host = budgets.get("cpu") or host_budget_of(environment, options)
     settings = {
-        device: Setting(
+        device: ChildSetting(
             reference=reference,
             device=device,
             seed=options.seed,

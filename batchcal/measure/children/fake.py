@@ -16,13 +16,13 @@ from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak, UserCodeFailed
 from batchcal.measure.children.probe import (
     Examination,
-    LapReport,
-    LapRequest,
     Observation,
     PlanTimes,
     ProbeRequest,
     RehearsalRequest,
     SizeRefused,
+    TimingReport,
+    TimingRequest,
 )
 from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.race.race import LEAST_ROUNDS
@@ -125,7 +125,7 @@ class FakeProbe:
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
 
-    def lap(self, request: LapRequest) -> LapReport:
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Report step times as in `measure`, under any policy. An update takes almost no time."""
         times = [
             StepTime(
@@ -142,7 +142,7 @@ class FakeProbe:
             if not self._refuses((size,))
             for threads in request.threads or (1,)
         ]
-        return LapReport(times=tuple(times))
+        return TimingReport(times=tuple(times))
 
     def rehearse(self, request: RehearsalRequest) -> Observation:
         """Report the demand of the largest micro-batch, as in `measure`."""

@@ -98,7 +98,7 @@ class Examination(Frozen):
     """Checks of the promises of the task."""
 
 
-class LapRequest(Frozen):
+class TimingRequest(Frozen):
     """Micro-batches to time in one child."""
 
     device: str
@@ -120,7 +120,7 @@ class LapRequest(Frozen):
     """Seconds after which no further size starts."""
 
 
-class LapReport(Frozen):
+class TimingReport(Frozen):
     times: tuple[StepTime, ...]
     """Times in the order of the runs. There are fewer than requested if the lap ended early; `why_ended` gives the reason."""
     why_ended: str = ""
@@ -178,7 +178,7 @@ class Probe(Protocol):
         start in advance."""
         ...
 
-    def lap(self, request: LapRequest) -> LapReport:
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Time micro-batches. A size that cannot run is left out, and the report gives the reason."""
         ...
 

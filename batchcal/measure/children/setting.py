@@ -14,7 +14,7 @@ SMALLEST: Final = 2
 """Size of the usual tiny batch."""
 
 
-class Setting(Frozen):
+class ChildSetting(Frozen):
     """Values that are the same for every child of a calibration on one device."""
 
     reference: TaskReference
@@ -50,7 +50,7 @@ class Setting(Frozen):
 class JobArguments(Frozen):
     """Arguments of a job that loads the task."""
 
-    setting: Setting
+    setting: ChildSetting
 
 
 class OrderedArguments(JobArguments):

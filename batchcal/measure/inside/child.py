@@ -23,7 +23,7 @@ from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.measure.children.examine_job import ExamineArguments
 from batchcal.measure.children.probe import Examination, ProbeRequest
 from batchcal.measure.children.probe_job import ProbeAnswer, ProbeArguments
-from batchcal.measure.children.setting import SMALLEST, Setting
+from batchcal.measure.children.setting import SMALLEST, ChildSetting
 from batchcal.measure.heap.handles import FreedBlocks, heap_keeps_blocks, hold_blocks
 from batchcal.measure.inside.first_steps import first_steps
 from batchcal.measure.inside.loader import same_batch
@@ -31,7 +31,7 @@ from batchcal.measure.inside.peak import WorkersPeak, held
 from batchcal.measure.inside.static import PROFILED_BATCHES, FakeTrace, line, profiled_curve
 from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
 from batchcal.measure.search.settling import STILL, stands_still
-from batchcal.measure.workers.keeping import kept_by_reading
+from batchcal.measure.workers.kept_memory import kept_by_reading
 from batchcal.runtime.batches import MicroBatch
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.facts import TaskFacts
@@ -316,14 +316,14 @@ def _with_eval(shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[S
     return shapes if "eval" in shapes else {**shapes, "eval": shapes["train"]}
 
 
-def _sizes(wanted: Sequence[int], setting: Setting, most: int) -> list[int]:
+def _sizes(wanted: Sequence[int], setting: ChildSetting, most: int) -> list[int]:
     """Return `wanted` up to `most`, in ascending order, each as the next size that the task takes."""
     multiple, least = setting.multiple_of, setting.smallest_batch if setting.smallest_batch > SMALLEST else 1
     sizes = {max(least, -(-size // multiple) * multiple) for size in wanted}
     return sorted(size for size in sizes if size <= most)
 
 
-def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int, setting: Setting) -> int:
+def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int, setting: ChildSetting) -> int:
     """Return the largest batch for the static curve at which collating stays cheap. Its inputs are real."""
     most = max(2, int(room_bytes * COLLATED_SHARE / max(bytes_per_sample, 1.0)))
     size = min(32, ceiling, most)

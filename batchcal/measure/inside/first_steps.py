@@ -21,7 +21,7 @@ from batchcal.core.units import count_of
 from batchcal.measure.inside.own_training import LossWithoutTraining
 from batchcal.measure.inside.subject import Subject
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import Passes, Share, run_group
+from batchcal.runtime.group import Passes, SampleShare, run_group
 from batchcal.workload.batches import WorstCase
 from batchcal.workload.hooks import takes_gradients
 from batchcal.workload.loss_error import LossIsNoNumber
@@ -149,7 +149,7 @@ class _Finite:
     def __init__(self, subject: Subject, *, explained: bool) -> None:
         self._subject, self._explained = subject, explained and subject.scaler is None
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         share = passes.run(micro_batch)
         if not math.isfinite(share.weighted_loss):
             if self._explained:

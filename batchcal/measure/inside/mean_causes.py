@@ -39,7 +39,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Division:
+class PartGradients:
     """A complete batch and two parts of it."""
 
     whole: Part
@@ -54,7 +54,7 @@ class Division:
     """Norm of the rest that no share explains, relative as above."""
 
     @classmethod
-    def of(cls, whole: Part, parts: tuple[Part, Part]) -> Division:
+    def of(cls, whole: Part, parts: tuple[Part, Part]) -> PartGradients:
         first, second = parts
         total = first.weight + second.weight
         given = (first.weight / total, second.weight / total) if total else (0.0, 0.0)
@@ -77,31 +77,31 @@ class Division:
         )
 
 
-class Cause(NamedTuple):
+class MeanCause(NamedTuple):
     text: str
     fix: str
 
 
-COUPLED: Final = Cause(
+COUPLED: Final = MeanCause(
     "the loss of a sample depends on the other samples of its batch (in-batch negatives, mining, statistics over the batch, "
     "padding that is not masked)",
     "a loss that is a mean over the samples",
 )
-KEEPS_STATE: Final = Cause(
+KEEPS_STATE: Final = MeanCause(
     "the forward pass changes state that the next loss depends on (a queue, running averages, a hidden state)",
     "change that state in the optimizer's step, once for each effective batch",
 )
 
 
-def steps_within(optimizer: str) -> Cause:
+def steps_within(optimizer: str) -> MeanCause:
     """Return the cause for parameters that another optimizer than the task's changes within a pass."""
-    return Cause(
+    return MeanCause(
         f"{optimizer} makes a step within the loss or the backward pass, which is one step for each micro-batch",
         "one Task(optimizer=...) for all parameters: a class derived from torch.optim.Optimizer whose step() steps all of them",
     )
 
 
-def likely_cause(wrong: Sequence[Division], task: Task, *, tolerance: float) -> Cause:
+def likely_cause(wrong: Sequence[PartGradients], task: Task, *, tolerance: float) -> MeanCause:
     """Return the likeliest cause of `wrong`, divisions whose mismatch is above `tolerance`."""
     finite = [
         division for division in wrong if all(math.isfinite(value) for part in division.parts for value in (part.loss, part.norm))
@@ -110,38 +110,38 @@ def likely_cause(wrong: Sequence[Division], task: Task, *, tolerance: float) -> 
         # A correlation is NaN for one sample, and wrong for more: the error of the finite divisions is the cause.
         if finite and likely_cause(finite, task, tolerance=tolerance) is COUPLED:
             return COUPLED
-        return Cause(
+        return MeanCause(
             "a part of the batch has a loss that is NaN or infinite: probably a mean over none of its elements",
             "weight_of=lambda batch: float(the number of elements that the mean is over); a batch of weight 0 adds nothing",
         )
     explained = all(division.residual <= tolerance and -tolerance <= division.share <= 1 + tolerance for division in wrong)
     if explained and task.weight_of is None and any(part.norm == 0 for division in wrong for part in division.parts):
-        return Cause(
+        return MeanCause(
             "a part of the batch has no gradient (nothing in it is labelled): the loss is not a mean over samples",
             "weight_of=lambda batch: float(the number of elements that the mean is over); a batch of weight 0 adds nothing",
         )
     if all(division.is_sum <= tolerance for division in wrong):
-        return Cause("the loss is a sum over the samples, not their mean", "loss.mean(), or the sum divided by the samples")
+        return MeanCause("the loss is a sum over the samples, not their mean", "loss.mean(), or the sum divided by the samples")
     if explained:
         return _other_weights(wrong[0], task)
     return COUPLED
 
 
-def _other_weights(division: Division, task: Task) -> Cause:
+def _other_weights(division: PartGradients, task: Task) -> MeanCause:
     """Return the cause if the complete batch is a mean of the parts, with other weights than theirs."""
     first, second = division.parts
     given = first.weight / (first.weight + second.weight)
     counted = f"{first.samples} of {first.samples + second.samples} samples make {division.share:.0%} of the gradient"
     if any(part.rows is not None and part.rows < part.samples for part in division.parts):
-        return Cause(
+        return MeanCause(
             f"collate_fn returns fewer rows than samples, so that {counted}", "weight_of=lambda batch: float(len(batch[0]))"
         )
     if task.weight_of is not None:
-        return Cause(
+        return MeanCause(
             f"weight_of gives {given:.0%} to a part that makes {division.share:.0%} of the gradient",
             "let weight_of count what the loss is the mean of",
         )
-    return Cause(
+    return MeanCause(
         f"the loss is a mean over something other than samples (tokens, a mask, class weights): {counted}",
         "weight_of=lambda batch: float(batch['mask'].sum()), or what else the mean is over",
     )

@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_leaves
 
 from batchcal.calibration.promises import PromiseCheck
 from batchcal.measure.inside.aligned_noise import AlignedNoise, Draws
-from batchcal.measure.inside.mean_causes import COUPLED, KEEPS_STATE, Cause, Division, Part, likely_cause, steps_within
+from batchcal.measure.inside.mean_causes import COUPLED, KEEPS_STATE, MeanCause, Part, PartGradients, likely_cause, steps_within
 from batchcal.measure.inside.model_state import ModelState, seed_all
 from batchcal.measure.inside.own_training import observed_steps
 from batchcal.measure.inside.random_losses import REPEATS, Differences
-from batchcal.measure.inside.sampled import Draw, Samples
+from batchcal.measure.inside.samples import Draw, Samples
 from batchcal.workload.normalization import batch_normalizations
 from batchcal.workload.operators import OperatorWatch
 from batchcal.workload.parameters import trained_parameters
@@ -63,7 +63,7 @@ def check_mean(task: Task, samples: Samples, device: torch.device, *, unit: int,
     """
     began = time.monotonic()
     check = _Check(task, samples, device, unit)
-    found: list[Division] = []
+    found: list[PartGradients] = []
     why_not = ""
     with _forced_eager(), _full_precision():
         for number in range(DRAWS):
@@ -78,7 +78,7 @@ def check_mean(task: Task, samples: Samples, device: torch.device, *, unit: int,
     return result.model_copy(update={"wall_s": round(time.monotonic() - began, 4)})
 
 
-def _judged(found: Sequence[Division], check: _Check, why_not: str) -> PromiseCheck:
+def _judged(found: Sequence[PartGradients], check: _Check, why_not: str) -> PromiseCheck:
     if check.stepped:
         return _violated(max((division.mismatch for division in found), default=None), steps_within(check.stepped))
     if check.random is not None:
@@ -97,7 +97,7 @@ def _judged(found: Sequence[Division], check: _Check, why_not: str) -> PromiseCh
     return _violated(worst.mismatch, cause)
 
 
-def _violated(mismatch: float | None, cause: Cause) -> PromiseCheck:
+def _violated(mismatch: float | None, cause: MeanCause) -> PromiseCheck:
     return PromiseCheck(promise="mean-over-weight", result="violated", mismatch=mismatch, cause=cause.text, fix=cause.fix)
 
 
@@ -148,7 +148,7 @@ class _Check:
         self.carried = 0.0
         """Mismatch of parts that follow each other, if the state is not restored before each."""
 
-    def divisions_of(self, number: int, *, until: float) -> tuple[list[Division], str]:
+    def divisions_of(self, number: int, *, until: float) -> tuple[list[PartGradients], str]:
         """Return the divisions of draw `number`, and the reason if there are none."""
         why = "the training data has fewer than two samples"
         for divisions in divisions_for(self._samples.count, self._unit):
@@ -165,12 +165,12 @@ class _Check:
                 return [], f"the gradient of a batch of {size} is NaN or infinite"
             if self.random is not None:
                 return self._compare_random(draw, divisions, until=until)
-            found: list[Division] = []
+            found: list[PartGradients] = []
             for division in divisions:
                 if found and time.monotonic() >= until:
                     break
                 try:
-                    found.append(Division.of(whole, self._parts(draw, division)))
+                    found.append(PartGradients.of(whole, self._parts(draw, division)))
                 except _Refused as error:
                     why = f"the task refuses batches of {division[0]} and {division[1]}: {error}"
                 except _NotAligned:
@@ -182,7 +182,9 @@ class _Check:
                 return found, ""
         return [], why
 
-    def _compare_random(self, draw: Draw, divisions: Sequence[tuple[int, int]], *, until: float) -> tuple[list[Division], str]:
+    def _compare_random(
+        self, draw: Draw, divisions: Sequence[tuple[int, int]], *, until: float
+    ) -> tuple[list[PartGradients], str]:
         """Add differences with other random numbers each time, until there are enough or the time is over."""
         assert self.random is not None
         for number in range(0, 3 * REPEATS, 3):
@@ -208,7 +210,7 @@ class _Check:
                 break
             # A hidden state of one size does not accept parts of two sizes.
             with contextlib.suppress(_Refused, _NotAligned):
-                mismatch = max(mismatch, Division.of(whole, self._parts(draw, division, restore_second=False)).mismatch)
+                mismatch = max(mismatch, PartGradients.of(whole, self._parts(draw, division, restore_second=False)).mismatch)
         return mismatch
 
     def _whole(self, draw: Draw) -> Part | None:

@@ -7,7 +7,7 @@ import multiprocessing
 from batchcal.machine.meters import ProcessMemory, private_bytes, read_status
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.machine.tree_meter import held_in_shared_memory
-from batchcal.measure.children.held import Held
+from batchcal.measure.children.child_memory import ChildMemory
 
 
 class WorkersPeak:
@@ -30,7 +30,7 @@ class WorkersPeak:
         return sum(map(private_bytes, workers)) + self._shared
 
 
-def held(host: HostPeak, accelerator: AcceleratorPeak, *, load_peak: int, begin: int, workers: int) -> Held:
+def held(host: HostPeak, accelerator: AcceleratorPeak, *, load_peak: int, begin: int, workers: int) -> ChildMemory:
     """Return all values together, as they are now.
 
     Args:
@@ -38,7 +38,7 @@ def held(host: HostPeak, accelerator: AcceleratorPeak, *, load_peak: int, begin:
         workers: memory of DataLoader workers.
     """
     status = read_status() or ProcessMemory()
-    return Held(
+    return ChildMemory(
         anonymous_bytes=status.anonymous_bytes,
         shared_bytes=status.shared_bytes,
         file_bytes=status.file_bytes,

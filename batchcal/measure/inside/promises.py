@@ -14,7 +14,7 @@ from batchcal.guard.report import describe
 from batchcal.guard.wire import JSON
 from batchcal.measure.inside.mean_over_weight import check_mean
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments
-from batchcal.measure.inside.sampled import Samples
+from batchcal.measure.inside.samples import Samples
 from batchcal.measure.inside.subject import Subject
 from batchcal.workload.normalization import batch_normalizations
 from batchcal.workload.optimizers import needs_closure

@@ -19,7 +19,7 @@ import torch
 from batchcal.calibration.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.measure.inside.blocks import curve_of
-from batchcal.workload.on_paper import LiveBlocks, make_fake, run_step
+from batchcal.workload.fake_step import LiveBlocks, make_fake, run_step
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 

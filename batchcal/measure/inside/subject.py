@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from batchcal.calibration.schema import OFF, Mode
 from batchcal.guard.job import ChildContext
-from batchcal.measure.children.setting import Setting
+from batchcal.measure.children.setting import ChildSetting
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.threads import apply_threads
@@ -33,7 +33,7 @@ class Subject:
     scaler: GradScaler | None
 
     @classmethod
-    def load(cls, setting: Setting) -> Subject:
+    def load(cls, setting: ChildSetting) -> Subject:
         apply_threads(setting.intra_op_threads, setting.interop_threads)
         random.seed(setting.seed)
         torch.manual_seed(setting.seed)
@@ -88,7 +88,7 @@ class Subject:
             torch.accelerator.synchronize(self.device)
 
 
-def warm_up_for(subject: Subject, worst: WorstCase, setting: Setting, context: ChildContext, *sizes: int) -> int:
+def warm_up_for(subject: Subject, worst: WorstCase, setting: ChildSetting, context: ChildContext, *sizes: int) -> int:
     """Warm up a process that then runs `sizes`, arm the fence, and return the size of its tiny batches.
 
     A process of one size only is warmed up without the task: its first step has that size, and must stay within the fence.

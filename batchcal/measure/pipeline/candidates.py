@@ -18,14 +18,14 @@ DESCRIPTORS_BESIDE: Final = 64
 """Open files of a process beside the tensors in flight. Each of those tensors takes one more."""
 
 
-class Candidate(Frozen):
+class LoaderCandidate(Frozen):
     """Settings of one DataLoader."""
 
     num_workers: int
     prefetch_factor: int | None
 
 
-class Room(Frozen):
+class CandidateLimits(Frozen):
     """Resources of the machine that workers may use."""
 
     cores: float
@@ -39,10 +39,10 @@ class Room(Frozen):
     """Number of processes that may still be started. None: no limit."""
 
 
-def room_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -> Room:
+def limits_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -> CandidateLimits:
     """Return the resources that workers may use here, with `memory_bytes` of memory."""
     shm = environment.shared_memory
-    return Room(
+    return CandidateLimits(
         cores=environment.cpu.cores.value,
         shm_bytes=None if shm is None else shm.free_bytes,
         memory_bytes=max(0, memory_bytes),
@@ -52,7 +52,7 @@ def room_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -
     )
 
 
-def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool = False) -> tuple[Candidate, ...]:
+def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool = False) -> tuple[LoaderCandidate, ...]:
     """Return at most MOST_CANDIDATES, the simplest first: no worker, then few; torch's default prefetch before others.
 
     Args:
@@ -62,13 +62,13 @@ def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool 
     found = list(_all(_most_workers(cores), stream=stream))
     if pinned_workers is not None:
         found = [one for one in found if one.num_workers == pinned_workers] or [
-            Candidate(num_workers=pinned_workers, prefetch_factor=prefetch) for prefetch in PREFETCH
+            LoaderCandidate(num_workers=pinned_workers, prefetch_factor=prefetch) for prefetch in PREFETCH
         ]
     kept = found[:MOST_CANDIDATES]
     return tuple(sorted(kept, key=lambda one: (one.num_workers, PREFETCH.index(one.prefetch_factor or PREFETCH[0]))))
 
 
-def forbidden(candidate: Candidate, room: Room, *, batch_bytes: float, tensors: int) -> str:
+def forbidden(candidate: LoaderCandidate, room: CandidateLimits, *, batch_bytes: float, tensors: int) -> str:
     """Return the reason why `candidate` cannot work here. Empty: it may.
 
     Args:
@@ -99,13 +99,13 @@ def _most_workers(cores: float) -> int:
     return max(1, math.ceil(cores)) if cores <= 2 else max(2, math.floor(cores / 2))
 
 
-def _all(most_workers: int, *, stream: bool) -> Iterator[Candidate]:
+def _all(most_workers: int, *, stream: bool) -> Iterator[LoaderCandidate]:
     """Yield the candidates, the most promising first."""
-    yield Candidate(num_workers=0, prefetch_factor=None)
+    yield LoaderCandidate(num_workers=0, prefetch_factor=None)
     counts = [1] if stream else _ladder(most_workers)
     for prefetch in PREFETCH:
         for workers in counts:
-            yield Candidate(num_workers=workers, prefetch_factor=prefetch)
+            yield LoaderCandidate(num_workers=workers, prefetch_factor=prefetch)
 
 
 def _ladder(most: int) -> list[int]:

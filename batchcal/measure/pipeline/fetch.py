@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from batchcal.calibration.workers import LoaderWorkers, Start
 from batchcal.guard.job import ChildContext
 from batchcal.guard.wire import JSON
-from batchcal.measure.pipeline.candidates import Candidate, Room, candidates, forbidden
+from batchcal.measure.pipeline.candidates import CandidateLimits, LoaderCandidate, candidates, forbidden
 from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import Race
 from batchcal.measure.workers.child import anonymous_bytes, examine
@@ -45,7 +45,7 @@ TIMINGS: Final = 3
 MOST_FETCHES: Final = 128
 """Maximum number of batches in a turn: with workers, a batch takes about a millisecond, whatever the data costs."""
 TRIES: Final = 3
-NO_WORKERS: Final = Candidate(num_workers=0, prefetch_factor=None)
+NO_WORKERS: Final = LoaderCandidate(num_workers=0, prefetch_factor=None)
 HANGS_S: Final = 10.0
 """Seconds after which a worker that delivers nothing is considered hung."""
 
@@ -57,7 +57,7 @@ def fetch(request: FetchArguments, context: ChildContext) -> JSON:
     before = anonymous_bytes()
     task = load_task(request.reference, device="cpu")
     context.phase("warm-up")
-    source = Source.of(task, request.seed)
+    source = SampleSource.of(task, request.seed)
     context.tell({"workers": 1})  # they may need more memory than there is
     tried = _tried(request, task, anonymous_before=before)
     context.tell({"workers": 0})
@@ -122,7 +122,7 @@ def _tried(request: FetchArguments, task: Task, *, anonymous_before: int) -> Loa
     return report_of(answer).workers
 
 
-def _room(request: FetchArguments, tried: LoaderWorkers) -> Room:
+def _room(request: FetchArguments, tried: LoaderWorkers) -> CandidateLimits:
     """Return the room for workers, with their measured size if that is larger."""
     return request.room.model_copy(update={"worker_bytes": max(request.room.worker_bytes, tried.bytes)})
 
@@ -145,7 +145,7 @@ class Affordable:
 
 
 @dataclass(frozen=True)
-class Source:
+class SampleSource:
     """Source of batches."""
 
     task: Task
@@ -153,7 +153,7 @@ class Source:
     stream: bool
 
     @classmethod
-    def of(cls, task: Task, seed: int) -> Source:
+    def of(cls, task: Task, seed: int) -> SampleSource:
         return cls(task, seed, isinstance(task.train_data, IterableDataset))
 
     def affordable(self, wished: int, fetches: int, limit_s: float) -> Affordable:
@@ -178,7 +178,7 @@ class Source:
         steady = min(MOST_FETCHES, math.ceil(TURN_S / max(took, 1e-9)))
         return Affordable(batch, max(fetches, steady), first)
 
-    def fetch(self, candidate: Candidate, batch: int, fetches: int, *, start: Start | None = None) -> tuple[float, ...]:
+    def fetch(self, candidate: LoaderCandidate, batch: int, fetches: int, *, start: Start | None = None) -> tuple[float, ...]:
         """Return the seconds of waiting for each of `fetches` batches, after the workers have begun."""
         # The first batch of each worker: all begin at once. Later batches arrive as fast as the workers work.
         dropped = max(1, candidate.num_workers)
@@ -197,7 +197,7 @@ class Source:
             raise ValueError(f"the data ended before {dropped + 1} batches of {batch} samples were fetched")
         return tuple(seconds)
 
-    def _loader(self, candidate: Candidate, batch: int, count: int, *, start: Start | None = None) -> DataLoader[object]:
+    def _loader(self, candidate: LoaderCandidate, batch: int, count: int, *, start: Start | None = None) -> DataLoader[object]:
         workers = candidate.num_workers
         data: Dataset[object] = self.task.train_data
         timeout = HANGS_S if workers else 0.0

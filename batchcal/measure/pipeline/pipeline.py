@@ -20,14 +20,14 @@ from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob, SpawnLauncher
 from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, TimedOut, UserCodeFailed
-from batchcal.guard.run import Limits, Listener, run
-from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.guard.run import ChildLimits, Listener, run
+from batchcal.guard.watchdog import GroupMeter, trip_distance
 from batchcal.guard.wire import Message
 from batchcal.machine.allocator import resolve
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import described
 from batchcal.measure.deadline import Deadline
-from batchcal.measure.pipeline.candidates import Room, room_of
+from batchcal.measure.pipeline.candidates import CandidateLimits, limits_of
 from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments, fetch
 from batchcal.measure.race.race import TIE, Race
 from batchcal.values.settings import CalibrateSettings
@@ -50,7 +50,7 @@ CLOSE_P95: Final = 1.1
 
 
 @dataclass(frozen=True)
-class PipelineWish:
+class PipelineRequest:
     """Requested values. None: not requested."""
 
     batch: int | None = None
@@ -63,7 +63,7 @@ class PipelineWish:
 
 def calibrate_pipeline(
     reference: TaskReference,
-    wish: PipelineWish,
+    wish: PipelineRequest,
     *,
     environment: Environment,
     clock: Clock | None = None,
@@ -107,21 +107,21 @@ def calibrate_pipeline(
     return _result(_answer(ending), began, clock or SystemClock())
 
 
-def _free(meter: MemoryGroup, memory_limit_bytes: int | None) -> int:
+def _free(meter: GroupMeter, memory_limit_bytes: int | None) -> int:
     """Return the memory that the child and its workers may hold, bytes."""
     free = max(0, meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes())
     return free if memory_limit_bytes is None else min(free, memory_limit_bytes)
 
 
-def _room(environment: Environment, meter: MemoryGroup, memory_limit_bytes: int | None) -> Room:
+def _room(environment: Environment, meter: GroupMeter, memory_limit_bytes: int | None) -> CandidateLimits:
     free = _free(meter, memory_limit_bytes)
-    return room_of(environment, memory_bytes=free - PARENT_BYTES, worker_bytes=WORKER_BYTES)
+    return limits_of(environment, memory_bytes=free - PARENT_BYTES, worker_bytes=WORKER_BYTES)
 
 
-def _limits(meter: MemoryGroup, limit_s: float, memory_limit_bytes: int | None, deadline: Deadline) -> Limits:
+def _limits(meter: GroupMeter, limit_s: float, memory_limit_bytes: int | None, deadline: Deadline) -> ChildLimits:
     # Workers would inherit the data limit. The watchdog measures the complete process tree.
     deadlines = {"load": LOAD_LIMIT_S, "warm-up": LOAD_LIMIT_S, "measure": limit_s + GRACE_S}
-    return Limits(
+    return ChildLimits(
         allowed_bytes=_free(meter, memory_limit_bytes),
         phase_s=deadlines,
         total_s=deadline.left_s(),
@@ -158,7 +158,7 @@ def _why_not(ending: Ending, *, blamed: int) -> str:
         raise UserCodeError(outcome.error, known=outcome.evidence, try_=outcome.hint)
     if not blamed:
         raise _failure(outcome)
-    return said(outcome)
+    return described(outcome)
 
 
 def _failure(outcome: Outcome) -> UserCodeError | GuardError:
@@ -174,7 +174,7 @@ def _failure(outcome: Outcome) -> UserCodeError | GuardError:
                 "fetching alone needs more memory than there is", known=outcome.detail, try_="a smaller --max-batch"
             )
         case _:
-            return GuardError("the input pipeline could not be measured", known=said(outcome))
+            return GuardError("the input pipeline could not be measured", known=described(outcome))
 
 
 def _answer(ending: Ending) -> FetchAnswer:

@@ -13,7 +13,7 @@ from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
-from batchcal.measure.children.probe import Examination, LapRequest, Probe
+from batchcal.measure.children.probe import Examination, Probe, TimingRequest
 from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import LEAST_ROUNDS, TIE, Race
 from batchcal.measure.search.prior import Prior
@@ -137,8 +137,8 @@ class PolicyRace:
         """Time one lap. Return the seconds per sample at the fastest size of this policy. None: nothing was timed."""
         known = self._times.setdefault(place, {})
         sizes = self.sizes if not known else (self._fastest(place).micro_batch,)
-        report = self.probe.lap(
-            LapRequest(
+        report = self.probe.time_sizes(
+            TimingRequest(
                 device=self.device,
                 allocator=self.policies[place],
                 micro_batches=sizes,

@@ -15,9 +15,9 @@ from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.inside.peak import WorkersPeak, held
 from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
-from batchcal.measure.race.lap import REPEATS, training_batches
 from batchcal.measure.race.noise import Foreign, disturbed
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
+from batchcal.measure.race.timing import REPEATS, training_batches
 from batchcal.measure.rehearsal.job import RehearsalAnswer, RehearsalArguments
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import MicroBatch

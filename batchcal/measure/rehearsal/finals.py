@@ -8,12 +8,12 @@ from typing import Final
 from batchcal.calibration.rehearsal import Finalist, Finals, Left
 from batchcal.calibration.speed import StepTime
 from batchcal.measure.attempts import allowed_for
-from batchcal.measure.children.probe import LapRequest
-from batchcal.measure.pipeline.candidates import Candidate, candidates
+from batchcal.measure.children.probe import TimingRequest
+from batchcal.measure.pipeline.candidates import LoaderCandidate, candidates
 from batchcal.measure.race.race import MOST_ROUNDS, TIE, Race, Runner
 from batchcal.measure.rehearsal.loading import FURTHER_AHEAD, Loading
 from batchcal.measure.rehearsal.stage import Stage
-from batchcal.measure.rehearsal.work import Work
+from batchcal.measure.rehearsal.work_bound import WorkBound
 from batchcal.plan.plan import Plan
 from batchcal.plan.workers import worth_it
 from batchcal.workload.in_flight import PREFETCH_FACTOR
@@ -31,8 +31,8 @@ WAITING: Final = 0.95
 def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
     """Time one micro-batch of `plan` with each number of threads, without workers. Return also the reason of an early end."""
     ladder = thread_ladder(plan.intra_op_threads)
-    report = stage.probe.lap(
-        LapRequest(
+    report = stage.probe.time_sizes(
+        TimingRequest(
             device=plan.device,
             allocator=plan.allocator,
             micro_batches=(plan.micro_batch,),
@@ -53,7 +53,7 @@ def thread_ladder(most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((most, max(1, most // 2), 1)))[:MOST_THREADS]
 
 
-def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Finals:
+def race_finals(stage: Stage, plan: Plan, work: WorkBound, loading: Loading) -> Finals:
     """Find the fastest threads and workers for `plan`, which has no workers."""
     finalists = entries(work, loading)
     runners = [place for place, one in enumerate(finalists) if not one.left]
@@ -87,7 +87,7 @@ def variant_of(winner: Finalist, ran: Sequence[Finalist], loading: Loading) -> F
     with_workers = [one for one in ran if one.num_workers]
     if winner.num_workers:
         waits = winner.samples_per_s is not None and winner.samples_per_s < winner.bound_samples_per_s * WAITING
-        further = Candidate(num_workers=winner.num_workers, prefetch_factor=FURTHER_AHEAD)
+        further = LoaderCandidate(num_workers=winner.num_workers, prefetch_factor=FURTHER_AHEAD)
         return _anew(winner, prefetch_factor=FURTHER_AHEAD) if waits and not loading.forbids(further) else None
     if (
         loading.other_start is None
@@ -97,12 +97,12 @@ def variant_of(winner: Finalist, ran: Sequence[Finalist], loading: Loading) -> F
     ):
         return None
     best = max(with_workers, key=lambda one: one.bound_samples_per_s)
-    loader = Candidate(num_workers=best.num_workers, prefetch_factor=best.prefetch_factor)
+    loader = LoaderCandidate(num_workers=best.num_workers, prefetch_factor=best.prefetch_factor)
     forbidden = loading.forbids(loader, start=loading.other_start)
     return None if forbidden else _anew(best, multiprocessing_context=loading.other_start)
 
 
-def entries(work: Work, loading: Loading) -> list[Finalist]:
+def entries(work: WorkBound, loading: Loading) -> list[Finalist]:
     """Return all finalists, the simplest first. Only those that may gain, and that arithmetic allows, stay in the race."""
     seconds = {threads: work.alone_s(threads) for threads in work.threads}
     best = min(threads for threads, each in seconds.items() if each <= min(seconds.values()) * TIE)
@@ -150,7 +150,7 @@ def with_finalist(plan: Plan, finalist: Finalist) -> Plan:
     )
 
 
-def _with_workers(work: Work, loading: Loading, loader: Candidate, threads: int) -> Finalist:
+def _with_workers(work: WorkBound, loading: Loading, loader: LoaderCandidate, threads: int) -> Finalist:
     least_s = work.least_s(threads, loader.num_workers)
     gain = min(work.alone_s(each) for each in work.threads) / least_s
     left: Left = ""

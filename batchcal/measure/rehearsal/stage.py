@@ -10,7 +10,7 @@ from typing import Final
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.guard.outcome import Fits
-from batchcal.measure.attempts import allowed_for, said
+from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.children.probe import Observation, Probe, RehearsalRequest
 from batchcal.measure.race.race import Race
 from batchcal.plan.plan import Plan
@@ -71,7 +71,7 @@ class Stage:
                 if isinstance(outcome, Fits):
                     told[place] = 1 / outcome.samples_per_s
                 else:
-                    race.fail(place, said(outcome))
+                    race.fail(place, described(outcome))
             if not told:
                 break
             race.tell(told)

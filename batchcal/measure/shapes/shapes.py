@@ -18,10 +18,10 @@ from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob
 from batchcal.guard.outcome import Infrastructure
-from batchcal.guard.run import Limits, run
-from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.guard.run import ChildLimits, run
+from batchcal.guard.watchdog import GroupMeter, trip_distance
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import described
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.shapes.job import BATCHES, TraceArguments, trace
@@ -111,9 +111,9 @@ def estimate_shapes(
     return tuple(found)
 
 
-def _limits(meter: MemoryGroup, memory_limit_bytes: int | None, deadline: Deadline | None, *, neighbours: bool) -> Limits:
+def _limits(meter: GroupMeter, memory_limit_bytes: int | None, deadline: Deadline | None, *, neighbours: bool) -> ChildLimits:
     room = max(0, meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes())
-    return Limits(
+    return ChildLimits(
         allowed_bytes=room if memory_limit_bytes is None else min(room, memory_limit_bytes),
         phase_s={"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S},
         total_s=None if deadline is None else deadline.left_s(),
@@ -125,7 +125,7 @@ def _limits(meter: MemoryGroup, memory_limit_bytes: int | None, deadline: Deadli
 def _estimate(arguments: dict[str, Scalar], ending: Ending, *, wanted: bool) -> ShapeEstimate:
     if not ending.has_result:
         outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
-        why = said(outcome)
+        why = described(outcome)
         if ending.raised is not None and ending.raised.chain[0].is_a(UsageError):
             raise UsageError(why.partition(": ")[2] or why, try_="--shape NAME=VALUE with names of the factory")
         return _untraced(arguments, why)

@@ -20,7 +20,7 @@ from batchcal.measure.workers.growth import at_most, kept_per_sample
 from batchcal.measure.workers.job import WorkersAnswer, WorkersArguments
 from batchcal.measure.workers.reading import COMPARED_BATCH, WorkersRun, read_here, read_with_workers
 from batchcal.measure.workers.trial import FRESH_WORKER_S, MOST_FRESH_WORKER_S
-from batchcal.workload.holdings import find_generator, find_holding
+from batchcal.workload.held_resources import find_generator, find_held_resource
 from batchcal.workload.load import load_task
 from batchcal.workload.pickled import Pickled, pickled_bytes
 from batchcal.workload.task import Task
@@ -60,7 +60,7 @@ def examine(
         anonymous_before: memory of this process before it loaded the task, bytes.
         fresh_s: seconds beside `hang_s` for a worker that is not forked to start: it imports torch and the user's module.
     """
-    holding = find_holding(task.train_data, task.eval_data, task.collate_fn)
+    holding = find_held_resource(task.train_data, task.eval_data, task.collate_fn)
     pickled = pickled_bytes(task.train_data)
     start: Start | None = None
     if holding is not None and multiprocessing.get_start_method() == "fork":

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 from batchcal.calibration.workers import Start
 from batchcal.machine.meters import private_bytes, read_status
 from batchcal.measure.workers.comparison import FAILED
-from batchcal.measure.workers.growth import Point
+from batchcal.measure.workers.growth import MemoryPoint
 from batchcal.runtime.batches import unchanged
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
@@ -99,7 +99,7 @@ class WorkersRun:
 
     batches: list[tuple[list[int], list[str]]] = field(default_factory=list)
     """Indices and digests of the compared batches."""
-    points: list[Point] = field(default_factory=list)
+    points: list[MemoryPoint] = field(default_factory=list)
     """Samples read by one worker, and private memory of the worker that holds most."""
     failed: Failure = ""
     error: str = ""
@@ -145,11 +145,11 @@ def read_with_workers(
 
 def read_here(
     data: Dataset[object], batches: Sequence[list[int]], *, seed: int, read_s: float
-) -> tuple[list[tuple[list[str], list[str]]], list[Point]]:
+) -> tuple[list[tuple[list[str], list[str]]], list[MemoryPoint]]:
     """Read `batches` twice in this process, while there is time. Return the digests of both reads, and readings of the memory."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: sums over other parts differ in their last bits
-    digests, found, points = Digests(data, seed), [], [Point(0, _held())]
+    digests, found, points = Digests(data, seed), [], [MemoryPoint(0, _held())]
     ends = time.monotonic() + read_s
     read = 0
     try:
@@ -157,7 +157,7 @@ def read_here(
             wanted = [Wanted(index, digest=True) for index in indices]
             found.append((digests.__getitems__(wanted), digests.__getitems__(wanted)))
             read += len(indices)
-            points.append(Point(read, _held()))
+            points.append(MemoryPoint(read, _held()))
             if time.monotonic() > ends:
                 break
     finally:
@@ -192,11 +192,11 @@ def _deliver(
             run.batches.append(([one.place for one in plan[position]], [str(text) for text in batch]))
         ended = now >= ends
         if ended or now >= next_reading:
-            run.points.append(Point(delivered // workers, max(map(private_bytes, pids()), default=0)))
+            run.points.append(MemoryPoint(delivered // workers, max(map(private_bytes, pids()), default=0)))
             next_reading = time.monotonic() + read_s / READINGS
         if ended:
             return
-    run.points.append(Point(delivered // workers, max(map(private_bytes, pids()), default=0)))
+    run.points.append(MemoryPoint(delivered // workers, max(map(private_bytes, pids()), default=0)))
 
 
 def _pids(before: set[multiprocessing.process.BaseProcess]) -> list[int]:

@@ -12,7 +12,7 @@ from batchcal.core.units import count_of
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import described
 from batchcal.measure.workers.job import WorkersAnswer
 from batchcal.measure.workers.trial import WorkersReport
 
@@ -94,7 +94,7 @@ def _ended(outcome: Outcome, tried: int) -> WorkersReport:
     if isinstance(outcome, OutOfMemory):
         why = f"{count_of(tried, 'worker')} of the DataLoader and the task need more memory than there is"
         return WorkersReport(check=_not_checked(why), workers=LoaderWorkers(why_none=why), ended_by="memory")
-    why = f"workers could not be tried: {said(outcome)}"
+    why = f"workers could not be tried: {described(outcome)}"
     return WorkersReport(check=_not_checked(why), workers=LoaderWorkers(why_none=why))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchcal.core.values import Record
 from batchcal.train.data.metadata import Metadata
-from batchcal.train.data.packing import OVERHEAD, Budget, bucketed, greedy
+from batchcal.train.data.packing import OVERHEAD, CostBudget, bucketed, greedy
 
 Mode = Literal["greedy", "bucketed"]
 NOBODY: Final = -1
@@ -31,11 +31,11 @@ PADDING: Final = 0.03
 _AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-class Settings(Record):
+class ArrangementSettings(Record):
     """Settings that, with order and costs, determine an arrangement. Stored in the state of a sampler."""
 
     effective_batch: _AtLeastOne
-    budget: Budget
+    budget: CostBudget
     mode: Mode = "bucketed"
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     window: _AtLeastOne = 1
@@ -99,7 +99,7 @@ class Arrangement:
 
 
 def arrange(
-    order: Tensor, metadata: Metadata, settings: Settings, generator: torch.Generator, *, worst_first: bool
+    order: Tensor, metadata: Metadata, settings: ArrangementSettings, generator: torch.Generator, *, worst_first: bool
 ) -> Arrangement:
     """Arrange the samples of `order` in groups of exactly the effective batch, except for the last group.
 
@@ -139,7 +139,7 @@ def arrange(
     return table.arrangement()
 
 
-def smallest_window(metadata: Metadata, settings: Settings) -> int:
+def smallest_window(metadata: Metadata, settings: ArrangementSettings) -> int:
     """Return the smallest window, in groups, with no more than `PADDING` of padding: a power of two up to `WIDEST`, tested on a
     part of the samples. If none is enough: the one with the least padding; a wider one must save half a percentage point."""
     if settings.mode == "greedy" or settings.budget.collation == "packed":
@@ -204,7 +204,7 @@ def _with_largest_among(order: Tensor, first: int, costs: Tensor) -> Tensor:
 class _Table:
     """Builder of an arrangement."""
 
-    def __init__(self, metadata: Metadata, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, metadata: Metadata, settings: ArrangementSettings, generator: torch.Generator) -> None:
         self.groups: list[list[_Piece]] = []
         self._metadata, self._settings, self._generator = metadata, settings, generator
         self._by_cost = settings.mode == "bucketed" and (metadata.groups is None or not settings.balance)
@@ -270,7 +270,7 @@ class _Table:
         self._rows.append(torch.where(turned, rows.flip(1), rows) if rows.shape[1] > 1 else rows)
         self._count += len(rows)
 
-    def _pack(self, costs: list[float], groups: int, budget: Budget, *, at: int, joined: int = 1) -> None:
+    def _pack(self, costs: list[float], groups: int, budget: CostBudget, *, at: int, joined: int = 1) -> None:
         """Pack rows of these costs, from row number `at` on, into `groups` groups. The first `joined` rows stay together."""
         sizes = bucketed(costs, budget, overhead=self._settings.overhead) if self._by_cost else greedy(costs, budget)
         if sizes[0] < joined:
@@ -300,7 +300,7 @@ def _dealt(pieces: list[tuple[int, int]], rows: int) -> Iterator[list[tuple[int,
             room -= stop - begin
 
 
-def _piece(costs: list[float], start: int, budget: Budget) -> _Piece:
+def _piece(costs: list[float], start: int, budget: CostBudget) -> _Piece:
     largest = max(costs)
     cost = budget.loaded(len(costs), largest) if budget.collation == "padded" else budget.cost_of(costs)
     return _Piece(start, start + len(costs), cost, largest)

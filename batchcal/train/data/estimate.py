@@ -19,8 +19,8 @@ from torch import nn
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.values import Frozen
-from batchcal.train.data.mix import Mix
-from batchcal.workload.on_paper import OnPaper, on_paper
+from batchcal.train.data.task_mix import Mix
+from batchcal.workload.fake_step import FakeStep, fake_step
 from batchcal.workload.sample_size import nest_bytes
 from batchcal.workload.task import Task
 
@@ -123,7 +123,7 @@ def estimate_training_memory(
     shares = mix.shares(distribution)
     notes = list(mix.notes())
     groups: dict[str, GroupMemory] = {}
-    with on_paper(task) as paper:
+    with fake_step(task) as paper:
         mean = _step(paper, mix.typical(batch_size, shares))
         costliest = _step(paper, mix.largest(batch_size, shares))
         for name, share in shares.items():
@@ -154,5 +154,5 @@ def estimate_training_memory(
     )
 
 
-def _step(paper: OnPaper, batch: object) -> StepMemory:
+def _step(paper: FakeStep, batch: object) -> StepMemory:
     return StepMemory(batch_bytes=nest_bytes(batch), activation_bytes=paper.peak_bytes(batch))

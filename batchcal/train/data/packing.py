@@ -26,7 +26,7 @@ overhead at 3 micro-batches, 6 % at 7, 3 % at 12, 1.5 % at 21 (lognormal lengths
 
 
 @dataclass(frozen=True)
-class Budget:
+class CostBudget:
     """Limit of the cost of a micro-batch: samples x (per_sample + largest cost), or the sum of (per_sample + cost).
 
     The natural budget is the capacity times the cost of the worst sample, since that was run.
@@ -80,7 +80,7 @@ class Budget:
         return sys.maxsize if self.max_samples is None else self.max_samples
 
 
-def greedy(costs: Iterable[float], budget: Budget) -> list[int]:
+def greedy(costs: Iterable[float], budget: CostBudget) -> list[int]:
     """Pack samples in the given order. A micro-batch is closed when the next sample does not fit.
 
     Returns:
@@ -106,7 +106,7 @@ def greedy(costs: Iterable[float], budget: Budget) -> list[int]:
     return sizes
 
 
-def bucketed(costs: Sequence[float], budget: Budget, *, overhead: float = OVERHEAD) -> list[int]:
+def bucketed(costs: Sequence[float], budget: CostBudget, *, overhead: float = OVERHEAD) -> list[int]:
     """Cut samples of rising cost into micro-batches of the least total: padded cost + `overhead` of a full micro-batch each.
 
     A small number of micro-batches is cut exactly, a large number greedily (see `MANY`). Packed micro-batches have no padding and
@@ -126,7 +126,7 @@ def bucketed(costs: Sequence[float], budget: Budget, *, overhead: float = OVERHE
     return _cheapest(costs, budget, overhead * budget.cost)
 
 
-def _cheapest(costs: Sequence[float], budget: Budget, fixed: float) -> list[int]:
+def _cheapest(costs: Sequence[float], budget: CostBudget, fixed: float) -> list[int]:
     """Find the cuts with the least sum of padded cost + `fixed` per micro-batch; O(n log n).
 
     least[j] = min over i of least[i] + (j - i) x costs[j - 1] + fixed. Since costs rise, a later i that has become better than an
@@ -167,7 +167,7 @@ def _cheapest(costs: Sequence[float], budget: Budget, fixed: float) -> list[int]
     return sizes[::-1]
 
 
-def _closed(costs: Sequence[float], budget: Budget) -> list[int]:
+def _closed(costs: Sequence[float], budget: CostBudget) -> list[int]:
     """Return for each start the first exclusive end at which a micro-batch of rising costs is too large."""
     limit, per_sample, most, count = budget.cost, budget.per_sample, budget.most, len(costs)
     closed: list[int] = []

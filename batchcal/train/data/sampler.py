@@ -20,11 +20,11 @@ from batchcal.core.errors import UsageError
 from batchcal.core.units import count_of
 from batchcal.core.values import Record
 from batchcal.plan.plan import Plan
-from batchcal.runtime.apart import read_apart
-from batchcal.runtime.batches import Drawn, GroupSampler, generator_of
-from batchcal.train.data.arrangement import Arrangement, Mode, Settings, arrange, smallest_window
+from batchcal.runtime.batches import GroupSampler, SampledIndices, generator_of
+from batchcal.runtime.separate_reading import read_apart
+from batchcal.train.data.arrangement import Arrangement, ArrangementSettings, Mode, arrange, smallest_window
 from batchcal.train.data.metadata import Metadata, costs_of
-from batchcal.train.data.packing import OVERHEAD, Budget, greedy
+from batchcal.train.data.packing import OVERHEAD, CostBudget, greedy
 from batchcal.workload.task import Task
 
 # Format history
@@ -35,7 +35,7 @@ FORMAT: Final = 1
 class Segment(Record):
     """Part of an epoch with the same settings."""
 
-    settings: Settings
+    settings: ArrangementSettings
     groups: int
     """Number of groups trained with these settings."""
 
@@ -107,7 +107,7 @@ class MemoryAwareBatchSampler(GroupSampler):
         costs: Sequence[float] | Tensor,
         *,
         effective_batch: int,
-        budget: Budget,
+        budget: CostBudget,
         groups: Sequence[str] | None = None,
         mode: Mode = "bucketed",
         balance: float = 0.5,
@@ -129,7 +129,7 @@ class MemoryAwareBatchSampler(GroupSampler):
         _check(self.samples, effective_batch, drop_last, rank, world_size)
         _check_choices(mode, balance, window, overhead)
         _check_each_fits(self._metadata.costs, budget)
-        settings = Settings(
+        settings = ArrangementSettings(
             effective_batch=effective_batch,
             budget=budget,
             mode=mode,
@@ -157,7 +157,7 @@ class MemoryAwareBatchSampler(GroupSampler):
         task: Task,
         plan: Plan,
         *,
-        budget: Budget | None = None,
+        budget: CostBudget | None = None,
         groups: Sequence[str] | None = None,
         mode: Mode = "bucketed",
         balance: float = 0.5,
@@ -183,7 +183,7 @@ class MemoryAwareBatchSampler(GroupSampler):
         if budget is None:
             # If all costs are 0, only the number of samples is known.
             largest = float(costs.max()) if len(costs) else 0.0
-            budget = Budget(plan.micro_batch * largest) if largest > 0 else Budget(1.0, max_samples=plan.micro_batch)
+            budget = CostBudget(plan.micro_batch * largest) if largest > 0 else CostBudget(1.0, max_samples=plan.micro_batch)
         return cls(
             costs,
             effective_batch=plan.effective_batch,
@@ -204,7 +204,7 @@ class MemoryAwareBatchSampler(GroupSampler):
         self._ahead, self._under_way, self._delivered = None, this, 0
         return this.arrangement.of_rank(self._rank, this.first_group)
 
-    def taken(self) -> Drawn:
+    def taken(self) -> SampledIndices:
         drawn = super().taken()
         self._delivered += drawn.ends_group
         return drawn
@@ -293,7 +293,9 @@ class MemoryAwareBatchSampler(GroupSampler):
             left = left[unseen[left]]
         return _Pass(epoch, segments, self._part(left, self.settings, generator, epoch, len(segments)), 0)
 
-    def _part(self, left: Tensor, settings: Settings, generator: torch.Generator, epoch: int, number: int) -> Arrangement:
+    def _part(
+        self, left: Tensor, settings: ArrangementSettings, generator: torch.Generator, epoch: int, number: int
+    ) -> Arrangement:
         """Arrange the rest of an epoch. If `number` > 0, the settings are new and may run out of memory for the first time."""
         first = settings.worst_first and (epoch == 0 or number > 0)
         return arrange(left, self._metadata, settings, generator, worst_first=first)
@@ -325,7 +327,7 @@ def _check_choices(mode: Mode, balance: float, window: int | None, overhead: flo
         raise UsageError(f"overhead {overhead} is no share of a micro-batch's time", try_=f"overhead={OVERHEAD}")
 
 
-def _check_each_fits(costs: Tensor, budget: Budget) -> None:
+def _check_each_fits(costs: Tensor, budget: CostBudget) -> None:
     index = int(costs.argmax())
     alone = budget.loaded(1, float(costs[index]))
     if alone > budget.cost:

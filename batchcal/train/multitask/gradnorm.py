@@ -71,7 +71,7 @@ class _State(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Observation:
+class TaskGradients:
     """Losses and gradients of one micro-batch."""
 
     weight: float
@@ -146,7 +146,7 @@ class GradNormBalancer:
         self._candidates: list[str] | None = None
         """Names of the parameters that all of them depend on, in the order of the forward pass. None: no task was examined."""
         self._log: dict[str, float] = {}
-        self._pending: Observation | None = None
+        self._pending: TaskGradients | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -177,7 +177,7 @@ class GradNormBalancer:
             raise UserCodeError("there is no task loss", try_="return {'T1': loss, ...} for the tasks that the batch has")
         return torch.stack([self._weights.get(name, 1.0) * loss.reshape(()) for name, loss in losses.items()]).sum()
 
-    def observe(self, losses: Mapping[str, Tensor], *, weight: float = 1.0, scale: float = 1.0) -> Observation:
+    def observe(self, losses: Mapping[str, Tensor], *, weight: float = 1.0, scale: float = 1.0) -> TaskGradients:
         """Record the losses of one micro-batch, before `backward` is called on them. Under no_grad, as in an evaluation, they do
         not belong to a step and are ignored.
 
@@ -193,7 +193,7 @@ class GradNormBalancer:
             UserCodeError: `shared` must be guessed, and the tasks have no weight in common or a compiled graph hides it.
         """
         if not torch.is_grad_enabled():
-            return Observation(0.0, {}, {})
+            return TaskGradients(0.0, {}, {})
         self._keep()
         if self._guess:
             for name, loss in losses.items():
@@ -211,10 +211,10 @@ class GradNormBalancer:
                         )
                     gradients[name] = [gradient * (weight / scale) for gradient in found]
         detached = {name: loss.detach().reshape(()).float() * weight for name, loss in losses.items()}
-        self._pending = Observation(weight, detached, gradients)
+        self._pending = TaskGradients(weight, detached, gradients)
         return self._pending
 
-    def take_back(self, observation: Observation) -> None:
+    def take_back(self, observation: TaskGradients) -> None:
         """Discard `observation`: its micro-batch failed in the backward pass and will be run again, perhaps in parts.
 
         Raises:

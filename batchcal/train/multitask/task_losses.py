@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.core.errors import UsageError, UserCodeError
-from batchcal.train.multitask.gradnorm import GradNormBalancer, Observation
+from batchcal.train.multitask.gradnorm import GradNormBalancer, TaskGradients
 from batchcal.values.settings import LossWeights
 from batchcal.workload.task import Task
 
@@ -25,7 +25,7 @@ class TaskLosses:
         self._scale = scale
         self._losses = losses
         self._weight = 1.0
-        self._seen: Observation | None = None
+        self._seen: TaskGradients | None = None
 
     def weigh(self, weight: float) -> None:
         """Set the weight of the next batch's mean loss in its group."""

@@ -18,8 +18,8 @@ from batchcal.guard.memory_errors import memory_error
 from batchcal.guard.release import trim
 from batchcal.guard.report import Raised, describe, let_go
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import Passes, Share
-from batchcal.train.recovery.parts import Part, Splitter
+from batchcal.runtime.group import Passes, SampleShare
+from batchcal.train.recovery.splitter import Part, Splitter
 from batchcal.train.recovery.undo import Before, Undo
 from batchcal.values.settings import WhenSplit
 from batchcal.workload.normalization import batch_normalizations
@@ -109,7 +109,7 @@ class OOMGuardian:
         if self._beginning is not None:
             self._undo.restore(self._beginning)
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         """Run forward and backward over `micro_batch`, with recovery if necessary.
 
         Raises:
@@ -125,13 +125,13 @@ class OOMGuardian:
                 if halves is not None:
                     return self._in_halves(passes, micro_batch, halves, refused, began)
         result = self._tried(passes, micro_batch)
-        if isinstance(result, Share):
+        if isinstance(result, SampleShare):
             return result
         self.make_room()
         if self._outlook.fits(micro_batch):
             self._tell(Recovery(result.where, micro_batch.samples, "retry", self._clock.monotonic() - began, result.why))
             again = self._tried(passes, micro_batch)
-            if isinstance(again, Share):
+            if isinstance(again, SampleShare):
                 return again
             result = again
         self.make_room(thorough=True)
@@ -151,7 +151,7 @@ class OOMGuardian:
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
 
-    def _tried(self, passes: Passes, micro_batch: MicroBatch) -> Share | _Failure:
+    def _tried(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare | _Failure:
         """Run one pass. Errors that are not due to memory propagate unchanged."""
         before = None
         try:
@@ -184,7 +184,7 @@ class OOMGuardian:
 
     def _in_halves(
         self, passes: Passes, micro_batch: MicroBatch, halves: tuple[Part, Part], failure: _Failure, began: float
-    ) -> Share:
+    ) -> SampleShare:
         larger = self._splitter.middle(micro_batch.samples)
         self.safe = larger if self.safe is None else min(self.safe, larger)
         self._tell(Recovery(failure.where, micro_batch.samples, "split", self._clock.monotonic() - began, failure.why))

@@ -27,15 +27,15 @@ from batchcal.train.report.events import (
 from batchcal.train.report.jsonl import header_of
 from batchcal.train.report.run import (
     MOST_S,
-    CheckpointSaved,
-    Ended,
-    EpochEnded,
     Happening,
-    Notice,
-    Recovered,
-    Resized,
+    LoggedCheckpoint,
+    LoggedEnd,
+    LoggedEpoch,
+    LoggedNotice,
+    LoggedRecovery,
+    LoggedResize,
+    LoggedStart,
     Run,
-    Started,
     Stopped,
 )
 from batchcal.train.report.steps import Steps, restored
@@ -45,14 +45,14 @@ _CHUNK: Final = 1 << 16
 """Bytes that are parsed at once. More are slower: Python's garbage collector then scans all of them."""
 Fields = Mapping[str, object]
 
-_KINDS: Final[dict[str, Callable[[object], Happening | Ended]]] = {
-    STARTED: Started.model_validate,
-    RECOVERED: Recovered.model_validate,
-    RESIZED: Resized.model_validate,
-    EPOCH_ENDED: EpochEnded.model_validate,
-    CHECKPOINT_SAVED: CheckpointSaved.model_validate,
-    NOTICE: Notice.model_validate,
-    ENDED: Ended.model_validate,
+_KINDS: Final[dict[str, Callable[[object], Happening | LoggedEnd]]] = {
+    STARTED: LoggedStart.model_validate,
+    RECOVERED: LoggedRecovery.model_validate,
+    RESIZED: LoggedResize.model_validate,
+    EPOCH_ENDED: LoggedEpoch.model_validate,
+    CHECKPOINT_SAVED: LoggedCheckpoint.model_validate,
+    NOTICE: LoggedNotice.model_validate,
+    ENDED: LoggedEnd.model_validate,
     STOPPED: Stopped.model_validate,
 }
 
@@ -88,7 +88,7 @@ def read_run(path: Path) -> Run:
     reader = _Reader()
     # Checked before the rest is read, with its own error message.
     try:
-        Started.model_validate(restored(header))
+        LoggedStart.model_validate(restored(header))
     except ValidationError as error:
         raise UsageError(
             f"{log} is not a log of a run that can be read",
@@ -129,9 +129,9 @@ class _Reader:
         """Steps that are not yet in the columns."""
         self._last = (-1, -1, 0)
         """Last step: epoch, step within the epoch, step within the run."""
-        self._started: list[Started] = []
+        self._started: list[LoggedStart] = []
         self._happenings: list[Happening] = []
-        self._ended: Ended | Stopped | None = None
+        self._ended: LoggedEnd | Stopped | None = None
         self._at = self._wall_s = 0.0
         self._repeated = self._unreadable = 0
         self._cut_off = False
@@ -208,15 +208,15 @@ class _Reader:
         except ValidationError:
             self._unreadable += 1
             return
-        if isinstance(happening, Started):
+        if isinstance(happening, LoggedStart):
             self._begin_again(happening)
-        elif isinstance(happening, Ended | Stopped):
+        elif isinstance(happening, LoggedEnd | Stopped):
             self._ended = happening
         self._at = max(self._at, happening.at)
-        if not isinstance(happening, Ended):
+        if not isinstance(happening, LoggedEnd):
             self._happenings.append(happening)
 
-    def _begin_again(self, started: Started) -> None:
+    def _begin_again(self, started: LoggedStart) -> None:
         self._wall_s, self._at = self._wall_s + self._at, 0.0
         self._ended = None
         epochs, seen = self._steps.column("epoch"), self._steps.column("samples_seen")
@@ -227,7 +227,7 @@ class _Reader:
         self._repeated += len(self._steps) - keep
         self._steps.cut(keep)
         self._last = (-1, -1, int(self._steps.places[-1]) if len(self._steps) else 0)
-        self._happenings = [one for one in self._happenings if not (isinstance(one, EpochEnded) and one.epoch >= started.epoch)]
+        self._happenings = [one for one in self._happenings if not (isinstance(one, LoggedEpoch) and one.epoch >= started.epoch)]
         self._started.append(started)
 
 

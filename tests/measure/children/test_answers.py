@@ -10,7 +10,7 @@ from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Phase
 from batchcal.guard.wire import JSON
 from batchcal.measure.children.answers import Kept, Within, evaluating, failure, rehearsal_times, rehearsed
-from batchcal.measure.children.held import Held
+from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.rehearsal.job import RehearsalAnswer
 from batchcal.plan.make import make_plan
@@ -20,7 +20,7 @@ WITHIN = Within(device="cpu", budget_bytes=800 * MIB, host_budget_bytes=GIB, gro
 
 
 def answer(*, training: int, most: int, workers: int = 0) -> JSON:
-    held = Held(
+    held = ChildMemory(
         anonymous_bytes=300 * MIB,
         shared_bytes=0,
         file_bytes=0,

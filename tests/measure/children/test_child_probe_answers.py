@@ -12,12 +12,12 @@ from batchcal.core.units import GIB, MIB
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.outcome import Infrastructure, OutOfMemory
-from batchcal.guard.run import Limits, Listener
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.run import ChildLimits, Listener
+from batchcal.guard.watchdog import GroupMeter
 from batchcal.guard.wire import JSON
 from batchcal.measure.children import child_probe
+from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.held import Held
 from batchcal.measure.children.probe import Observation
 from batchcal.measure.children.probe_job import ProbeAnswer
 from tests.support.children import ROOM, Fixed, fitting, probing, request, setting_of
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.child
 def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     """Every child answers `value`."""
 
-    def run(job: FunctionJob, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> Ending:
+    def run(job: FunctionJob, launcher: Launcher, group: GroupMeter, limits: ChildLimits, listen: Listener | None) -> Ending:
         return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
 
     monkeypatch.setattr(child_probe, "run", run)
 
 
-HELD = Held(
+HELD = ChildMemory(
     anonymous_bytes=300 * MIB,
     shared_bytes=10 * MIB,
     file_bytes=90 * MIB,

@@ -7,7 +7,7 @@ import pytest
 from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Fits, UserCodeFailed
-from batchcal.measure.children.probe import LapRequest, RehearsalRequest, SizeRefused
+from batchcal.measure.children.probe import RehearsalRequest, SizeRefused, TimingRequest
 from tests.support.children import fitting, probing, request
 from tests.support.plans import a_plan
 
@@ -48,8 +48,8 @@ def test_a_size_that_the_warm_up_spoils_runs_in_a_process_of_its_own() -> None:
         assert "rlimit-data" in report.isolation.fence
         fitting(report)
         probe.obey(SizeRule(one_size=True))
-        lap = LapRequest(device="cpu", allocator="default", micro_batches=(8, 32), allowed_bytes=GIB, limit_s=10.0)
-        assert {time.micro_batch for time in probe.lap(lap).times} == {8, 32}
+        lap = TimingRequest(device="cpu", allocator="default", micro_batches=(8, 32), allowed_bytes=GIB, limit_s=10.0)
+        assert {time.micro_batch for time in probe.time_sizes(lap).times} == {8, 32}
         evaluation = request(32, mode="eval").model_copy(update={"train_batch": 32})
         fitting(probe.measure(evaluation))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from batchcal.core.units import GIB, MIB
-from batchcal.measure.pipeline.candidates import MOST_CANDIDATES, Candidate, Room, candidates, forbidden
+from batchcal.measure.pipeline.candidates import MOST_CANDIDATES, CandidateLimits, LoaderCandidate, candidates, forbidden
 
-ROOM = Room(cores=8.0, shm_bytes=64 * MIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
+ROOM = CandidateLimits(cores=8.0, shm_bytes=64 * MIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
 
 
 def pairs(cores: float, **options: object) -> list[tuple[int, int | None]]:
@@ -52,5 +52,5 @@ def test_a_stream_has_one_worker_at_most() -> None:
 def test_arithmetic_comes_before_any_process(
     candidate: tuple[int, int | None], room: dict[str, int | None], batch: int, tensors: int, told: str
 ) -> None:
-    one = Candidate(num_workers=candidate[0], prefetch_factor=candidate[1])
+    one = LoaderCandidate(num_workers=candidate[0], prefetch_factor=candidate[1])
     assert forbidden(one, ROOM.model_copy(update=room), batch_bytes=batch, tensors=tensors) == told

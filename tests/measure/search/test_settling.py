@@ -39,10 +39,10 @@ def test_a_heap_is_trained_in_before_it_is_evaluated_in() -> None:
     assert (steps_before_evaluation(0.5), steps_before_evaluation(0.95)) == (3, 1)
 
 
-def test_where_nothing_fragments_a_probe_runs_half_the_steps(desk: Desk) -> None:
+def test_where_nothing_fragments_a_probe_runs_half_the_steps(invocation: Desk) -> None:
     mapped, heap = ScriptedProbe(mapped=True), ScriptedProbe()
-    desk.calibrate(mapped)
-    other = desk.folder / "other"
+    invocation.calibrate(mapped)
+    other = invocation.folder / "other"
     other.mkdir()
     Desk(other).calibrate(heap)
     for probe, steps, train_steps in ((mapped, (2, 2), 1), (heap, (4, 3), 3)):

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from batchcal.measure.workers.child import examine
-from batchcal.measure.workers.keeping import kept_by_reading
+from batchcal.measure.workers.kept_memory import kept_by_reading
 from batchcal.measure.workers.reading import Digests, Wanted, _failure
 from tests.measure.workers.tasks import Rows, task_of
 

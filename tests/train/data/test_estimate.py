@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.train.data.estimate import TrainingMemory, estimate_training_memory
-from batchcal.train.data.mix import Mix
+from batchcal.train.data.task_mix import Mix
 from batchcal.workload.collator import HeterogeneousBatch
 from batchcal.workload.examples import multiimage
 from batchcal.workload.task import Task

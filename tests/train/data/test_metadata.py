@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.train.data.metadata import Metadata, costs_of
-from batchcal.train.data.packing import Budget
+from batchcal.train.data.packing import CostBudget
 from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
@@ -124,11 +124,11 @@ def test_a_stream_has_no_samples_to_put_together() -> None:
 def test_the_budget_is_the_plans_micro_batch_of_the_worst_samples() -> None:
     task = replace(task_of(Texts()), size_of=LENGTHS, group_of=kind_of)
     sampler = MemoryAwareBatchSampler.of(task, a_plan(2, 2), balance=0.0, seed=3)
-    assert sampler.settings.budget == Budget(18.0)
+    assert sampler.settings.budget == CostBudget(18.0)
     assert (sampler.effective_batch, sampler.samples, sampler.settings.balance) == (4, 7, 0.0)
     assert sorted(index for piece in sampler for index in piece) == list(range(7))
-    given = MemoryAwareBatchSampler.of(task, a_plan(2, 2), budget=Budget(10.0, max_samples=3), groups=["a"] * 7)
-    assert given.settings.budget == Budget(10.0, max_samples=3)
+    given = MemoryAwareBatchSampler.of(task, a_plan(2, 2), budget=CostBudget(10.0, max_samples=3), groups=["a"] * 7)
+    assert given.settings.budget == CostBudget(10.0, max_samples=3)
 
 
 def test_without_balance_nobody_asks_for_groups() -> None:

@@ -15,7 +15,7 @@ from batchcal.core.errors import UsageError
 from batchcal.runtime.accumulate import accumulate
 from batchcal.runtime.batches import MicroBatchSampler
 from batchcal.runtime.loader import make_loader
-from batchcal.train.data.packing import Budget
+from batchcal.train.data.packing import CostBudget
 from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from tests.support.plans import a_plan
 from tests.support.sampling import (
@@ -34,7 +34,7 @@ from tests.support.sampling import (
 )
 
 COSTS = lengths(50)
-BUDGET = Budget(256.0)
+BUDGET = CostBudget(256.0)
 
 
 @given(case=cases())
@@ -79,7 +79,7 @@ def test_the_first_pass_begins_with_the_worst(case: tuple[list[float], Options])
 @pytest.mark.parametrize("groups", [None, kinds(1003)])
 def test_with_a_window_of_one_the_samples_of_a_step_are_those_of_plain_shuffling(groups: list[str] | None) -> None:
     costs = lengths(1003)
-    sampler = sampler_of(costs, effective_batch=50, budget=Budget(512.0), window=1, groups=groups, seed=4)
+    sampler = sampler_of(costs, effective_batch=50, budget=CostBudget(512.0), window=1, groups=groups, seed=4)
     plain = MicroBatchSampler(1003, (25, 25), shuffle=True, seed=4, drop_last=False)
     for epoch in range(3):
         ours = [frozenset(samples_of([group])) for group in one_pass(sampler)]
@@ -93,7 +93,7 @@ def test_with_a_window_of_one_the_samples_of_a_step_are_those_of_plain_shuffling
 
 
 def test_without_worst_first_the_first_pass_is_plain_too() -> None:
-    sampler = sampler_of(lengths(300), effective_batch=50, budget=Budget(512.0), window=1, worst_first=False)
+    sampler = sampler_of(lengths(300), effective_batch=50, budget=CostBudget(512.0), window=1, worst_first=False)
     plain = MicroBatchSampler(300, (50,), shuffle=True, seed=0, drop_last=False)
     assert [set(samples_of([group])) for group in one_pass(sampler)] == [set(batch) for batch in plain]
 
@@ -110,7 +110,7 @@ def test_diversity_rises_with_balance_and_padding_too(window: int) -> None:
     # Of each type other lengths: what is alike in cost is alike in type.
     costs = [10 + 40 * int(kind[1]) + cost / 8 for kind, cost in zip(groups, lengths(3000), strict=True)]
     made = [
-        sampler_of(costs, effective_batch=240, budget=Budget(2000.0), groups=groups, balance=balance, window=window)
+        sampler_of(costs, effective_batch=240, budget=CostBudget(2000.0), groups=groups, balance=balance, window=window)
         for balance in (0.0, 0.5, 1.0)
     ]
     mixed = [diversity(sampler, groups) for sampler in made]
@@ -123,46 +123,46 @@ def test_diversity_rises_with_balance_and_padding_too(window: int) -> None:
 
 def test_where_groups_are_alike_in_cost_diversity_costs_little() -> None:
     groups, costs = kinds(6000), lengths(6000)
-    diverse = sampler_of(costs, effective_batch=600, budget=Budget(1024.0), groups=groups, balance=1.0, window=4)
-    fit = sampler_of(costs, effective_batch=600, budget=Budget(1024.0), groups=groups, balance=0.0, window=4)
+    diverse = sampler_of(costs, effective_batch=600, budget=CostBudget(1024.0), groups=groups, balance=1.0, window=4)
+    fit = sampler_of(costs, effective_batch=600, budget=CostBudget(1024.0), groups=groups, balance=0.0, window=4)
     assert diverse.padding() < fit.padding() + 0.04
     assert diversity(diverse, groups) > 0.97
 
 
 def test_the_window_is_as_narrow_as_little_padding_allows() -> None:
     costs = lengths(20_000)
-    make = partial(sampler_of, costs, effective_batch=64, budget=Budget(1024.0))
+    make = partial(sampler_of, costs, effective_batch=64, budget=CostBudget(1024.0))
     chosen = make()
     assert 1 < chosen.settings.window < 64
     assert chosen.padding() < 0.035
     assert make(window=chosen.settings.window // 2).padding() > 0.03
-    assert sampler_of(costs, effective_batch=8192, budget=Budget(1024.0)).settings.window == 1
+    assert sampler_of(costs, effective_batch=8192, budget=CostBudget(1024.0)).settings.window == 1
     assert make(mode="greedy").settings.window == 1
-    assert make(budget=Budget(1024.0, collation="packed")).settings.window == 1
+    assert make(budget=CostBudget(1024.0, collation="packed")).settings.window == 1
 
 
 def test_sorting_pads_far_less_than_taking_samples_as_they_come() -> None:
     costs = lengths(4000, sigma=0.9)
-    make = partial(sampler_of, costs, effective_batch=256, budget=Budget(1024.0))
+    make = partial(sampler_of, costs, effective_batch=256, budget=CostBudget(1024.0))
     assert make(mode="greedy").padding() > 0.4
     assert make().padding() < 0.035
-    assert make(budget=Budget(1024.0, collation="packed")).padding() == 0.0
+    assert make(budget=CostBudget(1024.0, collation="packed")).padding() == 0.0
 
 
 def test_the_last_group_can_be_left_out() -> None:
-    sampler = sampler_of(lengths(100), effective_batch=30, budget=Budget(256.0), drop_last=True)
+    sampler = sampler_of(lengths(100), effective_batch=30, budget=CostBudget(256.0), drop_last=True)
     assert sizes_of(one_pass(sampler)) == [30, 30, 30]
     assert sampler.state_dict()["epoch"] == 1
 
 
 def test_a_limit_cuts_micro_batches_and_leaves_the_steps_as_they_are() -> None:
     costs = lengths(300)
-    free, limited = (sampler_of(costs, effective_batch=40, budget=Budget(1024.0)) for _ in range(2))
+    free, limited = (sampler_of(costs, effective_batch=40, budget=CostBudget(1024.0)) for _ in range(2))
     limited.limit = lambda indices: max(1, int(300 // max(costs[index] for index in indices)))
     before, after = one_pass(free), one_pass(limited)
     assert [samples_of([group]) for group in after] == [samples_of([group]) for group in before]
     assert sum(map(len, after)) > sum(map(len, before))
-    assert all(cost_of(costs, piece, Budget(300.0)) <= 300 for group in after for piece in group)
+    assert all(cost_of(costs, piece, CostBudget(300.0)) <= 300 for group in after for piece in group)
     one_pass(limited, 2)
     free.load_state_dict(limited.state_dict())
     assert limited.state_dict()["epoch"] == 1
@@ -187,7 +187,7 @@ def pad(samples: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.child)])
 def test_the_loader_groups_and_weighs_its_micro_batches_and_a_stopped_run_goes_on(workers: int) -> None:
-    costs, budget = lengths(150), Budget(256.0)
+    costs, budget = lengths(150), CostBudget(256.0)
     plan = a_plan(20, 20, num_workers=workers, prefetch_factor=3 if workers else None)
     make = partial(sampler_of, costs, effective_batch=40, budget=budget, window=2)
     sampler, reference = make(), one_pass(make())
@@ -213,8 +213,8 @@ def test_the_loader_groups_and_weighs_its_micro_batches_and_a_stopped_run_goes_o
 
 
 REFUSED: list[tuple[Options, str]] = [
-    ({"budget": Budget(40.0)}, r"sample \d+ costs \d+ alone, the budget of a micro-batch is 40"),
-    ({"budget": Budget(130.0, per_sample=100.0)}, r"sample \d+ costs \d+ alone, the budget of a micro-batch is 130"),
+    ({"budget": CostBudget(40.0)}, r"sample \d+ costs \d+ alone, the budget of a micro-batch is 40"),
+    ({"budget": CostBudget(130.0, per_sample=100.0)}, r"sample \d+ costs \d+ alone, the budget of a micro-batch is 130"),
     ({"effective_batch": 0}, "effective batch 0"),
     ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
     ({"effective_batch": 9, "world_size": 2}, "cannot be shared evenly by 2 ranks"),
@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused_before_training(wrong: Options, said: str) ->
 
 def test_a_sample_above_the_budget_is_named() -> None:
     with pytest.raises(UsageError) as caught:
-        sampler_of([3.0, 12.0, 5.0, 11.0], effective_batch=2, budget=Budget(10.0))
+        sampler_of([3.0, 12.0, 5.0, 11.0], effective_batch=2, budget=CostBudget(10.0))
     assert caught.value.what == "sample 1 costs 12 alone, the budget of a micro-batch is 10"
     assert caught.value.known == "2 of 4 samples are above it"
     assert "a budget of 12 or more" in caught.value.try_

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from batchcal.train.data.packing import Budget
+from batchcal.train.data.packing import CostBudget
 from tests.support.sampling import (
     Options,
     budget_of,
@@ -58,7 +58,7 @@ def test_ranks_take_as_many_steps_and_share_every_sample(case: tuple[list[float]
 
 def test_a_run_may_go_on_with_another_number_of_ranks() -> None:
     costs = lengths(500)
-    options: Options = {"effective_batch": 48, "budget": Budget(512.0)}
+    options: Options = {"effective_batch": 48, "budget": CostBudget(512.0)}
     two = [sampler_of(costs, rank=rank, world_size=2, **options) for rank in range(2)]
     seen = [index for sampler in two for index in samples_of(one_pass(sampler, 4))]
     assert len(seen) == 4 * 48
@@ -71,7 +71,7 @@ def test_a_run_may_go_on_with_another_number_of_ranks() -> None:
 
 def test_ranks_have_micro_batches_of_about_the_same_cost() -> None:
     costs = lengths(2000, sigma=0.9)
-    budget = Budget(1024.0)
+    budget = CostBudget(1024.0)
     passes = [
         one_pass(sampler_of(costs, rank=rank, world_size=4, effective_batch=128, budget=budget, window=1)) for rank in range(4)
     ]
@@ -81,20 +81,24 @@ def test_ranks_have_micro_batches_of_about_the_same_cost() -> None:
 
 def test_a_rest_of_fewer_samples_than_ranks_joins_the_step_before() -> None:
     costs = [5.0] * 65
-    passes = [one_pass(sampler_of(costs, rank=rank, world_size=4, effective_batch=16, budget=Budget(20.0))) for rank in range(4)]
+    passes = [
+        one_pass(sampler_of(costs, rank=rank, world_size=4, effective_batch=16, budget=CostBudget(20.0))) for rank in range(4)
+    ]
     assert [sum(sizes) for sizes in zip(*map(sizes_of, passes), strict=True)] == [16, 16, 16, 17]
 
 
 def test_where_no_two_samples_go_together_fewer_than_ranks_are_left_out() -> None:
     costs = [5.0] * 67
-    passes = [one_pass(sampler_of(costs, rank=rank, world_size=4, effective_batch=16, budget=Budget(5.0))) for rank in range(4)]
+    passes = [
+        one_pass(sampler_of(costs, rank=rank, world_size=4, effective_batch=16, budget=CostBudget(5.0))) for rank in range(4)
+    ]
     assert [sizes_of(groups) for groups in passes] == [[4, 4, 4, 4]] * 4
 
 
 def test_a_rest_for_which_there_are_too_many_ranks_now_is_left_out() -> None:
-    first = sampler_of([5.0] * 10, effective_batch=9, budget=Budget(20.0))
+    first = sampler_of([5.0] * 10, effective_batch=9, budget=CostBudget(20.0))
     one_pass(first, 1)
-    second = sampler_of([5.0] * 10, effective_batch=4, budget=Budget(20.0), world_size=2)
+    second = sampler_of([5.0] * 10, effective_batch=4, budget=CostBudget(20.0), world_size=2)
     second.load_state_dict(first.state_dict())
     assert one_pass(second) == []
     assert second.state_dict()["epoch"] == 1

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from batchcal.core.errors import UsageError
-from batchcal.train.data.packing import Budget
+from batchcal.train.data.packing import CostBudget
 from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from tests.support.sampling import (
     Options,
@@ -30,7 +30,7 @@ from tests.support.sampling import (
 )
 
 COSTS = lengths(50)
-BUDGET = Budget(256.0)
+BUDGET = CostBudget(256.0)
 
 
 @given(case=cases(), data=st.data())
@@ -59,9 +59,9 @@ CHANGES: list[Options] = [
     {"mode": "greedy"},
     {"balance": 0.9},
     {"window": 4},
-    {"budget": Budget(1000.0)},
-    {"budget": Budget(2000.0, per_sample=1.0, max_samples=11)},
-    {"effective_batch": 40, "budget": Budget(300.0), "mode": "bucketed", "worst_first": False},
+    {"budget": CostBudget(1000.0)},
+    {"budget": CostBudget(2000.0, per_sample=1.0, max_samples=11)},
+    {"effective_batch": 40, "budget": CostBudget(300.0), "mode": "bucketed", "worst_first": False},
 ]
 
 
@@ -94,19 +94,19 @@ def test_settings_may_change_in_the_middle_of_an_epoch(
 
 def test_the_changed_part_begins_with_its_worst_too() -> None:
     costs = lengths(400)
-    first = sampler_of(costs, effective_batch=16, budget=Budget(256.0), epoch=3)
+    first = sampler_of(costs, effective_batch=16, budget=CostBudget(256.0), epoch=3)
     one_pass(first, 5)
-    second = sampler_of(costs, effective_batch=16, budget=Budget(1024.0))
+    second = sampler_of(costs, effective_batch=16, budget=CostBudget(1024.0))
     second.load_state_dict(first.state_dict())
     groups = one_pass(second)
-    assert cost_of(costs, groups[0][0], Budget(1024.0)) == max(
-        cost_of(costs, piece, Budget(1024.0)) for group in groups for piece in group
+    assert cost_of(costs, groups[0][0], CostBudget(1024.0)) == max(
+        cost_of(costs, piece, CostBudget(1024.0)) for group in groups for piece in group
     )
 
 
 def test_a_group_that_was_delivered_in_part_is_trained_again_whole() -> None:
     costs = lengths(200)
-    options: Options = {"effective_batch": 32, "budget": Budget(256.0), "window": 1}
+    options: Options = {"effective_batch": 32, "budget": CostBudget(256.0), "window": 1}
     whole = one_pass(sampler_of(costs, **options))
     sampler = sampler_of(costs, **options)
     batches = iter(sampler)
@@ -119,7 +119,7 @@ def test_a_group_that_was_delivered_in_part_is_trained_again_whole() -> None:
 
 
 def test_what_workers_have_read_ahead_was_not_trained() -> None:
-    sampler = sampler_of(lengths(200), effective_batch=32, budget=Budget(256.0))
+    sampler = sampler_of(lengths(200), effective_batch=32, budget=CostBudget(256.0))
     before = sampler.state_dict()
     list(islice(sampler, 20))
     assert sampler.state_dict() == before

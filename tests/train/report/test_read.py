@@ -19,7 +19,7 @@ from batchcal.core.clock import ManualClock
 from batchcal.core.errors import UsageError
 from batchcal.train.report.jsonl import JsonlLog
 from batchcal.train.report.read import is_run, read_run
-from batchcal.train.report.run import Ended, Notice, Started
+from batchcal.train.report.run import LoggedEnd, LoggedNotice, LoggedStart
 from tests.support.runs import STARTED_AT, Told, a_start, a_training, tell, write_run
 
 
@@ -36,7 +36,7 @@ def test_a_run_is_read_as_it_was_told(run_file: Path) -> None:
     assert [one.epoch for one in run.epochs] == list(range(6))
     assert run.epochs[-1].evaluation.keys() == {"accuracy", "loss"}
     assert run.epochs[-1].losses.keys() == {"scans", "volumes"}
-    assert isinstance(run.ended, Ended)
+    assert isinstance(run.ended, LoggedEnd)
     (recovery,) = run.recoveries
     assert (recovery.phase, recovery.samples, recovery.action, recovery.safe) == ("backward", 128, "split", 64)
     assert [(one.was, one.now) for one in run.changes] == [(128, 64), (64, 96)]
@@ -113,7 +113,7 @@ def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
     assert run.repeated_steps == 3
     assert [one.resumed_at_sample for one in run.resumes] == [2048]
     assert run.wall_s > run.steps.column("at")[-1], "both processes took their time"
-    assert [type(one) for one in run.happenings if isinstance(one, Started)] == [Started]
+    assert [type(one) for one in run.happenings if isinstance(one, LoggedStart)] == [LoggedStart]
 
 
 def test_an_epoch_that_was_done_again_counts_once(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_a_later_version_adds_does_no_harm(run_file: Path) -> None:
     run = read_run(run_file)
     assert run.remarks == ()
     assert (run.started.model_extra or {})["cluster"] == "blue"
-    assert [one.text for one in run.happenings if isinstance(one, Notice)] == ["hello"]
+    assert [one.text for one in run.happenings if isinstance(one, LoggedNotice)] == ["hello"]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from batchcal.cli.views.run.plot import Axis, Mark, MarkKind, Plot, Point, Rule, Series, Shape, Unit, axis_over
+from batchcal.cli.views.run.plot import Axis, MarkKind, Plot, PlotMark, Point, Rule, Series, Shape, Unit, axis_over
 from batchcal.cli.views.run.words import told
 from batchcal.train.report.events import GRAD_NORM, LOSS, WEIGHT
-from batchcal.train.report.run import Recovered, Resized, Run
+from batchcal.train.report.run import LoggedRecovery, LoggedResize, Run
 
 _MOST_MARKS: Final = 200
 _MOST_VERTICALS: Final = 40
@@ -33,7 +33,7 @@ def loss(run: Run, points: int) -> Plot | None:
     odd = run.steps.not_finite("loss")
     if plot is None or not odd:
         return plot
-    marks = tuple(Mark("not-finite", step, plot.y.high, f"step {step:,}: the loss is no number") for step in _some(odd))
+    marks = tuple(PlotMark("not-finite", step, plot.y.high, f"step {step:,}: the loss is no number") for step in _some(odd))
     return replace(plot, marks=marks)
 
 
@@ -142,17 +142,17 @@ def _rules(run: Run) -> tuple[Rule, ...]:
     return (Rule("budget", budget), *((Rule("limit", limit),) if with_limit and limit is not None else ()))
 
 
-def _memory_marks(run: Run, highest: float) -> list[Mark]:
+def _memory_marks(run: Run, highest: float) -> list[PlotMark]:
     budget = run.latest.budget_bytes or highest
     found = []
-    for one in _some([each for each in run.happenings if isinstance(each, Recovered | Resized)]):
+    for one in _some([each for each in run.happenings if isinstance(each, LoggedRecovery | LoggedResize)]):
         text = f"step {one.global_step:,}: {told(one)}"
         kind: MarkKind = "recovered"
-        if isinstance(one, Resized):
+        if isinstance(one, LoggedResize):
             kind = "larger" if (one.now or 0) > (one.was or 0) else "smaller"
         # A step that ran out of memory needed more than the budget. A change is drawn at the peak of its step.
-        height = float(budget) if isinstance(one, Recovered) else _peak_at(run, one.global_step, highest / 2)
-        found.append(Mark(kind, one.global_step, height, text))
+        height = float(budget) if isinstance(one, LoggedRecovery) else _peak_at(run, one.global_step, highest / 2)
+        found.append(PlotMark(kind, one.global_step, height, text))
     return found
 
 

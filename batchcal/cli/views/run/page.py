@@ -13,7 +13,7 @@ from batchcal.cli.views.run.plot_svg import POINTS, draw
 from batchcal.cli.views.run.words import SeenRun, about, summary, told, where
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_seconds
-from batchcal.train.report.run import EpochEnded, Happening, Recovered, Resized, Run
+from batchcal.train.report.run import Happening, LoggedEpoch, LoggedRecovery, LoggedResize, Run
 
 _MOST_ROWS: Final = 200
 """Most rows of events, and of epochs. Of more, the last ones are shown."""
@@ -104,12 +104,12 @@ def _epochs(run: Run) -> list[str]:
 
 
 def _happenings(run: Run) -> list[str]:
-    found: list[Happening] = [one for one in run.happenings if not isinstance(one, EpochEnded)]
+    found: list[Happening] = [one for one in run.happenings if not isinstance(one, LoggedEpoch)]
     if not found:
         return []
     rows = []
     for one in found[-_MOST_ROWS:]:
-        kind = "recovered" if isinstance(one, Recovered) else "resized" if isinstance(one, Resized) else "soft"
+        kind = "recovered" if isinstance(one, LoggedRecovery) else "resized" if isinstance(one, LoggedResize) else "soft"
         rows.append(
             f'<tr><td class="n soft">{format_seconds(one.at)}</td><td>{escape(where(one))}</td>'
             f'<td class="what {kind}">{escape(told(one))}</td></tr>'

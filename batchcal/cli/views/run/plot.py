@@ -94,7 +94,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlotMark:
     """An event of the run."""
 
     kind: MarkKind
@@ -111,7 +111,7 @@ class Plot:
     y: Axis
     series: tuple[Series, ...]
     rules: tuple[Rule, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    marks: tuple[PlotMark, ...] = ()
     verticals: tuple[float, ...] = ()
     """Positions on the x axis at which epochs begin."""
 

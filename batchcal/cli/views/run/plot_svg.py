@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from batchcal.cli.views.run.plot import Mark, Plot, Point, Rule, Series
+from batchcal.cli.views.run.plot import Plot, PlotMark, Point, Rule, Series
 
 COLOURS: Final = 6
 POINTS: Final = 300
@@ -124,7 +124,7 @@ def _name(frame: _Frame, series: Series, y: float) -> str:
     )
 
 
-def _mark(frame: _Frame, mark: Mark, *, few: bool) -> str:
+def _mark(frame: _Frame, mark: PlotMark, *, few: bool) -> str:
     """Return a mark. If there are many, it is smaller and has no line to its step."""
     x, y, r = frame.x(mark.x), frame.y(mark.y), 6 if few else 4.5
     title = f"<title>{escape(mark.text)}</title>"

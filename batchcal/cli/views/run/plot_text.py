@@ -22,7 +22,7 @@ _MARKS: Final[dict[MarkKind, tuple[str, str, str, str]]] = {
 """Character, the same in ASCII, style, meaning."""
 
 
-class Drawn:
+class DrawnPlot:
     """A chart that is drawn when it is printed."""
 
     def __init__(self, plot: Plot, *, height: int) -> None:

@@ -12,10 +12,10 @@ from rich.text import Text
 from batchcal.cli.views.calibration import hanging
 from batchcal.cli.views.run import charts
 from batchcal.cli.views.run.epochs import epochs_table, narrowed
-from batchcal.cli.views.run.plot_text import Drawn, columns_of
+from batchcal.cli.views.run.plot_text import DrawnPlot, columns_of
 from batchcal.cli.views.run.words import SeenRun, about, summary, told, where
 from batchcal.core.units import count_of, format_seconds
-from batchcal.train.report.run import CheckpointSaved, EpochEnded, Happening, Recovered, Resized, Run
+from batchcal.train.report.run import Happening, LoggedCheckpoint, LoggedEpoch, LoggedRecovery, LoggedResize, Run
 
 _MOST_ROWS: Final = 12
 
@@ -68,7 +68,7 @@ class _Charts:
             plot = chart(self._run, points)
             if plot is not None:
                 yield Text("")
-                yield Drawn(plot, height=height)
+                yield DrawnPlot(plot, height=height)
 
 
 class _Epochs:
@@ -92,7 +92,7 @@ class _Epochs:
 
 def _happenings(run: Run) -> Iterator[RenderableType]:
     """Yield the events other than ended epochs and saved checkpoints."""
-    found: list[Happening] = [one for one in run.happenings if not isinstance(one, EpochEnded | CheckpointSaved)]
+    found: list[Happening] = [one for one in run.happenings if not isinstance(one, LoggedEpoch | LoggedCheckpoint)]
     if not found:
         return
     yield Text("")
@@ -101,7 +101,7 @@ def _happenings(run: Run) -> Iterator[RenderableType]:
     table.add_column("where", no_wrap=True)
     table.add_column("what", overflow="fold")
     for one in found[-_MOST_ROWS:]:
-        style = "red" if isinstance(one, Recovered) else "yellow" if isinstance(one, Resized) else ""
+        style = "red" if isinstance(one, LoggedRecovery) else "yellow" if isinstance(one, LoggedResize) else ""
         table.add_row(format_seconds(one.at), where(one), Text(told(one), style=style))
     yield table
     if len(found) > _MOST_ROWS:

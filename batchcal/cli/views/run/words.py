@@ -12,14 +12,14 @@ from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.words import count, first_line
 from batchcal.core.units import count_of, format_bytes, format_seconds
 from batchcal.train.report.run import (
-    CheckpointSaved,
-    EpochEnded,
     Happening,
-    Notice,
-    Recovered,
-    Resized,
+    LoggedCheckpoint,
+    LoggedEpoch,
+    LoggedNotice,
+    LoggedRecovery,
+    LoggedResize,
+    LoggedStart,
     Run,
-    Started,
     Stopped,
 )
 
@@ -116,33 +116,33 @@ def _batch(run: Run) -> Iterator[tuple[str, str, str]]:
 
 def where(happening: Happening) -> str:
     """Return the position of an event, as far as it is logged: `epoch 3, step 25`."""
-    if isinstance(happening, Recovered | Resized) and happening.epoch is not None and happening.step is not None:
+    if isinstance(happening, LoggedRecovery | LoggedResize) and happening.epoch is not None and happening.step is not None:
         return f"epoch {happening.epoch + 1}, step {count(happening.step)}"
-    return f"step {count(happening.global_step)}" if not isinstance(happening, Started) else ""
+    return f"step {count(happening.global_step)}" if not isinstance(happening, LoggedStart) else ""
 
 
 def told(happening: Happening) -> str:
     """Return a sentence about an event."""
     match happening:
-        case Recovered():
+        case LoggedRecovery():
             what = f"{happening.phase} of {count_of(happening.samples, 'sample')}" if happening.samples else happening.phase
             then = "" if happening.safe is None else f", at most {count(happening.safe)} from now on"
             lost = "" if happening.lost_s is None else f", {format_seconds(happening.lost_s)} lost"
             return f"{what} ran out of memory: {happening.action or 'recovered'}{then}{lost}".strip() + _because(happening.why)
-        case Resized():
+        case LoggedResize():
             was, now = ("?" if size is None else count(size) for size in (happening.was, happening.now))
             return f"micro-batch {was} to {now}{_because(happening.why)}"
-        case EpochEnded():
+        case LoggedEpoch():
             loss = [] if happening.loss is None else [f"loss {number(happening.loss)}"]
             evaluated = [f"{name} {number(value)}" for name, value in happening.evaluation.items()]
             return f"epoch {happening.epoch + 1} ended: {', '.join([*loss, *evaluated])}"
-        case CheckpointSaved():
+        case LoggedCheckpoint():
             return f"checkpoint saved: {happening.path}"
-        case Notice():
+        case LoggedNotice():
             return happening.text
         case Stopped():
             return f"stopped by {happening.error}{_because(happening.why)}"
-        case Started():
+        case LoggedStart():
             return f"resumed in epoch {happening.epoch + 1}, at sample {count(happening.resumed_at_sample)}"
         case never:
             assert_never(never)

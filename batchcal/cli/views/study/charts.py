@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from batchcal.cli.views.run.plot import Plot, Point, Series, Shape, axis_over
-from batchcal.hpo.seen import StudySeen, TrialSeen
+from batchcal.hpo.study_status import StudyStatus, TrialStatus
 
 MOST_CURVES: Final = 150
 """Most curves of a chart. Of more, the latest are drawn."""
@@ -14,7 +14,7 @@ _BEST, _COMPLETE, _PRUNED = 0, 1, 3
 """Colours."""
 
 
-def best_over_time(seen: StudySeen) -> Plot | None:
+def best_over_time(seen: StudyStatus) -> Plot | None:
     """Value of each trial at its end, and the best value so far, by the number of ended trials."""
     there = [
         one for one in seen.trials if one.state in ("complete", "pruned") and one.ended is not None and one.value is not None
@@ -41,7 +41,7 @@ def best_over_time(seen: StudySeen) -> Plot | None:
     return Plot(f"{seen.metric} by trial", axis_over([1, len(ended)], "count"), "trials that ended", y, tuple(series))
 
 
-def curves(seen: StudySeen) -> Plot | None:
+def curves(seen: StudyStatus) -> Plot | None:
     """Best value so far of each trial over its epochs. The ends of pruned trials show what pruning saves."""
     shown = [one for one in seen.trials if len(one.reached) > 1 or (one.state == "pruned" and one.reached)][-MOST_CURVES:]
     best = seen.best()
@@ -65,7 +65,7 @@ def curves(seen: StudySeen) -> Plot | None:
     return Plot(f"{seen.metric} by epoch", axis_over([0, seen.resource], "count"), "epochs", y, tuple(series)) if series else None
 
 
-def memory(seen: StudySeen) -> Plot | None:
+def memory(seen: StudyStatus) -> Plot | None:
     """One dot per trial: predicted on the x axis, measured on the y axis."""
     both = [
         (one.facts.predicted_peak_bytes, one.facts.peak_bytes)
@@ -81,5 +81,5 @@ def memory(seen: StudySeen) -> Plot | None:
     return Plot("measured against predicted peak", axis, "predicted", axis, series)
 
 
-def _curve(trial: TrialSeen) -> tuple[Point, ...]:
+def _curve(trial: TrialStatus) -> tuple[Point, ...]:
     return tuple(Point(step, value, value, value) for step, value in trial.reached if math.isfinite(value))

@@ -13,7 +13,7 @@ from batchcal.cli.views.study.view import Trials
 from batchcal.cli.views.study.words import counts_line, parameters_of, shown
 from batchcal.core.progress import Notice
 from batchcal.core.units import count_of, format_seconds
-from batchcal.hpo.seen import StudySeen
+from batchcal.hpo.study_status import StudyStatus
 from batchcal.values.study_events import (
     AcceleratorFound,
     FromWorker,
@@ -21,10 +21,10 @@ from batchcal.values.study_events import (
     ShapeStarted,
     StudyEvent,
     StudyStarted,
+    StudyWorkerDied,
     TrialEnded,
     TrialReached,
     TrialStarted,
-    WorkerDied,
     WorkerEvent,
 )
 
@@ -37,14 +37,14 @@ class StudyLive(Screen[StudyEvent]):
     """Live view: progress, the best value so far, the running trials and the best of the others."""
 
     def __init__(self, *, console: Console | None = None) -> None:
-        self._seen: StudySeen | None = None
+        self._seen: StudyStatus | None = None
         self._notes: list[str] = []
         self._doing: dict[int | None, str] = {}
         """Current activity by worker. None: the only worker."""
         self._closed = False
         super().__init__(console=console, ticking=True)
 
-    def see(self, seen: StudySeen) -> None:
+    def see(self, seen: StudyStatus) -> None:
         """Update the state of the study."""
         self._seen = seen
 
@@ -52,7 +52,7 @@ class StudyLive(Screen[StudyEvent]):
         match event:
             case FromWorker():
                 self._worker_told(event.event, event.worker)
-            case WorkerDied():
+            case StudyWorkerDied():
                 self._doing.pop(event.worker, None)
                 self._doing.pop(None, None)
                 self._notes.append(f"worker {event.worker} {event.how}; {event.action}")
@@ -93,7 +93,7 @@ class StudyLive(Screen[StudyEvent]):
         doing = [Text(f"  {text}", style="cyan", no_wrap=True, overflow="ellipsis") for text in self._doing.values()]
         return Group(*self._head(seen), Trials(seen, shown(seen)[: min(room, _MOST_ROWS)]), *doing, *notes)
 
-    def _head(self, seen: StudySeen) -> list[Text]:
+    def _head(self, seen: StudyStatus) -> list[Text]:
         share = min(seen.done / max(seen.wanted, 1), 1.0)
         filled, left_s, best = round(share * _BAR), seen.left_s(), seen.best()
         lines = [

@@ -12,14 +12,14 @@ from batchcal.cli.views.run.plot_svg import draw
 from batchcal.cli.views.study import charts, parallel
 from batchcal.cli.views.study.words import HEADS, NUMBERS, reason, row, shown, summary
 from batchcal.core.units import count_of
-from batchcal.hpo.seen import StudySeen
+from batchcal.hpo.study_status import StudyStatus
 
 _MOST_ROWS: Final = 300
 _MOST_REASONS: Final = 40
 _WIDE: Final = 920
 
 
-def page(seen: StudySeen, importances: Mapping[str, float], where: str) -> str:
+def page(seen: StudyStatus, importances: Mapping[str, float], where: str) -> str:
     """Return the complete document.
 
     Args:
@@ -41,14 +41,14 @@ def page(seen: StudySeen, importances: Mapping[str, float], where: str) -> str:
     return document(f"{seen.name}: study", body, styles=styles)
 
 
-def _header(seen: StudySeen) -> list[str]:
+def _header(seen: StudyStatus) -> list[str]:
     done = seen.done >= seen.wanted
     badge = f'<span class="badge{"" if done else " stale"}">{seen.done:,} of {count_of(seen.wanted, "trial")}</span>'
     about = f"{seen.task}: {seen.direction} {seen.metric}, {count_of(seen.resource, 'epoch')} a trial at most"
     return [f"<header><h1>study {escape(seen.name)}</h1>{badge}</header>", f'<p class="about">{escape(about)}</p>']
 
 
-def _answers(seen: StudySeen) -> list[str]:
+def _answers(seen: StudyStatus) -> list[str]:
     cards = [
         f'<div><h2>{escape(name)}</h2><div class="value">{escape(answer)}</div><p class="facts soft">{escape(besides)}</p></div>'
         for name, answer, besides in summary(seen)
@@ -62,7 +62,7 @@ def _chart(title: str, plot: Plot | None, width: int, height: int) -> list[str]:
     return [f"<section><h2>{escape(title)}</h2>\n{draw(plot, width=width, height=height)}</section>"]
 
 
-def _parallel(seen: StudySeen) -> list[str]:
+def _parallel(seen: StudyStatus) -> list[str]:
     drawn = parallel.draw(seen)
     return [f"<section><h2>what was sampled, the better the darker; the best in green</h2>\n{drawn}</section>"] if drawn else []
 
@@ -80,7 +80,7 @@ def _importances(importances: Mapping[str, float]) -> list[str]:
     return [f'<section><h2>which parameters matter</h2><div class="importance">{rows}</div>{told}</section>']
 
 
-def _trials(seen: StudySeen) -> list[str]:
+def _trials(seen: StudyStatus) -> list[str]:
     best = seen.best()
     heads = "".join(f'<th class="{"n" if head in NUMBERS else ""}">{head}</th>' for head in HEADS)
     lines = []
@@ -102,7 +102,7 @@ def _trials(seen: StudySeen) -> list[str]:
     ]
 
 
-def _reasons(seen: StudySeen) -> list[str]:
+def _reasons(seen: StudyStatus) -> list[str]:
     """Reasons why trials did not run, or not to their end, except pruning."""
     told = [
         one for one in seen.trials if one.state in ("infeasible", "failed", "lost") and (one.facts.why or one.state == "lost")

@@ -10,7 +10,7 @@ from typing import Final
 
 from batchcal.cli.views.run.plot import LOG_FROM, number
 from batchcal.cli.views.study.words import value as text_of
-from batchcal.hpo.seen import StudySeen, TrialSeen
+from batchcal.hpo.study_status import StudyStatus, TrialStatus
 
 WIDTH: Final = 920
 HEIGHT: Final = 340
@@ -51,7 +51,7 @@ class _Column:
         return [(0.0, number(float(self.low))), (1.0, number(float(self.high)))]
 
 
-def draw(seen: StudySeen) -> str:
+def draw(seen: StudyStatus) -> str:
     """Return one `<svg>` element. Empty: nothing can be compared."""
     trials = [one for one in seen.trials if one.value is not None and one.state in ("complete", "pruned")]
     trials = sorted(trials, key=lambda one: seen.better * (one.value or 0.0))[-_MOST:]
@@ -78,7 +78,7 @@ def _column(name: str, values: Sequence[object]) -> _Column:
     return _Column(name, low, high, logarithmic=low > 0 and high / low > LOG_FROM, choices=())
 
 
-def _line(trial: TrialSeen, columns: Sequence[_Column], apart: float, *, rank: float, best: bool) -> str:
+def _line(trial: TrialStatus, columns: Sequence[_Column], apart: float, *, rank: float, best: bool) -> str:
     """Return the line of a trial. `rank` goes from 0, the worst, to 1."""
     points = []
     for place, column in enumerate(columns):

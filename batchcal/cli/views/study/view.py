@@ -13,7 +13,7 @@ from batchcal.cli.views.calibration import hanging
 from batchcal.cli.views.study.words import HEADS, NUMBERS, STYLES, reason, row, shown, summary
 from batchcal.core.units import count_of
 from batchcal.hpo.facts import DIVERGED
-from batchcal.hpo.seen import StudySeen, TrialSeen
+from batchcal.hpo.study_status import StudyStatus, TrialStatus
 
 _MOST_ROWS: Final = 12
 _DISPENSABLE: Final = ("memory", "batch", "epochs", "#")
@@ -23,7 +23,7 @@ _PADDING: Final = 2
 _FAILED: Final = 3
 
 
-def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
+def show(seen: StudyStatus, *, where: str = "") -> Iterator[RenderableType]:
     """Yield the complete view, from top to bottom."""
     yield Text.assemble(("study ", ""), (seen.name, "bold"), (f"  {seen.task}", "dim"), no_wrap=True, overflow="ellipsis")
     yield Text("")
@@ -51,7 +51,7 @@ def show(seen: StudySeen, *, where: str = "") -> Iterator[RenderableType]:
         yield Text(f"  {where}", style="dim", overflow="fold")
 
 
-def _has_reason(trial: TrialSeen) -> bool:
+def _has_reason(trial: TrialStatus) -> bool:
     """True if the reason must be shown. That of a pruned trial is visible, except if its loss was NaN or infinite."""
     return bool(trial.facts.why) and (trial.state in ("failed", "infeasible") or trial.facts.kind == DIVERGED)
 
@@ -59,7 +59,7 @@ def _has_reason(trial: TrialSeen) -> bool:
 class Trials:
     """One row per trial. A narrow console shows fewer columns, but no truncated numbers."""
 
-    def __init__(self, seen: StudySeen, trials: Sequence[TrialSeen]) -> None:
+    def __init__(self, seen: StudyStatus, trials: Sequence[TrialStatus]) -> None:
         self._seen, self._trials = seen, trials
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -12,10 +12,10 @@ from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.study.words import batch_of, value
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes
-from batchcal.hpo.seen import StudySeen, TrialSeen
+from batchcal.hpo.study_status import StudyStatus, TrialStatus
 
 
-def show(seen: StudySeen, best: TrialSeen) -> Iterator[RenderableType]:
+def show(seen: StudyStatus, best: TrialStatus) -> Iterator[RenderableType]:
     """Yield its value, its sampled parameters, and how it was trained."""
     told = "" if best.value is None else f"{seen.metric} {number(best.value)}"
     yield Text.assemble((told, "bold green"), f"  trial {best.number} of study {seen.name}", no_wrap=True, overflow="ellipsis")

@@ -8,7 +8,7 @@ from typing import Final
 from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes, format_seconds
-from batchcal.hpo.seen import State, StudySeen, TrialSeen
+from batchcal.hpo.study_status import State, StudyStatus, TrialStatus
 
 HEADS: Final = ("#", "state", "value", "epochs", "batch", "memory", "parameters")
 NUMBERS: Final = frozenset({"#", "value", "epochs", "batch", "memory"})
@@ -25,13 +25,13 @@ STYLES: Final[dict[State, str]] = {
 _ORDER: Final[tuple[State, ...]] = ("running", "complete", "pruned", "infeasible", "failed", "waiting", "stopped", "lost")
 
 
-def counts_line(seen: StudySeen) -> str:
+def counts_line(seen: StudyStatus) -> str:
     """`2 running, 12 complete, 30 pruned`."""
     counts = seen.counts()
     return ", ".join(f"{count(counts[state])} {state}" for state in _ORDER if counts.get(state))
 
 
-def row(seen: StudySeen, trial: TrialSeen) -> tuple[str, ...]:
+def row(seen: StudyStatus, trial: TrialStatus) -> tuple[str, ...]:
     """Return the cells of a trial, in the order of `HEADS`."""
     return (
         str(trial.number),
@@ -44,14 +44,14 @@ def row(seen: StudySeen, trial: TrialSeen) -> tuple[str, ...]:
     )
 
 
-def reason(trial: TrialSeen) -> str:
+def reason(trial: TrialStatus) -> str:
     """Return the reason why a trial did not run, or not to its end: `trial 3, failed (out-of-memory): ...`."""
     kind = f" ({trial.facts.kind})" if trial.state == "failed" and trial.facts.kind else ""
     why = trial.facts.why or ("its worker died; it was run again" if trial.state == "lost" else "nobody knows why")
     return f"trial {trial.number}, {trial.state}{kind}: {why}"
 
 
-def batch_of(trial: TrialSeen) -> str:
+def batch_of(trial: TrialStatus) -> str:
     """Return `64 = 32x2`, effective batch = micro-batch x accumulation, or `100 in 7`, which is 7 parts of unequal sizes."""
     facts = trial.facts
     if facts.effective_batch is None or facts.micro_batch is None or facts.accumulation_steps is None:
@@ -65,7 +65,7 @@ def batch_of(trial: TrialSeen) -> str:
     return f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}"
 
 
-def memory_of(trial: TrialSeen) -> str:
+def memory_of(trial: TrialStatus) -> str:
     """Return the peak, else the predicted peak."""
     facts = trial.facts
     if facts.peak_bytes:
@@ -73,7 +73,7 @@ def memory_of(trial: TrialSeen) -> str:
     return f"~{format_bytes(facts.predicted_peak_bytes)}" if facts.predicted_peak_bytes else ""
 
 
-def parameters_of(trial: TrialSeen) -> str:
+def parameters_of(trial: TrialStatus) -> str:
     """`learning_rate=0.0012 d_model=64`."""
     return " ".join(f"{name}={value(one)}" for name, one in trial.parameters.items())
 
@@ -83,7 +83,7 @@ def value(one: object) -> str:
     return number(one) if isinstance(one, float) else str(one)
 
 
-def summary(seen: StudySeen) -> list[tuple[str, str, str]]:
+def summary(seen: StudyStatus) -> list[tuple[str, str, str]]:
     """Return the results: name, answer, remark."""
     best = seen.best()
     told: list[tuple[str, str, str]] = []
@@ -109,7 +109,7 @@ def summary(seen: StudySeen) -> list[tuple[str, str, str]]:
     return told
 
 
-def shown(seen: StudySeen) -> Sequence[TrialSeen]:
+def shown(seen: StudyStatus) -> Sequence[TrialStatus]:
     """Return the most informative trials, the best first: running, then complete, then those that came close. Trials that were
     run again are left out."""
     order: dict[State, int] = {state: place for place, state in enumerate(_ORDER)}

@@ -1,0 +1,77 @@
+"""The calibration of a command's task, with its progress and notices shown to the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchcal.cli.invocation import Invocation, options_from
+from batchcal.cli.output.messages import Messages
+
+if TYPE_CHECKING:
+    from batchcal.calibration.stale import Stale
+    from batchcal.cli.views.calibration import Seen
+    from batchcal.measure.result import CalibrationResult, Need
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Place of a calibration file."""
+
+    output: Path | None = None
+    """Absolute path. None: the default place."""
+    option: str = "--output"
+    """Option that sets `output`."""
+
+
+def calibrated(
+    invocation: Invocation, need: Need, voice: Messages, *, destination: Destination = Destination(), as_before: bool = False
+) -> CalibrationResult:
+    """Return the calibration of the invocation's task.
+
+    Args:
+        as_before: take options that are not set from the existing calibration, so that they are not a reason to measure again.
+
+    Raises:
+        NoCalibration: there is no valid calibration, and measuring is not allowed.
+        BatchcalError: the calibration failed; see `measure.obtain`.
+    """
+    import os
+
+    from batchcal.calibration.keys import find_trust
+    from batchcal.calibration.locate import existing_of
+    from batchcal.calibration.store import Loaded, load
+    from batchcal.cli.output.progress import listening_to_calibration
+    from batchcal.detect.detect import detect, detect_for
+    from batchcal.measure.obtain import obtain
+
+    reference = invocation.task()
+    environment = detect()
+    path = destination.output or existing_of(reference, os.environ)
+    before = load(path, trust=find_trust(os.environ)) if as_before and not need.force else None
+    like = before.calibration.options if isinstance(before, Loaded) else None
+    options = options_from(invocation.settings, limit_bytes=environment.memory.limit.value, like=like)
+
+    def report(stale: Stale) -> None:
+        voice.say(f" note: the existing calibration is stale, {stale}; measuring again")
+
+    return obtain(
+        reference,
+        options,
+        need,
+        environment=environment,
+        detect_fully=lambda: detect_for(options.device),
+        output=destination.output,
+        output_name=destination.option,
+        stale_found=report,
+        listening=lambda: listening_to_calibration(voice),
+    )
+
+
+def seen_now(result: CalibrationResult) -> Seen:
+    """Return a calibration to show. It is not stale: it was just measured or is fresh."""
+    from batchcal.cli.views.calibration import Seen
+    from batchcal.core.clock import SystemClock
+
+    return Seen(calibration=result.calibration, path=result.path, stale=None, at=SystemClock().now(), notices=result.notices)
