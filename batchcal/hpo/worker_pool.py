@@ -1,4 +1,4 @@
-"""The workers of one command. A `WorkerPool` controls them, reads their messages, and replaces those that die. None is left behind."""
+"""The workers of one command. A `WorkerPool` controls them, reads their messages and replaces those that die."""
 
 from __future__ import annotations
 
