@@ -22,8 +22,8 @@ from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB
 from batchcal.machine.allocator import available
 from batchcal.plan.load import allocator_here, free_bytes_now
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.calibrations import MADE_AT, a_calibration, a_finding, an_environment, options
 
 SCRIPT = """

@@ -14,7 +14,7 @@ from batchcal.detect.environment import Environment
 from batchcal.detect.fingerprint import accelerator_digest, allocator_digests, cpu_digest, os_digest, python_digest, torch_digest
 from batchcal.detect.torch_answer import TorchAnswer
 from batchcal.machine.allocator import AUTO, available, resolve
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 NOT_IDENTIFYING: Final = frozenset(
     {"time_limit_s", "max_probes", "effective_batch", "seed", "objective", "accept_inexact", "min_micro_batch"}

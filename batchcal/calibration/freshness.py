@@ -13,7 +13,7 @@ from batchcal.calibration.schema import TIME_TO_LIVE, Calibration, Fingerprint, 
 from batchcal.calibration.stale import Stale, StaleReason
 from batchcal.core.units import format_bytes, format_seconds
 from batchcal.detect.environment import Environment
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 CLOCK_SKEW: Final = timedelta(minutes=10)
 """Allowed difference between the clocks of two machines on one volume. NTP keeps it within seconds."""

@@ -21,8 +21,8 @@ from pydantic import AwareDatetime, ValidationError
 
 from batchcal.calibration.freshness import check_age, differs
 from batchcal.calibration.keys import Key
+from batchcal.calibration.records.speed import RACED_POLICIES, RacedPolicies
 from batchcal.calibration.schema import Fingerprint, Measurement, Options
-from batchcal.calibration.speed import RACED_POLICIES, RacedPolicies
 from batchcal.calibration.store import make_folder, not_saved
 from batchcal.core.canonical import JSON, BadJson, dumps_line, loads
 from batchcal.core.errors import NotSaved

@@ -24,9 +24,9 @@ from batchcal.calibration.store import (
 )
 from batchcal.core.canonical import MAX_BYTES, dumps
 from batchcal.core.errors import UsageError
-from batchcal.workload.config import project_source
-from batchcal.workload.reference import TaskReference, parse_spec
-from batchcal.workload.target import reference_of
+from batchcal.workload.spec.config import project_source
+from batchcal.workload.spec.reference import TaskReference, parse_spec
+from batchcal.workload.spec.target import reference_of
 
 KIND: Final = re.compile(rb'"kind":\s*"calibration"')
 _LONGEST_NAME: Final = 60

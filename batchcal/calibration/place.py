@@ -23,7 +23,7 @@ from batchcal.calibration.store import (
 )
 from batchcal.core.errors import UsageError
 from batchcal.core.files import check_target
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 OUTPUT: Final = "--output"
 _JOURNAL_BEGINS: Final = b'{"check":'

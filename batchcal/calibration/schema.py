@@ -10,23 +10,23 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, Field
 
-from batchcal.calibration.memory_model import MemoryModel
-from batchcal.calibration.pipeline import PipelineResult
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.rehearsal import Attribution, Finals, Rehearsal, SizeRace
-from batchcal.calibration.setup_runs import SetupRuns
-from batchcal.calibration.shape import ShapeEstimate
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import Speeds
-from batchcal.calibration.time_slices import TimeSlice
-from batchcal.calibration.undone import Undone
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.memory_model import MemoryModel
+from batchcal.calibration.records.pipeline import PipelineResult
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.rehearsal import Attribution, Finals, Rehearsal, SizeRace
+from batchcal.calibration.records.setup_runs import SetupRuns
+from batchcal.calibration.records.shape import ShapeEstimate
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import Speeds
+from batchcal.calibration.records.time_slices import TimeSlice
+from batchcal.calibration.records.undone import Undone
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.values import Record
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Outcome
 from batchcal.values.settings import Objective
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 # Format history
 # 1 - (0.1) first version

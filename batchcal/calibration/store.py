@@ -24,7 +24,7 @@ from batchcal.core.errors import NoCalibration, NotSaved, UsageError
 from batchcal.core.files import FileRefused, read_guarded, why_not_written, write_atomically
 from batchcal.core.values import Frozen
 from batchcal.detect.environment import Environment
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 PATH_VARIABLE: Final = "BATCHCAL_CALIBRATION"
 FOLDER: Final = ".batchcal"

@@ -16,8 +16,8 @@ from batchcal.values.settings import CalibrateSettings, PlanSettings, Settings
 if TYPE_CHECKING:
     from batchcal.calibration.locate import Located
     from batchcal.calibration.schema import Options
-    from batchcal.workload.config import Config
-    from batchcal.workload.reference import TaskReference
+    from batchcal.workload.spec.config import Config
+    from batchcal.workload.spec.reference import TaskReference
 
 
 OF_THIS_COMMAND: Final = (
@@ -93,8 +93,8 @@ def open_invocation(
     Raises:
         UsageError: a file does not exist, a key is unknown, or the target has no known form.
     """
-    from batchcal.workload.config import project_source, read_config
-    from batchcal.workload.target import reference_of
+    from batchcal.workload.spec.config import project_source, read_config
+    from batchcal.workload.spec.target import reference_of
 
     directory = Path.cwd()
     files: list[SettingSource] = []

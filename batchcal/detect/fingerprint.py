@@ -21,7 +21,7 @@ from batchcal.machine.allocator import AllocatorPolicy, library_digest, without_
 from batchcal.machine.roots import HERE, Root
 
 if TYPE_CHECKING:
-    from batchcal.guard.wire import JSON
+    from batchcal.guard.channel.wire import JSON
 
 
 def cpu_digest(cpu: Cpu) -> str:

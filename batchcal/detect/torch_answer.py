@@ -13,8 +13,8 @@ from batchcal.detect.accelerator import TorchDevices, describe
 from batchcal.detect.environment import Accelerator, ThreadPool
 
 if TYPE_CHECKING:  # only a child needs these; a process that only detects needs no sockets
+    from batchcal.guard.channel.wire import JSON
     from batchcal.guard.job import ChildContext
-    from batchcal.guard.wire import JSON
 
 TIMEOUT_S: Final = 120.0
 """`import torch` takes a second from a warm disk, tens of seconds from a cold one. The start of a driver takes some more."""

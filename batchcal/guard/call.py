@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.core.errors import GuardError
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import Function, name_of
 from batchcal.guard.launch import FunctionJob, SpawnLauncher
 from batchcal.guard.run import ChildLimits, run
-from batchcal.guard.wire import JSON
 from batchcal.machine.allocator import resolve
 
 

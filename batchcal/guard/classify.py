@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Final
 
 from batchcal.core.signals import signal_name
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.memory_errors import memory_error, out_of_descriptors
+from batchcal.guard.children.report import COLLATE, STACKING, Raised
 from batchcal.guard.ending import LOST, Ending
-from batchcal.guard.memory_errors import memory_error, out_of_descriptors
 from batchcal.guard.outcome import (
     Infrastructure,
     KilledFromOutside,
@@ -22,8 +24,6 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.guard.report import COLLATE, STACKING, Raised
-from batchcal.guard.wire import JSON
 
 NEAR: Final = 0.85
 """Share of the allowed memory from which a death by signal counts as a suspected lack of memory."""

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from batchcal.guard.fence import data_limit_holds
-from batchcal.guard.messages import ArmRequest, ListenerMessage, PhaseStarted, Unfenced, written
+from batchcal.guard.channel.messages import ArmRequest, ListenerMessage, PhaseStarted, Unfenced, written
+from batchcal.guard.channel.wire import JSON, Channel, Message
+from batchcal.guard.limits.fence import data_limit_holds
 from batchcal.guard.outcome import Phase
-from batchcal.guard.wire import JSON, Channel, Message
 
 OUTPUT_DESCRIPTOR: Final = 2
 Function = Callable[[dict[str, JSON], "ChildContext"], JSON]

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from batchcal.core.errors import GuardError
-from batchcal.guard.child import ARGUMENTS_NAME
+from batchcal.guard.channel.wire import JSON, Channel, Message
+from batchcal.guard.children.child import ARGUMENTS_NAME
+from batchcal.guard.cleanup.private_folder import PrivateFolder, no_room
 from batchcal.guard.job import Function, name_of
-from batchcal.guard.private_folder import PrivateFolder, no_room
-from batchcal.guard.wire import JSON, Channel, Message
 from batchcal.machine.allocator import AllocatorPolicy
 
 READY_LIMIT_S: Final = 120.0
@@ -140,7 +140,15 @@ class ZygoteLauncher:
         try:
             with theirs, (self._home.path / "zygote.log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno()), str(self._home.path), *preload],
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "batchcal.guard.children.zygote",
+                        str(theirs.fileno()),
+                        str(self._home.path),
+                        *preload,
+                    ],
                     pass_fds=(theirs.fileno(),),
                     env=start_environment(policy, environ),
                     stdin=subprocess.DEVNULL,
@@ -314,7 +322,7 @@ class SpawnLauncher:
 
     def start(self, job: FunctionJob) -> StartedChild:
         directory, request = _directory(self._home, next(self._numbers), job)
-        process, started = start_module("batchcal.guard.child", self._environment, request, directory)
+        process, started = start_module("batchcal.guard.children.child", self._environment, request, directory)
         self._processes[process.pid] = process
         return started
 

@@ -17,17 +17,17 @@ from typing import Final, Literal, assert_never
 from pydantic import ValidationError
 
 from batchcal.core.errors import GuardError
-from batchcal.guard.child import RESULT_NAME
+from batchcal.guard.channel.messages import ArmRequest, ListenerMessage, MemberArmRequest, PhaseStarted, Unfenced, read_back
+from batchcal.guard.channel.wire import JSON, Message
+from batchcal.guard.children.child import RESULT_NAME
+from batchcal.guard.children.report import Raised
+from batchcal.guard.cleanup.kill import end_orphans, kill_group
+from batchcal.guard.cleanup.shared_names import sweep_shared_memory
 from batchcal.guard.ending import Ending
-from batchcal.guard.fence import arm_data_limit, volunteers
-from batchcal.guard.kill import end_orphans, kill_group
 from batchcal.guard.launch import Ender, FunctionJob, Launcher, StartedChild
-from batchcal.guard.messages import ArmRequest, ListenerMessage, MemberArmRequest, PhaseStarted, Unfenced, read_back
+from batchcal.guard.limits.fence import arm_data_limit, volunteers
+from batchcal.guard.limits.watchdog import INTERVAL_S, GroupMeter, Watchdog
 from batchcal.guard.outcome import Phase
-from batchcal.guard.report import Raised
-from batchcal.guard.shared_names import sweep_shared_memory
-from batchcal.guard.watchdog import INTERVAL_S, GroupMeter, Watchdog
-from batchcal.guard.wire import JSON, Message
 from batchcal.machine.meters import read_status
 
 OUTPUT_TAIL_BYTES: Final = 64 * 1024

@@ -12,10 +12,10 @@ from batchcal.core.canonical import JSON, dumps_line
 from batchcal.core.errors import UsageError
 from batchcal.core.values import Frozen
 from batchcal.hpo.config import StudySettings
-from batchcal.hpo.space import BATCH_SIZE, EPOCHS, Parameter, largest
-from batchcal.hpo.storage import default_storage, without_password
+from batchcal.hpo.search.space import BATCH_SIZE, EPOCHS, Parameter, largest
+from batchcal.hpo.storage.backend import default_storage, without_password
 from batchcal.train.options import TrainOptions
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 FOLDER: Final = ".batchcal"
 TRAINED_BY: Final = (

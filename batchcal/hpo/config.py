@@ -29,9 +29,9 @@ from batchcal.core.errors import UsageError
 from batchcal.core.suggest import closest
 from batchcal.core.units import parse_count
 from batchcal.core.values import Frozen
-from batchcal.hpo.space import Space, read_space
+from batchcal.hpo.search.space import Space, read_space
 from batchcal.values.settings import Settings
-from batchcal.workload.config import Config
+from batchcal.workload.spec.config import Config
 
 PATIENCE: Final = 10
 MIN_DELTA: Final = 0.001

@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.fingerprint import NOT_IDENTIFYING
+from batchcal.calibration.records.shape import ShapeEstimate
 from batchcal.calibration.schema import Calibration, Options
-from batchcal.calibration.shape import ShapeEstimate
 from batchcal.core.canonical import JSON, dumps
 from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, NotSaved, Partial, UsageError, UserCodeError
 from batchcal.core.progress import Notice, Progress, Silent
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.hpo.space import BATCH_SIZE, Space, Values, shape_of
+from batchcal.hpo.search.space import BATCH_SIZE, Space, Values, shape_of
 from batchcal.machine.allocator import AUTO
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.obtain import obtain
 from batchcal.measure.result import Need
 from batchcal.measure.shapes.shapes import estimate_shapes
-from batchcal.plan.division import DivisionRefused
+from batchcal.plan.division.rules import DivisionRefused
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.values.calibration_events import CalibrationEvent
 from batchcal.values.study_events import ShapeCalibrated, ShapeStarted, WorkerEvent
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import Scalar, TaskReference
 
 PROCESS_BYTES: Final = 200 << 20
 """Least memory of a process with torch before its model, bytes. Measured: 215-250 MB."""

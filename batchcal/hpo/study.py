@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 from batchcal.core.canonical import JSON
 from batchcal.core.errors import BatchcalError, NotSaved, UsageError
 from batchcal.hpo.blueprint import Blueprint, check_same
-from batchcal.hpo.pruner import make_pruner
-from batchcal.hpo.storage import open_storage, without_password
+from batchcal.hpo.search.pruner import make_pruner
+from batchcal.hpo.storage.backend import open_storage, without_password
 
 STARTED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that are of value to a study."""

@@ -13,11 +13,11 @@ from typing import Final, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from batchcal.hpo.facts import DIVERGED, TrialFacts, facts_of
-from batchcal.hpo.reruns import AGAIN, STOPPED, is_surplus, original_of
-from batchcal.hpo.space import EPOCHS
+from batchcal.hpo.search.space import EPOCHS
 from batchcal.hpo.study import IDENTITY, PROMISED, table_of
-from batchcal.workload.reference import Scalar
+from batchcal.hpo.trials.facts import DIVERGED, TrialFacts, facts_of
+from batchcal.hpo.trials.reruns import AGAIN, STOPPED, is_surplus, original_of
+from batchcal.workload.spec.reference import Scalar
 
 State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed", "stopped", "lost"]
 """`lost`: its worker died. `stopped`: for a reason outside of the trial. Both run again, under another number."""

@@ -9,15 +9,15 @@ from typing import Final
 
 from batchcal.calibration.journal import Journal, Past, keeper
 from batchcal.calibration.keys import Trust
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Options
 from batchcal.calibration.store import journal_path, save
-from batchcal.calibration.undone import Undone
 from batchcal.core.clock import Clock
 from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSaved, Partial
 from batchcal.core.progress import Note, Output, Progress
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.watchdog import GroupMeter
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.budget import budgets_of
@@ -32,11 +32,11 @@ from batchcal.measure.record import recorded
 from batchcal.measure.rehearsal.plan_search import PlanSearch
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.result import CalibrationResult, Need
-from batchcal.plan.division import DivisionRefused
+from batchcal.plan.division.rules import DivisionRefused
 from batchcal.values.calibration_events import CalibrateEnded, CalibrateStarted, CalibrationEvent
 from batchcal.values.settings import Objective
-from batchcal.workload.identity import TaskIdentity
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.identity import TaskIdentity
+from batchcal.workload.spec.reference import TaskReference
 
 SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.6, "memory": 0.9}
 """Share of the time for the race of policies and the capacities. The rest is for the races of complete plans and the rehearsal.

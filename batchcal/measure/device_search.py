@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.undone import Part, Undone
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.calibration.schema import Budget, Capacity, Finding, LimitedBy, Measurement, Mode, Options, usable_bytes
-from batchcal.calibration.undone import Part, Undone
-from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.clock import Clock
 from batchcal.core.errors import GuardError, Interrupted, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Progress
@@ -35,7 +35,7 @@ from batchcal.measure.task_sizes import TaskSizes
 from batchcal.measure.time_slices import TimeSlices
 from batchcal.measure.workers.requested import check_growth, reserve, try_asked
 from batchcal.measure.workers.trial import trial_of
-from batchcal.plan.division import mismatch_note
+from batchcal.plan.division.rules import mismatch_note
 from batchcal.plan.effective_batch import not_set
 from batchcal.values.calibration_events import BestFound, CalibrationEvent, PhaseBegan
 

@@ -13,7 +13,7 @@ from batchcal.measure.obtain import obtain
 from batchcal.measure.options import Requested, options
 from batchcal.measure.result import Need
 from batchcal.values.calibration_events import CalibrationEvent
-from batchcal.workload.target import reference_of
+from batchcal.workload.spec.target import reference_of
 
 
 def calibrate(

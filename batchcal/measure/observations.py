@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
 
+from batchcal.calibration.records.setup_runs import Quantiles, SetupRuns
 from batchcal.calibration.schema import Measurement
-from batchcal.calibration.setup_runs import Quantiles, SetupRuns
 from batchcal.core.canonical import MAX_BYTES, dumps_line
 from batchcal.guard.outcome import (
     Fits,

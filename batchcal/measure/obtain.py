@@ -31,8 +31,8 @@ from batchcal.measure.children.probe import Probe
 from batchcal.measure.result import CalibrationResult, Need
 from batchcal.plan.make import is_rehearsed
 from batchcal.values.calibration_events import CalibrationEvent
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import TaskReference
 
 LOCK_WAIT_FACTOR: Final = 2.0
 """Wait at most this many time limits for another process that calibrates the same file, then measure without the lock."""

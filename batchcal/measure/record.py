@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Finding, Fingerprint
-from batchcal.calibration.undone import Undone
 from batchcal.core.errors import BatchcalError
 from batchcal.core.version import __version__
 from batchcal.detect.environment import Environment
 from batchcal.machine.allocator import AUTO
 from batchcal.measure.device_search import DeviceSearch
 from batchcal.measure.observations import summed_up, with_bounded_evidence
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 
 def recorded(

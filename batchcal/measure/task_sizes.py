@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Options
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.clock import Clock
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchcal.calibration.time_slices import TimedPart, TimeSlice
+from batchcal.calibration.records.time_slices import TimedPart, TimeSlice
 from batchcal.core.clock import Clock
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from batchcal.calibration.records.speed import ALIKE
 from batchcal.calibration.schema import Calibration, Finding
-from batchcal.calibration.speed import ALIKE
 from batchcal.core.errors import UsageError
 
 MOST_STEPS: Final = 65_536

@@ -24,9 +24,9 @@ from batchcal.plan.effective_batch import require
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.values.settings import Settings
-from batchcal.workload.config import project_source
-from batchcal.workload.identity import TaskIdentity, identify
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.config import project_source
+from batchcal.workload.spec.identity import TaskIdentity, identify
+from batchcal.workload.spec.reference import TaskReference
 
 OnStale = Literal["raise", "use"]
 """`use` accepts a calibration that is stale by time, machine or task, and the plan has a notice. A calibration with an invalid

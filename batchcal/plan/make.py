@@ -5,20 +5,20 @@ from __future__ import annotations
 from shlex import quote
 from typing import get_args
 
-from batchcal.calibration.rehearsal import Rehearsal
+from batchcal.calibration.records.rehearsal import Rehearsal
 from batchcal.calibration.schema import Calibration, Finding, Options
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.guard.outcome import Fits
 from batchcal.plan import effective_batch as effective
-from batchcal.plan import size_rule
-from batchcal.plan.division import DivisionRefused, division_of, has_consent
+from batchcal.plan.division import size_rule
+from batchcal.plan.division.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
+from batchcal.plan.division.micro_batches import largest_of, limited_by, micro_batches_of
+from batchcal.plan.division.rules import DivisionRefused, division_of, has_consent
 from batchcal.plan.expectations import eval_peak_bytes, gradient_bytes, host_bytes, measured_bytes, peak_bytes, samples_per_s
-from batchcal.plan.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
-from batchcal.plan.micro_batches import largest_of, limited_by, micro_batches_of
 from batchcal.plan.notices import calibration_notices, effective_batch_notices, growth_notices, memory_notices
 from batchcal.plan.plan import KEYS, Plan
 from batchcal.plan.reasons import reasons
-from batchcal.plan.rehearsed import most_evaluated, most_rehearsed, rehearsal_of, tells
+from batchcal.plan.rehearsals.rehearsed import most_evaluated, most_rehearsed, rehearsal_of, tells
 from batchcal.plan.workers import choose_workers
 from batchcal.values.settings import Objective
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchcal.calibration.schema import OFF, Budget, Calibration, Finding
 from batchcal.core.units import count_of, format_bytes
-from batchcal.plan import size_rule
+from batchcal.plan.division import size_rule
 from batchcal.plan.effective_batch import EffectiveBatch
 from batchcal.values.settings import Objective
 

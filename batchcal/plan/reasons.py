@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.rehearsal import Rehearsal
+from batchcal.calibration.records.rehearsal import Rehearsal
 from batchcal.calibration.schema import Budget, Calibration, Finding
 from batchcal.core.units import count_of, format_bytes
 from batchcal.plan.plan import Plan

@@ -5,16 +5,16 @@ from __future__ import annotations
 from shlex import quote
 from typing import Literal
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.shape import Scalar, ShapeEstimate
 from batchcal.calibration.schema import Calibration, Finding, usable_bytes
-from batchcal.calibration.shape import Scalar, ShapeEstimate
 from batchcal.core.errors import NoCalibration
 from batchcal.core.values import Record
-from batchcal.plan.division import DivisionRefused, division_of
+from batchcal.plan.division.micro_batches import divide
+from batchcal.plan.division.rules import DivisionRefused, division_of
 from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
-from batchcal.plan.micro_batches import divide
-from batchcal.plan.rehearsed import share_left
+from batchcal.plan.rehearsals.rehearsed import share_left
 
 
 class ShapePrediction(Record):

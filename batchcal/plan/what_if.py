@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.calibration.schema import Calibration, Capacity, LimitedBy
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.core.values import Record
 from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
-from batchcal.plan.rehearsed import share_left
+from batchcal.plan.rehearsals.rehearsed import share_left
 
 UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
 """Limits of a capacity that do not depend on memory."""

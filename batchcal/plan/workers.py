@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from batchcal.calibration.pipeline import PipelineResult
-from batchcal.calibration.rehearsal import Finals
+from batchcal.calibration.records.pipeline import PipelineResult
+from batchcal.calibration.records.rehearsal import Finals
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.calibration.schema import Calibration, Finding
-from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.units import MIB, count_of, format_bytes
-from batchcal.plan.rehearsed import workers_failed
-from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
+from batchcal.plan.rehearsals.rehearsed import workers_failed
+from batchcal.workload.data.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 # Private memory of one worker beside its batches: 11 MiB forked, 144 MiB started by forkserver or spawn (torch 2.13 on CPU,
 # smaps_rollup after 20 batches). A forked one grows as reference counts copy the parent's objects, so its value is higher.

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, Sampler, default_collate
 
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.plan.split import split, split_by
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.plan.division.split import split, split_by
 from batchcal.runtime.row_slices import cuts_equal
 
 PROOF_SAMPLES: Final = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from batchcal.workload.parameters import trained_parameters
+from batchcal.workload.model.parameters import trained_parameters
 from batchcal.workload.task import Task
 
 

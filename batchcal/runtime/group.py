@@ -12,8 +12,8 @@ from torch.amp.grad_scaler import GradScaler
 from batchcal.core.errors import UsageError
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.gradients import GroupGradients
-from batchcal.workload.optimizers import needs_closure
-from batchcal.workload.parameters import trained_parameters
+from batchcal.workload.model.optimizers import needs_closure
+from batchcal.workload.model.parameters import trained_parameters
 from batchcal.workload.step import batch_weight, clear_gradients, forward_backward, move, update
 from batchcal.workload.task import Task
 

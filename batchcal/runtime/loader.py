@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
 from batchcal.core.units import count_of
-from batchcal.plan.last_group import smaller_group
+from batchcal.plan.division.last_group import smaller_group
+from batchcal.plan.division.split import split_by
 from batchcal.plan.plan import Plan
-from batchcal.plan.split import split_by
 from batchcal.runtime.batches import GroupSampler, MicroBatchSampler, StreamBatches, unchanged
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
-from batchcal.workload.fetch import tolerant
-from batchcal.workload.streams import length_of
+from batchcal.workload.data.fetch import tolerant
+from batchcal.workload.data.streams import length_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch.utils.data import Dataset, _utils, dataloader
 
-from batchcal.workload.fetch import collated, samples_at
+from batchcal.workload.data.fetch import collated, samples_at
 
 
 class SampleFetcher:

@@ -16,7 +16,7 @@ import torch
 
 from batchcal.core.errors import BatchcalError, UserCodeError
 from batchcal.runtime.worker_processes import end_with_the_parent
-from batchcal.workload.user_traceback import blame
+from batchcal.workload.spec.user_traceback import blame
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from torch._C import _error_if_any_worker_fails
 from torch.utils.data import _utils, dataloader
 
 from batchcal.core.signals import signal_name
-from batchcal.guard.report import Raised, describe
+from batchcal.guard.children.report import Raised, describe
 
 _FETCH: Final[CodeType] = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__
 _KILLED: Final = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([^.]+)\.")

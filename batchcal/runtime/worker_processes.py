@@ -12,8 +12,8 @@ from types import FrameType
 
 from torch.utils.data import DataLoader, dataloader
 
-from batchcal.guard.child import follow_parent
-from batchcal.guard.shared_names import own_worker_folder
+from batchcal.guard.children.child import follow_parent
+from batchcal.guard.cleanup.shared_names import own_worker_folder
 from batchcal.runtime.sample_fetcher import name_samples, name_samples_here
 from batchcal.runtime.worker_deaths import end_by_kill
 from batchcal.runtime.worker_handles import ForgettingIterator

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import NothingFits, UserCodeError
 from batchcal.core.units import count_of
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.release import trim
-from batchcal.guard.report import describe, let_go
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.release import trim
+from batchcal.guard.children.report import describe, let_go
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.batches import MicroBatch
+from batchcal.train.ending.stop_request import StopRequest
 from batchcal.train.recovery.splitter import Splitter
-from batchcal.train.stop_request import StopRequest
-from batchcal.workload.optimizers import set_mode
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.step import batch_weight, evaluate, move
 from batchcal.workload.task import Task
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from batchcal.core.errors import UsageError
 from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
 from batchcal.values.settings import Schedule
-from batchcal.workload.optimizers import groups_with_a_rate
+from batchcal.workload.model.optimizers import groups_with_a_rate
 
 SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
 

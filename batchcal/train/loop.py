@@ -16,20 +16,20 @@ from batchcal.core.units import count_of
 from batchcal.plan.plan import Plan
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.group import GroupResult, Skip, run_group
-from batchcal.train.checkpoint import Standing
-from batchcal.train.checkpoint_lock import held_checkpoint
-from batchcal.train.early_stopping import no_better_since
+from batchcal.train.checkpoints.checkpoint import Standing
+from batchcal.train.checkpoints.lock import held_checkpoint
+from batchcal.train.ending.early_stopping import no_better_since
+from batchcal.train.ending.failure import error_to_raise, interrupted
+from batchcal.train.ending.skipped_steps import REASONS, nothing_trained
+from batchcal.train.ending.stop_request import StopRequest
 from batchcal.train.evaluate import evaluate_all
-from batchcal.train.failure import error_to_raise, interrupted
 from batchcal.train.memory.predictor import MemoryPredictor
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import EpochResult, TrainingResult
 from batchcal.train.seed import seed_everything
-from batchcal.train.skipped_steps import REASONS, nothing_trained
-from batchcal.train.stop_request import StopRequest
 from batchcal.train.training_setup import TrainingSetup, make_setup
 from batchcal.values.training_events import EpochEnded, StepEnded, TrainingEnded, TrainingEvent
-from batchcal.workload.optimizers import set_mode
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.task import Task
 
 

@@ -15,35 +15,35 @@ from batchcal.core.clock import Clock
 from batchcal.core.errors import NothingFits, UsageError
 from batchcal.core.progress import Notice, Progress
 from batchcal.core.units import count_of, format_bytes
+from batchcal.extras.batching.sampler import MemoryAwareBatchSampler
+from batchcal.extras.multitask.gradnorm import GradNormBalancer
+from batchcal.extras.multitask.task_losses import weighed
 from batchcal.machine.peak_meter import PeakMeter
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import GroupSampler
 from batchcal.runtime.loader import left_out, make_eval_loader, make_loader
 from batchcal.runtime.separate_reading import read_apart
-from batchcal.train.checkpoint import Standing, load_checkpoint, save_checkpoint, why_not_resumable
-from batchcal.train.checkpoint_writer import CheckpointWriter
-from batchcal.train.data.sampler import MemoryAwareBatchSampler
-from batchcal.train.extra_state import ExtraState
+from batchcal.train.checkpoints.checkpoint import Standing, load_checkpoint, save_checkpoint, why_not_resumable
+from batchcal.train.checkpoints.extra_state import ExtraState
+from batchcal.train.checkpoints.resumed_group import refuse_last_group
+from batchcal.train.checkpoints.writer import CheckpointWriter
+from batchcal.train.ending.worker_failures import KernelKills
 from batchcal.train.learning_rate import LearningRate
 from batchcal.train.memory.available import AvailableMemory, meter_of
 from batchcal.train.memory.composition import Composition
+from batchcal.train.memory.control import MemoryControl
 from batchcal.train.memory.monitor import MemoryMonitor
 from batchcal.train.memory.predictor import MemoryPredictor, straight_line
-from batchcal.train.memory_control import MemoryControl
-from batchcal.train.multitask.gradnorm import GradNormBalancer
-from batchcal.train.multitask.task_losses import weighed
 from batchcal.train.options import TrainOptions
-from batchcal.train.resumed_group import refuse_last_group
 from batchcal.train.seed import seed_everything
 from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
 from batchcal.train.sizes.scheduler import GradientAccumulationScheduler
-from batchcal.train.worker_failures import KernelKills
 from batchcal.values.training_events import TrainingEvent, TrainingStarted
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.normalization import batch_normalizations
-from batchcal.workload.sample_size import nest_bytes
+from batchcal.workload.data.sample_size import nest_bytes
+from batchcal.workload.data.streams import is_endless, length_of
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.normalization import batch_normalizations
 from batchcal.workload.step import make_scaler, prepare
-from batchcal.workload.streams import is_endless, length_of
 from batchcal.workload.task import Task
 
 LOOK_S: Final = 0.5

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.core.errors import UserCodeError
-from batchcal.workload.clipping import clip
-from batchcal.workload.fetch import reads_together
-from batchcal.workload.parameters import optimizer_parameters
-from batchcal.workload.rows import rows_of
+from batchcal.workload.data.fetch import reads_together
+from batchcal.workload.data.rows import rows_of
+from batchcal.workload.model.clipping import clip
+from batchcal.workload.model.parameters import optimizer_parameters
 from batchcal.workload.task import Task
 
 

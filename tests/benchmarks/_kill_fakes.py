@@ -37,7 +37,7 @@ from batchcal.measure.result import Need
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.values.training_events import CheckpointSaved, StepEnded, TrainingEvent
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.benchmarks._kill_cases import KILLED, Case, Place, Verdict, a_place, fill, position
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy

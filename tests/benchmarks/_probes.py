@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.calibration.schema import Mode
 from batchcal.detect.detect import detect
 from batchcal.machine.cgroup import memory_meter
@@ -16,7 +16,7 @@ from batchcal.measure.children.probe import Examination, Observation, ProbeReque
 from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.options import MARGIN_CPU, samples_for
 from batchcal.measure.search.prior import Prior
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.benchmarks._report import say
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchcal.hpo.space import BATCH_SIZE
+from batchcal.hpo.search.space import BATCH_SIZE
 from batchcal.hpo.study_status import State
 from tests.benchmarks._limits import ROOT
 

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from batchcal.extras.batching.packing import CostBudget
+from batchcal.extras.batching.sampler import MemoryAwareBatchSampler
 from batchcal.machine.meters import read_status, reset_peak
-from batchcal.train.data.packing import CostBudget
-from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._report import MIB, Journal, finish, paired_ratio, rounds, say, table
 

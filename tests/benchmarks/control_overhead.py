@@ -28,13 +28,13 @@ from batchcal.core.progress import Silent
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.group import Passes
 from batchcal.runtime.loader import make_loader
+from batchcal.train.ending.stop_request import StopRequest
 from batchcal.train.loop import optimizer_steps
 from batchcal.train.memory.monitor import INTERVAL_S
 from batchcal.train.options import TrainOptions
 from batchcal.train.report.monitor import TrainingMonitor
-from batchcal.train.stop_request import StopRequest
 from batchcal.train.training_setup import TrainingSetup, make_setup
-from batchcal.workload.load import load_task
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import finish, paired_ratio, say

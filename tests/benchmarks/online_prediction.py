@@ -26,19 +26,19 @@ import torch
 from batchcal.calibration.schema import Calibration
 from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
-from batchcal.guard.release import trim
+from batchcal.guard.children.release import trim
 from batchcal.machine.peak_meter import PeakMeter
 from batchcal.plan.make import make_plan
 from batchcal.runtime.accumulate import Group, groups
 from batchcal.runtime.apply import apply, reexec_for
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, SampleShare, run_group
+from batchcal.train.memory.control import MemoryControl
 from batchcal.train.memory.predictor import predictor_of
-from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
 from batchcal.train.seed import seed_everything
 from batchcal.train.training_setup import TrainingSetup, make_setup
-from batchcal.workload.load import load_task
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import MIB, finish, say

@@ -23,7 +23,7 @@ from batchcal.measure.children.child_probe import child_probe
 from batchcal.measure.children.probe import TimingRequest
 from batchcal.measure.options import options
 from batchcal.measure.race.race import MOST_ROUNDS, TIE, Race
-from batchcal.workload.target import reference_of
+from batchcal.workload.spec.target import reference_of
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._report import Journal, finish, rounds, say
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from batchcal.calibration.locate import task_file
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.faults import faulty_environment
 
 pytestmark = pytest.mark.child
@@ -92,7 +92,7 @@ print(json.dumps(attempt()))
 """
 BAKED_IN = """
 from batchcal.calibration.locate import existing_of, path_of, task_file
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 task = TaskReference(spec="train.py:task", directory=str(folder))
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=True)
 (folder / "pyproject.toml").touch()

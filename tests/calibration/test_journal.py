@@ -11,8 +11,8 @@ import pytest
 
 from batchcal.calibration.journal import Journal, Past, read
 from batchcal.calibration.keys import Key
+from batchcal.calibration.records.speed import RacedPolicies, Speeds, StepTime
 from batchcal.calibration.schema import Measurement
-from batchcal.calibration.speed import RacedPolicies, Speeds, StepTime
 from batchcal.core.errors import NotSaved
 from tests.support.calibrations import MADE_AT, fingerprint, measurement, measurements, options
 from tests.support.faults import files_of_at_most

@@ -10,8 +10,8 @@ import pytest
 from batchcal.calibration.locate import calibrations_in, existing_of, find_calibration, named_by, path_of, task_file
 from batchcal.calibration.store import NAME, save
 from batchcal.core.errors import UsageError
-from batchcal.workload.identity import TaskIdentity
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.identity import TaskIdentity
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from tests.support.calibrations import a_calibration
 
 

@@ -13,7 +13,7 @@ from batchcal.calibration.locate import task_file
 from batchcal.calibration.place import Place, check_place, is_calibration, place_for
 from batchcal.calibration.store import NAME, cache_folder, save
 from batchcal.core.errors import UsageError
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.calibrations import a_calibration
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchcal.calibration.keys import Key, Trust, find_or_make_trust
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.seal import seal
 from batchcal.calibration.stale import Stale, StaleReason
 from batchcal.calibration.store import (
@@ -23,7 +24,6 @@ from batchcal.calibration.store import (
     refusal,
     save,
 )
-from batchcal.calibration.undone import Undone
 from batchcal.core.canonical import JSON, MAX_BYTES
 from batchcal.core.errors import NotSaved, exit_code_of
 from tests.support.calibrations import MADE_AT, a_calibration, an_environment, fingerprint

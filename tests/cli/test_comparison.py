@@ -11,7 +11,7 @@ from batchcal.__main__ import main
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.store import save
-from batchcal.cli.views.comparison import compare
+from batchcal.cli.views.calibration.comparison import compare
 from batchcal.core.units import GIB
 from tests.support.calibrations import a_calibration, an_environment
 from tests.support.races import a_raced_calibration

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.calibration.pipeline import LoaderConfig, LoaderTiming, PipelineResult
+from batchcal.calibration.records.pipeline import LoaderConfig, LoaderTiming, PipelineResult
 from batchcal.core.clock import SystemClock
 from tests.cli.conftest import Calibrated
 from tests.cli.test_process import batchcal

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from batchcal.__main__ import main
+from batchcal.cli.views.charts.plot import Axis, axis_over, number
+from batchcal.cli.views.charts.plot_svg import draw as draw_svg
+from batchcal.cli.views.charts.plot_text import draw
 from batchcal.cli.views.run import charts
 from batchcal.cli.views.run.page import page
-from batchcal.cli.views.run.plot import Axis, axis_over, number
-from batchcal.cli.views.run.plot_svg import draw as draw_svg
-from batchcal.cli.views.run.plot_text import draw
 from batchcal.cli.views.run.view import show
 from batchcal.cli.views.run.words import SeenRun
 from batchcal.core.progress import Field

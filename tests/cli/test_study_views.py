@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from batchcal.cli.output import document
-from batchcal.cli.views.study import parallel
+from batchcal.cli.views.charts import parallel_svg
 from batchcal.cli.views.study.live import StudyLive
 from batchcal.cli.views.study.page import page
 from batchcal.cli.views.study.view import show
 from batchcal.cli.views.study.winner import show as show_winner
-from batchcal.workload.reference import Scalar
+from batchcal.workload.spec.reference import Scalar
 from tests.cli.test_views import GOLDEN, _Page, text_of
 from tests.support.events import study_event
 from tests.support.studies import a_busy_study, a_study, a_trial
@@ -90,8 +90,8 @@ def test_names_from_a_config_are_shown_as_they_are() -> None:
 
 
 def test_coordinates_need_two_trials() -> None:
-    assert parallel.draw(a_study(a_trial(0))) == ""
-    assert parallel.draw(a_study(a_trial(0), a_trial(1))).count("<polyline") == 2
+    assert parallel_svg.draw(a_study(a_trial(0))) == ""
+    assert parallel_svg.draw(a_study(a_trial(0), a_trial(1))).count("<polyline") == 2
 
 
 def test_json_has_every_trial() -> None:

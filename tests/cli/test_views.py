@@ -13,19 +13,19 @@ from typing import get_args
 import pytest
 from rich.console import Console, RenderableType
 
+from batchcal.calibration.records.time_slices import TimedPart, TimeSlice
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Calibration, Capacity
 from batchcal.calibration.stale import Stale
-from batchcal.calibration.time_slices import TimedPart, TimeSlice
-from batchcal.calibration.undone import Undone
 from batchcal.cli.views import environment as environment_view
-from batchcal.cli.views import plan as plan_view
-from batchcal.cli.views import training as training_view
-from batchcal.cli.views.calibration import Seen, answer, memory_parts, show
-from batchcal.cli.views.canvas import Canvas
-from batchcal.cli.views.chart import memory_chart, ticks
-from batchcal.cli.views.curve import draw
-from batchcal.cli.views.decisions import PARTS, decisions
-from batchcal.cli.views.page import page
+from batchcal.cli.views.calibration import plan as plan_view
+from batchcal.cli.views.calibration.decisions import PARTS, decisions
+from batchcal.cli.views.calibration.page import page
+from batchcal.cli.views.calibration.view import Seen, answer, memory_parts, show
+from batchcal.cli.views.charts.canvas import Canvas
+from batchcal.cli.views.charts.memory import memory_chart, ticks
+from batchcal.cli.views.charts.memory_text import draw
+from batchcal.cli.views.run import result as training_view
 from batchcal.cli.views.words import count, limit_sentence, long, short, tone
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Accelerator

@@ -17,7 +17,7 @@ import pytest
 from batchcal.core.settings import SettingSource
 from batchcal.hpo.config import study_of
 from batchcal.values.settings import Settings
-from batchcal.workload.config import Config, read_config
+from batchcal.workload.spec.config import Config, read_config
 from tests.docs import settings_page
 from tests.support.commands import parse
 from tests.support.markdown import Block, anchors, blocks, links, without_installing

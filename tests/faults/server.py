@@ -18,7 +18,7 @@ from batchcal.core.values import Frozen
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
 from batchcal.guard import launch
-from batchcal.guard.watchdog import GroupMeter
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import OVER_BUDGET_LEAST
 from batchcal.measure.children import child_probe
@@ -29,7 +29,7 @@ from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
 from batchcal.measure.result import Need
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.reference import Scalar, TaskReference
 
 MARGIN: Final = 0.15
 UNLIMITED: Final = 700 * MIB

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from batchcal.guard import child
+from batchcal.guard.children import child
 from batchcal.workload.task import Task
 from tests.faults.tasks_plain import WARM_UP, Numbers, Wide, mean_loss, plain, size_of, task_of, told
 

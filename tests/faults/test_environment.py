@@ -184,7 +184,7 @@ from batchcal.measure.obtain import obtain
 from batchcal.measure.result import Need
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 environment = detect()
 chosen = options(environment.memory.limit.value, device="cpu")
 reference = TaskReference(spec="tests.faults.tasks:plain", directory=sys.argv[1])

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchcal.calibration.schema import Calibration
+from batchcal.guard.channel.wire import Channel, Message
 from batchcal.guard.launch import StartedChild, ZygoteLauncher
 from batchcal.guard.outcome import Fits, Infrastructure, KilledFromOutside, TimedOut, UserCodeFailed
-from batchcal.guard.wire import Channel, Message
 from batchcal.measure.children.probe_job import ProbeAnswer
 from tests.faults.lab import ROOT, Lab, ask, gone, kill_group, lab, parent_of, pid_in, waited_for
 from tests.support.guarded import ending_of, launcher

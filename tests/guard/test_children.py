@@ -13,6 +13,7 @@ from typing import Literal
 import pytest
 
 from batchcal.core.errors import GuardError
+from batchcal.guard.channel.wire import JSON, Message
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Launcher
@@ -26,7 +27,6 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
 )
 from batchcal.guard.run import ChildLimits
-from batchcal.guard.wire import JSON, Message
 from tests.support.guarded import ending_of, job, launcher
 
 pytestmark = pytest.mark.child

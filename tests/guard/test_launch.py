@@ -16,6 +16,7 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.guard import launch, run
+from batchcal.guard.channel.wire import JSON, Message
 from batchcal.guard.classify import classify
 from batchcal.guard.job import ChildContext, name_of, resolve
 from batchcal.guard.launch import (
@@ -27,7 +28,6 @@ from batchcal.guard.launch import (
 )
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, Peak, TimedOut, UserCodeFailed
 from batchcal.guard.run import ChildLimits
-from batchcal.guard.wire import JSON, Message
 from batchcal.machine.allocator import resolve as policy
 from tests.support.guarded import ending_of, job, launcher
 
@@ -86,7 +86,7 @@ def test_a_job_must_be_a_function_of_a_module() -> None:
 
 def test_what_is_no_function_cannot_be_run() -> None:
     with pytest.raises(TypeError):
-        resolve("batchcal.guard.wire:LINE_LIMIT")
+        resolve("batchcal.guard.channel.wire:LINE_LIMIT")
 
 
 @pytest.mark.child
@@ -284,7 +284,9 @@ def test_an_orphan_that_left_its_group_goes_with_its_child() -> None:
 
 @pytest.mark.child
 def test_a_child_that_is_started_without_a_parent_leaves_at_once() -> None:
-    done = subprocess.run([sys.executable, "-P", "-m", "batchcal.guard.child", "0", "1"], stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "batchcal.guard.children.child", "0", "1"], stdin=subprocess.DEVNULL, check=False
+    )
     assert done.returncode != 0
 
 
@@ -295,7 +297,7 @@ def test_a_zygote_that_still_imports_goes_with_its_parent_and_takes_its_folder(t
     parent = (
         "import socket, subprocess, sys, time\n"
         "ours, theirs = socket.socketpair()\n"
-        f"command = [sys.executable, '-m', 'batchcal.guard.zygote', str(theirs.fileno()), {str(home)!r}, 'torch']\n"
+        f"command = [sys.executable, '-m', 'batchcal.guard.children.zygote', str(theirs.fileno()), {str(home)!r}, 'torch']\n"
         "zygote = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)\n"
         "print(zygote.pid, flush=True)\n"
         "time.sleep(60)\n"

@@ -116,7 +116,7 @@ def members(leader: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(leader.pid).children()
 
 
-@pytest.mark.smoke("job:batchcal.hpo.trial_job:run_trial")
+@pytest.mark.smoke("job:batchcal.hpo.trials.job:run_trial")
 def test_a_study_of_two_trials_is_run_and_complete(home: Path) -> None:
     result = Study(home, "short", trials=2, epochs=1)("hpo run", "--json")
     assert result.returncode == 0, result.stderr

@@ -9,9 +9,9 @@ import tomli_w
 
 from batchcal.core.errors import UsageError
 from batchcal.hpo.config import as_toml, study_of, with_changes
-from batchcal.hpo.matrix import members
-from batchcal.hpo.space import largest
-from batchcal.workload.config import Config, read_config
+from batchcal.hpo.search.matrix import members
+from batchcal.hpo.search.space import largest
+from batchcal.workload.spec.config import Config, read_config
 
 TEXT = """
 [task]

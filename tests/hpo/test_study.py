@@ -11,13 +11,13 @@ from optuna.trial import TrialState
 from batchcal.core.errors import UsageError
 from batchcal.hpo.blueprint import Blueprint
 from batchcal.hpo.config import StudySettings
-from batchcal.hpo.reruns import RETRIES, run_again
-from batchcal.hpo.space import read_space
-from batchcal.hpo.storage import absolute_storage, open_storage, without_password
+from batchcal.hpo.search.space import read_space
+from batchcal.hpo.storage.backend import absolute_storage, open_storage, without_password
 from batchcal.hpo.study import make_sampler, open_study, read_study
 from batchcal.hpo.study_status import study_status
+from batchcal.hpo.trials.reruns import RETRIES, run_again
 from batchcal.train.options import TrainOptions
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 
 def a_blueprint(folder: Path, *, low: float = 0.01, epochs: int = 9, **settings: object) -> Blueprint:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.store import NAME
-from batchcal.calibration.undone import Undone
 from batchcal.core.errors import Interrupted, Partial
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Outcome

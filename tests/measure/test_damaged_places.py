@@ -21,7 +21,7 @@ from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.measure.result import Need
 from batchcal.values.settings import Settings
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 DAMAGED = pytest.mark.parametrize("damaged", [b"\0" * 512, b'{"batchcal": "0.', b""], ids=["zeros", "cut", "empty"])
 

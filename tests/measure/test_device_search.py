@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Budget, Finding, Measurement, Options
-from batchcal.calibration.undone import Undone
 from batchcal.core.errors import BatchcalError, GuardError, Interrupted, NothingFits, Partial, UserCodeError
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcal.calibration.keys import find_trust
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Calibration, Mode
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.store import Loaded, load
 from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, KIB, MIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.time_slices import TimeSlice
+from batchcal.calibration.records.time_slices import TimeSlice
 from batchcal.core.clock import ManualClock
 from batchcal.measure.time_slices import TimeSlices
 from tests.support.calibrations import MADE_AT

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.speed import Speeds
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
-from batchcal.calibration.speed import Speeds
-from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Fact, SharedMemory

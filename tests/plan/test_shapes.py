@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.shape import ShapeEstimate
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Calibration
-from batchcal.calibration.shape import ShapeEstimate
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import NoCalibration
 from batchcal.core.units import GIB, MIB
 from batchcal.plan.shapes import predict_shapes
-from tests.plan.test_division import COUPLED
+from tests.plan.division.test_rules import COUPLED
 from tests.support.calibrations import TRAIN_CAPACITY, a_calibration
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.pipeline import LoaderConfig, LoaderTiming, PipelineResult
+from batchcal.calibration.records.pipeline import LoaderConfig, LoaderTiming, PipelineResult
 from batchcal.calibration.schema import Calibration
 from batchcal.core.units import GIB
 from batchcal.plan.workers import choose_workers

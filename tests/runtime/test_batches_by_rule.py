@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, TensorDataset
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
-from batchcal.plan.group_limits import GroupLimits
+from batchcal.plan.division.group_limits import GroupLimits
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import MicroBatchSampler, StreamBatches

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from batchcal.core.errors import UsageError
-from batchcal.guard.report import headline
+from batchcal.guard.children.report import headline
 from batchcal.runtime.batches import MicroBatch, MicroBatchSampler
 from batchcal.runtime.loader import DataLoaderConfig, make_eval_loader, make_loader
 from tests.support.plans import a_plan

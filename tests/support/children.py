@@ -14,7 +14,7 @@ from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Observation, ProbeRequest
 from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.deadline import Deadline
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from tests.support.zygotes import lent
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.ending import Ending
 from batchcal.guard.job import Function
 from batchcal.guard.launch import FunctionJob, Launcher, SpawnLauncher, ZygoteLauncher
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.run import ChildLimits, Listener, run
-from batchcal.guard.watchdog import GroupMeter
-from batchcal.guard.wire import JSON
 from batchcal.machine.allocator import resolve
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.children.launchers import PRELOAD

@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 
 Arguments = dict[str, JSON]
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.locate import path_of
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.calibration.schema import Calibration, Isolation, Measurement, Mode, Options
 from batchcal.calibration.store import Loaded, journal_path, load
 from batchcal.core.clock import ManualClock
@@ -24,7 +24,7 @@ from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
 from batchcal.measure.result import CalibrationResult, Need
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.calibrations import an_environment
 
 FAKE: Final = Isolation(launcher="fake", fence=())

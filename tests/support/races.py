@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.rehearsal import Attribution, Finalist, Finals, Rehearsal, TurnedBack
+from batchcal.calibration.records.rehearsal import Attribution, Finalist, Finals, Rehearsal, TurnedBack
+from batchcal.calibration.records.speed import Speeds
 from batchcal.calibration.schema import Calibration
-from batchcal.calibration.speed import Speeds
 from batchcal.guard.outcome import Outcome
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
-from batchcal.plan.rehearsed import setup_of
+from batchcal.plan.rehearsals.rehearsed import setup_of
 from tests.support.calibrations import a_calibration, fits, step_time
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from batchcal.train.data.packing import CostBudget
-from batchcal.train.data.sampler import MemoryAwareBatchSampler
+from batchcal.extras.batching.packing import CostBudget
+from batchcal.extras.batching.sampler import MemoryAwareBatchSampler
 
 Groups = list[list[list[int]]]
 """Of optimizer steps: their micro-batches' samples."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from batchcal.hpo.facts import TrialFacts
 from batchcal.hpo.study_status import State, StudyStatus, TrialStatus
-from batchcal.workload.reference import Scalar
+from batchcal.hpo.trials.facts import TrialFacts
+from batchcal.workload.spec.reference import Scalar
 
 BEGAN = datetime(2026, 11, 22, 12, 0)
 MIB = 1 << 20

@@ -15,12 +15,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from batchcal.guard.command import CommandJob, CommandLauncher, run_command
+from batchcal.guard.cleanup.kill import started_with
+from batchcal.guard.commands.command import CommandJob, CommandLauncher, run_command
+from batchcal.guard.commands.rank import RankLine
 from batchcal.guard.ending import Ending
-from batchcal.guard.kill import started_with
-from batchcal.guard.rank import RankLine
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.run import ChildLimits, Listener
-from batchcal.guard.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]

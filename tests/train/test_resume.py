@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_code_of
 from batchcal.core.progress import Named, Recorded
+from batchcal.train.ending.stop_request import StopRequest
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
-from batchcal.train.stop_request import StopRequest
 from batchcal.values.training_events import StepEnded, TrainingEvent
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from batchcal.core.errors import Interrupted, UsageError
-from batchcal.train.checkpoint import load_checkpoint, save_checkpoint
+from batchcal.train.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.workload.optimizers import set_mode
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.schedule_free import ScheduleFree

@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import Interrupted, UsageError
 from batchcal.runtime.batches import MicroBatch
 from batchcal.train.loop import train

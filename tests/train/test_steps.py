@@ -16,7 +16,7 @@ from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.core.progress import Recorded
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.workload.loss_error import LossIsNoNumber
+from batchcal.workload.model.loss_error import LossIsNoNumber
 from batchcal.workload.task import Task
 from tests.support.optimizers import Both, Sharpness, WithoutRate
 from tests.support.plans import a_plan

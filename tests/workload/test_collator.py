@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator, HeterogeneousSample
-from batchcal.workload.sample_size import nest_bytes
+from batchcal.workload.data.sample_size import nest_bytes
 from batchcal.workload.step import move
 
 SECOND = torch.tensor([0.0, 1.0, 0.0])

@@ -41,8 +41,8 @@ def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: 
     from batchcal.core.errors import NothingFits, NotSaved
     from batchcal.detect.detect import detect_for
     from batchcal.hpo.shapes import ShapeBook, TooLarge
-    from batchcal.hpo.trial_child import with_warmup
-    from batchcal.hpo.worker import training_of
+    from batchcal.hpo.trials.child import with_warmup
+    from batchcal.hpo.workers.worker import training_of
     from batchcal.measure.result import CalibrationResult
 
     blueprint, values = opened.blueprint, best.parameters
@@ -77,7 +77,7 @@ def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: 
     if as_json:
         screen.emit(result.model_dump_json(indent=2))
     else:
-        from batchcal.cli.views.training import show
+        from batchcal.cli.views.run.result import show
 
         screen.render(show(result, fitting.plan))
     if result.not_saved is not None:

@@ -11,7 +11,7 @@ from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
     from batchcal.calibration.stale import Stale
-    from batchcal.cli.views.calibration import Seen
+    from batchcal.cli.views.calibration.view import Seen
     from batchcal.measure.result import CalibrationResult, Need
 
 
@@ -71,7 +71,7 @@ def calibrated(
 
 def seen_now(result: CalibrationResult) -> Seen:
     """Return a calibration to show. It is not stale: it was just measured or is fresh."""
-    from batchcal.cli.views.calibration import Seen
+    from batchcal.cli.views.calibration.view import Seen
     from batchcal.core.clock import SystemClock
 
     return Seen(calibration=result.calibration, path=result.path, stale=None, at=SystemClock().now(), notices=result.notices)

@@ -46,7 +46,7 @@ class _Removing:
         from batchcal.values.training_events import CheckpointSaved
 
         if isinstance(event, CheckpointSaved) and not self._done:
-            from batchcal.train.checkpoint_files import remove_older
+            from batchcal.train.checkpoints.files import remove_older
 
             self._done = True
             remove_older(self._path.parent, self._task, self._path)
@@ -77,8 +77,8 @@ def choose(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkpoi
 def _default(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkpoint:
     from batchcal.calibration.place import place_for
     from batchcal.calibration.store import find_project, make_folder
-    from batchcal.train.checkpoint_files import new_checkpoint, newest_checkpoint, partial_path, task_name
-    from batchcal.train.checkpoint_lock import refuse_in_use
+    from batchcal.train.checkpoints.files import new_checkpoint, newest_checkpoint, partial_path, task_name
+    from batchcal.train.checkpoints.lock import refuse_in_use
 
     reference = invocation.task()
     directory = Path(reference.directory)
@@ -109,8 +109,8 @@ def _default(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkp
 
 
 def _judge(path: Path, given: str, *, resume: bool) -> None:
-    from batchcal.train.checkpoint_files import is_checkpoint, partial_path
-    from batchcal.train.checkpoint_lock import refuse_in_use
+    from batchcal.train.checkpoints.files import is_checkpoint, partial_path
+    from batchcal.train.checkpoints.lock import refuse_in_use
 
     if path.exists() and not is_checkpoint(path):
         raise UsageError(

@@ -9,7 +9,7 @@ from batchcal.cli.invocation import Invocation
 from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
-    from batchcal.calibration.pipeline import LoaderTiming, PipelineResult
+    from batchcal.calibration.records.pipeline import LoaderTiming, PipelineResult
     from batchcal.core.progress import Fields
     from batchcal.detect.environment import Environment
 
@@ -56,7 +56,7 @@ def keep(invocation: Invocation, result: PipelineResult, output: Path | None, vo
     from batchcal.calibration.store import Loaded, load, load_fresh, save
     from batchcal.core.clock import SystemClock
     from batchcal.detect.detect import detect
-    from batchcal.workload.identity import identify
+    from batchcal.workload.spec.identity import identify
 
     reference = invocation.task()
     environment: Environment = detect()

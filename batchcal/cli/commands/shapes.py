@@ -11,7 +11,7 @@ from batchcal.cli.output.messages import Messages
 if TYPE_CHECKING:
     from batchcal.cli.invocation import Invocation
     from batchcal.measure.result import CalibrationResult
-    from batchcal.workload.reference import Scalar
+    from batchcal.workload.spec.reference import Scalar
 
 
 def parsed(texts: Iterable[str]) -> list[dict[str, Scalar]]:
@@ -20,7 +20,7 @@ def parsed(texts: Iterable[str]) -> list[dict[str, Scalar]]:
     Raises:
         UsageError: a part that is not NAME=VALUE.
     """
-    from batchcal.workload.reference import parse_arguments
+    from batchcal.workload.spec.reference import parse_arguments
 
     return [parse_arguments(text, name="shape") for text in texts]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batchcal.hpo.study_status import StudyStatus, TrialStatus
     from batchcal.train.options import TrainOptions
     from batchcal.values.settings import Settings
-    from batchcal.workload.config import Config
+    from batchcal.workload.spec.config import Config
 
 JOURNAL_BEGINS: Final = b'{"op_code":'
 """First bytes of Optuna's journal. Its first line is the creation of a study."""
@@ -65,7 +65,7 @@ def read(config: str) -> Config:
     Raises:
         UsageError: the file is not a config.
     """
-    from batchcal.workload.config import read_config
+    from batchcal.workload.spec.config import read_config
 
     if not config.endswith(".toml"):
         raise UsageError(
@@ -87,8 +87,8 @@ def opened(config: str, changed: Config, voice: Messages) -> OpenStudy:
     from batchcal.detect.detect import detect
     from batchcal.hpo.blueprint import Blueprint
     from batchcal.hpo.config import study_of
-    from batchcal.hpo.space import BATCH_SIZE
-    from batchcal.hpo.storage import absolute_storage
+    from batchcal.hpo.search.space import BATCH_SIZE
+    from batchcal.hpo.storage.backend import absolute_storage
     from batchcal.values.settings import CalibrateSettings
 
     settings, space = study_of(changed, config)
@@ -182,11 +182,11 @@ def run(opened: OpenStudy, *, workers: int, listener: StudyListener) -> tuple[St
     from batchcal.cli.output.stop_key import stopping_at_q
     from batchcal.core.progress import Notice
     from batchcal.detect.detect import detect_for
-    from batchcal.hpo.assignments import share_out
-    from batchcal.hpo.journal import remove_abandoned
+    from batchcal.hpo.storage.journal import remove_abandoned
     from batchcal.hpo.study import open_study
     from batchcal.hpo.study_status import study_status
-    from batchcal.hpo.worker_pool import WorkerPool
+    from batchcal.hpo.workers.assignments import share_out
+    from batchcal.hpo.workers.pool import WorkerPool
     from batchcal.values.study_events import StudyStarted
 
     blueprint = opened.blueprint
@@ -240,7 +240,7 @@ def families(config: Config, sets: Sequence[str], axes: Sequence[str]) -> tuple[
         UsageError: a change cannot be made.
     """
     from batchcal.hpo.config import with_changes
-    from batchcal.hpo.matrix import members
+    from batchcal.hpo.search.matrix import members
 
     changed = with_changes(config, sets)
     return members(changed, axes) if axes else (changed,)
@@ -310,7 +310,7 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Messages) -
     """
     needs_optuna()
     from batchcal.cli import screen
-    from batchcal.hpo.storage import SQLITE, without_password
+    from batchcal.hpo.storage.backend import SQLITE, without_password
     from batchcal.hpo.study import read_study
     from batchcal.hpo.study_status import study_status
 
@@ -323,7 +323,7 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Messages) -
     if html is not None:
         from batchcal.cli.output.page_file import write_page
         from batchcal.cli.views.study.page import page
-        from batchcal.hpo.importance import importances
+        from batchcal.hpo.search.importance import importances
 
         write_page(Path(html), page(seen, importances(study), where), shows=Path(storage.removeprefix(SQLITE)))
         voice.say(f"written: {html}")

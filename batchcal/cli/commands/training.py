@@ -150,14 +150,14 @@ def _in_force(
     from batchcal.cli.output.user_output import loading_output
     from batchcal.core.errors import BatchcalError
     from batchcal.core.progress import Notice
-    from batchcal.guard.private_folder import keep_shared_names
+    from batchcal.guard.cleanup.private_folder import keep_shared_names
+    from batchcal.train.ending.stop_request import StopRequest
     from batchcal.train.loop import train as run
     from batchcal.train.memory.predictor import predictor_of
     from batchcal.train.seed import seed_everything
-    from batchcal.train.stop_request import StopRequest
-    from batchcal.workload.activation_checkpointing import GradientCheckpointManager
-    from batchcal.workload.load import load_task
-    from batchcal.workload.user_traceback import blame, in_user_code
+    from batchcal.workload.model.activation_checkpointing import GradientCheckpointManager
+    from batchcal.workload.spec.load import load_task
+    from batchcal.workload.spec.user_traceback import blame, in_user_code
 
     keep_shared_names()
     seed_everything(invocation.settings.calibrate.seed if seed is None else seed)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from batchcal.cli.views.calibration import Seen
-    from batchcal.cli.views.comparison import Row
+    from batchcal.cli.views.calibration.comparison import Row
+    from batchcal.cli.views.calibration.view import Seen
     from batchcal.hpo.study_status import StudyStatus, TrialStatus
     from batchcal.train.report.run import Run
     from batchcal.train.report.steps import Bucket

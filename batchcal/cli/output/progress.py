@@ -72,7 +72,7 @@ def listening_to_training(voice: Messages) -> Iterator[Progress[TrainingEvent]]:
     elif not is_interactive():
         yield Lines()
     else:
-        from batchcal.cli.views.training_live import TrainingLive
+        from batchcal.cli.views.run.live import TrainingLive
 
         with TrainingLive() as live:
             yield Carefully(live)

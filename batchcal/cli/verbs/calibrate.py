@@ -66,7 +66,7 @@ def calibrate(
         found = shaped(invocation, found, shapes, voice, began_s=began_s)
     seen = seen_now(found)
     if not found.fresh:
-        from batchcal.cli.views.refusal import limiting_error
+        from batchcal.cli.views.calibration.refusal import limiting_error
 
         error = limiting_error(found.calibration)
         if error:
@@ -76,7 +76,7 @@ def calibrate(
 
         screen.emit(document(seen, measured=not found.fresh))
     else:
-        from batchcal.cli.views.calibration import answer, remarks
+        from batchcal.cli.views.calibration.view import answer, remarks
 
         screen.render([*answer(seen), *remarks(seen)])
     # The result is printed. Its problem follows, with the exit code.
@@ -121,7 +121,7 @@ def _pipeline(invocation: Invocation, output: Path | None, voice: Messages, *, a
     if as_json:
         screen.emit(result.model_dump_json(indent=2))
     else:
-        from batchcal.cli.views.pipeline import show
+        from batchcal.cli.views.calibration.pipeline import show
 
         screen.render(show(result))
     keep(invocation, result, output, voice)

@@ -89,7 +89,7 @@ def _calibrate(
     from batchcal.calibration.store import Loaded, load
     from batchcal.cli.commands.calibration import Destination, calibrated
     from batchcal.measure.result import Need
-    from batchcal.workload.reference import TaskReference
+    from batchcal.workload.spec.reference import TaskReference
 
     invocation = replace(invocation, reference=located.reference or invocation.reference)
     if invocation.reference is None:

@@ -99,7 +99,7 @@ def _emit(plan: Plan, style: opt.PlanFormat, voice: Messages) -> None:
         screen.emit(as_json(plan))
         return
     if style == "table":
-        from batchcal.cli.views.plan import show
+        from batchcal.cli.views.calibration.plan import show
 
         screen.render(show(plan))
         return
@@ -110,13 +110,13 @@ def _emit(plan: Plan, style: opt.PlanFormat, voice: Messages) -> None:
 
 
 def _emit_shapes(predictions: Sequence[ShapePrediction], style: opt.PlanFormat) -> None:
-    from batchcal.cli.views.shapes import show
+    from batchcal.cli.views.calibration.shapes import show
 
     _emit_predicted("shapes", predictions, show(predictions), style)
 
 
 def _emit_predictions(predictions: Sequence[Prediction], style: opt.PlanFormat) -> None:
-    from batchcal.cli.views.plan import show_predictions
+    from batchcal.cli.views.calibration.plan import show_predictions
 
     _emit_predicted("what-if", predictions, show_predictions(predictions), style)
 

@@ -11,7 +11,7 @@ from batchcal.cli import options as opt
 from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
-    from batchcal.cli.views.calibration import Seen
+    from batchcal.cli.views.calibration.view import Seen
 
 
 def show(
@@ -58,7 +58,7 @@ def show(
     seen = _look(file, require_signature=require_signature)
     if html is not None:
         from batchcal.cli.output.page_file import write_page
-        from batchcal.cli.views.page import page
+        from batchcal.cli.views.calibration.page import page
 
         write_page(Path(html), page(seen), shows=seen.path)
         context.ensure_object(Messages).say(f"written: {html}")
@@ -67,7 +67,7 @@ def show(
 
         screen.emit(document(seen, measured=False))
     elif html is None:
-        from batchcal.cli.views.calibration import show as view
+        from batchcal.cli.views.calibration.view import show as view
 
         screen.render(view(seen, why=why))
     if seen.calibration.status == "partial":
@@ -88,7 +88,7 @@ def _look(file: str | None, *, require_signature: bool) -> Seen:
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.locate import find_calibration, named_by
     from batchcal.calibration.store import Loaded, load, refusal
-    from batchcal.cli.views.calibration import Seen
+    from batchcal.cli.views.calibration.view import Seen
     from batchcal.core.clock import SystemClock
     from batchcal.detect.detect import detect
     from batchcal.plan.load import stale_here
@@ -115,7 +115,7 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
     from batchcal.calibration.locate import named_by
     from batchcal.calibration.store import Loaded, load, refusal
     from batchcal.cli import screen
-    from batchcal.cli.views.comparison import compare, show
+    from batchcal.cli.views.calibration.comparison import compare, show
 
     trust = find_trust(os.environ, require_signature=require_signature)
     calibrations = []

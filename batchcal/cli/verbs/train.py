@@ -106,7 +106,7 @@ def train(
     if json:
         screen.emit(result.model_dump_json(indent=2))
     else:
-        from batchcal.cli.views.training import show
+        from batchcal.cli.views.run.result import show
 
         screen.render(show(result, plan))
     if result.not_saved is not None:

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.cli.views.calibration import hanging
+from batchcal.cli.views.calibration.view import hanging
 from batchcal.core.units import count_of, format_bytes
 from batchcal.detect.environment import Accelerator, Candidate, Environment
 

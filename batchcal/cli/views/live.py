@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchcal.cli.output.messages import as_output
-from batchcal.cli.views.calibration import TONES
+from batchcal.cli.views.calibration.view import TONES
 from batchcal.cli.views.words import Tone, count
 from batchcal.core.progress import Note, Output
 from batchcal.core.units import format_bytes, format_seconds

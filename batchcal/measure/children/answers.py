@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from batchcal.core.errors import BatchcalError, GuardError, NothingFits, Partial, UsageError, UserCodeError
 from batchcal.core.units import count_of, format_bytes
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, Phase, TimedOut, UserCodeFailed
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.probe import PlanTimes, RehearsalRequest, SizeRefused
 from batchcal.measure.children.probe_job import ProbeAnswer

@@ -12,23 +12,23 @@ from typing import Final, get_args
 
 from pydantic import ValidationError
 
-from batchcal.calibration.promises import PromiseCheck, PromiseName
+from batchcal.calibration.records.promises import PromiseCheck, PromiseName
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import OFF, Budget, Isolation, Mode, Options
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import GuardError
 from batchcal.core.units import MIB
 from batchcal.detect.environment import Environment
+from batchcal.guard.channel.wire import JSON, Message
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.job import Function
 from batchcal.guard.launch import FunctionJob, Launcher
+from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
 from batchcal.guard.run import ChildLimits, Listener, run
-from batchcal.guard.watchdog import GroupMeter, trip_distance
-from batchcal.guard.wire import JSON, Message
 from batchcal.machine.allocator import maps_large_blocks
-from batchcal.machine.cgroup import GroupMeter as ControlGroup
+from batchcal.machine.cgroup import MemoryGroup
 from batchcal.machine.meters import read_status
 from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.budget import host_budget_of
@@ -57,7 +57,7 @@ from batchcal.measure.rehearsal.job import RehearsalArguments, rehearse
 from batchcal.measure.workers.job import WorkersArguments, examine_workers
 from batchcal.measure.workers.report import reported
 from batchcal.measure.workers.trial import MOST_FRESH_WORKER_S, WorkersReport, WorkersRequest
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 UNSHARED_BYTES: Final = 16 * MIB
 """Memory that a forked child and its zygote hold twice after the child wrote to shared pages (4 to 12 MiB with gc.freeze)."""
@@ -515,7 +515,7 @@ class ChildProbe:
 
     def _within(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.Within:
         # Workers' batches come and go between two measurements of the child; the measurement of the group includes all of them.
-        by_group = workers > 0 and isinstance(self._group, ControlGroup) and not self._neighbours
+        by_group = workers > 0 and isinstance(self._group, MemoryGroup) and not self._neighbours
         return answers.Within(
             device=device,
             budget_bytes=budget_bytes,

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from batchcal.calibration.memory_model import ShapePoint
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import StepTime
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.calibration.schema import Isolation, Mode
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import StepTime
-from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak, UserCodeFailed
 from batchcal.measure.children.probe import (

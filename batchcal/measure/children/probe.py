@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from batchcal.calibration.memory_model import ShapePoint
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import Isolation, Mode
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import UserCodeError
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome

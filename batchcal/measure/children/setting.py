@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from batchcal.calibration.records.workers import Start
 from batchcal.calibration.schema import OFF
-from batchcal.calibration.workers import Start
 from batchcal.core.values import Frozen
-from batchcal.workload.in_flight import PREFETCH_FACTOR
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.data.in_flight import PREFETCH_FACTOR
+from batchcal.workload.spec.reference import TaskReference
 
 SMALLEST: Final = 2
 """Size of the usual tiny batch."""

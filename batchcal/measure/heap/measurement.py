@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Finding, usable_bytes
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import GuardError
 from batchcal.core.units import format_bytes
 from batchcal.machine.allocator import BUILT_IN

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from batchcal.core.numpy_state import numpy_state
-from batchcal.workload.operators import OperatorWatch
+from batchcal.workload.model.operators import OperatorWatch
 
 _CHANGES: Final = frozenset(
     {"aten::uniform_", "aten::normal_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_"}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 
 MAPPED_FROM: Final = 32 << 20
 """Bytes. glibc always maps a block of this size or more alone: its threshold moves up to here and no further (mallopt(3))."""

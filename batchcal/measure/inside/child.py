@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.core.units import format_bytes
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.report import describe
 from batchcal.guard.job import ChildContext
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 from batchcal.machine.meters import ProcessMemory, read_status
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.measure.children.examine_job import ExamineArguments
@@ -33,10 +33,10 @@ from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_
 from batchcal.measure.search.settling import STILL, stands_still
 from batchcal.measure.workers.kept_memory import kept_by_reading
 from batchcal.runtime.batches import MicroBatch
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.streams import length_of
+from batchcal.workload.data.worst_case import WorstCase
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.optimizers import set_mode
-from batchcal.workload.streams import length_of
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 2.0

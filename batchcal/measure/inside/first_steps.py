@@ -22,10 +22,10 @@ from batchcal.measure.inside.own_training import LossWithoutTraining
 from batchcal.measure.inside.subject import Subject
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, SampleShare, run_group
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.hooks import takes_gradients
-from batchcal.workload.loss_error import LossIsNoNumber
-from batchcal.workload.not_finite import require_finite
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.hooks import takes_gradients
+from batchcal.workload.model.loss_error import LossIsNoNumber
+from batchcal.workload.model.not_finite import require_finite
 from batchcal.workload.step import clear_gradients, move
 
 LOOK_LIMIT: Final = 256

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from batchcal.measure.children.setting import ChildSetting
 from batchcal.runtime.worker_deaths import raise_while_fetching
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.worst_case import WorstCase
 
 
 def same_batch(worst: WorstCase, setting: ChildSetting, indices: Sequence[int], times: int) -> Iterator[object]:

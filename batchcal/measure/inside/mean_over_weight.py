@@ -21,17 +21,17 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils._pytree import tree_leaves
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.measure.inside.aligned_noise import AlignedNoise, Draws
 from batchcal.measure.inside.mean_causes import COUPLED, KEEPS_STATE, MeanCause, Part, PartGradients, likely_cause, steps_within
 from batchcal.measure.inside.model_state import ModelState, seed_all
 from batchcal.measure.inside.own_training import observed_steps
 from batchcal.measure.inside.random_losses import REPEATS, Differences
 from batchcal.measure.inside.samples import Draw, Samples
-from batchcal.workload.normalization import batch_normalizations
-from batchcal.workload.operators import OperatorWatch
-from batchcal.workload.parameters import trained_parameters
-from batchcal.workload.rows import rows_of
+from batchcal.workload.data.rows import rows_of
+from batchcal.workload.model.normalization import batch_normalizations
+from batchcal.workload.model.operators import OperatorWatch
+from batchcal.workload.model.parameters import trained_parameters
 from batchcal.workload.step import batch_weight, forward_backward, move
 from batchcal.workload.task import Task
 

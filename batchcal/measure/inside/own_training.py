@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from batchcal.core.errors import UserCodeError
-from batchcal.workload.optimizers import held_optimizers
-from batchcal.workload.parameters import optimizer_parameters
+from batchcal.workload.model.optimizers import held_optimizers
+from batchcal.workload.model.parameters import optimizer_parameters
 from batchcal.workload.task import Task
 
 

@@ -8,16 +8,16 @@ from typing import Final
 import torch
 from torch import nn
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.report import describe
 from batchcal.guard.job import ChildContext
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 from batchcal.measure.inside.mean_over_weight import check_mean
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments
 from batchcal.measure.inside.samples import Samples
 from batchcal.measure.inside.subject import Subject
-from batchcal.workload.normalization import batch_normalizations
-from batchcal.workload.optimizers import needs_closure
+from batchcal.workload.model.normalization import batch_normalizations
+from batchcal.workload.model.optimizers import needs_closure
 from batchcal.workload.step import move
 from batchcal.workload.task import Task
 

@@ -10,8 +10,8 @@ from typing import Final
 from torch.utils.data import IterableDataset, default_collate
 
 from batchcal.core.units import MIB
-from batchcal.workload.fetch import tolerant
-from batchcal.workload.sample_size import elements, nest_bytes
+from batchcal.workload.data.fetch import tolerant
+from batchcal.workload.data.sample_size import elements, nest_bytes
 from batchcal.workload.task import Task
 
 POOL: Final = 64

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.measure.inside.blocks import curve_of
-from batchcal.workload.fake_step import LiveBlocks, make_fake, run_step
+from batchcal.workload.model.fake_step import LiveBlocks, make_fake, run_step
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 

@@ -16,10 +16,10 @@ from batchcal.measure.children.setting import ChildSetting
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.threads import apply_threads
-from batchcal.workload.activation_checkpointing import GradientCheckpointManager
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.load import load_task
-from batchcal.workload.optimizers import needs_closure, set_mode
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.activation_checkpointing import GradientCheckpointManager
+from batchcal.workload.model.optimizers import needs_closure, set_mode
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.step import evaluate, make_scaler, prepare
 from batchcal.workload.task import Task
 

@@ -9,7 +9,7 @@ from typing import Final
 from batchcal.core.units import count_of, format_bytes
 from batchcal.core.values import Frozen
 from batchcal.detect.environment import Environment
-from batchcal.workload.in_flight import SHM_SHARE, batches_in_flight
+from batchcal.workload.data.in_flight import SHM_SHARE, batches_in_flight
 
 PREFETCH: Final = (2, 4, 1, 8)
 """torch's own default comes first."""

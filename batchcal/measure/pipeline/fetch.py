@@ -13,9 +13,9 @@ from typing import Final
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from batchcal.calibration.workers import LoaderWorkers, Start
+from batchcal.calibration.records.workers import LoaderWorkers, Start
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.pipeline.candidates import CandidateLimits, LoaderCandidate, candidates, forbidden
 from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import Race
@@ -25,9 +25,9 @@ from batchcal.measure.workers.trial import trial_of
 from batchcal.runtime.batches import StreamBatches, unchanged
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
-from batchcal.workload.fetch import tolerant
-from batchcal.workload.load import load_task
-from batchcal.workload.sample_size import nest_bytes, tensors_in
+from batchcal.workload.data.fetch import tolerant
+from batchcal.workload.data.sample_size import nest_bytes, tensors_in
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.task import Task
 
 LEAST_S: Final = 1.0

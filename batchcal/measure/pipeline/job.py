@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.child_memory import Seconds
 from batchcal.measure.pipeline.candidates import CandidateLimits, LoaderCandidate
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 
 class FetchArguments(Frozen):

@@ -11,18 +11,18 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.calibration.pipeline import Left, LoaderConfig, LoaderTiming, PipelineResult
+from batchcal.calibration.records.pipeline import Left, LoaderConfig, LoaderTiming, PipelineResult
 from batchcal.core.clock import Clock, SystemClock
 from batchcal.core.errors import GuardError, Partial, UserCodeError
 from batchcal.core.units import MIB, count_of
 from batchcal.detect.environment import Environment
+from batchcal.guard.channel.wire import Message
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob, SpawnLauncher
+from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, TimedOut, UserCodeFailed
 from batchcal.guard.run import ChildLimits, Listener, run
-from batchcal.guard.watchdog import GroupMeter, trip_distance
-from batchcal.guard.wire import Message
 from batchcal.machine.allocator import resolve
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import described
@@ -31,7 +31,7 @@ from batchcal.measure.pipeline.candidates import CandidateLimits, limits_of
 from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments, fetch
 from batchcal.measure.race.race import TIE, Race
 from batchcal.values.settings import CalibrateSettings
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 BATCH: Final = 128
 FETCHES: Final = (8, 16)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import RacedPolicies, Speeds
 from batchcal.calibration.schema import Options
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import RacedPolicies, Speeds
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.machine.allocator import AUTO, available

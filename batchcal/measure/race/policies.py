@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import Speeds, StepTime
 from batchcal.calibration.schema import Options
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.measure.children.probe import Examination, Probe, TimingRequest

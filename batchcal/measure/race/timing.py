@@ -11,10 +11,10 @@ from typing import Final
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from batchcal.calibration.speed import StepTime
+from batchcal.calibration.records.speed import StepTime
 from batchcal.core.errors import UserCodeError
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.probe import TimingRequest
 from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
 from batchcal.measure.race.noise import Foreign, disturbed
@@ -23,7 +23,7 @@ from batchcal.measure.race.stopwatch import GroupTime, timed_group
 from batchcal.measure.race.timing_job import TimingArguments
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.loader import DataLoaderConfig, build_loader
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.worst_case import WorstCase
 from batchcal.workload.task import Task
 
 STEPS_DROPPED: Final = 1

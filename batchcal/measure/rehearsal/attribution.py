@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from batchcal.calibration.rehearsal import Attribution, TurnedBack
+from batchcal.calibration.records.rehearsal import Attribution, TurnedBack
 from batchcal.calibration.schema import OFF, Calibration
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits

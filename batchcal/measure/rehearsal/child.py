@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.report import describe
 from batchcal.guard.job import ChildContext
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.inside.peak import WorkersPeak, held
@@ -23,8 +23,8 @@ from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.loader import DataLoaderConfig
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.optimizers import set_mode
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.optimizers import set_mode
 
 WORST_GROUPS: Final = 2
 WORST_MICRO_BATCHES: Final = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.calibration.rehearsal import Finalist, Finals, Left
-from batchcal.calibration.speed import StepTime
+from batchcal.calibration.records.rehearsal import Finalist, Finals, Left
+from batchcal.calibration.records.speed import StepTime
 from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import TimingRequest
 from batchcal.measure.pipeline.candidates import LoaderCandidate, candidates
@@ -16,7 +16,7 @@ from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work_bound import WorkBound
 from batchcal.plan.plan import Plan
 from batchcal.plan.workers import worth_it
-from batchcal.workload.in_flight import PREFETCH_FACTOR
+from batchcal.workload.data.in_flight import PREFETCH_FACTOR
 
 MOST_WITH_WORKERS: Final = 3
 """Maximum number of candidates with workers to run, beside the one without."""

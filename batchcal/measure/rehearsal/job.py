@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from batchcal.calibration.speed import Share
+from batchcal.calibration.records.speed import Share
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.child_memory import Bytes, ChildMemory, Seconds
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.children.setting import OrderedArguments

@@ -6,7 +6,7 @@ import multiprocessing
 from dataclasses import dataclass
 from typing import Final
 
-from batchcal.calibration.workers import Start
+from batchcal.calibration.records.workers import Start
 from batchcal.measure.pipeline.candidates import CandidateLimits, LoaderCandidate, forbidden
 
 LESS_AHEAD: Final = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchcal.calibration.rehearsal import Finals, Rehearsal
+from batchcal.calibration.records.rehearsal import Finals, Rehearsal
+from batchcal.calibration.records.speed import StepTime
+from batchcal.calibration.records.undone import Part, Undone
 from batchcal.calibration.schema import Calibration
-from batchcal.calibration.speed import StepTime
-from batchcal.calibration.undone import Part, Undone
 from batchcal.core.errors import UserCodeError
 from batchcal.core.progress import Note
 from batchcal.guard.outcome import Fits, Suspect, UserCodeFailed
@@ -22,12 +22,12 @@ from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.rehearsal.work_bound import WorkBound
 from batchcal.measure.time_slices import TimeSlices
 from batchcal.measure.workers.trial import trial_of
+from batchcal.plan.division.last_group import last_group_fails
 from batchcal.plan.effective_batch import effective_batch_of
-from batchcal.plan.last_group import last_group_fails
 from batchcal.plan.make import host_room, make_plan, own_plan
 from batchcal.plan.plan import Plan
-from batchcal.plan.reduced import reduced
-from batchcal.plan.rehearsed import rehearsal_of, setup_of, tells
+from batchcal.plan.rehearsals.reduced import reduced
+from batchcal.plan.rehearsals.rehearsed import rehearsal_of, setup_of, tells
 from batchcal.plan.workers import worker_bytes
 from batchcal.values.calibration_events import Attributed, FinalistEnded, PhaseBegan, Rehearsed, SizeEnded
 

@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.calibration.rehearsal import SizeRace, SizeTime
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import Speeds, StepTime
+from batchcal.calibration.records.rehearsal import SizeRace, SizeTime
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import Speeds, StepTime
 from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import TimingReport, TimingRequest
 from batchcal.measure.race.noise import disturbed

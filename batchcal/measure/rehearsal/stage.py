@@ -13,8 +13,8 @@ from batchcal.guard.outcome import Fits
 from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.children.probe import Observation, Probe, RehearsalRequest
 from batchcal.measure.race.race import Race
+from batchcal.plan.division.split import split, split_by
 from batchcal.plan.plan import Plan
-from batchcal.plan.split import split, split_by
 from batchcal.values.calibration_events import CalibrationEvent
 
 TURN_S: Final = 0.5

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from batchcal.calibration.speed import StepTime
+from batchcal.calibration.records.speed import StepTime
 from batchcal.measure.race.noise import disturbed
 
 INSTANT_S: Final = 1e-12

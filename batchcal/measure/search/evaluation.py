@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel, ShapePoint
 from batchcal.calibration.schema import Finding, Measurement
 from batchcal.guard.outcome import Fits
 from batchcal.measure.search.prior import Prior

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 
 MOST_MULTIPLE: Final = 64
 """Largest multiple to search. A larger one from the user is kept."""

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.inside.static import FakeTrace
 from batchcal.measure.shapes.job import TraceArguments
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.load import load_task
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 0.5

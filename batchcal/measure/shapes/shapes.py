@@ -8,25 +8,25 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
-from batchcal.calibration.memory_model import ShapePoint
-from batchcal.calibration.shape import Bytes, Scalar, ShapeEstimate
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.shape import Bytes, Scalar, ShapeEstimate
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
 from batchcal.core.progress import Note, Progress, Silent
 from batchcal.core.values import Frozen
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob
+from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Infrastructure
 from batchcal.guard.run import ChildLimits, run
-from batchcal.guard.watchdog import GroupMeter, trip_distance
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import described
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.shapes.job import BATCHES, TraceArguments, trace
 from batchcal.values.calibration_events import CalibrationEvent, ShapeTraced
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 LIMIT_S: Final = 60.0
 """Time limit for one shape. 256 layers of a transformer take 10 s per size."""

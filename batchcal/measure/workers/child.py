@@ -11,18 +11,18 @@ from typing import Final
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from batchcal.calibration.workers import Start
+from batchcal.calibration.records.workers import Start
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.machine.meters import ProcessMemory, read_status
 from batchcal.measure.workers.comparison import compare
 from batchcal.measure.workers.growth import at_most, kept_per_sample
 from batchcal.measure.workers.job import WorkersAnswer, WorkersArguments
 from batchcal.measure.workers.reading import COMPARED_BATCH, WorkersRun, read_here, read_with_workers
 from batchcal.measure.workers.trial import FRESH_WORKER_S, MOST_FRESH_WORKER_S
-from batchcal.workload.held_resources import find_generator, find_held_resource
-from batchcal.workload.load import load_task
-from batchcal.workload.pickled import Pickled, pickled_bytes
+from batchcal.workload.data.held_resources import find_generator, find_held_resource
+from batchcal.workload.data.pickled import Pickled, pickled_bytes
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.task import Task
 
 SLOW_FACTOR: Final = 8.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from batchcal.guard.report import READING
+from batchcal.guard.children.report import READING
 
 FAILED: Final = "\0"
 """First character of the text that stands for a sample that raised an error."""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from batchcal.machine.meters import ProcessMemory, read_status
 from batchcal.measure.workers.growth import PARTS, MemoryPoint, kept_per_sample
-from batchcal.workload.fetch import sample_at
+from batchcal.workload.data.fetch import sample_at
 
 READ_S: Final = 0.25
 MOST_SAMPLES: Final = 20_000

@@ -15,14 +15,14 @@ from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from batchcal.calibration.workers import Start
+from batchcal.calibration.records.workers import Start
 from batchcal.machine.meters import private_bytes, read_status
 from batchcal.measure.workers.comparison import FAILED
 from batchcal.measure.workers.growth import MemoryPoint
 from batchcal.runtime.batches import unchanged
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
-from batchcal.workload.digest import digest_of
+from batchcal.workload.data.digest import digest_of
 
 COMPARED_BATCH: Final = 8
 COMPARED_BATCHES: Final = 32

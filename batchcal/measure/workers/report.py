@@ -6,8 +6,8 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.units import count_of
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.values import Frozen
 
 ENDS_S: Final = 5.0

@@ -8,7 +8,7 @@ from typing import Final
 
 from batchcal.core.clock import Clock
 from batchcal.core.values import Frozen
-from batchcal.guard.fence import OwnDataLimit
+from batchcal.guard.limits.fence import OwnDataLimit
 from batchcal.train.memory.available import AvailableMemory, Meter
 
 INTERVAL_S: Final = 0.05

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Calibration
 from batchcal.plan.plan import Plan
 from batchcal.train.memory.composition import Composition

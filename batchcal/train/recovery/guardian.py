@@ -10,19 +10,19 @@ from typing import Final, Literal, Protocol
 
 import torch
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.clock import Clock
 from batchcal.core.errors import NothingFits
 from batchcal.core.units import count_of
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.release import trim
-from batchcal.guard.report import Raised, describe, let_go
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.release import trim
+from batchcal.guard.children.report import Raised, describe, let_go
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import Passes, SampleShare
 from batchcal.train.recovery.splitter import Part, Splitter
 from batchcal.train.recovery.undo import Before, Undo
 from batchcal.values.settings import WhenSplit
-from batchcal.workload.normalization import batch_normalizations
+from batchcal.workload.model.normalization import batch_normalizations
 from batchcal.workload.task import Task
 
 COLLECT_EVERY_S: Final = 10.0

@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 
 from torch.utils.data import Dataset
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.row_slices import cut, is_by_sample
-from batchcal.workload.fetch import fetch, reads_together, tolerant
+from batchcal.workload.data.fetch import fetch, reads_together, tolerant
 
 Part = Callable[[], MicroBatch]
 

@@ -15,10 +15,10 @@ from batchcal.core.errors import UsageError
 from batchcal.core.progress import Recorded
 from batchcal.core.readers import OFF
 from batchcal.core.settings import SettingSource
-from batchcal.train.checkpoint import Standing, save_checkpoint
-from batchcal.train.checkpoint_files import partial_path, process_space
+from batchcal.train.checkpoints.checkpoint import Standing, save_checkpoint
+from batchcal.train.checkpoints.files import partial_path, process_space
 from batchcal.values.settings import Settings
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.events import training_event
 from tests.support.locks import locked
 from tests.support.tasks import a_task

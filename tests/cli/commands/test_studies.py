@@ -10,7 +10,7 @@ import pytest
 
 from batchcal.cli.commands.studies import SHAPE_S, names_a_study, opened, read
 from batchcal.cli.output.messages import Messages
-from batchcal.hpo.storage import open_storage
+from batchcal.hpo.storage.backend import open_storage
 
 CONFIG = """
 [task]

@@ -22,7 +22,7 @@ from batchcal.cli.output.progress import (
 )
 from batchcal.cli.output.remaining_time import Pace
 from batchcal.cli.views.live import CalibrationLive
-from batchcal.cli.views.training_live import EVERY_S, SHARE, TrainingLive
+from batchcal.cli.views.run.live import EVERY_S, SHARE, TrainingLive
 from batchcal.core.errors import Interrupted
 from batchcal.core.progress import Fields, Named, Note, Output, Silent
 from batchcal.core.units import MIB

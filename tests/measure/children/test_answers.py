@@ -6,9 +6,9 @@ import pytest
 
 from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, MIB
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Phase
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.answers import Kept, Within, evaluating, failure, rehearsal_times, rehearsed
 from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.probe import RehearsalRequest

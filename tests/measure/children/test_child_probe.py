@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, KilledFromOutside, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
 from batchcal.machine.allocator import available
 from batchcal.measure.children import child_probe, launchers
 from batchcal.measure.search.prior import Prior
-from batchcal.workload.reference import Scalar
+from batchcal.workload.spec.reference import Scalar
 from tests.support.children import REPOSITORY, fitting, probing, request
 
 pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
@@ -29,8 +29,8 @@ PLAIN = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import TaskReference
 spec, batch, arguments = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 task = load_task(TaskReference(spec=spec, directory=".", arguments=arguments), device="cpu")
 loader = torch.utils.data.DataLoader(task.train_data, batch_size=batch, collate_fn=task.collate_fn)

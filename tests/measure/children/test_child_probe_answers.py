@@ -9,12 +9,12 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.core.units import GIB, MIB
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob, Launcher
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.outcome import Infrastructure, OutOfMemory
 from batchcal.guard.run import ChildLimits, Listener
-from batchcal.guard.watchdog import GroupMeter
-from batchcal.guard.wire import JSON
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.child_probe import ChildProbe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Fits, UserCodeFailed
 from batchcal.measure.children.probe import RehearsalRequest, SizeRefused, TimingRequest

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from batchcal.core.errors import UserCodeError
 from batchcal.measure.inside.first_steps import DETACHED, FirstSteps, first_steps
 from batchcal.measure.inside.subject import Subject
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.worst_case import WorstCase
 from batchcal.workload.task import Task
 from tests.support.tasks import a_task, cross_entropy, unpacked
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.measure.inside.mean_over_weight import check_mean, divisions_for
 from batchcal.measure.inside.promises import batch_statistics, single_sample_error
 from batchcal.measure.inside.samples import Samples

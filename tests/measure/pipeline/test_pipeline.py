@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.calibration.pipeline import PipelineResult
+from batchcal.calibration.records.pipeline import PipelineResult
 from batchcal.core.errors import Partial, UserCodeError
 from batchcal.core.units import MIB
 from batchcal.detect.detect import detect
 from batchcal.measure.pipeline import pipeline
 from batchcal.measure.pipeline.pipeline import PipelineRequest, calibrate_pipeline
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from tests.support.cgroups import memory_cgroup, needs_memory_cgroup
 from tests.support.children import REPOSITORY
 

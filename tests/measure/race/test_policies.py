@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
-from batchcal.calibration.speed import Speeds
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.speed import Speeds
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from batchcal.calibration.rehearsal import Finalist
-from batchcal.calibration.speed import StepTime
+from batchcal.calibration.records.rehearsal import Finalist
+from batchcal.calibration.records.speed import StepTime
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.rehearsal import SizeRace
-from batchcal.calibration.speed import Speeds, StepTime
+from batchcal.calibration.records.rehearsal import SizeRace
+from batchcal.calibration.records.speed import Speeds, StepTime
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.measure.children.fake import FakeProbe

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.measure.search.capacity import EXPANSION, Ask, Bounds, CapacitySearch
 from batchcal.measure.search.fit import OVERHEAD
 

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
 from batchcal.core.units import MIB
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.shapes.shapes import batches_by, estimate_shapes
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.children import REPOSITORY
 
 pytestmark = pytest.mark.child

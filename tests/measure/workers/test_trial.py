@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.speed import StepTime
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.speed import StepTime
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.errors import BatchcalError, NothingFits, Partial, UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Outcome, OutOfMemory, TimedOut

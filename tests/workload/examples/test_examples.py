@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from batchcal.workload.step import evaluate, finish_group, forward_backward, map_tensors, move, prepare
 from batchcal.workload.task import Task
 

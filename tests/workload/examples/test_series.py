@@ -10,8 +10,8 @@ import torch
 from batchcal.core.errors import UsageError
 from batchcal.workload.examples.patchtst import task
 from batchcal.workload.examples.series import Windows, generated, read_csv
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import Scalar, TaskReference
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from batchcal.cli.views.run.plot import Axis, MarkKind, Plot, PlotMark, Point, Rule, Series, Shape, Unit, axis_over
+from batchcal.cli.views.charts.plot import Axis, MarkKind, Plot, PlotMark, Point, Rule, Series, Shape, Unit, axis_over
 from batchcal.cli.views.run.words import told
 from batchcal.train.report.events import GRAD_NORM, LOSS, WEIGHT
 from batchcal.train.report.run import LoggedRecovery, LoggedResize, Run

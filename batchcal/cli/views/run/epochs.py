@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.words import count
 from batchcal.core.units import format_bytes
 from batchcal.train.report.run import Run

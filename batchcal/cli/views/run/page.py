@@ -5,11 +5,11 @@ from __future__ import annotations
 from html import escape
 from typing import Final
 
+from batchcal.cli.views.charts.plot import Plot
+from batchcal.cli.views.charts.plot_svg import POINTS, draw
 from batchcal.cli.views.html import document, table
 from batchcal.cli.views.run import charts
 from batchcal.cli.views.run.epochs import epochs_table
-from batchcal.cli.views.run.plot import Plot
-from batchcal.cli.views.run.plot_svg import POINTS, draw
 from batchcal.cli.views.run.words import SeenRun, about, summary, told, where
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_seconds

@@ -9,10 +9,10 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.cli.views.calibration import hanging
+from batchcal.cli.views.calibration.view import hanging
+from batchcal.cli.views.charts.plot_text import DrawnPlot, columns_of
 from batchcal.cli.views.run import charts
 from batchcal.cli.views.run.epochs import epochs_table, narrowed
-from batchcal.cli.views.run.plot_text import DrawnPlot, columns_of
 from batchcal.cli.views.run.words import SeenRun, about, summary, told, where
 from batchcal.core.units import count_of, format_seconds
 from batchcal.train.report.run import Happening, LoggedCheckpoint, LoggedEpoch, LoggedRecovery, LoggedResize, Run

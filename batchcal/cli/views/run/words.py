@@ -8,7 +8,7 @@ from datetime import datetime
 from textwrap import shorten
 from typing import Final, assert_never
 
-from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.words import count, first_line
 from batchcal.core.units import count_of, format_bytes, format_seconds
 from batchcal.train.report.run import (

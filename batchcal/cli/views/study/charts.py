@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from batchcal.cli.views.run.plot import Plot, Point, Series, Shape, axis_over
+from batchcal.cli.views.charts.plot import Plot, Point, Series, Shape, axis_over
 from batchcal.hpo.study_status import StudyStatus, TrialStatus
 
 MOST_CURVES: Final = 150

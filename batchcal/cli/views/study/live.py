@@ -7,8 +7,8 @@ from typing import Final
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.live import Screen
-from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.study.view import Trials
 from batchcal.cli.views.study.words import counts_line, parameters_of, shown
 from batchcal.core.progress import Notice

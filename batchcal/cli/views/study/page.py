@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Final
 
+from batchcal.cli.views.charts import parallel_svg
+from batchcal.cli.views.charts.plot import Plot
+from batchcal.cli.views.charts.plot_svg import draw
 from batchcal.cli.views.html import document
-from batchcal.cli.views.run.plot import Plot
-from batchcal.cli.views.run.plot_svg import draw
-from batchcal.cli.views.study import charts, parallel
+from batchcal.cli.views.study import charts
 from batchcal.cli.views.study.words import HEADS, NUMBERS, reason, row, shown, summary
 from batchcal.core.units import count_of
 from batchcal.hpo.study_status import StudyStatus
@@ -63,7 +64,7 @@ def _chart(title: str, plot: Plot | None, width: int, height: int) -> list[str]:
 
 
 def _parallel(seen: StudyStatus) -> list[str]:
-    drawn = parallel.draw(seen)
+    drawn = parallel_svg.draw(seen)
     return [f"<section><h2>what was sampled, the better the darker; the best in green</h2>\n{drawn}</section>"] if drawn else []
 
 

@@ -9,11 +9,11 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.cli.views.calibration import hanging
+from batchcal.cli.views.calibration.view import hanging
 from batchcal.cli.views.study.words import HEADS, NUMBERS, STYLES, reason, row, shown, summary
 from batchcal.core.units import count_of
-from batchcal.hpo.facts import DIVERGED
 from batchcal.hpo.study_status import StudyStatus, TrialStatus
+from batchcal.hpo.trials.facts import DIVERGED
 
 _MOST_ROWS: Final = 12
 _DISPENSABLE: Final = ("memory", "batch", "epochs", "#")

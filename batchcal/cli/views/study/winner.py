@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.study.words import batch_of, value
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes

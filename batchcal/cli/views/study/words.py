@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes, format_seconds
 from batchcal.hpo.study_status import State, StudyStatus, TrialStatus
