@@ -45,14 +45,14 @@ def _version(value: bool) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.core.version import __version__
 
     try:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "not installed"
-    screen.emit(f"batchcal {__version__}, torch {torch}, Python {platform.python_version()}")
+    stdout.emit(f"batchcal {__version__}, torch {torch}, Python {platform.python_version()}")
     raise typer.Exit
 
 
@@ -70,7 +70,7 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Raises nothing except Typer's own SystemExit."""
-    from batchcal.cli.output.result import be_lenient
+    from batchcal.cli.output.stdout import be_lenient
 
     be_lenient()
     voice = Messages.of(arguments)
@@ -113,7 +113,7 @@ def _failed(error: BatchcalError, voice: Messages) -> int:
     if not voice.as_json:
         voice.release(only=" note: ")
     if voice.for_eval:
-        from batchcal.cli.output.result import emit
+        from batchcal.cli.output.stdout import emit
         from batchcal.plan.formats import failure_sh
 
         try:

@@ -35,9 +35,9 @@ def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: 
         NothingFits: the trial does not fit here: it ran on a larger machine.
     """
     from batchcal.calibration.store import read_again
-    from batchcal.cli import screen
     from batchcal.cli.commands.checkpoints import choose
     from batchcal.cli.commands.training import trained
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import NothingFits, NotSaved
     from batchcal.detect.detect import detect_for
     from batchcal.hpo.shapes import ShapeBook, TooLarge
@@ -75,10 +75,10 @@ def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: 
         folder=blueprint.folder,
     )
     if as_json:
-        screen.emit(result.model_dump_json(indent=2))
+        stdout.emit(result.model_dump_json(indent=2))
     else:
         from batchcal.cli.views.run.result import show
 
-        screen.render(show(result, fitting.plan))
+        stdout.render(show(result, fitting.plan))
     if result.not_saved is not None:
         raise NotSaved(result.not_saved, try_="--set checkpoint=FILE, on a disk with room")

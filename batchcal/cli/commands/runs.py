@@ -46,7 +46,7 @@ def show_run(file: str, *, html: str | None, as_json: bool, voice: Messages) -> 
         UsageError: `file` is not a run, or cannot be read.
         NotSaved: the page could not be written.
     """
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.cli.views.run.words import SeenRun
     from batchcal.core.clock import SystemClock
     from batchcal.train.report.read import read_run
@@ -61,8 +61,8 @@ def show_run(file: str, *, html: str | None, as_json: bool, voice: Messages) -> 
     if as_json:
         from batchcal.cli.output.document import run
 
-        screen.emit(run(seen.run))
+        stdout.emit(run(seen.run))
     elif html is None:
         from batchcal.cli.views.run.view import show
 
-        screen.render(show(seen))
+        stdout.render(show(seen))

@@ -309,7 +309,7 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Messages) -
         NotSaved: the page could not be written.
     """
     needs_optuna()
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.hpo.storage.backend import SQLITE, without_password
     from batchcal.hpo.study import read_study
     from batchcal.hpo.study_status import study_status
@@ -330,8 +330,8 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Messages) -
     if as_json:
         from batchcal.cli.output.document import study as document
 
-        screen.emit(document(seen, where))
+        stdout.emit(document(seen, where))
     elif html is None:
         from batchcal.cli.views.study.view import show
 
-        screen.render(show(seen, where=where))
+        stdout.render(show(seen, where=where))

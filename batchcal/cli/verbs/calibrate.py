@@ -38,9 +38,9 @@ def calibrate(
     """Measure the batch size that fits and the fastest settings, in fenced child processes, and write calibration.json."""
     import time
 
-    from batchcal.cli import screen
     from batchcal.cli.commands.calibration import Destination, calibrated, seen_now
     from batchcal.cli.invocation import open_invocation
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import UsageError
     from batchcal.measure.result import Need
 
@@ -74,11 +74,11 @@ def calibrate(
     if json:
         from batchcal.cli.output.document import document
 
-        screen.emit(document(seen, measured=not found.fresh))
+        stdout.emit(document(seen, measured=not found.fresh))
     else:
         from batchcal.cli.views.calibration.view import answer, remarks
 
-        screen.render([*answer(seen), *remarks(seen)])
+        stdout.render([*answer(seen), *remarks(seen)])
     # The result is printed. Its problem follows, with the exit code.
     if found.problem is not None:
         raise found.problem
@@ -113,15 +113,15 @@ def _pipeline(invocation: Invocation, output: Path | None, voice: Messages, *, a
     import os
 
     from batchcal.calibration.place import check_explicit
-    from batchcal.cli import screen
     from batchcal.cli.commands.pipeline import keep, pipelined
+    from batchcal.cli.output import stdout
 
     check_explicit(Path(invocation.task().directory), os.environ, output)
     result = pipelined(invocation, voice)
     if as_json:
-        screen.emit(result.model_dump_json(indent=2))
+        stdout.emit(result.model_dump_json(indent=2))
     else:
         from batchcal.cli.views.calibration.pipeline import show
 
-        screen.render(show(result))
+        stdout.render(show(result))
     keep(invocation, result, output, voice)

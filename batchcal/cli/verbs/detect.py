@@ -18,7 +18,7 @@ def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = Fa
     """Show the memory, CPUs and devices that this process may use, with the source of each number, and known problems."""
     import os
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.core.progress import key_values
     from batchcal.detect.detect import detect as look
     from batchcal.detect.summary import EVENT, summary
@@ -26,11 +26,11 @@ def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = Fa
 
     environment = look(ask_child=ask_in_child)
     if json:
-        screen.emit(environment.model_dump_json(indent=2))
+        stdout.emit(environment.model_dump_json(indent=2))
     else:
         from batchcal.cli.views.environment import show
 
-        screen.render(show(environment))
+        stdout.render(show(environment))
     line = key_values(EVENT, summary(environment, max_batch_size=_calibrated(environment, os.environ)))
     context.ensure_object(Messages).say(f"INFO {line}")
 

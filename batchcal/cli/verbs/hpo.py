@@ -36,9 +36,9 @@ def run(
     verbose: opt.Verbose = False,
 ) -> None:
     """Run or continue a study. The same command on other machines joins it."""
-    from batchcal.cli import screen
     from batchcal.cli.commands.studies import families, needs_optuna, opened, read, write_family
     from batchcal.cli.commands.studies import run as work
+    from batchcal.cli.output import stdout
     from batchcal.cli.output.progress import listening_to_study
 
     needs_optuna()
@@ -46,7 +46,7 @@ def run(
     changed = families(read(config), set_ or (), matrix or ())
     if write_configs is not None:
         for path in write_family(changed, Path(write_configs), config):
-            screen.emit(str(path))
+            stdout.emit(str(path))
         return
     studies = [opened(config, one, voice) for one in changed]  # errors in any of them are reported before the first begins
     unfit: NothingFits | None = None
@@ -110,8 +110,8 @@ def best(
     verbose: opt.Verbose = False,
 ) -> None:
     """Show the values of the best trial; with --train, train with them."""
-    from batchcal.cli import screen
     from batchcal.cli.commands.studies import best_of, seen_of
+    from batchcal.cli.output import stdout
 
     voice = context.ensure_object(Messages)
     one = _opened(config, set_, voice)
@@ -124,25 +124,25 @@ def best(
     elif json:
         from batchcal.cli.output.document import best_trial
 
-        screen.emit(best_trial(seen, winner))
+        stdout.emit(best_trial(seen, winner))
     else:
         from batchcal.cli.views.study.winner import show
 
-        screen.render(show(seen, winner))
+        stdout.render(show(seen, winner))
         voice.say(f"next: batchcal hpo best {_as_typed(config, set_, seen.name)} --train")
 
 
 def _tell(seen: StudyStatus, where: str, *, as_json: bool) -> None:
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
 
     if as_json:
         from batchcal.cli.output.document import study
 
-        screen.emit(study(seen, where))
+        stdout.emit(study(seen, where))
     else:
         from batchcal.cli.views.study.view import show
 
-        screen.render(show(seen, where=where))
+        stdout.render(show(seen, where=where))
 
 
 def _as_typed(config: str, changes: list[str] | None, study: str) -> str:

@@ -91,20 +91,20 @@ def _sizes(text: str) -> list[int]:
 def _emit(plan: Plan, style: opt.PlanFormat, voice: Messages) -> None:
     import os
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.machine.allocator import resolve
     from batchcal.plan.formats import as_dotenv, as_json, as_sh
 
     if style == "json":
-        screen.emit(as_json(plan))
+        stdout.emit(as_json(plan))
         return
     if style == "table":
         from batchcal.cli.views.calibration.plan import show
 
-        screen.render(show(plan))
+        stdout.render(show(plan))
         return
     variables = resolve(plan.allocator).environment(os.environ)
-    screen.emit(as_sh(plan, variables) if style == "sh" else as_dotenv(plan, variables))
+    stdout.emit(as_sh(plan, variables) if style == "sh" else as_dotenv(plan, variables))
     for notice in plan.notices:
         voice.say(f" note: {notice}")
 
@@ -125,15 +125,15 @@ def _emit_predicted(kind: str, predictions: Sequence[Record], view: Iterable[Ren
     """Print predictions of one kind. `kind` is also the name of the flag that requested them."""
     import json
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import UsageError
     from batchcal.plan.plan import FORMAT
 
     if style == "json":
         found = [one.model_dump(mode="json") for one in predictions]
-        screen.emit(json.dumps({"format": FORMAT, "kind": kind, "predictions": found}, indent=2))
+        stdout.emit(json.dumps({"format": FORMAT, "kind": kind, "predictions": found}, indent=2))
     elif style == "table":
-        screen.render(view)
+        stdout.render(view)
     else:
         raise UsageError(
             f"--{kind} cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"

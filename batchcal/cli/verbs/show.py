@@ -32,9 +32,9 @@ def show(
     A calibration: memory curve, probes, result, what limits it, and whether it is still valid.
     A training: loss, speed, memory and events. A study: its trials; with --html also the importance of the parameters.
     """
-    from batchcal.cli import screen
     from batchcal.cli.commands.runs import names_a_run, refuse, show_run
     from batchcal.cli.commands.studies import names_a_study, show_study
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import NoCalibration, UsageError
 
     if file is not None and names_a_study(file):
@@ -65,11 +65,11 @@ def show(
     if json:
         from batchcal.cli.output.document import document
 
-        screen.emit(document(seen, measured=False))
+        stdout.emit(document(seen, measured=False))
     elif html is None:
         from batchcal.cli.views.calibration.view import show as view
 
-        screen.render(view(seen, why=why))
+        stdout.render(view(seen, why=why))
     if seen.calibration.status == "partial":
         raise NoCalibration(
             "this calibration verified nothing, so no plan can be made from it",
@@ -114,7 +114,7 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.locate import named_by
     from batchcal.calibration.store import Loaded, load, refusal
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.cli.views.calibration.comparison import compare, show
 
     trust = find_trust(os.environ, require_signature=require_signature)
@@ -128,9 +128,9 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
     if as_json:
         from batchcal.cli.output.document import comparison
 
-        screen.emit(comparison(rows, (first, second)))
+        stdout.emit(comparison(rows, (first, second)))
     else:
-        screen.render(show(rows, (first, second)))
+        stdout.render(show(rows, (first, second)))
 
 
 def _check(file: str | None, *, require_signature: bool) -> None:

@@ -62,11 +62,11 @@ def train(
     verbose: opt.Verbose = False,
 ) -> None:
     """Train with the plan of the calibration. Calibrate first if there is no valid calibration."""
-    from batchcal.cli import screen
     from batchcal.cli.commands.calibration import Destination, calibrated
     from batchcal.cli.commands.checkpoints import choose
     from batchcal.cli.commands.training import options_of, trained
     from batchcal.cli.invocation import open_invocation
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import NotSaved, UsageError
     from batchcal.measure.result import Need
     from batchcal.train.report.jsonl import check_log
@@ -104,11 +104,11 @@ def train(
     options = options_of(invocation.settings, margin=measured.margin, memory_limit_bytes=measured.memory_limit_bytes)
     result = trained(invocation, plan, found, lambda _: options, checkpoint=kept, voice=voice)
     if json:
-        screen.emit(result.model_dump_json(indent=2))
+        stdout.emit(result.model_dump_json(indent=2))
     else:
         from batchcal.cli.views.run.result import show
 
-        screen.render(show(result, plan))
+        stdout.render(show(result, plan))
     if result.not_saved is not None:
         raise NotSaved(result.not_saved, try_=kept.try_instead)
 

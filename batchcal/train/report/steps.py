@@ -45,12 +45,13 @@ class Steps:
 
     @property
     def places(self) -> Sequence[float]:
-        """`global_step` of each step. If it is missing or decreases: counted from 1."""
+        """`global_step` of each step. If it is missing, decreases or is infinite: counted from 1."""
         if self._places is None:
-            told = self.column("global_step")
+            logged = self.column("global_step")
             # Comparisons with NaN are False.
-            rising = bool(told) and told[0] >= 0 and all(map(operator.le, told, itertools.islice(told, 1, None)))
-            self._places = told if rising else range(1, self._length + 1)
+            rising = all(map(operator.le, logged, itertools.islice(logged, 1, None)))
+            usable = bool(logged) and rising and logged[0] >= 0 and logged[-1] < math.inf
+            self._places = logged if usable else range(1, self._length + 1)
         return self._places
 
     def named(self, prefix: str) -> tuple[str, ...]:

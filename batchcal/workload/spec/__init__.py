@@ -1,1 +1,1 @@
-"""What the user named: the SPEC, its module and config, its identity, and its import."""
+"""The named task: its SPEC, module and config, its identity, and its import."""
