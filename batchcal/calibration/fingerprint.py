@@ -29,12 +29,12 @@ def fingerprint_of(
     options: Options,
     *,
     environ: Mapping[str, str],
-    ask_child: Callable[[], TorchAnswer] | None = None,
+    query_child: Callable[[], TorchAnswer] | None = None,
 ) -> Fingerprint:
     """Return the fingerprint of a measurement of `task` with `options`, here and now. Takes milliseconds and does not load torch.
 
     Args:
-        ask_child: queries torch in a child process, only if driver files do not show the accelerators.
+        query_child: queries torch in a child process, only if driver files do not show the accelerators.
     """
     policies = {policy.name: policy for policy in available()}
     if options.allocator not in policies and options.allocator != AUTO:
@@ -45,7 +45,7 @@ def fingerprint_of(
         os=os_digest(environment.software),
         python=python_digest(environment.software),
         torch=torch_digest(environment.software),
-        accelerator=accelerator_digest(environment.software, environ, ask=ask_child),
+        accelerator=accelerator_digest(environment.software, environ, query=query_child),
         task=task.digest,
         options=options_digest(options),
         memory_limit_bytes=environment.memory.limit.value,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batchcal.workload.spec.reference import TaskReference
 
 
-OF_THIS_COMMAND: Final = (
+COMMAND_OPTIONS: Final = (
     CalibrateSettings.time_limit,
     CalibrateSettings.max_probes,
     CalibrateSettings.seed,
@@ -65,11 +65,11 @@ class Invocation:
         if self.reference is not None:
             return self.reference
         raise UsageError(
-            f"which task? None is given, and no batchcal.toml or [tool.batchcal] from {self.directory} upwards has one",
+            f"no task is given, and no batchcal.toml or [tool.batchcal] in {self.directory} or its parent folders names a task",
             known="a task is a function: def task(): return batchcal.Task(model=..., optimizer=..., train_data=..., loss=...)",
-            try_="batchcal calibrate train.py:task          where it is in train.py\n"
-            "batchcal calibrate package.module:task    where it can be imported\n"
-            'batchcal calibrate                        with spec = "train.py:task" below [task] in batchcal.toml',
+            try_="batchcal calibrate train.py:task          if the task is in train.py\n"
+            "batchcal calibrate package.module:task    if the task can be imported\n"
+            'batchcal calibrate                        if batchcal.toml has spec = "train.py:task" below [task]',
         )
 
 
@@ -77,16 +77,16 @@ def open_invocation(
     target: str | None,
     *,
     flags: Mapping[str, str | None],
-    spelled: Mapping[str, str] | None = None,
+    flag_names: Mapping[str, str] | None = None,
     config: str | None = None,
     revise: Callable[[Config], Config] = lambda config: config,
-    voice: Messages,
+    messages: Messages,
 ) -> Invocation:
     """Read the existing configuration files.
 
     Args:
         target: a SPEC or a config, as typed.
-        flags, spelled: see `Settings`.
+        flags, flag_names: see `Settings`.
         config: a config with settings. It overrides a target that is also a config.
         revise: changes the config if the target is one.
 
@@ -100,27 +100,27 @@ def open_invocation(
     files: list[SettingSource] = []
     reference: TaskReference | None = None
     if config is not None:
-        read = read_config(directory / config, directory=directory)
-        files.append(SettingSource(config, read.tables))
-        reference = read.reference
+        config_file = read_config(directory / config, directory=directory)
+        files.append(SettingSource(config, config_file.tables))
+        reference = config_file.reference
     if target is not None and target.endswith(".toml"):
-        revised = revise(read_config(directory / target, directory=directory))
-        reference = reference_of(target, directory=directory) if revised.reference is None else revised.reference
-        files.append(SettingSource(target, revised.tables))
+        target_config = revise(read_config(directory / target, directory=directory))
+        reference = reference_of(target, directory=directory) if target_config.reference is None else target_config.reference
+        files.append(SettingSource(target, target_config.tables))
     elif target is not None:
         reference = reference_of(target, directory=directory)
-    found = project_source(directory)
-    if found is not None:
-        source, of_project = found
+    project = project_source(directory)
+    if project is not None:
+        source, project_config = project
         files.append(source)
-        reference = reference or of_project.reference
-    settings = Settings(flags=flags, spelled=spelled, environ=os.environ, files=files)
-    voice.settings = settings
+        reference = reference or project_config.reference
+    settings = Settings(flags=flags, flag_names=flag_names, environ=os.environ, files=files)
+    messages.settings = settings
     for text in unknown_variables(os.environ, Settings.options()):
-        voice.say(f" note: {text}")
-    if voice.verbose:
+        messages.print(f" note: {text}")
+    if messages.verbose:
         for line in _origins(settings):
-            voice.say(line)
+            messages.print(line)
     return Invocation(settings=settings, reference=reference, directory=directory)
 
 
@@ -130,15 +130,15 @@ def _origins(settings: Settings) -> list[str]:
 
     return [
         key_values("setting", {"name": f"{table}.{key}", "value": text, "origin": origin})
-        for table, key, text, origin in settings.given()
+        for table, key, text, origin in settings.non_defaults()
     ]
 
 
-def options_from(settings: Settings, *, limit_bytes: int, like: Options | None = None) -> Options:
+def options_from(settings: Settings, *, limit_bytes: int, existing: Options | None = None) -> Options:
     """Return the options of a calibration, from settings.
 
     Args:
-        like: the options of an existing calibration, used for options that are not set.
+        existing: the options of an existing calibration, used for options that are not set.
 
     Raises:
         UsageError: a value is out of its range, or two values contradict each other.
@@ -147,8 +147,8 @@ def options_from(settings: Settings, *, limit_bytes: int, like: Options | None =
 
     requested: dict[str, object] = {}
     for option in (*CalibrateSettings.options(), *PlanSettings.options()):
-        keeps = like is not None and option not in OF_THIS_COMMAND and not settings.is_set(option)
-        requested[option.field] = getattr(like, option.field) if keeps else settings.value(option)
-    if like is not None and not settings.is_set(CalibrateSettings.margin):
-        requested["accelerator_margin"] = like.accelerator_margin
+        is_reused = existing is not None and option not in COMMAND_OPTIONS and not settings.is_set(option)
+        requested[option.field] = getattr(existing, option.field) if is_reused else settings.value(option)
+    if existing is not None and not settings.is_set(CalibrateSettings.margin):
+        requested["accelerator_margin"] = existing.accelerator_margin
     return with_defaults(limit_bytes, requested)

@@ -31,14 +31,14 @@ class TorchAnswer(Frozen):
     """Devices that did not respond, and why."""
 
 
-def ask(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def query_torch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     """Run in the child. Takes no arguments and returns a TorchAnswer as JSON."""
     import torch
 
     devices, problems = describe(TorchDevices())
     answer = TorchAnswer(
         accelerators=devices,
-        thread_pools=thread_pools.ask(),
+        thread_pools=thread_pools.query_pools(),
         cuda=torch.version.cuda or torch.version.hip or "",
         problems=problems,
     )
@@ -46,7 +46,7 @@ def ask(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     return reply
 
 
-def ask_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
+def query_torch_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
     """Query torch in a new process and wait for the result.
 
     Raises:
@@ -54,8 +54,8 @@ def ask_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
     """
     from batchcal.guard.call import call
 
-    reply = call(ask, timeout_s=timeout_s)
+    reply = call(query_torch, timeout_s=timeout_s)
     try:
         return TorchAnswer.model_validate(reply)
     except ValidationError as error:
-        raise GuardError("the child that was asked about torch gave an odd answer", known=str(error)) from error
+        raise GuardError("the child process that queries torch returned an invalid result", known=str(error)) from error

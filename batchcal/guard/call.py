@@ -43,5 +43,5 @@ def call(function: Function, arguments: dict[str, JSON] | None = None, *, timeou
         launcher.close()
     if ending.has_result:
         return ending.returned
-    known = ending.raised.headline if ending.raised is not None else ending.kill_reason or f"exit status {ending.exit_status}"
-    raise GuardError(f"{name_of(function)} gave no answer", known=known)
+    details = ending.raised.headline if ending.raised is not None else ending.kill_reason or f"exit status {ending.exit_status}"
+    raise GuardError(f"{name_of(function)} returned no result", known=details)

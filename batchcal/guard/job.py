@@ -37,7 +37,7 @@ class ChildContext:
         dump_stacks_on_request()  # again: the user's module may have set its own handler
         self._channel.send(written(PhaseStarted(name, limit_s)))
 
-    def tell(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Send a message to the parent's listener."""
         self._channel.send(written(ListenerMessage(message)))
 

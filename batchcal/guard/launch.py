@@ -176,17 +176,17 @@ class ZygoteLauncher:
             return
         self._socket.settimeout(max(0.001, min(limit_s, READY_LIMIT_S)))
         try:
-            hello = self._channel.wait()
+            greeting = self._channel.wait()
             late = ""
         except TimeoutError:
-            hello, late = None, f"it was not ready after {limit_s:.1f} s"
+            greeting, late = None, f"it was not ready after {limit_s:.1f} s"
         self._socket.settimeout(START_LIMIT_S)
-        if hello is None or hello.get("threads") != 1:
-            log_tail = self._log_tail() or late or "it ended without a word"
+        if greeting is None or greeting.get("threads") != 1:
+            log_tail = self._log_tail() or late or "it ended without a message"
             self.close()
-            threads = None if hello is None else hello.get("threads")
-            known = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
-            raise GuardError("the process that batchcal forks its probes from is not usable", known=known)
+            threads = None if greeting is None else greeting.get("threads")
+            details = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
+            raise GuardError("the process that starts the probes is not usable", known=details)
         self._ready = True
 
     @property
@@ -207,7 +207,7 @@ class ZygoteLauncher:
         if started is None:
             ours.close()
             os.close(output_read)
-            raise GuardError("the process that batchcal forks its probes from has died", known=self._log_tail())
+            raise GuardError("the process that starts the probes ended unexpectedly", known=self._log_tail())
         pid, watch = started
         return StartedChild(pid, watch, Channel(ours), output_read, directory)
 
@@ -225,7 +225,7 @@ class ZygoteLauncher:
                 # The exit status is unknown. The child dies with the zygote (PDEATHSIG); its workers must be ended here.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
-                raise GuardError("the process that batchcal forks its probes from has died", known=self._log_tail())
+                raise GuardError("the process that starts the probes ended unexpectedly", known=self._log_tail())
         return child.exit_status is not None
 
     def is_alive(self) -> bool:

@@ -84,40 +84,40 @@ class StudyStatus:
 
     def counts(self) -> dict[State, int]:
         """Return the number of trials by state. Each run of a trial counts."""
-        return dict(Counter(one.state for one in self.trials))
+        return dict(Counter(trial.state for trial in self.trials))
 
     @property
     def done(self) -> int:
         """Number of trials that need not run again."""
-        return sum(one.state in DONE for one in self.trials)
+        return sum(trial.state in DONE for trial in self.trials)
 
     def best(self) -> TrialStatus | None:
         """Return the complete trial with the best value. None: none is complete."""
-        complete = [one for one in self.trials if one.state == "complete" and one.value is not None]
-        return max(complete, key=lambda one: (self.better * _number(one.value), -one.number), default=None)
+        complete = [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]
+        return max(complete, key=lambda trial: (self.better * _number(trial.value), -trial.number), default=None)
 
     def left_s(self) -> float | None:
         """Seconds until all trials have ended, at the pace of the latest. None: none has ended, or none runs."""
-        ended = sorted((one for one in self.trials if one.state in DONE and one.ended is not None), key=_end)
-        running = sum(one.state == "running" for one in self.trials)
+        ended = sorted((trial for trial in self.trials if trial.state in DONE and trial.ended is not None), key=_end)
+        running = sum(trial.state == "running" for trial in self.trials)
         if not ended or not running:
             return None
-        return statistics.fmean(one.wall_s for one in ended[-RECENT:]) * max(self.wanted - self.done, 0) / running
+        return statistics.fmean(trial.wall_s for trial in ended[-RECENT:]) * max(self.wanted - self.done, 0) / running
 
     def saved_epochs(self) -> int:
         """Number of epochs that pruned trials did not train."""
-        return sum(self._left_out(one) for one in self._given_up())
+        return sum(self._untrained_epochs(trial) for trial in self._stopped_by_pruner())
 
     def saved_s(self) -> float:
         """Seconds that these epochs would have taken, each at the pace of its own trial."""
-        told = [(one, one.facts.wall_s or one.wall_s) for one in self._given_up() if one.epochs]
-        return sum(wall_s / one.epochs * self._left_out(one) for one, wall_s in told)
+        timed = [(trial, trial.facts.wall_s or trial.wall_s) for trial in self._stopped_by_pruner() if trial.epochs]
+        return sum(wall_s / trial.epochs * self._untrained_epochs(trial) for trial, wall_s in timed)
 
-    def _given_up(self) -> list[TrialStatus]:
+    def _stopped_by_pruner(self) -> list[TrialStatus]:
         """Trials that the pruner stopped. Not those whose loss is NaN or infinite: they ended by themselves."""
-        return [one for one in self.trials if one.state == "pruned" and one.facts.kind != DIVERGED]
+        return [trial for trial in self.trials if trial.state == "pruned" and trial.facts.kind != DIVERGED]
 
-    def _left_out(self, trial: TrialStatus) -> int:
+    def _untrained_epochs(self, trial: TrialStatus) -> int:
         """Number of epochs between the one at which the trial was stopped and its last."""
         own = trial.parameters.get(EPOCHS)
         most = self.resource if not isinstance(own, int) else own * max(1, self.folds)
@@ -125,39 +125,39 @@ class StudyStatus:
 
     def prediction_error(self) -> float | None:
         """Median prediction error of the complete trials whose memory was measured."""
-        errors = [error for one in self.trials if one.state == "complete" and (error := one.prediction_error) is not None]
+        errors = [error for trial in self.trials if trial.state == "complete" and (error := trial.prediction_error) is not None]
         return statistics.median(errors) if errors else None
 
     def calibrations(self) -> int:
         """Number of shapes that were measured."""
-        return sum(bool(one.facts.shape_measured) for one in self.trials)
+        return sum(bool(trial.facts.shape_measured) for trial in self.trials)
 
 
 def study_status(study: optuna.Study) -> StudyStatus:
     """Return the current state of the study."""
     identity, promised = table_of(study.user_attrs.get(IDENTITY)), table_of(study.user_attrs.get(PROMISED))
-    trials = [one for one in study.get_trials(deepcopy=False) if not is_surplus(one)]
-    latest = {original_of(one): one.number for one in trials}
+    trials = [trial for trial in study.get_trials(deepcopy=False) if not is_surplus(trial)]
+    latest = {original_of(trial): trial.number for trial in trials}
     wanted, resource, metric = promised.get("trials"), promised.get("resource"), identity.get("metric")
     folds = identity.get("folds")
-    longest = max((max(one.intermediate_values, default=0) for one in trials), default=0)
+    longest = max((max(trial.intermediate_values, default=0) for trial in trials), default=0)
     return StudyStatus(
         name=study.study_name,
         direction="maximize" if study.direction is optuna.study.StudyDirection.MAXIMIZE else "minimize",
         metric=str(metric) if metric is not None else "value",
         wanted=wanted if isinstance(wanted, int) else len(trials),
         resource=resource if isinstance(resource, int) else longest,
-        trials=tuple(_seen(one, is_latest=latest[original_of(one)] == one.number) for one in trials),
+        trials=tuple(_trial_status(trial, is_latest=latest[original_of(trial)] == trial.number) for trial in trials),
         task=str(identity.get("task", "")),
         folds=folds if isinstance(folds, int) else 0,
     )
 
 
-def _seen(trial: FrozenTrial, *, is_latest: bool) -> TrialStatus:
+def _trial_status(trial: FrozenTrial, *, is_latest: bool) -> TrialStatus:
     facts, again = facts_of(trial), trial.user_attrs.get(AGAIN)
     state = _state(trial, facts)
     if state == "lost" and is_latest:
-        state, facts = "failed", facts.model_copy(update={"kind": "worker-died", "why": "whoever ran it died, again and again"})
+        state, facts = "failed", facts.model_copy(update={"kind": "worker-died", "why": "every worker that ran it died"})
     reached = tuple(sorted(trial.intermediate_values.items()))
     complete = trial.state is TrialState.COMPLETE and trial.values is not None
     return TrialStatus(

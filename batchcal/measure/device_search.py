@@ -17,12 +17,12 @@ from batchcal.core.progress import Progress
 from batchcal.core.units import count_of, format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits, OutOfMemory, TimedOut, UserCodeFailed
-from batchcal.measure.attempts import Attempts, SearchTarget, described
+from batchcal.measure.attempts import Attempts, SearchTarget, detail
 from batchcal.measure.children.probe import Examination, Probe
 from batchcal.measure.heap.measurement import heap_growth
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.search.bounds import bounds_for
-from batchcal.measure.search.capacity import Ask, Bounds, CapacitySearch
+from batchcal.measure.search.capacity import Bounds, CapacitySearch, SizeRequest
 from batchcal.measure.search.evaluation import (
     EVAL_MISSES,
     larger_budget,
@@ -33,7 +33,7 @@ from batchcal.measure.search.prior import Prior
 from batchcal.measure.search.settling import least_steps, steps_before_evaluation
 from batchcal.measure.task_sizes import TaskSizes
 from batchcal.measure.time_slices import TimeSlices
-from batchcal.measure.workers.requested import check_growth, reserve, try_asked
+from batchcal.measure.workers.requested import check_growth, reserve, try_requested
 from batchcal.measure.workers.trial import trial_of
 from batchcal.plan.division.rules import mismatch_note
 from batchcal.plan.effective_batch import not_set
@@ -44,7 +44,7 @@ DEADLINE_LEAST_S: Final = 10.0
 """Minimum time for a probe that has started, however little of the time limit is left."""
 FOR_AN_ANSWER_S: Final = 5.0
 """Time that the first probe, or the trials before it, can count on before the end of the time limit, however little is left."""
-STEPS_BESIDE: Final = 1
+EXTRA_STEPS: Final = 1
 """A probe's start and warm-up take about as long as one of its steps."""
 SHARE_OF_TIME_AT_FIRST: Final = 0.15
 SHARE_OF_TIME: Final = 0.6
@@ -56,6 +56,7 @@ and less than 400 at 4,297: 48 s wasted). The first evaluation uses the rate of 
 SHARE_OF_TIME_OF_FIRST: Final = 0.75
 """Share of the time for the policy that will be used, if `default` is measured, too."""
 WORTH_A_PROBE: Final = 1.2
+LIMIT_NAMES: Final[dict[LimitedBy, str]] = {"time-limit": "the time limit", "max-probes": "the limit of probes (--max-probes)"}
 MARGIN_DOUBLINGS: Final = 2
 """Maximum number of doublings of a margin. 15 % of the limit becomes 60 %: if that does not help, the margin is not the cause."""
 
@@ -114,19 +115,19 @@ class DeviceSearch:
             Partial: the time limit ended the first examination.
             Interrupted: `findings` holds the results verified before.
         """
-        nothing: list[NothingFits] = []
+        failures: list[NothingFits] = []
         for device in tuple(self.budgets):
             before = len(self.findings), len(self.undone)
             while True:
                 try:
-                    nothing.extend(self._find_all(device, self._allocators(device)))
+                    failures.extend(self._find_all(device, self._allocators(device)))
                     break
                 except _FenceFailed:
                     # Findings within the narrower margin are searched again. Runs that fitted the smaller budget count.
                     del self.findings[before[0] :], self.undone[before[1] :]
                     self._double_margin(device)
-        if not self.findings and nothing:
-            raise nothing[0]
+        if not self.findings and failures:
+            raise failures[0]
 
     def _allocators(self, device: str) -> tuple[str, ...]:
         """Return the policy, and always `default`: a script that is not re-executed runs under `default`."""
@@ -140,7 +141,7 @@ class DeviceSearch:
                     examination,
                     budget_bytes=self.budgets[device].budget_bytes,
                     limit_s=self._left_s() * SHARE_OF_TIME_RACING,
-                    rule=self.sizes.obeyed,
+                    rule=self.sizes.active_rule,
                 )
             for text in notes:
                 self.attempts.note(text)
@@ -150,7 +151,7 @@ class DeviceSearch:
 
     def _find_all(self, device: str, allocators: tuple[str, ...]) -> list[NothingFits]:
         """Add one finding for each policy under which a size fits. Return the errors of the other policies."""
-        nothing: list[NothingFits] = []
+        failures: list[NothingFits] = []
         until = self.until
         try:
             for allocator in allocators:
@@ -158,30 +159,30 @@ class DeviceSearch:
                 self.until = until if last else self.clock.monotonic() + self._left_s() * SHARE_OF_TIME_OF_FIRST
                 undone = len(self.undone)
                 if self.findings and self._left_s() <= 0:
-                    self._leave("policy", f"{device} under {allocator}: no time was left")
+                    self._add_undone("policy", f"{device} under {allocator}: no time was left")
                 else:
-                    self._try_to_find(device, allocator, nothing)
+                    self._try_to_find(device, allocator, failures)
                 if last and len(allocators) > 1 and self.findings and self.findings[-1].allocator == allocator:
                     # A script that is not re-executed runs under this policy. There is an answer, possibly smaller than the best.
-                    for left in self.undone[undone:]:
-                        self.attempts.note(f"not settled: {left.text}")
+                    for undone_part in self.undone[undone:]:
+                        self.attempts.note(f"{undone_part.text}; a larger batch may fit")
                     del self.undone[undone:]
         finally:
             self.until = until
-        return nothing
+        return failures
 
-    def _try_to_find(self, device: str, allocator: str, nothing: list[NothingFits]) -> None:
+    def _try_to_find(self, device: str, allocator: str, failures: list[NothingFits]) -> None:
         try:
             self._find(device, allocator)
         except NothingFits as error:
-            nothing.append(error)
+            failures.append(error)
             self.attempts.note(f"{device} under {allocator}: {error.what}")
         except (UserCodeError, GuardError, Partial) as error:
             if not self.findings:
                 raise
             # Results verified before stay valid, on another device or for training alone.
-            self._leave("policy", f"{device} under {allocator}: {error.what}")
-            self.attempts.note(f"{device} under {allocator} failed: {error.what}")
+            self._add_undone("policy", f"{device} under {allocator}: {error.what}")
+            self.attempts.note(f"{device} under {allocator}: the measurement failed: {error.what}")
 
     def _double_margin(self, device: str) -> None:
         """Double the margin: the kernel's OOM killer fired before the fence, so there is less memory than it seems."""
@@ -193,7 +194,7 @@ class DeviceSearch:
             }
         )
         self.attempts.note(
-            f"the margin on {device} is doubled, to {format_bytes(2 * budget.margin_bytes)}: the kernel's OOM killer fired"
+            f"the margin on {device} is doubled to {format_bytes(2 * budget.margin_bytes)}, because the kernel's OOM killer fired"
         )
 
     def _widen_margin(self, device: str, examination: Examination) -> None:
@@ -209,8 +210,8 @@ class DeviceSearch:
             update={"margin_bytes": budget.margin_bytes + extra, "budget_bytes": budget.budget_bytes - extra}
         )
         self.attempts.note(
-            f"the margin on {device} is {format_bytes(extra)} larger: by the sizes that are known, the largest sample may be "
-            f"{factor:.2g} times as large as the largest that was looked at; size_of makes this exact"
+            f"the margin on {device} is {format_bytes(extra)} larger, because the largest sample may be {factor:.2g} times as "
+            "large as the largest sample that was examined; Task(size_of=...) makes this exact"
         )
 
     def _check_fence(self, device: str) -> None:
@@ -226,14 +227,14 @@ class DeviceSearch:
 
     def _find(self, device: str, allocator: str) -> None:
         examination = self._examine(device, allocator)
-        undone, known = len(self.undone), self._heap_growth.get((device, allocator), 1.0)
+        undone, growth = len(self.undone), self._heap_growth.get((device, allocator), 1.0)
         train, train_model = self._capacity(device, allocator, examination, None)
-        if train is None and known > 1 and self.interrupted is None:
+        if train is None and growth > 1 and self.interrupted is None:
             self._give_up_growth(device, allocator)
             train, train_model = self._capacity(device, allocator, examination, None)
         if train is None:
-            self._go_on()
-            self._nothing(device, allocator, examination, train_model)
+            self._raise_if_interrupted()
+            self._raise_nothing_fits(device, allocator, examination, train_model)
             return
         finding = Finding(
             device=device,
@@ -242,18 +243,18 @@ class DeviceSearch:
             eval=None,
             train_memory=train_model,
             eval_memory=None,
-            heap_growth=known,
+            heap_growth=growth,
         )
         self.findings.append(finding)  # verified, whatever happens later
         finding = self.findings[-1] = self._after_many_steps(finding, examination, undone)
-        self._go_on()
-        beside = self.sizes.beside_the_multiple
-        if beside is not None:
+        self._raise_if_interrupted()
+        probe_size = self.sizes.size_off_multiple
+        if probe_size is not None:
             budget = self.budgets[device].budget_bytes
-            self._explain(beside, SearchTarget(device, allocator, "train", budget, self.options.samples), examination)
+            self._explain(probe_size, SearchTarget(device, allocator, "train", budget, self.options.samples), examination)
         evaluation, evaluation_model = self._capacity(device, allocator, examination, finding)
         self.findings[-1] = finding.model_copy(update={"eval": evaluation, "eval_memory": evaluation_model})
-        self._go_on()
+        self._raise_if_interrupted()
 
     def _examine(self, device: str, allocator: str) -> Examination:
         examination = self._examined.get((device, allocator))
@@ -285,21 +286,21 @@ class DeviceSearch:
         """Try the workers that the user requested, before any measurement uses them.
 
         Raises:
-            UserCodeError, Partial, NothingFits: see `try_asked`.
+            UserCodeError, Partial, NothingFits: see `try_requested`.
         """
-        asked, examination = self.options.workers, self._examined[device, allocator]
-        if not asked or self.loader_workers is not None:
+        workers, examination = self.options.workers, self._examined[device, allocator]
+        if not workers or self.loader_workers is not None:
             return
         with self.slices.spent_on("worker-trial"):
-            report = try_asked(self.probe, trial_of(device, allocator, asked=asked, left_s=self._left_s()), asked)
+            report = try_requested(self.probe, trial_of(device, allocator, requested=workers, left_s=self._left_s()), workers)
         each = max(report.workers.growth_bytes, examination.facts.kept_bytes)
         if "cpu" in self.budgets:
-            check_growth(self.budgets["cpu"], each, asked, base_bytes=examination.base_bytes)
+            check_growth(self.budgets["cpu"], each, workers, base_bytes=examination.base_bytes)
         self.promises.append(report.check)
         self.loader_workers = report.workers
         if report.workers.start is not None:
             self.attempts.note(f"DataLoader workers are started by {report.workers.start}: {report.workers.why_start}")
-        self._reserve(asked * each, examination, f"{count_of(asked, 'worker')} grow while they read")
+        self._reserve(workers * each, examination, f"{count_of(workers, 'worker')} grow while they read")
 
     def _explain(self, size: int, place: SearchTarget, examination: Examination) -> bool:
         """Run trials around `size`. Return True if they show another rule of the task's sizes."""
@@ -333,7 +334,12 @@ class DeviceSearch:
         try:
             with self.slices.spent_on("heap-growth"):
                 growth = heap_growth(
-                    self.attempts, finding, examination, budget_bytes=budget_bytes, left_s=self._left_s(), rule=self.sizes.obeyed
+                    self.attempts,
+                    finding,
+                    examination,
+                    budget_bytes=budget_bytes,
+                    left_s=self._left_s(),
+                    rule=self.sizes.active_rule,
                 )
         except Interrupted as error:  # the verified result is an answer
             self.interrupted = error
@@ -358,14 +364,14 @@ class DeviceSearch:
         """From now on, search for sizes that stay within the budget for a few steps."""
         self._heap_growth[device, allocator] = 1.0
         self.attempts.note(
-            f"{device} under {allocator}: no size was verified that is sure to stay within the budget over many steps; "
-            "the answer may exceed it"
+            f"{device} under {allocator}: no verified batch size is certain to stay within the budget over many steps; "
+            "the result may exceed the budget"
         )
 
-    def _leave(self, part: Part, text: str) -> None:
+    def _add_undone(self, part: Part, text: str) -> None:
         self.undone.append(Undone(part=part, text=text))
 
-    def _go_on(self) -> None:
+    def _raise_if_interrupted(self) -> None:
         if self.interrupted is not None:
             raise self.interrupted
 
@@ -400,8 +406,8 @@ class DeviceSearch:
         bounds = bounds_by(rule=self.sizes.rule)
         if bounds.multiple_of < self.options.multiple_of and trained is None:
             self.attempts.note(
-                f"no batch is a multiple of {self.options.multiple_of}: "
-                f"there is no more than {bounds.ceiling} ({bounds.ceiling_reason})"
+                f"no batch size up to {bounds.ceiling} is a multiple of {self.options.multiple_of}; "
+                f"{bounds.ceiling} is the largest possible size ({bounds.ceiling_reason})"
             )
         search = CapacitySearch(
             bounds,
@@ -424,26 +430,26 @@ class DeviceSearch:
         best: Measurement | None = None
         measured: Measurement | None = None
         ended: LimitedBy | None = None
-        phase, wanted, missed = "", 0, 0
-        for known in self.attempts.recall(place):
-            if known.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
-                best = self._learn(search, known, best, trained, examination)
+        phase, largest_requested, misses = "", 0, 0
+        for recalled in self.attempts.recall(place):
+            if recalled.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
+                best = self._learn(search, recalled, best, trained, examination)
         self._check_fence(device)
-        while (ask := search.ask()) is not None and (mode == "train" or best is not None or missed < EVAL_MISSES):
-            affordable = self._affordable(ask, best, trained, examination, bounds)
+        while (request := search.next_request()) is not None and (mode == "train" or best is not None or misses < EVAL_MISSES):
+            affordable = self._affordable(request, best, trained, examination, bounds)
             if not isinstance(affordable, int):
                 ended = affordable
-                self._leave("search", f"{device} under {allocator}, {mode}: {ask.phase} {ask.batch}")
+                self._add_undone("search", f"{device} under {allocator}, {mode}: {_next_batch(request.batch, ended)}")
                 break
-            if affordable < ask.batch:
-                wanted = max(wanted, ask.batch)
-                ask = search.part_of(ask, affordable)
-            if ask.phase != phase:
-                phase = ask.phase
-                self.progress.event(PhaseBegan(phase=phase, mode=mode, why=ask.why))
+            if affordable < request.batch:
+                largest_requested = max(largest_requested, request.batch)
+                request = search.part_of(request, affordable)
+            if request.phase != phase:
+                phase = request.phase
+                self.progress.event(PhaseBegan(phase=phase, mode=mode, why=request.why))
             try:
                 deadline_s = max(self._left_s(), DEADLINE_LEAST_S)
-                measured = self.attempts.run(ask, place, deadline_s=deadline_s, one_size=self.sizes.obeyed.one_size)
+                measured = self.attempts.run(request, place, deadline_s=deadline_s, one_size=self.sizes.active_rule.one_size)
                 if mode == "train" and self._is_explained(measured, place, examination):
                     bounds = bounds_by(rule=self.sizes.rule)
                     search.restrict(bounds)
@@ -453,31 +459,33 @@ class DeviceSearch:
                 break
             before, best = best, self._learn(search, measured, best, trained, examination)
             self._check_fence(device)
-            if mode == "eval" and no_faster(before, best) and search.ask() is not None:
+            if mode == "eval" and no_faster(before, best) and search.next_request() is not None:
                 ended = "speed"
                 break
-            missed += measured.outcome.kind != "fits"
-        if mode == "eval" and best is None and ended is None and (why := _no_evaluation(measured, missed, bounds.start)):
+            misses += measured.outcome.kind != "fits"
+        if mode == "eval" and best is None and ended is None and (why := _no_evaluation(measured, misses, bounds.start)):
             self.attempts.note(f"{device} under {allocator}: {why}")
-        if ended is None and search.gave_up:
-            self._leave("search", f"{device} under {allocator}, {mode}: {search.gave_up}")
+        if ended is None and search.inconclusive:
+            self._add_undone("search", f"{device} under {allocator}, {mode}: {search.inconclusive}")
         elif ended is None and best is None and measured is not None and isinstance(measured.outcome, TimedOut):
             # Not even the smallest batch ended in time, which shows nothing about memory.
-            self._leave("search", f"{device} under {allocator}, {mode}: batch {measured.batch} {described(measured.outcome)}")
+            self._add_undone(
+                "search", f"{device} under {allocator}, {mode}: batch {measured.batch} timed out {detail(measured.outcome)}"
+            )
         if best is None or not isinstance(best.outcome, Fits):
             return None, search.model
-        if ended is None and search.upper > wanted > best.batch:
+        if ended is None and search.upper > largest_requested > best.batch:
             # The time limit had reduced the size, and the rest was not worth a probe of its own.
             ended = "time-limit"
-            if wanted > best.batch * WORTH_A_PROBE:
-                self._leave("search", f"{device} under {allocator}, {mode}: {phase} {wanted}")
+            if largest_requested > best.batch * WORTH_A_PROBE:
+                self._add_undone("search", f"{device} under {allocator}, {mode}: {_next_batch(largest_requested, ended)}")
         capacity = Capacity(
             batch=best.batch,
-            peak_bytes=best.outcome.peak.held_on(device),
+            peak_bytes=best.outcome.peak.bytes_on(device),
             samples_per_s=best.outcome.samples_per_s,
             measured_by=best.sequence,
             limited_by=ended or search.limited_by,
-            undone=search.undone if ended in ("time-limit", "max-probes") else search.gave_up,
+            undone=search.undone if ended in ("time-limit", "max-probes") else search.inconclusive,
             accumulated=mode == "train",
         )
         return capacity, search.model
@@ -487,13 +495,13 @@ class DeviceSearch:
         rule."""
         outcome = measured.outcome
         if isinstance(outcome, Fits):
-            self.sizes.told(measured.batch, taken=True)
+            self.sizes.record(measured.batch, accepted=True)
         if not isinstance(outcome, UserCodeFailed):
             return False
-        self.sizes.refused(measured.batch, outcome.error)
+        self.sizes.record_refusal(measured.batch, outcome.error)
         if not self._explain(measured.batch, place, examination):
             return False
-        rule = self.sizes.obeyed
+        rule = self.sizes.active_rule
         return rule.restricts and (rule.one_size or not rule.admits(measured.batch))
 
     def _learn(
@@ -514,25 +522,25 @@ class DeviceSearch:
         budget = self._usable_bytes(measured.device, measured.allocator, examination)
         if verdict == "fits" and larger and peak is not None and peak > larger_budget(budget, measured):
             verdict = "too-big"
-        search.tell(measured.batch, verdict, peak)
+        search.add(measured.batch, verdict, peak)
         if verdict == "refused":
-            search.accept(self.sizes.taken)
+            search.accept(self.sizes.accepted)
         if verdict != "fits" or (best is not None and measured.batch <= best.batch):
             return best
         self.progress.event(BestFound(mode=measured.mode, batch=measured.batch, peak_bytes=peak))
         return measured
 
     def _affordable(
-        self, ask: Ask, best: Measurement | None, trained: Finding | None, examination: Examination, bounds: Bounds
+        self, request: SizeRequest, best: Measurement | None, trained: Finding | None, examination: Examination, bounds: Bounds
     ) -> int | LimitedBy:
         """Return the requested batch, or as much of it as there is time for. If time or probes are used up, return that limit. A
         probe that the time limit would cut is not started."""
         if self.options.max_probes is not None and self.attempts.started >= self.options.max_probes:
             return "max-probes"
-        left = self._left_s()
+        left_s = self._left_s()
         if best is None and trained is None and not self.findings and self.clock.monotonic() < self.ends:
-            left = max(left, FOR_AN_ANSWER_S)
-        if left <= 0:
+            left_s = max(left_s, FOR_AN_ANSWER_S)
+        if left_s <= 0:
             return "time-limit"
         if best is not None and isinstance(best.outcome, Fits):
             rate, share = best.outcome.samples_per_s, SHARE_OF_TIME
@@ -541,10 +549,10 @@ class DeviceSearch:
         else:
             rate, share = examination.samples_per_s, SHARE_OF_TIME_AT_FIRST
         mode: Mode = "train" if trained is None else "eval"
-        most = int(rate * left * share / (STEPS_BESIDE + least_steps(mode, ask.mapped_share)))
+        most = int(rate * left_s * share / (EXTRA_STEPS + least_steps(mode, request.mapped_share)))
         most -= most % bounds.multiple_of
-        if ask.batch <= most:
-            return ask.batch
+        if request.batch <= most:
+            return request.batch
         if best is None:
             most = max(most, bounds.floor)  # without this probe there is no answer
         elif most < best.batch * WORTH_A_PROBE:
@@ -555,13 +563,13 @@ class DeviceSearch:
         """Return the training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""
         affordable = trained.train.samples_per_s * self._left_s() * SHARE_OF_TIME_EVALUATING / steps
         size = min(trained.train.batch, int(affordable))
-        rule = self.sizes.obeyed
+        rule = self.sizes.active_rule
         return trained.train.batch if rule.one_size else max(1, rule.at_most(size) or min(rule.smallest, trained.train.batch))
 
     def _left_s(self) -> float:
         return self.until - self.clock.monotonic()
 
-    def _nothing(self, device: str, allocator: str, examination: Examination, model: MemoryModel) -> None:
+    def _raise_nothing_fits(self, device: str, allocator: str, examination: Examination, model: MemoryModel) -> None:
         """Raise an error if nothing fits. Return if time or probes ended first."""
         if self.undone:
             return
@@ -574,37 +582,42 @@ class DeviceSearch:
             if isinstance(refused, UserCodeFailed):
                 raise UserCodeError(refused.error, known=(refused.traceback or refused.output).strip(), try_=refused.hint)
         budget = self.budgets[device]
-        smallest = max(self.options.multiple_of, self.sizes.obeyed.least)
+        smallest = max(self.options.multiple_of, self.sizes.active_rule.least)
         last = outcomes[0] if outcomes else None
         if isinstance(last, OutOfMemory) and last.source == "shm":
             raise NothingFits(
                 f"nothing fits: a batch of {count_of(smallest, 'sample')} from a DataLoader worker does not fit into /dev/shm",
-                known=f"workers hand their batches over in shared memory; {last.detail}",
+                known=f"workers pass their batches through shared memory; {last.detail}",
                 try_="--workers 0, or a larger /dev/shm (docker run --shm-size 1g)",
             )
         raise NothingFits(
             f"nothing fits: even batch size {smallest} needs about {format_bytes(model.predict(smallest))} "
             f"and the budget is {format_bytes(budget.budget_bytes)}",
             known=f"limit {format_bytes(budget.limit_bytes)} ({budget.learned_from}), "
-            f"used by others {format_bytes(budget.others_bytes)}, margin {format_bytes(budget.margin_bytes)}; "
-            f"the task alone holds {format_bytes(examination.base_bytes)}",
+            f"used by other processes {format_bytes(budget.others_bytes)}, margin {format_bytes(budget.margin_bytes)}; "
+            f"the task without a batch uses {format_bytes(examination.base_bytes)}",
             try_="a larger container, a smaller model, or a smaller --margin",
         )
 
 
-def _no_evaluation(last: Measurement | None, missed: int, train_batch: int | None) -> str:
+def _next_batch(batch: int, limit: LimitedBy) -> str:
+    """Text for a search that a limit ended."""
+    return f"a batch of {batch} was next; {LIMIT_NAMES.get(limit, limit)} ended the search"
+
+
+def _no_evaluation(last: Measurement | None, misses: int, train_batch: int | None) -> str:
     """Reason why the search for an evaluation batch ended without one. Empty: lack of time."""
-    if last is None or (missed < EVAL_MISSES and not isinstance(last.outcome, UserCodeFailed)):
+    if last is None or (misses < EVAL_MISSES and not isinstance(last.outcome, UserCodeFailed)):
         return ""
     if not isinstance(last.outcome, UserCodeFailed):
         return (
-            f"no evaluation of {last.batch} or more fits into what training at {train_batch} leaves; "
-            "the rehearsal of a plan says what does beside smaller micro-batches"
+            f"no evaluation batch of {last.batch} or more fits into the memory that training at batch {train_batch} leaves; "
+            "the rehearsal of a plan measures evaluation after smaller micro-batches"
         )
     fix = "eval_step=..., or a loss that works in evaluation mode"
     if "does not require grad" in last.outcome.error:
-        fix = "eval_step=...; it is called without gradients, and what computes some itself needs torch.enable_grad()"
+        fix = "eval_step=...; it is called without gradients, so code that computes gradients needs torch.enable_grad()"
     return (
         f"the task's own code fails in each evaluation, down to {count_of(last.batch, 'sample')}: {last.outcome.error}. "
-        f"With eval_data, an epoch ends with that error; try: {fix}"
+        f"A training with eval_data stops with this error at the end of an epoch; try: {fix}"
     )

@@ -34,16 +34,16 @@ def recorded(
     """
     # If nothing was verified under the policy that won, the answer of another policy is still an answer.
     by_policy = {device: device_search.policies.policy(device) for device in budgets}
-    asked = [found for found in device_search.findings if found.allocator == by_policy[found.device]]
-    asked = asked or list(device_search.findings if device_search.options.allocator == AUTO else ())
-    chosen = max(asked, key=lambda found: _rate(device_search, found), default=None)
+    candidates = [finding for finding in device_search.findings if finding.allocator == by_policy[finding.device]]
+    candidates = candidates or list(device_search.findings if device_search.options.allocator == AUTO else ())
+    chosen = max(candidates, key=lambda finding: _rate(device_search, finding), default=None)
     device = chosen.device if chosen is not None else next(iter(budgets))
-    if chosen is not None and len(asked) > 1:
-        rates = ", ".join(f"{found.device} {_rate(device_search, found):.0f} samples/s" for found in asked)
+    if chosen is not None and len(candidates) > 1:
+        rates = ", ".join(f"{finding.device} {_rate(device_search, finding):.0f} samples/s" for finding in candidates)
         device_search.attempts.note(f"{device} is the fastest device: {rates}")
     undone = [*device_search.undone, *([Undone(part="stopped", text=stopped.what)] if stopped is not None else [])]
     examination = device_search.examinations.get(device)
-    measured_under = {found.allocator for found in device_search.findings}
+    measured_under = {finding.allocator for finding in device_search.findings}
     # A library under which no finding was measured may appear or disappear.
     libraries = {name: digest for name, digest in fingerprint.allocators.items() if name in measured_under}
     options = device_search.options
@@ -70,13 +70,15 @@ def recorded(
         undone=tuple(undone),
         notes=tuple(device_search.attempts.notes),
         size_rule=device_search.sizes.rule,
-        time_slices=device_search.slices.told(),
+        time_slices=device_search.slices.durations(),
         unanswered=("throughput", "memory") if chosen is None else ("throughput",),
     )
 
 
-def _rate(device_search: DeviceSearch, found: Finding) -> float:
+def _rate(device_search: DeviceSearch, finding: Finding) -> float:
     """Samples/s of the fastest micro-batch that was run under the finding's policy on its device."""
-    place = (found.device, found.allocator)
-    times = [time for one in device_search.policies.speeds if (one.device, one.allocator) == place for time in one.times]
-    return max([found.train.samples_per_s, *(time.samples_per_s(time.micro_batch) for time in times)])
+    place = (finding.device, finding.allocator)
+    times = [
+        time for speeds in device_search.policies.speeds if (speeds.device, speeds.allocator) == place for time in speeds.times
+    ]
+    return max([finding.train.samples_per_s, *(time.samples_per_s(time.micro_batch) for time in times)])

@@ -10,14 +10,14 @@ from batchcal.guard.outcome import Fits
 
 def fitting(calibration: Calibration, finding: Finding, mode: Mode = "train") -> tuple[tuple[Measurement, Fits], ...]:
     """Return runs that fitted, on this device under this allocator, by rising batch. Without trials of a size: too few steps."""
-    found = [
+    runs = [
         (measurement, measurement.outcome)
         for measurement in calibration.measurements
         if (measurement.device, measurement.allocator, measurement.mode) == (finding.device, finding.allocator, mode)
         and measurement.phase != "refusal"
         and isinstance(measurement.outcome, Fits)
     ]
-    return tuple(sorted(found, key=lambda pair: (pair[0].batch, pair[0].sequence)))
+    return tuple(sorted(runs, key=lambda pair: (pair[0].batch, pair[0].sequence)))
 
 
 def gradient_bytes(calibration: Calibration, finding: Finding, accumulation_steps: int) -> int:
@@ -40,7 +40,7 @@ def peak_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> 
 def measured_bytes(calibration: Calibration, finding: Finding, micro_batch: int) -> int:
     """Largest memory that a run up to `micro_batch` needed, bytes. 0: none was run."""
     runs = fitting(calibration, finding)
-    measured = [fits.peak.held_on(finding.device) for measurement, fits in runs if measurement.batch <= micro_batch]
+    measured = [fits.peak.bytes_on(finding.device) for measurement, fits in runs if measurement.batch <= micro_batch]
     if finding.train.batch <= micro_batch:
         measured.append(finding.train.peak_bytes)
     return max(measured, default=0)
@@ -57,8 +57,8 @@ def eval_peak_bytes(finding: Finding, eval_batch: int, micro_batch: int, train_p
         return 0
     if memory is None or micro_batch >= finding.train.batch:
         return measured.peak_bytes
-    beside = memory.predict(eval_batch) - memory.base_bytes
-    return min(measured.peak_bytes, train_peak + max(0, round(beside)))
+    batch_bytes = memory.predict(eval_batch) - memory.base_bytes
+    return min(measured.peak_bytes, train_peak + max(0, round(batch_bytes)))
 
 
 def host_bytes(calibration: Calibration, finding: Finding) -> int:
@@ -80,8 +80,8 @@ def samples_per_s(calibration: Calibration, finding: Finding, micro_batches: tup
     # These are times of real batches. Probes use the largest samples.
     times |= {} if speeds is None else {time.micro_batch: time.step_s for time in speeds.times}
     spent = [_step_s(times, size) for size in micro_batches]
-    known = [seconds for seconds in spent if seconds is not None]
-    return sum(micro_batches) / (sum(known) + update_s) if len(known) == len(spent) else None
+    timed = [seconds for seconds in spent if seconds is not None]
+    return sum(micro_batches) / (sum(timed) + update_s) if len(timed) == len(spent) else None
 
 
 def _step_s(times: dict[int, float], batch: int) -> float | None:

@@ -29,11 +29,11 @@ def replace_process(command: Sequence[str], environment: Mapping[str, str]) -> N
     sys.stdout.flush()
     sys.stderr.flush()
     restored = [getattr(signal, name) for name in IGNORED_BY_PYTHON if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in restored}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in restored}
     try:
         os.execvpe(command[0], list(command), dict(environment))
     except (OSError, ValueError) as error:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _not_started(command[0], reason, environment) from None
@@ -57,6 +57,6 @@ def _not_started(program: str, reason: str, environment: Mapping[str, str]) -> U
     by_path = os.sep in program
     return UsageError(
         f"{program!r} cannot be started: {reason.lower()}",
-        known="" if by_path else f"no folder of PATH has it: {environment.get('PATH', '')}",
+        known="" if by_path else f"no folder of PATH contains it: {environment.get('PATH', '')}",
         try_=f"ls -l {program}" if by_path else "the correct name, or the full path of the program",
     )

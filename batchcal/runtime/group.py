@@ -91,8 +91,8 @@ class Passes:
         self._gradients = GroupGradients(task)
         loss: object = task.loss
         self._weighing = loss if isinstance(loss, Weighing) else None
-        self._begun = self._running = self._weighed = False
-        self._only_one = needs_closure(task.optimizer)
+        self._started = self._running = self._weighed = False
+        self._needs_closure = needs_closure(task.optimizer)
         self.again: Callable[[], float] | None = None
         """Computes the gradients of the group again, for an optimizer that needs a closure."""
         self.unit = 0.0
@@ -103,9 +103,9 @@ class Passes:
     def run(self, micro_batch: MicroBatch) -> SampleShare:
         """Run forward and backward, and add the gradients of weight x mean to those of the group."""
         self._running = self._weighed = False
-        if self._begun:
+        if self._started:
             self._gradients.begin()
-        self._begun = self._running = True
+        self._started = self._running = True
         batch = move(micro_batch.batch, self._device)
         weight = batch_weight(self._task, batch, micro_batch.samples)
         if weight == 0:
@@ -117,7 +117,7 @@ class Passes:
             self._weighing.weigh(weight)
             self._weighed = True
         loss = forward_backward(self._task, batch, weight=weight / self.unit, scaler=self._scaler)
-        if self._only_one:
+        if self._needs_closure:
             self._keep(batch, loss)
         self._running = False
         return SampleShare(weight * loss, weight, micro_batch.samples, 1, micro_batch.samples)
@@ -140,15 +140,15 @@ class Passes:
         name = type(self._task.optimizer).__name__
         if self.again is not None:
             raise UsageError(
-                f"{name} computes the loss again within its step, and the batch is divided into several micro-batches",
-                known="they would all have to be kept and run again: it works with one micro-batch",
-                try_="--effective-batch N, not above the capacity",
+                f"{name} computes the loss again within its step, but the batch is divided into several micro-batches",
+                known="all micro-batches would have to be kept and run again: this optimizer works only with one micro-batch",
+                try_="--effective-batch N, with N not above the capacity",
             )
         if self._scaler is not None:
             raise UsageError(
                 f"{name} does not work with float16 autocast",
-                known="torch's GradScaler has no step with a closure",
-                try_="autocast=torch.bfloat16, or None",
+                known="torch's GradScaler does not support a step with a closure",
+                try_="autocast=torch.bfloat16, or autocast=None",
             )
         computed = [loss]
         parameters = trained_parameters(self._task)
@@ -157,7 +157,7 @@ class Passes:
         def is_current() -> bool:
             """True if the optimizer has neither changed the parameters nor cleared the gradients since they were computed."""
             moved = any(parameter._version != before for parameter, before in zip(parameters, versions, strict=True))
-            return not moved and any(one.grad is not None and bool(one.grad.any()) for one in parameters)
+            return not moved and any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
 
         def again() -> float:
             if computed and is_current():
@@ -253,7 +253,7 @@ def run_group(
         # No name keeps a batch alive while the next one is loaded.
         del micro_batch
     if not total.micro_batches:
-        raise ValueError("a group without micro-batches makes no step")
+        raise ValueError("a group needs at least one micro-batch")
     passes.finish()
     norm, skipped = None, _without_step(passes, total)
     if skipped is None:

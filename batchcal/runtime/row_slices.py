@@ -57,7 +57,7 @@ def _same(collated: object, part: object) -> bool:
     left, right = _parts(collated), _parts(part)
     if left is None or right is None or type(collated) is not type(part) or len(left) != len(right):
         return False
-    return all(_same(one, other) for one, other in zip(left, right, strict=True))
+    return all(_same(first, second) for first, second in zip(left, right, strict=True))
 
 
 def _same_but_for_padding(collated: Tensor, part: Tensor) -> bool:

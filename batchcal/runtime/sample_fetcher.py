@@ -34,6 +34,6 @@ def name_samples(iterator: dataloader._BaseDataLoaderIter) -> None:
         )
 
 
-def name_samples_here() -> None:
+def name_samples_in_worker() -> None:
     """Let errors of this process name samples. It is a worker that makes its fetcher next."""
     vars(_utils.fetch)["_MapDatasetFetcher"] = SampleFetcher

@@ -21,7 +21,7 @@ from batchcal.workload.spec.user_traceback import blame
 T = TypeVar("T")
 
 
-def read_apart(read: Callable[[], T], *, workers: int) -> T:
+def read_separately(read: Callable[[], T], *, workers: int) -> T:
     """Return the result of `read`, which reads samples. The result must be picklable.
 
     Args:
@@ -34,21 +34,21 @@ def read_apart(read: Callable[[], T], *, workers: int) -> T:
     if workers == 0 or "fork" not in multiprocessing.get_all_start_methods():
         return read()
     context = multiprocessing.get_context("fork")
-    answers, answer = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(answer, read), name="batchcal-read", daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_read_and_send, args=(sender, read), name="batchcal-read", daemon=True)
     process.start()
-    answer.close()
+    sender.close()
     try:
-        result: T | BatchcalError = pickle.loads(answers.recv_bytes())
+        result: T | BatchcalError = pickle.loads(receiver.recv_bytes())
     except EOFError:
         process.join()
         raise UserCodeError(
             f"the process that read samples ended with exit code {process.exitcode}",
-            known="it read the training data once, to learn the sizes of its samples, as a DataLoader worker reads it",
+            known="it read the training data once, like a DataLoader worker, to measure the sizes of the samples",
             try_="--workers 0",
         ) from None
     finally:
-        answers.close()
+        receiver.close()
         process.join()
         process.close()
     if isinstance(result, BatchcalError):
@@ -56,7 +56,7 @@ def read_apart(read: Callable[[], T], *, workers: int) -> T:
     return result
 
 
-def _answer(answer: Connection, read: Callable[[], object]) -> None:
+def _read_and_send(sender: Connection, read: Callable[[], object]) -> None:
     """Run `read` like a DataLoader worker: with one thread, because the parent's threads do not exist here."""
     end_with_the_parent(0)
     torch.set_num_threads(1)
@@ -66,5 +66,5 @@ def _answer(answer: Connection, read: Callable[[], object]) -> None:
         result = error
     except Exception as error:  # noqa: BLE001 - the user's dataset may raise any error, also one that is not picklable
         result = blame(error, "reading the training data", try_="--workers 0")
-    answer.send_bytes(pickle.dumps(result))
-    answer.close()
+    sender.send_bytes(pickle.dumps(result))
+    sender.close()

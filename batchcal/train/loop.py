@@ -17,7 +17,7 @@ from batchcal.plan.plan import Plan
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.group import GroupResult, Skip, run_group
 from batchcal.train.checkpoints.checkpoint import Standing
-from batchcal.train.checkpoints.lock import held_checkpoint
+from batchcal.train.checkpoints.lock import checkpoint_lock
 from batchcal.train.ending.early_stopping import no_better_since
 from batchcal.train.ending.failure import error_to_raise, interrupted
 from batchcal.train.ending.skipped_steps import REASONS, nothing_trained
@@ -86,21 +86,21 @@ def train(
         progress=progress or Silent(),
         clock=clock or SystemClock(),
     )
-    began = setup.clock.monotonic()
+    start_s = setup.clock.monotonic()
     setup.peak.begin()
     setup.progress.event(setup.started(plan))
-    with held_checkpoint(checkpoint), wish or StopRequest() as asked, setup.control.monitor:
-        ended = _epochs(setup, asked)
-    epochs = ended.standing.history
+    with checkpoint_lock(checkpoint), wish or StopRequest() as stop_request, setup.control.monitor:
+        end = _epochs(setup, stop_request)
+    epochs = end.standing.history
     result = TrainingResult(
         epochs=epochs,
         samples_per_s=_rate(sum(epoch.samples for epoch in epochs), sum(epoch.wall_s for epoch in epochs)),
         peak_bytes=setup.host_peak.most_bytes(),
         accelerator_peak_bytes=None if setup.device.type == "cpu" else setup.peak.most_bytes(),
-        wall_s=setup.clock.monotonic() - began,
+        wall_s=setup.clock.monotonic() - start_s,
         resumed_at_epoch=setup.first.epoch if setup.resumed else None,
-        stopped_early=ended.early is not None,
-        stop_reason=ended.early,
+        stopped_early=end.stop_reason is not None,
+        stop_reason=end.stop_reason,
         recoveries=setup.control.recoveries,
         prediction_error=setup.control.prediction_error(),
         skipped_steps=sum(epoch.skipped_steps for epoch in epochs),
@@ -120,61 +120,66 @@ def train(
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _TrainingEnd:
     """Progress of a training at its end."""
 
     standing: Standing
-    early: str | None = None
+    stop_reason: str | None = None
     """Reason why it ended before the last epoch."""
 
 
-def _epochs(setup: TrainingSetup, wish: StopRequest) -> _Ended:
+def _epochs(setup: TrainingSetup, stop_request: StopRequest) -> _TrainingEnd:
     standing, writer = setup.first, setup.writer
     while standing.epoch < setup.options.epochs and not _at_last_step(setup, standing):
         if standing.samples == 0:
             seed_everything(setup.options.seed, standing.epoch)
         try:
-            for after in optimizer_steps(setup, standing, wish):
-                standing = after
+            for next_standing in optimizer_steps(setup, standing, stop_request):
+                standing = next_standing
                 writer.save_when_due(standing)
-            evaluation = _evaluation(setup, wish)
+            evaluation = _evaluation(setup, stop_request)
         except Exception as error:
-            told = error_to_raise(error, setup, standing, wish)
-            if told is None:
+            replacement = error_to_raise(error, setup, standing, stop_request)
+            if replacement is None:
                 raise
-            raise told from error
+            raise replacement from error
         # A stop request during the evaluation leaves the epoch open: a resumed run evaluates it.
-        closed = standing if wish.granted else _closed(standing, evaluation)
-        short = _short_stream(setup, standing)
-        if short and not wish.granted and not _at_last_step(setup, standing):
-            setup.progress.event(Notice(short))
-        if not wish.granted:
+        closed = standing if stop_request.granted else _closed(standing, evaluation)
+        notice = _short_stream(setup, standing)
+        if notice and not stop_request.granted and not _at_last_step(setup, standing):
+            setup.progress.event(Notice(notice))
+        if not stop_request.granted:
             setup.progress.event(_epoch_ended(closed.history[-1]))
-            nothing = _nothing_trained(setup, closed, standing.last_skip)
-            if nothing is not None:
-                raise nothing
+            no_training = _nothing_trained(setup, closed, standing.last_skip)
+            if no_training is not None:
+                raise no_training
         # The last step may be in the middle of an epoch: a run that resumes with more steps trains the rest of it.
         within = _at_last_step(setup, standing) and 0 < standing.samples < (standing.train_samples or math.inf)
-        kept, standing = standing if within else closed, closed
-        early = wish.asked or _no_better(setup, standing)
-        stops = wish.granted or early is not None or standing.epoch >= setup.options.epochs or _at_last_step(setup, standing)
-        writer.save(kept, last=stops)
-        if wish.signal is not None:
-            raise interrupted(wish.signal, setup, standing)
-        if early:
-            return _Ended(standing, early)
+        saved, standing = standing if within else closed, closed
+        stop_reason = stop_request.reason or _no_better(setup, standing)
+        stops = (
+            stop_request.granted
+            or stop_reason is not None
+            or standing.epoch >= setup.options.epochs
+            or _at_last_step(setup, standing)
+        )
+        writer.save(saved, last=stops)
+        if stop_request.signal is not None:
+            raise interrupted(stop_request.signal, setup, standing)
+        if stop_reason:
+            return _TrainingEnd(standing, stop_reason)
     # A resumed run may have no steps left, in the middle of an epoch.
-    return _Ended(_closed(standing, {}) if standing.samples else standing)
+    return _TrainingEnd(_closed(standing, {}) if standing.samples else standing)
 
 
-def optimizer_steps(setup: TrainingSetup, standing: Standing, wish: StopRequest) -> Iterator[Standing]:
+def optimizer_steps(setup: TrainingSetup, standing: Standing, stop_request: StopRequest) -> Iterator[Standing]:
     """Run the remaining optimizer steps of the epoch, or until a stop request. Yield the progress of the training after each."""
     set_mode(setup.task, training=True)
     setup.control.begin_group()
-    began = setup.clock.monotonic()
+    start_s = setup.clock.monotonic()
     for group in groups(setup.loader):
         rate = setup.rate.set(setup.trained(standing), group.samples or standing.effective_batch)
-        setup.control.at(standing.epoch, standing.group + 1)
+        setup.control.set_position(standing.epoch, standing.group + 1)
         result = run_group(
             setup.task,
             group.micro_batches,
@@ -188,7 +193,7 @@ def optimizer_steps(setup: TrainingSetup, standing: Standing, wish: StopRequest)
             setup.balancer.after_step()
         if result.skipped is not None and result.skipped != standing.last_skip:
             setup.progress.event(Notice(f"the optimizer skipped a step: {REASONS[result.skipped]}"))
-        ended = setup.clock.monotonic()
+        end_s = setup.clock.monotonic()
         standing = standing.model_copy(
             update={
                 "group": standing.group + 1,
@@ -198,18 +203,18 @@ def optimizer_steps(setup: TrainingSetup, standing: Standing, wish: StopRequest)
                 "samples": standing.samples + result.samples,
                 "skipped": standing.skipped + (result.skipped is not None),
                 "last_skip": result.skipped or standing.last_skip,
-                "wall_s": standing.wall_s + ended - began,
+                "wall_s": standing.wall_s + end_s - start_s,
             }
         )
-        setup.progress.event(_step_ended(setup, standing, result, rate, ended - began))
+        setup.progress.event(_step_ended(setup, standing, result, rate, end_s - start_s))
         paused = setup.clock.monotonic()
         yield standing
         # The time of a checkpoint that was written meanwhile is not part of the next step.
-        began = ended + setup.clock.monotonic() - paused
+        start_s = end_s + setup.clock.monotonic() - paused
         # The step is complete: a later error, also of the evaluation, does not come from it.
         setup.control.begin_group()
         # Before the next group is loaded, which may draw random numbers: a run that resumes from here loads it again.
-        if wish.granted or _at_last_step(setup, standing):
+        if stop_request.granted or _at_last_step(setup, standing):
             return
 
 
@@ -217,12 +222,12 @@ def _short_stream(setup: TrainingSetup, standing: Standing) -> str:
     """Return a notice about a stream that ended before its length. Empty: it did not."""
     expected, data = standing.train_samples, setup.task.train_data
     # Samples at the end that do not make a size that the task accepts are left out.
-    left_out = 0 if setup.control.size_rule is None else standing.effective_batch
-    if expected is None or not isinstance(data, IterableDataset) or standing.samples + left_out >= expected:
+    dropped = 0 if setup.control.size_rule is None else standing.effective_batch
+    if expected is None or not isinstance(data, IterableDataset) or standing.samples + dropped >= expected:
         return ""
     return (
-        f"the stream {type(data).__name__} ended after {count_of(standing.samples, 'sample')}, and its length is {expected}: "
-        "schedules, progress and --epochs count by its length; correct __len__"
+        f"the stream {type(data).__name__} ended after {count_of(standing.samples, 'sample')}, but its length is {expected}: "
+        "schedules, progress and --epochs use that length; correct __len__"
     )
 
 
@@ -236,15 +241,15 @@ def _nothing_trained(setup: TrainingSetup, closed: Standing, last_skip: Skip | N
     return nothing_trained(sum(epoch.steps for epoch in closed.history), skipped, last_skip, ended=ended)
 
 
-def _evaluation(setup: TrainingSetup, wish: StopRequest) -> dict[str, float | None]:
-    if setup.eval_loader is None or wish.granted:
+def _evaluation(setup: TrainingSetup, stop_request: StopRequest) -> dict[str, float | None]:
+    if setup.eval_loader is None or stop_request.granted:
         return {}
     means = evaluate_all(
         setup.evaluated,
         setup.eval_loader,
         device=setup.device,
-        wish=wish,
-        tell=setup.control.evaluated_in_halves,
+        stop_request=stop_request,
+        report=setup.control.evaluated_in_halves,
         size_rule=setup.control.size_rule,
     )
     return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
@@ -256,7 +261,7 @@ def _no_better(setup: TrainingSetup, standing: Standing) -> str | None:
     if patience is None or setup.eval_loader is None or standing.epoch >= setup.options.epochs:
         return None
     since = no_better_since([epoch.evaluation for epoch in standing.history], setup.options)
-    return f"{setup.options.watch} has not become better for {count_of(since, 'epoch')}" if since >= patience else None
+    return f"{setup.options.watch} has not improved for {count_of(since, 'epoch')}" if since >= patience else None
 
 
 def _closed(standing: Standing, evaluation: dict[str, float | None]) -> Standing:

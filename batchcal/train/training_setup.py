@@ -21,8 +21,8 @@ from batchcal.extras.multitask.task_losses import weighed
 from batchcal.machine.peak_meter import PeakMeter
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import GroupSampler
-from batchcal.runtime.loader import left_out, make_eval_loader, make_loader
-from batchcal.runtime.separate_reading import read_apart
+from batchcal.runtime.loader import make_eval_loader, make_loader, rejected_samples
+from batchcal.runtime.separate_reading import read_separately
 from batchcal.train.checkpoints.checkpoint import Standing, load_checkpoint, save_checkpoint, why_not_resumable
 from batchcal.train.checkpoints.extra_state import ExtraState
 from batchcal.train.checkpoints.resumed_group import refuse_last_group
@@ -46,7 +46,7 @@ from batchcal.workload.model.normalization import batch_normalizations
 from batchcal.workload.step import make_scaler, prepare
 from batchcal.workload.task import Task
 
-LOOK_S: Final = 0.5
+SEARCH_LIMIT_S: Final = 0.5
 """Time limit of the search for the largest samples, if no calibration has their size."""
 
 
@@ -103,7 +103,7 @@ class TrainingSetup:
             train_samples=samples,
             steps_per_epoch=steps_per_epoch,
             budget_bytes=plan.budget_bytes,
-            limit_bytes=self.control.monitor.look().limit_bytes,
+            limit_bytes=self.control.monitor.read().limit_bytes,
             allocator=plan.allocator,
             device=plan.device,
             inexact=" and ".join(plan.inexact) or None,
@@ -136,8 +136,8 @@ def make_setup(
     _refuse_endless(task, options, progress)
     if options.patience is not None and task.eval_data is None:
         progress.event(Notice("there is no evaluation data: early stopping is off"))
-    if checkpoint is not None and (why := why_not_resumable(task.optimizer)):
-        progress.event(Notice(f"this training cannot be resumed from its checkpoint: {why}"))
+    if checkpoint is not None and (reason := why_not_resumable(task.optimizer)):
+        progress.event(Notice(f"this training cannot be resumed from its checkpoint: {reason}"))
     prepare(task, device)
     scaler = make_scaler(task, device)
     evaluated, (task, balancer) = task, weighed(task, options.loss_weights, scaler)
@@ -149,20 +149,20 @@ def make_setup(
         task.optimizer,
         schedule=options.schedule,
         warmup=options.warmup,
-        samples=_samples_of_all(options, samples, plan.effective_batch),
+        samples=_total_samples(options, samples, plan.effective_batch),
         normalizer=normalizer,
     )
     sampler = _sampler(task, plan, options)
     meter, peak = meter_of(device, clock, options.memory_limit_bytes), PeakMeter(device)
     # Before the checkpoint: loading a sample may draw random numbers.
-    predictor = predictor or _guessed(task, plan, options.seed, meter.read().own_bytes)
+    predictor = predictor or _predictor_from_plan(task, plan, options.seed, meter.read().own_bytes)
     if sampler is None:
         _refuse_too_large(task, predictor, meter.read(), options.seed, workers=plan.num_workers)
-    beside = ExtraState(task)
+    extra_state = ExtraState(task)
     resumed = resume and checkpoint is not None and checkpoint.exists()
     if resumed and checkpoint is not None:
-        loaded = load_checkpoint(checkpoint, task, scaler=scaler, balancer=balancer, sampler=sampler, beside=beside)
-        standing = _same_course(loaded, standing, checkpoint)
+        loaded = load_checkpoint(checkpoint, task, scaler=scaler, balancer=balancer, sampler=sampler, extra_state=extra_state)
+        standing = _checked_position(loaded, standing, checkpoint)
         if sampler is None:
             refuse_last_group(task, plan, options, standing, loaded.effective_batch)
     loader = make_loader(
@@ -219,7 +219,7 @@ def make_setup(
         resumed=resumed,
         writer=CheckpointWriter(
             checkpoint,
-            partial(save_checkpoint, task=task, scaler=scaler, balancer=balancer, sampler=sampler, beside=beside),
+            partial(save_checkpoint, task=task, scaler=scaler, balancer=balancer, sampler=sampler, extra_state=extra_state),
             every_s=options.checkpoint_every_s,
             clock=clock,
             progress=progress,
@@ -246,16 +246,16 @@ def _refuse_other_batches(task: Task, plan: Plan, options: TrainOptions) -> None
         raise UsageError(
             f"the last group of an epoch has {count_of(sum(plan.last_group), 'sample')}, and the task fails with it",
             known=plan.last_group_error,
-            try_="--drop-last leaves that group out; or another --effective-batch",
+            try_="--drop-last to leave out that group, or another --effective-batch",
         )
     rule = plan.size_rule
     if rule is not None and not options.drop_last and task.eval_data is not None:
-        left = left_out(plan, length_of(task.eval_data))
-        if left:
+        rejected = rejected_samples(plan, length_of(task.eval_data))
+        if rejected:
             raise UsageError(
-                f"the evaluation ends with a batch of {count_of(left, 'sample')}, which the task does not take",
+                f"the evaluation ends with a batch of {count_of(rejected, 'sample')}, which the task does not accept",
                 known=f"the task {rule.text}, and {plan.eval_batch} samples are evaluated at once",
-                try_="--drop-last leaves these samples out of every evaluation, and the last group out of every epoch",
+                try_="--drop-last to leave out these samples of every evaluation, and the last group of every epoch",
             )
     fixed = _fixed_sizes(task, plan, options)
     reason = fixed or ("" if rule is None else f"the task {rule.text}")
@@ -271,7 +271,7 @@ def _refuse_other_batches(task: Task, plan: Plan, options: TrainOptions) -> None
     for name, divides in dividing.items():
         if divides:
             raise UsageError(
-                f"{name} divides the effective batch into other micro-batches, and batches of this task must not be divided",
+                f"{name} divides the effective batch into other micro-batches, but batches of this task must not be divided",
                 known=reason,
                 try_=f"leave {name} out{consent}",
             )
@@ -298,7 +298,7 @@ def _epochs(options: TrainOptions, steps_per_epoch: int | None) -> int | None:
     return None if steps_per_epoch is None else min(options.epochs, -(-options.max_steps // steps_per_epoch))
 
 
-def _samples_of_all(options: TrainOptions, samples: int | None, effective_batch: int) -> int | None:
+def _total_samples(options: TrainOptions, samples: int | None, effective_batch: int) -> int | None:
     """Samples in all epochs. None: a stream without a length, and no number of steps."""
     by_steps = None if options.max_steps is None else options.max_steps * effective_batch
     if samples is None:
@@ -316,20 +316,20 @@ def _refuse_endless(task: Task, options: TrainOptions, progress: Progress[Traini
     if is_endless(task.train_data):
         raise UsageError(
             f"{name} is a stream without an end and without a length: an epoch never ends",
-            known="an epoch of a stream ends after its length, or where the stream ends",
-            try_="--max-steps N, or def __len__(self): the samples of an epoch",
+            known="an epoch of a stream ends after its length, or when the stream ends",
+            try_="--max-steps N, or a method __len__ that returns the number of samples of an epoch",
         )
-    progress.event(Notice(f"{name} is a stream without a length: an epoch ends where it ends, or with --max-steps N"))
+    progress.event(Notice(f"{name} is a stream without a length: an epoch ends when the stream ends, or after --max-steps N"))
 
 
-def _guessed(task: Task, plan: Plan, seed: int, own_bytes: int) -> MemoryPredictor:
+def _predictor_from_plan(task: Task, plan: Plan, seed: int, own_bytes: int) -> MemoryPredictor:
     """Make a predictor from the plan alone: current memory at 0 samples, the plan's peak at its micro-batch."""
     size = min(8, plan.micro_batch)
 
     def bytes_per_sample() -> float:
-        return nest_bytes(WorstCase.of(task, "train", limit_s=LOOK_S, seed=seed).batch(size)) / size
+        return nest_bytes(WorstCase.of(task, "train", limit_s=SEARCH_LIMIT_S, seed=seed).batch(size)) / size
 
-    sample_bytes = read_apart(bytes_per_sample, workers=plan.num_workers)
+    sample_bytes = read_separately(bytes_per_sample, workers=plan.num_workers)
     return straight_line(own_bytes, plan.micro_batch, plan.predicted_peak_bytes, sample_bytes)
 
 
@@ -343,24 +343,24 @@ def _refuse_too_large(task: Task, predictor: MemoryPredictor, room: AvailableMem
         return
 
     def largest() -> tuple[int, int] | None:
-        worst = WorstCase.of(task, "train", limit_s=LOOK_S, seed=seed)
+        worst = WorstCase.of(task, "train", limit_s=SEARCH_LIMIT_S, seed=seed)
         return (worst.indices(1)[0], nest_bytes(worst.batch(1))) if worst.indexable else None
 
-    found = read_apart(largest, workers=workers)
-    if found is None:
+    sample = read_separately(largest, workers=workers)
+    if sample is None:
         return
-    index, size = found
+    index, size = sample
     need = predictor.predict(Composition(1, size))
-    there = room.limit_bytes - room.others_bytes
-    if need > there:
+    available = room.limit_bytes - room.others_bytes
+    if need > available:
         raise NothingFits(
-            f"sample {index} of the training data is too large: alone it is predicted to need {format_bytes(need)}",
-            known=f"there are {format_bytes(there)}; nothing has been trained",
-            try_="leave it out or make it smaller, a higher memory limit, or --activation-checkpointing auto",
+            f"sample {index} of the training data is too large: this sample alone is predicted to need {format_bytes(need)}",
+            known=f"{format_bytes(available)} are available; the training has not started",
+            try_="leave out that sample or make it smaller, use a higher memory limit, or --activation-checkpointing auto",
         )
 
 
-def _same_course(saved: Standing, now: Standing, path: Path) -> Standing:
+def _checked_position(saved: Standing, current: Standing, path: Path) -> Standing:
     """Return `saved` if its position has the same meaning here.
 
     Raises:
@@ -368,12 +368,14 @@ def _same_course(saved: Standing, now: Standing, path: Path) -> Standing:
     """
     if saved.samples:
         for name in ("seed", "train_samples"):
-            then, today = getattr(saved, name), getattr(now, name)
-            if then != today:
-                what = name.replace("_", " ")
+            old, new = getattr(saved, name), getattr(current, name)
+            if old != new:
+                label = name.replace("_", " ")
                 raise UsageError(
-                    f"{path} stands in the middle of epoch {saved.epoch}, where {what} was {then}; it is {today} now",
-                    known="the samples that are left of the epoch would not be the same",
-                    try_=f"the former {what}, or without --resume to begin anew",
+                    f"{path} was saved in the middle of epoch {saved.epoch}: {label} was {old}, and is now {new}",
+                    known="the remaining samples of that epoch would not be the same",
+                    try_=f"the former {label}, or leave out --resume to start a new training",
                 )
-    return saved.model_copy(update={"seed": now.seed, "effective_batch": now.effective_batch, "train_samples": now.train_samples})
+    return saved.model_copy(
+        update={"seed": current.seed, "effective_batch": current.effective_batch, "train_samples": current.train_samples}
+    )

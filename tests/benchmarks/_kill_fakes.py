@@ -96,9 +96,9 @@ class Eventful(FakeProbe):
         self._event, self._folder = event, folder
 
     def measure(self, request: ProbeRequest) -> Observation:
-        if len(self.asked) == 1 and self._event == "fails":
+        if len(self.requests) == 1 and self._event == "fails":
             raise UserCodeError("the loss raised ValueError: shapes do not match")
-        if len(self.asked) == 1 and self._event == "full-disk":
+        if len(self.requests) == 1 and self._event == "full-disk":
             fill(self._folder)
         return super().measure(request)
 

@@ -119,7 +119,7 @@ def turn_s(steps: Iterator[None], count: int) -> float:
 def reading_s(setup: TrainingSetup) -> float:
     began = time.perf_counter()
     for _ in range(READINGS):
-        setup.control.monitor.look()
+        setup.control.monitor.read()
     return (time.perf_counter() - began) / READINGS
 
 

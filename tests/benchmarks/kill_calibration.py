@@ -116,7 +116,7 @@ class Lives:
                 environment=self._environment,
                 output=self._path,
                 probe=self._probe(),
-                listening=lambda: nullcontext(self.told),
+                progress_context=lambda: nullcontext(self.told),
             )
         finally:
             os._exit(0)

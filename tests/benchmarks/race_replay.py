@@ -77,7 +77,7 @@ def replay(times: dict[str, list[float]], seed: int) -> tuple[float, float, bool
     while not race.over:
         told = {place: dice.choice(times[names[place]]) for place in race.order()}
         turns += len(told)
-        race.tell(told)
+        race.record(told)
     truth = {name: statistics.median(times[name]) for name in names}
     best = min(truth, key=truth.__getitem__)
     leader = race.leader

@@ -122,7 +122,7 @@ def test_the_default_place_falls_back_and_states_how_later_commands_find_it(home
     assert temporary.path.is_relative_to(home.parent / "temporary")
     assert f"BATCHCAL_CALIBRATION={temporary.path}" in temporary.notices[0]
     full(home.parent / "temporary")
-    with pytest.raises(UsageError, match="no place to save"):
+    with pytest.raises(UsageError, match="no folder for the calibration can be written"):
         place_for(task(home), {})
     assert no_rest(home.parent)
 

@@ -125,7 +125,7 @@ def test_a_folder_that_anybody_may_write_passes_with_a_notice(path: Path) -> Non
     found = load(path, trust=TRUST)
 
     assert isinstance(found, Loaded)
-    assert "anybody may write" in found.notices[0]
+    assert "every user may write" in found.notices[0]
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff" * 64, b"x" * (MAX_BYTES + 1)])
@@ -140,7 +140,7 @@ def test_a_file_signed_elsewhere_is_used_with_a_notice_or_refused_as_the_policy_
     found = load(path, trust=here)
 
     assert isinstance(found, Loaded)
-    assert f"signed elsewhere, with key '{KEY.key_id}'" in found.notices[0]
+    assert f"signed with another key, '{KEY.key_id}'" in found.notices[0]
     assert reason(path, Trust(here.key, require_signature=True)) == "bad-signature"
 
 
@@ -208,7 +208,7 @@ def test_a_file_of_format_1_whose_sentences_are_none_is_malformed(path: Path) ->
 def test_a_calibration_too_large_to_be_read_again_is_not_saved_and_the_old_one_stays(path: Path) -> None:
     before = path.read_bytes()
 
-    with pytest.raises(NotSaved, match="it would hold"):
+    with pytest.raises(NotSaved, match="the file would have"):
         save(a_calibration(notes=("x" * MAX_BYTES,)), path, key=KEY)
 
     assert path.read_bytes() == before

@@ -21,7 +21,7 @@ from tests.support.studies import a_busy_study, a_study, a_trial
 
 
 def test_a_study_looks_as_it_was_agreed() -> None:
-    assert text_of(show(a_busy_study(), where=".batchcal/first.journal")) == (GOLDEN / "study.txt").read_text(encoding="utf-8")
+    assert text_of(show(a_busy_study(), storage=".batchcal/first.journal")) == (GOLDEN / "study.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
@@ -54,11 +54,11 @@ def test_while_it_runs_the_best_and_what_happened_are_seen() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, height=30, force_terminal=True, color_system=None)
     with StudyLive(console=console) as live:
-        live.see(a_busy_study())
+        live.update(a_busy_study())
         live.event(study_event("shape_started", {"shape": "d_model=64", "seconds": 10.0, "worker": 1}))
         live.refresh()
         assert "calibrating d_model=64" in out.getvalue()
-        live.event(study_event("worker_died", {"worker": 1, "how": "killed by SIGKILL", "action": "another takes its place"}))
+        live.event(study_event("worker_died", {"worker": 1, "how": "killed by SIGKILL", "action": "a new worker replaces it"}))
         live.refresh()
     shown = out.getvalue()
     assert "6 of 20 trials" in shown

@@ -37,7 +37,7 @@ def test_files_are_merged_key_by_key() -> None:
 
 
 def test_a_flag_of_another_name_is_named_as_it_was_typed() -> None:
-    settings = Settings(flags={"samples": "x"}, spelled={"samples": "--calibration-samples"}, environ={})
+    settings = Settings(flags={"samples": "x"}, flag_names={"samples": "--calibration-samples"}, environ={})
     with pytest.raises(UsageError, match=r"^calibration-samples 'x' is not a whole number"):
         settings.of(CalibrateSettings.samples)
 
@@ -48,7 +48,7 @@ def test_an_empty_variable_is_not_set() -> None:
 
 def test_what_was_given_is_listed_with_its_origin() -> None:
     settings = Settings(flags={"max_batch": "64"}, environ={"BATCHCAL_SEED": "7"}, files=(CONFIG,))
-    assert settings.given() == [
+    assert settings.non_defaults() == [
         ("calibrate", "margin", "0.2", "configs/x.toml [calibrate] margin"),
         ("calibrate", "max_batch", "64", "flag --max-batch"),
         ("calibrate", "time_limit", "30.0", "configs/x.toml [calibrate] time_limit"),
@@ -138,7 +138,7 @@ def test_a_list_is_no_value() -> None:
 
 
 def test_a_table_of_a_later_verb_is_left_alone() -> None:
-    assert Settings(environ={}, files=(SettingSource("x.toml", {"hpo": {"trials": 3}}),)).given() == []
+    assert Settings(environ={}, files=(SettingSource("x.toml", {"hpo": {"trials": 3}}),)).non_defaults() == []
 
 
 def test_a_misspelt_variable_is_told_and_ours_are_not() -> None:

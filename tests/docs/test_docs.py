@@ -127,7 +127,7 @@ def batchcal_commands(line: str) -> list[list[str]]:
 
 def check_settings(config: Config, name: str) -> None:
     """Raise where a table of the config has an unknown key or a value that cannot be read."""
-    Settings(files=(SettingSource(name, config.tables),), environ={}).given()
+    Settings(files=(SettingSource(name, config.tables),), environ={}).non_defaults()
     if "hpo" in config.tables:
         study_of(config, name)
 

@@ -108,7 +108,7 @@ def unprivileged() -> Task:
 
 def tampering(text: str) -> Task:
     """What it leaves as its result is not what was measured."""
-    vars(child)["leave_result"] = lambda directory, result: (directory / child.RESULT_NAME).write_text(text)
+    vars(child)["write_result"] = lambda directory, result: (directory / child.RESULT_NAME).write_text(text)
     return plain(0.1)
 
 

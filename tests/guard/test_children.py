@@ -223,7 +223,7 @@ def test_a_zygote_that_was_killed_is_told_and_its_child_dies_with_it() -> None:
             os.kill(made.overhead_pid, signal.SIGKILL)
 
         ending = ending_of(made, "tell_and_hang", listen=kill_zygote)
-        assert "has died" in ending.infrastructure
+        assert "ended unexpectedly" in ending.infrastructure
         assert gone(int(str(told[0]["pid"])))
         with pytest.raises(GuardError):
             ending_of(made, "echo")

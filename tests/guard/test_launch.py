@@ -149,7 +149,7 @@ def test_a_zygote_that_was_stopped_is_told_and_its_child_dies(monkeypatch: pytes
             os.kill(zygote, signal.SIGSTOP)
 
         ending = ending_of(made, "tell_and_hang", ChildLimits(phase_s={"measure": 0.2}), listen=stop)
-        assert "does not answer" in ending.infrastructure
+        assert "does not respond" in ending.infrastructure
         assert isinstance(classify(ending, fits), TimedOut)  # which came first
         until = time.monotonic() + 3
         while state_of(int(str(told[0]["pid"]))) != "Z" and time.monotonic() < until:
@@ -171,7 +171,7 @@ def test_a_child_whose_zygote_is_gone_can_still_be_killed() -> None:
         with pytest.raises(GuardError) as raised:
             while not made.poll(child):
                 time.sleep(0.01)
-        assert "has died" in raised.value.what
+        assert "ended unexpectedly" in raised.value.what
         child.close()
 
 
@@ -230,7 +230,7 @@ def test_a_child_that_cannot_leave_its_result_is_no_fault_of_the_user_s(kind: st
     with launcher("zygote" if kind == "zygote" else "spawn") as made:
         outcome = classify(ending_of(made, "lose_directory"), fits)
     assert isinstance(outcome, Infrastructure)
-    assert "could not leave its result" in outcome.detail
+    assert "could not write its result" in outcome.detail
     assert "FileNotFoundError" in outcome.detail
 
 

@@ -51,12 +51,12 @@ def test_another_space_is_refused_and_so_is_another_training_once_a_trial_ran(tm
     study, _ = open_study(a_blueprint(tmp_path))
     open_study(a_blueprint(tmp_path, metric="mse"))  # nothing ran: what was wrong may be mended
     run_one(study)
-    with pytest.raises(UsageError, match="is another one") as caught:
+    with pytest.raises(UsageError, match="exists with other settings") as caught:
         open_study(a_blueprint(tmp_path))
     assert "metric was" in caught.value.known
-    with pytest.raises(UsageError, match="is another one"):
+    with pytest.raises(UsageError, match="exists with other settings"):
         open_study(a_blueprint(tmp_path, metric="mse", low=0.02))
-    with pytest.raises(UsageError, match="is another one"):
+    with pytest.raises(UsageError, match="exists with other settings"):
         open_study(a_blueprint(tmp_path, metric="mse", epochs=10))
     open_study(a_blueprint(tmp_path, metric="mse", trials=5, pruner={"name": "none"}))
 
@@ -65,7 +65,7 @@ def test_a_space_that_no_trial_ran_with_is_mended_and_the_study_begins_anew(tmp_
     study, _ = open_study(a_blueprint(tmp_path))
     trial = study.ask()
     trial.suggest_float("rate", 0.01, 0.3, log=True)
-    with pytest.raises(UsageError, match="is another one"):
+    with pytest.raises(UsageError, match="exists with other settings"):
         open_study(a_blueprint(tmp_path, low=0.02))  # it runs
     study.tell(trial, state=TrialState.FAIL)
     same, _ = open_study(a_blueprint(tmp_path))
@@ -77,7 +77,7 @@ def test_a_space_that_no_trial_ran_with_is_mended_and_the_study_begins_anew(tmp_
 def test_a_study_of_somebody_else_is_let_be(tmp_path: Path) -> None:
     blueprint = a_blueprint(tmp_path)
     run_one(optuna.create_study(study_name="first", storage=open_storage(blueprint.storage)))
-    with pytest.raises(UsageError, match="batchcal did not begin it"):
+    with pytest.raises(UsageError, match="batchcal did not create it"):
         open_study(blueprint)
 
 
@@ -85,7 +85,7 @@ def test_a_study_of_somebody_else_whose_trials_failed_is_let_be_too(tmp_path: Pa
     blueprint = a_blueprint(tmp_path)
     study = optuna.create_study(study_name="first", storage=open_storage(blueprint.storage))
     study.tell(study.ask(), state=TrialState.FAIL)
-    with pytest.raises(UsageError, match="batchcal did not begin it"):
+    with pytest.raises(UsageError, match="batchcal did not create it"):
         open_study(blueprint)
     assert len(study.get_trials()) == 1
 

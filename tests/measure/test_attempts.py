@@ -20,12 +20,12 @@ from batchcal.guard.outcome import (
     WorkerDied,
 )
 from batchcal.measure.attempts import Attempts, SearchTarget, decides, detail
-from batchcal.measure.search.capacity import Ask
+from batchcal.measure.search.capacity import SizeRequest
 from tests.support.probes import BROKEN, FAILED, FAKE, KILLED, SUSPECT, ScriptedProbe, fits
 
 BUDGET = 800 * MIB
 PLACE = SearchTarget("cpu", "default", "train", BUDGET, samples=8)
-ASK = Ask(64, "scale", "because", 330 * MIB)
+ASK = SizeRequest(64, "scale", "because", 330 * MIB)
 TIMED_OUT = TimedOut(phase="measure", limit_s=7.0, detail="in step")
 WORKER_DIED = WorkerDied(detail="DataLoader worker (pid 7) exited unexpectedly\nmore")
 SWAPPED = Swapping(swapped_bytes=64 * MIB)
@@ -159,7 +159,7 @@ def test_a_note_is_said_once() -> None:
 def test_the_fence_stands_a_little_above_the_budget_so_that_a_near_miss_can_say_by_how_much() -> None:
     attempts = Kept()
     measured = attempts.run(ASK, PLACE, deadline_s=12.5)
-    request = attempts.scripted.asked[0]
+    request = attempts.scripted.requests[0]
     assert request.budget_bytes == BUDGET
     assert BUDGET < request.allowed_bytes == measured.allowed_bytes
     assert (request.batch, request.samples, request.deadline_s, request.train_batch) == (64, 8, 12.5, None)
@@ -270,6 +270,6 @@ def test_a_run_that_held_more_than_the_budget_of_today_is_recalled_as_one_that_d
 def test_what_follows_recalled_runs_gets_a_number_of_its_own() -> None:
     """Else the journal, which knows each number once, would forget it at the next resumption."""
     attempts = Kept(past=past_of(KILLED))
-    attempts.run(Ask(128, "verify", "", 1), PLACE, deadline_s=10)
+    attempts.run(SizeRequest(128, "verify", "", 1), PLACE, deadline_s=10)
     assert [one.sequence for one in attempts.kept] == [3]
     assert [one.sequence for one in attempts.measurements] == [1, 2, 3]

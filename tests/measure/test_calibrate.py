@@ -104,7 +104,7 @@ def test_a_fresh_calibration_is_returned_and_nothing_is_measured(invocation: Des
     second = invocation.calibrate(probe)
     assert second.fresh
     assert second.calibration == first.calibration
-    assert (probe.asked, probe.examined) == ([], [])
+    assert (probe.requests, probe.examined) == ([], [])
 
 
 def test_force_measures_although_a_fresh_one_is_there(invocation: Desk) -> None:
@@ -112,7 +112,7 @@ def test_force_measures_although_a_fresh_one_is_there(invocation: Desk) -> None:
     probe = ScriptedProbe(bytes_per_sample=3 * MIB)
     result = invocation.calibrate(probe, force=True)
     assert not result.fresh
-    assert probe.asked
+    assert probe.requests
     assert saved(invocation) == result.calibration
 
 
@@ -160,7 +160,7 @@ def test_for_another_effective_batch_only_its_plan_is_run(invocation: Desk) -> N
     probe = ScriptedProbe()
     result = invocation.calibrate(probe, options(GIB, effective_batch=999))
     assert not result.fresh
-    assert probe.asked == []
+    assert probe.requests == []
     calibration = saved(invocation)
     assert (calibration.findings, calibration.created_at) == (before.findings, before.created_at)
     assert len(calibration.rehearsals) == len(before.rehearsals) + 1

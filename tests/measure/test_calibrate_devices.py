@@ -16,7 +16,7 @@ def test_a_device_that_is_not_here_is_a_usage_error_that_lists_what_is(invocatio
     invocation.environment = invocation.environment.model_copy(update={"accelerators": (an_accelerator(),)})
     with pytest.raises(UsageError) as raised:
         invocation.calibrate(ScriptedProbe(), options(GIB, device="cuda:3"))
-    assert raised.value.known == "devices here: cpu, cuda:0"
+    assert raised.value.known == "devices of this machine: cpu, cuda:0"
 
 
 def test_an_allocator_that_is_not_here_is_refused_before_anything_is_written(invocation: Desk) -> None:

@@ -19,7 +19,7 @@ def test_a_time_limit_without_an_answer_is_partial_and_what_there_is_is_saved(in
     result = invocation.calibrate(probe)
     assert isinstance(result.stopped, Partial)
     assert result.stopped.exit_code == 6
-    assert "scale" in result.stopped.known
+    assert "was next" in result.stopped.known
     assert result.calibration.status == "partial"
     assert result.calibration.finding() is None
     assert saved(invocation) == result.calibration
@@ -78,7 +78,7 @@ def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(invocat
 def test_max_probes_is_kept(invocation: Desk) -> None:
     probe = ScriptedProbe()
     result = invocation.calibrate(probe, options(GIB, max_probes=1))
-    assert len(probe.asked) == 1
+    assert len(probe.requests) == 1
     assert result.calibration.status == "unsettled"
     finding = result.calibration.finding()
     assert finding is not None

@@ -38,7 +38,7 @@ def test_what_was_measured_before_a_power_cut_is_not_measured_again(invocation: 
     probe = ScriptedProbe(mapped=True)
     resumed = invocation.calibrate(probe).calibration
     assert len(ran) == after
-    assert [request.batch for request in probe.asked] == [request.batch for request in whole.asked][after:]
+    assert [request.batch for request in probe.requests] == [request.batch for request in whole.requests][after:]
     assert len(invocation.events("probe_kept")) >= after
     assert resumed.finding() == straight.finding()
     assert [one.batch for one in resumed.measurements] == [one.batch for one in straight.measurements]

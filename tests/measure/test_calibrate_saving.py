@@ -30,7 +30,7 @@ def test_what_cannot_be_saved_is_returned_with_the_reason(invocation: Desk) -> N
     assert result.not_saved.exit_code == 7
     assert "disk is full" in result.not_saved.known
     assert result.calibration.status == "complete"
-    assert any("no journal" in notice for notice in result.notices)
+    assert any("no journal could be written" in notice for notice in result.notices)
 
 
 def test_a_journal_that_fails_later_costs_the_journal_only(invocation: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_a_calibration_that_another_made_while_we_waited_is_ours(invocation: Des
     result = invocation.calibrate(probe)
     assert result.fresh
     assert result.calibration == made
-    assert probe.asked == []
+    assert probe.requests == []
 
 
 def test_without_a_lock_it_measures_and_says_so(invocation: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.locate import path_of
 from batchcal.calibration.store import Loaded, journal_path, load
-from batchcal.cli.commands.calibration import Destination, calibrated
+from batchcal.cli.commands.calibration import Destination, obtain_calibration
 from batchcal.cli.invocation import Invocation
 from batchcal.cli.output.messages import Messages
 from batchcal.core.errors import UsageError
@@ -49,11 +49,11 @@ def test_the_file_at_the_default_place(reference: TaskReference, tmp_path: Path,
     invocation = Invocation(
         settings=Settings(flags={"memory_limit": "2GiB"}, environ={}), reference=reference, directory=tmp_path
     )
-    assert calibrated(invocation, Need(), Messages(quiet=True)).path == path
+    assert obtain_calibration(invocation, Need(), Messages(quiet=True)).path == path
     assert isinstance(load(path, trust=find_trust(os.environ)), Loaded)
     damage(path, b"\0" * 512)
     with pytest.raises(UsageError, match="not a calibration"):
-        calibrated(invocation, Need(), Messages(quiet=True), destination=Destination(path))
+        obtain_calibration(invocation, Need(), Messages(quiet=True), destination=Destination(path))
 
 
 @DAMAGED

@@ -95,7 +95,7 @@ def test_an_evaluation_that_fails_in_the_task_s_own_code_is_no_matter_of_memory(
     probe = ScriptedProbe(lambda request, time: failed if request.mode == "eval" else None)
     calibration = invocation.calibrate(probe, options(GIB, max_batch=most)).calibration
     assert calibration.status == "complete"
-    assert not any("fits into what training" in note for note in calibration.notes)
+    assert not any("fits into the memory that training" in note for note in calibration.notes)
     (note,) = [note for note in calibration.notes if "fails in each evaluation" in note]
     assert error in note
     assert "torch.enable_grad()" in note
@@ -165,7 +165,7 @@ def test_a_smallest_batch_that_ends_with_the_time_limit_is_not_called_too_large(
 
     stopped = invocation.calibrate(ScriptedProbe(late, train_samples=1)).stopped
     assert isinstance(stopped, Partial)
-    assert stopped.what == "the time limit of 60 s (--time-limit) ended before any batch size was verified"
+    assert stopped.what == "the time limit of 60 s (--time-limit) was reached before any batch size was verified"
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 7])
@@ -216,7 +216,7 @@ def test_nothing_larger_than_max_batch_is_tried_in_training_or_evaluation(invoca
     assert (finding.train.batch, finding.train.limited_by) == (50, "max-batch")
     assert finding.eval is not None
     assert (finding.eval.batch, finding.eval.limited_by) == (50, "max-batch")
-    assert max(request.batch for request in probe.asked) == 50
+    assert max(request.batch for request in probe.requests) == 50
 
 
 def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(invocation: Desk) -> None:
@@ -230,7 +230,7 @@ def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(invocation: Des
 def test_batches_of_training_and_evaluation_are_multiples(invocation: Desk, multiple: int) -> None:
     probe = ScriptedProbe()
     finding = found(invocation, probe, options(GIB, multiple_of=multiple))
-    searched = [request for request in probe.asked if request.samples > TRIAL_STEPS]
+    searched = [request for request in probe.requests if request.samples > TRIAL_STEPS]
     assert {request.mode for request in searched} == {"train", "eval"}
     assert all(request.batch % multiple == 0 for request in searched)
     assert finding.train.batch >= 300
@@ -263,7 +263,7 @@ def test_evaluation_grows_no_further_than_it_gets_faster(invocation: Desk) -> No
     probe = FakeProbe(eval_share=0.1, mapped=True)
     finding = found(invocation, probe)
     assert finding.eval is not None
-    assert [one.batch for one in probe.asked if one.mode == "eval"] == [finding.train.batch, 2 * finding.train.batch]
+    assert [one.batch for one in probe.requests if one.mode == "eval"] == [finding.train.batch, 2 * finding.train.batch]
     assert (finding.eval.limited_by, finding.eval.undone) == ("speed", "")
     assert invocation.calibrate().calibration.status == "complete"
 
@@ -286,8 +286,8 @@ def test_evaluation_that_gets_faster_grows_until_memory_ends(invocation: Desk) -
 def test_evaluation_runs_after_a_training_step_as_in_a_training(invocation: Desk) -> None:
     probe = ScriptedProbe()
     finding = found(invocation, probe)
-    assert {request.train_batch for request in probe.asked if request.mode == "eval"} == {finding.train.batch}
-    assert {request.train_batch for request in probe.asked if request.mode == "train"} == {None}
+    assert {request.train_batch for request in probe.requests if request.mode == "eval"} == {finding.train.batch}
+    assert {request.train_batch for request in probe.requests if request.mode == "train"} == {None}
 
 
 def test_an_evaluation_that_takes_less_than_training_is_bisected_below_it(invocation: Desk) -> None:
@@ -366,7 +366,7 @@ def test_a_size_refused_under_one_policy_is_no_answer_under_another(invocation: 
 def test_a_probe_never_gets_less_time_than_it_needs_to_say_something(invocation: Desk) -> None:
     probe = ScriptedProbe(clock=invocation.clock, examination_takes_s=33)
     invocation.calibrate(probe)
-    assert probe.asked[0].deadline_s == DEADLINE_LEAST_S
+    assert probe.requests[0].deadline_s == DEADLINE_LEAST_S
 
 
 class SlowProbe(FakeProbe):
@@ -411,7 +411,7 @@ def test_what_the_examination_noticed_is_noted_once(invocation: Desk) -> None:
 def test_the_samples_of_a_probe_are_those_asked_for(invocation: Desk) -> None:
     probe = ScriptedProbe()
     found(invocation, probe, options(GIB, samples=5))
-    assert {request.samples for request in probe.asked} == {5}
+    assert {request.samples for request in probe.requests} == {5}
 
 
 def test_a_campaign_alone_keeps_its_findings_when_it_is_run(invocation: Desk) -> None:
@@ -486,7 +486,7 @@ def test_the_budget_leaves_free_what_the_heap_will_have_grown_by(invocation: Des
     assert finding.heap_growth == pytest.approx(2)
     assert finding.train.batch > 0.45 * settled
     assert finding.grown_bytes(finding.train.peak_bytes) <= calibration.budgets[0].budget_bytes
-    assert any("the heap grows with that" in note for note in calibration.notes)
+    assert any("so the heap grows over many steps" in note for note in calibration.notes)
 
 
 def test_shapes_that_change_without_growth_cost_nothing_of_the_answer(invocation: Desk) -> None:
@@ -504,7 +504,7 @@ def test_an_answer_that_growth_leaves_no_room_for_is_kept_and_says_so(invocation
     assert finding is not None
     assert finding.train.batch == 1
     assert finding.heap_growth > 2
-    assert any("the answer may exceed it" in note for note in calibration.notes)
+    assert any("the result may exceed the budget" in note for note in calibration.notes)
 
 
 def test_what_was_verified_survives_a_trial_of_the_heap_that_fails(invocation: Desk) -> None:
@@ -532,7 +532,7 @@ def test_an_interrupted_trial_of_the_heap_keeps_what_was_verified(invocation: De
 @pytest.mark.parametrize("peaks", [(), (400 * MIB,), (400 * MIB, 400 * MIB, 400 * MIB)])
 def test_too_few_steps_are_told_and_not_taken_for_a_heap_that_does_not_grow(invocation: Desk, peaks: tuple[int, ...]) -> None:
     calibration = invocation.calibrate(Changing(*peaks), options(GIB, objective="memory", allocator="default")).calibration
-    assert any("is not known: its steps take too long" in note for note in calibration.notes)
+    assert any("is unknown: the steps take too long" in note for note in calibration.notes)
 
 
 def test_no_trial_of_the_heap_is_run_where_there_is_room_for_any_growth(invocation: Desk) -> None:
@@ -562,4 +562,4 @@ def test_where_the_shapes_could_not_be_compared_a_note_says_so(invocation: Desk)
             return super().examine(device, allocator, budget_bytes, limit_s).model_copy(update={"shapes_change": None})
 
     calibration = invocation.calibrate(Slow(), options(GIB, objective="memory", allocator="default")).calibration
-    assert any("whether the shapes of batches change is not known" in note for note in calibration.notes)
+    assert any("it is unknown whether the shapes of batches change" in note for note in calibration.notes)

@@ -103,7 +103,7 @@ def test_the_answer_was_run_within_the_budget_and_the_status_is_true(
 
 def assert_nothing_fits(probe: Mishaps, error: NothingFits, multiple_of: int, max_batch: int | None) -> None:
     """The smallest size was really run, and it is the machine that does not hold it."""
-    smallest = min(request.batch for request in probe.asked)
+    smallest = min(request.batch for request in probe.requests)
     assert smallest <= multiple_of
     assert all(part for part in (error.what, error.known, error.try_))
 
@@ -164,8 +164,8 @@ class Cutting:
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
         return self._probe.sizes_that_run(device, allocator, sizes, limit_s)
 
-    def obey(self, rule: SizeRule) -> None:
-        self._probe.obey(rule)
+    def set_size_rule(self, rule: SizeRule) -> None:
+        self._probe.set_size_rule(rule)
 
     def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
         if isinstance(request, ProbeRequest):

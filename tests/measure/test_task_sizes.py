@@ -38,11 +38,11 @@ def capacity(invocation: Desk) -> int:
 
 
 RULES: list[tuple[str, Takes, str]] = [
-    ("even", lambda size, warm_up: size % 2 == 0, "takes only even batches"),
-    ("multiples", lambda size, warm_up: size % 12 == 0, "takes only batches that are multiples of 12"),
-    ("at least", lambda size, warm_up: size >= 20, "takes only batches of 20 or more"),
-    ("stateful", lambda size, warm_up: size == warm_up, "takes batches of one size only in a process"),
-    ("fixed", lambda size, warm_up: size == 32, "takes only batches of 32"),
+    ("even", lambda size, warm_up: size % 2 == 0, "accepts only even batches"),
+    ("multiples", lambda size, warm_up: size % 12 == 0, "accepts only batches that are multiples of 12"),
+    ("at least", lambda size, warm_up: size >= 20, "accepts only batches of 20 or more"),
+    ("stateful", lambda size, warm_up: size == warm_up, "accepts only one batch size per process"),
+    ("fixed", lambda size, warm_up: size == 32, "accepts only batches of 32"),
 ]
 
 
@@ -115,8 +115,8 @@ def test_where_time_ends_the_trials_only_sizes_that_ran_are_used_and_the_rule_sa
     assert finding is not None
     assert rule is not None
     assert rule.assumed
-    assert "as far as there was time" in rule.sentence
-    assert all(request.batch % 32 == 0 for request in probe.asked if request.samples > TRIAL_STEPS)
+    assert "time ran out" in rule.sentence
+    assert all(request.batch % 32 == 0 for request in probe.requests if request.samples > TRIAL_STEPS)
 
 
 def test_a_task_that_takes_every_size_costs_no_trial(invocation: Desk) -> None:
@@ -157,7 +157,7 @@ def test_a_given_multiple_is_obeyed_by_every_size(invocation: Desk, multiple: in
     assert finding.eval.batch % multiple == 0
     assert calibration.size_rule is not None
     assert calibration.size_rule.restricts
-    assert all(request.batch % multiple == 0 for request in probe.asked if request.samples > 2)
+    assert all(request.batch % multiple == 0 for request in probe.requests if request.samples > 2)
     assert all(one.fits for one in calibration.rehearsals)
 
 

@@ -76,7 +76,7 @@ def probing(
         isolation=isolation,
     )
     if lent and not own_zygote and isolation is None:
-        probe._launchers.there["default"] = lent[0]
+        probe._launchers.running["default"] = lent[0]
     with closing(probe):
         yield probe
 

@@ -85,7 +85,7 @@ class ScriptedProbe(FakeProbe):
         outcome = None if self._script is None else self._script(request, self._times[key])
         if outcome is None:
             return super().measure(request)
-        self.asked.append(request)
+        self.requests.append(request)
         return Observation(outcome=outcome, isolation=FAKE, wall_s=0.5)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class ScriptedProbe(FakeProbe):
 
     def sizes(self, mode: Mode = "train") -> list[int]:
         """The batches that were asked in `mode`, in order."""
-        return [request.batch for request in self.asked if request.mode == mode]
+        return [request.batch for request in self.requests if request.mode == mode]
 
 
 class MachineProbe(FakeProbe):
@@ -145,7 +145,7 @@ class MachineProbe(FakeProbe):
         return super().rehearse(request)
 
     def measure(self, request: ProbeRequest) -> Observation:
-        self.asked.append(request)
+        self.requests.append(request)
         demand = int(self._base + (self._demand(request.batch, request.mode)) * self._noise())
         peak = Peak(demand_bytes=demand, begin_bytes=self._base)
         outcome: Outcome
@@ -194,7 +194,7 @@ class Desk:
             environment=self.environment,
             output=output,
             probe=probe,
-            listening=lambda: nullcontext(self.progress),
+            progress_context=lambda: nullcontext(self.progress),
             clock=self.clock,
             environ=self.environ,
         )

@@ -43,7 +43,7 @@ def one_pass(sampler: MemoryAwareBatchSampler, most: int | None = None) -> Group
         indices = next(batches, None)
         if indices is None:
             break
-        drawn = sampler.taken()
+        drawn = sampler.next_record()
         assert list(drawn.indices) == indices
         group.append(indices)
         if drawn.ends_group:

@@ -63,7 +63,7 @@ class Guarded:
             torch.device("cpu"),
             Plenty(most),
             clock=SystemClock(),
-            tell=self.told.append,
+            report=self.told.append,
             batchnorm=batchnorm,
             undivided=undivided,
         )

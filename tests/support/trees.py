@@ -83,9 +83,9 @@ def ready(mib: str) -> None:
     except MemoryError:
         came = len(held)
         held.clear()
-        line.tell({"armed": armed, "mib": came, "refused": True})
+        line.send({"armed": armed, "mib": came, "refused": True})
         return
-    line.tell({"armed": armed, "mib": len(held), "refused": False})
+    line.send({"armed": armed, "mib": len(held), "refused": False})
 
 
 def rank(seconds: str) -> None:
@@ -94,7 +94,7 @@ def rank(seconds: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     line = RankLine.from_environment()
     assert line is not None
-    line.tell({"rank_variable": int(os.environ["RANK"]), "session": os.getsid(0)})
+    line.send({"rank_variable": int(os.environ["RANK"]), "session": os.getsid(0)})
     time.sleep(float(seconds))
 
 

@@ -66,5 +66,5 @@ def test_a_resumed_run_ends_at_the_parameters_of_an_undisturbed_one(tmp_path: Pa
 
 def test_the_checkpoint_is_not_one_of_an_optimizer_without_modes(tmp_path: Path) -> None:
     task = a_task(100)
-    with pytest.raises(UsageError, match="of another model or optimizer"):
+    with pytest.raises(UsageError, match="from another model or optimizer"):
         load_checkpoint(_written(tmp_path), replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=0.1)))

@@ -109,7 +109,7 @@ def test_a_resumed_epoch_whose_last_group_the_task_does_not_take_is_refused_befo
     with pytest.raises(Interrupted):
         train(checked(STATEFUL, 96), a_plan(12, size_rule=STATEFUL), checkpoint=checkpoint, progress=SignalAt("step", 1))
     plan = a_plan(16, size_rule=STATEFUL)
-    with pytest.raises(UsageError, match="the epoch that is resumed ends with a group of 4 samples") as refused:
+    with pytest.raises(UsageError, match="the resumed epoch ends with a group of 4 samples") as refused:
         train(checked(STATEFUL, 96), plan, checkpoint=checkpoint, resume=True)
     assert "one size only" in refused.value.known
     assert "--effective-batch 12, as before; or --drop-last" in refused.value.try_

@@ -56,8 +56,8 @@ class MemoryModel(Record):
     def mapped_share(self, batch: float) -> float:
         """Share of the memory of `batch` beyond the base that is mapped separately."""
         total, mapped = self._between(batch)
-        taken = mapped + self.ratio * max(0.0, total - mapped)
-        return mapped / taken if taken > 0 else 0.0
+        used = mapped + self.ratio * max(0.0, total - mapped)
+        return mapped / used if used > 0 else 0.0
 
     def predict(self, batch: float) -> float:
         """Demand in bytes at `batch`."""
@@ -91,13 +91,13 @@ class MemoryModel(Record):
     def _between(self, batch: float) -> tuple[float, float]:
         """Bytes on paper at `batch`, and the part of them that is mapped separately."""
         if len(self.shape) == 1:
-            only, part = self.shape[0], batch / self.shape[0].batch
-            return only.bytes * part, only.mapped_bytes * part
+            only, fraction = self.shape[0], batch / self.shape[0].batch
+            return only.bytes * fraction, only.mapped_bytes * fraction
         batches = [point.batch for point in self.shape]
         right = min(max(bisect_left(batches, batch), 1), len(batches) - 1)
         low, high = self.shape[right - 1], self.shape[right]
-        part = (batch - low.batch) / (high.batch - low.batch)
+        fraction = (batch - low.batch) / (high.batch - low.batch)
         return (
-            low.bytes + (high.bytes - low.bytes) * part,
-            max(0.0, low.mapped_bytes + (high.mapped_bytes - low.mapped_bytes) * part),
+            low.bytes + (high.bytes - low.bytes) * fraction,
+            max(0.0, low.mapped_bytes + (high.mapped_bytes - low.mapped_bytes) * fraction),
         )

@@ -77,9 +77,9 @@ class SizeRace(Record):
     def fastest(self, effective_batch: int) -> int | None:
         """Return the fastest size of at most `effective_batch` samples, the smallest of equally fast ones. None: none was run."""
         rates = {
-            one.micro_batch: one.samples_per_s
-            for one in self.sizes
-            if one.samples_per_s is not None and one.micro_batch <= effective_batch
+            timing.micro_batch: timing.samples_per_s
+            for timing in self.sizes
+            if timing.samples_per_s is not None and timing.micro_batch <= effective_batch
         }
         best = max(rates.values(), default=0.0)
         return min((size for size, rate in rates.items() if rate * ALIKE >= best), default=None)

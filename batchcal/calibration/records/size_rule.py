@@ -59,25 +59,25 @@ class SizeRule(Record):
 
     @property
     def text(self) -> str:
-        """Text that follows "the task", such as `takes only even batches`."""
+        """Text that follows "the task", such as `accepts only even batches`."""
         if self.fixed is not None:
-            return f"takes only batches of {self.fixed}"
+            return f"accepts only batches of {self.fixed}"
         parts = []
         if self.multiple_of > 1:
             only = "even batches" if self.multiple_of == 2 else f"batches that are multiples of {self.multiple_of}"
-            parts.append(f"takes only {only}")
+            parts.append(f"accepts only {only}")
         if self.least > max(1, self.multiple_of):
-            parts.append(f"takes only batches of {self.least} or more")
+            parts.append(f"accepts only batches of {self.least} or more")
         if self.most is not None:
-            parts.append(f"takes at most {self.most} samples in a batch")
+            parts.append(f"accepts at most {self.most} samples in a batch")
         if self.one_size:
-            parts.append("takes batches of one size only in a process")
-        return " and ".join(parts) or "takes every batch size"
+            parts.append("accepts only one batch size per process")
+        return " and ".join(parts) or "accepts every batch size"
 
     @property
     def sentence(self) -> str:
         """The rule with its evidence, for a note."""
         evidence = f": it refused {self.refused} ({self.error})" if self.refused is not None else ""
-        flags = f"; --multiple-of {self.fixed} --max-batch {self.fixed} sets this" if self.fixed is not None else ""
-        doubt = ", as far as there was time to try" if self.assumed else ""
+        flags = f"; to set this size, use --multiple-of {self.fixed} --max-batch {self.fixed}" if self.fixed is not None else ""
+        doubt = " (time ran out before all sizes were tried)" if self.assumed else ""
         return f"the task {self.text}{doubt}{evidence}{flags}"

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from batchcal.workload.task import Task
 
 
-class _Telling:
+class _CalibrationMessages:
     """Listener that announces a new calibration, which takes seconds. An existing one is used without a message."""
 
-    def __init__(self, voice: Messages) -> None:
-        self._voice = voice
+    def __init__(self, messages: Messages) -> None:
+        self._messages = messages
 
     def event(self, event: Named, /) -> None:
         from batchcal.values.study_events import ShapeStarted
 
         if isinstance(event, ShapeStarted):
-            self._voice.say(f"calibrating {event.shape}: at most about {event.seconds} s")
+            self._messages.print(f"calibrating {event.shape}, for up to about {event.seconds} s")
 
 
-def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: Messages) -> None:
+def train_winner(study: OpenStudy, best: TrialStatus, *, as_json: bool, messages: Messages) -> None:
     """Train with the parameters of `best`, in this process.
 
     Raises:
@@ -36,7 +36,7 @@ def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: 
     """
     from batchcal.calibration.store import read_again
     from batchcal.cli.commands.checkpoints import choose
-    from batchcal.cli.commands.training import trained
+    from batchcal.cli.commands.training import run_training
     from batchcal.cli.output import stdout
     from batchcal.core.errors import NothingFits, NotSaved
     from batchcal.detect.detect import detect_for
@@ -45,33 +45,33 @@ def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: 
     from batchcal.hpo.workers.worker import training_of
     from batchcal.measure.result import CalibrationResult
 
-    blueprint, values = opened.blueprint, best.parameters
+    blueprint, values = study.blueprint, best.parameters
     book = ShapeBook(
         blueprint.reference,
-        opened.options,
-        detect_for(opened.options.device),
+        study.options,
+        detect_for(study.options.device),
         blueprint.folder / "shapes",
         most_trained=blueprint.most_trained,
-        progress=_Telling(voice),
+        progress=_CalibrationMessages(messages),
     )
     fitting = book.plan_trial(blueprint.space, values, blueprint.effective_batch)
     if isinstance(fitting, TooLarge):
-        raise NothingFits(f"trial {best.number} does not fit here: {fitting.why}", try_="a higher memory limit")
-    wanted = training_of(blueprint.reference, blueprint.options, values, fitting, blueprint.settings)
+        raise NothingFits(f"trial {best.number} does not fit on this machine: {fitting.why}", try_="a higher memory limit")
+    request = training_of(blueprint.reference, blueprint.options, values, fitting, blueprint.settings)
     calibration = read_again(fitting.calibration)
 
     def options_for(task: Task) -> TrainOptions:
-        return with_warmup(wanted.options, wanted.warmup_steps, task, fitting.plan.effective_batch)
+        return with_warmup(request.options, request.warmup_steps, task, fitting.plan.effective_batch)
 
-    kept = choose(opened.invocation, resume=False, voice=voice)
-    result = trained(
-        replace(opened.invocation, reference=wanted.reference),
+    checkpoint = choose(study.invocation, resume=False, messages=messages)
+    result = run_training(
+        replace(study.invocation, reference=request.reference),
         fitting.plan,
         CalibrationResult(calibration=calibration, path=fitting.calibration, fresh=True),
         options_for,
-        checkpoint=kept,
+        checkpoint=checkpoint,
         seed=blueprint.settings.seed,
-        voice=voice,
+        messages=messages,
         folder=blueprint.folder,
     )
     if as_json:
@@ -81,4 +81,4 @@ def train_winner(opened: OpenStudy, best: TrialStatus, *, as_json: bool, voice: 
 
         stdout.render(show(result, fitting.plan))
     if result.not_saved is not None:
-        raise NotSaved(result.not_saved, try_="--set checkpoint=FILE, on a disk with room")
+        raise NotSaved(result.not_saved, try_="--set checkpoint=FILE, on a disk with free space")

@@ -11,7 +11,7 @@ from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
     from batchcal.calibration.stale import Stale
-    from batchcal.cli.views.calibration.view import Seen
+    from batchcal.cli.views.calibration.view import ShownCalibration
     from batchcal.measure.result import CalibrationResult, Need
 
 
@@ -25,13 +25,18 @@ class Destination:
     """Option that sets `output`."""
 
 
-def calibrated(
-    invocation: Invocation, need: Need, voice: Messages, *, destination: Destination = Destination(), as_before: bool = False
+def obtain_calibration(
+    invocation: Invocation,
+    need: Need,
+    messages: Messages,
+    *,
+    destination: Destination = Destination(),
+    reuse_options: bool = False,
 ) -> CalibrationResult:
     """Return the calibration of the invocation's task.
 
     Args:
-        as_before: take options that are not set from the existing calibration, so that they are not a reason to measure again.
+        reuse_options: take options that are not set from the existing calibration. They are then no reason to measure again.
 
     Raises:
         NoCalibration: there is no valid calibration, and measuring is not allowed.
@@ -49,12 +54,12 @@ def calibrated(
     reference = invocation.task()
     environment = detect()
     path = destination.output or existing_of(reference, os.environ)
-    before = load(path, trust=find_trust(os.environ)) if as_before and not need.force else None
-    like = before.calibration.options if isinstance(before, Loaded) else None
-    options = options_from(invocation.settings, limit_bytes=environment.memory.limit.value, like=like)
+    loaded = load(path, trust=find_trust(os.environ)) if reuse_options and not need.force else None
+    existing = loaded.calibration.options if isinstance(loaded, Loaded) else None
+    options = options_from(invocation.settings, limit_bytes=environment.memory.limit.value, existing=existing)
 
     def report(stale: Stale) -> None:
-        voice.say(f" note: the existing calibration is stale, {stale}; measuring again")
+        messages.print(f" note: the existing calibration is stale ({stale}); batchcal measures again")
 
     return obtain(
         reference,
@@ -64,14 +69,16 @@ def calibrated(
         detect_fully=lambda: detect_for(options.device),
         output=destination.output,
         output_name=destination.option,
-        stale_found=report,
-        listening=lambda: listening_to_calibration(voice),
+        on_stale=report,
+        progress_context=lambda: listening_to_calibration(messages),
     )
 
 
-def seen_now(result: CalibrationResult) -> Seen:
+def current_view(result: CalibrationResult) -> ShownCalibration:
     """Return a calibration to show. It is not stale: it was just measured or is fresh."""
-    from batchcal.cli.views.calibration.view import Seen
+    from batchcal.cli.views.calibration.view import ShownCalibration
     from batchcal.core.clock import SystemClock
 
-    return Seen(calibration=result.calibration, path=result.path, stale=None, at=SystemClock().now(), notices=result.notices)
+    return ShownCalibration(
+        calibration=result.calibration, path=result.path, stale=None, at=SystemClock().now(), notices=result.notices
+    )

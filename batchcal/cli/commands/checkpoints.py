@@ -27,10 +27,10 @@ class Checkpoint:
     resume: bool = False
     task: str | None = None
     """Name of the task, if the path is the default of this run. Checkpoints of earlier runs of the task are then removed."""
-    try_instead: str = "--checkpoint FILE, on a disk with room"
+    try_instead: str = "--checkpoint FILE, on a disk with free space"
     """Proposal for the user if the file cannot be written."""
 
-    def watched(self, view: Progress[TrainingEvent]) -> Progress[TrainingEvent]:
+    def with_cleanup(self, view: Progress[TrainingEvent]) -> Progress[TrainingEvent]:
         """Return `view`. With a default path, it also removes the checkpoints of older runs after the first save."""
         return view if self.path is None or self.task is None else _Removing(self.path, self.task, view)
 
@@ -53,7 +53,7 @@ class _Removing:
         self._view.event(event)
 
 
-def choose(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkpoint:
+def choose(invocation: Invocation, *, resume: bool, messages: Messages) -> Checkpoint:
     """Choose the checkpoint of a training that begins now.
 
     Raises:
@@ -64,17 +64,19 @@ def choose(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkpoi
     if setting.value == OFF:
         if resume:
             raise UsageError(
-                "--resume needs checkpoints", known=f"they are off by {setting.origin}", try_="--checkpoint FILE --resume"
+                "--resume needs checkpoints",
+                known=f"checkpoints are turned off by {setting.origin}",
+                try_="--checkpoint FILE --resume",
             )
         return Checkpoint(None)
     if setting.value is not None:
         path = invocation.directory / setting.value
-        _judge(path, setting.value, resume=resume)
+        _check_path(path, setting.value, resume=resume)
         return Checkpoint(path, resume)
-    return _default(invocation, resume=resume, voice=voice)
+    return _default(invocation, resume=resume, messages=messages)
 
 
-def _default(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkpoint:
+def _default(invocation: Invocation, *, resume: bool, messages: Messages) -> Checkpoint:
     from batchcal.calibration.place import place_for
     from batchcal.calibration.store import find_project, make_folder
     from batchcal.train.checkpoints.files import new_checkpoint, newest_checkpoint, partial_path, task_name
@@ -86,21 +88,21 @@ def _default(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkp
         folder = place_for(reference, {}).path.parent
     except UsageError as error:
         raise UsageError(
-            "there is no place to save checkpoints",
+            "no folder for checkpoints can be written",
             known=error.known,
             try_="--checkpoint FILE in a folder that can be written, or --no-checkpoint",
         ) from error
     if folder.parent != find_project(directory):
-        voice.say(f" note: {find_project(directory)} cannot be written, checkpoints are in {folder}")
+        messages.print(f" note: {find_project(directory)} cannot be written; checkpoints are saved in {folder}")
     task = task_name(reference.spec, directory)
     newest = newest_checkpoint(folder, task) if resume else None
     if newest is not None:
         refuse_in_use(newest, partial_path(newest))
     if resume:
-        voice.say(
-            f" note: {folder} has no checkpoint of {reference.spec} yet, the training starts from the beginning"
+        messages.print(
+            f" note: {folder} has no checkpoint of {reference.spec} yet; the training starts from the beginning"
             if newest is None
-            else f"resuming {newest}"
+            else f"resuming from {newest}"
         )
     path = newest or new_checkpoint(folder, task)
     with contextlib.suppress(OSError):  # a disk that fails here fails the saves too, which are reported
@@ -108,15 +110,15 @@ def _default(invocation: Invocation, *, resume: bool, voice: Messages) -> Checkp
     return Checkpoint(path, resume, task)
 
 
-def _judge(path: Path, given: str, *, resume: bool) -> None:
+def _check_path(path: Path, text: str, *, resume: bool) -> None:
     from batchcal.train.checkpoints.files import is_checkpoint, partial_path
     from batchcal.train.checkpoints.lock import refuse_in_use
 
     if path.exists() and not is_checkpoint(path):
         raise UsageError(
-            f"--checkpoint {given} is an existing file that is not a checkpoint",
+            f"--checkpoint {text} is an existing file that is not a checkpoint",
             known="it can be neither resumed nor replaced" if resume else "batchcal replaces only files that it wrote itself",
-            try_="--resume alone, which takes the newest checkpoint of the task; or another --checkpoint"
+            try_="--resume alone, to continue from the newest checkpoint of the task; or another --checkpoint"
             if resume
             else f"--checkpoint other.pt, or move {path.name} away first",
         )
@@ -129,7 +131,7 @@ def _judge(path: Path, given: str, *, resume: bool) -> None:
             partial.unlink()
     except OSError as error:
         raise UsageError(
-            f"the checkpoint cannot be written to {given}",
+            f"the checkpoint cannot be written to {text}",
             known=error.strerror or str(error),
             try_="--checkpoint FILE in a folder that can be written, or --no-checkpoint",
         ) from error

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batchcal.detect.environment import Environment
 
 
-def pipelined(invocation: Invocation, voice: Messages) -> PipelineResult:
+def measure_pipeline(invocation: Invocation, messages: Messages) -> PipelineResult:
     """Measure the input pipeline. Prints one line per candidate and one for the winner.
 
     Raises:
@@ -26,7 +26,7 @@ def pipelined(invocation: Invocation, voice: Messages) -> PipelineResult:
     from batchcal.values.settings import CalibrateSettings
 
     reference, settings, environment = invocation.task(), invocation.settings, detect()
-    wish = PipelineRequest(
+    request = PipelineRequest(
         batch=settings.calibrate.max_batch,
         fetches=settings.calibrate.samples,
         workers=settings.calibrate.workers,
@@ -34,15 +34,15 @@ def pipelined(invocation: Invocation, voice: Messages) -> PipelineResult:
         memory_limit_bytes=settings.calibrate.memory_limit,
         seed=settings.calibrate.seed,
     )
-    result = calibrate_pipeline(reference, wish, environment=environment)
+    result = calibrate_pipeline(reference, request, environment=environment)
     for timing in result.timings:
-        voice.say(f"INFO {key_values('loader_timed', {**config_of(timing), **timing_of(timing)})}")
+        messages.print(f"INFO {key_values('loader_timed', {**config_of(timing), **timing_of(timing)})}")
     winner = {**config_of(result.winner), "settled": result.settled, "wall_s": round(result.wall_s, 3)}
-    voice.say(f"INFO {key_values('dataloader_config', winner)}")
+    messages.print(f"INFO {key_values('dataloader_config', winner)}")
     return result
 
 
-def keep(invocation: Invocation, result: PipelineResult, output: Path | None, voice: Messages) -> None:
+def save_result(invocation: Invocation, result: PipelineResult, output: Path | None, messages: Messages) -> None:
     """Save `result` in the calibration of the task, if there is one that is valid here and now.
 
     Raises:
@@ -61,18 +61,18 @@ def keep(invocation: Invocation, result: PipelineResult, output: Path | None, vo
     reference = invocation.task()
     environment: Environment = detect()
     path = output or existing_of(reference, os.environ)
-    found = load(path, trust=find_trust(os.environ))
-    if isinstance(found, Loaded):
+    stored = load(path, trust=find_trust(os.environ))
+    if isinstance(stored, Loaded):
         # Valid for the options that the calibration was measured with. The options of this command do not matter.
-        identity, options = identify(reference), found.calibration.options
+        identity, options = identify(reference), stored.calibration.options
         fingerprint = fingerprint_of(environment, identity, options, environ=os.environ)
-        found = load_fresh(path, fingerprint, at=SystemClock().now(), trust=find_trust(os.environ))
-    if not isinstance(found, Loaded):
-        voice.say(" note: not kept, there is no calibration of this task to keep it with; batchcal calibrate makes one")
+        stored = load_fresh(path, fingerprint, at=SystemClock().now(), trust=find_trust(os.environ))
+    if not isinstance(stored, Loaded):
+        messages.print(" note: the result is not saved, because this task has no valid calibration; run batchcal calibrate first")
         return
     key = find_or_make_trust(os.environ, require_signature=False).key
-    save(found.calibration.model_copy(update={"pipeline": result}), found.path, key=key)
-    voice.say(f"kept in {found.path}: batchcal plan uses it")
+    save(stored.calibration.model_copy(update={"pipeline": result}), stored.path, key=key)
+    messages.print(f"saved in {stored.path}; batchcal plan uses it")
 
 
 def config_of(timing: LoaderTiming) -> dict[str, int | bool | None]:

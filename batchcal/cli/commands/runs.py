@@ -27,19 +27,19 @@ def refuse(file: str, kind: Literal["run", "study"], *, check: bool, why: bool, 
     Raises:
         UsageError: such an option was given for a run or a study.
     """
-    two = "runs" if kind == "run" else "studies"
-    asked = {
-        f"two {two}, or a {kind} and a calibration, are not compared": other,
-        f"--check asks whether a calibration may be used; a {kind} is not checked": check,
-        f"--why explains the decisions of a calibration; a {kind} tells its own beside each change": why,
+    plural = "runs" if kind == "run" else "studies"
+    refusals = {
+        f"batchcal show compares calibrations only, not {plural}": other,
+        f"--check is for calibrations; the validity of a {kind} is not checked": check,
+        f"--why is for calibrations; a {kind} always shows the reason of each change": why,
         f"--require-signature is for calibrations; a {kind} is not signed": require_signature,
     }
-    for told, was_asked in asked.items():
-        if was_asked:
-            raise UsageError(told, try_=f"batchcal show {file}")
+    for text, applies in refusals.items():
+        if applies:
+            raise UsageError(text, try_=f"batchcal show {file}")
 
 
-def show_run(file: str, *, html: str | None, as_json: bool, voice: Messages) -> None:
+def show_run(file: str, *, html: str | None, as_json: bool, messages: Messages) -> None:
     """Show a run on the terminal, as JSON or as a page.
 
     Raises:
@@ -47,22 +47,22 @@ def show_run(file: str, *, html: str | None, as_json: bool, voice: Messages) -> 
         NotSaved: the page could not be written.
     """
     from batchcal.cli.output import stdout
-    from batchcal.cli.views.run.words import SeenRun
+    from batchcal.cli.views.run.words import ShownRun
     from batchcal.core.clock import SystemClock
     from batchcal.train.report.read import read_run
 
-    seen = SeenRun(run=read_run(Path(file)), at=SystemClock().now())
+    view = ShownRun(run=read_run(Path(file)), at=SystemClock().now())
     if html is not None:
         from batchcal.cli.output.page_file import write_page
         from batchcal.cli.views.run.page import page
 
-        write_page(Path(html), page(seen), shows=seen.run.path)
-        voice.say(f"written: {html}")
+        write_page(Path(html), page(view), shows=view.run.path)
+        messages.print(f"written: {html}")
     if as_json:
         from batchcal.cli.output.document import run
 
-        stdout.emit(run(seen.run))
+        stdout.emit(run(view.run))
     elif html is None:
         from batchcal.cli.views.run.view import show
 
-        stdout.render(show(seen))
+        stdout.render(show(view))

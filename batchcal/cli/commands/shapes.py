@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batchcal.workload.spec.reference import Scalar
 
 
-def parsed(texts: Iterable[str]) -> list[dict[str, Scalar]]:
+def parse_shapes(texts: Iterable[str]) -> list[dict[str, Scalar]]:
     """Parse the arguments of each shape, as typed.
 
     Raises:
@@ -25,12 +25,12 @@ def parsed(texts: Iterable[str]) -> list[dict[str, Scalar]]:
     return [parse_arguments(text, name="shape") for text in texts]
 
 
-def shaped(
-    invocation: Invocation, found: CalibrationResult, shapes: Sequence[dict[str, Scalar]], voice: Messages, *, began_s: float
+def add_shapes(
+    invocation: Invocation, result: CalibrationResult, shapes: Sequence[dict[str, Scalar]], messages: Messages, *, start_s: float
 ) -> CalibrationResult:
-    """Add the estimated needs of `shapes` to `found`, in place of earlier shapes, and write its file.
+    """Add the estimated needs of `shapes` to `result`, in place of earlier shapes, and write its file.
 
-    An error becomes its `stopped`: the calibration itself was made and is shown. `began_s` is the start of the command in
+    An error becomes its `stopped`: the calibration itself was made and is shown. `start_s` is the start of the command in
     `time.monotonic`.
     """
     import os
@@ -43,11 +43,11 @@ def shaped(
     from batchcal.measure.deadline import Deadline
     from batchcal.measure.shapes.shapes import batches_by, estimate_shapes
 
-    calibration = found.calibration
-    if found.path is not None:
-        check_place(found.path, name="the calibration")
+    calibration = result.calibration
+    if result.path is not None:
+        check_place(result.path, name="the calibration")
     try:
-        with listening_to_calibration(voice) as progress:
+        with listening_to_calibration(messages) as progress:
             estimates = estimate_shapes(
                 invocation.task(),
                 shapes,
@@ -55,12 +55,12 @@ def shaped(
                 batches=batches_by(calibration.size_rule),
                 progress=progress,
                 memory_limit_bytes=invocation.settings.calibrate.memory_limit,
-                deadline=Deadline(invocation.settings.calibrate.time_limit, began_s),
+                deadline=Deadline(invocation.settings.calibrate.time_limit, start_s),
             )
         calibration = calibration.model_copy(update={"shapes": estimates})
-        if found.path is not None:
-            save(calibration, found.path, key=find_or_make_trust(os.environ, require_signature=False).key)
+        if result.path is not None:
+            save(calibration, result.path, key=find_or_make_trust(os.environ, require_signature=False).key)
     except BatchcalError as error:
-        return replace(found, calibration=calibration, stopped=error)
-    voice.say("batchcal plan --shapes predicts what they would train with")
-    return replace(found, calibration=calibration)
+        return replace(result, calibration=calibration, stopped=error)
+    messages.print("batchcal plan --shapes predicts a plan for each shape")
+    return replace(result, calibration=calibration)

@@ -54,7 +54,7 @@ def needs_optuna() -> None:
     except ImportError:
         raise UsageError(
             "studies need Optuna, which is not installed",
-            known="it is an extra: detect, calibrate, plan and train do without",
+            known="Optuna is an optional dependency; detect, calibrate, plan and train do not need it",
             try_='pip install "batchcal[hpo]"',
         ) from None
 
@@ -77,7 +77,7 @@ def read(config: str) -> Config:
     return read_config(directory / config, directory=directory)
 
 
-def opened(config: str, changed: Config, voice: Messages) -> OpenStudy:
+def prepare_study(config: str, changed: Config, messages: Messages) -> OpenStudy:
     """Return the study that `changed` requests on this machine. `changed` was read from `config`.
 
     Raises:
@@ -94,7 +94,7 @@ def opened(config: str, changed: Config, voice: Messages) -> OpenStudy:
     settings, space = study_of(changed, config)
     if settings.storage is not None:
         settings = settings.model_copy(update={"storage": absolute_storage(settings.storage, Path.cwd())})
-    invocation = open_invocation(config, flags={}, revise=lambda _: changed, voice=voice)
+    invocation = open_invocation(config, flags={}, revise=lambda _: changed, messages=messages)
     effective_batch = invocation.settings.plan.effective_batch
     if effective_batch is None and BATCH_SIZE not in space:
         raise UsageError(
@@ -132,7 +132,7 @@ def _train_options(settings: Settings, study: StudySettings, *, margin: float) -
     return options
 
 
-def seen_of(blueprint: Blueprint, config: str, voice: Messages, *, to_train: bool = False) -> StudyStatus:
+def status_of(blueprint: Blueprint, config: str, messages: Messages, *, to_train: bool = False) -> StudyStatus:
     """Return the study as it is in its storage, even if the config has changed. A note reports another study in the config.
 
     Args:
@@ -152,27 +152,27 @@ def seen_of(blueprint: Blueprint, config: str, voice: Messages, *, to_train: boo
     except UsageError as error:
         if to_train:
             raise
-        voice.say(f"note: this study was begun with another config: {error.known}")
+        messages.print(f"note: this study was started with a different config: {error.known}")
     return study_status(study)
 
 
-def best_of(seen: StudyStatus, config: str) -> TrialStatus:
+def best_of(status: StudyStatus, config: str) -> TrialStatus:
     """Return the best trial of the study that `config` describes.
 
     Raises:
         UsageError: no trial is complete.
     """
-    best = seen.best()
+    best = status.best()
     if best is None:
         raise UsageError(
-            f"study {seen.name!r} has no complete trial yet",
-            known=f"it has {count_of(len(seen.trials), 'trial')} of {seen.wanted}",
+            f"study {status.name!r} has no complete trial yet",
+            known=f"it has {count_of(len(status.trials), 'trial')} so far, of {status.wanted}",
             try_=f"batchcal hpo run {config}",
         )
     return best
 
 
-def run(opened: OpenStudy, *, workers: int, listener: StudyListener) -> tuple[StudyStatus, int]:
+def run(prepared: OpenStudy, *, workers: int, listener: StudyListener) -> tuple[StudyStatus, int]:
     """Run the study with this number of workers until it is done or `q` is pressed. Returns the state of the study and the
     number of presses: the first ends the study after the running trials, the second ends these, too.
 
@@ -189,20 +189,20 @@ def run(opened: OpenStudy, *, workers: int, listener: StudyListener) -> tuple[St
     from batchcal.hpo.workers.pool import WorkerPool
     from batchcal.values.study_events import StudyStarted
 
-    blueprint = opened.blueprint
-    assignments = share_out(blueprint, opened.options, detect_for(opened.options.device), workers)
+    blueprint = prepared.blueprint
+    assignments = share_out(blueprint, prepared.options, detect_for(prepared.options.device), workers)
     study, _ = open_study(blueprint)  # errors in the study are reported here, once
-    seen, progress = study_status(study), listener.progress
+    status, progress = study_status(study), listener.progress
     progress.event(
-        StudyStarted(study=seen.name, trials=seen.wanted, done=seen.done, workers=workers, storage=blueprint.shown_storage)
+        StudyStarted(study=status.name, trials=status.wanted, done=status.done, workers=workers, storage=blueprint.shown_storage)
     )
     presses = 0
 
     def tick() -> None:
-        if listener.see is None:
+        if listener.update is None:
             return
         try:
-            listener.see(study_status(study))
+            listener.update(study_status(study))
         except BatchcalError:  # a signal
             raise
         except Exception:  # noqa: BLE001, S110 - a database that is away for a while: the workers and the view continue
@@ -215,18 +215,18 @@ def run(opened: OpenStudy, *, workers: int, listener: StudyListener) -> tuple[St
         presses += 1
         if presses == 1:
             worker_pool.finish()
-            progress.event(Notice("no further trial is begun; q again stops those that run"))
+            progress.event(Notice("no new trial will start; press q again to stop the running trials"))
         else:
             worker_pool.stop()
 
     with stopping_at_q(pressed) as listens:
         if listens:
-            progress.event(Notice("q stops after the trials that run"))
+            progress.event(Notice("press q to stop after the running trials"))
         try:
             worker_pool.run()
         except Interrupted as error:
-            known = "what ran will be run again; what had ended is kept"
-            raise Interrupted(error.signal_number, known=known, try_="the same command: the study goes on where it is") from None
+            outcome = "finished trials are saved; trials that were running will run again"
+            raise Interrupted(error.signal_number, known=outcome, try_="the same command, which continues the study") from None
         finally:
             if "://" not in blueprint.storage:
                 remove_abandoned(Path(blueprint.storage))
@@ -268,19 +268,24 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists() and Path(name).exists() and path.samefile(name):
-                raise UsageError(f"{path} is the config that it would be written from", try_="--write-configs another-folder")
+                raise UsageError(
+                    f"{path} is the config file that --write-configs reads; it is not replaced",
+                    try_="--write-configs another-folder",
+                )
             text = WRITTEN + tomli_w.dumps(as_toml(config))
             check_target(
                 path,
                 name="--write-configs",
-                what="a config that --write-configs wrote",
+                document="a config that --write-configs wrote",
                 is_ours=lambda begin: begin.startswith(WRITTEN.encode()),
                 example="study.toml",
                 instead="--write-configs another-folder",
             )
             write_atomically(path, text.encode(), mode=0o666)
         except OSError as error:
-            raise NotSaved(f"{path} cannot be written", known=error.strerror or str(error), try_="another folder") from None
+            raise NotSaved(
+                f"{path} cannot be written", known=error.strerror or str(error), try_="--write-configs another-folder"
+            ) from None
         written.append(path)
     return written
 
@@ -301,7 +306,7 @@ def _is_journal(path: Path) -> bool:
         return False
 
 
-def show_study(file: str, *, html: str | None, as_json: bool, voice: Messages) -> None:
+def show_study(file: str, *, html: str | None, as_json: bool, messages: Messages) -> None:
     """Show a study on the terminal, as JSON or as a page.
 
     Raises:
@@ -315,23 +320,23 @@ def show_study(file: str, *, html: str | None, as_json: bool, voice: Messages) -
     from batchcal.hpo.study_status import study_status
 
     if file.endswith(".toml"):
-        blueprint = opened(file, read(file), voice).blueprint
+        blueprint = prepare_study(file, read(file), messages).blueprint
         study = read_study(storage := blueprint.storage, blueprint.settings.study, config=file)
     else:
         study = read_study(storage := file)
-    seen, where = study_status(study), without_password(storage)
+    status, shown_storage = study_status(study), without_password(storage)
     if html is not None:
         from batchcal.cli.output.page_file import write_page
         from batchcal.cli.views.study.page import page
         from batchcal.hpo.search.importance import importances
 
-        write_page(Path(html), page(seen, importances(study), where), shows=Path(storage.removeprefix(SQLITE)))
-        voice.say(f"written: {html}")
+        write_page(Path(html), page(status, importances(study), shown_storage), shows=Path(storage.removeprefix(SQLITE)))
+        messages.print(f"written: {html}")
     if as_json:
         from batchcal.cli.output.document import study as document
 
-        stdout.emit(document(seen, where))
+        stdout.emit(document(status, shown_storage))
     elif html is None:
         from batchcal.cli.views.study.view import show
 
-        stdout.render(show(seen, where=where))
+        stdout.render(show(status, storage=shown_storage))

@@ -59,7 +59,7 @@ def options_of(settings: Settings, *, margin: float, memory_limit_bytes: int | N
 
 
 @contextlib.contextmanager
-def monitored(invocation: Invocation, folder: Path | None, *, view: Progress[TrainingEvent]) -> Iterator[TrainingMonitor]:
+def training_monitor(invocation: Invocation, folder: Path | None, *, view: Progress[TrainingEvent]) -> Iterator[TrainingMonitor]:
     """Yield the receiver of the training's events: the requested log, by default in `folder`; TensorBoard; the screen.
 
     Raises:
@@ -71,31 +71,31 @@ def monitored(invocation: Invocation, folder: Path | None, *, view: Progress[Tra
     from batchcal.train.report.monitor import TrainingMonitor
     from batchcal.train.report.tensorboard import TensorBoard
 
-    asked, board = invocation.place(invocation.settings.train.log), invocation.place(invocation.settings.train.tensorboard)
+    requested, board = invocation.place(invocation.settings.train.log), invocation.place(invocation.settings.train.tensorboard)
     about = {"spec": invocation.task().spec, "batchcal": __version__}
     with contextlib.ExitStack() as stack:
         sinks = [] if board is None else [stack.enter_context(TensorBoard(board))]
         try:
-            log = asked if asked is not None else None if folder is None else folder / LOG_NAME
+            log = requested if requested is not None else None if folder is None else folder / LOG_NAME
             monitor = TrainingMonitor(log, sinks=sinks, view=view, about=about)
         except UsageError as error:
-            if asked is not None:
+            if requested is not None:
                 raise
             # This log was not requested: a training is worth more than its log.
             monitor = TrainingMonitor(None, sinks=sinks, view=view, about=about)
-            monitor.event(Notice(f"no log is kept: {error.what}"))
+            monitor.event(Notice(f"no log is written: {error.what}"))
         yield stack.enter_context(monitor)
 
 
-def trained(
+def run_training(
     invocation: Invocation,
     plan: Plan,
-    found: CalibrationResult,
+    calibration_result: CalibrationResult,
     options_for: Callable[[Task], TrainOptions],
     *,
     checkpoint: Checkpoint,
     seed: int | None = None,
-    voice: Messages,
+    messages: Messages,
     folder: Path | None = None,
 ) -> TrainingResult:
     """Apply the plan (which may restart this process), load the task and train it.
@@ -110,40 +110,42 @@ def trained(
     """
     import warnings
 
-    from batchcal.cli.output.user_output import result_alone_on_stdout
+    from batchcal.cli.output.user_output import only_result_on_stdout
     from batchcal.plan.formats import as_lines
     from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
 
-    voice.release()
+    messages.release()
     reexec_for(plan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AllocatorNotInForce)
         applied = apply(plan)
     for notice in (*plan.notices, *applied.notices):
-        voice.say(f" note: {notice}")
+        messages.print(f" note: {notice}")
     for line in as_lines(plan):
-        voice.say(line)
-    with result_alone_on_stdout():
-        return _in_force(invocation, plan, found, options_for, checkpoint=checkpoint, seed=seed, voice=voice, folder=folder)
+        messages.print(line)
+    with only_result_on_stdout():
+        return _train_with_plan(
+            invocation, plan, calibration_result, options_for, checkpoint=checkpoint, seed=seed, messages=messages, folder=folder
+        )
 
 
-def _threads_left() -> list[str]:
+def _running_threads() -> list[str]:
     """Names of threads that keep the process from ending."""
-    return [one.name for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    return [thread.name for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
 
 
-def _in_force(
+def _train_with_plan(
     invocation: Invocation,
     plan: Plan,
-    found: CalibrationResult,
+    calibration_result: CalibrationResult,
     options_for: Callable[[Task], TrainOptions],
     *,
     checkpoint: Checkpoint,
     seed: int | None,
-    voice: Messages,
+    messages: Messages,
     folder: Path | None,
 ) -> TrainingResult:
-    """Run `trained` with the plan in force. Output of the user's code to stdout goes to stderr."""
+    """Run `run_training` with the plan in force. Output of the user's code to stdout goes to stderr."""
     from batchcal.calibration.schema import OFF
     from batchcal.cli.output.progress import listening_to_training
     from batchcal.cli.output.stop_key import stopping_at_q
@@ -163,34 +165,37 @@ def _in_force(
     seed_everything(invocation.settings.calibrate.seed if seed is None else seed)
     reference = invocation.task()
     notes: list[str] = []
-    with loading_output(voice):
+    with loading_output(messages):
         task = load_task(reference, device=plan.device, note=notes.append)
     for text in notes:
-        voice.say(f" note: {text}")
-    if found.calibration.options.activation_checkpointing != OFF:
-        GradientCheckpointManager(task.model, found.calibration.options.activation_checkpointing).enable()
-    folder = folder or (None if found.path is None else found.path.parent)
+        messages.print(f" note: {text}")
+    if calibration_result.calibration.options.activation_checkpointing != OFF:
+        GradientCheckpointManager(task.model, calibration_result.calibration.options.activation_checkpointing).enable()
+    folder = folder or (None if calibration_result.path is None else calibration_result.path.parent)
     try:
-        wish = StopRequest()
+        stop_request = StopRequest()
         with (
-            listening_to_training(voice) as view,
-            monitored(invocation, folder, view=checkpoint.watched(view)) as progress,
-            stopping_at_q(lambda: wish.ask("q was pressed")) as listens,
+            listening_to_training(messages) as view,
+            training_monitor(invocation, folder, view=checkpoint.with_cleanup(view)) as progress,
+            stopping_at_q(lambda: stop_request.request("q was pressed")) as listens,
         ):
             if listens:
-                progress.event(Notice("q stops after the step that is going on"))
+                progress.event(Notice("press q to stop after the current step"))
             result = run(
                 task,
                 plan,
                 options_for(task),
                 checkpoint=checkpoint.path,
                 resume=checkpoint.resume,
-                predictor=predictor_of(found.calibration, plan),
-                wish=wish,
+                predictor=predictor_of(calibration_result.calibration, plan),
+                wish=stop_request,
                 progress=progress,
             )
-        for name in _threads_left():
-            voice.say(f" note: the thread {name} of the task still runs, and this process waits for it; daemon=True ends it, too")
+        for name in _running_threads():
+            messages.print(
+                f" note: thread {name} of the task still runs, and this process waits for it; "
+                "with daemon=True the process would not wait"
+            )
         return result
     except BatchcalError:
         raise

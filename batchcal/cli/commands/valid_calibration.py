@@ -18,7 +18,7 @@ class ValidCalibration:
     """A calibration to plan with, and the machine as it is now."""
 
     calibration: Calibration
-    here: Environment
+    environment: Environment
     notices: tuple[str, ...] = ()
 
 
@@ -34,17 +34,22 @@ def open_valid(located: Located, *, require_signature: bool) -> ValidCalibration
     from batchcal.detect.detect import detect
     from batchcal.plan.load import open_calibration
 
-    here = detect()
+    environment = detect()
     calibration, notices = open_calibration(
-        located, on_stale="raise", here=here, environ=os.environ, clock=SystemClock(), require_signature=require_signature
+        located,
+        on_stale="raise",
+        environment=environment,
+        environ=os.environ,
+        clock=SystemClock(),
+        require_signature=require_signature,
     )
-    return ValidCalibration(calibration=calibration, here=here, notices=notices)
+    return ValidCalibration(calibration=calibration, environment=environment, notices=notices)
 
 
-def device_of(opened: ValidCalibration, settings: Settings) -> str | None:
+def device_of(valid: ValidCalibration, settings: Settings) -> str | None:
     """Return the measured device that the settings name. None: the device that the calibration chose."""
     name = settings.calibrate.device
-    return None if name == "auto" else opened.calibration.device_of(name)
+    return None if name == "auto" else valid.calibration.device_of(name)
 
 
 def allocator_of(settings: Settings) -> str | None:
@@ -55,7 +60,7 @@ def allocator_of(settings: Settings) -> str | None:
     return None if name == AUTO else resolve(name).name
 
 
-def plan_of(opened: ValidCalibration, settings: Settings, *, world_size: int = 1, needs_effective_batch: bool = True) -> Plan:
+def plan_of(valid: ValidCalibration, settings: Settings, *, world_size: int = 1, needs_effective_batch: bool = True) -> Plan:
     """Return the plan for the effective batch, the objective, the device and the allocator of `settings`.
 
     Args:
@@ -68,7 +73,7 @@ def plan_of(opened: ValidCalibration, settings: Settings, *, world_size: int = 1
     from batchcal.plan.load import free_bytes_now
     from batchcal.plan.make import make_plan
 
-    calibration, on = opened.calibration, device_of(opened, settings)
+    calibration, device = valid.calibration, device_of(valid, settings)
     effective_batch = settings.plan.effective_batch
     if needs_effective_batch:
         require(calibration, effective_batch)
@@ -80,8 +85,8 @@ def plan_of(opened: ValidCalibration, settings: Settings, *, world_size: int = 1
         # Consent that was given to the calibration applies to its plans.
         accept_inexact=settings.plan.accept_inexact or None,
         min_micro_batch=settings.plan.min_micro_batch,
-        device=on,
+        device=device,
         allocator=allocator_of(settings),
-        free_bytes_now=free_bytes_now(opened.here, on or calibration.chosen_device),
+        free_bytes_now=free_bytes_now(valid.environment, device or calibration.chosen_device),
     )
-    return plan.model_copy(update={"notices": (*opened.notices, *plan.notices)})
+    return plan.model_copy(update={"notices": (*valid.notices, *plan.notices)})

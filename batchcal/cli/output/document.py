@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from batchcal.cli.views.calibration.comparison import Row
-    from batchcal.cli.views.calibration.view import Seen
+    from batchcal.cli.views.calibration.view import ShownCalibration
     from batchcal.hpo.study_status import StudyStatus, TrialStatus
     from batchcal.train.report.run import Run
     from batchcal.train.report.steps import Bucket
@@ -21,7 +21,7 @@ _POINTS: Final = 200
 """Most points of each curve of a run. Its log has all steps."""
 
 
-def document(seen: Seen, *, measured: bool) -> str:
+def document(view: ShownCalibration, *, measured: bool) -> str:
     """Return a calibration as a JSON document.
 
     Args:
@@ -29,19 +29,19 @@ def document(seen: Seen, *, measured: bool) -> str:
     """
     from batchcal.plan.effective_batch import unset_remark
 
-    unset = unset_remark(seen.calibration)
-    assumed = seen.calibration.status == "predicted"
+    unset = unset_remark(view.calibration)
+    assumed = view.calibration.status == "predicted"
     return json.dumps(
         {
             "format": FORMAT,
             "kind": "calibration-view",
-            "path": None if seen.path is None else str(seen.path),
-            "fresh": seen.stale is None and seen.path is not None,
-            "stale": None if seen.stale is None else seen.stale.model_dump(mode="json"),
+            "path": None if view.path is None else str(view.path),
+            "fresh": view.stale is None and view.path is not None,
+            "stale": None if view.stale is None else view.stale.model_dump(mode="json"),
             "measured": measured and not assumed,
             "assumed": assumed,
-            "notices": [*seen.notices, *([unset] if unset else [])],
-            "calibration": seen.calibration.model_dump(mode="json"),
+            "notices": [*view.notices, *([unset] if unset else [])],
+            "calibration": view.calibration.model_dump(mode="json"),
         },
         indent=2,
         ensure_ascii=False,
@@ -50,70 +50,70 @@ def document(seen: Seen, *, measured: bool) -> str:
 
 def comparison(rows: tuple[Row, ...], paths: tuple[str, str]) -> str:
     """Return the changes between two calibrations as a JSON document."""
-    told = [{**row.model_dump(mode="json"), "ratio": row.ratio, "changed": row.changed} for row in rows]
+    changes = [{**row.model_dump(mode="json"), "ratio": row.ratio, "changed": row.changed} for row in rows]
     return json.dumps(
-        {"format": FORMAT, "kind": "comparison", "first": paths[0], "second": paths[1], "rows": told},
+        {"format": FORMAT, "kind": "comparison", "first": paths[0], "second": paths[1], "rows": changes},
         indent=2,
         ensure_ascii=False,
     )
 
 
-def study(seen: StudyStatus, storage: str) -> str:
+def study(status: StudyStatus, storage: str) -> str:
     """Return a study with all its trials as a JSON document."""
-    best = seen.best()
-    told = {
+    best = status.best()
+    content = {
         "format": FORMAT,
         "kind": "study-view",
-        "study": seen.name,
+        "study": status.name,
         "storage": storage,
-        "task": seen.task,
-        "metric": seen.metric,
-        "direction": seen.direction,
-        "wanted": seen.wanted,
-        "done": seen.done,
-        "resource": seen.resource,
-        "counts": seen.counts(),
-        "left_s": seen.left_s(),
-        "saved_epochs": seen.saved_epochs(),
-        "saved_s": seen.saved_s(),
-        "prediction_error": seen.prediction_error(),
-        "calibrations": seen.calibrations(),
+        "task": status.task,
+        "metric": status.metric,
+        "direction": status.direction,
+        "wanted": status.wanted,
+        "done": status.done,
+        "resource": status.resource,
+        "counts": status.counts(),
+        "left_s": status.left_s(),
+        "saved_epochs": status.saved_epochs(),
+        "saved_s": status.saved_s(),
+        "prediction_error": status.prediction_error(),
+        "calibrations": status.calibrations(),
         "best": None if best is None else _trial(best),
-        "trials": [_trial(one) for one in seen.trials],
+        "trials": [_trial(trial) for trial in status.trials],
     }
-    return json.dumps(told, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def best_trial(seen: StudyStatus, best: TrialStatus) -> str:
+def best_trial(status: StudyStatus, best: TrialStatus) -> str:
     """Return the best trial of a study as a JSON document."""
-    told = {"format": FORMAT, "kind": "study-best", "study": seen.name, "metric": seen.metric, **_trial(best)}
-    return json.dumps(told, indent=2, ensure_ascii=False)
+    content = {"format": FORMAT, "kind": "study-best", "study": status.name, "metric": status.metric, **_trial(best)}
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def _trial(one: TrialStatus) -> dict[str, object]:
+def _trial(trial: TrialStatus) -> dict[str, object]:
     return {
-        "number": one.number,
-        "state": one.state,
-        "value": one.value,
-        "parameters": dict(one.parameters),
-        "epochs": one.epochs,
-        "wall_s": one.wall_s,
-        "again": one.again,
-        "reached": [list(pair) for pair in one.reached],
-        "facts": one.facts.model_dump(mode="json", exclude_none=True),
+        "number": trial.number,
+        "state": trial.state,
+        "value": trial.value,
+        "parameters": dict(trial.parameters),
+        "epochs": trial.epochs,
+        "wall_s": trial.wall_s,
+        "again": trial.again,
+        "reached": [list(pair) for pair in trial.reached],
+        "facts": trial.facts.model_dump(mode="json", exclude_none=True),
     }
 
 
 def run(shown: Run) -> str:
     """Return a run as a JSON document. Its curves are thinned out. NaN and infinite values become null."""
-    told = {
+    content = {
         "format": FORMAT,
         "kind": "run-view",
         "path": str(shown.path),
         "status": shown.status,
         "written_at": shown.written_at.isoformat(timespec="seconds"),
         "started": shown.started.model_dump(mode="json"),
-        "resumed": [one.model_dump(mode="json") for one in shown.resumes],
+        "resumed": [resume.model_dump(mode="json") for resume in shown.resumes],
         "ended": None if shown.ended is None else shown.ended.model_dump(mode="json"),
         "steps": len(shown.steps),
         "repeated_steps": shown.repeated_steps,
@@ -122,23 +122,23 @@ def run(shown: Run) -> str:
         "peak_bytes": shown.peak_bytes,
         "prediction": None if shown.prediction is None else asdict(shown.prediction),
         "not_finite_steps": list(shown.steps.not_finite("loss")),
-        "epochs": [one.model_dump(mode="json") for one in shown.epochs],
-        "recoveries": [one.model_dump(mode="json") for one in shown.recoveries],
-        "changes": [one.model_dump(mode="json") for one in shown.changes],
+        "epochs": [epoch.model_dump(mode="json") for epoch in shown.epochs],
+        "recoveries": [recovery.model_dump(mode="json") for recovery in shown.recoveries],
+        "changes": [change.model_dump(mode="json") for change in shown.changes],
         "curves": {name: _curve(shown.steps.buckets(name, _POINTS)) for name in shown.steps.curves()},
         "remarks": list(shown.remarks),
     }
-    return json.dumps(_finite(told), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _curve(buckets: tuple[Bucket, ...]) -> dict[str, list[float]]:
     """Return lists of equal length: positions, and the lowest, mean and highest value of the steps at each position."""
-    return {name: [getattr(one, name) for one in buckets] for name in ("step", "low", "mean", "high")}
+    return {name: [getattr(bucket, name) for bucket in buckets] for name in ("step", "low", "mean", "high")}
 
 
 def _finite(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -37,15 +37,15 @@ _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f
 def in_three_parts(error: BatchcalError, *, colour: bool = False) -> str:
     """Return `error: ...`, ` note: ...`, `  try: ...`. Further lines of a part are indented. A signal takes one line."""
     if isinstance(error, Interrupted) and not error.known:
-        return _clean(what_of(error))
-    parts = [("error", "1;31", what_of(error)), (" note", "1;36", error.known), ("  try", "1;32", _try_of(error))]
+        return _clean(summary_of(error))
+    parts = [("error", "1;31", summary_of(error)), (" note", "1;36", error.known), ("  try", "1;32", _try_of(error))]
     lines = []
     for name, code, text in parts:
         if not text:
             continue
-        first, *others = _clean(text).splitlines() or [""]
-        lines.append(f"\x1b[{code}m{name}:\x1b[0m {first}" if colour else f"{name}: {first}")
-        lines += [f"{_INDENT}{other}".rstrip() for other in others]
+        first_line, *further_lines = _clean(text).splitlines() or [""]
+        lines.append(f"\x1b[{code}m{name}:\x1b[0m {first_line}" if colour else f"{name}: {first_line}")
+        lines += [f"{_INDENT}{line}".rstrip() for line in further_lines]
     return "\n".join(lines)
 
 
@@ -54,7 +54,7 @@ def as_json(error: BatchcalError) -> str:
     body = {
         "exit_code": exit_code_of(error),
         "name": type(error).__name__,
-        "what": what_of(error),
+        "what": summary_of(error),
         "known": error.known,
         "try": _try_of(error),
     }
@@ -66,7 +66,7 @@ def _try_of(error: BatchcalError) -> str:
     return error.try_ or (_CODE if isinstance(error, UserCodeError) and "Traceback" in error.known else "")
 
 
-def what_of(error: BatchcalError) -> str:
+def summary_of(error: BatchcalError) -> str:
     """Return the first part. Signals are shown by name."""
     if isinstance(error, Interrupted) and error.what == f"stopped by signal {error.signal_number}":
         return f"stopped by {signal.Signals(error.signal_number).name}"
@@ -75,12 +75,12 @@ def what_of(error: BatchcalError) -> str:
 
 def unexpected(error: BaseException, *, verbose: bool) -> BatchcalError:
     """Return an unexpected exception as a BatchcalError with exit code 1."""
-    told = "".join(traceback.format_exception(error)).strip() if verbose else ""
+    trace = "".join(traceback.format_exception(error)).strip() if verbose else ""
     summary = traceback.format_exception_only(error)[-1].strip()
     return BatchcalError(
-        f"unexpected: {summary}",
-        known=told or "this is a mistake in batchcal, or something it was not prepared for",
-        try_="" if verbose else "the same command with -v shows the traceback",
+        f"unexpected exception: {summary}",
+        known=trace or "this is a bug in batchcal, or a situation that it does not handle",
+        try_="" if verbose else "the same command with -v, which shows the traceback",
     )
 
 
@@ -89,25 +89,25 @@ def misused(error: Exception) -> UsageError | None:
     if isinstance(error, ModuleNotFoundError) and error.name in POSIX_ONLY:
         return UsageError(
             "batchcal does not run on this system",
-            known=f"it has no {error.name!r}: no limits on processes, no process groups, no fence",
-            try_="Linux or macOS; on Windows a Linux of its own: wsl --install",
+            known=f"Python has no module {error.name!r} on this system, and batchcal needs it to limit processes",
+            try_="Linux or macOS; on Windows: wsl --install, which installs Linux",
         )
-    say = getattr(error, "format_message", None)
-    if not callable(say):
+    format_message = getattr(error, "format_message", None)
+    if not callable(format_message):
         return None
-    value = _VALUE.match(str(say()))
+    value = _VALUE.match(str(format_message()))
     if value is not None:
         return _wrong_value(value["flag"], value["value"], tuple(_QUOTED.findall(value["choices"])))
-    least = _LEAST.match(str(say()))
+    least = _LEAST.match(str(format_message()))
     if least is not None:
         flag, number = least["flag"], least["number"]
         return UsageError(f"{flag} must be {number} or more", try_=f"{flag} {number}, or leave it out")
     context: object = getattr(error, "ctx", None)
     path = getattr(context, "command_path", "batchcal")
-    extra = _EXTRA.match(str(say()))
+    extra = _EXTRA.match(str(format_message()))
     if extra is not None:
         return _too_many(str(path), extra["extra"])
-    text = str(say()).strip().rstrip(".")
+    text = str(format_message()).strip().rstrip(".")
     if text == _NO_COMMAND:
         return UsageError(
             "there is no command to start",
@@ -120,9 +120,9 @@ def misused(error: Exception) -> UsageError | None:
 def _too_many(path: str, extra: str) -> UsageError:
     takes_a_spec = path.rpartition(" ")[2] in {"calibrate", "train"}
     return UsageError(
-        f"{path} takes {'one SPEC' if takes_a_spec else 'fewer arguments'}: {extra} is too much",
-        known="each task has a calibration of its own" if takes_a_spec else "",
-        try_=f"{path} {extra.split(maxsplit=1)[0]}    as a command of its own" if takes_a_spec else f"{path} --help",
+        f"{path} takes {'one SPEC' if takes_a_spec else 'fewer arguments'}; unexpected: {extra}",
+        known="each task has its own calibration" if takes_a_spec else "",
+        try_=f"{path} {extra.split(maxsplit=1)[0]}    as a separate command" if takes_a_spec else f"{path} --help",
     )
 
 

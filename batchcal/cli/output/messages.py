@@ -25,12 +25,12 @@ class Messages:
     """A shell evaluates stdout: a failure must be reported there, too."""
     settings: Settings | None = None
     """Settings of the command, which give messages their names. None: not read yet."""
-    held: list[str] | None = None
+    pending: list[str] | None = None
     """Lines that wait until the command is known to be usable; a usage error is printed before them. None: no line waits."""
 
     @staticmethod
     def of(arguments: Sequence[str]) -> Messages:
-        """Derive the voice from the arguments before they are parsed, so that errors in them have the right format, too."""
+        """Derive the settings from the arguments before they are parsed, so that errors in them have the right format, too."""
         before_rest = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         formats = [value for name, value in pairwise(before_rest) if name == "--format"]
         formats += [name.partition("=")[2] for name in before_rest if name.startswith("--format=")]
@@ -39,18 +39,18 @@ class Messages:
             for_eval="sh" in formats and before_rest[:1] == ["plan"],
         )
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line on stderr, unless quiet. Errors of stderr are ignored."""
         if self.quiet:
             return
-        if self.held is not None:
-            self.held.append(line)
+        if self.pending is not None:
+            self.pending.append(line)
         else:
             show_message(line)
 
     def hold(self) -> None:
         """Hold lines until `release`."""
-        self.held = [] if self.held is None else self.held
+        self.pending = [] if self.pending is None else self.pending
 
     def release(self, *, only: str = "") -> None:
         """Print the held lines, and from now on every line at once.
@@ -58,8 +58,8 @@ class Messages:
         Args:
             only: prefix of the held lines that are printed.
         """
-        held, self.held = self.held or [], None
-        for line in held:
+        lines, self.pending = self.pending or [], None
+        for line in lines:
             if line.startswith(only):
                 show_message(line)
 

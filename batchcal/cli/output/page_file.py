@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from batchcal.cli.views.html import GENERATOR
+from batchcal.cli.views.pages.page import GENERATOR
 from batchcal.core.errors import NotSaved, UsageError
 from batchcal.core.files import check_target, write_atomically
 
@@ -26,7 +26,7 @@ def write_page(path: Path, text: str, *, shows: Path | None) -> None:
     check_target(
         path,
         name="--html",
-        what="a page of batchcal",
+        document="a page of batchcal",
         is_ours=lambda begin: GENERATOR.encode() in begin,
         example="report.html",
     )

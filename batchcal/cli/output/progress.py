@@ -30,7 +30,7 @@ from batchcal.values.training_events import EpochEnded, StepEnded, TrainingEvent
 if TYPE_CHECKING:
     from batchcal.hpo.study_status import StudyStatus
 
-_OF_A_STUDY: Final = (
+_STUDY_EVENTS: Final = (
     *(StudyStarted, AcceleratorFound, ShapeStarted, ShapeCalibrated),
     *(TrialStarted, TrialEnded, StudyWorkerDied, Notice),
 )
@@ -38,7 +38,7 @@ _OF_A_STUDY: Final = (
 STEP_EVERY_S: Final = 5.0
 """Shortest interval between printed steps of a training, seconds: people read logs, too."""
 _MEMORY: Final = ("predicted_bytes", "peak_bytes")
-_OF_A_STEP: Final = (
+_STEP_FIELDS: Final = (
     *("epoch", "step", "loss", "grad_norm", "lr", "samples_per_s", "micro_batches", "micro_batch"),
     *_MEMORY,
 )
@@ -48,26 +48,26 @@ _E = TypeVar("_E")
 
 
 @contextlib.contextmanager
-def listening_to_calibration(voice: Messages) -> Iterator[Progress[CalibrationEvent]]:
+def listening_to_calibration(messages: Messages) -> Iterator[Progress[CalibrationEvent]]:
     """Yield the progress for `obtain`."""
-    if voice.quiet:
-        voice.release()
+    if messages.quiet:
+        messages.release()
         yield Silent()
     elif not is_interactive():
-        yield _WithoutOutput(_Held(voice), voice)
+        yield _WithoutOutput(_DelayedLines(messages), messages)
     else:
         from batchcal.cli.views.live import CalibrationLive
 
-        voice.release()
+        messages.release()
         with CalibrationLive() as live:
-            yield _WithoutOutput(Carefully(live), voice)
+            yield _WithoutOutput(SafeListener(live), messages)
 
 
 @contextlib.contextmanager
-def listening_to_training(voice: Messages) -> Iterator[Progress[TrainingEvent]]:
+def listening_to_training(messages: Messages) -> Iterator[Progress[TrainingEvent]]:
     """Yield the progress for `train`."""
-    voice.release()
-    if voice.quiet:
+    messages.release()
+    if messages.quiet:
         yield Silent()
     elif not is_interactive():
         yield Lines()
@@ -75,7 +75,7 @@ def listening_to_training(voice: Messages) -> Iterator[Progress[TrainingEvent]]:
         from batchcal.cli.views.run.live import TrainingLive
 
         with TrainingLive() as live:
-            yield Carefully(live)
+            yield SafeListener(live)
 
 
 @dataclass(frozen=True)
@@ -83,56 +83,56 @@ class StudyListener:
     """Receiver of the events of a study and, now and then, of its state."""
 
     progress: Progress[StudyEvent]
-    see: Callable[[StudyStatus], None] | None = None
+    update: Callable[[StudyStatus], None] | None = None
     """Receives the state. None: not needed."""
 
 
 @contextlib.contextmanager
-def listening_to_study(voice: Messages) -> Iterator[StudyListener]:
+def listening_to_study(messages: Messages) -> Iterator[StudyListener]:
     """Yield a live table on a terminal. Elsewhere, lines: for events of the study; with -v, for all events of its workers."""
-    voice.release()
-    if voice.quiet:
+    messages.release()
+    if messages.quiet:
         yield StudyListener(Silent())
     elif not is_interactive():
-        yield StudyListener(Lines() if voice.verbose else _OfTheStudy(Lines()))
+        yield StudyListener(Lines() if messages.verbose else _StudyEventsOnly(Lines()))
     else:
         from batchcal.cli.views.study.live import StudyLive
 
         with StudyLive() as live:
-            yield StudyListener(_WithoutOutput(Carefully(live), voice), live.see)
+            yield StudyListener(_WithoutOutput(SafeListener(live), messages), live.update)
 
 
-class _Held:
+class _DelayedLines:
     """Lines of a calibration. The first ones wait until the task is loaded: errors in its name are printed before them."""
 
-    def __init__(self, voice: Messages) -> None:
-        self._voice, self._lines = voice, Lines(voice.say)
+    def __init__(self, messages: Messages) -> None:
+        self._messages, self._lines = messages, Lines(messages.print)
 
     def event(self, event: CalibrationEvent, /) -> None:
         if not isinstance(event, CalibrateStarted | PhaseBegan):
-            self._voice.release()
+            self._messages.release()
         self._lines.event(event)
 
 
 class _WithoutOutput(Generic[_E]):
     """Listener that passes on all events, but output of the user's code only with -v."""
 
-    def __init__(self, listener: Progress[_E], voice: Messages) -> None:
-        self._listener, self._voice = listener, voice
+    def __init__(self, listener: Progress[_E], messages: Messages) -> None:
+        self._listener, self._messages = listener, messages
 
     def event(self, event: _E, /) -> None:
-        if self._voice.verbose or not isinstance(event.event if isinstance(event, FromWorker) else event, Output):
+        if self._messages.verbose or not isinstance(event.event if isinstance(event, FromWorker) else event, Output):
             self._listener.event(event)
 
 
-class _OfTheStudy:
+class _StudyEventsOnly:
     """Listener that passes on events of the study itself, but not those of its calibrations."""
 
     def __init__(self, listener: Progress[StudyEvent]) -> None:
         self._listener = listener
 
     def event(self, event: StudyEvent, /) -> None:
-        if isinstance(event.event if isinstance(event, FromWorker) else event, _OF_A_STUDY):
+        if isinstance(event.event if isinstance(event, FromWorker) else event, _STUDY_EVENTS):
             self._listener.event(event)
 
 
@@ -144,8 +144,8 @@ def is_interactive() -> bool:
 class Lines:
     """One line per event. Steps of a training are printed only now and then, with the remaining seconds."""
 
-    def __init__(self, say: Callable[[str], None] = show_message, clock: Callable[[], float] = time.monotonic) -> None:
-        self._say, self._clock = say, clock
+    def __init__(self, print_line: Callable[[str], None] = show_message, clock: Callable[[], float] = time.monotonic) -> None:
+        self._print, self._clock = print_line, clock
         self._next_step_s = -float("inf")
         self._pace = Pace()
         self._measured: StepEnded | None = None
@@ -154,7 +154,7 @@ class Lines:
     def event(self, event: Named, /) -> None:
         match event:
             case Output(text=text) | FromWorker(event=Output(text=text)):
-                self._say(as_output(text))
+                self._print(as_output(text))
                 return
             case StepEnded():
                 now_s = self._clock()
@@ -162,24 +162,24 @@ class Lines:
                 if now_s < self._next_step_s:
                     return
                 self._next_step_s = now_s + STEP_EVERY_S
-                self._say(key_values(event.event_name, self._of_step(event, now_s)))
+                self._print(key_values(event.event_name, self._step_fields(event, now_s)))
                 return
             case TrainingStarted():
                 self._pace.started(event, now_s=self._clock())
             case EpochEnded():
                 self._pace.epoch_ended(event)
-        self._say(key_values(event.event_name, event.fields()))
+        self._print(key_values(event.event_name, event.fields()))
 
-    def _of_step(self, step: StepEnded, now_s: float) -> Fields:
+    def _step_fields(self, step: StepEnded, now_s: float) -> Fields:
         self._pace.stepped(step)
         losses = {key: value for key, value in step.of_tasks.items() if key.startswith("loss_")}
         left_s = self._pace.left_s(now_s=now_s)
-        held = {key: None if self._measured is None else self._measured.fields()[key] for key in _MEMORY}
-        told: dict[str, Field] = {key: value for key, value in {**step.fields(), **held}.items() if key in _OF_A_STEP}
-        return {**told, **losses, "left_s": None if left_s is None else round(left_s, 1)}
+        memory = {key: None if self._measured is None else self._measured.fields()[key] for key in _MEMORY}
+        fields: dict[str, Field] = {key: value for key, value in {**step.fields(), **memory}.items() if key in _STEP_FIELDS}
+        return {**fields, **losses, "left_s": None if left_s is None else round(left_s, 1)}
 
 
-class Carefully(Generic[_E]):
+class SafeListener(Generic[_E]):
     """Listener that does not raise: a terminal that goes away does not end a calibration. The error of a signal passes."""
 
     def __init__(self, listener: Progress[_E]) -> None:

@@ -27,9 +27,9 @@ def emit(text: str) -> None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        _listen_no_more()
+        _discard_output()
     except OSError as error:
-        _listen_no_more()
+        _discard_output()
         raise BatchcalError("the result could not be written to stdout", known=error.strerror or str(error)) from None
 
 
@@ -42,17 +42,17 @@ def render(renderables: Iterable[RenderableType]) -> None:
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
-    asked = os.environ.get("COLUMNS", "")
+    columns = os.environ.get("COLUMNS", "")
     # With COLUMNS=0, rich draws nothing.
-    width = None if (terminal and asked != "0") or (asked.isdigit() and int(asked) > 0) else FALLBACK_WIDTH
+    width = None if (terminal and columns != "0") or (columns.isdigit() and int(columns) > 0) else FALLBACK_WIDTH
     # Drawn into a buffer, so that stdout gets one write. A closed pipe or a full disk would interrupt rich while it draws.
-    drawn = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace", newline="")
+    buffer = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace", newline="")
     # FORCE_COLOR does not count: a log that is not a terminal gets no escape codes.
-    console = Console(width=width, highlight=False, emoji=False, markup=False, force_terminal=terminal, file=drawn)
+    console = Console(width=width, highlight=False, emoji=False, markup=False, force_terminal=terminal, file=buffer)
     for renderable in renderables:
         console.print(renderable)
-    drawn.seek(0)
-    emit("\n".join(line.rstrip() for line in drawn.read().splitlines()))
+    buffer.seek(0)
+    emit("\n".join(line.rstrip() for line in buffer.read().splitlines()))
 
 
 def be_lenient() -> None:
@@ -65,7 +65,7 @@ def be_lenient() -> None:
             reconfigure(errors="replace")
 
 
-def _listen_no_more() -> None:
+def _discard_output() -> None:
     """Discard buffered output, so that Python's own flush at the end does not fail."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)

@@ -28,7 +28,7 @@ def stopping_at_q(stop: Callable[[], None]) -> Iterator[bool]:
     import termios
     import tty
 
-    before = termios.tcgetattr(descriptor)
+    terminal_state = termios.tcgetattr(descriptor)
     done = threading.Event()
     thread = threading.Thread(target=_listen, args=(descriptor, done, stop), name="batchcal-keys", daemon=True)
     # Keys arrive one by one and are not echoed. Ctrl-C and Ctrl-Z keep their meaning.
@@ -39,7 +39,7 @@ def stopping_at_q(stop: Callable[[], None]) -> Iterator[bool]:
     finally:
         done.set()
         thread.join()
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, terminal_state)
 
 
 def _terminal() -> int | None:
@@ -54,10 +54,10 @@ def _listen(descriptor: int, done: threading.Event, stop: Callable[[], None]) ->
     while not done.is_set():
         try:
             ready, _, _ = select.select([descriptor], [], [], WAIT_S)
-            pressed = os.read(descriptor, 64) if ready else b""
+            keys = os.read(descriptor, 64) if ready else b""
         except OSError:  # the terminal went away
             return
-        if ready and not pressed:
+        if ready and not keys:
             return
-        for _ in range(pressed.lower().count(STOP.encode())):
+        for _ in range(keys.lower().count(STOP.encode())):
             stop()

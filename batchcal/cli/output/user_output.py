@@ -27,7 +27,7 @@ _DRAIN_S: Final = 1.0
 
 
 @contextlib.contextmanager
-def result_alone_on_stdout() -> Iterator[None]:
+def only_result_on_stdout() -> Iterator[None]:
     """Redirect stdout to stderr while the context is active. Afterwards, the streams and sys.argv are restored, whatever the
     user's module put in their place."""
     stdout, stderr, argv = sys.stdout, sys.stderr, sys.argv
@@ -36,7 +36,7 @@ def result_alone_on_stdout() -> Iterator[None]:
         stack.callback(_restore, stdout, stderr, argv)
         if _descriptor(stdout) != 1:
             stack.enter_context(contextlib.redirect_stdout(stderr))
-        stack.enter_context(_pointing(1, 2))
+        stack.enter_context(_redirected(1, 2))
         try:
             yield
         finally:
@@ -45,14 +45,14 @@ def result_alone_on_stdout() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loading_output(voice: Messages) -> Iterator[None]:
+def loading_output(messages: Messages) -> Iterator[None]:
     """Context in which the user's code is loaded. -v shows its output up to SHOWN_BYTES; an error shows the end of it."""
     if _descriptor(sys.stderr) != 2:
         yield  # a stream of the caller: it is not redirected
         return
-    with contextlib.closing(_Reader(voice)) as reader:
+    with contextlib.closing(_Reader(messages)) as reader:
         try:
-            with _pointing(1, reader.write_end), _pointing(2, reader.write_end):
+            with _redirected(1, reader.write_end), _redirected(2, reader.write_end):
                 try:
                     yield
                 finally:
@@ -61,7 +61,7 @@ def loading_output(voice: Messages) -> Iterator[None]:
             _restore(sys.stdout, sys.stderr, sys.argv)
         except BatchcalError as error:
             end = reader.close()
-            if end and not voice.verbose:
+            if end and not messages.verbose:
                 error.known = f"{error.known}\nIt printed:\n{indent(end, '  ')}".strip()
             raise
 
@@ -69,8 +69,8 @@ def loading_output(voice: Messages) -> Iterator[None]:
 class _Reader:
     """Reader of a pipe in a thread, so that a process started by the user's code may keep the other end while it runs."""
 
-    def __init__(self, voice: Messages) -> None:
-        self._room = SHOWN_BYTES if voice.verbose and not voice.quiet else 0
+    def __init__(self, messages: Messages) -> None:
+        self._remaining_bytes = SHOWN_BYTES if messages.verbose and not messages.quiet else 0
         self._end = b""
         self._read_end, self.write_end = os.pipe()
         self._stderr = os.dup(2)
@@ -88,9 +88,13 @@ class _Reader:
     def _read(self) -> None:
         while data := os.read(self._read_end, _READ):
             self._end = (self._end + data)[-KEPT_BYTES:]
-            if self._room > 0:
-                shown = data if len(data) < self._room else data[: self._room] + b"\n  (further output is not shown)\n"
-                self._room -= len(data)
+            if self._remaining_bytes > 0:
+                shown = (
+                    data
+                    if len(data) < self._remaining_bytes
+                    else data[: self._remaining_bytes] + b"\n  (further output is not shown)\n"
+                )
+                self._remaining_bytes -= len(data)
                 with contextlib.suppress(OSError):
                     os.write(self._stderr, shown)
         os.close(self._read_end)
@@ -98,7 +102,7 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _pointing(descriptor: int, target: int) -> Iterator[None]:
+def _redirected(descriptor: int, target: int) -> Iterator[None]:
     """Make `descriptor` a copy of `target` while the context is active."""
     try:
         before = os.dup(descriptor)
@@ -135,18 +139,18 @@ class _Bytes(io.RawIOBase):
         return len(bytes(data))
 
 
-def _completed(stream: TextIO) -> TextIO:
+def _complete_stream(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(io.BufferedWriter(_Bytes(stream)), encoding="utf-8", errors="replace", line_buffering=True)
 
 
 def _restore(stdout: TextIO, stderr: TextIO, argv: list[str]) -> None:
-    sys.stdout, sys.stderr, sys.argv = _opened(stdout, 1), _opened(stderr, 2), argv
+    sys.stdout, sys.stderr, sys.argv = _usable_stream(stdout, 1), _usable_stream(stderr, 2), argv
 
 
-def _opened(stream: TextIO, descriptor: int) -> TextIO:
+def _usable_stream(stream: TextIO, descriptor: int) -> TextIO:
     """Return `stream`, or a replacement if the user's code closed it or put an object in its place that only writes."""
     if not getattr(stream, "closed", False):
-        return stream if hasattr(stream, "isatty") and hasattr(stream, "flush") else _completed(stream)
+        return stream if hasattr(stream, "isatty") and hasattr(stream, "flush") else _complete_stream(stream)
     return open(descriptor, "w", encoding="utf-8", errors="replace", closefd=False)
 
 

@@ -43,35 +43,35 @@ def execute(
     from batchcal.plan.formats import PREFIX, as_lines, variables
     from batchcal.runtime.exec import check_startable, replace_process
 
-    voice = context.ensure_object(Messages)
+    messages = context.ensure_object(Messages)
     check_startable(command, os.environ)
-    invocation = open_invocation(None, flags=flags, config=config, voice=voice)
+    invocation = open_invocation(None, flags=flags, config=config, messages=messages)
     # Variables of an earlier plan would be mistaken for those of this plan.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     try:
         located = invocation.locate(calibration)
         if on_stale == "recalibrate":
             file = None if calibration is None or located.reference is not None else located.path.absolute()
-            located = _calibrate(invocation, located, file, require_signature=require_signature, voice=voice)
-        opened = open_valid(located, require_signature=require_signature)
-        plan = plan_of(opened, invocation.settings, world_size=world_size)
+            located = _calibrate(invocation, located, file, require_signature=require_signature, messages=messages)
+        valid = open_valid(located, require_signature=require_signature)
+        plan = plan_of(valid, invocation.settings, world_size=world_size)
     except (NoCalibration, SeveralCalibrations) as error:
         if on_stale != "default":
             raise
         why = f"{error.what} ({error.known})" if error.known else error.what
-        voice.say(f" note: {why}; {command[0]} is started as it is, without a plan")
+        messages.print(f" note: {why}; {command[0]} starts without a plan")
     else:
         policy = resolve(plan.allocator)
         environment = policy.process_environment(environment)
         environment |= variables(plan, policy.environment(environment)) | {"BATCHCAL_CALIBRATION": str(located.path.absolute())}
         for line in (*(f" note: {notice}" for notice in plan.notices), *as_lines(plan)):
-            voice.say(line)
-    voice.release()
+            messages.print(line)
+    messages.release()
     replace_process(command, environment)
 
 
 def _calibrate(
-    invocation: Invocation, located: Located, file: Path | None, *, require_signature: bool, voice: Messages
+    invocation: Invocation, located: Located, file: Path | None, *, require_signature: bool, messages: Messages
 ) -> Located:
     """Return a valid calibration: of the named task, else of the project's task, else of the task that was calibrated there.
 
@@ -87,20 +87,20 @@ def _calibrate(
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.locate import Located
     from batchcal.calibration.store import Loaded, load
-    from batchcal.cli.commands.calibration import Destination, calibrated
+    from batchcal.cli.commands.calibration import Destination, obtain_calibration
     from batchcal.measure.result import Need
     from batchcal.workload.spec.reference import TaskReference
 
     invocation = replace(invocation, reference=located.reference or invocation.reference)
     if invocation.reference is None:
-        there = load(located.path, trust=find_trust(os.environ))
-        if isinstance(there, Loaded):
-            task = there.calibration.task
+        stored = load(located.path, trust=find_trust(os.environ))
+        if isinstance(stored, Loaded):
+            task = stored.calibration.task
             invocation = replace(
                 invocation, reference=TaskReference(spec=task.spec, directory=str(invocation.directory), arguments=task.arguments)
             )
     need = Need(rehearsed=False, needs_effective_batch=True, require_signature=require_signature)
-    result = calibrated(invocation, need, voice, destination=Destination(file, "--calibration"), as_before=True)
+    result = obtain_calibration(invocation, need, messages, destination=Destination(file, "--calibration"), reuse_options=True)
     if result.problem is not None:
         raise result.problem
     return Located(result.path or located.path, invocation.reference)

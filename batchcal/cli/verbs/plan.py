@@ -43,29 +43,29 @@ def plan(
     from batchcal.cli.invocation import open_invocation
 
     style = _style(format, as_json=json)
-    voice = context.ensure_object(Messages)
-    invocation = open_invocation(None, flags=flags, config=config, voice=voice)
+    messages = context.ensure_object(Messages)
+    invocation = open_invocation(None, flags=flags, config=config, messages=messages)
     settings = invocation.settings
     settings.check(PlanSettings)
-    opened = open_valid(invocation.locate(calibration), require_signature=require_signature)
+    valid = open_valid(invocation.locate(calibration), require_signature=require_signature)
     if what_if is not None:
         from batchcal.plan.what_if import what_if as predict
 
-        on = device_of(opened, settings)
-        of = allocator_of(settings)
-        found = predict(
-            opened.calibration, _sizes(what_if), effective_batch=settings.plan.effective_batch, device=on, allocator=of
+        device = device_of(valid, settings)
+        allocator = allocator_of(settings)
+        predictions = predict(
+            valid.calibration, _sizes(what_if), effective_batch=settings.plan.effective_batch, device=device, allocator=allocator
         )
-        _emit_predictions(found, style)
+        _emit_predictions(predictions, style)
         return
-    plan = plan_of(opened, settings, world_size=world_size, needs_effective_batch=style != "table" and not shapes)
+    plan = plan_of(valid, settings, world_size=world_size, needs_effective_batch=style != "table" and not shapes)
     if not shapes:
-        _emit(plan, style, voice)
-    if shapes or (opened.calibration.shapes and style == "table"):
+        _emit(plan, style, messages)
+    if shapes or (valid.calibration.shapes and style == "table"):
         from batchcal.plan.shapes import predict_shapes
 
         predicted = predict_shapes(
-            opened.calibration, effective_batch=plan.effective_batch, device=plan.device, allocator=plan.allocator
+            valid.calibration, effective_batch=plan.effective_batch, device=plan.device, allocator=plan.allocator
         )
         _emit_shapes(predicted, style)
 
@@ -88,7 +88,7 @@ def _sizes(text: str) -> list[int]:
         raise UsageError(f"--{error.what}", known=error.known, try_=error.try_) from None
 
 
-def _emit(plan: Plan, style: opt.PlanFormat, voice: Messages) -> None:
+def _emit(plan: Plan, style: opt.PlanFormat, messages: Messages) -> None:
     import os
 
     from batchcal.cli.output import stdout
@@ -106,7 +106,7 @@ def _emit(plan: Plan, style: opt.PlanFormat, voice: Messages) -> None:
     variables = resolve(plan.allocator).environment(os.environ)
     stdout.emit(as_sh(plan, variables) if style == "sh" else as_dotenv(plan, variables))
     for notice in plan.notices:
-        voice.say(f" note: {notice}")
+        messages.print(f" note: {notice}")
 
 
 def _emit_shapes(predictions: Sequence[ShapePrediction], style: opt.PlanFormat) -> None:
@@ -130,11 +130,11 @@ def _emit_predicted(kind: str, predictions: Sequence[Record], view: Iterable[Ren
     from batchcal.plan.plan import FORMAT
 
     if style == "json":
-        found = [one.model_dump(mode="json") for one in predictions]
-        stdout.emit(json.dumps({"format": FORMAT, "kind": kind, "predictions": found}, indent=2))
+        items = [prediction.model_dump(mode="json") for prediction in predictions]
+        stdout.emit(json.dumps({"format": FORMAT, "kind": kind, "predictions": items}, indent=2))
     elif style == "table":
         stdout.render(view)
     else:
         raise UsageError(
-            f"--{kind} cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"
+            f"--{kind} cannot be printed as {style}", known="a prediction is not a plan for a training", try_="--format json"
         )

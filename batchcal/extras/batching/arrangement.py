@@ -17,11 +17,11 @@ from batchcal.extras.batching.metadata import Metadata
 from batchcal.extras.batching.packing import OVERHEAD, CostBudget, bucketed, greedy
 
 Mode = Literal["greedy", "bucketed"]
-NOBODY: Final = -1
+NO_SAMPLE: Final = -1
 """Placeholder in a row of the last group if its samples are too few for all ranks."""
 CHUNK: Final = 1 << 16
 """Number of samples sorted at a time. Temporary memory stays small, and in the cache."""
-LOOKED_AT: Final = 1 << 16
+WINDOW_SAMPLES: Final = 1 << 16
 """Number of samples used to choose a window."""
 WIDEST: Final = 64
 """Maximum number of groups of an automatically chosen window."""
@@ -79,21 +79,21 @@ class Arrangement:
                 at += size
             place += count
             # Only the last group may have an incomplete row.
-            yield group if number != last else [[one for one in piece if one != NOBODY] for piece in group]
+            yield group if number != last else [[index for index in piece if index != NO_SAMPLE] for piece in group]
 
     def samples_before(self, group: int) -> Tensor:
         """Return the indices of the samples of all ranks in the groups before number `group`."""
-        seen = self.rows[: sum(self.sizes[: sum(self.counts[:group])])].flatten()
-        return seen[seen != NOBODY]
+        indices = self.rows[: sum(self.sizes[: sum(self.counts[:group])])].flatten()
+        return indices[indices != NO_SAMPLE]
 
     def padding(self, costs: Tensor) -> float:
         """Return the share of padding in the padded cost, over all ranks."""
-        taken = self.rows != NOBODY
-        own = torch.where(taken, costs[self.rows.clamp(min=0)], 0.0)
+        occupied = self.rows != NO_SAMPLE
+        own = torch.where(occupied, costs[self.rows.clamp(min=0)], 0.0)
         piece = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).unsqueeze(1).expand(self.rows.shape)
         largest, samples = (torch.zeros(len(self.sizes), self.rows.shape[1], dtype=torch.float64) for _ in range(2))
         largest.scatter_reduce_(0, piece, own, "amax")
-        samples.scatter_add_(0, piece, taken.double())
+        samples.scatter_add_(0, piece, occupied.double())
         padded = float((largest * samples).sum())
         return 1 - float(own.sum()) / padded if padded else 0.0
 
@@ -121,21 +121,21 @@ def arrange(
             that sample changes places with the first sample of the order.
     """
     step, ranks = settings.effective_batch, settings.world_size
-    whole, rest = divmod(len(order), step)
+    complete, rest = divmod(len(order), step)
     if settings.drop_last:
         rest = 0
-    elif 0 < rest < ranks and whole:
-        whole, rest = whole - 1, rest + step
-    if worst_first and whole:
-        order = _with_largest_among(order, whole * step, metadata.costs)
+    elif 0 < rest < ranks and complete:
+        complete, rest = complete - 1, rest + step
+    if worst_first and complete:
+        order = _with_largest_among(order, complete * step, metadata.costs)
     table = _Table(metadata, settings, generator)
     width = settings.window if settings.mode == "bucketed" else 1
-    for first, windows, groups in _windows(whole, width, step):
+    for first, windows, groups in _windows(complete, width, step):
         table.add(order[first * step : (first + windows * groups) * step].view(windows, -1), groups)
     if rest >= ranks:
-        table.add_last(order[whole * step : whole * step + rest], table.worst if worst_first else 0.0)
+        table.add_last(order[complete * step : complete * step + rest], table.worst if worst_first else 0.0)
     if worst_first:
-        table.bring_worst_first(whole)
+        table.bring_worst_first(complete)
     return table.arrangement()
 
 
@@ -148,11 +148,11 @@ def smallest_window(metadata: Metadata, settings: ArrangementSettings) -> int:
     best, least, window = 1, 1.0, 1
     while least > PADDING and window <= WIDEST and (window == 1 or window * step <= samples):
         generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(samples, generator=generator)[: max(LOOKED_AT, window * step)]
-        tried = settings.model_copy(update={"window": window})
-        found = arrange(order, metadata, tried, generator, worst_first=False).padding(metadata.costs)
-        if found < least - 0.005:
-            best, least = window, found
+        order = torch.randperm(samples, generator=generator)[: max(WINDOW_SAMPLES, window * step)]
+        candidate = settings.model_copy(update={"window": window})
+        padding = arrange(order, metadata, candidate, generator, worst_first=False).padding(metadata.costs)
+        if padding < least - 0.005:
+            best, least = window, padding
         window *= 2
     return best
 
@@ -184,12 +184,12 @@ def ranked(order: Tensor, metadata: Metadata, balance: float) -> Tensor:
 
 def _windows(groups: int, width: int, step: int) -> Iterator[tuple[int, int, int]]:
     """Yield (first group, number of windows, groups of each): one chunk at a time, then the narrower window at the end."""
-    whole, rest = divmod(groups, width)
-    some = max(1, CHUNK // (width * step))
-    for first in range(0, whole, some):
-        yield first * width, min(some, whole - first), width
+    complete, rest = divmod(groups, width)
+    windows = max(1, CHUNK // (width * step))
+    for first in range(0, complete, windows):
+        yield first * width, min(windows, complete - first), width
     if rest:
-        yield whole * width, 1, rest
+        yield complete * width, 1, rest
 
 
 def _with_largest_among(order: Tensor, first: int, costs: Tensor) -> Tensor:
@@ -230,25 +230,25 @@ class _Table:
         if most:
             budget = replace(budget, cost=most)
         short = -len(samples) % ranks
-        nobody = torch.full((short,), NOBODY)
-        rows = torch.cat([nobody, self._ordered(samples.unsqueeze(0)).squeeze(0)]).view(-1, ranks)
-        costs = torch.where(rows == NOBODY, 0.0, self._metadata.costs[rows.clamp(min=0)]).amax(1).tolist()
+        empty = torch.full((short,), NO_SAMPLE)
+        rows = torch.cat([empty, self._ordered(samples.unsqueeze(0)).squeeze(0)]).view(-1, ranks)
+        costs = torch.where(rows == NO_SAMPLE, 0.0, self._metadata.costs[rows.clamp(min=0)]).amax(1).tolist()
         if short and not self._settings.budget.holds(costs[:2]):
             rows, costs, short = rows[1:], costs[1:], 0
         self._pack(costs, 1, budget, at=self._count, joined=2 if short else 1)
         self._append(rows)
 
-    def bring_worst_first(self, whole: int) -> None:
-        """Move the worst of the first `whole` groups to the beginning."""
-        if whole < 2:
+    def bring_worst_first(self, complete: int) -> None:
+        """Move the worst of the first `complete` groups to the beginning."""
+        if complete < 2:
             return
         heads = {
-            max(range(whole), key=lambda place: self.groups[place][0].cost): None,
-            max(range(whole), key=lambda place: max(piece.largest for piece in self.groups[place])): None,
-            max(range(whole), key=lambda place: max(piece.stop - piece.start for piece in self.groups[place])): None,
+            max(range(complete), key=lambda place: self.groups[place][0].cost): None,
+            max(range(complete), key=lambda place: max(piece.largest for piece in self.groups[place])): None,
+            max(range(complete), key=lambda place: max(piece.stop - piece.start for piece in self.groups[place])): None,
         }
-        others = [group for place, group in enumerate(self.groups) if place not in heads]
-        self.groups = [*(self.groups[place] for place in heads), *others]
+        remaining = [group for place, group in enumerate(self.groups) if place not in heads]
+        self.groups = [*(self.groups[place] for place in heads), *remaining]
 
     def arrangement(self) -> Arrangement:
         pieces = [piece for group in self.groups for piece in group]
@@ -281,9 +281,9 @@ class _Table:
             mixed = torch.randperm(len(pieces), generator=self._generator).tolist()
             pieces = [pieces[place] for place in mixed]
         for group in _dealt(pieces, len(costs) // groups):
-            made = [_piece(costs[start:stop], at + start, budget) for start, stop in group]
-            made.sort(key=_by_falling_cost)
-            self.groups.append(made)
+            micro_batches = [_piece(costs[start:stop], at + start, budget) for start, stop in group]
+            micro_batches.sort(key=_by_falling_cost)
+            self.groups.append(micro_batches)
 
 
 def _dealt(pieces: list[tuple[int, int]], rows: int) -> Iterator[list[tuple[int, int]]]:

@@ -118,33 +118,35 @@ def estimate_training_memory(
             propagate unchanged.
     """
     if batch_size < 1:
-        raise UsageError(f"a batch of {batch_size} samples makes no step", try_="batch_size=32")
+        raise UsageError(f"a batch of {batch_size} samples cannot be trained", try_="batch_size=32")
     mix = Mix.look(task, batch_size, limit_s=look_limit_s, seed=seed)
     shares = mix.shares(distribution)
     notes = list(mix.notes())
     groups: dict[str, GroupMemory] = {}
-    with fake_step(task) as paper:
-        mean = _step(paper, mix.typical(batch_size, shares))
-        costliest = _step(paper, mix.largest(batch_size, shares))
+    with fake_step(task) as tracer:
+        mean = _step(tracer, mix.typical(batch_size, shares))
+        costliest = _step(tracer, mix.largest(batch_size, shares))
         for name, share in shares.items():
             alone: StepMemory | None = None
             try:
-                alone = _step(paper, mix.typical(batch_size, {name: 1.0}))
+                alone = _step(tracer, mix.typical(batch_size, {name: 1.0}))
             except UserCodeError as error:
-                notes.append(f"of {name!r} alone no step can be traced: {error.what}")
+                notes.append(f"a batch of only {name!r} samples cannot be traced: {error.what}")
             groups[name] = GroupMemory(share=share, mean_cost=mix.mean_cost(name), alone=alone)
-        optimizer = paper.optimizer()
-    worst = max([costliest, mean, *(one.alone for one in groups.values() if one.alone is not None)], key=lambda step: step.bytes)
+        optimizer = tracer.optimizer()
+    worst = max(
+        [costliest, mean, *(group.alone for group in groups.values() if group.alone is not None)], key=lambda step: step.bytes
+    )
     if optimizer.note:
         notes.append(optimizer.note)
     parameters = list(task.model.parameters())
-    optimized: list[nn.Parameter] = [one for group in task.optimizer.param_groups for one in group["params"]]
-    learning = {id(one): one for one in (*parameters, *optimized) if one.requires_grad}
+    optimized: list[nn.Parameter] = [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
+    learning = {id(parameter): parameter for parameter in (*parameters, *optimized) if parameter.requires_grad}
     return TrainingMemory(
         batch_size=batch_size,
-        parameter_bytes=sum(one.nbytes for one in parameters),
-        buffer_bytes=sum(one.nbytes for one in task.model.buffers()),
-        gradient_bytes=sum(one.nbytes for one in learning.values()),
+        parameter_bytes=sum(parameter.nbytes for parameter in parameters),
+        buffer_bytes=sum(parameter.nbytes for parameter in task.model.buffers()),
+        gradient_bytes=sum(parameter.nbytes for parameter in learning.values()),
         optimizer_bytes=optimizer.state_bytes,
         optimizer_step_bytes=optimizer.step_bytes,
         mean=mean,
@@ -154,5 +156,5 @@ def estimate_training_memory(
     )
 
 
-def _step(paper: FakeStep, batch: object) -> StepMemory:
-    return StepMemory(batch_bytes=nest_bytes(batch), activation_bytes=paper.peak_bytes(batch))
+def _step(tracer: FakeStep, batch: object) -> StepMemory:
+    return StepMemory(batch_bytes=nest_bytes(batch), activation_bytes=tracer.peak_bytes(batch))

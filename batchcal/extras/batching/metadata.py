@@ -44,9 +44,9 @@ class Metadata:
             return cls(numbers, None)
         if len(groups) != len(numbers):
             raise UserCodeError(f"{count_of(len(groups), 'group')} for {count_of(len(numbers), 'sample')}")
-        known: dict[str, int] = {}
-        codes = array("i", (known.setdefault(_text(group, index), len(known)) for index, group in enumerate(groups)))
-        return cls(numbers, torch.tensor(codes, dtype=torch.int32) if len(known) > 1 else None)
+        number_of: dict[str, int] = {}
+        codes = array("i", (number_of.setdefault(_text(group, index), len(number_of)) for index, group in enumerate(groups)))
+        return cls(numbers, torch.tensor(codes, dtype=torch.int32) if len(number_of) > 1 else None)
 
     def checksum(self) -> int:
         """Return a checksum. A different value means other costs or groups."""
@@ -70,7 +70,7 @@ def costs_of(task: Task, groups: Sequence[str] | None = None) -> tuple[Tensor, S
     data, size_of = task.train_data, task.size_of
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         raise UsageError(
-            f"{type(data).__name__} is not read by index: its samples cannot be put together by their cost",
+            f"{type(data).__name__} is not read by index, so its samples cannot be grouped by cost",
             try_="a dataset with __len__ and __getitem__",
         )
     samples = len(data)
@@ -92,7 +92,7 @@ def _text(group: object, index: int) -> str:
     if isinstance(group, str):
         return group
     raise UserCodeError(
-        f"group_of gave {repr(group)[:80]} for sample {index}",
-        known="the group of a sample is a text: its task type",
+        f"group_of returned {repr(group)[:80]} for sample {index}",
+        known="the group of a sample is a string: its task type",
         try_="group_of=lambda sample: sample['task']",
     )

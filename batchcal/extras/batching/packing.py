@@ -45,11 +45,17 @@ class CostBudget:
 
     def __post_init__(self) -> None:
         if not 0 < self.cost < math.inf:
-            raise UsageError(f"a budget of {self.cost} holds no sample", try_="the capacity x the cost of the largest sample")
+            raise UsageError(
+                f"a budget of {self.cost} is not valid",
+                known="it is a positive, finite cost",
+                try_="the capacity x the cost of the largest sample",
+            )
         if not 0 <= self.per_sample < math.inf:
-            raise UsageError(f"per_sample {self.per_sample} is no cost", try_="per_sample=0.0")
+            raise UsageError(
+                f"per_sample {self.per_sample} is not valid", known="it is a finite cost of 0 or more", try_="per_sample=0.0"
+            )
         if self.max_samples is not None and self.max_samples < 1:
-            raise UsageError(f"{self.max_samples} samples make no micro-batch", try_="max_samples=None")
+            raise UsageError(f"max_samples {self.max_samples} is below 1", try_="max_samples=None")
         if self.collation not in {"padded", "packed"}:
             raise UsageError(f"collation {self.collation!r} is neither padded nor packed", try_="collation='padded'")
 

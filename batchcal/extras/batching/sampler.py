@@ -24,7 +24,7 @@ from batchcal.extras.batching.metadata import Metadata, costs_of
 from batchcal.extras.batching.packing import OVERHEAD, CostBudget, greedy
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import GroupSampler, SampledIndices, generator_of
-from batchcal.runtime.separate_reading import read_apart
+from batchcal.runtime.separate_reading import read_separately
 from batchcal.workload.task import Task
 
 # Format history
@@ -178,8 +178,8 @@ class MemoryAwareBatchSampler(GroupSampler):
             UsageError: as in the constructor, or the data is a stream.
             UserCodeError: invalid result of `size_of` or `group_of`.
         """
-        asked = task if balance else replace(task, group_of=None)
-        costs, groups = read_apart(lambda: costs_of(asked, groups), workers=plan.num_workers)
+        measured = task if balance else replace(task, group_of=None)
+        costs, groups = read_separately(lambda: costs_of(measured, groups), workers=plan.num_workers)
         if budget is None:
             # If all costs are 0, only the number of samples is known.
             largest = float(costs.max()) if len(costs) else 0.0
@@ -200,14 +200,14 @@ class MemoryAwareBatchSampler(GroupSampler):
         )
 
     def planned(self) -> Iterator[Sequence[Sequence[int]]]:
-        this = self._next()
-        self._ahead, self._under_way, self._delivered = None, this, 0
-        return this.arrangement.of_rank(self._rank, this.first_group)
+        current = self._next()
+        self._ahead, self._under_way, self._delivered = None, current, 0
+        return current.arrangement.of_rank(self._rank, current.first_group)
 
-    def taken(self) -> SampledIndices:
-        drawn = super().taken()
-        self._delivered += drawn.ends_group
-        return drawn
+    def next_record(self) -> SampledIndices:
+        record = super().next_record()
+        self._delivered += record.ends_group
+        return record
 
     def group_of(self, index: int) -> str:
         """Return the task type of a sample. Empty if there is only one."""
@@ -222,8 +222,8 @@ class MemoryAwareBatchSampler(GroupSampler):
 
     def __len__(self) -> int:
         """Number of planned micro-batches of the next pass. The pass is arranged once."""
-        this = self._next()
-        return sum(this.arrangement.counts[this.first_group :])
+        current = self._next()
+        return sum(current.arrangement.counts[current.first_group :])
 
     def padding(self) -> float:
         """Return the share of padding in the padded cost of the next pass, on all ranks. The pass is arranged once."""
@@ -234,12 +234,12 @@ class MemoryAwareBatchSampler(GroupSampler):
     def state_dict(self) -> dict[str, object]:
         """Return the position after the last group that was delivered completely, in plain values. The same on all ranks."""
         state = self._loaded if self._loaded.epoch == self.epoch else self._fresh(self.epoch)
-        this = self._under_way
-        if this is not None:
-            groups = this.first_group + self._delivered
-            ended = groups >= len(this.arrangement.counts)
-            segments = (*this.before, Segment(settings=self.settings, groups=groups)) if groups else this.before
-            state = self._fresh(self.epoch) if ended else self._fresh(this.epoch, segments)
+        current = self._under_way
+        if current is not None:
+            groups = current.first_group + self._delivered
+            ended = groups >= len(current.arrangement.counts)
+            segments = (*current.before, Segment(settings=self.settings, groups=groups)) if groups else current.before
+            state = self._fresh(self.epoch) if ended else self._fresh(current.epoch, segments)
         return state.model_dump(mode="json")
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -255,18 +255,18 @@ class MemoryAwareBatchSampler(GroupSampler):
             loaded = SamplerState.model_validate(state)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UsageError("this is no state of a MemoryAwareBatchSampler", known=f"{where}: {first['msg']}") from None
+            location = ".".join(map(str, first["loc"]))
+            raise UsageError("this is not a state of a MemoryAwareBatchSampler", known=f"{location}: {first['msg']}") from None
         if loaded.segments:
-            now = self._fresh(loaded.epoch)
-            for name, what in (("seed", "seed"), ("samples", "number of samples"), ("metadata", "costs or groups")):
-                then, today = getattr(loaded, name), getattr(now, name)
-                if then != today:
-                    changed = f"other {what}" if name == "metadata" else f"another {what}"
+            expected = self._fresh(loaded.epoch)
+            for name, label in (("seed", "seed"), ("samples", "number of samples"), ("metadata", "costs or groups")):
+                stored, current = getattr(loaded, name), getattr(expected, name)
+                if stored != current:
+                    changed = f"other {label}" if name == "metadata" else f"another {label}"
                     raise UsageError(
-                        f"the state stands in the middle of epoch {loaded.epoch}, which had {changed}",
-                        known="" if name == "metadata" else f"it was {then}, it is {today} now",
-                        try_="the former ones, or begin the epoch anew",
+                        f"the state is in the middle of epoch {loaded.epoch}, which had {changed}",
+                        known="" if name == "metadata" else f"it was {stored} and is now {current}",
+                        try_="use the earlier ones, or start the epoch again",
                     )
         self.epoch, self._loaded = loaded.epoch, self._fresh(loaded.epoch, loaded.segments)
         self._ahead = self._under_way = None
@@ -283,27 +283,27 @@ class MemoryAwareBatchSampler(GroupSampler):
     def _arranged(self, epoch: int, segments: tuple[Segment, ...]) -> _Pass:
         generator = generator_of(self._seed, epoch)
         # The first draw, as in plain shuffling.
-        left = torch.randperm(self.samples, generator=generator)
+        remaining = torch.randperm(self.samples, generator=generator)
         for number, segment in enumerate(segments):
-            former = self._part(left, segment.settings, generator, epoch, number)
+            former = self._part(remaining, segment.settings, generator, epoch, number)
             if number == len(segments) - 1 and segment.settings == self.settings:
                 return _Pass(epoch, segments[:-1], former, segment.groups)
             unseen = torch.ones(self.samples, dtype=torch.bool)
             unseen[former.samples_before(segment.groups)] = False
-            left = left[unseen[left]]
-        return _Pass(epoch, segments, self._part(left, self.settings, generator, epoch, len(segments)), 0)
+            remaining = remaining[unseen[remaining]]
+        return _Pass(epoch, segments, self._part(remaining, self.settings, generator, epoch, len(segments)), 0)
 
     def _part(
-        self, left: Tensor, settings: ArrangementSettings, generator: torch.Generator, epoch: int, number: int
+        self, remaining: Tensor, settings: ArrangementSettings, generator: torch.Generator, epoch: int, number: int
     ) -> Arrangement:
         """Arrange the rest of an epoch. If `number` > 0, the settings are new and may run out of memory for the first time."""
         first = settings.worst_first and (epoch == 0 or number > 0)
-        return arrange(left, self._metadata, settings, generator, worst_first=first)
+        return arrange(remaining, self._metadata, settings, generator, worst_first=first)
 
 
 def _check(samples: int, effective_batch: int, drop_last: bool, rank: int, world_size: int) -> None:
     if effective_batch < 1 or world_size < 1 or not 0 <= rank < world_size:
-        raise UsageError(f"effective batch {effective_batch}, rank {rank} of {world_size} make no batches")
+        raise UsageError(f"effective batch {effective_batch}, rank {rank} of {world_size} is not a valid combination")
     if effective_batch % world_size:
         raise UsageError(
             f"effective batch {effective_batch} cannot be shared evenly by {world_size} ranks",
@@ -311,8 +311,10 @@ def _check(samples: int, effective_batch: int, drop_last: bool, rank: int, world
         )
     if samples < world_size or (drop_last and samples < effective_batch):
         raise UsageError(
-            f"{count_of(samples, 'sample')} make no batch",
-            known=f"a group has {effective_batch}, and the last is dropped" if drop_last else f"there are {world_size} ranks",
+            f"{count_of(samples, 'sample')} cannot form a batch",
+            known=f"a group needs {effective_batch}, and an incomplete group is dropped"
+            if drop_last
+            else f"each of the {world_size} ranks needs a sample",
         )
 
 
@@ -324,16 +326,16 @@ def _check_choices(mode: Mode, balance: float, window: int | None, overhead: flo
     if window is not None and window < 1:
         raise UsageError(f"a window of {window} groups is empty", try_="window=1")
     if not 0 <= overhead < float("inf"):
-        raise UsageError(f"overhead {overhead} is no share of a micro-batch's time", try_=f"overhead={OVERHEAD}")
+        raise UsageError(f"overhead {overhead} is not a share of the time of a micro-batch", try_=f"overhead={OVERHEAD}")
 
 
 def _check_each_fits(costs: Tensor, budget: CostBudget) -> None:
     index = int(costs.argmax())
-    alone = budget.loaded(1, float(costs[index]))
-    if alone > budget.cost:
+    cost = budget.loaded(1, float(costs[index]))
+    if cost > budget.cost:
         over = int((budget.per_sample + costs > budget.cost).sum())
         raise UsageError(
-            f"sample {index} costs {alone:g} alone, the budget of a micro-batch is {budget.cost:g}",
-            known=f"{over} of {count_of(len(costs), 'sample')} are above it",
-            try_=f"a budget of {alone:g} or more, or cut such samples shorter",
+            f"sample {index} costs {cost:g}, and the budget of a micro-batch is {budget.cost:g}",
+            known=f"{over} of {count_of(len(costs), 'sample')} are above the budget",
+            try_=f"a budget of {cost:g} or more, or shorter samples",
         )

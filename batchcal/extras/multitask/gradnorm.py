@@ -133,7 +133,7 @@ class GradNormBalancer:
         _check(self, initial_weights or {}, initial_losses or {})
         self._parameters = dict(model.named_parameters())
         self._guess = shared is None
-        self._shared = [one for one in shared or () if one.requires_grad]
+        self._shared = [parameter for parameter in shared or () if parameter.requires_grad]
         if not self._guess and not self._shared:
             raise UsageError("no parameter of `shared` requires a gradient", try_="shared=model.encoder[-1].parameters()")
         scale = len(initial_weights) / sum(initial_weights.values()) if initial_weights else 1.0
@@ -141,7 +141,7 @@ class GradNormBalancer:
         self._initial_losses = dict(initial_losses or {})
         self._due = 0
         """Number of optimizer steps until norms are measured."""
-        self._known: set[str] = set()
+        self._examined: set[str] = set()
         """Tasks whose dependence on parameters was examined."""
         self._candidates: list[str] | None = None
         """Names of the parameters that all of them depend on, in the order of the forward pass. None: no task was examined."""
@@ -165,7 +165,7 @@ class GradNormBalancer:
     @property
     def shared(self) -> tuple[str, ...]:
         """Names of the parameters in which norms are computed. Empty: not guessed yet."""
-        return tuple(name for name, one in self._parameters.items() if any(one is other for other in self._shared))
+        return tuple(name for name, parameter in self._parameters.items() if any(parameter is weight for weight in self._shared))
 
     def loss(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the sum of w_i x L_i over the given tasks: a scalar, on which the caller calls `backward`.
@@ -194,10 +194,10 @@ class GradNormBalancer:
         """
         if not torch.is_grad_enabled():
             return TaskGradients(0.0, {}, {})
-        self._keep()
+        self._commit()
         if self._guess:
             for name, loss in losses.items():
-                if name not in self._known and loss.requires_grad:
+                if name not in self._examined and loss.requires_grad:
                     self._learn(name, loss)
         gradients: dict[str, Sequence[Tensor]] = {}
         if self._measures:
@@ -206,10 +206,10 @@ class GradNormBalancer:
                     scaled = loss.reshape(()) * scale
                     # Outside of autocast, as for `backward`, wherever the caller is.
                     with torch.autocast(loss.device.type, enabled=False):
-                        found = torch.autograd.grad(
+                        own_gradients = torch.autograd.grad(
                             scaled, self._shared, retain_graph=True, allow_unused=True, materialize_grads=True
                         )
-                    gradients[name] = [gradient * (weight / scale) for gradient in found]
+                    gradients[name] = [gradient * (weight / scale) for gradient in own_gradients]
         detached = {name: loss.detach().reshape(()).float() * weight for name, loss in losses.items()}
         self._pending = TaskGradients(weight, detached, gradients)
         return self._pending
@@ -232,14 +232,15 @@ class GradNormBalancer:
         Raises:
             UsageError: there is no observation.
         """
-        self._keep()
+        self._commit()
         if self._weight <= 0:
             raise UsageError(
-                "after_step without a micro-batch of some weight", try_="balancer.observe(losses) before each loss.backward()"
+                "after_step needs a micro-batch with a weight above 0",
+                try_="balancer.observe(losses) before each loss.backward()",
             )
         names = list(self._losses)
-        found: list[float] = (torch.stack(list(self._losses.values())) / self._weight).tolist()
-        losses = dict(zip(names, found, strict=True))
+        values: list[float] = (torch.stack(list(self._losses.values())) / self._weight).tolist()
+        losses = dict(zip(names, values, strict=True))
         norms = self._norms()
         for name, loss in losses.items():
             self._weights.setdefault(name, 1.0)
@@ -265,7 +266,7 @@ class GradNormBalancer:
             weights=self._weights,
             initial_losses=self._initial_losses,
             due=self._due,
-            known=tuple(sorted(self._known)),
+            known=tuple(sorted(self._examined)),
             candidates=None if self._candidates is None else tuple(self._candidates),
             shared=self.shared,
         ).model_dump()
@@ -280,28 +281,31 @@ class GradNormBalancer:
             loaded = _State.model_validate(state)
         except ValidationError as error:
             raise UsageError(
-                "the state of the loss weights is not understood", known=f"{error.errors()[0]['loc']} is not as it should be"
+                "the state of the loss weights is not valid",
+                known=f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}",
             ) from error
         missing = [name for name in (*loaded.shared, *(loaded.candidates or ())) if name not in self._parameters]
         if missing:
-            raise UsageError("the state of the loss weights is of another model", known=f"it has no parameter {missing[0]}")
+            raise UsageError(
+                "the state of the loss weights belongs to another model", known=f"this model has no parameter {missing[0]}"
+            )
         self._weights, self._initial_losses = dict(loaded.weights), dict(loaded.initial_losses)
-        self._due, self._known = loaded.due, set(loaded.known)
+        self._due, self._examined = loaded.due, set(loaded.known)
         if self._guess:
             self._candidates = None if loaded.candidates is None else list(loaded.candidates)
             self._shared = [self._parameters[name] for name in loaded.shared]
         self._pending = None
         self._begin()
 
-    def _keep(self) -> None:
+    def _commit(self) -> None:
         """Add the last observation to the step: its pass succeeded."""
-        seen, self._pending = self._pending, None
-        if seen is None:
+        observation, self._pending = self._pending, None
+        if observation is None:
             return
-        self._weight += seen.weight
-        for name, loss in seen.losses.items():
+        self._weight += observation.weight
+        for name, loss in observation.losses.items():
             self._losses[name] = self._losses[name] + loss if name in self._losses else loss
-        for name, gradients in seen.gradients.items():
+        for name, gradients in observation.gradients.items():
             if name in self._gradients:
                 torch._foreach_add_(self._gradients[name], list(gradients))
             else:
@@ -309,16 +313,16 @@ class GradNormBalancer:
 
     def _learn(self, name: str, loss: Tensor) -> None:
         """Register a new task and find the weights that all tasks depend on now."""
-        self._known.add(name)
+        self._examined.add(name)
         used = uses(loss, self._parameters)
-        self._candidates = [one for one in used if self._candidates is None or one in self._candidates]
+        self._candidates = [candidate for candidate in used if self._candidates is None or candidate in self._candidates]
         if not self._candidates:
             raise UserCodeError(
-                f"task {name!r} has no weight in common with {', '.join(sorted(self._known - {name})) or 'the model'}",
+                f"task {name!r} has no weight in common with {', '.join(sorted(self._examined - {name})) or 'the model'}",
                 known="gradients are compared in weights that every task's loss depends on",
                 try_="shared=model.encoder[-1].parameters()",
             )
-        self._shared = [last_weight(self._candidates, self._parameters)] if len(self._known) > 1 else []
+        self._shared = [last_weight(self._candidates, self._parameters)] if len(self._examined) > 1 else []
         self._measures = False
         self._gradients.clear()
 
@@ -327,8 +331,8 @@ class GradNormBalancer:
         if not self._gradients:
             return {}
         lengths = [torch.nn.utils.get_total_norm(gradients) for gradients in self._gradients.values()]
-        found: list[float] = (torch.stack(lengths).float() / self._weight).tolist()
-        return dict(zip(self._gradients, found, strict=True))
+        norms: list[float] = (torch.stack(lengths).float() / self._weight).tolist()
+        return dict(zip(self._gradients, norms, strict=True))
 
     def _moved(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> dict[str, float]:
         """Return new weights of the tasks that can be compared."""
@@ -374,7 +378,7 @@ def _check(balancer: GradNormBalancer, weights: Mapping[str, float], losses: Map
             raise UsageError(
                 f"{name} = {value} cannot be used", known="alpha >= 0, learning_rate > 0, interval >= 1, 0 < least_weight < 1"
             )
-    for what, given in (("weight", weights), ("loss", losses)):
-        for name, value in given.items():
+    for kind, initial in (("weight", weights), ("loss", losses)):
+        for name, value in initial.items():
             if not 0 < value < math.inf:
-                raise UsageError(f"the initial {what} of {name!r} is {value}", known="it must be positive")
+                raise UsageError(f"the initial {kind} of {name!r} is {value}", known="it must be positive")

@@ -23,7 +23,7 @@ def uses(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     last: dict[str, int] = {}
     end: Node | None = loss.grad_fn
     waiting = [] if end is None else [end]
-    seen = set(waiting)
+    visited = set(waiting)
     while waiting:
         node = waiting.pop()
         for earlier, _ in node.next_functions:
@@ -35,12 +35,12 @@ def uses(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:
                 if name is not None:
                     if "CompiledFunction" in node.name():
                         raise UserCodeError(
-                            f"{name} is used in a compiled graph, which does not tell what the losses have in common",
+                            f"{name} is used in a compiled graph, which hides the weights that the losses share",
                             try_="shared=model.encoder[-1].parameters()",
                         )
                     last[name] = max(last.get(name, -1), node._sequence_nr())
-            elif earlier not in seen:
-                seen.add(earlier)
+            elif earlier not in visited:
+                visited.add(earlier)
                 waiting.append(earlier)
     return sorted(last, key=lambda name: (last[name], order[name]))
 

@@ -25,30 +25,30 @@ class TaskLosses:
         self._scale = scale
         self._losses = losses
         self._weight = 1.0
-        self._seen: TaskGradients | None = None
+        self._observation: TaskGradients | None = None
 
     def weigh(self, weight: float) -> None:
         """Set the weight of the next batch's mean loss in its group."""
         self._weight = weight
-        self._seen = None
+        self._observation = None
 
     def __call__(self, model: nn.Module, batch: object) -> Tensor:
         losses: object = self._losses(model, batch)
         if not isinstance(losses, Mapping) or not all(isinstance(loss, Tensor) for loss in losses.values()):
             raise UserCodeError(
                 f"losses returned {type(losses).__name__}",
-                known="several task losses are a mapping of names to scalar tensors",
+                known="losses must return a mapping of task names to scalar tensors",
                 try_="return {'T1': first, 'T2': second}",
             )
         loss = self.balancer.loss(losses)
-        self._seen = self.balancer.observe(losses, weight=self._weight, scale=self._scale())
+        self._observation = self.balancer.observe(losses, weight=self._weight, scale=self._scale())
         return loss
 
     def take_back(self) -> None:
         """Discard the last batch: its pass failed and will be run again."""
-        if self._seen is not None:
-            self.balancer.take_back(self._seen)
-            self._seen = None
+        if self._observation is not None:
+            self.balancer.take_back(self._observation)
+            self._observation = None
 
 
 def weighed(task: Task, weights: LossWeights, scaler: GradScaler | None = None) -> tuple[Task, GradNormBalancer | None]:
@@ -62,10 +62,10 @@ def weighed(task: Task, weights: LossWeights, scaler: GradScaler | None = None) 
     if weights == "task":
         return task, None
     if weights not in get_args(LossWeights):
-        raise UsageError(f"there are no loss weights {weights!r}", known=f"valid values: {', '.join(get_args(LossWeights))}")
+        raise UsageError(f"loss_weights = {weights!r} is not valid", known=f"valid values: {', '.join(get_args(LossWeights))}")
     if task.losses is None:
         raise UsageError(
-            f"loss_weights = {weights!r} weighs several losses, and the task has one",
+            f"loss_weights = {weights!r} needs several losses, and the task has one",
             try_="Task(losses=lambda model, batch: {'T1': ..., 'T2': ...}), or loss_weights = 'task'",
         )
     balancer = GradNormBalancer(task.model, rule="paper" if weights == "gradnorm-paper" else "ratio")

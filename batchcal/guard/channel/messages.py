@@ -60,8 +60,8 @@ def written(message: ChildMessage) -> Message:
             return {"arm": process, "line": line}
         case Unfenced():
             return {"unfenced": True}
-        case ListenerMessage(message=told):
-            return {"tell": told}
+        case ListenerMessage(message=content):
+            return {"tell": content}
         case never:
             assert_never(never)
 
@@ -69,7 +69,7 @@ def written(message: ChildMessage) -> Message:
 def read_back(message: Message) -> ChildMessage | None:
     """The message in a received line. None: any other line."""
     phase = next((name for name in _PHASES if name == message.get("phase")), None)
-    arm, tell = message.get("arm"), message.get("tell")
+    arm, content = message.get("arm"), message.get("tell")
     if phase is not None:
         limit_s = _number(message.get("limit_s"))
         return PhaseStarted(phase, limit_s)
@@ -80,7 +80,7 @@ def read_back(message: Message) -> ChildMessage | None:
         return MemberArmRequest(arm, line) if isinstance(line, int) and not isinstance(line, bool) else None
     if message.get("unfenced") is True:
         return Unfenced()
-    return ListenerMessage(tell) if isinstance(tell, dict) else None
+    return ListenerMessage(content) if isinstance(content, dict) else None
 
 
 def _number(value: JSON) -> float | None:

@@ -63,8 +63,8 @@ class Channel:
 
     def take_descriptors(self, count: int) -> list[int]:
         """Take file descriptors that arrived with the messages read so far, oldest first."""
-        taken, self._descriptors = self._descriptors[:count], self._descriptors[count:]
-        return taken
+        oldest, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        return oldest
 
     def wait(self) -> Message | None:
         """Wait for one message. None: the peer is gone. Messages that arrived with it are kept for the next call."""

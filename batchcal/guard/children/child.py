@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from batchcal.guard.channel.wire import JSON, Channel, Message
-from batchcal.guard.children.report import describe, let_go
+from batchcal.guard.children.report import describe, free_frames
 from batchcal.guard.cleanup.shared_names import own_shared_names
 from batchcal.guard.ending import LOST
 from batchcal.guard.job import OUTPUT_DESCRIPTOR, ChildContext, dump_stacks_on_request, flush_output, resolve
@@ -35,7 +35,7 @@ def run_child(request: Message, control: int, output: int) -> NoReturn:
     """Never returns or raises: a forked child must not unwind into the zygote's own code. This process owns the descriptors
     `control` and `output`."""
     try:
-        _live(request, control, output)
+        _run_job(request, control, output)
         os._exit(0)
     except BaseException:  # noqa: BLE001 - the report itself failed; only the exit code can show it
         traceback.print_exc()
@@ -43,9 +43,9 @@ def run_child(request: Message, control: int, output: int) -> NoReturn:
         os._exit(LOST)
 
 
-def _live(request: Message, control: int, output: int) -> None:
+def _run_job(request: Message, control: int, output: int) -> None:
     parent = os.getppid()
-    _take_place(request, output, parent)
+    _set_up_process(request, output, parent)
     channel = Channel(socket.socket(fileno=control))
     directory = Path(str(request["directory"]))
     own_shared_names(directory)
@@ -54,35 +54,35 @@ def _live(request: Message, control: int, output: int) -> None:
         arguments = json.loads((directory / ARGUMENTS_NAME).read_text(encoding="utf-8"))
         value = resolve(str(request["function"]))(arguments if isinstance(arguments, dict) else {}, context)
         context.disarm_reserve()
-        leave_result(directory, {"returned": value})
+        write_result(directory, {"returned": value})
     except BaseException as error:  # noqa: BLE001 - SystemExit, KeyboardInterrupt and MemoryError are results, too
         context.disarm_reserve()
         raised = describe(error, context.phase_name)
         try:
-            leave_result(directory, {"raised": raised.model_dump(mode="json")})
+            write_result(directory, {"raised": raised.model_dump(mode="json")})
         except MemoryError:
             # Not earlier: the frames hold objects of the user, and freeing them may hang.
-            let_go(error)
-            leave_result(directory, {"raised": raised.model_dump(mode="json")})
+            free_frames(error)
+            write_result(directory, {"raised": raised.model_dump(mode="json")})
         flush_output()
         os._exit(0)  # here: the end of this clause would free the frames
     flush_output()
 
 
-def leave_result(directory: Path, result: dict[str, JSON]) -> None:
+def write_result(directory: Path, result: dict[str, JSON]) -> None:
     """Write the result. The parent reads it after this process has ended."""
-    leave_file(directory, RESULT_NAME, result)
+    write_file(directory, RESULT_NAME, result)
 
 
-def leave_file(directory: Path, name: str, value: dict[str, JSON]) -> None:
+def write_file(directory: Path, name: str, value: dict[str, JSON]) -> None:
     """Write to a temporary file and rename it, so that the parent reads a complete file or none."""
-    beside = directory / f"{name}.part"
-    with beside.open("w", encoding="utf-8") as file:
+    temporary = directory / f"{name}.part"
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file)
-    beside.rename(directory / name)
+    temporary.rename(directory / name)
 
 
-def _take_place(request: Message, output: int, parent: int) -> None:
+def _set_up_process(request: Message, output: int, parent: int) -> None:
     if os.getsid(0) != os.getpid():
         os.setsid()  # its own group, so that a kill reaches its workers, and Ctrl-C on the terminal does not reach it
     die_with_parent(parent)

@@ -24,8 +24,8 @@ READING: Final = "while reading sample"
 STACKING: Final = "while torch's default collate function stacked samples"
 """Start of a note of an error without a collate function: the samples do not form a batch by themselves."""
 COLLATE: Final = (
-    "Task(collate_fn=...): a function that makes a batch of a list of samples: it pads or cuts what differs in size, leaves "
-    "out what is None"
+    "Task(collate_fn=...): a function that makes one batch from a list of samples: it pads or crops samples of different sizes "
+    "and drops samples that are None"
 )
 """Suggestion for the user in this case."""
 _FROM_WORKER: Final = re.compile(r"Caught \S+ in DataLoader worker process (\d+)\.\nOriginal Traceback")
@@ -89,10 +89,10 @@ def describe(error: BaseException, phase: Phase) -> Raised:
     """Return `error` with its causes and its traceback."""
     shorten(error)
     links: list[RaisedLink] = []
-    seen: set[int] = set()
+    visited: set[int] = set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen and len(links) < DEPTH:
-        seen.add(id(current))
+    while current is not None and id(current) not in visited and len(links) < DEPTH:
+        visited.add(id(current))
         links.append(
             RaisedLink(
                 type_name=_name(type(current)),
@@ -100,7 +100,7 @@ def describe(error: BaseException, phase: Phase) -> Raised:
                 message=_text(current),
                 errno=current.errno if isinstance(current, OSError) else None,
                 sample=_sample(current),
-                told=_told(current) if isinstance(current, BatchcalError) else None,
+                told=_texts_of(current) if isinstance(current, BatchcalError) else None,
             )
         )
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
@@ -112,7 +112,7 @@ def describe(error: BaseException, phase: Phase) -> Raised:
     return Raised(chain=tuple(links), traceback=_as_utf8(text[-TEXT_LIMIT:]), phase=phase)
 
 
-def _told(error: BatchcalError) -> tuple[str, str, str]:
+def _texts_of(error: BatchcalError) -> tuple[str, str, str]:
     return _as_utf8(error.what), _as_utf8(error.known), _as_utf8(error.try_)
 
 
@@ -136,15 +136,15 @@ def shorten(error: BaseException) -> None:
 
 
 def _last(trace: TracebackType | None) -> TracebackType | None:
-    length, one = 0, trace
-    while one is not None:
-        length, one = length + 1, one.tb_next
+    length, frame = 0, trace
+    while frame is not None:
+        length, frame = length + 1, frame.tb_next
     for _ in range(length - FRAMES):
         trace = trace.tb_next if trace is not None else None
     return trace
 
 
-def let_go(error: BaseException) -> None:
+def free_frames(error: BaseException) -> None:
     """Clear the frames that `error` and its causes hold, so that their tensors are freed."""
     current: BaseException | None = error
     for _ in range(DEPTH):
@@ -180,4 +180,4 @@ def _text(error: BaseException) -> str:
     try:
         return _as_utf8(str(error)[:TEXT_LIMIT])
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
-        return f"(its text could not be had: {type(broken).__name__})"
+        return f"(the text of the error could not be read: {type(broken).__name__})"

@@ -33,17 +33,17 @@ def kill_group(leader: int) -> None:
         pass
 
 
-def end_orphans(seen: Mapping[int, str], mark: str, *, limit_s: float) -> None:
+def end_orphans(start_times: Mapping[int, str], mark: str, *, limit_s: float) -> None:
     """Send SIGKILL to the members of a tree after its root is gone and its orphans have another parent.
 
     Args:
-        seen: members with their start times (`started_at`).
+        start_times: members with their start times (`started_at`).
         mark: `NAME=value` in the environment that every member was started with.
         limit_s: longest duration, seconds.
     """
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
-        same = {pid for pid, started in seen.items() if started_at(pid) == started}
+        same = {pid for pid, start_time in start_times.items() if started_at(pid) == start_time}
         remaining = {pid for pid in (*same, *started_with(mark)) if not is_zombie(pid)}
         if not remaining:
             return
@@ -72,9 +72,9 @@ def end_descendants(root: int, *, limit_s: float) -> tuple[int, ...]:
 
 def stop_and_kill(processes: Iterable[int]) -> None:
     """Send SIGKILL to all `processes`. All are stopped before the first is killed, so that none forks in between."""
-    wanted = tuple(processes)
+    pids = tuple(processes)
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in wanted:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
@@ -93,9 +93,9 @@ def reap() -> dict[int, int]:
 
 def started_with(mark: str) -> tuple[int, ...]:
     """Processes that were started with `mark`, such as `NAME=value`, in their environment."""
-    found = []
+    processes = []
     for folder in PROC.iterdir() if PROC.is_dir() else ():
         with contextlib.suppress(OSError):
             if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return tuple(found)
+                processes.append(int(folder.name))
+    return tuple(processes)

@@ -76,11 +76,11 @@ def keep_shared_names() -> None:
 
 def no_room(error: OSError) -> GuardError:
     """Return the error if the files of a child cannot be written."""
-    folder = os.environ.get("TMPDIR", "/tmp, since TMPDIR is not set")
+    folder = os.environ.get("TMPDIR", "/tmp, because TMPDIR is not set")
     return GuardError(
-        "there is no place for a child's files",
+        "the temporary files of a child process cannot be written",
         known=f"{error.strerror or error}; temporary files are written to {folder}",
-        try_="TMPDIR=/a/folder/with/some/room",
+        try_="TMPDIR=/a/folder/with/free/space",
     )
 
 

@@ -107,14 +107,14 @@ def _names() -> list[tuple[str, int]]:
         names, space = os.listdir(SHARED_MEMORY), _space()
     except OSError:
         return []
-    found: list[tuple[str, int]] = []
+    named: list[tuple[str, int]] = []
     for name in names:
         parts, semaphore = name.split("_"), _SEMAPHORE.fullmatch(name)
         if parts[0] == "torch" and len(parts) > 2 and parts[1].isdigit():
-            found.append((name, int(parts[1])))
+            named.append((name, int(parts[1])))
         elif semaphore is not None and semaphore[1] == space:
-            found.append((name, int(semaphore[2])))
-    return found
+            named.append((name, int(semaphore[2])))
+    return named
 
 
 def _space() -> str:

@@ -90,9 +90,10 @@ class CommandLauncher:
         del self._processes[child.pid]
         ended = _read_status(child)
         if ended is None or ended.get("left"):
-            left = "" if ended is None else f"{ended['left']} are left"
+            running = "" if ended is None else f"processes that could not be ended: {ended['left']}"
             raise GuardError(
-                "the process that supervises the command has died", known=left or f"exit status {process.returncode}"
+                "the process that supervises the command ended unexpectedly",
+                known=running or f"exit status {process.returncode}",
             )
         status = ended.get("status")
         child.exit_status = status if isinstance(status, int) else -signal.SIGKILL

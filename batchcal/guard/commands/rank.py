@@ -49,7 +49,7 @@ class RankLine:
             return False
         return answer is not None and answer.get("armed") is True
 
-    def tell(self, message: Message) -> bool:
+    def send(self, message: Message) -> bool:
         """Send a message to the parent's listener. False: the supervisor is gone."""
         return self._channel.send({"tell": message, "rank": self.rank})
 

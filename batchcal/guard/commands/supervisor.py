@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 
 from batchcal.guard.channel.messages import ListenerMessage, MemberArmRequest, PhaseStarted, written
 from batchcal.guard.channel.wire import JSON, Channel, Message
-from batchcal.guard.children.child import RESULT_NAME, adopt_orphans, follow_parent, leave_file, volunteer_for_the_kernel
+from batchcal.guard.children.child import RESULT_NAME, adopt_orphans, follow_parent, volunteer_for_the_kernel, write_file
 from batchcal.guard.cleanup.kill import end_descendants, reap
 from batchcal.guard.commands.rank import SOCKET_VARIABLE
 
@@ -69,7 +69,7 @@ class Supervisor:
             listener.setblocking(False)
             self._selector.register(self._control, selectors.EVENT_READ)
             if self._control.pending or self._selector.select(timeout=0):  # sent before this process was ready
-                self._obey()
+                self._handle_requests()
             if not self._stopped:
                 self._start()
             self._selector.register(wake_read, selectors.EVENT_READ)
@@ -82,15 +82,15 @@ class Supervisor:
                     elif key.fd == listener.fileno():
                         self._accept(listener)
                     elif key.fd == self._control.fileno():
-                        self._obey()
+                        self._handle_requests()
                     else:
-                        self._hear(self._lines[key.fd])
+                        self._forward(self._lines[key.fd])
         for line in tuple(self._lines.values()):
-            self._hear(line)  # messages that were sent before the end
-        left: list[JSON] = [*end_descendants(os.getpid(), limit_s=END_LIMIT_S)]
+            self._forward(line)  # messages that were sent before the end
+        remaining: list[JSON] = [*end_descendants(os.getpid(), limit_s=END_LIMIT_S)]
         if self._status == 0:
-            leave_file(self._directory, RESULT_NAME, {"returned": {"ranks": self._last}})
-        leave_file(self._directory, STATUS_NAME, {"status": self._status, "left": left})
+            write_file(self._directory, RESULT_NAME, {"returned": {"ranks": self._last}})
+        write_file(self._directory, STATUS_NAME, {"status": self._status, "left": remaining})
         if self._control.closed:
             # The parent is gone. This process is the last user of its folder.
             shutil.rmtree(self._directory.parent, ignore_errors=True)
@@ -143,23 +143,23 @@ class Supervisor:
         self._lines[connection.fileno()] = line
         self._selector.register(line.channel, selectors.EVENT_READ)
 
-    def _hear(self, line: _Line) -> None:
+    def _forward(self, line: _Line) -> None:
         """Forward the reports of a process of the command."""
         descriptor = line.channel.fileno()
         for message in line.channel.read():
-            rank, tell = message.get("ready"), message.get("tell")
+            rank, content = message.get("ready"), message.get("tell")
             if isinstance(rank, int):
                 self._control.send(written(PhaseStarted("measure", None)))
                 self._control.send(written(MemberArmRequest(line.pid, descriptor)))
-            elif isinstance(tell, dict):
-                self._last[str(message.get("rank", 0))] = tell
-                self._control.send(written(ListenerMessage({**tell, "rank": message.get("rank", 0), "process": line.pid})))
+            elif isinstance(content, dict):
+                self._last[str(message.get("rank", 0))] = content
+                self._control.send(written(ListenerMessage({**content, "rank": message.get("rank", 0), "process": line.pid})))
         if line.channel.closed:
             self._selector.unregister(line.channel)
             del self._lines[descriptor]
             line.channel.close()
 
-    def _obey(self) -> None:
+    def _handle_requests(self) -> None:
         """Handle messages of the parent: the answer to a process that is ready, or the request to end."""
         for message in self._control.read():
             line = message.get("line")

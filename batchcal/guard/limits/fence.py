@@ -53,7 +53,7 @@ class OwnDataLimit:
         self._before = resource.getrlimit(resource.RLIMIT_DATA)
         # Mapped but not resident now: mostly stacks. Later it also contains freed blocks that were returned to the system,
         # hundreds of MB after malloc_trim. They can be filled again without a new mapping, so they count as memory in use.
-        self._began = read_status()
+        self._at_start = read_status()
 
     def hold(self, growth_bytes: int) -> bool:
         """Let resident private memory grow by `growth_bytes`. Above that, allocations fail with ENOMEM.
@@ -61,10 +61,10 @@ class OwnDataLimit:
         Returns:
             False if the system has no such limit or this process may not set it.
         """
-        now, began = read_status(), self._began
-        if sys.platform != "linux" or now is None or began is None:
+        now, start = read_status(), self._at_start
+        if sys.platform != "linux" or now is None or start is None:
             return False
-        mapped = began.data_bytes - began.anonymous_bytes + STACK_BYTES * max(0, now.threads - began.threads)
+        mapped = start.data_bytes - start.anonymous_bytes + STACK_BYTES * max(0, now.threads - start.threads)
         limit = now.anonymous_bytes + mapped + max(0, growth_bytes) + SLACK_BYTES
         soft, hard = self._before
         try:

@@ -44,7 +44,7 @@ class GroupMeter(Protocol):
 class Sampler(Protocol):
     """Reads the memory of a process or a tree."""
 
-    def held_bytes(self, now: float) -> int: ...
+    def used_bytes(self, now: float) -> int: ...
 
     def close(self) -> None: ...
 
@@ -100,7 +100,7 @@ class Watchdog:
     def look(self, now: float) -> str | None:
         """Check the memory once. Return the reason if the child must be killed now, None if not."""
         if self._sampler is not None:
-            self.last_anonymous_bytes = self._sampler.held_bytes(now)
+            self.last_anonymous_bytes = self._sampler.used_bytes(now)
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, self.last_anonymous_bytes)
         self.last_hard_bytes = self._group.hard_bytes()
         self.peak_hard_bytes = max(self.peak_hard_bytes, self.last_hard_bytes)
@@ -111,12 +111,12 @@ class Watchdog:
         # A data limit applies to one process. If the child has workers, only this check limits their sum.
         trip = limit - trip_distance(limit, armed=self.armed and not self.family)
         if self.last_hard_bytes > trip:
-            return f"the memory group reached {format_bytes(self.last_hard_bytes)} of {format_bytes(limit)}"
+            return f"the container or machine used {format_bytes(self.last_hard_bytes)} of {format_bytes(limit)}"
         # The child's own reading includes shared memory. With workers only the group has the sum, and it excludes shared memory.
         grown = 0 if self._neighbours else self.last_hard_bytes - self.begin_hard_bytes + (self._shared if self.family else 0)
         if self._allowed is not None and not self.armed and max(self.last_anonymous_bytes, grown) > self._allowed:
-            reached = format_bytes(max(self.last_anonymous_bytes, grown))
-            return f"the child reached {reached} of {format_bytes(self._allowed)} that it may hold"
+            used = format_bytes(max(self.last_anonymous_bytes, grown))
+            return f"the process used {used}; it may use {format_bytes(self._allowed)}"
         return None
 
     @property
@@ -135,11 +135,11 @@ class Watchdog:
         """Return True if the memory of a killed child is free again: the group is down to its value before the child (within
         `tolerance_bytes`), or no process of the child holds memory and the group has not fallen for `STILL_S`. With neighbours
         this is unknown: True."""
-        held = self._group.hard_bytes()
-        if self._neighbours or held <= self.begin_hard_bytes + tolerance_bytes:
+        used_bytes = self._group.hard_bytes()
+        if self._neighbours or used_bytes <= self.begin_hard_bytes + tolerance_bytes:
             return True
-        if self._least_bytes is None or held <= self._least_bytes - FALL_BYTES:
-            self._least_bytes, self._fell_at = held, now
+        if self._least_bytes is None or used_bytes <= self._least_bytes - FALL_BYTES:
+            self._least_bytes, self._fell_at = used_bytes, now
         return now - self._fell_at >= STILL_S and all(read_status(pid) is None for pid in (self._pid, *self.family))
 
     def close(self) -> None:

@@ -28,17 +28,17 @@ def members(config: Config, axes: Sequence[str]) -> tuple[Config, ...]:
         choices = [value.strip() for value in values.split(",")]
         if not name.strip() or not all(choices):
             raise UsageError(f"--matrix {axis!r} is not NAME=VALUE,VALUE", try_="--matrix budget=2M,20M --matrix horizon=5,10")
-        if any(name.strip() == other for other, _ in named):
+        if any(name.strip() == earlier for earlier, _ in named):
             raise UsageError(f"--matrix has {name.strip()} twice", try_=f"--matrix {name.strip()}={values},... once")
         named.append((name.strip(), choices))
     count = 1
     for _, choices in named:
         count *= len(choices)
     if count > MOST:
-        raise UsageError(f"that are {count} studies", known=f"at most {MOST} are made of one config", try_="fewer values")
+        raise UsageError(f"--matrix gives {count} studies", known=f"the maximum is {MOST}", try_="fewer values in --matrix")
     return tuple(
-        _member(config, [f"{name}={value}" for (name, _), value in zip(named, one, strict=True)])
-        for one in (itertools.product(*(choices for _, choices in named)))
+        _member(config, [f"{name}={value}" for (name, _), value in zip(named, combination, strict=True)])
+        for combination in (itertools.product(*(choices for _, choices in named)))
     )
 
 

@@ -63,29 +63,31 @@ class PatientHyperband(HyperbandPruner):
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         if super().prune(study, trial):
             return True
-        mine = _values(study, trial)
-        resource = max(mine, default=0)
-        if resource < self._first or not mine:
+        own = _values(study, trial)
+        resource = max(own, default=0)
+        if resource < self._first or not own:
             return False
-        value = mine[resource]
+        value = own[resource]
         # An earlier run of the same trial, whose worker died, is not a rival.
-        rivals = (one for one in study.get_trials(deepcopy=False) if original_of(one) != original_of(trial))
-        others = [values for one in rivals if (values := _values(study, one))]
-        if self._is_behind(value, resource, others):
+        rivals = (rival for rival in study.get_trials(deepcopy=False) if original_of(rival) != original_of(trial))
+        rival_values = [values for rival in rivals if (values := _values(study, rival))]
+        if self._is_behind(value, resource, rival_values):
             return True
-        of_fold = [mine[at] for at in sorted(mine) if (at - 1) // self._fold == (resource - 1) // self._fold]
+        of_fold = [own[at] for at in sorted(own) if (at - 1) // self._fold == (resource - 1) // self._fold]
         levelled_out = has_levelled_out(of_fold, self._patience, self._min_delta)
-        return levelled_out and not self._is_among_the_best(value, others)
+        return levelled_out and not self._is_among_the_best(value, rival_values)
 
-    def _is_behind(self, value: float, resource: int, others: Sequence[Mapping[int, float]]) -> bool:
+    def _is_behind(self, value: float, resource: int, rival_values: Sequence[Mapping[int, float]]) -> bool:
         """Return True if too many of the trials that came as far were better at this resource."""
-        there = sorted(
-            values[max(at for at in values if at <= resource)] for values in others if min(values) <= resource <= max(values)
+        at_resource = sorted(
+            values[max(at for at in values if at <= resource)]
+            for values in rival_values
+            if min(values) <= resource <= max(values)
         )
-        return len(there) >= RIVALS and value > there[(len(there) - 1) // self._keep]
+        return len(at_resource) >= RIVALS and value > at_resource[(len(at_resource) - 1) // self._keep]
 
-    def _is_among_the_best(self, value: float, others: Sequence[Mapping[int, float]]) -> bool:
-        ends = sorted(values[max(values)] for values in others)
+    def _is_among_the_best(self, value: float, rival_values: Sequence[Mapping[int, float]]) -> bool:
+        ends = sorted(values[max(values)] for values in rival_values)
         return not ends or value <= ends[len(ends) // self._keep]
 
 
@@ -95,9 +97,9 @@ def _values(study: Study, trial: FrozenTrial) -> dict[int, float]:
     return {resource: sign * value for resource, value in trial.intermediate_values.items() if math.isfinite(value)}
 
 
-def has_levelled_out(told: Sequence[float], patience: int, min_delta: float) -> bool:
+def has_levelled_out(values: Sequence[float], patience: int, min_delta: float) -> bool:
     """Return True if none of the latest `patience` reports is better than the best before them by more than `min_delta`."""
-    return len(told) > patience and min(told[-patience:]) >= min(told[:-patience]) - min_delta
+    return len(values) > patience and min(values[-patience:]) >= min(values[:-patience]) - min_delta
 
 
 def make_pruner(settings: PrunerSettings, *, resource: int, trials: int, folds: int = 0) -> tuple[BasePruner, str]:
@@ -144,4 +146,4 @@ def _bootstrap(settings: PrunerSettings, resource: int, trials: int) -> tuple[in
     spent = BOOTSTRAP * rungs * (rungs + 1) // 2
     if trials >= LARGE_ENOUGH * spent:
         return BOOTSTRAP, ""
-    return 0, f"bootstrap_count is 0: {BOOTSTRAP} are for studies of {LARGE_ENOUGH * spent} trials or more"
+    return 0, f"bootstrap_count is 0: {BOOTSTRAP} needs a study of {LARGE_ENOUGH * spent} trials or more"

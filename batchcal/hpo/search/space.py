@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BATCH_SIZE: Final = "batch_size"
 EPOCHS: Final = "epochs"
 WARMUP_STEPS: Final = "warmup_steps"
-OURS: Final = (BATCH_SIZE, EPOCHS, WARMUP_STEPS)
+TRAINING_PARAMETERS: Final = (BATCH_SIZE, EPOCHS, WARMUP_STEPS)
 """Parameters of the training of a trial: the effective batch, epochs, optimizer steps of warm-up. All others are passed to the
 factory, as arguments by name."""
 _EXAMPLES: Final = {
@@ -97,8 +97,8 @@ class Categorical(Frozen):
     @model_validator(mode="after")
     def _different(self) -> Categorical:
         # True == 1 in Python, but they are different arguments.
-        if len({(type(one), one) for one in self.choices}) < len(self.choices):
-            raise ValueError("a choice is there twice")
+        if len({(type(choice), choice) for choice in self.choices}) < len(self.choices):
+            raise ValueError("a choice occurs twice")
         return self
 
     def suggest(self, trial: Trial, name: str) -> Scalar:
@@ -130,22 +130,22 @@ def read_space(table: object, place: str) -> Space:
         space = _SPACE.validate_python(dict(table))
     except ValidationError as error:
         raise UsageError(
-            f"{place}: " + "; ".join(_told(one["loc"], one["msg"], table) for one in error.errors()),
+            f"{place}: " + "; ".join(_problem(detail["loc"], detail["msg"], table) for detail in error.errors()),
             known=f"valid kinds: {', '.join(KINDS)}",
             try_=_line(error.errors()[0]["loc"], table),
         ) from None
     for name in space:
         if not name.isidentifier() or name == "device":
             raise UsageError(
-                f"{place}: {name!r} is no parameter",
-                known="device is batchcal's to give" if name == "device" else "a name goes to the factory as an argument",
-                try_="a name that the factory takes",
+                f"{place}: {name!r} is not a valid parameter name",
+                known="batchcal sets device itself" if name == "device" else "each name is passed to the factory as an argument",
+                try_="use the name of an argument of the factory",
             )
-    for name in OURS:
+    for name in TRAINING_PARAMETERS:
         if name in space and not _counts(space[name], least=0 if name == WARMUP_STEPS else 1):
             raise UsageError(
-                f"{place}: {name} takes values that are no counts",
-                known="it says how a trial trains, and is a whole number of samples, epochs or steps",
+                f"{place}: {name} has values that are not valid counts",
+                known=f"each value is an integer of 1 or more ({WARMUP_STEPS}: 0 or more)",
                 try_=f'{name} = {{ kind = "categorical", choices = [16, 32, 64, 128] }}',
             )
     return space
@@ -159,12 +159,14 @@ def sample(space: Space, trial: Trial) -> Values:
 def shape_of(space: Space, values: Values) -> dict[str, Scalar]:
     """Return the values that affect the memory of a trial, except its batch size: integers and choices that are passed to the
     factory, unless a parameter sets it otherwise (`shape = true`, `shape = false`)."""
-    return {name: values[name] for name, parameter in sorted(space.items()) if parameter.shape and name not in OURS}
+    return {
+        name: values[name] for name, parameter in sorted(space.items()) if parameter.shape and name not in TRAINING_PARAMETERS
+    }
 
 
 def arguments_of(values: Values) -> dict[str, Scalar]:
     """Return the arguments for the factory."""
-    return {name: value for name, value in values.items() if name not in OURS}
+    return {name: value for name, value in values.items() if name not in TRAINING_PARAMETERS}
 
 
 def largest(space: Space, name: str, *, default: int) -> int:
@@ -173,7 +175,7 @@ def largest(space: Space, name: str, *, default: int) -> int:
     if isinstance(parameter, Integer):
         return parameter.high
     if isinstance(parameter, Categorical):
-        return max((one for one in parameter.choices if isinstance(one, int)), default=default)
+        return max((choice for choice in parameter.choices if isinstance(choice, int)), default=default)
     return default
 
 
@@ -186,29 +188,29 @@ def _counts(parameter: Uniform | LogUniform | Integer | Categorical, *, least: i
     if isinstance(parameter, Integer):
         return parameter.low >= least
     if isinstance(parameter, Categorical):
-        return all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in parameter.choices)
+        return all(isinstance(choice, int) and not isinstance(choice, bool) and choice >= least for choice in parameter.choices)
     return False
 
 
-def _line(where: tuple[int | str, ...], table: Mapping[object, object]) -> str:
-    """Return a valid line for the parameter at `where`, of the kind that was probably meant."""
-    name = str(where[0]) if where else "learning_rate"
-    given = table.get(name)
-    kind = closest(str(given.get("kind")), KINDS) if isinstance(given, Mapping) else ""
+def _line(location: tuple[int | str, ...], table: Mapping[object, object]) -> str:
+    """Return a valid line for the parameter at `location`, of the kind that was probably meant."""
+    name = str(location[0]) if location else "learning_rate"
+    entry = table.get(name)
+    kind = closest(str(entry.get("kind")), KINDS) if isinstance(entry, Mapping) else ""
     return f"{name} = {_EXAMPLES[kind or 'log_uniform']}"
 
 
-def _told(where: tuple[int | str, ...], message: str, table: Mapping[object, object]) -> str:
+def _problem(location: tuple[int | str, ...], message: str, table: Mapping[object, object]) -> str:
     """`dropout: low 0.3 is above high 0.1`."""
-    name = str(where[0]) if where else "the space"
-    given = table.get(name)
-    if not isinstance(given, Mapping):
-        return f"{name} is {given!r}, not a table with a kind"
-    if "kind" not in given:
+    name = str(location[0]) if location else "the space"
+    entry = table.get(name)
+    if not isinstance(entry, Mapping):
+        return f"{name} is {entry!r}, not a table with a kind"
+    if "kind" not in entry:
         return f"{name} has no kind"
-    if given["kind"] not in KINDS:
-        return f"{name} is of an unknown kind {given['kind']!r}{did_you_mean(str(given['kind']), KINDS)}"
-    key = ".".join(str(part) for part in where[2:3])
+    if entry["kind"] not in KINDS:
+        return f"{name} is of an unknown kind {entry['kind']!r}{did_you_mean(str(entry['kind']), KINDS)}"
+    key = ".".join(str(part) for part in location[2:3])
     text = message.removeprefix("Value error, ")
     text = {"Extra inputs are not permitted": "is unknown", "Field required": "is missing"}.get(text, text)
     if key == "choices" and text.startswith("Tuple should have at least 1 item"):

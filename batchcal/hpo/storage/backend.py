@@ -19,14 +19,14 @@ def default_storage(folder: Path, study: str) -> Path:
     return folder / f"{study}.journal"
 
 
-def absolute_storage(where: str, directory: Path) -> str:
-    """Return a form of `where` that is valid in any folder. A relative path is below `directory`."""
-    if where.startswith(SQLITE) and where != SQLITE:
-        return f"{SQLITE}{directory / where.removeprefix(SQLITE)}"
-    return where if "://" in where else str(directory / where)
+def absolute_storage(storage: str, directory: Path) -> str:
+    """Return a form of `storage` that is valid in any folder. A relative path is below `directory`."""
+    if storage.startswith(SQLITE) and storage != SQLITE:
+        return f"{SQLITE}{directory / storage.removeprefix(SQLITE)}"
+    return storage if "://" in storage else str(directory / storage)
 
 
-def open_storage(where: str | Path, *, make: bool = True, config: str = "CONFIG") -> BaseStorage:
+def open_storage(storage: str | Path, *, make: bool = True, config: str = "CONFIG") -> BaseStorage:
     """Open a journal file, or a database by its URL (`sqlite:///study.db`, `postgresql+psycopg://...`).
 
     Args:
@@ -36,23 +36,23 @@ def open_storage(where: str | Path, *, make: bool = True, config: str = "CONFIG"
     Raises:
         UsageError: it cannot be reached, is not the storage of a study, or does not exist and `make` is False.
     """
-    text = str(where)
+    text = str(storage)
     if text.startswith("sqlite:") and not text.removeprefix(SQLITE).strip("/ ").removeprefix("sqlite:").strip("/"):
         raise UsageError(
-            f"the storage {text} names no file",
-            known="a database in memory is of one process alone, and gone with it",
+            f"the storage {text} does not name a file",
+            known="a database in memory belongs to one process and is lost when it ends",
             try_='storage = "sqlite:///study.db"',
         )
     try:
         if "://" in text:
             if not make and text.startswith(SQLITE) and not Path(text.removeprefix(SQLITE)).is_file():
-                raise _not_there(without_password(text), config)
+                raise _no_study(without_password(text), config)
             from batchcal.hpo.storage.database import open_database
 
             return open_database(text)
         path = Path(text)
         if not make and not path.is_file():
-            raise _not_there(text, config)
+            raise _no_study(text, config)
         if make:
             make_folder(path.absolute())
         check_journal(path)
@@ -60,19 +60,19 @@ def open_storage(where: str | Path, *, make: bool = True, config: str = "CONFIG"
     except BatchcalError:  # includes signals
         raise
     except Exception as error:  # of any driver that the URL names
-        known = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise UsageError(
             f"the storage {without_password(text)} cannot be used",
-            known=known[0] if known else type(error).__name__,
-            try_='storage = "study.journal", or the URL of a database that runs',
+            known=lines[0] if lines else type(error).__name__,
+            try_='storage = "study.journal", or the URL of a running database',
         ) from error
 
 
-def _not_there(where: str, config: str) -> UsageError:
+def _no_study(storage: str, config: str) -> UsageError:
     return UsageError(
-        f"there is no study at {where}",
-        known="a study begins with its first trial",
-        try_=f"batchcal hpo run {config}    starts it",
+        f"there is no study at {storage}",
+        known="a study is created by its first run",
+        try_=f"batchcal hpo run {config}    starts the study",
     )
 
 
@@ -86,4 +86,4 @@ def without_password(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
-        return "given"
+        return "(invalid URL)"

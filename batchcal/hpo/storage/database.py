@@ -36,16 +36,16 @@ def open_database(url: str) -> PatientRDBStorage:
     """
     for _ in range(ATTEMPTS - 1):
         try:
-            return _opened(url)
+            return _connect(url)
         except (IntegrityError, ProgrammingError, OperationalError) as error:
             # Workers that begin at the same time all create the tables of an empty database. Only one of them succeeds.
             if not isinstance(error, IntegrityError) and "exist" not in str(error):
                 raise
             time.sleep(AGAIN_S)
-    return _opened(url)
+    return _connect(url)
 
 
-def _opened(url: str) -> PatientRDBStorage:
+def _connect(url: str) -> PatientRDBStorage:
     waiting = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite") else {}
     return PatientRDBStorage(
         url,

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from batchcal.core.files import check_target
-from batchcal.hpo.storage.presence import identity, is_gone
+from batchcal.hpo.storage.presence import has_ended, identity
 
 BEGINS: Final = b'{"op_code":'
 """First bytes of a journal. Its first record is the creation of a study."""
@@ -36,7 +36,7 @@ def check_journal(path: Path) -> None:
     check_target(
         path,
         name="the storage",
-        what="a journal of a study",
+        document="a journal of a study",
         is_ours=lambda begin: begin.startswith(BEGINS[: len(begin)]),
         example="study.journal",
         special=True,
@@ -67,9 +67,9 @@ class MendingLock(JournalFileSymlinkLock):
                 break
             except FileExistsError:
                 pass
-            other = _holder_of(self._link)
-            if other != last:
-                last, unchanged_since = other, time.monotonic()
+            current_holder = _holder_of(self._link)
+            if current_holder != last:
+                last, unchanged_since = current_holder, time.monotonic()
             if remove_abandoned(self._path) or time.monotonic() - unchanged_since > FOREIGN_GRACE_S:
                 _remove(self._link, last)
                 continue
@@ -96,7 +96,7 @@ def remove_abandoned(path: Path) -> bool:
     """Remove the lock of the journal at `path` if its holder is gone. Return True if there was such a lock."""
     link = lock_link(path)
     holder = _holder_of(link)
-    if not holder or not is_gone(holder.partition("#")[0], None):
+    if not holder or not has_ended(holder.partition("#")[0], None):
         return False
     # Two processes that both read the name of the dead holder must not remove the lock of a third.
     with contextlib.suppress(OSError), path.open("rb") as journal:
@@ -127,16 +127,16 @@ def mend(path: Path) -> None:
     with path.open("r+b") as file:
         begins = file.read(len(BEGINS))
         if begins != BEGINS[: len(begins)]:
-            raise ValueError(f"{path} is no journal of a study")
+            raise ValueError(f"{path} is not a journal of a study")
         end = file.seek(0, os.SEEK_END)
-        whole = end
-        while whole > 0:
-            begin = max(whole - _CHUNK, 0)
+        complete_end = end
+        while complete_end > 0:
+            begin = max(complete_end - _CHUNK, 0)
             file.seek(begin)
-            place = file.read(whole - begin).rfind(b"\n")
+            place = file.read(complete_end - begin).rfind(b"\n")
             if place >= 0:
-                whole = begin + place + 1
+                complete_end = begin + place + 1
                 break
-            whole = begin
-        if whole < end:
-            file.truncate(whole)
+            complete_end = begin
+        if complete_end < end:
+            file.truncate(complete_end)

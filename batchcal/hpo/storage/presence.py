@@ -52,25 +52,25 @@ def sweep(presences: Path | None, workers: Iterable[str]) -> None:
     """Remove the locks of workers that are gone, except those of `workers`."""
     if presences is None:
         return
-    kept = {_file(presences, worker) for worker in workers}
+    excluded = {_file(presences, worker) for worker in workers}
     with contextlib.suppress(OSError):
         for path in presences.glob("*.lock"):
-            if path not in kept and _has_left(path):
+            if path not in excluded and _is_abandoned(path):
                 path.unlink(missing_ok=True)
 
 
 def identity() -> str:
     """Return the identity of this process, unique for all time on all machines: host, boot, pid namespace, pid, start."""
-    return ":".join([socket.gethostname(), *_here(), str(os.getpid()), _start_of(os.getpid())])
+    return ":".join([socket.gethostname(), *_boot_and_namespace(), str(os.getpid()), _start_of(os.getpid())])
 
 
-def is_gone(worker: str, presences: Path | None) -> bool:
+def has_ended(worker: str, presences: Path | None) -> bool:
     """Return True if the process of `worker` has ended, False if it runs or this is unknown.
 
     Args:
         presences: folder of the workers' locks. None: they have none.
     """
-    return _is_dead(worker) or (presences is not None and _has_left(_file(presences, worker)))
+    return _is_dead(worker) or (presences is not None and _is_abandoned(_file(presences, worker)))
 
 
 def forget(worker: str, presences: Path | None) -> None:
@@ -84,7 +84,7 @@ def _file(folder: Path, worker: str) -> Path:
     return folder / f"{hashlib.sha256(worker.encode()).hexdigest()[:16]}.lock"
 
 
-def _has_left(path: Path) -> bool:
+def _is_abandoned(path: Path) -> bool:
     """Return True if the lock exists and no process holds it, on a file system where this means something."""
     if not path.is_file() or file_system_of(path) not in LOCKING:
         return False
@@ -95,19 +95,19 @@ def _has_left(path: Path) -> bool:
 def file_system_of(path: Path) -> str:
     """Return the type of the file system of `path`, such as `ext4`. Empty: unknown."""
     place = path.resolve()
-    mounts = [one for one in psutil.disk_partitions(all=True) if place.is_relative_to(PurePath(one.mountpoint))]
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if place.is_relative_to(PurePath(mount.mountpoint))]
     # The last mount at a place hides the earlier ones.
-    return max(enumerate(mounts), key=lambda one: (len(one[1].mountpoint), one[0]))[1].fstype if mounts else ""
+    return max(enumerate(mounts), key=lambda item: (len(item[1].mountpoint), item[0]))[1].fstype if mounts else ""
 
 
 def _is_dead(worker: str) -> bool:
     """Return True if its process is gone. False if this is unknown here: the worker is of another container or machine, or of
     this machine before a restart. Another machine of the same name would look like the latter."""
-    _, boot, space, pid, began = (worker.rsplit(":", 4) + [""] * 5)[:5]
-    return (boot, space) == _here() and pid.isdigit() and _start_of(int(pid)) != began
+    _, boot, space, pid, start = (worker.rsplit(":", 4) + [""] * 5)[:5]
+    return (boot, space) == _boot_and_namespace() and pid.isdigit() and _start_of(int(pid)) != start
 
 
-def _here() -> tuple[str, str]:
+def _boot_and_namespace() -> tuple[str, str]:
     """Return the current boot of the machine and the pid namespace of this process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]

@@ -58,14 +58,14 @@ def run_trial(request: TrialRequest, context: ChildContext) -> JSON:
         if checkpointed != OFF:
             GradientCheckpointManager(task.model, checkpointed).enable()
         if request.folds:
-            held_out = held_out or folds_of(task, request.folds, seed=request.options.seed, alive=watcher.alive_now_and_then)
+            held_out = held_out or folds_of(task, request.folds, seed=request.options.seed, alive=watcher.alive_if_due)
             task = in_fold(task, held_out, fold)
         if fold == 0 and request.options.fence and request.memory_limit_bytes is not None:
             arm(context, request.memory_limit_bytes)
         watcher.begin(fold)
         options = replace(request.options, memory_limit_bytes=request.memory_limit_bytes)
         options = with_warmup(options, request.warmup_steps, task, request.plan.effective_batch)
-        task = watcher.heard_in_evaluation(task)
+        task = watcher.with_signs_of_life(task)
         results.append(train(task, request.plan, options, predictor=predictor, progress=watcher))
         watcher.end_fold()
         # The next fold has its own model and data.
@@ -108,7 +108,9 @@ def folds_of(task: Task, folds: int, *, seed: int, alive: Callable[[], None] = l
     data = task.train_data
     samples = length_of(data)
     if samples is None or isinstance(data, IterableDataset):
-        raise UsageError("a stream has no folds", known="cross-validation needs train_data with a length", try_="folds = 0")
+        raise UsageError(
+            "a stream cannot be divided into folds", known="cross-validation needs train_data with a length", try_="folds = 0"
+        )
     label_of = task.label_of
     labels: list[str] | None = None
     if label_of is not None:
@@ -122,11 +124,11 @@ def folds_of(task: Task, folds: int, *, seed: int, alive: Callable[[], None] = l
 def in_fold(task: Task, held_out: Sequence[Sequence[int]], fold: int) -> Task:
     """Return `task`, evaluated on the samples that `fold` holds out and trained on those that the other folds hold out."""
     data, size_of = task.train_data, task.size_of
-    kept = sorted(index for other, indices in enumerate(held_out) if other != fold for index in indices)
+    train_indices = sorted(index for number, indices in enumerate(held_out) if number != fold for index in indices)
     if size_of is not None and not callable(size_of):
         costs = size_of
-        size_of = [float(costs[index]) for index in kept]
-    return replace(task, train_data=Subset(data, kept), eval_data=Subset(data, held_out[fold]), size_of=size_of)
+        size_of = [float(costs[index]) for index in train_indices]
+    return replace(task, train_data=Subset(data, train_indices), eval_data=Subset(data, held_out[fold]), size_of=size_of)
 
 
 class _Watcher:
@@ -137,8 +139,8 @@ class _Watcher:
         self._sign = -1.0 if request.maximize else 1.0
         self._fold = 0
         self._best = math.inf
-        self._told_at = float("-inf")
-        self._told_of = 0
+        self._last_sign_s = float("-inf")
+        self._last_resource = 0
         self._peak_bytes = 0
         self.bests: list[float] = []
         self.steps: dict[int, int] = {}
@@ -152,31 +154,31 @@ class _Watcher:
         LossIsNoNumber: no epoch has a finite value.
         """
         if not math.isfinite(self._best):
-            raise LossIsNoNumber(f"no epoch ended with a {self._request.metric} that is a number")
+            raise LossIsNoNumber(f"{self._request.metric} was NaN or infinite in every epoch")
         self.bests.append(self._sign * self._best)
         if self._request.folds:
-            self._tell((self._fold + 1) * self._request.options.epochs)
+            self._report((self._fold + 1) * self._request.options.epochs)
 
-    def heard_in_evaluation(self, task: Task) -> Task:
+    def with_signs_of_life(self, task: Task) -> Task:
         """Return `task`, in which each evaluation batch is a sign of life."""
         metrics = task.metrics
 
-        def heard(model: object, batch: object) -> Mapping[str, tuple[float, float]]:
-            self.alive_now_and_then()
+        def observed_metrics(model: object, batch: object) -> Mapping[str, tuple[float, float]]:
+            self.alive_if_due()
             return {} if metrics is None else metrics(model, batch)
 
-        return replace(task, metrics=heard)
+        return replace(task, metrics=observed_metrics)
 
     def event(self, event: TrainingEvent, /) -> None:
         if isinstance(event, StepEnded):
             self.steps[event.samples] = self.steps.get(event.samples, 0) + 1
             self._peak_bytes = max(self._peak_bytes, event.peak_bytes or 0)
-            self.alive_now_and_then()
+            self.alive_if_due()
         elif isinstance(event, EpochEnded):
             value = self._value(event)
             if value is not None and math.isfinite(value):
                 self._best = min(self._best, self._sign * value)
-            self._tell(self._fold * self._request.options.epochs + event.epoch + 1)
+            self._report(self._fold * self._request.options.epochs + event.epoch + 1)
 
     def _value(self, event: EpochEnded) -> float | None:
         """Return the value of the metric. None: it was NaN or infinite.
@@ -192,26 +194,26 @@ class _Watcher:
         names = ", ".join(event.evaluation)
         raise UsageError(
             f"the task has no metric {metric!r}",
-            known=f"it has {names}" if names else "it has none, and no evaluation data",
+            known=f"it has {names}" if names else "it has no metrics, and no evaluation data",
             try_='metric = "loss"',
         )
 
-    def _tell(self, resource: int) -> None:
-        if resource <= self._told_of:  # the last epoch of a fold is also its end
+    def _report(self, resource: int) -> None:
+        if resource <= self._last_resource:  # the last epoch of a fold is also its end
             return
         of_all = [*(self._sign * value for value in self.bests), *([self._best] if len(self.bests) <= self._fold else [])]
         mean = math.fsum(of_all) / len(of_all)
         if math.isfinite(mean):
-            self._told_of = resource
+            self._last_resource = resource
             reached = Reached(resource=resource, value=self._sign * mean, peak_bytes=self._peak_bytes)
-            self._context.tell(reached.model_dump(mode="json"))
+            self._context.send(reached.model_dump(mode="json"))
 
-    def alive_now_and_then(self) -> None:
-        if time.monotonic() - self._told_at >= SIGN_OF_LIFE_S:
+    def alive_if_due(self) -> None:
+        if time.monotonic() - self._last_sign_s >= SIGN_OF_LIFE_S:
             self._alive()
 
     def _alive(self) -> None:
-        self._told_at = time.monotonic()
+        self._last_sign_s = time.monotonic()
         self._context.phase("measure", limit_s=self._request.stall_limit_s)
 
 

@@ -15,7 +15,7 @@ Judge = Callable[[Reached], str | None]
 """Gets the report of an epoch. Returns the reason to stop the trial, or None."""
 
 
-class GaveUp(Exception):
+class StopTrial(Exception):
     """Raised in the thread that watches the child. The child is ended at once."""
 
 
@@ -27,7 +27,7 @@ class EpochJudge:
         self._waiting: queue.SimpleQueue[Reached | None] = queue.SimpleQueue()
         self.error: Exception | None = None
         """Error that `judge` raised."""
-        self._gave_up = False
+        self._stopped = False
         self.why = ""
         """Reason why the trial was stopped."""
         self.peak_bytes = 0
@@ -35,7 +35,7 @@ class EpochJudge:
         self._thread = threading.Thread(target=self._work, name="batchcal-judge", daemon=True)
         self._thread.start()
 
-    def hear(self, message: Message) -> None:
+    def add(self, message: Message) -> None:
         """Take a message of the child."""
         try:
             reached = Reached.model_validate(message)
@@ -46,13 +46,13 @@ class EpochJudge:
 
     def check(self) -> None:
         """Raises:
-        GaveUp: the trial must stop.
+        StopTrial: the trial must stop.
         Exception: the error that `judge` raised.
         """
         if self.error is not None:
             raise self.error
-        if self._gave_up:
-            raise GaveUp(self.why)
+        if self._stopped:
+            raise StopTrial(self.why)
 
     def close(self) -> None:
         self._waiting.put(None)
@@ -60,7 +60,7 @@ class EpochJudge:
 
     def _work(self) -> None:
         while (reached := self._waiting.get()) is not None:
-            if self.error is not None or self._gave_up:
+            if self.error is not None or self._stopped:
                 continue
             try:
                 why = self._judge(reached)
@@ -68,4 +68,4 @@ class EpochJudge:
                 self.error = error
                 continue
             if why is not None:
-                self.why, self._gave_up = why, True
+                self.why, self._stopped = why, True

@@ -22,18 +22,20 @@ def deal(samples: int, folds: int, *, seed: int, labels: Sequence[Hashable] | No
     """
     if folds < 2 or samples < folds:
         raise UsageError(
-            f"{samples} samples do not make {folds} folds", known="each fold holds out one sample at least", try_="folds = 2"
+            f"{samples} samples cannot be divided into {folds} folds",
+            known="there must be at least two folds, and each fold holds out at least one sample",
+            try_="folds = 2",
         )
     if labels is not None and len(labels) != samples:
-        raise ValueError(f"{len(labels)} labels of {samples} samples")
+        raise ValueError(f"{len(labels)} labels for {samples} samples")
     order = random.Random(seed)
-    alike: dict[Hashable, list[int]] = defaultdict(list)
+    by_label: dict[Hashable, list[int]] = defaultdict(list)
     for index in range(samples):
-        alike[None if labels is None else labels[index]].append(index)
+        by_label[None if labels is None else labels[index]].append(index)
     held_out: list[list[int]] = [[] for _ in range(folds)]
     turn = 0
-    for label in sorted(alike, key=repr):
-        indices = alike[label]
+    for label in sorted(by_label, key=repr):
+        indices = by_label[label]
         order.shuffle(indices)
         # Each label continues at the fold where the one before ended, so that remainders are spread over all folds.
         for index in indices:

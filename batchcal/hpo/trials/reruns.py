@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from batchcal.hpo.storage.presence import is_gone, sweep
+from batchcal.hpo.storage.presence import has_ended, sweep
 
 RETRIES: Final = 4
 """Most reruns of a trial whose worker died. The trial hardly ever kills its worker, because it runs in a child process. Machines
@@ -30,12 +30,16 @@ SURPLUS: Final = "batchcal_surplus"
 
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials of the study that ended or run, each once, however often it had to run."""
-    return [one for one in trials if one.state is not TrialState.WAITING and AGAIN not in one.user_attrs and not is_surplus(one)]
+    return [
+        trial
+        for trial in trials
+        if trial.state is not TrialState.WAITING and AGAIN not in trial.user_attrs and not is_surplus(trial)
+    ]
 
 
 def to_be_run(trials: Sequence[FrozenTrial], wanted: int) -> bool:
     """Return True if there is a trial to begin: fewer than `wanted` were begun, or one waits to run again."""
-    return len(counted(trials)) < wanted or any(one.state is TrialState.WAITING for one in trials)
+    return len(counted(trials)) < wanted or any(trial.state is TrialState.WAITING for trial in trials)
 
 
 def is_surplus(trial: FrozenTrial) -> bool:
@@ -51,16 +55,16 @@ def original_of(trial: FrozenTrial) -> int:
 
 def came_too_late(trials: Sequence[FrozenTrial], number: int, wanted: int) -> bool:
     """Return True if `wanted` trials were begun before `number`, which is not a rerun. All workers get the same result."""
-    return sum(one.number < number for one in counted(trials)) >= wanted
+    return sum(trial.number < number for trial in counted(trials)) >= wanted
 
 
 def run_again(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue `trial` with the values it had. Do nothing if its workers have died too often, or if it was queued since."""
     original = original_of(trial)
-    runs = [one for one in study.get_trials(deepcopy=False) if original_of(one) == original]
-    faults = sum(one.state is TrialState.FAIL and STOPPED not in one.user_attrs for one in runs)
+    runs = [run for run in study.get_trials(deepcopy=False) if original_of(run) == original]
+    faults = sum(run.state is TrialState.FAIL and STOPPED not in run.user_attrs for run in runs)
     # A worker that was wrongly taken for dead may find that another one has run the trial since.
-    if faults <= RETRIES and all(one.state is TrialState.FAIL for one in runs if one.number > trial.number):
+    if faults <= RETRIES and all(run.state is TrialState.FAIL for run in runs if run.number > trial.number):
         study.enqueue_trial(trial.params, user_attrs={AGAIN: original})
 
 
@@ -84,14 +88,14 @@ def retry_lost(study: optuna.Study, presences: Path | None = None) -> tuple[int,
         run_again(study, study.get_trials(deepcopy=False)[trial.number])
         lost.append(trial.number)
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    sweep(presences, (str(one.user_attrs.get(WORKER)) for one in running))
+    sweep(presences, (str(active.user_attrs.get(WORKER)) for active in running))
     return tuple(lost)
 
 
 def _is_lost(trial: FrozenTrial, presences: Path | None) -> bool:
     worker: object = trial.user_attrs.get(WORKER)
     if isinstance(worker, str):
-        return is_gone(worker, presences)
+        return has_ended(worker, presences)
     # A worker first records its identity in the trial.
-    began = trial.datetime_start if presences is not None else None
-    return began is not None and datetime.now() - began > NAMELESS
+    start = trial.datetime_start if presences is not None else None
+    return start is not None and datetime.now() - start > NAMELESS

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from batchcal.core.errors import GuardError, NothingFits, UsageError
+from batchcal.core.units import count_of
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob
 from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.outcome import Infrastructure, OutOfMemory, Suspect, Swapping, UserCodeFailed
 from batchcal.guard.run import ChildLimits, run
-from batchcal.hpo.trials.epoch_judge import EpochJudge, GaveUp, Judge
+from batchcal.hpo.trials.epoch_judge import EpochJudge, Judge, StopTrial
 from batchcal.hpo.trials.facts import DIVERGED, OUT_OF_MEMORY
 from batchcal.hpo.trials.job import TrialAnswer, TrialRequest, TrialState, run_trial
 from batchcal.machine.cgroup import memory_meter
@@ -73,12 +74,12 @@ class TrialRunner:
             own_fence=request.options.fence and request.memory_limit_bytes is not None,
             neighbours=True,
         )
-        began = time.monotonic()
+        start_s = time.monotonic()
         listener = EpochJudge(judge)
         try:
-            ending = self._started(job, plan.allocator, meter, limits, listener)
-        except GaveUp:
-            peak, wall_s = listener.peak_bytes, time.monotonic() - began
+            ending = self._run_child(job, plan.allocator, meter, limits, listener)
+        except StopTrial:
+            peak, wall_s = listener.peak_bytes, time.monotonic() - start_s
             return TrialEnd("pruned", why=listener.why, peak_bytes=peak, wall_s=wall_s)
         finally:
             meter.close()
@@ -89,33 +90,37 @@ class TrialRunner:
             try:
                 answer = TrialAnswer.model_validate(ending.returned)
             except ValidationError as error:
-                return TrialEnd("failed", kind="infrastructure", why=f"its answer has {error.error_count()} mistakes")
+                return TrialEnd(
+                    "failed", kind="infrastructure", why=f"its result has {count_of(error.error_count(), 'invalid value')}"
+                )
             return TrialEnd("complete", answer, peak_bytes=answer.peak_bytes, wall_s=ending.wall_s)
-        return _ended_badly(ending)
+        return _failure(ending)
 
-    def _started(self, job: FunctionJob, allocator: str, meter: GroupMeter, limits: ChildLimits, listener: EpochJudge) -> Ending:
+    def _run_child(
+        self, job: FunctionJob, allocator: str, meter: GroupMeter, limits: ChildLimits, listener: EpochJudge
+    ) -> Ending:
         launcher = self._launchers.get(allocator)
         try:
-            ending = run(job, launcher, meter, limits, listener.hear, check=listener.check)
+            ending = run(job, launcher, meter, limits, listener.add, check=listener.check)
             if ending.has_result or (not ending.infrastructure and launcher.is_alive()):
                 return ending
         except GuardError:
             pass
         # The process that forks the children has died, and they with it. Start a new one, once.
         self._launchers.drop(allocator)
-        return run(job, self._launchers.get(allocator), meter, limits, listener.hear, check=listener.check)
+        return run(job, self._launchers.get(allocator), meter, limits, listener.add, check=listener.check)
 
 
-def _ended_badly(ending: Ending) -> TrialEnd:
+def _failure(ending: Ending) -> TrialEnd:
     """Raises:
     UsageError: the cause is not a trial.
     """
-    outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
+    outcome = classify(ending, lambda value: Infrastructure(detail="the child process returned no result"))
     link = ending.raised.chain[0] if ending.raised is not None else None
     peak, why = ending.peak_anonymous_bytes, described(outcome)
     if link is not None and link.is_a(UsageError):
         what, known, try_ = link.told or (why.partition(": ")[2] or why, "", "")
-        raise UsageError(what, known=known, try_=try_ or "names of the factory in [hpo.space] and [task.args]")
+        raise UsageError(what, known=known, try_=try_ or "use the argument names of the factory in [hpo.space] and [task.args]")
     headline = link.told[0] if link is not None and link.told else why
     if link is not None and link.is_a(LossIsNoNumber):
         # The trial ran, with a bad result: the sampler learns from it.

@@ -38,8 +38,8 @@ def share_out(blueprint: Blueprint, options: Options, environment: Environment, 
     share = _rounded(share)
     if share <= WORKER_BYTES:
         raise UsageError(
-            f"{workers} workers are too many for the memory there is",
-            known=f"{format_bytes(max(free, 0))} are free; each worker takes {format_bytes(WORKER_BYTES)} besides its trial",
+            f"{workers} workers are too many for the free memory",
+            known=f"{format_bytes(max(free, 0))} are free; each worker needs {format_bytes(WORKER_BYTES)} beside its trial",
             try_="--workers 1",
         )
     devices = _devices(options.device, environment, workers)
@@ -62,17 +62,21 @@ def _rounded(share: int) -> int:
     return share // grain * grain if share > 0 else 0
 
 
-def _devices(asked: str, environment: Environment, workers: int) -> list[str]:
-    there = [f"{one.kind}:{one.index}" for one in environment.accelerators if asked in ("auto", one.kind)]
-    if asked == "cpu" or (asked == "auto" and not there):
+def _devices(device: str, environment: Environment, workers: int) -> list[str]:
+    devices = [
+        f"{accelerator.kind}:{accelerator.index}"
+        for accelerator in environment.accelerators
+        if device in ("auto", accelerator.kind)
+    ]
+    if device == "cpu" or (device == "auto" and not devices):
         return ["cpu"] * workers
-    if len(there) < workers:
+    if len(devices) < workers:
         raise UsageError(
-            f"{workers} workers need an accelerator each",
-            known=f"there is: {', '.join(there) or asked}; the memory of one is not divided",
-            try_=f"--workers {max(1, len(there))}, or --set device=cpu",
+            f"{workers} workers need {workers} accelerators",
+            known=f"available: {', '.join(devices) or f'no {device}'}; workers do not share an accelerator",
+            try_=f"--workers {max(1, len(devices))}, or --set device=cpu",
         )
-    return there[:workers]
+    return devices[:workers]
 
 
 def _cores(environment: Environment, workers: int) -> list[tuple[int, ...]]:
@@ -84,12 +88,12 @@ def _cores(environment: Environment, workers: int) -> list[tuple[int, ...]]:
     each = int(environment.cpu.cores.value) // workers
     if not hasattr(os, "sched_getaffinity") or each < 1:
         return [()] * workers
-    there = sorted(os.sched_getaffinity(0), key=lambda cpu: (_core_of(cpu), cpu))
+    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (_core_of(cpu), cpu))
     # If a quota leaves cores free, all containers on one machine would otherwise take the first cores.
-    spare = len(there) - each * workers
-    first = zlib.crc32(socket.gethostname().encode()) % len(there) if spare > 0 else 0
-    there = there[first:] + there[:first]
-    return [tuple(there[index * each : (index + 1) * each]) for index in range(workers)]
+    spare = len(cpus) - each * workers
+    first = zlib.crc32(socket.gethostname().encode()) % len(cpus) if spare > 0 else 0
+    cpus = cpus[first:] + cpus[:first]
+    return [tuple(cpus[index * each : (index + 1) * each]) for index in range(workers)]
 
 
 def _core_of(cpu: int) -> tuple[int, int]:

@@ -35,7 +35,7 @@ MOST_DEATHS: Final = 5
 """Most deaths of each worker, with no trial ended in between."""
 LONGEST_WAIT_S: Final = 15.0
 _ERRORS: Final[dict[str, type[BatchcalError]]] = {
-    one.__name__: one for one in (UsageError, NoCalibration, NothingFits, UserCodeError, Partial, NotSaved, GuardError)
+    kind.__name__: kind for kind in (UsageError, NoCalibration, NothingFits, UserCodeError, Partial, NotSaved, GuardError)
 }
 
 
@@ -87,7 +87,7 @@ class WorkerPool:
                 self._start_awaited()
                 if self._stop_until is not None and time.monotonic() > self._stop_until:
                     self._end_all()
-                self._tick_now_and_then()
+                self._tick_if_due()
         except BaseException:
             self.stop()
             raise
@@ -98,7 +98,7 @@ class WorkerPool:
         if self._error is not None:
             raise self._error
 
-    def _tick_now_and_then(self) -> None:
+    def _tick_if_due(self) -> None:
         """Call `tick` if it is due, however many messages arrive."""
         if time.monotonic() >= self._next_tick:
             self._tick()
@@ -125,8 +125,8 @@ class WorkerPool:
         self._selector.register(member.process.stdout, selectors.EVENT_READ, member)
 
     def _start_awaited(self) -> None:
-        due = [one for one in self._awaited if self._ending or time.monotonic() >= one[0]]
-        self._awaited = [one for one in self._awaited if one not in due]
+        due = [entry for entry in self._awaited if self._ending or time.monotonic() >= entry[0]]
+        self._awaited = [entry for entry in self._awaited if entry not in due]
         for _, assignment in due:
             if not self._ending:
                 self._start(assignment)
@@ -137,11 +137,11 @@ class WorkerPool:
             assert isinstance(member, _Member)
             messages = member.process.read()
             for message in messages or ():
-                self._heard(member, message)
+                self._receive(member, message)
             if messages is None:
-                self._left(member)
+                self._remove(member)
 
-    def _heard(self, member: _Member, message: dict[str, object]) -> None:
+    def _receive(self, member: _Member, message: dict[str, object]) -> None:
         error, name, values = message.get("error"), message.get("event"), message.get("values")
         if isinstance(error, dict):
             kind = _ERRORS.get(str(error.get("name")), BatchcalError)
@@ -149,7 +149,7 @@ class WorkerPool:
         elif isinstance(name, str) and isinstance(values, dict):
             event = read_back(name, values)
             if event is None:
-                event = Notice(f"a message of a worker could not be read: {name}")
+                event = Notice(f"a message from a worker could not be read: {name}")
             if isinstance(event, Notice) and event in self._noticed:
                 return
             if isinstance(event, TrialEnded):
@@ -158,7 +158,7 @@ class WorkerPool:
                 self._noticed.add(event)
             self._progress.event(FromWorker(event, member.index) if len(self._assignments) > 1 else event)
 
-    def _left(self, member: _Member) -> None:
+    def _remove(self, member: _Member) -> None:
         self._selector.unregister(member.process.stdout)
         status = member.process.close()
         del self._members[member.index]
@@ -167,19 +167,19 @@ class WorkerPool:
             self._error = self._error or member.error
             self.stop()
         elif status != 0 and not self._ending:
-            self._died(member, status)
+            self._replace(member, status)
 
-    def _died(self, member: _Member, status: int) -> None:
+    def _replace(self, member: _Member, status: int) -> None:
         self._deaths[member.index] += 1
         deaths = self._deaths[member.index]
-        how = f"killed by {signal_name(-status)}" if status < 0 else f"ended with {status}"
+        reason = f"killed by {signal_name(-status)}" if status < 0 else f"exited with code {status}"
         if deaths > MOST_DEATHS:
             raise GuardError(
-                f"worker {member.index} of the study dies again and again; now it was {how}",
-                known=member.process.log_tail() or "it said nothing",
+                f"worker {member.index} died {deaths} times without finishing a trial; last: {reason}",
+                known=member.process.log_tail() or "its log is empty",
                 try_="batchcal hpo run CONFIG    continues the study",
             )
-        self._progress.event(StudyWorkerDied(worker=member.index, how=how, action="another takes its place"))
+        self._progress.event(StudyWorkerDied(worker=member.index, how=reason, action="a new worker replaces it"))
         # The cause may pass: a database takes some seconds to restart.
         wait_s = min(2.0 ** (deaths - 1) - 1, LONGEST_WAIT_S)
         self._awaited.append((time.monotonic() + wait_s, member.assignment))

@@ -1,7 +1,7 @@
-"""A worker as a process: `python -m batchcal.hpo.workers.process`, started and led by a `Crew`.
+"""A worker as a process: `python -m batchcal.hpo.workers.process`, started and controlled by a `WorkerPool`.
 
-stdin has a line with its `Assignment`, then `finish` (stop after the running trial) or `stop` (now). When stdin ends, the `Crew`
-is gone and the worker ends. stdout has a JSON line for each event, and one for the error that ended the worker.
+stdin has a line with its `Assignment`, then `finish` (stop after the running trial) or `stop` (now). When stdin ends, the
+`WorkerPool` has ended, and the worker ends. stdout has a JSON line for each event, and one for the error that ended the worker.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ STOP: Final = "stop"
 
 
 class Line:
-    """Connection to the `Crew`: one JSON line per message. Messages are dropped if the `Crew` no longer reads."""
+    """Connection to the `WorkerPool`: one JSON line per message. Messages are dropped if the pool no longer reads."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lock = stream, threading.Lock()
 
     def event(self, event: WorkerEvent, /) -> None:
         name, values = written(event)
-        self.say({"event": name, "values": values})
+        self.send({"event": name, "values": values})
 
     def error(self, error: BatchcalError) -> None:
-        self.say({"error": {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}})
+        self.send({"error": {"name": type(error).__name__, "what": error.what, "known": error.known, "try": error.try_}})
 
-    def say(self, message: object) -> None:
+    def send(self, message: object) -> None:
         # Another thread judges a trial's epochs and reports them.
         with self._lock, contextlib.suppress(OSError, ValueError):
             self._stream.write(json.dumps(message) + "\n")
@@ -80,9 +80,9 @@ def main() -> int:
 def _not_written(error: OSError) -> NotSaved:
     """Return the error for a disk that is full or read-only. Another worker would fail, too."""
     return NotSaved(
-        f"the study cannot go on: {error.strerror or error}",
-        known=f"at {error.filename}" if error.filename else "trials that have ended are kept",
-        try_="the same command, once there is room",
+        f"the study cannot continue: {error.strerror or error}",
+        known=f"at {error.filename}" if error.filename else "trials that have ended are saved",
+        try_="free disk space or allow writing there, then run the same command again",
     )
 
 
@@ -94,15 +94,15 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
     study, why = open_study(blueprint)
     if why and assignment.index == 0:
         line.event(Notice(why))
-    environment = staying(detect_for(options.device))
-    for one in environment.accelerators:
+    environment = with_own_memory(detect_for(options.device))
+    for accelerator in environment.accelerators:
         line.event(
             AcceleratorFound(
-                device=f"{one.kind}:{one.index}",
-                name=one.name,
-                total_bytes=one.total_bytes,
-                available_bytes=one.free_bytes,
-                used_bytes=one.total_bytes - one.free_bytes,
+                device=f"{accelerator.kind}:{accelerator.index}",
+                name=accelerator.name,
+                total_bytes=accelerator.total_bytes,
+                available_bytes=accelerator.free_bytes,
+                used_bytes=accelerator.total_bytes - accelerator.free_bytes,
             )
         )
     launchers = Launchers(os.environ, note=lambda text: line.event(Notice(text)), spawn_only=False)
@@ -134,12 +134,12 @@ def work(assignment: Assignment, line: Line, finish: threading.Event) -> None:
         launchers.close()
 
 
-def staying(environment: Environment) -> Environment:
+def with_own_memory(environment: Environment) -> Environment:
     """Return the environment as a trial finds it: with this process, which continues to run beside it."""
     own, memory = read_status(), environment.memory
-    held = 0 if own is None else own.hard_bytes
+    own_bytes = 0 if own is None else own.hard_bytes
     # A budget subtracts the measuring process from the used memory. This process stays beside the trial, so add it here.
-    return environment.model_copy(update={"memory": memory.model_copy(update={"used_bytes": memory.used_bytes + held})})
+    return environment.model_copy(update={"memory": memory.model_copy(update={"used_bytes": memory.used_bytes + own_bytes})})
 
 
 def _obey(finish: threading.Event) -> None:

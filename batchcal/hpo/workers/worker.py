@@ -72,7 +72,7 @@ class Worker:
     progress: Progress[WorkerEvent] = field(default_factory=Silent)
     finish: Callable[[], bool] = lambda: False
     """Returns True if the worker must stop after the running trial."""
-    _taken: bool = False
+    _taken_over: bool = False
     """True if another worker ended the trial that ran."""
 
     def work(self) -> int:
@@ -96,31 +96,31 @@ class Worker:
             try:
                 self.study.optimize(self._objective, n_trials=1, catch=(TrialFailed,))
             except (UpdateFinishedTrialError, ValueError):
-                if not self._taken:
+                if not self._taken_over:
                     raise
-            self._taken = False
+            self._taken_over = False
             ran += 1
-            self._despair()
+            self._stop_if_hopeless()
         return ran
 
     def _objective(self, trial: optuna.Trial) -> float:
         try:
-            return self._tried(trial)
+            return self._sample_and_run(trial)
         except (TrialFailed, optuna.TrialPruned):
             raise
         except UpdateFinishedTrialError:
             # This worker was taken for dead, and another one has handled the trial.
-            self._taken = True
+            self._taken_over = True
             raise
         except Exception as error:
             # The cause is not the trial, but a signal, the storage, the machine or the config. It will run again.
             if isinstance(error, BatchcalError):
                 trial.set_user_attr(STOPPED, True)
-                self._keep(trial, {"state": "stopped"})
+                self._store(trial, {"state": "stopped"})
             run_again(self.study, self.study.get_trials(deepcopy=False)[trial.number])
             raise
 
-    def _tried(self, trial: optuna.Trial) -> float:
+    def _sample_and_run(self, trial: optuna.Trial) -> float:
         trial.set_user_attr(WORKER, identity())
         if AGAIN not in trial.user_attrs and came_too_late(
             self.study.get_trials(deepcopy=False), trial.number, self.settings.trials
@@ -134,19 +134,19 @@ class Worker:
         try:
             end = self._run(trial, values)
         except (NothingFits, UserCodeError, Partial) as error:
-            told = f"{error.what} ({error.known})" if isinstance(error, Partial) and error.known else error.what
+            why = f"{error.what} ({error.known})" if isinstance(error, Partial) and error.known else error.what
             trace = error.known if isinstance(error, UserCodeError) else ""
-            end = TrialEnd("failed", kind=_kind_of(error), why=told, traceback=trace)
-        return self._told(trial, end)
+            end = TrialEnd("failed", kind=_kind_of(error), why=why, traceback=trace)
+        return self._record(trial, end)
 
     def _run(self, trial: optuna.Trial, values: Values) -> TrialEnd:
-        known = self.book.plan_trial(self.space, values, self.effective_batch)
-        if isinstance(known, TooLarge):
-            trial.set_constraint(MEMORY, known.excess)
-            return TrialEnd("infeasible", kind="too-large", why=known.why)
-        plan = known.plan
+        fitting = self.book.plan_trial(self.space, values, self.effective_batch)
+        if isinstance(fitting, TooLarge):
+            trial.set_constraint(MEMORY, fitting.excess)
+            return TrialEnd("infeasible", kind="too-large", why=fitting.why)
+        plan = fitting.plan
         trial.set_constraint(MEMORY, min(0.0, plan.predicted_peak_bytes / plan.budget_bytes - 1))
-        self._keep(
+        self._store(
             trial,
             {
                 "effective_batch": plan.effective_batch,
@@ -155,11 +155,11 @@ class Worker:
                 "eval_batch": plan.eval_batch,
                 "predicted_peak_bytes": plan.predicted_peak_bytes,
                 "budget_bytes": plan.budget_bytes,
-                "parameters": known.parameters,
-                "shape_measured": known.measured,
+                "parameters": fitting.parameters,
+                "shape_measured": fitting.measured,
             },
         )
-        request = training_of(self.book.reference, self.options, values, known, self.settings)
+        request = training_of(self.book.reference, self.options, values, fitting, self.settings)
         judge = self._judge(trial, request.options.epochs * max(1, request.folds))
         return self.runner.run(request, judge, total_s=self.settings.trial_limit_s)
 
@@ -170,12 +170,12 @@ class Worker:
             trial.report(reached.value, reached.resource)
             self.progress.event(TrialReached(trial=trial.number, epochs=reached.resource, value=reached.value))
             if reached.resource < last and trial.should_prune():
-                return f"given up after {count_of(reached.resource, 'epoch')} at {reached.value:.6g}"
+                return f"pruned after {count_of(reached.resource, 'epoch')} with the value {reached.value:.6g}"
             return None
 
         return judge
 
-    def _told(self, trial: optuna.Trial, end: TrialEnd) -> float:
+    def _record(self, trial: optuna.Trial, end: TrialEnd) -> float:
         facts: dict[str, object] = {"state": end.state, "kind": end.kind or None, "why": end.why or None, "wall_s": end.wall_s}
         if end.traceback:
             facts["traceback"] = end.traceback[-TRACEBACK:]
@@ -183,7 +183,7 @@ class Worker:
             facts["peak_bytes"] = end.peak_bytes
         if end.answer is not None:
             facts |= end.answer.model_dump(mode="json")
-        self._keep(trial, facts)
+        self._store(trial, facts)
         value = None if end.answer is None else end.answer.value
         self.progress.event(
             TrialEnded(trial=trial.number, state=end.state, kind=end.kind or None, why=end.why or None, value=value)
@@ -194,33 +194,33 @@ class Worker:
             raise TrialFailed(f"{end.kind}: {end.why}")
         raise optuna.TrialPruned(end.why)
 
-    def _keep(self, trial: optuna.Trial, facts: Mapping[str, object]) -> None:
-        before: object = trial.user_attrs.get(ATTRIBUTES, {})
-        known = before if isinstance(before, dict) else {}
-        trial.set_user_attr(ATTRIBUTES, {**known, **facts})
+    def _store(self, trial: optuna.Trial, facts: Mapping[str, object]) -> None:
+        attribute: object = trial.user_attrs.get(ATTRIBUTES, {})
+        stored = attribute if isinstance(attribute, dict) else {}
+        trial.set_user_attr(ATTRIBUTES, {**stored, **facts})
 
-    def _despair(self) -> None:
+    def _stop_if_hopeless(self) -> None:
         """Raises:
         NothingFits: no trial so far fitted, or had enough memory.
         UserCodeError: no trial so far completed the task's code.
         """
-        ended = [facts_of(one) for one in self.study.get_trials(deepcopy=False) if one.state.is_finished()]
-        known = [one for one in ended if one.state not in (None, "stopped")]
-        states = {one.state for one in known}
-        if states == {"infeasible"} and len(known) >= min(HOPELESS, self.settings.trials):
+        ended = [facts_of(trial) for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        outcomes = [facts for facts in ended if facts.state not in (None, "stopped")]
+        states = {facts.state for facts in outcomes}
+        if states == {"infeasible"} and len(outcomes) >= min(HOPELESS, self.settings.trials):
             raise NothingFits(
-                f"none of {len(known)} trials fits",
-                known=f"the latest: {known[-1].why}",
-                try_="smaller bounds in [hpo.space], a larger budget where that is what refuses, or a higher memory limit",
+                f"none of {len(outcomes)} trials fits",
+                known=f"the latest trial: {outcomes[-1].why}",
+                try_="smaller bounds in [hpo.space], a larger budget in [hpo], or a higher memory limit",
             )
-        if states == {"failed"} and len(known) >= min(BROKEN, self.settings.trials):
-            kinds = ", ".join(sorted({str(one.kind) for one in known}))
-            more = len(known) < self.settings.trials
+        if states == {"failed"} and len(outcomes) >= min(BROKEN, self.settings.trials):
+            kinds = ", ".join(sorted({str(facts.kind) for facts in outcomes}))
+            more = len(outcomes) < self.settings.trials
             kind = NothingFits if kinds == OUT_OF_MEMORY else UserCodeError
             raise kind(
-                f"all {count_of(len(known), 'trial')} failed ({kinds})",
-                known=f"the latest: {known[-1].why}" + (f"\n{known[-1].traceback}" if known[-1].traceback else ""),
-                try_="the same command once that is mended" + ("" if more else ", with --set study=ANOTHER-NAME"),
+                f"all {count_of(len(outcomes), 'trial')} failed ({kinds})",
+                known=f"the latest trial: {outcomes[-1].why}" + (f"\n{outcomes[-1].traceback}" if outcomes[-1].traceback else ""),
+                try_="fix the cause, then run the same command again" + ("" if more else ", with --set study=ANOTHER-NAME"),
             )
 
 
@@ -232,16 +232,16 @@ def _kind_of(error: BatchcalError) -> str:
 
 
 def training_of(
-    reference: TaskReference, options: TrainOptions, values: Values, known: Fitting, settings: StudySettings
+    reference: TaskReference, options: TrainOptions, values: Values, fitting: Fitting, settings: StudySettings
 ) -> TrialRequest:
     """Return the request for a training with the sampled `values`."""
     epochs, warmup = values.get(EPOCHS), values.get(WARMUP_STEPS)
     return TrialRequest(
         reference=reference.model_copy(update={"arguments": {**reference.arguments, **arguments_of(values)}}),
-        plan=known.plan,
+        plan=fitting.plan,
         options=replace(options, epochs=epochs) if isinstance(epochs, int) else options,
-        calibration=str(known.calibration),
-        memory_limit_bytes=known.memory_limit_bytes,
+        calibration=str(fitting.calibration),
+        memory_limit_bytes=fitting.memory_limit_bytes,
         metric=settings.metric,
         maximize=settings.direction == "maximize",
         folds=settings.folds,

@@ -17,7 +17,7 @@ from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import OFF, Budget, Isolation, Mode, Options
 from batchcal.core.errors import GuardError
-from batchcal.core.units import MIB
+from batchcal.core.units import MIB, count_of
 from batchcal.detect.environment import Environment
 from batchcal.guard.channel.wire import JSON, Message
 from batchcal.guard.classify import classify
@@ -133,7 +133,7 @@ class ChildProbe:
         self._deadline = deadline
         self._phase_s = {"load": LOAD_LIMIT_S, "read": LOAD_LIMIT_S, "warm-up": WARM_UP_LIMIT_S}
         variables = os.environ if environ is None else environ
-        self._are_lent = launchers is not None
+        self._launchers_are_shared = launchers is not None
         left_s = (lambda: math.inf) if deadline is None else deadline.left_s
         self._launchers = launchers or Launchers(variables, note=note, spawn_only=isolation == "spawn", left_s=left_s)
         self._examined: dict[str, Examination] = {}
@@ -144,9 +144,9 @@ class ChildProbe:
         """Lost blocks by policy, see `_count_lost_blocks`."""
         self._largest: int | None = None
         """Largest batch size that the task accepts. None: unknown."""
-        self._kept: answers.Kept | None = None
+        self._kept_memory: answers.KeptMemory | None = None
         """Memory kept by the dataset in the last examination."""
-        self._stay: frozenset[str] = frozenset()
+        self._persistent: frozenset[str] = frozenset()
         """Policies that are timed alternately. Their launchers stay and do not start again each time."""
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
@@ -160,13 +160,13 @@ class ChildProbe:
         )
         ending = self._examination(arguments, allocator)
         if not ending.has_result:
-            raise answers.failure(ending, self._host_budget, self._kept, torch_bytes=self._shared_bytes(allocator))
+            raise answers.failure(ending, self._host_budget, self._kept_memory, torch_bytes=self._shared_bytes(allocator))
         value = ending.returned if isinstance(ending.returned, dict) else {}
         try:
             examination = Examination.model_validate(value.get("examination"))
         except ValidationError as error:
-            known = f"{error.error_count()} fields of it are wrong"
-            raise GuardError("the examination of the task gave no usable answer", known=known) from error
+            detail = count_of(error.error_count(), "invalid field")
+            raise GuardError("the examination of the task returned no usable answer", known=detail) from error
         if not self._examined and ending.output.strip():
             self._printed(ending.output.strip()[-OUTPUT_SHOWN:])
         if device not in self._examined:
@@ -185,9 +185,9 @@ class ChildProbe:
         setting = arguments.setting
         if ran_out(ending) and ending.phase == "warm-up" and setting.smallest_batch == 2 and setting.multiple_of == 1:
             single = setting.model_copy(update={"smallest_batch": 1})
-            alone = self._examine_once(arguments.model_copy(update={"setting": single}), allocator)
-            if alone.has_result or alone.phase == "measure":
-                arguments, ending = arguments.model_copy(update={"setting": single}), alone
+            retry = self._examine_once(arguments.model_copy(update={"setting": single}), allocator)
+            if retry.has_result or retry.phase == "measure":
+                arguments, ending = arguments.model_copy(update={"setting": single}), retry
                 self._settings[single.device] = single
         for curve in CURVES[1:]:
             # After the first real steps: the model without memory or the profiler crashed, hung, or needed too much itself.
@@ -206,9 +206,9 @@ class ChildProbe:
 
         def listen(message: Message) -> None:
             with contextlib.suppress(ValidationError):
-                self._kept = answers.Kept.model_validate(message)
+                self._kept_memory = answers.KeptMemory.model_validate(message)
 
-        self._kept = None
+        self._kept_memory = None
         return self._run(examine, arguments.model_dump(mode="json"), allocator, limits, listen=listen)
 
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
@@ -230,7 +230,7 @@ class ChildProbe:
         self._run(scout, values, allocator, limits, listen=listen)
         return tuple(ran)
 
-    def obey(self, rule: SizeRule) -> None:
+    def set_size_rule(self, rule: SizeRule) -> None:
         """See `Probe`."""
         self._lost_blocks.clear()  # they may have been counted with a size that the task refuses
         self._largest = rule.most
@@ -281,7 +281,7 @@ class ChildProbe:
 
     def measure(self, request: ProbeRequest) -> Observation:
         """Run steps at one size."""
-        self._stay = frozenset()
+        self._persistent = frozenset()
         setting = self._settings[request.device]
         if request.one_size:
             setting = setting.model_copy(update={"one_size": True})
@@ -305,19 +305,19 @@ class ChildProbe:
             host_fence=not accelerated and setting.workers == 0,
             neighbours=self._neighbours,
         )
-        began = time.monotonic()
+        start_s = time.monotonic()
         ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits)
-        within = self._within(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
-        outcome = classify(ending, lambda value: answers.probed(value, ending, within, request.batch))
+        memory_limits = self._memory_limits(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
+        outcome = classify(ending, lambda value: answers.probe_outcome(value, ending, memory_limits, request.batch))
         isolation = self._isolation(ending, request.device, request.allocator)
         notes = answers.notes(ending.returned)
         if loses_blocks and setting.lost_blocks is None:
             notes += (counting.UNKNOWN,)
-        return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
+        return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - start_s, notes=notes)
 
     def _isolation(self, ending: Ending, device: str, allocator: str) -> Isolation:
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if device.startswith("cuda") else ()))
-        launcher = self._launchers.there.get(allocator)
+        launcher = self._launchers.running.get(allocator)
         return Isolation(launcher="zygote" if launcher is None else launcher.name, fence=layers, missing=ending.missing)
 
     def _count_lost_blocks(self, setting: ChildSetting, allocator: str) -> int | None:
@@ -356,11 +356,11 @@ class ChildProbe:
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         """Start a launcher for each of `allocators` if there is room for all of them. See `Probe`."""
-        self._stay = frozenset()
-        missing = sum(name not in self._launchers.there for name in allocators)
+        self._persistent = frozenset()
+        missing = sum(name not in self._launchers.running for name in allocators)
         free = self._group.limit_bytes - self._group.hard_bytes() - missing * ZYGOTE_BYTES
         if free >= demand_bytes + LIBRARY_BYTES:
-            self._stay = frozenset(allocators)
+            self._persistent = frozenset(allocators)
             self._launchers.start_all(allocators)
 
     def time_sizes(self, request: TimingRequest) -> TimingReport:
@@ -371,8 +371,8 @@ class ChildProbe:
         until, samples = time.monotonic() + request.limit_s, request.samples
         for size in request.micro_batches:
             limit_s = max(0.0, until - time.monotonic())
-            alone = {"micro_batches": (size,), "rounds": 0, "samples": samples, "limit_s": limit_s}
-            report = self._lap(request.model_copy(update=alone))
+            changes = {"micro_batches": (size,), "rounds": 0, "samples": samples, "limit_s": limit_s}
+            report = self._lap(request.model_copy(update=changes))
             times.extend(report.times)
             if report.why_ended or time.monotonic() >= until:
                 return TimingReport(times=tuple(times), why_ended=report.why_ended)
@@ -420,15 +420,15 @@ class ChildProbe:
             order=self._orders.get((plan.device, "train")),
             eval_order=self._orders.get((plan.device, "eval")),
         )
-        began = time.monotonic()
-        heard: list[Message] = []
+        start_s = time.monotonic()
+        messages: list[Message] = []
         values = arguments.model_dump(mode="json")
-        ending = self._run(rehearse, values, plan.allocator, limits, listen=heard.append)
-        within = self._within(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
-        outcome = classify(ending, lambda value: answers.rehearsed(value, ending, within, request))
+        ending = self._run(rehearse, values, plan.allocator, limits, listen=messages.append)
+        memory_limits = self._memory_limits(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
+        outcome = classify(ending, lambda value: answers.rehearsal_outcome(value, ending, memory_limits, request))
         times = answers.rehearsal_times(ending.returned) if isinstance(outcome, Fits) else None
-        evaluating = answers.evaluating(ending.returned, within, heard=bool(heard))
-        isolation, wall_s = self._isolation(ending, plan.device, plan.allocator), time.monotonic() - began
+        evaluating = answers.evaluating(ending.returned, memory_limits, reported=bool(messages))
+        isolation, wall_s = self._isolation(ending, plan.device, plan.allocator), time.monotonic() - start_s
         return Observation(outcome=outcome, isolation=isolation, wall_s=wall_s, times=times, evaluating=evaluating)
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
@@ -451,12 +451,14 @@ class ChildProbe:
             self._run(examine_workers, arguments.model_dump(mode="json"), request.allocator, limits), request.workers
         )
         start = report.workers.start
-        self._settings = {device: one.model_copy(update={"start": start}) for device, one in self._settings.items()}
+        self._settings = {
+            device: child_setting.model_copy(update={"start": start}) for device, child_setting in self._settings.items()
+        }
         return report
 
     def train_varied(self, request: HeapRequest) -> HeapReport:
         """Train with batches of changing shapes in a child of their own. See `Probe`."""
-        self._stay = frozenset()
+        self._persistent = frozenset()
         readings: list[HeapReading] = []
 
         def listen(message: Message) -> None:
@@ -476,13 +478,13 @@ class ChildProbe:
             return HeapReport(readings=tuple(readings))
         outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
         if readings and isinstance(outcome, OutOfMemory | Suspect):
-            held = max(readings[-1].peak_bytes, allowed)
-            readings.append(HeapReading(steps=readings[-1].steps + 1, peak_bytes=held))
+            peak_bytes = max(readings[-1].peak_bytes, allowed)
+            readings.append(HeapReading(steps=readings[-1].steps + 1, peak_bytes=peak_bytes))
         return HeapReport(readings=tuple(readings), why_ended=described(outcome))
 
     def close(self) -> None:
         """Close the probe: none of its processes and files stay."""
-        if not self._are_lent:
+        if not self._launchers_are_shared:
             self._launchers.close()
 
     def _run(
@@ -499,7 +501,7 @@ class ChildProbe:
         if self._deadline is not None:
             left_s, name = self._deadline.left_s(), self._deadline.name
             if left_s <= 0:
-                return Ending(killed_for="deadline", kill_reason=f"{name} had ended", limit_name=name)
+                return Ending(killed_for="deadline", kill_reason=f"{name} ended before the process started", limit_name=name)
             limits = replace(limits, total_s=left_s, total_name=name)
         limits = replace(limits, shared_bytes=self._shared_bytes(allocator))
         try:
@@ -509,14 +511,14 @@ class ChildProbe:
             return run(job, self._launcher(allocator), self._group, limits, listen)
 
     def _launcher(self, allocator: str) -> Launcher:
-        if allocator not in self._stay:
+        if allocator not in self._persistent:
             self._launchers.keep_only(allocator)
         return self._launchers.get(allocator)
 
-    def _within(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.Within:
+    def _memory_limits(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.MemoryLimits:
         # Workers' batches come and go between two measurements of the child; the measurement of the group includes all of them.
         by_group = workers > 0 and isinstance(self._group, MemoryGroup) and not self._neighbours
-        return answers.Within(
+        return answers.MemoryLimits(
             device=device,
             budget_bytes=budget_bytes,
             host_budget_bytes=self._host_budget,

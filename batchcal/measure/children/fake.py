@@ -64,7 +64,7 @@ class FakeProbe:
         self._sleep_s = sleep_s
         self._takes = takes
         self._rule = SizeRule()
-        self.asked: list[ProbeRequest] = []
+        self.requests: list[ProbeRequest] = []
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         smallest = self._rule.smallest
@@ -92,7 +92,7 @@ class FakeProbe:
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
         return tuple(size for size in sizes if not self._refuses((size,), one_size=True))
 
-    def obey(self, rule: SizeRule) -> None:
+    def set_size_rule(self, rule: SizeRule) -> None:
         self._rule = rule
 
     def _refuses(self, sizes: Sequence[int], *, one_size: bool = False) -> bool:
@@ -107,7 +107,7 @@ class FakeProbe:
         return self.measure(request) if isinstance(request, ProbeRequest) else self.rehearse(request)
 
     def measure(self, request: ProbeRequest) -> Observation:
-        self.asked.append(request)
+        self.requests.append(request)
         time.sleep(self._sleep_s)
         share = 1.0 if request.mode == "train" else self._eval_share
         demand = int(self._base + request.batch * self._per_sample * share)

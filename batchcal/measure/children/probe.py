@@ -165,7 +165,7 @@ class Probe(Protocol):
         errors."""
         ...
 
-    def obey(self, rule: SizeRule) -> None:
+    def set_size_rule(self, rule: SizeRule) -> None:
         """From now on, use sizes of `rule` for warm-ups, tiny batches and static curves."""
         ...
 

@@ -42,7 +42,7 @@ def train_varied(arguments: HeapArguments, context: ChildContext) -> JSON:
         batch = worst.batch(request.batch) if step <= SETTLED or doubled or last else worst.random_batch(request.batch, generator)
         subject.train(batch, request.batch)
         if step >= SETTLED and (doubled or last):
-            context.tell({"reading": HeapReading(steps=step, peak_bytes=host.read()).model_dump(mode="json")})
+            context.send({"reading": HeapReading(steps=step, peak_bytes=host.read()).model_dump(mode="json")})
         if last:
             break
     context.phase("finish")

@@ -158,9 +158,9 @@ def hold_blocks(batch: object, largest_bytes: int, *, lost: int | None = None) -
     if size == 0:
         return None
     try:
-        held = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block_memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise MemoryError(f"{size} bytes for blocks that the heap cannot use again") from error
+        raise MemoryError(f"cannot allocate {size} bytes for heap blocks that cannot be used again") from error
     for _ in range(0, size, PIECE_BYTES):  # in pieces, so that the watchdog can measure the growth
-        held.write(bytes(min(PIECE_BYTES, size - held.tell())))
-    return held
+        block_memory.write(bytes(min(PIECE_BYTES, size - block_memory.tell())))
+    return block_memory

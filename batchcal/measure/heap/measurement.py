@@ -29,20 +29,20 @@ def heap_growth(
         return 1.0
     if examination.shapes_change is None:
         attempts.note(
-            "whether the shapes of batches change is not known: samples take long to read, or fail. Where they change, the heap "
-            "grows over many steps; a larger --margin makes up for it"
+            "it is unknown whether the shapes of batches change, because samples take long to read or fail. If they change, the "
+            "heap grows over many steps; use a larger --margin then"
         )
         return 1.0
-    unknown = f"{device} under {allocator}: the shapes of batches change, and how far the heap grows with that is not known"
+    unknown = f"{device} under {allocator}: the shapes of batches change, and the growth of the heap over many steps is unknown"
     limit_s = seconds_for(left_s)
     if not limit_s:
-        attempts.note(f"{unknown}: no time was left. A longer --time-limit measures it, a larger --margin makes up for it")
+        attempts.note(f"{unknown}: no time was left to measure it. Use a longer --time-limit, or a larger --margin")
         return 1.0
-    wanted = int(trained.batch * SHARE_OF_ANSWER)
+    target = int(trained.batch * SHARE_OF_ANSWER)
     request = HeapRequest(
         device=device,
         allocator=allocator,
-        batch=trained.batch if rule.one_size else rule.at_most(wanted) or min(rule.smallest, trained.batch),
+        batch=trained.batch if rule.one_size else rule.at_most(target) or min(rule.smallest, trained.batch),
         allowed_bytes=allowed_for(budget_bytes),
         limit_s=limit_s,
     )
@@ -60,14 +60,14 @@ def heap_growth(
     )
     growth = growth_factor(readings, base)
     if growth is None:
-        attempts.note(f"{unknown}: {report.why_ended or 'its steps take too long'}. A larger --margin makes up for it")
+        attempts.note(f"{unknown}: {report.why_ended or 'the steps take too long'}. Use a larger --margin")
         return 1.0
     if growth > 1:
         first, last = report.readings[0], report.readings[-1]
         free = format_bytes(budget_bytes - usable_bytes(budget_bytes, base, growth))
         attempts.note(
-            f"{device} under {allocator}: the shapes of batches change, and the heap grows with that. A training with batches of "
-            f"{request.batch} held {format_bytes(first.peak_bytes)} after {first.steps} steps and "
-            f"{format_bytes(last.peak_bytes)} after {last.steps}; {free} of the budget are left free for that"
+            f"{device} under {allocator}: the shapes of batches change, so the heap grows over many steps. A training with "
+            f"batches of {request.batch} held {format_bytes(first.peak_bytes)} after {first.steps} steps and "
+            f"{format_bytes(last.peak_bytes)} after {last.steps} steps. {free} of the budget stays free for this growth"
         )
     return growth

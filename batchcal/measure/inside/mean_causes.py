@@ -42,10 +42,10 @@ class Part:
 class PartGradients:
     """A complete batch and two parts of it."""
 
-    whole: Part
+    complete: Part
     parts: tuple[Part, Part]
     mismatch: float
-    """Norm of the difference between the whole gradient and the weighted mean of the parts, relative to the larger of the two."""
+    """Norm of the difference between the complete gradient and the weighted mean of the parts, relative to the larger one."""
     is_sum: float
     """The same for the plain sum of the parts."""
     share: float
@@ -54,23 +54,23 @@ class PartGradients:
     """Norm of the rest that no share explains, relative as above."""
 
     @classmethod
-    def of(cls, whole: Part, parts: tuple[Part, Part]) -> PartGradients:
+    def of(cls, complete: Part, parts: tuple[Part, Part]) -> PartGradients:
         first, second = parts
         total = first.weight + second.weight
-        given = (first.weight / total, second.weight / total) if total else (0.0, 0.0)
-        products = _Products.of([whole, first, second])
+        shares = (first.weight / total, second.weight / total) if total else (0.0, 0.0)
+        products = _Products.of([complete, first, second])
         # A part without weight adds nothing, whatever its gradient is.
-        products = products.without([place for place, share in enumerate(given, 1) if not share])
+        products = products.without([place for place, share in enumerate(shares, 1) if not share])
         norms = [products.norm(*unit) for unit in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))]
-        scale = max(norms[0], given[0] * norms[1] + given[1] * norms[2])
+        scale = max(norms[0], shares[0] * norms[1] + shares[1] * norms[2])
         if not all(map(math.isfinite, norms)):
-            return cls(whole, parts, mismatch=1.0, is_sum=1.0, share=math.nan, residual=1.0)
+            return cls(complete, parts, mismatch=1.0, is_sum=1.0, share=math.nan, residual=1.0)
         beyond, length = products.dot((1.0, 0.0, -1.0), (0.0, 1.0, -1.0)), products.norm(0.0, 1.0, -1.0) ** 2
         share = beyond / length if length else 0.0
         return cls(
-            whole,
+            complete,
             parts,
-            mismatch=products.norm(1.0, -given[0], -given[1]) / scale,
+            mismatch=products.norm(1.0, -shares[0], -shares[1]) / scale,
             is_sum=products.norm(1.0, -1.0, -1.0) / scale,
             share=share,
             residual=products.norm(1.0, -share, share - 1.0) / scale,
@@ -96,7 +96,7 @@ KEEPS_STATE: Final = MeanCause(
 def steps_within(optimizer: str) -> MeanCause:
     """Return the cause for parameters that another optimizer than the task's changes within a pass."""
     return MeanCause(
-        f"{optimizer} makes a step within the loss or the backward pass, which is one step for each micro-batch",
+        f"{optimizer} makes a step within the loss or the backward pass, so it makes one step per micro-batch",
         "one Task(optimizer=...) for all parameters: a class derived from torch.optim.Optimizer whose step() steps all of them",
     )
 
@@ -130,20 +130,20 @@ def likely_cause(wrong: Sequence[PartGradients], task: Task, *, tolerance: float
 def _other_weights(division: PartGradients, task: Task) -> MeanCause:
     """Return the cause if the complete batch is a mean of the parts, with other weights than theirs."""
     first, second = division.parts
-    given = first.weight / (first.weight + second.weight)
-    counted = f"{first.samples} of {first.samples + second.samples} samples make {division.share:.0%} of the gradient"
+    first_share = first.weight / (first.weight + second.weight)
+    counted = f"{first.samples} of {first.samples + second.samples} samples make up {division.share:.0%} of the gradient"
     if any(part.rows is not None and part.rows < part.samples for part in division.parts):
         return MeanCause(
             f"collate_fn returns fewer rows than samples, so that {counted}", "weight_of=lambda batch: float(len(batch[0]))"
         )
     if task.weight_of is not None:
         return MeanCause(
-            f"weight_of gives {given:.0%} to a part that makes {division.share:.0%} of the gradient",
-            "let weight_of count what the loss is the mean of",
+            f"weight_of gives a weight of {first_share:.0%} to a part that makes up {division.share:.0%} of the gradient",
+            "let weight_of return the number of elements that the loss is a mean over",
         )
     return MeanCause(
         f"the loss is a mean over something other than samples (tokens, a mask, class weights): {counted}",
-        "weight_of=lambda batch: float(batch['mask'].sum()), or what else the mean is over",
+        "weight_of=lambda batch: float(batch['mask'].sum()), or the number of other elements that the mean is over",
     )
 
 
@@ -155,7 +155,7 @@ class _Products:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> _Products:
-        return cls(tuple(tuple(_dot(one.gradients, other.gradients) for other in parts) for one in parts))
+        return cls(tuple(tuple(_dot(left.gradients, right.gradients) for right in parts) for left in parts))
 
     def dot(self, left: Sequence[float], right: Sequence[float]) -> float:
         """Return the inner product of two combinations."""
@@ -176,7 +176,11 @@ def combined(parts: Sequence[tuple[float, Part]]) -> Gradients:
     """Return the sum of gradients with factors."""
     total: list[Tensor | None] = []
     for gradients in zip(*(part.gradients for _, part in parts), strict=True):
-        present = [factor * _plain(one) for (factor, _), one in zip(parts, gradients, strict=True) if one is not None and factor]
+        present = [
+            factor * _plain(gradient)
+            for (factor, _), gradient in zip(parts, gradients, strict=True)
+            if gradient is not None and factor
+        ]
         total.append(sum(present[1:], present[0]) if present else None)
     return total
 
@@ -189,9 +193,9 @@ def squared_norm(gradients: Gradients) -> float:
 def _dot(left: Gradients, right: Gradients) -> float:
     """Return the inner product over all parameters, in float64. A missing gradient is zero."""
     total = 0.0
-    for one, other in zip(left, right, strict=True):
-        if one is not None and other is not None:
-            total += float((_plain(one) * _plain(other)).sum())
+    for left_value, right_value in zip(left, right, strict=True):
+        if left_value is not None and right_value is not None:
+            total += float((_plain(left_value) * _plain(right_value)).sum())
     return total
 
 

@@ -42,17 +42,17 @@ class Samples:
     def __init__(self, task: Task, *, seed: int, most: int = POOL) -> None:
         self._collate: Callable[..., object] = tolerant(task.collate_fn) or default_collate
         self._seed = seed
-        self._fetch_whole: Callable[[list[int]], object] | None = None
+        self._fetch_batch: Callable[[list[int]], object] | None = None
         self._pool: list[object] = []
         """Samples, or their indices if the dataset fetches complete batches only."""
-        ends, held = time.monotonic() + POOL_LIMIT_S, 0
+        end_s, pool_bytes = time.monotonic() + POOL_LIMIT_S, 0
         for sample in self._read(task):
             self._pool.append(sample)
-            held += nest_bytes(sample)
-            enough = time.monotonic() > ends or held > POOL_LIMIT_BYTES
+            pool_bytes += nest_bytes(sample)
+            enough = time.monotonic() > end_s or pool_bytes > POOL_LIMIT_BYTES
             if len(self._pool) >= most or (len(self._pool) >= LEAST and enough):
                 break
-        if self._fetch_whole is None:
+        if self._fetch_batch is None:
             self._pool.sort(key=elements)
 
     @property
@@ -73,9 +73,9 @@ class Samples:
 
     def _batch(self, places: Sequence[int]) -> object:
         chosen = [self._pool[place] for place in places]
-        if self._fetch_whole is None:
+        if self._fetch_batch is None:
             return self._collate(chosen)
-        return self._collate(self._fetch_whole([index for index in chosen if isinstance(index, int)]))
+        return self._collate(self._fetch_batch([index for index in chosen if isinstance(index, int)]))
 
     def _read(self, task: Task) -> Iterator[object]:
         data = task.train_data
@@ -84,16 +84,16 @@ class Samples:
             return
         samples = len(data) if isinstance(data, Sized) else 0
         indices = random.Random(self._seed).sample(range(samples), min(POOL, samples))
-        whole: Callable[[list[int]], object] | None = getattr(data, "__getitems__", None)
-        if whole is None:
+        fetch_batch: Callable[[list[int]], object] | None = getattr(data, "__getitems__", None)
+        if fetch_batch is None:
             yield from map(data.__getitem__, indices)
             return
-        first = whole(indices[:LEAST])
+        first = fetch_batch(indices[:LEAST])
         if not isinstance(first, list) or len(first) != len(indices[:LEAST]):
-            self._fetch_whole = whole
+            self._fetch_batch = fetch_batch
             yield from indices
             return
         yield from first
         for index in indices[LEAST:]:
-            fetched = whole([index])
+            fetched = fetch_batch([index])
             yield from fetched if isinstance(fetched, list) else ()

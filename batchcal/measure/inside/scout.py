@@ -37,5 +37,5 @@ def scout(request: ScoutArguments, context: ChildContext) -> JSON:
                 largest = size
             subject.task.optimizer.zero_grad(set_to_none=True)
         else:
-            context.tell({"ran": size})
+            context.send({"ran": size})
     return {"done": True}

@@ -72,10 +72,10 @@ class Subject:
         A training creates the optimizer's state in its first large step, so it lies among the activations. If it is created
         before, it lies below them, and glibc finds larger holes: 768 MiB at the peak of a small CNN, and 801 in plain trainings.
         """
-        made_lazily = not self.task.optimizer.state
+        created_lazily = not self.task.optimizer.state
         for _ in range(2):
             self.train(batch, size)
-        if made_lazily:
+        if created_lazily:
             self.task.optimizer.state.clear()
 
     def step(self, batch: object, size: int, mode: Mode, before: MicroBatch | None) -> None:
@@ -119,11 +119,11 @@ class _LastLossHeld:
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
         self.loss = loss
-        self._held: object = None
+        self._last_loss: object = None
 
     def __call__(self, model: object, batch: object) -> Tensor:
         loss = self.loss(model, batch)
-        self._held = loss
+        self._last_loss = loss
         return loss
 
 

@@ -14,7 +14,7 @@ from batchcal.workload.data.in_flight import SHM_SHARE, batches_in_flight
 PREFETCH: Final = (2, 4, 1, 8)
 """torch's own default comes first."""
 MOST_CANDIDATES: Final = 8
-DESCRIPTORS_BESIDE: Final = 64
+DESCRIPTORS_RESERVED: Final = 64
 """Open files of a process beside the tensors in flight. Each of those tensors takes one more."""
 
 
@@ -59,13 +59,13 @@ def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool 
         pinned_workers: number that the user requested. No other number is tried then.
         stream: the data can only be read in sequence, and two workers would each read all of it.
     """
-    found = list(_all(_most_workers(cores), stream=stream))
+    options = list(_all(_most_workers(cores), stream=stream))
     if pinned_workers is not None:
-        found = [one for one in found if one.num_workers == pinned_workers] or [
+        options = [option for option in options if option.num_workers == pinned_workers] or [
             LoaderCandidate(num_workers=pinned_workers, prefetch_factor=prefetch) for prefetch in PREFETCH
         ]
-    kept = found[:MOST_CANDIDATES]
-    return tuple(sorted(kept, key=lambda one: (one.num_workers, PREFETCH.index(one.prefetch_factor or PREFETCH[0]))))
+    selected = options[:MOST_CANDIDATES]
+    return tuple(sorted(selected, key=lambda option: (option.num_workers, PREFETCH.index(option.prefetch_factor or PREFETCH[0]))))
 
 
 def forbidden(candidate: LoaderCandidate, room: CandidateLimits, *, batch_bytes: float, tensors: int) -> str:
@@ -80,17 +80,17 @@ def forbidden(candidate: LoaderCandidate, room: CandidateLimits, *, batch_bytes:
     in_flight = batches_in_flight(workers, candidate.prefetch_factor or 1)
     shared = in_flight * batch_bytes
     if room.shm_bytes is not None and shared > room.shm_bytes * SHM_SHARE:
-        return f"{format_bytes(shared)} of batches in flight, {format_bytes(room.shm_bytes)} free in /dev/shm"
+        return f"prefetched batches need {format_bytes(shared)} of /dev/shm; {format_bytes(room.shm_bytes)} are free"
     private = workers * (room.worker_bytes + batch_bytes)
     if private + shared > room.memory_bytes:
         need = "needs" if workers == 1 else "need"
         return (
-            f"{count_of(workers, 'worker')} {need} {format_bytes(private + shared)}, {format_bytes(room.memory_bytes)} are free"
+            f"{count_of(workers, 'worker')} {need} {format_bytes(private + shared)}; {format_bytes(room.memory_bytes)} are free"
         )
-    if in_flight * tensors + DESCRIPTORS_BESIDE > room.open_files:
-        return f"{in_flight * tensors} tensors in flight, {room.open_files} files may be open"
+    if in_flight * tensors + DESCRIPTORS_RESERVED > room.open_files:
+        return f"prefetched batches need {in_flight * tensors} open files; the limit is {room.open_files}"
     if room.processes is not None and workers > room.processes:
-        return f"{room.processes} more processes may be started"
+        return f"too many processes: only {room.processes} more can start"
     return ""
 
 

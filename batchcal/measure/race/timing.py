@@ -52,14 +52,14 @@ def time_sizes(arguments: TimingArguments, context: ChildContext) -> JSON:
         return {"done": True}
     fastest, best, slower = 0, 0.0, 0
     for size in request.micro_batches:
-        rate = clock.tell(size)
+        rate = clock.time_size(size)
         if rate > best:
             fastest, best = size, rate
         slower = slower + 1 if rate < best * SLOWING else 0
         if slower > 1:
             break
     if len(request.micro_batches) > 1 and fastest:
-        clock.tell(fastest)  # again, some time later: other load comes and goes
+        clock.time_size(fastest)  # again, some time later: other load comes and goes
     return {"done": True}
 
 
@@ -71,15 +71,15 @@ def _in_rounds(clock: _Clock, request: TimingRequest) -> None:
         clock.warm_up(size, threads)
     race = Race(len(entries))
     while not (race.over or clock.is_over()) and race.rounds < request.rounds:
-        told: dict[int, float] = {}
+        seconds_by_place: dict[int, float] = {}
         for place in race.order():
             if clock.is_over():
                 break
             timed = clock.turn(*entries[place])
             if not disturbed(timed.foreign_share):
-                told[place] = 1 / timed.samples_per_s(request.micro_batches[-1])
-        if told:
-            race.tell(told)
+                seconds_by_place[place] = 1 / timed.samples_per_s(request.micro_batches[-1])
+        if seconds_by_place:
+            race.record(seconds_by_place)
 
 
 class _Clock:
@@ -91,16 +91,16 @@ class _Clock:
         self._setting = arguments.setting
         self._samples = self._request.samples
         self._until_s = time.monotonic() + self._request.limit_s
-        self._told = False
+        self._has_reported = False
 
-    def tell(self, size: int) -> float:
+    def time_size(self, size: int) -> float:
         """Time `size` with each number of threads, while there is time. Return the best samples/s."""
         rate = 0.0
         for threads in self.threads:
-            if self._told and self.is_over():
+            if self._has_reported and self.is_over():
                 break
             torch.set_num_threads(threads)
-            timed = self._tell(self._timed(size, threads))
+            timed = self._report(self._timed(size, threads))
             rate = max(rate, timed.samples_per_s(self._request.micro_batches[-1]))
         return rate
 
@@ -122,23 +122,23 @@ class _Clock:
     def turn(self, size: int, threads: int) -> StepTime:
         """Time one turn of several, at least one step."""
         torch.set_num_threads(threads)
-        return self._tell(self._once(size, threads, least_steps=1))
+        return self._report(self._once(size, threads, least_steps=1))
 
-    def _tell(self, timed: StepTime) -> StepTime:
-        self._context.tell({"time": timed.model_dump(mode="json")})
-        self._told = True
+    def _report(self, timed: StepTime) -> StepTime:
+        self._context.send({"time": timed.model_dump(mode="json")})
+        self._has_reported = True
         self._samples = self._samples or timed.steps * timed.micro_batch
         return timed
 
     def _timed(self, size: int, threads: int) -> StepTime:
         """Time once, and again if others disturbed it."""
         self.warm_up(size, threads)
-        found = self._once(size, threads)
+        best = self._once(size, threads)
         for _ in range(REPEATS):
-            if not disturbed(found.foreign_share) or self.is_over():
+            if not disturbed(best.foreign_share) or self.is_over():
                 break
-            found = found.or_better(self._once(size, threads))
-        return found
+            best = best.or_better(self._once(size, threads))
+        return best
 
     def _once(self, size: int, threads: int, *, least_steps: int = LEAST_STEPS) -> StepTime:
         """Return the mean: the fastest step would be that of the lightest batch."""
@@ -173,26 +173,26 @@ def training_batches(
     Micro-batches for which an epoch has too few samples are left out. Workers start now, before this process reads a sample. As
     in a training, they then do not share the files that a dataset opens on its first read."""
     task = subject.task
-    whole = not isinstance(task.train_data, IterableDataset)  # the end of a stream is unknown until it is reached
-    if whole and isinstance(task.train_data, Sized):
+    finite = not isinstance(task.train_data, IterableDataset)  # the end of a stream is unknown until it is reached
+    if finite and isinstance(task.train_data, Sized):
         micro_batches = _within(len(task.train_data), micro_batches)
-    loader = build_loader(config, task.train_data, micro_batches, task.collate_fn, shuffle=True, seed=seed, drop_last=whole)
-    begun = iter(loader) if config.num_workers else None
-    return _epochs(task, loader, micro_batches, begun)
+    loader = build_loader(config, task.train_data, micro_batches, task.collate_fn, shuffle=True, seed=seed, drop_last=finite)
+    first_epoch = iter(loader) if config.num_workers else None
+    return _epochs(task, loader, micro_batches, first_epoch)
 
 
 def _epochs(
-    task: Task, loader: DataLoader[object], micro_batches: tuple[int, ...], begun: Iterator[object] | None
+    task: Task, loader: DataLoader[object], micro_batches: tuple[int, ...], first_epoch: Iterator[object] | None
 ) -> Iterator[MicroBatch]:
     for epoch in itertools.count():
         # Not a loop: its variable would keep a batch alive while the next one is made.
-        batches = map(_counted, loader if epoch or begun is None else begun, itertools.cycle(micro_batches))
+        batches = map(_counted, loader if epoch or first_epoch is None else first_epoch, itertools.cycle(micro_batches))
         first = list(itertools.islice(batches, 1))
         if not first:
             raise UserCodeError(
-                "the data brought no batch when it was read again",
-                known=f"iter({type(task.train_data).__name__}) has to begin anew for every epoch",
-                try_="def __iter__(self): return iter(...), a new one each time",
+                "the training data delivered no batch when it was read again",
+                known=f"iter({type(task.train_data).__name__}) must start again in every epoch",
+                try_="return a new iterator each time: def __iter__(self): return iter(...)",
             )
         yield first.pop()
         yield from batches

@@ -44,8 +44,8 @@ class Loading:
 
     def affordable(self, loader: LoaderCandidate) -> LoaderCandidate:
         """Return `loader`, or one that reads less far ahead if only that one may work."""
-        nearer = loader.model_copy(update={"prefetch_factor": LESS_AHEAD})
-        return nearer if self.forbids(loader) and not self.forbids(nearer) else loader
+        reduced = loader.model_copy(update={"prefetch_factor": LESS_AHEAD})
+        return reduced if self.forbids(loader) and not self.forbids(reduced) else loader
 
 
 def other_start_method(*, pickles: bool, on_host: bool) -> str | None:

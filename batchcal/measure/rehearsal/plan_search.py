@@ -27,7 +27,7 @@ from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import host_room, make_plan, own_plan
 from batchcal.plan.plan import Plan
 from batchcal.plan.rehearsals.reduced import reduced
-from batchcal.plan.rehearsals.rehearsed import rehearsal_of, setup_of, tells
+from batchcal.plan.rehearsals.rehearsed import is_conclusive, rehearsal_of, setup_of
 from batchcal.plan.workers import worker_bytes
 from batchcal.values.calibration_events import Attributed, FinalistEnded, PhaseBegan, Rehearsed, SizeEnded
 
@@ -68,7 +68,7 @@ class PlanSearch:
         if self.calibration.finding() is None:
             return
         if self.calibration.options.objective == "throughput":
-            if self._none_left("threads-and-workers", "the race of threads and workers"):
+            if self._is_time_over("threads-and-workers", "the race of threads and workers"):
                 return
             # If the step waits for its batch, whatever its size, the time is used for workers.
             heavy = self._data_is_heavy()
@@ -78,7 +78,7 @@ class PlanSearch:
                 self._race()
             if heavy and not self.plan().num_workers:
                 self._race_sizes()
-        if not self._none_left("rehearsal", "the rehearsal"):
+        if not self._is_time_over("rehearsal", "the rehearsal"):
             plan = self.plan()
             if not self.calibration.finals and self.calibration.environment.optimal_workers:
                 self._try_workers(plan)  # without a race, workers are planned by the number of cores
@@ -86,25 +86,25 @@ class PlanSearch:
                 self._rehearse()
             self._attribute()
 
-    def rehearse_alone(self) -> None:
+    def rehearse_only(self) -> None:
         """Run only the plan. All other results remain as they are.
 
         Raises:
             BatchcalError: as the probe's methods.
         """
         plan = self.plan()
-        self.stage.probe.obey(self.calibration.obeyed)
+        self.stage.probe.set_size_rule(self.calibration.obeyed)
         # The probe does not know yet which samples are the largest.
         self.stage.probe.examine(plan.device, plan.allocator, plan.budget_bytes, EXAMINATION_S)
-        if self._none_left("rehearsal", "the rehearsal"):
+        if self._is_time_over("rehearsal", "the rehearsal"):
             return
         before = self.calibration.undone
-        self._know(undone=tuple(left for left in before if left.part != "rehearsal"))
+        self._update(undone=tuple(undone for undone in before if undone.part != "rehearsal"))
         if self.calibration.status == "unsettled" and not self.calibration.undone:
-            self._know(status="complete")
+            self._update(status="complete")
         self._rehearse()  # the time slices are those of the command that measured
 
-    def told(self) -> Calibration:
+    def result(self) -> Calibration:
         """Return the calibration with the parts that were not done. Failed rehearsals have reduced its capacities."""
         calibration = reduced(self.calibration)
         unsettled = calibration.status == "complete" and bool(self.undone)
@@ -113,7 +113,7 @@ class PlanSearch:
                 "status": "unsettled" if unsettled else calibration.status,
                 "undone": (*calibration.undone, *self.undone),
                 "notes": (*calibration.notes, *self.notes),
-                "time_slices": (*calibration.time_slices, *self.slices.told()),
+                "time_slices": (*calibration.time_slices, *self.slices.durations()),
                 "unanswered": () if calibration.finals else calibration.unanswered,
             }
         )
@@ -129,7 +129,7 @@ class PlanSearch:
 
     def _race(self) -> None:
         plan = self.plan()
-        alone = plan.model_copy(
+        without_workers = plan.model_copy(
             update={
                 "num_workers": 0,
                 "prefetch_factor": None,
@@ -139,24 +139,24 @@ class PlanSearch:
         )
         self._phase("finals", "threads and DataLoader workers")
         stage = self.stage.part(SHARE_OF_FINALS_OF_HEAVY_DATA if self._data_is_heavy() else SHARE_OF_FINALS)
-        times, why = timed_threads(stage, alone)
+        times, why = timed_threads(stage, without_workers)
         if not times:
             why = f"no step could be timed{why and f', {why}'}"
-            self._leave("threads-and-workers", f"the race of threads and workers: {why}")
+            self._add_undone("threads-and-workers", f"the race of threads and workers: {why}")
             return
-        for seen in self._timed:
+        for step_time in self._timed:
             # An observed speed of a number of threads is possible, even if the machine was slower a moment later.
-            if seen.micro_batch == alone.micro_batch and seen.threads in times:
-                times[seen.threads] = times[seen.threads].or_better(seen)
+            if step_time.micro_batch == without_workers.micro_batch and step_time.threads in times:
+                times[step_time.threads] = times[step_time.threads].or_better(step_time)
         cores, on_host = self.calibration.environment.cpu.cores.value, plan.device == "cpu"
         work = WorkBound(times, cores, on_host)
-        if any(one.num_workers and not one.left for one in entries(work, self._loading(plan))):
+        if any(finalist.num_workers and not finalist.left for finalist in entries(work, self._loading(plan))):
             self._try_workers(plan)
-        finals = race_finals(stage, alone, work, self._loading(plan))
-        self._know(finals=(*self.calibration.finals, finals))
-        self._tell(finals)
+        finals = race_finals(stage, without_workers, work, self._loading(plan))
+        self._update(finals=(*self.calibration.finals, finals))
+        self._report_finalists(finals)
         if not finals.settled:
-            self._leave("threads-and-workers", "the race of threads and workers is not settled")
+            self._add_undone("threads-and-workers", "the race of threads and workers ended before the fastest was certain")
 
     def _loading(self, plan: Plan) -> Loading:
         """Return the facts about loading the micro-batches of `plan`."""
@@ -167,7 +167,7 @@ class PlanSearch:
             memory_bytes=host_room(self.calibration, plan),
             worker_bytes=worker_bytes(self.calibration, None if workers is None else workers.start),
         )
-        other = other_start_method(
+        other_start = other_start_method(
             pickles=facts is not None and facts.dataset_pickle_bytes is not None, on_host=plan.device == "cpu"
         )
         return Loading(
@@ -175,8 +175,8 @@ class PlanSearch:
             batch_bytes=batch_bytes,
             stream=facts is None or facts.train_samples is None,
             pinned_workers=self.calibration.options.workers,
-            other_start=other,
-            other_worker_bytes=worker_bytes(self.calibration, other),
+            other_start=other_start,
+            other_worker_bytes=worker_bytes(self.calibration, other_start),
             start=None if workers is None else workers.start,
             why_none="" if workers is None else workers.why_none,
         )
@@ -186,8 +186,9 @@ class PlanSearch:
         if self.calibration.loader_workers is not None or self.calibration.options.workers is not None:
             return
         with self.slices.spent_on("worker-trial"):
-            report = self.stage.probe.try_workers(trial_of(plan.device, plan.allocator, asked=None, left_s=self.stage.left_s()))
-        self._know(promises=(*self.calibration.promises, report.check), loader_workers=report.workers)
+            trial = trial_of(plan.device, plan.allocator, requested=None, left_s=self.stage.left_s())
+            report = self.stage.probe.try_workers(trial)
+        self._update(promises=(*self.calibration.promises, report.check), loader_workers=report.workers)
         if report.workers.why_none:
             self._note(f"no DataLoader workers: {report.workers.why_none}")
         elif report.workers.start is not None:
@@ -197,25 +198,25 @@ class PlanSearch:
         finding = self.calibration.finding()
         if finding is None or self.stage.left_s() <= 0:
             return
-        given = effective_batch_of(self.calibration, self.calibration.effective_batch)
+        requested = effective_batch_of(self.calibration, self.calibration.effective_batch)
         # Without an effective batch every size up to the capacity is a candidate.
-        samples = finding.train.batch if given is None else given.samples
+        samples = finding.train.batch if requested is None else requested.samples
         plan = make_plan(self.calibration, effective_batch=samples)
         with self.slices.spent_on("micro-batches"):
-            found = race_sizes(
+            result = race_sizes(
                 self.stage.part(SHARE_OF_SIZES),
                 plan,
                 self.calibration.speeds_of(finding),
                 finding.train.batch,
                 rule=self.calibration.obeyed,
             )
-        if found is None:
+        if result is None:
             return
-        race, self._timed = found
-        self._know(sizes=(*self.calibration.sizes, race))
-        for one in race.sizes:
+        race, self._timed = result
+        self._update(sizes=(*self.calibration.sizes, race))
+        for size_time in race.sizes:
             self.stage.progress.event(
-                SizeEnded(micro_batch=one.micro_batch, samples_per_s=one.samples_per_s, ended=one.why or None)
+                SizeEnded(micro_batch=size_time.micro_batch, samples_per_s=size_time.samples_per_s, ended=size_time.why or None)
             )
 
     def _data_is_heavy(self) -> bool:
@@ -224,16 +225,16 @@ class PlanSearch:
         return speeds is not None and speeds.data_is_heavy
 
     def _rehearse(self) -> None:
-        self._phase("rehearsal", "the whole plan, the largest samples included")
+        self._phase("rehearsal", "the complete plan, with the largest samples")
         for _ in range(TRIES):
             plan = self.plan()
-            known = rehearsal_of(self.calibration, plan)
-            if known is not None and known.fits:
+            previous = rehearsal_of(self.calibration, plan)
+            if previous is not None and previous.fits:
                 return
-            if known is not None:
+            if previous is not None:
                 break
             report, run = self.stage.rehearse(plan)
-            if not tells(report.outcome) or isinstance(report.outcome, Suspect):
+            if not is_conclusive(report.outcome) or isinstance(report.outcome, Suspect):
                 report, run = self.stage.rehearse(plan)  # an accident, or a crash that may be one: run it again
             rates = () if report.times is None else report.times.eval_samples_per_s
             rehearsal = Rehearsal(
@@ -249,7 +250,7 @@ class PlanSearch:
             )
             if rehearsal.last_group_error:
                 self._note(last_group_fails(plan.last_group, rehearsal.last_group_error))
-            self._know(rehearsals=(*self.calibration.rehearsals, rehearsal))
+            self._update(rehearsals=(*self.calibration.rehearsals, rehearsal))
             outcome = report.outcome
             self.stage.progress.event(
                 Rehearsed(
@@ -257,43 +258,43 @@ class PlanSearch:
                     micro_batch=plan.micro_batch,
                     outcome=outcome.kind,
                     detail=None if rehearsal.fits else described(outcome),
-                    peak_bytes=outcome.peak.held_on(plan.device) if isinstance(outcome, Fits) else None,
+                    peak_bytes=outcome.peak.bytes_on(plan.device) if isinstance(outcome, Fits) else None,
                     budget_bytes=plan.budget_bytes,
                     samples_per_s=outcome.samples_per_s if isinstance(outcome, Fits) else None,
                 )
             )
             if rehearsal.fits:
                 return
-            what = f"evaluation at {plan.eval_batch}" if rehearsal.evaluating else f"micro-batch {plan.micro_batch}"
-            self._note(f"the rehearsal failed at {what}: {described(outcome)}")
+            failed_part = f"evaluation batch {plan.eval_batch}" if rehearsal.evaluating else f"micro-batch {plan.micro_batch}"
+            self._note(f"the rehearsal failed at {failed_part}: {described(outcome)}")
             if isinstance(outcome, UserCodeFailed) and not rehearsal.evaluating:
                 self._failed = outcome
-        self._leave("rehearsal", "the rehearsal of no plan went well")
+        self._add_undone("rehearsal", "the rehearsal failed for each plan that was tried")
 
     def _attribute(self) -> None:
         plan = self.plan()
         # A user who requests the largest batch does not need the gain.
         if plan.objective == "memory" or plan.status != "verified" or self.stage.left_s() <= 0:
             return
-        self._phase("attribution", "each knob as PyTorch has it, in turn")
+        self._phase("attribution", "each knob at PyTorch's default, one after another")
         with self.slices.spent_on("attribution"):
             attribution = attribute(self.stage, self.calibration, plan)
         if attribution is None:
             return
-        self._know(attribution=attribution)
-        rates: dict[str, float | None] = {one.knob: one.samples_per_s for one in attribution.knobs}
+        self._update(attribution=attribution)
+        rates: dict[str, float | None] = {turned_back.knob: turned_back.samples_per_s for turned_back in attribution.knobs}
         self.stage.progress.event(Attributed(gain=attribution.gain, samples_per_s=rates))
 
-    def _none_left(self, part: Part, name: str) -> bool:
+    def _is_time_over(self, part: Part, name: str) -> bool:
         if self.stage.left_s() > 0:
             return False
-        self._leave(part, f"{name}: no time was left")
+        self._add_undone(part, f"{name}: no time was left")
         return True
 
-    def _leave(self, part: Part, text: str) -> None:
+    def _add_undone(self, part: Part, text: str) -> None:
         self.undone.append(Undone(part=part, text=text))
 
-    def _know(self, **update: object) -> None:
+    def _update(self, **update: object) -> None:
         self.calibration = self.calibration.model_copy(update=update)
 
     def _note(self, text: str) -> None:
@@ -303,14 +304,14 @@ class PlanSearch:
     def _phase(self, name: str, why: str) -> None:
         self.stage.progress.event(PhaseBegan(phase=name, device=self.calibration.chosen_device, why=why))
 
-    def _tell(self, finals: Finals) -> None:
-        for one in finals.finalists:
-            if one.samples_per_s is not None:
+    def _report_finalists(self, finals: Finals) -> None:
+        for finalist in finals.finalists:
+            if finalist.samples_per_s is not None:
                 self.stage.progress.event(
                     FinalistEnded(
-                        intra_op_threads=one.intra_op_threads,
-                        num_workers=one.num_workers,
-                        samples_per_s=one.samples_per_s,
-                        ended=one.why or None,
+                        intra_op_threads=finalist.intra_op_threads,
+                        num_workers=finalist.num_workers,
+                        samples_per_s=finalist.samples_per_s,
+                        ended=finalist.why or None,
                     )
                 )

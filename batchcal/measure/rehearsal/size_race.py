@@ -51,8 +51,8 @@ def race_sizes(
     sizes = tuple(size for size in sizes if rule.admits(size) or size == largest)
     if len(sizes) < 2:
         return None
-    told = ", ".join(map(str, sizes))
-    stage.progress.event(PhaseBegan(phase="sizes", device=plan.device, why=f"micro-batches {told}"))
+    text = ", ".join(map(str, sizes))
+    stage.progress.event(PhaseBegan(phase="sizes", device=plan.device, why=f"micro-batches {text}"))
     times: tuple[StepTime, ...] = ()
     if together:
         race, times = _together(stage, plan, sizes)
@@ -88,19 +88,19 @@ def run_in_turns(times: Sequence[StepTime], sizes: Sequence[int], effective_batc
     """Return the race of a lap in rounds. No size runs twice in a round. If a size has undisturbed times, only these count."""
     race = Race(len(sizes))
     clear = {time.micro_batch for time in times if not disturbed(time.foreign_share)}
-    told: dict[int, float] = {}
+    seconds: dict[int, float] = {}
     ran: set[int] = set()
     for time in times:
         place = sizes.index(time.micro_batch)
         if place in ran:
-            if told:
-                race.tell(told)
-            told, ran = {}, set()
+            if seconds:
+                race.record(seconds)
+            seconds, ran = {}, set()
         ran.add(place)
         if time.micro_batch not in clear or not disturbed(time.foreign_share):
-            told[place] = 1 / time.samples_per_s(effective_batch)
-    if told:
-        race.tell(told)
+            seconds[place] = 1 / time.samples_per_s(effective_batch)
+    if seconds:
+        race.record(seconds)
     return race
 
 

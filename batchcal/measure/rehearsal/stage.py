@@ -63,18 +63,18 @@ class Stage:
         """Race `plans`, one turn each per round, while there is time. A plan that cannot run leaves."""
         race = Race(len(plans))
         while not race.over and self.left_s() > 0:
-            told: dict[int, float] = {}
+            seconds: dict[int, float] = {}
             for place in race.order():
                 if self.left_s() <= 0:
                     break
                 outcome = self.turn(plans[place]).outcome
                 if isinstance(outcome, Fits):
-                    told[place] = 1 / outcome.samples_per_s
+                    seconds[place] = 1 / outcome.samples_per_s
                 else:
                     race.fail(place, described(outcome))
-            if not told:
+            if not seconds:
                 break
-            race.tell(told)
+            race.record(seconds)
         return race
 
     def rehearse(self, plan: Plan) -> tuple[Observation, int]:

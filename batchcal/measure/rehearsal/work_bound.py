@@ -26,7 +26,7 @@ class WorkBound:
     def threads(self) -> tuple[int, ...]:
         return tuple(sorted(self.times))
 
-    def alone_s(self, threads: int) -> float:
+    def without_workers_s(self, threads: int) -> float:
         """Return the measured seconds per sample without workers."""
         time = self.times[threads]
         return time.step_s / time.micro_batch

@@ -22,19 +22,19 @@ def kept_by_reading(data: Dataset[object], seed: int, *, read_s: float = READ_S)
     """Return the bytes that stay of each sample after reading, over as many shuffled samples as time allows. A stream: 0."""
     if isinstance(data, IterableDataset) or not isinstance(data, Sized):
         return 0.0
-    points = [MemoryPoint(0, _held())]
-    began = last = time.monotonic()
+    points = [MemoryPoint(0, _memory_bytes())]
+    start_s = last_s = time.monotonic()
     count = len(data)
     for read, index in enumerate(random.Random(seed).sample(range(count), min(count, MOST_SAMPLES)), start=1):
         sample_at(data, index)
         now = time.monotonic()
-        if now - last >= read_s / READINGS:
-            points.append(MemoryPoint(read, _held()))
-            last = now
-        if now - began >= read_s:
+        if now - last_s >= read_s / READINGS:
+            points.append(MemoryPoint(read, _memory_bytes()))
+            last_s = now
+        if now - start_s >= read_s:
             break
     return kept_per_sample(points)
 
 
-def _held() -> int:
+def _memory_bytes() -> int:
     return (read_status() or ProcessMemory()).hard_bytes

@@ -75,8 +75,8 @@ def last_group_notice(last_group: tuple[int, ...], division: Division) -> str:
     samples, smallest = count_of(sum(last_group), "sample"), count_of(min(last_group), "sample")
     cause = "" if division.statistics is None else " for batch statistics"
     return (
-        f"the last group of an epoch has {samples} in micro-batches of {smallest}, below the least of {division.least}{cause}: "
-        "--drop-last leaves it out"
+        f"the last group of an epoch has {samples} in micro-batches of {smallest}, below the minimum of {division.least}{cause}: "
+        "--drop-last skips it"
     )
 
 

@@ -48,14 +48,14 @@ def largest_of(calibration: Calibration, finding: Finding, objective: Objective,
     elif objective == "throughput":
         batch = effective.fastest_micro_batch(calibration, finding)
         largest = largest if batch >= finding.train.batch else Largest(batch, "the fastest size that was timed")
-    most = most_rehearsed(calibration, finding)
-    if most is not None and most < 1:
+    remaining = most_rehearsed(calibration, finding)
+    if remaining is not None and remaining < 1:
         raise NoCalibration(
-            f"not one sample fits on {finding.device}: the rehearsal of micro-batch 1 ran out of memory",
-            try_="a larger container or --memory-limit, or a smaller model; then batchcal calibrate --force",
+            f"not even one sample fits on {finding.device}: the rehearsal of micro-batch 1 ran out of memory",
+            try_="use a larger container, a larger --memory-limit or a smaller model; then run batchcal calibrate --force",
         )
-    if most is not None and most < largest.batch:
-        return Largest(most, "the most that a failed rehearsal leaves", largest.notices)
+    if remaining is not None and remaining < largest.batch:
+        return Largest(remaining, "the largest size after a failed rehearsal", largest.notices)
     return largest
 
 
@@ -74,14 +74,14 @@ def _fastest(calibration: Calibration, finding: Finding, per_rank: int) -> Large
     race = calibration.sizes_of(finding)
     raced = None if race is None else race.fastest(per_rank)
     if raced is not None:
-        return _capacity(finding) if raced >= finding.train.batch else Largest(raced, "the fastest size that was raced")
+        return _capacity(finding) if raced >= finding.train.batch else Largest(raced, "the fastest size in the race")
     speeds = calibration.speeds_of(finding)
     fastest = None if speeds is None else speeds.fastest(per_rank)
     if fastest is None and speeds is not None:
-        return Largest(min(per_rank, finding.train.batch), "the whole effective batch, smaller than any size that was timed,")
+        return Largest(min(per_rank, finding.train.batch), "the complete effective batch, smaller than every timed size,")
     if fastest is None:
-        more = "a longer --time-limit" if calibration.options.allocator == "auto" else "calibrate --allocator auto"
-        text = f"no size was timed with {finding.allocator}, so the largest is taken; {more} times some"
+        remedy = "a longer --time-limit" if calibration.options.allocator == "auto" else "batchcal calibrate --allocator auto"
+        text = f"no size was timed with {finding.allocator}, so the plan uses the largest; to time sizes, use {remedy}"
         return Largest(finding.train.batch, "the capacity", (text,))
     if fastest.micro_batch >= finding.train.batch:
         return _capacity(finding)
@@ -110,40 +110,41 @@ def micro_batches_of(
     capacity = largest.batch
     division.check_ranks(per_rank, most)
     sizes, notices = divide(calibration, division, per_rank, capacity, most)
-    whole = "the whole effective batch" if division.world_size == 1 else "the whole share of a rank"
+    subject = "the complete effective batch" if division.world_size == 1 else "the complete share of a rank"
     why = (
-        f"{whole}, which must not be divided"
+        f"{subject}, which must not be divided"
         if division.undivided
         else f"micro-batches of at least {division.least}" + (", for batch statistics" if division.statistics else "")
         if sizes[0] > capacity
         else f"{largest.name} is {capacity}"
         if sizes[0] == capacity
-        else f"{per_rank} in the fewest parts of at most {capacity}, {largest.name}"
+        else f"{per_rank} samples in the fewest micro-batches of at most {capacity}, {largest.name}"
         if len(sizes) > 1
-        else f"{whole} fits: {largest.name} is {capacity}"
+        else f"{subject} fits: {largest.name} is {capacity}"
     )
-    held = gradient_bytes(calibration, finding, len(sizes))
+    extra_bytes = gradient_bytes(calibration, finding, len(sizes))
+    extra = f"gradients ({format_bytes(extra_bytes)}) stay in memory during accumulation"
     usable = finding.usable_bytes(budget.budget_bytes)
-    if not held or peak_bytes(calibration, finding, sizes[0]) + held <= usable:
+    if not extra_bytes or peak_bytes(calibration, finding, sizes[0]) + extra_bytes <= usable:
         return MicroBatches(sizes, why, notices=notices)
-    smaller = _largest_beside_gradients(calibration, finding, usable - held, capacity)
+    smaller = _largest_with_gradients(calibration, finding, usable - extra_bytes, capacity)
     if not smaller:
-        text = f"gradients ({format_bytes(held)}) stay alive while micro-batches accumulate: the peak may exceed the budget"
+        text = f"{extra}: the peak may exceed the budget"
         return MicroBatches(sizes, why, notices=(*notices, text))
-    sizes, notices = divide(calibration, division, per_rank, smaller, smaller, alone=most)
-    beside = f"gradients ({format_bytes(held)}) stay alive while micro-batches accumulate: {smaller} fit beside, {most} alone"
-    return MicroBatches(sizes, beside, notices=notices)
+    sizes, notices = divide(calibration, division, per_rank, smaller, smaller, largest_undivided=most)
+    why = f"{extra}: {smaller} samples fit with them, {most} without"
+    return MicroBatches(sizes, why, notices=notices)
 
 
 def divide(
-    calibration: Calibration, division: Division, total: int, largest: int, most: int, *, alone: int | None = None
+    calibration: Calibration, division: Division, total: int, largest: int, most: int, *, largest_undivided: int | None = None
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return micro-batches of `total` samples by the rules of division and of the task's sizes, with notices about them.
 
     Args:
         largest: the target size.
         most: the largest micro-batch that fits.
-        alone: the largest undivided batch, if it is larger than `most`.
+        largest_undivided: the largest undivided batch, if it is larger than `most`.
 
     Raises:
         DivisionRefused: no such micro-batches exist.
@@ -154,17 +155,19 @@ def divide(
     if rule is not None and division.undivided and not rule.admits(total):
         raise division.refusal(total, rule.at_most(most) or rule.smallest)
     if rule is None or division.undivided:
-        sizes = division.sizes(total, largest, most, multiple_of=multiple, alone=alone)
+        sizes = division.sizes(total, largest, most, multiple_of=multiple, largest_undivided=largest_undivided)
     else:
         near = rule.at_most(largest) or min(rule.smallest, most)
-        sizes, notices = size_rule.divided(rule, total, near, most=most, least=division.least, alone=alone, world_size=ranks)
+        sizes, notices = size_rule.divided(
+            rule, total, near, most=most, least=division.least, largest_undivided=largest_undivided, world_size=ranks
+        )
     if multiple > 1 and any(size % multiple for size in sizes):
-        of = " on each rank" if ranks > 1 else ""
-        notices += (f"the micro-batches are no multiples of {multiple}: their sum has to be {total}{of}",)
+        suffix = " on each rank" if ranks > 1 else ""
+        notices += (f"the micro-batches are not multiples of {multiple}: their sum must be {total}{suffix}",)
     return sizes, notices
 
 
-def _largest_beside_gradients(calibration: Calibration, finding: Finding, budget_bytes: int, capacity: int) -> int:
+def _largest_with_gradients(calibration: Calibration, finding: Finding, budget_bytes: int, capacity: int) -> int:
     """Largest size in [1, capacity) with a peak within `budget_bytes`; 0: none. The peak does not fall with the size."""
     low, high = 0, capacity
     while high - low > 1:

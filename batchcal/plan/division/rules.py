@@ -50,7 +50,9 @@ class Division:
         """Reason why no batch may be divided. Empty: it may be divided."""
         if self.step is not None:
             return self.step.cause
-        return "" if self.mean is None or self.accepted else f"the gradient would be {percent(self.mean)} off: {self.mean.cause}"
+        return (
+            "" if self.mean is None or self.accepted else f"the gradient would differ by {percent(self.mean)}: {self.mean.cause}"
+        )
 
     def inexact(self, steps: int) -> tuple[Inexact, ...]:
         """Return the changes when a batch is divided into `steps` micro-batches on each rank. Empty: only rounding."""
@@ -66,11 +68,15 @@ class Division:
             return "the batch is not divided"
         parts = []
         if self.mean is not None:
-            parts.append(f"the gradient is up to {percent(self.mean)} off, which the user accepts: {self.mean.cause}")
+            parts.append(f"the gradient differs by up to {percent(self.mean)}, which the user accepts: {self.mean.cause}")
         if self.statistics is not None:
             parts.append(f"{self.statistics.cause} normalise each micro-batch by its own statistics")
         over = f"the batch is divided over {self.world_size} ranks: " if parts and self.world_size > 1 else ""
-        return over + "; ".join(parts) or self.unchecked or "the gradients of micro-batches add up to that of the whole batch"
+        return (
+            over + "; ".join(parts)
+            or self.unchecked
+            or "the gradients of the micro-batches add up to the gradient of the complete batch"
+        )
 
     def check_ranks(self, total: int, capacity: int) -> None:
         """Raises:
@@ -81,47 +87,47 @@ class Division:
         samples = total * self.world_size
         fix = f"; or in the task: {self.mean.fix}" if self.mean.fix else ""
         raise DivisionRefused(
-            f"an effective batch of {samples} is divided over {self.world_size} ranks, which would train something else",
-            known=f"the gradient would be {percent(self.mean)} off: {self.mean.cause}. "
+            f"an effective batch of {samples} would be divided over {self.world_size} ranks, which changes the training",
+            known=f"the gradient would differ by {percent(self.mean)}: {self.mean.cause}. "
             f"The largest undivided batch is {capacity}, on one rank",
             try_=f"--world-size 1 --effective-batch {min(samples, capacity)}{fix}; or --accept-inexact to accept the mismatch",
         )
 
     def sizes(
-        self, total: int, largest: int, capacity: int, *, multiple_of: int = 1, alone: int | None = None
+        self, total: int, largest: int, capacity: int, *, multiple_of: int = 1, largest_undivided: int | None = None
     ) -> tuple[int, ...]:
         """Return micro-batches for `total` samples, none above `largest`; up to `capacity` if smaller ones are not allowed.
 
         Args:
-            alone: the largest undivided batch, if it is larger than `capacity`: a single micro-batch holds no gradients.
+            largest_undivided: the largest batch of one micro-batch, if it is above `capacity`: no gradients are in memory then.
 
         Raises:
             DivisionRefused: no such micro-batches exist.
         """
-        alone = max(capacity, alone or 0)
+        largest_undivided = max(capacity, largest_undivided or 0)
         if self.undivided:
-            if total <= alone:
+            if total <= largest_undivided:
                 return (total,)
-            raise self.refusal(total, alone)
+            raise self.refusal(total, largest_undivided)
         sizes = split_above(self.least, total, largest, capacity, multiple_of=multiple_of)
         if sizes:
             return sizes
-        if self.least <= total <= alone:
+        if self.least <= total <= largest_undivided:
             return (total,)
-        raise self._below_least(total, split(total, capacity, multiple_of=multiple_of)[-1], alone)
+        raise self._below_least(total, split(total, capacity, multiple_of=multiple_of)[-1], largest_undivided)
 
     def refusal(self, total: int, capacity: int) -> DivisionRefused:
         """Return the error that `total` samples cannot be trained undivided, because at most `capacity` can."""
         total, capacity = total * self.world_size, capacity * self.world_size
         if self.step is not None:
             return DivisionRefused(
-                f"an effective batch of {total} does not fit undivided, and the optimizer works with one micro-batch",
+                f"an effective batch of {total} does not fit undivided, and the optimizer needs one micro-batch per step",
                 known=f"{self.undivided}. The largest undivided batch is {capacity}",
                 try_=f"--effective-batch {capacity}; or in the task: {self.step.fix}",
             )
         fix = "" if self.mean is None or not self.mean.fix else f"; or in the task: {self.mean.fix}"
         return DivisionRefused(
-            f"an effective batch of {total} does not fit undivided, and micro-batches would train something else",
+            f"an effective batch of {total} does not fit undivided, and dividing it would change the training",
             known=f"{self.undivided}. The largest undivided batch is {capacity}",
             try_=f"--effective-batch {capacity}{fix}; or --accept-inexact to accept the mismatch",
         )
@@ -131,13 +137,13 @@ class Division:
         ranks = self.world_size
         largest = "undivided batch" if ranks == 1 else f"batch of one micro-batch on each of {ranks} ranks"
         # A rank with too few samples only needs the least number.
-        works = (self.least if total < self.least <= capacity else capacity) * ranks
-        other = f"--effective-batch {works}, or " if capacity >= self.least else ""
+        valid = (self.least if total < self.least <= capacity else capacity) * ranks
+        alternative = f"--effective-batch {valid}, or " if capacity >= self.least else ""
         return DivisionRefused(
             f"an effective batch of {total * ranks} would be divided into micro-batches of {count_of(smallest, 'sample')}, "
-            f"below the least of {self.least}{cause}",
+            f"below the minimum of {self.least}{cause}",
             known=f"the largest {largest} is {capacity * ranks}",
-            try_=f"{other}--min-micro-batch {smallest}",
+            try_=f"{alternative}--min-micro-batch {smallest}",
         )
 
 
@@ -157,8 +163,8 @@ def division_of(
         min_micro_batch: the same. If neither is set: 16 or the complete batch for a model with batch statistics.
     """
     statistics = _violated(calibration, "batch-statistics")
-    wanted = min_micro_batch if min_micro_batch is not None else calibration.options.min_micro_batch
-    least = wanted if wanted is not None else LEAST_WITH_STATISTICS if statistics is not None else 1
+    requested = min_micro_batch if min_micro_batch is not None else calibration.options.min_micro_batch
+    least = requested if requested is not None else LEAST_WITH_STATISTICS if statistics is not None else 1
     return Division(
         mean=_violated(calibration, "mean-over-weight"),
         statistics=statistics,
@@ -196,8 +202,8 @@ def _unchecked(calibration: Calibration) -> str:
     check = next((check for check in calibration.promises if check.promise == "mean-over-weight"), None)
     if check is not None and check.result != "not-checked":
         return ""
-    reason = "the calibration has no such check" if check is None else check.cause
-    return f"it is unknown whether the gradients of micro-batches add up to that of the whole batch: {reason}"
+    reason = "the calibration did not check it" if check is None else check.cause
+    return f"it is unknown whether the gradients of the micro-batches add up to the gradient of the complete batch: {reason}"
 
 
 def _violated(calibration: Calibration, name: PromiseName) -> PromiseCheck | None:

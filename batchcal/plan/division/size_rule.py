@@ -20,14 +20,21 @@ def restricting(calibration: Calibration) -> SizeRule | None:
 
 
 def divided(
-    rule: SizeRule, total: int, largest: int, *, most: int, least: int = 1, alone: int | None = None, world_size: int = 1
+    rule: SizeRule,
+    total: int,
+    largest: int,
+    *,
+    most: int,
+    least: int = 1,
+    largest_undivided: int | None = None,
+    world_size: int = 1,
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return micro-batches of `total` samples that the task accepts, with notices about them.
 
     Args:
         largest: the target size. A larger size, up to `most`, may be needed.
         least: the smallest micro-batch that other rules allow.
-        alone: the largest undivided batch, if it is larger than `most`.
+        largest_undivided: the largest undivided batch, if it is larger than `most`.
         world_size: number of ranks. Each has `total` samples.
 
     Raises:
@@ -35,24 +42,24 @@ def divided(
     """
     allowed = rule.model_copy(update={"least": max(rule.least, least)})
     sizes = _split(allowed, total, largest, most)
-    if not sizes and total <= (alone or 0) and allowed.admits(total):
+    if not sizes and total <= (largest_undivided or 0) and allowed.admits(total):
         sizes = (total,)
     near = None
     if not sizes or sizes[0] * SLOW < min(largest, total):
         near = _nearest(allowed, total, largest, most)
-    other = "" if near is None else f"--effective-batch {near * world_size}"
+    alternative = "" if near is None else f"--effective-batch {near * world_size}"
     if not sizes:
         smaller = _split(rule, total, largest, most)
-        ways = (other, f"--min-micro-batch {min(smaller)}" if smaller else "")
+        alternatives = (alternative, f"--min-micro-batch {min(smaller)}" if smaller else "")
         raise DivisionRefused(
-            f"no micro-batches that the task takes make an effective batch of {total * world_size}",
+            f"no micro-batches that the task accepts add up to an effective batch of {total * world_size}",
             known=f"the task {rule.text}; the largest micro-batch is {most}"
-            + (f", and {least} is the least that is allowed" if smaller else ""),
-            try_=", or ".join(filter(None, ways)) or "another --effective-batch",
+            + (f", and the minimum is {least}" if smaller else ""),
+            try_=", or ".join(filter(None, alternatives)) or "another --effective-batch",
         )
     if near is None or near == total:
         return sizes, ()
-    slow = f"{total * world_size} has no larger divisor up to {most}, and the task {rule.text}: {other} is faster"
+    slow = f"{total * world_size} has no larger divisor up to {most}, and the task {rule.text}: {alternative} is faster"
     return sizes, (slow,)
 
 
@@ -83,13 +90,13 @@ def last_group_by(
         undivided: the group must not be divided.
         least, most: micro-batches below `least` are avoided, with sizes up to `most`.
     """
-    taken = alike(rule, micro_batch)
+    accepted = alike(rule, micro_batch)
     sizes: tuple[int, ...]
     if undivided:
-        sizes = (rest,) if taken.admits(rest) else ()
+        sizes = (rest,) if accepted.admits(rest) else ()
     else:
-        above = taken.model_copy(update={"least": max(taken.least, min(least, rest))})
-        sizes = _split(above, rest, micro_batch, max(micro_batch, most or 0)) or split_by(taken, rest, micro_batch)
+        above = accepted.model_copy(update={"least": max(accepted.least, min(least, rest))})
+        sizes = _split(above, rest, micro_batch, max(micro_batch, most or 0)) or split_by(accepted, rest, micro_batch)
     return (sizes, "") if sizes else ((rest,), f"the task {rule.text}")
 
 

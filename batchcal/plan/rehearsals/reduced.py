@@ -15,7 +15,7 @@ def reduced(calibration: Calibration) -> Calibration:
     A reduced capacity is the largest smaller size that was run within the budget, by a probe or as a complete plan. If no such
     size was run, it is the size that the failed rehearsal allows. A finding without a remaining size is removed.
     """
-    findings = tuple(left for finding in calibration.findings if (left := _reduced(calibration, finding)) is not None)
+    findings = tuple(remaining for finding in calibration.findings if (remaining := _reduced(calibration, finding)) is not None)
     if findings == calibration.findings:
         return calibration
     changed = calibration.model_copy(update={"findings": findings})
@@ -34,16 +34,16 @@ def _reduced(calibration: Calibration, finding: Finding) -> Finding | None:
         "undone": "",
     }
     probed = [pair for pair in fitting(calibration, finding) if pair[0].batch <= most]
-    whole = [pair for pair in _rehearsed(calibration, finding) if max(pair[0].settings.micro_batches) <= most]
-    largest = max((max(pair[0].settings.micro_batches) for pair in whole), default=0)
-    if whole and (not probed or largest > probed[-1][0].batch):
-        fits = next(fits for rehearsal, fits in reversed(whole) if max(rehearsal.settings.micro_batches) == largest)
+    rehearsed = [pair for pair in _rehearsed(calibration, finding) if max(pair[0].settings.micro_batches) <= most]
+    largest = max((max(pair[0].settings.micro_batches) for pair in rehearsed), default=0)
+    if rehearsed and (not probed or largest > probed[-1][0].batch):
+        fits = next(fits for rehearsal, fits in reversed(rehearsed) if max(rehearsal.settings.micro_batches) == largest)
         update |= {"batch": largest, "measured_by": 0}
-        update |= {"peak_bytes": fits.peak.held_on(finding.device), "samples_per_s": fits.samples_per_s}
+        update |= {"peak_bytes": fits.peak.bytes_on(finding.device), "samples_per_s": fits.samples_per_s}
     elif probed:
         measured, fits = probed[-1]
         update |= {"batch": measured.batch, "measured_by": measured.sequence}
-        update |= {"peak_bytes": fits.peak.held_on(finding.device), "samples_per_s": fits.samples_per_s}
+        update |= {"peak_bytes": fits.peak.bytes_on(finding.device), "samples_per_s": fits.samples_per_s}
     else:
         update |= {"batch": most, "measured_by": 0, "undone": f"no size up to {most} was run"}
     capacity: Capacity = finding.train.model_copy(update=update)

@@ -34,7 +34,7 @@ def setup_of(plan: Plan) -> Setup:
     )
 
 
-def tells(outcome: Outcome) -> bool:
+def is_conclusive(outcome: Outcome) -> bool:
     """True if an outcome is a result of the plan. A kill from outside, a failure of batchcal itself and a deadline are not."""
     return not isinstance(outcome, KilledFromOutside | Infrastructure | TimedOut)
 
@@ -43,8 +43,8 @@ def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
     """Return the last run of exactly this plan. None: it was not rehearsed; plans for several ranks never are."""
     if plan.world_size > 1:
         return None
-    wanted = setup_of(plan)
-    return next((one for one in reversed(calibration.rehearsals) if one.settings == wanted), None)
+    settings = setup_of(plan)
+    return next((rehearsal for rehearsal in reversed(calibration.rehearsals) if rehearsal.settings == settings), None)
 
 
 def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
@@ -52,12 +52,12 @@ def most_rehearsed(calibration: Calibration, finding: Finding) -> int | None:
 
     It is below the smallest one that failed. 0: not even one sample. None: no rehearsal failed.
     """
-    left = [
-        min(int(largest * _share_left(calibration, rehearsal)), largest - 1)
+    limits = [
+        min(int(largest * _remaining_share(calibration, rehearsal)), largest - 1)
         for rehearsal in _out_of_memory(calibration, finding)
         for largest in (max(rehearsal.settings.micro_batches),)
     ]
-    return min(left, default=None)
+    return min(limits, default=None)
 
 
 def least_ruled_out(calibration: Calibration, finding: Finding) -> int | None:
@@ -65,7 +65,7 @@ def least_ruled_out(calibration: Calibration, finding: Finding) -> int | None:
     return min((max(rehearsal.settings.micro_batches) for rehearsal in _out_of_memory(calibration, finding)), default=None)
 
 
-def share_left(calibration: Calibration, finding: Finding) -> float:
+def remaining_share(calibration: Calibration, finding: Finding) -> float:
     """Fraction of the memory model's sizes that failed rehearsals leave. 1: no rehearsal failed."""
     most, budget = most_rehearsed(calibration, finding), calibration.budget(finding.device)
     if most is None or budget is None:
@@ -89,24 +89,25 @@ def _out_of_memory(calibration: Calibration, finding: Finding) -> list[Rehearsal
 def most_evaluated(calibration: Calibration, finding: Finding) -> int | None:
     """Return the largest evaluation batch that is left after rehearsals that failed in evaluation. None: none failed there."""
     failed = [
-        one.settings.eval_batch
-        for one in calibration.rehearsals
-        if (one.settings.device, one.settings.allocator) == (finding.device, finding.allocator) and one.evaluating
+        rehearsal.settings.eval_batch
+        for rehearsal in calibration.rehearsals
+        if (rehearsal.settings.device, rehearsal.settings.allocator) == (finding.device, finding.allocator)
+        and rehearsal.evaluating
     ]
     return max(1, int(min(failed) * EVAL_BACK_OFF)) if failed else None
 
 
-def _share_left(calibration: Calibration, rehearsal: Rehearsal) -> float:
+def _remaining_share(calibration: Calibration, rehearsal: Rehearsal) -> float:
     outcome, budget = rehearsal.outcome, calibration.budget(rehearsal.settings.device)
     if not isinstance(outcome, OutOfMemory) or outcome.source != "budget" or outcome.peak is None or budget is None:
         return BACK_OFF
-    return BELOW * min(1.0, budget.budget_bytes / max(1, outcome.peak.held_on(rehearsal.settings.device)))
+    return BELOW * min(1.0, budget.budget_bytes / max(1, outcome.peak.bytes_on(rehearsal.settings.device)))
 
 
 def workers_failed(calibration: Calibration, finding: Finding) -> bool:
     """True if a plan with workers failed in training. The next plan has no workers then, before any size becomes smaller."""
     return any(
-        one.settings.num_workers and not one.fits and not one.evaluating and tells(one.outcome)
-        for one in calibration.rehearsals
-        if one.settings.device == finding.device
+        rehearsal.settings.num_workers and not rehearsal.fits and not rehearsal.evaluating and is_conclusive(rehearsal.outcome)
+        for rehearsal in calibration.rehearsals
+        if rehearsal.settings.device == finding.device
     )

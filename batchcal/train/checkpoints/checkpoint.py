@@ -24,8 +24,8 @@ from batchcal.train.checkpoints.extra_state import ExtraState
 from batchcal.train.checkpoints.files import partial_path
 from batchcal.train.checkpoints.lock import PartialFile
 from batchcal.train.result import EpochResult
-from batchcal.workload.model.optimizers import evaluated_parameters, held_optimizers, restore_trained_parameters
-from batchcal.workload.model.parameters import parameters_beside_model
+from batchcal.workload.model.optimizers import evaluated_parameters, inner_optimizers, restore_trained_parameters
+from batchcal.workload.model.parameters import parameters_outside_model
 from batchcal.workload.task import Task
 
 # Format history
@@ -71,7 +71,7 @@ def save_checkpoint(
     scaler: GradScaler | None = None,
     balancer: GradNormBalancer | None = None,
     sampler: MemoryAwareBatchSampler | None = None,
-    beside: ExtraState | None = None,
+    extra_state: ExtraState | None = None,
 ) -> None:
     """Write model, optimizer, scaler, the generators' states and `standing`. An earlier checkpoint stays until this is complete.
 
@@ -88,7 +88,7 @@ def save_checkpoint(
         partial.lock()
         with evaluated_parameters(task) as trained:
             content = _content(task, standing, scaler=scaler, balancer=balancer, sampler=sampler)
-            state = None if beside is None else beside.state()
+            state = None if extra_state is None else extra_state.state()
             torch.save(content | {"trained_parameters": trained, "beside_task": state}, temporary)
         partial.commit()
         sync_folder(path.parent)
@@ -103,7 +103,7 @@ def save_checkpoint(
         raise NotSaved(
             f"the checkpoint could not be written to {path}",
             known="the disk is full" if full else lines[0] if lines else type(error).__name__,
-            try_="--checkpoint FILE, on a disk with room",
+            try_="--checkpoint FILE, on a disk with free space",
         ) from error
 
 
@@ -127,9 +127,9 @@ def _content(
     return {
         "standing": standing.model_dump_json(),
         "model": task.model.state_dict(),
-        "beside_model": [parameter.detach() for parameter in parameters_beside_model(task)],
+        "beside_model": [parameter.detach() for parameter in parameters_outside_model(task)],
         "optimizer": task.optimizer.state_dict(),
-        "held_optimizers": [optimizer.state_dict() for optimizer in held_optimizers(task.optimizer)],
+        "held_optimizers": [optimizer.state_dict() for optimizer in inner_optimizers(task.optimizer)],
         "scaler": None if scaler is None else scaler.state_dict(),
         "loss_weights": None if balancer is None else balancer.state_dict(),
         "sampler": None if sampler is None else sampler.state_dict(),
@@ -147,7 +147,7 @@ def load_checkpoint(
     scaler: GradScaler | None = None,
     balancer: GradNormBalancer | None = None,
     sampler: MemoryAwareBatchSampler | None = None,
-    beside: ExtraState | None = None,
+    extra_state: ExtraState | None = None,
 ) -> Standing:
     """Restore model, optimizer, scaler and generators from `path`. Return the progress of the training.
 
@@ -161,7 +161,7 @@ def load_checkpoint(
         # Only tensors and plain values are unpickled.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UsageError(f"there is no checkpoint at {path}", try_="without --resume to begin anew") from None
+        raise UsageError(f"there is no checkpoint at {path}", try_="leave out --resume to start a new training") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise _unusable(path, "it cannot be read") from error
     if not isinstance(content, dict) or not isinstance(content.get("standing"), str):
@@ -169,31 +169,31 @@ def load_checkpoint(
     try:
         standing = Standing.model_validate_json(content["standing"])
     except ValidationError as error:
-        raise _unusable(path, f"its {error.errors()[0]['loc']} is not understood") from error
+        raise _unusable(path, f"its {'.'.join(map(str, error.errors()[0]['loc'])) or 'content'} is not valid") from error
     if standing.format > FORMAT:
-        raise _unusable(path, f"it has format {standing.format}, this version reads up to {FORMAT}")
+        raise _unusable(path, f"it has format {standing.format}, and this version of batchcal reads formats up to {FORMAT}")
     try:
-        if beside is not None:
-            beside.make_room(content.get("beside_task"), content["model"])
+        if extra_state is not None:
+            extra_state.make_room(content.get("beside_task"), content["model"])
         task.model.load_state_dict(content["model"])
         _restore_beside_model(task, content.get("beside_model"))
         _restore_optimizer(task.optimizer, content["optimizer"])
-        _restore_held(task, content.get("held_optimizers"))
-        if beside is not None:
-            beside.restore(content.get("beside_task"))
+        _restore_inner_optimizers(task, content.get("held_optimizers"))
+        if extra_state is not None:
+            extra_state.restore(content.get("beside_task"))
         trained = content.get("trained_parameters")
         if isinstance(trained, list):
             restore_trained_parameters(task, [value for value in trained if isinstance(value, Tensor)])
         if scaler is not None and content["scaler"] is not None:
             scaler.load_state_dict(content["scaler"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        known = _difference(error)
+        difference = _difference(error)
         # For example, the first forward pass of a model makes a parameter, which does not exist yet.
-        made_later = "; or make those parameters in the factory" if known.startswith("Unexpected key") else ""
+        hint = "; or create those parameters in the factory" if difference.startswith("Unexpected key") else ""
         raise UsageError(
-            f"the checkpoint at {path} is of another model or optimizer",
-            known=known,
-            try_=f"without --resume to begin anew{made_later}",
+            f"the checkpoint at {path} is from another model or optimizer",
+            known=difference,
+            try_=f"leave out --resume to start a new training{hint}",
         ) from error
     weights = content.get("loss_weights")
     if balancer is not None and isinstance(weights, dict):
@@ -237,20 +237,22 @@ def why_not_resumable(optimizer: torch.optim.Optimizer) -> str:
     if not hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
         return f"{kind.__name__}.__init__ does not call super().__init__(params, defaults)"
     if kind.state_dict is not torch.optim.Optimizer.state_dict and "param_groups" not in optimizer.state_dict():
-        return f"{kind.__name__} has a state_dict() of its own, and no load_state_dict() that reads it"
+        return f"{kind.__name__} has its own state_dict(), but no load_state_dict() that reads it"
     return ""
 
 
-def _restore_held(task: Task, states: object) -> None:
+def _restore_inner_optimizers(task: Task, states: object) -> None:
     """Raises:
     ValueError: the optimizer holds other optimizers. Checkpoints of earlier versions have no states of these.
     """
-    held = held_optimizers(task.optimizer)
+    optimizers = inner_optimizers(task.optimizer)
     if not isinstance(states, list):
         return
-    if len(states) != len(held):
-        raise ValueError(f"the optimizer is made of {len(held)} others, the checkpoint has the state of {len(states)}")
-    for optimizer, state in zip(held, states, strict=True):
+    if len(states) != len(optimizers):
+        raise ValueError(
+            f"the optimizer contains {len(optimizers)} other optimizers, but the checkpoint has the states of {len(states)}"
+        )
+    for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
 
 
@@ -258,12 +260,13 @@ def _restore_beside_model(task: Task, values: object) -> None:
     """Raises:
     ValueError: the parameters differ from those that the optimizer holds. A checkpoint of format 1 has none.
     """
-    parameters = parameters_beside_model(task)
+    parameters = parameters_outside_model(task)
     saved = [value for value in values if isinstance(value, Tensor)] if isinstance(values, list) else []
     shapes = [tuple(parameter.shape) for parameter in parameters]
     if [tuple(value.shape) for value in saved] != shapes:
         raise ValueError(
-            f"the optimizer holds {len(shapes)} parameters beside the model's, the checkpoint has {len(saved)} that match"
+            f"the optimizer has {len(shapes)} parameters that are not in the model; their number or their shapes differ from the "
+            f"{len(saved)} in the checkpoint"
         )
     with torch.no_grad():
         for parameter, value in zip(parameters, saved, strict=True):
@@ -274,9 +277,9 @@ def _restore_order(sampler: MemoryAwareBatchSampler | None, state: object, stand
     """Restore the order of samples. The samples of the epoch that are already trained depend on how batches are made."""
     if (sampler is not None) != isinstance(state, dict) and standing.samples:
         raise UsageError(
-            f"{path} stands in the middle of epoch {standing.epoch}, whose batches were made another way",
-            known="by cost" if isinstance(state, dict) else "as shuffled",
-            try_="the former [train] batching, or without --resume to begin anew",
+            f"{path} was saved in the middle of epoch {standing.epoch}, whose batches were made in another way",
+            known=f"that epoch uses batches {'by the cost of samples' if isinstance(state, dict) else 'of shuffled samples'}",
+            try_="the former [train] batching, or leave out --resume to start a new training",
         )
     if sampler is None:
         return
@@ -286,5 +289,7 @@ def _restore_order(sampler: MemoryAwareBatchSampler | None, state: object, stand
         sampler.epoch = standing.epoch
 
 
-def _unusable(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path} is no checkpoint that can be resumed", known=why, try_="without --resume to begin anew")
+def _unusable(path: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"{path} is not a checkpoint that can be resumed", known=reason, try_="leave out --resume to start a new training"
+    )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from batchcal.core.units import MIB
-from batchcal.workload.model.optimizers import held_optimizers
+from batchcal.workload.model.optimizers import inner_optimizers
 from batchcal.workload.task import Task
 
 LARGE_BYTES: Final = 16 * MIB
@@ -48,23 +48,23 @@ class ExtraState:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._objects = _stateful_objects(task)
-        self._marks = [_marks(_content(one)) for one in self._objects]
-        self._optimizers = [task.optimizer, *held_optimizers(task.optimizer)]
-        self._numbers = [_numbers(one) for one in self._optimizers]
+        self._marks = [_marks(_content(stateful)) for stateful in self._objects]
+        self._optimizers = [task.optimizer, *inner_optimizers(task.optimizer)]
+        self._numbers = [_numbers(optimizer) for optimizer in self._optimizers]
         self._shapes = {name: list(buffer.shape) for name, buffer in task.model.named_buffers()}
 
     def state(self) -> dict[str, object]:
         """Return the state as plain values and tensors."""
         own = {value.data_ptr() for value in self._task.model.state_dict().values() if isinstance(value, Tensor)}
         states: list[object] = []
-        for one, marks in zip(self._objects, self._marks, strict=True):
-            content = {name: value for name, value in _content(one).items() if not _is_of(value, own)}
-            constant = _bytes(content) > LARGE_BYTES and _marks(_content(one)) == marks
+        for stateful, marks in zip(self._objects, self._marks, strict=True):
+            content = {name: value for name, value in _content(stateful).items() if not _is_of(value, own)}
+            constant = _bytes(content) > LARGE_BYTES and _marks(_content(stateful)) == marks
             states.append(None if constant or not _is_plain(content) else content)
         return {
-            "kinds": [type(one).__name__ for one in self._objects],
+            "kinds": [type(stateful).__name__ for stateful in self._objects],
             "states": states,
-            "numbers": [_numbers(one) for one in self._optimizers],
+            "numbers": [_numbers(optimizer) for optimizer in self._optimizers],
             "shapes": self._shapes,
         }
 
@@ -75,8 +75,8 @@ class ExtraState:
             for key, buffer in list(module.named_buffers(recurse=False)):
                 name = f"{prefix}.{key}" if prefix else key
                 value = model.get(name)
-                began_alike = isinstance(shapes, Mapping) and shapes.get(name) == list(buffer.shape)
-                if began_alike and isinstance(value, Tensor) and value.shape != buffer.shape:
+                same_initial_shape = isinstance(shapes, Mapping) and shapes.get(name) == list(buffer.shape)
+                if same_initial_shape and isinstance(value, Tensor) and value.shape != buffer.shape:
                     module._buffers[key] = buffer.new_empty(value.shape)
 
     def restore(self, saved: object) -> None:
@@ -85,47 +85,47 @@ class ExtraState:
         """
         if not isinstance(saved, Mapping):
             return
-        kinds = [type(one).__name__ for one in self._objects]
+        kinds = [type(stateful).__name__ for stateful in self._objects]
         if saved["kinds"] != kinds:
             raise ValueError(
-                f"the functions of the task use {', '.join(kinds) or 'no object with a state'}, the checkpoint has the state of "
-                f"{', '.join(saved['kinds']) or 'none'}"
+                f"the functions of the task use {', '.join(kinds) or 'no object with a state'}, but the checkpoint has the state "
+                f"of {', '.join(saved['kinds']) or 'none'}"
             )
-        for one, state in zip(self._objects, saved["states"], strict=True):
-            if isinstance(state, dict) and isinstance(one, nn.Module):
-                one.load_state_dict(state, strict=False)
+        for stateful, state in zip(self._objects, saved["states"], strict=True):
+            if isinstance(state, dict) and isinstance(stateful, nn.Module):
+                stateful.load_state_dict(state, strict=False)
             elif isinstance(state, dict):
-                one.load_state_dict(state)
+                stateful.load_state_dict(state)
         for optimizer, numbers in zip(self._optimizers, saved["numbers"], strict=True):
             vars(optimizer).update(numbers)
 
 
 def _stateful_objects(task: Task) -> list[Stateful]:
     """Return the objects in the order in which the task's functions name them, which is the same in the next process."""
-    known = {id(one) for one in (*task.model.modules(), task.optimizer, *held_optimizers(task.optimizer))}
+    visited = {id(item) for item in (*task.model.modules(), task.optimizer, *inner_optimizers(task.optimizer))}
     hooks = [
         *getattr(task.optimizer, "_optimizer_step_pre_hooks", {}).values(),
         *getattr(task.optimizer, "_optimizer_step_post_hooks", {}).values(),
     ]
     queue: deque[object] = deque((task.loss, task.losses, task.eval_step, task.metrics, *hooks))
-    found: list[Stateful] = []
+    objects: list[Stateful] = []
     while queue:
         value = queue.popleft()
-        if id(value) in known:
+        if id(value) in visited:
             continue
-        known.add(id(value))
+        visited.add(id(value))
         if isinstance(value, Stateful) and not isinstance(value, type):
-            found.append(value)
+            objects.append(value)
         else:
             queue.extend(_inside(value))
-    return found
+    return objects
 
 
 def _inside(value: object) -> Iterable[object]:
     """Values that a function refers to."""
     if isinstance(value, FunctionType):
         named = (value.__globals__.get(name) for name in value.__code__.co_names)
-        return [*(value.__closure__ or ()), *(value.__defaults__ or ()), *(one for one in named if isinstance(one, Stateful))]
+        return [*(value.__closure__ or ()), *(value.__defaults__ or ()), *(item for item in named if isinstance(item, Stateful))]
     if isinstance(value, CellType):
         try:
             return [value.cell_contents]
@@ -145,8 +145,8 @@ def _inside(value: object) -> Iterable[object]:
     return [*own.values(), inspect.getattr_static(type(value), "__call__", None)]
 
 
-def _content(one: Stateful) -> dict[str, object]:
-    state = one.state_dict()
+def _content(stateful: Stateful) -> dict[str, object]:
+    state = stateful.state_dict()
     return dict(state) if isinstance(state, Mapping) else {}
 
 

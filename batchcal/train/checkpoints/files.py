@@ -34,12 +34,12 @@ def partial_path(path: Path) -> Path:
 
 def task_name(spec: str, directory: Path) -> str:
     """Short name of a task for file names: `train.task-1f0c9a`. The digits distinguish tasks of the same name in other files."""
-    where, _, factory = spec.rpartition(":")
-    if where.endswith(".py"):
-        path = Path(os.path.abspath(directory / where))  # noqa: PTH100 - without following links
-        where = path.relative_to(directory).as_posix() if path.is_relative_to(directory) else path.as_posix()
-    digits = hashlib.sha256(f"{where}:{factory}".encode()).hexdigest()[:6]
-    words = f"{PurePath(where).name.removesuffix('.py').rpartition('.')[2]}.{factory}"
+    source, _, factory = spec.rpartition(":")
+    if source.endswith(".py"):
+        path = Path(os.path.abspath(directory / source))  # noqa: PTH100 - without following links
+        source = path.relative_to(directory).as_posix() if path.is_relative_to(directory) else path.as_posix()
+    digits = hashlib.sha256(f"{source}:{factory}".encode()).hexdigest()[:6]
+    words = f"{PurePath(source).name.removesuffix('.py').rpartition('.')[2]}.{factory}"
     return f"{re.sub(r'[^A-Za-z0-9._]+', '_', words)[:_LONGEST_NAME].lstrip('.')}-{digits}"
 
 
@@ -67,8 +67,8 @@ def remove_older(folder: Path, task: str, current: Path) -> None:
 
     A file that is not a checkpoint of batchcal stays, and so does the file of a run that is or may be active.
     """
-    others = [path for path in _newest_first(folder, task) if path != current]
-    for path in others[KEPT_RUNS - 1 :]:
+    earlier = [path for path in _newest_first(folder, task) if path != current]
+    for path in earlier[KEPT_RUNS - 1 :]:
         if not _may_be_active(path):
             _remove(path)
     for partial in _matching(folder, rf"\.{re.escape(task)}-{_RUN}\.pt\.partial"):
@@ -84,10 +84,10 @@ def is_checkpoint(path: Path) -> bool:
             if name is None:
                 return False
             with archive.open(name) as file:
-                begins = file.read(_BEGINS_BYTES)
+                beginning = file.read(_BEGINS_BYTES)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):
         return False
-    return all(field in begins for field in _FIELDS)
+    return all(field in beginning for field in _FIELDS)
 
 
 def _newest_first(folder: Path, task: str) -> list[Path]:

@@ -19,7 +19,7 @@ _ATTEMPTS: Final = 20
 _PAUSE_S: Final = 0.05
 """Pause between two attempts. Another process holds the lock for microseconds when it tests for one."""
 
-_held: dict[str, int | None] = {}
+_locked_files: dict[str, int | None] = {}
 """Absolute paths of the checkpoints of this process's runs: descriptor of the locked file. None: the file is not written yet."""
 
 
@@ -31,7 +31,7 @@ def locked_by(path: Path) -> str | None:
         return None
     try:
         inode = os.fstat(descriptor).st_ino
-        if any(held is not None and os.fstat(held).st_ino == inode for held in _held.values()) or _lock(descriptor):
+        if any(locked is not None and os.fstat(locked).st_ino == inode for locked in _locked_files.values()) or _lock(descriptor):
             return None
         return _owner(inode)
     finally:
@@ -48,7 +48,7 @@ def refuse_in_use(path: Path, partial: Path) -> None:
 
 
 @contextlib.contextmanager
-def held_checkpoint(path: Path | None) -> Iterator[None]:
+def checkpoint_lock(path: Path | None) -> Iterator[None]:
     """Hold the lock on the checkpoint of a run, also when a `PartialFile` replaces it.
 
     Raises:
@@ -64,13 +64,13 @@ def held_checkpoint(path: Path | None) -> Iterator[None]:
         raise _in_use(path, str(error.strerror)) from None
     except OSError:  # it is not written yet, or a save reports why it cannot be written
         descriptor = None
-    _held[key] = descriptor
+    _locked_files[key] = descriptor
     try:
         yield
     finally:
-        held = _held.pop(key, None)
-        if held is not None:
-            os.close(held)
+        locked = _locked_files.pop(key, None)
+        if locked is not None:
+            os.close(locked)
 
 
 class PartialFile:
@@ -107,8 +107,8 @@ class PartialFile:
         descriptor, self._descriptor = self._descriptor, None
         key = _key(self._path)
         earlier: int | None = descriptor
-        if key in _held:
-            earlier, _held[key] = _held[key], descriptor
+        if key in _locked_files:
+            earlier, _locked_files[key] = _locked_files[key], descriptor
         if earlier is not None:
             os.close(earlier)
 
@@ -134,10 +134,10 @@ def _open_locked(path: Path, flags: int) -> int:
             time.sleep(_PAUSE_S)
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):
-            opened = os.fstat(descriptor)
+            status = os.fstat(descriptor)
             if not _lock(descriptor):
-                owner = _owner(opened.st_ino)
-            elif os.path.samestat(opened, path.stat()):  # it may have been renamed or removed meanwhile
+                owner = _owner(status.st_ino)
+            elif os.path.samestat(status, path.stat()):  # it may have been renamed or removed meanwhile
                 return descriptor
         os.close(descriptor)
     raise BlockingIOError(0, owner)
@@ -169,7 +169,7 @@ def _in_use(path: Path, owner: str) -> UsageError:
     stop = f"`kill {pid}` ends that run with a checkpoint" if pid.isdigit() else "stop that run, which ends with a checkpoint"
     return UsageError(
         f"{path} is the checkpoint of a run that is still active ({owner})",
-        known="two runs cannot write one checkpoint",
+        known="two runs cannot write the same checkpoint",
         try_=f"{stop}; or --checkpoint OTHER.pt for a separate run",
     )
 
@@ -180,11 +180,11 @@ def _key(path: Path) -> str:
 
 def _close_in_child() -> None:
     """Close the files: a forked process, such as a DataLoader worker, would keep the lock of a killed run."""
-    for descriptor in _held.values():
+    for descriptor in _locked_files.values():
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-    _held.clear()
+    _locked_files.clear()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -13,7 +13,7 @@ from batchcal.train.options import TrainOptions
 from batchcal.workload.task import Task
 
 
-def refuse_last_group(task: Task, plan: Plan, options: TrainOptions, standing: Standing, then: int) -> None:
+def refuse_last_group(task: Task, plan: Plan, options: TrainOptions, standing: Standing, earlier_batch: int) -> None:
     """Raises:
     UsageError: the task does not accept the last group of the resumed epoch. Its samples depend on the position in that epoch.
     """
@@ -24,10 +24,11 @@ def refuse_last_group(task: Task, plan: Plan, options: TrainOptions, standing: S
         or isinstance(task.train_data, IterableDataset)
     ):
         return
-    left, error = last_of_pass(plan, standing.train_samples, standing.samples)
+    remaining, error = last_of_pass(plan, standing.train_samples, standing.samples)
     if error:
         raise UsageError(
-            f"the epoch that is resumed ends with a group of {count_of(left, 'sample')}, and the task fails with it",
-            known=f"{error}; {count_of(standing.samples, 'sample')} of it were trained with an effective batch of {then}",
-            try_=f"--effective-batch {then}, as before; or --drop-last leaves that group out",
+            f"the resumed epoch ends with a group of {count_of(remaining, 'sample')}, and the task fails with it",
+            known=f"{error}; {count_of(standing.samples, 'sample')} of that epoch were trained with an effective batch of "
+            f"{earlier_batch}",
+            try_=f"--effective-batch {earlier_batch}, as before; or --drop-last to leave out that group",
         )

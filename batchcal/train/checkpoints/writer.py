@@ -68,7 +68,7 @@ class CheckpointWriter:
     def outcome(self) -> str:
         """Return where the training is saved, as a sentence for an error."""
         if self.path is None:
-            return "checkpoints are off: nothing of this training is saved"
+            return "checkpoints are off: this training is not saved"
         if self.problem is None:
             return (
                 f"the checkpoint is {self.path}" if self.saved is not None else "the training ended before its first checkpoint"
@@ -94,4 +94,4 @@ class CheckpointWriter:
         return self.problem is None
 
     def _previous(self, saved: Standing) -> str:
-        return f"{self.path} holds the training as of epoch {saved.epoch}, step {saved.group}"
+        return f"{self.path} contains the training up to epoch {saved.epoch}, step {saved.group}"

@@ -21,12 +21,12 @@ def no_better_since(evaluations: list[Mapping[str, float | None]], options: Trai
     for evaluation in evaluations:
         if options.watch not in evaluation:
             raise UsageError(
-                f"early stopping watches {options.watch!r}, which the evaluation does not have",
-                known=f"it has {', '.join(sorted(evaluation)) or 'nothing'}",
+                f"early stopping watches {options.watch!r}, but the evaluation has no value of that name",
+                known=f"values of the evaluation: {', '.join(sorted(evaluation)) or 'none'}",
                 try_=f"watch = {next(iter(sorted(evaluation)), 'loss')!r}",
             )
-        told = evaluation[options.watch]
-        value = math.nan if told is None else told * (1 if options.watch_mode == "min" else -1)
+        watched = evaluation[options.watch]
+        value = math.nan if watched is None else watched * (1 if options.watch_mode == "min" else -1)
         if not math.isnan(value) and (best is None or value < best - options.min_delta):
             best, since = value, 0
         else:

@@ -10,13 +10,13 @@ from batchcal.core.units import count_of
 from batchcal.runtime.group import Skip
 
 REASONS: Final[Mapping[Skip, str]] = {
-    "no-weight": "no sample of the group has a weight",
+    "no-weight": "every sample of the group has weight 0",
     "no-gradient": "the loss of the group does not depend on a parameter that requires a gradient",
     "overflow": "a float16 gradient overflowed; the scaler tries a lower scale",
 }
 _FIXES: Final[Mapping[Skip, str]] = {
-    "no-weight": "let weight_of, or the rows that the collate function leaves, count the samples that have a loss",
-    "no-gradient": "compute the loss from model(...) itself, and leave one parameter with requires_grad=True",
+    "no-weight": "make weight_of count the samples that have a loss, and the collate function keep at least one such sample",
+    "no-gradient": "compute the loss from the output of model(...), and set requires_grad=True for at least one parameter",
     "overflow": "autocast=torch.bfloat16, a smaller loss, or more steps",
 }
 
@@ -31,7 +31,7 @@ def nothing_trained(steps: int, skipped: int, reason: Skip | None, *, ended: boo
     if reason is None or skipped == 0 or skipped < steps or (reason == "overflow" and not ended):
         return None
     return UserCodeError(
-        f"nothing was trained: the optimizer skipped all of {count_of(steps, 'step')}",
-        known=f"the latest because {REASONS[reason]}",
+        f"nothing was trained: the optimizer skipped every step ({count_of(steps, 'step')})",
+        known=f"reason for the latest skipped step: {REASONS[reason]}",
         try_=_FIXES[reason],
     )

@@ -11,7 +11,7 @@ from typing import Final
 from batchcal.core.signals import Repeats
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LOOK_S: Final = 0.01
+_POLL_S: Final = 0.01
 
 
 class StopRequest:
@@ -23,7 +23,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         """Number of the recorded signal. None: no signal yet."""
-        self.asked: str | None = None
+        self.reason: str | None = None
         """Reason to end the training after the current step, if requested without a signal."""
         self._before: dict[int, signal._HANDLER] = {}
         self._repeats = Repeats()
@@ -31,29 +31,29 @@ class StopRequest:
     @property
     def granted(self) -> bool:
         """True if the training is to stop at the next possible point."""
-        return self.signal is not None or self.asked is not None
+        return self.signal is not None or self.reason is not None
 
-    def ask(self, why: str) -> None:
+    def request(self, reason: str) -> None:
         """End the training cleanly after the current step: with a checkpoint and a result."""
-        self.asked = why
+        self.reason = reason
 
     def await_signal(self, limit_s: float) -> bool:
         """Wait up to `limit_s` for a signal. Return True if a signal has arrived."""
         until = time.monotonic() + limit_s
         while self.signal is None and self._before and time.monotonic() < until:
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
+                self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self._repeats.repeats(number):
             return
         if self.signal is None:

@@ -20,25 +20,25 @@ WORTH_BLAME: Final = 0.1
 """Share of the memory limit. Workers that hold less are not the cause of a failure."""
 
 
-class WorkersHold(NamedTuple):
+class WorkerMemory(NamedTuple):
     """Memory of the running DataLoader workers."""
 
     workers: int
     held_bytes: int
 
 
-def workers_hold() -> WorkersHold | None:
+def memory_of_workers() -> WorkerMemory | None:
     """Memory that the workers hold beside this process. None: there are no workers."""
     pids = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
-    return WorkersHold(len(pids), sum(map(private_bytes, pids))) if pids else None
+    return WorkerMemory(len(pids), sum(map(private_bytes, pids))) if pids else None
 
 
-def blame_workers(error: NothingFits, held: WorkersHold | None, limit_bytes: int) -> NothingFits:
+def blame_workers(error: NothingFits, memory: WorkerMemory | None, limit_bytes: int) -> NothingFits:
     """Return `error`. It names the workers if they hold much of the memory: they copy or keep the data that they read."""
-    if held is None or held.held_bytes < limit_bytes * WORTH_BLAME:
+    if memory is None or memory.held_bytes < limit_bytes * WORTH_BLAME:
         return error
-    hold = "holds" if held.workers == 1 else "hold"
-    workers = f"{count_of(held.workers, 'DataLoader worker')} {hold} {format_bytes(held.held_bytes)}"
+    hold = "holds" if memory.workers == 1 else "hold"
+    workers = f"{count_of(memory.workers, 'DataLoader worker')} {hold} {format_bytes(memory.held_bytes)}"
     return type(error)(
         error.what,
         known=f"{workers}; {error.known}" if error.known else workers,
@@ -86,7 +86,7 @@ def error_of(death: WorkerDeath, *, detail: str, known: str, kernel_killed: bool
     if death.signal == signal.SIGKILL:
         return BatchcalError(
             f"{death}, which another process sent",
-            known=f"the kernel counts no kill for lack of memory; {known}",
+            known=f"the kernel did not count a kill for lack of memory; {known}",
             try_="the same command with --resume",
         )
     return UserCodeError(f"{death}: {detail}", known=known, try_="--workers 0 shows where it fails")

@@ -123,24 +123,26 @@ class WorkersMemory:
 class ShareMeter:
     """Memory of the host of which this process and its descendants may hold a share: the share or the free memory, the lesser."""
 
-    def __init__(self, host: Meter, share_bytes: int, beside: Callable[[], int] = lambda: 0) -> None:
-        """`beside`: bytes that the descendants of this process hold."""
-        self._host, self._share, self._beside = host, share_bytes, beside
-        self._real = self._told = share_bytes
+    def __init__(self, host: Meter, share_bytes: int, workers_bytes: Callable[[], int] = lambda: 0) -> None:
+        """`workers_bytes`: bytes that the descendants of this process hold."""
+        self._host, self._share, self._workers_bytes = host, share_bytes, workers_bytes
+        self._real = self._reported_limit = share_bytes
         """Limit of the latest reading, and the limit returned in its place."""
 
     def read(self) -> AvailableMemory:
-        room, beside = self._host.read(), self._beside()
-        if room.limit_bytes - room.others_bytes > self._share - beside:
-            told = AvailableMemory(limit_bytes=self._share, used_bytes=room.own_bytes + beside, own_bytes=room.own_bytes)
+        room, workers_bytes = self._host.read(), self._workers_bytes()
+        if room.limit_bytes - room.others_bytes > self._share - workers_bytes:
+            reported = AvailableMemory(
+                limit_bytes=self._share, used_bytes=room.own_bytes + workers_bytes, own_bytes=room.own_bytes
+            )
         else:
-            told = room
-        self._real, self._told = room.limit_bytes, told.limit_bytes
-        return told
+            reported = room
+        self._real, self._reported_limit = room.limit_bytes, reported.limit_bytes
+        return reported
 
     def limit_bytes(self) -> int:
         real = self._host.limit_bytes()
-        return self._told if real == self._real else real
+        return self._reported_limit if real == self._real else real
 
     def own_bytes(self) -> int:
         return self._host.own_bytes()

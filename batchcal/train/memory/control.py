@@ -101,25 +101,27 @@ class MemoryControl:
             device,
             self,
             clock=clock,
-            tell=self._recovered,
+            report=self._recovered,
             batchnorm=batchnorm,
             undivided=undivided,
             size_rule=size_rule,
         )
         self._peak, self._clock, self._progress, self._group_of = peak, clock, progress, group_of
         self._task, self._device = task, device
-        self._state_bytes = sum(one.numel() * one.element_size() for one in trained_parameters(task) if one.requires_grad)
+        self._state_bytes = sum(
+            parameter.numel() * parameter.element_size() for parameter in trained_parameters(task) if parameter.requires_grad
+        )
         self._optimizer = task.optimizer
         self._passes: Passes | None = None
         self._memory = BatchMemory()
         self._measured_at = float("-inf")
         self._closely = CLOSELY
-        self._began = clock.monotonic()
+        self._start_s = clock.monotonic()
         self._releasing_s = 0.0
         self._released_at = float("-inf")
         self._failed = False
         self._composed: tuple[tuple[int, ...], Composition] | None = None
-        self._held = 0
+        self._held_bytes = 0
         """Largest memory that this process held before a successful step of the optimizer."""
 
     def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
@@ -147,10 +149,10 @@ class MemoryControl:
     def _measured(self, passes: Passes, micro_batch: MicroBatch, batch: Composition) -> SampleShare:
         before, released = self._before(batch)
         predicted = self.predictor.predict(batch)
-        told = self._peak.begin()
+        measuring = self._peak.begin()
         self._failed = False
         share = self._guardian.run(passes, micro_batch)
-        if told and not self._failed:
+        if measuring and not self._failed:
             peak = self._peak.end()
             # Blocks that the allocator keeps are part of a peak, but not every batch uses them (measured: 13 % of a peak).
             own = released and peak > before.own_bytes + GREW_BYTES
@@ -160,7 +162,7 @@ class MemoryControl:
         self._closely -= 1
         return share
 
-    def at(self, epoch: int, step: int) -> None:
+    def set_position(self, epoch: int, step: int) -> None:
         """Set the position of the training, for events."""
         self._epoch, self._step = epoch, step
 
@@ -189,18 +191,18 @@ class MemoryControl:
         """
         # Adam's state is twice as large as the parameters, and made in the first step. Its temporaries are as large as they are.
         need = self._state_bytes * (1 if self._optimizer.state else 3)
-        room, own = self.monitor.room(), self.monitor.own_bytes()
+        room, own = self.monitor.available(), self.monitor.own_bytes()
         # Where a step went by with as much held as may be held now, the next one needs no more.
-        if need <= self._top(room) - own or (self._optimizer.state and self._top(room) >= self._held):
-            self._held = max(self._held, own)
+        if need <= self._top(room) - own or (self._optimizer.state and self._top(room) >= self._held_bytes):
+            self._held_bytes = max(self._held_bytes, own)
             return
         self._guardian.make_room()
-        room = self.monitor.look()
+        room = self.monitor.read()
         free = self._top(room) - room.own_bytes
         if need > free:
             raise NothingFits(
-                f"the optimizer's step may need {format_bytes(need)}, there are {format_bytes(max(0, free))}",
-                known="cut off in its middle it would leave parameters and state that fit no step",
+                f"the optimizer's step may need {format_bytes(need)}, but only {format_bytes(max(0, free))} are free",
+                known="the step was not started: a lack of memory in the middle of it would leave only some parameters updated",
                 try_="a higher memory limit, then the same command with --resume",
             )
 
@@ -214,8 +216,8 @@ class MemoryControl:
 
     def take_memory(self) -> BatchMemory:
         """Return the memory of the batches since the last call."""
-        taken, self._memory = self._memory, BatchMemory()
-        return taken
+        memory, self._memory = self._memory, BatchMemory()
+        return memory
 
     def composition(self, micro_batch: MicroBatch) -> Composition:
         """Return the input of the prediction."""
@@ -230,12 +232,12 @@ class MemoryControl:
 
     def fits(self, micro_batch: MicroBatch) -> bool:
         """True if it is predicted to fit into the current room."""
-        room = self.monitor.room()
+        room = self.monitor.available()
         return self.predictor.predict(self.composition(micro_batch)) <= self._top(room) or micro_batch.samples == 1
 
     def near_limit(self) -> bool:
         """True if this process came near the limit since the last batch began."""
-        room = self.monitor.look()
+        room = self.monitor.read()
         return room.others_bytes + self._peak.end() >= NEAR * room.limit_bytes
 
     def _due(self, batch: Composition) -> bool:
@@ -247,14 +249,14 @@ class MemoryControl:
         """Return the room before the batch. True: the allocator's free blocks, which may hide a batch, were released first."""
         now = self._clock.monotonic()
         wanted = not self.predictor.settled(batch.group) or now - self._released_at >= RELEASED_EVERY_S
-        if not wanted or self._releasing_s > RELEASES_S + RELEASES_SHARE * (now - self._began):
-            return self.monitor.look(), False
-        began = time.perf_counter()
+        if not wanted or self._releasing_s > RELEASES_S + RELEASES_SHARE * (now - self._start_s):
+            return self.monitor.read(), False
+        start_s = time.perf_counter()
         trim()
         # Released memory must be touched again, which takes about as long.
-        self._releasing_s += 2 * (time.perf_counter() - began)
+        self._releasing_s += 2 * (time.perf_counter() - start_s)
         self._released_at = now
-        return self.monitor.look(), True
+        return self.monitor.read(), True
 
     def _learn(self, batch: Composition, before: AvailableMemory, peak: int, *, own: bool) -> None:
         self.predictor.observe(batch, peak, at_most=not own)
@@ -269,9 +271,9 @@ class MemoryControl:
 
         change = self._controller.after((before.others_bytes + peak) / limit, share_at)
         if change is not None:
-            self._tell(change)
+            self._report_change(change)
 
-    def _tell(self, change: Change) -> None:
+    def _report_change(self, change: Change) -> None:
         self._closely = CLOSELY
         if change.now < change.was:
             # The allocator still holds the memory of the larger size, which would count as need.
@@ -286,7 +288,7 @@ class MemoryControl:
             Recovered(
                 epoch=self._epoch,
                 step=self._step,
-                phase=recovery.where,
+                phase=recovery.phase,
                 samples=recovery.samples,
                 action=recovery.action,
                 safe=safe,
@@ -297,9 +299,11 @@ class MemoryControl:
         # The number of samples does not describe batches that are made by cost: all of their sizes are halved.
         by_count = self.scheduler.by_count
         if recovery.action == "split" and safe is not None and (not by_count or safe < self.scheduler.micro_batch):
-            change = self._controller.ran_short(f"memory ran out with {recovery.samples}", safe=safe if by_count else None)
+            change = self._controller.ran_short(
+                f"memory ran out with a micro-batch of {recovery.samples}", safe=safe if by_count else None
+            )
             if change is not None:
-                self._tell(change)
+                self._report_change(change)
 
     def _top(self, room: AvailableMemory) -> int:
         """Bytes that this process may hold."""

@@ -57,7 +57,7 @@ class MemoryMonitor:
         self._thread = threading.Thread(target=self._watch, name="batchcal-memory", daemon=True)
 
     def __enter__(self) -> MemoryMonitor:
-        self.look()
+        self.read()
         self._thread.start()
         return self
 
@@ -68,13 +68,13 @@ class MemoryMonitor:
             self._fence.lift()
         self._meter.close()
 
-    def room(self) -> AvailableMemory:
+    def available(self) -> AvailableMemory:
         """Return the latest reading of the thread if it runs and the limit is unchanged. Otherwise read now.
 
         The memory of this process may have changed since that reading: see `own_bytes`.
         """
         latest = self._latest_room() if self._thread.is_alive() else None
-        return self.look() if latest is None else latest
+        return self.read() if latest is None else latest
 
     def own_bytes(self) -> int:
         """Return the memory that this process holds now."""
@@ -86,7 +86,7 @@ class MemoryMonitor:
             latest = self._room
             return latest if latest is not None and self._meter.limit_bytes() == latest.limit_bytes else None
 
-    def look(self) -> AvailableMemory:
+    def read(self) -> AvailableMemory:
         """Read now and adjust the fence."""
         with self._lock:
             room = self._room = self._meter.read()
@@ -118,7 +118,7 @@ class MemoryMonitor:
                 # A lowered limit is noticed at once: reading only the limit costs almost nothing.
                 if now < due and self._latest_room() is not None:
                     continue
-                room = self.look()
+                room = self.read()
             except OSError:  # the control group no longer exists: there is nothing to read
                 return
             due = now + min((room.limit_bytes - room.used_bytes) / TOUCHED_BYTES_PER_S, SLOWEST_S)

@@ -54,8 +54,8 @@ class Splitter:
         if not middle:
             return None
         if isinstance(micro_batch.batch, Sliceable) and len(micro_batch.batch) == samples:
-            whole = micro_batch.batch
-            return partial(_rows, whole, indices, 0, middle), partial(_rows, whole, indices, middle, samples)
+            batch = micro_batch.batch
+            return partial(_rows, batch, indices, 0, middle), partial(_rows, batch, indices, middle, samples)
         if (self._stacks or micro_batch.cuttable) and is_by_sample(micro_batch.batch, samples):
             return partial(_cut, micro_batch, 0, middle), partial(_cut, micro_batch, middle, samples)
         if indices is None:
@@ -72,8 +72,8 @@ class Splitter:
         return MicroBatch(fetch(self._data, indices, self._collate), len(indices), indices)
 
 
-def _rows(whole: Sliceable, indices: tuple[int, ...] | None, start: int, stop: int) -> MicroBatch:
-    return MicroBatch(whole.rows(start, stop), stop - start, None if indices is None else indices[start:stop])
+def _rows(batch: Sliceable, indices: tuple[int, ...] | None, start: int, stop: int) -> MicroBatch:
+    return MicroBatch(batch.rows(start, stop), stop - start, None if indices is None else indices[start:stop])
 
 
 def _cut(micro_batch: MicroBatch, start: int, stop: int) -> MicroBatch:

@@ -197,32 +197,32 @@ class Run:
     @cached_property
     def epochs(self) -> tuple[LoggedEpoch, ...]:
         """Epochs that ended. A repeated epoch counts once."""
-        last = {one.epoch: one for one in self.happenings if isinstance(one, LoggedEpoch)}
+        last = {event.epoch: event for event in self.happenings if isinstance(event, LoggedEpoch)}
         return tuple(last[epoch] for epoch in sorted(last))
 
     @cached_property
     def recoveries(self) -> tuple[LoggedRecovery, ...]:
-        return tuple(one for one in self.happenings if isinstance(one, LoggedRecovery))
+        return tuple(event for event in self.happenings if isinstance(event, LoggedRecovery))
 
     @cached_property
     def changes(self) -> tuple[LoggedResize, ...]:
-        return tuple(one for one in self.happenings if isinstance(one, LoggedResize))
+        return tuple(event for event in self.happenings if isinstance(event, LoggedResize))
 
     @cached_property
     def peak_bytes(self) -> int | None:
         """Largest measured peak."""
-        told = [self.ended.peak_bytes] if isinstance(self.ended, LoggedEnd) and self.ended.peak_bytes is not None else []
+        reported = [self.ended.peak_bytes] if isinstance(self.ended, LoggedEnd) and self.ended.peak_bytes is not None else []
         measured = [value for value in self.steps.column("peak_bytes") if math.isfinite(value)]
-        return max([*told, int(max(measured))]) if measured else max(told, default=None)
+        return max([*reported, int(max(measured))]) if measured else max(reported, default=None)
 
     @cached_property
     def samples_per_s(self) -> float | None:
         """Samples per second over all steps with samples and time."""
         pairs = zip(self.steps.column("samples"), self.steps.column("wall_s"), strict=False)
-        both = [(samples, wall_s) for samples, wall_s in pairs if math.isfinite(samples) and math.isfinite(wall_s)]
-        wall_s = sum(wall_s for _, wall_s in both)
+        valid = [(samples, wall_s) for samples, wall_s in pairs if math.isfinite(samples) and math.isfinite(wall_s)]
+        wall_s = sum(wall_s for _, wall_s in valid)
         if wall_s > 0:
-            return sum(samples for samples, _ in both) / wall_s
+            return sum(samples for samples, _ in valid) / wall_s
         return self.ended.samples_per_s if isinstance(self.ended, LoggedEnd) else None
 
     @cached_property

@@ -65,9 +65,9 @@ class _Digest:
         content: object = getattr(value, "tobytes", None)  # of an array, or of an image
         if callable(content) and not getattr(getattr(value, "dtype", None), "hasobject", False):
             self._text(f"{getattr(value, 'dtype', '')}:{getattr(value, 'shape', getattr(value, 'size', ''))}")
-            given: object = content()
-            if isinstance(given, bytes):
-                self.hash.update(given)
+            data: object = content()
+            if isinstance(data, bytes):
+                self.hash.update(data)
             return
         if is_dataclass(value) and not isinstance(value, type):
             for field in fields(value):

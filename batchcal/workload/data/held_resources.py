@@ -48,10 +48,10 @@ class HeldResource(NamedTuple):
     """A resource and the attribute that holds it."""
 
     place: str
-    what: str
+    description: str
 
     def __str__(self) -> str:
-        return f"{self.place} is {self.what}"
+        return f"{self.place} is {self.description}"
 
 
 def find_held_resource(*datasets: object) -> HeldResource | None:
@@ -64,20 +64,20 @@ def find_generator(*datasets: object) -> HeldResource | None:
     return _find(datasets, _generator)
 
 
-def _find(datasets: tuple[object, ...], judge: Callable[[object], str]) -> HeldResource | None:
+def _find(datasets: tuple[object, ...], describe: Callable[[object], str]) -> HeldResource | None:
     ends = time.monotonic() + TIME_LIMIT_S
-    queue: deque[tuple[str, object]] = deque((type(one).__name__, one) for one in datasets if one is not None)
+    queue: deque[tuple[str, object]] = deque((type(dataset).__name__, dataset) for dataset in datasets if dataset is not None)
     visited: set[int] = set()
-    kept: list[object] = []  # an id is unique only while its object lives
+    references: list[object] = []  # an id is unique only while its object lives
     while queue and len(visited) < MOST_OBJECTS and time.monotonic() < ends:
         place, value = queue.popleft()
         if isinstance(value, _LEAVES) or id(value) in visited:
             continue
         visited.add(id(value))
-        kept.append(value)
-        what = judge(value)
-        if what:
-            return HeldResource(place, what)
+        references.append(value)
+        description = describe(value)
+        if description:
+            return HeldResource(place, description)
         queue.extend(_inside(place, value))
     return None
 

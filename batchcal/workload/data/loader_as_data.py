@@ -16,25 +16,25 @@ def refuse_loader(loader: DataLoader[object], name: str, spec: str) -> UserCodeE
     if loader.batch_sampler is None and not isinstance(loader.dataset, IterableDataset):
         return UserCodeError(
             f"{spec} returned a Task whose {name} is a DataLoader with batch_size=None",
-            known="each item of its dataset is a batch; batchcal builds the batches itself, in the sizes that it measures",
+            known="each item of its dataset is a batch; batchcal builds the batches itself, with the sizes that it measures",
             try_=f"{name}=a dataset whose items are single samples",
         )
-    others = "; ".join(_settings(loader))
+    settings = "; ".join(_settings(loader))
     if chosen:
-        kind, order = chosen
+        sampler, order = chosen
         return UserCodeError(
-            f"{spec} returned a Task whose {name} is a DataLoader with {kind}",
-            known=f"batchcal builds the loaders itself, in the batch sizes that it measures; {name}=loader.dataset "
-            f"alone would lose which samples {type(_sampler(loader)).__name__} chooses, and their order",
-            try_=f"{name}=an IterableDataset that reads in this order: def __iter__(self): return ({order}); "
-            "def __len__(self): return the number of samples of an epoch"
-            + ("; or batching = 'bucketed' below [train], for samples of similar size" if kind.startswith("a batch") else "")
-            + (f". Its other settings: {others}" if others else ""),
+            f"{spec} returned a Task whose {name} is a DataLoader with the {sampler}",
+            known=f"batchcal builds the DataLoaders itself, with the batch sizes that it measures; {name}=loader.dataset "
+            f"alone would ignore the samples that {type(_sampler(loader)).__name__} selects, and their order",
+            try_=f"{name}=an IterableDataset in the same order, with def __iter__(self): return ({order}) and "
+            "def __len__(self): return the number of samples per epoch"
+            + ("; or batching = 'bucketed' below [train], for samples of similar size" if sampler.startswith("batch") else "")
+            + (f"; the other settings: {settings}" if settings else ""),
         )
     return UserCodeError(
         f"{spec} returned a Task whose {name} is a DataLoader",
-        known="batchcal builds the loaders itself, in the batch sizes that it measures",
-        try_=f"{name}=loader.dataset" + (f"; {others}" if others else ""),
+        known="batchcal builds the DataLoaders itself, with the batch sizes that it measures",
+        try_=f"{name}=loader.dataset" + (f"; {settings}" if settings else ""),
     )
 
 
@@ -48,13 +48,13 @@ def _choice(loader: DataLoader[object]) -> tuple[str, str] | None:
         return None
     if type(loader.batch_sampler) is not BatchSampler:
         kind = type(loader.batch_sampler).__name__
-        return f"a batch sampler of its own, {kind}", "dataset[index] for batch in batch_sampler for index in batch"
+        return f"batch sampler {kind}", "dataset[index] for batch in batch_sampler for index in batch"
     sampler = loader.sampler
     if type(sampler) is SequentialSampler:
         return None
     if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
         return None
-    return f"a sampler of its own, {type(sampler).__name__}", "dataset[index] for index in sampler"
+    return f"sampler {type(sampler).__name__}", "dataset[index] for index in sampler"
 
 
 def _settings(loader: DataLoader[object]) -> Iterator[str]:
@@ -62,10 +62,10 @@ def _settings(loader: DataLoader[object]) -> Iterator[str]:
     if loader.collate_fn not in (default_collate, default_convert):
         yield "collate_fn=loader.collate_fn"
     if loader.worker_init_fn is not None:
-        yield "what worker_init_fn does belongs into the dataset, on the first __getitem__ of a worker"
+        yield "move the code of worker_init_fn into the dataset, to the first __getitem__ of each worker"
     if loader.drop_last:
-        yield "drop_last is --drop-last of train"
+        yield "batchcal train --drop-last instead of drop_last"
     if loader.num_workers:
-        yield "num_workers is --workers, else batchcal chooses"
+        yield "--workers instead of num_workers (by default batchcal chooses it)"
     if loader.multiprocessing_context is not None:
-        yield "multiprocessing_context is batchcal's choice"
+        yield "no multiprocessing_context (batchcal chooses it)"

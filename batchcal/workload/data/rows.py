@@ -62,8 +62,8 @@ def _counts(part: object, *, fields_first: bool = False) -> set[int] | None:
 
 
 def _agreed(counts: list[set[int] | None]) -> set[int] | None:
-    known = [each for each in counts if each is not None]
-    return set.intersection(*known) if known else None
+    numbers = [each for each in counts if each is not None]
+    return set.intersection(*numbers) if numbers else None
 
 
 def _may_be_fields(items: Sequence[object]) -> bool:

@@ -68,29 +68,29 @@ def elements(value: object) -> int:
 def nest_bytes(value: object) -> int:
     """Bytes of the tensors and arrays in any nest, attributes of objects included. Runs on every batch of a training: names and
     counts by row are passed over at once."""
-    return sum(_tensor_bytes(one) if isinstance(one, Tensor) else one for one in _tensors_and_bytes(value))
+    return sum(_tensor_bytes(item) if isinstance(item, Tensor) else item for item in _tensors_and_bytes(value))
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
     """The tensors in any nest, attributes of objects included; in the same order for nests of one structure."""
-    return (one for one in _tensors_and_bytes(value) if isinstance(one, Tensor))
+    return (item for item in _tensors_and_bytes(value) if isinstance(item, Tensor))
 
 
 def _tensors_and_bytes(value: object) -> Iterator[Tensor | int]:
     """Tensors; of arrays and the like their bytes."""
     rest: list[tuple[object, int]] = [(value, 0)]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while rest:
-        one, depth = rest.pop()
-        if isinstance(one, Tensor):
-            yield one
-        elif (inside := _children(one)) is not None:
+        item, depth = rest.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif (inside := _children(item)) is not None:
             rest.extend((child, depth) for child in inside if type(child) not in _PLAIN)
-        elif isinstance(size := getattr(one, "nbytes", None), int):
+        elif isinstance(size := getattr(item, "nbytes", None), int):
             yield size
-        elif id(one) not in seen and depth < OBJECT_DEPTH:
-            seen.add(id(one))
-            rest.extend((child, depth + 1) for child in _attributes(one) if type(child) not in _PLAIN)
+        elif id(item) not in visited and depth < OBJECT_DEPTH:
+            visited.add(id(item))
+            rest.extend((child, depth + 1) for child in _attributes(item) if type(child) not in _PLAIN)
 
 
 def _tensor_bytes(tensor: Tensor) -> int:
@@ -132,24 +132,24 @@ def _leaf_elements(leaf: object) -> int | None:
 
 def _leaves(value: object) -> Iterator[object]:
     rest: list[tuple[object, int]] = [(value, 0)]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while rest:
-        one, depth = rest.pop()
-        if one is None:
+        item, depth = rest.pop()
+        if item is None:
             continue
-        inside = _children(one)
+        inside = _children(item)
         if inside is not None:
             rest.extend((child, depth) for child in inside)
             continue
-        if not _has_a_size(one):
-            if id(one) in seen:
+        if not _has_a_size(item):
+            if id(item) in visited:
                 continue
-            seen.add(id(one))
-            attributes = _attributes(one) if depth < OBJECT_DEPTH else []
+            visited.add(id(item))
+            attributes = _attributes(item) if depth < OBJECT_DEPTH else []
             if attributes:
                 rest.extend((child, depth + 1) for child in attributes)
                 continue
-        yield one
+        yield item
 
 
 def _has_a_size(value: object) -> bool:
@@ -194,34 +194,38 @@ class Weigher:
     def __init__(self, collate: Callable[..., object] | None) -> None:
         """`collate` None: torch's own, which changes no size."""
         self._collate = collate
-        self._own: list[float] = []
-        self._made: list[float] = []
+        self._own_costs: list[float] = []
+        self._collated_costs: list[float] = []
         self.unknown = False
         """A sample shows no size, collated or not."""
 
     def cost(self, sample: object) -> float:
         own = weight(sample)
         # None could not be read, and the collate function leaves it out.
-        made = self._collated(sample) if self._collate is not None and sample is not None else None
-        if not own.complete and (made is None or not nest_bytes(made)) and not nest_bytes(sample):
+        collated = self._collated(sample) if self._collate is not None and sample is not None else None
+        if not own.complete and (collated is None or not nest_bytes(collated)) and not nest_bytes(sample):
             self.unknown = True
         if self._collate is None:
             return float(own.elements)
-        cost = float(own.elements if made is None else elements(made))
-        self._own.append(float(own.elements))
-        self._made.append(cost)
-        if len(self._own) == COLLATED_ALONE and self._alike():
+        cost = float(own.elements if collated is None else elements(collated))
+        self._own_costs.append(float(own.elements))
+        self._collated_costs.append(cost)
+        if len(self._own_costs) == COLLATED_ALONE and self._alike():
             self._collate = None
         return cost
 
-    def costs(self, given: Sequence[float]) -> list[float]:
+    def costs(self, costs: Sequence[float]) -> list[float]:
         """`given` costs of the samples in order, all in one unit."""
-        if self._collate is None and self._own:
-            return [*self._own, *given[len(self._own) :]]
-        return list(given)
+        if self._collate is None and self._own_costs:
+            return [*self._own_costs, *costs[len(self._own_costs) :]]
+        return list(costs)
 
     def _alike(self) -> bool:
-        ratios = [made / own if own else math.inf for own, made in zip(self._own, self._made, strict=True) if own or made]
+        ratios = [
+            collated / own if own else math.inf
+            for own, collated in zip(self._own_costs, self._collated_costs, strict=True)
+            if own or collated
+        ]
         return not ratios or max(ratios) <= min(ratios) * ALIKE
 
     def _collated(self, sample: object) -> object:
@@ -244,16 +248,16 @@ def listed_costs(size_of: Sequence[float], samples: int) -> Tensor:
     count = len(size_of)
     if count != samples:
         raise UserCodeError(
-            f"size_of has {count_of(count, 'cost')}, the training data {count_of(samples, 'sample')}",
-            known="a sequence gives the cost of each sample, by index",
+            f"size_of has {count_of(count, 'cost')}, but the training data has {count_of(samples, 'sample')}",
+            known="a sequence has one cost for each sample, by index",
             try_="size_of=[len(text) for text in texts], or a function: size_of=lambda sample: len(sample['text'])",
         )
     try:
         sizes = torch.as_tensor(size_of, dtype=torch.float64).flatten()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise _no_cost(f"a sequence with something else: {error}") from None
+        raise _bad_cost(f"is a sequence with a value that is not a number: {error}") from None
     if len(sizes) != count or not bool(sizes.isfinite().all()):
-        raise _no_cost("a sequence with what is not one finite number for each sample")
+        raise _bad_cost("is a sequence with a value that is not a single finite number")
     return sizes
 
 
@@ -265,20 +269,20 @@ def cost_of(size_of: SizeOf, sample: object) -> float:
     """
     if not callable(size_of) or sample is None:
         return float(elements(sample))
-    given: object = size_of(sample)
-    cost = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+    result: object = size_of(sample)
+    cost = result.item() if isinstance(result, Tensor) and result.numel() == 1 else result
     try:
         number = float(cost) if isinstance(cost, int | float) or hasattr(cost, "__float__") else float("nan")
     except (TypeError, ValueError):
         number = float("nan")
     if not math.isfinite(number):
-        raise _no_cost(repr(given)[:80])
+        raise _bad_cost(f"returned {repr(result)[:80]}")
     return number
 
 
-def _no_cost(given: str) -> UserCodeError:
+def _bad_cost(problem: str) -> UserCodeError:
     return UserCodeError(
-        f"size_of gave {given}",
+        f"size_of {problem}",
         known="the cost of a sample is one finite number, larger for samples that need more memory",
         try_="size_of=lambda sample: len(sample['text'])",
     )

@@ -21,7 +21,7 @@ from batchcal.workload.facts import TaskFacts
 from batchcal.workload.task import Task
 
 Part = Literal["train", "eval"]
-Found = Literal["size_of", "scan", "partial-scan", "first-samples", "unknown"]
+SizeSource = Literal["size_of", "scan", "partial-scan", "first-samples", "unknown"]
 """`unknown`: samples show no size."""
 
 ORDER_LIMIT: Final = 65_536
@@ -87,19 +87,19 @@ class WorstCase:
         self._weigher = Weigher(None if collate is default_collate else collate)
         self._distinct: int | None = None
         self._loaded: dict[int, object] = {}
-        self.found: Found = "scan"
-        self._kept: list[object] = []
+        self.source: SizeSource = "scan"
+        self._buffer: list[object] = []
         self._ended = False
         """True if the stream ended within the samples that were read."""
         if self.samples == 0:
             raise _empty(task_data)
         if not self.indexable:
-            self.found = "first-samples"
+            self.source = "first-samples"
             self.order = self._look(size_of, time_limit_s)
         elif order is not None:
             self.order = tuple(order)
         elif size_of is not None and not callable(size_of):
-            self.found = "size_of"
+            self.source = "size_of"
             self.order = self._listed(size_of, group_of, time_limit_s)
         else:
             self.order = self._scan(size_of, group_of, time_limit_s, seed)
@@ -124,9 +124,9 @@ class WorstCase:
 
     def random_batch(self, size: int, generator: random.Random) -> object:
         """A batch of `size` samples as a shuffling loader makes it. Of a stream: of those that were looked at."""
-        known = len(self._kept) if not self.indexable else self.samples or len(self.order)
-        few = size > known
-        return self.batch_at([generator.randrange(known) for _ in range(size)] if few else generator.sample(range(known), size))
+        count = len(self._buffer) if not self.indexable else self.samples or len(self.order)
+        few = size > count
+        return self.batch_at([generator.randrange(count) for _ in range(size)] if few else generator.sample(range(count), size))
 
     def shapes_change(self, size: int, generator: random.Random) -> bool | None:
         """True if the smallest samples, or random ones, give tensors of other shapes than the largest. None: unknown, because
@@ -138,16 +138,16 @@ class WorstCase:
         smallest += [smallest[-1]] * (size - len(smallest))
         try:
             shapes = _shapes(self.batch(size))
-            others = _shapes(self.batch_at(smallest))
+            other_shapes = _shapes(self.batch_at(smallest))
             for _ in range(DRAWS):
-                if others and others != shapes:
+                if other_shapes and other_shapes != shapes:
                     return True
                 if time.monotonic() > ends:
                     break
-                others = _shapes(self.random_batch(size, generator))
+                other_shapes = _shapes(self.random_batch(size, generator))
         except Exception:  # noqa: BLE001 - the data may raise anything; a training that meets it reports it
             return None
-        return bool(others) and others != shapes
+        return bool(other_shapes) and other_shapes != shapes
 
     def batch_at(self, places: Sequence[int]) -> object:
         """The batch of some of `order`, as collated."""
@@ -158,21 +158,21 @@ class WorstCase:
     def _refuse_none(self, sample: object, index: int) -> None:
         if sample is None and self.collate is default_collate:
             raise UserCodeError(
-                f"sample {index} of {type(self.dataset).__name__} is None, and there is no collate_fn that leaves it out",
-                known="torch's default collate function fails with each batch that has such a sample",
+                f"sample {index} of {type(self.dataset).__name__} is None, and there is no collate_fn that drops it",
+                known="torch's default collate function fails on each batch with such a sample",
                 try_="Task(collate_fn=...): a function that makes a batch of the samples that are not None: "
                 "default_collate([sample for sample in samples if sample is not None])",
             )
 
     def spare(self) -> None:
         """Load few samples, each once, where one takes long: batches repeat them. Not for measurements of a batch's own time."""
-        alone = self.indexable and not reads_together(self.dataset)
-        if alone and self.sample_s > SLOW_SAMPLE_S:
+        one_by_one = self.indexable and not reads_together(self.dataset)
+        if one_by_one and self.sample_s > SLOW_SAMPLE_S:
             self._distinct = max(2, int(SPARED_S / self.sample_s))
 
     def _sample(self, place: int) -> object:
         if not self.indexable:
-            return self._kept[place]
+            return self._buffer[place]
         if self._distinct is None:
             return sample_at(self.dataset, place)
         if place not in self._loaded:
@@ -188,24 +188,24 @@ class WorstCase:
         notes = list(self.notes())
         if pickled.size is None:
             notes.append(
-                f"the training dataset does not pickle ({pickled.why_not}): "
-                "DataLoader workers can only be forked; let it carry the path and open it in the worker"
+                f"the training dataset cannot be pickled ({pickled.why_not}), so DataLoader workers can only be forked; "
+                "let the dataset keep the path of its file, and open the file in the worker"
             )
         elif pickled.size > PICKLE_LIMIT_BYTES:
             least = "" if pickled.complete else "at least "
             notes.append(
-                f"the training dataset pickles to {least}{format_bytes(pickled.size)}: every DataLoader worker that is not "
-                f"forked is sent that much and holds it again, {least}{format_bytes(4 * pickled.size)} for 4 workers; "
-                "let it carry the path and load in the worker, on the first __getitem__"
+                f"the pickled training dataset has {least}{format_bytes(pickled.size)}: every DataLoader worker that is not "
+                f"forked gets a copy of it, {least}{format_bytes(4 * pickled.size)} for 4 workers; "
+                "let the dataset keep the path of its file, and load it in the worker, in the first __getitem__"
             )
         return TaskFacts(
             train_samples=self.samples,
             eval_samples=length_of(task.eval_data),
-            parameters=sum(one.numel() for one in parameters),
-            parameter_bytes=sum(one.numel() * one.element_size() for one in parameters),
+            parameters=sum(parameter.numel() for parameter in parameters),
+            parameter_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
             optimizer=type(task.optimizer).__name__,
             batch_bytes_per_sample=nest_bytes(self.batch(size)) / size,
-            worst_case=self.found,
+            worst_case=self.source,
             worst_size=self.worst_size,
             unseen_factor=self.factor,
             effective_batch=task.effective_batch,
@@ -215,17 +215,20 @@ class WorstCase:
 
     def notes(self) -> Iterator[str]:
         """Notes on the search for the largest samples."""
-        if self.found == "partial-scan":
+        if self.source == "partial-scan":
             yield (
-                f"only {count_of(self.looked_at, 'sample')} of {self.samples} could be looked at in time: a larger one may "
-                "exist; give size_of as a sequence of costs by index"
+                f"only {count_of(self.looked_at, 'sample')} of {self.samples} could be read in time, so a larger sample may "
+                "exist; set size_of to a sequence of costs by index"
             )
-        elif self.found == "first-samples":
-            yield f"a stream: the largest of its first {count_of(self.looked_at, 'sample')} stand for all; leave a larger margin"
-        elif self.found == "unknown":
+        elif self.source == "first-samples":
             yield (
-                f"a sample ({type(self._sample(self.order[0])).__name__}) shows no size, nor does its batch of one: "
-                "any sample may be the largest; give size_of"
+                f"the data is a stream: the largest of its first {count_of(self.looked_at, 'sample')} represent all samples; "
+                "use a larger margin"
+            )
+        elif self.source == "unknown":
+            yield (
+                f"the size of a sample ({type(self._sample(self.order[0])).__name__}) is unknown, also as a batch of one: "
+                "any sample may be the largest; set size_of"
             )
 
     def _listed(self, size_of: Sequence[float], group_of: Callable[..., str] | None, time_limit_s: float) -> tuple[int, ...]:
@@ -252,11 +255,11 @@ class WorstCase:
         if self.samples is None:
             raise UserCodeError(
                 f"{type(self.dataset).__name__} has no length",
-                known="a dataset that is read by index says how many samples it has",
-                try_="def __len__(self): ..., or derive it from torch.utils.data.IterableDataset",
+                known="a dataset that is read by index needs a length, the number of its samples",
+                try_="def __len__(self): ..., or make it a subclass of torch.utils.data.IterableDataset",
             )
-        began = time.monotonic()
-        ends = began + time_limit_s
+        start_s = time.monotonic()
+        ends = start_s + time_limit_s
         indices: list[int] = []
         costs: list[float] = []
         groups: list[str | None] = []
@@ -270,22 +273,22 @@ class WorstCase:
             if time.monotonic() > ends:
                 break
         self.looked_at = len(indices)
-        self.sample_s = (time.monotonic() - began) / self.looked_at
+        self.sample_s = (time.monotonic() - start_s) / self.looked_at
         costs = self._weigher.costs(costs)
-        self._judge("scan" if self.looked_at == self.samples else "partial-scan", costs)
-        found = list(zip(costs, indices, strict=True))
+        self._estimate_factor("scan" if self.looked_at == self.samples else "partial-scan", costs)
+        candidates = list(zip(costs, indices, strict=True))
         largest: dict[str, tuple[float, int]] = {}
-        for one, group in zip(found, groups, strict=False):
+        for candidate, group in zip(candidates, groups, strict=False):
             if group is not None:
-                largest[group] = min(largest.get(group, one), one, key=_by_cost)
-        found.sort(key=_by_cost)
-        self.worst_size = found[0][0]
+                largest[group] = min(largest.get(group, candidate), candidate, key=_by_cost)
+        candidates.sort(key=_by_cost)
+        self.worst_size = candidates[0][0]
         first = [index for _, index in sorted(largest.values(), key=_by_cost)]
-        return tuple(dict.fromkeys([*first, *(index for _, index in found)]))[:ORDER_LIMIT]
+        return tuple(dict.fromkeys([*first, *(index for _, index in candidates)]))[:ORDER_LIMIT]
 
-    def _judge(self, found: Found, costs: Sequence[float]) -> None:
+    def _estimate_factor(self, source: SizeSource, costs: Sequence[float]) -> None:
         """Estimate how certain the largest sample is, from the `costs` of the samples that were read."""
-        self.found = "unknown" if self._weigher.unknown else found
+        self.source = "unknown" if self._weigher.unknown else source
         self.factor = UNKNOWN if self._weigher.unknown else unseen_factor(costs, len(costs) if self._ended else self.samples)
 
     def _look(self, size_of: SizeOf, time_limit_s: float) -> tuple[int, ...]:
@@ -294,27 +297,27 @@ class WorstCase:
             raise UserCodeError(
                 f"{type(self.dataset).__name__} can be read neither by index nor in order",
                 known="a dataset has __getitem__ and __len__, or __iter__",
-                try_="derive it from torch.utils.data.Dataset",
+                try_="make it a subclass of torch.utils.data.Dataset",
             )
-        began = time.monotonic()
-        ends = began + time_limit_s
-        held = 0
+        start_s = time.monotonic()
+        ends = start_s + time_limit_s
+        buffer_bytes = 0
         costs: list[float] = []
         for sample in self.dataset:
             self._refuse_none(sample, len(costs))
             costs.append(cost_of(size_of, sample) if callable(size_of) else self._weigher.cost(sample))
-            self._kept.append(sample)
-            held += nest_bytes(sample)
-            if len(self._kept) >= LOOK_LIMIT or held >= LOOK_LIMIT_BYTES or time.monotonic() > ends:
+            self._buffer.append(sample)
+            buffer_bytes += nest_bytes(sample)
+            if len(self._buffer) >= LOOK_LIMIT or buffer_bytes >= LOOK_LIMIT_BYTES or time.monotonic() > ends:
                 break
         else:
             self._ended = True
         if not costs:
             raise _empty(self.dataset)
         self.looked_at = len(costs)
-        self.sample_s = (time.monotonic() - began) / self.looked_at
+        self.sample_s = (time.monotonic() - start_s) / self.looked_at
         costs = self._weigher.costs(costs)
-        self._judge("first-samples", costs)
+        self._estimate_factor("first-samples", costs)
         sizes = [(cost, place) for place, cost in enumerate(costs)]
         sizes.sort(key=_by_cost)
         self.worst_size = sizes[0][0]
@@ -325,9 +328,9 @@ def _shapes(batch: object) -> list[torch.Size]:
     return [tensor.shape for tensor in tensors_in(batch)]
 
 
-def _by_cost(found: tuple[float, int]) -> tuple[float, int]:
+def _by_cost(candidate: tuple[float, int]) -> tuple[float, int]:
     """Largest first; of equals, the first."""
-    return -found[0], found[1]
+    return -candidate[0], candidate[1]
 
 
 def _shuffled(count: int, seed: int) -> Iterator[int]:
@@ -338,15 +341,15 @@ def _shuffled(count: int, seed: int) -> Iterator[int]:
         generator.shuffle(listed)
         yield from listed
         return
-    seen: set[int] = set()
-    while len(seen) < LISTED_LIMIT:
+    used: set[int] = set()
+    while len(used) < LISTED_LIMIT:
         index = generator.randrange(count)
-        if index not in seen:
-            seen.add(index)
+        if index not in used:
+            used.add(index)
             yield index
 
 
 def _empty(dataset: object) -> UserCodeError:
     return UserCodeError(
-        f"{type(dataset).__name__} is empty", known="there is no sample to measure with", try_="look at the path of the data"
+        f"{type(dataset).__name__} is empty", known="there is no sample to measure", try_="check the path of the data"
     )

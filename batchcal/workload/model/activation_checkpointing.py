@@ -63,8 +63,8 @@ class GradientCheckpointManager:
         for name, module in zip(self.names, self._modules, strict=True):
             if any(isinstance(inner, _BatchNorm) for inner in module.modules()):
                 raise UsageError(
-                    f"{name} has BatchNorm, and cannot be computed twice: its running statistics would count every batch twice",
-                    try_="--activation-checkpointing with modules that have none",
+                    f"{name} has BatchNorm and cannot be computed twice: its running statistics would count every batch twice",
+                    try_="--activation-checkpointing with modules that have no BatchNorm",
                 )
         self.enabled = False
 
@@ -111,14 +111,14 @@ class GradientCheckpointManager:
                     trim()
                     meter = PeakMeter(device)
                     meter.begin()
-                    held, began = meter.end(), time.perf_counter()
+                    start_bytes, start_s = meter.end(), time.perf_counter()
                     step()
                     if device.type != "cpu":
                         torch.accelerator.synchronize(device)
                     if number:  # the first of each warms up
-                        took[on].append(time.perf_counter() - began)
+                        took[on].append(time.perf_counter() - start_s)
                         peaks[on].append(meter.end())
-                        base = held
+                        base = start_bytes
         finally:
             self.enable() if before else self.disable()
         without, with_it = min(peaks[False]), min(peaks[True])
@@ -132,15 +132,15 @@ class GradientCheckpointManager:
 def _run(forward: Callable[..., object], *args: object, **kwargs: object) -> object:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    found: object = checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
-    return found
+    result: object = checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
+    return result
 
 
 def _named(model: nn.Module, modules: str) -> Iterator[str]:
-    wanted = [_largest_list(model)] if modules == AUTO else [name.strip() for name in modules.split(",")]
-    for name in dict.fromkeys(wanted):
+    requested = [_largest_list(model)] if modules == AUTO else [name.strip() for name in modules.split(",")]
+    for name in dict.fromkeys(requested):
         try:
-            found = model.get_submodule(name)
+            module = model.get_submodule(name)
         except AttributeError:
             lists = ", ".join(sorted(_lists(model))) or "none"
             raise UsageError(
@@ -148,8 +148,8 @@ def _named(model: nn.Module, modules: str) -> Iterator[str]:
                 known=f"its lists of modules: {lists}",
                 try_="--activation-checkpointing auto, or one of these names",
             ) from None
-        if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
-            yield from (f"{name}.{place}" if name else place for place, _ in found.named_children())
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module):
+            yield from (f"{name}.{place}" if name else place for place, _ in module.named_children())
         else:
             yield name
 
@@ -167,10 +167,10 @@ def _lists(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _largest_list(model: nn.Module) -> str:
-    found = {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in _lists(model).items()}
-    if not found:
+    sizes = {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in _lists(model).items()}
+    if not sizes:
         raise UsageError(
-            f"{type(model).__name__} has no list of like modules whose activations could be computed again",
-            try_="--activation-checkpointing NAME, of a module (see model.named_modules())",
+            f"{type(model).__name__} has no list of similar modules whose activations could be computed again",
+            try_="--activation-checkpointing NAME, the name of a module (see model.named_modules())",
         )
-    return max(found, key=lambda name: found[name])
+    return max(sizes, key=lambda name: sizes[name])

@@ -45,18 +45,18 @@ class LiveBlocks(OperatorWatch):
         self.peak: tuple[int, ...] = ()
         """Sizes in bytes of the blocks that were there when there was most."""
 
-    def ignore(self, held: Iterable[torch.Tensor]) -> None:
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Do not count these tensors."""
-        for tensor in held:
+        for tensor in tensors:
             storage = tensor.untyped_storage()
             self._ignored[id(storage)] = storage  # kept, so that no other storage gets its id
 
     def ran(self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._see(leaf.untyped_storage())
+                self._track(leaf.untyped_storage())
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
         if key in self._live or key in self._ignored:
             return
@@ -128,7 +128,7 @@ class FakeStep:
         self._fakes = make_fake(task.model, fake)
         _rewire_recurrent(task.model, self._fakes)
         self._parameters = list(self._fakes.values())
-        self._device = next((one.device for one in self._parameters), torch.device("cpu"))
+        self._device = next((parameter.device for parameter in self._parameters), torch.device("cpu"))
         with fake:
             for parameter in self._parameters:
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
@@ -158,9 +158,9 @@ class FakeStep:
                 run_step(self._task, batch, "train")
         except Exception as error:
             raise UserCodeError(
-                f"the step cannot be run without memory: {type(error).__name__}: {str(error).strip()[:200]}",
-                known="on paper tensors have shapes and no values: .item(), .tolist() and boolean indices have no answer",
-                try_="batchcal calibrate SPEC, which runs it",
+                f"the step cannot run on fake tensors: {type(error).__name__}: {str(error).strip()[:200]}",
+                known="fake tensors have shapes but no values, so .item(), .tolist() and boolean indices fail",
+                try_="batchcal calibrate SPEC, which runs the real step",
             ) from error
         return sum(blocks.peak)
 
@@ -170,12 +170,12 @@ class FakeStep:
         try:
             return self._stepped(copy.copy(optimizer))
         except Exception as error:  # noqa: BLE001 - an optimizer that wants more than its copy has
-            note = f"{type(optimizer).__name__} cannot be stepped on paper ({type(error).__name__}): "
-        held = nest_bytes(list(optimizer.state.values()))
-        if held:
-            return OptimizerMemory(held, 0, note + "what it keeps is what it holds now")
-        learning = sum(one.nbytes for one in self._parameters if one.requires_grad)
-        return OptimizerMemory(2 * learning, 0, note + "it is taken to keep two values a parameter, as Adam does")
+            note = f"{type(optimizer).__name__} cannot run on fake tensors ({type(error).__name__}): "
+        state_bytes = nest_bytes(list(optimizer.state.values()))
+        if state_bytes:
+            return OptimizerMemory(state_bytes, 0, note + "its state is assumed to keep its current size")
+        learning = sum(parameter.nbytes for parameter in self._parameters if parameter.requires_grad)
+        return OptimizerMemory(2 * learning, 0, note + "its state is assumed to be two values per parameter, as for Adam")
 
     def _stepped(self, optimizer: Optimizer) -> OptimizerMemory:
         """`optimizer` is ours: it forgets its state and parameters, and steps those on paper."""
@@ -183,21 +183,23 @@ class FakeStep:
         optimizer.state = defaultdict(dict)
         blocks = LiveBlocks()
         with self._fake:
-            optimizer.param_groups = [{**group, "params": [self._of(one) for one in group["params"]]} for group in groups]
-            owned = [one for group in optimizer.param_groups for one in group["params"]]
-            blocks.ignore([*owned, *(one.grad for one in owned if one.grad is not None)])
+            optimizer.param_groups = [
+                {**group, "params": [self._of(parameter) for parameter in group["params"]]} for group in groups
+            ]
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            blocks.ignore([*parameters, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
             with blocks:
                 optimizer.step()
-        kept = nest_bytes(list(optimizer.state.values()))
-        return OptimizerMemory(kept, max(0, sum(blocks.peak) - kept))
+        state_bytes = nest_bytes(list(optimizer.state.values()))
+        return OptimizerMemory(state_bytes, max(0, sum(blocks.peak) - state_bytes))
 
     def _of(self, parameter: nn.Parameter) -> nn.Parameter:
         """The one on paper, with a gradient where it can have one."""
-        known = self._fakes.get(id(parameter))
-        if known is None:  # not one of the model's, such as the temperature of a loss
-            known = nn.Parameter(self._fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
-            known.grad = torch.empty_like(known) if known.requires_grad else None
-        return known
+        fake = self._fakes.get(id(parameter))
+        if fake is None:  # not one of the model's, such as the temperature of a loss
+            fake = nn.Parameter(self._fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
+            fake.grad = torch.empty_like(fake) if fake.requires_grad else None
+        return fake
 
 
 @contextmanager
@@ -207,8 +209,8 @@ def fake_step(task: Task) -> Iterator[FakeStep]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     before = [(module, dict(vars(module))) for module in task.model.modules()]
-    optimized = [one for group in task.optimizer.param_groups for one in group["params"]]
-    gradients = [(one, one.grad) for one in (*task.model.parameters(), *optimized)]
+    optimized = [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
+    gradients = [(parameter, parameter.grad) for parameter in (*task.model.parameters(), *optimized)]
     python_state = random.getstate()
     try:
         for module, attributes in before:
@@ -230,5 +232,5 @@ def _rewire_recurrent(model: nn.Module, fakes: Mapping[int, nn.Parameter]) -> No
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             vars(module)["_flat_weights"] = [
-                one if one is None else fakes.get(id(one), one) for one in vars(module)["_flat_weights"]
+                weight if weight is None else fakes.get(id(weight), weight) for weight in vars(module)["_flat_weights"]
             ]

@@ -51,7 +51,7 @@ def initialise_lazy(task: Task, device: torch.device) -> None:
     else:
         if first is not None:
             raise blame(
-                first, "the first batch of a model with lazy modules", try_="the same forward pass in the factory"
+                first, "the first batch of a model with lazy modules", try_="run the same forward pass in the factory"
             ) from first
     for buffer, value in before:
         buffer.data.copy_(value)

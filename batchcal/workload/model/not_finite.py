@@ -16,7 +16,7 @@ from batchcal.workload.model.operators import OperatorWatch
 from batchcal.workload.step import loss_of
 from batchcal.workload.task import Task
 
-_WEIGH = "weight_of=lambda batch: the number that the loss divides by; a micro-batch of weight 0 then adds zero to its group"
+_WEIGH = "weight_of=lambda batch: the number of elements in the mean; a micro-batch of weight 0 then adds no gradient"
 
 
 def require_finite(task: Task, batch: object, samples: int, value: float) -> None:
@@ -29,21 +29,21 @@ def require_finite(task: Task, batch: object, samples: int, value: float) -> Non
     """
     if math.isfinite(value):
         return
-    what = f"the loss of a micro-batch of {count_of(samples, 'sample')} is {value:g}"
+    problem = f"the loss of a micro-batch of {count_of(samples, 'sample')} is {value:g}"
     cause = why_not_finite(task, batch)
     if task.autocast is torch.float16 and not (cause is not None and cause.of_nothing):
         return
     if cause is not None and cause.of_nothing:
         raise LossIsNoNumber(
-            what,
-            known=f"{cause}; its gradients would make every parameter NaN; nothing has been updated with them",
-            try_="let weight_of return 0 for such a batch" if task.weight_of is not None else _WEIGH,
+            problem,
+            known=f"{cause}; the gradients would make every parameter NaN, so the parameters were not updated",
+            try_="return 0 from weight_of for such a batch" if task.weight_of is not None else _WEIGH,
         )
     raise LossIsNoNumber(
-        what,
-        known=f"{'' if cause is None else f'{cause}; '}its gradients would make parameters NaN or infinite; "
-        "nothing has been updated with them",
-        try_="a lower learning rate, gradient clipping (max_norm), or a look at the data",
+        problem,
+        known=f"{'' if cause is None else f'{cause}; '}the gradients would make parameters NaN or infinite, "
+        "so the parameters were not updated",
+        try_="a lower learning rate, or gradient clipping (max_norm); or check the data for NaN and infinite values",
     )
 
 
@@ -57,8 +57,8 @@ class NotFiniteCause:
 
     def __str__(self) -> str:
         if self.of_nothing:
-            return f"it is a mean over nothing: {self.operation} divides by 0"
-        return f"the first result that is not finite is that of {self.operation}"
+            return f"it is a mean over no elements: {self.operation} divides by 0"
+        return f"the first NaN or infinite value is a result of {self.operation}"
 
 
 def why_not_finite(task: Task, batch: object) -> NotFiniteCause | None:
@@ -80,7 +80,7 @@ class _FirstNotFinite(OperatorWatch):
     def ran(self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
         if self.cause is None and not _all_finite(result):
             inputs = tree_leaves((args, kwargs))
-            if all(_all_finite(one) for one in inputs):
+            if all(_all_finite(value) for value in inputs):
                 name = str(func).removeprefix("aten.").partition(".")[0]
                 self.cause = NotFiniteCause(name, of_nothing=_divides_nothing(name, inputs))
 
@@ -93,7 +93,7 @@ def _all_finite(value: object) -> bool:
 
 
 def _divides_nothing(name: str, inputs: Sequence[object]) -> bool:
-    tensors = [one for one in inputs if isinstance(one, Tensor)]
-    if any(one.numel() == 0 for one in tensors) or name.startswith("nll_loss"):
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    if any(value.numel() == 0 for value in tensors) or name.startswith("nll_loss"):
         return True
-    return name.startswith("div") and len(inputs) > 1 and all(bool((torch.as_tensor(one) == 0).any()) for one in inputs[:2])
+    return name.startswith("div") and len(inputs) > 1 and all(bool((torch.as_tensor(value) == 0).any()) for value in inputs[:2])

@@ -22,9 +22,9 @@ class OperatorWatch(TorchDispatchMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        given = dict(kwargs or {})
-        result: object = func(*args, **given)
-        self.ran(func, args, given, result)
+        keywords = dict(kwargs or {})
+        result: object = func(*args, **keywords)
+        self.ran(func, args, keywords, result)
         return result
 
     def ran(self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:

@@ -41,42 +41,50 @@ def _refuses_none(optimizer: Optimizer) -> bool:
         return False
     return any(
         (isinstance(line, ast.Assert) and _compares(line.test, ast.IsNot))
-        or (isinstance(line, ast.If) and _compares(line.test, ast.Is) and any(isinstance(one, ast.Raise) for one in line.body))
+        or (
+            isinstance(line, ast.If)
+            and _compares(line.test, ast.Is)
+            and any(isinstance(statement, ast.Raise) for statement in line.body)
+        )
         for line in function.body
     )
 
 
-def _compares(test: ast.expr, how: type[ast.cmpop]) -> bool:
+def _compares(test: ast.expr, operator: type[ast.cmpop]) -> bool:
     """`closure is None` or `closure is not None`; `not closure` and `closure`."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return how is ast.Is and _is_closure(test.operand)
+        return operator is ast.Is and _is_closure(test.operand)
     if isinstance(test, ast.Compare):
-        return _is_closure(test.left) and len(test.ops) == 1 and isinstance(test.ops[0], how)
-    return how is ast.IsNot and _is_closure(test)
+        return _is_closure(test.left) and len(test.ops) == 1 and isinstance(test.ops[0], operator)
+    return operator is ast.IsNot and _is_closure(test)
 
 
 def _is_closure(value: ast.expr) -> bool:
     return isinstance(value, ast.Name) and value.id == "closure"
 
 
-def held_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+def inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizers that `optimizer` is made of (a class of several, the base of sharpness-aware minimisation). Its own
     `state_dict` has nothing of their state."""
-    held: list[Optimizer] = []
-    unseen: list[Optimizer] = [optimizer]
-    while unseen:
-        for value in vars(unseen.pop()).values():
-            several = list(value.values()) if isinstance(value, dict) else value
-            for item in several if isinstance(several, list | tuple) else (several,):
-                if isinstance(item, torch.optim.Optimizer) and item is not optimizer and not any(item is one for one in held):
-                    held.append(item)
-                    unseen.append(item)
-    return held
+    inner: list[Optimizer] = []
+    pending: list[Optimizer] = [optimizer]
+    while pending:
+        for value in vars(pending.pop()).values():
+            values = list(value.values()) if isinstance(value, dict) else value
+            for item in values if isinstance(values, list | tuple) else (values,):
+                if (
+                    isinstance(item, torch.optim.Optimizer)
+                    and item is not optimizer
+                    and not any(item is other for other in inner)
+                ):
+                    inner.append(item)
+                    pending.append(item)
+    return inner
 
 
 def groups_with_a_rate(optimizer: Optimizer) -> list[dict[str, object]]:
     """Every parameter group that has a learning rate, those of the optimizers within it included, each once."""
-    groups = [group for one in (optimizer, *held_optimizers(optimizer)) for group in one.param_groups if "lr" in group]
+    groups = [group for owner in (optimizer, *inner_optimizers(optimizer)) for group in owner.param_groups if "lr" in group]
     return list({id(group): group for group in groups}.values())
 
 
@@ -117,7 +125,7 @@ def restore_trained_parameters(task: Task, copies: list[Tensor]) -> None:
     """
     switch = getattr(task.optimizer, "train", None)
     if not callable(switch):
-        raise ValueError("the checkpoint is of an optimizer with a training and an evaluation mode")
+        raise ValueError("the checkpoint belongs to an optimizer with a training mode and an evaluation mode")
     switch()
     with torch.no_grad():
         for parameter, copy in zip(_parameters(task), copies, strict=True):

@@ -12,7 +12,7 @@ def optimizer_parameters(task: Task) -> list[Tensor]:
     return [parameter for group in task.optimizer.param_groups for parameter in group["params"]]
 
 
-def parameters_beside_model(task: Task) -> list[Tensor]:
+def parameters_outside_model(task: Task) -> list[Tensor]:
     """Parameters that the optimizer holds and the model does not, such as the learned temperature of a loss."""
     of_model = {id(parameter) for parameter in task.model.parameters()}
     return [parameter for parameter in optimizer_parameters(task) if id(parameter) not in of_model]
@@ -20,4 +20,4 @@ def parameters_beside_model(task: Task) -> list[Tensor]:
 
 def trained_parameters(task: Task) -> list[Tensor]:
     """Every parameter of model and optimizer once: those of the model first."""
-    return [*task.model.parameters(), *parameters_beside_model(task)]
+    return [*task.model.parameters(), *parameters_outside_model(task)]

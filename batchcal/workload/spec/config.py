@@ -73,7 +73,7 @@ def project_config(directory: Path) -> Config | None:
     if table is None:
         return None
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: tool.batchcal is not a table", try_='[tool.batchcal.task] spec = "train.py:task"')
+        raise UsageError(f"{path}: tool.batchcal is not a table", try_='[tool.batchcal.task]\nspec = "train.py:task"')
     return config_of(table, path, directory=directory)
 
 
@@ -105,10 +105,12 @@ def config_of(document: Toml, path: Path, *, directory: Path) -> Config:
     tables: dict[str, dict[str, object]] = {}
     for name, table in document.items():
         if name not in {"task", *TABLES}:
-            what = f"table [{name}]" if isinstance(table, dict) else f"key {name!r} outside of any table"
-            raise _unknown(path, what, name, ("task", *TABLES), kind="tables")
+            item = f"table [{name}]" if isinstance(table, dict) else f"key {name!r} outside of any table"
+            raise _unknown(path, item, name, ("task", *TABLES), kind="tables")
         if not isinstance(table, dict):
-            raise UsageError(f"{path}: {name} is not a table", known=f"it is {table!r}", try_=f"a line [{name}], keys below it")
+            raise UsageError(
+                f"{path}: {name} is not a table", known=f"it is {table!r}", try_=f"a line [{name}], with its keys below it"
+            )
         if name != "task":
             tables[name] = table
     task = document.get("task")
@@ -120,13 +122,15 @@ def _reference(task: Toml, path: Path, directory: Path) -> TaskReference:
     for name in task:
         if name not in TASK_KEYS:
             raise _unknown(
-                path, f"key {name!r} in [task]", name, TASK_KEYS, kind="keys", more="arguments of the task go to [task.args]"
+                path, f"key {name!r} in [task]", name, TASK_KEYS, kind="keys", more="arguments of the task belong to [task.args]"
             )
     spec = task.get("spec")
     if not isinstance(spec, str):
-        what = "[task] has no spec" if spec is None else f"spec is {spec!r}, not a text"
+        problem = "[task] has no spec" if spec is None else f"spec is {spec!r}, not a string"
         raise UsageError(
-            f"{path}: {what}", known="the spec names the function that returns the task, and where it is", try_=_EXAMPLE
+            f"{path}: {problem}",
+            known="the spec names a file or module, and the function in it that returns the task",
+            try_=_EXAMPLE,
         )
     try:
         file = parse_spec(spec).file
@@ -139,7 +143,7 @@ def _reference(task: Toml, path: Path, directory: Path) -> TaskReference:
         raise UsageError(
             f"{path}: args of [task] is not a table",
             known=f"it is {arguments!r}",
-            try_="a line [task.args], below it: width = 64",
+            try_="a line [task.args], with its keys below it, such as width = 64",
         )
     return TaskReference(
         spec=spec,
@@ -155,7 +159,7 @@ def _scalar(path: Path, name: str, value: object) -> Scalar:
     kind = "not finite" if isinstance(value, float) else f"of type {type(value).__name__}"
     raise UsageError(
         f"{path}: {name} in [task.args] is {kind}",
-        known="arguments of a task are texts, numbers, true and false: they go into calibration.json and to child processes",
+        known="arguments of a task are strings, numbers, true or false: they go to calibration.json and to child processes",
         try_=_scalar_instead(name, value),
     )
 
@@ -163,50 +167,52 @@ def _scalar(path: Path, name: str, value: object) -> Scalar:
 def _scalar_instead(name: str, value: object) -> str:
     if isinstance(value, list) and value and all(isinstance(item, str | int | float) for item in value):
         text = ",".join(str(item) for item in value)
-        return f"{name} = {json.dumps(text)} below [task.args], and split the text in the function"
+        return f"{name} = {json.dumps(text)} below [task.args], and split the string in the function"
     return (
         f"{name} = 1.0 below [task.args]" if isinstance(value, float) else f"{name} = {json.dumps(str(value))} below [task.args]"
     )
 
 
-def _unknown(path: Path, what: str, name: str, names: tuple[str, ...], *, kind: str, more: str = "") -> UsageError:
-    def shown(one: str) -> str:
-        head, _, tail = what.removeprefix("table ").rpartition(name)
-        return f"{head}{one}{tail}" if what.startswith("table ") else one
+def _unknown(path: Path, item: str, name: str, names: tuple[str, ...], *, kind: str, more: str = "") -> UsageError:
+    def shown(key: str) -> str:
+        head, _, tail = item.removeprefix("table ").rpartition(name)
+        return f"{head}{key}{tail}" if item.startswith("table ") else key
 
     close = difflib.get_close_matches(name, names, n=1)
     return UsageError(
-        f"{path}: unknown {what}" + (f" (did you mean {close[0]}?)" if close else ""),
+        f"{path}: unknown {item}" + (f" (did you mean {close[0]}?)" if close else ""),
         known=f"valid {kind}: {', '.join(names)}" + (f"; {more}" if more else ""),
         try_=f"{shown(close[0])} instead of {shown(name)}" if close else f"remove {shown(name)}",
     )
 
 
 def _parsed(path: Path) -> Toml:
-    known = "a config is a TOML file with a table [task]"
+    form = "a config is a TOML file with a table [task]"
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", known=known, try_=f"{path / 'config.toml'}")
+        raise UsageError(f"{path} is a folder", known=form, try_=f"{path / 'config.toml'}")
     if not path.exists():
-        found = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, found, n=1)
-        listed = f"TOML files in {path.parent}: {', '.join(found[:8])}" if found else f"{path.parent} has no TOML file"
+        files = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, files, n=1)
+        listed = f"TOML files in {path.parent}: {', '.join(files[:8])}" if files else f"{path.parent} has no TOML file"
         better = f"{close[0]} instead of {path.name}" if close else f"a new file {path.name} with\n{_EXAMPLE}"
         raise UsageError(f"there is no file {path}", known=listed, try_=better)
     if not path.is_file():  # reading a FIFO would wait for ever
-        raise UsageError(f"{path} is not a regular file", known=known, try_=_EXAMPLE)
+        raise UsageError(f"{path} is not a regular file", known=form, try_=_EXAMPLE)
     try:
         if path.stat().st_size > _TOO_LARGE:
-            raise UsageError(f"{path} is over 1 MiB", known=known, try_="keep data out of the config, and give its path")
+            raise UsageError(
+                f"{path} is over 1 MiB", known=form, try_="save data in another file, and write its path in the config"
+            )
         parsed: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", known=known, try_=f"ls -l {path}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}", known=form, try_=f"ls -l {path}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8", known=f"byte {error.start}: {error.reason}", try_="save it as UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(
             f"{path} is not TOML: {error}",
-            known=known,
-            try_='correct that line; a table is [task], and texts need quotes: spec = "train.py:task"',
+            known=form,
+            try_='correct that line; a table is [task], and strings need quotes: spec = "train.py:task"',
         ) from None
     return parsed
 

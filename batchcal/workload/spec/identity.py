@@ -51,9 +51,9 @@ def identify(reference: TaskReference) -> TaskIdentity:
     hashes = sources.hashed()
     start = hashes[sources.key]
     arguments: dict[str, JSON] = dict(reference.arguments.items())
-    others: list[JSON] = [*sorted(value for key, value in hashes.items() if key != sources.key)]
+    other_hashes: list[JSON] = [*sorted(value for key, value in hashes.items() if key != sources.key)]
     factory = parse_spec(reference.spec).attribute
-    document: dict[str, JSON] = {"factory": factory, "arguments": arguments, "source": start, "others": others}
+    document: dict[str, JSON] = {"factory": factory, "arguments": arguments, "source": start, "others": other_hashes}
     return TaskIdentity(
         spec=reference.spec,
         arguments=reference.arguments,
@@ -81,8 +81,8 @@ class _Sources:
             self._path = [str(directory), *sys.path]
             self._project = (directory,)
             self._start = spec.module or ""
-            found = self._spec_of(self._start)
-            start_file = None if found is None else _file(found)
+            module_spec = self._spec_of(self._start)
+            start_file = None if module_spec is None else _file(module_spec)
             if start_file is None:
                 missing = (name for name in _with_parents(self._start) if self._spec_of(name) is None)
                 raise no_module(self._start, next(missing, self._start), spec.attribute, directory)
@@ -98,12 +98,12 @@ class _Sources:
         hashes: dict[str, str] = {}
         waiting: list[tuple[str, Path]] = [(self._start, self._start_file)]
         waiting += self._local(_with_parents(self._start)[:-1])
-        seen: set[Path] = set()
+        visited: set[Path] = set()
         while waiting:
             name, file = waiting.pop()
-            if file in seen:
+            if file in visited:
                 continue
-            seen.add(file)
+            visited.add(file)
             source = file.read_bytes()
             if file.suffix != ".py":
                 hashes[self._key(name, file)] = hashlib.sha256(source).hexdigest()
@@ -116,8 +116,8 @@ class _Sources:
 
     def _local(self, names: list[str]) -> Iterator[tuple[str, Path]]:
         """The modules, and the packages that contain them, that belong to the project."""
-        for whole in names:
-            for name in _with_parents(whole):
+        for full_name in names:
+            for name in _with_parents(full_name):
                 top = name.partition(".")[0]
                 if top in sys.stdlib_module_names or (top == _BATCHCAL and not _is_example(name)):
                     continue
@@ -158,9 +158,9 @@ def _below(name: str, folders: list[str]) -> ModuleSpec | None:
         return PathFinder.find_spec(name, folders)
     except KeyError:
         # A folder without __init__.py in another one: Python says so only of packages whose parent is imported.
-        found = ModuleSpec(name, None, is_package=True)
-        found.submodule_search_locations = [str(Path(folder, name.rpartition(".")[2])) for folder in folders]
-        return found
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(Path(folder, name.rpartition(".")[2])) for folder in folders]
+        return spec
 
 
 def _file(spec: ModuleSpec) -> Path | None:
@@ -183,10 +183,10 @@ def _absolute(each: Import, package: str) -> str | None:
     if each.level == 0:
         return each.module
     parts = package.split(".")
-    kept = parts[: len(parts) - each.level + 1]
-    if not package or not kept:
+    base = parts[: len(parts) - each.level + 1]
+    if not package or not base:
         return None
-    return ".".join([*kept, *([each.module] if each.module else [])])
+    return ".".join([*base, *([each.module] if each.module else [])])
 
 
 def _with_parents(name: str) -> list[str]:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from batchcal.core.errors import BatchcalError, UsageError, UserCodeError
 from batchcal.workload.model.lazy_modules import initialise_lazy
 from batchcal.workload.spec.modules import file_of, make_importable, module_of_file, no_module
-from batchcal.workload.spec.process_settings import settings_kept, warned
+from batchcal.workload.spec.process_settings import preserve_settings, warned
 from batchcal.workload.spec.reference import Spec, TaskReference, parse_spec
 from batchcal.workload.spec.unsupported import refuse_unsupported
 from batchcal.workload.spec.user_traceback import blame, in_user_code
@@ -46,17 +46,17 @@ def load_task(reference: TaskReference, *, device: str, note: Callable[[str], No
     spec = parse_spec(reference.spec)
     directory = Path(reference.directory)
     sys.argv = [_script(spec, directory)]
-    with settings_kept(spec.file or spec.module or "", note):
+    with preserve_settings(spec.file or spec.module or "", note):
         module = _import_module(spec, directory) if spec.file is None else _import_file(spec, directory)
         factory = _factory(module, spec)
         arguments = _arguments(factory, reference, torch.device(device))
         try:
-            made = factory(**arguments)
+            result = factory(**arguments)
         except BatchcalError:
             raise
         except (Exception, SystemExit) as error:
-            raise blame(error, f"the factory {reference.spec}", try_=_alone(module, spec, arguments)) from error
-    task = _checked(made, reference.spec)
+            raise blame(error, f"the factory {reference.spec}", try_=_direct_call(module, spec, arguments)) from error
+    task = _checked(result, reference.spec)
     initialise_lazy(task, torch.device(device))
     return task
 
@@ -95,38 +95,38 @@ def _import_file(spec: Spec, directory: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         try_ = f"python {quote(spec.file or '')}"
         if isinstance(error, ImportError) and error.name is None and "." not in named.name and "relative" in str(error):
-            try_ = f"an absolute import, or another name for the folder: a module {file.parent.name} is installed already"
+            try_ = f"an absolute import, or another name for the folder: a module {file.parent.name} is already installed"
         raise blame(error, f"importing {spec.file}", try_=try_) from error
     origin = getattr(module, "__file__", None)
     if not isinstance(origin, str) or Path(origin).resolve() != file:
         raise UsageError(
-            f"{spec.file} has the name of another module, {named.name}",
-            known=f"workers would find that one: {origin or 'a part of Python itself'}",
+            f"{spec.file} has the same name as another module, {named.name}",
+            known=f"DataLoader workers would import that module: {origin or 'a part of Python itself'}",
             try_=f"rename the file, for example to {file.stem}_task.py",
         )
     return module
 
 
 def _factory(module: ModuleType, spec: Spec) -> Callable[..., object]:
-    where = spec.file or spec.module
+    source = spec.file or spec.module
     value: object = module
     for name in spec.attribute.split("."):
         if not hasattr(value, name):
             own = _functions(module)
             close = difflib.get_close_matches(name, own, n=1) or own[:1]
             raise UsageError(
-                f"{where} has no {spec.attribute}",
+                f"{source} has no function {spec.attribute}",
                 known=f"functions in it: {', '.join(own[:8])}" if own else "it defines no function",
-                try_=f"batchcal calibrate {quote(where or '')}:{close[0]}" if close else f"def task(device): {_TEMPLATE}",
+                try_=f"batchcal calibrate {quote(source or '')}:{close[0]}" if close else f"def task(device): {_TEMPLATE}",
             )
         value = getattr(value, name)
     if not callable(value):
         raise UsageError(
-            f"{where}:{spec.attribute} is {_a(value)}, not a function",
-            known=f"functions in {where}: {', '.join(names)}"
+            f"{source}:{spec.attribute} is {_a(value)}, not a function",
+            known=f"functions in {source}: {', '.join(names)}"
             if (names := _functions(module))
             else "each measurement calls this function, to build the task again in its own process",
-            try_=f"batchcal calibrate {quote(where or '')}:{names[0]}" if names else f"def task(device): {_TEMPLATE}",
+            try_=f"batchcal calibrate {quote(source or '')}:{names[0]}" if names else f"def task(device): {_TEMPLATE}",
         )
     return value
 
@@ -145,71 +145,76 @@ def _arguments(factory: Callable[..., object], reference: TaskReference, device:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # some callables of C have none
         parameters = {}.values()
-    by_name = {one.name: one for one in parameters if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}}
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    by_name = {
+        parameter.name: parameter
+        for parameter in parameters
+        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     own = [name for name in by_name if name != _DEVICE]
     for name in reference.arguments:
         if name == _DEVICE:
             raise UsageError(
-                "the argument 'device' is batchcal's to give", known="it is the device that is measured", try_="--device cpu"
+                "'device' cannot be set in [task.args]", known="batchcal passes the device that it measures", try_="--device cpu"
             )
         if name not in by_name and not takes_any:
             close = difflib.get_close_matches(name, own, n=1)
             raise UsageError(
                 f"{reference.spec} takes no argument {name!r}" + (f" (did you mean {close[0]}?)" if close else ""),
-                known=f"it takes {', '.join(own)}" if own else "it takes no argument but the device",
+                known=f"it takes {', '.join(own)}" if own else "it takes no argument except device",
                 try_=f"{close[0]} instead of {name} below [task.args]" if close else f"remove {name} from [task.args]",
             )
-    given: dict[str, object] = dict(reference.arguments)
+    values: dict[str, object] = dict(reference.arguments)
     if _DEVICE in by_name:
-        given[_DEVICE] = device
-    for one in parameters:
-        needs = one.default is one.empty and one.kind not in {one.VAR_KEYWORD, one.VAR_POSITIONAL}
-        if needs and (one.name not in given or one.kind is one.POSITIONAL_ONLY):
+        values[_DEVICE] = device
+    for parameter in parameters:
+        name = parameter.name
+        needs = parameter.default is parameter.empty and parameter.kind not in {parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL}
+        if needs and (name not in values or parameter.kind is parameter.POSITIONAL_ONLY):
             raise UsageError(
-                f"{reference.spec} needs an argument {one.name!r}, which it is not given",
-                known="a factory is called with `device`, where it takes one, and the [task.args] of its config, all by name",
-                try_=f"{one.name} = ... below [task.args]; or a default: def {reference.spec.rpartition(':')[2]}({one.name}=...)",
+                f"{reference.spec} needs an argument {name!r}, which has no value",
+                known="batchcal calls the function by keyword, with [task.args] of the config, and with `device` if it takes one",
+                try_=f"{name} = ... below [task.args]; or a default: def {reference.spec.rpartition(':')[2]}({name}=...)",
             )
-    return given
+    return values
 
 
-def _alone(module: ModuleType, spec: Spec, arguments: Mapping[str, object]) -> str:
+def _direct_call(module: ModuleType, spec: Spec, arguments: Mapping[str, object]) -> str:
     """A command line that calls the factory by itself."""
     plain = {name: str(value) if name == _DEVICE else value for name, value in arguments.items()}
-    given = ", ".join(f"{name}={value!r}" for name, value in plain.items())
-    call = f"import {module.__name__} as m; m.{spec.attribute}({given})"
+    listed = ", ".join(f"{name}={value!r}" for name, value in plain.items())
+    call = f"import {module.__name__} as m; m.{spec.attribute}({listed})"
     folder = quote(str(Path(module.__file__ or ".").parent))
     return f'python -c "{call}"' if spec.file is None else f'cd {folder}; python -c "{call}"'
 
 
-def _checked(made: object, spec: str) -> Task:
-    if inspect.iscoroutine(made):
-        made.close()  # otherwise Python warns later that it was never awaited
-    if not isinstance(made, Task):
+def _checked(task: object, spec: str) -> Task:
+    if inspect.iscoroutine(task):
+        task.close()  # otherwise Python warns later that it was never awaited
+    if not isinstance(task, Task):
         raise UserCodeError(
-            f"{spec} returned {_a(made)}", known="the function that the SPEC names has to return a batchcal.Task", try_=_TEMPLATE
+            f"{spec} returned {_a(task)}", known="the function that the SPEC names must return a batchcal.Task", try_=_TEMPLATE
         )
-    refuse_unsupported(made, spec)
-    reads = hasattr(made.train_data, "__getitem__") or hasattr(made.train_data, "__iter__")
+    refuse_unsupported(task, spec)
+    reads = hasattr(task.train_data, "__getitem__") or hasattr(task.train_data, "__iter__")
     wrong = (
-        (not isinstance(made.model, nn.Module), "model", made.model, "a torch.nn.Module"),
-        (not isinstance(made.optimizer, Optimizer), "optimizer", made.optimizer, "a torch.optim.Optimizer"),
-        (not reads, "train_data", made.train_data, "a Dataset: samples[0], or iter(samples). batchcal builds the loaders"),
-        (not callable(made.loss), "loss", made.loss, "a function: loss(model, batch) -> the mean over the batch"),
+        (not isinstance(task.model, nn.Module), "model", task.model, "a torch.nn.Module"),
+        (not isinstance(task.optimizer, Optimizer), "optimizer", task.optimizer, "a torch.optim.Optimizer"),
+        (not reads, "train_data", task.train_data, "a Dataset with data[0] or iter(data); batchcal builds the DataLoaders"),
+        (not callable(task.loss), "loss", task.loss, "a function: loss(model, batch) returns the mean over the batch"),
     )  # fmt: skip
-    for is_wrong, name, value, wanted in wrong:
+    for is_wrong, name, value, expected in wrong:
         if is_wrong:
             raise UserCodeError(
-                f"{spec} returned a Task whose {name} is {_a(value)}", known=f"{name} is {wanted}", try_=_TEMPLATE
+                f"{spec} returned a Task whose {name} is {_a(value)}", known=f"{name} must be {expected}", try_=_TEMPLATE
             )
-    if any(parameter.is_meta for parameter in made.model.parameters()):
+    if any(parameter.is_meta for parameter in task.model.parameters()):
         raise UserCodeError(
-            f"{spec} returned a Task whose model is on the device 'meta', without values",
-            known="it was built under torch.device('meta'), or for weights that are loaded later",
-            try_="model.to_empty(device=device), then its initial or loaded weights, before the optimizer is built",
+            f"{spec} returned a Task whose model is on the device 'meta', where parameters have no values",
+            known="the model was built under torch.device('meta'), or for weights that are loaded later",
+            try_="model.to_empty(device=device), then initialise or load its weights, before the optimizer is built",
         )
-    effective: object = made.effective_batch
+    effective: object = task.effective_batch
     is_count = isinstance(effective, int) and not isinstance(effective, bool) and effective >= 1
     if effective is not None and not is_count:
         raise UserCodeError(
@@ -217,14 +222,14 @@ def _checked(made: object, spec: str) -> Task:
             known="effective_batch is the number of samples per optimizer step: an int of 1 or more, or None",
             try_="batchcal.Task(..., effective_batch=64)",
         )
-    optimized = {id(parameter) for group in made.optimizer.param_groups for parameter in group["params"]}
-    if optimized.isdisjoint(id(parameter) for parameter in made.model.parameters()):
+    optimized = {id(parameter) for group in task.optimizer.param_groups for parameter in group["params"]}
+    if optimized.isdisjoint(id(parameter) for parameter in task.model.parameters()):
         raise UserCodeError(
             f"{spec} returned a Task whose optimizer holds none of the model's parameters",
-            known="training would not change this model: the optimizer has parameters of another model, or replaced ones",
+            known="training would not change the model: the optimizer has parameters of another model, or replaced parameters",
             try_="build the optimizer last: torch.optim.AdamW(model.parameters())",
         )
-    return made
+    return task
 
 
 def _a(value: object) -> str:

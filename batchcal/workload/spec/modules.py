@@ -40,7 +40,7 @@ def module_of_file(file: Path) -> FileModule:
     if "." in file.stem:
         raise UsageError(
             f"{file.name} cannot be imported",
-            known="the dot in its name would make it a part of a package",
+            known="Python reads the part before the dot in its name as a package",
             try_=f"rename it to {file.stem.replace('.', '_')}.py",
         )
     syntax = syntax_of(file.read_bytes(), file.name)
@@ -91,9 +91,9 @@ def module_named(top: str, path: Sequence[str]) -> ModuleSpec | None:
     """
     if top in sys.builtin_module_names:
         return BuiltinImporter.find_spec(top)
-    found = PathFinder.find_spec(top, path)
-    if found is not None:
-        return found
+    spec = PathFinder.find_spec(top, path)
+    if spec is not None:
+        return spec
     try:
         return importlib.util.find_spec(top)  # hooks of editable installs
     except (ValueError, ImportError):
@@ -127,12 +127,12 @@ def file_of(spec: Spec, directory: Path) -> Path:
             try_=f"batchcal calibrate {quote((Path(named) / 'train.py').as_posix())}:{spec.attribute}",
         )
     folder = file.parent
-    found = sorted(path.name for path in folder.glob("*.py")) if folder.is_dir() else []
-    close = difflib.get_close_matches(file.name, found, n=1) or difflib.get_close_matches(f"{file.name}.py", found, n=1)
+    files = sorted(path.name for path in folder.glob("*.py")) if folder.is_dir() else []
+    close = difflib.get_close_matches(file.name, files, n=1) or difflib.get_close_matches(f"{file.name}.py", files, n=1)
     nearest = (Path(named).parent / close[0]).as_posix() if close else "path/to/file.py"
     raise UsageError(
         f"there is no file {named}",
-        known=f"looked for {file}" if folder.is_dir() else f"there is no folder {folder} either",
+        known=f"looked for {file}" if folder.is_dir() else f"the folder {folder} does not exist",
         try_=f"batchcal calibrate {quote(nearest)}:{spec.attribute}",
     )
 
@@ -140,12 +140,12 @@ def file_of(spec: Spec, directory: Path) -> Path:
 def no_module(name: str, missing: str, attribute: str, directory: Path) -> UsageError:
     """The error for a SPEC with the module `name`, of which `missing` (itself, or a package above it) does not exist."""
     parent, _, last = missing.rpartition(".")
-    siblings = [found.name for found in pkgutil.iter_modules([str(directory / parent.replace(".", "/"))])]
+    siblings = [module.name for module in pkgutil.iter_modules([str(directory / parent.replace(".", "/"))])]
     close = difflib.get_close_matches(last, siblings, n=1)
     nearest = f"{parent}.{close[0]}".lstrip(".") + name.removeprefix(missing) if close else f"path/to/{name.replace('.', '/')}.py"
     return UsageError(
         f"there is no module {missing}",
-        known=f"looked in {directory} and where {sys.executable} looks for modules",
+        known=f"searched in {directory} and in the module path of {sys.executable}",
         try_=f"batchcal calibrate {quote(nearest)}:{attribute}"
-        + ("" if close else ", or start it in the folder that holds the module"),
+        + ("" if close else ", or start it in the folder that contains the module"),
     )

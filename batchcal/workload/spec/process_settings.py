@@ -30,7 +30,7 @@ def warned(text: str) -> None:
 
 
 @contextmanager
-def settings_kept(name: str, note: Callable[[str], None] = warned) -> Iterator[None]:
+def preserve_settings(name: str, note: Callable[[str], None] = warned) -> Iterator[None]:
     """Within it, the module `name` is imported and its factory called. Afterwards the process has the threads and the handlers of
     SIGINT and SIGTERM that it had before: the plan decides the former, a checkpoint and the exit code need the latter. `note`
     gets a line for each that was replaced.
@@ -54,12 +54,13 @@ def settings_kept(name: str, note: Callable[[str], None] = warned) -> Iterator[N
             before = handlers[number]
             signal.signal(number, signal.SIG_DFL if before is None else before)
     if changed != intra_op:
-        note(f"{name} sets {changed} threads; the plan decides, and {intra_op} are used")
+        note(f"{name} sets {changed} threads, which has no effect: the plan sets {intra_op}")
     if interop and interop[-1] != torch.get_num_interop_threads():
-        note(f"{name} sets {interop[-1]} threads between operators; {torch.get_num_interop_threads()} are used")
+        used = torch.get_num_interop_threads()
+        note(f"{name} sets {interop[-1]} threads between operators, which has no effect: {used} are used")
     if replaced:
         names = " and ".join(map(signal_name, replaced))
-        note(f"{name} sets a handler of {names}, which has no effect: batchcal ends the training by these signals")
+        note(f"{name} sets a handler of {names}, which has no effect: these signals end the training in batchcal")
 
 
 def _handlers() -> dict[signal.Signals, _Handler]:

@@ -42,12 +42,14 @@ def parse_spec(text: str) -> Spec:
     """
     if not text.isprintable():
         raise UsageError(
-            f"{text!r} holds a character that cannot be printed", known="no module or file is named so", try_="train.py:task"
+            f"{text!r} contains a character that cannot be printed",
+            known="no name of a module or a file has such a character",
+            try_="train.py:task",
         )
-    where, colon, attribute = text.rpartition(":")
-    if not where or not attribute:
-        missing = "colon" if not colon else "name after the colon" if where else "module or file before the colon"
-        better = f"{where}:task" if where else f"train.py:{attribute}" if colon and attribute else f"{text.strip(':')}:task"
+    location, colon, attribute = text.rpartition(":")
+    if not location or not attribute:
+        missing = "colon" if not colon else "name after the colon" if location else "module or file before the colon"
+        better = f"{location}:task" if location else f"train.py:{attribute}" if colon and attribute else f"{text.strip(':')}:task"
         raise UsageError(
             f"{text!r} has no {missing}",
             known="a SPEC names a module or a file, and the function in it that returns the task",
@@ -58,23 +60,23 @@ def parse_spec(text: str) -> Spec:
         bare = attribute.partition("(")[0]
         raise UsageError(
             f"{attribute!r} in {text!r} is not the name of a function",
-            known="batchcal calls it itself; arguments come from [task.args] of a config",
-            try_=f"batchcal calibrate {quote(where)}:{bare if bare.isidentifier() else 'task'}",
+            known="batchcal calls the function itself; its arguments come from [task.args] of a config",
+            try_=f"batchcal calibrate {quote(location)}:{bare if bare.isidentifier() else 'task'}",
         )
     if any(name.startswith("__") for name in names):
         raise UsageError(
-            f"{attribute!r} in {text!r} is a name of Python's own", known="a task's factory is a function that you wrote",
-            try_=f"batchcal calibrate {quote(where)}:task",
+            f"{attribute!r} in {text!r} is a special name of Python", known="a SPEC names a function of your own code",
+            try_=f"batchcal calibrate {quote(location)}:task",
         )  # fmt: skip
-    if where.endswith(".py") or "/" in where or "\\" in where:
-        return Spec(where, None, attribute)
-    if not all(name.isidentifier() for name in where.split(".")):
+    if location.endswith(".py") or "/" in location or "\\" in location:
+        return Spec(location, None, attribute)
+    if not all(name.isidentifier() for name in location.split(".")):
         raise UsageError(
-            f"{where!r} in {text!r} is neither a module nor a file",
-            known="a module is names joined by dots, a file ends with .py",
-            try_=f"batchcal calibrate {quote(where.strip('.') + '.py')}:{attribute}",
+            f"{location!r} in {text!r} is neither a module nor a file",
+            known="a module is package.module, the name of a file ends with .py",
+            try_=f"batchcal calibrate {quote(location.strip('.') + '.py')}:{attribute}",
         )
-    return Spec(None, where, attribute)
+    return Spec(None, location, attribute)
 
 
 def parse_arguments(text: str, *, name: str) -> dict[str, Scalar]:
@@ -83,7 +85,7 @@ def parse_arguments(text: str, *, name: str) -> dict[str, Scalar]:
     Raises:
         UsageError: a part that is not NAME=VALUE, or a name that comes twice.
     """
-    found: dict[str, Scalar] = {}
+    arguments: dict[str, Scalar] = {}
     for part in text.split(","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key.isidentifier() or not value:
@@ -92,14 +94,14 @@ def parse_arguments(text: str, *, name: str) -> dict[str, Scalar]:
                 known="NAME is an argument of the task function",
                 try_=f"--{name} {key if key.isidentifier() else 'd_model'}=1024",
             )
-        if key in found:
+        if key in arguments:
             raise UsageError(
-                f"--{name} names {key} twice",
+                f"--{name} sets {key} twice",
                 known=f"one --{name} is one set of values",
-                try_=f"--{name} {key}={found[key]} --{name} {key}={value}",
+                try_=f"--{name} {key}={arguments[key]} --{name} {key}={value}",
             )
-        found[key] = _scalar(value)
-    return found
+        arguments[key] = _scalar(value)
+    return arguments
 
 
 def _scalar(text: str) -> Scalar:

@@ -76,9 +76,9 @@ def syntax_error(name: str, error: str) -> UserCodeError:
     Args:
         error: the text of the SyntaxError.
     """
-    what = error.splitlines()[-1].removeprefix("SyntaxError: ")
+    message = error.splitlines()[-1].removeprefix("SyntaxError: ")
     return UserCodeError(
-        f"{name} is not valid Python: {what}", known=error, try_=f"correct {name} at that line, then run the same command"
+        f"{name} is not valid Python: {message}", known=error, try_=f"correct {name} at that line, then run the same command"
     )
 
 

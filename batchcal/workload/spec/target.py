@@ -12,7 +12,7 @@ from batchcal.workload.spec.config import read_config
 from batchcal.workload.spec.modules import file_of
 from batchcal.workload.spec.reference import Spec, TaskReference, parse_spec
 
-_FORMS: Final = "a task is given as package.module:factory, path/to/file.py:factory or config.toml"
+_FORMS: Final = "a task is package.module:factory, path/to/file.py:factory or config.toml"
 
 
 def reference_of(target: str, *, directory: Path) -> TaskReference:
@@ -46,7 +46,7 @@ def _without_factory(target: str, directory: Path) -> UsageError:
     """The error for a target without a colon, with suggestions."""
     path = directory / target
     if not target.strip():
-        return UsageError("no task is given", known=_FORMS, try_="batchcal calibrate train.py:task")
+        return UsageError("the name of the task is empty", known=_FORMS, try_="batchcal calibrate train.py:task")
     if path.is_dir():
         configs = sorted(path.glob("*.toml")) or sorted(path.glob("*.py"))
         example = (Path(target) / (configs[0].name if configs else "train.py")).as_posix()
@@ -62,8 +62,10 @@ def _without_factory(target: str, directory: Path) -> UsageError:
             try_=f"batchcal calibrate {quote(target)}:{likely}",
         )
     if path.is_file():
-        return UsageError(f"{target} is neither a config nor Python", known=_FORMS, try_="batchcal calibrate train.py:task")
-    return UsageError(f"{target!r} names no function", known=_FORMS, try_=f"batchcal calibrate {quote(target)}:task")
+        return UsageError(
+            f"{target} is neither a TOML file nor a Python file", known=_FORMS, try_="batchcal calibrate train.py:task"
+        )
+    return UsageError(f"{target!r} does not name a function", known=_FORMS, try_=f"batchcal calibrate {quote(target)}:task")
 
 
 def _functions(file: Path) -> list[str]:
@@ -71,4 +73,4 @@ def _functions(file: Path) -> list[str]:
         body = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError):
         return []
-    return [one.name for one in body if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")]
+    return [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]

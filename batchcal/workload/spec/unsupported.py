@@ -22,31 +22,31 @@ def refuse_unsupported(task: Task, spec: str) -> None:
     for name, data in (("train_data", task.train_data), ("eval_data", task.eval_data)):
         if isinstance(data, DataLoader):
             raise refuse_loader(data, name, spec)
-        held_data: object = data
-        indexed = any(hasattr(held_data, method) for method in ("__getitem__", "__getitems__"))
-        if not indexed and not isinstance(held_data, IterableDataset) and isinstance(held_data, Iterable):
-            once = isinstance(held_data, Iterator)
+        dataset: object = data
+        indexed = any(hasattr(dataset, method) for method in ("__getitem__", "__getitems__"))
+        if not indexed and not isinstance(dataset, IterableDataset) and isinstance(dataset, Iterable):
+            once = isinstance(dataset, Iterator)
             raise UserCodeError(
-                f"{spec} returned a Task whose {name} is of type {type(held_data).__name__}, which "
-                + ("can be read once" if once else "is read in order and is no IterableDataset"),
-                known="each measurement and each epoch reads the data from its beginning"
+                f"{spec} returned a Task whose {name} is of type {type(dataset).__name__}, which "
+                + ("can be read only once" if once else "is read in order but is not an IterableDataset"),
+                known="each measurement and each epoch reads the data from the beginning"
                 if once
-                else "torch's DataLoader takes it for a dataset that is read by index",
-                try_="class Stream(torch.utils.data.IterableDataset): def __iter__(self): the loop that yields the samples",
+                else "torch's DataLoader would read it by index, with __getitem__, which it does not have",
+                try_="class Stream(torch.utils.data.IterableDataset), with the loop that yields the samples in its __iter__",
             )
-    held: object = task.optimizer
-    several = list(held.values()) if isinstance(held, dict) else held
-    if isinstance(several, list | tuple) and several and all(isinstance(one, Optimizer) for one in several):
-        names = ", ".join(type(one).__name__ for one in several)
+    optimizer: object = task.optimizer
+    optimizers = list(optimizer.values()) if isinstance(optimizer, dict) else optimizer
+    if isinstance(optimizers, list | tuple) and optimizers and all(isinstance(item, Optimizer) for item in optimizers):
+        names = ", ".join(type(item).__name__ for item in optimizers)
         raise UserCodeError(
-            f"{spec} returned a Task with {count_of(len(several), 'optimizer')} ({names})",
-            known="a task has one optimizer, which batchcal steps once for each effective batch",
-            try_="one optimizer with a parameter group for each: torch.optim.AdamW([{'params': ..., 'lr': 1e-3}, "
-            "{'params': ..., 'lr': 1e-4}]); or a class derived from torch.optim.Optimizer whose step() steps all of them",
+            f"{spec} returned a Task with {count_of(len(optimizers), 'optimizer')} ({names})",
+            known="a task has one optimizer; batchcal calls its step() once per effective batch",
+            try_="one optimizer with several parameter groups: torch.optim.AdamW([{'params': ..., 'lr': 1e-3}, "
+            "{'params': ..., 'lr': 1e-4}]); or a subclass of torch.optim.Optimizer whose step() calls the step() of each",
         )
-    if task.autocast is torch.float16 and isinstance(held, Optimizer) and needs_closure(held):
+    if task.autocast is torch.float16 and isinstance(optimizer, Optimizer) and needs_closure(optimizer):
         raise UserCodeError(
-            f"{spec} returned a Task with {type(held).__name__} and autocast=torch.float16",
-            known=f"{type(held).__name__} computes the loss again within its step, and torch's GradScaler has no such step",
-            try_="autocast=torch.bfloat16, or None",
+            f"{spec} returned a Task with {type(optimizer).__name__} and autocast=torch.float16",
+            known=f"{type(optimizer).__name__} needs a closure in step(), which torch's GradScaler does not support",
+            try_="autocast=torch.bfloat16, or autocast=None",
         )

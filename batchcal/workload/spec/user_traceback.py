@@ -1,4 +1,4 @@
-"""Errors of the user's code as he would see them without batchcal: his own traceback, without our frames above it."""
+"""Errors of the user's code as without batchcal: the user's own traceback, without frames of batchcal above it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def blame(error: BaseException, doing: str, *, try_: str) -> UserCodeError:
     shorten(error)
     if isinstance(error, SystemExit):
         return _exited(error, doing)
-    what = f"{doing} raised {headline(error)}"
-    if STACKING in what:
+    problem = f"{doing} raised {headline(error)}"
+    if STACKING in problem:
         try_ = COLLATE
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        try_ = f"install {error.name.partition('.')[0]} where batchcal runs, or start batchcal in the folder that holds it"
-    return UserCodeError(what, known=user_traceback(error), try_=try_)
+        package = error.name.partition(".")[0]
+        try_ = f"install {package} where batchcal is installed, or start batchcal in the folder that contains it"
+    return UserCodeError(problem, known=user_traceback(error), try_=try_)
 
 
 def _exited(error: SystemExit, doing: str) -> UserCodeError:
@@ -42,15 +43,15 @@ def _exited(error: SystemExit, doing: str) -> UserCodeError:
     refusal = _refusal_of_parser(error)
     if refusal:
         return UserCodeError(
-            f"{doing} ended in its parser of arguments, {refusal}",
-            known=f"sys.argv is {sys.argv} here, as under `python {sys.argv[0]}`: it has no arguments\n{user_traceback(error)}",
-            try_="a default for the argument; values come from [task.args] of a config, which the factory takes by name, "
-            "or from environment variables",
+            f"{doing} ended in its argument parser, {refusal}",
+            known=f"sys.argv is {sys.argv}, without arguments, as with `python {sys.argv[0]}`\n{user_traceback(error)}",
+            try_="a default value for the argument; other values can come from [task.args] of a config, as arguments of the "
+            "function, or from environment variables",
         )
     return UserCodeError(
         f"{doing} called sys.exit({error.code!r})",
         known=user_traceback(error),
-        try_='the lines that run and end the program below `if __name__ == "__main__":`',
+        try_='move the lines that run and end the program below `if __name__ == "__main__":`',
     )
 
 
@@ -72,19 +73,19 @@ def _parser_of(module: str) -> str:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback of `error` and of what it came from, from the first frame of the user's on."""
-    told = traceback.TracebackException.from_exception(error)
-    seen: set[int] = set()
-    waiting = [told]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
+    """The traceback of `error` and of its causes, from the first frame of user code on."""
+    report = traceback.TracebackException.from_exception(error)
+    visited: set[int] = set()
+    pending = [report]
+    while pending:
+        current = pending.pop()
+        if id(current) in visited:
             continue
-        seen.add(id(one))
-        first = next((at for at, frame in enumerate(one.stack) if not _machinery(frame.filename)), len(one.stack))
-        one.stack = traceback.StackSummary.from_list(one.stack[first:])
-        waiting += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
-    return "".join(told.format()).strip()
+        visited.add(id(current))
+        first = next((at for at, frame in enumerate(current.stack) if not _machinery(frame.filename)), len(current.stack))
+        current.stack = traceback.StackSummary.from_list(current.stack[first:])
+        pending += [cause for cause in (current.__cause__, current.__context__) if cause is not None]
+    return "".join(report.format()).strip()
 
 
 def in_user_code(trace: TracebackType | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from batchcal.cli.commands.studies import SHAPE_S, names_a_study, opened, read
+from batchcal.cli.commands.studies import SHAPE_S, names_a_study, prepare_study, read
 from batchcal.cli.output.messages import Messages
 from batchcal.hpo.storage.backend import open_storage
 
@@ -45,7 +45,7 @@ def test_a_shape_has_little_time_unless_the_config_says_otherwise(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.toml").write_text(CONFIG.format(more=more), encoding="utf-8")
     (tmp_path / "train.py").write_text("def task(): ...\n", encoding="utf-8")
-    found = opened("study.toml", read("study.toml"), Messages())
+    found = prepare_study("study.toml", read("study.toml"), Messages())
     assert found.options.time_limit_s == seconds
     assert found.blueprint.most_trained == 256, "no trial trains with more at once"
     assert found.blueprint.resource == 3

@@ -55,8 +55,8 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
     ],
 )
 def test_how_to_speak_is_known_before_the_arguments_are_parsed(arguments: list[str], as_json: bool, for_eval: bool) -> None:
-    voice = Messages.of(arguments)
-    assert (voice.as_json, voice.for_eval) == (as_json, for_eval)
+    messages = Messages.of(arguments)
+    assert (messages.as_json, messages.for_eval) == (as_json, for_eval)
 
 
 def test_a_system_without_process_limits_is_told_by_name() -> None:

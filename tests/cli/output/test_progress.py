@@ -13,8 +13,8 @@ from rich.text import Text
 from batchcal.cli.output.messages import Messages
 from batchcal.cli.output.progress import (
     STEP_EVERY_S,
-    Carefully,
     Lines,
+    SafeListener,
     is_interactive,
     listening_to_calibration,
     listening_to_study,
@@ -107,7 +107,7 @@ def test_a_training_shows_its_step_and_the_epochs_before() -> None:
         )
         live.event(training_event("step", {"epoch": 1, "step": 4, "loss": 0.25, "samples_per_s": 1530.0}))
         text = terminal.shows(live)
-    assert "epoch 1 of 3: loss 0.5, eval accuracy 0.9, 1,520/s" in text
+    assert "epoch 1 of 3: loss 0.5, eval accuracy 0.9, 1,520 samples/s" in text
     assert "epoch 2 of 3, step 4" in text
     assert "loss 0.25" in text
     assert "1,530 samples/s" in text
@@ -127,7 +127,7 @@ def test_a_training_shows_how_far_it_is_what_it_holds_and_what_happened() -> Non
     lines = [line.strip() for line in text.splitlines()]
     assert lines[0] == "training batchcal.workload.examples.multiimage:task on cpu, tcmalloc"
     assert "- epoch 3, step 25: out of memory in backward of 128: split, at most 64 now" in lines
-    assert "- epoch 5, step 12: size 64 to 96: 40 calm steps, 31% of the budget is free" in lines
+    assert "- epoch 5, step 12: micro-batch 64 to 96: 40 calm steps, 31% of the budget is free" in lines
     where, losses, memory, speed = lines[-4:]
     assert re.fullmatch(r"█+░+ 81%  epoch 5 of 6, step 53 of 60, 33\.\d s left", where)
     assert re.fullmatch(r"loss \S+  scans \S+  volumes \S+  grad norm \S+  lr 0\.001", losses)
@@ -260,7 +260,7 @@ class Broken:
 
 def test_a_terminal_that_goes_away_does_not_end_a_calibration() -> None:
     broken = Broken(OSError("gone"))
-    listener = Carefully(broken)
+    listener = SafeListener(broken)
     listener.event(Note("all is well"))
     listener.event(Note("all is well"))
     assert broken.times == 1
@@ -268,7 +268,7 @@ def test_a_terminal_that_goes_away_does_not_end_a_calibration() -> None:
 
 def test_a_signal_while_drawing_still_counts() -> None:
     with pytest.raises(Interrupted):
-        Carefully(Broken(Interrupted(2))).event(Note("all is well"))
+        SafeListener(Broken(Interrupted(2))).event(Note("all is well"))
 
 
 def test_quiet_is_silent_and_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,13 +112,13 @@ def test_a_step_that_cannot_run_on_one_type_alone_is_told_for_the_mix() -> None:
     found = told(replace(studies(), loss=needs_all))
     assert [group.alone for group in found.groups.values()] == [None, None, None]
     assert found.mean.bytes > 0
-    assert any("of 'T1' alone no step can be traced" in note for note in found.notes)
+    assert any("a batch of only 'T1' samples cannot be traced" in note for note in found.notes)
 
 
 def test_a_step_that_looks_at_values_is_refused_with_what_to_do() -> None:
     task = a_task(40)
     peeping = replace(task, loss=lambda model, batch: model(batch[0]).square().mean() * float(batch[1].sum()))
-    with pytest.raises(UserCodeError, match="cannot be run without memory") as caught:
+    with pytest.raises(UserCodeError, match="cannot run on fake tensors") as caught:
         told(peeping)
     assert "calibrate" in caught.value.try_
 
@@ -132,7 +132,7 @@ class Stream(IterableDataset[object]):
 def test_a_stream_is_looked_at_from_its_beginning() -> None:
     found = told(replace(a_task(), train_data=Stream()))
     assert found.mean == found.worst
-    assert found.notes == ("a stream: its first 30 samples stand for all",)
+    assert found.notes == ("the data is a stream: its first 30 samples represent all samples",)
 
 
 class Nothing(Dataset[object]):
@@ -144,9 +144,9 @@ def test_what_cannot_be_told_is_refused() -> None:
     task = studies(30)
     with pytest.raises(UsageError, match="a batch of 0 samples"):
         told(task, 0)
-    with pytest.raises(UsageError, match="no sample of task type 'T9' was seen") as caught:
+    with pytest.raises(UsageError, match="no loaded sample has the task type 'T9'") as caught:
         told(task, distribution={"T9": 1.0})
-    assert caught.value.known == "there are T1, T2, T3"
+    assert caught.value.known == "the task types are T1, T2, T3"
     for share in (0.0, -1.0, math.nan):
         with pytest.raises(UsageError, match="0 or more"):
             told(task, distribution={"T1": share})
@@ -196,6 +196,6 @@ def test_a_batch_larger_than_what_is_known_repeats_the_largest() -> None:
 
 def test_with_little_time_listed_costs_still_tell_the_largest() -> None:
     mix = Mix.look(numbers(listed=True), 1, limit_s=-1.0, seed=0)
-    assert len(mix.drawn) == 1
+    assert len(mix.sampled) == 1
     assert sizes_of(mix.largest(1, {"odd": 1.0})) == [99]
-    assert list(mix.notes()) == ["1 of 100 samples were looked at: a larger one may exist"]
+    assert list(mix.notes()) == ["1 of 100 samples were loaded: a larger one may exist"]

@@ -93,10 +93,10 @@ def test_other_costs_other_order_or_other_groups_have_another_checksum() -> None
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"size_of": (1.0, 2.0)}, "size_of has 2 costs, the training data 7 samples"),
-        ({"size_of": [*LENGTHS[1:], float("nan")]}, "not one finite number"),
-        ({"size_of": lambda sample: "long"}, "size_of gave 'long'"),
-        ({"size_of": LENGTHS, "group_of": len}, "group_of gave 3 for sample 0"),
+        ({"size_of": (1.0, 2.0)}, "size_of has 2 costs, but the training data has 7 samples"),
+        ({"size_of": [*LENGTHS[1:], float("nan")]}, "not a single finite number"),
+        ({"size_of": lambda sample: "long"}, "size_of returned 'long'"),
+        ({"size_of": LENGTHS, "group_of": len}, "group_of returned 3 for sample 0"),
     ],
 )
 def test_what_is_no_cost_or_no_group_is_the_users_mistake(fields: dict[str, object], said: str) -> None:

@@ -129,11 +129,11 @@ def test_what_a_caller_must_not_ask_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"cost": 0.0}, "a budget of 0.0 holds no sample"),
+        ({"cost": 0.0}, "a budget of 0.0 is not valid"),
         ({"cost": float("nan")}, "a budget of nan"),
         ({"cost": float("inf")}, "a budget of inf"),
-        ({"cost": 1.0, "per_sample": -1.0}, "per_sample -1.0 is no cost"),
-        ({"cost": 1.0, "max_samples": 0}, "0 samples make no micro-batch"),
+        ({"cost": 1.0, "per_sample": -1.0}, "per_sample -1.0 is not valid"),
+        ({"cost": 1.0, "max_samples": 0}, "max_samples 0 is below 1"),
         ({"cost": 1.0, "collation": "ragged"}, "'ragged' is neither padded nor packed"),
     ],
 )

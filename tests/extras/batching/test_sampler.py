@@ -213,13 +213,13 @@ def test_the_loader_groups_and_weighs_its_micro_batches_and_a_stopped_run_goes_o
 
 
 REFUSED: list[tuple[Options, str]] = [
-    ({"budget": CostBudget(40.0)}, r"sample \d+ costs \d+ alone, the budget of a micro-batch is 40"),
-    ({"budget": CostBudget(130.0, per_sample=100.0)}, r"sample \d+ costs \d+ alone, the budget of a micro-batch is 130"),
+    ({"budget": CostBudget(40.0)}, r"sample \d+ costs \d+, and the budget of a micro-batch is 40"),
+    ({"budget": CostBudget(130.0, per_sample=100.0)}, r"sample \d+ costs \d+, and the budget of a micro-batch is 130"),
     ({"effective_batch": 0}, "effective batch 0"),
     ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
     ({"effective_batch": 9, "world_size": 2}, "cannot be shared evenly by 2 ranks"),
-    ({"effective_batch": 64, "world_size": 64}, "50 samples make no batch"),
-    ({"effective_batch": 64, "drop_last": True}, "50 samples make no batch"),
+    ({"effective_batch": 64, "world_size": 64}, "50 samples cannot form a batch"),
+    ({"effective_batch": 64, "drop_last": True}, "50 samples cannot form a batch"),
     ({"mode": "sorted"}, "mode 'sorted' is neither greedy nor bucketed"),
     ({"balance": 1.5}, "balance 1.5"),
     ({"window": 0}, "a window of 0 groups"),
@@ -237,13 +237,13 @@ def test_what_cannot_be_is_refused_before_training(wrong: Options, said: str) ->
 def test_a_sample_above_the_budget_is_named() -> None:
     with pytest.raises(UsageError) as caught:
         sampler_of([3.0, 12.0, 5.0, 11.0], effective_batch=2, budget=CostBudget(10.0))
-    assert caught.value.what == "sample 1 costs 12 alone, the budget of a micro-batch is 10"
-    assert caught.value.known == "2 of 4 samples are above it"
+    assert caught.value.what == "sample 1 costs 12, and the budget of a micro-batch is 10"
+    assert caught.value.known == "2 of 4 samples are above the budget"
     assert "a budget of 12 or more" in caught.value.try_
 
 
 def test_no_samples_make_no_batch() -> None:
-    with pytest.raises(UsageError, match="0 samples make no batch"):
+    with pytest.raises(UsageError, match="0 samples cannot form a batch"):
         sampler_of([], effective_batch=2, budget=BUDGET)
 
 

@@ -112,7 +112,7 @@ def test_a_group_that_was_delivered_in_part_is_trained_again_whole() -> None:
     batches = iter(sampler)
     for _ in range(len(whole[0]) + 1):
         next(batches)
-        sampler.taken()
+        sampler.next_record()
     resumed = sampler_of(costs, **options)
     resumed.load_state_dict(sampler.state_dict())
     assert one_pass(resumed) == whole[1:]
@@ -154,7 +154,7 @@ def test_a_state_from_the_middle_of_another_epoch_is_refused(other: Options, sai
 def test_what_is_no_state_is_refused(state: dict[str, object], said: str) -> None:
     sampler = sampler_of(COSTS, effective_batch=10, budget=BUDGET)
     whole = {} if not state else {**sampler.state_dict(), **state}
-    with pytest.raises(UsageError, match="no state of a MemoryAwareBatchSampler") as caught:
+    with pytest.raises(UsageError, match="not a state of a MemoryAwareBatchSampler") as caught:
         sampler.load_state_dict(whole)
     assert said in caught.value.known
 

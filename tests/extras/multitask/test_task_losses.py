@@ -99,7 +99,7 @@ def test_a_run_that_resumes_has_the_weights_it_had(tmp_path: Path) -> None:
 
 
 def test_a_task_with_one_loss_has_nothing_to_weigh() -> None:
-    with pytest.raises(UsageError, match="weighs several losses, and the task has one"):
+    with pytest.raises(UsageError, match="needs several losses, and the task has one"):
         train(a_task(), a_plan(10), TrainOptions(loss_weights="gradnorm"))
 
 

@@ -160,7 +160,7 @@ def test_an_error_whose_text_raises_is_described_all_the_same() -> None:
             raise RuntimeError("no")
 
     described = describe(Liar(), "load")
-    assert "could not be had" in described.chain[0].message
+    assert "could not be read" in described.chain[0].message
 
 
 def test_a_headline_is_one_line() -> None:

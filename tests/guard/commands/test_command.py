@@ -155,7 +155,7 @@ def test_a_supervisor_that_is_killed_is_infrastructure_and_leaves_nothing(member
                 os.kill(child, signal.SIGKILL)
 
     ending = ending_of("sh", "-c", "setsid sleep 100 & sleep 100", check=kill_supervisor, mark=mark)
-    assert "supervises the command has died" in ending.infrastructure
+    assert "supervises the command ended unexpectedly" in ending.infrastructure
 
 
 def supervisors() -> list[int]:

@@ -52,7 +52,7 @@ def test_it_kills_before_the_group_is_full() -> None:
     group.hard += 1
     told = watchdog.look(0.0)
     assert told is not None
-    assert told == "the memory group reached 922 MiB of 1.00 GiB"
+    assert told == "the container or machine used 922 MiB of 1.00 GiB"
 
 
 def test_an_armed_child_may_come_nearer() -> None:
@@ -85,7 +85,7 @@ def test_an_unarmed_child_that_outgrows_what_it_may_hold_is_killed() -> None:
     group.hard += 1
     told = watchdog.look(0.0)
     assert told is not None
-    assert told == "the child reached 50.0 MiB of 50.0 MiB that it may hold"
+    assert told == "the process used 50.0 MiB; it may use 50.0 MiB"
 
 
 def test_workers_count_beside_what_the_child_shares_with_its_zygote() -> None:

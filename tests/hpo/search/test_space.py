@@ -65,10 +65,10 @@ def test_whole_numbers_and_choices_are_the_shape_and_what_batchcal_uses_itself_i
         ({"x": {"kind": "int", "low": 0, "high": 8, "most": 3}}, "x: most is unknown"),
         ({"x": {"kind": "categorical"}}, "x: choices is missing"),
         ({"x": {"kind": "categorical", "choices": []}}, "x: choices"),
-        ({"x": {"kind": "categorical", "choices": [1, 1]}}, "x: a choice is there twice"),
-        ({"batch_size": {"kind": "uniform", "low": 8, "high": 64}}, "batch_size takes values that are no counts"),
-        ({"batch_size": {"kind": "categorical", "choices": [0, 64]}}, "batch_size takes values that are no counts"),
-        ({"epochs": {"kind": "categorical", "choices": [True, 2]}}, "epochs takes values that are no counts"),
+        ({"x": {"kind": "categorical", "choices": [1, 1]}}, "x: a choice occurs twice"),
+        ({"batch_size": {"kind": "uniform", "low": 8, "high": 64}}, "batch_size has values that are not valid counts"),
+        ({"batch_size": {"kind": "categorical", "choices": [0, 64]}}, "batch_size has values that are not valid counts"),
+        ({"epochs": {"kind": "categorical", "choices": [True, 2]}}, "epochs has values that are not valid counts"),
     ],
 )
 def test_what_cannot_be_searched_is_named(table: object, said: str) -> None:

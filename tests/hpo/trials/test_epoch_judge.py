@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from batchcal.guard.channel.wire import Message
-from batchcal.hpo.trials.epoch_judge import EpochJudge, GaveUp
+from batchcal.hpo.trials.epoch_judge import EpochJudge, StopTrial
 from batchcal.hpo.trials.job import Reached
 
 
@@ -24,9 +24,9 @@ def test_what_is_said_is_judged_in_order_and_the_verdict_is_noticed_at_the_next_
 
     listening = EpochJudge(judge)
     for resource in (1, 2, 3):
-        listening.hear(told(resource))
+        listening.add(told(resource))
     listening.close()
-    with pytest.raises(GaveUp, match="enough"):
+    with pytest.raises(StopTrial, match="enough"):
         listening.check()
     assert seen == [1, 2], "after the verdict nothing is judged"
     assert listening.peak_bytes == 30
@@ -40,7 +40,7 @@ def test_hearing_does_not_wait_for_a_judge_that_does() -> None:
         return None
 
     listening = EpochJudge(judge)
-    listening.hear(told(1))
+    listening.add(told(1))
     listening.check()
     release.set()
     listening.close()
@@ -52,7 +52,7 @@ def test_what_the_judge_raises_is_raised_where_the_child_is_watched() -> None:
         raise ConnectionError("the database is gone")
 
     listening = EpochJudge(judge)
-    listening.hear(told(1))
+    listening.add(told(1))
     listening.close()
     with pytest.raises(ConnectionError):
         listening.check()
@@ -66,7 +66,7 @@ def test_what_is_no_report_is_let_pass() -> None:
         return "never"
 
     listening = EpochJudge(judge)
-    listening.hear({"anything": "else"})
+    listening.add({"anything": "else"})
     listening.close()
     listening.check()
     assert judged == []

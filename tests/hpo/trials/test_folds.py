@@ -30,5 +30,5 @@ def test_the_same_seed_deals_the_same_folds_and_another_one_others() -> None:
 
 @pytest.mark.parametrize(("samples", "folds"), [(3, 5), (10, 1), (0, 2)])
 def test_too_few_samples_are_refused(samples: int, folds: int) -> None:
-    with pytest.raises(UsageError, match="do not make"):
+    with pytest.raises(UsageError, match="cannot be divided into"):
         deal(samples, folds, seed=0)

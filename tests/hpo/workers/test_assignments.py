@@ -105,7 +105,7 @@ def test_too_many_workers_are_refused(machine: Environment) -> None:
 
 
 def test_an_accelerator_is_not_divided(machine: Environment) -> None:
-    with pytest.raises(UsageError, match="an accelerator each"):
+    with pytest.raises(UsageError, match="2 workers need 2 accelerators"):
         share_out(a_blueprint(), options(4 * GIB, device="cuda"), machine, 2)
 
 
@@ -131,7 +131,7 @@ def test_a_study_is_the_same_with_more_trials_and_another_pruner() -> None:
 
 @pytest.mark.parametrize("other", [a_blueprint(0.02), a_blueprint(metric="mse"), a_blueprint(folds=5)])
 def test_a_study_is_another_with_another_space_metric_or_folds(other: Blueprint) -> None:
-    with pytest.raises(UsageError, match="study 'first' is there, and is another one") as caught:
+    with pytest.raises(UsageError, match="study 'first' exists with other settings") as caught:
         check_same("first", a_blueprint().identity(), other.identity())
     assert "was" in caught.value.known
 

@@ -51,7 +51,7 @@ def test_who_dies_is_replaced_but_not_for_ever_and_what_they_say_is_told_once(
 ) -> None:
     script = f"""{NOTICE}\ncase "$assignment" in *'"index":0'*) echo gone wrong >&2; exit 1;; esac\nread -r order"""
     leader, heard = led(workers, tmp_path, monkeypatch, script)
-    with pytest.raises(GuardError, match="worker 0 of the study dies again and again; now it was ended with 1") as caught:
+    with pytest.raises(GuardError, match="worker 0 died 6 times without finishing a trial; last: exited with code 1") as caught:
         leader.run()
     assert "gone wrong" in caught.value.known
     names = [name for name, _ in heard.events]

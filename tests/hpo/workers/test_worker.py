@@ -197,7 +197,7 @@ def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Pa
         def event(self, event: Named, /) -> None:
             super().event(event)
             if isinstance(event, TrialReached) and event.epochs == 2 and not killed:
-                pid = launchers.there["default"].overhead_pid
+                pid = launchers.running["default"].overhead_pid
                 assert pid is not None
                 killed.append(pid)
                 os.kill(pid, signal.SIGKILL)

@@ -81,8 +81,8 @@ def test_what_loading_took_counts_where_it_is_more_than_the_steps(monkeypatch: p
 def test_on_an_accelerator_its_own_memory_is_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_allocated_bytes=900 * MIB) as report:
         peak = fitting(report).peak
-    assert peak.held_on("cuda:0") == GIB
-    assert peak.demand_bytes == peak.held_on("cpu") < GIB
+    assert peak.bytes_on("cuda:0") == GIB
+    assert peak.demand_bytes == peak.bytes_on("cpu") < GIB
     assert "accelerator-fraction" in report.isolation.fence
 
 
@@ -90,7 +90,7 @@ def test_an_accelerator_s_run_must_fit_the_host_too(monkeypatch: pytest.MonkeyPa
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, workers_bytes=700 * MIB) as report:
         outcome = report.outcome
     assert isinstance(outcome, OutOfMemory)
-    assert "of the host's 1.00 GiB" in outcome.detail
+    assert "the host budget of 1.00 GiB" in outcome.detail
 
 
 def test_a_run_that_had_to_flush_the_allocator_s_cache_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_the_examples_are_measured_without_a_step() -> None:
 def test_workers_that_cannot_be_had_are_an_error_where_nothing_else_may_be_tried() -> None:
     with pytest.raises(UserCodeError) as error:
         measured("dying_in_workers", PipelineRequest(batch=16, fetches=4, workers=1, time_limit_s=10.0))
-    assert error.value.what.startswith("1 worker cannot be used: the dataset ends its workers")
+    assert error.value.what.startswith("1 worker cannot be used: a worker exits while it reads the dataset")
     assert "exited" in error.value.what
 
 
@@ -143,4 +143,4 @@ def test_data_that_hangs_ends_with_the_time_limit_and_names_it() -> None:
 def test_fetching_stays_within_the_memory_limit() -> None:
     with pytest.raises(UserCodeError) as error:
         measured("heavy", PipelineRequest(batch=512, fetches=4, workers=0, time_limit_s=10.0, memory_limit_bytes=150 * MIB))
-    assert "more memory than there is" in error.value.what
+    assert "needs more memory than is available" in error.value.what

@@ -20,7 +20,7 @@ def lap(spec: str, *sizes: int, allocator: str = "default", allowed: int = GIB, 
         )
 
 
-@pytest.mark.smoke("job:batchcal.measure.race.timing_job:lap")
+@pytest.mark.smoke("job:batchcal.measure.race.timing_job:time_sizes")
 def test_every_size_is_timed_by_itself() -> None:
     report = lap(HANDWRITING, 8, 32)
     assert report.why_ended == ""

@@ -131,7 +131,7 @@ def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_n
     assert second.eval_batch == first.eval_batch // 2
     plan = make_plan(calibration)
     assert (plan.status, plan.eval_batch) == ("verified", second.eval_batch)
-    assert plan.why["eval_batch"] == "half of one that a rehearsal did not survive"
+    assert plan.why["eval_batch"] == "half of the size whose rehearsal failed"
 
 
 def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(invocation: Desk) -> None:

@@ -47,5 +47,5 @@ def test_where_nothing_fragments_a_probe_runs_half_the_steps(invocation: Desk) -
     Desk(other).calibrate(heap)
     for probe, steps, train_steps in ((mapped, (2, 2), 1), (heap, (4, 3), 3)):
         for mode, least in zip(("train", "eval"), steps, strict=True):
-            assert {request.least_steps for request in probe.asked if request.mode == mode} == {least}
-        assert {request.train_steps for request in probe.asked if request.mode == "eval"} == {train_steps}
+            assert {request.least_steps for request in probe.requests if request.mode == mode} == {least}
+        assert {request.train_steps for request in probe.requests if request.mode == "eval"} == {train_steps}

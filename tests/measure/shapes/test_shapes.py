@@ -49,9 +49,9 @@ def test_a_shape_that_cannot_be_built_says_why_and_the_others_are_there() -> Non
 
 
 def test_a_shape_for_which_no_time_is_left_says_so() -> None:
-    past = Deadline(1.0, began_s=time.monotonic() - 10)
+    past = Deadline(1.0, start_s=time.monotonic() - 10)
     own, large = estimate_shapes(PATCHTST, [{"n_layers": 12}], environ=ENVIRON, deadline=past)
-    assert (own.why, large.points) == ("the time limit of 1 s (--time-limit) had ended", ())
+    assert (own.why, large.points) == ("the time limit of 1 s (--time-limit) ended before this shape was traced", ())
 
 
 def test_a_trace_stays_within_the_memory_limit() -> None:

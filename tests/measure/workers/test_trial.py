@@ -121,7 +121,7 @@ def test_workers_that_the_user_asked_for_are_tried_first_and_end_with_the_cause(
         invocation.calibrate(probe, options(GIB, workers=4))
     assert error.value.what == "4 workers cannot be used: the dataset hangs with workers"
     assert error.value.try_ == "--workers 0; or no pool"
-    assert probe.asked == [], "nothing is measured with such workers"
+    assert probe.requests == [], "nothing is measured with such workers"
     assert [one.workers for one in probe.tried] == [2]
 
 
@@ -170,7 +170,7 @@ def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(invocation: De
     assert budget.reserved_bytes == 0
     plan = make_plan(calibration)
     assert plan.num_workers == 0
-    assert any("by the end of an epoch, for which there is no room" in notice for notice in plan.notices)
+    assert any("by the end of an epoch, and the budget has no room" in notice for notice in plan.notices)
     assert any("larger container" in notice for notice in plan.notices)
 
 
@@ -205,7 +205,7 @@ def test_none_asked_for_is_no_reason_to_try_any(invocation: Desk) -> None:
 
 def test_a_trial_is_short_beside_the_time_that_is_left() -> None:
     for left_s in (0.0, 10.0, 60.0, 3600.0):
-        request = trial_of("cpu", "default", asked=None, left_s=left_s)
+        request = trial_of("cpu", "default", requested=None, left_s=left_s)
         assert 3.0 <= request.hang_s <= 8.0
         assert request.limit_s <= max(11.0, left_s * 0.9)
 
@@ -232,7 +232,7 @@ def test_a_child_that_was_stopped_rules_workers_out() -> None:
     assert (late.check.result, late.workers.why_none) == ("violated", "the dataset hangs with workers")
     full = _ended(OutOfMemory(source="watchdog"), 2)
     assert (full.check.result, full.ended_by) == ("not-checked", "memory")
-    assert "2 workers" in full.workers.why_none
+    assert "2 DataLoader workers" in full.workers.why_none
     cut = _ended(TimedOut(phase="measure", limit_s=5.0, limit_name="the time limit of 20 s"), 2)
     assert (cut.check.result, cut.ended_by) == ("not-checked", "time-limit")
     assert cut.workers.why_none == "the time limit of 20 s ended while workers were tried"

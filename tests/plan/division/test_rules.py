@@ -37,14 +37,14 @@ def test_a_batch_that_must_not_be_divided_is_one_micro_batch_however_fast_smalle
     plan = make_plan(measured(COUPLED), effective_batch=TRAIN_CAPACITY)
     assert plan.micro_batches == (TRAIN_CAPACITY,)
     assert plan.inexact == ()
-    assert "76 % off" in plan.undivided
+    assert "differ by 76 %" in plan.undivided
 
 
 def test_a_batch_that_must_not_be_divided_and_does_not_fit_is_refused_with_the_largest_that_does() -> None:
     with pytest.raises(DivisionRefused) as refused:
         make_plan(measured(COUPLED), effective_batch=TRAIN_CAPACITY + 1)
     assert refused.value.exit_code == 2
-    assert "76 % off: in-batch negatives" in refused.value.known
+    assert "differ by 76 %: in-batch negatives" in refused.value.known
     assert f"--effective-batch {TRAIN_CAPACITY}" in refused.value.try_
     assert "a loss that is a mean" in refused.value.try_
     assert "--accept-inexact" in refused.value.try_
@@ -57,7 +57,7 @@ def test_who_accepts_the_mismatch_has_it_in_the_plan(given: dict[str, bool]) -> 
     assert plan.accumulation_steps > 1
     assert plan.inexact == ("loss",)
     assert plan.undivided == ""
-    assert "76 % off, which the user accepts" in plan.why["inexact"]
+    assert "differs by up to 76 %, which the user accepts" in plan.why["inexact"]
     assert exported(plan, {})["BATCHCAL_PLAN_INEXACT"] == "loss"
 
 
@@ -84,7 +84,7 @@ def test_no_micro_batch_is_below_the_least(effective: int, least: int | None, si
 
 def test_a_least_that_no_division_keeps_is_refused_and_names_one_that_works() -> None:
     calibration = measured(EXACT, NORMALISED)
-    with pytest.raises(DivisionRefused, match="below the least of 300") as refused:
+    with pytest.raises(DivisionRefused, match="below the minimum of 300") as refused:
         make_plan(calibration, effective_batch=TRAIN_CAPACITY + 2, min_micro_batch=300)
     assert f"--min-micro-batch {TRAIN_CAPACITY // 2 + 1}" in refused.value.try_
     plan = make_plan(calibration, effective_batch=TRAIN_CAPACITY + 2, min_micro_batch=TRAIN_CAPACITY // 2 + 1)
@@ -132,7 +132,7 @@ CLOSURE = PromiseCheck(
 def test_an_optimizer_that_computes_the_loss_again_gets_one_micro_batch_whatever_is_accepted() -> None:
     calibration = measured(CLOSURE)
     assert make_plan(calibration, effective_batch=TRAIN_CAPACITY).micro_batches == (TRAIN_CAPACITY,)
-    with pytest.raises(DivisionRefused, match="the optimizer works with one micro-batch") as refused:
+    with pytest.raises(DivisionRefused, match="the optimizer needs one micro-batch") as refused:
         make_plan(calibration, effective_batch=TRAIN_CAPACITY + 1, accept_inexact=True)
     assert "LBFGS" in refused.value.known
     assert f"--effective-batch {TRAIN_CAPACITY}" in refused.value.try_
@@ -162,15 +162,15 @@ def with_findings(calibration: Calibration, capacity: int) -> Calibration:
 
 
 def test_ranks_divide_a_batch_that_must_not_be_divided() -> None:
-    with pytest.raises(DivisionRefused, match="an effective batch of 64 is divided over 4 ranks") as refused:
+    with pytest.raises(DivisionRefused, match="an effective batch of 64 would be divided over 4 ranks") as refused:
         make_plan(measured(COUPLED), effective_batch=64, world_size=4)
-    assert "76 % off: in-batch negatives" in refused.value.known
+    assert "differ by 76 %: in-batch negatives" in refused.value.known
     assert "--world-size 1 --effective-batch 64" in refused.value.try_
     plan = make_plan(measured(COUPLED), effective_batch=64, world_size=4, accept_inexact=True)
     assert plan.accumulation_steps == 1
     assert plan.inexact == ("loss",)
     assert "divided over 4 ranks" in plan.why["inexact"]
-    assert "76 % off, which the user accepts" in plan.why["inexact"]
+    assert "differs by up to 76 %, which the user accepts" in plan.why["inexact"]
 
 
 def test_ranks_divide_a_batch_with_statistics_down_to_the_least_of_each_rank() -> None:
@@ -199,7 +199,7 @@ def test_an_undivided_batch_needs_no_room_for_gradients() -> None:
     calibration = calibration.model_copy(
         update={"budgets": (budget,), "facts": facts.model_copy(update={"parameter_bytes": room})}
     )
-    with pytest.raises(DivisionRefused, match="below the least of 16") as refused:
+    with pytest.raises(DivisionRefused, match="below the minimum of 16") as refused:
         make_plan(calibration, effective_batch=100, objective="memory")
     assert "the largest undivided batch is 64" in refused.value.known
     assert "--effective-batch 64" in refused.value.try_
@@ -216,7 +216,7 @@ def test_a_batch_divided_beside_its_gradients_has_the_notices_of_its_own_sizes()
         update={"budgets": (budget,), "facts": facts.model_copy(update={"parameter_bytes": room})}
     )
     plan = make_plan(calibration, effective_batch=128, objective="memory")
-    assert any(size % 8 for size in plan.micro_batches) == any("no multiples of 8" in notice for notice in plan.notices)
+    assert any(size % 8 for size in plan.micro_batches) == any("not multiples of 8" in notice for notice in plan.notices)
     assert plan.micro_batch <= 12
 
 
@@ -228,7 +228,7 @@ def test_a_last_group_in_micro_batches_below_the_least_is_named(capacity: int, w
     notices = [notice for notice in plan.notices if "--drop-last" in notice]
     assert bool(notices) == warned
     if warned:
-        assert "20 samples in micro-batches of 10 samples, below the least of 16" in notices[0]
+        assert "20 samples in micro-batches of 10 samples, below the minimum of 16" in notices[0]
 
 
 def test_a_last_group_smaller_than_the_least_is_not_divided_where_it_fits() -> None:

@@ -38,7 +38,7 @@ def test_an_effective_batch_that_the_task_cannot_take_is_refused_with_the_neares
     with pytest.raises(UsageError) as raised:
         make_plan(calibration_by(EVEN), effective_batch=101)
     assert raised.value.exit_code == 2
-    assert "takes only even batches" in raised.value.known
+    assert "accepts only even batches" in raised.value.known
     assert raised.value.try_ == "--effective-batch 102"
 
 
@@ -51,9 +51,9 @@ def test_a_total_without_a_fitting_divisor_says_what_is_faster() -> None:
 
 def test_the_last_group_obeys_the_rule_or_is_named() -> None:
     assert last_group_by(EVEN, 54, 32) == ((28, 26), "")
-    assert last_group_by(EVEN, 55, 32) == ((55,), "the task takes only even batches")
+    assert last_group_by(EVEN, 55, 32) == ((55,), "the task accepts only even batches")
     assert last_group_by(STATEFUL, 50, 50) == ((50,), "")
-    assert last_group_by(STATEFUL, 40, 50) == ((40,), "the task takes batches of one size only in a process")
+    assert last_group_by(STATEFUL, 40, 50) == ((40,), "the task accepts only one batch size per process")
     assert last_group_by(FIXED, 64, 32) == ((32, 32), "")
     assert last_group_by(EVEN, 54, 32, undivided=True) == ((54,), "")
     assert last_group_by(EVEN, 20, 16, least=16, most=32) == ((20,), "")
@@ -80,7 +80,7 @@ EIGHTS = SizeRule(multiple_of=8, least=8)
 
 def test_an_undivided_batch_is_taken_where_no_division_keeps_the_least() -> None:
     assert divided(EIGHTS, 24, 16, most=64, least=16) == ((24,), ())
-    assert divided(EIGHTS, 24, 8, most=8, least=16, alone=64) == ((24,), ())
+    assert divided(EIGHTS, 24, 8, most=8, least=16, largest_undivided=64) == ((24,), ())
 
 
 def test_a_least_that_leaves_no_sizes_is_named() -> None:
@@ -88,7 +88,7 @@ def test_a_least_that_leaves_no_sizes_is_named() -> None:
         divided(EIGHTS, 24, 16, most=16, least=16)
     assert "--effective-batch 32" in refused.value.try_
     assert "--min-micro-batch 8" in refused.value.try_
-    assert "16 is the least that is allowed" in refused.value.known
+    assert "the minimum is 16" in refused.value.known
 
 
 def test_a_suggestion_for_ranks_is_of_all_ranks() -> None:
@@ -102,4 +102,4 @@ def test_a_view_shows_a_plan_where_the_task_does_not_take_the_effective_batch() 
     rule = SizeRule(multiple_of=96, least=96)
     plan, refused = plan_to_show(calibration_by(rule).model_copy(update={"effective_batch": 100}))
     assert rule.admits(plan.micro_batch)
-    assert "no micro-batches that the task takes" in refused
+    assert "no micro-batches that the task accepts" in refused

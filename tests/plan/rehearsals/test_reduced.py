@@ -74,7 +74,7 @@ def test_a_failure_of_one_sample_leaves_nothing() -> None:
     calibration = reduced(with_failure)
     assert calibration.finding() is None
     assert calibration.status == "partial"
-    with pytest.raises(NoCalibration, match="not one sample"):
+    with pytest.raises(NoCalibration, match="not even one sample"):
         make_plan(with_failure, effective_batch=8)
 
 

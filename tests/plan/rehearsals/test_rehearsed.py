@@ -22,10 +22,10 @@ def test_only_the_very_plan_that_was_run_whole_is_verified() -> None:
     plan = make_plan(calibration, effective_batch=1000)
     assert plan.status == "verified"
     assert (plan.predicted_peak_bytes, plan.predicted_samples_per_s) == (830 * MIB, 1400.0)
-    assert plan.why["status"] == "this very plan was run whole, 1 of 2 micro-batches a step: peak within the budget"
+    assert plan.why["status"] == "this exact plan was rehearsed with 1 of 2 micro-batches per step: its peak is within the budget"
     other = make_plan(calibration, effective_batch=998)
     assert other.status == "derived"
-    assert other.why["status"].endswith("batchcal calibrate --effective-batch 998 does that")
+    assert other.why["status"].endswith("batchcal calibrate --effective-batch 998 rehearses it")
 
 
 def test_a_plan_whose_rehearsal_ran_out_of_memory_is_made_anew_smaller() -> None:
@@ -44,7 +44,7 @@ def test_threads_and_workers_are_those_that_won_the_race() -> None:
     environment = an_environment(shared_memory=shm)
     plan = make_plan(a_calibration(finals=(a_race(winner, alone),), environment=environment), effective_batch=128)
     assert (plan.intra_op_threads, plan.num_workers, plan.prefetch_factor, plan.persistent_workers) == (1, 1, 2, True)
-    assert plan.why["num_workers"] == "40% faster than none, raced"
+    assert plan.why["num_workers"] == "40% faster than without workers, in a race"
     failed = rehearsed(plan, WorkerDied(detail="killed"))
     without = make_plan(
         a_calibration(finals=(a_race(winner, alone),), environment=environment, rehearsals=(failed,)), effective_batch=128
@@ -56,4 +56,4 @@ def test_where_the_race_says_that_no_worker_is_worth_it_the_plan_says_by_how_muc
     winner = Finalist(intra_op_threads=2, num_workers=0, prefetch_factor=None, bound_samples_per_s=100.0, samples_per_s=100.0)
     pruned = Finalist(intra_op_threads=2, num_workers=1, prefetch_factor=2, bound_samples_per_s=108.0, left="pruned", why="8%")
     plan = make_plan(a_calibration(finals=(a_race(winner, pruned),)))
-    assert (plan.num_workers, plan.why["num_workers"]) == (0, "workers could gain 8% at most")
+    assert (plan.num_workers, plan.why["num_workers"]) == (0, "workers could gain at most 8%")

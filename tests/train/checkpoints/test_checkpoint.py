@@ -58,7 +58,7 @@ def test_model_optimizer_and_generators_come_back(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no checkpoint") as caught:
         load_checkpoint(tmp_path / "none.pt", a_task())
-    assert "without --resume" in caught.value.try_
+    assert "leave out --resume" in caught.value.try_
 
 
 class Bomb:
@@ -73,7 +73,7 @@ def test_what_is_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.
     torch.save({"standing": Bomb()}, "bomb.pt")
     Path("old-style.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ("bomb.pt", "old-style.pt"):
-        with pytest.raises(UsageError, match="no checkpoint that can be resumed"):
+        with pytest.raises(UsageError, match="not a checkpoint that can be resumed"):
             load_checkpoint(Path(name), a_task())
     assert not Path("exploded").exists()
 
@@ -84,12 +84,12 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept: float) -> None:
     save_checkpoint(path, standing(), task=a_task())
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept if kept >= 1 or kept == 0 else kept * len(whole))])
-    with pytest.raises(UsageError, match="no checkpoint that can be resumed"):
+    with pytest.raises(UsageError, match="not a checkpoint that can be resumed"):
         load_checkpoint(path, a_task())
 
 
 def test_a_folder_or_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no checkpoint that can be resumed"):
+    with pytest.raises(UsageError, match="not a checkpoint that can be resumed"):
         load_checkpoint(tmp_path, a_task())
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(UsageError) as caught:
@@ -98,7 +98,7 @@ def test_a_folder_or_a_file_of_another_program_is_refused(tmp_path: Path) -> Non
     torch.save({"standing": "{}"}, tmp_path / "odd.pt")
     with pytest.raises(UsageError) as caught:
         load_checkpoint(tmp_path / "odd.pt", a_task())
-    assert "not understood" in caught.value.known
+    assert "is not valid" in caught.value.known
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_parameters_that_a_forward_pass_made_are_named_by_the_checkpoint_that_ha
     with pytest.raises(UsageError, match="another model or optimizer") as caught:
         load_checkpoint(tmp_path / "run.pt", a_task())
     assert '"head.weight", "head.bias"' in caught.value.known
-    assert "make those parameters in the factory" in caught.value.try_
+    assert "create those parameters in the factory" in caught.value.try_
 
 
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_the_objects_of_another_program_are_refused(tmp_path: Path) -> None:
     train(averaged(), PLAN, TrainOptions(max_steps=4), checkpoint=tmp_path / "run.pt")
     with pytest.raises(UsageError) as caught:
         train(a_task(100), PLAN, TrainOptions(), checkpoint=tmp_path / "run.pt", resume=True)
-    assert "no object with a state, the checkpoint has the state of AveragedModel" in caught.value.known
+    assert "no object with a state, but the checkpoint has the state of AveragedModel" in caught.value.known
 
 
 def test_a_constant_teacher_is_left_out_if_it_is_large_and_a_wrapper_does_not_save_the_model_twice() -> None:

@@ -12,7 +12,7 @@ import pytest
 from batchcal.core.errors import NotSaved, UsageError
 from batchcal.train.checkpoints.checkpoint import Standing, save_checkpoint
 from batchcal.train.checkpoints.files import is_checkpoint, partial_path
-from batchcal.train.checkpoints.lock import held_checkpoint, locked_by, refuse_in_use
+from batchcal.train.checkpoints.lock import checkpoint_lock, locked_by, refuse_in_use
 from batchcal.train.loop import train
 from tests.support.locks import locked
 from tests.support.plans import a_plan
@@ -49,7 +49,7 @@ def test_a_checkpoint_of_an_active_run_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_run_holds_its_checkpoint_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
-    with held_checkpoint(path):
+    with checkpoint_lock(path):
         for _ in range(2):
             save_checkpoint(path, STANDING, task=a_task())
             assert locked_by(path) is None, "this run is not another"
@@ -64,7 +64,7 @@ def test_a_run_holds_its_checkpoint_until_it_ends(tmp_path: Path) -> None:
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     read, write = os.pipe()
-    with held_checkpoint(path):
+    with checkpoint_lock(path):
         save_checkpoint(path, STANDING, task=a_task())
         child = os.fork()
         if child == 0:

@@ -85,7 +85,7 @@ def test_what_failed_and_what_the_file_holds_are_both_named() -> None:
     disk.failures = 2
     writer.save(standing(5), last=True)
     assert "No space left" in writer.outcome()
-    assert "run.pt holds the training as of epoch 0, step 3" in writer.outcome()
+    assert "run.pt contains the training up to epoch 0, step 3" in writer.outcome()
     assert writer.saved == disk.content == standing(3)
 
 

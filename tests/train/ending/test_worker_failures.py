@@ -11,7 +11,7 @@ import pytest
 from batchcal.core.errors import BatchcalError, NothingFits, UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.runtime.worker_deaths import WorkerDeath
-from batchcal.train.ending.worker_failures import WorkersHold, blame_workers, error_of, workers_hold
+from batchcal.train.ending.worker_failures import WorkerMemory, blame_workers, error_of, memory_of_workers
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_memory_is_blamed_only_where_something_shows_it(
 REFUSED = NothingFits("memory ran out between two steps", known="saved", try_="a larger --margin")
 
 
-@pytest.mark.parametrize("held", [None, WorkersHold(2, 50 * MIB)])
-def test_workers_that_hold_little_are_not_named(held: WorkersHold | None) -> None:
+@pytest.mark.parametrize("held", [None, WorkerMemory(2, 50 * MIB)])
+def test_workers_that_hold_little_are_not_named(held: WorkerMemory | None) -> None:
     assert blame_workers(REFUSED, held, GIB) is REFUSED
 
 
 def test_workers_that_hold_much_are_named_with_what_they_hold() -> None:
-    error = blame_workers(REFUSED, WorkersHold(2, 300 * MIB), GIB)
+    error = blame_workers(REFUSED, WorkerMemory(2, 300 * MIB), GIB)
     assert error.known == "2 DataLoader workers hold 300 MiB; saved"
     assert error.try_ == "fewer --workers, or a larger --margin"
 
@@ -59,13 +59,13 @@ def _hold(ready: Connection) -> None:
 
 @pytest.mark.child
 def test_what_workers_hold_is_measured_while_they_live() -> None:
-    assert workers_hold() is None
+    assert memory_of_workers() is None
     ours, theirs = multiprocessing.Pipe()
     worker = multiprocessing.get_context("fork").Process(target=_hold, args=(theirs,), daemon=True)
     worker.start()
     try:
         assert ours.recv() == 64 * MIB
-        held = workers_hold()
+        held = memory_of_workers()
     finally:
         ours.send(None)
         worker.join(10)

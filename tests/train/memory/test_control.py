@@ -118,7 +118,7 @@ def test_a_neighbour_that_fills_the_container_shrinks_the_micro_batch_with_the_r
         run_group(task, [a_batch(4)], device=CPU, scaler=None, guard=control)
     (change,) = [fields for name, fields in heard.events if name == "resized"]
     assert (change["was"], change["now"]) == (15, 7)
-    assert "of the memory limit was used" in str(change["why"])
+    assert "of the memory limit" in str(change["why"])
 
 
 def test_the_optimizer_s_step_is_refused_before_it_begins_where_it_may_be_cut_off() -> None:
@@ -126,7 +126,7 @@ def test_the_optimizer_s_step_is_refused_before_it_begins_where_it_may_be_cut_of
     meter = Told(limit=500 * MIB, used=490 * MIB, own=490 * MIB)
     control = a_control(task, meter, heard)
     before = [parameter.detach().clone() for parameter in task.model.parameters()]
-    with pytest.raises(NothingFits, match=r"optimizer's step may need .* there are 0 B"):
+    with pytest.raises(NothingFits, match=r"optimizer's step may need .* only 0 B are free"):
         run_group(task, [a_batch(1)], device=CPU, scaler=None, guard=control)
     assert not control.in_update() or all(
         torch.equal(one, other) for one, other in zip(before, task.model.parameters(), strict=True)
@@ -137,7 +137,7 @@ def test_the_optimizer_s_step_is_refused_before_it_begins_where_it_may_be_cut_of
 def test_a_step_that_was_refused_leaves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(control: MemoryControl) -> None:
         if control._optimizer.state:
-            raise NothingFits("the optimizer's step may need 9 GiB, there are 0 B", known="cut off it would leave a mess")
+            raise NothingFits("the optimizer's step may need 9 GiB, but only 0 B are free", known="cut off it would leave a mess")
 
     checkpoint = tmp_path / "run.pt"
     with monkeypatch.context() as patch, pytest.raises(NothingFits, match=rf"the checkpoint is {checkpoint}"):
@@ -159,7 +159,7 @@ def test_a_loss_that_is_no_number_stops_with_the_checkpoint_of_before(tmp_path: 
 
     checkpoint = tmp_path / "run.pt"
     broken = replace(a_task(40), loss=loss)
-    with pytest.raises(UserCodeError, match=rf"(?s)is {value}.*nothing has been updated.*the checkpoint is {checkpoint}"):
+    with pytest.raises(UserCodeError, match=rf"(?s)is {value}.*the parameters were not updated.*the checkpoint is {checkpoint}"):
         train(broken, a_plan(10), checkpoint=checkpoint)
     assert all(bool(parameter.isfinite().all()) for parameter in broken.model.parameters())
     resumed, whole = a_task(40), a_task(40)
@@ -218,7 +218,7 @@ def test_the_monitor_knows_now_most_average_and_trend() -> None:
     for number, own in enumerate((100, 300, 200)):
         clock.seconds = float(number)
         meter.room = AvailableMemory(limit_bytes=1000, used_bytes=400 + 10 * number, own_bytes=own)
-        monitor.look()
+        monitor.read()
     trend = monitor.trend()
     assert (trend.current_bytes, trend.peak_bytes, trend.average_bytes, trend.readings) == (200, 300, 200.0, 3)
     assert trend.trend_bytes_per_s == pytest.approx(10.0)
@@ -238,7 +238,7 @@ def test_far_from_its_limit_the_monitor_reads_rarely_and_a_lower_limit_is_read_a
         time.sleep(0.2)
         assert monitor.trend().readings <= 4
         meter.room = AvailableMemory(limit_bytes=GIB, used_bytes=900 * MIB, own_bytes=400 * MIB)
-        assert monitor.room().limit_bytes == GIB
+        assert monitor.available().limit_bytes == GIB
         before = monitor.trend().readings
         meter.room = AvailableMemory(limit_bytes=GIB, used_bytes=GIB, own_bytes=400 * MIB)
         deadline = time.monotonic() + 30
@@ -266,16 +266,16 @@ def test_nobody_asks_the_meter_for_its_limit_while_it_opens_its_files_anew() -> 
     with MemoryMonitor(meter, SystemClock(), interval_s=0.001) as monitor:
         until = time.monotonic() + 0.2
         while time.monotonic() < until:
-            monitor.room()
+            monitor.available()
     assert meter.asked_meanwhile == 0
 
 
 def test_a_monitor_that_does_not_run_reads_anew_each_time() -> None:
     meter = Told()
     monitor = MemoryMonitor(meter, SystemClock())
-    monitor.look()
+    monitor.read()
     meter.room = AvailableMemory(limit_bytes=4 * GIB, used_bytes=3 * GIB, own_bytes=GIB)
-    assert monitor.room().used_bytes == 3 * GIB
+    assert monitor.available().used_bytes == 3 * GIB
 
 
 def test_who_has_a_share_sees_no_more_than_that() -> None:
@@ -371,7 +371,7 @@ def test_a_stream_that_ends_before_its_length_is_reported(samples: int, reported
     train(replace(a_task(), train_data=Short(samples)), a_plan(16), TrainOptions(fence=False), progress=heard)
     notices = [str(fields["text"]) for name, fields in heard.events if name == "notice" and "ended after" in str(fields["text"])]
     assert len(notices) == reported
-    assert all(text.startswith("the stream Short ended after 40 samples, and its length is 64") for text in notices)
+    assert all(text.startswith("the stream Short ended after 40 samples, but its length is 64") for text in notices)
 
 
 class RunsOut(Dataset[object]):
@@ -382,7 +382,9 @@ class RunsOut(Dataset[object]):
         raise MemoryError("cannot allocate")
 
 
-@pytest.mark.parametrize(("planned_bytes", "try_"), [(MIB, "a bound for what is kept"), (1 << 50, "a larger --margin")])
+@pytest.mark.parametrize(
+    ("planned_bytes", "try_"), [(MIB, "limit the data that your code keeps"), (1 << 50, "a larger --margin")]
+)
 def test_memory_that_runs_out_between_steps_names_growth_where_there_is_some(planned_bytes: int, try_: str) -> None:
     """Before, a dataset whose cache filled the memory was sent to --margin."""
     plan = a_plan(16, predicted_peak_bytes=planned_bytes)
@@ -390,4 +392,4 @@ def test_memory_that_runs_out_between_steps_names_growth_where_there_is_some(pla
     with pytest.raises(NothingFits, match="memory ran out between two steps") as raised:
         train(replace(a_task(), train_data=RunsOut()), plan, TrainOptions(fence=False), predictor=predictor)
     assert raised.value.try_.startswith(try_)
-    assert ("something keeps what it reads" in raised.value.known) == (planned_bytes == MIB)
+    assert ("some code keeps the data" in raised.value.known) == (planned_bytes == MIB)

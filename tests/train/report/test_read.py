@@ -14,7 +14,7 @@ from rich.console import Console
 
 from batchcal.cli.views.run.page import page
 from batchcal.cli.views.run.view import show
-from batchcal.cli.views.run.words import SeenRun
+from batchcal.cli.views.run.words import ShownRun
 from batchcal.core.clock import ManualClock
 from batchcal.core.errors import UsageError
 from batchcal.train.report.jsonl import JsonlLog
@@ -129,7 +129,7 @@ def test_half_of_the_last_line_is_left_out(run_file: Path) -> None:
     whole = run_file.read_bytes()
     run_file.write_bytes(whole[: whole.rindex(b'"event"') + 30])
     run = read_run(run_file)
-    assert (run.status, run.remarks, len(run.steps)) == ("not ended", ("the last line is cut off",), 360)
+    assert (run.status, run.remarks, len(run.steps)) == ("not ended", ("the last line is incomplete",), 360)
 
 
 def test_every_cut_of_a_log_can_be_read(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_what_a_later_version_adds_does_no_harm(run_file: Path) -> None:
         (b"\x00\xff" * 1000, "is not the log of a run"),
         (b'{"kind":"run"}\n', "has format None"),
         (b'{"kind":"run","format":2}\n', "has format 2"),
-        (b'{"kind":"run","format":1,"epochs":"many"}\n', "is not a log of a run that can be read"),
+        (b'{"kind":"run","format":1,"epochs":"many"}\n', "cannot be read"),
     ],
 )
 def test_what_is_no_run_is_refused_with_a_reason(content: bytes | None, says: str, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_whatever_follows_the_header_is_read_and_can_be_seen(tmp_path: Path, eve
     assert len(run.steps) <= sum(one["event"] == "step" for one in events)
     told = (run.epochs, run.recoveries, run.changes, run.prediction, run.samples_per_s, run.peak_bytes, run.status)
     assert told is not None
-    seen = SeenRun(run=run, at=STARTED_AT)
+    seen = ShownRun(run=run, at=STARTED_AT)
     assert "</html>" in page(seen)
     console = Console(file=io.StringIO(), width=80)
     for renderable in show(seen):

@@ -77,7 +77,7 @@ def test_the_largest_come_first_and_of_equals_the_first(name: str) -> None:
     data = Texts()
     worst = WorstCase(data, pad, size_of)
     assert worst.order == BY_SIZE
-    assert (worst.found, worst.worst_size) == (found, 9.0)
+    assert (worst.source, worst.worst_size) == (found, 9.0)
     assert data.loaded == loaded
 
 
@@ -120,7 +120,7 @@ def test_beyond_the_dataset_the_largest_is_repeated() -> None:
 def test_a_scan_without_time_looks_at_some_and_says_so() -> None:
     data = Texts(tuple(range(1, 1001)), seconds=0.001)
     worst = WorstCase(data, pad, time_limit_s=0.02)
-    assert worst.found == "partial-scan"
+    assert worst.source == "partial-scan"
     assert 0 < worst.looked_at < 1000
     assert worst.looked_at == data.loaded
     assert "only" in next(worst.notes())
@@ -142,7 +142,7 @@ def test_indices_too_many_to_list_are_drawn_one_by_one(monkeypatch: pytest.Monke
     monkeypatch.setattr(worst_case, "LISTED_LIMIT", 20)
     worst = WorstCase(Texts(tuple(range(1, 1001))), pad)
     assert len(set(worst.order)) == worst.looked_at == 20
-    assert worst.found == "partial-scan"
+    assert worst.source == "partial-scan"
 
 
 def test_what_was_found_before_is_not_looked_for_again() -> None:
@@ -178,7 +178,7 @@ def test_groups_are_looked_for_among_the_largest_and_not_for_ever() -> None:
 def test_a_stream_is_looked_at_from_its_start() -> None:
     worst = WorstCase(Stream(lambda: iter(LENGTHS)), pad)
     assert not worst.indexable
-    assert (worst.found, worst.looked_at, worst.samples) == ("first-samples", 7, None)
+    assert (worst.source, worst.looked_at, worst.samples) == ("first-samples", 7, None)
     batch = worst.batch(9)
     assert isinstance(batch, Tensor)
     assert batch.sum(1).tolist() == [9, 9, 7, 5, 3, 2, 1, 9, 9]
@@ -218,14 +218,14 @@ class Neither:
         (Stream(lambda: iter(())), None, "Stream is empty"),
         (NoLength(), None, "NoLength has no length"),
         (Neither(), None, "can be read neither by index nor in order"),
-        (Texts(), [1.0], "size_of has 1 cost, the training data 7 samples"),
-        (Texts(), [1.0, 2.0, float("nan"), 4, 5, 6, 7], "not one finite number"),
-        (Texts(), ["a"] * 7, "a sequence with something else"),
-        (Texts(), [[1, 2]] * 7, "not one finite number"),
-        (Texts(), lambda sample: "long", "size_of gave 'long'"),
-        (Texts(), lambda sample: None, "size_of gave None"),
-        (Texts(), lambda sample: numpy.ones(2), r"size_of gave array"),
-        (Texts(), lambda sample: float("inf"), "size_of gave inf"),
+        (Texts(), [1.0], "size_of has 1 cost, but the training data has 7 samples"),
+        (Texts(), [1.0, 2.0, float("nan"), 4, 5, 6, 7], "not a single finite number"),
+        (Texts(), ["a"] * 7, "a sequence with a value that is not a number"),
+        (Texts(), [[1, 2]] * 7, "not a single finite number"),
+        (Texts(), lambda sample: "long", "size_of returned 'long'"),
+        (Texts(), lambda sample: None, "size_of returned None"),
+        (Texts(), lambda sample: numpy.ones(2), r"size_of returned array"),
+        (Texts(), lambda sample: float("inf"), "size_of returned inf"),
     ],
 )
 def test_what_cannot_be_measured_is_the_users_to_mend(data: Dataset[object], size_of: SizeOf, what: str) -> None:
@@ -328,7 +328,7 @@ def test_the_facts_of_a_stream() -> None:
     assert (facts.train_samples, facts.eval_samples, facts.worst_case) == (None, None, "first-samples")
     assert facts.dataset_pickle_bytes is None  # it holds a lambda
     assert len(facts.notes) == 2
-    assert "does not pickle" in facts.notes[1]
+    assert "cannot be pickled" in facts.notes[1]
     assert "forked" in facts.notes[1]
 
 
@@ -346,7 +346,7 @@ def test_a_dataset_that_carries_its_data_is_told_what_that_costs(held: object) -
     assert facts.dataset_pickle_bytes > 2_000_000
     (note,) = facts.notes
     assert "4 workers" in note
-    assert "carry the path" in note
+    assert "keep the path" in note
 
 
 def test_samples_of_an_own_class_cost_what_they_hold() -> None:
@@ -372,7 +372,7 @@ def test_samples_that_become_tensors_in_collate_cost_what_it_makes_of_them() -> 
             return index
 
     worst = WorstCase(Places(), lambda places: pad([torch.ones(1 + place * 7 % 40) for place in places]))
-    assert (worst.found, worst.worst_size) == ("scan", 40.0)
+    assert (worst.source, worst.worst_size) == ("scan", 40.0)
     assert worst.order[0] == 17
 
 
@@ -405,14 +405,14 @@ def test_samples_without_a_size_are_unknown_and_that_is_said() -> None:
             return threading.Lock()
 
     worst = WorstCase(Locks(), len)
-    assert (worst.found, worst.factor) == ("unknown", 2.0)
-    assert "give size_of" in next(worst.notes())
+    assert (worst.source, worst.factor) == ("unknown", 2.0)
+    assert "set size_of" in next(worst.notes())
 
 
 def test_what_was_not_looked_at_may_be_larger_where_sizes_differ_much() -> None:
     tailed = tuple(10_000 // (rank + 1) + 1 for rank in range(1000))
     worst = WorstCase(Texts(tailed, seconds=0.001), pad, time_limit_s=0.05)
-    assert worst.found == "partial-scan"
+    assert worst.source == "partial-scan"
     assert worst.factor > 1.5
     assert WorstCase(Texts((7,) * 1000, seconds=0.001), pad, time_limit_s=0.05).factor == 1
     assert WorstCase(Texts(tailed), pad).factor == 1

@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused_with_what_there_is() -> None:
     with pytest.raises(UsageError, match="no module 'layers'") as caught:
         GradientCheckpointManager(stack(), "layers")
     assert "blocks" in caught.value.known
-    with pytest.raises(UsageError, match="no list of like modules"):
+    with pytest.raises(UsageError, match="no list of similar modules"):
         GradientCheckpointManager(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="BatchNorm"):
         GradientCheckpointManager(stack(normal=True))

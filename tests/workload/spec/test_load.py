@@ -119,7 +119,7 @@ def test_a_plain_folder_named_as_a_module_of_python_refuses_relative_imports_and
     plain_folder(tmp_path / "code")
     with pytest.raises(UserCodeError, match="attempted relative import") as caught:
         load(RELATIVE, "code/train.py:task", "code/train.py")
-    assert "another name for the folder: a module code is installed already" in caught.value.try_
+    assert "another name for the folder: a module code is already installed" in caught.value.try_
     guarded = "try:\n    from .model import Net\nexcept ImportError:\n    from model import Net\n" + GOOD.format(parameters="")
     load(guarded, "code/train.py:task", "code/train.py")
 
@@ -163,9 +163,9 @@ PARSERS = {
 @pytest.mark.parametrize("name", sorted(PARSERS))
 def test_a_required_argument_is_named_with_the_ways_to_give_it(load: Load, name: str) -> None:
     pytest.importorskip(name)
-    with pytest.raises(UserCodeError, match=rf"importing train.py ended in its parser of arguments, {name}") as caught:
+    with pytest.raises(UserCodeError, match=rf"importing train.py ended in its argument parser, {name}") as caught:
         load(PARSERS[name])
-    assert caught.value.known.startswith("sys.argv is ['train.py'] here")
+    assert caught.value.known.startswith("sys.argv is ['train.py'],")
     assert "[task.args]" in caught.value.try_
     assert "environment" in caught.value.try_
 
@@ -187,7 +187,7 @@ def test_threads_and_handlers_stay_what_they_were(load: Load) -> None:
     assert (torch.get_num_threads(), torch.set_num_interop_threads) == (threads, interop)
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
     texts = [str(each.message) for each in noted]
-    assert [text.partition(";")[0] for text in texts[:2]] == [
+    assert [text.partition(",")[0] for text in texts[:2]] == [
         f"train.py sets {threads + 3} threads",
         "train.py sets 17 threads between operators",
     ]
@@ -224,11 +224,11 @@ def test_workers_find_the_classes_of_a_file(load: Load, spec: str, file: str, me
         ("trian:task", "there is no module trian", "train:task"),
         ("train.sub:task", "there is no module train.sub", ""),
         ("trian.py:task", "there is no file trian.py", "train.py:task"),
-        ("train:tsak", "train has no tsak", "train:task"),
-        ("train.py:Maker.make", "train.py has no Maker.make", "train.py:task"),
+        ("train:tsak", "train has no function tsak", "train:task"),
+        ("train.py:Maker.make", "train.py has no function Maker.make", "train.py:task"),
         ("train:seen", "train:seen is a list, not a function", "batchcal calibrate train:task"),
         ("train.v2.py:task", "train.v2.py cannot be imported", "train_v2.py"),
-        ("random.py:task", "random.py has the name of another module", "random_task.py"),
+        ("random.py:task", "random.py has the same name as another module", "random_task.py"),
     ],
 )
 def test_a_spec_that_leads_nowhere_is_the_users_spec_not_his_code(
@@ -243,7 +243,7 @@ def test_a_spec_that_leads_nowhere_is_the_users_spec_not_his_code(
 
 
 def test_a_module_without_functions_says_what_to_write(load: Load) -> None:
-    with pytest.raises(UsageError, match=r"train\.py has no task") as caught:
+    with pytest.raises(UsageError, match=r"train\.py has no function task") as caught:
         load("x = 1\n")
     assert "batchcal.Task(" in caught.value.try_
 
@@ -259,7 +259,7 @@ def test_a_module_without_functions_says_what_to_write(load: Load) -> None:
         ),
         ("width=1", {"zzz": 3}, "takes no argument 'zzz'\n", "remove zzz from [task.args]"),
         ("device", {"zzz": 3}, "takes no argument 'zzz'\n", "remove zzz from [task.args]"),
-        ("device", {"device": "cpu"}, "'device' is batchcal's to give", "--device"),
+        ("device", {"device": "cpu"}, "'device' cannot be set", "--device"),
         ("width", {}, "needs an argument 'width'", "width = ... below [task.args]"),
         ("width, /", {"width": 3}, "takes no argument 'width'", "remove width from [task.args]"),
         ("width, /", {}, "needs an argument 'width'", "width"),
@@ -306,7 +306,7 @@ def test_where_an_error_came_from_is_shown_too(load: Load) -> None:
         ("def task(:\n", "train.py is not valid Python: invalid syntax"),
         (
             "class E(Exception):\n    def __str__(self): raise E\ndef task(): raise E()\n",
-            r"train.py:task raised train.E: \(its text could not be had: E\)\n",
+            r"train.py:task raised train.E: \(the text of the error could not be read: E\)\n",
         ),
         ("def task(): return task()\n", "train.py:task raised RecursionError"),
         ("task = type\n", "train.py:task raised TypeError"),

@@ -62,7 +62,7 @@ def show(rows: tuple[Row, ...], names: tuple[str, str]) -> Iterator[RenderableTy
     """Yield the changes with their ratios, then the names of unchanged facts."""
     changed = [row for row in rows if row.changed]
     if not changed:
-        yield Text("nothing changed that a plan depends on", style="green")
+        yield Text("no change that affects the plan", style="green")
         return
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
     table.add_column("", no_wrap=True)
@@ -72,12 +72,12 @@ def show(rows: tuple[Row, ...], names: tuple[str, str]) -> Iterator[RenderableTy
     for row in changed:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
         tone = "" if row.ratio is None or row.kind != "rate" else "green" if row.ratio > 1 else "red"
-        table.add_row(row.name, _said(row.kind, row.first), _said(row.kind, row.second), Text(ratio, style=tone))
+        table.add_row(row.name, _text(row.kind, row.first), _text(row.kind, row.second), Text(ratio, style=tone))
     yield table
     same = [row.name for row in rows if not row.changed]
     if same:
         yield Text("")
-        yield Text(f"  as before: {', '.join(same)}", style="dim", overflow="fold")
+        yield Text(f"  unchanged: {', '.join(same)}", style="dim", overflow="fold")
 
 
 _Fact = tuple[Literal["text", "bytes", "count", "rate"], str | float | None]
@@ -113,12 +113,12 @@ def _facts(calibration: Calibration) -> Iterator[tuple[str, _Fact]]:
     if finding.eval is not None:
         yield "eval capacity", ("count", finding.eval.batch)
     plan, _ = plan_to_show(calibration)
-    yield from _of_plan(plan)
+    yield from _plan_facts(plan)
     if calibration.attribution is not None and calibration.attribution.gain is not None:
         yield "gain over PyTorch's defaults", ("text", f"{calibration.attribution.gain:.1f}x")
 
 
-def _of_plan(plan: Plan) -> Iterator[tuple[str, _Fact]]:
+def _plan_facts(plan: Plan) -> Iterator[tuple[str, _Fact]]:
     yield "plan", ("text", plan.status)
     yield "effective batch", ("count", plan.effective_batch)
     yield "micro-batch", ("count", plan.micro_batch)
@@ -128,7 +128,7 @@ def _of_plan(plan: Plan) -> Iterator[tuple[str, _Fact]]:
     yield "samples/s", ("rate", plan.predicted_samples_per_s)
 
 
-def _said(kind: str, value: str | float | None) -> str:
+def _text(kind: str, value: str | float | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, str):

@@ -18,14 +18,14 @@ def show(result: PipelineResult) -> Iterator[RenderableType]:
     """Yield a sentence, then the table."""
     winner = result.winner.config
     prefetch = f", prefetch {winner.prefetch_factor}" if winner.prefetch_factor else ""
-    told = f"{count_of(winner.num_workers, 'worker')}{prefetch}"
-    yield Text(told if result.settled else f"{told} (unsettled: time ended first)", style="green" if result.settled else "yellow")
-    yield hanging(
-        "", f"the input pipeline alone, no model: {result.fetches} batches of {count(result.batch)} a round", style="dim"
-    )
+    text = f"{count_of(winner.num_workers, 'worker')}{prefetch}"
+    text = text if result.settled else f"{text} (not decided: the comparison ran out of time)"
+    yield Text(text, style="green" if result.settled else "yellow")
+    batches = f"{result.fetches} batches of {count(result.batch)}"
+    yield hanging("", f"only the input pipeline, without a model: {batches} per round", style="dim")
     yield Text("")
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
-    for name in ("workers", "prefetch", "samples/s", "95 % within", "rounds"):
+    for name in ("workers", "prefetch", "samples/s", "95th-percentile wait", "rounds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", style="dim", overflow="fold")
     for timing in result.timings:
@@ -46,7 +46,7 @@ def _remark(timing: LoaderTiming, result: PipelineResult) -> str:
     if timing is result.winner:
         return "chosen"
     if timing.samples_per_s is None or best is None:
-        return timing.why or "no time was left"
+        return timing.why or "not run: no time was left"
     if timing.samples_per_s * (1 + result.tie) >= best:
-        return "as fast"
-    return f"{1 - timing.samples_per_s / best:.0%} fewer"
+        return "equally fast"
+    return f"{1 - timing.samples_per_s / best:.0%} fewer samples/s"

@@ -63,31 +63,31 @@ def in_runs(sizes: tuple[int, ...]) -> str:
 
 def show_predictions(predictions: Iterable[Prediction]) -> Iterator[RenderableType]:
     """Yield one row for each container size. The heading states that none of this was run."""
-    found = tuple(predictions)
-    error = max((one.relative_error or 0.0 for one in found), default=0.0)
-    told = f"predicted from the memory model (±{error:.0%}), and nothing of this was run"
-    yield Text(told, style="yellow")
+    predictions = tuple(predictions)
+    error = max((prediction.relative_error or 0.0 for prediction in predictions), default=0.0)
+    yield Text(f"predicted from the memory model (±{error:.0%}); none of this was run", style="yellow")
     yield Text("")
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
     for name in ("container", "budget", "batch", "steps", "effective", "eval", "peak"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("limited by")
-    for one in found:
-        if not one.micro_batch:
-            cells = [format_bytes(one.limit_bytes), format_bytes(max(one.budget_bytes, 0)), *"-----"]
+    for prediction in predictions:
+        limit = format_bytes(prediction.limit_bytes)
+        if not prediction.micro_batch:
+            cells = [limit, format_bytes(max(prediction.budget_bytes, 0)), *"-----"]
             table.add_row(*cells, Text("nothing fits", style="red"))
             continue
-        peak = format_bytes(one.predicted_peak_bytes or 0)
         table.add_row(
-            *(
-                format_bytes(one.limit_bytes),
-                format_bytes(one.budget_bytes),
-                count(one.micro_batch),
-                count(one.accumulation_steps),
-            ),
-            *(count(one.effective_batch), count(one.eval_batch) if one.eval_batch else "-", peak, one.limited_by),
+            limit,
+            format_bytes(prediction.budget_bytes),
+            count(prediction.micro_batch),
+            count(prediction.accumulation_steps),
+            count(prediction.effective_batch),
+            count(prediction.eval_batch) if prediction.eval_batch else "-",
+            format_bytes(prediction.predicted_peak_bytes or 0),
+            prediction.limited_by,
         )
     yield table
-    for one in found:
-        if not one.micro_batch:
-            yield hanging("  ! ", f"{format_bytes(one.limit_bytes)}: {one.why}", style="yellow")
+    for prediction in predictions:
+        if not prediction.micro_batch:
+            yield hanging("  ! ", f"{format_bytes(prediction.limit_bytes)}: {prediction.why}", style="yellow")

@@ -20,24 +20,24 @@ def show(predictions: Sequence[ShapePrediction]) -> Iterator[RenderableType]:
     """Yield one line per shape."""
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
     table.add_column("shape", overflow="fold")
-    for name in ("parameters", "at rest", "micro-batch", "steps", "peak"):
+    for name in ("parameters", "without batch", "micro-batch", "steps", "peak"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in predictions:
-        name = ", ".join(f"{key}={value}" for key, value in one.arguments.items()) or AS_CALIBRATED
-        if one.micro_batch:
-            peak = "" if one.predicted_peak_bytes is None else format_bytes(one.predicted_peak_bytes)
-            cells = (count(one.micro_batch), f"x {one.accumulation_steps}", peak)
+    for prediction in predictions:
+        name = ", ".join(f"{key}={value}" for key, value in prediction.arguments.items()) or AS_CALIBRATED
+        if prediction.micro_batch:
+            peak = "" if prediction.predicted_peak_bytes is None else format_bytes(prediction.predicted_peak_bytes)
+            cells = (count(prediction.micro_batch), f"x {prediction.accumulation_steps}", peak)
         else:
-            cells = ("-", "", "does not fit" if one.traced else "not traced")
-        table.add_row(name, _parameters(one.parameters), format_bytes(one.at_rest_bytes), *cells)
+            cells = ("-", "", "does not fit" if prediction.traced else "not traced")
+        table.add_row(name, _parameters(prediction.parameters), format_bytes(prediction.at_rest_bytes), *cells)
     yield table
     if predictions:
         budget = format_bytes(predictions[0].budget_bytes)
         effective = count(predictions[0].effective_batch)
-        yield Text(f"  predicted, not run: for an effective batch of {effective} within {budget}", style="dim")
-    for one in predictions:
-        if one.why and not one.traced:
-            yield Text(f"  {one.why}", style="dim", overflow="fold")
+        yield Text(f"  predicted, not run: for an effective batch of {effective} and a budget of {budget}", style="dim")
+    for prediction in predictions:
+        if prediction.why and not prediction.traced:
+            yield Text(f"  {prediction.why}", style="dim", overflow="fold")
 
 
 def _parameters(number: int) -> str:

@@ -16,23 +16,31 @@ from rich.text import Text
 from batchcal.calibration.schema import Calibration, Capacity, Finding, Measurement
 from batchcal.calibration.stale import Stale
 from batchcal.cli.views.calibration.decisions import decisions
-from batchcal.cli.views.calibration.speeds import chosen, details
-from batchcal.cli.views.charts.memory import MemoryChart, memory_chart
-from batchcal.cli.views.charts.memory_text import draw
+from batchcal.cli.views.calibration.speeds import details, plan_and_gain
+from batchcal.cli.views.charts.memory import memory_chart
+from batchcal.cli.views.charts.plot_text import PlotText
 from batchcal.cli.views.words import count, limit_sentence, peak_of, short, tone
 from batchcal.core.units import count_of, format_bytes, format_seconds
 
 TONES: Final = {"good": "green", "bad": "red", "odd": "yellow"}
+UNFINISHED: Final = {
+    "unsettled": "verified, but the search for better settings did not finish. To repeat it with more time: "
+    "batchcal calibrate --force --time-limit 5m",
+    "predicted": "this is a dry run. Memory and speed are assumed; nothing was run or saved",
+    "partial": "the calibration ended before a batch size was verified. To continue: batchcal calibrate",
+}
+"""Sentences about the statuses other than `complete`."""
 _BAR_WIDTH: Final = 10
 _BAR_FROM: Final = 78
 _PREDICTED_FROM: Final = 66
 _RATE_FROM: Final = 54
 """Widths of the console, in characters, from which the table of outcomes has these columns."""
+_CURVE_ROWS: Final = 14
 _PLACE_WIDTH: Final = 15
 
 
 @dataclass(frozen=True)
-class Seen:
+class ShownCalibration:
     """A calibration to show, with its path and its freshness now."""
 
     calibration: Calibration
@@ -55,68 +63,67 @@ class Seen:
         return f"fresh for {format_seconds(max((self.calibration.expires_at - self.at).total_seconds(), 0))}"
 
 
-def show(seen: Seen, *, why: bool = False) -> Iterator[RenderableType]:
+def show(shown: ShownCalibration, *, why: bool = False) -> Iterator[RenderableType]:
     """Yield the complete view, from top to bottom."""
-    yield from answer(seen)
-    calibration = seen.calibration
+    yield from answer(shown)
+    calibration = shown.calibration
     if calibration.measurements:
         yield Text("")
         yield _Outcomes(calibration)
     yield from details(calibration)
-    yield from remarks(seen)
+    yield from remarks(shown)
     if why:
         yield Text("")
         yield from reasons(calibration)
 
 
-def answer(seen: Seen) -> Iterator[RenderableType]:
+def answer(shown: ShownCalibration) -> Iterator[RenderableType]:
     """Yield the header, the sizes, their limits, the use of memory, the curve."""
-    calibration = seen.calibration
-    yield from _header(seen)
+    calibration = shown.calibration
+    yield from _header(shown)
     yield Text("")
     finding = calibration.finding()
     if finding is None:
-        yield Text("  nothing was verified yet", style="bold yellow")
+        yield Text("  no batch size is verified yet", style="bold yellow")
         return
     yield _sizes(calibration, finding)
-    others = [one for one in calibration.findings if one is not finding]
+    others = [other for other in calibration.findings if other is not finding]
     for other in others:
         text = f"  {other.device}, {other.allocator}: train {count(other.train.batch)}"
         text += f", eval {count(other.eval.batch)}" if other.eval else ""
         yield Text(f"{text}, {count(other.train.samples_per_s)} samples/s", style="dim")
     yield Text("")
-    yield from chosen(calibration)
+    yield from plan_and_gain(calibration)
     yield Text("")
     yield MemoryBar(calibration, finding)
     chart = memory_chart(calibration, finding)
     if chart is not None:
         yield Text("")
-        yield _Drawn(chart)
+        yield PlotText(chart, height=_CURVE_ROWS)
 
 
-def _header(seen: Seen) -> Iterator[RenderableType]:
-    calibration = seen.calibration
-    style = "green" if seen.stale is None and seen.path is not None else "bold yellow"
+def _header(shown: ShownCalibration) -> Iterator[RenderableType]:
+    calibration = shown.calibration
+    style = "green" if shown.stale is None and shown.path is not None else "bold yellow"
     line = Table.grid(expand=True)
     line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     line.add_column(justify="right", no_wrap=True)
-    line.add_row(Text(calibration.task.spec, style="bold"), Text(seen.freshness, style=style))
+    line.add_row(Text(calibration.task.spec, style="bold"), Text(shown.freshness, style=style))
     yield line
-    made = calibration.created_at.strftime("%Y-%m-%d %H:%M UTC")
+    created = calibration.created_at.strftime("%Y-%m-%d %H:%M UTC")
     probes = count_of(len(calibration.measurements), "probe")
-    done = "assumed" if calibration.status == "predicted" else "measured"
+    source = "assumed" if calibration.status == "predicted" else "measured"
     yield Text(
-        f"{calibration.chosen_device}, {calibration.policy}, {done} {made} with {probes} in {format_seconds(calibration.wall_s)}",
+        f"{calibration.chosen_device}, allocator {calibration.policy}, {source} {created} "
+        f"with {probes} in {format_seconds(calibration.wall_s)}",
         style="dim",
     )
-    if seen.stale is not None:
-        yield Text(f"{seen.stale.reason}: {seen.stale.detail}", style="yellow")
-    if calibration.status == "unsettled":
-        yield Text("unsettled: verified, but the search ended before it was done", style="yellow")
-    elif calibration.status == "predicted":
-        yield Text("predicted: a dry run, whose memory and speed are assumed; nothing was run or written", style="bold yellow")
-    elif calibration.status == "partial":
-        yield Text("partial: nothing was verified before it ended", style="bold yellow")
+    if shown.stale is not None:
+        yield Text(f"{shown.stale.reason}: {shown.stale.detail}", style="yellow")
+        yield Text("to measure again: batchcal calibrate", style="yellow")
+    if calibration.status in UNFINISHED:
+        style = "yellow" if calibration.status == "unsettled" else "bold yellow"
+        yield Text(f"{calibration.status}: {UNFINISHED[calibration.status]}", style=style)
 
 
 def _sizes(calibration: Calibration, finding: Finding) -> Table:
@@ -169,7 +176,7 @@ class MemoryBar:
 
 _PART_STYLES: Final = dict(
     zip(
-        ("others", "at rest", "batch", "spare", "growth", "margin"),
+        ("other processes", "without a batch", "batch", "spare", "growth", "margin"),
         ["magenta", "cyan", "green", "dim", "blue", "yellow"],
         strict=True,
     )
@@ -187,23 +194,13 @@ def memory_parts(calibration: Calibration, finding: Finding) -> tuple[tuple[str,
     usable = finding.usable_bytes(budget.budget_bytes)
     growth = float(budget.reserved_bytes + budget.budget_bytes - max(usable, peak))
     return (
-        ("others", float(budget.others_bytes)),
-        ("at rest", rest),
+        ("other processes", float(budget.others_bytes)),
+        ("without a batch", rest),
         ("batch", peak - rest),
         ("spare", max(usable - peak, 0.0)),
         *((("growth", growth),) if growth > 0 else ()),
         ("margin", float(budget.margin_bytes)),
     )
-
-
-class _Drawn:
-    """The curve as wide as the console."""
-
-    def __init__(self, chart: MemoryChart) -> None:
-        self._chart = chart
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from draw(self._chart, width=min(options.max_width, 110), ascii_only=options.ascii_only)
 
 
 class _Outcomes:
@@ -219,7 +216,7 @@ class _Outcomes:
         table.add_column("#", justify="right", style="dim")
         table.add_column("phase", no_wrap=True)
         if self._with_place:
-            table.add_column("where", style="dim", overflow="ellipsis", no_wrap=True)
+            table.add_column("setup", style="dim", overflow="ellipsis", no_wrap=True)
         table.add_column("batch", justify="right", no_wrap=True)
         if room >= _PREDICTED_FROM:
             table.add_column("predicted", justify="right", style="dim", no_wrap=True)
@@ -236,7 +233,7 @@ class _Outcomes:
     def _row(self, probe: Measurement, room: int) -> Iterator[RenderableType]:
         peak, style = peak_of(probe.outcome), TONES[tone(probe.outcome)]
         budget = self._calibration.budget(probe.device)
-        held = None if peak is None else peak.held_on(probe.device)
+        peak_bytes = None if peak is None else peak.bytes_on(probe.device)
         yield str(probe.sequence)
         yield probe.phase
         if self._with_place:
@@ -244,9 +241,9 @@ class _Outcomes:
         yield f"{'eval ' if probe.mode == 'eval' else ''}{count(probe.batch)}"
         if room >= _PREDICTED_FROM:
             yield "" if probe.predicted_bytes is None else format_bytes(probe.predicted_bytes)
-        yield "" if held is None else format_bytes(held)
+        yield "" if peak_bytes is None else format_bytes(peak_bytes)
         if room >= _BAR_FROM:
-            yield "" if held is None or budget is None else _Bar(held / max(budget.budget_bytes, 1), style)
+            yield "" if peak_bytes is None or budget is None else _Bar(peak_bytes / max(budget.budget_bytes, 1), style)
         if room >= _RATE_FROM:
             yield count(probe.outcome.samples_per_s) if probe.outcome.kind == "fits" else ""
         yield Text(short(probe.outcome), style=style)
@@ -263,32 +260,32 @@ class _Bar:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         filled = min(max(self._share, 0.0), 1.0) * _BAR_WIDTH
-        whole, part = int(filled), int(filled % 1 * 8)
+        full, eighths = int(filled), int(filled % 1 * 8)
         if options.ascii_only:
             yield Text("#" * round(filled) + "." * (_BAR_WIDTH - round(filled)), style=self._style)
             return
-        text = "█" * whole + ("" if not part else chr(0x2590 - part))
+        text = "█" * full + ("" if not eighths else chr(0x2590 - eighths))
         yield Text.assemble((text, self._style), ("·" * (_BAR_WIDTH - len(text)), "dim"))
 
 
-def remarks(seen: Seen) -> Iterator[RenderableType]:
+def remarks(shown: ShownCalibration) -> Iterator[RenderableType]:
     """Yield further remarks and the path."""
-    calibration = seen.calibration
-    told = [*seen.notices, *calibration.notes, *(f"undone: {left.text}" for left in calibration.undone)]
-    if told:
+    calibration = shown.calibration
+    texts = [*shown.notices, *calibration.notes, *(f"not finished: {undone.text}" for undone in calibration.undone)]
+    if texts:
         yield Text("")
-    for remark in told:
+    for remark in texts:
         yield hanging("  - ", remark, style="dim")
-    if seen.path is not None:
+    if shown.path is not None:
         yield Text("")
-        yield Text(f"  {seen.path}", style="dim", overflow="fold")
+        yield Text(f"  {shown.path}", style="dim", overflow="fold")
 
 
 def reasons(calibration: Calibration) -> Iterator[RenderableType]:
     """Yield each decision with its reason."""
-    for question, told in decisions(calibration):
+    for question, reason in decisions(calibration):
         yield Text(f"  {question}", style="bold")
-        yield hanging("    ", told)
+        yield hanging("    ", reason)
 
 
 def hanging(indent: str, text: str, *, style: str = "") -> Table:

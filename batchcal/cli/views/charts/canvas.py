@@ -11,6 +11,8 @@ from rich.text import Text
 _DOTS: Final = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """Bit of each dot of a braille cell, by column and row."""
 _BRAILLE: Final = 0x2800
+DASH: Final = 2
+"""Length of a dash and of a gap, characters."""
 
 
 class Canvas:
@@ -30,13 +32,15 @@ class Canvas:
             self._bits[row // 4][column // 2] |= _DOTS[column % 2][row % 4]
             self._styles[row // 4][column // 2] = style
 
-    def line(self, points: list[tuple[float, float]], style: str) -> None:
-        """Draw a line through all points."""
+    def line(self, points: list[tuple[float, float]], style: str, *, dashed: bool = False) -> None:
+        """Draw a line through all points. A dashed line leaves every other `DASH` columns free."""
         for (left, low), (right, high) in pairwise(points):
             steps = 1 + math.ceil(max(abs(right - left) * self.width * 2, abs(high - low) * self.height * 4))
             for step in range(steps + 1):
                 share = step / steps
-                self.dot(left + (right - left) * share, low + (high - low) * share, style)
+                x = left + (right - left) * share
+                if not (dashed and int(x * (self.width - 1)) // DASH % 2):
+                    self.dot(x, low + (high - low) * share, style)
 
     def rule(self, y: float, style: str, character: str, name: str) -> None:
         """Draw a horizontal line of characters below everything else, with its name at the left."""

@@ -12,7 +12,8 @@ from batchcal.core.units import format_bytes
 
 Unit = Literal["bytes", "count", "number"]
 Shape = Literal["line", "dots", "dashes"]
-MarkKind = Literal["recovered", "smaller", "larger", "not-finite"]
+MarkKind = Literal["recovered", "smaller", "larger", "not-finite", "result", "fits", "evaluated", "too-large", "inconclusive"]
+"""The first four are events of a run, the others are probes of a calibration."""
 
 LOG_FROM: Final = 30.0
 """Ratio of the largest to the smallest value above which positive values get a logarithmic axis."""
@@ -28,6 +29,8 @@ class Axis:
     high: float
     unit: Unit
     logarithmic: bool = False
+    values: tuple[float, ...] = ()
+    """Values that have ticks. Empty: round values."""
 
     def share(self, value: float) -> float:
         """Return the position of a value: 0 at the low end and below, 1 at the high end and above."""
@@ -38,7 +41,9 @@ class Axis:
         return min(max(share, 0.0), 1.0)
 
     def ticks(self, about: int) -> tuple[float, ...]:
-        """Return round values inside the axis: 1, 2 or 5 times a power of ten, for bytes a power of two."""
+        """Return `values`, or round values inside the axis: 1, 2 or 5 times a power of ten, for bytes a power of two."""
+        if self.values:
+            return self.values
         if self.logarithmic:
             return self._decades(about)
         raw = (self.high - self.low) / max(about, 1)
@@ -50,6 +55,11 @@ class Axis:
             step = max(step, 1.0) if self.unit == "count" else step
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return tuple(step * place for place in range(first, last + 1))
+
+    def labels(self, about: int) -> tuple[tuple[float, str], ...]:
+        """Return the ticks with their labels. No two labels are equal."""
+        by_text = {self.text(value): value for value in reversed(self.ticks(about))}
+        return tuple((value, text) for text, value in reversed(by_text.items()))
 
     def _decades(self, about: int) -> tuple[float, ...]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -83,6 +93,8 @@ class Series:
     """Index of the colour. The same quantity has the same colour in all charts."""
     points: tuple[Point, ...]
     shape: Shape = "line"
+    ranges: bool = True
+    """True: each point shows its range. False: the ranges are shown only where they can be drawn as a transparent band."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +107,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class PlotMark:
-    """An event of the run."""
+    """An event of a run, or a probe."""
 
     kind: MarkKind
     x: float
     y: float
     text: str
+    """Explanation, shown on a page when the pointer is over the mark."""
+    label: str = ""
+    """Text beside the mark."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +133,8 @@ class Plot:
 
 def axis_over(values: Iterable[float], unit: Unit, *, from_zero: bool = True, may_be_log: bool = False) -> Axis:
     """Return an axis that contains all `values`. Its length is never 0."""
-    found = [min(max(value, -_MOST), _MOST) for value in values if math.isfinite(value)]
-    low, high = min(found, default=0.0), max(found, default=1.0)
+    finite = [min(max(value, -_MOST), _MOST) for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
     if may_be_log and low > 0 and high / low > LOG_FROM:
         return Axis(low / (1 + _BEYOND), high * (1 + _BEYOND), unit, logarithmic=True)
     # Values that hardly change are enlarged, unless zero has a meaning.

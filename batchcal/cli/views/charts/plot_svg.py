@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from batchcal.cli.views.charts.plot import Plot, PlotMark, Point, Rule, Series
+from batchcal.cli.views.charts.plot import MarkKind, Plot, PlotMark, Point, Rule, Series
 
 COLOURS: Final = 6
 POINTS: Final = 300
@@ -19,6 +19,8 @@ _BOTTOM: Final = 46
 _LABEL_HEIGHT: Final = 17.0
 _MANY: Final = 40
 """More dots than this are drawn as a cloud, more marks are drawn smaller."""
+_EVENTS: Final[frozenset[MarkKind]] = frozenset({"recovered", "smaller", "larger", "not-finite"})
+_CIRCLES: Final[frozenset[MarkKind]] = frozenset({"fits", "evaluated", "inconclusive"})
 _CHARACTER: Final = 7.5
 """Approximate width of a character, pixels."""
 
@@ -47,14 +49,15 @@ class _Frame:
         return self.width - self.right
 
 
-def draw(plot: Plot, *, width: int = 920, height: int = 320) -> str:
-    """Return one `<svg>` element."""
+def draw(plot: Plot, *, width: int = 920, height: int = 320, kind: str = "") -> str:
+    """Return one `<svg>` element. `kind` is a further class of it."""
     named = [series for series in plot.series if series.name] if len(plot.series) > 1 else []
     right = max([16.0, *(len(series.name) * _CHARACTER + 20 for series in named)])
     frame = _Frame(plot, width, height, min(right, width / 4))
     ends = _apart([frame.y(series.points[-1].y) for series in named], frame.floor)
     parts = [
-        f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(plot.title, quote=True)}">',
+        f'<svg class="{f"curve {kind}".rstrip()}" viewBox="0 0 {width} {height}" role="img"',
+        f' aria-label="{escape(plot.title, quote=True)}">',
         *_grid(frame),
         *(_band(frame, series) for series in plot.series),
         *(_rule(frame, rule) for rule in plot.rules),
@@ -70,18 +73,21 @@ def _grid(frame: _Frame) -> list[str]:
     plot, floor = frame.plot, frame.floor
     parts = []
     rules = [frame.y(rule.y) for rule in plot.rules]
-    for tick in plot.y.ticks(max(frame.height // 55, 3)):
+    for tick, text in plot.y.labels(max(frame.height // 55, 3)):
         y = frame.y(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y}" x2="{frame.end}" y2="{y}"/>')
         if all(abs(y - rule) > 14 for rule in rules):
-            parts.append(f'<text class="tick" x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{plot.y.text(tick)}</text>')
+            parts.append(f'<text class="tick" x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{text}</text>')
     parts += [
         f'<line class="epoch" x1="{frame.x(place)}" y1="{_TOP}" x2="{frame.x(place)}" y2="{floor}"/>' for place in plot.verticals
     ]
-    for tick in plot.x.ticks(max(frame.width // 110, 3)):
-        x = frame.x(tick)
+    free_from = 0.0
+    for tick, text in plot.x.labels(max(frame.width // 110, 3)):
+        x, half = frame.x(tick), len(text) * _CHARACTER / 2
         parts.append(f'<line class="axis" x1="{x}" y1="{floor}" x2="{x}" y2="{floor + 5}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{floor + 20}" text-anchor="middle">{plot.x.text(tick)}</text>')
+        if x - half >= free_from:
+            parts.append(f'<text class="tick" x="{x}" y="{floor + 20}" text-anchor="middle">{text}</text>')
+            free_from = x + half + _CHARACTER
     parts.append(f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{frame.end}" y2="{floor}"/>')
     middle = (_LEFT + frame.end) / 2
     parts.append(f'<text class="name" x="{middle}" y="{frame.height - 6}" text-anchor="middle">{escape(plot.x_name)}</text>')
@@ -101,9 +107,9 @@ def _band(frame: _Frame, series: Series) -> str:
     """Return a band from the lowest to the highest step of each point."""
     if series.shape != "line" or all(point.low == point.high for point in series.points):
         return ""
-    there = [f"{frame.x(point.x)},{frame.y(point.high)}" for point in series.points]
-    back = [f"{frame.x(point.x)},{frame.y(point.low)}" for point in reversed(series.points)]
-    return f'<polygon class="extremes s{series.colour % COLOURS}" points="{" ".join([*there, *back])}"/>'
+    upper = [f"{frame.x(point.x)},{frame.y(point.high)}" for point in series.points]
+    lower = [f"{frame.x(point.x)},{frame.y(point.low)}" for point in reversed(series.points)]
+    return f'<polygon class="extremes s{series.colour % COLOURS}" points="{" ".join([*upper, *lower])}"/>'
 
 
 def _curve(frame: _Frame, series: Series) -> str:
@@ -125,17 +131,52 @@ def _name(frame: _Frame, series: Series, y: float) -> str:
 
 
 def _mark(frame: _Frame, mark: PlotMark, *, few: bool) -> str:
-    """Return a mark. If there are many, it is smaller and has no line to its step."""
+    """Return a mark. If there are many, it is smaller, and an event of a run has no line to its step."""
     x, y, r = frame.x(mark.x), frame.y(mark.y), 6 if few else 4.5
-    title = f"<title>{escape(mark.text)}</title>"
-    line = f'<line class="moment" x1="{x}" y1="{_TOP}" x2="{x}" y2="{frame.floor}"/>' if few else ""
+    inside = f"<title>{escape(mark.text)}</title>"
+    if few and mark.kind in _EVENTS:
+        inside += f'<line class="moment" x1="{x}" y1="{_TOP}" x2="{x}" y2="{frame.floor}"/>'
+    if mark.label:
+        inside += (
+            f'<text class="value" x="{round(x - 8, 1)}" y="{round(y - 12, 1)}" text-anchor="end">{escape(mark.label)}</text>'
+        )
+    shape = (
+        f'<circle cx="{x}" cy="{y}" r="{r - 0.5}"/>' if mark.kind in _CIRCLES else f'<path d="{_outline(mark.kind, x, y, r)}"/>'
+    )
+    return f'<g class="mark {mark.kind}{"" if few else " small"}">{inside}{shape}</g>'
+
+
+def _outline(kind: MarkKind, x: float, y: float, r: float) -> str:
+    """Return the path of a triangle, a diamond or a cross."""
     left, right, above, below = round(x - r, 1), round(x + r, 1), round(y - r, 1), round(y + r, 1)
-    paths = {
-        "smaller": f"M{left},{above}L{right},{above}L{x},{below}Z",
-        "larger": f"M{left},{below}L{right},{below}L{x},{above}Z",
-    }
-    path = paths.get(mark.kind, f"M{left},{above}L{right},{below}M{left},{below}L{right},{above}")
-    return f'<g class="mark {mark.kind}{"" if few else " small"}">{line}<path d="{path}"/>{title}</g>'
+    match kind:
+        case "smaller":
+            return f"M{left},{above}L{right},{above}L{x},{below}Z"
+        case "larger":
+            return f"M{left},{below}L{right},{below}L{x},{above}Z"
+        case "result":
+            return f"M{x},{round(above - 3, 1)}L{round(right + 3, 1)},{y}L{x},{round(below + 3, 1)}L{round(left - 3, 1)},{y}Z"
+        case _:
+            return f"M{left},{above}L{right},{below}M{left},{below}L{right},{above}"
+
+
+SIGNS: Final[dict[MarkKind, tuple[str, str]]] = {
+    "recovered": ("✕", "ran out of memory and continued"),
+    "smaller": ("▼", "smaller micro-batch"),
+    "larger": ("▲", "larger micro-batch"),
+    "not-finite": ("✕", "NaN or infinite"),
+    "result": ("◆", "result"),
+    "fits": ("●", "fits"),
+    "evaluated": ("○", "evaluation fits"),
+    "too-large": ("✕", "too large"),
+    "inconclusive": ("◌", "inconclusive"),
+}
+"""Sign of each kind of mark in the legend of a page, and its meaning."""
+
+
+def legend(plot: Plot) -> tuple[tuple[MarkKind, str, str], ...]:
+    """Return kind, sign and meaning of each kind of mark in the chart."""
+    return tuple((kind, *SIGNS[kind]) for kind in dict.fromkeys(mark.kind for mark in plot.marks))
 
 
 def _apart(heights: list[float], floor: float) -> list[float]:

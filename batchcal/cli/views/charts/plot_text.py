@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from batchcal.cli.views.charts.canvas import Canvas
-from batchcal.cli.views.charts.plot import MarkKind, Plot, Series
+from batchcal.cli.views.charts.plot import MarkKind, Plot, Series, Shape
 
 LABEL_WIDTH: Final = 9
 MOST_WIDTH: Final = 110
@@ -17,12 +17,19 @@ _MARKS: Final[dict[MarkKind, tuple[str, str, str, str]]] = {
     "recovered": ("✗", "x", "bold red", "ran out of memory"),
     "smaller": ("▼", "v", "bold yellow", "smaller"),
     "larger": ("▲", "^", "bold green", "larger"),
-    "not-finite": ("!", "!", "bold red", "no number"),
+    "not-finite": ("!", "!", "bold red", "NaN or infinite"),
+    "result": ("◆", "#", "bold green", "result"),
+    "fits": ("●", "o", "green", "fits"),
+    "evaluated": ("○", "e", "green", "evaluation fits"),
+    "too-large": ("✗", "x", "bold red", "too large"),
+    "inconclusive": ("?", "?", "yellow", "inconclusive"),
 }
 """Character, the same in ASCII, style, meaning."""
+_SIGNS: Final[dict[Shape, tuple[str, str]]] = {"line": ("⠒⠒", ".."), "dashes": ("⠒ ⠒", ". ."), "dots": ("●", "o")}
+"""Sign of a line in the legend, and the same in ASCII."""
 
 
-class DrawnPlot:
+class PlotText:
     """A chart that is drawn when it is printed."""
 
     def __init__(self, plot: Plot, *, height: int) -> None:
@@ -42,9 +49,12 @@ def draw(plot: Plot, *, width: int, height: int, ascii_only: bool = False) -> li
     """Return lines of at most `width` characters: a title, `height` rows, the axis, the legend."""
     canvas = Canvas(max(width - LABEL_WIDTH - 3, 20), height, ascii_only=ascii_only)
     for series in plot.series:
-        _extremes(canvas, plot, series)
+        if series.ranges:
+            _extremes(canvas, plot, series)
     for series in plot.series:
-        canvas.line([(plot.x.share(point.x), plot.y.share(point.y)) for point in series.points], _style(series))
+        if series.shape != "dots":
+            line = [(plot.x.share(point.x), plot.y.share(point.y)) for point in series.points]
+            canvas.line(line, _style(series), dashed=series.shape == "dashes")
     dash = "-" if ascii_only else "╌"
     for rule in plot.rules:
         canvas.rule(plot.y.share(rule.y), "red" if rule.name == "limit" else "yellow", dash, rule.name)
@@ -63,8 +73,7 @@ def draw(plot: Plot, *, width: int, height: int, ascii_only: bool = False) -> li
         lines.append(Text.assemble((label.rjust(LABEL_WIDTH), style), " ", (edge if label else bar, "dim"), row, no_wrap=True))
     lines.append(Text(" " * (LABEL_WIDTH + 1) + corner + floor * canvas.width, style="dim", no_wrap=True))
     lines.append(Text(_axis(plot, canvas.width), style="dim", no_wrap=True))
-    legend = _legend(plot, ascii_only=ascii_only)
-    return [*lines, legend] if legend.plain else lines
+    return [*lines, *_legend(plot, width=width, ascii_only=ascii_only)]
 
 
 def _extremes(canvas: Canvas, plot: Plot, series: Series) -> None:
@@ -90,35 +99,37 @@ def _labels(plot: Plot, height: int) -> dict[int, tuple[str, str]]:
     for rule in plot.rules:
         labels.setdefault(row_of(rule.y), (plot.y.text(rule.y), "red" if rule.name == "limit" else "yellow"))
     named = set(labels)
-    for tick in plot.y.ticks(max(height // 2, 2)):
+    for tick, text in plot.y.labels(max(height // 2, 2)):
         row = row_of(tick)
         if row not in labels and not named & {row - 1, row, row + 1}:
-            labels[row] = (plot.y.text(tick), "dim")
+            labels[row] = (text, "dim")
     return labels
 
 
 def _axis(plot: Plot, width: int) -> str:
     line = [" "] * (LABEL_WIDTH + 2 + width)
     free_from = 0
-    for tick in plot.x.ticks(8):
-        text = plot.x.text(tick)
-        centre = LABEL_WIDTH + 2 + round(plot.x.share(tick) * (width - 1))
-        start = max(centre - len(text) // 2, free_from)
-        if start + len(text) > len(line):
-            break
+    for tick, text in plot.x.labels(8):
+        start = LABEL_WIDTH + 2 + round(plot.x.share(tick) * (width - 1)) - len(text) // 2
+        if start < free_from or start + len(text) > len(line):
+            continue  # a label that is moved or cut would belong to another value
         line[start : start + len(text)] = text
         free_from = start + len(text) + 1
     return "".join(line).rstrip()
 
 
-def _legend(plot: Plot, *, ascii_only: bool) -> Text:
-    """Return the legend. A single line needs no entry, because the title names it."""
-    text = Text(no_wrap=True, overflow="ellipsis")
+def _legend(plot: Plot, *, width: int, ascii_only: bool) -> list[Text]:
+    """Return the legend in lines of at most `width` characters. A single line needs no entry, because the title names it."""
+    entries: list[Text] = []
     if len(plot.series) > 1:
         for series in plot.series:
-            sign = ("o" if ascii_only else "●") if series.shape == "dots" else ("." if ascii_only else "⠒") * 2
-            text.append(f"  {sign}", _style(series)).append(f" {series.name}")
+            entries.append(Text.assemble((_SIGNS[series.shape][ascii_only], _style(series)), f" {series.name}"))
     for kind in dict.fromkeys(mark.kind for mark in plot.marks):
         character, plain, style, meaning = _MARKS[kind]
-        text.append(f"  {plain if ascii_only else character}", style).append(f" {meaning}")
-    return Text.assemble(" " * LABEL_WIDTH, text, no_wrap=True) if text.plain else text
+        entries.append(Text.assemble((plain if ascii_only else character, style), f" {meaning}"))
+    lines: list[Text] = []
+    for entry in entries:
+        if not lines or lines[-1].cell_len + 2 + entry.cell_len > width:
+            lines.append(Text(" " * LABEL_WIDTH, no_wrap=True, overflow="ellipsis"))
+        lines[-1].append("  ").append_text(entry)
+    return lines

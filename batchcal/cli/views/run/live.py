@@ -59,12 +59,12 @@ class TrainingLive(Screen[TrainingEvent]):
 
     def event(self, event: TrainingEvent, /) -> None:
         self.note(event)
-        began = self._clock()
-        if isinstance(event, StepEnded) and began < self._next_s:
+        start_s = self._clock()
+        if isinstance(event, StepEnded) and start_s < self._next_s:
             return
         self.refresh()
-        took = self._clock() - began
-        self._next_s = began + min(max(EVERY_S, took / SHARE), AT_LEAST_EVERY_S)
+        duration_s = self._clock() - start_s
+        self._next_s = start_s + min(max(EVERY_S, duration_s / SHARE), AT_LEAST_EVERY_S)
 
     def note(self, event: TrainingEvent, /) -> None:
         match event:
@@ -83,7 +83,7 @@ class TrainingLive(Screen[TrainingEvent]):
                 safe = "" if event.safe is None else f", at most {event.safe} now"
                 self._note(event, f"out of memory in {event.phase} of {event.samples}: {event.action}{safe}")
             case Resized():
-                self._note(event, f"size {event.was} to {event.now}: {event.why}")
+                self._note(event, f"micro-batch {event.was} to {event.now}: {event.why}")
             case Notice():
                 self._notes.append(Text(event.text))
             case TrainingEnded():
@@ -97,37 +97,37 @@ class TrainingLive(Screen[TrainingEvent]):
         self._notes.append(Text(f"epoch {event.epoch + 1}, step {event.step}: {text}", "yellow"))
 
     def draw(self) -> RenderableType:
-        moving = [] if self._step is None else self._moving(self._step)
+        current = [] if self._step is None else self._current(self._step)
         notes = [Text.assemble("  - ", text, no_wrap=True, overflow="ellipsis") for text in self._notes[-_MOST_NOTES:]]
-        room = max(self.height - 2 - len(moving) - len(notes), 3)
-        return Group(*self._head(), *self._epochs[-room:], *notes, *moving)
+        most_epochs = max(self.height - 2 - len(current) - len(notes), 3)
+        return Group(*self._head(), *self._epochs[-most_epochs:], *notes, *current)
 
     def _head(self) -> list[Text]:
         started = self._started
         if started is None:
             return []
-        where = f"{started.about.get('spec') or ''} on {started.device}, {started.allocator}"
-        return [Text.assemble(("training ", "bold"), where, no_wrap=True, overflow="ellipsis")]
+        setup = f"{started.about.get('spec') or ''} on {started.device}, {started.allocator}"
+        return [Text.assemble(("training ", "bold"), setup, no_wrap=True, overflow="ellipsis")]
 
     def _epoch(self, event: EpochEnded) -> Text:
-        told = [f"eval {name} {_number(value)}" for name, value in event.evaluation.items()]
-        line = ", ".join([f"loss {_number(event.loss)}", *told, f"{count(event.samples_per_s)}/s"])
+        evaluation = [f"eval {name} {_number(value)}" for name, value in event.evaluation.items()]
+        line = ", ".join([f"loss {_number(event.loss)}", *evaluation, f"{count(event.samples_per_s)} samples/s"])
         text = f"  epoch {event.epoch + 1} of {self._pace.epochs or '?'}: {line}"
         return Text(text, "green", no_wrap=True, overflow="ellipsis")
 
-    def _moving(self, step: StepEnded) -> list[Text]:
+    def _current(self, step: StepEnded) -> list[Text]:
         return [
             Text.assemble("  ", *parts, no_wrap=True, overflow="ellipsis")
-            for parts in (self._where(step), _losses(step), self._memory(), _speed(step))
+            for parts in (self._position(step), _losses(step), self._memory(), _speed(step))
             if parts
         ]
 
-    def _where(self, step: StepEnded) -> list[str | tuple[str, str]]:
-        of = None if self._started is None else self._started.steps_per_epoch
+    def _position(self, step: StepEnded) -> list[str | tuple[str, str]]:
+        steps = None if self._started is None else self._started.steps_per_epoch
         share, left_s = self._pace.share, self._pace.left_s(now_s=self._clock())
-        where = f"epoch {step.epoch + 1} of {self._pace.epochs or '?'}, step {step.step}{f' of {of}' if of else ''}"
+        position = f"epoch {step.epoch + 1} of {self._pace.epochs or '?'}, step {step.step}{f' of {steps}' if steps else ''}"
         bar: list[str | tuple[str, str]] = [] if share is None else [*_bar(share, "cyan"), f" {share:.0%}  "]
-        return [*bar, where, f", {format_seconds(left_s)} left" if left_s is not None else ""]
+        return [*bar, position, f", {format_seconds(left_s)} left" if left_s is not None else ""]
 
     def _memory(self) -> list[str | tuple[str, str]]:
         if self._measured is None or self._measured.peak_bytes is None:
@@ -138,17 +138,17 @@ class TrainingLive(Screen[TrainingEvent]):
         if budget > 0:
             style = "red" if peak > budget else "yellow" if peak > _FULL * budget else "green"
             parts += _bar(peak / budget, style)
-        of = f" of {format_bytes(budget)}" if budget > 0 else ""
-        parts.append(f" {format_bytes(peak)}{of}")
+        of_budget = f" of {format_bytes(budget)}" if budget > 0 else ""
+        parts.append(f" {format_bytes(peak)}{of_budget}")
         return [*parts, ("" if predicted is None else f", {format_bytes(predicted)} predicted", "dim")]
 
 
 def _losses(step: StepEnded) -> list[str | tuple[str, str]]:
-    told: list[tuple[str, float | None]] = [("loss", step.loss)]
-    told += [(key.removeprefix(LOSS), value) for key, value in step.of_tasks.items() if key.startswith(LOSS)]
-    told += [("grad norm", step.grad_norm), ("lr", step.lr)]
+    values: list[tuple[str, float | None]] = [("loss", step.loss)]
+    values += [(key.removeprefix(LOSS), value) for key, value in step.of_tasks.items() if key.startswith(LOSS)]
+    values += [("grad norm", step.grad_norm), ("lr", step.lr)]
     parts: list[str | tuple[str, str]] = []
-    for name, value in told:
+    for name, value in values:
         if value is not None:
             parts += [(f"{name} ", "dim"), f"{_number(value)}  "]
     return parts

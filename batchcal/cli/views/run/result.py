@@ -30,22 +30,23 @@ def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
     for epoch in result.epochs:
         table.add_row(
             *(str(epoch.epoch + 1), f"{epoch.loss:.4f}"),
-            *("" if name not in epoch.evaluation else _told(epoch.evaluation[name]) for name in names),
+            *("" if name not in epoch.evaluation else _metric(epoch.evaluation[name]) for name in names),
             *([] if many else [count(epoch.steps)]),
             *(count(epoch.samples_per_s), format_seconds(epoch.wall_s)),
         )
     yield table
     yield Text("")
-    held = result.peak_bytes if result.accelerator_peak_bytes is None else result.accelerator_peak_bytes
-    text = Text(f"  {count(result.samples_per_s)} samples/s, peak {format_bytes(held)}")
+    peak_bytes = result.peak_bytes if result.accelerator_peak_bytes is None else result.accelerator_peak_bytes
+    text = Text(f"  {count(result.samples_per_s)} samples/s, peak {format_bytes(peak_bytes)}")
     text.append(f"  ({format_bytes(plan.predicted_peak_bytes)} predicted, {format_bytes(plan.budget_bytes)} budget)", style="dim")
     yield text
     if result.checkpoint is not None:
         yield Text(f"  checkpoint {result.checkpoint}", overflow="fold", no_wrap=False)
     if result.skipped_steps:
-        of = sum(epoch.steps for epoch in result.epochs)
-        yield Text(f"  {count(result.skipped_steps)} of {count_of(of, 'step')} skipped: they changed no parameter", style="dim")
+        steps = sum(epoch.steps for epoch in result.epochs)
+        skipped = f"{count(result.skipped_steps)} of {count_of(steps, 'step')}"
+        yield Text(f"  {skipped} skipped: they changed no parameter", style="dim")
 
 
-def _told(value: float | None) -> str:
-    return "no number" if value is None else f"{value:.4f}"
+def _metric(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.4f}"
