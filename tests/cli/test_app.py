@@ -298,7 +298,7 @@ def test_a_dry_run_starts_and_writes_nothing(project: Path, capsys: pytest.Captu
     document = json.loads(capsys.readouterr().out)
     assert (document["assumed"], document["measured"], document["fresh"]) == (True, False, False)
     assert document["calibration"]["status"] == "predicted"
-    assert any("assumed" in note for note in document["calibration"]["notes"])
+    assert any("it assumes that the task needs" in note for note in document["calibration"]["notes"])
     assert not (project / ".batchcal").exists()
 
 

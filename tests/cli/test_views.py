@@ -23,8 +23,9 @@ from batchcal.cli.views.calibration.decisions import PARTS, decisions
 from batchcal.cli.views.calibration.page import page
 from batchcal.cli.views.calibration.view import ShownCalibration, answer, memory_parts, show
 from batchcal.cli.views.charts.canvas import Canvas
-from batchcal.cli.views.charts.memory import memory_chart, ticks
-from batchcal.cli.views.charts.memory_text import draw
+from batchcal.cli.views.charts.memory import memory_chart
+from batchcal.cli.views.charts.plot import Axis
+from batchcal.cli.views.charts.plot_text import draw
 from batchcal.cli.views.run import result as training_view
 from batchcal.cli.views.words import count, limit_sentence, long, short, tone
 from batchcal.core.units import GIB, MIB
@@ -164,10 +165,10 @@ def test_a_probe_that_ran_out_stands_at_or_above_the_budget() -> None:
     calibration = a_calibration()
     chart = memory_chart(calibration, calibration.findings[0])
     assert chart is not None
-    too_big = [mark for mark in chart.marks if mark.tone == "bad"]
-    assert {mark.batch for mark in too_big} == {544}
-    assert all(mark.bytes >= chart.budget_bytes for mark in too_big)
-    assert [mark.batch for mark in chart.marks if mark.is_answer] == [512, 360]
+    too_large = [mark for mark in chart.marks if mark.kind == "too-large"]
+    assert {mark.x for mark in too_large} == {544}
+    assert all(mark.y >= chart.rules[0].y for mark in too_large)
+    assert [(mark.x, mark.label) for mark in chart.marks if mark.kind == "result"] == [(512, "512"), (360, "360")]
 
 
 def test_a_far_limit_does_not_squeeze_the_curve() -> None:
@@ -175,8 +176,30 @@ def test_a_far_limit_does_not_squeeze_the_curve() -> None:
     budget = calibration.budgets[0].model_copy(update={"limit_bytes": 64 * GIB})
     chart = memory_chart(calibration.model_copy(update={"budgets": (budget,)}), calibration.findings[0])
     assert chart is not None
-    assert chart.limit_bytes is None
-    assert chart.most_bytes < 2 * GIB
+    assert [rule.name for rule in chart.rules] == ["budget"]
+    assert chart.y.high < 2 * GIB
+
+
+def test_a_far_budget_is_named_and_does_not_squeeze_the_curve() -> None:
+    calibration = a_calibration()
+    budget = calibration.budgets[0].model_copy(update={"limit_bytes": 24 * GIB, "budget_bytes": 20 * GIB})
+    probes = tuple(probe for probe in calibration.measurements if probe.batch != 544)
+    calibration = calibration.model_copy(update={"budgets": (budget,), "measurements": probes})
+    chart = memory_chart(calibration, calibration.findings[0])
+    assert chart is not None
+    assert chart.rules == ()
+    assert "budget 20.0 GiB" in chart.title
+    assert chart.y.high < 1 * GIB
+
+
+def test_train_and_evaluation_differ_without_colour() -> None:
+    calibration = a_calibration()
+    chart = memory_chart(calibration, calibration.findings[0])
+    assert chart is not None
+    assert [series.shape for series in chart.series] == ["line", "dashes"]
+    legend = [line.plain.strip() for line in draw(chart, width=60, height=14)[17:]]
+    assert " ".join(legend) == "⠒⠒ train  ⠒ ⠒ eval  ● fits  ✗ too large  ◆ result"
+    assert all(line.cell_len <= 60 for line in draw(chart, width=60, height=14))
 
 
 def test_a_probe_that_told_nothing_is_marked_apart() -> None:
@@ -186,8 +209,9 @@ def test_a_probe_that_told_nothing_is_marked_apart() -> None:
     calibration = calibration.model_copy(update={"measurements": (*calibration.measurements, odd, blind)})
     chart = memory_chart(calibration, calibration.findings[0])
     assert chart is not None
-    assert [mark.sequence for mark in chart.marks if mark.tone == "odd"] == [7], "what has no height is not drawn"
-    assert "? inconclusive" in "\n".join(line.plain for line in draw(chart, width=WIDTH))
+    inconclusive = [mark for mark in chart.marks if mark.kind == "inconclusive"]
+    assert [mark.text.partition(",")[0] for mark in inconclusive] == ["probe 7"], "what has no height is not drawn"
+    assert "? inconclusive" in "\n".join(line.plain for line in draw(chart, width=WIDTH, height=14))
 
 
 def test_a_line_on_the_canvas_has_no_gaps() -> None:
@@ -204,17 +228,9 @@ def test_what_lies_outside_of_the_canvas_is_not_drawn() -> None:
     assert "".join(row.plain for row in canvas.rows()).strip() == ""
 
 
-@pytest.mark.parametrize(
-    ("most", "about", "kind", "expected"),
-    [
-        (600.0, 8, "count", (0, 100, 200, 300, 400, 500, 600)),
-        (3.0, 8, "count", (0, 1, 2, 3)),
-        (1.1 * GIB, 5, "bytes", (0, 256 * MIB, 512 * MIB, 768 * MIB, GIB)),
-        (0.0, 5, "bytes", (0,)),
-    ],
-)
-def test_ticks_are_round(most: float, about: int, kind: str, expected: tuple[float, ...]) -> None:
-    assert ticks(most, about=about, kind="bytes" if kind == "bytes" else "count") == expected
+def test_no_two_ticks_have_one_label() -> None:
+    labels = [text for _, text in Axis(1.0, 1.0004, "number").labels(10)]
+    assert len(labels) == len(set(labels))
 
 
 OUTCOMES: dict[str, tuple[Outcome, str, str]] = {
@@ -342,7 +358,7 @@ def test_the_page_shows_the_answer_the_probes_and_the_reasons() -> None:
     html = page(seen(stale=Stale(reason="expired", detail="made long ago")))
     wanted = ("512", "360", "killed by SIGSEGV", "why a budget of 839 MiB on cpu", "expired: made long ago", "DataLoader workers")
     assert [told for told in wanted if told not in html] == []
-    assert html.count('class="mark') == 6
+    assert html.count('class="mark') == 2 * 6, "for wide and for narrow screens"
     assert html.count("<tr>") == 1 + 6
 
 

@@ -93,7 +93,7 @@ def test_a_logger_that_fails_is_told_about_once_and_then_left_alone() -> None:
         to.event("step", {"global_step": step, "loss": 1.0})
     assert sink.calls == PATIENCE
     assert told == [
-        "the logger Failing failed: ConnectionError: no route; training goes on",
+        "the logger Failing failed: ConnectionError: no route; training continues",
         "the logger Failing failed 3 times in a row and is no longer called",
     ]
 

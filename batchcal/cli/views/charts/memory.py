@@ -76,7 +76,7 @@ def _curve(model: MemoryModel, most_batch: float, most_bytes: float) -> tuple[Po
 def _mark(probe: Measurement, finding: Finding, budget_bytes: int) -> PlotMark | None:
     """Return the mark of a probe. None: the probe was inconclusive, and its peak was not predicted."""
     peak, kind = peak_of(probe.outcome), tone(probe.outcome)
-    measured = None if peak is None else float(peak.held_on(finding.device))
+    measured = None if peak is None else float(peak.bytes_on(finding.device))
     completed = isinstance(probe.outcome, OutOfMemory) and probe.outcome.source == "budget" and measured is not None
     if kind == "bad" and not completed:
         # A probe that ran out of memory is drawn at the budget or above: it needed more than was measured.
