@@ -8,18 +8,19 @@ from collections.abc import Iterable
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from rich.console import Console, RenderableType
 
+from batchcal.calibration.records.promises import PromiseCheck, PromiseName
 from batchcal.calibration.records.time_slices import TimedPart, TimeSlice
 from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Calibration, Capacity
 from batchcal.calibration.stale import Stale
 from batchcal.cli.views import environment as environment_view
 from batchcal.cli.views.calibration import plan as plan_view
-from batchcal.cli.views.calibration.decisions import PARTS, decisions
+from batchcal.cli.views.calibration.decisions import PARTS, PROMISES, decisions
 from batchcal.cli.views.calibration.page import page
 from batchcal.cli.views.calibration.view import ShownCalibration, answer, memory_parts, show
 from batchcal.cli.views.charts.canvas import Canvas
@@ -190,6 +191,13 @@ def test_a_far_budget_is_named_and_does_not_squeeze_the_curve() -> None:
     assert chart.rules == ()
     assert "budget 20.0 GiB" in chart.title
     assert chart.y.high < 1 * GIB
+
+
+@pytest.mark.parametrize("promise", get_args(PromiseName))
+@pytest.mark.parametrize("result", ["ok", "violated", "not-checked"])
+def test_every_promise_can_be_shown(promise: PromiseName, result: Literal["ok", "violated", "not-checked"]) -> None:
+    calibration = a_calibration(promises=(PromiseCheck(promise=promise, result=result, cause="a cause"),))
+    assert PROMISES[promise] in page(seen(calibration))
 
 
 def test_train_and_evaluation_differ_without_colour() -> None:

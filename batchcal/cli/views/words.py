@@ -33,7 +33,7 @@ MEMORY_SOURCES: Final = {
     "accelerator": "the accelerator was full",
     "budget": "ran, but with a peak above the budget",
 }
-"""How each source of the outcome out-of-memory is described."""
+"""Description of each source of the outcome out-of-memory."""
 
 
 def tone(outcome: Outcome) -> Tone:

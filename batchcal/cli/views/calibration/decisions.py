@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel
-from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck, PromiseName
 from batchcal.calibration.records.rehearsal import Finalist, Rehearsal
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
 from batchcal.cli.views.words import count, limit_sentence, long
@@ -104,12 +104,16 @@ def _time(calibration: Calibration) -> list[tuple[str, str]]:
     return [(f"how the {format_seconds(calibration.wall_s)} were used", ", ".join(parts))]
 
 
+PROMISES: Final[dict[PromiseName, str]] = {
+    "mean-over-weight": "is the loss of a batch the mean over its weight",
+    "batch-statistics": "does a layer depend on the other samples of its batch",
+    "same-samples-in-workers": "do DataLoader workers return the same samples",
+    "step-without-loss": "does the optimizer step without computing the loss again",
+}
+
+
 def _promise(check: PromiseCheck) -> tuple[str, str]:
-    question = {
-        "mean-over-weight": "is the loss of a batch the mean over its weight",
-        "batch-statistics": "does a layer depend on the other samples of its batch",
-        "same-samples-in-workers": "do DataLoader workers return the same samples",
-    }[check.promise]
+    question = PROMISES[check.promise]
     if check.result == "not-checked":
         return question, f"not checked: {check.cause}"
     if check.result == "ok":

@@ -20,7 +20,7 @@ _BEYOND: Final = 1.12
 """Length of the axes as a multiple of the largest value."""
 _BEYOND_LIMIT: Final = 1.06
 _POINTS: Final = 96
-_TRAIN, _EVAL = 0, 3
+_TRAIN, _EVAL = 0, 2
 """Colours."""
 
 

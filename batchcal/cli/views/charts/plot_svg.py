@@ -98,7 +98,7 @@ def _rule(frame: _Frame, rule: Rule) -> str:
     y = frame.y(rule.y)
     return (
         f'<line class="rule {rule.name}" x1="{_LEFT}" y1="{y}" x2="{frame.end}" y2="{y}"/>'
-        f'<text class="label {rule.name}" x="{frame.end - 8}" y="{y - 6}" text-anchor="end">{rule.name}</text>'
+        f'<text class="label {rule.name}" x="{_LEFT + 8}" y="{y - 6}">{rule.name}</text>'
         f'<text class="tick {rule.name}" x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{frame.plot.y.text(rule.y)}</text>'
     )
 
