@@ -210,7 +210,7 @@ def test_a_full_disk_costs_the_line_and_not_the_ones_before_or_after(path: Path)
 def test_a_journal_that_cannot_be_begun_is_an_error_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(NotSaved, match="not saved"):
+    with pytest.raises(NotSaved, match="could not be saved"):
         opened(tmp_path / "file" / "calibration.journal.jsonl")
 
 

@@ -46,20 +46,20 @@ def user_environment(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def invocation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout in which the blocks are run one after the other, so that each finds what the ones above left."""
-    copy = tmp_path_factory.mktemp("invocation") / "batchcal"
+    copy = tmp_path_factory.mktemp("project") / "batchcal"
     hidden_and_built = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
     shutil.copytree(ROOT, copy, ignore=hidden_and_built)
     (copy.parent / "home").mkdir()
     return copy
 
 
-def run(invocation: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command,
-        cwd=invocation,
-        env=user_environment(invocation.parent / "home"),
+        cwd=project,
+        env=user_environment(project.parent / "home"),
         capture_output=True,
         text=True,
         check=False,
@@ -73,11 +73,11 @@ def run(invocation: Path, *command: str, check: bool = True) -> subprocess.Compl
     return done
 
 
-def run_block(invocation: Path, block: Block) -> None:
+def run_block(project: Path, block: Block) -> None:
     if block.not_run:
         pytest.skip(block.not_run)
     if block.file:
-        path = invocation / block.file
+        path = project / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
         if path.suffix == ".py":
@@ -90,10 +90,10 @@ def run_block(invocation: Path, block: Block) -> None:
             for command in commands:
                 # The tests would run themselves; that this command is the right one is what .ci/run shows.
                 what = "python -m nox -l" if command == TESTS_COMMAND else without_installing(command)
-                run(invocation, "bash", "-euo", "pipefail", "-c", what)
+                run(project, "bash", "-euo", "pipefail", "-c", what)
         case "sh" | "bash":
             run(
-                invocation,
+                project,
                 "bash",
                 "-euo",
                 "pipefail",
@@ -101,7 +101,7 @@ def run_block(invocation: Path, block: Block) -> None:
                 "\n".join(without_installing(line) for line in block.text.splitlines()),
             )
         case "python":
-            run(invocation, sys.executable, "-c", block.text)
+            run(project, sys.executable, "-c", block.text)
         case "toml":
             tomllib.loads(block.text)
         case "json":
@@ -160,8 +160,8 @@ def test_every_block_is_valid(page: str, block: Block, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("block", [block for _, block in BLOCKS], ids=NAMES)
-def test_every_block_runs(block: Block, invocation: Path) -> None:
-    run_block(invocation, block)
+def test_every_block_runs(block: Block, project: Path) -> None:
+    run_block(project, block)
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *STUDIES], ids=lambda path: str(path.relative_to(ROOT)))
@@ -172,7 +172,7 @@ def test_every_config_in_the_repository_is_valid(config: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_every_config_in_the_repository_calibrates(config: Path, invocation: Path, tmp_path: Path) -> None:
+def test_every_config_in_the_repository_calibrates(config: Path, project: Path, tmp_path: Path) -> None:
     answer = tmp_path / "calibration.json"
     command = [
         sys.executable,
@@ -185,7 +185,7 @@ def test_every_config_in_the_repository_calibrates(config: Path, invocation: Pat
         "--max-batch",
         "64",
     ]
-    run(invocation, *command, "--memory-limit", "2GiB", "--output", str(answer))
+    run(project, *command, "--memory-limit", "2GiB", "--output", str(answer))
     calibration = json.loads(answer.read_text())
     assert calibration["kind"] == "calibration"
     assert calibration["findings"][0]["train"]["batch"] >= 1
@@ -202,11 +202,11 @@ def test_there_is_a_config_for_each_example() -> None:
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.name)
-def test_every_study_in_the_repository_can_be_begun(config: Path, invocation: Path, tmp_path: Path) -> None:
+def test_every_study_in_the_repository_can_be_begun(config: Path, project: Path, tmp_path: Path) -> None:
     study = ["batchcal", "hpo", "run", f"configs/hpo/{config.name}"]
-    run(invocation, *study, "--write-configs", str(tmp_path))
+    run(project, *study, "--write-configs", str(tmp_path))
     if config.stem == "patchtst-small":
-        told = run(invocation, *study, "--set", "trials=2", "--json")
+        told = run(project, *study, "--set", "trials=2", "--json")
         assert json.loads(told.stdout)["done"] == 2
 
 
@@ -218,10 +218,10 @@ def test_the_readme_shows_the_two_commands() -> None:
 
 
 @pytest.mark.child
-def test_the_help_on_the_pages_is_the_real_one(invocation: Path) -> None:
+def test_the_help_on_the_pages_is_the_real_one(project: Path) -> None:
     shown = [text for _, block in BLOCKS if (text := block.output_of("batchcal --help")) is not None]
     assert shown, "docs/guide.md shows `$ batchcal --help`"
-    real = run(invocation, sys.executable, "-m", "batchcal", "--help").stdout
+    real = run(project, sys.executable, "-m", "batchcal", "--help").stdout
     assert without_margins(shown[0]) == without_margins(real)
 
 
@@ -231,8 +231,8 @@ def without_margins(text: str) -> str:
 
 
 @pytest.mark.child
-def test_every_verb_is_in_the_readme(invocation: Path) -> None:
-    listed = run(invocation, sys.executable, "-m", "batchcal", "--help").stdout.partition("Commands")[2]
+def test_every_verb_is_in_the_readme(project: Path) -> None:
+    listed = run(project, sys.executable, "-m", "batchcal", "--help").stdout.partition("Commands")[2]
     verbs = re.findall(r"^[│ ] *([a-z][a-z-]*)  ", listed, re.MULTILINE)
     assert {"detect", "calibrate", "show", "plan", "train"} <= set(verbs)
     assert [verb for verb in verbs if f"batchcal {verb}" not in README] == []

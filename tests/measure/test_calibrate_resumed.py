@@ -8,10 +8,10 @@ from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.children.probe import ProbeRequest, TimingReport, TimingRequest
 from batchcal.measure.options import options
-from tests.support.probes import Desk, ScriptedProbe
+from tests.support.probes import Harness, ScriptedProbe
 
 
-def broken_off(invocation: Desk, after: int) -> list[int]:
+def broken_off(harness: Harness, after: int) -> list[int]:
     """A calibration that dies without a word after so many probes; the sizes that it ran."""
 
     class PowerCut(BaseException):
@@ -26,40 +26,40 @@ def broken_off(invocation: Desk, after: int) -> list[int]:
         return None
 
     with pytest.raises(PowerCut):
-        invocation.calibrate(ScriptedProbe(script, mapped=True))
+        harness.calibrate(ScriptedProbe(script, mapped=True))
     return ran
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_what_was_measured_before_a_power_cut_is_not_measured_again(invocation: Desk, after: int) -> None:
+def test_what_was_measured_before_a_power_cut_is_not_measured_again(harness: Harness, after: int) -> None:
     whole = ScriptedProbe(mapped=True)
-    straight = invocation.calibrate(whole, output=invocation.folder / "other" / "straight.json").calibration
-    ran = broken_off(invocation, after)
+    straight = harness.calibrate(whole, output=harness.folder / "other" / "straight.json").calibration
+    ran = broken_off(harness, after)
     probe = ScriptedProbe(mapped=True)
-    resumed = invocation.calibrate(probe).calibration
+    resumed = harness.calibrate(probe).calibration
     assert len(ran) == after
     assert [request.batch for request in probe.requests] == [request.batch for request in whole.requests][after:]
-    assert len(invocation.events("probe_kept")) >= after
+    assert len(harness.events("probe_kept")) >= after
     assert resumed.finding() == straight.finding()
     assert [one.batch for one in resumed.measurements] == [one.batch for one in straight.measurements]
-    assert not invocation.journal.exists()
+    assert not harness.journal.exists()
 
 
-def test_a_second_power_cut_loses_nothing_either(invocation: Desk) -> None:
-    first = broken_off(invocation, 1)
-    second = broken_off(invocation, 1)
-    resumed = invocation.calibrate(ScriptedProbe()).calibration
+def test_a_second_power_cut_loses_nothing_either(harness: Harness) -> None:
+    first = broken_off(harness, 1)
+    second = broken_off(harness, 1)
+    resumed = harness.calibrate(ScriptedProbe()).calibration
     assert [one.batch for one in resumed.measurements][:2] == first + second
     assert [one.sequence for one in resumed.measurements] == list(range(1, len(resumed.measurements) + 1))
 
 
-def test_a_resumption_holds_although_others_use_a_little_more_now(invocation: Desk) -> None:
-    ran = broken_off(invocation, 2)
-    memory = invocation.environment.memory
+def test_a_resumption_holds_although_others_use_a_little_more_now(harness: Harness) -> None:
+    ran = broken_off(harness, 2)
+    memory = harness.environment.memory
     less = memory.model_copy(update={"available_bytes": 850 * MIB + int(0.15 * GIB)})
-    invocation.environment = invocation.environment.model_copy(update={"memory": less})
+    harness.environment = harness.environment.model_copy(update={"memory": less})
     probe = ScriptedProbe()
-    resumed = invocation.calibrate(probe).calibration
+    resumed = harness.calibrate(probe).calibration
     budget, finding = resumed.budget(), resumed.finding()
     assert budget is not None
     assert finding is not None
@@ -68,15 +68,15 @@ def test_a_resumption_holds_although_others_use_a_little_more_now(invocation: De
     assert ran[0] not in probe.sizes()
 
 
-def test_force_begins_from_the_beginning(invocation: Desk) -> None:
-    broken_off(invocation, 2)
+def test_force_begins_from_the_beginning(harness: Harness) -> None:
+    broken_off(harness, 2)
     probe = ScriptedProbe()
-    invocation.calibrate(probe, force=True)
+    harness.calibrate(probe, force=True)
     assert len(probe.sizes()) == 2
-    assert invocation.events("probe_kept") == []
+    assert harness.events("probe_kept") == []
 
 
-def test_a_race_of_policies_before_a_power_cut_is_not_run_again(invocation: Desk) -> None:
+def test_a_race_of_policies_before_a_power_cut_is_not_run_again(harness: Harness) -> None:
     class PowerCut(BaseException):
         pass
 
@@ -93,9 +93,9 @@ def test_a_race_of_policies_before_a_power_cut_is_not_run_again(invocation: Desk
     raced = options(GIB, allocator="auto", objective="throughput")
     first = Counting(cut, mapped=True)
     with pytest.raises(PowerCut):
-        invocation.calibrate(first, raced)
+        harness.calibrate(first, raced)
     second = Counting(mapped=True)
-    calibration = invocation.calibrate(second, raced).calibration
+    calibration = harness.calibrate(second, raced).calibration
     assert first.laps >= len(calibration.speeds) > 1
     assert second.laps == 1  # of threads, after the capacities
-    assert invocation.events("race_kept") == [{"device": "cpu", "allocator": calibration.allocator}]
+    assert harness.events("race_kept") == [{"device": "cpu", "allocator": calibration.allocator}]

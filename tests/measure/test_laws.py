@@ -28,7 +28,7 @@ from batchcal.measure.children.probe import (
 from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.options import options
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
-from tests.support.probes import BROKEN, KILLED, SUSPECT, Desk, MachineProbe
+from tests.support.probes import BROKEN, KILLED, SUSPECT, Harness, MachineProbe
 
 MISHAPS: tuple[Outcome, ...] = (KILLED, BROKEN, SUSPECT)
 
@@ -83,14 +83,14 @@ def test_the_answer_was_run_within_the_budget_and_the_status_is_true(
     *, probe: Mishaps, multiple_of: int, max_batch: int | None, max_probes: int | None
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        invocation = Desk(Path(folder))
+        harness = Harness(Path(folder))
         asked = options(GIB, multiple_of=multiple_of, max_batch=max_batch, max_probes=max_probes)
         try:
-            result = invocation.calibrate(probe, asked)
+            result = harness.calibrate(probe, asked)
         except NothingFits as error:
             assert_nothing_fits(probe, error, multiple_of, max_batch)
             return
-        on_disk = load(invocation.path, trust=find_trust({}))
+        on_disk = load(harness.path, trust=find_trust({}))
     assert isinstance(on_disk, Loaded)
     assert on_disk.calibration == result.calibration
     assert_true(result.calibration)
@@ -197,14 +197,14 @@ def test_a_calibration_that_is_cut_off_again_and_again_gives_an_answer_at_least_
 ) -> None:
     cutting = Cutting(probe)
     with tempfile.TemporaryDirectory() as folder:
-        invocation = Desk(Path(folder))
+        harness = Harness(Path(folder))
         accepted = 0
         for kill in [*kills, 100]:
             cutting.left = kill
             try:
-                calibration = invocation.calibrate(cutting).calibration
+                calibration = harness.calibrate(cutting).calibration
             except Cut:
-                accepted = _accepted(invocation)
+                accepted = _accepted(harness)
             except NothingFits:
                 assert accepted == 0
                 return
@@ -218,7 +218,7 @@ def test_a_calibration_that_is_cut_off_again_and_again_gives_an_answer_at_least_
                 return
 
 
-def _accepted(invocation: Desk) -> int:
+def _accepted(harness: Harness) -> int:
     """The largest training batch that was told to have fitted, over all lives."""
-    fitted = [fields for fields in invocation.events("probe_ended") if (fields["mode"], fields["outcome"]) == ("train", "fits")]
+    fitted = [fields for fields in harness.events("probe_ended") if (fields["mode"], fields["outcome"]) == ("train", "fits")]
     return max((batch for fields in fitted if isinstance(batch := fields["batch"], int)), default=0)

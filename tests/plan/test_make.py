@@ -94,7 +94,7 @@ def test_the_predicted_peak_is_never_below_a_run_of_at_most_that_size() -> None:
 def test_evaluation_counts_towards_the_peak() -> None:
     plan = make_plan(a_calibration(), effective_batch=8)
     assert plan.predicted_peak_bytes == 401 * MIB
-    assert "evaluating 360" in plan.why["predicted_peak_bytes"]
+    assert "an evaluation batch of 360" in plan.why["predicted_peak_bytes"]
 
 
 def test_without_a_measured_evaluation_it_uses_what_training_can() -> None:

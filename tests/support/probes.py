@@ -162,7 +162,7 @@ class MachineProbe(FakeProbe):
         return None
 
 
-class Desk:
+class Harness:
     """One project folder with a task in it, and calibrations of it with scripted probes on a machine that is laid out."""
 
     def __init__(self, folder: Path) -> None:
@@ -212,9 +212,9 @@ class Desk:
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
 
 
-def saved(invocation: Desk, path: Path | None = None) -> Calibration:
+def saved(harness: Harness, path: Path | None = None) -> Calibration:
     """What lies in the file, which is whole and ours."""
-    found = load(path or invocation.path, trust=find_trust(invocation.environ))
+    found = load(path or harness.path, trust=find_trust(harness.environ))
     assert isinstance(found, Loaded)
     return found.calibration
 

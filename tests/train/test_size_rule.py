@@ -111,7 +111,7 @@ def test_a_resumed_epoch_whose_last_group_the_task_does_not_take_is_refused_befo
     plan = a_plan(16, size_rule=STATEFUL)
     with pytest.raises(UsageError, match="the resumed epoch ends with a group of 4 samples") as refused:
         train(checked(STATEFUL, 96), plan, checkpoint=checkpoint, resume=True)
-    assert "one size only" in refused.value.known
+    assert "only one batch size" in refused.value.known
     assert "--effective-batch 12, as before; or --drop-last" in refused.value.try_
     result = train(checked(STATEFUL, 96), plan, TrainOptions(drop_last=True), checkpoint=checkpoint, resume=True)
     assert result.epochs[0].samples == 92

@@ -11,7 +11,7 @@ from batchcal.measure.children.probe import Observation, RehearsalRequest, Timin
 from batchcal.measure.options import options
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
-from tests.support.probes import FAKE, Desk, ScriptedProbe, saved
+from tests.support.probes import FAKE, Harness, ScriptedProbe, saved
 
 
 class Stage(ScriptedProbe):
@@ -46,9 +46,9 @@ class Stage(ScriptedProbe):
         return (2000.0 if plan.allocator == "retain" else 1000.0) / (1 + plan.micro_batch / 100)
 
 
-def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(invocation: Desk) -> None:
+def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(harness: Harness) -> None:
     probe = Stage()
-    calibration = invocation.calibrate(probe, options(GIB, effective_batch=256)).calibration
+    calibration = harness.calibrate(probe, options(GIB, effective_batch=256)).calibration
     plan = make_plan(calibration)
     assert plan.status == "verified"
     assert plan.allocator == "retain"
@@ -58,7 +58,7 @@ def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(invocation: D
     assert calibration.status == "complete"
 
 
-def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(invocation: Desk) -> None:
+def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(harness: Harness) -> None:
     class Misjudged(Stage):
         def time_sizes(self, request: TimingRequest) -> TimingReport:
             report = super().time_sizes(request)
@@ -70,7 +70,7 @@ def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(invocation: Desk) ->
                 )
             )
 
-    calibration = invocation.calibrate(Misjudged()).calibration
+    calibration = harness.calibrate(Misjudged()).calibration
     finding = calibration.finding()
     assert finding is not None
     race = calibration.sizes_of(finding)
@@ -82,9 +82,9 @@ def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(invocation: Desk) ->
     assert max(smaller.micro_batches) <= 40
 
 
-def test_what_each_knob_brings_is_measured_by_turning_it_back(invocation: Desk) -> None:
+def test_what_each_knob_brings_is_measured_by_turning_it_back(harness: Harness) -> None:
     probe = Stage()
-    told = invocation.calibrate(probe, options(GIB, effective_batch=256)).calibration.attribution
+    told = harness.calibrate(probe, options(GIB, effective_batch=256)).calibration.attribution
     assert told is not None
     assert {"allocator", "micro_batch"} <= {knob.knob for knob in told.knobs}
     timed = {(plan.allocator, plan.micro_batch) for plan in probe.plans}
@@ -93,7 +93,7 @@ def test_what_each_knob_brings_is_measured_by_turning_it_back(invocation: Desk) 
     assert all(plan.effective_batch == sum(plan.micro_batches) == chosen.effective_batch for plan in probe.plans)
 
 
-def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(invocation: Desk) -> None:
+def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(harness: Harness) -> None:
     class TooMuch(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             report = super().rehearse(request)
@@ -104,7 +104,7 @@ def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(invocation
             return Observation(outcome=over, isolation=FAKE, times=None, wall_s=1.0)
 
     probe = TooMuch()
-    calibration = invocation.calibrate(probe, options(GIB, objective="memory", effective_batch=512)).calibration
+    calibration = harness.calibrate(probe, options(GIB, objective="memory", effective_batch=512)).calibration
     first, second = probe.rehearsed
     assert second.micro_batch < 0.9 * first.micro_batch
     assert second.effective_batch == first.effective_batch
@@ -116,7 +116,7 @@ def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(invocation
     assert any("the rehearsal failed at micro-batch" in note for note in calibration.notes)
 
 
-def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_not(invocation: Desk) -> None:
+def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_not(harness: Harness) -> None:
     class Evaluating(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             report = super().rehearse(request)
@@ -125,7 +125,7 @@ def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_n
             return Observation(outcome=OutOfMemory(source="fence"), isolation=FAKE, times=None, evaluating=True, wall_s=1.0)
 
     probe = Evaluating()
-    calibration = invocation.calibrate(probe).calibration
+    calibration = harness.calibrate(probe).calibration
     first, second = probe.rehearsed
     assert second.micro_batches == first.micro_batches
     assert second.eval_batch == first.eval_batch // 2
@@ -134,7 +134,7 @@ def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_n
     assert plan.why["eval_batch"] == "half of the size whose rehearsal failed"
 
 
-def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(invocation: Desk) -> None:
+def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(harness: Harness) -> None:
     class Failing(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             super().rehearse(request)
@@ -142,7 +142,7 @@ def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(invo
                 outcome=UserCodeFailed(phase="measure", error="ValueError: no"), isolation=FAKE, times=None, wall_s=1.0
             )
 
-    result = invocation.calibrate(Failing())
+    result = harness.calibrate(Failing())
     calibration = result.calibration
     assert isinstance(result.stopped, UserCodeError)
     assert result.stopped.what == "ValueError: no"
@@ -153,29 +153,29 @@ def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(invo
     assert calibration.attribution is None
 
 
-def test_without_time_the_capacity_stands_alone_and_says_so(invocation: Desk) -> None:
-    probe = ScriptedProbe(clock=invocation.clock, takes_s=70.0)
-    calibration = invocation.calibrate(probe).calibration
+def test_without_time_the_capacity_stands_alone_and_says_so(harness: Harness) -> None:
+    probe = ScriptedProbe(clock=harness.clock, takes_s=70.0)
+    calibration = harness.calibrate(probe).calibration
     assert calibration.rehearsals == ()
     assert any("no time was left" in left.text for left in calibration.undone)
     assert make_plan(calibration).status == "derived"
 
 
-def test_an_interruption_in_the_rehearsal_keeps_what_was_found(invocation: Desk) -> None:
+def test_an_interruption_in_the_rehearsal_keeps_what_was_found(harness: Harness) -> None:
     class Interrupting(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             raise Interrupted(2)
 
-    result = invocation.calibrate(Interrupting())
+    result = harness.calibrate(Interrupting())
     assert result.stopped is not None
-    calibration = saved(invocation, Path(invocation.path))
+    calibration = saved(harness, Path(harness.path))
     assert calibration.finding() is not None
     assert calibration.status == "unsettled"
     assert calibration.finals != ()
 
 
-def test_the_rate_of_a_verified_plan_is_the_one_that_was_seen(invocation: Desk) -> None:
-    calibration = invocation.calibrate(Stage()).calibration
+def test_the_rate_of_a_verified_plan_is_the_one_that_was_seen(harness: Harness) -> None:
+    calibration = harness.calibrate(Stage()).calibration
     (rehearsal,) = calibration.rehearsals
     assert isinstance(rehearsal.outcome, Fits)
     assert make_plan(calibration).predicted_samples_per_s == rehearsal.outcome.samples_per_s

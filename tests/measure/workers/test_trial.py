@@ -24,7 +24,7 @@ from batchcal.measure.workers.report import _ended, report_of
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest, trial_of
 from batchcal.plan.make import make_plan
 from tests.support.calibrations import step_time
-from tests.support.probes import Desk
+from tests.support.probes import Harness
 
 LOADING = Loading(
     room=CandidateLimits(cores=2.0, shm_bytes=GIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None),
@@ -85,9 +85,9 @@ def test_workers_are_raced_with_the_start_method_that_the_data_needs() -> None:
     assert variant_of(failed[0], failed, loading) is None, "no further start method is tried"
 
 
-def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(invocation: Desk) -> None:
+def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(harness: Harness) -> None:
     probe = Data(bad())
-    calibration = invocation.calibrate(probe).calibration
+    calibration = harness.calibrate(probe).calibration
     assert len(probe.tried) == 1
     plan = make_plan(calibration)
     assert (plan.num_workers, plan.why["num_workers"]) == (0, HANGS.cause)
@@ -99,35 +99,35 @@ def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(invocation:
 
 @pytest.mark.parametrize(("report", "workers"), [(good(), 3), (bad(), 0)])
 def test_workers_that_are_planned_by_the_number_of_cores_are_tried_as_well(
-    invocation: Desk, report: WorkersReport, workers: int
+    harness: Harness, report: WorkersReport, workers: int
 ) -> None:
-    invocation.environment = invocation.environment.model_copy(update={"optimal_workers": 3})
+    harness.environment = harness.environment.model_copy(update={"optimal_workers": 3})
     probe = Data(report)
-    calibration = invocation.calibrate(probe, options(GIB, objective="memory", max_batch=64)).calibration
+    calibration = harness.calibrate(probe, options(GIB, objective="memory", max_batch=64)).calibration
     assert len(probe.tried) == 1
     assert make_plan(calibration, objective="memory", effective_batch=64).num_workers == workers
 
 
-def test_light_data_needs_no_trial(invocation: Desk) -> None:
+def test_light_data_needs_no_trial(harness: Harness) -> None:
     probe = Data(bad(), fetch_share=0.0)
-    calibration = invocation.calibrate(probe).calibration
+    calibration = harness.calibrate(probe).calibration
     assert probe.tried == []
     assert calibration.promises == ()
 
 
-def test_workers_that_the_user_asked_for_are_tried_first_and_end_with_the_cause(invocation: Desk) -> None:
+def test_workers_that_the_user_asked_for_are_tried_first_and_end_with_the_cause(harness: Harness) -> None:
     probe = Data(bad())
     with pytest.raises(UserCodeError) as error:
-        invocation.calibrate(probe, options(GIB, workers=4))
+        harness.calibrate(probe, options(GIB, workers=4))
     assert error.value.what == "4 workers cannot be used: the dataset hangs with workers"
     assert error.value.try_ == "--workers 0; or no pool"
     assert probe.requests == [], "nothing is measured with such workers"
     assert [one.workers for one in probe.tried] == [2]
 
 
-def test_workers_that_the_user_asked_for_and_that_work_are_recorded(invocation: Desk) -> None:
+def test_workers_that_the_user_asked_for_and_that_work_are_recorded(harness: Harness) -> None:
     probe = Data(good(start="forkserver", why_start="it holds a file"))
-    calibration = invocation.calibrate(probe, options(GIB, workers=1)).calibration
+    calibration = harness.calibrate(probe, options(GIB, workers=1)).calibration
     assert len(probe.tried) == 1
     plan = make_plan(calibration)
     assert (plan.num_workers, plan.multiprocessing_context) == (1, "forkserver")
@@ -140,10 +140,10 @@ def test_workers_that_the_user_asked_for_and_that_work_are_recorded(invocation: 
     ids=["raced", "cache", "asked", "asked, cache", "none asked"],
 )
 def test_the_budget_leaves_free_what_an_epoch_adds(
-    invocation: Desk, workers: int | None, growth: int, kept: float, reserved: int
+    harness: Harness, workers: int | None, growth: int, kept: float, reserved: int
 ) -> None:
     probe = Data(good(growth_bytes=growth * MIB), fetch_share=0.0, kept=kept)
-    calibration = invocation.calibrate(probe, options(GIB, workers=workers)).calibration
+    calibration = harness.calibrate(probe, options(GIB, workers=workers)).calibration
     budget = calibration.budget()
     assert budget is not None
     assert budget.reserved_bytes // MIB == reserved
@@ -155,16 +155,16 @@ def test_the_budget_leaves_free_what_an_epoch_adds(
     assert not any("by the end of an epoch" in notice for notice in make_plan(calibration).notices)
 
 
-def test_workers_that_the_user_asked_for_and_that_outgrow_the_memory_are_refused(invocation: Desk) -> None:
+def test_workers_that_the_user_asked_for_and_that_outgrow_the_memory_are_refused(harness: Harness) -> None:
     with pytest.raises(NothingFits) as error:
-        invocation.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=4))
+        harness.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=4))
     assert "4 workers do not fit: by the end of an epoch they grow by 0.98 GiB" in error.value.what
     assert error.value.try_.startswith("--workers 2, a larger container")
-    assert invocation.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=2)).path is not None
+    assert harness.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=2)).path is not None
 
 
-def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(invocation: Desk) -> None:
-    calibration = invocation.calibrate(Data(good(), fetch_share=0.0, kept=40_000.0), options(GIB)).calibration
+def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(harness: Harness) -> None:
+    calibration = harness.calibrate(Data(good(), fetch_share=0.0, kept=40_000.0), options(GIB)).calibration
     budget = calibration.budget()
     assert budget is not None
     assert budget.reserved_bytes == 0
@@ -182,24 +182,24 @@ def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(invocation: De
     ],
 )
 def test_a_limit_that_ends_the_trial_is_not_the_fault_of_the_data(
-    invocation: Desk, outcome: Outcome, error: type[BatchcalError]
+    harness: Harness, outcome: Outcome, error: type[BatchcalError]
 ) -> None:
     with pytest.raises(error) as raised:
-        invocation.calibrate(Data(_ended(outcome, 2)), options(GIB, workers=2))
+        harness.calibrate(Data(_ended(outcome, 2)), options(GIB, workers=2))
     assert type(raised.value) is error
     assert raised.value.try_
 
 
-def test_the_time_limit_ends_the_trial_as_it_ends_everything(invocation: Desk) -> None:
+def test_the_time_limit_ends_the_trial_as_it_ends_everything(harness: Harness) -> None:
     cut = TimedOut(phase="load", limit_s=5.0, limit_name="the time limit of 20 s")
-    stopped = invocation.calibrate(Data(_ended(cut, 2)), options(GIB, workers=2)).stopped
+    stopped = harness.calibrate(Data(_ended(cut, 2)), options(GIB, workers=2)).stopped
     assert isinstance(stopped, Partial)
     assert stopped.what == "the time limit of 20 s ended while workers were tried"
 
 
-def test_none_asked_for_is_no_reason_to_try_any(invocation: Desk) -> None:
+def test_none_asked_for_is_no_reason_to_try_any(harness: Harness) -> None:
     probe = Data(bad())
-    invocation.calibrate(probe, options(GIB, workers=0))
+    harness.calibrate(probe, options(GIB, workers=0))
     assert probe.tried == []
 
 
