@@ -23,6 +23,9 @@ from batchcal.core.version import __version__
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Calibration
     from batchcal.detect.detect import detect
+    from batchcal.extras.batching.estimate import estimate_training_memory
+    from batchcal.extras.batching.sampler import MemoryAwareBatchSampler
+    from batchcal.extras.multitask.gradnorm import GradNormBalancer
     from batchcal.measure.library import calibrate
     from batchcal.plan.load import load_calibration as load
     from batchcal.plan.load import load_plan
@@ -30,14 +33,11 @@ if TYPE_CHECKING:
     from batchcal.runtime.accumulate import accumulate
     from batchcal.runtime.apply import apply
     from batchcal.runtime.loader import make_eval_loader, make_loader
-    from batchcal.train.data.estimate import estimate_training_memory
-    from batchcal.train.data.sampler import MemoryAwareBatchSampler
     from batchcal.train.loop import train
-    from batchcal.train.multitask.gradnorm import GradNormBalancer
     from batchcal.train.options import TrainOptions
     from batchcal.train.report.monitor import TrainingMonitor
-    from batchcal.workload.activation_checkpointing import GradientCheckpointManager
     from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator, HeterogeneousSample
+    from batchcal.workload.model.activation_checkpointing import GradientCheckpointManager
     from batchcal.workload.task import Task
 
 __all__ = [
@@ -81,13 +81,13 @@ _HOME: Final = {
     "train": ("batchcal", "train"),
     "TrainOptions": ("batchcal.train.options", "TrainOptions"),
     "TrainingMonitor": ("batchcal.train.report.monitor", "TrainingMonitor"),
-    "MemoryAwareBatchSampler": ("batchcal.train.data.sampler", "MemoryAwareBatchSampler"),
+    "MemoryAwareBatchSampler": ("batchcal.extras.batching.sampler", "MemoryAwareBatchSampler"),
     "HeterogeneousCollator": ("batchcal.workload.collator", "HeterogeneousCollator"),
     "HeterogeneousSample": ("batchcal.workload.collator", "HeterogeneousSample"),
     "HeterogeneousBatch": ("batchcal.workload.collator", "HeterogeneousBatch"),
-    "GradNormBalancer": ("batchcal.train.multitask.gradnorm", "GradNormBalancer"),
-    "GradientCheckpointManager": ("batchcal.workload.activation_checkpointing", "GradientCheckpointManager"),
-    "estimate_training_memory": ("batchcal.train.data.estimate", "estimate_training_memory"),
+    "GradNormBalancer": ("batchcal.extras.multitask.gradnorm", "GradNormBalancer"),
+    "GradientCheckpointManager": ("batchcal.workload.model.activation_checkpointing", "GradientCheckpointManager"),
+    "estimate_training_memory": ("batchcal.extras.batching.estimate", "estimate_training_memory"),
 }
 """Module and attribute of each public name."""
 

@@ -21,9 +21,9 @@ from batchcal.core.clock import ManualClock, SystemClock
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB
 from batchcal.machine.allocator import available
-from batchcal.plan.load import allocator_here, free_bytes_now
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import TaskReference
+from batchcal.plan.load import allocator_of_process, free_bytes_now
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.calibrations import MADE_AT, a_calibration, a_finding, an_environment, options
 
 SCRIPT = """
@@ -183,7 +183,7 @@ def test_a_changed_or_missing_task_makes_it_stale(project: Path) -> None:
     (project / "train.py").unlink()
     with pytest.raises(NoCalibration, match="other-task") as caught:
         batchcal.load(clock=AT)
-    assert "train.py:task is not here" in caught.value.known
+    assert "the task train.py:task was not found" in caught.value.known
 
 
 def test_another_container_makes_it_stale(project: Path) -> None:
@@ -214,16 +214,16 @@ def test_an_unknown_wish_about_stale_files_is_refused(project: Path) -> None:
 
 def test_the_plan_is_for_the_allocator_that_this_process_runs_under(project: Path) -> None:
     calibration = calibrated_here(project, options=options(allocator="tcmalloc"))
-    assert allocator_here(calibration, there="default") == "default"
-    assert allocator_here(calibration, there="jemalloc") == "jemalloc", "nothing was measured for it: the plan will say so"
+    assert allocator_of_process(calibration, current="default") == "default"
+    assert allocator_of_process(calibration, current="jemalloc") == "jemalloc", "nothing was measured for it: the plan shows that"
     both = calibration.model_copy(
         update={
             "options": options(allocator="retain"),
             "findings": (*calibration.findings, calibration.findings[0].model_copy(update={"allocator": "retain"})),
         }
     )
-    assert allocator_here(both, there="default") == "retain", "apply puts it into force"
-    assert allocator_here(both, there="tcmalloc") == "tcmalloc"
+    assert allocator_of_process(both, current="default") == "retain", "apply puts it into force"
+    assert allocator_of_process(both, current="tcmalloc") == "tcmalloc"
 
 
 @pytest.mark.child

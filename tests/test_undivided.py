@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from batchcal.workload.task import Task
 from tests.support.tasks import a_task, unpacked
 from tests.support.undivided import COUNT_SAMPLES, DIVISIONS, by_step, in_double, parameters

@@ -14,7 +14,7 @@ from batchcal.detect.environment import Environment
 from batchcal.detect.fingerprint import accelerator_digest, allocator_digests, cpu_digest, os_digest, python_digest, torch_digest
 from batchcal.detect.torch_answer import TorchAnswer
 from batchcal.machine.allocator import AUTO, available, resolve
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 NOT_IDENTIFYING: Final = frozenset(
     {"time_limit_s", "max_probes", "effective_batch", "seed", "objective", "accept_inexact", "min_micro_batch"}
@@ -29,12 +29,12 @@ def fingerprint_of(
     options: Options,
     *,
     environ: Mapping[str, str],
-    ask_child: Callable[[], TorchAnswer] | None = None,
+    query_child: Callable[[], TorchAnswer] | None = None,
 ) -> Fingerprint:
     """Return the fingerprint of a measurement of `task` with `options`, here and now. Takes milliseconds and does not load torch.
 
     Args:
-        ask_child: queries torch in a child process, only if driver files do not show the accelerators.
+        query_child: queries torch in a child process, only if driver files do not show the accelerators.
     """
     policies = {policy.name: policy for policy in available()}
     if options.allocator not in policies and options.allocator != AUTO:
@@ -45,7 +45,7 @@ def fingerprint_of(
         os=os_digest(environment.software),
         python=python_digest(environment.software),
         torch=torch_digest(environment.software),
-        accelerator=accelerator_digest(environment.software, environ, ask=ask_child),
+        accelerator=accelerator_digest(environment.software, environ, query=query_child),
         task=task.digest,
         options=options_digest(options),
         memory_limit_bytes=environment.memory.limit.value,

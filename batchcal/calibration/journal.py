@@ -21,8 +21,8 @@ from pydantic import AwareDatetime, ValidationError
 
 from batchcal.calibration.freshness import check_age, differs
 from batchcal.calibration.keys import Key
+from batchcal.calibration.records.speed import RACED_POLICIES, RacedPolicies
 from batchcal.calibration.schema import Fingerprint, Measurement, Options
-from batchcal.calibration.speed import RACED_POLICIES, RacedPolicies
 from batchcal.calibration.store import make_folder, not_saved
 from batchcal.core.canonical import JSON, BadJson, dumps_line, loads
 from batchcal.core.errors import NotSaved
@@ -37,7 +37,7 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 _MODE: Final = 0o644
 _CHECK_DIGITS: Final = 16
 """64 bits: an accidental change passes the check once in 10^19 cases."""
-Kept = Measurement | RacedPolicies
+Entry = Measurement | RacedPolicies
 
 
 class Header(Record):
@@ -73,17 +73,17 @@ def read(path: Path, fingerprint: Fingerprint, *, at: datetime, key: Key | None 
         return Past(ignored="" if refused.reason == "missing" else refused.detail)
     header = _header(lines[0], key) if lines else None
     if header is None:
-        return Past(ignored="the journal has no header that we can read")
+        return Past(ignored="the header of the journal cannot be read")
     other = differs(header.fingerprint, fingerprint)
     if other is not None:
-        return Past(ignored=f"the journal is of another calibration ({other})")
+        return Past(ignored=f"the journal belongs to another calibration ({other})")
     late = check_age(header.started_at, at=at)
     if late is not None:
         return Past(ignored=f"the journal is too old or too new ({late})")
-    kept = tuple(_kept(lines[1:], header.number, key))
+    entries = tuple(_entries(lines[1:], header.number, key))
     return Past(
-        measurements=tuple(_in_order(kept)),
-        races=tuple(one for one in kept if isinstance(one, RacedPolicies)),
+        measurements=tuple(_in_order(entries)),
+        races=tuple(entry for entry in entries if isinstance(entry, RacedPolicies)),
         started_at=header.started_at,
     )
 
@@ -108,14 +108,14 @@ class Journal:
         options: Options,
         at: datetime,
         key: Key | None = None,
-        anew: bool = False,
+        restart: bool = False,
     ) -> Journal:
-        """Begin a journal at `path` with the content from an interrupted calibration (`anew`: without it).
+        """Begin a journal at `path` with the content from an interrupted calibration (`restart`: without it).
 
         Raises:
             NotSaved: the journal cannot be written.
         """
-        past = Past() if anew else read(path, fingerprint, at=at, key=key)
+        past = Past() if restart else read(path, fingerprint, at=at, key=key)
         # The content keeps its age. Otherwise a calibration that is killed every day would never expire.
         header = Header(number=secrets.token_hex(8), started_at=past.started_at or at, fingerprint=fingerprint, options=options)
         lines = [_line(header.model_dump(mode="json"), "", key)]
@@ -128,8 +128,8 @@ class Journal:
             raise not_saved(path, why_not_written(error)) from error
         return cls(path, descriptor, header.number, past, key)
 
-    def append(self, kept: Kept) -> None:
-        """Write `kept` and make it durable.
+    def append(self, entry: Entry) -> None:
+        """Write `entry` and make it durable.
 
         Raises:
             NotSaved: it could not be written. The lines before it are intact.
@@ -137,7 +137,7 @@ class Journal:
         """
         if self._descriptor is None:
             raise ValueError("the journal is closed")
-        line = _line(kept.model_dump(mode="json"), self._number, self._key)
+        line = _line(entry.model_dump(mode="json"), self._number, self._key)
         end = os.fstat(self._descriptor).st_size
         try:
             write_all(self._descriptor, line)
@@ -176,7 +176,7 @@ def _header(line: bytes, key: Key | None) -> Header | None:
         return None
 
 
-def _kept(lines: list[bytes], number: str, key: Key | None) -> Iterator[Kept]:
+def _entries(lines: list[bytes], number: str, key: Key | None) -> Iterator[Entry]:
     for line in lines:
         entry = _entry(line, number, key)
         if entry is None:
@@ -186,13 +186,13 @@ def _kept(lines: list[bytes], number: str, key: Key | None) -> Iterator[Kept]:
             yield model.model_validate_json(dumps_line(entry), strict=True)
 
 
-def _in_order(kept: Iterable[Kept]) -> Iterator[Measurement]:
+def _in_order(entries: Iterable[Entry]) -> Iterator[Measurement]:
     last = 0
-    for one in kept:
+    for entry in entries:
         # An earlier measurement has this number already. A second one would make `measured_by` ambiguous.
-        if isinstance(one, Measurement) and one.sequence > last:
-            last = one.sequence
-            yield one
+        if isinstance(entry, Measurement) and entry.sequence > last:
+            last = entry.sequence
+            yield entry
 
 
 def _line(entry: dict[str, JSON], number: str, key: Key | None) -> bytes:
@@ -201,33 +201,33 @@ def _line(entry: dict[str, JSON], number: str, key: Key | None) -> bytes:
 
 def _entry(line: bytes, number: str, key: Key | None) -> dict[str, JSON] | None:
     try:
-        found = loads(line)
+        document = loads(line)
     except BadJson:
         return None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         return None
-    entry, check = found.get("entry"), found.get("check")
+    entry, check = document.get("entry"), document.get("check")
     if not isinstance(entry, dict) or not isinstance(check, str):
         return None
-    right = _check(dumps_line(entry), number, key)
-    return entry if hmac.compare_digest(check.encode(), right.encode()) else None
+    expected = _check(dumps_line(entry), number, key)
+    return entry if hmac.compare_digest(check.encode(), expected.encode()) else None
 
 
 def _check(entry: bytes, number: str, key: Key | None) -> str:
     data = number.encode() + b"\n" + entry
-    whole = hashlib.sha256(data).hexdigest() if key is None else key.mac("journal", data)
-    return whole[:_CHECK_DIGITS]
+    digest = hashlib.sha256(data).hexdigest() if key is None else key.mac("journal", data)
+    return digest[:_CHECK_DIGITS]
 
 
-def keeper(journal: Journal | None, notices: list[str]) -> Callable[[Kept], None]:
+def journal_writer(journal: Journal | None, notices: list[str]) -> Callable[[Entry], None]:
     """Return a function that appends to the journal. A full disk costs the journal, not the calibration, and adds a notice."""
 
-    def keep(kept: Kept) -> None:
+    def write(entry: Entry) -> None:
         if journal is None:
             return
         try:
-            journal.append(kept)
+            journal.append(entry)
         except NotSaved as error:
             notices.append(f"the journal could not be written: {error.known or error.what}")
 
-    return keep
+    return write

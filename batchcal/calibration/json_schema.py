@@ -37,7 +37,7 @@ def generate() -> dict[str, JSON]:
     }
     properties["signature"] = {
         "anyOf": [signature, {"type": "null"}],
-        "description": "Over the document without `digest` and `signature`, the same way; null: nobody signed.",
+        "description": "Over the document without `digest` and `signature`, the same way; null: not signed.",
     }
     schema["required"] = [*required, "digest", "signature"]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"

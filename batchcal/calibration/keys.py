@@ -79,8 +79,8 @@ def find_or_make_trust(environ: Mapping[str, str], *, require_signature: bool = 
     Raises:
         UsageError: BATCHCAL_KEY_FILE names a file that cannot be used.
     """
-    found = find_trust(environ, require_signature=require_signature, folder=folder)
-    return found if found.key is not None else Trust(make_own_key(folder), require_signature)
+    trust = find_trust(environ, require_signature=require_signature, folder=folder)
+    return trust if trust.key is not None else Trust(make_own_key(folder), require_signature)
 
 
 def key_from_file(path: Path) -> Key:
@@ -89,14 +89,14 @@ def key_from_file(path: Path) -> Key:
     Raises:
         UsageError: the file is missing, not ours, open to others, or shorter than 16 bytes.
     """
-    make_one = f"(umask 077; head -c 32 /dev/urandom > {path})"
+    command = f"(umask 077; head -c 32 /dev/urandom > {path})"
     try:
         secret = _read_secret(path.resolve(strict=True))
     except FileNotFoundError:
         raise UsageError(
             f"{KEY_FILE_VARIABLE} names a file that does not exist: {path}",
             known="it holds the key that signs calibrations and checks their signatures",
-            try_=f"the correct path, or unset {KEY_FILE_VARIABLE}\n{make_one}    a new key",
+            try_=f"the correct path, or unset {KEY_FILE_VARIABLE}\n{command}    a new key",
         ) from None
     except (FileRefused, OSError, RuntimeError, ValueError) as error:  # RuntimeError: circular symlinks
         raise UsageError(
@@ -153,7 +153,7 @@ def _read_secret(path: Path) -> bytes:
     """Read a secret. Raises FileRefused for the file, ValueError for its content or its permissions."""
     secret, _, mode = read_guarded(path, max_bytes=MAX_BYTES)
     if sys.platform != "win32" and mode & _FORBIDDEN_BITS:
-        raise ValueError(f"others may read or write it (mode {mode:04o})")
+        raise ValueError(f"other users may read or write it (mode {mode:04o})")
     if len(secret) < MIN_BYTES:
         raise ValueError(f"it holds {len(secret)} bytes; a key needs at least {MIN_BYTES}")
     return secret

@@ -24,9 +24,9 @@ from batchcal.calibration.store import (
 )
 from batchcal.core.canonical import MAX_BYTES, dumps
 from batchcal.core.errors import UsageError
-from batchcal.workload.config import project_source
-from batchcal.workload.find import reference_of
-from batchcal.workload.reference import TaskReference, parse_spec
+from batchcal.workload.spec.config import project_source
+from batchcal.workload.spec.reference import TaskReference, parse_spec
+from batchcal.workload.spec.target import reference_of
 
 KIND: Final = re.compile(rb'"kind":\s*"calibration"')
 _LONGEST_NAME: Final = 60
@@ -52,16 +52,16 @@ def task_file(reference: TaskReference) -> str:
     """File name such as `train.task-1f0c9a3e.json`: a short name of the task, and eight digits from its SPEC and arguments. It is
     the same in every copy of the project."""
     directory, project = Path(reference.directory).absolute(), find_project(Path(reference.directory))
-    where, _, factory = reference.spec.rpartition(":")
-    if where.endswith(".py"):
-        where = _within(project, Path(os.path.abspath(directory / where)))  # noqa: PTH100 - symbolic links are not followed
-        seen_from = ""
+    location, _, factory = reference.spec.rpartition(":")
+    if location.endswith(".py"):
+        location = _within(project, Path(os.path.abspath(directory / location)))  # noqa: PTH100 - symbolic links are not followed
+        base = ""
     else:
-        seen_from = _within(project, directory)  # modules are searched from there
-    about = b"\0".join([os.fsencode(where), os.fsencode(seen_from), factory.encode(), dumps(dict(reference.arguments))])
-    words = f"{PurePath(where).name.removesuffix('.py').rpartition('.')[2]}.{factory}"
+        base = _within(project, directory)  # modules are searched from there
+    identity = b"\0".join([os.fsencode(location), os.fsencode(base), factory.encode(), dumps(dict(reference.arguments))])
+    words = f"{PurePath(location).name.removesuffix('.py').rpartition('.')[2]}.{factory}"
     name = re.sub(r"[^A-Za-z0-9._]+", "_", words)[:_LONGEST_NAME].lstrip(".")
-    return f"{name}-{hashlib.sha256(about).hexdigest()[:8]}.json"
+    return f"{name}-{hashlib.sha256(identity).hexdigest()[:8]}.json"
 
 
 def _within(project: Path, path: Path) -> str:
@@ -123,7 +123,7 @@ def find_calibration(directory: Path, environ: Mapping[str, str], reference: Tas
         files = [file for file in files if file.name != NAME or not _is_superseded(file, files, directory, environ)]
     if len(files) > 1:
         raise SeveralCalibrations(
-            f"which calibration? This project has {len(files)}",
+            f"this project has {len(files)} calibrations, and none of them is named",
             known=", ".join(map(str, files)),
             try_=f"one of these paths, or a SPEC like train.py:task, as FILE or --calibration\n{PATH_VARIABLE}={files[0]}",
         )
@@ -150,13 +150,13 @@ def named_by(text: str, directory: Path, environ: Mapping[str, str]) -> Located:
 def calibrations_in(directory: Path) -> list[Path]:
     """Return every calibration of the project, first those in the folder to which a command would write now."""
     folders = dict.fromkeys((default_folder(directory), find_project(directory) / FOLDER))
-    found: dict[str, Path] = {}
+    calibrations: dict[str, Path] = {}
     for folder in folders:
         with contextlib.suppress(OSError):
             for path in sorted(folder.glob("*.json")):
-                if path.name not in found and _is_calibration(path):
-                    found[path.name] = path
-    return list(found.values())
+                if path.name not in calibrations and _is_calibration(path):
+                    calibrations[path.name] = path
+    return list(calibrations.values())
 
 
 def _is_spec(text: str) -> bool:
@@ -176,10 +176,10 @@ def _is_calibration(path: Path) -> bool:
 
 def _is_superseded(earlier: Path, files: Sequence[Path], directory: Path, environ: Mapping[str, str]) -> bool:
     """True if a file of an earlier version is obsolete: its task has been calibrated since, or it cannot be read."""
-    found = load(earlier, trust=find_trust(environ))
-    if not isinstance(found, Loaded):
+    loaded = load(earlier, trust=find_trust(environ))
+    if not isinstance(loaded, Loaded):
         return True
-    task, project = found.calibration.task, find_project(directory)
+    task, project = loaded.calibration.task, find_project(directory)
     own = task_file(TaskReference(spec=task.spec, directory=str(project), arguments=task.arguments))
     return own in {file.name for file in files}
 
@@ -187,9 +187,9 @@ def _is_superseded(earlier: Path, files: Sequence[Path], directory: Path, enviro
 def _is_of(reference: TaskReference, path: Path, environ: Mapping[str, str]) -> bool:
     if not exists(path):
         return False
-    found = load(path, trust=find_trust(environ))
-    if not isinstance(found, Loaded):
+    loaded = load(path, trust=find_trust(environ))
+    if not isinstance(loaded, Loaded):
         return True  # a damaged file: the reader reports why it is not used
-    task = found.calibration.task
+    task = loaded.calibration.task
     same = task_file(reference.model_copy(update={"spec": task.spec, "arguments": task.arguments}))
     return same == task_file(reference)

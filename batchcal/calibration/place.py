@@ -23,7 +23,7 @@ from batchcal.calibration.store import (
 )
 from batchcal.core.errors import UsageError
 from batchcal.core.files import check_target
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 OUTPUT: Final = "--output"
 _JOURNAL_BEGINS: Final = b'{"check":'
@@ -62,9 +62,9 @@ def place_for(reference: TaskReference, environ: Mapping[str, str], output: Path
             continue
         return Place(path, _notices(path, expected, reasons))
     raise UsageError(
-        "there is no place to save a calibration",
+        "no folder for the calibration can be written",
         known="; ".join(reasons),
-        try_=f"{OUTPUT} FILE or {PATH_VARIABLE}=FILE, in a folder that can be written",
+        try_=f"{OUTPUT} FILE or {PATH_VARIABLE}=FILE, in a writable folder",
     )
 
 
@@ -93,13 +93,13 @@ def check_explicit(directory: Path, environ: Mapping[str, str], output: Path | N
 
 def check_place(path: Path, *, name: str) -> None:
     """Raise UsageError if `path`, which the user named by `name`, cannot be written or is not a calibration."""
-    check_target(path, name=name, what="a calibration", is_ours=is_calibration, example=NAME)
+    check_target(path, name=name, document="a calibration", is_ours=is_calibration, example=NAME)
     journal = journal_path(path)
     if journal.exists():
         check_target(
             journal,
             name=f"{name} also writes a journal, and",
-            what="a journal of a calibration",
+            document="a journal of a calibration",
             instead=f"{name}{'=' if name.isupper() else ' '}{path.with_name('other.json')}, or move {journal.name} away first",
             is_ours=lambda begin: begin.startswith(_JOURNAL_BEGINS),
             example="other.journal.jsonl",
@@ -115,14 +115,14 @@ def _prepare(path: Path) -> None:
     """Check that `path` can be written. Any file of this name in one of our folders is ours, even if damaged."""
     with contextlib.suppress(OSError):  # the check reports the reason
         make_folder(path)
-    check_target(path, name="the calibration", what="a calibration", is_ours=lambda begin: True, example=NAME)
+    check_target(path, name="the calibration", document="a calibration", is_ours=lambda begin: True, example=NAME)
 
 
 def _notices(path: Path, expected: Path, reasons: list[str]) -> tuple[str, ...]:
     if not reasons:
         return ()
-    how = "later commands find it there" if path == expected else f"later commands find it with {PATH_VARIABLE}={path}"
-    return (f"{reasons[0]}; the calibration is kept in {path}, and {how}",)
+    hint = "later commands find it there" if path == expected else f"later commands find it with {PATH_VARIABLE}={path}"
+    return (f"{reasons[0]}; the calibration is saved as {path}, and {hint}",)
 
 
 def _temporary(project: Path) -> Path:

@@ -10,23 +10,23 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, Field
 
-from batchcal.calibration.memory_model import MemoryModel
-from batchcal.calibration.pipeline import PipelineResult
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.rehearsal import Attribution, Finals, Rehearsal, SizeRace
-from batchcal.calibration.setup_runs import SetupRuns
-from batchcal.calibration.shape import ShapeEstimate
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import Speeds
-from batchcal.calibration.time_slices import TimeSlice
-from batchcal.calibration.undone import Undone
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.memory_model import MemoryModel
+from batchcal.calibration.records.pipeline import PipelineResult
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.rehearsal import Attribution, Finals, Rehearsal, SizeRace
+from batchcal.calibration.records.setup_runs import SetupRuns
+from batchcal.calibration.records.shape import ShapeEstimate
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import Speeds
+from batchcal.calibration.records.time_slices import TimeSlice
+from batchcal.calibration.records.undone import Undone
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.values import Record
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Outcome
 from batchcal.values.settings import Objective
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 # Format history
 # 1 - (0.1) first version
@@ -280,8 +280,10 @@ class Calibration(Record):
     def finding(self, *, device: str | None = None, allocator: str | None = None) -> Finding | None:
         """Return the finding for `device` (default: the chosen device; `cuda` is the first of its kind) under `allocator`
         (default: the `policy`)."""
-        wanted = allocator or self.policy
-        return next((found for found in self.findings if self._is(found.device, device) and found.allocator == wanted), None)
+        policy = allocator or self.policy
+        return next(
+            (result for result in self.findings if self._matches(result.device, device) and result.allocator == policy), None
+        )
 
     def speeds_of(self, finding: Finding) -> Speeds | None:
         """Return the result of the policy of `finding` on its device in the race. None: it was not timed."""
@@ -290,8 +292,10 @@ class Calibration(Record):
 
     def finals_of(self, finding: Finding) -> Finals | None:
         """Return the race of threads and workers on the device of `finding`, under its policy if possible. None: no race ran."""
-        here = [finals for finals in self.finals if finals.device == finding.device]
-        return next((finals for finals in here if finals.allocator == finding.allocator), here[0] if here else None)
+        on_device = [finals for finals in self.finals if finals.device == finding.device]
+        return next(
+            (finals for finals in on_device if finals.allocator == finding.allocator), on_device[0] if on_device else None
+        )
 
     def sizes_of(self, finding: Finding) -> SizeRace | None:
         """Return the race of micro-batches on the device of `finding` under its policy. None: no race ran."""
@@ -300,12 +304,14 @@ class Calibration(Record):
 
     def budget(self, device: str | None = None) -> Budget | None:
         """Return the budget of `device` (default: the chosen device)."""
-        return next((budget for budget in self.budgets if self._is(budget.device, device)), None)
+        return next((budget for budget in self.budgets if self._matches(budget.device, device)), None)
 
-    def device_of(self, asked: str | None) -> str:
-        """Return the measured device that matches `asked` (None: the chosen device). If none matches, return `asked` itself."""
-        return next((budget.device for budget in self.budgets if self._is(budget.device, asked)), asked or self.chosen_device)
+    def device_of(self, requested: str | None) -> str:
+        """Return the measured device that matches `requested` (None: the chosen device). If none matches, return `requested`."""
+        return next(
+            (budget.device for budget in self.budgets if self._matches(budget.device, requested)), requested or self.chosen_device
+        )
 
-    def _is(self, device: str, asked: str | None) -> bool:
-        wanted = asked or self.chosen_device
-        return device == wanted or device.partition(":")[0] == wanted
+    def _matches(self, device: str, requested: str | None) -> bool:
+        name = requested or self.chosen_device
+        return device == name or device.partition(":")[0] == name

@@ -20,7 +20,7 @@ _PURPOSE: Final = "calibration"
 
 
 @dataclass(frozen=True)
-class Opened:
+class Unsealed:
     """A document with a valid seal."""
 
     payload: dict[str, JSON]
@@ -41,7 +41,7 @@ def seal(payload: dict[str, JSON], *, key: Key | None) -> bytes:
     return dumps(signed | {"digest": _digest(signed)})
 
 
-def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Stale:
+def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Unsealed | Stale:
     """Return the document in `data` if its kind is `kind`, its format is at most `newest` and its seal is valid. Never raises."""
     try:
         document = loads(data)
@@ -52,7 +52,7 @@ def unseal(data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Sta
         return Stale(reason="malformed", detail=error.detail)
 
 
-def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, trust: Trust) -> Opened | Stale:
+def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, trust: Trust) -> Unsealed | Stale:
     if document.get("kind") != kind:
         return Stale(reason="malformed", detail=f"not a {kind}: its kind is {_short(document.get('kind'))}")
     number = document.get("format")
@@ -69,8 +69,8 @@ def _unseal(document: dict[str, JSON], data: bytes, *, kind: str, newest: int, t
     if isinstance(verdict, Stale):
         return verdict
     if dumps(document) != data:
-        return Stale(reason="malformed", detail="not written as batchcal writes it")
-    return Opened(payload, verdict)
+        return Stale(reason="malformed", detail="the text is not in the form that batchcal writes")
+    return Unsealed(payload, verdict)
 
 
 def _check_signature(signature: JSON, payload: dict[str, JSON], trust: Trust) -> tuple[str, ...] | Stale:
@@ -78,22 +78,22 @@ def _check_signature(signature: JSON, payload: dict[str, JSON], trust: Trust) ->
     if signature is None:
         if trust.demands_signature:
             return Stale(reason="unsigned", detail=f"it is not signed, and a signature is required{_because(trust)}")
-        return ("the calibration is unsigned; its digest is right",)
+        return ("the calibration is unsigned; its digest is correct",)
     if not isinstance(signature, dict) or signature.get("algorithm") != ALGORITHM:
-        return Stale(reason="bad-signature", detail=f"not a signature by {ALGORITHM}")
+        return Stale(reason="bad-signature", detail=f"the signature does not use {ALGORITHM}")
     key_id = signature.get("key_id")
     if trust.key is not None and key_id == trust.key.key_id:
         if _same(signature.get("value"), trust.key.mac(_PURPOSE, dumps_line(payload))):
             return ()
-        return Stale(reason="bad-signature", detail=f"the signature by key {trust.key.key_id} does not verify")
+        return Stale(reason="bad-signature", detail=f"the signature with key {trust.key.key_id} is not valid")
     if trust.demands_signature:
-        return Stale(reason="bad-signature", detail=f"signed with key {_short(key_id)}, which we do not have{_because(trust)}")
-    return (f"the calibration was signed elsewhere, with key {_short(key_id)}; its digest is right",)
+        return Stale(reason="bad-signature", detail=f"signed with key {_short(key_id)}, which is not available{_because(trust)}")
+    return (f"the calibration was signed with another key, {_short(key_id)}; its digest is correct",)
 
 
 def _because(trust: Trust) -> str:
     if trust.key is not None and trust.key.configured:
-        return f" (our key {trust.key.key_id} is from {trust.key.source})"
+        return f" (the available key {trust.key.key_id} is from {trust.key.source})"
     return ""
 
 
@@ -101,9 +101,9 @@ def _digest(signed: dict[str, JSON]) -> str:
     return "sha256:" + hashlib.sha256(dumps_line(signed)).hexdigest()
 
 
-def _same(said: JSON, right: str) -> bool:
+def _same(recorded: JSON, expected: str) -> bool:
     # As bytes: compare_digest raises an error for text outside ASCII.
-    return isinstance(said, str) and hmac.compare_digest(said.encode(), right.encode())
+    return isinstance(recorded, str) and hmac.compare_digest(recorded.encode(), expected.encode())
 
 
 def _short(value: JSON) -> str:

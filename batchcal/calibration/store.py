@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from batchcal.calibration.freshness import check, moved
 from batchcal.calibration.keys import Key, Trust
 from batchcal.calibration.schema import FORMAT, Calibration, Fingerprint, Options
-from batchcal.calibration.seal import Opened, seal, unseal
+from batchcal.calibration.seal import Unsealed, seal, unseal
 from batchcal.calibration.stale import Stale
 from batchcal.calibration.upgrade import upgraded
 from batchcal.core.canonical import MAX_BYTES, BadJson, dumps_line, loads
@@ -24,7 +24,7 @@ from batchcal.core.errors import NoCalibration, NotSaved, UsageError
 from batchcal.core.files import FileRefused, read_guarded, why_not_written, write_atomically
 from batchcal.core.values import Frozen
 from batchcal.detect.environment import Environment
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 PATH_VARIABLE: Final = "BATCHCAL_CALIBRATION"
 FOLDER: Final = ".batchcal"
@@ -128,7 +128,7 @@ def save(calibration: Calibration, path: Path, *, key: Key | None = None) -> Non
     except BadJson as error:
         raise not_saved(path, error.detail) from None
     if len(data) > MAX_BYTES:
-        raise not_saved(path, f"it would hold {len(data)} bytes, and {MAX_BYTES} are read")
+        raise not_saved(path, f"the file would have {len(data)} bytes, but the maximum is {MAX_BYTES}")
     try:
         make_folder(path)
         write_atomically(path, data, mode=_MODE)
@@ -139,9 +139,9 @@ def save(calibration: Calibration, path: Path, *, key: Key | None = None) -> Non
 def not_saved(path: Path, why: str) -> NotSaved:
     """Return the error for a calibration that was measured but could not be saved."""
     return NotSaved(
-        f"measured, but not saved to {path}",
+        f"the measurements could not be saved to {path}",
         known=why,
-        try_=f"--output FILE or {PATH_VARIABLE}=FILE, in a folder that can be written",
+        try_=f"--output FILE or {PATH_VARIABLE}=FILE, in a writable folder",
     )
 
 
@@ -153,21 +153,21 @@ def load(path: Path, *, trust: Trust) -> Loaded | Stale | Missing:
         if refused.reason == "missing":
             return Missing(path=path)
         return Stale(reason="malformed" if refused.reason == "too-large" else "not-ours", detail=refused.detail)
-    opened = read(guarded.data, trust=trust)
-    if isinstance(opened, Stale):
-        return opened
-    calibration, notices = opened
+    result = read(guarded.data, trust=trust)
+    if isinstance(result, Stale):
+        return result
+    calibration, notices = result
     return Loaded(path=path, calibration=calibration, notices=(*notices, *guarded.notices))
 
 
 def read(data: bytes, *, trust: Trust) -> tuple[Calibration, tuple[str, ...]] | Stale:
     """Return the calibration in a file's bytes with the notices, or the reason why it is refused."""
-    opened = unseal(data, kind="calibration", newest=FORMAT, trust=trust)
-    if not isinstance(opened, Opened):
-        return opened
+    result = unseal(data, kind="calibration", newest=FORMAT, trust=trust)
+    if not isinstance(result, Unsealed):
+        return result
     try:
         # From JSON, in strict mode: true is not a number and 1.0 is not a count. Unknown fields stay.
-        return Calibration.model_validate_json(dumps_line(upgraded(opened.payload)), strict=True), opened.notices
+        return Calibration.model_validate_json(dumps_line(upgraded(result.payload)), strict=True), result.notices
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         return Stale(reason="malformed", detail=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
@@ -185,7 +185,7 @@ def read_again(path: Path) -> Calibration:
 
 def load_fresh(
     path: Path,
-    here: Fingerprint,
+    fingerprint: Fingerprint,
     *,
     at: datetime,
     trust: Trust,
@@ -194,34 +194,34 @@ def load_fresh(
     options: Options | None = None,
 ) -> Loaded | Stale | Missing:
     """`load`, then `check`. Loaded means that the calibration may be used here and now."""
-    found = load(path, trust=trust)
-    if not isinstance(found, Loaded):
-        return found
-    stale = check(found.calibration, here, at=at, environment=environment, task=task, options=options)
+    loaded = load(path, trust=trust)
+    if not isinstance(loaded, Loaded):
+        return loaded
+    stale = check(loaded.calibration, fingerprint, at=at, environment=environment, task=task, options=options)
     if stale is not None:
         return stale
     if task is None:
-        return found
-    return found.model_copy(update={"notices": (*found.notices, *moved(found.calibration.task, task))})
+        return loaded
+    return loaded.model_copy(update={"notices": (*loaded.notices, *moved(loaded.calibration.task, task))})
 
 
-def refusal(found: Stale | Missing, path: Path, *, spec: str = "SPEC") -> NoCalibration:
+def refusal(problem: Stale | Missing, path: Path, *, spec: str = "SPEC") -> NoCalibration:
     """Return the error for a command that needs a calibration and has none.
 
     Args:
         spec: the task, if it is known.
     """
-    if isinstance(found, Missing):
-        usual = path.parent.name == FOLDER
-        command = f"batchcal calibrate {quote(spec)}" + ("" if usual else f" --output {quote(str(path))}")
+    if isinstance(problem, Missing):
+        in_project = path.parent.name == FOLDER
+        command = f"batchcal calibrate {quote(spec)}" + ("" if in_project else f" --output {quote(str(path))}")
         return NoCalibration(
-            f"no calibration{'' if spec == 'SPEC' else f' of {spec}'} {f'in {path.parent}' if usual else f'at {path}'}",
-            known=f"commands look there unless they are given a file or {PATH_VARIABLE} names one"
-            if usual
-            else "there is no such file",
+            f"no calibration{'' if spec == 'SPEC' else f' of {spec}'} {f'in {path.parent}' if in_project else f'at {path}'}",
+            known=f"commands look in this folder, unless an argument or {PATH_VARIABLE} names a file"
+            if in_project
+            else "the file does not exist",
             try_=f"{command}    where SPEC is like train.py:task" if spec == "SPEC" else command,
         )
-    if found.reason == "malformed" and path.suffix == ".py":
+    if problem.reason == "malformed" and path.suffix == ".py":
         return NoCalibration(
             f"{path} is not a calibration",
             known="it is a Python file",
@@ -229,7 +229,7 @@ def refusal(found: Stale | Missing, path: Path, *, spec: str = "SPEC") -> NoCali
             f"batchcal calibrate {quote(str(path))}:task    measures it",
         )
     return NoCalibration(
-        f"the calibration at {path} may not be used: {found.reason}", known=found.detail, try_=_next_step(found, path, spec)
+        f"the calibration at {path} cannot be used: {problem.reason}", known=problem.detail, try_=_next_step(problem, path, spec)
     )
 
 
@@ -245,9 +245,12 @@ def _step(stale: Stale, path: Path, spec: str) -> str:
         case "not-ours":
             return f"ls -l {path}\nbatchcal calibrate {spec} --force    measures again"
         case "unsigned":
-            return f"batchcal calibrate {spec} --force    measures again; signs with your key or BATCHCAL_KEY_FILE"
+            return f"batchcal calibrate {spec} --force    measures again, and signs with your key or BATCHCAL_KEY_FILE"
         case "bad-signature":
-            return f"BATCHCAL_KEY_FILE with the key that it was signed with\nbatchcal calibrate {spec} --force    measures again"
+            return (
+                "BATCHCAL_KEY_FILE=FILE    FILE contains the key that signed it\n"
+                f"batchcal calibrate {spec} --force    measures again"
+            )
         case "malformed":
             return f"batchcal calibrate {spec}    measures again\nor name another file: show FILE, plan --calibration FILE"
         case "other-options" | "other-memory":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.undone import Part
+from batchcal.calibration.records.undone import Part
 from batchcal.core.canonical import JSON
 
 

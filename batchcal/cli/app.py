@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from batchcal.cli.output.messages import Messages, show_message
 from batchcal.cli.verbs.calibrate import calibrate
 from batchcal.cli.verbs.detect import detect
 from batchcal.cli.verbs.execute import execute
@@ -15,7 +16,6 @@ from batchcal.cli.verbs.hpo import hpo
 from batchcal.cli.verbs.plan import plan
 from batchcal.cli.verbs.show import show
 from batchcal.cli.verbs.train import train
-from batchcal.cli.voice import Voice, tell
 from batchcal.core.errors import BatchcalError, Interrupted, UsageError, UserCodeError, exit_code_of
 from batchcal.core.signals import raised_as_interrupted
 
@@ -45,14 +45,14 @@ def _version(value: bool) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.core.version import __version__
 
     try:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "not installed"
-    screen.emit(f"batchcal {__version__}, torch {torch}, Python {platform.python_version()}")
+    stdout.emit(f"batchcal {__version__}, torch {torch}, Python {platform.python_version()}")
     raise typer.Exit
 
 
@@ -70,55 +70,55 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Raises nothing except Typer's own SystemExit."""
-    from batchcal.cli.screen import be_lenient
+    from batchcal.cli.output.stdout import be_lenient
 
     be_lenient()
-    voice = Voice.of(arguments)
-    voice.hold()
-    nothing = list(arguments) in ([], ["hpo"])
+    messages = Messages.of(arguments)
+    messages.hold()
+    shows_help = list(arguments) in ([], ["hpo"])
     try:
         with raised_as_interrupted():
             code: object = typer.main.get_command(app).main(
-                args=[*arguments, "--help"] if nothing else list(arguments),
+                args=[*arguments, "--help"] if shows_help else list(arguments),
                 prog_name="batchcal",
                 standalone_mode=False,
-                obj=voice,
+                obj=messages,
             )
-        voice.release()
+        messages.release()
         # No arguments: the help is shown, and the exit code shows a script that nothing was done.
-        return UsageError.exit_code if nothing else code if isinstance(code, int) else 0
+        return UsageError.exit_code if shows_help else code if isinstance(code, int) else 0
     except BatchcalError as error:
-        return _failed(error, voice)
+        return _report_error(error, messages)
     except KeyboardInterrupt:
-        return _failed(Interrupted(2), voice)
+        return _report_error(Interrupted(2), messages)
     except Exception as error:  # noqa: BLE001 - the last handler: a message instead of a traceback
-        from batchcal.cli.failure import misused, unexpected
+        from batchcal.cli.output.failure import misused, unexpected
 
-        return _failed(misused(error) or unexpected(error, verbose=voice.verbose), voice)
+        return _report_error(misused(error) or unexpected(error, verbose=messages.verbose), messages)
 
 
-def _failed(error: BatchcalError, voice: Voice) -> int:
+def _report_error(error: BatchcalError, messages: Messages) -> int:
     """Report the error and return its exit code. stdout stays empty, unless a shell evaluates it."""
-    from batchcal.cli.failure import as_json, in_three_parts, unexpected, wants_colour
+    from batchcal.cli.output.failure import as_json, in_three_parts, unexpected, wants_colour
 
     code = exit_code_of(error)
     if not isinstance(error, UsageError):
-        voice.release()
-    elif voice.settings is not None:
-        error = voice.settings.respelled(error).with_traceback(error.__traceback__)
-    tell(as_json(error) if voice.as_json else in_three_parts(error, colour=wants_colour()))
+        messages.release()
+    elif messages.settings is not None:
+        error = messages.settings.respelled(error).with_traceback(error.__traceback__)
+    show_message(as_json(error) if messages.as_json else in_three_parts(error, colour=wants_colour()))
     # An error of the user's code already shows the frames of that code. Frames of batchcal would only stand above them.
-    if voice.verbose and error.__traceback__ is not None and not voice.as_json and not isinstance(error, UserCodeError):
-        tell(unexpected(error, verbose=True).known)
-    if not voice.as_json:
-        voice.release(only=" note: ")
-    if voice.for_eval:
-        from batchcal.cli.screen import emit
+    if messages.verbose and error.__traceback__ is not None and not messages.as_json and not isinstance(error, UserCodeError):
+        show_message(unexpected(error, verbose=True).known)
+    if not messages.as_json:
+        messages.release(only=" note: ")
+    if messages.for_eval:
+        from batchcal.cli.output.stdout import emit
         from batchcal.plan.formats import failure_sh
 
         try:
             emit(failure_sh(code))
-        except BatchcalError as broken:
-            tell(in_three_parts(broken))
+        except BatchcalError as write_error:
+            show_message(in_three_parts(write_error))
     sys.stderr.flush()
     return code

@@ -35,8 +35,8 @@ class _VerbWithSettings:
         self.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 
     def __call__(self, **arguments: object) -> None:
-        given = {key: _as_text(arguments.pop(key)) for key in self._keys}
-        self._verb(**arguments, flags=Flags(given))
+        texts = {key: _as_text(arguments.pop(key)) for key in self._keys}
+        self._verb(**arguments, flags=Flags(texts))
 
 
 def takes(*options: Option[object], renamed: Mapping[str, str] | None = None) -> Callable[[Verb], Verb]:

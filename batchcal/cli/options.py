@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.values.settings import SEARCH
 
 _RESULT = "Result"
@@ -14,13 +14,13 @@ _RESULT = "Result"
 
 def _be_quiet(context: typer.Context, value: bool) -> bool:
     if value:
-        context.ensure_object(Voice).quiet = True
+        context.ensure_object(Messages).quiet = True
     return value
 
 
 def _be_verbose(context: typer.Context, value: bool) -> bool:
     if value:
-        context.ensure_object(Voice).verbose = True
+        context.ensure_object(Messages).verbose = True
     return value
 
 
@@ -103,7 +103,7 @@ CalibrationFile: TypeAlias = Annotated[
     str | None,
     typer.Argument(
         metavar="FILE",
-        help="A calibration, training or study: file, folder or SPEC. Default: BATCHCAL_CALIBRATION, else the one in .batchcal.",
+        help="Calibration, training or study: file, folder or SPEC. Default: BATCHCAL_CALIBRATION, else the file in .batchcal.",
         show_default=False,
     ),
 ]
@@ -112,7 +112,7 @@ Calibration: TypeAlias = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="The calibration: a file or a SPEC. Default: BATCHCAL_CALIBRATION, else the one of the project in .batchcal.",
+        help="Calibration: file or SPEC. Default: BATCHCAL_CALIBRATION, else the project's calibration in .batchcal.",
         show_default=False,
     ),
 ]
@@ -134,7 +134,7 @@ Check: TypeAlias = Annotated[
     typer.Option(
         "--check",
         metavar="",
-        help="Print nothing. Exit with 0 if the calibration is valid here and now, else with 3.",
+        help="Print nothing. Exit with 0 if the calibration is valid now on this machine, else with 3.",
         rich_help_panel=_RESULT,
     ),
 ]
@@ -164,7 +164,7 @@ OnStale: TypeAlias = Annotated[
     typer.Option(
         "--on-stale",
         metavar="NAME",
-        help="Without a valid calibration: fail (exit code 3), default (start the command without a plan) or recalibrate first.",
+        help="Without a valid calibration: fail (exit code 3), default (start without a plan) or recalibrate (calibrate first).",
     ),
 ]
 Command: TypeAlias = Annotated[
@@ -176,7 +176,7 @@ Calibrate: TypeAlias = Annotated[
     typer.Option(
         "--calibrate/--no-calibrate",
         metavar="",
-        help="Calibrate first if there is no valid calibration, or fail.",
+        help="Without a valid calibration: calibrate first, or fail (--no-calibrate).",
         rich_help_panel=SEARCH,
     ),
 ]
@@ -220,7 +220,10 @@ WriteConfigs: TypeAlias = Annotated[
     ),
 ]
 Jobs: TypeAlias = Annotated[
-    int, typer.Option("--workers", metavar="N", help="Number of trials at once, each with its share of memory and CPUs.", min=1)
+    int,
+    typer.Option(
+        "--workers", metavar="N", help="Number of trials that run at the same time. Each gets a share of memory and CPUs.", min=1
+    ),
 ]
 Train: TypeAlias = Annotated[
     bool, typer.Option("--train", metavar="", help="Train with the values and the plan of the best trial.")

@@ -61,7 +61,7 @@ def _encode(value: JSON, *, indent: int | None) -> bytes:
         text = json.dumps(value, sort_keys=True, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
         return text.encode()
     except UnicodeEncodeError:
-        raise BadJson("surrogate", "a text holds half of a surrogate pair") from None
+        raise BadJson("surrogate", "a text contains half of a surrogate pair") from None
     except RecursionError:
         raise BadJson("too-deep", f"nested deeper than {MAX_DEPTH} levels") from None
     except TypeError as error:
@@ -107,15 +107,15 @@ def loads(data: bytes, *, max_bytes: int = MAX_BYTES) -> JSON:
 
 
 def _unique(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise BadJson("duplicate-key", f"the key {twice[:80]!r} stands twice in one object")
-    return found
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        [(key_name, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise BadJson("duplicate-key", f"the key {key_name[:80]!r} occurs twice in one object")
+    return result
 
 
 def _no_constant(name: str) -> float:
-    raise BadJson("number", f"{name} is not a number that JSON has")
+    raise BadJson("number", f"{name} is not a valid JSON number")
 
 
 def _finite(text: str) -> float:
@@ -127,7 +127,7 @@ def _finite(text: str) -> float:
 
 def _short(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise BadJson("number", f"an integer of {len(text)} digits")
+        raise BadJson("number", f"an integer has {len(text)} digits, more than {MAX_DIGITS}")
     return int(text)
 
 

@@ -39,8 +39,8 @@ _WHY_NOT_WRITTEN: Final[dict[int, str]] = {
     errno.ENOENT: "no file can be created in that folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",
-    errno.EBUSY: "the file is a mount of its own and cannot be replaced; mount its folder instead",
-    errno.EXDEV: "the file is a mount of its own and cannot be replaced; mount its folder instead",
+    errno.EBUSY: "the file is a mount point and cannot be replaced; mount its folder instead",
+    errno.EXDEV: "the file is a mount point and cannot be replaced; mount its folder instead",
 }
 
 # Absent on Windows, where opening a file follows other rules.
@@ -101,9 +101,9 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of `data`. One system call may write only a part."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def sync_folder(folder: Path) -> None:
@@ -136,8 +136,8 @@ def _collect_leftovers(path: Path) -> None:
     now = time.time()
     for name in leftovers(path):
         with contextlib.suppress(OSError):
-            seen = name.lstat()
-            if stat.S_ISREG(seen.st_mode) and _is_ours(seen) and now - seen.st_mtime > LEFTOVER_AGE_S:
+            status = name.lstat()
+            if stat.S_ISREG(status.st_mode) and _is_ours(status) and now - status.st_mtime > LEFTOVER_AGE_S:
                 name.unlink()
 
 
@@ -154,7 +154,7 @@ def read_guarded(path: Path, *, max_bytes: int) -> Guarded:
     try:
         descriptor = os.open(path, os.O_RDONLY | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileRefused("missing", f"there is no {path}") from None
+        raise FileRefused("missing", f"{path} does not exist") from None
     except ValueError as error:  # a NUL in the name
         raise FileRefused("unreadable", f"{str(path)!r}: {error}") from None
     except OSError as error:
@@ -164,55 +164,55 @@ def read_guarded(path: Path, *, max_bytes: int) -> Guarded:
             raise FileRefused("not-regular", f"{path} is not a regular file") from None
         raise FileRefused("unreadable", f"{path}: {error.strerror}") from None
     try:
-        seen = os.fstat(descriptor)
-        notices = _check(path, seen, max_bytes)
+        status = os.fstat(descriptor)
+        notices = _check(path, status, max_bytes)
         data = _read_all(descriptor, max_bytes)
     except OSError as error:
         raise FileRefused("unreadable", f"{path}: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    return Guarded(data, notices, stat.S_IMODE(seen.st_mode))
+    return Guarded(data, notices, stat.S_IMODE(status.st_mode))
 
 
-def _check(path: Path, seen: os.stat_result, max_bytes: int) -> tuple[str, ...]:
-    if not stat.S_ISREG(seen.st_mode):
+def _check(path: Path, status: os.stat_result, max_bytes: int) -> tuple[str, ...]:
+    if not stat.S_ISREG(status.st_mode):
         raise FileRefused("not-regular", f"{path} is not a regular file")
-    if not _is_ours(seen):
-        raise FileRefused("foreign-owner", f"{path} belongs to user {seen.st_uid}, neither to us nor to root")
-    if sys.platform != "win32" and seen.st_mode & stat.S_IWOTH:
-        raise FileRefused("world-writable", f"anybody may write {path} (mode {stat.S_IMODE(seen.st_mode):04o})")
-    if seen.st_size > max_bytes:
-        raise FileRefused("too-large", f"{path} holds {seen.st_size} bytes, more than {max_bytes}")
+    if not _is_ours(status):
+        raise FileRefused("foreign-owner", f"{path} belongs to user {status.st_uid}, not to the current user or root")
+    if sys.platform != "win32" and status.st_mode & stat.S_IWOTH:
+        raise FileRefused("world-writable", f"every user may write {path} (mode {stat.S_IMODE(status.st_mode):04o})")
+    if status.st_size > max_bytes:
+        raise FileRefused("too-large", f"{path} has {status.st_size} bytes, more than {max_bytes}")
     notices = []
     if sys.platform != "win32":
-        if seen.st_mode & stat.S_IWGRP:
-            notices.append(f"group {seen.st_gid} may write {path}")
+        if status.st_mode & stat.S_IWGRP:
+            notices.append(f"group {status.st_gid} may write {path}")
         folder = path.parent.stat().st_mode
         if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
-            notices.append(f"anybody may write the folder {path.parent}")
+            notices.append(f"every user may write the folder {path.parent}")
     return tuple(notices)
 
 
 def _read_all(descriptor: int, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    left = max_bytes + 1
-    while left > 0 and (part := os.read(descriptor, left)):
-        parts.append(part)
-        left -= len(part)
-    if left <= 0:  # the file grew while it was read
+    chunks: list[bytes] = []
+    remaining = max_bytes + 1
+    while remaining > 0 and (chunk := os.read(descriptor, remaining)):
+        chunks.append(chunk)
+        remaining -= len(chunk)
+    if remaining <= 0:  # the file grew while it was read
         raise FileRefused("too-large", f"more than {max_bytes} bytes")
-    return b"".join(parts)
+    return b"".join(chunks)
 
 
-def _is_ours(seen: os.stat_result) -> bool:
-    return sys.platform == "win32" or seen.st_uid in {os.geteuid(), 0}
+def _is_ours(status: os.stat_result) -> bool:
+    return sys.platform == "win32" or status.st_uid in {os.geteuid(), 0}
 
 
 def check_target(
     path: Path,
     *,
     name: str,
-    what: str,
+    document: str,
     is_ours: Callable[[bytes], bool],
     example: str,
     special: bool = False,
@@ -222,7 +222,7 @@ def check_target(
 
     Args:
         name: the user's name for the setting: `--output`, `BATCHCAL_CALIBRATION`, `x.toml [train] log`.
-        what: the kind of document that will be written, such as `a calibration`.
+        document: the kind of document that will be written, such as `a calibration`.
         is_ours: returns True if the first bytes of a file are of this kind. An empty file may always be replaced.
         example: a file name to suggest.
         instead: suggestion in place of another file name.
@@ -239,7 +239,7 @@ def check_target(
     except (OSError, ValueError) as error:
         raise UsageError(f"{name} {path} cannot be used: {why_not_written(error)}", try_=_typed(name, example)) from None
     if stat.S_ISDIR(kind):
-        raise UsageError(f"{name} {path} is a folder", known=f"{what} is a file", try_=_typed(name, path / example))
+        raise UsageError(f"{name} {path} is a folder", known=f"{document} is a file", try_=_typed(name, path / example))
     if special and stat.S_ISLNK(kind):
         path, kind = _target_of(path, kind)  # such as /dev/stdout
     if special and not stat.S_ISREG(kind) and not stat.S_ISDIR(kind) and not stat.S_ISLNK(kind):
@@ -251,7 +251,9 @@ def check_target(
     if not stat.S_ISREG(kind):
         raise UsageError(f"{name} {path} is not a regular file", try_=_typed(name, example))
     if special and not os.access(path, os.W_OK):
-        raise UsageError(f"{name} {path} cannot be written", known="it may be read only", try_=_typed(name, example))
+        raise UsageError(
+            f"{name} {path} cannot be written", known="the user has no permission to write it", try_=_typed(name, example)
+        )
     try:
         with path.open("rb") as file:
             begin = file.read(_HEAD_BYTES)
@@ -261,9 +263,9 @@ def check_target(
         ) from None
     if begin and not is_ours(begin):
         raise UsageError(
-            f"{name} {path} is an existing file that is not {what}",
+            f"{name} {path} is an existing file that is not {document}",
             known=_ONLY_OURS,
-            try_=instead or f"{_typed(name, _beside(path, example))}, or move {path.name} away first",
+            try_=instead or f"{_typed(name, _sibling(path, example))}, or move {path.name} away first",
         )
     if _is_mounted(path):
         raise UsageError(
@@ -317,7 +319,7 @@ def _typed(name: str, value: Path | str) -> str:
     return f"{name} {value}" if name.startswith("--") else f"{name}={value}" if name.isupper() else f"{value} as {name}"
 
 
-def _beside(path: Path, example: str) -> Path:
+def _sibling(path: Path, example: str) -> Path:
     """An unused name beside `path`."""
     other = path.with_name(example)
     return other if other != path and not other.exists() else path.with_name(f"batchcal-{example}")

@@ -59,11 +59,13 @@ class Lock:
         self._sleep = sleep
         self._lock: BaseFileLock | None = None
 
-    def acquire(self, *, wait_s: float, done: Callable[[], bool] = _never, waits: Callable[[str], None] = _silent) -> LockResult:
+    def acquire(
+        self, *, wait_s: float, done: Callable[[], bool] = _never, on_wait: Callable[[str], None] = _silent
+    ) -> LockResult:
         """Take the lock, or wait for at most `wait_s` seconds until it is free or `done()` is true.
 
         `done` is called before each new attempt, and again after the lock is taken, because the last holder may have made the
-        wanted result. `waits` is called once if it has to wait, with a sentence about the holder of the lock. Errors of the
+        wanted result. `on_wait` is called once if it has to wait, with a sentence about the holder of the lock. Errors of the
         file system are never raised.
         """
         from filelock import FileLock, Timeout
@@ -88,15 +90,15 @@ class Lock:
                 return LockResult("held")
             if done():
                 return LockResult("done")
-            left = give_up_at - self._clock.monotonic()
-            if left <= 0:
+            remaining_s = give_up_at - self._clock.monotonic()
+            if remaining_s <= 0:
                 return LockResult(
-                    "timed-out", f"another process has held {self._path} for {wait_s:g} s: going on without waiting"
+                    "timed-out", f"another process has held {self._path} for {wait_s:g} s; continuing without the lock"
                 )
             if not waiting:
                 waiting = True
-                waits(f"another calibration of this file runs{self._holder()}; waiting for its result, {wait_s:g} s at most")
-            self._sleep(min(left, POLL_S * random.uniform(0.5, 1.5)))
+                on_wait(f"another calibration of this file is running{self._holder()}; waiting up to {wait_s:g} s for its result")
+            self._sleep(min(remaining_s, POLL_S * random.uniform(0.5, 1.5)))
 
     def _sign(self) -> None:
         """Write the holder into the lock file, for processes that wait. A file that is not ours stays unchanged."""
@@ -116,7 +118,7 @@ class Lock:
         return ""
 
     @property
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         return self._lock is not None
 
     def release(self) -> None:

@@ -35,7 +35,7 @@ def duration(text: str, name: str) -> float:
 def line(text: str, name: str) -> str:
     """Any text that is not empty."""
     if not text.strip():
-        raise UsageError(f"{name} is empty", try_=f"--{name} with a value, or without it")
+        raise UsageError(f"{name} is empty", try_=f"--{name} VALUE, or leave it out")
     return text.strip()
 
 
@@ -44,7 +44,7 @@ def line_or_off(text: str, name: str) -> str:
     return OFF if text.strip().lower() in (OFF, "false", "no") else line(text, name)
 
 
-def whole(text: str, name: str) -> int:
+def integer(text: str, name: str) -> int:
     """A whole number."""
     try:
         return int(text)
@@ -60,11 +60,11 @@ def _rounded(text: str) -> int:
         return 8
 
 
-def whole_from(least: int, most: int, *, suggest: int) -> Callable[[str, str], int]:
+def integer_from(least: int, most: int, *, suggest: int) -> Callable[[str, str], int]:
     """A reader of whole numbers from `least` to `most`; its errors propose `suggest`."""
 
     def read(text: str, name: str) -> int:
-        value = whole(text, name)
+        value = integer(text, name)
         if value < least:
             wrong = "negative" if least == 0 else f"below {least}"
             raise UsageError(f"{name} {value} is {wrong}", try_=f"--{name} {suggest}")
@@ -75,11 +75,11 @@ def whole_from(least: int, most: int, *, suggest: int) -> Callable[[str, str], i
     return read
 
 
-count: Final = whole_from(1, 2**63 - 1, suggest=8)
+count: Final = integer_from(1, 2**63 - 1, suggest=8)
 """A whole number of 1 or more that fits 64 bits."""
-batch_size: Final = whole_from(1, LARGEST_BATCH, suggest=8)
+batch_size: Final = integer_from(1, LARGEST_BATCH, suggest=8)
 """Samples of a batch."""
-count_from_zero: Final = whole_from(0, 2**63 - 1, suggest=0)
+count_from_zero: Final = integer_from(0, 2**63 - 1, suggest=0)
 """A whole number of 0 or more that fits 64 bits."""
 
 

@@ -37,7 +37,7 @@ class Setting(Generic[T_co]):
 
 
 @dataclass(frozen=True)
-class Source:
+class SettingSource:
     """The tables of one file."""
 
     name: str
@@ -61,24 +61,24 @@ class Settings:
         self,
         *,
         flags: Mapping[str, str | None] | None = None,
-        spelled: Mapping[str, str] | None = None,
+        flag_names: Mapping[str, str] | None = None,
         environ: Mapping[str, str],
-        files: Iterable[Source] = (),
+        files: Iterable[SettingSource] = (),
     ) -> None:
         """Args:
             flags: text by key, as typed. None: not given.
-            spelled: names of flags that differ from their key, by key.
+            flag_names: names of flags that differ from their key, by key.
             files: highest precedence first.
 
         Raises:
             UsageError: a file has an unknown key.
         """
         self._flags = {key: text for key, text in (flags or {}).items() if text is not None}
-        self._spelled = spelled or {}
+        self._flag_names = flag_names or {}
         self._environ = environ
         self._files = tuple(files)
         for file in self._files:
-            _judge(file, self.keys())
+            _check_keys(file, self.keys())
 
     @classmethod
     def options(cls) -> tuple[Option[object], ...]:
@@ -113,7 +113,7 @@ class Settings:
 
     def flag_of(self, option: Option[T]) -> str:
         """`--samples`, or `--calibration-samples` if that is its name."""
-        return self._spelled.get(option.key, option.flag)
+        return self._flag_names.get(option.key, option.flag)
 
     def origin_of(self, option: Option[T]) -> str:
         """Origin of the value, even if the value cannot be read."""
@@ -127,11 +127,11 @@ class Settings:
     def respelled(self, error: UsageError) -> UsageError:
         """Return `error` with the user's own names for the settings that it proposes to change."""
         text = f"{error.what}\n{error.try_}"
-        found = ((re.search(rf"{re.escape(self.flag_of(option))}(?![\w-])", text), option) for option in self.options())
-        places = {option.key: (match.start(), option) for match, option in found if match is not None}
+        matches = ((re.search(rf"{re.escape(self.flag_of(option))}(?![\w-])", text), option) for option in self.options())
+        places = {option.key: (match.start(), option) for match, option in matches if match is not None}
         # First the setting with which the message begins: it is the subject. Then the others, in order of appearance.
-        about = sorted(places.values(), key=lambda place: (not begins_with(error.what, place[1].key), place[0]))
-        for number, (_, option) in enumerate(about):
+        subjects = sorted(places.values(), key=lambda place: (not begins_with(error.what, place[1].key), place[0]))
+        for number, (_, option) in enumerate(subjects):
             flag, origin = self.flag_of(option), self.origin_of(option)
             error = respelled(error, flag=flag, key=option.key, origin=origin, prefix=number == 0)
         return error
@@ -153,7 +153,7 @@ class Settings:
         for option in table.options():
             self.of(option)
 
-    def given(self) -> list[tuple[str, str, str, str]]:
+    def non_defaults(self) -> list[tuple[str, str, str, str]]:
         """Return (table, key, value, origin) of every setting that is set, as `of` reads it."""
         settings = ((option, self.of(option)) for option in self.options())
         return [
@@ -165,14 +165,14 @@ class Settings:
 
 def unknown_variables(environ: Mapping[str, str], options: Iterable[Option[object]]) -> tuple[str, ...]:
     """Return a sentence for each BATCHCAL_* variable that is not read. Otherwise a misspelt setting would be ignored silently."""
-    known = [*OTHER_VARIABLES, *(option.variable for option in options)]
-    strange = (name for name in sorted(environ) if name.startswith(PREFIX) and not name.startswith(_OURS) and name not in known)
-    return tuple(f"the variable {name} is not known{_meant(name, known)}; it has no effect" for name in strange)
+    names = [*OTHER_VARIABLES, *(option.variable for option in options)]
+    unknown = (name for name in sorted(environ) if name.startswith(PREFIX) and not name.startswith(_OURS) and name not in names)
+    return tuple(f"the variable {name} is not known{_suggestion(name, names)}; it has no effect" for name in unknown)
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, names: Iterable[str]) -> str:
     # Without the prefix, which makes all names similar.
-    close = difflib.get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), [candidate.removeprefix(PREFIX) for candidate in names], n=1)
     return f" (did you mean {PREFIX}{close[0]}?)" if close else ""
 
 
@@ -192,29 +192,29 @@ def _as_text(value: object, place: str, key: str) -> str:
         return repr(value)
     raise UsageError(
         f"{place} is not a single value",
-        known=f"it is {value!r}; a setting is one text, number, true or false",
-        try_=f"{key} = {_only(value)} in {place.removesuffix(f' {key}')}",
+        known=f"it is {value!r}; a setting is a single string, number, true or false",
+        try_=f"{key} = {_single_value(value)} in {place.removesuffix(f' {key}')}",
     )
 
 
-def _only(value: object) -> str:
+def _single_value(value: object) -> str:
     """The value to write instead of `value`, as TOML: the first item of a list, otherwise a placeholder."""
     if isinstance(value, list) and value and isinstance(value[0], str | int | float):
         return json.dumps(value[0])
     return "VALUE"
 
 
-def _judge(file: Source, keys: Mapping[str, tuple[str, ...]]) -> None:
+def _check_keys(file: SettingSource, keys: Mapping[str, tuple[str, ...]]) -> None:
     for table in keys:
         for key in file.tables.get(table, {}):
             if key in keys[table]:
                 continue
-            elsewhere = next((other for other in keys if key in keys[other]), None)
-            if elsewhere is not None:
+            owner = next((name for name in keys if key in keys[name]), None)
+            if owner is not None:
                 raise UsageError(
                     f"{file.name}: {key} does not belong to [{file.prefix}{table}]",
-                    known=f"it is a key of [{file.prefix}{elsewhere}]",
-                    try_=f"[{file.prefix}{elsewhere}]\n{key} = {file.tables[table][key]!r}",
+                    known=f"it is a key of [{file.prefix}{owner}]",
+                    try_=f"[{file.prefix}{owner}]\n{key} = {file.tables[table][key]!r}",
                 )
             raise UsageError(
                 f"{file.name}: unknown key {key!r} in [{file.prefix}{table}]" + _did_you_mean(key, keys[table]),

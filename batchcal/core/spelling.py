@@ -14,14 +14,14 @@ _VALUE: Final = r"(?:[ =](?!(?:and|or|with|in|where|without|above|below|of|to|fo
 _NUMBER: Final = re.compile(r"-?\d+(\.\d+)?|true|false")
 
 
-def called(origin: str) -> str:
+def name_of(origin: str) -> str:
     """`--margin`, `BATCHCAL_MARGIN`, `x.toml [calibrate] margin`."""
     return origin.removeprefix(FLAG).removeprefix(VARIABLE)
 
 
-def assigned(origin: str, value: str) -> str:
+def assignment(origin: str, value: str) -> str:
     """`--margin 15%`, `BATCHCAL_MARGIN=15%`, `margin = "15%" in x.toml [calibrate]`. Without a value: only the name."""
-    name = called(origin)
+    name = name_of(origin)
     if origin.startswith(FLAG):
         return f"{name} {value}".rstrip()
     if origin.startswith(VARIABLE):
@@ -52,8 +52,8 @@ def respelled(error: UsageError, *, flag: str, key: str, origin: str, prefix: bo
         return error
     # Not within a longer flag: --margin is not a part of --margin-of-error.
     pattern = re.compile(rf"{re.escape(flag)}(?![\w-]){_VALUE}")
-    try_ = pattern.sub(lambda match: assigned(origin, match.group(1) or ""), error.try_)
-    name = called(origin)
+    try_ = pattern.sub(lambda match: assignment(origin, match.group(1) or ""), error.try_)
+    name = name_of(origin)
     what = error.what
     for plain in (flag, *_plain(key)):
         if what.startswith(f"{plain} "):

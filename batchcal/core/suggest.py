@@ -12,9 +12,9 @@ _ENOUGH: Final = 0.5
 
 def closest(value: str, choices: Iterable[str]) -> str | None:
     """Return the choice that was probably meant. None: no choice is similar to `value`."""
-    known = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(value.strip().lower(), known, n=1, cutoff=_ENOUGH)
-    return known[close[0]] if close else None
+    originals = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(value.strip().lower(), originals, n=1, cutoff=_ENOUGH)
+    return originals[close[0]] if close else None
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ def parse_size(text: str, *, name: str = "size") -> int:
         # A training rarely needs 2000 GiB: a large number without a unit means MiB, a very large one bytes.
         letter = first if first in {"K", "M", "G", "T"} else "G" if float(number) < 500 else "M" if float(number) < 10**7 else ""
         binary, decimal = (f"{number}{letter}iB", f"{number}{letter}B") if letter else (f"{number}B", "")
-        known = (
+        reason = (
             "a size needs a unit"
             if not unit
             else f"{unit!r} is binary for some tools and decimal for others"
@@ -49,7 +49,7 @@ def parse_size(text: str, *, name: str = "size") -> int:
         )
         raise UsageError(
             f"{name} {text!r} is {'ambiguous' if is_short or not unit else 'not a size'}",
-            known=f"{known}: {binary} is 1024-based, {decimal} is 1000-based" if decimal else known,
+            known=f"{reason}: {binary} is 1024-based, {decimal} is 1000-based" if decimal else reason,
             try_=f"--{name} {binary}, or --{name} {decimal}" if decimal else f"--{name} {binary}",
         )
     size = int(float(number) * factor)
@@ -122,12 +122,12 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    total_s = round(seconds)
+    if total_s < 3600:
+        return f"{total_s // 60} min {total_s % 60} s"
+    if total_s < 86400:
+        return f"{total_s // 3600} h {total_s % 3600 // 60} min"
+    return f"{total_s // 86400} d {total_s % 86400 // 3600} h"
 
 
 def count_of(number: int, noun: str) -> str:

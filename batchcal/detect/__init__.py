@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from batchcal.detect.torch_answer import TorchAnswer
 
 
-class _Room(ModuleType):
+class _CallableModule(ModuleType):
     def __call__(
         self,
         *,
@@ -30,4 +30,4 @@ class _Room(ModuleType):
         return detect(root=root, environ=environ, ask_child=ask_child)
 
 
-sys.modules[__name__].__class__ = _Room
+sys.modules[__name__].__class__ = _CallableModule

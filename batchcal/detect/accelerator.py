@@ -24,20 +24,20 @@ def present(root: Root = HERE, environ: Mapping[str, str] | None = None) -> bool
 
 def drivers(root: Root, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return vendors with driver files: `nvidia`, `amd`, `intel`, `apple`. Left out: those that the user hid from CUDA or HIP."""
-    found: list[str] = []
+    vendors: list[str] = []
     devices = root.names("/dev")
     # Under WSL the card is /dev/dxg and there is no nvidia file at all.
     nvidia = any(re.fullmatch(r"nvidia(\d+|ctl)", name) for name in devices) or "dxg" in devices
     if (nvidia or root.exists(f"{_NVIDIA}/version")) and not _hidden(environ, "CUDA_VISIBLE_DEVICES"):
-        found.append("nvidia")
+        vendors.append("nvidia")
     if "kfd" in devices and not _hidden(environ, "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
-        found.append("amd")
+        vendors.append("amd")
     cards = [name for name in root.names("/dev/dri") if name.startswith("renderD")]
     if any(root.read(f"/sys/class/drm/{card}/device/vendor") == _INTEL for card in cards):
-        found.append("intel")
+        vendors.append("intel")
     if root.real and platform.system() == "Darwin" and platform.machine() == "arm64":
-        found.append("apple")
-    return tuple(found)
+        vendors.append("apple")
+    return tuple(vendors)
 
 
 def identity(root: Root, environ: Mapping[str, str]) -> str | None:
@@ -45,10 +45,10 @@ def identity(root: Root, environ: Mapping[str, str]) -> str | None:
 
     Empty: there are none. Serial numbers are left out: a container may return on another card of the same type.
     """
-    found = drivers(root, environ)
-    if not found:
+    vendors = drivers(root, environ)
+    if not vendors:
         return ""
-    if found != ("nvidia",) or _multi_instance(root, environ):
+    if vendors != ("nvidia",) or _multi_instance(root, environ):
         return None
     version = re.search(r"Kernel Module(?: for \S+)?\s+(\d+\.\d+)", root.read(f"{_NVIDIA}/version") or "")
     models = sorted(filter(None, (_model(root, address) for address in root.names(f"{_NVIDIA}/gpus"))))
@@ -105,17 +105,17 @@ def describe(source: DeviceSource) -> tuple[tuple[Accelerator, ...], tuple[str, 
             devices.append(_device(kind or "", index, free, total, source.properties(index)))
         except RuntimeError as error:  # another tenant holds it exclusively, it fell off the bus, ...
             problems.append(
-                f"{kind}:{index} does not answer: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                f"{kind}:{index} does not respond: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             )
     return tuple(devices), tuple(problems)
 
 
 def _device(kind: str, index: int, free: int, total: int, properties: object) -> Accelerator:
-    known: dict[str, Kind] = {"cuda": "cuda", "mps": "mps", "xpu": "xpu"}
+    kinds: dict[str, Kind] = {"cuda": "cuda", "mps": "mps", "xpu": "xpu"}
     name = str(getattr(properties, "name", "") or kind)
     major, minor = getattr(properties, "major", None), getattr(properties, "minor", None)
     return Accelerator(
-        kind=known.get(kind, "other"),
+        kind=kinds.get(kind, "other"),
         index=index,
         name=name,
         total_bytes=total,

@@ -20,11 +20,11 @@ OTHERS_ON_DEVICE: Final = 0.10
 
 def advise(environment: Environment, allocators: frozenset[str]) -> tuple[Advice, ...]:
     """Return all advice that applies, the most harmful first. `allocators` are the names of the policies that this system has."""
-    found: list[Advice] = []
+    advice: list[Advice] = []
     for rule in _RULES:
-        found.extend(rule(environment))
-    found.extend(_allocators(environment, allocators))
-    return tuple(found)
+        advice.extend(rule(environment))
+    advice.extend(_allocators(environment, allocators))
+    return tuple(advice)
 
 
 def _out_of_memory(environment: Environment) -> Iterator[Advice]:
@@ -32,35 +32,36 @@ def _out_of_memory(environment: Environment) -> Iterator[Advice]:
     if memory.oom_group:
         yield Advice(
             code="oom-group",
-            text="memory.oom.group is set: one kernel kill takes the whole container, not one process",
-            try_="stay within the plan; from Kubernetes 1.32 the kubelet's singleProcessOOMKill: true turns it off",
+            text="memory.oom.group is set: if memory runs out, the kernel kills the complete container, not one process",
+            try_="stay within the plan; in Kubernetes 1.32 or later, set singleProcessOOMKill: true for the kubelet",
         )
     if memory.high_bytes is not None and memory.high_bytes < memory.total_bytes:
         yield Advice(
             code="memory-high",
-            text=f"memory.high is {format_bytes(memory.high_bytes)}: above it the kernel throttles the group instead of failing",
-            try_="raise memory.high to memory.max (systemd: MemoryHigh=infinity), or let the plan stay below it",
+            text=f"memory.high is {format_bytes(memory.high_bytes)}: above it, the kernel slows the group down, "
+            "and does not end a process",
+            try_="raise memory.high to memory.max (systemd: MemoryHigh=infinity), or keep the plan below it",
         )
     free = memory.limit.value - memory.used_bytes
     if memory.available_bytes < free * 0.95:
         yield Advice(
             code="machine-short",
-            text=f"the limit leaves {format_bytes(free)}, but the machine has {format_bytes(memory.available_bytes)} available: "
-            "others hold the rest",
+            text=f"the limit leaves {format_bytes(free)}, but only {format_bytes(memory.available_bytes)} are available: "
+            "other processes on the machine use the rest",
             try_=f"batchcal calibrate --memory-limit {format_bytes(memory.available_bytes).replace(' ', '')}",
         )
     if memory.swap_total_bytes and memory.swap_limit_bytes != 0:
         yield Advice(
             code="swap-on",
-            text=f"{format_bytes(memory.swap_total_bytes)} of swap: a batch that is too large gets slow instead of failing",
-            try_="docker run --memory-swap equal to --memory; systemd: MemorySwapMax=0",
+            text=f"{format_bytes(memory.swap_total_bytes)} of swap: a batch that is too large becomes slow instead of failing",
+            try_="docker run --memory-swap with the value of --memory; systemd: MemorySwapMax=0",
         )
     limits = {"RLIMIT_DATA": memory.rlimit_data_bytes, "RLIMIT_AS": memory.rlimit_as_bytes}
     for name, limit in limits.items():
         if limit is not None:
             yield Advice(
                 code="rlimit-set",
-                text=f"{name} is {format_bytes(limit)} for each process, which counts memory that is only reserved too",
+                text=f"{name} is {format_bytes(limit)} for each process, and memory that is only reserved counts too",
                 try_="limit the container's memory instead" + (" (ulimit -v unlimited)" if name == "RLIMIT_AS" else ""),
             )
 
@@ -68,12 +69,10 @@ def _out_of_memory(environment: Environment) -> Iterator[Advice]:
 def _shared_memory(environment: Environment) -> Iterator[Advice]:
     shm = environment.shared_memory
     if shm is not None and shm.size_bytes < TIGHT_SHM_BYTES:
-        worse = (
-            "DataLoader workers will die of it (Bus error)" if shm.size_bytes <= SMALL_SHM_BYTES else "large batches may fill it"
-        )
+        effect = "DataLoader workers may crash (Bus error)" if shm.size_bytes <= SMALL_SHM_BYTES else "large batches may fill it"
         yield Advice(
             code="shm-small",
-            text=f"{shm.path} holds {format_bytes(shm.size_bytes)}: {worse}",
+            text=f"{shm.path} has only {format_bytes(shm.size_bytes)}: {effect}",
             try_="docker run --shm-size=2g; Kubernetes: an emptyDir with medium: Memory at /dev/shm; or --workers 0",
         )
 
@@ -84,28 +83,28 @@ def _processors(environment: Environment) -> Iterator[Advice]:
         yield Advice(
             code="quota-below-cores",
             text=f"the quota is {cpu.quota_cores:g} cores, but {cpu.logical} processors are visible: "
-            f"libraries start {cpu.logical} threads, which the scheduler then stops together",
-            try_=f"OMP_NUM_THREADS={threads}, or use the plan's threads",
+            f"libraries start {cpu.logical} threads, and the scheduler pauses all of them when the quota is used up",
+            try_=f"OMP_NUM_THREADS={threads}, or use the threads of the plan",
         )
-    asked = environment.software.thread_environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if asked == "1" and cpu.cores.value >= 2:
+    requested = environment.software.thread_environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if requested == "1" and cpu.cores.value >= 2:
         yield Advice(
             code="omp-left-behind",
             text=f"OMP_NUM_THREADS=1 leaves {cpu.cores.value - 1:g} of {cpu.cores.value:g} cores idle; "
-            "torchrun and some launchers set it when nobody else did",
+            "torchrun and some launchers set it if it is not set",
             try_=f"OMP_NUM_THREADS={threads} for one process on this machine",
         )
-    elif asked.isdigit() and int(asked) > cpu.cores.value:
+    elif requested.isdigit() and int(requested) > cpu.cores.value:
         yield Advice(
             code="omp-above-cores",
-            text=f"OMP_NUM_THREADS={asked} is more than the {cpu.cores.value:g} cores that this process may use",
+            text=f"OMP_NUM_THREADS={requested} is more than the {cpu.cores.value:g} cores that this process may use",
             try_=f"OMP_NUM_THREADS={threads}",
         )
     ranks = environment.software.thread_environment.get("LOCAL_WORLD_SIZE", "")
     if ranks.isdigit() and int(ranks) > 1:
         yield Advice(
             code="ranks-share",
-            text=f"{ranks} ranks on this machine share its cores, memory and /dev/shm: the numbers are for all of them",
+            text=f"{ranks} ranks on this machine share its cores, memory and /dev/shm: the numbers are for all ranks together",
         )
 
 
@@ -114,27 +113,27 @@ def _limits(environment: Environment) -> Iterator[Advice]:
     if files.value < FEW_OPEN_FILES:
         yield Advice(
             code="open-files-low",
-            text=f"a process may open {files.value} files: workers that hand over many tensors run out (Too many open files)",
+            text=f"a process may open only {files.value} files: workers with many tensors may need more (Too many open files)",
             try_="ulimit -n 65536; docker run --ulimit nofile=65536",
         )
     pids = environment.pids
     if pids is not None and pids.value < FEW_PIDS:
         yield Advice(
             code="pids-low",
-            text=f"{pids.value} processes and threads are allowed: workers and their threads may not start",
+            text=f"only {pids.value} processes and threads are allowed: workers or their threads may fail to start",
             try_="docker run --pids-limit=4096",
         )
 
 
 def _accelerators(environment: Environment) -> Iterator[Advice]:
     for device in environment.accelerators:
-        held = device.total_bytes - device.free_bytes
+        used_bytes = device.total_bytes - device.free_bytes
         name = f"{device.kind}:{device.index} ({device.name})"
-        if held > OTHERS_ON_DEVICE * device.total_bytes:
+        if used_bytes > OTHERS_ON_DEVICE * device.total_bytes:
             yield Advice(
                 code="device-shared",
-                text=f"{name}: {format_bytes(held)} of {format_bytes(device.total_bytes)} are held already",
-                try_="stop what else runs there, or calibrate while it runs and keep it so",
+                text=f"{name}: {format_bytes(used_bytes)} of {format_bytes(device.total_bytes)} are already used",
+                try_="stop the other processes on this device, or let them run during calibration and training",
             )
 
 
@@ -143,8 +142,8 @@ def _environment_variables(environment: Environment) -> Iterator[Advice]:
     if names:
         yield Advice(
             code="malloc-environment",
-            text=f"{', '.join(names)} changes what memory costs and how fast it is: it must be the same when training",
-            try_=f"unset {' '.join(names)}, and let --allocator choose",
+            text=f"{', '.join(names)} affects memory and speed: use the same value for training",
+            try_=f"unset {' '.join(names)}, and use --allocator instead",
         )
 
 
@@ -156,13 +155,13 @@ def _allocators(environment: Environment, allocators: frozenset[str]) -> Iterato
         if "tcmalloc" not in environment.software.allocator_environment.get("LD_PRELOAD", ""):
             yield Advice(
                 code="tcmalloc-unused",
-                text="tcmalloc is installed: on a CPU it was 1.2 to 4 times as fast as glibc",
+                text="tcmalloc is installed but not used: on a CPU, it was 1.2 to 4 times as fast as glibc",
                 try_="batchcal calibrate --allocator tcmalloc",
             )
     else:
         yield Advice(
             code="tcmalloc-missing",
-            text="glibc hands big blocks back at every step; on a CPU tcmalloc was 1.2 to 4 times as fast",
+            text="glibc returns large blocks to the kernel at every step: on a CPU, tcmalloc was 1.2 to 4 times as fast",
             try_="apt-get install libtcmalloc-minimal4 (conda, Fedora: gperftools), then --allocator tcmalloc",
         )
 

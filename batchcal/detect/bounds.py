@@ -15,7 +15,7 @@ class Bound(Frozen):
     learned_from: str
     """A file, a variable or a call that the user can check: `/sys/fs/cgroup/memory.max`."""
     because: str
-    """Effect of this bound, as the first half of a sentence: `the kernel kills above it`."""
+    """Effect of this bound, as the first half of a sentence: `above it, the kernel kills`."""
 
 
 def least_cores(bounds: Sequence[Bound], show: Callable[[float], str]) -> Fact[float]:
@@ -39,11 +39,11 @@ def _least(bounds: Sequence[Bound]) -> Bound:
 
 
 def _why(least: Bound, bounds: Sequence[Bound], show: Callable[[float], str]) -> str:
-    others = sorted((bound for bound in bounds if bound is not least), key=lambda bound: bound.value)
-    if not others:
+    other_bounds = sorted((bound for bound in bounds if bound is not least), key=lambda bound: bound.value)
+    if not other_bounds:
         return least.because
-    following = others[0]
-    relation = "no more than" if following.value == least.value else "less than"
+    following = other_bounds[0]
+    relation = "equal to" if following.value == least.value else "less than"
     return f"{least.because}; {relation} the {show(following.value)} of {following.learned_from}"
 
 

@@ -21,8 +21,8 @@ _INSTRUCTIONS: Final = frozenset({
 # fmt: on
 """Flags by which oneDNN and ATen choose their kernels. The complete list of flags would change with the version of Linux."""
 _VARIABLES: Final = {
-    "SLURM_CPUS_PER_TASK": "Slurm gave this task so many",
-    "PYTHON_CPU_COUNT": "Python was told to count so many",
+    "SLURM_CPUS_PER_TASK": "Slurm assigned this number to the task",
+    "PYTHON_CPU_COUNT": "the variable sets this number for Python",
 }
 _SYS_CPU: Final = "/sys/devices/system/cpu"
 
@@ -34,12 +34,12 @@ def read_cpu(root: Root, environ: Mapping[str, str], notes: list[str]) -> Cpu:
     if not mask:
         mask, mask_from = frozenset(range(visible)), "os.cpu_count()"
         notes.append("the affinity mask could not be read: every visible processor was counted")
-    bounds = [Bound(value=len(mask), learned_from=mask_from, because="the affinity mask has no more processors")]
+    bounds = [Bound(value=len(mask), learned_from=mask_from, because="the number of processors in the affinity mask")]
     cpuset = _cpuset(root)
     if cpuset is not None:
         bounds.append(cpuset)
     quotas = quota_bounds(root)
-    bounds += [*quotas, *_asked(environ, notes)]
+    bounds += [*quotas, *_variable_bounds(environ, notes)]
     return Cpu(
         cores=least_cores(bounds, lambda cores: f"{cores:g}"),
         logical=len(mask),
@@ -85,7 +85,9 @@ def _cpuset(root: Root) -> Bound | None:
         for name in names:
             processors = parse_list(root.read(f"{level}/{name}") or "")
             if processors:  # the effective set of a level is within those of all above it
-                return Bound(value=len(processors), learned_from=f"{level}/{name}", because="the cpuset has no more processors")
+                return Bound(
+                    value=len(processors), learned_from=f"{level}/{name}", because="the number of processors in the cpuset"
+                )
     return None
 
 
@@ -100,7 +102,7 @@ def quota_bounds(root: Root) -> list[Bound]:
                 Bound(
                     value=cores,
                     learned_from=f"{level}/{name}",
-                    because="the scheduler stops the group once it has run this long in a period",
+                    because="the scheduler pauses the group when its CPU time of a period is used up",
                 )
             )
     return bounds
@@ -109,7 +111,7 @@ def quota_bounds(root: Root) -> list[Bound]:
 def _quota(chain: Chain, level: str, root: Root) -> tuple[float | None, str]:
     if chain.version == "v2":
         words = (root.read(f"{level}/cpu.max") or "").split()
-        quota, period = (_whole(words[0]), _whole(words[1])) if len(words) == 2 else (None, None)
+        quota, period = (_integer(words[0]), _integer(words[1])) if len(words) == 2 else (None, None)
         name = "cpu.max"
     else:
         quota, period = root.number(f"{level}/cpu.cfs_quota_us"), root.number(f"{level}/cpu.cfs_period_us")
@@ -117,15 +119,15 @@ def _quota(chain: Chain, level: str, root: Root) -> tuple[float | None, str]:
     return (quota / period if quota is not None and quota > 0 and period else None), name
 
 
-def _asked(environ: Mapping[str, str], notes: list[str]) -> list[Bound]:
+def _variable_bounds(environ: Mapping[str, str], notes: list[str]) -> list[Bound]:
     bounds: list[Bound] = []
     for name, because in _VARIABLES.items():
         text = environ.get(name, "").strip()
-        count = _whole(text)
+        count = _integer(text)
         if count:
             bounds.append(Bound(value=count, learned_from=name, because=because))
         elif text and text != "default":  # PYTHON_CPU_COUNT=default means no override
-            notes.append(f"{name}={text!r} is no number of processors and was passed over")
+            notes.append(f"{name}={text!r} is not a number of processors and was ignored")
     return bounds
 
 
@@ -139,10 +141,10 @@ def _physical(root: Root, mask: frozenset[int], notes: list[str]) -> int:
     if root.real:
         import psutil  # 12 ms, for systems without /proc and /sys only
 
-        asked = psutil.cpu_count(logical=False)
-        if asked:
-            return min(asked, len(mask))
-    notes.append("the processor's topology could not be read: each logical processor was taken for a core")
+        cores_of_psutil = psutil.cpu_count(logical=False)
+        if cores_of_psutil:
+            return min(cores_of_psutil, len(mask))
+    notes.append("the processor's topology could not be read: each logical processor was counted as a core")
     return len(mask)
 
 
@@ -150,7 +152,7 @@ def _cores_of_cpuinfo(root: Root, mask: frozenset[int]) -> int:
     cores: set[tuple[str, str]] = set()
     for block in (root.read("/proc/cpuinfo") or "").split("\n\n"):
         fields = _fields(block)
-        if _whole(fields.get("processor", "")) in mask and "core id" in fields:
+        if _integer(fields.get("processor", "")) in mask and "core id" in fields:
             cores.add((fields.get("physical id", ""), fields["core id"]))
     return len(cores)
 
@@ -177,5 +179,5 @@ def _fields(block: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, separator, value in pairs if separator}
 
 
-def _whole(text: str) -> int | None:
+def _integer(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None

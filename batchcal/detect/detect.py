@@ -15,7 +15,7 @@ from batchcal.detect.cpu import read_cpu
 from batchcal.detect.environment import Cpu, Environment
 from batchcal.detect.limits import open_files, pids, read_limits
 from batchcal.detect.memory import read_memory
-from batchcal.detect.shared_memory import AskSpace, read_shared_memory, space_of
+from batchcal.detect.shared_memory import SpaceReader, read_shared_memory, space_of
 from batchcal.detect.software import read_software
 from batchcal.detect.torch_answer import TorchAnswer
 from batchcal.machine.allocator import available
@@ -27,15 +27,16 @@ def detect(
     root: Path = Path("/"),
     environ: Mapping[str, str] | None = None,
     ask_child: Callable[[], TorchAnswer] | None = None,
-    ask_space: AskSpace = space_of,
+    ask_space: SpaceReader = space_of,
 ) -> Environment:
     """Return the resources of this machine that this process may use. Takes milliseconds and does not load torch.
 
     Args:
         root: where /proc, /sys and /dev are read.
         environ: variables to read; default: those of this process.
-        ask_child: queries torch in a child (`torch_answer.ask_in_child`; about 2 s). Called only if this can give a result: there
-            is a driver of an accelerator that torch was built for, or threadpoolctl is installed. None: torch is not queried.
+        ask_child: queries torch in a child (`torch_answer.query_torch_in_child`; about 2 s). Called only if this can give a
+            result: there is a driver of an accelerator that torch was built for, or threadpoolctl is installed. None: torch is
+            not queried.
         ask_space: returns size and free bytes of a file system.
     """
     files = Root(root)
@@ -44,8 +45,8 @@ def detect(
     cpu = read_cpu(files, variables, notes)
     limits = read_limits(files)
     software = read_software(files, variables)
-    answer = _ask(files, variables, software.torch, ask_child, notes)
-    found = Environment(
+    answer = _query_torch(files, variables, software.torch, ask_child, notes)
+    environment = Environment(
         cpu=cpu,
         memory=read_memory(files, limits, notes),
         shared_memory=read_shared_memory(files, ask_space, notes),
@@ -60,16 +61,16 @@ def detect(
         notes=tuple(notes),
     )
     names = frozenset(policy.name for policy in available(root=root))
-    return found.model_copy(update={"advice": advise(found, names)})
+    return environment.model_copy(update={"advice": advise(environment, names)})
 
 
 def detect_for(device: str) -> Environment:
     """Return the resources of this machine. Accelerators are queried from torch if `device` may be one: there is a driver, and
     the CPU alone was not requested."""
     if device != "cpu" and present(environ=os.environ):
-        from batchcal.detect.torch_answer import ask_in_child
+        from batchcal.detect.torch_answer import query_torch_in_child
 
-        return detect(ask_child=ask_in_child)
+        return detect(ask_child=query_torch_in_child)
     return detect()
 
 
@@ -84,18 +85,18 @@ def optimal_workers(cpu: Cpu) -> int:
     return max(0, math.floor((cpu.cores.value - 2) / 2))
 
 
-def _ask(
+def _query_torch(
     files: Root, environ: Mapping[str, str], torch: str, ask_child: Callable[[], TorchAnswer] | None, notes: list[str]
 ) -> TorchAnswer | None:
     driver = present(files, environ)
     if driver and torch.endswith("+cpu"):
-        notes.append(f"there is an accelerator's driver, but torch {torch} is built for the CPU only")
-    if ask_child is None or not torch or not ((driver and not torch.endswith("+cpu")) or thread_pools.can_be_asked()):
+        notes.append(f"a driver of an accelerator is installed, but torch {torch} was built for the CPU only")
+    if ask_child is None or not torch or not ((driver and not torch.endswith("+cpu")) or thread_pools.can_query()):
         return None
     try:
         answer = ask_child()
     except GuardError as error:
-        notes.append(f"torch could not be asked about accelerators: {error.what}{f' ({error.known})' if error.known else ''}")
+        notes.append(f"torch could not be queried for accelerators: {error.what}{f' ({error.known})' if error.known else ''}")
         return None
     notes.extend(answer.problems)
     return answer

@@ -21,7 +21,7 @@ from batchcal.machine.allocator import AllocatorPolicy, library_digest, without_
 from batchcal.machine.roots import HERE, Root
 
 if TYPE_CHECKING:
-    from batchcal.guard.wire import JSON
+    from batchcal.guard.channel.wire import JSON
 
 
 def cpu_digest(cpu: Cpu) -> str:
@@ -65,19 +65,19 @@ def accelerator_digest(
     environ: Mapping[str, str],
     *,
     root: Root = HERE,
-    ask: Callable[[], TorchAnswer] | None = None,
+    query: Callable[[], TorchAnswer] | None = None,
 ) -> str:
-    """Digest of kind, number and driver of accelerators. `ask` is called only if driver files lack them (MIG, AMD, Intel, Apple).
+    """Digest of kind, number and driver of accelerators. `query` is called only if driver files lack them (MIG, AMD, ...).
 
     Raises:
-        GuardError: `ask` was needed and returned no result.
+        GuardError: `query` was needed and returned no result.
     """
     if software.torch.endswith("+cpu"):
         return _sha256("")  # this torch finds no accelerator, whatever the machine has
-    known = identity(root, environ)
-    if known is not None:
-        return _sha256(known)
-    if ask is None:
+    identifier = identity(root, environ)
+    if identifier is not None:
+        return _sha256(identifier)
+    if query is None:
         return _sha256({"drivers": list(drivers(root, environ))})
     devices: list[JSON] = [
         {
@@ -87,7 +87,7 @@ def accelerator_digest(
             "capability": device.capability,
             "mig": device.mig,
         }
-        for device in ask().accelerators
+        for device in query().accelerators
     ]
     return _sha256({"devices": devices})
 

@@ -18,7 +18,7 @@ _ROWS: Final = {
     "Max address space": ("address_space_bytes", "RLIMIT_AS"),
 }
 """Rows of /proc/self/limits: our field, and the name for the system call."""
-_NOBODY_SAYS: Final = 1024
+_ASSUMED_OPEN_FILES: Final = 1024
 """Assumed limit of open files if none can be read: the common value of POSIX systems."""
 
 
@@ -35,7 +35,7 @@ def read_limits(root: Root) -> Limits:
     """Read the limits from /proc/self/limits, or those of this process with getrlimit if that file is missing."""
     text = root.read("/proc/self/limits")
     if text is None:
-        return _asked_of_the_kernel() if root.real else Limits()
+        return _read_with_getrlimit() if root.real else Limits()
     values: dict[str, int] = {}
     for row, (field, _) in _ROWS.items():
         match = re.search(rf"^{row}\s+(\d+)\s", text, re.MULTILINE)
@@ -44,7 +44,7 @@ def read_limits(root: Root) -> Limits:
     return Limits(**values)
 
 
-def _asked_of_the_kernel() -> Limits:
+def _read_with_getrlimit() -> Limits:
     try:
         import resource
     except ImportError:  # Windows
@@ -63,13 +63,13 @@ def open_files(root: Root, limits: Limits, notes: list[str]) -> Fact[int]:
     """Return the number of files that this process may have open at once."""
     bounds: list[Bound] = []
     if limits.open_files is not None:
-        bounds.append(Bound(value=limits.open_files, learned_from="RLIMIT_NOFILE", because="opening one more fails"))
+        bounds.append(Bound(value=limits.open_files, learned_from="RLIMIT_NOFILE", because="opening more files fails"))
     most = root.number("/proc/sys/fs/nr_open")
     if most is not None:
-        bounds.append(Bound(value=most, learned_from="/proc/sys/fs/nr_open", because="the kernel allows no process more"))
+        bounds.append(Bound(value=most, learned_from="/proc/sys/fs/nr_open", because="the kernel allows no more for any process"))
     if not bounds:
-        notes.append(f"the limit of open files could not be read: {_NOBODY_SAYS} was assumed")
-        bounds.append(Bound(value=_NOBODY_SAYS, learned_from="assumed", because="nothing says otherwise"))
+        notes.append(f"the limit of open files could not be read: {_ASSUMED_OPEN_FILES} is assumed")
+        bounds.append(Bound(value=_ASSUMED_OPEN_FILES, learned_from="assumed", because="no limit could be read"))
     return least_count(bounds, lambda count: f"{count:.0f}")
 
 
@@ -80,13 +80,13 @@ def pids(root: Root, limits: Limits) -> Fact[int] | None:
     for level in reversed(chain.levels) if chain else ():
         most = root.number(f"{level}/pids.max")
         if most is not None:
-            because = "a fork or a new thread in the group fails above it"
+            because = "above it, the group cannot start processes or threads"
             bounds.append(Bound(value=most, learned_from=f"{level}/pids.max", because=because))
     if limits.processes is not None:
-        because = "the user may have no more processes and threads"
+        because = "above it, the user cannot start processes or threads"
         bounds.append(Bound(value=limits.processes, learned_from="RLIMIT_NPROC", because=because))
     for name in ("/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"):
         most = root.number(name)
         if most is not None:
-            bounds.append(Bound(value=most, learned_from=name, because="the whole machine has no more"))
+            bounds.append(Bound(value=most, learned_from=name, because="the maximum of the machine"))
     return least_count(bounds, lambda count: f"{count:.0f}") if bounds else None

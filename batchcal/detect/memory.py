@@ -14,9 +14,9 @@ from batchcal.machine.hierarchy import Chain, locate
 from batchcal.machine.roots import Root
 
 _BECAUSE: Final[dict[Literal["max", "high", "hidden"], str]] = {
-    "max": "the kernel kills a process of the group above it",
-    "high": "the kernel stops the group to reclaim above it, which a training does not survive at a useful speed",
-    "hidden": "a group above those that can be seen from here is limited to it",
+    "max": "above it, the kernel kills a process of the group",
+    "high": "above it, the kernel pauses the group to reclaim memory, and a training becomes too slow",
+    "hidden": "the limit of a parent group that is not visible here",
 }
 
 
@@ -25,9 +25,9 @@ def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
     chain = locate("memory", root)
     machine = MachineMemory(chain, root)
     if not machine.learned_from.startswith("/proc/meminfo"):
-        notes.append(f"/proc/meminfo cannot be read: the machine's memory is what {machine.learned_from} says")
+        notes.append(f"/proc/meminfo cannot be read: the memory of the machine is from {machine.learned_from}")
     elif chain is None:
-        notes.append("no memory control group can be seen: a limit that a container has is not known here")
+        notes.append("no memory control group is visible: a memory limit of the container is unknown here")
     meter = memory_meter(root)
     try:
         groups = memory_bounds(chain, root) if chain else ()
@@ -37,17 +37,19 @@ def read_memory(root: Root, limits: Limits, notes: list[str]) -> Memory:
             Bound(
                 value=machine.total_bytes,
                 learned_from=machine.learned_from,
-                because="the machine has no more",
+                because="the memory of the machine",
             ),
         ]
         if limits.data_bytes is not None:
-            because = "an allocation of this process fails above it"
+            because = "above it, an allocation of this process fails"
             bounds.append(Bound(value=limits.data_bytes, learned_from="RLIMIT_DATA", because=because))
         if limits.address_space_bytes is not None:
-            because = "the addresses of this process, used or only reserved, end there"
+            because = "the maximum address space of this process, both used and only reserved"
             bounds.append(Bound(value=limits.address_space_bytes, learned_from="RLIMIT_AS", because=because))
         if isinstance(meter, MachineMemory) and meter.limit_bytes < meter.total_bytes:
-            notes.append("the group that limits memory does not say what it uses: the whole machine's use is given instead")
+            notes.append(
+                "the usage of the limiting control group cannot be read: the usage of the complete machine is shown instead"
+            )
         return Memory(
             limit=least_count(bounds, format_bytes),
             total_bytes=machine.total_bytes,
@@ -88,5 +90,5 @@ def _oom_group(chain: Chain | None, root: Root) -> bool | None:
     if chain is None or chain.version == "v1":
         return None
     switches = [root.read(f"{level}/memory.oom.group") for level in chain.levels]
-    known = [switch for switch in switches if switch is not None and re.fullmatch("[01]", switch)]
-    return ("1" in known) if known else None
+    readable = [switch for switch in switches if switch is not None and re.fullmatch("[01]", switch)]
+    return ("1" in readable) if readable else None

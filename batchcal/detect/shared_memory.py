@@ -22,7 +22,7 @@ class Space(Frozen):
     """Bytes that this user may still use."""
 
 
-AskSpace = Callable[[Path], Space]
+SpaceReader = Callable[[Path], Space]
 
 
 def space_of(path: Path) -> Space:
@@ -33,15 +33,15 @@ def space_of(path: Path) -> Space:
     """
     if not hasattr(os, "statvfs"):
         raise OSError("this system has no statvfs")
-    answer = os.statvfs(path)
-    return Space(size_bytes=answer.f_blocks * answer.f_frsize, free_bytes=answer.f_bavail * answer.f_frsize)
+    status = os.statvfs(path)
+    return Space(size_bytes=status.f_blocks * status.f_frsize, free_bytes=status.f_bavail * status.f_frsize)
 
 
-def read_shared_memory(root: Root, ask: AskSpace, notes: list[str]) -> SharedMemory | None:
+def read_shared_memory(root: Root, read_space: SpaceReader, notes: list[str]) -> SharedMemory | None:
     """Return size and free bytes of /dev/shm. None: there is none."""
     try:
-        space = ask(root.at(PATH))
+        space = read_space(root.at(PATH))
     except OSError as error:
-        notes.append(f"{PATH} cannot be used ({error.strerror or error}): DataLoader workers have no shared memory there")
+        notes.append(f"{PATH} cannot be used ({error.strerror or error}): DataLoader workers have no shared memory")
         return None
     return SharedMemory(path=PATH, size_bytes=space.size_bytes, free_bytes=space.free_bytes)

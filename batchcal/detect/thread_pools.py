@@ -1,4 +1,7 @@
-"""Thread pools of the libraries that a training loads, if threadpoolctl is installed. `ask` is for a child: it loads torch."""
+"""Thread pools of the libraries that a training loads, if threadpoolctl is installed.
+
+`query_pools` is for a child, because it loads torch.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from batchcal.detect.environment import ThreadPool
 
 
-def can_be_asked() -> bool:
+def can_query() -> bool:
     """True if threadpoolctl is installed. Imports nothing."""
     return importlib.util.find_spec("threadpoolctl") is not None
 
 
-def ask() -> tuple[ThreadPool, ...]:
+def query_pools() -> tuple[ThreadPool, ...]:
     """Load torch and numpy and return the thread pools of this process. Empty without threadpoolctl."""
     for name in ("torch", "numpy"):
         with contextlib.suppress(ImportError):

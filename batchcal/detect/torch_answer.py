@@ -13,8 +13,8 @@ from batchcal.detect.accelerator import TorchDevices, describe
 from batchcal.detect.environment import Accelerator, ThreadPool
 
 if TYPE_CHECKING:  # only a child needs these; a process that only detects needs no sockets
+    from batchcal.guard.channel.wire import JSON
     from batchcal.guard.job import ChildContext
-    from batchcal.guard.wire import JSON
 
 TIMEOUT_S: Final = 120.0
 """`import torch` takes a second from a warm disk, tens of seconds from a cold one. The start of a driver takes some more."""
@@ -31,14 +31,14 @@ class TorchAnswer(Frozen):
     """Devices that did not respond, and why."""
 
 
-def ask(arguments: dict[str, JSON], context: ChildContext) -> JSON:
+def query_torch(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     """Run in the child. Takes no arguments and returns a TorchAnswer as JSON."""
     import torch
 
     devices, problems = describe(TorchDevices())
     answer = TorchAnswer(
         accelerators=devices,
-        thread_pools=thread_pools.ask(),
+        thread_pools=thread_pools.query_pools(),
         cuda=torch.version.cuda or torch.version.hip or "",
         problems=problems,
     )
@@ -46,7 +46,7 @@ def ask(arguments: dict[str, JSON], context: ChildContext) -> JSON:
     return reply
 
 
-def ask_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
+def query_torch_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
     """Query torch in a new process and wait for the result.
 
     Raises:
@@ -54,8 +54,8 @@ def ask_in_child(*, timeout_s: float = TIMEOUT_S) -> TorchAnswer:
     """
     from batchcal.guard.call import call
 
-    reply = call(ask, timeout_s=timeout_s)
+    reply = call(query_torch, timeout_s=timeout_s)
     try:
         return TorchAnswer.model_validate(reply)
     except ValidationError as error:
-        raise GuardError("the child that was asked about torch gave an odd answer", known=str(error)) from error
+        raise GuardError("the child process that queries torch returned an invalid result", known=str(error)) from error

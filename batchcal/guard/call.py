@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.core.errors import GuardError
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import Function, name_of
 from batchcal.guard.launch import FunctionJob, SpawnLauncher
-from batchcal.guard.run import Limits, run
-from batchcal.guard.wire import JSON
+from batchcal.guard.run import ChildLimits, run
 from batchcal.machine.allocator import resolve
 
 
@@ -38,10 +38,10 @@ def call(function: Function, arguments: dict[str, JSON] | None = None, *, timeou
     launcher = SpawnLauncher(resolve("default"), os.environ)
     try:
         job = FunctionJob(function, arguments or {}, str(Path.cwd()), dict(os.environ))
-        ending = run(job, launcher, Unwatched(), Limits(phase_s={"start": timeout_s}, total_s=timeout_s))
+        ending = run(job, launcher, Unwatched(), ChildLimits(phase_s={"start": timeout_s}, total_s=timeout_s))
     finally:
         launcher.close()
     if ending.has_result:
         return ending.returned
-    known = ending.raised.headline if ending.raised is not None else ending.kill_reason or f"exit status {ending.exit_status}"
-    raise GuardError(f"{name_of(function)} gave no answer", known=known)
+    details = ending.raised.headline if ending.raised is not None else ending.kill_reason or f"exit status {ending.exit_status}"
+    raise GuardError(f"{name_of(function)} returned no result", known=details)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Final
 
 from batchcal.core.signals import signal_name
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.memory_errors import memory_error, out_of_descriptors
+from batchcal.guard.children.report import COLLATE, STACKING, Raised
 from batchcal.guard.ending import LOST, Ending
-from batchcal.guard.memory_errors import memory_error, out_of_descriptors
 from batchcal.guard.outcome import (
     Infrastructure,
     KilledFromOutside,
@@ -22,8 +24,6 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.guard.report import COLLATE, STACKING, Raised
-from batchcal.guard.wire import JSON
 
 NEAR: Final = 0.85
 """Share of the allowed memory from which a death by signal counts as a suspected lack of memory."""
@@ -39,14 +39,14 @@ def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
     if ending.has_result:
         return _swapped(ending) or value_of(ending.returned)
     if ending.killed_for == "stop":
-        return Infrastructure(detail="stopped before it ended")
+        return Infrastructure(detail="batchcal stopped the process before it ended")
     if ending.killed_for == "memory":
         return OutOfMemory(source="watchdog", detail=ending.kill_reason, peak=_lower_bound(ending))
     if ending.killed_for == "deadline":
         detail = _tail(ending, ending.kill_reason, _STACKS_SHOWN)
         return TimedOut(phase=ending.phase, limit_s=ending.phase_limit_s, limit_name=ending.limit_name, detail=detail)
     if ending.oom_kills > 0:
-        return OutOfMemory(source="kernel", detail="the kernel's OOM killer took it", peak=_lower_bound(ending))
+        return OutOfMemory(source="kernel", detail="the kernel's OOM killer ended the process", peak=_lower_bound(ending))
     if ending.raised is not None:
         return _swapped(ending) or _of_raised(ending, ending.raised)
     if ending.infrastructure:
@@ -70,13 +70,13 @@ def _of_raised(ending: Ending, raised: Raised) -> Outcome:
         case "suspect" if near >= NEAR or ending.armed:
             return Suspect(detail=raised.headline, near_limit=near)
         case _:
-            told = raised.chain[0].told
+            texts = raised.chain[0].told
             return UserCodeFailed(
                 phase=raised.phase,
                 error=raised.headline,
-                traceback=raised.traceback if told is None else told[1],
+                traceback=raised.traceback if texts is None else texts[1],
                 output=ending.output[-_OUTPUT_SHOWN:],
-                hint=_hint(raised) if told is None else told[2],
+                hint=_hint(raised) if texts is None else texts[2],
             )
     return OutOfMemory(source=source, detail=raised.headline, peak=_lower_bound(ending))
 
@@ -85,37 +85,37 @@ def _hint(raised: Raised) -> str:
     """Suggestion for the user, if the error alone determines it."""
     if raised.chain[0].sample.startswith(STACKING):
         return COLLATE
-    return "ulimit -n 65536, or fewer --workers and fewer tensors in a sample" if out_of_descriptors(raised) else ""
+    return "ulimit -n 65536, or use fewer --workers, or fewer tensors per sample" if out_of_descriptors(raised) else ""
 
 
 def _of_status(ending: Ending) -> Outcome:
     status = ending.exit_status
     if status is None:
-        return Infrastructure(detail="the child is gone and nobody could tell how")
+        return Infrastructure(detail="the child process ended, and its exit status is unknown")
     if status < 0:
         number = -status
         name = signal_name(number)
         if number in _MEMORY_SIGNALS:
             if ending.near_limit >= NEAR or (ending.armed and ending.phase == "measure"):
-                return Suspect(detail=_tail(ending, f"died by {name}"), near_limit=ending.near_limit)
+                return Suspect(detail=_tail(ending, f"the process crashed with {name}"), near_limit=ending.near_limit)
             return UserCodeFailed(
                 phase=ending.phase,
-                error=f"the process died by {name}",
+                error=f"the process crashed with {name}",
                 traceback=ending.output[-_OUTPUT_SHOWN:],
             )
         return KilledFromOutside(signal=number)
     if status == LOST:
-        told = _tail(ending, "the child could not leave its result")
+        detail = _tail(ending, "the child process could not write its result")
         if ending.near_limit >= NEAR or (ending.armed and "MemoryError" in ending.output):
-            return Suspect(detail=told, near_limit=ending.near_limit)
-        return Infrastructure(detail=told)
+            return Suspect(detail=detail, near_limit=ending.near_limit)
+        return Infrastructure(detail=detail)
     if "libgomp" in ending.output or "Thread creation failed" in ending.output:
-        return Suspect(detail=_tail(ending, f"exit {status}"), near_limit=ending.near_limit)
+        return Suspect(detail=_tail(ending, f"exit code {status}"), near_limit=ending.near_limit)
     return UserCodeFailed(
         phase=ending.phase,
-        error=f"the process left with exit code {status} and without a result (os._exit?)",
-        output=ending.output[-_OUTPUT_SHOWN:] or f"it printed nothing; its phase was {ending.phase}",
-        hint="sys.exit in the place of os._exit, which shows the line; lines that end the program below "
+        error=f"the process ended with exit code {status} and without a result (is there an os._exit() in the code?)",
+        output=ending.output[-_OUTPUT_SHOWN:] or f"it printed nothing; it was in the phase {ending.phase!r}",
+        hint="sys.exit() instead of os._exit(): the error then shows the line; or move the lines that end the program below "
         '`if __name__ == "__main__":`',
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.report import Raised
 from batchcal.guard.outcome import Phase
-from batchcal.guard.report import Raised
-from batchcal.guard.wire import JSON
 
 LOST: Final = 213
 """Exit code of a child that could not write its result: no space on the disk, no memory for the report, dropped privileges. A

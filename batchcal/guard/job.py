@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from batchcal.guard.fence import data_limit_holds
-from batchcal.guard.messages import ArmRequest, ListenerMessage, PhaseStarted, Unfenced, written
+from batchcal.guard.channel.messages import ArmRequest, ListenerMessage, PhaseStarted, Unfenced, written
+from batchcal.guard.channel.wire import JSON, Channel, Message
+from batchcal.guard.limits.fence import data_limit_holds
 from batchcal.guard.outcome import Phase
-from batchcal.guard.wire import JSON, Channel, Message
 
 OUTPUT_DESCRIPTOR: Final = 2
 Function = Callable[[dict[str, JSON], "ChildContext"], JSON]
@@ -37,7 +37,7 @@ class ChildContext:
         dump_stacks_on_request()  # again: the user's module may have set its own handler
         self._channel.send(written(PhaseStarted(name, limit_s)))
 
-    def tell(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Send a message to the parent's listener."""
         self._channel.send(written(ListenerMessage(message)))
 

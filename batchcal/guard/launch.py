@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from batchcal.core.errors import GuardError
-from batchcal.guard.child import ARGUMENTS_NAME
-from batchcal.guard.home import Home, no_room
+from batchcal.guard.channel.wire import JSON, Channel, Message
+from batchcal.guard.children.child import ARGUMENTS_NAME
+from batchcal.guard.cleanup.private_folder import PrivateFolder, no_room
 from batchcal.guard.job import Function, name_of
-from batchcal.guard.wire import JSON, Channel, Message
 from batchcal.machine.allocator import AllocatorPolicy
 
 READY_LIMIT_S: Final = 120.0
@@ -43,7 +43,7 @@ class FunctionJob:
     """Environment of the child's code. (Variables that a process needs before it starts come from the launcher's policy.)"""
 
 
-class Started:
+class StartedChild:
     """A running child, with the parent's handles to it."""
 
     def __init__(
@@ -80,11 +80,11 @@ class Started:
 class Ender(Protocol):
     """Ends children and reports how they ended."""
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         """Send SIGKILL to the child and all processes that it started."""
         ...
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         """Set `child.exit_status` and return True if the child has ended. Then all processes that it started are dead.
 
         Raises:
@@ -104,7 +104,7 @@ class Launcher(Ender, Protocol):
         """Helper process of batchcal that does not run during training."""
         ...
 
-    def start(self, job: FunctionJob) -> Started:
+    def start(self, job: FunctionJob) -> StartedChild:
         """Start a child. Raises GuardError if no child could be started."""
         ...
 
@@ -133,14 +133,22 @@ class ZygoteLauncher:
 
     def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str], preload: Sequence[str] = ()) -> None:
         """`preload`: modules to import before the first fork. A module that starts a thread makes children hang."""
-        self._home = Home()
+        self._home = PrivateFolder()
         self._ended: dict[int, int] = {}
         self._numbers = itertools.count()
         ours, theirs = socket.socketpair()
         try:
             with theirs, (self._home.path / "zygote.log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "batchcal.guard.zygote", str(theirs.fileno()), str(self._home.path), *preload],
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "batchcal.guard.children.zygote",
+                        str(theirs.fileno()),
+                        str(self._home.path),
+                        *preload,
+                    ],
                     pass_fds=(theirs.fileno(),),
                     env=start_environment(policy, environ),
                     stdin=subprocess.DEVNULL,
@@ -168,24 +176,24 @@ class ZygoteLauncher:
             return
         self._socket.settimeout(max(0.001, min(limit_s, READY_LIMIT_S)))
         try:
-            hello = self._channel.wait()
+            greeting = self._channel.wait()
             late = ""
         except TimeoutError:
-            hello, late = None, f"it was not ready after {limit_s:.1f} s"
+            greeting, late = None, f"it was not ready after {limit_s:.1f} s"
         self._socket.settimeout(START_LIMIT_S)
-        if hello is None or hello.get("threads") != 1:
-            log_tail = self._log_tail() or late or "it ended without a word"
+        if greeting is None or greeting.get("threads") != 1:
+            log_tail = self._log_tail() or late or "it ended without a message"
             self.close()
-            threads = None if hello is None else hello.get("threads")
-            known = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
-            raise GuardError("the process that batchcal forks its probes from is not usable", known=known)
+            threads = None if greeting is None else greeting.get("threads")
+            details = f"it has {threads} threads after importing torch, so its children could hang" if threads else log_tail
+            raise GuardError("the process that starts the probes is not usable", known=details)
         self._ready = True
 
     @property
     def overhead_pid(self) -> int | None:
         return self._process.pid
 
-    def start(self, job: FunctionJob) -> Started:
+    def start(self, job: FunctionJob) -> StartedChild:
         self.await_ready()
         directory, request = _directory(self._home, next(self._numbers), job)
         ours, theirs = socket.socketpair()
@@ -199,16 +207,16 @@ class ZygoteLauncher:
         if started is None:
             ours.close()
             os.close(output_read)
-            raise GuardError("the process that batchcal forks its probes from has died", known=self._log_tail())
+            raise GuardError("the process that starts the probes ended unexpectedly", known=self._log_tail())
         pid, watch = started
-        return Started(pid, watch, Channel(ours), output_read, directory)
+        return StartedChild(pid, watch, Channel(ours), output_read, directory)
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         if not self._channel.send({"kill": child.pid}):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         if child.exit_status is None:
             self._read(blocking=False)
             if child.pid in self._ended:
@@ -217,7 +225,7 @@ class ZygoteLauncher:
                 # The exit status is unknown. The child dies with the zygote (PDEATHSIG); its workers must be ended here.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
-                raise GuardError("the process that batchcal forks its probes from has died", known=self._log_tail())
+                raise GuardError("the process that starts the probes ended unexpectedly", known=self._log_tail())
         return child.exit_status is not None
 
     def is_alive(self) -> bool:
@@ -264,12 +272,12 @@ class ZygoteLauncher:
 
 def start_module(
     module: str, environment: Mapping[str, str], request: Message, directory: Path, *, mark: str = ""
-) -> tuple[subprocess.Popen[bytes], Started]:
+) -> tuple[subprocess.Popen[bytes], StartedChild]:
     """Start `python -m MODULE CONTROL OUTPUT` (two descriptors) in its own session. Send `request` on its control socket.
 
     Args:
         directory: private to the process; removed if the process cannot be started.
-        mark: see `Started`.
+        mark: see `StartedChild`.
 
     Raises:
         GuardError: the process could not be started.
@@ -297,7 +305,7 @@ def start_module(
     control = Channel(ours)
     control.send(request)
     watch = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
-    return process, Started(process.pid, watch, control, output_read, directory, mark=mark)
+    return process, StartedChild(process.pid, watch, control, output_read, directory, mark=mark)
 
 
 class SpawnLauncher:
@@ -307,23 +315,23 @@ class SpawnLauncher:
     overhead_pid: int | None = None
 
     def __init__(self, policy: AllocatorPolicy, environ: Mapping[str, str]) -> None:
-        self._home = Home()
+        self._home = PrivateFolder()
         self._numbers = itertools.count()
         self._environment = start_environment(policy, environ)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, job: FunctionJob) -> Started:
+    def start(self, job: FunctionJob) -> StartedChild:
         directory, request = _directory(self._home, next(self._numbers), job)
-        process, started = start_module("batchcal.guard.child", self._environment, request, directory)
+        process, started = start_module("batchcal.guard.children.child", self._environment, request, directory)
         self._processes[process.pid] = process
         return started
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         if child.exit_status is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         if child.exit_status is None:
             if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return False
@@ -342,7 +350,7 @@ class SpawnLauncher:
         self._home.remove()
 
 
-def _directory(home: Home, number: int, job: FunctionJob) -> tuple[Path, Message]:
+def _directory(home: PrivateFolder, number: int, job: FunctionJob) -> tuple[Path, Message]:
     """Create a folder for one child. Return it with the request for the child."""
     directory = home.path / f"child-{number}"
     try:

@@ -43,7 +43,7 @@ class Peak(Record):
     """Peak that the caching allocator reserved on the accelerator, plus the memory of the context."""
     accelerator_allocated_bytes: int | None = None
 
-    def held_on(self, device: str) -> int:
+    def bytes_on(self, device: str) -> int:
         """Memory to compare with the budget of `device`, bytes."""
         on_host = device == "cpu" or self.accelerator_bytes is None
         return self.demand_bytes if on_host else self.accelerator_bytes or 0

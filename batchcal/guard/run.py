@@ -17,17 +17,17 @@ from typing import Final, Literal, assert_never
 from pydantic import ValidationError
 
 from batchcal.core.errors import GuardError
-from batchcal.guard.child import RESULT_NAME
+from batchcal.guard.channel.messages import ArmRequest, ListenerMessage, MemberArmRequest, PhaseStarted, Unfenced, read_back
+from batchcal.guard.channel.wire import JSON, Message
+from batchcal.guard.children.child import RESULT_NAME
+from batchcal.guard.children.report import Raised
+from batchcal.guard.cleanup.kill import end_orphans, kill_group
+from batchcal.guard.cleanup.shared_names import sweep_shared_memory
 from batchcal.guard.ending import Ending
-from batchcal.guard.fence import arm_data_limit, volunteers
-from batchcal.guard.kill import end_orphans, kill_group
-from batchcal.guard.launch import Ender, FunctionJob, Launcher, Started
-from batchcal.guard.messages import ArmRequest, ListenerMessage, MemberArmRequest, PhaseStarted, Unfenced, read_back
+from batchcal.guard.launch import Ender, FunctionJob, Launcher, StartedChild
+from batchcal.guard.limits.fence import arm_data_limit, volunteers
+from batchcal.guard.limits.watchdog import INTERVAL_S, GroupMeter, Watchdog
 from batchcal.guard.outcome import Phase
-from batchcal.guard.report import Raised
-from batchcal.guard.shared_names import sweep_shared_memory
-from batchcal.guard.watchdog import INTERVAL_S, MemoryGroup, Watchdog
-from batchcal.guard.wire import JSON, Message
 from batchcal.machine.meters import read_status
 
 OUTPUT_TAIL_BYTES: Final = 64 * 1024
@@ -43,7 +43,7 @@ PHASE_LIMIT_S: Final = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ChildLimits:
     """Limits of a child: wall time in seconds, demand in bytes."""
 
     allowed_bytes: int | None = None
@@ -72,8 +72,8 @@ Listener = Callable[[Message], None]
 def run(
     job: FunctionJob,
     launcher: Launcher,
-    group: MemoryGroup,
-    limits: Limits,
+    group: GroupMeter,
+    limits: ChildLimits,
     listen: Listener | None = None,
     *,
     check: Callable[[], None] | None = None,
@@ -92,10 +92,10 @@ def run(
 
 
 def watch_child(
-    child: Started,
+    child: StartedChild,
     ender: Ender,
-    group: MemoryGroup,
-    limits: Limits,
+    group: GroupMeter,
+    limits: ChildLimits,
     listen: Listener | None = None,
     *,
     check: Callable[[], None] | None = None,
@@ -121,10 +121,10 @@ class _Watch:
 
     def __init__(
         self,
-        child: Started,
+        child: StartedChild,
         ender: Ender,
-        group: MemoryGroup,
-        limits: Limits,
+        group: GroupMeter,
+        limits: ChildLimits,
         *,
         listen: Listener | None,
         check: Callable[[], None] | None,
@@ -143,9 +143,9 @@ class _Watch:
         )
         self._output: deque[bytes] = deque()
         self._output_bytes = 0
-        self._began = time.monotonic()
+        self._start_s = time.monotonic()
         self._phase: Phase = "start"
-        self._phase_began = self._began
+        self._phase_start_s = self._start_s
         self._phase_limit_s = limits.phase_s.get("start", PHASE_LIMIT_S)
         self._killed_for: Literal["memory", "deadline", "stop"] | None = None
         self._kill_reason = ""
@@ -173,7 +173,7 @@ class _Watch:
                     if not self._drain():
                         poll.unregister(descriptor)
                 elif descriptor == self._child.control.fileno():
-                    self._hear()
+                    self._read_messages()
                     if self._child.control.closed:
                         poll.unregister(descriptor)
                 else:
@@ -221,7 +221,7 @@ class _Watch:
             # The child had not installed its handler for SIGUSR1 yet.
             self._killed_for, self._kill_reason = "deadline", self._why_late()
         if self._infrastructure and self._watchdog.tree is not None:
-            end_orphans(self._watchdog.tree.seen, self._child.mark, limit_s=BACK_LIMIT_S)
+            end_orphans(self._watchdog.tree.start_times, self._child.mark, limit_s=BACK_LIMIT_S)
         self._result = _read_result(self._child.directory)
         until = time.monotonic() + BACK_LIMIT_S
         while self._killed_for is not None and not self._watchdog.is_back(now := time.monotonic()) and now < until:
@@ -239,12 +239,12 @@ class _Watch:
                 self._result = {}
         layers = ["watchdog", "deadline"]
         missing: list[str] = []
-        for name, there in (
+        for name, in_force in (
             ("rlimit-data", self._watchdog.armed),
             ("oom-score", self._volunteers),
             ("own-group", True),
         ):
-            (layers if there else missing).append(name)
+            (layers if in_force else missing).append(name)
         return Ending(
             returned=self._result.get("returned"),
             has_result="returned" in self._result,
@@ -264,7 +264,7 @@ class _Watch:
             near_limit=self._watchdog.near_limit,
             swapped_bytes=self._watchdog.swapped_bytes(),
             infrastructure=self._infrastructure,
-            wall_s=time.monotonic() - self._began,
+            wall_s=time.monotonic() - self._start_s,
             layers=tuple(layers),
             missing=tuple(missing),
         )
@@ -275,7 +275,7 @@ class _Watch:
 
     def _kill_without_the_launcher(self) -> None:
         """Kill the child if the launcher does not answer (a stopped zygote). It has not reaped the child, so the pid is valid."""
-        self._infrastructure = "the process that batchcal forks its probes from does not answer"
+        self._infrastructure = "the process that starts the probes does not respond"
         kill_group(self._child.pid)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -288,15 +288,16 @@ class _Watch:
 
     def _is_late(self, now: float) -> bool:
         total = self._limits.total_s
-        if total is not None and now - self._began > total:
+        if total is not None and now - self._start_s > total:
             self._late_s, self._limit_name = total, self._limits.total_name
-        elif now - self._phase_began > self._phase_limit_s:
+        elif now - self._phase_start_s > self._phase_limit_s:
             self._late_s = self._phase_limit_s
         return self._late_s is not None
 
     def _why_late(self) -> str:
         name = self._limit_name
-        return f"still in {self._phase} when {name} ended" if name else f"still in {self._phase} after {self._late_s:.1f} s"
+        end = f"when {name} ended" if name else f"after {self._late_s:.1f} s"
+        return f"the phase {self._phase!r} was not complete {end}"
 
     def _drain(self) -> bool:
         """Read the output of the child and keep the end of it. False: the pipe is closed."""
@@ -313,11 +314,11 @@ class _Watch:
                 self._output_bytes -= len(self._output.popleft())
         return True
 
-    def _hear(self) -> None:
+    def _read_messages(self) -> None:
         for message in self._child.control.read():
             match read_back(message):
                 case PhaseStarted(phase=phase, limit_s=limit_s):
-                    self._phase, self._phase_began = phase, time.monotonic()
+                    self._phase, self._phase_start_s = phase, time.monotonic()
                     self._volunteers = self._volunteers or volunteers(self._child.pid)
                     self._phase_limit_s = self._limits.phase_s.get(phase, PHASE_LIMIT_S if limit_s is None else limit_s)
                 case MemberArmRequest(process=process, line=line):
@@ -326,9 +327,9 @@ class _Watch:
                     self._arm()
                 case Unfenced():
                     self._watchdog.armed = False  # only the watchdog is left
-                case ListenerMessage(message=told):
+                case ListenerMessage(message=content):
                     if self._listen is not None:
-                        self._listen(told)
+                        self._listen(content)
                 case None:
                     pass
                 case never:
@@ -348,8 +349,8 @@ class _Watch:
         # Only a member of the tree: a limit for process 0 would limit this process.
         if allowed is not None and self._limits.host_fence and tree is not None and tree.has(process):
             now = read_status(process)
-            left = max(0, allowed - tree.held_bytes(time.monotonic())) // self._limits.processes
-            armed = now is not None and arm_data_limit(process, now.hard_bytes + left)
+            growth_bytes = max(0, allowed - tree.used_bytes(time.monotonic())) // self._limits.processes
+            armed = now is not None and arm_data_limit(process, now.hard_bytes + growth_bytes)
         self._child.control.send({"armed": armed, "line": line})
 
 

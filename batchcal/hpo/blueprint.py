@@ -12,10 +12,10 @@ from batchcal.core.canonical import JSON, dumps_line
 from batchcal.core.errors import UsageError
 from batchcal.core.values import Frozen
 from batchcal.hpo.config import StudySettings
-from batchcal.hpo.space import BATCH_SIZE, EPOCHS, Parameter, largest
-from batchcal.hpo.storage import default_storage, without_password
+from batchcal.hpo.search.space import BATCH_SIZE, EPOCHS, Parameter, largest
+from batchcal.hpo.storage.backend import default_storage, without_password
 from batchcal.train.options import TrainOptions
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 FOLDER: Final = ".batchcal"
 TRAINED_BY: Final = (
@@ -71,7 +71,7 @@ class Blueprint(Frozen):
 
     def identity(self) -> dict[str, JSON]:
         """Settings that make trials comparable, by dotted name. They cannot change once a study has begun; all others can."""
-        said: dict[str, JSON] = {
+        values: dict[str, JSON] = {
             "task": self.reference.spec,
             "metric": self.settings.metric,
             "direction": self.settings.direction,
@@ -79,12 +79,12 @@ class Blueprint(Frozen):
             "epochs": self.resource,
             "budget": self.settings.budget,
         }
-        said |= {f"train.{name}": getattr(self.options, name) for name in TRAINED_BY}
+        values |= {f"train.{name}": getattr(self.options, name) for name in TRAINED_BY}
         if BATCH_SIZE not in self.space:
-            said["effective_batch"] = self.effective_batch
-        said |= {f"task.args.{name}": value for name, value in self.reference.arguments.items()}
-        said |= {f"space.{name}": _plain(parameter) for name, parameter in self.space.items()}
-        return said
+            values["effective_batch"] = self.effective_batch
+        values |= {f"task.args.{name}": value for name, value in self.reference.arguments.items()}
+        values |= {f"space.{name}": _plain(parameter) for name, parameter in self.space.items()}
+        return values
 
 
 class Assignment(Frozen):
@@ -101,21 +101,21 @@ class Assignment(Frozen):
     """Cores that the worker uses. Empty: all that the process may use."""
 
 
-def check_same(study: str, was: dict[str, JSON], now: dict[str, JSON]) -> None:
+def check_same(study: str, stored: dict[str, JSON], current: dict[str, JSON]) -> None:
     """Raises:
-    UsageError: the study was begun as `was`, and `now` differs.
+    UsageError: the study was started as `stored`, and `current` differs.
     """
-    told = [
-        f"{name} was {_text(was.get(name))}, is {_text(now.get(name))}"
-        for name in sorted({*was, *now})
-        if was.get(name) != now.get(name)
+    changes = [
+        f"{name} was {_text(stored.get(name))} and is now {_text(current.get(name))}"
+        for name in sorted({*stored, *current})
+        if stored.get(name) != current.get(name)
     ]
-    if told:
-        more = f"; and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
+    if changes:
+        more = f"; {len(changes) - _LISTED} more settings differ" if len(changes) > _LISTED else ""
         raise UsageError(
-            f"study {study!r} is there, and is another one",
-            known="; ".join(told[:_LISTED]) + more,
-            try_=f'another name: --set study="{study}-2", or the config that it was begun with',
+            f"study {study!r} exists with other settings",
+            known="; ".join(changes[:_LISTED]) + more,
+            try_=f'--set study="{study}-2" for a new study, or restore the earlier settings in the config',
         )
 
 
@@ -125,4 +125,4 @@ def _plain(parameter: Parameter) -> JSON:
 
 
 def _text(value: JSON) -> str:
-    return "not there" if value is None else dumps_line(value).decode().strip()
+    return "not set" if value is None else dumps_line(value).decode().strip()

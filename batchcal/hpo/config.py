@@ -29,9 +29,9 @@ from batchcal.core.errors import UsageError
 from batchcal.core.suggest import closest
 from batchcal.core.units import parse_count
 from batchcal.core.values import Frozen
-from batchcal.hpo.space import Space, read_space
+from batchcal.hpo.search.space import Space, read_space
 from batchcal.values.settings import Settings
-from batchcal.workload.config import Config
+from batchcal.workload.spec.config import Config
 
 PATIENCE: Final = 10
 MIN_DELTA: Final = 0.001
@@ -92,7 +92,7 @@ class StudySettings(Frozen):
     @model_validator(mode="after")
     def _folds(self) -> StudySettings:
         if self.folds == 1:
-            raise ValueError("folds 1 leaves nothing to train with; 0 is without cross-validation")
+            raise ValueError("folds = 1 leaves no data for training; folds = 0 trains without cross-validation")
         return self
 
 
@@ -115,11 +115,11 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
     if table is None:
         raise UsageError(
             f"{place} has no table [hpo]",
-            known="it says what a study searches over",
-            try_='[hpo] study = "name", and below it [hpo.space]',
+            known="this table describes a study",
+            try_='[hpo] with study = "name", and [hpo.space] below it',
         )
-    given = {key: value for key, value in table.items() if key != "space"}
-    for key in given:
+    values = {key: value for key, value in table.items() if key != "space"}
+    for key in values:
         if key not in _KEYS:
             close = difflib.get_close_matches(key, (*_KEYS, "space"), n=1)
             raise UsageError(
@@ -127,33 +127,33 @@ def study_of(config: Config, place: str) -> tuple[StudySettings, Space]:
                 known=f"valid keys: {', '.join((*_KEYS, 'space'))}",
                 try_=f"{close[0]} instead of {key}" if close else f"remove {key}",
             )
-    if isinstance(given.get("budget"), str):
-        given["budget"] = parse_count(str(given["budget"]), name="budget")
-    if isinstance(given.get("pruner"), str):
-        given["pruner"] = {"name": given["pruner"]}
+    if isinstance(values.get("budget"), str):
+        values["budget"] = parse_count(str(values["budget"]), name="budget")
+    if isinstance(values.get("pruner"), str):
+        values["pruner"] = {"name": values["pruner"]}
     try:
-        settings = StudySettings.model_validate(given)
+        settings = StudySettings.model_validate(values)
     except ValidationError as error:
-        unknown = next((one for one in error.errors() if one["type"] == "literal_error"), None)
+        unknown = next((detail for detail in error.errors() if detail["type"] == "literal_error"), None)
         if unknown is not None and len(error.errors()) == 1:
-            raise _not_known(place, unknown["loc"], str(unknown["input"]), unknown["msg"]) from None
+            raise _invalid_choice(place, unknown["loc"], str(unknown["input"]), unknown["msg"]) from None
         raise UsageError(
-            f"{place} [hpo]: " + "; ".join(_told(one["loc"], one["msg"]) for one in error.errors()),
-            try_='study = "patchtst"' if "study" not in given else "a value listed in docs/settings.md",
+            f"{place} [hpo]: " + "; ".join(_field_text(detail["loc"], detail["msg"]) for detail in error.errors()),
+            try_='study = "patchtst"' if "study" not in values else "a value listed in docs/settings.md",
         ) from None
-    pruner = given.get("pruner")
+    pruner = values.get("pruner")
     used = _USED.get(settings.pruner.name)
     idle = sorted({str(key) for key in pruner} - {"name", *used}) if used is not None and isinstance(pruner, Mapping) else []
     if idle:
         raise UsageError(
-            f"{place} [hpo]: the pruner {settings.pruner.name} takes no {', '.join(idle)}",
-            known=f"it takes {', '.join(used or ()) or 'nothing'}",
-            try_='pruner = "hyperband", or without it',
+            f"{place} [hpo]: the pruner {settings.pruner.name} does not use {', '.join(idle)}",
+            known=f"it uses {', '.join(used or ()) or 'no other keys'}",
+            try_=f'pruner = "hyperband", or remove {", ".join(idle)}',
         )
     if not _NAME.fullmatch(settings.study):
         raise UsageError(
-            f"{place} [hpo]: study {settings.study!r} is no name",
-            known="letters and digits, and between them points, dashes, underscores, = and spaces: it names files, too",
+            f"{place} [hpo]: study {settings.study!r} is not a valid name",
+            known="a name has letters and digits, and between them also . - _ = and spaces, because files get this name",
             try_='study = "patchtst-2M-h5"',
         )
     return settings, read_space(table.get("space"), f"{place} [hpo.space]")
@@ -174,18 +174,20 @@ def with_changes(config: Config, changes: Iterable[str]) -> Config:
         if not equals or not name.replace(".", "_").isidentifier():
             raise UsageError(f"--set {change!r} is not NAME=VALUE", try_="--set trials=20 --set budget=2M")
         if name == "space":
-            raise UsageError("--set cannot change the space", known="it is a table", try_="another config")
+            raise UsageError(
+                "--set cannot change the space", known="[hpo.space] is a table", try_="change [hpo.space] in the config"
+            )
         if name in _KEYS:
             hpo[name] = text.strip() if name in _TEXTS else _value(text)
         elif name.startswith("pruner."):
-            given = hpo.get("pruner", {})
-            pruner = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+            current = hpo.get("pruner", {})
+            pruner = {"name": current} if isinstance(current, str) else dict(current) if isinstance(current, Mapping) else {}
             hpo["pruner"] = {**pruner, name.removeprefix("pruner."): _value(text)}
         elif (table := next((table for table, keys in Settings.keys().items() if name in keys), None)) is not None:
             tables[table] = {**tables.get(table, {}), name: _value(text)}
         elif reference is None:
             raise UsageError(
-                f"--set {name}: the config has no [task] whose argument that could be",
+                f"--set {name}: this is not a setting, and the config has no [task] with arguments",
                 known=f"keys of [hpo] are {', '.join(_KEYS)}",
                 try_='[task]\nspec = "train.py:task"',
             )
@@ -202,10 +204,10 @@ def as_toml(config: Config) -> dict[str, object]:
     return {**document, **config.tables}
 
 
-def _not_known(place: str, where: tuple[int | str, ...], value: str, message: str) -> UsageError:
+def _invalid_choice(place: str, location: tuple[int | str, ...], value: str, message: str) -> UsageError:
     """Return the error for a value that is not among the choices in pydantic's `message`."""
     choices = re.findall(r"'([^']*)'", message)
-    name, close = ".".join(str(part) for part in where), closest(value, choices)
+    name, close = ".".join(str(part) for part in location), closest(value, choices)
     key = name.removesuffix(".name")
     return UsageError(
         f"{place} [hpo] {key} {value!r} is not valid" + (f" (did you mean {close}?)" if close else ""),
@@ -226,8 +228,8 @@ def _value(text: str) -> str | int | float | bool:
     return text
 
 
-def _told(where: tuple[int | str, ...], message: str) -> str:
-    name = ".".join(str(part) for part in where)
+def _field_text(location: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(str(part) for part in location)
     text = message.removeprefix("Value error, ")
     text = {"Extra inputs are not permitted": "is unknown", "Field required": "is missing"}.get(text, text)
     return f"{name}: {text}" if name else text

@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Final
 
 from batchcal.calibration.fingerprint import NOT_IDENTIFYING
+from batchcal.calibration.records.shape import ShapeEstimate
 from batchcal.calibration.schema import Calibration, Options
-from batchcal.calibration.shape import ShapeEstimate
 from batchcal.core.canonical import JSON, dumps
 from batchcal.core.errors import BatchcalError, NoCalibration, NothingFits, NotSaved, Partial, UsageError, UserCodeError
 from batchcal.core.progress import Notice, Progress, Silent
 from batchcal.core.units import format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.hpo.space import BATCH_SIZE, Space, Values, shape_of
+from batchcal.hpo.search.space import BATCH_SIZE, Space, Values, shape_of
 from batchcal.machine.allocator import AUTO
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.obtain import obtain
 from batchcal.measure.result import Need
 from batchcal.measure.shapes.shapes import estimate_shapes
-from batchcal.plan.division import DivisionRefused
+from batchcal.plan.division.rules import DivisionRefused
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.values.calibration_events import CalibrationEvent
 from batchcal.values.study_events import ShapeCalibrated, ShapeStarted, WorkerEvent
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import Scalar, TaskReference
 
 PROCESS_BYTES: Final = 200 << 20
 """Least memory of a process with torch before its model, bytes. Measured: 215-250 MB."""
@@ -114,7 +114,7 @@ class ShapeBook:
         if key in self._failed:
             raise self._failed[key]
         traced = self._trace(key, shape)
-        refused = self._judged(traced)
+        refused = self._refusal(traced)
         if refused is None:
             try:
                 fitting = self._measured(key, shape, effective_batch, traced)
@@ -133,10 +133,10 @@ class ShapeBook:
         """Return a name for all inputs of the calibration, except machine and code, which the calibration itself records."""
         arguments: dict[str, JSON] = {**self.reference.arguments, **shape}
         options: dict[str, JSON] = self.options.model_dump(mode="json", exclude=set(NOT_IDENTIFYING))
-        said: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments, "options": options}
+        inputs: dict[str, JSON] = {"spec": self.reference.spec, "arguments": arguments, "options": options}
         if self.most_trained is not None:
-            said["most_trained"] = self.most_trained
-        return hashlib.sha256(dumps(said)).hexdigest()[:16]
+            inputs["most_trained"] = self.most_trained
+        return hashlib.sha256(dumps(inputs)).hexdigest()[:16]
 
     def _trace(self, key: str, shape: Mapping[str, Scalar]) -> ShapeEstimate:
         """Return the estimated needs of a step, without running one. Read them from the file of an earlier run if it exists."""
@@ -160,7 +160,7 @@ class ShapeBook:
                     raise UsageError(
                         error.what,
                         known=error.known,
-                        try_="what the factory takes, in [hpo.space] and [task.args]",
+                        try_="use the argument names of the factory in [hpo.space] and [task.args]",
                     ) from None
                 self._traced[key] = traced
                 if traced.parameters > 0:  # otherwise the trace failed this time
@@ -168,7 +168,7 @@ class ShapeBook:
                     path.write_text(traced.model_dump_json(), encoding="utf-8")
         return self._traced[key]
 
-    def _judged(self, traced: ShapeEstimate) -> TooLarge | None:
+    def _refusal(self, traced: ShapeEstimate) -> TooLarge | None:
         """Refuse shapes that need not be tried."""
         most = self.budget_parameters
         if most is not None and traced.parameters > most:
@@ -180,7 +180,7 @@ class ShapeBook:
         if on_host and rest > budget:
             return TooLarge(
                 rest / max(budget, 1) - 1,
-                f"the model alone takes {format_bytes(rest)} with gradients and optimizer, the budget is {format_bytes(budget)}",
+                f"the model with gradients and optimizer needs {format_bytes(rest)}; the budget is {format_bytes(budget)}",
                 traced.parameters,
             )
         return None
@@ -200,9 +200,9 @@ class ShapeBook:
             return TooLarge(1.0, error.what, traced.parameters, of_batch=True)
         if measured:
             if _was_cut_short(calibration, effective_batch):
-                text = f"{_told(shape)}: it trains in small micro-batches, since there was no time to try larger ones"
-                self.progress.event(Notice(f"{text}; [calibrate] time_limit gives it more"))
-            self.progress.event(ShapeCalibrated(shape=_told(shape), parameters=traced.parameters))
+                text = f"{_shape_text(shape)}: only small micro-batches were measured before the time limit"
+                self.progress.event(Notice(f"{text}; a longer time_limit in [calibrate] allows larger ones"))
+            self.progress.event(ShapeCalibrated(shape=_shape_text(shape), parameters=traced.parameters))
         parameters = traced.parameters or (0 if calibration.facts is None else calibration.facts.parameters)
         if self.budget_parameters is not None and parameters > self.budget_parameters:  # it could not be traced
             return self._too_many(parameters)
@@ -260,16 +260,18 @@ class ShapeBook:
             own_file=path,
             launchers=self.launchers,
             neighbours=self.neighbours,
-            listening=lambda: self._announced(shape, options),
+            progress_context=lambda: self._announced(shape, options),
         )
         if result.stopped is not None:
             raise result.stopped
         if result.not_saved is not None:
-            raise NotSaved(result.not_saved.what, known=result.not_saved.known, try_="the same command, once there is room")
+            raise NotSaved(
+                result.not_saved.what, known=result.not_saved.known, try_="free disk space, then run the same command again"
+            )
         return result.calibration, not result.fresh
 
     def _announced(self, shape: Mapping[str, Scalar], options: Options) -> AbstractContextManager[Progress[CalibrationEvent]]:
-        self.progress.event(ShapeStarted(shape=_told(shape), seconds=options.time_limit_s))
+        self.progress.event(ShapeStarted(shape=_shape_text(shape), seconds=options.time_limit_s))
         return nullcontext(self.progress)
 
     def _with(self, shape: Mapping[str, Scalar]) -> TaskReference:
@@ -284,5 +286,5 @@ def _was_cut_short(calibration: Calibration, effective_batch: int) -> bool:
     )
 
 
-def _told(shape: Mapping[str, Scalar]) -> str:
+def _shape_text(shape: Mapping[str, Scalar]) -> str:
     return " ".join(f"{name}={value}" for name, value in shape.items()) or "as configured"

@@ -14,9 +14,10 @@ from optuna.trial import TrialState
 
 from batchcal.core.canonical import JSON
 from batchcal.core.errors import BatchcalError, NotSaved, UsageError
+from batchcal.core.units import count_of
 from batchcal.hpo.blueprint import Blueprint, check_same
-from batchcal.hpo.pruner import make_pruner
-from batchcal.hpo.storage import open_storage, without_password
+from batchcal.hpo.search.pruner import make_pruner
+from batchcal.hpo.storage.backend import open_storage, without_password
 
 STARTED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that are of value to a study."""
@@ -31,7 +32,7 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
     """Open the study, or begin it if it does not exist. Return it and a sentence on the decision about its pruner.
 
     Raises:
-        UsageError: the storage cannot be used, or the existing study is another one.
+        UsageError: the storage cannot be used, or the existing study has other settings.
         NotSaved: the storage cannot be written to.
     """
     be_quiet()
@@ -46,29 +47,29 @@ def open_study(blueprint: Blueprint) -> tuple[optuna.Study, str]:
             pruner=pruner,
             load_if_exists=True,
         )
-        begun = study.user_attrs.get(IDENTITY)
+        stored_identity = study.user_attrs.get(IDENTITY)
         trials = study.get_trials(deepcopy=False)
     except BatchcalError:  # includes signals
         raise
     except Exception as error:
         raise _unusable(blueprint, error) from error
-    nothing_ran = not any(one.state in STARTED for one in trials)
-    if begun is not None and trials and nothing_ran and table_of(begun) != blueprint.identity():
+    nothing_ran = not any(trial.state in STARTED for trial in trials)
+    if stored_identity is not None and trials and nothing_ran and table_of(stored_identity) != blueprint.identity():
         # The config was corrected, perhaps in its space. The study keeps its name.
         optuna.delete_study(study_name=settings.study, storage=storage)
         return open_study(blueprint)
-    if begun is None and trials:
+    if stored_identity is None and trials:
         raise UsageError(
-            f"study {settings.study!r} is there, and batchcal did not begin it",
-            known=f"it has {len(trials)} trials, whose values nobody here can compare",
-            try_=f'another name: --set study="{settings.study}-2"',
+            f"study {settings.study!r} exists, and batchcal did not create it",
+            known=f"it has {count_of(len(trials), 'trial')} with unknown settings, so new trials could not be compared with them",
+            try_=f'--set study="{settings.study}-2" for a new study',
         )
-    was, now = table_of(begun), blueprint.identity()
+    stored, current = table_of(stored_identity), blueprint.identity()
     if trials:
-        check_same(settings.study, was, now)
+        check_same(settings.study, stored, current)
     try:
-        if was != now:
-            study.set_user_attr(IDENTITY, now)
+        if stored != current:
+            study.set_user_attr(IDENTITY, current)
         promised = {"trials": settings.trials, "resource": blueprint.resource}
         if study.user_attrs.get(PROMISED) != promised:
             study.set_user_attr(PROMISED, promised)
@@ -89,13 +90,13 @@ def read_study(storage: str, name: str | None = None, *, config: str = "CONFIG")
         UsageError: there is no such study, or there are several and no name was given.
     """
     be_quiet()
-    opened = open_storage(storage, make=False, config=config)
+    backend = open_storage(storage, make=False, config=config)
     try:
-        names = optuna.get_all_study_names(opened)
+        names = optuna.get_all_study_names(backend)
         if name is None and len(names) == 1:
             name = names[0]
         if name is not None and name in names:
-            return optuna.load_study(study_name=name, storage=opened)
+            return optuna.load_study(study_name=name, storage=backend)
     except BatchcalError:
         raise
     except Exception as error:
@@ -103,9 +104,9 @@ def read_study(storage: str, name: str | None = None, *, config: str = "CONFIG")
     listed = ", ".join(sorted(names)[:8])
     several = name is None and bool(names)
     raise UsageError(
-        "which study?" if several else "there is no study" + (f" {name!r}" if name else ""),
-        known=f"the storage has {listed}" if names else "the storage has none",
-        try_=f"batchcal show {config}, which names it" if several else f"batchcal hpo run {config}    starts it",
+        "the storage has several studies" if several else "there is no study" + (f" {name!r}" if name else ""),
+        known=f"studies in the storage: {listed}" if names else "the storage has no studies",
+        try_=f"batchcal show {config}    shows its study" if several else f"batchcal hpo run {config}    starts the study",
     )
 
 
@@ -128,14 +129,14 @@ def table_of(value: object) -> dict[str, JSON]:
 def _unusable(blueprint: Blueprint, error: Exception) -> BatchcalError:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return NotSaved(
-            f"the study {blueprint.settings.study!r} cannot be written to: {error.strerror}",
-            known=f"it is kept in {blueprint.shown_storage}; trials that have ended are there",
-            try_="the same command, once there is room",
+            f"study {blueprint.settings.study!r} cannot be saved: {error.strerror}",
+            known=f"its storage is {blueprint.shown_storage}; trials that have ended are saved",
+            try_="free disk space or allow writing there, then run the same command again",
         )
     return UsageError(
         f"the storage of study {blueprint.settings.study!r} cannot be used",
         known=_first_line(error),
-        try_="the URL of a database that runs, or another file",
+        try_="the URL of a running database, or another file",
     )
 
 

@@ -89,14 +89,14 @@ class AllocatorPolicy(Record):
 
 def maps_large_blocks(name: PolicyName) -> bool:
     """Return True if blocks of 32 MiB and more are mapped one by one under the policy: glibc, unless configured otherwise."""
-    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    return name in {"default", "thp"} and platform.libc_ver()[0] == "glibc" and not told
+    configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    return name in {"default", "thp"} and platform.libc_ver()[0] == "glibc" and not configured
 
 
 def without_policy(base: Mapping[str, str]) -> dict[str, str]:
     """`base` without the variables of all policies. Other preloaded libraries stay."""
-    mine = {THP_VARIABLE, *_RETAIN_VARIABLES}
-    environment = {name: value for name, value in base.items() if name not in mine}
+    own = {THP_VARIABLE, *_RETAIN_VARIABLES}
+    environment = {name: value for name, value in base.items() if name not in own}
     if "LD_PRELOAD" in environment:
         others = [entry for entry in preloaded(base) if family(entry) is None]
         environment["LD_PRELOAD"] = ":".join(others)
@@ -113,7 +113,7 @@ def preloaded(environ: Mapping[str, str]) -> tuple[str, ...]:
 def family(library: str) -> PolicyName | None:
     """`tcmalloc`, `jemalloc` or `mimalloc` by the file's name; None for any other library."""
     name = Path(library).name
-    return next((known for known in LIBRARIES if name.startswith(f"lib{known}")), None)
+    return next((policy for policy in LIBRARIES if name.startswith(f"lib{policy}")), None)
 
 
 def resolve(name: PolicyName, *, root: Path = Path("/")) -> AllocatorPolicy:
@@ -128,8 +128,8 @@ def resolve(name: PolicyName, *, root: Path = Path("/")) -> AllocatorPolicy:
     if name == "thp":
         if not _huge_pages(files):
             raise UsageError(
-                "the allocator policy thp needs transparent huge pages, and this kernel gives none",
-                known=f"{_THP_SWITCH} holds {files.read(_THP_SWITCH) or 'nothing'}",
+                "the allocator policy thp needs transparent huge pages, which this kernel does not provide",
+                known=f"content of {_THP_SWITCH}: {files.read(_THP_SWITCH) or 'none'}",
                 try_="--allocator default, or as root: echo madvise > " + _THP_SWITCH,
             )
         return AllocatorPolicy(name=name, kind="environment")
@@ -142,9 +142,9 @@ def resolve(name: PolicyName, *, root: Path = Path("/")) -> AllocatorPolicy:
             )
         return AllocatorPolicy(name=name, kind="mallopt")
     if name in LIBRARIES:
-        return _known_library(name, files)
+        return _library_by_name(name, files)
     if "/" in name:
-        return _given_library(name, files)
+        return _library_by_path(name, files)
     choices = (AUTO, *BUILT_IN, *LIBRARIES)
     close = closest(name, choices)
     raise UsageError(
@@ -154,35 +154,35 @@ def resolve(name: PolicyName, *, root: Path = Path("/")) -> AllocatorPolicy:
     )
 
 
-def _known_library(name: PolicyName, files: Root) -> AllocatorPolicy:
+def _library_by_name(name: PolicyName, files: Root) -> AllocatorPolicy:
     library = find_library(LIBRARIES[name], files)
     if not library:
         raise UsageError(
             f"the allocator {name} is not installed",
-            known=f"neither the linker's cache nor the usual directories have {LIBRARIES[name][0]}",
+            known=f"{LIBRARIES[name][0]} is not in the linker's cache and not in the usual directories",
             try_=f"apt-get install {PACKAGES[name]}, or --allocator /path/to/{LIBRARIES[name][0]}",
         )
     return AllocatorPolicy(name=name, kind="preload", library=library)
 
 
-def _given_library(name: PolicyName, files: Root) -> AllocatorPolicy:
+def _library_by_path(name: PolicyName, files: Root) -> AllocatorPolicy:
     library = str(Path(name).expanduser().absolute())  # not resolved: the linker gets the name of a link
     if any(character in library for character in " :"):
         raise UsageError(
             f"the allocator library {library!r} cannot be preloaded",
-            known="LD_PRELOAD separates its entries by blanks and colons",
-            try_="--allocator with a path without blanks and colons, such as a link to the library",
+            known="spaces and colons separate the entries of LD_PRELOAD",
+            try_="--allocator with a path without spaces and colons, for example a symbolic link to the library",
         )
     if not is_loadable(library, files):
         raise UsageError(
             f"the allocator library {library} cannot be loaded",
             known="there is no such file, or it is not a shared library for this machine",
-            try_="--allocator auto, or the path of a library that exists",
+            try_="--allocator auto, or the path of an existing library",
         )
-    known = family(library)
-    installed = find_library(LIBRARIES[known], files) if known else ""
-    if known and installed and _same_file(files.at(installed), files.at(library)):
-        return AllocatorPolicy(name=known, kind="preload", library=installed)  # one library, one name
+    policy = family(library)
+    installed = find_library(LIBRARIES[policy], files) if policy else ""
+    if policy and installed and _same_file(files.at(installed), files.at(library)):
+        return AllocatorPolicy(name=policy, kind="preload", library=installed)  # one library, one name
     return AllocatorPolicy(name=library, kind="preload", library=library)
 
 
@@ -244,13 +244,13 @@ def in_force(environ: Mapping[str, str] | None = None, *, library: str | None = 
     """
     variables = os.environ if environ is None else environ
     serving = malloc_library() if library is None else library
-    known = family(serving)
+    policy = family(serving)
     for entry in preloaded(variables):
         if "/" in entry and _same_file(Path(entry), Path(serving)):
-            installed = find_library(LIBRARIES[known]) if known else ""
-            return known if known and installed and _same_file(Path(installed), Path(entry)) else entry
-    if known is not None:  # preloaded by its bare name, or linked into this Python
-        return known
+            installed = find_library(LIBRARIES[policy]) if policy else ""
+            return policy if policy and installed and _same_file(Path(installed), Path(entry)) else entry
+    if policy is not None:  # preloaded by its bare name, or linked into this Python
+        return policy
     if environ is None and _ThisProcess.retains:
         return "retain"
     if all(variables.get(name) == value for name, value in _RETAIN_VARIABLES.items()):
@@ -264,22 +264,22 @@ def malloc_library() -> str:
 
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-        found = _defined_in(ctypes.CDLL(None), maps)
+        file = _defined_in(ctypes.CDLL(None), maps)
         program = Path("/proc/self/exe").resolve()
     except (OSError, AttributeError, TypeError):
         return ""
-    if not found or not _same_file(Path(found), program):
-        return found
+    if not file or not _same_file(Path(file), program):
+        return file
     # A program that is not position-independent (Debian's python3) has its own entry for every function that it calls, and the
     # address is that of the entry. So the libraries are checked one by one, in the linker's order: preloaded ones come first.
     mapped = dict.fromkeys(line.split(maxsplit=5)[5] for line in maps.splitlines() if line.count("/"))
     for library in (*preloaded(os.environ), *(path for path in mapped if Path(path).name.startswith("libc.so"))):
         try:
-            asked = _defined_in(ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_LAZY), maps)
+            serving_file = _defined_in(ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_LAZY), maps)
         except (OSError, AttributeError):
             continue  # not loaded, or without a malloc
-        if asked and not _same_file(Path(asked), program):
-            return asked
+        if serving_file and not _same_file(Path(serving_file), program):
+            return serving_file
     return ""
 
 
@@ -296,8 +296,8 @@ def _defined_in(library: ctypes.CDLL, maps: str) -> str:
     return ""
 
 
-def _same_file(one: Path, other: Path) -> bool:
+def _same_file(first: Path, second: Path) -> bool:
     try:
-        return one.samefile(other)
+        return first.samefile(second)
     except OSError:
-        return one == other
+        return first == second

@@ -80,7 +80,7 @@ class _ControlFile:
         os.close(self._descriptor)
 
 
-def _opened(root: Root, name: str) -> _ControlFile | None:
+def _open_control_file(root: Root, name: str) -> _ControlFile | None:
     """Open a control file. None: it does not exist, or this process must not read it."""
     try:
         return _ControlFile(root, name)
@@ -96,7 +96,7 @@ class _KillCounter:
         name = "memory.oom_control" if chain.version == "v1" else "memory.events"
         reach = chain.levels[: chain.levels.index(upto) + 1]
         levels = reach if chain.version == "v1" else reach[-1:]
-        self._files = [file for level in levels if (file := _opened(root, f"{level}/{name}")) is not None]
+        self._files = [file for level in levels if (file := _open_control_file(root, f"{level}/{name}")) is not None]
 
     def count(self) -> int:
         return sum(_field(file.read(), _OOM_KILL) for file in self._files)
@@ -167,8 +167,8 @@ class MemoryGroup:
 
     def limit_now(self) -> int:
         """Current limit of this group. Another group may have become the binding one."""
-        found = [value for file in self._limits if (value := _limit_in(file.read())) is not None]
-        return min(found, default=self.limit_bytes)
+        limits = [value for file in self._limits if (value := _limit_in(file.read())) is not None]
+        return min(limits, default=self.limit_bytes)
 
     def usage_bytes(self) -> int:
         return int(self._usage.read())
@@ -215,10 +215,10 @@ class MachineMemory:
 
     def __init__(self, chain: Chain | None = None, root: Root = HERE, *, at_most_bytes: int | None = None) -> None:
         self.directory = chain.own if chain else ""
-        self._meminfo = _opened(root, "/proc/meminfo")
+        self._meminfo = _open_control_file(root, "/proc/meminfo")
         self._kills = _KillCounter(chain, chain.own, root) if chain else None
         # Without a group of this process there is only the counter of the complete machine.
-        self._vmstat = _opened(root, "/proc/vmstat") if not chain else None
+        self._vmstat = _open_control_file(root, "/proc/vmstat") if not chain else None
         first = self._read()
         self.total_bytes, self.learned_from = first.total, first.learned_from
         self.limit_bytes = self.total_bytes if at_most_bytes is None else min(at_most_bytes, self.total_bytes)
@@ -226,7 +226,7 @@ class MachineMemory:
     def _read(self) -> _Reading:
         values = {} if self._meminfo is None else {key: int(kib) * 1024 for key, kib in _MEMINFO.findall(self._meminfo.read())}
         if b"MemTotal" not in values:
-            return _asked()
+            return _system_reading()
         total, free = values[b"MemTotal"], values.get(b"MemFree", 0)
         available = values.get(b"MemAvailable", free + values.get(b"Cached", 0))
         swap = values.get(b"SwapTotal", 0)
@@ -270,7 +270,7 @@ class MachineMemory:
         self._meminfo = self._kills = self._vmstat = None
 
 
-def _asked() -> _Reading:
+def _system_reading() -> _Reading:
     """Reading without /proc/meminfo: psutil on other systems than Linux, a system call in a root without /proc."""
     import psutil  # 12 ms
 

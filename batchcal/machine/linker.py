@@ -44,12 +44,12 @@ def cached_libraries(root: Root = HERE) -> dict[str, tuple[str, ...]]:
     entries = start + _HEADER.size
     if len(data) < entries + count * _ENTRY.size:
         return {}
-    found: dict[str, tuple[str, ...]] = {}
+    paths: dict[str, tuple[str, ...]] = {}
     for index in range(count):
         _, name_at, path_at = _ENTRY.unpack_from(data, entries + index * _ENTRY.size)
         name, path = _text(data, start + name_at), _text(data, start + path_at)
-        found[name] = (*found.get(name, ()), path)
-    return found
+        paths[name] = (*paths.get(name, ()), path)
+    return paths
 
 
 def _text(data: bytes, start: int) -> str:

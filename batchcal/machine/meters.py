@@ -82,7 +82,7 @@ class ResidentSampler:
             return 0
         return (int(fields[1]) - int(fields[2])) * PAGE_BYTES if len(fields) > 2 else 0
 
-    def held_bytes(self, now: float) -> int:
+    def used_bytes(self, now: float) -> int:
         """Memory for a watchdog: anonymous memory, bytes. Shared memory is not read."""
         return self.anonymous_bytes()
 
@@ -92,7 +92,7 @@ class ResidentSampler:
 
 def descendants(pid: int) -> tuple[int, ...]:
     """All processes below `pid`, nearest first. Empty if the kernel does not list children."""
-    found: list[int] = []
+    pids: list[int] = []
     queue = [pid]
     while queue:
         parent = queue.pop(0)
@@ -106,9 +106,9 @@ def descendants(pid: int) -> tuple[int, ...]:
             except OSError:
                 continue
             children = [int(word) for word in text.split()]
-            found.extend(children)
+            pids.extend(children)
             queue.extend(children)
-    return tuple(found)
+    return tuple(pids)
 
 
 def private_bytes(pid: int) -> int:
@@ -120,8 +120,8 @@ def private_bytes(pid: int) -> int:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     except OSError:
         return 0
-    found = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in text.splitlines()[1:])}
-    return max(0, found.get("Private_Dirty", 0) - found.get("Pss_Shmem", 0))
+    fields = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in text.splitlines()[1:])}
+    return max(0, fields.get("Private_Dirty", 0) - fields.get("Pss_Shmem", 0))
 
 
 def thread_count(pid: int | str = "self") -> int:

@@ -19,7 +19,7 @@ SHARE_OF_TIME: Final = 0.02
 SHARED_MEMORY: Final = "/dev/shm"
 
 
-class Share(Frozen):
+class ProcessShare(Frozen):
     """Memory of one process, bytes. A page that n processes map counts as 1/n."""
 
     anonymous_bytes: int = 0
@@ -40,7 +40,7 @@ class TreeSampler:
     def __init__(self, root: int, *, neighbours: bool = False) -> None:
         """`neighbours`: other processes use /dev/shm at the same time, so its content does not measure this tree."""
         self._root = root
-        self._began_with = None if neighbours else held_in_shared_memory()
+        self._initial_bytes = None if neighbours else shared_memory_bytes()
         self._members: dict[int, ResidentSampler] = {}
         self._listed_at = self._shares_at = 0.0
         self._twice_bytes = 0
@@ -49,17 +49,17 @@ class TreeSampler:
         """Shared memory that each member maps, bytes."""
         self._share: float | None = None
         """Shared memory of all members / sum of their mapped shared memory. None: none was mapped when the shares were read."""
-        self._seen: dict[int, str] = {}
+        self._start_times: dict[int, str] = {}
 
-    def held_bytes(self, now: float) -> int:
+    def used_bytes(self, now: float) -> int:
         """Anonymous and shared memory of all members, bytes, each page once. `now`: seconds of a monotonic clock."""
         if now - self._listed_at >= MEMBERS_S:
             self._listed_at = now
             self._list(now)
         if now >= self._shares_at:
-            began = time.monotonic()
+            start_s = time.monotonic()
             self._read_shares()
-            self._shares_at = now + (time.monotonic() - began) / SHARE_OF_TIME
+            self._shares_at = now + (time.monotonic() - start_s) / SHARE_OF_TIME
         return max(0, self._sum() - self._twice_bytes) + self._shared()
 
     def has(self, process: int) -> bool:
@@ -67,9 +67,9 @@ class TreeSampler:
         return process > 0 and process in descendants(self._root)
 
     @property
-    def seen(self) -> Mapping[int, str]:
+    def start_times(self) -> Mapping[int, str]:
         """All members so far with their `started_at`, since process ids are reused."""
-        return self._seen
+        return self._start_times
 
     def close(self) -> None:
         for sampler in self._members.values():
@@ -77,12 +77,12 @@ class TreeSampler:
         self._members.clear()
 
     def _list(self, now: float) -> None:
-        there = set(descendants(self._root))
-        for new in there - self._seen.keys():
-            self._seen[new] = started_at(new)
-        for gone in self._members.keys() - there:
-            self._members.pop(gone).close()
-        for new in there - self._members.keys():
+        current = set(descendants(self._root))
+        for new in current - self._start_times.keys():
+            self._start_times[new] = started_at(new)
+        for ended in self._members.keys() - current:
+            self._members.pop(ended).close()
+        for new in current - self._members.keys():
             with contextlib.suppress(OSError):
                 self._members[new] = ResidentSampler(new)
                 self._shares_at = now  # a fork shares all memory of its parent
@@ -94,9 +94,9 @@ class TreeSampler:
         return sum(sampler.anonymous_bytes() for sampler in self._members.values())
 
     def _shared(self) -> int:
-        total, now = sum(self._mapped.values()), held_in_shared_memory()
+        total, now = sum(self._mapped.values()), shared_memory_bytes()
         mapped = round(total * self._share) if self._share is not None else max(self._mapped.values(), default=0)
-        return mapped if now is None or self._began_with is None else max(mapped, now - self._began_with)
+        return mapped if now is None or self._initial_bytes is None else max(mapped, now - self._initial_bytes)
 
     def _read_shares(self) -> None:
         twice = shared = mapped = 0
@@ -110,30 +110,30 @@ class TreeSampler:
         self._share = shared / mapped if mapped else None
 
 
-def proportional_share(pid: int) -> Share | None:
+def proportional_share(pid: int) -> ProcessShare | None:
     """Return the share of `pid` in the memory that it maps. None: it is gone, or the kernel (before 5.3) does not report it."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     except OSError:
         return None
-    found = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in text.splitlines()[1:])}
-    if "Pss_Anon" not in found:
+    fields = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in text.splitlines()[1:])}
+    if "Pss_Anon" not in fields:
         return None
     status = read_status(pid)
-    return Share(
-        anonymous_bytes=found["Pss_Anon"],
-        shared_bytes=found.get("Pss_Shmem", 0),
+    return ProcessShare(
+        anonymous_bytes=fields["Pss_Anon"],
+        shared_bytes=fields.get("Pss_Shmem", 0),
         mapped_shared_bytes=0 if status is None else status.shared_bytes,
     )
 
 
-def held_in_shared_memory() -> int | None:
+def shared_memory_bytes() -> int | None:
     """Size of all files in /dev/shm, bytes, including files without a name. None: the system has no /dev/shm."""
     try:
-        there = os.statvfs(SHARED_MEMORY)
+        stats = os.statvfs(SHARED_MEMORY)
     except OSError:
         return None
-    return (there.f_blocks - there.f_bfree) * there.f_frsize
+    return (stats.f_blocks - stats.f_bfree) * stats.f_frsize
 
 
 def started_at(pid: int) -> str:

@@ -23,7 +23,7 @@ from batchcal.guard.outcome import (
     WorkerDied,
 )
 from batchcal.measure.children.probe import Probe, ProbeRequest
-from batchcal.measure.search.capacity import Ask, Verdict
+from batchcal.measure.search.capacity import SizeRequest, Verdict
 from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION, least_steps
 from batchcal.values.calibration_events import CalibrationEvent, ProbeEnded, ProbeKept, ProbeStarted
 
@@ -43,7 +43,7 @@ _ProbedT = TypeVar("_ProbedT", ProbeEnded, ProbeKept)
 
 
 @dataclass(frozen=True)
-class Place:
+class SearchTarget:
     """Device, policy, mode and budget of a search."""
 
     device: str
@@ -82,26 +82,26 @@ class Attempts:
             self.notes.append(text)
             self.progress.event(Note(text))
 
-    def run(self, ask: Ask, place: Place, *, deadline_s: float, one_size: bool = False) -> Measurement:
-        """Run `ask`. Repeat an inconclusive run once."""
-        measured = self._once(ask, place, deadline_s, attempt=1, one_size=one_size)
+    def run(self, request: SizeRequest, place: SearchTarget, *, deadline_s: float, one_size: bool = False) -> Measurement:
+        """Run `request`. Repeat an inconclusive run once."""
+        measured = self._once(request, place, deadline_s, attempt=1, one_size=one_size)
         for attempt in range(2, ATTEMPTS + 1):
             if decides(measured.outcome) or isinstance(measured.outcome, (TimedOut, UserCodeFailed)):
                 break
-            measured = self._once(ask, place, deadline_s, attempt=attempt, one_size=one_size)
+            measured = self._once(request, place, deadline_s, attempt=attempt, one_size=one_size)
         return measured
 
-    def recall(self, place: Place) -> list[Measurement]:
+    def recall(self, place: SearchTarget) -> list[Measurement]:
         """Return the earlier measurements of `place` that are valid under the current budget: those of an interrupted
         calibration, and those within a margin that was doubled later."""
-        found: list[Measurement] = []
+        recalled: list[Measurement] = []
         for old in self.measurements:
             same = (old.device, old.allocator, old.mode) == (place.device, place.allocator, place.mode)
             # A trial runs too few steps for its peak to settle.
-            if same and old.phase != "refusal" and _holds(old, place.budget_bytes):
-                found.append(within(old, place.budget_bytes))
-                self.progress.event(_told(ProbeKept, found[-1], place.budget_bytes))
-        return found
+            if same and old.phase != "refusal" and _is_still_valid(old, place.budget_bytes):
+                recalled.append(within(old, place.budget_bytes))
+                self.progress.event(_probe_event(ProbeKept, recalled[-1], place.budget_bytes))
+        return recalled
 
     def verdict(self, measured: Measurement, best: int | None) -> tuple[Verdict, int | None]:
         """Return the verdict of an outcome about the size, and the demand in bytes of a complete run. Only memory moves a bound.
@@ -112,18 +112,18 @@ class Attempts:
         outcome = measured.outcome
         match outcome:
             case Fits(peak=peak):
-                begin = peak.begin_bytes if measured.mode == "eval" and measured.device == "cpu" else None
-                held = peak.held_on(measured.device)
-                return "fits", held if begin is None or held > begin * INFORMATIVE else None
+                begin_bytes = peak.begin_bytes if measured.mode == "eval" and measured.device == "cpu" else None
+                demand_bytes = peak.bytes_on(measured.device)
+                return "fits", demand_bytes if begin_bytes is None or demand_bytes > begin_bytes * INFORMATIVE else None
             case OutOfMemory():
                 if outcome.source == "kernel":
-                    self.note(f"the kernel's OOM killer fired at batch {measured.batch}: the fence did not hold")
-                ran = outcome.peak if outcome.source == "budget" else None
-                return "too-big", ran.held_on(measured.device) if ran is not None else None
+                    self.note(f"the kernel's OOM killer fired at batch {measured.batch}, before the fence stopped the run")
+                over_budget_peak = outcome.peak if outcome.source == "budget" else None
+                return "too-big", over_budget_peak.bytes_on(measured.device) if over_budget_peak is not None else None
             case Suspect():
                 self.note(
-                    f"batch {measured.batch} crashed twice with {outcome.near_limit:.0%} of what it may hold in use "
-                    f"({_first_line(outcome.detail)}): taken for too big, though it may be a mistake in native code"
+                    f"batch {measured.batch} crashed twice at {outcome.near_limit:.0%} of the memory that it may use "
+                    f"({_first_line(outcome.detail)}): it counts as out of memory, but it may be a bug in native code"
                 )
                 return "too-big", None
             case Swapping():
@@ -135,29 +135,33 @@ class Attempts:
                 return "refused", None
             case WorkerDied():
                 raise UserCodeError(
-                    "a DataLoader worker died, twice", known=outcome.detail, try_="--workers 0 shows the error itself"
+                    "a DataLoader worker died in both runs", known=outcome.detail, try_="--workers 0 shows the error itself"
                 )
             case TimedOut() | KilledFromOutside() | Infrastructure():
                 ending = outcome.kind.replace("-", " ") + (" " if isinstance(outcome, TimedOut) else ": ")
                 self.note(f"batch {measured.batch}: inconclusive ({ending}{detail(outcome)})")
                 return "unknown", None
 
-    def _once(self, ask: Ask, place: Place, deadline_s: float, *, attempt: int, one_size: bool) -> Measurement:
+    def _once(self, request: SizeRequest, place: SearchTarget, deadline_s: float, *, attempt: int, one_size: bool) -> Measurement:
         sequence = max((measured.sequence for measured in self.measurements), default=0) + 1
         self.started += 1
         self.progress.event(
             ProbeStarted(
-                sequence=sequence, phase=ask.phase, mode=place.mode, batch=ask.batch, predicted_bytes=ask.predicted_bytes
+                sequence=sequence,
+                phase=request.phase,
+                mode=place.mode,
+                batch=request.batch,
+                predicted_bytes=request.predicted_bytes,
             )
         )
         allowed = allowed_for(place.budget_bytes)
-        request = ProbeRequest(
-            batch=ask.batch,
+        probe_request = ProbeRequest(
+            batch=request.batch,
             mode=place.mode,
             device=place.device,
             allocator=place.allocator,
             samples=place.samples,
-            least_steps=least_steps(place.mode, ask.mapped_share),
+            least_steps=least_steps(place.mode, request.mapped_share),
             allowed_bytes=allowed,
             budget_bytes=place.budget_bytes,
             train_batch=place.train_batch,
@@ -165,25 +169,25 @@ class Attempts:
             one_size=one_size,
             deadline_s=deadline_s,
         )
-        report = self.probe.observe(request)
+        report = self.probe.observe(probe_request)
         measured = Measurement(
             sequence=sequence,
-            phase=ask.phase,
+            phase=request.phase,
             mode=place.mode,
             device=place.device,
             allocator=place.allocator,
-            batch=ask.batch,
-            predicted_bytes=ask.predicted_bytes,
+            batch=request.batch,
+            predicted_bytes=request.predicted_bytes,
             allowed_bytes=allowed,
             outcome=report.outcome,
             isolation=report.isolation,
             wall_s=report.wall_s,
             attempt=attempt,
-            why=ask.why,
+            why=request.why,
         )
         self.measurements.append(measured)
         self.keep(measured)
-        self.progress.event(_told(ProbeEnded, measured, place.budget_bytes))
+        self.progress.event(_probe_event(ProbeEnded, measured, place.budget_bytes))
         for text in report.notes:
             self.note(text)
         return measured
@@ -215,18 +219,18 @@ def detail(outcome: Outcome) -> str | None:
             return f"{format_bytes(outcome.swapped_bytes)} swapped"
 
 
-def said(outcome: Outcome) -> str:
+def described(outcome: Outcome) -> str:
     """Name of an outcome with its short description."""
     return f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
 
 
-def _holds(old: Measurement, budget_bytes: int) -> bool:
+def _is_still_valid(old: Measurement, budget_bytes: int) -> bool:
     """True if an outcome would be the same under `budget_bytes`."""
     match old.outcome:
         case Fits():
             return True
         case OutOfMemory(source="budget", peak=peak) if peak is not None:
-            return peak.held_on(old.device) > budget_bytes
+            return peak.bytes_on(old.device) > budget_bytes
         case OutOfMemory() | Swapping():
             return old.allowed_bytes is not None and old.allowed_bytes >= allowed_for(budget_bytes) * SAME
         case _:
@@ -236,10 +240,11 @@ def _holds(old: Measurement, budget_bytes: int) -> bool:
 def within(measured: Measurement, budget_bytes: int) -> Measurement:
     """Return `measured` with its outcome under `budget_bytes`: a run that held more does not fit."""
     outcome = measured.outcome
-    if not isinstance(outcome, Fits) or outcome.peak.held_on(measured.device) <= budget_bytes:
+    if not isinstance(outcome, Fits) or outcome.peak.bytes_on(measured.device) <= budget_bytes:
         return measured
-    held = f"it ran, but held {format_bytes(outcome.peak.held_on(measured.device))} of {format_bytes(budget_bytes)}"
-    return measured.model_copy(update={"outcome": OutOfMemory(source="budget", detail=held, peak=outcome.peak)})
+    peak, budget = format_bytes(outcome.peak.bytes_on(measured.device)), format_bytes(budget_bytes)
+    text = f"it ran, but used {peak}, more than the budget of {budget}"
+    return measured.model_copy(update={"outcome": OutOfMemory(source="budget", detail=text, peak=outcome.peak)})
 
 
 def allowed_for(budget_bytes: int) -> int:
@@ -251,7 +256,7 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
-def _told(kind: type[_ProbedT], measured: Measurement, budget_bytes: int) -> _ProbedT:
+def _probe_event(kind: type[_ProbedT], measured: Measurement, budget_bytes: int) -> _ProbedT:
     outcome = measured.outcome
     peak = outcome.peak if isinstance(outcome, (Fits, OutOfMemory, Swapping)) else None
     return kind(
@@ -263,7 +268,7 @@ def _told(kind: type[_ProbedT], measured: Measurement, budget_bytes: int) -> _Pr
         batch=measured.batch,
         outcome=outcome.kind,
         detail=detail(outcome),
-        peak_bytes=peak.held_on(measured.device) if peak is not None else None,
+        peak_bytes=peak.bytes_on(measured.device) if peak is not None else None,
         predicted_bytes=measured.predicted_bytes,
         budget_bytes=budget_bytes,
         samples_per_s=outcome.samples_per_s if isinstance(outcome, Fits) else None,

@@ -16,27 +16,27 @@ def budgets_of(environment: Environment, options: Options) -> dict[str, Budget]:
     Raises:
         UsageError: the device does not exist here.
     """
-    asked = options.device
-    found: dict[str, Budget] = {}
-    if asked in ("auto", "cpu"):
-        found["cpu"] = host_budget_of(environment, options)
+    requested = options.device
+    budgets: dict[str, Budget] = {}
+    if requested in ("auto", "cpu"):
+        budgets["cpu"] = host_budget_of(environment, options)
     for accelerator in environment.accelerators:
         name = f"{accelerator.kind}:{accelerator.index}"
-        if asked in (name, accelerator.kind) or (asked == "auto" and accelerator.index == 0):
-            found.setdefault(name, accelerator_budget(accelerator, name, margin=options.accelerator_margin))
-            if asked == accelerator.kind:
+        if requested in (name, accelerator.kind) or (requested == "auto" and accelerator.index == 0):
+            budgets.setdefault(name, accelerator_budget(accelerator, name, margin=options.accelerator_margin))
+            if requested == accelerator.kind:
                 break
-    if not found:
-        there = ["cpu", *(f"{item.kind}:{item.index}" for item in environment.accelerators)]
-        kind = asked.partition(":")[0]
-        close = closest(asked, [name for name in ("auto", *there, "cuda") if name != kind])
+    if not budgets:
+        devices = ["cpu", *(f"{item.kind}:{item.index}" for item in environment.accelerators)]
+        kind = requested.partition(":")[0]
+        close = closest(requested, [name for name in ("auto", *devices, "cuda") if name != kind])
         raise UsageError(
-            f"there is no device {asked!r} here"
-            + (f" (did you mean {close}?{'' if close in there else ' This machine has none'})" if close else ""),
-            known=f"devices here: {', '.join(there)}",
-            try_=f"--device {close if close in there else 'auto'}\nbatchcal detect    lists the devices",
+            f"there is no device {requested!r} on this machine"
+            + (f" (did you mean {close}?{'' if close in devices else ' This machine does not have it'})" if close else ""),
+            known=f"devices of this machine: {', '.join(devices)}",
+            try_=f"--device {close if close in devices else 'auto'}\nbatchcal detect    lists the devices",
         )
-    return found
+    return budgets
 
 
 def host_budget_of(environment: Environment, options: Options) -> Budget:
@@ -54,35 +54,35 @@ def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: 
     """
     limit = environment.memory.limit.value
     own = read_status()
-    others = max(0, environment.memory.used_bytes - (own.hard_bytes if own is not None else 0))
+    others_bytes = max(0, environment.memory.used_bytes - (own.hard_bytes if own is not None else 0))
     if environment.memory.limit.learned_from.startswith("RLIMIT"):
-        others = 0  # a limit of this process alone: memory of other processes does not count towards it
+        others_bytes = 0  # a limit of this process alone: memory of other processes does not count towards it
     margin_bytes = int(limit * margin)
-    budget = limit - others - margin_bytes
+    budget = limit - others_bytes - margin_bytes
     # If the machine has less free memory than the group (neighbours outside of the group), the machine's free memory counts.
     budget = min(budget, environment.memory.available_bytes - int(min(limit, environment.memory.total_bytes) * margin))
     learned_from = environment.memory.limit.learned_from
     if memory_limit_bytes is not None:
         if memory_limit_bytes > limit:
             raise UsageError(
-                f"--memory-limit {format_bytes(memory_limit_bytes)} is more than there is",
-                known=f"the limit here is {format_bytes(limit)} ({learned_from})",
-                try_="a smaller --memory-limit, or none",
+                f"--memory-limit {format_bytes(memory_limit_bytes)} is above the limit of this machine",
+                known=f"the limit of this machine is {format_bytes(limit)} ({learned_from})",
+                try_="a smaller --memory-limit, or leave the option out",
             )
-        asked = memory_limit_bytes - int(memory_limit_bytes * margin)
-        if asked < budget:
+        allowance_bytes = memory_limit_bytes - int(memory_limit_bytes * margin)
+        if allowance_bytes < budget:
             return Budget(
                 device="cpu",
                 limit_bytes=memory_limit_bytes,
                 others_bytes=0,
-                margin_bytes=memory_limit_bytes - asked,
-                budget_bytes=asked,
+                margin_bytes=memory_limit_bytes - allowance_bytes,
+                budget_bytes=allowance_bytes,
                 learned_from="--memory-limit",
             )
     return Budget(
         device="cpu",
         limit_bytes=limit,
-        others_bytes=others,
+        others_bytes=others_bytes,
         margin_bytes=margin_bytes,
         budget_bytes=max(0, budget),
         learned_from=learned_from,
@@ -91,13 +91,13 @@ def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: 
 
 def accelerator_budget(accelerator: Accelerator, device: str, *, margin: float) -> Budget:
     """Return the budget on an accelerator. Memory that the device does not report as free belongs to other tenants."""
-    others = accelerator.total_bytes - accelerator.free_bytes
+    others_bytes = accelerator.total_bytes - accelerator.free_bytes
     margin_bytes = int(accelerator.total_bytes * margin)
     return Budget(
         device=device,
         limit_bytes=accelerator.total_bytes,
-        others_bytes=others,
+        others_bytes=others_bytes,
         margin_bytes=margin_bytes,
         budget_bytes=max(0, accelerator.free_bytes - margin_bytes),
-        learned_from="the device's own view of its memory",
+        learned_from="reported by the device",
     )

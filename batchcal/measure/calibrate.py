@@ -7,36 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from batchcal.calibration.journal import Journal, Past, keeper
+from batchcal.calibration.journal import Journal, Past, journal_writer
 from batchcal.calibration.keys import Trust
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Budget, Calibration, Fingerprint, Options
 from batchcal.calibration.store import journal_path, save
-from batchcal.calibration.undone import Undone
 from batchcal.core.clock import Clock
 from batchcal.core.errors import BatchcalError, Interrupted, NothingFits, NotSaved, Partial
 from batchcal.core.progress import Note, Output, Progress
 from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.detect.environment import Environment
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import Attempts
 from batchcal.measure.budget import budgets_of
-from batchcal.measure.campaign import Campaign
 from batchcal.measure.children.child_probe import ChildProbe, child_probe
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
 from batchcal.measure.deadline import Deadline, time_limit_name
+from batchcal.measure.device_search import DeviceSearch
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded
-from batchcal.measure.rehearsal.rehearsing import Rehearsing
+from batchcal.measure.rehearsal.plan_search import PlanSearch
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.result import CalibrationResult, Need
-from batchcal.plan.division import DivisionRefused
+from batchcal.plan.division.rules import DivisionRefused
 from batchcal.values.calibration_events import CalibrateEnded, CalibrateStarted, CalibrationEvent
 from batchcal.values.settings import Objective
-from batchcal.workload.identity import TaskIdentity
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.identity import TaskIdentity
+from batchcal.workload.spec.reference import TaskReference
 
 SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.6, "memory": 0.9}
 """Share of the time for the race of policies and the capacities. The rest is for the races of complete plans and the rehearsal.
@@ -49,7 +49,7 @@ command itself took 40 MiB, the kernel killed some children. A tiny model at res
 
 
 @dataclass
-class Measuring:
+class Calibrator:
     """One calibration of `reference`, which writes its result to `path`."""
 
     reference: TaskReference
@@ -70,40 +70,42 @@ class Measuring:
     keep_partial: bool = True
     """False: a valid calibration exists. A result without an answer does not replace or hide it."""
 
-    def verify(self, found: CalibrationResult) -> CalibrationResult:
-        """Rehearse the plan for another effective batch and return `found` with the result. Everything else stays the same."""
-        began, meter = self.clock.monotonic(), memory_meter()
-        budgets = {budget.device: budget for budget in found.calibration.budgets}
-        then = found.calibration.options
-        asked = {
+    def verify(self, existing: CalibrationResult) -> CalibrationResult:
+        """Rehearse the plan for another effective batch and return `existing` with the result. Everything else stays the same."""
+        start_s, meter = self.clock.monotonic(), memory_meter()
+        budgets = {budget.device: budget for budget in existing.calibration.budgets}
+        measured_options = existing.calibration.options
+        updates = {
             "effective_batch": self.options.effective_batch,
             "objective": self.options.objective,
-            "accept_inexact": then.accept_inexact or self.options.accept_inexact,
-            "min_micro_batch": self.options.min_micro_batch or then.min_micro_batch,
+            "accept_inexact": measured_options.accept_inexact or self.options.accept_inexact,
+            "min_micro_batch": self.options.min_micro_batch or measured_options.min_micro_batch,
         }
-        options = found.calibration.options.model_copy(update=asked)
-        calibration = found.calibration.model_copy(update={"effective_batch": self.options.effective_batch, "options": options})
+        options = existing.calibration.options.model_copy(update=updates)
+        calibration = existing.calibration.model_copy(
+            update={"effective_batch": self.options.effective_batch, "options": options}
+        )
         stopped: BatchcalError | None = None
         probe = self.probe
         try:
             if probe is None:
                 self._check_room(meter)
                 probe = self._children(budgets, meter)
-            rehearsing = Rehearsing(self._stage(probe, began), calibration)
+            plan_search = PlanSearch(self._stage(probe, start_s), calibration)
             try:
-                rehearsing.rehearse_alone()
-                stopped = rehearsing.error()
+                plan_search.rehearse_only()
+                stopped = plan_search.error()
             except (Interrupted, DivisionRefused) as error:
                 stopped = error
         finally:
             if probe is not None:
                 probe.close()
             meter.close()
-        return self._saved(rehearsing.told(), list(found.notices), stopped)
+        return self._saved(plan_search.result(), list(existing.notices), stopped)
 
-    def measure(self, began: float, notices: list[str], *, anew: bool) -> CalibrationResult:
+    def measure(self, start_s: float, notices: list[str], *, restart: bool) -> CalibrationResult:
         """Measure and write the result, complete or not."""
-        measuring = self.clock.monotonic()
+        measure_start_s = self.clock.monotonic()
         budgets = budgets_of(self.environment, self.options)
         meter = memory_meter()
         if self.probe is None:
@@ -116,15 +118,17 @@ class Measuring:
                 options=self.options,
                 at=self.clock.now(),
                 key=self.trust.key,
-                anew=anew,
+                restart=restart,
             )
         except NotSaved as error:
-            notices.append(f"no journal: {error.known or error.what}; an interruption would lose what was measured")
+            notices.append(
+                f"no journal could be written: {error.known or error.what}; an interruption would lose the measurements"
+            )
         if journal is not None and journal.past.ignored:
-            notices.append(f"what an unfinished calibration measured is not used: {journal.past.ignored}")
+            notices.append(f"the measurements of an unfinished calibration are not used: {journal.past.ignored}")
         probe = self.probe or self._children(budgets, meter)
-        past, keep = Past() if journal is None else journal.past, keeper(journal, notices)
-        campaign = Campaign(
+        past, keep = Past() if journal is None else journal.past, journal_writer(journal, notices)
+        device_search = DeviceSearch(
             probe=probe,
             attempts=Attempts(probe, self.progress, keep, past=past.measurements),
             policies=DevicePolicies(probe, self.options, self.clock, self.progress, keep, past=past.races),
@@ -133,39 +137,39 @@ class Measuring:
             budgets=budgets,
             clock=self.clock,
             progress=self.progress,
-            until=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
-            ends=measuring + self.options.time_limit_s,
+            until=measure_start_s + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
+            ends=measure_start_s + self.options.time_limit_s,
             most_trained=self.need.most_trained,
             needs_effective_batch=self.need.needs_effective_batch,
-            until_before_workers=measuring + self.options.time_limit_s * SHARE_OF_CAMPAIGN_BEFORE_WORKERS,
+            until_before_workers=measure_start_s + self.options.time_limit_s * SHARE_OF_CAMPAIGN_BEFORE_WORKERS,
         )
         self._announce(budgets)
         stopped: BatchcalError | None = None
         try:
             try:
-                campaign.run()
+                device_search.run()
             except (Interrupted, Partial) as error:
                 stopped = error
-            calibration = self._recorded(campaign, budgets, began, stopped)
+            calibration = self._recorded(device_search, budgets, start_s, stopped)
             if stopped is None:
-                calibration, stopped = self._rehearsed(calibration, probe, measuring)
+                calibration, stopped = self._rehearsed(calibration, probe, measure_start_s)
         finally:
             probe.close()
             meter.close()
             if journal is not None:
                 journal.close()
-        calibration = calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - began, 3)})
-        result = self._result(campaign, calibration, notices, stopped)
+        calibration = calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - start_s, 3)})
+        result = self._result(device_search, calibration, notices, stopped)
         if journal is not None and result.calibration.status == "complete" and result.path is not None:
             journal.remove()
         return result
 
     def rehearse_dry(self) -> CalibrationResult:
         """Run the search against an assumed machine, to show the sizes that it would request, and why."""
-        began = self.clock.monotonic()
+        start_s = self.clock.monotonic()
         budgets = budgets_of(self.environment, self.options)
         fake = FakeProbe()
-        campaign = Campaign(
+        device_search = DeviceSearch(
             probe=fake,
             attempts=Attempts(fake, self.progress, keep=lambda measured: None),
             policies=DevicePolicies(fake, self.options, self.clock, self.progress),
@@ -174,25 +178,25 @@ class Measuring:
             budgets=budgets,
             clock=self.clock,
             progress=self.progress,
-            until=began + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
-            ends=began + self.options.time_limit_s,
+            until=start_s + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
+            ends=start_s + self.options.time_limit_s,
             most_trained=self.need.most_trained,
         )
         self._announce(budgets)
-        campaign.run()
-        campaign.attempts.note(
-            "a dry run: the task's memory was assumed (230 MiB + 1.5 MiB a sample), nothing was run or written"
+        device_search.run()
+        device_search.attempts.note(
+            "this is a dry run: it assumes that the task needs 230 MiB + 1.5 MiB per sample; no step was run, no file was written"
         )
-        calibration, _ = self._rehearsed(self._recorded(campaign, budgets, began, None), fake, began)
+        calibration, _ = self._rehearsed(self._recorded(device_search, budgets, start_s, None), fake, start_s)
         calibration = calibration.model_copy(update={"status": "predicted"})
-        self._tell_the_end(campaign, calibration)
+        self._report_end(device_search, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
 
     def _recorded(
-        self, campaign: Campaign, budgets: dict[str, Budget], began: float, stopped: BatchcalError | None
+        self, device_search: DeviceSearch, budgets: dict[str, Budget], start_s: float, stopped: BatchcalError | None
     ) -> Calibration:
         calibration = recorded(
-            campaign,
+            device_search,
             budgets,
             environment=self.environment,
             task=self.identity,
@@ -200,49 +204,49 @@ class Measuring:
             at=self.clock.now(),
             stopped=stopped,
         )
-        return calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - began, 3)})
+        return calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - start_s, 3)})
 
-    def _stage(self, probe: Probe, began: float) -> Stage:
-        return Stage(probe=probe, clock=self.clock, progress=self.progress, until=began + self.options.time_limit_s)
+    def _stage(self, probe: Probe, start_s: float) -> Stage:
+        return Stage(probe=probe, clock=self.clock, progress=self.progress, until=start_s + self.options.time_limit_s)
 
-    def _rehearsed(self, calibration: Calibration, probe: Probe, began: float) -> tuple[Calibration, BatchcalError | None]:
+    def _rehearsed(self, calibration: Calibration, probe: Probe, start_s: float) -> tuple[Calibration, BatchcalError | None]:
         """Run the complete plan of `calibration`, as far as time allows. Return the result, and the error that ended it early."""
-        rehearsing = Rehearsing(self._stage(probe, began), calibration)
+        plan_search = PlanSearch(self._stage(probe, start_s), calibration)
         stopped: BatchcalError | None = None
         try:
-            rehearsing.run()
+            plan_search.run()
         except Interrupted as error:
             stopped = error
-            rehearsing.undone.append(Undone(part="stopped", text=error.what))
+            plan_search.undone.append(Undone(part="stopped", text=error.what))
         except DivisionRefused as error:
             # The measurements are valid for other effective batches.
             stopped = error
         except BatchcalError as error:
             # Results verified before stay valid.
-            rehearsing.undone.append(Undone(part="rehearsal", text=f"the rehearsal: {error.what}"))
-        rehearsed = rehearsing.told()
+            plan_search.undone.append(Undone(part="rehearsal", text=f"the rehearsal failed: {error.what}"))
+        rehearsed = plan_search.result()
         if calibration.finding() is not None and rehearsed.finding() is None and stopped is None:
             stopped = NothingFits(
-                "nothing fits: one sample ran within the budget alone, and not in a complete optimizer step of the plan",
-                known="; ".join(rehearsing.notes),
+                "nothing fits: one sample fits alone, but a complete optimizer step of the plan does not fit",
+                known="; ".join(plan_search.notes),
                 try_="a larger container, a smaller model, or a smaller --margin",
             )
-        return rehearsed, stopped or rehearsing.error()
+        return rehearsed, stopped or plan_search.error()
 
-    def _check_room(self, meter: MemoryGroup) -> None:
+    def _check_room(self, meter: GroupMeter) -> None:
         """Raise NothingFits if there is not enough room for a child to measure."""
-        if self.launchers is not None and self.launchers.there:
+        if self.launchers is not None and self.launchers.running:
             return  # the launchers already hold most of the memory of a child at rest
         room = meter.limit_bytes - meter.hard_bytes()
         if room < LEAST_ROOM_BYTES:
             raise NothingFits(
                 f"nothing fits: a process with torch takes about {format_bytes(LEAST_ROOM_BYTES)} before its first batch, "
-                f"and {format_bytes(max(room, 0))} are free",
+                f"and only {format_bytes(max(room, 0))} is free",
                 known=f"limit {format_bytes(meter.limit_bytes)}, in use {format_bytes(meter.hard_bytes())}",
-                try_="a larger container, or fewer neighbours in it",
+                try_="a larger container, or fewer other processes in it",
             )
 
-    def _children(self, budgets: Mapping[str, Budget], meter: MemoryGroup) -> ChildProbe:
+    def _children(self, budgets: Mapping[str, Budget], meter: GroupMeter) -> ChildProbe:
         return child_probe(
             self.reference,
             self.options,
@@ -272,26 +276,26 @@ class Measuring:
 
     def _result(
         self,
-        campaign: Campaign,
+        device_search: DeviceSearch,
         calibration: Calibration,
         notices: list[str],
         stopped: BatchcalError | None,
     ) -> CalibrationResult:
         if calibration.status == "partial" and stopped is None:
-            spent = self.options.max_probes is not None and campaign.attempts.started >= self.options.max_probes
+            probes_spent = self.options.max_probes is not None and device_search.attempts.started >= self.options.max_probes
             limit = (
                 f"the limit of {self.options.max_probes} probes (--max-probes)"
-                if spent
+                if probes_spent
                 else time_limit_name(self.options.time_limit_s)
             )
             stopped = Partial(
-                f"{limit} ended before any batch size was verified",
-                known=f"{count_of(len(campaign.attempts.measurements), 'probe')} in {calibration.wall_s:.0f} s; "
-                f"{'; '.join([left.text for left in campaign.undone] or campaign.attempts.notes)}",
-                try_="a longer --time-limit, or more --max-probes; what was measured is not measured again",
+                f"{limit} was reached before any batch size was verified",
+                known=f"{count_of(len(device_search.attempts.measurements), 'probe')} in {calibration.wall_s:.0f} s; "
+                f"{'; '.join([undone.text for undone in device_search.undone] or device_search.attempts.notes)}",
+                try_="a longer --time-limit, or more --max-probes; finished measurements are not repeated",
             )
         result = self._saved(calibration, notices, stopped)
-        self._tell_the_end(campaign, calibration)
+        self._report_end(device_search, calibration)
         return result
 
     def _saved(self, calibration: Calibration, notices: list[str], stopped: BatchcalError | None) -> CalibrationResult:
@@ -307,7 +311,7 @@ class Measuring:
             calibration=calibration, path=path, fresh=False, notices=tuple(notices), not_saved=not_saved, stopped=stopped
         )
 
-    def _tell_the_end(self, campaign: Campaign, calibration: Calibration) -> None:
+    def _report_end(self, device_search: DeviceSearch, calibration: Calibration) -> None:
         finding = calibration.finding()
         self.progress.event(
             CalibrateEnded(
@@ -316,7 +320,7 @@ class Measuring:
                 train_batch=finding.train.batch if finding else None,
                 eval_batch=finding.eval.batch if finding and finding.eval else None,
                 limited_by=finding.train.limited_by if finding else None,
-                probes=campaign.attempts.started,
+                probes=device_search.attempts.started,
                 wall_s=calibration.wall_s,
             )
         )

@@ -15,9 +15,9 @@ end of a child and saving the file took 0.5 s."""
 class Deadline:
     """Deadline of a command with a time limit of `limit_s` seconds from `began_s` of `time.monotonic` (default: now)."""
 
-    def __init__(self, limit_s: float, began_s: float | None = None) -> None:
+    def __init__(self, limit_s: float, start_s: float | None = None) -> None:
         self.limit_s = limit_s
-        self._ends = (time.monotonic() if began_s is None else began_s) + limit_s * OVERRUN + GRACE_S
+        self._end_s = (time.monotonic() if start_s is None else start_s) + limit_s * OVERRUN + GRACE_S
 
     @property
     def name(self) -> str:
@@ -25,7 +25,7 @@ class Deadline:
 
     def left_s(self) -> float:
         """Seconds that a child may still run, 0 if none are left."""
-        return max(0.0, self._ends - time.monotonic())
+        return max(0.0, self._end_s - time.monotonic())
 
 
 def time_limit_name(limit_s: float) -> str:

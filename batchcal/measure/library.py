@@ -13,7 +13,7 @@ from batchcal.measure.obtain import obtain
 from batchcal.measure.options import Requested, options
 from batchcal.measure.result import Need
 from batchcal.values.calibration_events import CalibrationEvent
-from batchcal.workload.find import reference_of
+from batchcal.workload.spec.target import reference_of
 
 
 def calibrate(
@@ -40,16 +40,16 @@ def calibrate(
             measurements are saved if possible.
     """
     environment = detect()
-    asked = options(environment.memory.limit.value, **requested)
+    complete_options = options(environment.memory.limit.value, **requested)
     reference = reference_of(target, directory=Path.cwd())
     result = obtain(
         reference,
-        asked,
+        complete_options,
         Need(force=force),
         environment=environment,
-        detect_fully=lambda: detect_for(asked.device),
+        detect_fully=lambda: detect_for(complete_options.device),
         output=output,
-        listening=None if progress is None else lambda: nullcontext(progress),
+        progress_context=None if progress is None else lambda: nullcontext(progress),
     )
     if result.problem is not None:
         raise result.problem

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
 
+from batchcal.calibration.records.setup_runs import Quantiles, SetupRuns
 from batchcal.calibration.schema import Measurement
-from batchcal.calibration.setup_runs import Quantiles, SetupRuns
 from batchcal.core.canonical import MAX_BYTES, dumps_line
 from batchcal.guard.outcome import (
     Fits,
@@ -34,16 +34,16 @@ def summed_up(measurements: Iterable[Measurement], num_workers: int) -> tuple[Se
         num_workers: number of DataLoader workers in these probes.
     """
     runs: dict[tuple[str, str, str, int], list[Measurement]] = {}
-    for one in measurements:
-        if one.phase == "refusal":
+    for measured in measurements:
+        if measured.phase == "refusal":
             continue  # a trial of two steps: its peak may not have settled
-        runs.setdefault((one.device, one.allocator, one.mode, one.batch), []).append(one)
+        runs.setdefault((measured.device, measured.allocator, measured.mode, measured.batch), []).append(measured)
     return tuple(_of_setup(of_setup, num_workers) for of_setup in runs.values())
 
 
 def _of_setup(runs: Sequence[Measurement], num_workers: int) -> SetupRuns:
     first = runs[0]
-    fits = [one.outcome for one in runs if isinstance(one.outcome, Fits)]
+    fits = [measured.outcome for measured in runs if isinstance(measured.outcome, Fits)]
     return SetupRuns(
         device=first.device,
         allocator=first.allocator,
@@ -51,8 +51,8 @@ def _of_setup(runs: Sequence[Measurement], num_workers: int) -> SetupRuns:
         batch=first.batch,
         num_workers=num_workers,
         count=len(runs),
-        outcomes=dict(Counter(one.outcome.kind for one in runs)),
-        peak_bytes=Quantiles.of([fit.peak.held_on(first.device) for fit in fits]) if fits else None,
+        outcomes=dict(Counter(measured.outcome.kind for measured in runs)),
+        peak_bytes=Quantiles.of([fit.peak.bytes_on(first.device) for fit in fits]) if fits else None,
         step_s=Quantiles.of([fit.step_s for fit in fits]) if fits else None,
     )
 
@@ -60,13 +60,13 @@ def _of_setup(runs: Sequence[Measurement], num_workers: int) -> SetupRuns:
 def with_bounded_evidence(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
     """`measurements` within `EVIDENCE_BYTES`: the oldest lose their tracebacks and output first."""
     room = EVIDENCE_BYTES
-    kept: list[Measurement] = []
-    for one in reversed(measurements):
-        without = _without_evidence(one.outcome)
-        size = 0 if without is None else len(dumps_line(one.outcome.model_dump(mode="json")))
+    bounded: list[Measurement] = []
+    for measured in reversed(measurements):
+        without = _without_evidence(measured.outcome)
+        size = 0 if without is None else len(dumps_line(measured.outcome.model_dump(mode="json")))
         room -= size
-        kept.append(one if without is None or room >= 0 else one.model_copy(update={"outcome": without}))
-    return tuple(reversed(kept))
+        bounded.append(measured if without is None or room >= 0 else measured.model_copy(update={"outcome": without}))
+    return tuple(reversed(bounded))
 
 
 def _without_evidence(outcome: Outcome) -> Outcome | None:
@@ -75,8 +75,8 @@ def _without_evidence(outcome: Outcome) -> Outcome | None:
         case UserCodeFailed():
             return outcome.model_copy(update={"traceback": CUT, "output": ""})
         case TimedOut() | WorkerDied() | Suspect() | Infrastructure() | OutOfMemory():
-            first, _, others = outcome.detail.partition("\n")
-            return outcome.model_copy(update={"detail": f"{first}\n{CUT}"}) if others else None
+            first, _, rest = outcome.detail.partition("\n")
+            return outcome.model_copy(update={"detail": f"{first}\n{CUT}"}) if rest else None
         case Fits() | Swapping() | KilledFromOutside():
             return None
         case never:

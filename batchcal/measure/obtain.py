@@ -25,18 +25,18 @@ from batchcal.core.lock import Lock
 from batchcal.core.progress import Note, Progress, Silent
 from batchcal.detect.environment import Environment
 from batchcal.machine.allocator import AUTO, resolve
-from batchcal.measure.calibrate import Measuring
+from batchcal.measure.calibrate import Calibrator
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
 from batchcal.measure.result import CalibrationResult, Need
 from batchcal.plan.make import is_rehearsed
 from batchcal.values.calibration_events import CalibrationEvent
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import TaskReference
 
 LOCK_WAIT_FACTOR: Final = 2.0
 """Wait at most this many time limits for another process that calibrates the same file, then measure without the lock."""
-Listening = AbstractContextManager[Progress[CalibrationEvent]]
+ProgressContext = AbstractContextManager[Progress[CalibrationEvent]]
 
 
 def obtain(
@@ -49,11 +49,11 @@ def obtain(
     output: Path | None = None,
     output_name: str = OUTPUT,
     own_file: Path | None = None,
-    stale_found: Callable[[Stale], None] = lambda stale: None,
+    on_stale: Callable[[Stale], None] = lambda stale: None,
     probe: Probe | None = None,
     launchers: Launchers | None = None,
     neighbours: bool = False,
-    listening: Callable[[], Listening] | None = None,
+    progress_context: Callable[[], ProgressContext] | None = None,
     clock: Clock | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> CalibrationResult:
@@ -67,10 +67,10 @@ def obtain(
         output, output_name: the file to write and the option that named it. Default: BATCHCAL_CALIBRATION, else
             the file of the task in `.batchcal` of the project (`calibration.locate`).
         own_file: the file to write, in a folder of batchcal. A damaged file there is replaced.
-        stale_found: called before a stale calibration is replaced.
+        on_stale: called before a stale calibration is replaced.
         probe: another way to measure, for tests.
         launchers: launchers of the children, for callers that calibrate many times. They stay open.
-        listening: opened around a measurement, for its events. Not opened if the existing calibration is used.
+        progress_context: opened around a measurement, for its events. Not opened if the existing calibration is used.
         neighbours: other processes run in the memory group, so its growth is not counted against the children.
 
     Raises:
@@ -83,7 +83,7 @@ def obtain(
         options = options.model_copy(update={"allocator": resolve(options.allocator).name})
     variables = dict(os.environ if environ is None else environ)
     identity = identify(reference)
-    measuring = Measuring(
+    calibrator = Calibrator(
         reference=reference,
         options=options,
         need=need,
@@ -100,94 +100,94 @@ def obtain(
         neighbours=neighbours,
     )
     if need.dry_run:
-        _detect(measuring, detect_fully, variables)
-        with _open(listening) as measuring.progress:
-            return measuring.rehearse_dry()
-    existing = _existing(measuring)
+        _detect(calibrator, detect_fully, variables)
+        with _open(progress_context) as calibrator.progress:
+            return calibrator.rehearse_dry()
+    existing = _existing(calibrator)
     valid = isinstance(existing, CalibrationResult) and existing.calibration.is_usable
     if not need.force:
-        if isinstance(existing, CalibrationResult) and _is_enough(existing, measuring):
+        if isinstance(existing, CalibrationResult) and _is_enough(existing, calibrator):
             return existing
         if not need.may_measure:
-            missing = existing if isinstance(existing, Stale) else Missing(path=measuring.path)
-            raise refusal(missing, measuring.path, spec=reference.spec)
+            missing = existing if isinstance(existing, Stale) else Missing(path=calibrator.path)
+            raise refusal(missing, calibrator.path, spec=reference.spec)
     # Before any other message: a result that cannot be saved is not measured.
     place = place_for(reference, variables, output, name=output_name) if own_file is None else own_place(own_file)
     if isinstance(existing, Stale) and not need.force:
-        stale_found(existing)
-    measuring.path = place.path
-    measuring.trust = find_or_make_trust(variables, require_signature=need.require_signature)
-    measuring.keep_partial = not valid
-    _detect(measuring, detect_fully, variables)
-    with _open(listening) as measuring.progress:
-        return _locked(measuring, list(place.notices), existing if isinstance(existing, CalibrationResult) else None)
+        on_stale(existing)
+    calibrator.path = place.path
+    calibrator.trust = find_or_make_trust(variables, require_signature=need.require_signature)
+    calibrator.keep_partial = not valid
+    _detect(calibrator, detect_fully, variables)
+    with _open(progress_context) as calibrator.progress:
+        return _locked(calibrator, list(place.notices), existing if isinstance(existing, CalibrationResult) else None)
 
 
-def _detect(measuring: Measuring, detect_fully: Callable[[], Environment] | None, environ: Mapping[str, str]) -> None:
+def _detect(calibrator: Calibrator, detect_fully: Callable[[], Environment] | None, environ: Mapping[str, str]) -> None:
     if detect_fully is not None:
-        measuring.environment = detect_fully()
-        identity, options = measuring.identity, measuring.options
-        measuring.fingerprint = fingerprint_of(measuring.environment, identity, options, environ=environ)
+        calibrator.environment = detect_fully()
+        identity, options = calibrator.identity, calibrator.options
+        calibrator.fingerprint = fingerprint_of(calibrator.environment, identity, options, environ=environ)
 
 
 def _open(
-    listening: Callable[[], Listening] | None,
-) -> Listening:
-    return contextlib.nullcontext(Silent()) if listening is None else listening()
+    progress_context: Callable[[], ProgressContext] | None,
+) -> ProgressContext:
+    return contextlib.nullcontext(Silent()) if progress_context is None else progress_context()
 
 
-def _existing(measuring: Measuring) -> CalibrationResult | Stale | None:
+def _existing(calibrator: Calibrator) -> CalibrationResult | Stale | None:
     """Return the valid calibration at the path, rehearsed or not, or the reason why it is not valid. None: there is none."""
     loaded = load_fresh(
-        measuring.path,
-        measuring.fingerprint,
-        at=measuring.clock.now(),
-        trust=measuring.trust,
-        environment=measuring.environment,
-        task=measuring.identity,
-        options=measuring.options,
+        calibrator.path,
+        calibrator.fingerprint,
+        at=calibrator.clock.now(),
+        trust=calibrator.trust,
+        environment=calibrator.environment,
+        task=calibrator.identity,
+        options=calibrator.options,
     )
     if isinstance(loaded, Stale):
         return loaded
     if not isinstance(loaded, Loaded) or loaded.calibration.status == "partial":
         return None
-    return CalibrationResult(calibration=loaded.calibration, path=measuring.path, fresh=True, notices=loaded.notices)
+    return CalibrationResult(calibration=loaded.calibration, path=calibrator.path, fresh=True, notices=loaded.notices)
 
 
-def _is_enough(existing: CalibrationResult, measuring: Measuring) -> bool:
+def _is_enough(existing: CalibrationResult, calibrator: Calibrator) -> bool:
     calibration = existing.calibration
-    if not measuring.need.rehearsed:
+    if not calibrator.need.rehearsed:
         return calibration.is_usable
-    return is_rehearsed(calibration, measuring.options)
+    return is_rehearsed(calibration, calibrator.options)
 
 
-def _locked(measuring: Measuring, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
+def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
     """Measure under a lock: replicas on one volume calibrate once. Without a lock each one calibrates, and all files are valid.
 
     Args:
         existing: a valid calibration that is not enough, at any path.
     """
-    began, force = measuring.clock.monotonic(), measuring.need.force
+    start_s, force = calibrator.clock.monotonic(), calibrator.need.force
     usable = existing
 
     def enough() -> bool:
         nonlocal usable
-        now = None if force else _existing(measuring)
-        usable = now if isinstance(now, CalibrationResult) else existing
-        return isinstance(now, CalibrationResult) and _is_enough(now, measuring)
+        current = None if force else _existing(calibrator)
+        usable = current if isinstance(current, CalibrationResult) else existing
+        return isinstance(current, CalibrationResult) and _is_enough(current, calibrator)
 
     with contextlib.suppress(OSError):  # saving reports it, with the result on stdout
-        make_folder(measuring.path)
-    with Lock(lock_path(measuring.path), clock=measuring.clock) as lock:
-        others = lock.acquire(
-            wait_s=measuring.options.time_limit_s * LOCK_WAIT_FACTOR,
+        make_folder(calibrator.path)
+    with Lock(lock_path(calibrator.path), clock=calibrator.clock) as lock:
+        acquired = lock.acquire(
+            wait_s=calibrator.options.time_limit_s * LOCK_WAIT_FACTOR,
             done=enough,
-            waits=lambda text: measuring.progress.event(Note(text)),
+            on_wait=lambda text: calibrator.progress.event(Note(text)),
         )
-        if others.notice:
-            notices.append(others.notice)
+        if acquired.notice:
+            notices.append(acquired.notice)
         if enough() and usable is not None:
             return replace(usable, notices=(*notices, *usable.notices))
         if usable is not None and usable.calibration.is_usable and not force:
-            return measuring.verify(replace(usable, notices=(*notices, *usable.notices)))
-        return measuring.measure(began, notices, anew=force)
+            return calibrator.verify(replace(usable, notices=(*notices, *usable.notices)))
+        return calibrator.measure(start_s, notices, restart=force)

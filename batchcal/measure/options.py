@@ -70,12 +70,17 @@ def with_defaults(limit_bytes: int, requested: Mapping[str, object]) -> Options:
     Raises:
         UsageError: see `options`.
     """
-    given = {name: value for name, value in requested.items() if value is not None}
-    values = {field: option.checked(given[field]) if field in given else option.default for field, option in _BY_FIELD.items()}
+    requested_values = {name: value for name, value in requested.items() if value is not None}
+    values = {
+        field: option.checked(requested_values[field]) if field in requested_values else option.default
+        for field, option in _BY_FIELD.items()
+    }
     device = str(values["device"])
     accelerated = not device.startswith("cpu") and device != "auto"
     # A given margin applies to every device.
-    accelerator_margin = given.get("accelerator_margin", MARGIN_ACCELERATOR if values["margin"] is None else values["margin"])
+    accelerator_margin = requested_values.get(
+        "accelerator_margin", MARGIN_ACCELERATOR if values["margin"] is None else values["margin"]
+    )
     values["accelerator_margin"] = CalibrateSettings.margin.checked(accelerator_margin)
     if values["margin"] is None:
         values["margin"] = MARGIN_ACCELERATOR if accelerated else MARGIN_CPU
@@ -89,7 +94,7 @@ def with_defaults(limit_bytes: int, requested: Mapping[str, object]) -> Options:
     filled = Options.model_validate(values)
     if filled.max_batch is not None and filled.max_batch < filled.multiple_of:
         raise UsageError(
-            f"no batch is a multiple of {filled.multiple_of} and at most {filled.max_batch}",
+            f"no batch size up to {filled.max_batch} is a multiple of {filled.multiple_of}",
             try_=f"--max-batch {filled.multiple_of} or a smaller --multiple-of",
         )
     return filled

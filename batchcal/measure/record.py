@@ -1,23 +1,23 @@
-"""Converts a campaign to a calibration: its findings, the best device, and its status."""
+"""Converts a device_search to a calibration: its findings, the best device, and its status."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
 
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import TIME_TO_LIVE, Budget, Calibration, Finding, Fingerprint
-from batchcal.calibration.undone import Undone
 from batchcal.core.errors import BatchcalError
 from batchcal.core.version import __version__
 from batchcal.detect.environment import Environment
 from batchcal.machine.allocator import AUTO
-from batchcal.measure.campaign import Campaign
+from batchcal.measure.device_search import DeviceSearch
 from batchcal.measure.observations import summed_up, with_bounded_evidence
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 
 def recorded(
-    campaign: Campaign,
+    device_search: DeviceSearch,
     budgets: Mapping[str, Budget],
     *,
     environment: Environment,
@@ -26,27 +26,27 @@ def recorded(
     at: datetime,
     stopped: BatchcalError | None,
 ) -> Calibration:
-    """Return the calibration with the results of `campaign`.
+    """Return the calibration with the results of `device_search`.
 
     Args:
         budgets: budget by device, the device that was requested first comes first.
-        stopped: error that ended the campaign early. None: it ended by itself.
+        stopped: error that ended the device_search early. None: it ended by itself.
     """
     # If nothing was verified under the policy that won, the answer of another policy is still an answer.
-    by_policy = {device: campaign.policies.policy(device) for device in budgets}
-    asked = [found for found in campaign.findings if found.allocator == by_policy[found.device]]
-    asked = asked or list(campaign.findings if campaign.options.allocator == AUTO else ())
-    chosen = max(asked, key=lambda found: _rate(campaign, found), default=None)
+    by_policy = {device: device_search.policies.policy(device) for device in budgets}
+    candidates = [finding for finding in device_search.findings if finding.allocator == by_policy[finding.device]]
+    candidates = candidates or list(device_search.findings if device_search.options.allocator == AUTO else ())
+    chosen = max(candidates, key=lambda finding: _rate(device_search, finding), default=None)
     device = chosen.device if chosen is not None else next(iter(budgets))
-    if chosen is not None and len(asked) > 1:
-        rates = ", ".join(f"{found.device} {_rate(campaign, found):.0f} samples/s" for found in asked)
-        campaign.attempts.note(f"{device} is the fastest device: {rates}")
-    undone = [*campaign.undone, *([Undone(part="stopped", text=stopped.what)] if stopped is not None else [])]
-    examination = campaign.examinations.get(device)
-    measured_under = {found.allocator for found in campaign.findings}
+    if chosen is not None and len(candidates) > 1:
+        rates = ", ".join(f"{finding.device} {_rate(device_search, finding):.0f} samples/s" for finding in candidates)
+        device_search.attempts.note(f"{device} is the fastest device: {rates}")
+    undone = [*device_search.undone, *([Undone(part="stopped", text=stopped.what)] if stopped is not None else [])]
+    examination = device_search.examinations.get(device)
+    measured_under = {finding.allocator for finding in device_search.findings}
     # A library under which no finding was measured may appear or disappear.
     libraries = {name: digest for name, digest in fingerprint.allocators.items() if name in measured_under}
-    options = campaign.options
+    options = device_search.options
     return Calibration(
         batchcal=__version__,
         created_at=at,
@@ -58,25 +58,27 @@ def recorded(
         options=options,
         fingerprint=fingerprint.model_copy(update={"allocators": libraries}),
         budgets=tuple(budgets.values()),
-        measurements=with_bounded_evidence(campaign.attempts.measurements),
-        setups=summed_up(campaign.attempts.measurements, options.workers or 0),
-        findings=tuple(campaign.findings),
+        measurements=with_bounded_evidence(device_search.attempts.measurements),
+        setups=summed_up(device_search.attempts.measurements, options.workers or 0),
+        findings=tuple(device_search.findings),
         chosen_device=device,
         allocator=(by_policy[device] if chosen is None else chosen.allocator) if options.allocator == AUTO else None,
-        speeds=tuple(campaign.policies.speeds),
-        promises=(*(() if examination is None else examination.promises), *campaign.promises),
-        loader_workers=campaign.loader_workers,
+        speeds=tuple(device_search.policies.speeds),
+        promises=(*(() if examination is None else examination.promises), *device_search.promises),
+        loader_workers=device_search.loader_workers,
         effective_batch=options.effective_batch,
         undone=tuple(undone),
-        notes=tuple(campaign.attempts.notes),
-        size_rule=campaign.sizes.rule,
-        time_slices=campaign.slices.told(),
+        notes=tuple(device_search.attempts.notes),
+        size_rule=device_search.sizes.rule,
+        time_slices=device_search.slices.durations(),
         unanswered=("throughput", "memory") if chosen is None else ("throughput",),
     )
 
 
-def _rate(campaign: Campaign, found: Finding) -> float:
+def _rate(device_search: DeviceSearch, finding: Finding) -> float:
     """Samples/s of the fastest micro-batch that was run under the finding's policy on its device."""
-    place = (found.device, found.allocator)
-    times = [time for one in campaign.policies.speeds if (one.device, one.allocator) == place for time in one.times]
-    return max([found.train.samples_per_s, *(time.samples_per_s(time.micro_batch) for time in times)])
+    place = (finding.device, finding.allocator)
+    times = [
+        time for speeds in device_search.policies.speeds if (speeds.device, speeds.allocator) == place for time in speeds.times
+    ]
+    return max([finding.train.samples_per_s, *(time.samples_per_s(time.micro_batch) for time in times)])

@@ -7,14 +7,14 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Options
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.clock import Clock
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
-from batchcal.measure.attempts import Attempts, Place
+from batchcal.measure.attempts import Attempts, SearchTarget
 from batchcal.measure.children.probe import Examination, Probe, SizeRefused
-from batchcal.measure.search.capacity import Ask
+from batchcal.measure.search.capacity import SizeRequest
 from batchcal.measure.search.size_trials import MOST_TRIALS, SizeTrials
 
 SMALLEST: Final = 2
@@ -41,7 +41,7 @@ class TaskSizes:
     options: Options
     clock: Clock
     _trials: SizeTrials | None = None
-    _obeyed: SizeRule | None = None
+    _noted_rule: SizeRule | None = None
     """The rule that was noted last."""
     _confirmed: bool = False
     """False: time or probes ended the trials of the last refusal."""
@@ -57,7 +57,7 @@ class TaskSizes:
         if not self._confirmed:
             # The size that ran is known. If it is the usual tiny batch, other sizes are tried as if there were no rule.
             usual = self._trials.smallest == SizeRule(multiple_of=self.options.multiple_of).smallest
-            rule = self._obeyed if usual else rule and rule.model_copy(update={"assumed": True})
+            rule = self._noted_rule if usual else rule and rule.model_copy(update={"assumed": True})
         if rule is None:
             return None
         # The largest refused size speaks for an upper bound; any other rule is clearer by a small one.
@@ -66,14 +66,14 @@ class TaskSizes:
         return rule.model_copy(update={"refused": refused, "error": self._errors.get(refused or 0, "")})
 
     @property
-    def obeyed(self) -> SizeRule:
+    def active_rule(self) -> SizeRule:
         """Rule for every size that batchcal chooses: the rule of the task, and `--multiple-of`."""
         return self.rule or SizeRule(multiple_of=self.options.multiple_of, least=self.options.multiple_of)
 
     @property
     def smallest(self) -> int:
         """Size of the tiny steps."""
-        return self.obeyed.smallest
+        return self.active_rule.smallest
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         """Examine the task, with another tiny size if the task refuses the usual one.
@@ -81,15 +81,15 @@ class TaskSizes:
         Raises:
             UserCodeError: see `Probe.examine`. If every size fails: the error of the usual size.
         """
-        self.probe.obey(self.obeyed)
+        self.probe.set_size_rule(self.active_rule)
         try:
             examination = self.probe.examine(device, allocator, budget_bytes, limit_s)
         except SizeRefused as error:
             if self._trials is not None:
                 raise
-            return self._examined_otherwise(error, device, allocator, budget_bytes, limit_s)
+            return self._examine_with_other_size(error, device, allocator, budget_bytes, limit_s)
         if self._trials is None:
-            self._trials = SizeTrials(self.smallest, given=self.options.multiple_of)
+            self._trials = SizeTrials(self.smallest, multiple_of=self.options.multiple_of)
         return examination
 
     def suspects(self, examination: Examination) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ class TaskSizes:
         return examination.refused
 
     @property
-    def beside_the_multiple(self) -> int | None:
+    def size_off_multiple(self) -> int | None:
         """Size that shows if the task needs `--multiple-of`. None: the option was not given, or the answer is known."""
         multiple, most = self.options.multiple_of, self.options.max_batch
         if multiple == 1 or self._trials is None or self._trials.refused:
@@ -109,16 +109,16 @@ class TaskSizes:
         return multiple + 1 if most is None or multiple < most else multiple - 1
 
     @property
-    def taken(self) -> tuple[int, ...]:
+    def accepted(self) -> tuple[int, ...]:
         """Sizes that the task accepted in probes and trials."""
-        return () if self._trials is None else self._trials.taken
+        return () if self._trials is None else self._trials.accepted
 
-    def told(self, batch: int, *, taken: bool) -> None:
+    def record(self, batch: int, *, accepted: bool) -> None:
         """Record the result of a probe of the search."""
         if self._trials is not None:
-            self._trials.tell(batch, taken=taken, one_size=self._trials.one_size)
+            self._trials.add(batch, accepted=accepted, one_size=self._trials.one_size)
 
-    def explain(self, around: int, place: Place, *, ceiling: int, until: float, base_bytes: int) -> bool:
+    def explain(self, around: int, place: SearchTarget, *, ceiling: int, until: float, base_bytes: int) -> bool:
         """Run the trials that show if and why the task refuses `around`. Return True if the rule has changed.
 
         Args:
@@ -135,7 +135,7 @@ class TaskSizes:
             if trial is None or self.clock.monotonic() >= until or self._probes_left() <= 1:
                 break
             measured = self.attempts.run(
-                Ask(trial.batch, "refusal", trial.why, base_bytes),
+                SizeRequest(trial.batch, "refusal", trial.why, base_bytes),
                 replace(place, samples=TRIAL_STEPS),
                 deadline_s=max(until - self.clock.monotonic(), 10.0),
                 one_size=trial.one_size,
@@ -145,12 +145,12 @@ class TaskSizes:
                 self._errors[trial.batch] = outcome.error
             elif not isinstance(outcome, Fits) and not (isinstance(outcome, OutOfMemory) and outcome.source == "budget"):
                 break  # it shows nothing about the sizes that the user's code accepts
-            trials.tell(trial.batch, taken=not isinstance(outcome, UserCodeFailed), one_size=trial.one_size)
+            trials.add(trial.batch, accepted=not isinstance(outcome, UserCodeFailed), one_size=trial.one_size)
         rule = self.rule
-        if rule is None or (self._obeyed is not None and _same(rule, self._obeyed)):
+        if rule is None or (self._noted_rule is not None and _same(rule, self._noted_rule)):
             return False
-        self._obeyed = rule
-        self.probe.obey(self.obeyed)
+        self._noted_rule = rule
+        self.probe.set_size_rule(self.active_rule)
         if rule.restricts:
             self.attempts.note(rule.sentence)
         return True
@@ -159,12 +159,12 @@ class TaskSizes:
         most = self.options.max_probes
         return math.inf if most is None else most - self.attempts.started
 
-    def refused(self, batch: int, error: str) -> None:
+    def record_refusal(self, batch: int, error: str) -> None:
         """Record that the user's code failed at `batch` in a probe of the search."""
         self._errors[batch] = error
-        self.told(batch, taken=False)
+        self.record(batch, accepted=False)
 
-    def _examined_otherwise(
+    def _examine_with_other_size(
         self, error: SizeRefused, device: str, allocator: str, budget_bytes: int, limit_s: float
     ) -> Examination:
         """Examine the task in a process of its own, with the smallest size that ran in one process with others."""
@@ -173,20 +173,20 @@ class TaskSizes:
         sizes = [size for size in dict.fromkeys(sizes) if size % multiple == 0 and size <= (self.options.max_batch or size)]
         ran = self.probe.sizes_that_run(device, allocator, tuple(sizes), SCOUT_LIMIT_S)
         for size in sorted(ran)[:FRESH_ATTEMPTS]:
-            self.probe.obey(SizeRule(multiple_of=multiple, least=size))
+            self.probe.set_size_rule(SizeRule(multiple_of=multiple, least=size))
             try:
                 examination = self.probe.examine(device, allocator, budget_bytes, limit_s)
             except SizeRefused:
                 continue
-            self._trials = SizeTrials(size, given=multiple)
+            self._trials = SizeTrials(size, multiple_of=multiple)
             self._errors[usual] = error.what
-            self._trials.tell(usual, taken=False, one_size=True)
+            self._trials.add(usual, accepted=False, one_size=True)
             return examination
-        self.probe.obey(self.obeyed)
+        self.probe.set_size_rule(self.active_rule)
         hint = (
             ""
             if error.try_ or not _OF_SIZES.search(error.what)
-            else ("where the task takes batches of one size N only: --multiple-of N --max-batch N")
+            else ("--multiple-of N --max-batch N, if the task accepts batches of one size N only")
         )
         raise UserCodeError(error.what, known=error.known, try_=error.try_ or hint)
 

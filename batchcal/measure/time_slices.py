@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchcal.calibration.time_slices import TimedPart, TimeSlice
+from batchcal.calibration.records.time_slices import TimedPart, TimeSlice
 from batchcal.core.clock import Clock
 
 
@@ -30,7 +30,7 @@ class TimeSlices:
             self._add()
             self._open.pop()
 
-    def told(self) -> tuple[TimeSlice, ...]:
+    def durations(self) -> tuple[TimeSlice, ...]:
         """Durations in the order in which the parts first began."""
         return tuple(TimeSlice(part=part, wall_s=round(spent, 3)) for part, spent in self._spent.items())
 

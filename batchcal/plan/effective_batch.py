@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from batchcal.calibration.records.speed import ALIKE
 from batchcal.calibration.schema import Calibration, Finding
-from batchcal.calibration.speed import ALIKE
 from batchcal.core.errors import UsageError
 
 MOST_STEPS: Final = 65_536
 """Largest number of micro-batches per optimizer step: a plan lists each of them."""
-ASKS: Final = "the effective batch (samples per optimizer step) is not set"
+NOT_SET: Final = "the effective batch (samples per optimizer step) is not set"
 EXAMPLE: Final = 64
 """Effective batch that a message suggests if nothing was measured yet."""
 
@@ -38,12 +38,12 @@ def effective_batch_of(calibration: Calibration, requested: int | None) -> Effec
         requested: value from a flag, a variable or a file.
     """
     if requested is not None:
-        return EffectiveBatch(requested, "as asked", by_user=True)
+        return EffectiveBatch(requested, "as requested", by_user=True)
     task = of_task(calibration)
     if task is not None:
         return EffectiveBatch(task, "Task.effective_batch", by_user=True)
     if calibration.effective_batch is not None:
-        return EffectiveBatch(calibration.effective_batch, "the calibration was made for it", by_user=False)
+        return EffectiveBatch(calibration.effective_batch, "the effective batch of the calibration", by_user=False)
     return None
 
 
@@ -52,7 +52,7 @@ def unset_remark(calibration: Calibration) -> str:
     if calibration.finding() is None or effective_batch_of(calibration, calibration.effective_batch) is not None:
         return ""
     micro = "largest" if calibration.options.objective == "memory" else "fastest"
-    return f"effective batch not set: this is the {micro} micro-batch, for train and exec set --effective-batch"
+    return f"effective batch not set: this plan uses the {micro} micro-batch; train and exec need --effective-batch"
 
 
 def require(calibration: Calibration, requested: int | None) -> None:
@@ -61,12 +61,14 @@ def require(calibration: Calibration, requested: int | None) -> None:
     Raises:
         UsageError: neither a flag, a variable, a file nor the task sets it.
     """
-    known = effective_batch_of(calibration, requested)
-    if known is not None and known.by_user:
+    setting = effective_batch_of(calibration, requested)
+    if setting is not None and setting.by_user:
         return
     finding = calibration.finding()
-    example = known.samples if known is not None else EXAMPLE if finding is None else fastest_micro_batch(calibration, finding)
-    raise not_set(example, because=f"{'this calibration was made for' if known else 'the fastest micro-batch here is'} {example}")
+    example = (
+        setting.samples if setting is not None else EXAMPLE if finding is None else fastest_micro_batch(calibration, finding)
+    )
+    raise not_set(example, because=f"{'this calibration was made for' if setting else 'the fastest micro-batch is'} {example}")
 
 
 def not_set(example: int = EXAMPLE, *, because: str = "") -> UsageError:
@@ -76,7 +78,7 @@ def not_set(example: int = EXAMPLE, *, because: str = "") -> UsageError:
         because: the reason for suggesting `example`.
     """
     return UsageError(
-        ASKS,
+        NOT_SET,
         known="it decides what the model learns, so batchcal does not choose it" + (f"; {because}" if because else ""),
         try_=f"--effective-batch {example}\n"
         f"BATCHCAL_EFFECTIVE_BATCH={example} in the environment\n"
@@ -96,7 +98,7 @@ def check(effective_batch: int, finding: Finding, world_size: int) -> None:
     most = finding.train.batch * MOST_STEPS * world_size
     if effective_batch > most:
         raise UsageError(
-            f"effective batch {effective_batch} would take more than {MOST_STEPS} micro-batches a step",
+            f"effective batch {effective_batch} would need more than {MOST_STEPS} micro-batches per step",
             known=f"the capacity is {finding.train.batch}",
             try_=f"--effective-batch {most} or less",
         )
@@ -104,7 +106,7 @@ def check(effective_batch: int, finding: Finding, world_size: int) -> None:
         nearest = max(round(effective_batch / world_size), 1) * world_size
         raise UsageError(
             f"effective batch {effective_batch} cannot be shared evenly by {world_size} ranks",
-            known="uneven ranks would weigh samples differently",
+            known="ranks with different numbers of samples would weight samples differently",
             try_=f"--effective-batch {nearest}",
         )
 
@@ -120,11 +122,11 @@ def fastest_micro_batch(calibration: Calibration, finding: Finding) -> int:
     seconds = {time.micro_batch: 1 / time.samples_per_s(time.micro_batch) for time in times}
     if race is not None:
         update_s = min((time.update_s for time in times), default=0.0)
-        raced = [(one.micro_batch, one.samples_per_s) for one in race.sizes if one.micro_batch <= capacity]
+        raced = [(timed.micro_batch, timed.samples_per_s) for timed in race.sizes if timed.micro_batch <= capacity]
         seconds = {
             size: max(1 / rate - update_s / max(race.effective_batch, 1), 0.0) + update_s / size for size, rate in raced if rate
         } or seconds
     if not seconds:
         return capacity
     least = min(seconds.values())
-    return min(size for size, each in seconds.items() if each <= least * ALIKE)
+    return min(size for size, size_s in seconds.items() if size_s <= least * ALIKE)

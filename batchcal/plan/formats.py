@@ -88,7 +88,7 @@ def exported(plan: Plan, allocator_environment: Mapping[str, str]) -> dict[str, 
     for name, value in values.items():
         if _PLAIN.fullmatch(value) is None:
             raise UsageError(
-                f"{name} cannot be written so that every shell and env file reads the same",
+                f"{name} cannot be exported: shells and env files would read its value differently",
                 known=f"its value is {value!r}; letters, digits and _ . / : , + @ % = ~ - are safe",
                 try_="batchcal plan --format json",
             )

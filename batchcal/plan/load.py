@@ -24,9 +24,9 @@ from batchcal.plan.effective_batch import require
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.values.settings import Settings
-from batchcal.workload.config import project_source
-from batchcal.workload.identity import TaskIdentity, identify
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.config import project_source
+from batchcal.workload.spec.identity import TaskIdentity, identify
+from batchcal.workload.spec.reference import TaskReference
 
 OnStale = Literal["raise", "use"]
 """`use` accepts a calibration that is stale by time, machine or task, and the plan has a notice. A calibration with an invalid
@@ -54,7 +54,7 @@ def load_calibration(
     return open_calibration(
         _located(path, variables),
         on_stale=on_stale,
-        here=detect(environ=variables),
+        environment=detect(environ=variables),
         environ=variables,
         clock=clock or SystemClock(),
     )[0]
@@ -91,11 +91,11 @@ def load_plan(
         effective_batch = settings.plan.effective_batch
     if device is None and settings.calibrate.device != "auto":
         device = settings.calibrate.device
-    here = detect(environ=variables)
+    environment = detect(environ=variables)
     calibration, notices = open_calibration(
-        _located(path, variables), on_stale=on_stale, here=here, environ=variables, clock=clock or SystemClock()
+        _located(path, variables), on_stale=on_stale, environment=environment, environ=variables, clock=clock or SystemClock()
     )
-    on = calibration.device_of(device)
+    measured_device = calibration.device_of(device)
     require(calibration, effective_batch)
     plan = make_plan(
         calibration,
@@ -105,34 +105,38 @@ def load_plan(
         # Consent given to the calibration is valid for its plans.
         accept_inexact=settings.plan.accept_inexact or None,
         min_micro_batch=settings.plan.min_micro_batch,
-        device=on,
-        allocator=allocator_here(calibration, device=on),
-        free_bytes_now=free_bytes_now(here, on),
+        device=measured_device,
+        allocator=allocator_of_process(calibration, device=measured_device),
+        free_bytes_now=free_bytes_now(environment, measured_device),
     )
     return plan.model_copy(update={"notices": (*notices, *plan.notices)})
 
 
-def allocator_here(calibration: Calibration, *, device: str | None = None, there: PolicyName | None = None) -> PolicyName:
-    """Return the policy for a plan of this process: the one in force (`there`), or `retain` if the calibration is for `retain`
+def allocator_of_process(calibration: Calibration, *, device: str | None = None, current: PolicyName | None = None) -> PolicyName:
+    """Return the policy for a plan of this process: the one in force (`current`), or `retain` if the calibration is for `retain`
     and `apply` can still put it into force."""
-    name = in_force() if there is None else there
-    asked = calibration.policy
-    wanted = "retain" if asked == "retain" and name == "default" else name
-    return wanted if calibration.finding(device=device, allocator=wanted) is not None else name
+    name = in_force() if current is None else current
+    calibrated = calibration.policy
+    policy = "retain" if calibrated == "retain" and name == "default" else name
+    return policy if calibration.finding(device=device, allocator=policy) is not None else name
 
 
-def free_bytes_now(here: Environment, device: str) -> int | None:
+def free_bytes_now(environment: Environment, device: str) -> int | None:
     """Bytes that a training on `device` can use at this moment: free memory, and memory that this process already holds.
 
     None: the device is unknown, or its free memory was not read.
     """
     if device == "cpu":
         status = read_status()
-        held = 0 if status is None else status.hard_bytes
-        return min(here.memory.limit.value - here.memory.used_bytes, here.memory.available_bytes) + held
+        own_bytes = 0 if status is None else status.hard_bytes
+        return min(environment.memory.limit.value - environment.memory.used_bytes, environment.memory.available_bytes) + own_bytes
     kind, _, index = device.partition(":")
-    found = (each for each in here.accelerators if (each.kind, each.index) == (kind, int(index or 0)))
-    return next((accelerator.free_bytes for accelerator in found), None)
+    accelerators = (
+        accelerator
+        for accelerator in environment.accelerators
+        if (accelerator.kind, accelerator.index) == (kind, int(index or 0))
+    )
+    return next((accelerator.free_bytes for accelerator in accelerators), None)
 
 
 def _located(path: Path | str | None, environ: Mapping[str, str]) -> Located:
@@ -143,12 +147,12 @@ def open_calibration(
     located: Located,
     *,
     on_stale: OnStale,
-    here: Environment,
+    environment: Environment,
     environ: Mapping[str, str],
     clock: Clock,
     require_signature: bool = False,
 ) -> tuple[Calibration, tuple[str, ...]]:
-    """Return the calibration with notices for its reader. `here` is the result of `detect`.
+    """Return the calibration with notices for its reader. `environment` is the result of `detect`.
 
     Raises:
         NoCalibration, UsageError: as for `load_calibration`.
@@ -156,29 +160,29 @@ def open_calibration(
     if on_stale not in ("raise", "use"):
         raise UsageError(f"on_stale {on_stale!r} is not valid", try_='on_stale="raise" or on_stale="use"')
     place = located.path
-    found = load(place, trust=find_trust(environ, require_signature=require_signature))
-    if not isinstance(found, Loaded):
-        raise refusal(found, place, spec=located.spec)
-    stale = stale_here(found.calibration, place, here=here, environ=environ, clock=clock)
+    loaded = load(place, trust=find_trust(environ, require_signature=require_signature))
+    if not isinstance(loaded, Loaded):
+        raise refusal(loaded, place, spec=located.spec)
+    stale = staleness(loaded.calibration, place, environment=environment, environ=environ, clock=clock)
     if stale is None:
-        return found.calibration, (*found.notices, *moved(found.calibration.task, _identity(found.calibration, place)))
+        return loaded.calibration, (*loaded.notices, *moved(loaded.calibration.task, _identity(loaded.calibration, place)))
     if on_stale == "raise":
-        raise refusal(stale, place, spec=found.calibration.task.spec)
-    return found.calibration, (f"the calibration is stale ({stale})", *found.notices)
+        raise refusal(stale, place, spec=loaded.calibration.task.spec)
+    return loaded.calibration, (f"the calibration is stale ({stale})", *loaded.notices)
 
 
-def stale_here(
-    calibration: Calibration, place: Path, *, here: Environment, environ: Mapping[str, str], clock: Clock
+def staleness(
+    calibration: Calibration, place: Path, *, environment: Environment, environ: Mapping[str, str], clock: Clock
 ) -> Stale | None:
     """Return the reason why the calibration at `place` is stale here and now, for its own task and options. None: it is not."""
     try:
         identity = _identity(calibration, place)
     except UsageError as error:
-        return Stale(reason="other-task", detail=f"{calibration.task.spec} is not here: {error.what}")
+        return Stale(reason="other-task", detail=f"the task {calibration.task.spec} was not found: {error.what}")
     except UserCodeError as error:
         return Stale(reason="other-task", detail=error.what)
-    fingerprint = fingerprint_of(here, identity, calibration.options, environ=environ)
-    return check(calibration, fingerprint, at=clock.now(), environment=here, task=identity, options=calibration.options)
+    fingerprint = fingerprint_of(environment, identity, calibration.options, environ=environ)
+    return check(calibration, fingerprint, at=clock.now(), environment=environment, task=identity, options=calibration.options)
 
 
 def _identity(calibration: Calibration, place: Path) -> TaskIdentity:
@@ -188,19 +192,19 @@ def _identity(calibration: Calibration, place: Path) -> TaskIdentity:
     Raises:
         UsageError: the task's file or module is in none of them.
     """
-    found: TaskIdentity | None = None
-    refused: UsageError | None = None
+    other: TaskIdentity | None = None
+    first_error: UsageError | None = None
     for folder in dict.fromkeys((Path.cwd(), find_project(Path.cwd()), place.absolute().parent.parent)):
         try:
             identity = identify(
                 TaskReference(spec=calibration.task.spec, directory=str(folder), arguments=calibration.task.arguments)
             )
         except UsageError as error:
-            refused = refused or error
+            first_error = first_error or error
             continue
         if identity.digest == calibration.task.digest:
             return identity
-        found = found or identity
-    if found is not None:
-        return found
-    raise refused or UsageError(f"{calibration.task.spec} was not found")
+        other = other or identity
+    if other is not None:
+        return other
+    raise first_error or UsageError(f"the task {calibration.task.spec} was not found")

@@ -5,20 +5,20 @@ from __future__ import annotations
 from shlex import quote
 from typing import get_args
 
-from batchcal.calibration.rehearsal import Rehearsal
+from batchcal.calibration.records.rehearsal import Rehearsal
 from batchcal.calibration.schema import Calibration, Finding, Options
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.guard.outcome import Fits
-from batchcal.plan import by_rule
 from batchcal.plan import effective_batch as effective
-from batchcal.plan.division import DivisionRefused, division_of, has_consent
-from batchcal.plan.expect import eval_peak_bytes, gradient_bytes, host_bytes, measured_bytes, peak_bytes, samples_per_s
-from batchcal.plan.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
-from batchcal.plan.micro_batches import largest_of, limited_by, micro_batches_of
+from batchcal.plan.division import size_rule
+from batchcal.plan.division.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
+from batchcal.plan.division.micro_batches import largest_of, limited_by, micro_batches_of
+from batchcal.plan.division.rules import DivisionRefused, division_of, has_consent
+from batchcal.plan.expectations import eval_peak_bytes, gradient_bytes, host_bytes, measured_bytes, peak_bytes, samples_per_s
 from batchcal.plan.notices import calibration_notices, effective_batch_notices, growth_notices, memory_notices
 from batchcal.plan.plan import KEYS, Plan
 from batchcal.plan.reasons import reasons
-from batchcal.plan.rehearsed import most_evaluated, most_rehearsed, rehearsal_of, tells
+from batchcal.plan.rehearsals.rehearsed import is_conclusive, most_evaluated, most_rehearsed, rehearsal_of
 from batchcal.plan.workers import choose_workers
 from batchcal.values.settings import Objective
 
@@ -56,19 +56,19 @@ def make_plan(
         NoCalibration: nothing was verified on this device under this allocator.
     """
     if objective not in get_args(Objective):
-        raise UsageError(f"objective {objective!r} is not valid", try_="--objective throughput, or memory")
+        raise UsageError(f"objective {objective!r} is not valid", try_="--objective throughput, or --objective memory")
     finding = find(calibration, device=device, allocator=allocator)
     budget = calibration.budget(finding.device)
     if budget is None:
-        raise NoCalibration(f"the calibration holds no budget for {finding.device}", try_="batchcal calibrate --force")
+        raise NoCalibration(f"the calibration has no budget for {finding.device}", try_="batchcal calibrate --force")
     if world_size < 1:
         raise UsageError(f"world size {world_size} is below 1", try_="--world-size 1")
-    given = effective.effective_batch_of(calibration, effective_batch)
-    if given is not None:
-        effective.check(given.samples, finding, world_size)
-    largest = largest_of(calibration, finding, objective, None if given is None else given.samples // world_size)
-    wished = largest.batch * world_size if given is None else given.samples
-    per_rank = wished // world_size
+    setting = effective.effective_batch_of(calibration, effective_batch)
+    if setting is not None:
+        effective.check(setting.samples, finding, world_size)
+    largest = largest_of(calibration, finding, objective, None if setting is None else setting.samples // world_size)
+    samples = largest.batch * world_size if setting is None else setting.samples
+    per_rank = samples // world_size
     capacity = _capacity(calibration, finding)
     division = division_of(
         calibration, per_rank, world_size=world_size, accept_inexact=accept_inexact, min_micro_batch=min_micro_batch
@@ -79,7 +79,7 @@ def make_plan(
     most_eval = most_evaluated(calibration, finding)
     if most_eval is not None:
         eval_batch = min(eval_batch, most_eval)
-    eval_batch = by_rule.evaluated(calibration.obeyed, eval_batch, micro)
+    eval_batch = size_rule.evaluated(calibration.obeyed, eval_batch, micro)
     train_peak = peak_bytes(calibration, finding, micro) + gradient_bytes(calibration, finding, steps)
     peak = max(train_peak, eval_peak_bytes(finding, eval_batch, micro, train_peak))
     rate = samples_per_s(calibration, finding, chosen.sizes)
@@ -98,7 +98,7 @@ def make_plan(
         status="predicted" if calibration.status == "predicted" else "derived",
         micro_batch=micro,
         accumulation_steps=steps,
-        effective_batch=wished,
+        effective_batch=samples,
         micro_batches=chosen.sizes,
         eval_batch=eval_batch,
         num_workers=workers.count,
@@ -121,14 +121,14 @@ def make_plan(
         undivided=division.undivided,
         last_group=last_group,
         last_group_error=last_group_error,
-        size_rule=by_rule.restricting(calibration),
+        size_rule=size_rule.restricting(calibration),
         group_limits=limits,
         why={},
         notices=(
             *largest.notices,
-            *effective_batch_notices(given, wished, objective, world_size),
+            *effective_batch_notices(setting, samples, objective, world_size),
             *chosen.notices,
-            *calibration_notices(calibration, finding, wished),
+            *calibration_notices(calibration, finding, samples),
             *((last_group_fails(last_group, last_group_error),) if last_group_error else ()),
             *((below,) if (below := last_group_notice(last_group, division)) and not last_group_error else ()),
             *growth_notices(calibration, workers.count),
@@ -141,12 +141,12 @@ def make_plan(
         plan = _as_rehearsed(plan, rehearsal, measured_bytes(calibration, finding, micro))
     why = reasons(plan, calibration, finding, budget, rehearsal) | {
         "micro_batch": chosen.why + ("" if plan.size_rule is None else f"; the task {plan.size_rule.text}"),
-        "effective_batch": "not set: one micro-batch on each rank" if given is None else given.why,
+        "effective_batch": "not set: one micro-batch on each rank is used" if setting is None else setting.why,
         "inexact": division.why(steps),
         "num_workers": workers.why,
         "prefetch_factor": workers.why_prefetch,
         "multiprocessing_context": workers.why_start,
-        "device": "as asked" if device else "the device that the calibration chose",
+        "device": "as requested" if device else "the device that the calibration chose",
     }
     return plan.model_copy(update={"why": {key: why[key] for key in KEYS if key in why}})
 
@@ -161,7 +161,7 @@ def plan_to_show(calibration: Calibration) -> tuple[Plan, str]:
     try:
         return own_plan(calibration), ""
     except DivisionRefused as refused:
-        finding, objective, rule = find(calibration), calibration.options.objective, by_rule.restricting(calibration)
+        finding, objective, rule = find(calibration), calibration.options.objective, size_rule.restricting(calibration)
         largest = _capacity(calibration, finding)
         largest = largest if rule is None else rule.at_most(largest) or largest
         return make_plan(calibration, effective_batch=largest, objective=objective), refused.what
@@ -180,7 +180,7 @@ def _as_rehearsed(plan: Plan, rehearsal: Rehearsal, measured: int) -> Plan:
     return plan.model_copy(
         update={
             "status": "verified",
-            "predicted_peak_bytes": max(outcome.peak.held_on(plan.device), measured),
+            "predicted_peak_bytes": max(outcome.peak.bytes_on(plan.device), measured),
             "predicted_samples_per_s": outcome.samples_per_s,
         }
     )
@@ -205,11 +205,11 @@ def is_rehearsed(calibration: Calibration, options: Options) -> bool:
     """True if the plan that `options` request was run completely, or if they request no plan of their own."""
     if not has_consent(calibration, options):
         return False
-    asked = options.effective_batch or effective.of_task(calibration)
-    if asked is None or calibration.finding() is None:
+    effective_batch = options.effective_batch or effective.of_task(calibration)
+    if effective_batch is None or calibration.finding() is None:
         return True
-    known = rehearsal_of(calibration, make_plan(calibration, effective_batch=asked, objective=options.objective))
-    return known is not None and tells(known.outcome)
+    rehearsal = rehearsal_of(calibration, make_plan(calibration, effective_batch=effective_batch, objective=options.objective))
+    return rehearsal is not None and is_conclusive(rehearsal.outcome)
 
 
 def find(calibration: Calibration, *, device: str | None = None, allocator: str | None = None) -> Finding:
@@ -221,19 +221,19 @@ def find(calibration: Calibration, *, device: str | None = None, allocator: str 
     finding = calibration.finding(device=device, allocator=allocator)
     if finding is not None:
         return finding
-    wanted = f"{device or calibration.chosen_device} with allocator {allocator or calibration.policy}"
-    there = ", ".join(f"{found.device} with {found.allocator}" for found in calibration.findings)
+    target = f"{device or calibration.chosen_device} with allocator {allocator or calibration.policy}"
+    verified = ", ".join(f"{other.device} with {other.allocator}" for other in calibration.findings)
     raise NoCalibration(
-        f"nothing was verified for {wanted}",
-        known=f"verified in this calibration: {there}" if there else "the calibration stopped before it verified anything",
-        try_=_measured_or_to_measure(calibration, device or calibration.chosen_device, allocator or calibration.policy),
+        f"nothing was verified for {target}",
+        known=f"this calibration verified: {verified}" if verified else "the calibration stopped before it verified anything",
+        try_=_suggestion(calibration, device or calibration.chosen_device, allocator or calibration.policy),
     )
 
 
-def _measured_or_to_measure(calibration: Calibration, device: str, allocator: str) -> str:
+def _suggestion(calibration: Calibration, device: str, allocator: str) -> str:
     """Suggest the measured settings, and a command that measures the missing ones if the machine has that device."""
-    steps = [f"--device {found.device} --allocator {found.allocator}" for found in calibration.findings[:1]]
-    if device == "cpu" or any(device.startswith(one.kind) for one in calibration.environment.accelerators):
+    steps = [f"--device {finding.device} --allocator {finding.allocator}" for finding in calibration.findings[:1]]
+    if device == "cpu" or any(device.startswith(accelerator.kind) for accelerator in calibration.environment.accelerators):
         steps.append(f"batchcal calibrate {quote(calibration.task.spec)} --force --device {device} --allocator {allocator}")
     return "\n".join(steps or [f"batchcal calibrate {quote(calibration.task.spec)} --force"])
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.values import Record
-from batchcal.plan.group_limits import GroupLimits
+from batchcal.plan.division.group_limits import GroupLimits
 from batchcal.values.settings import Objective
 
 FORMAT: Final = 1

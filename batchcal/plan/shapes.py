@@ -5,16 +5,16 @@ from __future__ import annotations
 from shlex import quote
 from typing import Literal
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.shape import Scalar, ShapeEstimate
 from batchcal.calibration.schema import Calibration, Finding, usable_bytes
-from batchcal.calibration.shape import Scalar, ShapeEstimate
 from batchcal.core.errors import NoCalibration
 from batchcal.core.values import Record
-from batchcal.plan.division import DivisionRefused, division_of
+from batchcal.plan.division.micro_batches import divide
+from batchcal.plan.division.rules import DivisionRefused, division_of
 from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
-from batchcal.plan.micro_batches import divide
-from batchcal.plan.rehearsed import share_left
+from batchcal.plan.rehearsals.rehearsed import remaining_share
 
 
 class ShapePrediction(Record):
@@ -56,17 +56,19 @@ def predict_shapes(
     if not calibration.shapes:
         raise NoCalibration(
             "the calibration has no predictions for shapes",
-            known="a shape is a set of values for arguments of the task function, named when the task is calibrated",
+            known="a shape is a set of values for arguments of the task function; batchcal calibrate --shape sets it",
             try_=f"batchcal calibrate {quote(calibration.task.spec)} --shape NAME=VALUE    NAME is an argument of the task",
         )
     finding = find(calibration, device=device, allocator=allocator)
     own = next((shape for shape in calibration.shapes if not shape.arguments), None)
     # Memory at rest was measured over a tiny step, with its gradients in memory.
-    held = 0 if own is None else own.static_bytes + own.gradient_bytes
-    beside = max(0.0, finding.train_memory.base_bytes - held)
-    given = effective_batch_of(calibration, effective_batch)
-    wished = finding.train.batch if given is None else given.samples
-    return tuple(_predict(calibration, shape, finding, beside=beside, wished=wished) for shape in calibration.shapes)
+    own_bytes = 0 if own is None else own.static_bytes + own.gradient_bytes
+    process_bytes = max(0.0, finding.train_memory.base_bytes - own_bytes)
+    setting = effective_batch_of(calibration, effective_batch)
+    samples = finding.train.batch if setting is None else setting.samples
+    return tuple(
+        _predict(calibration, shape, finding, process_bytes=process_bytes, samples=samples) for shape in calibration.shapes
+    )
 
 
 def _predict(
@@ -74,13 +76,13 @@ def _predict(
     shape: ShapeEstimate,
     finding: Finding,
     *,
-    beside: float,
-    wished: int,
+    process_bytes: float,
+    samples: int,
 ) -> ShapePrediction:
-    """`beside`: bytes at rest beyond parameters, gradients and optimizer."""
+    """`process_bytes`: bytes at rest beyond parameters, gradients and optimizer."""
     budget = calibration.budget(finding.device)
     budget_bytes = 0 if budget is None else budget.budget_bytes
-    rest = beside + shape.static_bytes
+    rest = process_bytes + shape.static_bytes
     empty = ShapePrediction(
         arguments=shape.arguments,
         parameters=shape.parameters,
@@ -88,7 +90,7 @@ def _predict(
         traced=bool(shape.points),
         micro_batch=0,
         accumulation_steps=0,
-        effective_batch=wished,
+        effective_batch=samples,
         predicted_peak_bytes=None,
         budget_bytes=budget_bytes,
         why=shape.why,
@@ -97,11 +99,11 @@ def _predict(
         return empty
     model = MemoryModel(base_bytes=rest, ratio=finding.train_memory.ratio, shape=shape.points, source="fake-tensor")
     usable = usable_bytes(budget_bytes, rest, finding.heap_growth)
-    largest = min(wished, int(model.largest_within(usable, ceiling=UNBOUNDED) * share_left(calibration, finding)))
+    largest = min(samples, int(model.largest_within(usable, ceiling=UNBOUNDED) * remaining_share(calibration, finding)))
     if largest < 1:
-        return empty.model_copy(update={"why": "not even one sample is predicted to fit"})
+        return empty.model_copy(update={"why": "the prediction is that not even one sample fits"})
     try:
-        sizes, _ = divide(calibration, division_of(calibration, wished), wished, largest, largest)
+        sizes, _ = divide(calibration, division_of(calibration, samples), samples, largest, largest)
     except DivisionRefused as error:
         return empty.model_copy(update={"why": error.what})
     return empty.model_copy(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.calibration.schema import Calibration, Capacity, LimitedBy
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import format_bytes
 from batchcal.core.values import Record
 from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
-from batchcal.plan.rehearsed import share_left
+from batchcal.plan.rehearsals.rehearsed import remaining_share
 
 UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
 """Limits of a capacity that do not depend on memory."""
@@ -62,31 +62,31 @@ def what_if(
     finding = find(calibration, device=device, allocator=allocator)
     budget = calibration.budget(finding.device)
     if budget is None:
-        raise NoCalibration(f"the calibration holds no budget for {finding.device}", try_="batchcal calibrate --force")
-    given = effective_batch_of(calibration, effective_batch)
-    if given is not None and given.samples < 1:
-        raise UsageError(f"effective batch {given.samples} is below 1", try_=f"--effective-batch {finding.train.batch}")
+        raise NoCalibration(f"the calibration has no budget for {finding.device}", try_="batchcal calibrate --force")
+    setting = effective_batch_of(calibration, effective_batch)
+    if setting is not None and setting.samples < 1:
+        raise UsageError(f"effective batch {setting.samples} is below 1", try_=f"--effective-batch {finding.train.batch}")
     margin = budget.margin_bytes / budget.limit_bytes
     # Other processes of this container would run in another one, too. The other processes of a complete machine would not.
-    others = 0 if budget.learned_from in WHOLE_MACHINE else budget.others_bytes
+    others_bytes = 0 if budget.learned_from in WHOLE_MACHINE else budget.others_bytes
     errors = [error for error in (finding.train_memory.relative_error, finding.train_memory.spread) if error]
     predictions = []
     for limit in limits_bytes:
         if limit < 1:
             raise UsageError(f"container size {limit} is not positive", try_="--what-if 2GiB,4GiB")
-        there = int(limit * (1 - margin)) - others - budget.reserved_bytes
-        usable = finding.usable_bytes(there)
-        micro = _largest(calibration, finding.train, finding.train_memory, usable, share=share_left(calibration, finding))
+        budget_bytes = int(limit * (1 - margin)) - others_bytes - budget.reserved_bytes
+        usable = finding.usable_bytes(budget_bytes)
+        micro = _largest(calibration, finding.train, finding.train_memory, usable, share=remaining_share(calibration, finding))
         evaluating = finding.eval and _largest(calibration, finding.eval, finding.eval_memory or finding.train_memory, usable)
-        wished = micro if given is None else given.samples
+        samples = micro if setting is None else setting.samples
         predictions.append(
             Prediction(
                 limit_bytes=limit,
-                budget_bytes=there,
+                budget_bytes=budget_bytes,
                 micro_batch=micro,
                 eval_batch=evaluating or 0,
-                effective_batch=wished,
-                accumulation_steps=-(-wished // micro) if micro else 0,
+                effective_batch=samples,
+                accumulation_steps=-(-samples // micro) if micro else 0,
                 predicted_peak_bytes=round(finding.train_memory.predict(micro)) if micro else None,
                 relative_error=max(errors, default=None),
                 limited_by=_limited_by(finding.train, micro),
@@ -119,6 +119,6 @@ def _limited_by(capacity: Capacity, micro: int) -> str:
 
 def _why(model: MemoryModel, micro: int, budget_bytes: int) -> str:
     if micro:
-        return f"{format_bytes(model.predict(micro))} predicted within {format_bytes(budget_bytes)}"
-    one = format_bytes(model.predict(1))
-    return f"one sample needs {one} and {format_bytes(max(budget_bytes, 0))} would be left"
+        return f"the predicted peak is {format_bytes(model.predict(micro))} of {format_bytes(budget_bytes)}"
+    need = format_bytes(model.predict(1))
+    return f"one sample needs {need}, but only {format_bytes(max(budget_bytes, 0))} would be available"

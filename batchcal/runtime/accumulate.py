@@ -80,7 +80,7 @@ def _stream(loader: DataLoader[object]) -> StreamBatches:
         return loader.dataset
     raise UsageError(
         "accumulate needs a loader that was made for the plan",
-        known="the weights follow from the sizes of its batches, and those of another loader are not known",
+        known="the weights depend on the sizes of the batches, which are unknown for another loader",
         try_="loader = batchcal.make_loader(plan, dataset)",
     )
 
@@ -108,28 +108,28 @@ def _sampled_groups(loader: DataLoader[object], sampler: GroupSampler) -> Iterat
     batches = iter(loader)
     # The first batch is loaded to check that a group exists. It is passed in a list, so that no variable here keeps it alive.
     for first in batches:
-        drawn = sampler.taken()
-        held = [(MicroBatch(first, len(drawn.indices), drawn.indices), drawn.ends_group)]
+        record = sampler.next_record()
+        pending = [(MicroBatch(first, len(record.indices), record.indices), record.ends_group)]
         del first
-        group = _sampled(held, batches, sampler)
-        yield Group(drawn.group_samples, group)
+        group = _sampled(pending, batches, sampler)
+        yield Group(record.group_samples, group)
         _finish(group)
         raise_postponed()
 
 
-def _sampled(held: list[tuple[MicroBatch, bool]], batches: Iterator[object], sampler: GroupSampler) -> Iterator[MicroBatch]:
-    ends = held[0][1]
-    yield held.pop()[0]
+def _sampled(pending: list[tuple[MicroBatch, bool]], batches: Iterator[object], sampler: GroupSampler) -> Iterator[MicroBatch]:
+    ends = pending[0][1]
+    yield pending.pop()[0]
     while not ends:
         raise_postponed()
-        held.extend(map(partial(_of, sampler), islice(batches, 1)))
-        ends = held[0][1]
-        yield held.pop()[0]
+        pending.extend(map(partial(_next_micro_batch, sampler), islice(batches, 1)))
+        ends = pending[0][1]
+        yield pending.pop()[0]
 
 
-def _of(sampler: GroupSampler, batch: object) -> tuple[MicroBatch, bool]:
-    drawn = sampler.taken()
-    return MicroBatch(batch, len(drawn.indices), drawn.indices), drawn.ends_group
+def _next_micro_batch(sampler: GroupSampler, batch: object) -> tuple[MicroBatch, bool]:
+    record = sampler.next_record()
+    return MicroBatch(batch, len(record.indices), record.indices), record.ends_group
 
 
 def _stream_groups(loader: DataLoader[object], stream: StreamBatches) -> Iterator[Group]:
@@ -138,27 +138,27 @@ def _stream_groups(loader: DataLoader[object], stream: StreamBatches) -> Iterato
     for first in batches:
         # Workers have their own copy, which has already reset its own start in the middle.
         stream.first_sample = 0
-        held = [_counted(first)]
+        pending = [_counted(first)]
         del first
-        group = _streamed(held, batches, size)
+        group = _streamed(pending, batches, size)
         yield Group(None, group)
         _finish(group)
         raise_postponed()
 
 
-def _streamed(held: list[MicroBatch], batches: Iterator[object], size: int) -> Iterator[MicroBatch]:
-    yield held.pop()
+def _streamed(pending: list[MicroBatch], batches: Iterator[object], size: int) -> Iterator[MicroBatch]:
+    yield pending.pop()
     for _ in range(size - 1):
         raise_postponed()
-        held.extend(map(_counted, islice(batches, 1)))
-        if not held:
+        pending.extend(map(_counted, islice(batches, 1)))
+        if not pending:
             return
-        yield held.pop()
+        yield pending.pop()
 
 
 def _counted(item: object) -> MicroBatch:
     if not isinstance(item, MicroBatch):  # pragma: no cover - our own collate makes nothing else
-        raise TypeError(f"{type(item).__name__} instead of MicroBatch")
+        raise TypeError(f"the loader yielded {type(item).__name__} instead of MicroBatch")
     return item
 
 

@@ -70,15 +70,15 @@ def reexec_for(plan: Plan) -> None:
 
 
 def _allocator(wanted: PolicyName) -> tuple[PolicyName, tuple[str, ...]]:
-    there = in_force()
-    if there == wanted:
-        return there, ()
-    if resolve(wanted).kind == "mallopt" and there == "default":
-        kept = apply_mallopt()
-        if kept >= RETAIN_MMAP_THRESHOLD:
+    current = in_force()
+    if current == wanted:
+        return current, ()
+    if resolve(wanted).kind == "mallopt" and current == "default":
+        threshold = apply_mallopt()
+        if threshold >= RETAIN_MMAP_THRESHOLD:
             return in_force(), ()
-        return in_force(), (f"this C library keeps blocks up to {kept} bytes only: {wanted} is in force in part",)
-    return there, (
-        f"the plan was measured with the allocator {wanted} and this process runs with {there}:"
-        " start it by `batchcal exec -- COMMAND`",
+        return in_force(), (f"this C library keeps only blocks up to {threshold} bytes: {wanted} is only partly in force",)
+    return current, (
+        f"the plan was measured with the allocator {wanted}, but this process runs with {current}:"
+        " start it with `batchcal exec -- COMMAND`",
     )

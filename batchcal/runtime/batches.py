@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, Sampler, default_collate
 
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.plan.split import split, split_by
-from batchcal.runtime.cutting import cuts_equal
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.plan.division.split import split, split_by
+from batchcal.runtime.row_slices import cuts_equal
 
 PROOF_SAMPLES: Final = 8
 """Samples of a stream's first batch that test whether its batches may be cut. The test is cheap, even with large samples."""
@@ -31,7 +31,7 @@ class MicroBatch(NamedTuple):
     """True if cutting along its rows was proven equal to collating fewer samples; see `runtime.cutting`."""
 
 
-class Drawn(NamedTuple):
+class SampledIndices(NamedTuple):
     """The samples of one micro-batch, recorded when its indices are yielded."""
 
     indices: tuple[int, ...]
@@ -60,7 +60,7 @@ class GroupSampler(Sampler[list[int]], ABC):
         self.limit: Allowed | None = None
         self.rule: SizeRule | None = None
         """Sizes into which a planned micro-batch may be cut. None: all."""
-        self._drawn: deque[Drawn] = deque()
+        self._records: deque[SampledIndices] = deque()
 
     @abstractmethod
     def planned(self) -> Iterator[Sequence[Sequence[int]]]:
@@ -72,10 +72,10 @@ class GroupSampler(Sampler[list[int]], ABC):
     def __iter__(self) -> Iterator[list[int]]:
         groups = self.planned()
         self.epoch += 1
-        self._drawn.clear()
+        self._records.clear()
         for group in groups:
             samples, last = sum(map(len, group)), len(group) - 1
-            for place, planned in enumerate(group):
+            for index, planned in enumerate(group):
                 rest = list(planned)
                 while rest:
                     size = len(rest) if self.limit is None else min(len(rest), self.limit(rest))
@@ -83,19 +83,19 @@ class GroupSampler(Sampler[list[int]], ABC):
                         # Even parts, not full ones and a small rest.
                         size = self._cut(len(rest), size)
                     piece, rest = rest[:size], rest[size:]
-                    self._drawn.append(Drawn(tuple(piece), samples, place == last and not rest))
+                    self._records.append(SampledIndices(tuple(piece), samples, index == last and not rest))
                     yield piece
 
-    def _cut(self, samples: int, most: int) -> int:
+    def _cut(self, samples: int, largest: int) -> int:
         """Size of the first part into which `samples` are cut; all of them if the task does not accept such parts."""
         if self.rule is None:
-            return split(samples, most)[0]
-        parts = () if self.rule.one_size else split_by(self.rule, samples, most)
+            return split(samples, largest)[0]
+        parts = () if self.rule.one_size else split_by(self.rule, samples, largest)
         return parts[0] if parts else samples
 
-    def taken(self) -> Drawn:
+    def next_record(self) -> SampledIndices:
         """Return the record of the loader's next batch. Batches arrive in the order in which their indices were requested."""
-        return self._drawn.popleft()
+        return self._records.popleft()
 
 
 class MicroBatchSampler(GroupSampler):
@@ -131,14 +131,14 @@ class MicroBatchSampler(GroupSampler):
         self._first_sample = first_sample
 
     def planned(self) -> Iterator[Sequence[Sequence[int]]]:
-        schedule, order, at = self.schedule(), self._order(), self._first_sample
+        schedule, order, start = self.schedule(), self._order(), self._first_sample
         self._first_sample = 0
-        return self._groups(schedule, order, at)
+        return self._groups(schedule, order, start)
 
     def schedule(self) -> tuple[tuple[int, ...], ...]:
         """Return the sizes of the micro-batches of every group of the next pass."""
-        whole, rest = divmod(self.samples - self._first_sample, self.effective_batch)
-        groups = [self.micro_batches] * whole
+        complete, rest = divmod(self.samples - self._first_sample, self.effective_batch)
+        groups = [self.micro_batches] * complete
         if rest and not self._drop_last:
             planned = sum(self._last_group) == rest
             groups.append(self._last_group if planned else tuple(self._divide(rest)))
@@ -149,12 +149,12 @@ class MicroBatchSampler(GroupSampler):
         return sum(len(group) for group in self.schedule())
 
     @staticmethod
-    def _groups(schedule: tuple[tuple[int, ...], ...], order: torch.Tensor, at: int) -> Iterator[Sequence[Sequence[int]]]:
+    def _groups(schedule: tuple[tuple[int, ...], ...], order: torch.Tensor, start: int) -> Iterator[Sequence[Sequence[int]]]:
         for sizes in schedule:
             group: list[list[int]] = []
             for size in sizes:
-                group.append(order[at : at + size].tolist())
-                at += size
+                group.append(order[start : start + size].tolist())
+                start += size
             yield group
 
     def _order(self) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from batchcal.workload.parameters import trained_parameters
+from batchcal.workload.model.parameters import trained_parameters
 from batchcal.workload.task import Task
 
 
@@ -27,16 +27,16 @@ class GroupGradients:
         if self._sums is None:
             self._sums = [None] * len(self._parameters)
         # One by one, each added and freed before the next: after a failure in the middle, the next call continues from there.
-        for place, parameter in enumerate(self._parameters):
-            gradient, total = parameter.grad, self._sums[place]
+        for index, parameter in enumerate(self._parameters):
+            gradient, total = parameter.grad, self._sums[index]
             if gradient is None:
                 continue
             if total is None:
-                self._sums[place] = gradient
+                self._sums[index] = gradient
             elif total.layout is torch.strided:
                 total.add_(gradient)
             else:
-                self._sums[place] = total + gradient  # sparse gradients of an embedding
+                self._sums[index] = total + gradient  # sparse gradients of an embedding
             parameter.grad = None
 
     def drop(self) -> None:

@@ -12,8 +12,8 @@ from torch.amp.grad_scaler import GradScaler
 from batchcal.core.errors import UsageError
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.gradients import GroupGradients
-from batchcal.workload.optimizers import needs_closure
-from batchcal.workload.parameters import trained_parameters
+from batchcal.workload.model.optimizers import needs_closure
+from batchcal.workload.model.parameters import trained_parameters
 from batchcal.workload.step import batch_weight, clear_gradients, forward_backward, move, update
 from batchcal.workload.task import Task
 
@@ -23,7 +23,7 @@ in it is labelled); or a float16 gradient overflowed, and the scaler tries a low
 
 
 @dataclass(frozen=True)
-class Share:
+class SampleShare:
     """The contribution of some micro-batches to their group."""
 
     weighted_loss: float = 0.0
@@ -35,8 +35,8 @@ class Share:
     largest: int = 0
     """Samples of the largest micro-batch."""
 
-    def __add__(self, other: Share) -> Share:
-        return Share(
+    def __add__(self, other: SampleShare) -> SampleShare:
+        return SampleShare(
             self.weighted_loss + other.weighted_loss,
             self.weight + other.weight,
             self.samples + other.samples,
@@ -91,8 +91,8 @@ class Passes:
         self._gradients = GroupGradients(task)
         loss: object = task.loss
         self._weighing = loss if isinstance(loss, Weighing) else None
-        self._begun = self._running = self._weighed = False
-        self._only_one = needs_closure(task.optimizer)
+        self._started = self._running = self._weighed = False
+        self._needs_closure = needs_closure(task.optimizer)
         self.again: Callable[[], float] | None = None
         """Computes the gradients of the group again, for an optimizer that needs a closure."""
         self.unit = 0.0
@@ -100,27 +100,27 @@ class Passes:
         self.finished = False
         """True if only the optimizer's step is left."""
 
-    def run(self, micro_batch: MicroBatch) -> Share:
+    def run(self, micro_batch: MicroBatch) -> SampleShare:
         """Run forward and backward, and add the gradients of weight x mean to those of the group."""
         self._running = self._weighed = False
-        if self._begun:
+        if self._started:
             self._gradients.begin()
-        self._begun = self._running = True
+        self._started = self._running = True
         batch = move(micro_batch.batch, self._device)
         weight = batch_weight(self._task, batch, micro_batch.samples)
         if weight == 0:
             # The mean of no values is NaN, and 0 x NaN is NaN, too.
             self._running = False
-            return Share(0.0, 0.0, micro_batch.samples, 1, micro_batch.samples)
+            return SampleShare(0.0, 0.0, micro_batch.samples, 1, micro_batch.samples)
         self._expect(weight, micro_batch.samples)
         if self._weighing is not None:
             self._weighing.weigh(weight)
             self._weighed = True
         loss = forward_backward(self._task, batch, weight=weight / self.unit, scaler=self._scaler)
-        if self._only_one:
+        if self._needs_closure:
             self._keep(batch, loss)
         self._running = False
-        return Share(weight * loss, weight, micro_batch.samples, 1, micro_batch.samples)
+        return SampleShare(weight * loss, weight, micro_batch.samples, 1, micro_batch.samples)
 
     def _expect(self, weight: float, samples: int) -> None:
         """Set the unit. Increase it if a micro-batch has more weight than the expected weight of the group."""
@@ -140,15 +140,15 @@ class Passes:
         name = type(self._task.optimizer).__name__
         if self.again is not None:
             raise UsageError(
-                f"{name} computes the loss again within its step, and the batch is divided into several micro-batches",
-                known="they would all have to be kept and run again: it works with one micro-batch",
-                try_="--effective-batch N, not above the capacity",
+                f"{name} computes the loss again within its step, but the batch is divided into several micro-batches",
+                known="all micro-batches would have to be kept and run again: this optimizer works only with one micro-batch",
+                try_="--effective-batch N, with N not above the capacity",
             )
         if self._scaler is not None:
             raise UsageError(
                 f"{name} does not work with float16 autocast",
-                known="torch's GradScaler has no step with a closure",
-                try_="autocast=torch.bfloat16, or None",
+                known="torch's GradScaler does not support a step with a closure",
+                try_="autocast=torch.bfloat16, or autocast=None",
             )
         computed = [loss]
         parameters = trained_parameters(self._task)
@@ -157,7 +157,7 @@ class Passes:
         def is_current() -> bool:
             """True if the optimizer has neither changed the parameters nor cleared the gradients since they were computed."""
             moved = any(parameter._version != before for parameter, before in zip(parameters, versions, strict=True))
-            return not moved and any(one.grad is not None and bool(one.grad.any()) for one in parameters)
+            return not moved and any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
 
         def again() -> float:
             if computed and is_current():
@@ -189,7 +189,7 @@ class Passes:
 class Guard(Protocol):
     """Protection of a group against failures."""
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         """Run a micro-batch by `passes.run`, in parts if necessary."""
         ...
 
@@ -201,7 +201,7 @@ class Guard(Protocol):
 class Unguarded:
     """A guard that runs every micro-batch as it is."""
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         return passes.run(micro_batch)
 
     def before_update(self) -> None:
@@ -247,13 +247,13 @@ def run_group(
     if samples is None and isinstance(micro_batches, Sequence):
         samples = sum(micro_batch.samples for micro_batch in micro_batches)
     guard = guard or Unguarded()
-    passes, total = Passes(task, device, scaler, samples), Share()
+    passes, total = Passes(task, device, scaler, samples), SampleShare()
     for micro_batch in micro_batches:
         total += guard.run(passes, micro_batch)
         # No name keeps a batch alive while the next one is loaded.
         del micro_batch
     if not total.micro_batches:
-        raise ValueError("a group without micro-batches makes no step")
+        raise ValueError("a group needs at least one micro-batch")
     passes.finish()
     norm, skipped = None, _without_step(passes, total)
     if skipped is None:
@@ -273,7 +273,7 @@ def run_group(
     )
 
 
-def _without_step(passes: Passes, total: Share) -> Skip | None:
+def _without_step(passes: Passes, total: SampleShare) -> Skip | None:
     """Reason why the group makes no step. None: it makes a step."""
     if total.weight == 0:
         return "no-weight"

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
 from batchcal.core.units import count_of
-from batchcal.plan.last_group import smaller_group
+from batchcal.plan.division.last_group import smaller_group
+from batchcal.plan.division.split import split_by
 from batchcal.plan.plan import Plan
-from batchcal.plan.split import split_by
 from batchcal.runtime.batches import GroupSampler, MicroBatchSampler, StreamBatches, unchanged
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
-from batchcal.workload.fetch import tolerant
-from batchcal.workload.streams import length_of
+from batchcal.workload.data.fetch import tolerant
+from batchcal.workload.data.streams import length_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +41,24 @@ class DataLoaderConfig:
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
-            raise UsageError(f"{self.num_workers} workers are fewer than none", try_="num_workers=0")
+            raise UsageError(f"num_workers {self.num_workers} is below 0", try_="num_workers=0")
         if self.num_workers == 0:
             for name in ("prefetch_factor", "multiprocessing_context"):
                 if getattr(self, name) is not None:
-                    raise UsageError(f"{name} is set and there are no workers", try_=f"{name}=None, or num_workers=1")
+                    raise UsageError(f"{name} is set, but there are no workers", try_=f"{name}=None, or num_workers=1")
             if self.persistent_workers:
-                raise UsageError("persistent_workers is set and there are no workers", try_="persistent_workers=False")
+                raise UsageError("persistent_workers is set, but there are no workers", try_="persistent_workers=False")
         # torch accepts 0 and fails when the first batch is requested.
         if self.prefetch_factor is not None and self.prefetch_factor < 1:
             raise UsageError(f"prefetch_factor {self.prefetch_factor} is below 1", try_="prefetch_factor=2")
         methods = multiprocessing.get_all_start_methods()
         if self.multiprocessing_context is not None and self.multiprocessing_context not in methods:
             raise UsageError(
-                f"start method {self.multiprocessing_context!r} does not exist here", known=f"valid values: {', '.join(methods)}"
+                f"this system has no start method {self.multiprocessing_context!r}", known=f"valid values: {', '.join(methods)}"
             )
         # torch warns and continues without it. The run would then differ from the plan.
         if self.pin_memory and not torch.accelerator.is_available():
-            raise UsageError("pin_memory is set and there is no accelerator to copy to", try_="pin_memory=False")
+            raise UsageError("pin_memory is set, but there is no accelerator to copy to", try_="pin_memory=False")
 
     @classmethod
     def of(cls, plan: Plan) -> DataLoaderConfig:
@@ -109,20 +109,20 @@ def make_loader(
         raise UsageError(
             f"the task fails with the last group of an epoch, {count_of(len(dataset) % plan.effective_batch, 'sample')}",
             known=plan.last_group_error,
-            try_="drop_last=True leaves that group out",
+            try_="drop_last=True to leave out that group",
         )
     if plan.world_size != 1:
         raise UsageError(
-            f"the plan is for {plan.world_size} ranks, this loader feeds one process with the whole dataset",
+            f"the plan is for {plan.world_size} ranks, but this loader reads the complete dataset in one process",
             try_=f"batchcal plan --effective-batch {plan.effective_batch} --world-size 1",
         )
     if sampler is None and not drop_last and not isinstance(dataset, IterableDataset) and isinstance(dataset, Sized):
-        left, error = last_of_pass(plan, len(dataset), first_sample)
+        remaining, error = last_of_pass(plan, len(dataset), first_sample)
         if error:
             raise UsageError(
-                f"the task fails with the last group of this pass, {count_of(left, 'sample')}",
+                f"the task fails with the last group of this pass, {count_of(remaining, 'sample')}",
                 known=error,
-                try_="drop_last=True leaves that group out",
+                try_="drop_last=True to leave out that group",
             )
     return build_loader(
         DataLoaderConfig.of(plan),
@@ -143,8 +143,8 @@ def make_loader(
 
 def last_of_pass(plan: Plan, samples: int, first_sample: int) -> tuple[int, str]:
     """Return the size of the last, smaller group of a pass over `samples` from `first_sample` on, and why the task rejects it."""
-    left = (samples - first_sample) % plan.effective_batch
-    return left, smaller_group(plan, left)[1] if left else ""
+    remaining = (samples - first_sample) % plan.effective_batch
+    return remaining, smaller_group(plan, remaining)[1] if remaining else ""
 
 
 def make_eval_loader(
@@ -160,10 +160,10 @@ def make_eval_loader(
             each other.
     """
     samples = None if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) else len(dataset)
-    left = left_out(plan, samples)
-    if left and not drop_last and plan.size_rule is not None:
+    rejected = rejected_samples(plan, samples)
+    if rejected and not drop_last and plan.size_rule is not None:
         raise UsageError(
-            f"the evaluation ends with a batch of {count_of(left, 'sample')}, which the task does not take",
+            f"the evaluation ends with a batch of {count_of(rejected, 'sample')}, which the task does not accept",
             known=f"the task {plan.size_rule.text}",
             try_="drop_last=True",
         )
@@ -174,13 +174,13 @@ def make_eval_loader(
         (plan.eval_batch,),
         collate_fn,
         shuffle=False,
-        drop_last=left > 0,
+        drop_last=rejected > 0,
         rule=plan.size_rule,
-        last_group=() if plan.size_rule is None or not last or left else split_by(plan.size_rule, last, plan.eval_batch),
+        last_group=() if plan.size_rule is None or not last or rejected else split_by(plan.size_rule, last, plan.eval_batch),
     )
 
 
-def left_out(plan: Plan, samples: int | None) -> int:
+def rejected_samples(plan: Plan, samples: int | None) -> int:
     """Size of the last, smaller batch of an evaluation over `samples` if the task does not accept it; else 0."""
     rule, last = plan.size_rule, 0 if samples is None else samples % plan.eval_batch
     return last if rule is not None and last and (rule.one_size or not split_by(rule, last, plan.eval_batch)) else 0
@@ -210,9 +210,13 @@ def build_loader(
     generator = torch.Generator().manual_seed(seed)
     if isinstance(dataset, IterableDataset):
         if drop_last:
-            raise UsageError("drop_last needs a dataset with a length", known="where a stream ends is known when it has ended")
+            raise UsageError(
+                "drop_last needs a dataset with a length",
+                known="the length of a stream is unknown before it ends",
+                try_="drop_last=False",
+            )
         if sampler is not None:
-            raise UsageError(f"{type(sampler).__name__} needs a dataset that is read by index, this is a stream")
+            raise UsageError(f"{type(sampler).__name__} needs a dataset that is read by index, but this dataset is a stream")
         stream = Loader(
             StreamBatches(
                 dataset,
@@ -237,8 +241,9 @@ def build_loader(
     group = sum(micro_batches)
     if samples == 0 or (drop_last and samples < group):
         raise UsageError(
-            f"{type(dataset).__name__} makes no batch",
-            known=f"it has {count_of(samples, 'sample')}" + (f", a group {group}, and the last is dropped" if samples else ""),
+            f"no batch can be made from {type(dataset).__name__}",
+            known=f"it has {count_of(samples, 'sample')}"
+            + (f"; a group has {group}, and smaller groups are left out" if samples else ""),
             try_="drop_last=False" if samples else "a dataset with __len__ and __getitem__",
         )
     if sampler is None:
@@ -254,7 +259,9 @@ def build_loader(
             divide=divide,
         )
     elif sampler.effective_batch != group:
-        raise UsageError(f"the sampler makes groups of {count_of(sampler.effective_batch, 'sample')}, the plan of {group}")
+        raise UsageError(
+            f"the sampler makes groups of {count_of(sampler.effective_batch, 'sample')}, but the plan needs groups of {group}"
+        )
     loader = Loader(
         dataset,
         batch_sampler=sampler,
@@ -277,12 +284,12 @@ def _ending_with_us(loader: DataLoader[object]) -> DataLoader[object]:
     folder with a socket in the temporary directory. Functions that are registered later run earlier.
     """
     if loader.persistent_workers:
-        here = weakref.ref(loader)
+        reference = weakref.ref(loader)
 
-        def let_go() -> None:
-            found = here()
-            if found is not None:
-                found._iterator = None
+        def delete_iterator() -> None:
+            alive = reference()
+            if alive is not None:
+                alive._iterator = None
 
-        atexit.register(let_go)
+        atexit.register(delete_iterator)
     return loader

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch.utils.data import Dataset, _utils, dataloader
 
-from batchcal.workload.fetch import collated, samples_at
+from batchcal.workload.data.fetch import collated, samples_at
 
 
 class SampleFetcher:
@@ -34,6 +34,6 @@ def name_samples(iterator: dataloader._BaseDataLoaderIter) -> None:
         )
 
 
-def name_samples_here() -> None:
+def name_samples_in_worker() -> None:
     """Let errors of this process name samples. It is a worker that makes its fetcher next."""
     vars(_utils.fetch)["_MapDatasetFetcher"] = SampleFetcher

@@ -17,17 +17,17 @@ def apply_threads(intra: int, inter: int) -> None:
         UsageError: a number is below 1, `inter` was already set, or torch already uses its own number.
     """
     if intra < 1 or inter < 1:
-        raise UsageError(f"{intra} threads within and {inter} between operators: each must be at least 1")
+        raise UsageError(f"{intra} threads within an operator and {inter} between operators: each must be at least 1")
     if torch.get_num_threads() != intra:
         torch.set_num_threads(intra)
-    there = torch.get_num_interop_threads()
-    if there == inter:
+    current = torch.get_num_interop_threads()
+    if current == inter:
         return
     try:
         torch.set_num_interop_threads(inter)
     except RuntimeError:
         raise UsageError(
-            f"torch already uses {there} threads between operators, {inter} can no longer be set",
-            known="it can be set once in a process, before any work runs side by side",
-            try_="call batchcal.apply(plan) before anything else of torch",
+            f"torch already uses {current} threads between operators, so {inter} can no longer be set",
+            known="torch accepts this number once in a process, before operators run in parallel",
+            try_="call batchcal.apply(plan) before any other use of torch",
         ) from None

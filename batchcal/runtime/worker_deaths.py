@@ -23,13 +23,13 @@ from torch._C import _error_if_any_worker_fails
 from torch.utils.data import _utils, dataloader
 
 from batchcal.core.signals import signal_name
-from batchcal.guard.report import Raised, describe
+from batchcal.guard.children.report import Raised, describe
 
 _FETCH: Final[CodeType] = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__
 _KILLED: Final = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([^.]+)\.")
 _EXITED: Final = re.compile(r"DataLoader worker \(pid[^)]*\).*exited unexpectedly(?: with exit code (\d+))?")
 
-SEEN_WITHIN_S: Final = 0.5
+OBSERVED_WITHIN_S: Final = 0.5
 """Limit from the death of a process until its parent observes it. A process of 1 GiB takes 0.1 s to free its memory."""
 
 _Handler = Callable[[int, FrameType | None], object]
@@ -59,7 +59,7 @@ def worker_death(raised: Raised) -> WorkerDeath | None:
     """Return the death of a worker that `raised` reports. None: it reports another error."""
     messages = [link.message for link in raised.chain]
     # If torch checks its workers after its handler has raised, the signal is only in the cause.
-    killed = next((found for message in messages if (found := _KILLED.search(message)) is not None), None)
+    killed = next((match for message in messages if (match := _KILLED.search(message)) is not None), None)
     if killed is not None:
         return WorkerDeath(_signal_called(killed[2].strip()))
     return WorkerDeath() if any(_EXITED.search(message) for message in messages) else None
@@ -70,12 +70,12 @@ def death_behind_a_lost_connection() -> WorkerDeath:
 
     A process closes its connections shortly before its parent can observe its end.
     """
-    until = time.monotonic() + SEEN_WITHIN_S
+    until = time.monotonic() + OBSERVED_WITHIN_S
     while True:
         try:
             _error_if_any_worker_fails()
-        except RuntimeError as seen:
-            return worker_death(describe(seen, "measure")) or WorkerDeath()
+        except RuntimeError as error:
+            return worker_death(describe(error, "measure")) or WorkerDeath()
         if time.monotonic() > until:
             return WorkerDeath()
         time.sleep(0.005)
@@ -93,10 +93,10 @@ def raise_while_fetching() -> None:
     thread, before an iterator of workers is made. In other threads it does nothing.
     """
     _utils.signal_handling._set_SIGCHLD_handler()
-    told = signal.getsignal(signal.SIGCHLD) if sys.platform != "win32" else None
-    if callable(told) and not isinstance(told, _WhileFetching):
+    handler = signal.getsignal(signal.SIGCHLD) if sys.platform != "win32" else None
+    if callable(handler) and not isinstance(handler, _WhileFetching):
         try:
-            signal.signal(signal.SIGCHLD, _WhileFetching(told))
+            signal.signal(signal.SIGCHLD, _WhileFetching(handler))
         except ValueError:
             return  # not the main thread: torch has not set a handler either
 
@@ -121,10 +121,10 @@ def raise_postponed() -> None:
 
 
 class _WhileFetching:
-    """Handler that calls `told` only while the main thread waits for a batch."""
+    """Handler that calls `handler` only while the main thread waits for a batch."""
 
-    def __init__(self, told: _Handler) -> None:
-        self._told = told
+    def __init__(self, handler: _Handler) -> None:
+        self._handler = handler
         self._process = os.getpid()
         self._postponed = False
 
@@ -132,14 +132,14 @@ class _WhileFetching:
         if os.getpid() != self._process:
             return
         if _within(frame):
-            self._told(number, frame)
+            self._handler(number, frame)
         else:
             self._postponed = True
 
     def raise_postponed(self) -> None:
         if self._postponed:
             self._postponed = False
-            self._told(signal.SIGCHLD, None)
+            self._handler(signal.SIGCHLD, None)
 
 
 def _within(frame: FrameType | None) -> bool:

@@ -12,9 +12,9 @@ from types import FrameType
 
 from torch.utils.data import DataLoader, dataloader
 
-from batchcal.guard.child import follow_parent
-from batchcal.guard.shared_names import own_worker_folder
-from batchcal.runtime.sample_fetcher import name_samples, name_samples_here
+from batchcal.guard.children.child import follow_parent
+from batchcal.guard.cleanup.shared_names import own_worker_folder
+from batchcal.runtime.sample_fetcher import name_samples, name_samples_in_worker
 from batchcal.runtime.worker_deaths import end_by_kill
 from batchcal.runtime.worker_handles import ForgettingIterator
 
@@ -25,8 +25,8 @@ def leave_signals_to_the_parent(worker: int) -> None:
     The workers end with the parent. A handler ignores the signals: programs that a dataset starts would inherit SIG_IGN.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _pass_over)
-    name_samples_here()
+        signal.signal(number, _ignore_signal)
+    name_samples_in_worker()
 
 
 def end_with_the_parent(worker: int) -> None:
@@ -49,7 +49,7 @@ def _end_after(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _pass_over(number: int, frame: FrameType | None) -> None:
+def _ignore_signal(number: int, frame: FrameType | None) -> None:
     return None
 
 
@@ -62,10 +62,10 @@ class Loader(DataLoader[object]):
         if self.worker_init_fn is leave_signals_to_the_parent and threading.current_thread() is threading.main_thread():
             self.worker_init_fn = end_with_the_parent
         # A killed worker leaves the folder of its sockets. For forked workers, we choose it and remove it with the iterator.
-        started = self.multiprocessing_context or multiprocessing
-        folder = own_worker_folder() if self.num_workers and started.get_start_method() == "fork" else None
+        context = self.multiprocessing_context or multiprocessing
+        folder = own_worker_folder() if self.num_workers and context.get_start_method() == "fork" else None
         with folder or contextlib.nullcontext():
-            iterator = self._begun()
+            iterator = self._new_iterator()
         if folder is not None:
             folder.goes_with(iterator)
         workers: object = getattr(iterator, "_workers", ())
@@ -73,7 +73,7 @@ class Loader(DataLoader[object]):
             end_by_kill(worker)
         return iterator
 
-    def _begun(self) -> dataloader._BaseDataLoaderIter:
+    def _new_iterator(self) -> dataloader._BaseDataLoaderIter:
         if self.num_workers == 0:
             iterator = super()._get_iterator()
             name_samples(iterator)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from batchcal.train.result import TrainingResult
 
 
-class _Room(ModuleType):
+class _CallablePackage(ModuleType):
     def __call__(self, *arguments: object, **options: object) -> TrainingResult:
         from batchcal.train.loop import train
 
@@ -23,4 +23,4 @@ class _Room(ModuleType):
         return run(*arguments, **options)
 
 
-sys.modules[__name__].__class__ = _Room
+sys.modules[__name__].__class__ = _CallablePackage

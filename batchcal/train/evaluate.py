@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import NothingFits, UserCodeError
 from batchcal.core.units import count_of
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.release import trim
-from batchcal.guard.report import describe, let_go
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.release import trim
+from batchcal.guard.children.report import describe, free_frames
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.batches import MicroBatch
-from batchcal.train.recovery.parts import Splitter
-from batchcal.train.stop import StopWish
-from batchcal.workload.optimizers import set_mode
+from batchcal.train.ending.stop_request import StopRequest
+from batchcal.train.recovery.splitter import Splitter
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.step import batch_weight, evaluate, move
 from batchcal.workload.task import Task
 
@@ -30,8 +30,8 @@ def evaluate_all(
     loader: DataLoader[object],
     *,
     device: torch.device,
-    wish: StopWish | None = None,
-    tell: Callable[[int, str], None] | None = None,
+    stop_request: StopRequest | None = None,
+    report: Callable[[int, str], None] | None = None,
     size_rule: SizeRule | None = None,
 ) -> dict[str, float]:
     """Return means over all of `loader` (of `make_eval_loader`), in eval mode and without gradients, each batch by its weight.
@@ -41,8 +41,8 @@ def evaluate_all(
     that does not fit into memory is evaluated in halves, which does not change sums.
 
     Args:
-        wish: a signal ends the pass early; the means are then not usable.
-        tell: called with the samples of a batch that did not fit, and with the reason.
+        stop_request: a signal ends the pass early; the means are then not usable.
+        report: called with the samples of a batch that did not fit, and with the reason.
         size_rule: batch sizes that the task accepts. None: every size.
 
     Raises:
@@ -56,9 +56,9 @@ def evaluate_all(
     try:
         for group in groups(loader):
             for micro_batch in group.micro_batches:
-                if wish is not None and wish.granted:
+                if stop_request is not None and stop_request.granted:
                     return {}
-                for name, (total, weight) in _whatever_it_takes(task, micro_batch, device, tell, size_rule).items():
+                for name, (total, weight) in _evaluate_with_halves(task, micro_batch, device, report, size_rule).items():
                     sums[name] += total
                     weights[name] += weight
                 del micro_batch
@@ -67,47 +67,47 @@ def evaluate_all(
     return {name: sums[name] / weights[name] if weights[name] else math.nan for name in sums}
 
 
-def _whatever_it_takes(
+def _evaluate_with_halves(
     task: Task,
     micro_batch: MicroBatch,
     device: torch.device,
-    tell: Callable[[int, str], None] | None,
+    report: Callable[[int, str], None] | None,
     size_rule: SizeRule | None,
 ) -> dict[str, tuple[float, float]]:
     try:
-        return _of_batch(task, move(micro_batch.batch, device), micro_batch.samples, device)
+        return _evaluate_batch(task, move(micro_batch.batch, device), micro_batch.samples, device)
     except Exception as error:
         raised = describe(error, "measure")
         if memory_error(raised) is None:
             raise
-        let_go(error)
+        free_frames(error)
     trim()
     data = task.train_data if task.eval_data is None else task.eval_data
     halves = Splitter(data, task.collate_fn, size_rule).halves(micro_batch)
     if halves is None:
         raise NothingFits(
             f"memory ran out in the evaluation of {count_of(micro_batch.samples, 'sample')}: {raised.headline}",
-            known="nothing smaller can be evaluated",
+            known="this batch cannot be made smaller",
             try_="a smaller evaluation batch, or a larger --margin",
         )
-    if tell is not None:
-        tell(micro_batch.samples, raised.headline)
-    found: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    if report is not None:
+        report(micro_batch.samples, raised.headline)
+    totals: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for half in halves:
-        for name, (total, weight) in _whatever_it_takes(task, half(), device, tell, size_rule).items():
-            found[name] = (found[name][0] + total, found[name][1] + weight)
-    return found
+        for name, (total, weight) in _evaluate_with_halves(task, half(), device, report, size_rule).items():
+            totals[name] = (totals[name][0] + total, totals[name][1] + weight)
+    return totals
 
 
-def _of_batch(task: Task, batch: object, samples: int, device: torch.device) -> dict[str, tuple[float, float]]:
-    found: dict[str, tuple[float, float]] = {}
+def _evaluate_batch(task: Task, batch: object, samples: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    values: dict[str, tuple[float, float]] = {}
     weight = batch_weight(task, batch, samples)
     if weight == 0 and task.weight_of is None:
-        return found  # the collate function left no sample
+        return values  # the collate function left no sample
     result = evaluate(task, batch)
     if task.eval_step is None and isinstance(result, Tensor):
         # The mean of no values is NaN, and 0 x NaN is NaN, too.
-        found["loss"] = (float(result) * weight if weight else 0.0, weight)
+        values["loss"] = (float(result) * weight if weight else 0.0, weight)
     if task.metrics is not None:
         with torch.no_grad(), torch.autocast(device.type, dtype=task.autocast, enabled=task.autocast is not None):
             metrics: object = task.metrics(task.model, batch)
@@ -116,13 +116,13 @@ def _of_batch(task: Task, batch: object, samples: int, device: torch.device) -> 
         for name, pair in metrics.items():
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise _no_metrics(metrics)
-            found[str(name)] = (float(pair[0]), float(pair[1]))
-    return found
+            values[str(name)] = (float(pair[0]), float(pair[1]))
+    return values
 
 
 def _no_metrics(returned: object) -> UserCodeError:
     return UserCodeError(
         f"metrics returned {returned!r}"[:200],
-        known="sums and weights can be added over batches of different sizes, means cannot",
+        known="each metric needs a sum and a weight, because means over batches of different sizes cannot be combined",
         try_="return {'accuracy': (number_correct, number_of_samples)}",
     )

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from batchcal.core.errors import UsageError
 from batchcal.train.sizes.normalizer import EffectiveBatchSizeNormalizer
 from batchcal.values.settings import Schedule
-from batchcal.workload.optimizers import groups_with_a_rate
+from batchcal.workload.model.optimizers import groups_with_a_rate
 
 SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
 
@@ -42,8 +42,8 @@ class LearningRate:
             raise UsageError(f"there is no schedule {schedule!r}", known=f"valid values: {', '.join(SCHEDULES)}", try_="cosine")
         if samples is None and (schedule != "constant" or warmup):
             raise UsageError(
-                "a schedule of the learning rate needs to know how long the training is",
-                known="the training data is a stream: where it ends is known when it has ended",
+                "a schedule or a warm-up of the learning rate needs the length of the training",
+                known="the training data is a stream: its length is unknown before it ends",
                 try_="schedule = 'constant' and warmup = 0",
             )
         self._schedule, self._warmup, self._samples, self._normalizer = schedule, warmup, samples, normalizer
@@ -51,7 +51,7 @@ class LearningRate:
         self._groups = groups_with_a_rate(optimizer)
         if self._moves and not self._groups:
             raise UsageError(
-                "a schedule, a warm-up or lr_rule changes the learning rate, and the optimizer has none",
+                "a schedule, a warm-up or lr_rule changes the learning rate, but the optimizer has no learning rate",
                 known=f"no parameter group of {type(optimizer).__name__} has 'lr'",
                 try_="schedule = 'constant', warmup = 0 and lr_rule = 'none'; or parameter groups with 'lr'",
             )
@@ -73,14 +73,14 @@ class LearningRate:
         """Factor of the full rate when the share `progress` of the training is done."""
         if progress < self._warmup:
             return progress / self._warmup
-        left = (1 - progress) / (1 - self._warmup)
+        remaining = (1 - progress) / (1 - self._warmup)
         match self._schedule:
             case "constant":
                 return 1.0
             case "linear":
-                return max(0.0, left)
+                return max(0.0, remaining)
             case "cosine":
-                return 0.5 * (1 + math.cos(math.pi * (1 - max(0.0, left))))
+                return 0.5 * (1 + math.cos(math.pi * (1 - max(0.0, remaining))))
 
 
 def _number(rate: object) -> float:
@@ -88,4 +88,4 @@ def _number(rate: object) -> float:
         return rate.item()
     if isinstance(rate, int | float):
         return float(rate)
-    raise UsageError(f"the learning rate of a parameter group is {rate!r}", try_="a number, such as lr=1e-3")
+    raise UsageError(f"the learning rate of a parameter group is {rate!r}, not a number", try_="a number, such as lr=1e-3")

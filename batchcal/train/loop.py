@@ -16,20 +16,20 @@ from batchcal.core.units import count_of
 from batchcal.plan.plan import Plan
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.group import GroupResult, Skip, run_group
-from batchcal.train.checkpoint import Standing
-from batchcal.train.checkpoint_lock import held_checkpoint
-from batchcal.train.course import Course, make_course
-from batchcal.train.early_stopping import no_better_since
+from batchcal.train.checkpoints.checkpoint import Standing
+from batchcal.train.checkpoints.lock import checkpoint_lock
+from batchcal.train.ending.early_stopping import no_better_since
+from batchcal.train.ending.failure import error_to_raise, interrupted
+from batchcal.train.ending.skipped_steps import REASONS, nothing_trained
+from batchcal.train.ending.stop_request import StopRequest
 from batchcal.train.evaluate import evaluate_all
-from batchcal.train.failure import error_to_raise, interrupted
 from batchcal.train.memory.predictor import MemoryPredictor
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import EpochResult, TrainingResult
 from batchcal.train.seed import seed_everything
-from batchcal.train.skipped import REASONS, nothing_trained
-from batchcal.train.stop import StopWish
+from batchcal.train.training_setup import TrainingSetup, make_setup
 from batchcal.values.training_events import EpochEnded, StepEnded, TrainingEnded, TrainingEvent
-from batchcal.workload.optimizers import set_mode
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.task import Task
 
 
@@ -41,7 +41,7 @@ def train(
     checkpoint: Path | None = None,
     resume: bool = False,
     predictor: MemoryPredictor | None = None,
-    wish: StopWish | None = None,
+    wish: StopRequest | None = None,
     progress: Progress[TrainingEvent] | None = None,
     clock: Clock | None = None,
 ) -> TrainingResult:
@@ -76,7 +76,7 @@ def train(
     """
     if resume and checkpoint is None:
         raise UsageError("there is no checkpoint to resume from", try_="--checkpoint FILE --resume")
-    course = make_course(
+    setup = make_setup(
         task,
         plan,
         options or TrainOptions(),
@@ -86,28 +86,28 @@ def train(
         progress=progress or Silent(),
         clock=clock or SystemClock(),
     )
-    began = course.clock.monotonic()
-    course.peak.begin()
-    course.progress.event(course.started(plan))
-    with held_checkpoint(checkpoint), wish or StopWish() as asked, course.control.monitor:
-        ended = _epochs(course, asked)
-    epochs = ended.standing.history
+    start_s = setup.clock.monotonic()
+    setup.peak.begin()
+    setup.progress.event(setup.started(plan))
+    with checkpoint_lock(checkpoint), wish or StopRequest() as stop_request, setup.control.monitor:
+        end = _epochs(setup, stop_request)
+    epochs = end.standing.history
     result = TrainingResult(
         epochs=epochs,
         samples_per_s=_rate(sum(epoch.samples for epoch in epochs), sum(epoch.wall_s for epoch in epochs)),
-        peak_bytes=course.host_peak.most_bytes(),
-        accelerator_peak_bytes=None if course.device.type == "cpu" else course.peak.most_bytes(),
-        wall_s=course.clock.monotonic() - began,
-        resumed_at_epoch=course.first.epoch if course.resumed else None,
-        stopped_early=ended.early is not None,
-        stop_reason=ended.early,
-        recoveries=course.control.recoveries,
-        prediction_error=course.control.prediction_error(),
+        peak_bytes=setup.host_peak.most_bytes(),
+        accelerator_peak_bytes=None if setup.device.type == "cpu" else setup.peak.most_bytes(),
+        wall_s=setup.clock.monotonic() - start_s,
+        resumed_at_epoch=setup.first.epoch if setup.resumed else None,
+        stopped_early=end.stop_reason is not None,
+        stop_reason=end.stop_reason,
+        recoveries=setup.control.recoveries,
+        prediction_error=setup.control.prediction_error(),
         skipped_steps=sum(epoch.skipped_steps for epoch in epochs),
-        checkpoint=None if course.writer.saved is None else str(course.writer.path),
-        not_saved=course.writer.problem,
+        checkpoint=None if setup.writer.saved is None else str(setup.writer.path),
+        not_saved=setup.writer.problem,
     )
-    course.progress.event(
+    setup.progress.event(
         TrainingEnded(
             samples_per_s=result.samples_per_s,
             peak_bytes=result.peak_bytes,
@@ -120,75 +120,80 @@ def train(
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _TrainingEnd:
     """Progress of a training at its end."""
 
     standing: Standing
-    early: str | None = None
+    stop_reason: str | None = None
     """Reason why it ended before the last epoch."""
 
 
-def _epochs(course: Course, wish: StopWish) -> _Ended:
-    standing, writer = course.first, course.writer
-    while standing.epoch < course.options.epochs and not _at_last_step(course, standing):
+def _epochs(setup: TrainingSetup, stop_request: StopRequest) -> _TrainingEnd:
+    standing, writer = setup.first, setup.writer
+    while standing.epoch < setup.options.epochs and not _at_last_step(setup, standing):
         if standing.samples == 0:
-            seed_everything(course.options.seed, standing.epoch)
+            seed_everything(setup.options.seed, standing.epoch)
         try:
-            for after in optimizer_steps(course, standing, wish):
-                standing = after
+            for next_standing in optimizer_steps(setup, standing, stop_request):
+                standing = next_standing
                 writer.save_when_due(standing)
-            evaluation = _evaluation(course, wish)
+            evaluation = _evaluation(setup, stop_request)
         except Exception as error:
-            told = error_to_raise(error, course, standing, wish)
-            if told is None:
+            replacement = error_to_raise(error, setup, standing, stop_request)
+            if replacement is None:
                 raise
-            raise told from error
+            raise replacement from error
         # A stop request during the evaluation leaves the epoch open: a resumed run evaluates it.
-        closed = standing if wish.granted else _closed(standing, evaluation)
-        short = _short_stream(course, standing)
-        if short and not wish.granted and not _at_last_step(course, standing):
-            course.progress.event(Notice(short))
-        if not wish.granted:
-            course.progress.event(_epoch_ended(closed.history[-1]))
-            nothing = _nothing_trained(course, closed, standing.last_skip)
-            if nothing is not None:
-                raise nothing
+        closed = standing if stop_request.granted else _closed(standing, evaluation)
+        notice = _short_stream(setup, standing)
+        if notice and not stop_request.granted and not _at_last_step(setup, standing):
+            setup.progress.event(Notice(notice))
+        if not stop_request.granted:
+            setup.progress.event(_epoch_ended(closed.history[-1]))
+            no_training = _nothing_trained(setup, closed, standing.last_skip)
+            if no_training is not None:
+                raise no_training
         # The last step may be in the middle of an epoch: a run that resumes with more steps trains the rest of it.
-        within = _at_last_step(course, standing) and 0 < standing.samples < (standing.train_samples or math.inf)
-        kept, standing = standing if within else closed, closed
-        early = wish.asked or _no_better(course, standing)
-        stops = wish.granted or early is not None or standing.epoch >= course.options.epochs or _at_last_step(course, standing)
-        writer.save(kept, last=stops)
-        if wish.signal is not None:
-            raise interrupted(wish.signal, course, standing)
-        if early:
-            return _Ended(standing, early)
+        within = _at_last_step(setup, standing) and 0 < standing.samples < (standing.train_samples or math.inf)
+        saved, standing = standing if within else closed, closed
+        stop_reason = stop_request.reason or _no_better(setup, standing)
+        stops = (
+            stop_request.granted
+            or stop_reason is not None
+            or standing.epoch >= setup.options.epochs
+            or _at_last_step(setup, standing)
+        )
+        writer.save(saved, last=stops)
+        if stop_request.signal is not None:
+            raise interrupted(stop_request.signal, setup, standing)
+        if stop_reason:
+            return _TrainingEnd(standing, stop_reason)
     # A resumed run may have no steps left, in the middle of an epoch.
-    return _Ended(_closed(standing, {}) if standing.samples else standing)
+    return _TrainingEnd(_closed(standing, {}) if standing.samples else standing)
 
 
-def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Iterator[Standing]:
+def optimizer_steps(setup: TrainingSetup, standing: Standing, stop_request: StopRequest) -> Iterator[Standing]:
     """Run the remaining optimizer steps of the epoch, or until a stop request. Yield the progress of the training after each."""
-    set_mode(course.task, training=True)
-    course.control.begin_group()
-    began = course.clock.monotonic()
-    for group in groups(course.loader):
-        rate = course.rate.set(course.trained(standing), group.samples or standing.effective_batch)
-        course.control.at(standing.epoch, standing.group + 1)
+    set_mode(setup.task, training=True)
+    setup.control.begin_group()
+    start_s = setup.clock.monotonic()
+    for group in groups(setup.loader):
+        rate = setup.rate.set(setup.trained(standing), group.samples or standing.effective_batch)
+        setup.control.set_position(standing.epoch, standing.group + 1)
         result = run_group(
-            course.task,
+            setup.task,
             group.micro_batches,
-            device=course.device,
-            scaler=course.scaler,
-            guard=course.control,
-            max_norm=course.options.max_norm,
+            device=setup.device,
+            scaler=setup.scaler,
+            guard=setup.control,
+            max_norm=setup.options.max_norm,
             samples=group.samples or standing.effective_batch,
         )
-        if course.balancer is not None and result.weight > 0:
-            course.balancer.after_step()
+        if setup.balancer is not None and result.weight > 0:
+            setup.balancer.after_step()
         if result.skipped is not None and result.skipped != standing.last_skip:
-            course.progress.event(Notice(f"the optimizer skipped a step: {REASONS[result.skipped]}"))
-        ended = course.clock.monotonic()
+            setup.progress.event(Notice(f"the optimizer skipped a step: {REASONS[result.skipped]}"))
+        end_s = setup.clock.monotonic()
         standing = standing.model_copy(
             update={
                 "group": standing.group + 1,
@@ -198,65 +203,65 @@ def optimizer_steps(course: Course, standing: Standing, wish: StopWish) -> Itera
                 "samples": standing.samples + result.samples,
                 "skipped": standing.skipped + (result.skipped is not None),
                 "last_skip": result.skipped or standing.last_skip,
-                "wall_s": standing.wall_s + ended - began,
+                "wall_s": standing.wall_s + end_s - start_s,
             }
         )
-        course.progress.event(_step_ended(course, standing, result, rate, ended - began))
-        paused = course.clock.monotonic()
+        setup.progress.event(_step_ended(setup, standing, result, rate, end_s - start_s))
+        paused = setup.clock.monotonic()
         yield standing
         # The time of a checkpoint that was written meanwhile is not part of the next step.
-        began = ended + course.clock.monotonic() - paused
+        start_s = end_s + setup.clock.monotonic() - paused
         # The step is complete: a later error, also of the evaluation, does not come from it.
-        course.control.begin_group()
+        setup.control.begin_group()
         # Before the next group is loaded, which may draw random numbers: a run that resumes from here loads it again.
-        if wish.granted or _at_last_step(course, standing):
+        if stop_request.granted or _at_last_step(setup, standing):
             return
 
 
-def _short_stream(course: Course, standing: Standing) -> str:
+def _short_stream(setup: TrainingSetup, standing: Standing) -> str:
     """Return a notice about a stream that ended before its length. Empty: it did not."""
-    expected, data = standing.train_samples, course.task.train_data
+    expected, data = standing.train_samples, setup.task.train_data
     # Samples at the end that do not make a size that the task accepts are left out.
-    left_out = 0 if course.control.size_rule is None else standing.effective_batch
-    if expected is None or not isinstance(data, IterableDataset) or standing.samples + left_out >= expected:
+    dropped = 0 if setup.control.size_rule is None else standing.effective_batch
+    if expected is None or not isinstance(data, IterableDataset) or standing.samples + dropped >= expected:
         return ""
     return (
-        f"the stream {type(data).__name__} ended after {count_of(standing.samples, 'sample')}, and its length is {expected}: "
-        "schedules, progress and --epochs count by its length; correct __len__"
+        f"the stream {type(data).__name__} ended after {count_of(standing.samples, 'sample')}, but its length is {expected}: "
+        "schedules, progress and --epochs use that length; correct __len__"
     )
 
 
-def _at_last_step(course: Course, standing: Standing) -> bool:
-    return course.options.max_steps is not None and standing.steps >= course.options.max_steps
+def _at_last_step(setup: TrainingSetup, standing: Standing) -> bool:
+    return setup.options.max_steps is not None and standing.steps >= setup.options.max_steps
 
 
-def _nothing_trained(course: Course, closed: Standing, last_skip: Skip | None) -> BatchcalError | None:
-    ended = closed.epoch >= course.options.epochs or _at_last_step(course, closed)
+def _nothing_trained(setup: TrainingSetup, closed: Standing, last_skip: Skip | None) -> BatchcalError | None:
+    ended = closed.epoch >= setup.options.epochs or _at_last_step(setup, closed)
     skipped = sum(epoch.skipped_steps for epoch in closed.history)
     return nothing_trained(sum(epoch.steps for epoch in closed.history), skipped, last_skip, ended=ended)
 
 
-def _evaluation(course: Course, wish: StopWish) -> dict[str, float | None]:
-    if course.eval_loader is None or wish.granted:
+def _evaluation(setup: TrainingSetup, stop_request: StopRequest) -> dict[str, float | None]:
+    if setup.eval_loader is None or stop_request.granted:
         return {}
     means = evaluate_all(
-        course.evaluated,
-        course.eval_loader,
-        device=course.device,
-        wish=wish,
-        tell=course.control.evaluated_in_halves,
-        size_rule=course.control.size_rule,
+        setup.evaluated,
+        setup.eval_loader,
+        device=setup.device,
+        stop_request=stop_request,
+        report=setup.control.evaluated_in_halves,
+        size_rule=setup.control.size_rule,
     )
     return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
 
 
-def _no_better(course: Course, standing: Standing) -> str | None:
+def _no_better(setup: TrainingSetup, standing: Standing) -> str | None:
     """Return the reason why more epochs do not help. None: they may help."""
-    patience = course.options.patience
-    if patience is None or course.eval_loader is None or standing.epoch >= course.options.epochs:
+    patience = setup.options.patience
+    if patience is None or setup.eval_loader is None or standing.epoch >= setup.options.epochs:
         return None
-    since = no_better_since([epoch.evaluation for epoch in standing.history], course.options)
-    return f"{course.options.watch} has not become better for {count_of(since, 'epoch')}" if since >= patience else None
+    since = no_better_since([epoch.evaluation for epoch in standing.history], setup.options)
+    return f"{setup.options.watch} has not improved for {count_of(since, 'epoch')}" if since >= patience else None
 
 
 def _closed(standing: Standing, evaluation: dict[str, float | None]) -> Standing:
@@ -283,8 +288,8 @@ def _closed(standing: Standing, evaluation: dict[str, float | None]) -> Standing
     )
 
 
-def _step_ended(course: Course, standing: Standing, result: GroupResult, rate: float | None, wall_s: float) -> StepEnded:
-    memory = course.control.take_memory()
+def _step_ended(setup: TrainingSetup, standing: Standing, result: GroupResult, rate: float | None, wall_s: float) -> StepEnded:
+    memory = setup.control.take_memory()
     return StepEnded(
         epoch=standing.epoch,
         step=standing.group,
@@ -301,7 +306,7 @@ def _step_ended(course: Course, standing: Standing, result: GroupResult, rate: f
         wall_s=wall_s,
         samples_per_s=_rate(result.samples, wall_s),
         skipped=result.skipped,
-        of_tasks={} if course.balancer is None else course.balancer.log(),
+        of_tasks={} if setup.balancer is None else setup.balancer.log(),
     )
 
 

@@ -16,6 +16,7 @@ from batchcal.core.readers import (
     count_from_zero,
     duration,
     fraction,
+    integer_from,
     line,
     line_or_off,
     number,
@@ -23,10 +24,9 @@ from batchcal.core.readers import (
     positive_number,
     size,
     switch,
-    whole_from,
 )
 from batchcal.core.settings import Settings as Engine
-from batchcal.core.settings import Source
+from batchcal.core.settings import SettingSource
 
 Objective = Literal["memory", "throughput"]
 """`memory`: the largest micro-batch that fits; `throughput`: the fastest of the timed micro-batches."""
@@ -80,12 +80,12 @@ class CalibrateSettings(Table):
         metavar="off|auto|NAMES", panel=SEARCH,
     )  # fmt: skip
     workers = Option(
-        whole_from(0, MOST_WORKERS, suggest=4),
+        integer_from(0, MOST_WORKERS, suggest=4),
         None,
-        "DataLoader workers.",
+        "Number of DataLoader workers.",
         metavar="N",
         panel=SEARCH,
-        default_text="the fastest, measured",
+        default_text="the fastest number that was measured",
     )
     seed = Option(count_from_zero, 0, "Random seed.", metavar="N", panel=SEARCH)
 
@@ -95,7 +95,7 @@ class PlanSettings(Table):
 
     name = "plan"
     effective_batch = Option(
-        whole_from(1, 2**63 - 1, suggest=512),
+        integer_from(1, 2**63 - 1, suggest=512),
         None,
         "Samples per optimizer step.",
         metavar="N",
@@ -107,7 +107,7 @@ class PlanSettings(Table):
         "throughput: the fastest micro-batches; memory: the largest.", metavar="NAME", panel=SEARCH,
     )  # fmt: skip
     accept_inexact = Option(
-        switch, False, "Divide the effective batch even if the loss is not a mean over its samples, so that gradients differ.",
+        switch, False, "Divide the effective batch even if the loss is not a mean over its samples; gradients then differ.",
         panel=SEARCH,
     )  # fmt: skip
     min_micro_batch = Option(
@@ -120,32 +120,32 @@ class TrainSettings(Table):
     """[train]: settings of a training that its plan does not contain."""
 
     name = "train"
-    epochs = Option(count, 1, "Passes over the training data, in all.", metavar="N")
+    epochs = Option(count, 1, "Number of passes over the training data, in total.", metavar="N")
     max_steps = Option(
-        count, None, "Stop after N optimizer steps in all, or after --epochs if that is also set.",
+        count, None, "Stop after N optimizer steps in total, or after --epochs if that is also set.",
         metavar="N", default_text="never",
     )  # fmt: skip
     checkpoint = Option(
         line_or_off, None,
-        "File for model and optimizer, written after each epoch and when a signal arrives; false in a file: none.",
+        "File for model and optimizer, written after each epoch and when a signal arrives. In a config, false turns it off.",
         metavar="FILE", default_text="a new file in .batchcal",
     )  # fmt: skip
     checkpoint_every = Option(
         duration, 600.0, "Write a checkpoint also within an epoch, this often.", metavar="TIME", default_text="10m"
     )
-    drop_last = Option(switch, False, "Leave out the last, smaller group of each epoch.")
+    drop_last = Option(switch, False, "Skip the last group of each epoch if it is smaller than the others.")
     log = Option(
-        line, None, "Log of the run, which `batchcal show FILE` displays.",
-        metavar="FILE", default_text="run.jsonl beside the calibration",
+        line, None, "File for the log of the run. `batchcal show FILE` displays it.",
+        metavar="FILE", default_text="run.jsonl in the folder of the calibration",
     )  # fmt: skip
     tensorboard = Option(line, None, "Folder for TensorBoard logs.", metavar="FOLDER")
     patience = Option(
         count, None, "Stop after N epochs without a better evaluation.", metavar="N", default_text="never"
     )  # fmt: skip
-    min_delta = Option(number, 0.0, "A result is better if it is better by more than this.", metavar="X")
-    watch = Option(line, "loss", "What early stopping compares: loss, or a metric of the task.", metavar="NAME")
+    min_delta = Option(number, 0.0, "A result is better only if it improves by more than this.", metavar="X")
+    watch = Option(line, "loss", "Value that early stopping compares: loss, or a metric of the task.", metavar="NAME")
     watch_mode: Option[WatchMode] = Option(
-        one_of("min", "max"), "min", "Whether a smaller or a larger value is better.", metavar="min|max"
+        one_of("min", "max"), "min", "min: a smaller value is better. max: a larger value is better.", metavar="min|max"
     )
     schedule: Option[Schedule] = Option(
         one_of("constant", "linear", "cosine"), "constant", "Learning rate schedule after the warm-up, down to zero.",
@@ -156,7 +156,7 @@ class TrainSettings(Table):
     )  # fmt: skip
     lr_rule: Option[LearningRateRule] = Option(
         one_of("none", "linear", "sqrt"), "none",
-        "How the learning rate follows the effective batch, relative to lr_reference_batch.", metavar="none|linear|sqrt",
+        "Scaling of the learning rate with the effective batch, relative to lr_reference_batch.", metavar="none|linear|sqrt",
     )  # fmt: skip
     lr_reference_batch = Option(
         count, None, "Effective batch for which the learning rate was chosen.", metavar="N", default_text="the plan's"
@@ -168,13 +168,13 @@ class TrainSettings(Table):
         metavar="plain|greedy|bucketed",
     )  # fmt: skip
     balance = Option(
-        fraction("50%"), 0.5, "Between memory fit (0) and diversity of task types (1), where batches are made by cost.",
+        fraction("50%"), 0.5, "Balance between memory fit (0) and diversity of task types (1), if batches are made by cost.",
         metavar="SHARE",
     )  # fmt: skip
-    window = Option(count, None, "Optimizer steps whose samples are grouped by cost.", metavar="N")
+    window = Option(count, None, "Number of optimizer steps whose samples are grouped by cost.", metavar="N")
     loss_weights: Option[LossWeights] = Option(
         one_of("task", "gradnorm", "gradnorm-paper"), "task",
-        "How several task losses are weighted: by the task's own loss, or by the norms of their gradients.",
+        "Weights of several task losses: from the task's own loss, or from the norms of their gradients.",
         metavar="task|gradnorm|gradnorm-paper",
     )  # fmt: skip
     start_micro_batch = Option(
@@ -189,7 +189,7 @@ class TrainSettings(Table):
     shrink_after = Option(count, 3, "Steps above shrink_above before the micro-batch shrinks.", metavar="N")
     on_oom: Option[WhenSplit] = Option(
         one_of("stop", "split", meaning=ON_OOM), "stop",
-        "What to do when a batch of a BatchNorm model does not fit: split it, which changes the training, or stop.",
+        "If a batch of a BatchNorm model does not fit: stop, or split the batch, which changes the training.",
         metavar="stop|split",
     )  # fmt: skip
     fence = Option(switch, True, "Make an allocation fail before the kernel kills the process (CPU only).")
@@ -204,12 +204,12 @@ class Settings(Engine):
         self,
         *,
         flags: Mapping[str, str | None] | None = None,
-        spelled: Mapping[str, str] | None = None,
+        flag_names: Mapping[str, str] | None = None,
         environ: Mapping[str, str],
-        files: Iterable[Source] = (),
+        files: Iterable[SettingSource] = (),
     ) -> None:
         """Args and errors: see `core.settings.Settings`."""
-        super().__init__(flags=flags, spelled=spelled, environ=environ, files=files)
+        super().__init__(flags=flags, flag_names=flag_names, environ=environ, files=files)
         self.calibrate = CalibrateSettings(self)
         self.plan = PlanSettings(self)
         self.train = TrainSettings(self)

@@ -81,7 +81,7 @@ class TrialEnded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerDied(Event):
+class StudyWorkerDied(Event):
     event_name = "worker_died"
     worker: int
     how: str
@@ -109,7 +109,7 @@ class FromWorker:
         return {**self.event.fields(), "worker": self.worker}
 
 
-StudyEvent = StudyStarted | WorkerDied | WorkerEvent | FromWorker
+StudyEvent = StudyStarted | StudyWorkerDied | WorkerEvent | FromWorker
 
 
 def written(event: WorkerEvent) -> tuple[str, dict[str, object]]:

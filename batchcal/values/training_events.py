@@ -48,9 +48,9 @@ class TrainingStarted(Event):
     loss_weights: str
 
     def fields(self) -> Fields:
-        told = dict(vars(self))
-        del told["about"]
-        return {**self.about, **told}
+        values = dict(vars(self))
+        del values["about"]
+        return {**self.about, **values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,9 @@ class StepEnded(Event):
     """Values of each task of a multi-task training: `loss_text`, `weight_text`, `grad_norm_text`."""
 
     def fields(self) -> Fields:
-        told = dict(vars(self))
-        del told["of_tasks"]
-        return {**told, **self.of_tasks}
+        values = dict(vars(self))
+        del values["of_tasks"]
+        return {**values, **self.of_tasks}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class EpochEnded(Event):
     """Values by metric. None: NaN or infinite."""
 
     def fields(self) -> Fields:
-        told: dict[str, Field] = {
+        values: dict[str, Field] = {
             **self.of_steps,
             "epoch": self.epoch,
             "loss": self.loss,
@@ -140,8 +140,8 @@ class EpochEnded(Event):
             "samples_per_s": self.samples_per_s,
         }
         if self.skipped_steps:
-            told["skipped_steps"] = self.skipped_steps
-        return {**told, **{f"eval_{name}": value for name, value in self.evaluation.items()}}
+            values["skipped_steps"] = self.skipped_steps
+        return {**values, **{f"eval_{name}": value for name, value in self.evaluation.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)

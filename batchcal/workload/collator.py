@@ -21,7 +21,7 @@ from batchcal.core.units import count_of
 from batchcal.workload.step import map_tensors
 
 Label = int | float | Tensor | None
-"""A class, a value, or a tensor of them. None: there is none."""
+"""A class, a value, or a tensor of them. None: no label."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +62,7 @@ class HeterogeneousBatch:
     image_mask: Tensor
     """(batch, max_images) bool: True where there is an image. The first of every row is one."""
     image_counts: tuple[int, ...]
-    """Images of each row. Numbers and no tensor: shapes may depend on them where values cannot be looked at."""
+    """Images of each row. Numbers, not a tensor: shapes may depend on them where the values of tensors cannot be read."""
     image_sizes: Tensor
     """(batch, max_images, 2 or 3) int64: height, width[, depth] of each image before padding; zeros where there is none."""
     task_types: tuple[str, ...]
@@ -90,14 +90,14 @@ class HeterogeneousBatch:
             ValueError: the rows do not exist, or there are none.
         """
         if not 0 <= start < stop <= len(self):
-            raise ValueError(f"rows {start} to {stop} of a batch of {count_of(len(self), 'sample')}")
+            raise ValueError(f"rows {start} to {stop} are not in a batch of {count_of(len(self), 'sample')}")
         labels: dict[str, TaskLabels] = {}
         for task_type in dict.fromkeys(self.task_types[start:stop]):
-            given = self.labels.get(task_type)
-            if given is None:
+            task_labels = self.labels.get(task_type)
+            if task_labels is None:
                 continue
-            wanted = (given.rows >= start) & (given.rows < stop)
-            part = TaskLabels(given.rows[wanted] - start, given.values[wanted])
+            selected = (task_labels.rows >= start) & (task_labels.rows < stop)
+            part = TaskLabels(task_labels.rows[selected] - start, task_labels.values[selected])
             if len(part.rows):
                 labels[task_type] = part
         return HeterogeneousBatch(
@@ -116,8 +116,8 @@ class HeterogeneousBatch:
         """(images) int64: where there is an image in `pixel_values.flatten(0, 1)`, row by row. For an encoder that is not to
         spend its time on places that stay empty: `pixel_values.flatten(0, 1)[batch.places()]`."""
         width = self.image_mask.shape[1]
-        found = [row * width + place for row, count in enumerate(self.image_counts) for place in range(count)]
-        return torch.tensor(found, device=self.image_mask.device)
+        indices = [row * width + place for row, count in enumerate(self.image_counts) for place in range(count)]
+        return torch.tensor(indices, device=self.image_mask.device)
 
     def pixel_mask(self) -> Tensor:
         """(batch, max_images, height, width[, depth]) bool: True for pixels of an image, False for padding. Computed on request:
@@ -155,7 +155,7 @@ class HeterogeneousCollator:
 
     def __post_init__(self) -> None:
         if self.max_images is not None and self.max_images < 1:
-            raise UsageError(f"max_images = {self.max_images} leaves no place for an image", try_="max_images=3, or None")
+            raise UsageError(f"max_images = {self.max_images} is below 1", try_="max_images=3, or None")
 
     def __call__(self, samples: Sequence[HeterogeneousSample]) -> HeterogeneousBatch:
         """Collate; one pass over the pixels.
@@ -166,7 +166,7 @@ class HeterogeneousCollator:
                 none. Names the sample by its place in the batch.
         """
         if not samples:
-            raise UserCodeError("a batch of no samples", known="the sampler gave an empty list of indices")
+            raise UserCodeError("the batch has no samples", known="the sampler returned an empty list of indices")
         self._check(samples)
         first = samples[0].images[0]
         places = self.max_images or max(len(sample.images) for sample in samples)
@@ -202,31 +202,33 @@ class HeterogeneousCollator:
         for index, sample in enumerate(samples):
             count = len(sample.images)
             if count == 0:
-                raise _bad(index, sample, "has no image", try_="leave it out of the dataset, or give it one image of padding")
+                raise _bad(
+                    index, sample, "has no image", try_="remove it from the dataset, or give it one image that is all padding"
+                )
             if self.max_images is not None and count > self.max_images:
-                raise _bad(index, sample, f"has {count} images, there are {self.max_images} places", try_=f"max_images={count}")
+                raise _bad(index, sample, f"has {count} images, but max_images is {self.max_images}", try_=f"max_images={count}")
             for place, image in enumerate(sample.images):
                 if image.dim() not in (3, 4) or image.numel() == 0:
                     raise _bad(
                         index,
                         sample,
-                        f"has an image {place} of shape {tuple(image.shape)}",
-                        known="an image is (channels, height, width), a volume (channels, height, width, depth), none of them 0",
-                        try_="image.unsqueeze(0) where the channel is missing",
+                        f"has image {place} of shape {tuple(image.shape)}",
+                        known="the shape is (channels, height, width) or (channels, height, width, depth); no dimension may be 0",
+                        try_="image.unsqueeze(0), if the dimension of the channels is missing",
                     )
                 reference = image if reference is None else reference
-                for what, mine, first in (
-                    ("dimensions", image.dim(), reference.dim()),
-                    ("channels", image.shape[0], reference.shape[0]),
+                for quantity, value, first in (
+                    ("number of dimensions", image.dim(), reference.dim()),
+                    ("number of channels", image.shape[0], reference.shape[0]),
                     ("dtype", image.dtype, reference.dtype),
                 ):
-                    if mine != first:
+                    if value != first:
                         raise _bad(
                             index,
                             sample,
-                            f"has an image {place} with {what} {mine}, the first of the batch has {first}",
-                            known="what becomes one tensor may differ in height, width and depth only",
-                            try_="convert in the dataset's __getitem__",
+                            f"has image {place} with another {quantity}: {value} instead of {first}",
+                            known="images of a batch must agree with the first image; only height, width and depth may differ",
+                            try_="convert the images in the dataset's __getitem__",
                         )
         if reference is not None and not reference.is_floating_point() and self.padding_value != int(self.padding_value):
             raise UserCodeError(
@@ -242,9 +244,9 @@ class HeterogeneousCollator:
                 raise _bad(
                     index,
                     sample,
-                    f"has input_ids of shape {tuple(text.shape)} and {text.dtype}",
-                    known="one text is (tokens), integers; the collator makes the batch",
-                    try_="input_ids[0] where the tokenizer made a batch of one",
+                    f"has input_ids of shape {tuple(text.shape)} and dtype {text.dtype}",
+                    known="input_ids of one sample is a tensor of integers of shape (tokens,); the collator makes the batch",
+                    try_="input_ids[0], if the tokenizer returned a batch of one text",
                 )
         longest = max(0 if sample.input_ids is None else len(sample.input_ids) for sample in samples)
         input_ids = torch.full((len(samples), longest), self.token_padding, dtype=torch.int64)
@@ -267,9 +269,9 @@ class HeterogeneousCollator:
                 raise _bad(
                     index,
                     sample,
-                    f"has a label of shape {tuple(value.shape)} and {value.dtype}",
-                    known=f"an earlier one of its type has shape {tuple(of_type[0].shape)} and {of_type[0].dtype}",
-                    try_=f"label_dtypes={{{sample.task_type!r}: torch.float32}} where only the dtype differs",
+                    f"has a label of shape {tuple(value.shape)} and dtype {value.dtype}",
+                    known=f"an earlier label of this task type has shape {tuple(of_type[0].shape)} and dtype {of_type[0].dtype}",
+                    try_=f"label_dtypes={{{sample.task_type!r}: torch.float32}}, if only the dtype differs",
                 )
             of_type.append(value)
             rows.setdefault(sample.task_type, []).append(index)
@@ -277,11 +279,11 @@ class HeterogeneousCollator:
 
 
 def _label(label: int | float | Tensor, dtype: torch.dtype | None) -> Tensor:
-    value = torch.as_tensor(label)  # asked for its kind, so that numpy's numbers are taken for what they are
+    value = torch.as_tensor(label)  # NumPy's numbers keep their type
     if dtype is None and not isinstance(label, Tensor):
         dtype = torch.float32 if value.is_floating_point() else torch.int64
     return value if dtype is None else value.to(dtype)
 
 
-def _bad(index: int, sample: HeterogeneousSample, what: str, *, known: str = "", try_: str = "") -> UserCodeError:
-    return UserCodeError(f"sample {index} of the batch, of task type {sample.task_type!r}, {what}", known=known, try_=try_)
+def _bad(index: int, sample: HeterogeneousSample, problem: str, *, known: str = "", try_: str = "") -> UserCodeError:
+    return UserCodeError(f"sample {index} of the batch, of task type {sample.task_type!r}, {problem}", known=known, try_=try_)

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from batchcal.core.errors import UserCodeError
-from batchcal.workload.clipping import clip
-from batchcal.workload.fetch import reads_together
-from batchcal.workload.parameters import optimizer_parameters
-from batchcal.workload.rows import rows_of
+from batchcal.workload.data.fetch import reads_together
+from batchcal.workload.data.rows import rows_of
+from batchcal.workload.model.clipping import clip
+from batchcal.workload.model.parameters import optimizer_parameters
 from batchcal.workload.task import Task
 
 
@@ -73,10 +73,13 @@ class Movable(Protocol):
     def to(self, device: torch.device) -> object: ...
 
 
-def map_tensors(batch: object, change: Callable[[Tensor], Tensor], ask: Callable[[Movable], object] | None = None) -> object:
+def map_tensors(
+    batch: object, change: Callable[[Tensor], Tensor], move_object: Callable[[Movable], object] | None = None
+) -> object:
     """`batch` with every tensor in it changed; container types are kept, and values without tensors are not changed.
 
-    Accepts nested mappings, lists, tuples, named tuples and dataclasses; other objects with a method `to` are passed to `ask`.
+    Accepts nested mappings, lists, tuples, named tuples and dataclasses. Other objects with a method `to` are passed to
+    `move_object`.
     """
     if isinstance(batch, Tensor):
         return change(batch)
@@ -84,27 +87,27 @@ def map_tensors(batch: object, change: Callable[[Tensor], Tensor], ask: Callable
     if batch is None or isinstance(batch, str | bytes | int | float | complex | type):
         return batch
     # Also a PackedSequence, which is a named tuple, too.
-    if ask is not None and type(batch) not in (dict, list, tuple) and isinstance(batch, Movable):
-        return ask(batch)
+    if move_object is not None and type(batch) not in (dict, list, tuple) and isinstance(batch, Movable):
+        return move_object(batch)
     if isinstance(batch, Mapping):
-        return _map_mapping(batch, change, ask)
+        return _map_mapping(batch, change, move_object)
     if isinstance(batch, list | tuple):
-        items = [map_tensors(item, change, ask) for item in batch]
+        items = [map_tensors(item, change, move_object) for item in batch]
         make: Callable[..., object] = getattr(batch, "_make", type(batch))  # a named tuple takes its items one by one
         return make(items)
     if is_dataclass(batch):
         clone = copy.copy(batch)
         for field in fields(batch):
             # Past `frozen`, and past `replace`, which refuses fields that __init__ does not take.
-            object.__setattr__(clone, field.name, map_tensors(getattr(batch, field.name), change, ask))
+            object.__setattr__(clone, field.name, map_tensors(getattr(batch, field.name), change, move_object))
         return clone
     return batch
 
 
 def _map_mapping(
-    batch: Mapping[object, object], change: Callable[[Tensor], Tensor], ask: Callable[[Movable], object] | None
+    batch: Mapping[object, object], change: Callable[[Tensor], Tensor], move_object: Callable[[Movable], object] | None
 ) -> object:
-    changed = {key: map_tensors(value, change, ask) for key, value in batch.items()}
+    changed = {key: map_tensors(value, change, move_object) for key, value in batch.items()}
     if type(batch) is dict or not isinstance(batch, MutableMapping):
         return changed
     clone = copy.copy(batch)  # a defaultdict and the like cannot be made from their items alone
@@ -125,13 +128,13 @@ def batch_weight(task: Task, batch: object, samples: int) -> float:
     if task.weight_of is None:
         drops = task.collate_fn is not None or reads_together(task.train_data)
         return float(rows_of(batch, samples) if drops else samples)
-    given: object = task.weight_of(batch)
-    weight = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+    result: object = task.weight_of(batch)
+    weight = result.item() if isinstance(result, Tensor) and result.numel() == 1 else result
     if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
         return float(weight)
     raise UserCodeError(
-        f"weight_of returned {_said(given)}",
-        known="the weight of a batch is a number, 0 or more: how many samples, or tokens, its mean loss stands for",
+        f"weight_of returned {_description(result)}",
+        known="the weight of a batch is a number of 0 or more: the number of samples or tokens in its mean loss",
         try_="weight_of=lambda batch: float(batch['mask'].sum())",
     )
 
@@ -199,9 +202,9 @@ def update(
     """
     if total_weight <= 0:
         raise UserCodeError(
-            f"the weights of a group sum to {total_weight:g}",
-            known="gradients are divided by that sum",
-            try_="let weight_of count what the loss is the mean of; one batch in a group must have some",
+            f"the weights of the micro-batches of an optimizer step sum to {total_weight:g}",
+            known="batchcal divides the gradients by this sum",
+            try_="weight_of=the number of elements in the mean loss; at least one micro-batch must have a weight above 0",
         )
     if scaler is not None:
         scaler.unscale_(task.optimizer)
@@ -264,20 +267,20 @@ def _autocast(task: Task) -> torch.autocast:
 def _checked(loss: object) -> Tensor:
     if not isinstance(loss, Tensor):
         raise UserCodeError(
-            f"loss returned {_said(loss)}",
-            known="it must return a tensor with one value, the mean over the batch, from which gradients flow back",
+            f"loss returned {_description(loss)}",
+            known="loss must return a tensor with gradients and one value, the mean over the batch",
             try_=_way_to_a_tensor(loss),
         )
     if loss.numel() == 1 and not loss.is_floating_point():
         raise UserCodeError(
-            f"loss returned {_said(loss)}",
-            known="a count has no gradient; the gradient is that of one real number, the mean over the batch",
+            f"loss returned {_description(loss)}",
+            known="an integer has no gradient; loss must return one floating-point number, the mean over the batch",
             try_="return functional.cross_entropy(model(inputs), targets), and count in Task(metrics=...)",
         )
     if loss.numel() != 1 or not loss.is_floating_point():
         raise UserCodeError(
-            f"loss returned {_said(loss)}",
-            known="the gradient is that of one real number, the mean over the batch",
+            f"loss returned {_description(loss)}",
+            known="loss must return one floating-point number, the mean over the batch",
             try_="loss.mean(), or reduction='mean'",
         )
     return loss.reshape(())
@@ -295,11 +298,11 @@ def _way_to_a_tensor(result: object) -> str:
     if isinstance(getattr(result, "loss", None), Tensor):
         return "return result.loss"
     if result is None:
-        return "return functional.cross_entropy(model(inputs), targets): the function ends without a value"
+        return "return functional.cross_entropy(model(inputs), targets): the function has no return value"
     return "return functional.cross_entropy(model(inputs), targets), without .item()"
 
 
-def _said(value: object) -> str:
+def _description(value: object) -> str:
     """`a float`, `an int`, `a tensor of shape (32, 10) and type torch.float32`."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.workload.task import Task
 
 
@@ -22,7 +22,7 @@ def with_optimizer(device: str, config: str, optimizer: str) -> Task:
     """A factory: the task of `config` with another optimizer. `as-is` keeps its own."""
     import torch
 
-    from batchcal.workload.load import load_task
+    from batchcal.workload.spec.load import load_task
     from tests.benchmarks._reference import reference_of
 
     task = load_task(reference_of(config), device=device)

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import torch
 
-from batchcal.train.checkpoint import Standing
+from batchcal.train.checkpoints.checkpoint import Standing
 from tests.support.leftovers import TOKEN, Leftovers, look, settled
 
 Tier = Literal["fake", "real"]

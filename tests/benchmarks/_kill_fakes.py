@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from batchcal.calibration.keys import find_or_make_trust
 from batchcal.calibration.store import Loaded, load
-from batchcal.cli.failure import in_three_parts
+from batchcal.cli.output.failure import in_three_parts
 from batchcal.core.errors import BatchcalError, UserCodeError, exit_code_of
 from batchcal.core.signals import raised_as_interrupted
 from batchcal.core.units import MIB
@@ -37,7 +37,7 @@ from batchcal.measure.result import Need
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.values.training_events import CheckpointSaved, StepEnded, TrainingEvent
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.benchmarks._kill_cases import KILLED, Case, Place, Verdict, a_place, fill, position
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy
@@ -96,9 +96,9 @@ class Eventful(FakeProbe):
         self._event, self._folder = event, folder
 
     def measure(self, request: ProbeRequest) -> Observation:
-        if len(self.asked) == 1 and self._event == "fails":
+        if len(self.requests) == 1 and self._event == "fails":
             raise UserCodeError("the loss raised ValueError: shapes do not match")
-        if len(self.asked) == 1 and self._event == "full-disk":
+        if len(self.requests) == 1 and self._event == "full-disk":
             fill(self._folder)
         return super().measure(request)
 

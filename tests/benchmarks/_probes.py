@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.calibration.schema import Mode
 from batchcal.detect.detect import detect
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.budget import host_budget
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
-from batchcal.measure.children.setting import Setting
+from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.options import MARGIN_CPU, samples_for
 from batchcal.measure.search.prior import Prior
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.benchmarks._report import say
 
 
@@ -60,7 +60,7 @@ def bench(
 ) -> Iterator[Bench]:
     """A probe of `reference` within the limit that holds for this process."""
     environment = detect()
-    setting = Setting(
+    setting = ChildSetting(
         reference=reference,
         device="cpu",
         seed=seed,

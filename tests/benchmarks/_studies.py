@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchcal.hpo.seen import State
-from batchcal.hpo.space import BATCH_SIZE
+from batchcal.hpo.search.space import BATCH_SIZE
+from batchcal.hpo.study_status import State
 from tests.benchmarks._limits import ROOT
 
 TINY = """\

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from batchcal.extras.batching.packing import CostBudget
+from batchcal.extras.batching.sampler import MemoryAwareBatchSampler
 from batchcal.machine.meters import read_status, reset_peak
-from batchcal.train.data.packing import Budget
-from batchcal.train.data.sampler import MemoryAwareBatchSampler
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._report import MIB, Journal, finish, paired_ratio, rounds, say, table
 
@@ -108,7 +108,7 @@ def max_tokens(lengths: list[int], budget: int, multiple: int = 8) -> list[list[
 
 def ours(lengths: list[int], budget: int, effective_batch: int, window: int | None) -> Steps:
     sampler = MemoryAwareBatchSampler(
-        lengths, effective_batch=effective_batch, budget=Budget(float(budget)), window=window, worst_first=False
+        lengths, effective_batch=effective_batch, budget=CostBudget(float(budget)), window=window, worst_first=False
     )
     return [[list(piece) for piece in group] for group in sampler.planned()]
 
@@ -224,7 +224,7 @@ def sampler_alone(
     lengths = lengths_of(sigma, MANY).double()
     began = clock()
     sampler = MemoryAwareBatchSampler(
-        lengths, effective_batch=effective_batch, budget=Budget(float(budget)), window=window, worst_first=False
+        lengths, effective_batch=effective_batch, budget=CostBudget(float(budget)), window=window, worst_first=False
     )
     made = clock()
     first = next(iter(sampler))

@@ -28,10 +28,10 @@ from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.children.child_probe import child_probe
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.rehearsal.stage import Stage, first_of
+from batchcal.plan.division.split import split
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
-from batchcal.plan.split import split
-from batchcal.workload.find import reference_of
+from batchcal.workload.spec.target import reference_of
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._report import Journal, finish, rounds, say
 

@@ -57,10 +57,10 @@ def main() -> None:
     parser.add_argument("--config", default="configs/handwriting.toml")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="start-") as folder:
-        desk = Path(folder)
-        shutil.copytree(ROOT / "configs", desk / "configs")
-        (desk / "empty.py").write_text(EMPTY_APP)
-        (desk / "entry.py").write_text(ENTRY)
+        invocation = Path(folder)
+        shutil.copytree(ROOT / "configs", invocation / "configs")
+        (invocation / "empty.py").write_text(EMPTY_APP)
+        (invocation / "entry.py").write_text(ENTRY)
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("BATCHCAL_")},
             "HOME": folder,
@@ -69,7 +69,7 @@ def main() -> None:
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "80",
         }
-        kept = str(desk / "calibration.json")
+        kept = str(invocation / "calibration.json")
         calibrated = ["calibrate", arguments.config, "--max-batch", "8", "--output", kept]
         commands = {
             "typer": ["empty.py", "--help"],
@@ -81,7 +81,7 @@ def main() -> None:
 
         def run(*command: str) -> subprocess.CompletedProcess[str]:
             done = subprocess.run(
-                [sys.executable, *command], cwd=desk, env=environment, capture_output=True, text=True, check=False
+                [sys.executable, *command], cwd=invocation, env=environment, capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
                 sys.exit(f"exit {done.returncode} of {' '.join(command)}\n{done.stdout}{done.stderr}")

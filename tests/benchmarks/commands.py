@@ -25,7 +25,7 @@ import time
 import uuid
 from typing import Final
 
-from batchcal.guard.run import Limits
+from batchcal.guard.run import ChildLimits
 from tests.benchmarks._report import say
 from tests.support.cgroups import memory_cgroup
 from tests.support.trees import MIB, PROGRAM, REPOSITORY, ending_of, marked
@@ -91,7 +91,7 @@ def stopped(drawn: random.Random, *, torchrun: bool) -> tuple[float, int]:
             else ("sh", "-c", "trap '' TERM; setsid sleep 100 & (setsid sleep 100 &); sleep 100")
         )
         with contextlib.suppress(Stopped):
-            ending_of(*argv, limits=Limits(neighbours=True), check=stop, mark=mark)
+            ending_of(*argv, limits=ChildLimits(neighbours=True), check=stop, mark=mark)
         return time.monotonic() - asked_at, len(marked(mark))
 
 

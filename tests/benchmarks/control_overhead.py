@@ -28,13 +28,13 @@ from batchcal.core.progress import Silent
 from batchcal.runtime.accumulate import groups
 from batchcal.runtime.group import Passes
 from batchcal.runtime.loader import make_loader
-from batchcal.train.course import Course, make_course
+from batchcal.train.ending.stop_request import StopRequest
 from batchcal.train.loop import optimizer_steps
 from batchcal.train.memory.monitor import INTERVAL_S
 from batchcal.train.options import TrainOptions
 from batchcal.train.report.monitor import TrainingMonitor
-from batchcal.train.stop import StopWish
-from batchcal.workload.load import load_task
+from batchcal.train.training_setup import TrainingSetup, make_setup
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import finish, paired_ratio, say
@@ -68,11 +68,11 @@ class Stopwatch:
         return timed
 
 
-def course_of(name: str, micro_batch: int, log: Path) -> tuple[Course, TrainingMonitor]:
+def course_of(name: str, micro_batch: int, log: Path) -> tuple[TrainingSetup, TrainingMonitor]:
     torch.manual_seed(0)
     task = load_task(reference_of(str(ROOT / "configs" / f"{name}.toml")), device="cpu")
     monitor = TrainingMonitor(log, view=Silent())
-    course = make_course(
+    setup = make_setup(
         task,
         a_plan(*[micro_batch] * IN_A_STEP, intra_op_threads=torch.get_num_threads()),
         TrainOptions(epochs=1_000),
@@ -82,13 +82,13 @@ def course_of(name: str, micro_batch: int, log: Path) -> tuple[Course, TrainingM
         progress=monitor,
         clock=SystemClock(),
     )
-    monitor.event(course.started(a_plan(*[micro_batch] * IN_A_STEP)))
-    return course, monitor
+    monitor.event(setup.started(a_plan(*[micro_batch] * IN_A_STEP)))
+    return setup, monitor
 
 
-def bare(course: Course, micro_batch: int) -> Iterator[None]:
+def bare(setup: TrainingSetup, micro_batch: int) -> Iterator[None]:
     """Gradient accumulation as it is written by hand."""
-    task = course.task
+    task = setup.task
     loader = make_loader(a_plan(*[micro_batch] * IN_A_STEP), task.train_data, collate_fn=task.collate_fn)
     while True:
         for group in groups(loader):
@@ -102,10 +102,10 @@ def bare(course: Course, micro_batch: int) -> Iterator[None]:
             yield
 
 
-def shipped(course: Course) -> Iterator[None]:
-    standing = course.first
+def shipped(setup: TrainingSetup) -> Iterator[None]:
+    standing = setup.first
     while True:
-        for _ in optimizer_steps(course, standing, StopWish()):
+        for _ in optimizer_steps(setup, standing, StopRequest()):
             yield
 
 
@@ -116,10 +116,10 @@ def turn_s(steps: Iterator[None], count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def reading_s(course: Course) -> float:
+def reading_s(setup: TrainingSetup) -> float:
     began = time.perf_counter()
     for _ in range(READINGS):
-        course.control.monitor.look()
+        setup.control.monitor.read()
     return (time.perf_counter() - began) / READINGS
 
 
@@ -130,10 +130,10 @@ def _give(ratios: list[float]) -> float:
 
 def measured(name: str, micro_batch: int, pairs: int, count: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        course, monitor = course_of(name, micro_batch, Path(folder) / "run.jsonl")
+        setup, monitor = course_of(name, micro_batch, Path(folder) / "run.jsonl")
         stack.enter_context(monitor)
-        stack.enter_context(course.control.monitor)
-        one, other = shipped(course), bare(course, micro_batch)
+        stack.enter_context(setup.control.monitor)
+        one, other = shipped(setup), bare(setup, micro_batch)
         turn_s(one, WARM_UP), turn_s(other, WARM_UP)
         ours: list[float] = []
         theirs: list[float] = []
@@ -142,14 +142,14 @@ def measured(name: str, micro_batch: int, pairs: int, count: int) -> dict[str, o
             for is_ours in (True, False) if number % 2 else (False, True):
                 (ours if is_ours else theirs).append(turn_s(one if is_ours else other, count))
         watch = Stopwatch()
-        control = course.control
+        control = setup.control
         for whose, hook in (
             (control, "run"),
             (control, "before_update"),
             (control, "begin_group"),
             (control, "at"),
             (control, "take_memory"),
-            (course.rate, "set"),
+            (setup.rate, "set"),
             (monitor, "event"),
         ):
             stack.enter_context(mock.patch.object(whose, hook, watch.around(getattr(whose, hook))))
@@ -164,7 +164,7 @@ def measured(name: str, micro_batch: int, pairs: int, count: int) -> dict[str, o
             "step_ms": round(1e3 * step_s, 2),
             "hooks_us": round(1e6 * watch.spent_s / steps, 1),
             "hooks_share": round(watch.spent_s / steps / hooked_s, 5),
-            "monitor_share": round(reading_s(course) / INTERVAL_S, 5),
+            "monitor_share": round(reading_s(setup) / INTERVAL_S, 5),
             "interleaved": round(paired_ratio(ours, theirs), 4),
             "give": round(_give([one / other for one, other in zip(ours, theirs, strict=True)]), 4),
         }

@@ -12,7 +12,7 @@ import time
 from accelerate.utils import find_executable_batch_size
 from torch.utils.data import DataLoader
 
-from batchcal.workload.load import load_task
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._task import samples_in
 

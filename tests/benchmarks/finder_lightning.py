@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
-from batchcal.workload.load import load_task
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.task import Task
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._task import samples_in

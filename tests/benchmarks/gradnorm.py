@@ -20,7 +20,7 @@ from typing import Final
 import torch
 from torch.utils.data import Dataset
 
-from batchcal.train.multitask.gradnorm import INTERVAL, GradNormBalancer, Rule
+from batchcal.extras.multitask.gradnorm import INTERVAL, GradNormBalancer, Rule
 from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator, HeterogeneousSample
 from batchcal.workload.examples import multiimage
 from batchcal.workload.examples.volumes import KINDS

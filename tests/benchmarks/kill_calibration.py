@@ -40,8 +40,8 @@ from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
 from batchcal.measure.result import Need
 from batchcal.values.calibration_events import CalibrateEnded, CalibrationEvent, ProbeEnded
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.leftovers import TOKEN, look, settled
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ class Lives:
                 environment=self._environment,
                 output=self._path,
                 probe=self._probe(),
-                listening=lambda: nullcontext(self.told),
+                progress_context=lambda: nullcontext(self.told),
             )
         finally:
             os._exit(0)

@@ -24,8 +24,8 @@ import torch
 from batchcal.core.progress import Named
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import TaskReference
 from tests.benchmarks._limits import ROOT, python
 from tests.benchmarks._report import finish, say
 from tests.support.plans import a_plan

@@ -73,7 +73,7 @@ def number_of(path: Path) -> int | None:
 def write(path: Path, counters: Counters, anew: bool) -> None:
     number = counters["saved"]
     with journals.Journal.open(
-        journal_path(path), fingerprint=fingerprint(), options=options(), at=MADE_AT, key=KEY, anew=anew
+        journal_path(path), fingerprint=fingerprint(), options=options(), at=MADE_AT, key=KEY, restart=anew
     ) as journal:
         line = max((old.sequence for old in journal.past.measurements), default=0)
         while True:

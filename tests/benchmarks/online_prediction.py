@@ -26,19 +26,19 @@ import torch
 from batchcal.calibration.schema import Calibration
 from batchcal.core.clock import SystemClock
 from batchcal.core.progress import Silent
-from batchcal.guard.release import trim
+from batchcal.guard.children.release import trim
 from batchcal.machine.peak_meter import PeakMeter
 from batchcal.plan.make import make_plan
 from batchcal.runtime.accumulate import Group, groups
 from batchcal.runtime.apply import apply, reexec_for
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import Passes, Share, run_group
-from batchcal.train.course import Course, make_course
+from batchcal.runtime.group import Passes, SampleShare, run_group
+from batchcal.train.memory.control import MemoryControl
 from batchcal.train.memory.predictor import predictor_of
-from batchcal.train.memory_control import MemoryControl
 from batchcal.train.options import TrainOptions
 from batchcal.train.seed import seed_everything
-from batchcal.workload.load import load_task
+from batchcal.train.training_setup import TrainingSetup, make_setup
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import MIB, finish, say
@@ -61,7 +61,7 @@ class Truth:
     found: dict[str, list[tuple[float, int, int]]] = field(default_factory=lambda: defaultdict(list))
     """By group: predicted bytes, measured bytes, padded bytes of the batch."""
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         batch = self.control.composition(micro_batch)
         predicted = self.control.predictor.predict(batch)
         trim()
@@ -74,17 +74,17 @@ class Truth:
         return None
 
 
-def endless(course: Course) -> Iterator[Group]:
+def endless(setup: TrainingSetup) -> Iterator[Group]:
     while True:
-        yield from groups(course.loader)
+        yield from groups(setup.loader)
 
 
-def step(course: Course, ahead: Iterator[Group], guard: MemoryControl | Truth) -> None:
+def step(setup: TrainingSetup, ahead: Iterator[Group], guard: MemoryControl | Truth) -> None:
     group = next(ahead)
-    course.control.begin_group()
-    run_group(course.task, group.micro_batches, device=course.device, scaler=course.scaler, guard=guard)
-    if course.balancer is not None:
-        course.balancer.after_step()
+    setup.control.begin_group()
+    run_group(setup.task, group.micro_batches, device=setup.device, scaler=setup.scaler, guard=guard)
+    if setup.balancer is not None:
+        setup.balancer.after_step()
 
 
 def inside(config: Path, kept: Path, policy: str, learned: int, held_against: int) -> None:
@@ -97,7 +97,7 @@ def inside(config: Path, kept: Path, policy: str, learned: int, held_against: in
     task = load_task(reference_of(str(config)), device=plan.device)
     asked = tomllib.loads(config.read_text(encoding="utf-8"))["train"]
     options = TrainOptions(epochs=1_000, batching=asked.get("batching", "plain"), loss_weights=asked.get("loss_weights", "task"))
-    course = make_course(
+    setup = make_setup(
         task,
         plan,
         options,
@@ -107,15 +107,15 @@ def inside(config: Path, kept: Path, policy: str, learned: int, held_against: in
         progress=Silent(),
         clock=SystemClock(),
     )
-    truth = Truth(course.control, PeakMeter(torch.device(plan.device)))
-    with course.control.monitor:
-        ahead = endless(course)
+    truth = Truth(setup.control, PeakMeter(torch.device(plan.device)))
+    with setup.control.monitor:
+        ahead = endless(setup)
         for _ in range(learned):
-            step(course, ahead, course.control)
-        stable = {group for group in course.control.predictor.groups() if course.control.predictor.stable(group)}
+            step(setup, ahead, setup.control)
+        stable = {group for group in setup.control.predictor.groups() if setup.control.predictor.stable(group)}
         for _ in range(held_against):
-            step(course, ahead, truth)
-            step(course, ahead, course.control)
+            step(setup, ahead, truth)
+            step(setup, ahead, setup.control)
     for group, found in sorted(truth.found.items()):
         errors = sorted(abs(predicted / measured - 1) for predicted, measured, _ in found)
         sizes = [padded for _, _, padded in found]

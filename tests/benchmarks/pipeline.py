@@ -14,7 +14,7 @@ import statistics
 import time
 from typing import Final
 
-from batchcal.calibration.pipeline import PipelineResult
+from batchcal.calibration.records.pipeline import PipelineResult
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._report import finish, rounds, say
 
@@ -37,13 +37,13 @@ def grid(task: str, batch: int) -> None:
 
     from batchcal.detect.detect import detect
     from batchcal.measure.pipeline.candidates import candidates
-    from batchcal.measure.pipeline.fetch import Source
-    from batchcal.workload.find import reference_of
-    from batchcal.workload.load import load_task
+    from batchcal.measure.pipeline.fetch import SampleSource
+    from batchcal.workload.spec.load import load_task
+    from batchcal.workload.spec.target import reference_of
 
     torch.manual_seed(0)
     reference = reference_of(target_of(task), directory=ROOT)
-    source = Source.of(load_task(reference, device="cpu"), 0)
+    source = SampleSource.of(load_task(reference, device="cpu"), 0)
     chosen = {
         f"{one.num_workers}/{one.prefetch_factor}": one for one in candidates(detect().cpu.cores.value, stream=source.stream)
     }

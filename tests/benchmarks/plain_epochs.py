@@ -13,7 +13,7 @@ from collections.abc import Sized
 import torch
 from torch.utils.data import DataLoader
 
-from batchcal.workload.load import load_task
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._reference import reference_of
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.load import load_task
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._task import moved
 

@@ -16,9 +16,9 @@ import statistics
 from pathlib import Path
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.core.units import parse_size
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.benchmarks._limits import ROOT, python, run_limited
 from tests.benchmarks._report import MIB, Journal, finish, say
 

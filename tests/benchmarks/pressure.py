@@ -30,8 +30,8 @@ from batchcal.train.loop import train
 from batchcal.train.memory.predictor import straight_line
 from batchcal.train.options import TrainOptions
 from batchcal.values.training_events import StepEnded, TrainingEvent
-from batchcal.workload.load import load_task
-from batchcal.workload.sample_size import nest_bytes
+from batchcal.workload.data.sample_size import nest_bytes
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._limits import ROOT, python
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import finish, say

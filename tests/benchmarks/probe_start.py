@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack, closing
 
 from batchcal.guard.launch import FunctionJob, Launcher, SpawnLauncher, ZygoteLauncher
-from batchcal.guard.run import Limits, run
+from batchcal.guard.run import ChildLimits, run
 from batchcal.machine.allocator import resolve
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.children.launchers import PRELOAD
@@ -41,7 +41,7 @@ def main() -> None:
         launchers["spawn"] = stack.enter_context(closing(SpawnLauncher(policy, environment)))
         for name in rounds(list(launchers), arguments.rounds + 1):
             began = time.monotonic()
-            ending = run(job, launchers[name], meter, Limits())
+            ending = run(job, launchers[name], meter, ChildLimits())
             ended = time.monotonic()
             at = ending.returned.get("at") if isinstance(ending.returned, dict) else None
             if not isinstance(at, float):

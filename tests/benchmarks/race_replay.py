@@ -20,10 +20,10 @@ from batchcal.machine.allocator import available
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.budget import budgets_of
 from batchcal.measure.children.child_probe import child_probe
-from batchcal.measure.children.probe import LapRequest
+from batchcal.measure.children.probe import TimingRequest
 from batchcal.measure.options import options
 from batchcal.measure.race.race import MOST_ROUNDS, TIE, Race
-from batchcal.workload.find import reference_of
+from batchcal.workload.spec.target import reference_of
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._report import Journal, finish, rounds, say
 
@@ -46,8 +46,8 @@ def record(config: str, journal: Journal, wanted: int) -> None:
         names = [f"{policy}/{size}" for policy in policies for size in SIZES]
         for name in rounds(names, wanted):
             policy, _, size = name.partition("/")
-            report = probe.lap(
-                LapRequest(
+            report = probe.time_sizes(
+                TimingRequest(
                     device="cpu",
                     allocator=policy,
                     micro_batches=(int(size),),
@@ -77,7 +77,7 @@ def replay(times: dict[str, list[float]], seed: int) -> tuple[float, float, bool
     while not race.over:
         told = {place: dice.choice(times[names[place]]) for place in race.order()}
         turns += len(told)
-        race.tell(told)
+        race.record(told)
     truth = {name: statistics.median(times[name]) for name in names}
     best = min(truth, key=truth.__getitem__)
     leader = race.leader

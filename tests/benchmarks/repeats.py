@@ -30,7 +30,7 @@ from batchcal.measure.children.child_probe import child_probe
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
-from batchcal.workload.find import reference_of
+from batchcal.workload.spec.target import reference_of
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._report import Journal, finish, rounds, say
 from tests.benchmarks.choice import calibrated, name_of, target_of, turn

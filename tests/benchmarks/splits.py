@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
-from batchcal.workload.load import load_task
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 from tests.benchmarks._limits import ROOT

@@ -82,7 +82,7 @@ def study(trials: int, storage: str, *, kills: bool, seed: int) -> dict[str, obj
 
 def _kill_one(leader: int, chance: random.Random) -> int:
     try:
-        workers = [one for one in psutil.Process(leader).children() if "batchcal.hpo.member" in one.cmdline()]
+        workers = [one for one in psutil.Process(leader).children() if "batchcal.hpo.workers.process" in one.cmdline()]
         if workers:
             chance.choice(workers).kill()
             return 1
@@ -112,7 +112,7 @@ def _empty(url: str) -> None:
     """The next study is another one under the same name."""
     import optuna
 
-    from batchcal.hpo.storage import open_storage
+    from batchcal.hpo.storage.backend import open_storage
 
     optuna.delete_study(study_name="study", storage=open_storage(url))
 

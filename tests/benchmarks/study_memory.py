@@ -74,7 +74,7 @@ def _look(pid: int, held: dict[str, list[int]]) -> None:
         leader = psutil.Process(pid)
         held["leader"].append(leader.memory_info().rss)
         for child in leader.children():
-            if "batchcal.hpo.member" in child.cmdline():
+            if "batchcal.hpo.workers.process" in child.cmdline():
                 held["worker"].append(child.memory_info().rss)
     except psutil.Error:
         return

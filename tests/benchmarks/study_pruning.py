@@ -29,8 +29,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from batchcal.hpo.config import MIN_DELTA, PATIENCE, PrunerSettings
-from batchcal.hpo.pruner import make_pruner
-from batchcal.workload.load import load_task
+from batchcal.hpo.search.pruner import make_pruner
+from batchcal.workload.spec.load import load_task
 from tests.benchmarks._limits import ROOT
 from tests.benchmarks._reference import reference_of
 from tests.benchmarks._report import finish, say

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from batchcal.calibration.locate import task_file
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.faults import faulty_environment
 
 pytestmark = pytest.mark.child
@@ -92,7 +92,7 @@ print(json.dumps(attempt()))
 """
 BAKED_IN = """
 from batchcal.calibration.locate import existing_of, path_of, task_file
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 task = TaskReference(spec="train.py:task", directory=str(folder))
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=True)
 (folder / "pyproject.toml").touch()
@@ -153,7 +153,7 @@ def test_a_read_only_disk_keeps_the_old_calibration(tmp_path: Path) -> None:
 def test_a_file_that_is_a_mount_of_its_own_is_not_written_in_place(tmp_path: Path) -> None:
     told = told_by(["unshare", "-m"], ONE_FILE_MOUNTED, tmp_path)
 
-    assert old_and_whole(told, "the file is a mount of its own and cannot be replaced; mount its folder instead")
+    assert old_and_whole(told, "the file is a mount point and cannot be replaced; mount its folder instead")
 
 
 @needs_mounts

@@ -95,7 +95,7 @@ def test_a_memory_limit_may_differ_by_two_percent(limit: int, fresh: bool) -> No
     assert (found is None) == fresh
     if found is not None:
         assert found.reason == "other-memory"
-        assert found.detail.startswith("measured under a memory limit of 1.00 GiB, now it is ")
+        assert found.detail.startswith("measured with a memory limit of 1.00 GiB, now it is ")
         assert "now it is 1.00 GiB" not in found.detail
 
 
@@ -105,8 +105,10 @@ def test_an_allocator_that_was_measured_and_is_gone_or_another_one_is_a_reason()
     changed = check(measured, fingerprint(allocators={"default": "", "tcmalloc": "bbbb"}), at=HOUR_LATER)
     more = check(measured, fingerprint(allocators={"default": "", "tcmalloc": "aaaa", "mimalloc": "cccc"}), at=HOUR_LATER)
 
-    assert gone == Stale(reason="other-allocator", detail="the allocator tcmalloc was measured, and is gone now")
-    assert changed == Stale(reason="other-allocator", detail="the allocator tcmalloc was measured, and is another one now")
+    assert gone == Stale(reason="other-allocator", detail="the library of allocator tcmalloc no longer exists")
+    assert changed == Stale(
+        reason="other-allocator", detail="the library of allocator tcmalloc has changed since the measurement"
+    )
     assert more is None
 
 
@@ -156,7 +158,7 @@ def test_the_detail_of_another_task_names_what_changed() -> None:
 
     assert by_edit is not None
     assert by_edit.detail.endswith(
-        "depth was not given, is 2; learning_rate was 0.001, is not given; width was 32, is 64; "
+        "depth was not set, now it is 2; learning_rate was 0.001, now it is not set; width was 32, now it is 64; "
         "batchcal.workload.examples.handwriting was edited"
     )
     assert by_spec is not None
@@ -171,7 +173,7 @@ def test_a_calibration_that_compared_bytes_is_stale_once_and_the_detail_says_so(
     stale = check(a_calibration(), fingerprint(task="another"), at=HOUR_LATER, task=now)
     assert stale is not None
     assert stale.reason == "other-task"
-    assert stale.detail.endswith("by an earlier batchcal, which compared sources byte by byte")
+    assert stale.detail.endswith("by an earlier version of batchcal, which compared sources byte by byte")
 
 
 def test_a_file_that_is_named_from_another_folder_is_not_called_another_task() -> None:
@@ -180,8 +182,8 @@ def test_a_file_that_is_named_from_another_folder_is_not_called_another_task() -
     calibration = a_calibration(task=then)
     stale = check(calibration, fingerprint(task="another"), at=HOUR_LATER, task=now)
     assert stale is not None
-    assert "now it is" not in stale.detail
-    assert "learning_rate was 0.001, is not given" in stale.detail
+    assert "now it is train.py" not in stale.detail
+    assert "learning_rate was 0.001, now it is not set" in stale.detail
 
 
 def test_another_folder_is_a_notice() -> None:
@@ -198,7 +200,7 @@ def test_the_detail_of_other_options_names_them_and_not_how_long_to_search() -> 
     found = check(a_calibration(), fingerprint(options="another"), at=HOUR_LATER, options=asked)
     unexplained = check(a_calibration(), fingerprint(options="another"), at=HOUR_LATER, options=options())
 
-    assert found == Stale(reason="other-options", detail="measured with other options: margin was 0.15, is 0.1")
+    assert found == Stale(reason="other-options", detail="measured with other options: margin was 0.15, now it is 0.1")
     assert unexplained is not None
     assert "defaults" in unexplained.detail
 

@@ -11,8 +11,8 @@ import pytest
 
 from batchcal.calibration.journal import Journal, Past, read
 from batchcal.calibration.keys import Key
+from batchcal.calibration.records.speed import RacedPolicies, Speeds, StepTime
 from batchcal.calibration.schema import Measurement
-from batchcal.calibration.speed import RacedPolicies, Speeds, StepTime
 from batchcal.core.errors import NotSaved
 from tests.support.calibrations import MADE_AT, fingerprint, measurement, measurements, options
 from tests.support.faults import files_of_at_most
@@ -25,9 +25,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / ".batchcal" / "calibration.journal.jsonl"
 
 
-def opened(path: Path, *, anew: bool = False, key: Key | None = None, hours: float = 0) -> Journal:
+def opened(path: Path, *, restart: bool = False, key: Key | None = None, hours: float = 0) -> Journal:
     at = MADE_AT + timedelta(hours=hours)
-    return Journal.open(path, fingerprint=fingerprint(), options=options(), at=at, key=key, anew=anew)
+    return Journal.open(path, fingerprint=fingerprint(), options=options(), at=at, key=key, restart=restart)
 
 
 def written(path: Path, *some: Measurement, key: Key | None = None) -> None:
@@ -169,7 +169,7 @@ def test_a_race_of_policies_is_taken_over_too(path: Path) -> None:
 
 def test_anew_begins_with_nothing(path: Path) -> None:
     written(path)
-    with opened(path, anew=True) as journal:
+    with opened(path, restart=True) as journal:
         assert journal.past == Past()
 
     assert resumed(path) == ()
@@ -210,7 +210,7 @@ def test_a_full_disk_costs_the_line_and_not_the_ones_before_or_after(path: Path)
 def test_a_journal_that_cannot_be_begun_is_an_error_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(NotSaved, match="not saved"):
+    with pytest.raises(NotSaved, match="could not be saved"):
         opened(tmp_path / "file" / "calibration.journal.jsonl")
 
 
@@ -239,4 +239,4 @@ def test_a_header_that_we_cannot_read_costs_the_journal(path: Path, change: dict
 
     past = read(path, fingerprint(), at=MADE_AT)
 
-    assert past == Past(ignored="the journal has no header that we can read")
+    assert past == Past(ignored="the header of the journal cannot be read")

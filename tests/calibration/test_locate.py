@@ -10,8 +10,8 @@ import pytest
 from batchcal.calibration.locate import calibrations_in, existing_of, find_calibration, named_by, path_of, task_file
 from batchcal.calibration.store import NAME, save
 from batchcal.core.errors import UsageError
-from batchcal.workload.identity import TaskIdentity
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.identity import TaskIdentity
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from tests.support.calibrations import a_calibration
 
 
@@ -159,7 +159,7 @@ def test_a_file_of_an_earlier_version_is_not_meant_once_its_task_was_calibrated_
     own = kept(task, path_of(task, {}))
     assert find_calibration(project, {}).path == own
     kept(a_task(project, "other.py:task"), project / ".batchcal" / NAME)
-    with pytest.raises(UsageError, match="which calibration"):
+    with pytest.raises(UsageError, match="this project has 2 calibrations"):
         find_calibration(project, {})
 
 
@@ -167,7 +167,7 @@ def test_of_several_that_of_the_project_s_task_is_meant_and_else_none(project: P
     tasks = [a_task(project), a_task(project, "other.py:task")]
     paths = [kept(task, path_of(task, {})) for task in tasks]
     assert sorted(calibrations_in(project)) == sorted(paths)
-    with pytest.raises(UsageError, match="which calibration") as error:
+    with pytest.raises(UsageError, match="this project has 2 calibrations") as error:
         find_calibration(project, {})
     assert all(path.name in error.value.known for path in paths)
     assert "BATCHCAL_CALIBRATION=" in error.value.try_

@@ -13,7 +13,7 @@ from batchcal.calibration.locate import task_file
 from batchcal.calibration.place import Place, check_place, is_calibration, place_for
 from batchcal.calibration.store import NAME, cache_folder, save
 from batchcal.core.errors import UsageError
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.calibrations import a_calibration
 
 
@@ -122,7 +122,7 @@ def test_the_default_place_falls_back_and_states_how_later_commands_find_it(home
     assert temporary.path.is_relative_to(home.parent / "temporary")
     assert f"BATCHCAL_CALIBRATION={temporary.path}" in temporary.notices[0]
     full(home.parent / "temporary")
-    with pytest.raises(UsageError, match="no place to save"):
+    with pytest.raises(UsageError, match="no folder for the calibration can be written"):
         place_for(task(home), {})
     assert no_rest(home.parent)
 

@@ -61,7 +61,7 @@ def test_what_was_sealed_is_read_back_the_same() -> None:
     whole = a_calibration()
 
     assert read(sealed(whole, OWN), trust=Trust(OWN)) == (whole, ())
-    assert read(sealed(whole, None), trust=Trust()) == (whole, ("the calibration is unsigned; its digest is right",))
+    assert read(sealed(whole, None), trust=Trust()) == (whole, ("the calibration is unsigned; its digest is correct",))
 
 
 def test_a_file_truncated_at_any_byte_is_refused() -> None:
@@ -93,8 +93,8 @@ def test_every_single_flipped_bit_is_seen() -> None:
         (FLEET, Trust(FLEET), ""),
         (OWN, Trust(OWN), ""),
         (OWN, Trust(OWN, require_signature=True), ""),
-        (OTHER, Trust(OWN), "signed elsewhere"),
-        (OTHER, Trust(), "signed elsewhere"),
+        (OTHER, Trust(OWN), "signed with another key"),
+        (OTHER, Trust(), "signed with another key"),
         (None, Trust(OWN), "unsigned"),
         (None, Trust(), "unsigned"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchcal.calibration.keys import Key, Trust, find_or_make_trust
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.seal import seal
 from batchcal.calibration.stale import Stale, StaleReason
 from batchcal.calibration.store import (
@@ -23,7 +24,6 @@ from batchcal.calibration.store import (
     refusal,
     save,
 )
-from batchcal.calibration.undone import Undone
 from batchcal.core.canonical import JSON, MAX_BYTES
 from batchcal.core.errors import NotSaved, exit_code_of
 from tests.support.calibrations import MADE_AT, a_calibration, an_environment, fingerprint
@@ -125,7 +125,7 @@ def test_a_folder_that_anybody_may_write_passes_with_a_notice(path: Path) -> Non
     found = load(path, trust=TRUST)
 
     assert isinstance(found, Loaded)
-    assert "anybody may write" in found.notices[0]
+    assert "every user may write" in found.notices[0]
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff" * 64, b"x" * (MAX_BYTES + 1)])
@@ -140,7 +140,7 @@ def test_a_file_signed_elsewhere_is_used_with_a_notice_or_refused_as_the_policy_
     found = load(path, trust=here)
 
     assert isinstance(found, Loaded)
-    assert f"signed elsewhere, with key '{KEY.key_id}'" in found.notices[0]
+    assert f"signed with another key, '{KEY.key_id}'" in found.notices[0]
     assert reason(path, Trust(here.key, require_signature=True)) == "bad-signature"
 
 
@@ -208,7 +208,7 @@ def test_a_file_of_format_1_whose_sentences_are_none_is_malformed(path: Path) ->
 def test_a_calibration_too_large_to_be_read_again_is_not_saved_and_the_old_one_stays(path: Path) -> None:
     before = path.read_bytes()
 
-    with pytest.raises(NotSaved, match="it would hold"):
+    with pytest.raises(NotSaved, match="the file would have"):
         save(a_calibration(notes=("x" * MAX_BYTES,)), path, key=KEY)
 
     assert path.read_bytes() == before

@@ -25,8 +25,8 @@ from batchcal.calibration.schema import TIME_TO_LIVE
 from batchcal.calibration.store import save
 from batchcal.core.clock import SystemClock
 from batchcal.detect.detect import detect
-from batchcal.workload.identity import identify
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.identity import identify
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.calibrations import a_calibration, options
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "bad_inputs.txt"

@@ -62,7 +62,7 @@ def test_no_line_of_progress_comes_before_a_usage_error_that_a_child_finds(
     prepare(case, tmp_path)
     with in_folder(tmp_path, {}):
         assert main(case.command.split()) == 2
-    assert capsys.readouterr().err.startswith("error: task.py has no tsk")
+    assert capsys.readouterr().err.startswith("error: task.py has no function tsk")
 
 
 @pytest.mark.parametrize("position", range(len(CASES)), ids=name_of)

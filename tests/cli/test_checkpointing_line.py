@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.rehearsal import Attribution, TurnedBack
-from batchcal.cli.views.speeds import checkpointing_line
+from batchcal.calibration.records.rehearsal import Attribution, TurnedBack
+from batchcal.cli.views.calibration.speeds import checkpointing_line
 from batchcal.core.units import MIB
 from batchcal.plan.make import make_plan
 from tests.support.calibrations import a_calibration

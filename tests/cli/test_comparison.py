@@ -11,7 +11,7 @@ from batchcal.__main__ import main
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.schema import Calibration
 from batchcal.calibration.store import save
-from batchcal.cli.views.comparison import compare
+from batchcal.cli.views.calibration.comparison import compare
 from batchcal.core.units import GIB
 from tests.support.calibrations import a_calibration, an_environment
 from tests.support.races import a_raced_calibration
@@ -60,9 +60,9 @@ def test_show_compares_two_files(two: tuple[str, str], capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "2.00x" in out
     assert "2.14.0" in out
-    assert "as before: task" in out
+    assert "unchanged: task" in out
     assert main(["show", "a.json", "a.json"]) == 0
-    assert capsys.readouterr().out.strip() == "nothing changed that a plan depends on"
+    assert capsys.readouterr().out.strip() == "no change that affects the plan"
 
 
 def test_for_programs_it_is_one_document(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

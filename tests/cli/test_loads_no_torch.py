@@ -38,7 +38,7 @@ LIBRARY: Final = (
     Step("assert batchcal.load().kind == 'calibration'", TORCH | TERMINAL | PROCESSES),
     Step("assert sum(batchcal.load_plan(effective_batch=50).micro_batches) == 50", TORCH | TERMINAL),
     Step("batchcal.detect()", TORCH | TERMINAL),
-    Step("from batchcal.detect.torch_answer import ask_in_child; ask_in_child()", TORCH | TERMINAL),
+    Step("from batchcal.detect.torch_answer import query_torch_in_child; query_torch_in_child()", TORCH | TERMINAL),
 )
 VERBS: Final = (
     Step("from batchcal.__main__ import main", TORCH),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.calibration.pipeline import LoaderConfig, LoaderTiming, PipelineResult
+from batchcal.calibration.records.pipeline import LoaderConfig, LoaderTiming, PipelineResult
 from batchcal.core.clock import SystemClock
 from tests.cli.conftest import Calibrated
 from tests.cli.test_process import batchcal
@@ -24,7 +24,7 @@ def test_it_tells_one_line_a_candidate_and_one_for_the_winner(project: Path) -> 
     assert len(candidates) == len(result.timings)
     assert candidates[0].startswith(f"INFO loader_timed num_workers={result.winner.config.num_workers} ")
     assert len(winners) == 1
-    assert "not kept, there is no calibration" in done.stderr
+    assert "the result is not saved, because this task has no valid calibration" in done.stderr
     assert not (project / ".batchcal").exists()
 
 

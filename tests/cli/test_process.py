@@ -220,7 +220,7 @@ def test_a_calibration_from_nothing_and_a_training_that_uses_it(project: Path) -
     assert (result["checkpoint"], result["not_saved"]) == (str(checkpoint), None)
     more = batchcal("train", "--no-calibrate", "--effective-batch", "16", "--epochs", "3", "--seed", "7", "--resume", "--json")
     assert [epoch["epoch"] for epoch in json.loads(more.stdout)["epochs"]] == [0, 1, 2], more.stderr
-    assert f"resuming {checkpoint}" in more.stderr
+    assert f"resuming from {checkpoint}" in more.stderr
     assert "training_started" in trained.stderr
     other = batchcal("train", "--no-calibrate", "--margin", "20%")
     assert other.returncode == 3
@@ -299,7 +299,7 @@ def test_the_fastest_allocator_is_raced_for_calibrated_under_and_used(project: P
     shown = batchcal("show").stdout
     assert "micro-batch" in shown
     assert "threads  workers" in shown
-    assert "a fresh calibration is there" in batchcal("calibrate", *fastest).stderr
+    assert "the existing calibration is still valid" in batchcal("calibrate", *fastest).stderr
     trained = batchcal("train", *fastest, "--json")
     assert trained.returncode == 0, trained.stderr
     assert f"allocator={calibration['allocator']}" in trained.stderr

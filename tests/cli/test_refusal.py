@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Calibration
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.cli.views.refusal import limiting_error
+from batchcal.cli.views.calibration.refusal import limiting_error
 from batchcal.guard.outcome import UserCodeFailed
 from tests.support.calibrations import a_calibration, measurement
 

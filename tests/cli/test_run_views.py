@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from batchcal.__main__ import main
+from batchcal.cli.views.charts.plot import Axis, axis_over, number
+from batchcal.cli.views.charts.plot_svg import draw as draw_svg
+from batchcal.cli.views.charts.plot_text import draw
 from batchcal.cli.views.run import charts
 from batchcal.cli.views.run.page import page
-from batchcal.cli.views.run.plot import Axis, axis_over, number
-from batchcal.cli.views.run.plot_svg import draw as draw_svg
-from batchcal.cli.views.run.plot_text import draw
 from batchcal.cli.views.run.view import show
-from batchcal.cli.views.run.words import SeenRun
+from batchcal.cli.views.run.words import ShownRun
 from batchcal.core.progress import Field
 from batchcal.core.units import GIB, MIB
 from batchcal.train.report.jsonl import JsonlLog
@@ -39,8 +39,8 @@ def kept(path: Path) -> Run:
     return replace(read_run(path), path=Path("runs/first/run.jsonl"), written_at=STARTED_AT + timedelta(minutes=3))
 
 
-def seen(run: Run) -> SeenRun:
-    return SeenRun(run=run, at=STARTED_AT + timedelta(hours=2, minutes=3))
+def seen(run: Run) -> ShownRun:
+    return ShownRun(run=run, at=STARTED_AT + timedelta(hours=2, minutes=3))
 
 
 def told(path: Path, *events: Told) -> Run:
@@ -104,7 +104,7 @@ def test_whatever_a_run_tells_it_can_be_seen(events: list[Told], tmp_path: Path)
 
 def test_the_state_says_how_it_ended(run: Run, tmp_path: Path) -> None:
     assert seen(run).state == "ended"
-    assert seen(a_diverged_run(tmp_path)).state == "not ended, last heard 2 h 0 min ago"
+    assert seen(a_diverged_run(tmp_path)).state == "not ended, last update 2 h 0 min ago"
     early: Told = ("training_ended", {"stopped_early": True, "stop_reason": "loss has not become better for 3 epochs"})
     one = told(tmp_path, ("training_started", a_start()), early)
     assert seen(one).state == "stopped early"
@@ -204,7 +204,7 @@ def test_the_page_needs_nothing_else_and_is_light_and_dark(run: Run) -> None:
     assert not {"script", "link", "img", "iframe"} & set(parsed.seen)
     assert not re.findall(r"https?://|url\(|@import", html)
     assert "prefers-color-scheme: dark" in html
-    assert parsed.seen.count("svg") == 9
+    assert parsed.seen.count("svg") == 9 + 3, "the wide ones also in a version for narrow screens"
     wanted = ("loss of each task", "predicted against measured", "weights of the tasks", "ran out of memory", "accuracy 0.9231")
     assert [text for text in wanted if text not in html] == []
 
@@ -226,7 +226,7 @@ def test_a_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
 
     html = page(seen(told(tmp_path, *trouble())))
     assert len(html) < 600_000
-    assert "what happened, the last 200 of" in html
+    assert "events, the last 200 of" in html
     assert "epochs, the last 200 of 300" in html
 
 
@@ -307,9 +307,9 @@ def test_the_page_is_written_and_replaces_no_log(tmp_path: Path, capsys: pytest.
     ("arguments", "says"),
     [
         (["--check"], "a run is not checked"),
-        (["--why"], "a run tells its own"),
+        (["--why"], "a run always shows the reason"),
         (["--require-signature"], "a run is not signed"),
-        (["calibration.json"], "are not compared"),
+        (["calibration.json"], "compares calibrations only"),
     ],
 )
 def test_what_is_asked_of_calibrations_only_is_refused(
@@ -326,7 +326,7 @@ def test_what_is_asked_of_calibrations_only_is_refused(
 def test_a_run_as_the_second_file_is_refused_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path / "run.jsonl")
     assert main(["show", "calibration.json", str(path)]) == 2
-    assert "are not compared" in capsys.readouterr().err
+    assert "compares calibrations only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,20 @@ import json
 import pytest
 from rich.console import Console
 
-from batchcal.cli import document
-from batchcal.cli.views.study import parallel
+from batchcal.cli.output import document
+from batchcal.cli.views.charts import parallel_svg
 from batchcal.cli.views.study.live import StudyLive
 from batchcal.cli.views.study.page import page
 from batchcal.cli.views.study.view import show
 from batchcal.cli.views.study.winner import show as show_winner
-from batchcal.workload.reference import Scalar
+from batchcal.workload.spec.reference import Scalar
 from tests.cli.test_views import GOLDEN, _Page, text_of
 from tests.support.events import study_event
 from tests.support.studies import a_busy_study, a_study, a_trial
 
 
 def test_a_study_looks_as_it_was_agreed() -> None:
-    assert text_of(show(a_busy_study(), where=".batchcal/first.journal")) == (GOLDEN / "study.txt").read_text(encoding="utf-8")
+    assert text_of(show(a_busy_study(), storage=".batchcal/first.journal")) == (GOLDEN / "study.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
@@ -54,11 +54,11 @@ def test_while_it_runs_the_best_and_what_happened_are_seen() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, height=30, force_terminal=True, color_system=None)
     with StudyLive(console=console) as live:
-        live.see(a_busy_study())
+        live.update(a_busy_study())
         live.event(study_event("shape_started", {"shape": "d_model=64", "seconds": 10.0, "worker": 1}))
         live.refresh()
         assert "calibrating d_model=64" in out.getvalue()
-        live.event(study_event("worker_died", {"worker": 1, "how": "killed by SIGKILL", "action": "another takes its place"}))
+        live.event(study_event("worker_died", {"worker": 1, "how": "killed by SIGKILL", "action": "a new worker replaces it"}))
         live.refresh()
     shown = out.getvalue()
     assert "6 of 20 trials" in shown
@@ -71,7 +71,7 @@ def test_the_page_has_all_of_it_and_is_whole() -> None:
     read = _Page()
     read.feed(text)
     read.close()
-    assert text.count("<svg") == 4, "values, coordinates, memory, curves"
+    assert text.count("<svg") == 4 + 3, "values, coordinates, memory, curves; all but the coordinates also for narrow screens"
     assert "70%" in text
     assert "the study allows 2,000,000" in text
     assert "http" not in text, "nothing from elsewhere"
@@ -90,8 +90,8 @@ def test_names_from_a_config_are_shown_as_they_are() -> None:
 
 
 def test_coordinates_need_two_trials() -> None:
-    assert parallel.draw(a_study(a_trial(0))) == ""
-    assert parallel.draw(a_study(a_trial(0), a_trial(1))).count("<polyline") == 2
+    assert parallel_svg.draw(a_study(a_trial(0))) == ""
+    assert parallel_svg.draw(a_study(a_trial(0), a_trial(1))).count("<polyline") == 2
 
 
 def test_json_has_every_trial() -> None:

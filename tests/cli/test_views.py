@@ -8,24 +8,26 @@ from collections.abc import Iterable
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from rich.console import Console, RenderableType
 
+from batchcal.calibration.records.promises import PromiseCheck, PromiseName
+from batchcal.calibration.records.time_slices import TimedPart, TimeSlice
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Calibration, Capacity
 from batchcal.calibration.stale import Stale
-from batchcal.calibration.time_slices import TimedPart, TimeSlice
-from batchcal.calibration.undone import Undone
 from batchcal.cli.views import environment as environment_view
-from batchcal.cli.views import plan as plan_view
-from batchcal.cli.views import training as training_view
-from batchcal.cli.views.calibration import Seen, answer, memory_parts, show
-from batchcal.cli.views.canvas import Canvas
-from batchcal.cli.views.chart import memory_chart, ticks
-from batchcal.cli.views.curve import draw
-from batchcal.cli.views.decisions import PARTS, decisions
-from batchcal.cli.views.page import page
+from batchcal.cli.views.calibration import plan as plan_view
+from batchcal.cli.views.calibration.decisions import PARTS, PROMISES, decisions
+from batchcal.cli.views.calibration.page import page
+from batchcal.cli.views.calibration.view import ShownCalibration, answer, memory_parts, show
+from batchcal.cli.views.charts.canvas import Canvas
+from batchcal.cli.views.charts.memory import memory_chart
+from batchcal.cli.views.charts.plot import Axis
+from batchcal.cli.views.charts.plot_text import draw
+from batchcal.cli.views.run import result as training_view
 from batchcal.cli.views.words import count, limit_sentence, long, short, tone
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Accelerator
@@ -64,8 +66,10 @@ def text_of(renderables: Iterable[RenderableType], *, width: int = WIDTH, encodi
     return "\n".join(line.rstrip() for line in raw.getvalue().decode(encoding).splitlines()) + "\n"
 
 
-def seen(calibration: Calibration | None = None, *, stale: Stale | None = None, path: str | None = "/app/made.json") -> Seen:
-    return Seen(
+def seen(
+    calibration: Calibration | None = None, *, stale: Stale | None = None, path: str | None = "/app/made.json"
+) -> ShownCalibration:
+    return ShownCalibration(
         calibration=calibration or a_calibration(),
         path=None if path is None else Path(path),
         stale=stale,
@@ -97,8 +101,8 @@ def test_no_view_is_wider_than_the_terminal_or_has_escape_codes_in_a_pipe(name: 
 def test_a_terminal_without_unicode_gets_plain_characters() -> None:
     text = text_of(answer(seen()), encoding="ascii")
     assert "?" not in text, "nothing had to be replaced"
-    assert "# answer" in text
-    assert "x too much" in text
+    assert "# result" in text
+    assert "x too large" in text
 
 
 def test_a_stale_calibration_says_why_in_its_header() -> None:
@@ -110,22 +114,22 @@ def test_a_stale_calibration_says_why_in_its_header() -> None:
 def test_an_unsettled_calibration_says_so_and_what_is_undone() -> None:
     unsettled = a_calibration(status="unsettled", undone=(Undone(part="search", text="cpu under default, train: bisect 528"),))
     text = text_of(show(seen(unsettled)))
-    assert "unsettled: verified, but the search ended before it was done" in text
-    assert "undone: cpu under default, train: bisect 528" in text
+    assert "unsettled: verified, but the search for better settings did not finish" in text
+    assert "not finished: cpu under default, train: bisect 528" in text
 
 
 def test_a_calibration_that_verified_nothing_shows_its_probes() -> None:
     partial = a_calibration(status="partial", findings=(), measurements=(measurement(),))
     text = text_of(show(seen(partial, path=None)))
-    assert "nothing was verified" in text
+    assert "no batch size is verified yet" in text
     assert "not saved" in text
     assert "profile" in text
 
 
 def test_an_empty_calibration_is_shown_too() -> None:
     empty = a_calibration(status="partial", findings=(), measurements=(), facts=None, budgets=(), notes=())
-    assert "nothing was verified" in text_of(show(seen(empty), why=True))
-    assert "nothing was verified" in page(seen(empty))
+    assert "no batch size is verified yet" in text_of(show(seen(empty), why=True))
+    assert "ended before a batch size was verified" in page(seen(empty))
 
 
 def test_other_policies_stand_under_the_answer() -> None:
@@ -137,7 +141,7 @@ def test_other_policies_stand_under_the_answer() -> None:
 def test_the_parts_of_the_memory_bar_sum_to_the_limit() -> None:
     calibration = a_calibration()
     parts = memory_parts(calibration, calibration.findings[0])
-    assert [name for name, _ in parts] == ["others", "at rest", "batch", "spare", "margin"]
+    assert [name for name, _ in parts] == ["other processes", "without a batch", "batch", "spare", "margin"]
     assert sum(size for _, size in parts) == pytest.approx(calibration.budgets[0].limit_bytes)
 
 
@@ -162,10 +166,10 @@ def test_a_probe_that_ran_out_stands_at_or_above_the_budget() -> None:
     calibration = a_calibration()
     chart = memory_chart(calibration, calibration.findings[0])
     assert chart is not None
-    too_big = [mark for mark in chart.marks if mark.tone == "bad"]
-    assert {mark.batch for mark in too_big} == {544}
-    assert all(mark.bytes >= chart.budget_bytes for mark in too_big)
-    assert [mark.batch for mark in chart.marks if mark.is_answer] == [512, 360]
+    too_large = [mark for mark in chart.marks if mark.kind == "too-large"]
+    assert {mark.x for mark in too_large} == {544}
+    assert all(mark.y >= chart.rules[0].y for mark in too_large)
+    assert [(mark.x, mark.label) for mark in chart.marks if mark.kind == "result"] == [(512, "512"), (360, "360")]
 
 
 def test_a_far_limit_does_not_squeeze_the_curve() -> None:
@@ -173,8 +177,37 @@ def test_a_far_limit_does_not_squeeze_the_curve() -> None:
     budget = calibration.budgets[0].model_copy(update={"limit_bytes": 64 * GIB})
     chart = memory_chart(calibration.model_copy(update={"budgets": (budget,)}), calibration.findings[0])
     assert chart is not None
-    assert chart.limit_bytes is None
-    assert chart.most_bytes < 2 * GIB
+    assert [rule.name for rule in chart.rules] == ["budget"]
+    assert chart.y.high < 2 * GIB
+
+
+def test_a_far_budget_is_named_and_does_not_squeeze_the_curve() -> None:
+    calibration = a_calibration()
+    budget = calibration.budgets[0].model_copy(update={"limit_bytes": 24 * GIB, "budget_bytes": 20 * GIB})
+    probes = tuple(probe for probe in calibration.measurements if probe.batch != 544)
+    calibration = calibration.model_copy(update={"budgets": (budget,), "measurements": probes})
+    chart = memory_chart(calibration, calibration.findings[0])
+    assert chart is not None
+    assert chart.rules == ()
+    assert "budget 20.0 GiB" in chart.title
+    assert chart.y.high < 1 * GIB
+
+
+@pytest.mark.parametrize("promise", get_args(PromiseName))
+@pytest.mark.parametrize("result", ["ok", "violated", "not-checked"])
+def test_every_promise_can_be_shown(promise: PromiseName, result: Literal["ok", "violated", "not-checked"]) -> None:
+    calibration = a_calibration(promises=(PromiseCheck(promise=promise, result=result, cause="a cause"),))
+    assert PROMISES[promise] in page(seen(calibration))
+
+
+def test_train_and_evaluation_differ_without_colour() -> None:
+    calibration = a_calibration()
+    chart = memory_chart(calibration, calibration.findings[0])
+    assert chart is not None
+    assert [series.shape for series in chart.series] == ["line", "dashes"]
+    legend = [line.plain.strip() for line in draw(chart, width=60, height=14)[17:]]
+    assert " ".join(legend) == "⠒⠒ train  ⠒ ⠒ eval  ● fits  ✗ too large  ◆ result"
+    assert all(line.cell_len <= 60 for line in draw(chart, width=60, height=14))
 
 
 def test_a_probe_that_told_nothing_is_marked_apart() -> None:
@@ -184,8 +217,9 @@ def test_a_probe_that_told_nothing_is_marked_apart() -> None:
     calibration = calibration.model_copy(update={"measurements": (*calibration.measurements, odd, blind)})
     chart = memory_chart(calibration, calibration.findings[0])
     assert chart is not None
-    assert [mark.sequence for mark in chart.marks if mark.tone == "odd"] == [7], "what has no height is not drawn"
-    assert "? told nothing" in "\n".join(line.plain for line in draw(chart, width=WIDTH))
+    inconclusive = [mark for mark in chart.marks if mark.kind == "inconclusive"]
+    assert [mark.text.partition(",")[0] for mark in inconclusive] == ["probe 7"], "what has no height is not drawn"
+    assert "? inconclusive" in "\n".join(line.plain for line in draw(chart, width=WIDTH, height=14))
 
 
 def test_a_line_on_the_canvas_has_no_gaps() -> None:
@@ -202,29 +236,21 @@ def test_what_lies_outside_of_the_canvas_is_not_drawn() -> None:
     assert "".join(row.plain for row in canvas.rows()).strip() == ""
 
 
-@pytest.mark.parametrize(
-    ("most", "about", "kind", "expected"),
-    [
-        (600.0, 8, "count", (0, 100, 200, 300, 400, 500, 600)),
-        (3.0, 8, "count", (0, 1, 2, 3)),
-        (1.1 * GIB, 5, "bytes", (0, 256 * MIB, 512 * MIB, 768 * MIB, GIB)),
-        (0.0, 5, "bytes", (0,)),
-    ],
-)
-def test_ticks_are_round(most: float, about: int, kind: str, expected: tuple[float, ...]) -> None:
-    assert ticks(most, about=about, kind="bytes" if kind == "bytes" else "count") == expected
+def test_no_two_ticks_have_one_label() -> None:
+    labels = [text for _, text in Axis(1.0, 1.0004, "number").labels(10)]
+    assert len(labels) == len(set(labels))
 
 
 OUTCOMES: dict[str, tuple[Outcome, str, str]] = {
     "fits": (fits(277, 640.0, batch=8), "good", "3 steps of 12 ms"),
-    "fence": (OutOfMemory(source="fence", detail="no memory\nat all"), "bad", "said the fence (RLIMIT_DATA): no memory"),
-    "budget": (OutOfMemory(source="budget", peak=Peak(demand_bytes=1)), "bad", "it ran, but above the budget"),
+    "fence": (OutOfMemory(source="fence", detail="no memory\nat all"), "bad", "(stopped by the fence, RLIMIT_DATA): no memory"),
+    "budget": (OutOfMemory(source="budget", peak=Peak(demand_bytes=1)), "bad", "ran, but with a peak above the budget"),
     "swapping": (Swapping(swapped_bytes=3 * MIB), "bad", "3.00 MiB were swapped out"),
     "timed out": (TimedOut(phase="warm-up", limit_s=10), "odd", "timed out in warm-up after 10.0 s"),
-    "user": (UserCodeFailed(phase="measure", error="ValueError: no"), "odd", "the task's own code failed: ValueError: no"),
+    "user": (UserCodeFailed(phase="measure", error="ValueError: no"), "odd", "the task's code failed: ValueError: no"),
     "worker": (WorkerDied(detail="killed"), "odd", "a worker died: killed"),
-    "outside": (KilledFromOutside(signal=9), "odd", "killed from outside by signal 9"),
-    "suspect": (Suspect(detail="SIGSEGV", near_limit=0.99), "bad", "died at 99% of its limit: SIGSEGV"),
+    "outside": (KilledFromOutside(signal=9), "odd", "killed by signal 9, which batchcal did not send"),
+    "suspect": (Suspect(detail="SIGSEGV", near_limit=0.99), "bad", "died at 99% of its memory limit: SIGSEGV"),
     "ours": (Infrastructure(detail=""), "odd", "batchcal failed"),
 }
 
@@ -243,19 +269,19 @@ def test_numbers_are_written_for_people() -> None:
 
 def test_the_reason_for_a_limit_names_the_size_that_was_too_much() -> None:
     calibration = a_calibration()
-    assert limit_sentence(calibration, calibration.findings[0]) == "memory: 544 was too much"
+    assert limit_sentence(calibration, calibration.findings[0]) == "memory: 544 does not fit"
     fitting_only = tuple(one for one in calibration.measurements if one.outcome.kind == "fits")
     calm = calibration.model_copy(update={"measurements": fitting_only})
-    assert limit_sentence(calm, calm.findings[0]) == "memory: more is predicted not to fit"
+    assert limit_sentence(calm, calm.findings[0]) == "memory: a larger batch is predicted not to fit"
 
 
 def test_a_size_that_fits_for_a_few_steps_only_is_named_as_that_and_explained() -> None:
     grown = a_finding(heap_growth=1.3)
     fitted = measurement(sequence=7, batch=530, outcome=fits(830, 1530.0, batch=530))
     calibration = a_calibration(findings=(grown,), measurements=(*a_calibration().measurements, fitted))
-    assert limit_sentence(calibration, grown) == "memory: 530 fits for a few steps, and the heap grows over many"
+    assert limit_sentence(calibration, grown) == "memory: 530 fits for a few steps, but the heap grows over many steps"
     reasons = dict(decisions(calibration))
-    assert "1.30 times" in reasons["why not all of the budget on cpu under default"]
+    assert "1.30 times" in reasons["why not all of the budget on cpu with allocator default"]
 
 
 def test_runs_of_one_size_and_where_the_time_went_are_told() -> None:
@@ -263,9 +289,10 @@ def test_runs_of_one_size_and_where_the_time_went_are_told() -> None:
     slices = (TimeSlice(part="examination", wall_s=1.5), TimeSlice(part="rehearsal", wall_s=3.0))
     calibration = a_calibration(setups=summed_up(runs, num_workers=0), time_slices=slices, wall_s=10.0)
     reasons = dict(decisions(calibration))
-    assert reasons["how far 2 runs of training at 64 differ on cpu under default"] == "2 fit, peaks from 400 MiB to 420 MiB"
+    question = "how much 2 training runs of batch 64 differ on cpu with allocator default"
+    assert reasons[question] == "2 fit, peaks from 400 MiB to 420 MiB"
     assert set(PARTS) == set(get_args(TimedPart)), "each part has words"
-    assert reasons["where 10.0 s went"] == "loading and examining the task 1.5 s, the rehearsal 3.0 s, the rest 5.5 s"
+    assert reasons["how the 10.0 s were used"] == "loading and examining the task 1.5 s, the rehearsal 3.0 s, the rest 5.5 s"
 
 
 def test_a_plan_of_uneven_sizes_is_told_in_runs() -> None:
@@ -339,7 +366,7 @@ def test_the_page_shows_the_answer_the_probes_and_the_reasons() -> None:
     html = page(seen(stale=Stale(reason="expired", detail="made long ago")))
     wanted = ("512", "360", "killed by SIGSEGV", "why a budget of 839 MiB on cpu", "expired: made long ago", "DataLoader workers")
     assert [told for told in wanted if told not in html] == []
-    assert html.count('class="mark') == 6
+    assert html.count('class="mark') == 2 * 6, "for wide and for narrow screens"
     assert html.count("<tr>") == 1 + 6
 
 

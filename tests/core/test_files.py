@@ -187,7 +187,7 @@ def test_a_folder_that_anybody_may_write_is_told_unless_it_is_sticky(tmp_path: P
     tmp_path.chmod(0o1777)
     sticky_folder = read_guarded(path, max_bytes=10).notices
 
-    assert "anybody may write the folder" in open_folder[0]
+    assert "every user may write the folder" in open_folder[0]
     assert sticky_folder == ()
 
 

@@ -74,20 +74,20 @@ def test_a_free_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock")
     with lock:
         first = lock.acquire(wait_s=0)
-        held = lock.held
+        held = lock.is_held
     again = lock.acquire(wait_s=0)
     lock.release()
     lock.release()
 
     assert (first, held, again) == (LockResult("held"), True, LockResult("held"))
-    assert not lock.held
+    assert not lock.is_held
 
 
 def test_what_is_there_already_is_not_made_again_though_the_lock_is_free(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock")
 
     assert lock.acquire(wait_s=0, done=lambda: True).state == "done"
-    assert not lock.held
+    assert not lock.is_held
     assert Lock(tmp_path / "lock").acquire(wait_s=0).state == "held"
 
 
@@ -102,10 +102,10 @@ def test_where_no_lock_file_can_be_made_one_goes_on_without_and_says_so(tmp_path
 
 @pytest.mark.child
 def test_a_process_that_waits_states_for_which_process_and_how_long(tmp_path: Path) -> None:
-    waits: list[str] = []
+    texts: list[str] = []
     with holder(tmp_path / "lock") as (process, _):
-        Lock(tmp_path / "lock").acquire(wait_s=0.3, waits=waits.append)
-    (text,) = waits
+        Lock(tmp_path / "lock").acquire(wait_s=0.3, on_wait=texts.append)
+    (text,) = texts
     assert f"process {process.pid} on {socket.gethostname()} since 20" in text
     assert "0.3 s at most" in text
 
@@ -114,7 +114,7 @@ def test_a_lock_file_with_other_content_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "poetry.lock"
     path.write_text("mine\n")
     with Lock(path) as lock:
-        assert lock.acquire(wait_s=0, waits=lambda text: None).state == "held"
+        assert lock.acquire(wait_s=0, on_wait=lambda text: None).state == "held"
     assert path.read_text() == "mine\n"
 
 

@@ -4,12 +4,12 @@ import pytest
 
 from batchcal.core.errors import UsageError
 from batchcal.core.option import Option
-from batchcal.core.settings import Setting, Source, unknown_variables
+from batchcal.core.settings import Setting, SettingSource, unknown_variables
 from batchcal.core.units import GIB
 from batchcal.values.settings import CalibrateSettings, Settings, TrainSettings
 
-CONFIG = Source("configs/x.toml", {"calibrate": {"margin": "20%", "time_limit": 30}, "plan": {"effective_batch": 256}})
-PROJECT = Source(
+CONFIG = SettingSource("configs/x.toml", {"calibrate": {"margin": "20%", "time_limit": 30}, "plan": {"effective_batch": 256}})
+PROJECT = SettingSource(
     "pyproject.toml", {"calibrate": {"margin": 0.25, "samples": 4}, "train": {"drop_last": True}}, prefix="tool.batchcal."
 )
 
@@ -37,7 +37,7 @@ def test_files_are_merged_key_by_key() -> None:
 
 
 def test_a_flag_of_another_name_is_named_as_it_was_typed() -> None:
-    settings = Settings(flags={"samples": "x"}, spelled={"samples": "--calibration-samples"}, environ={})
+    settings = Settings(flags={"samples": "x"}, flag_names={"samples": "--calibration-samples"}, environ={})
     with pytest.raises(UsageError, match=r"^calibration-samples 'x' is not a whole number"):
         settings.of(CalibrateSettings.samples)
 
@@ -48,7 +48,7 @@ def test_an_empty_variable_is_not_set() -> None:
 
 def test_what_was_given_is_listed_with_its_origin() -> None:
     settings = Settings(flags={"max_batch": "64"}, environ={"BATCHCAL_SEED": "7"}, files=(CONFIG,))
-    assert settings.given() == [
+    assert settings.non_defaults() == [
         ("calibrate", "margin", "0.2", "configs/x.toml [calibrate] margin"),
         ("calibrate", "max_batch", "64", "flag --max-batch"),
         ("calibrate", "time_limit", "30.0", "configs/x.toml [calibrate] time_limit"),
@@ -63,7 +63,7 @@ def test_what_was_given_is_listed_with_its_origin() -> None:
         ({"flags": {"memory_limit": "2g"}}, "^--memory-limit '2g' is ambiguous"),
         ({"environ": {"BATCHCAL_MEMORY_LIMIT": "2g"}}, "^BATCHCAL_MEMORY_LIMIT '2g' is ambiguous"),
         (
-            {"files": (Source("x.toml", {"calibrate": {"memory_limit": "2g"}}),)},
+            {"files": (SettingSource("x.toml", {"calibrate": {"memory_limit": "2g"}}),)},
             r"^x.toml \[calibrate\] memory_limit '2g' is ambiguous",
         ),
     ],
@@ -82,10 +82,12 @@ def test_a_bare_2g_is_refused_with_the_reason_and_the_place(where: dict[str, obj
 
 def test_a_size_in_a_file_needs_a_unit_even_as_a_number() -> None:
     with pytest.raises(UsageError) as caught:
-        Settings(environ={}, files=(Source("x.toml", {"calibrate": {"memory_limit": 2}}),)).of(CalibrateSettings.memory_limit)
+        Settings(environ={}, files=(SettingSource("x.toml", {"calibrate": {"memory_limit": 2}}),)).of(
+            CalibrateSettings.memory_limit
+        )
     assert caught.value.known.startswith("a size needs a unit")
     assert caught.value.try_.startswith('memory_limit = "2GiB" in x.toml [calibrate]')
-    with_unit = Source("x.toml", {"calibrate": {"memory_limit": "2 GiB"}})
+    with_unit = SettingSource("x.toml", {"calibrate": {"memory_limit": "2 GiB"}})
     assert Settings(environ={}, files=(with_unit,)).calibrate.memory_limit == 2 * GIB
 
 
@@ -119,24 +121,24 @@ def test_every_option_reads_its_own_default_or_leaves_it_open() -> None:
 
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant() -> None:
     with pytest.raises(UsageError) as caught:
-        Settings(environ={}, files=(Source("x.toml", {"calibrate": {"margn": "10%"}}),))
+        Settings(environ={}, files=(SettingSource("x.toml", {"calibrate": {"margn": "10%"}}),))
     assert caught.value.what == "x.toml: unknown key 'margn' in [calibrate] (did you mean margin?)"
     assert caught.value.try_ == "margin instead of margn"
 
 
 def test_a_key_in_the_wrong_table_is_sent_to_the_right_one() -> None:
     with pytest.raises(UsageError, match=r"epochs does not belong to \[tool.batchcal.calibrate\]") as caught:
-        Settings(environ={}, files=(Source("pyproject.toml", {"calibrate": {"epochs": 3}}, prefix="tool.batchcal."),))
+        Settings(environ={}, files=(SettingSource("pyproject.toml", {"calibrate": {"epochs": 3}}, prefix="tool.batchcal."),))
     assert caught.value.try_ == "[tool.batchcal.train]\nepochs = 3"
 
 
 def test_a_list_is_no_value() -> None:
     with pytest.raises(UsageError, match=r"x.toml \[calibrate\] margin is not a single value"):
-        Settings(environ={}, files=(Source("x.toml", {"calibrate": {"margin": [1]}}),)).of(CalibrateSettings.margin)
+        Settings(environ={}, files=(SettingSource("x.toml", {"calibrate": {"margin": [1]}}),)).of(CalibrateSettings.margin)
 
 
 def test_a_table_of_a_later_verb_is_left_alone() -> None:
-    assert Settings(environ={}, files=(Source("x.toml", {"hpo": {"trials": 3}}),)).given() == []
+    assert Settings(environ={}, files=(SettingSource("x.toml", {"hpo": {"trials": 3}}),)).non_defaults() == []
 
 
 def test_a_misspelt_variable_is_told_and_ours_are_not() -> None:
@@ -166,7 +168,7 @@ def test_a_key_names_one_setting() -> None:
         ({"flags": {"workers": "4"}}, "--workers 4 is too many", "--workers 2, or --margin 10%"),
         ({"environ": {"BATCHCAL_WORKERS": "4"}}, "BATCHCAL_WORKERS 4 is too many", "BATCHCAL_WORKERS=2, or --margin 10%"),
         (
-            {"files": (Source("x.toml", {"calibrate": {"workers": 4, "margin": "5%"}}),)},
+            {"files": (SettingSource("x.toml", {"calibrate": {"workers": 4, "margin": "5%"}}),)},
             "x.toml [calibrate] workers 4 is too many",
             'workers = 2 in x.toml [calibrate], or margin = "10%" in x.toml [calibrate]',
         ),
@@ -184,7 +186,7 @@ def test_an_error_from_elsewhere_names_the_setting_as_the_user_gave_it(settings:
 
 
 def test_settings_that_contradict_each_other_are_named_once() -> None:
-    settings = Settings(environ={}, files=(Source("x.toml", {"calibrate": {"max_batch": 8, "multiple_of": 32}}),))
+    settings = Settings(environ={}, files=(SettingSource("x.toml", {"calibrate": {"max_batch": 8, "multiple_of": 32}}),))
     error = settings.respelled(UsageError("no batch is a multiple of 32", try_="--max-batch 32 or a smaller --multiple-of"))
     assert error.what == "x.toml [calibrate] max_batch: no batch is a multiple of 32"
     assert error.try_ == "max_batch = 32 in x.toml [calibrate] or a smaller multiple_of in x.toml [calibrate]"

@@ -149,7 +149,7 @@ def test_every_device_is_described_with_what_others_left_free() -> None:
 def test_a_device_that_does_not_answer_does_not_hide_the_others() -> None:
     devices, problems = describe(Devices("cuda", None, Properties("NVIDIA H200")))
     assert [device.index for device in devices] == [1]
-    assert problems == ("cuda:0 does not answer: CUDA error: all CUDA-capable devices are busy",)
+    assert problems == ("cuda:0 does not respond: CUDA error: all CUDA-capable devices are busy",)
 
 
 @pytest.mark.parametrize(("kind", "ours"), [("xpu", "xpu"), ("mps", "mps"), ("hpu", "other")])

@@ -31,7 +31,7 @@ ANSWER = TorchAnswer(accelerators=(CARD,), thread_pools=(ThreadPool(library="lib
 
 
 def never() -> NoReturn:
-    pytest.fail("torch was asked")
+    pytest.fail("torch was queried")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def install(torch: str, *, threadpoolctl: bool = False) -> None:
         monkeypatch.setattr(software, "version_of", lambda distribution: torch)
-        monkeypatch.setattr(thread_pools, "can_be_asked", lambda: threadpoolctl)
+        monkeypatch.setattr(thread_pools, "can_query", lambda: threadpoolctl)
 
     return install
 
@@ -82,7 +82,7 @@ def test_a_child_that_gives_no_answer_is_a_note_not_an_end(tmp_path: Path, insta
 
     found = detect(root=card_in(tmp_path).root, environ={}, ask_child=fail)
     assert not found.accelerators_asked
-    assert "torch could not be asked about accelerators: no answer (it died)" in found.notes
+    assert "torch could not be queried for accelerators: no answer (it died)" in found.notes
 
 
 def test_a_device_that_does_not_answer_is_a_note(tmp_path: Path, installed: Callable[..., None]) -> None:

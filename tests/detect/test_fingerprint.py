@@ -45,7 +45,7 @@ def with_environment(**values: str) -> Software:
 
 
 def never() -> NoReturn:
-    pytest.fail("torch was asked")
+    pytest.fail("torch was queried")
 
 
 def test_the_parts_are_sha256() -> None:
@@ -107,10 +107,10 @@ def test_a_policy_of_ours_does_not_change_the_fingerprint_of_the_process_it_is_i
 
 def test_a_cpu_build_of_torch_has_no_accelerator_whatever_is_there(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
-    none = accelerator_digest(SOFTWARE, {}, root=Root(tmp_path), ask=never)
+    none = accelerator_digest(SOFTWARE, {}, root=Root(tmp_path), query=never)
     machine.write("/dev/kfd", "")
     cpu_build = SOFTWARE.model_copy(update={"torch": "2.13.0+cpu"})
-    assert accelerator_digest(cpu_build, {}, root=Root(tmp_path), ask=never) == none
+    assert accelerator_digest(cpu_build, {}, root=Root(tmp_path), query=never) == none
 
 
 def test_torch_is_asked_only_where_driver_files_do_not_tell(tmp_path: Path) -> None:
@@ -131,18 +131,18 @@ def test_torch_is_asked_only_where_driver_files_do_not_tell(tmp_path: Path) -> N
         )
         return TorchAnswer(accelerators=(device,))
 
-    asked = accelerator_digest(SOFTWARE, {}, root=root, ask=answer)
-    assert asked == accelerator_digest(SOFTWARE, {}, root=root, ask=lambda: answer(free=1))
-    assert asked != accelerator_digest(SOFTWARE, {}, root=root, ask=lambda: answer(total=192))
+    asked = accelerator_digest(SOFTWARE, {}, root=root, query=answer)
+    assert asked == accelerator_digest(SOFTWARE, {}, root=root, query=lambda: answer(free=1))
+    assert asked != accelerator_digest(SOFTWARE, {}, root=root, query=lambda: answer(total=192))
     assert asked != accelerator_digest(SOFTWARE, {}, root=root)
 
     machine.remove("/dev/kfd")
     machine.write("/dev/nvidia0", "")
     machine.write("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue")
     machine.write("/proc/driver/nvidia/gpus/0/information", "Model: NVIDIA H200")
-    known = accelerator_digest(SOFTWARE, {}, root=root, ask=never)
+    known = accelerator_digest(SOFTWARE, {}, root=root, query=never)
     machine.write("/proc/driver/nvidia/gpus/0/information", "Model: NVIDIA H100")
-    assert accelerator_digest(SOFTWARE, {}, root=root, ask=never) != known
+    assert accelerator_digest(SOFTWARE, {}, root=root, query=never) != known
 
 
 def test_policies_with_a_library_have_its_digest(tmp_path: Path) -> None:

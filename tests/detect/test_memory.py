@@ -41,7 +41,7 @@ def test_a_limit_of_the_process_above_that_of_the_group_does_not(tmp_path: Path)
     machine.limits(Max_data_size=16 * GIB)
     found = memory_of(tmp_path)
     assert found.limit.value == 2 * GIB
-    assert found.limit.why == "the kernel kills a process of the group above it; less than the 16.0 GiB of RLIMIT_DATA"
+    assert found.limit.why == "above it, the kernel kills a process of the group; less than the 16.0 GiB of RLIMIT_DATA"
 
 
 def test_the_reason_names_the_next_limit(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_limit_hidden_above_the_container_is_explained(tmp_path: Path) -> None
     machine.v1_memory(machine.v1("memory", "/docker/a", top="/docker/a"), NO_LIMIT, hidden=3 * GIB)
     found = memory_of(tmp_path)
     assert found.limit.value == 3 * GIB
-    assert "above those that can be seen" in found.limit.why
+    assert "a parent group that is not visible here" in found.limit.why
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_group_that_hides_its_use_is_said(tmp_path: Path) -> None:
     notes: list[str] = []
     found = memory_of(tmp_path, notes)
     assert found.limit.value == 2 * GIB
-    assert "does not say what it uses" in notes[0]
+    assert "usage of the limiting control group cannot be read" in notes[0]
 
 
 def test_without_meminfo_psutil_is_named(tmp_path: Path) -> None:

@@ -8,17 +8,17 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.detect.environment import ThreadPool
-from batchcal.detect.thread_pools import can_be_asked, pools_of
-from batchcal.detect.torch_answer import TorchAnswer, ask_in_child
+from batchcal.detect.thread_pools import can_query, pools_of
+from batchcal.detect.torch_answer import TorchAnswer, query_torch_in_child
 from batchcal.guard import call as guard_call
 
 
-@pytest.mark.smoke("job:batchcal.detect.torch_answer:ask")
+@pytest.mark.smoke("job:batchcal.detect.torch_answer:query_torch")
 @pytest.mark.child
 def test_a_child_tells_what_torch_sees_and_what_threads_its_libraries_have() -> None:
-    answer = ask_in_child()
+    answer = query_torch_in_child()
     assert answer.problems == ()
-    assert can_be_asked()
+    assert can_query()
     libraries = {pool.library for pool in answer.thread_pools}
     assert any("omp" in library for library in libraries)
     assert any("openblas" in library or "mkl" in library for library in libraries)
@@ -28,7 +28,7 @@ def test_a_child_tells_what_torch_sees_and_what_threads_its_libraries_have() -> 
 @pytest.mark.child
 @pytest.mark.gpu
 def test_a_real_accelerator_is_described() -> None:
-    answer = ask_in_child()
+    answer = query_torch_in_child()
     assert answer.accelerators
     for device in answer.accelerators:
         assert 0 < device.free_bytes <= device.total_bytes
@@ -39,8 +39,8 @@ def test_a_real_accelerator_is_described() -> None:
 @pytest.mark.parametrize("reply", [None, 3, {"accelerators": 5}, {"unheard": 1}])
 def test_an_odd_answer_is_an_error_of_ours(reply: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_call, "call", lambda function, *, timeout_s: reply)
-    with pytest.raises(GuardError, match="odd answer"):
-        ask_in_child()
+    with pytest.raises(GuardError, match="invalid result"):
+        query_torch_in_child()
 
 
 def test_an_answer_travels_as_json() -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from batchcal.calibration.locate import task_file
-from batchcal.workload.find import reference_of
+from batchcal.workload.spec.target import reference_of
 from tests.support.cgroups import memory_cgroup
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.core.settings import Source
+from batchcal.core.settings import SettingSource
 from batchcal.hpo.config import study_of
 from batchcal.values.settings import Settings
-from batchcal.workload.config import Config, read_config
+from batchcal.workload.spec.config import Config, read_config
 from tests.docs import settings_page
 from tests.support.commands import parse
 from tests.support.markdown import Block, anchors, blocks, links, without_installing
@@ -46,20 +46,20 @@ def user_environment(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout in which the blocks are run one after the other, so that each finds what the ones above left."""
-    copy = tmp_path_factory.mktemp("desk") / "batchcal"
+    copy = tmp_path_factory.mktemp("project") / "batchcal"
     hidden_and_built = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
     shutil.copytree(ROOT, copy, ignore=hidden_and_built)
     (copy.parent / "home").mkdir()
     return copy
 
 
-def run(desk: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command,
-        cwd=desk,
-        env=user_environment(desk.parent / "home"),
+        cwd=project,
+        env=user_environment(project.parent / "home"),
         capture_output=True,
         text=True,
         check=False,
@@ -73,11 +73,11 @@ def run(desk: Path, *command: str, check: bool = True) -> subprocess.CompletedPr
     return done
 
 
-def run_block(desk: Path, block: Block) -> None:
+def run_block(project: Path, block: Block) -> None:
     if block.not_run:
         pytest.skip(block.not_run)
     if block.file:
-        path = desk / block.file
+        path = project / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
         if path.suffix == ".py":
@@ -90,11 +90,18 @@ def run_block(desk: Path, block: Block) -> None:
             for command in commands:
                 # The tests would run themselves; that this command is the right one is what .ci/run shows.
                 what = "python -m nox -l" if command == TESTS_COMMAND else without_installing(command)
-                run(desk, "bash", "-euo", "pipefail", "-c", what)
+                run(project, "bash", "-euo", "pipefail", "-c", what)
         case "sh" | "bash":
-            run(desk, "bash", "-euo", "pipefail", "-c", "\n".join(without_installing(line) for line in block.text.splitlines()))
+            run(
+                project,
+                "bash",
+                "-euo",
+                "pipefail",
+                "-c",
+                "\n".join(without_installing(line) for line in block.text.splitlines()),
+            )
         case "python":
-            run(desk, sys.executable, "-c", block.text)
+            run(project, sys.executable, "-c", block.text)
         case "toml":
             tomllib.loads(block.text)
         case "json":
@@ -120,7 +127,7 @@ def batchcal_commands(line: str) -> list[list[str]]:
 
 def check_settings(config: Config, name: str) -> None:
     """Raise where a table of the config has an unknown key or a value that cannot be read."""
-    Settings(files=(Source(name, config.tables),), environ={}).given()
+    Settings(files=(SettingSource(name, config.tables),), environ={}).non_defaults()
     if "hpo" in config.tables:
         study_of(config, name)
 
@@ -153,8 +160,8 @@ def test_every_block_is_valid(page: str, block: Block, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("block", [block for _, block in BLOCKS], ids=NAMES)
-def test_every_block_runs(block: Block, desk: Path) -> None:
-    run_block(desk, block)
+def test_every_block_runs(block: Block, project: Path) -> None:
+    run_block(project, block)
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *STUDIES], ids=lambda path: str(path.relative_to(ROOT)))
@@ -165,7 +172,7 @@ def test_every_config_in_the_repository_is_valid(config: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_every_config_in_the_repository_calibrates(config: Path, desk: Path, tmp_path: Path) -> None:
+def test_every_config_in_the_repository_calibrates(config: Path, project: Path, tmp_path: Path) -> None:
     answer = tmp_path / "calibration.json"
     command = [
         sys.executable,
@@ -178,7 +185,7 @@ def test_every_config_in_the_repository_calibrates(config: Path, desk: Path, tmp
         "--max-batch",
         "64",
     ]
-    run(desk, *command, "--memory-limit", "2GiB", "--output", str(answer))
+    run(project, *command, "--memory-limit", "2GiB", "--output", str(answer))
     calibration = json.loads(answer.read_text())
     assert calibration["kind"] == "calibration"
     assert calibration["findings"][0]["train"]["batch"] >= 1
@@ -195,11 +202,11 @@ def test_there_is_a_config_for_each_example() -> None:
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.name)
-def test_every_study_in_the_repository_can_be_begun(config: Path, desk: Path, tmp_path: Path) -> None:
+def test_every_study_in_the_repository_can_be_begun(config: Path, project: Path, tmp_path: Path) -> None:
     study = ["batchcal", "hpo", "run", f"configs/hpo/{config.name}"]
-    run(desk, *study, "--write-configs", str(tmp_path))
+    run(project, *study, "--write-configs", str(tmp_path))
     if config.stem == "patchtst-small":
-        told = run(desk, *study, "--set", "trials=2", "--json")
+        told = run(project, *study, "--set", "trials=2", "--json")
         assert json.loads(told.stdout)["done"] == 2
 
 
@@ -211,10 +218,10 @@ def test_the_readme_shows_the_two_commands() -> None:
 
 
 @pytest.mark.child
-def test_the_help_on_the_pages_is_the_real_one(desk: Path) -> None:
+def test_the_help_on_the_pages_is_the_real_one(project: Path) -> None:
     shown = [text for _, block in BLOCKS if (text := block.output_of("batchcal --help")) is not None]
     assert shown, "docs/guide.md shows `$ batchcal --help`"
-    real = run(desk, sys.executable, "-m", "batchcal", "--help").stdout
+    real = run(project, sys.executable, "-m", "batchcal", "--help").stdout
     assert without_margins(shown[0]) == without_margins(real)
 
 
@@ -224,8 +231,8 @@ def without_margins(text: str) -> str:
 
 
 @pytest.mark.child
-def test_every_verb_is_in_the_readme(desk: Path) -> None:
-    listed = run(desk, sys.executable, "-m", "batchcal", "--help").stdout.partition("Commands")[2]
+def test_every_verb_is_in_the_readme(project: Path) -> None:
+    listed = run(project, sys.executable, "-m", "batchcal", "--help").stdout.partition("Commands")[2]
     verbs = re.findall(r"^[│ ] *([a-z][a-z-]*)  ", listed, re.MULTILINE)
     assert {"detect", "calibrate", "show", "plan", "train"} <= set(verbs)
     assert [verb for verb in verbs if f"batchcal {verb}" not in README] == []

@@ -23,7 +23,7 @@ import pytest
 from batchcal.calibration.schema import Calibration, Mode
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.children.probe import Examination, Observation
-from batchcal.workload.reference import Scalar
+from batchcal.workload.spec.reference import Scalar
 from tests.faults.server import Ask, Failed, Reply
 from tests.support.cgroups import MemoryCgroup, memory_cgroup
 

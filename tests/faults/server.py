@@ -18,18 +18,18 @@ from batchcal.core.values import Frozen
 from batchcal.detect.detect import detect
 from batchcal.detect.environment import Environment
 from batchcal.guard import launch
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.attempts import OVER_BUDGET_LEAST
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
-from batchcal.measure.children.setting import Setting
+from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
 from batchcal.measure.result import Need
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.reference import Scalar, TaskReference
 
 MARGIN: Final = 0.15
 UNLIMITED: Final = 700 * MIB
@@ -76,7 +76,7 @@ class Reply(Frozen):
 class KeptProbe(ChildProbe):
     """Shares its launchers with the probes before and after it."""
 
-    def __init__(self, setting: Setting, group: MemoryGroup, budget_bytes: int, launchers: Launchers) -> None:
+    def __init__(self, setting: ChildSetting, group: GroupMeter, budget_bytes: int, launchers: Launchers) -> None:
         super().__init__({"cpu": setting}, group, host_budget_bytes=budget_bytes, note=self.noted)
         self._launchers = launchers
 
@@ -89,7 +89,7 @@ class KeptProbe(ChildProbe):
 
 def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
     reference = TaskReference(spec=ask.spec, directory=ask.directory, arguments=ask.arguments)
-    setting = Setting(
+    setting = ChildSetting(
         reference=reference,
         device="cpu",
         seed=0,

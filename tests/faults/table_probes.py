@@ -23,8 +23,8 @@ PROBES: Final[dict[int, Row]] = {
         "RLIMIT_DATA cannot be set, or is set and not kept",
         (
             *in_faults("memory", "test_without_rlimits_the_watchdog_holds_alone_and_the_record_says_so"),
-            "guard/test_fence.py::test_a_limit_that_we_may_not_set_is_no_fence",
-            "guard/test_fence.py::test_a_limit_that_the_kernel_does_not_keep_is_found_out",
+            "guard/limits/test_fence.py::test_a_limit_that_we_may_not_set_is_no_fence",
+            "guard/limits/test_fence.py::test_a_limit_that_the_kernel_does_not_keep_is_found_out",
         ),
         "a kernel booted with ignore_rlimit_data: the call is made to do nothing instead",
     ),
@@ -32,7 +32,7 @@ PROBES: Final[dict[int, Row]] = {
         "the kernel's OOM killer picks the child",
         (
             *in_faults("memory", "test_where_no_fence_holds_the_kernel_takes_the_child_and_not_the_larger_parent"),
-            "measure/test_campaign.py::test_a_kill_by_the_kernel_doubles_the_margin",
+            "measure/test_device_search.py::test_a_kill_by_the_kernel_doubles_the_margin",
         ),
     ),
     5: Row(
@@ -61,7 +61,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_full_shared_memory_is_told_and_the_size_fits_without_workers",
                 "test_no_batch_is_tried_that_shared_memory_cannot_hold",
             ),
-            "measure/test_campaign.py::test_workers_and_prefetched_batches_must_fit_into_shared_memory",
+            "measure/test_device_search.py::test_workers_and_prefetched_batches_must_fit_into_shared_memory",
             "detect/test_shared_memory.py::test_a_real_shared_memory_of_64_mib_is_seen_and_warned_of",
         ),
     ),
@@ -69,7 +69,7 @@ PROBES: Final[dict[int, Row]] = {
         "names left in /dev/shm",
         (
             f"{CHILDREN}test_names_in_shared_memory_go_with_their_process",
-            "guard/test_shared_names.py::test_only_names_of_our_dead_processes_are_swept",
+            "guard/cleanup/test_shared_names.py::test_only_names_of_our_dead_processes_are_swept",
             *in_faults("workers", "test_workers_that_grow_and_batches_in_flight_end_at_the_watchdog"),
         ),
     ),
@@ -105,7 +105,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_memory_that_is_not_torch_s_is_refused_and_recognised_too",
             ),
             *in_faults("user_code", "test_an_allocation_of_the_user_s_own_kind_is_not_taken_for_a_lack_of_memory"),
-            "guard/test_memory_errors.py::test_every_message_is_told_for_what_it_is",
+            "guard/children/test_memory_errors.py::test_every_message_is_told_for_what_it_is",
         ),
     ),
     17: Row(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from batchcal.guard import child
+from batchcal.guard.children import child
 from batchcal.workload.task import Task
 from tests.faults.tasks_plain import WARM_UP, Numbers, Wide, mean_loss, plain, size_of, task_of, told
 
@@ -108,7 +108,7 @@ def unprivileged() -> Task:
 
 def tampering(text: str) -> Task:
     """What it leaves as its result is not what was measured."""
-    vars(child)["leave_result"] = lambda directory, result: (directory / child.RESULT_NAME).write_text(text)
+    vars(child)["write_result"] = lambda directory, result: (directory / child.RESULT_NAME).write_text(text)
     return plain(0.1)
 
 

@@ -86,7 +86,7 @@ def test_a_disk_that_the_task_fills_costs_the_probe_and_is_told() -> None:
         folder = next(entry for entry in home if entry.startswith(b"TMPDIR=")).removeprefix(b"TMPDIR=").decode()
         outcome = opened.outcome(ask("filling", 8, folder=folder))
         assert isinstance(outcome, Infrastructure), outcome
-        assert "could not leave its result" in outcome.detail
+        assert "could not write its result" in outcome.detail
         assert "No space left on device" in outcome.detail
         Path(f"/proc/{opened.process.pid}/root{folder}/ballast").unlink()
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
@@ -184,7 +184,7 @@ from batchcal.measure.obtain import obtain
 from batchcal.measure.result import Need
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 environment = detect()
 chosen = options(environment.memory.limit.value, device="cpu")
 reference = TaskReference(spec="tests.faults.tasks:plain", directory=sys.argv[1])

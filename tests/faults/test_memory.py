@@ -43,7 +43,7 @@ def test_what_a_step_asks_beyond_the_budget_ends_at_the_fence(small: Lab, asked:
     assert isinstance(report.outcome, OutOfMemory)
     assert "rlimit-data" in report.isolation.fence
     # Who comes nearer to the limit in small steps may meet the watchdog first.
-    words = {"fence": "DefaultCPUAllocator", "watchdog": "the memory group reached"}
+    words = {"fence": "DefaultCPUAllocator", "watchdog": "the container or machine used"}
     assert words[report.outcome.source] in report.outcome.detail
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchcal.calibration.schema import Calibration
-from batchcal.guard.launch import Started, ZygoteLauncher
+from batchcal.guard.channel.wire import Channel, Message
+from batchcal.guard.launch import StartedChild, ZygoteLauncher
 from batchcal.guard.outcome import Fits, Infrastructure, KilledFromOutside, TimedOut, UserCodeFailed
-from batchcal.guard.wire import Channel, Message
 from batchcal.measure.children.probe_job import ProbeAnswer
 from tests.faults.lab import ROOT, Lab, ask, gone, kill_group, lab, parent_of, pid_in, waited_for
 from tests.support.guarded import ending_of, launcher
@@ -147,7 +147,7 @@ def test_a_kill_that_comes_late_does_not_meet_the_stranger_who_has_the_pid_now()
         pid = int(str(returned["pid"]))
         stranger = process_with(pid, last)
         try:
-            late = Started(pid, None, Channel(socket.socket()), os.open(os.devnull, os.O_RDONLY), Path("/nowhere"))
+            late = StartedChild(pid, None, Channel(socket.socket()), os.open(os.devnull, os.O_RDONLY), Path("/nowhere"))
             opened.kill(late)
             late.close()
             assert ending_of(opened, "echo", number=1).has_result, "it has read the kill by now"

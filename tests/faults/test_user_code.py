@@ -74,7 +74,7 @@ def test_a_task_that_hangs_while_it_loads_ends_at_that_deadline() -> None:
         failed = opened.examine(ask("hanging", where="load"))
         assert isinstance(failed, Failed)
         assert (failed.type, failed.exit_code) == ("UserCodeError", 5)
-        assert "still in load after 2 s" in failed.what
+        assert "did not finish loading within 2 s" in failed.what
         assert "in hanging" in failed.known
 
 

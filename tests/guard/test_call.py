@@ -29,7 +29,7 @@ def test_the_answer_is_what_the_function_returned() -> None:
 def test_no_answer_says_why(function: Function, arguments: dict[str, int], known: str) -> None:
     with pytest.raises(GuardError) as raised:
         call(function, dict(arguments))
-    assert raised.value.what == f"{name_of(function)} gave no answer"
+    assert raised.value.what == f"{name_of(function)} returned no result"
     assert known in raised.value.known
 
 

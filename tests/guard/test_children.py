@@ -13,6 +13,7 @@ from typing import Literal
 import pytest
 
 from batchcal.core.errors import GuardError
+from batchcal.guard.channel.wire import JSON, Message
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import Launcher
@@ -25,8 +26,7 @@ from batchcal.guard.outcome import (
     TimedOut,
     UserCodeFailed,
 )
-from batchcal.guard.run import Limits
-from batchcal.guard.wire import JSON, Message
+from batchcal.guard.run import ChildLimits
 from tests.support.guarded import ending_of, job, launcher
 
 pytestmark = pytest.mark.child
@@ -135,7 +135,7 @@ def test_a_stopped_child_ends_at_its_deadline_too(opened: Launcher) -> None:
     def stop(message: Message) -> None:
         raise AssertionError("nothing is told")
 
-    limits = Limits(phase_s={"measure": 0.3})
+    limits = ChildLimits(phase_s={"measure": 0.3})
     ending = ending_of(opened, "stop_itself", limits, listen=stop)
     assert isinstance(outcome_of(ending), TimedOut)
 
@@ -162,11 +162,11 @@ def test_a_grandchild_does_not_outlive_a_killed_child(opened: Launcher) -> None:
 
 @pytest.mark.smoke
 def test_openmp_works_in_a_child(opened: Launcher) -> None:
-    assert ending_of(opened, "spawn_threads", Limits(total_s=30)).returned == 512.0**3
+    assert ending_of(opened, "spawn_threads", ChildLimits(total_s=30)).returned == 512.0**3
 
 
 def test_the_fence_turns_too_much_memory_into_python_s_own_error(opened: Launcher) -> None:
-    ending = ending_of(opened, "hold", Limits(allowed_bytes=500 * MIB), bytes=900 * MIB)
+    ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=500 * MIB), bytes=900 * MIB)
     outcome = outcome_of(ending)
     assert ending.armed
     assert isinstance(outcome, OutOfMemory)
@@ -176,13 +176,13 @@ def test_the_fence_turns_too_much_memory_into_python_s_own_error(opened: Launche
 
 @pytest.mark.smoke("outcome:out-of-memory")
 def test_the_fence_turns_too_large_a_tensor_into_torch_s_own_error(opened: Launcher) -> None:
-    outcome = outcome_of(ending_of(opened, "tensors", Limits(allowed_bytes=600 * MIB), bytes=900 * MIB))
+    outcome = outcome_of(ending_of(opened, "tensors", ChildLimits(allowed_bytes=600 * MIB), bytes=900 * MIB))
     assert isinstance(outcome, OutOfMemory)
     assert "DefaultCPUAllocator" in outcome.detail
 
 
 def test_what_stays_inside_the_fence_is_not_disturbed(opened: Launcher) -> None:
-    ending = ending_of(opened, "hold", Limits(allowed_bytes=600 * MIB), bytes=200 * MIB)
+    ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=600 * MIB), bytes=200 * MIB)
     assert ending.returned == {"armed": True, "held": 200 * MIB}
     assert ending.peak_anonymous_bytes >= 200 * MIB
 
@@ -190,12 +190,12 @@ def test_what_stays_inside_the_fence_is_not_disturbed(opened: Launcher) -> None:
 def test_user_code_cannot_raise_the_fence_again(opened: Launcher) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may raise a hard limit")
-    assert ending_of(opened, "raise_limit", Limits(allowed_bytes=600 * MIB)).returned == "refused"
+    assert ending_of(opened, "raise_limit", ChildLimits(allowed_bytes=600 * MIB)).returned == "refused"
 
 
 @pytest.mark.smoke("outcome:out-of-memory")
 def test_the_watchdog_ends_what_is_not_fenced(opened: Launcher) -> None:
-    ending = ending_of(opened, "hold", Limits(allowed_bytes=400 * MIB), bytes=900 * MIB, arm=False, linger_s=5)
+    ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=400 * MIB), bytes=900 * MIB, arm=False, linger_s=5)
     outcome = outcome_of(ending)
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source == "watchdog"
@@ -223,7 +223,7 @@ def test_a_zygote_that_was_killed_is_told_and_its_child_dies_with_it() -> None:
             os.kill(made.overhead_pid, signal.SIGKILL)
 
         ending = ending_of(made, "tell_and_hang", listen=kill_zygote)
-        assert "has died" in ending.infrastructure
+        assert "ended unexpectedly" in ending.infrastructure
         assert gone(int(str(told[0]["pid"])))
         with pytest.raises(GuardError):
             ending_of(made, "echo")

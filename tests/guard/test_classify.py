@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.report import describe
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import LOST, Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, Peak
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 
 BASE = Ending(exit_status=0, phase="measure", phase_limit_s=9.0, output="the end", peak_anonymous_bytes=700)
 ANSWERED = replace(BASE, has_result=True, returned={})

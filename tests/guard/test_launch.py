@@ -16,6 +16,7 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.guard import launch, run
+from batchcal.guard.channel.wire import JSON, Message
 from batchcal.guard.classify import classify
 from batchcal.guard.job import ChildContext, name_of, resolve
 from batchcal.guard.launch import (
@@ -26,8 +27,7 @@ from batchcal.guard.launch import (
     start_environment,
 )
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, Peak, TimedOut, UserCodeFailed
-from batchcal.guard.run import Limits
-from batchcal.guard.wire import JSON, Message
+from batchcal.guard.run import ChildLimits
 from batchcal.machine.allocator import resolve as policy
 from tests.support.guarded import ending_of, job, launcher
 
@@ -86,7 +86,7 @@ def test_a_job_must_be_a_function_of_a_module() -> None:
 
 def test_what_is_no_function_cannot_be_run() -> None:
     with pytest.raises(TypeError):
-        resolve("batchcal.guard.wire:LINE_LIMIT")
+        resolve("batchcal.guard.channel.wire:LINE_LIMIT")
 
 
 @pytest.mark.child
@@ -148,8 +148,8 @@ def test_a_zygote_that_was_stopped_is_told_and_its_child_dies(monkeypatch: pytes
             told.append(message)
             os.kill(zygote, signal.SIGSTOP)
 
-        ending = ending_of(made, "tell_and_hang", Limits(phase_s={"measure": 0.2}), listen=stop)
-        assert "does not answer" in ending.infrastructure
+        ending = ending_of(made, "tell_and_hang", ChildLimits(phase_s={"measure": 0.2}), listen=stop)
+        assert "does not respond" in ending.infrastructure
         assert isinstance(classify(ending, fits), TimedOut)  # which came first
         until = time.monotonic() + 3
         while state_of(int(str(told[0]["pid"]))) != "Z" and time.monotonic() < until:
@@ -171,7 +171,7 @@ def test_a_child_whose_zygote_is_gone_can_still_be_killed() -> None:
         with pytest.raises(GuardError) as raised:
             while not made.poll(child):
                 time.sleep(0.01)
-        assert "has died" in raised.value.what
+        assert "ended unexpectedly" in raised.value.what
         child.close()
 
 
@@ -230,7 +230,7 @@ def test_a_child_that_cannot_leave_its_result_is_no_fault_of_the_user_s(kind: st
     with launcher("zygote" if kind == "zygote" else "spawn") as made:
         outcome = classify(ending_of(made, "lose_directory"), fits)
     assert isinstance(outcome, Infrastructure)
-    assert "could not leave its result" in outcome.detail
+    assert "could not write its result" in outcome.detail
     assert "FileNotFoundError" in outcome.detail
 
 
@@ -242,7 +242,7 @@ def test_a_child_that_closes_its_output_returns_all_the_same(opened: Launcher) -
 @pytest.mark.child
 def test_a_limit_that_the_kernel_does_not_keep_is_not_called_a_fence(monkeypatch: pytest.MonkeyPatch, opened: Launcher) -> None:
     monkeypatch.setattr(run, "arm_data_limit", lambda pid, allowed: True)
-    ending = ending_of(opened, "hold", Limits(allowed_bytes=600 << 20), bytes=32 << 20)
+    ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=600 << 20), bytes=32 << 20)
     assert ending.returned == {"armed": False, "held": 32 << 20}
     assert not ending.armed
     assert "rlimit-data" in ending.missing
@@ -250,11 +250,11 @@ def test_a_limit_that_the_kernel_does_not_keep_is_not_called_a_fence(monkeypatch
 
 @pytest.mark.child
 def test_the_whole_may_take_so_long_whatever_the_phase(opened: Launcher) -> None:
-    ending = ending_of(opened, "hang", Limits(total_s=1.5), limit_s=60)
+    ending = ending_of(opened, "hang", ChildLimits(total_s=1.5), limit_s=60)
     assert ending.killed_for == "deadline"
     assert ending.phase_limit_s == 1.5
     assert ending.wall_s < 30
-    young = ending_of(opened, "hang", Limits(total_s=0.0001), limit_s=60)
+    young = ending_of(opened, "hang", ChildLimits(total_s=0.0001), limit_s=60)
     assert young.killed_for == "deadline", "however early it is asked where it stands"
     assert young.phase_limit_s == 0.0001
 
@@ -284,7 +284,9 @@ def test_an_orphan_that_left_its_group_goes_with_its_child() -> None:
 
 @pytest.mark.child
 def test_a_child_that_is_started_without_a_parent_leaves_at_once() -> None:
-    done = subprocess.run([sys.executable, "-P", "-m", "batchcal.guard.child", "0", "1"], stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "batchcal.guard.children.child", "0", "1"], stdin=subprocess.DEVNULL, check=False
+    )
     assert done.returncode != 0
 
 
@@ -295,7 +297,7 @@ def test_a_zygote_that_still_imports_goes_with_its_parent_and_takes_its_folder(t
     parent = (
         "import socket, subprocess, sys, time\n"
         "ours, theirs = socket.socketpair()\n"
-        f"command = [sys.executable, '-m', 'batchcal.guard.zygote', str(theirs.fileno()), {str(home)!r}, 'torch']\n"
+        f"command = [sys.executable, '-m', 'batchcal.guard.children.zygote', str(theirs.fileno()), {str(home)!r}, 'torch']\n"
         "zygote = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)\n"
         "print(zygote.pid, flush=True)\n"
         "time.sleep(60)\n"

@@ -116,7 +116,7 @@ def members(leader: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(leader.pid).children()
 
 
-@pytest.mark.smoke("job:batchcal.hpo.job:run_trial")
+@pytest.mark.smoke("job:batchcal.hpo.trials.job:run_trial")
 def test_a_study_of_two_trials_is_run_and_complete(home: Path) -> None:
     result = Study(home, "short", trials=2, epochs=1)("hpo run", "--json")
     assert result.returncode == 0, result.stderr
@@ -182,7 +182,7 @@ def test_a_signal_leaves_a_study_that_goes_on(home: Path) -> None:
     _, err = command.communicate(timeout=60)
     assert command.returncode == 130, err
     assert not any(worker.is_running() for worker in workers)
-    assert "the study goes on" in err
+    assert "continues the study" in err
     assert not [trial for trial in study.trials() if trial["state"] == "running"]
     finished = study("hpo run")
     assert finished.returncode == 0, finished.stderr
@@ -263,12 +263,12 @@ def test_q_stops_after_the_trial_that_runs_and_twice_at_once_with_exit_6(home: P
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == code, shown
     told = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
-    assert "the same command goes on" in told
+    assert "the same command continues the study" in told
     if presses == 2:
         assert "q was pressed twice" in told
         assert "try: batchcal hpo run" in told
         return
-    assert "no further trial is begun" in told
+    assert "no new trial will start" in told
     states = {str(trial["state"]) for trial in study.trials()}
     assert "running" not in states
     assert "stopped" not in states
@@ -282,7 +282,7 @@ def test_a_study_with_another_space_is_refused_and_stays_as_it_is(home: Path) ->
     before = study.seen()
     refused = Study(home, "other", trials=4, epochs=2, space=SPACE.replace("0.3", "0.5"))("hpo run")
     assert refused.returncode == 2
-    assert "study 'other' is there, and is another one" in refused.stderr
+    assert "study 'other' exists with other settings" in refused.stderr
     assert "space.learning_rate" in refused.stderr
     assert "--set study=" in refused.stderr
     assert Study(home, "other", trials=2, epochs=2).seen() == before

@@ -9,9 +9,9 @@ import tomli_w
 
 from batchcal.core.errors import UsageError
 from batchcal.hpo.config import as_toml, study_of, with_changes
-from batchcal.hpo.matrix import members
-from batchcal.hpo.space import largest
-from batchcal.workload.config import Config, read_config
+from batchcal.hpo.search.matrix import members
+from batchcal.hpo.search.space import largest
+from batchcal.workload.spec.config import Config, read_config
 
 TEXT = """
 [task]
@@ -64,12 +64,12 @@ def test_four_budgets_and_three_horizons_are_twelve_studies_with_names_of_their_
     ("line", "said"),
     [
         ("trial = 3", "unknown key 'trial' in [hpo] (did you mean trials?)"),
-        ("folds = 1", "folds 1 leaves nothing to train with"),
+        ("folds = 1", "folds = 1 leaves no data for training"),
         ("trials = 0", "trials"),
         ('direction = "up"', "direction"),
         ('pruner = "best"', r"pruner 'best' is not valid"),
         ('budget = "many"', "budget 'many' is not a count"),
-        ('study = "a/b"', "study 'a/b' is no name"),
+        ('study = "a/b"', "study 'a/b' is not a valid name"),
     ],
 )
 def test_what_cannot_be_is_told(tmp_path: Path, line: str, said: str) -> None:
@@ -136,5 +136,5 @@ def test_a_key_of_the_pruner_is_set_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_key_that_the_pruner_would_not_heed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the pruner median takes no patience"):
+    with pytest.raises(UsageError, match="the pruner median does not use patience"):
         study_of(with_changes(a_config(tmp_path), ["pruner.patience=5"]), "study.toml")

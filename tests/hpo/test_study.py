@@ -9,15 +9,15 @@ import pytest
 from optuna.trial import TrialState
 
 from batchcal.core.errors import UsageError
-from batchcal.hpo.again import RETRIES, run_again
 from batchcal.hpo.blueprint import Blueprint
 from batchcal.hpo.config import StudySettings
-from batchcal.hpo.seen import look_at
-from batchcal.hpo.space import read_space
-from batchcal.hpo.storage import absolute_storage, open_storage, without_password
+from batchcal.hpo.search.space import read_space
+from batchcal.hpo.storage.backend import absolute_storage, open_storage, without_password
 from batchcal.hpo.study import make_sampler, open_study, read_study
+from batchcal.hpo.study_status import study_status
+from batchcal.hpo.trials.reruns import RETRIES, run_again
 from batchcal.train.options import TrainOptions
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 
 def a_blueprint(folder: Path, *, low: float = 0.01, epochs: int = 9, **settings: object) -> Blueprint:
@@ -43,7 +43,7 @@ def test_who_joins_finds_what_was_begun(tmp_path: Path, storage: str | None) -> 
     run_one(first)
     second, _ = open_study(blueprint)
     assert len(second.trials) == 1
-    seen = look_at(read_study(blueprint.storage))
+    seen = study_status(read_study(blueprint.storage))
     assert (seen.name, seen.metric, seen.wanted, seen.resource) == ("first", "loss", 2_000, 9)
 
 
@@ -51,12 +51,12 @@ def test_another_space_is_refused_and_so_is_another_training_once_a_trial_ran(tm
     study, _ = open_study(a_blueprint(tmp_path))
     open_study(a_blueprint(tmp_path, metric="mse"))  # nothing ran: what was wrong may be mended
     run_one(study)
-    with pytest.raises(UsageError, match="is another one") as caught:
+    with pytest.raises(UsageError, match="exists with other settings") as caught:
         open_study(a_blueprint(tmp_path))
     assert "metric was" in caught.value.known
-    with pytest.raises(UsageError, match="is another one"):
+    with pytest.raises(UsageError, match="exists with other settings"):
         open_study(a_blueprint(tmp_path, metric="mse", low=0.02))
-    with pytest.raises(UsageError, match="is another one"):
+    with pytest.raises(UsageError, match="exists with other settings"):
         open_study(a_blueprint(tmp_path, metric="mse", epochs=10))
     open_study(a_blueprint(tmp_path, metric="mse", trials=5, pruner={"name": "none"}))
 
@@ -65,7 +65,7 @@ def test_a_space_that_no_trial_ran_with_is_mended_and_the_study_begins_anew(tmp_
     study, _ = open_study(a_blueprint(tmp_path))
     trial = study.ask()
     trial.suggest_float("rate", 0.01, 0.3, log=True)
-    with pytest.raises(UsageError, match="is another one"):
+    with pytest.raises(UsageError, match="exists with other settings"):
         open_study(a_blueprint(tmp_path, low=0.02))  # it runs
     study.tell(trial, state=TrialState.FAIL)
     same, _ = open_study(a_blueprint(tmp_path))
@@ -77,7 +77,7 @@ def test_a_space_that_no_trial_ran_with_is_mended_and_the_study_begins_anew(tmp_
 def test_a_study_of_somebody_else_is_let_be(tmp_path: Path) -> None:
     blueprint = a_blueprint(tmp_path)
     run_one(optuna.create_study(study_name="first", storage=open_storage(blueprint.storage)))
-    with pytest.raises(UsageError, match="batchcal did not begin it"):
+    with pytest.raises(UsageError, match="batchcal did not create it"):
         open_study(blueprint)
 
 
@@ -85,7 +85,7 @@ def test_a_study_of_somebody_else_whose_trials_failed_is_let_be_too(tmp_path: Pa
     blueprint = a_blueprint(tmp_path)
     study = optuna.create_study(study_name="first", storage=open_storage(blueprint.storage))
     study.tell(study.ask(), state=TrialState.FAIL)
-    with pytest.raises(UsageError, match="batchcal did not begin it"):
+    with pytest.raises(UsageError, match="batchcal did not create it"):
         open_study(blueprint)
     assert len(study.get_trials()) == 1
 
@@ -134,7 +134,7 @@ def test_a_trial_that_kills_whoever_runs_it_is_told_as_failed_and_the_study_is_d
         trial.suggest_float("rate", 0.01, 0.3, log=True)
         study.tell(trial, state=TrialState.FAIL)
         run_again(study, study.get_trials()[trial.number])
-    seen = look_at(study)
+    seen = study_status(study)
     assert [one.state for one in seen.trials] == [*["lost"] * RETRIES, "failed"]
     assert seen.trials[-1].facts.kind == "worker-died"
     assert seen.done == seen.wanted == 1

@@ -32,7 +32,7 @@ def task(device=None):
 
 if __name__ == "__main__":
     from batchcal.runtime.batches import MicroBatch
-    from batchcal.train.recovery.parts import Splitter
+    from batchcal.train.recovery.splitter import Splitter
 
     made = task()
     whole = MicroBatch([made.train_data[index] for index in range(3)], 3, (0, 1, 2))

@@ -91,7 +91,7 @@ def test_a_path_of_an_installed_library_is_the_library_s_own_policy(tmp_path: Pa
 def test_a_path_that_cannot_be_preloaded_is_refused(tmp_path: Path) -> None:
     own_library(tmp_path, "/my lib/liballoc.so")
     foreign_library(tmp_path, "/lib/libforeign.so")
-    for path, words in (("/my lib/liballoc.so", "blanks"), ("/lib/libforeign.so", "machine"), ("/lib/gone.so", "no such file")):
+    for path, words in (("/my lib/liballoc.so", "spaces"), ("/lib/libforeign.so", "machine"), ("/lib/gone.so", "no such file")):
         with pytest.raises(UsageError) as caught:
             resolve(path, root=tmp_path)
         assert words in caught.value.known

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.probes import Desk
+from tests.support.probes import Harness
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)

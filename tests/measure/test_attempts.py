@@ -19,13 +19,13 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.measure.attempts import Attempts, Place, decides, detail
-from batchcal.measure.search.capacity import Ask
+from batchcal.measure.attempts import Attempts, SearchTarget, decides, detail
+from batchcal.measure.search.capacity import SizeRequest
 from tests.support.probes import BROKEN, FAILED, FAKE, KILLED, SUSPECT, ScriptedProbe, fits
 
 BUDGET = 800 * MIB
-PLACE = Place("cpu", "default", "train", BUDGET, samples=8)
-ASK = Ask(64, "scale", "because", 330 * MIB)
+PLACE = SearchTarget("cpu", "default", "train", BUDGET, samples=8)
+ASK = SizeRequest(64, "scale", "because", 330 * MIB)
 TIMED_OUT = TimedOut(phase="measure", limit_s=7.0, detail="in step")
 WORKER_DIED = WorkerDied(detail="DataLoader worker (pid 7) exited unexpectedly\nmore")
 SWAPPED = Swapping(swapped_bytes=64 * MIB)
@@ -159,7 +159,7 @@ def test_a_note_is_said_once() -> None:
 def test_the_fence_stands_a_little_above_the_budget_so_that_a_near_miss_can_say_by_how_much() -> None:
     attempts = Kept()
     measured = attempts.run(ASK, PLACE, deadline_s=12.5)
-    request = attempts.scripted.asked[0]
+    request = attempts.scripted.requests[0]
     assert request.budget_bytes == BUDGET
     assert BUDGET < request.allowed_bytes == measured.allowed_bytes
     assert (request.batch, request.samples, request.deadline_s, request.train_batch) == (64, 8, 12.5, None)
@@ -230,13 +230,13 @@ def test_what_told_nothing_about_memory_is_not_recalled_but_stays_on_record(outc
 @pytest.mark.parametrize(
     "place",
     [
-        Place("cuda:0", "default", "train", BUDGET, 8),
-        Place("cpu", "retain", "train", BUDGET, 8),
-        Place("cpu", "default", "eval", BUDGET, 8, train_batch=64),
+        SearchTarget("cuda:0", "default", "train", BUDGET, 8),
+        SearchTarget("cpu", "retain", "train", BUDGET, 8),
+        SearchTarget("cpu", "default", "eval", BUDGET, 8, train_batch=64),
     ],
     ids=["device", "allocator", "mode"],
 )
-def test_what_was_measured_elsewhere_is_not_recalled_here(place: Place) -> None:
+def test_what_was_measured_elsewhere_is_not_recalled_here(place: SearchTarget) -> None:
     assert Kept(past=past_of(fits(64))).recall(place) == []
 
 
@@ -256,12 +256,12 @@ def test_what_was_measured_elsewhere_is_not_recalled_here(place: Place) -> None:
     ],
 )
 def test_a_run_holds_while_the_budget_of_today_would_give_the_same_outcome(outcome: Outcome, budget: int, holds: bool) -> None:
-    recalled = Kept(past=past_of(outcome)).recall(Place("cpu", "default", "train", budget, 8))
+    recalled = Kept(past=past_of(outcome)).recall(SearchTarget("cpu", "default", "train", budget, 8))
     assert bool(recalled) is holds
 
 
 def test_a_run_that_held_more_than_the_budget_of_today_is_recalled_as_one_that_does_not_fit() -> None:
-    (recalled,) = Kept(past=past_of(fits(64, 700 * MIB))).recall(Place("cpu", "default", "train", 699 * MIB, 8))
+    (recalled,) = Kept(past=past_of(fits(64, 700 * MIB))).recall(SearchTarget("cpu", "default", "train", 699 * MIB, 8))
     assert isinstance(recalled.outcome, OutOfMemory)
     assert recalled.outcome.source == "budget"
     assert recalled.outcome.peak == Peak(demand_bytes=700 * MIB)
@@ -270,6 +270,6 @@ def test_a_run_that_held_more_than_the_budget_of_today_is_recalled_as_one_that_d
 def test_what_follows_recalled_runs_gets_a_number_of_its_own() -> None:
     """Else the journal, which knows each number once, would forget it at the next resumption."""
     attempts = Kept(past=past_of(KILLED))
-    attempts.run(Ask(128, "verify", "", 1), PLACE, deadline_s=10)
+    attempts.run(SizeRequest(128, "verify", "", 1), PLACE, deadline_s=10)
     assert [one.sequence for one in attempts.kept] == [3]
     assert [one.sequence for one in attempts.measurements] == [1, 2, 3]

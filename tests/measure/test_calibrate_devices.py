@@ -7,22 +7,22 @@ import pytest
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
-from batchcal.measure.children.probe import LapReport, LapRequest, Observation, ProbeRequest
+from batchcal.measure.children.probe import Observation, ProbeRequest, TimingReport, TimingRequest
 from batchcal.measure.options import options
-from tests.support.probes import Desk, ScriptedProbe, an_accelerator, saved
+from tests.support.probes import Harness, ScriptedProbe, an_accelerator, saved
 
 
-def test_a_device_that_is_not_here_is_a_usage_error_that_lists_what_is(desk: Desk) -> None:
-    desk.environment = desk.environment.model_copy(update={"accelerators": (an_accelerator(),)})
+def test_a_device_that_is_not_here_is_a_usage_error_that_lists_what_is(harness: Harness) -> None:
+    harness.environment = harness.environment.model_copy(update={"accelerators": (an_accelerator(),)})
     with pytest.raises(UsageError) as raised:
-        desk.calibrate(ScriptedProbe(), options(GIB, device="cuda:3"))
-    assert raised.value.known == "devices here: cpu, cuda:0"
+        harness.calibrate(ScriptedProbe(), options(GIB, device="cuda:3"))
+    assert raised.value.known == "devices of this machine: cpu, cuda:0"
 
 
-def test_an_allocator_that_is_not_here_is_refused_before_anything_is_written(desk: Desk) -> None:
+def test_an_allocator_that_is_not_here_is_refused_before_anything_is_written(harness: Harness) -> None:
     with pytest.raises(UsageError):
-        desk.calibrate(ScriptedProbe(), options(GIB, allocator="wonderful"))
-    assert ".batchcal" not in desk.files()
+        harness.calibrate(ScriptedProbe(), options(GIB, allocator="wonderful"))
+    assert ".batchcal" not in harness.files()
 
 
 class TwoDevices(ScriptedProbe):
@@ -39,17 +39,17 @@ class TwoDevices(ScriptedProbe):
         faster = report.outcome.model_copy(update={"samples_per_s": report.outcome.samples_per_s * self._speed})
         return report.model_copy(update={"outcome": faster})
 
-    def lap(self, request: LapRequest) -> LapReport:
-        report = super().lap(request)
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
+        report = super().time_sizes(request)
         if request.device == "cpu":
             return report
-        return LapReport(times=tuple(time.model_copy(update={"step_s": time.step_s / self._speed}) for time in report.times))
+        return TimingReport(times=tuple(time.model_copy(update={"step_s": time.step_s / self._speed}) for time in report.times))
 
 
 @pytest.mark.parametrize(("speed", "chosen"), [(3.0, "cuda:0"), (0.2, "cpu")])
-def test_auto_measures_both_devices_and_says_which_is_faster(desk: Desk, speed: float, chosen: str) -> None:
-    desk.environment = desk.environment.model_copy(update={"accelerators": (an_accelerator(),)})
-    calibration = desk.calibrate(TwoDevices(speed)).calibration
+def test_auto_measures_both_devices_and_says_which_is_faster(harness: Harness, speed: float, chosen: str) -> None:
+    harness.environment = harness.environment.model_copy(update={"accelerators": (an_accelerator(),)})
+    calibration = harness.calibrate(TwoDevices(speed)).calibration
     assert {found.device for found in calibration.findings} == {"cpu", "cuda:0"}
     assert calibration.chosen_device == chosen
     finding = calibration.finding()
@@ -63,44 +63,44 @@ def test_auto_measures_both_devices_and_says_which_is_faster(desk: Desk, speed: 
 @pytest.mark.parametrize(
     ("asked", "measured"), [("cpu", ["cpu"]), ("cuda", ["cuda:0"]), ("cuda:1", ["cuda:1"]), ("auto", ["cpu", "cuda:0"])]
 )
-def test_a_device_that_is_asked_for_is_the_only_one(desk: Desk, asked: str, measured: list[str]) -> None:
+def test_a_device_that_is_asked_for_is_the_only_one(harness: Harness, asked: str, measured: list[str]) -> None:
     cards = (an_accelerator(), an_accelerator(index=1, free_bytes=8 * GIB))
-    desk.environment = desk.environment.model_copy(update={"accelerators": cards})
-    calibration = desk.calibrate(ScriptedProbe(), options(GIB, device=asked)).calibration
+    harness.environment = harness.environment.model_copy(update={"accelerators": cards})
+    calibration = harness.calibrate(ScriptedProbe(), options(GIB, device=asked)).calibration
     assert [budget.device for budget in calibration.budgets] == measured
     assert {one.device for one in calibration.measurements} == set(measured)
 
 
-def test_an_accelerator_s_answer_is_limited_by_its_own_memory(desk: Desk) -> None:
-    desk.environment = desk.environment.model_copy(update={"accelerators": (an_accelerator(),)})
-    finding = desk.calibrate(ScriptedProbe(), options(GIB, device="cuda", time_limit_s=120)).calibration.finding()
+def test_an_accelerator_s_answer_is_limited_by_its_own_memory(harness: Harness) -> None:
+    harness.environment = harness.environment.model_copy(update={"accelerators": (an_accelerator(),)})
+    finding = harness.calibrate(ScriptedProbe(), options(GIB, device="cuda", time_limit_s=120)).calibration.finding()
     assert finding is not None
     assert finding.train.limited_by == "accelerator-memory"
 
 
-def test_a_device_on_which_nothing_fits_leaves_the_other(desk: Desk) -> None:
+def test_a_device_on_which_nothing_fits_leaves_the_other(harness: Harness) -> None:
     full = an_accelerator(free_bytes=16 * MIB)
-    desk.environment = desk.environment.model_copy(update={"accelerators": (full,)})
-    calibration = desk.calibrate(ScriptedProbe()).calibration
+    harness.environment = harness.environment.model_copy(update={"accelerators": (full,)})
+    calibration = harness.calibrate(ScriptedProbe()).calibration
     assert calibration.status == "complete"
     assert calibration.chosen_device == "cpu"
     assert any(note.startswith("cuda:0 under default: nothing fits") for note in calibration.notes)
 
 
-def test_an_allocator_other_than_the_default_is_measured_beside_it(desk: Desk) -> None:
+def test_an_allocator_other_than_the_default_is_measured_beside_it(harness: Harness) -> None:
     """A script that is not re-executed runs under the default."""
     probe = ScriptedProbe()
-    calibration = desk.calibrate(probe, options(GIB, allocator="retain")).calibration
+    calibration = harness.calibrate(probe, options(GIB, allocator="retain")).calibration
     assert probe.examined == [("cpu", "retain"), ("cpu", "default")]
     assert [found.allocator for found in calibration.findings] == ["retain", "default"]
     assert calibration.finding() == calibration.findings[0]
     assert calibration.finding(allocator="default") == calibration.findings[1]
 
 
-def test_where_only_the_default_allocator_fits_its_answer_is_kept(desk: Desk) -> None:
+def test_where_only_the_default_allocator_fits_its_answer_is_kept(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="fence") if request.allocator == "retain" else None)
-    result = desk.calibrate(probe, options(GIB, allocator="retain"))
+    result = harness.calibrate(probe, options(GIB, allocator="retain"))
     found = result.calibration.finding(allocator="default")
     assert found is not None
     assert any("under retain: nothing fits" in note for note in result.calibration.notes)
-    assert saved(desk).findings == (found,)
+    assert saved(harness).findings == (found,)

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.store import NAME
-from batchcal.calibration.undone import Undone
 from batchcal.core.errors import Interrupted, Partial
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.children.probe import ProbeRequest
 from batchcal.measure.options import options
-from tests.support.probes import KILLED, Desk, ScriptedProbe, best_of, saved
+from tests.support.probes import KILLED, Harness, ScriptedProbe, best_of, saved
 
 
-def test_a_time_limit_without_an_answer_is_partial_and_what_there_is_is_saved(desk: Desk) -> None:
-    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=100)
-    result = desk.calibrate(probe)
+def test_a_time_limit_without_an_answer_is_partial_and_what_there_is_is_saved(harness: Harness) -> None:
+    probe = ScriptedProbe(clock=harness.clock, examination_takes_s=100)
+    result = harness.calibrate(probe)
     assert isinstance(result.stopped, Partial)
     assert result.stopped.exit_code == 6
-    assert "scale" in result.stopped.known
+    assert "was next" in result.stopped.known
     assert result.calibration.status == "partial"
     assert result.calibration.finding() is None
-    assert saved(desk) == result.calibration
-    assert desk.journal.exists()
+    assert saved(harness) == result.calibration
+    assert harness.journal.exists()
 
 
-def test_an_examination_that_takes_most_of_the_time_still_leaves_a_verified_answer(desk: Desk) -> None:
+def test_an_examination_that_takes_most_of_the_time_still_leaves_a_verified_answer(harness: Harness) -> None:
     """The share of the search is over by then, the time limit is not."""
-    probe = ScriptedProbe(clock=desk.clock, examination_takes_s=50)
-    result = desk.calibrate(probe)
+    probe = ScriptedProbe(clock=harness.clock, examination_takes_s=50)
+    result = harness.calibrate(probe)
     finding = result.calibration.finding()
     assert result.stopped is None
     assert finding is not None
@@ -37,33 +37,33 @@ def test_an_examination_that_takes_most_of_the_time_still_leaves_a_verified_answ
     assert result.calibration.status == "unsettled"
 
 
-def test_runs_that_tell_nothing_are_no_proof_that_nothing_fits(desk: Desk) -> None:
-    result = desk.calibrate(ScriptedProbe(lambda request, time: KILLED))
+def test_runs_that_tell_nothing_are_no_proof_that_nothing_fits(harness: Harness) -> None:
+    result = harness.calibrate(ScriptedProbe(lambda request, time: KILLED))
     assert isinstance(result.stopped, Partial)
     assert result.calibration.status == "partial"
     assert "inconclusive" in " ".join(left.text for left in result.calibration.undone)
 
 
-def test_a_partial_result_never_replaces_a_calibration(desk: Desk) -> None:
-    desk.calibrate(ScriptedProbe())
-    good = desk.path.read_bytes()
-    result = desk.calibrate(ScriptedProbe(clock=desk.clock, examination_takes_s=100), force=True)
+def test_a_partial_result_never_replaces_a_calibration(harness: Harness) -> None:
+    harness.calibrate(ScriptedProbe())
+    good = harness.path.read_bytes()
+    result = harness.calibrate(ScriptedProbe(clock=harness.clock, examination_takes_s=100), force=True)
     assert isinstance(result.stopped, Partial)
-    assert desk.path.read_bytes() == good
+    assert harness.path.read_bytes() == good
 
 
-def test_a_partial_calibration_is_not_fresh(desk: Desk) -> None:
-    desk.calibrate(ScriptedProbe(clock=desk.clock, examination_takes_s=100))
-    result = desk.calibrate(ScriptedProbe())
+def test_a_partial_calibration_is_not_fresh(harness: Harness) -> None:
+    harness.calibrate(ScriptedProbe(clock=harness.clock, examination_takes_s=100))
+    result = harness.calibrate(ScriptedProbe())
     assert not result.fresh
     assert result.calibration.status == "complete"
-    assert saved(desk) == result.calibration
-    assert not desk.journal.exists()
+    assert saved(harness) == result.calibration
+    assert not harness.journal.exists()
 
 
-def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(desk: Desk) -> None:
-    probe = ScriptedProbe(clock=desk.clock, takes_s=70)
-    result = desk.calibrate(probe)
+def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(harness: Harness) -> None:
+    probe = ScriptedProbe(clock=harness.clock, takes_s=70)
+    result = harness.calibrate(probe)
     finding = result.calibration.finding()
     assert finding is not None
     assert result.stopped is None
@@ -72,13 +72,13 @@ def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(desk: D
     assert finding.train.batch == probe.sizes()[0]
     assert finding.train.undone
     assert {left.part for left in result.calibration.undone} >= {"search"}
-    assert saved(desk) == result.calibration
+    assert saved(harness) == result.calibration
 
 
-def test_max_probes_is_kept(desk: Desk) -> None:
+def test_max_probes_is_kept(harness: Harness) -> None:
     probe = ScriptedProbe()
-    result = desk.calibrate(probe, options(GIB, max_probes=1))
-    assert len(probe.asked) == 1
+    result = harness.calibrate(probe, options(GIB, max_probes=1))
+    assert len(probe.requests) == 1
     assert result.calibration.status == "unsettled"
     finding = result.calibration.finding()
     assert finding is not None
@@ -99,53 +99,53 @@ def interrupting(after: int) -> ScriptedProbe:
     return ScriptedProbe(script)
 
 
-def test_an_interruption_keeps_what_was_verified(desk: Desk) -> None:
+def test_an_interruption_keeps_what_was_verified(harness: Harness) -> None:
     probe = interrupting(2)
-    result = desk.calibrate(probe)
+    result = harness.calibrate(probe)
     assert isinstance(result.stopped, Interrupted)
     assert result.calibration.status == "unsettled"
     assert Undone(part="stopped", text="stopped by signal 2") in result.calibration.undone
-    assert saved(desk) == result.calibration
-    assert desk.journal.exists()
+    assert saved(harness) == result.calibration
+    assert harness.journal.exists()
     assert probe.closed == 1
 
 
-def test_an_interruption_before_anything_was_verified_keeps_the_measurements(desk: Desk) -> None:
-    result = desk.calibrate(interrupting(0))
+def test_an_interruption_before_anything_was_verified_keeps_the_measurements(harness: Harness) -> None:
+    result = harness.calibrate(interrupting(0))
     assert isinstance(result.stopped, Interrupted)
     assert result.calibration.status == "partial"
-    assert saved(desk).status == "partial"
+    assert saved(harness).status == "partial"
 
 
-def test_an_interruption_within_a_search_returns_the_best_so_far(desk: Desk) -> None:
+def test_an_interruption_within_a_search_returns_the_best_so_far(harness: Harness) -> None:
     """The first probe fitted: what was verified is an answer, though the search was not over."""
-    result = desk.calibrate(interrupting(1))
+    result = harness.calibrate(interrupting(1))
     assert isinstance(result.stopped, Interrupted)
     finding = result.calibration.finding()
     assert finding is not None
     assert finding.train.batch == best_of(result.calibration.measurements)
 
 
-def earlier_version(desk: Desk) -> Path:
+def earlier_version(harness: Harness) -> Path:
     """A valid calibration, in the file where earlier versions kept it."""
-    desk.calibrate(ScriptedProbe())
-    return desk.path.rename(desk.path.with_name(NAME))
+    harness.calibrate(ScriptedProbe())
+    return harness.path.rename(harness.path.with_name(NAME))
 
 
-def test_a_calibration_of_an_earlier_version_is_verified_for_a_plan_and_not_measured_again(desk: Desk) -> None:
-    earlier = earlier_version(desk)
-    measured = saved(desk, earlier).measurements
+def test_a_calibration_of_an_earlier_version_is_verified_for_a_plan_and_not_measured_again(harness: Harness) -> None:
+    earlier = earlier_version(harness)
+    measured = saved(harness, earlier).measurements
     probe = ScriptedProbe()
-    result = desk.calibrate(probe, options(GIB, effective_batch=999))
+    result = harness.calibrate(probe, options(GIB, effective_batch=999))
     assert probe.sizes() == []
     assert result.calibration.measurements == measured
-    assert saved(desk).effective_batch == 999
+    assert saved(harness).effective_batch == 999
 
 
-def test_what_was_interrupted_hides_no_valid_calibration(desk: Desk) -> None:
-    earlier = earlier_version(desk)
-    result = desk.calibrate(interrupting(0), force=True)
+def test_what_was_interrupted_hides_no_valid_calibration(harness: Harness) -> None:
+    earlier = earlier_version(harness)
+    result = harness.calibrate(interrupting(0), force=True)
     assert result.calibration.status == "partial"
-    assert not desk.path.exists()
-    assert saved(desk, earlier).status == "complete"
-    assert desk.calibrate(ScriptedProbe()).path == earlier
+    assert not harness.path.exists()
+    assert saved(harness, earlier).status == "complete"
+    assert harness.calibrate(ScriptedProbe()).path == earlier

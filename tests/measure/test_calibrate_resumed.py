@@ -6,12 +6,12 @@ import pytest
 
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Outcome
-from batchcal.measure.children.probe import LapReport, LapRequest, ProbeRequest
+from batchcal.measure.children.probe import ProbeRequest, TimingReport, TimingRequest
 from batchcal.measure.options import options
-from tests.support.probes import Desk, ScriptedProbe
+from tests.support.probes import Harness, ScriptedProbe
 
 
-def broken_off(desk: Desk, after: int) -> list[int]:
+def broken_off(harness: Harness, after: int) -> list[int]:
     """A calibration that dies without a word after so many probes; the sizes that it ran."""
 
     class PowerCut(BaseException):
@@ -26,40 +26,40 @@ def broken_off(desk: Desk, after: int) -> list[int]:
         return None
 
     with pytest.raises(PowerCut):
-        desk.calibrate(ScriptedProbe(script, mapped=True))
+        harness.calibrate(ScriptedProbe(script, mapped=True))
     return ran
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_what_was_measured_before_a_power_cut_is_not_measured_again(desk: Desk, after: int) -> None:
+def test_what_was_measured_before_a_power_cut_is_not_measured_again(harness: Harness, after: int) -> None:
     whole = ScriptedProbe(mapped=True)
-    straight = desk.calibrate(whole, output=desk.folder / "other" / "straight.json").calibration
-    ran = broken_off(desk, after)
+    straight = harness.calibrate(whole, output=harness.folder / "other" / "straight.json").calibration
+    ran = broken_off(harness, after)
     probe = ScriptedProbe(mapped=True)
-    resumed = desk.calibrate(probe).calibration
+    resumed = harness.calibrate(probe).calibration
     assert len(ran) == after
-    assert [request.batch for request in probe.asked] == [request.batch for request in whole.asked][after:]
-    assert len(desk.events("probe_kept")) >= after
+    assert [request.batch for request in probe.requests] == [request.batch for request in whole.requests][after:]
+    assert len(harness.events("probe_kept")) >= after
     assert resumed.finding() == straight.finding()
     assert [one.batch for one in resumed.measurements] == [one.batch for one in straight.measurements]
-    assert not desk.journal.exists()
+    assert not harness.journal.exists()
 
 
-def test_a_second_power_cut_loses_nothing_either(desk: Desk) -> None:
-    first = broken_off(desk, 1)
-    second = broken_off(desk, 1)
-    resumed = desk.calibrate(ScriptedProbe()).calibration
+def test_a_second_power_cut_loses_nothing_either(harness: Harness) -> None:
+    first = broken_off(harness, 1)
+    second = broken_off(harness, 1)
+    resumed = harness.calibrate(ScriptedProbe()).calibration
     assert [one.batch for one in resumed.measurements][:2] == first + second
     assert [one.sequence for one in resumed.measurements] == list(range(1, len(resumed.measurements) + 1))
 
 
-def test_a_resumption_holds_although_others_use_a_little_more_now(desk: Desk) -> None:
-    ran = broken_off(desk, 2)
-    memory = desk.environment.memory
+def test_a_resumption_holds_although_others_use_a_little_more_now(harness: Harness) -> None:
+    ran = broken_off(harness, 2)
+    memory = harness.environment.memory
     less = memory.model_copy(update={"available_bytes": 850 * MIB + int(0.15 * GIB)})
-    desk.environment = desk.environment.model_copy(update={"memory": less})
+    harness.environment = harness.environment.model_copy(update={"memory": less})
     probe = ScriptedProbe()
-    resumed = desk.calibrate(probe).calibration
+    resumed = harness.calibrate(probe).calibration
     budget, finding = resumed.budget(), resumed.finding()
     assert budget is not None
     assert finding is not None
@@ -68,24 +68,24 @@ def test_a_resumption_holds_although_others_use_a_little_more_now(desk: Desk) ->
     assert ran[0] not in probe.sizes()
 
 
-def test_force_begins_from_the_beginning(desk: Desk) -> None:
-    broken_off(desk, 2)
+def test_force_begins_from_the_beginning(harness: Harness) -> None:
+    broken_off(harness, 2)
     probe = ScriptedProbe()
-    desk.calibrate(probe, force=True)
+    harness.calibrate(probe, force=True)
     assert len(probe.sizes()) == 2
-    assert desk.events("probe_kept") == []
+    assert harness.events("probe_kept") == []
 
 
-def test_a_race_of_policies_before_a_power_cut_is_not_run_again(desk: Desk) -> None:
+def test_a_race_of_policies_before_a_power_cut_is_not_run_again(harness: Harness) -> None:
     class PowerCut(BaseException):
         pass
 
     class Counting(ScriptedProbe):
         laps = 0
 
-        def lap(self, request: LapRequest) -> LapReport:
+        def time_sizes(self, request: TimingRequest) -> TimingReport:
             self.laps += 1
-            return super().lap(request)
+            return super().time_sizes(request)
 
     def cut(request: ProbeRequest, time: int) -> Outcome | None:
         raise PowerCut
@@ -93,9 +93,9 @@ def test_a_race_of_policies_before_a_power_cut_is_not_run_again(desk: Desk) -> N
     raced = options(GIB, allocator="auto", objective="throughput")
     first = Counting(cut, mapped=True)
     with pytest.raises(PowerCut):
-        desk.calibrate(first, raced)
+        harness.calibrate(first, raced)
     second = Counting(mapped=True)
-    calibration = desk.calibrate(second, raced).calibration
+    calibration = harness.calibrate(second, raced).calibration
     assert first.laps >= len(calibration.speeds) > 1
     assert second.laps == 1  # of threads, after the capacities
-    assert desk.events("race_kept") == [{"device": "cpu", "allocator": calibration.allocator}]
+    assert harness.events("race_kept") == [{"device": "cpu", "allocator": calibration.allocator}]

@@ -8,7 +8,7 @@ import pytest
 
 from batchcal.core.errors import NotSaved
 from batchcal.core.lock import Lock
-from tests.support.probes import Desk, ScriptedProbe
+from tests.support.probes import Harness, ScriptedProbe
 
 
 @pytest.fixture
@@ -23,35 +23,35 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_what_cannot_be_saved_is_returned_with_the_reason(desk: Desk) -> None:
-    result = desk.calibrate(ScriptedProbe())
+def test_what_cannot_be_saved_is_returned_with_the_reason(harness: Harness) -> None:
+    result = harness.calibrate(ScriptedProbe())
     assert result.path is None
     assert isinstance(result.not_saved, NotSaved)
     assert result.not_saved.exit_code == 7
     assert "disk is full" in result.not_saved.known
     assert result.calibration.status == "complete"
-    assert any("no journal" in notice for notice in result.notices)
+    assert any("no journal could be written" in notice for notice in result.notices)
 
 
-def test_a_journal_that_fails_later_costs_the_journal_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_that_fails_later_costs_the_journal_only(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("batchcal.calibration.journal.write_all", refuse)
-    result = desk.calibrate(ScriptedProbe())
+    result = harness.calibrate(ScriptedProbe())
     assert result.calibration.status == "complete"
     assert any("the journal could not be written: the disk is full" in notice for notice in result.notices)
 
 
-def test_a_calibration_that_another_made_while_we_waited_is_ours(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_that_another_made_while_we_waited_is_ours(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas on one volume: the second waits for the first and takes what it made."""
-    made = desk.calibrate(ScriptedProbe()).calibration
-    data = desk.path.read_bytes()
-    desk.path.unlink()
+    made = harness.calibrate(ScriptedProbe()).calibration
+    data = harness.path.read_bytes()
+    harness.path.unlink()
     acquire = Lock.acquire
 
     def finished_by_another(self: Lock, **asked: object) -> object:
-        desk.path.write_bytes(data)
+        harness.path.write_bytes(data)
         wait_s, done = asked["wait_s"], asked["done"]
         assert isinstance(wait_s, float)
         assert callable(done)
@@ -59,17 +59,17 @@ def test_a_calibration_that_another_made_while_we_waited_is_ours(desk: Desk, mon
 
     monkeypatch.setattr(Lock, "acquire", finished_by_another)
     probe = ScriptedProbe()
-    result = desk.calibrate(probe)
+    result = harness.calibrate(probe)
     assert result.fresh
     assert result.calibration == made
-    assert probe.asked == []
+    assert probe.requests == []
 
 
-def test_without_a_lock_it_measures_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_lock_it_measures_and_says_so(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(self: object, **asked: object) -> None:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
-    result = desk.calibrate(ScriptedProbe())
+    result = harness.calibrate(ScriptedProbe())
     assert result.calibration.status == "complete"
     assert any("no lock" in notice for notice in result.notices)

@@ -10,9 +10,9 @@ import pytest
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.locate import path_of
 from batchcal.calibration.store import Loaded, journal_path, load
-from batchcal.cli.calibrating import Destination, calibrated
-from batchcal.cli.desk import Desk
-from batchcal.cli.voice import Voice
+from batchcal.cli.commands.calibration import Destination, obtain_calibration
+from batchcal.cli.invocation import Invocation
+from batchcal.cli.output.messages import Messages
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB
 from batchcal.detect.detect import detect
@@ -21,7 +21,7 @@ from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.measure.result import Need
 from batchcal.values.settings import Settings
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 DAMAGED = pytest.mark.parametrize("damaged", [b"\0" * 512, b'{"batchcal": "0.', b""], ids=["zeros", "cut", "empty"])
 
@@ -46,12 +46,14 @@ def damage(path: Path, content: bytes) -> None:
 def test_the_file_at_the_default_place(reference: TaskReference, tmp_path: Path, damaged: bytes) -> None:
     path = path_of(reference, {})
     damage(path, damaged)
-    desk = Desk(settings=Settings(flags={"memory_limit": "2GiB"}, environ={}), reference=reference, directory=tmp_path)
-    assert calibrated(desk, Need(), Voice(quiet=True)).path == path
+    invocation = Invocation(
+        settings=Settings(flags={"memory_limit": "2GiB"}, environ={}), reference=reference, directory=tmp_path
+    )
+    assert obtain_calibration(invocation, Need(), Messages(quiet=True)).path == path
     assert isinstance(load(path, trust=find_trust(os.environ)), Loaded)
     damage(path, b"\0" * 512)
     with pytest.raises(UsageError, match="not a calibration"):
-        calibrated(desk, Need(), Voice(quiet=True), destination=Destination(path))
+        obtain_calibration(invocation, Need(), Messages(quiet=True), destination=Destination(path))
 
 
 @DAMAGED

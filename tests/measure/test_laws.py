@@ -11,24 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcal.calibration.keys import find_trust
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Calibration, Mode
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.calibration.store import Loaded, load
 from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, KIB, MIB
 from batchcal.guard.outcome import Fits, Outcome
 from batchcal.measure.children.probe import (
     Examination,
-    LapReport,
-    LapRequest,
     Observation,
     ProbeRequest,
     RehearsalRequest,
+    TimingReport,
+    TimingRequest,
 )
 from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.options import options
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
-from tests.support.probes import BROKEN, KILLED, SUSPECT, Desk, MachineProbe
+from tests.support.probes import BROKEN, KILLED, SUSPECT, Harness, MachineProbe
 
 MISHAPS: tuple[Outcome, ...] = (KILLED, BROKEN, SUSPECT)
 
@@ -83,14 +83,14 @@ def test_the_answer_was_run_within_the_budget_and_the_status_is_true(
     *, probe: Mishaps, multiple_of: int, max_batch: int | None, max_probes: int | None
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        desk = Desk(Path(folder))
+        harness = Harness(Path(folder))
         asked = options(GIB, multiple_of=multiple_of, max_batch=max_batch, max_probes=max_probes)
         try:
-            result = desk.calibrate(probe, asked)
+            result = harness.calibrate(probe, asked)
         except NothingFits as error:
             assert_nothing_fits(probe, error, multiple_of, max_batch)
             return
-        on_disk = load(desk.path, trust=find_trust({}))
+        on_disk = load(harness.path, trust=find_trust({}))
     assert isinstance(on_disk, Loaded)
     assert on_disk.calibration == result.calibration
     assert_true(result.calibration)
@@ -103,7 +103,7 @@ def test_the_answer_was_run_within_the_budget_and_the_status_is_true(
 
 def assert_nothing_fits(probe: Mishaps, error: NothingFits, multiple_of: int, max_batch: int | None) -> None:
     """The smallest size was really run, and it is the machine that does not hold it."""
-    smallest = min(request.batch for request in probe.asked)
+    smallest = min(request.batch for request in probe.requests)
     assert smallest <= multiple_of
     assert all(part for part in (error.what, error.known, error.try_))
 
@@ -164,8 +164,8 @@ class Cutting:
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
         return self._probe.sizes_that_run(device, allocator, sizes, limit_s)
 
-    def obey(self, rule: SizeRule) -> None:
-        self._probe.obey(rule)
+    def set_size_rule(self, rule: SizeRule) -> None:
+        self._probe.set_size_rule(rule)
 
     def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
         if isinstance(request, ProbeRequest):
@@ -177,8 +177,8 @@ class Cutting:
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
 
-    def lap(self, request: LapRequest) -> LapReport:
-        return self._probe.lap(request)
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
+        return self._probe.time_sizes(request)
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
         return self._probe.try_workers(request)
@@ -197,14 +197,14 @@ def test_a_calibration_that_is_cut_off_again_and_again_gives_an_answer_at_least_
 ) -> None:
     cutting = Cutting(probe)
     with tempfile.TemporaryDirectory() as folder:
-        desk = Desk(Path(folder))
+        harness = Harness(Path(folder))
         accepted = 0
         for kill in [*kills, 100]:
             cutting.left = kill
             try:
-                calibration = desk.calibrate(cutting).calibration
+                calibration = harness.calibrate(cutting).calibration
             except Cut:
-                accepted = _accepted(desk)
+                accepted = _accepted(harness)
             except NothingFits:
                 assert accepted == 0
                 return
@@ -218,7 +218,7 @@ def test_a_calibration_that_is_cut_off_again_and_again_gives_an_answer_at_least_
                 return
 
 
-def _accepted(desk: Desk) -> int:
+def _accepted(harness: Harness) -> int:
     """The largest training batch that was told to have fitted, over all lives."""
-    fitted = [fields for fields in desk.events("probe_ended") if (fields["mode"], fields["outcome"]) == ("train", "fits")]
+    fitted = [fields for fields in harness.events("probe_ended") if (fields["mode"], fields["outcome"]) == ("train", "fits")]
     return max((batch for fields in fitted if isinstance(batch := fields["batch"], int)), default=0)

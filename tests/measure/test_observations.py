@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchcal.calibration.keys import Trust
-from batchcal.calibration.setup_runs import Quantiles
+from batchcal.calibration.records.setup_runs import Quantiles
 from batchcal.calibration.store import Loaded, load, save
 from batchcal.core.units import MIB
+from batchcal.guard.children.report import HEADLINE_LIMIT, TEXT_LIMIT
 from batchcal.guard.outcome import OutOfMemory, TimedOut, UserCodeFailed
-from batchcal.guard.report import HEADLINE_LIMIT, TEXT_LIMIT
 from batchcal.measure.observations import CUT, summed_up, with_bounded_evidence
 from tests.support.calibrations import a_calibration, fits, measurement
 

@@ -10,45 +10,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Calibration, Options
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
 from batchcal.measure.task_sizes import TRIAL_STEPS, numbers_in
-from batchcal.plan.division import DivisionRefused
+from batchcal.plan.division.rules import DivisionRefused
 from batchcal.plan.make import own_plan, plan_to_show
-from tests.support.probes import Desk, saved
+from tests.support.probes import Harness, saved
 
 Takes = Callable[[int, int], bool]
 
 
-def calibrated(desk: Desk, takes: Takes, asked: Options | None = None) -> tuple[Calibration, FakeProbe]:
+def calibrated(harness: Harness, takes: Takes, asked: Options | None = None) -> tuple[Calibration, FakeProbe]:
     probe = FakeProbe(takes=takes)
-    return desk.calibrate(probe, asked).calibration, probe
+    return harness.calibrate(probe, asked).calibration, probe
 
 
 @pytest.fixture
-def capacity(desk: Desk) -> int:
+def capacity(harness: Harness) -> int:
     """Of the same machine, for a task that takes every size."""
-    finding = desk.calibrate(FakeProbe(), options(GIB), output=desk.folder / "every.json").calibration.finding()
+    finding = harness.calibrate(FakeProbe(), options(GIB), output=harness.folder / "every.json").calibration.finding()
     assert finding is not None
     return finding.train.batch
 
 
 RULES: list[tuple[str, Takes, str]] = [
-    ("even", lambda size, warm_up: size % 2 == 0, "takes only even batches"),
-    ("multiples", lambda size, warm_up: size % 12 == 0, "takes only batches that are multiples of 12"),
-    ("at least", lambda size, warm_up: size >= 20, "takes only batches of 20 or more"),
-    ("stateful", lambda size, warm_up: size == warm_up, "takes batches of one size only in a process"),
-    ("fixed", lambda size, warm_up: size == 32, "takes only batches of 32"),
+    ("even", lambda size, warm_up: size % 2 == 0, "accepts only even batches"),
+    ("multiples", lambda size, warm_up: size % 12 == 0, "accepts only batches that are multiples of 12"),
+    ("at least", lambda size, warm_up: size >= 20, "accepts only batches of 20 or more"),
+    ("stateful", lambda size, warm_up: size == warm_up, "accepts only one batch size per process"),
+    ("fixed", lambda size, warm_up: size == 32, "accepts only batches of 32"),
 ]
 
 
 @pytest.mark.parametrize(("takes", "text"), [(takes, text) for _, takes, text in RULES], ids=[name for name, _, _ in RULES])
-def test_the_rule_is_found_and_every_size_of_the_result_obeys_it(desk: Desk, capacity: int, takes: Takes, text: str) -> None:
-    calibration, _ = calibrated(desk, takes)
+def test_the_rule_is_found_and_every_size_of_the_result_obeys_it(
+    harness: Harness, capacity: int, takes: Takes, text: str
+) -> None:
+    calibration, _ = calibrated(harness, takes)
     finding, rule = calibration.finding(), calibration.size_rule
     assert finding is not None
     assert finding.eval is not None
@@ -91,7 +93,7 @@ def test_whatever_the_rule_is_the_answer_obeys_it_and_is_near_the_capacity(
     for task in (takes, None):
         with tempfile.TemporaryDirectory() as folder:
             probe = FakeProbe(takes=task, bytes_per_sample=per_sample, eval_samples=eval_samples)
-            answers.append(Desk(Path(folder)).calibrate(probe).calibration)
+            answers.append(Harness(Path(folder)).calibrate(probe).calibration)
     calibration, free = answers
     finding, unbound = calibration.finding(), free.finding()
     assert finding is not None
@@ -106,25 +108,25 @@ def test_whatever_the_rule_is_the_answer_obeys_it_and_is_near_the_capacity(
     assert all(one.fits for one in calibration.rehearsals)
 
 
-def test_where_time_ends_the_trials_only_sizes_that_ran_are_used_and_the_rule_says_so(desk: Desk) -> None:
+def test_where_time_ends_the_trials_only_sizes_that_ran_are_used_and_the_rule_says_so(harness: Harness) -> None:
     """The examination knows that 32 runs and 2 does not; no trial is left."""
-    calibration, probe = calibrated(desk, lambda size, warm_up: size % 16 == 0 and size > 16, options(GIB, max_probes=2))
+    calibration, probe = calibrated(harness, lambda size, warm_up: size % 16 == 0 and size > 16, options(GIB, max_probes=2))
     finding, rule = calibration.finding(), calibration.size_rule
     assert finding is not None
     assert rule is not None
     assert rule.assumed
-    assert "as far as there was time" in rule.sentence
-    assert all(request.batch % 32 == 0 for request in probe.asked if request.samples > TRIAL_STEPS)
+    assert "time ran out" in rule.sentence
+    assert all(request.batch % 32 == 0 for request in probe.requests if request.samples > TRIAL_STEPS)
 
 
-def test_a_task_that_takes_every_size_costs_no_trial(desk: Desk) -> None:
-    calibration, _ = calibrated(desk, lambda size, warm_up: True)
+def test_a_task_that_takes_every_size_costs_no_trial(harness: Harness) -> None:
+    calibration, _ = calibrated(harness, lambda size, warm_up: True)
     assert calibration.size_rule is None
     assert all(one.phase != "refusal" for one in calibration.measurements)
 
 
-def test_an_error_that_only_large_sizes_raise_ends_with_the_largest_that_works(desk: Desk) -> None:
-    calibration, _ = calibrated(desk, lambda size, warm_up: size <= 100)
+def test_an_error_that_only_large_sizes_raise_ends_with_the_largest_that_works(harness: Harness) -> None:
+    calibration, _ = calibrated(harness, lambda size, warm_up: size <= 100)
     finding, rule = calibration.finding(), calibration.size_rule
     assert finding is not None
     assert rule is not None
@@ -134,9 +136,9 @@ def test_an_error_that_only_large_sizes_raise_ends_with_the_largest_that_works(d
     assert not rule.restricts
 
 
-def test_sizes_that_follow_no_rule_end_with_the_largest_that_ran_below_a_refusal(desk: Desk, capacity: int) -> None:
+def test_sizes_that_follow_no_rule_end_with_the_largest_that_ran_below_a_refusal(harness: Harness, capacity: int) -> None:
     """Powers of two: halving from a refused size misses nearly all of them, a trial near it finds one."""
-    calibration, _ = calibrated(desk, lambda size, warm_up: size & (size - 1) == 0)
+    calibration, _ = calibrated(harness, lambda size, warm_up: size & (size - 1) == 0)
     finding = calibration.finding()
     assert finding is not None
     assert finding.train.batch > capacity / 4
@@ -144,10 +146,10 @@ def test_sizes_that_follow_no_rule_end_with_the_largest_that_ran_below_a_refusal
 
 
 @pytest.mark.parametrize(("multiple", "most"), [(2, None), (32, 32), (32, None)])
-def test_a_given_multiple_is_obeyed_by_every_size(desk: Desk, multiple: int, most: int | None) -> None:
+def test_a_given_multiple_is_obeyed_by_every_size(harness: Harness, multiple: int, most: int | None) -> None:
     """A multiple of 32 where only 32 runs needs --max-batch 32 too, or finds that out."""
     takes: Takes = lambda size, warm_up: size % 2 == 0 if multiple == 2 else size == 32  # noqa: E731
-    calibration, probe = calibrated(desk, takes, options(GIB, multiple_of=multiple, max_batch=most))
+    calibration, probe = calibrated(harness, takes, options(GIB, multiple_of=multiple, max_batch=most))
     finding = calibration.finding()
     assert finding is not None
     assert finding.eval is not None
@@ -155,24 +157,24 @@ def test_a_given_multiple_is_obeyed_by_every_size(desk: Desk, multiple: int, mos
     assert finding.eval.batch % multiple == 0
     assert calibration.size_rule is not None
     assert calibration.size_rule.restricts
-    assert all(request.batch % multiple == 0 for request in probe.asked if request.samples > 2)
+    assert all(request.batch % multiple == 0 for request in probe.requests if request.samples > 2)
     assert all(one.fits for one in calibration.rehearsals)
 
 
-def test_a_given_multiple_that_the_task_does_not_need_is_no_rule_of_the_task(desk: Desk) -> None:
-    calibration, _ = calibrated(desk, lambda size, warm_up: True, options(GIB, multiple_of=8))
+def test_a_given_multiple_that_the_task_does_not_need_is_no_rule_of_the_task(harness: Harness) -> None:
+    calibration, _ = calibrated(harness, lambda size, warm_up: True, options(GIB, multiple_of=8))
     assert calibration.size_rule is None
 
 
-def test_a_single_size_that_no_attempt_hits_is_an_error_that_names_the_flags(desk: Desk) -> None:
+def test_a_single_size_that_no_attempt_hits_is_an_error_that_names_the_flags(harness: Harness) -> None:
     with pytest.raises(UserCodeError) as raised:
-        calibrated(desk, lambda size, warm_up: size == 333)
+        calibrated(harness, lambda size, warm_up: size == 333)
     assert raised.value.exit_code == 5
     assert "--multiple-of N --max-batch N" in raised.value.try_
 
 
-def test_that_size_works_with_the_flags(desk: Desk) -> None:
-    calibration, _ = calibrated(desk, lambda size, warm_up: size == 333, options(GIB, multiple_of=333, max_batch=333))
+def test_that_size_works_with_the_flags(harness: Harness) -> None:
+    calibration, _ = calibrated(harness, lambda size, warm_up: size == 333, options(GIB, multiple_of=333, max_batch=333))
     finding = calibration.finding()
     assert finding is not None
     assert finding.eval is not None
@@ -191,19 +193,19 @@ def test_numbers_of_an_error_message_are_tried_as_sizes(text: str, numbers: tupl
     assert numbers_in(text) == numbers
 
 
-def test_a_calibration_whose_rule_is_known_rehearses_another_plan_by_it(desk: Desk) -> None:
+def test_a_calibration_whose_rule_is_known_rehearses_another_plan_by_it(harness: Harness) -> None:
     takes: Takes = lambda size, warm_up: size % 32 == 0  # noqa: E731
-    calibrated(desk, takes)
-    calibration, _ = calibrated(desk, takes, options(GIB, effective_batch=96))
+    calibrated(harness, takes)
+    calibration, _ = calibrated(harness, takes, options(GIB, effective_batch=96))
     assert calibration.rehearsals[-1].fits
     assert sum(calibration.rehearsals[-1].settings.micro_batches) == 96
 
 
-def test_an_effective_batch_that_the_task_does_not_take_ends_with_a_usable_calibration(desk: Desk) -> None:
-    result = desk.calibrate(FakeProbe(takes=lambda size, warm_up: size % 32 == 0), options(GIB, effective_batch=100))
+def test_an_effective_batch_that_the_task_does_not_take_ends_with_a_usable_calibration(harness: Harness) -> None:
+    result = harness.calibrate(FakeProbe(takes=lambda size, warm_up: size % 32 == 0), options(GIB, effective_batch=100))
     assert isinstance(result.stopped, DivisionRefused)
     assert result.stopped.exit_code == 2
     assert "--effective-batch 96" in result.stopped.try_
-    plan, refused = plan_to_show(saved(desk))
+    plan, refused = plan_to_show(saved(harness))
     assert plan.micro_batch % 32 == 0
     assert "an effective batch of 100" in refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.time_slices import TimeSlice
+from batchcal.calibration.records.time_slices import TimeSlice
 from batchcal.core.clock import ManualClock
 from batchcal.measure.time_slices import TimeSlices
 from tests.support.calibrations import MADE_AT
@@ -23,7 +23,7 @@ def test_a_part_within_another_counts_for_itself_alone_and_pieces_add_up() -> No
     with slices.spent_on("worker-trial"):
         clock.move(32)
 
-    assert slices.told() == (
+    assert slices.durations() == (
         TimeSlice(part="threads-and-workers", wall_s=10),
         TimeSlice(part="worker-trial", wall_s=36),
     )
@@ -36,4 +36,4 @@ def test_a_part_that_fails_is_counted_too() -> None:
         clock.move(3)
         raise ValueError("no")
 
-    assert slices.told() == (TimeSlice(part="rehearsal", wall_s=3),)
+    assert slices.durations() == (TimeSlice(part="rehearsal", wall_s=3),)

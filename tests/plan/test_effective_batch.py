@@ -81,7 +81,7 @@ def test_a_calibration_is_rehearsed_for_the_tasks_own_effective_batch() -> None:
 
 def test_load_plan_reads_the_variable_and_the_projects_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from batchcal.values.settings import PlanSettings, Settings
-    from batchcal.workload.config import project_source
+    from batchcal.workload.spec.config import project_source
 
     (tmp_path / ".git").mkdir()
     (tmp_path / "pyproject.toml").write_text("[tool.batchcal.plan]\neffective_batch = 32\n")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.speed import Speeds
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.calibration.schema import Budget, Calibration, Capacity, Finding
-from batchcal.calibration.speed import Speeds
-from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Fact, SharedMemory
@@ -94,7 +94,7 @@ def test_the_predicted_peak_is_never_below_a_run_of_at_most_that_size() -> None:
 def test_evaluation_counts_towards_the_peak() -> None:
     plan = make_plan(a_calibration(), effective_batch=8)
     assert plan.predicted_peak_bytes == 401 * MIB
-    assert "evaluating 360" in plan.why["predicted_peak_bytes"]
+    assert "an evaluation batch of 360" in plan.why["predicted_peak_bytes"]
 
 
 def test_without_a_measured_evaluation_it_uses_what_training_can() -> None:
@@ -190,7 +190,7 @@ def test_there_is_no_plan_from_a_calibration_that_verified_nothing() -> None:
 def test_less_free_memory_than_the_plan_needs_is_said() -> None:
     assert make_plan(a_calibration(), effective_batch=TRAIN_CAPACITY, free_bytes_now=GIB).notices == ()
     (notice,) = make_plan(a_calibration(), effective_batch=TRAIN_CAPACITY, free_bytes_now=300 * MIB).notices
-    assert "300 MiB are free now" in notice
+    assert "only 300 MiB are free now" in notice
     assert "822 MiB" in notice or "823 MiB" in notice
 
 
@@ -286,7 +286,7 @@ def test_workers_are_started_as_the_trial_found_and_hold_what_they_come_to_hold(
 def test_at_the_capacity_no_memory_is_left_for_workers_that_were_not_measured() -> None:
     plan = make_plan(a_calibration(**wide_machine()))
     assert plan.num_workers == 0
-    assert "left beside the training" in plan.why["num_workers"]
+    assert "the training leaves" in plan.why["num_workers"]
 
 
 def test_workers_that_were_measured_are_planned_since_their_memory_is_in_the_peak() -> None:
@@ -312,7 +312,7 @@ def test_fewer_workers_are_planned_where_memory_is_there_for_fewer() -> None:
     # 401 MiB at its peak (evaluation), 839 MiB of budget: fresh interpreters of 160 MiB fit twice, forked ones three times.
     plan = make_plan(a_calibration(**wide_machine(python="3.14.1")), effective_batch=64)
     assert plan.num_workers == 2
-    assert plan.why["num_workers"] == "3 suit 8 cores; memory is there for 2"
+    assert plan.why["num_workers"] == "8 cores have room for 3 workers; memory has room for only 2"
 
 
 def test_without_a_dev_shm_only_memory_bounds_the_workers() -> None:
@@ -382,7 +382,7 @@ def test_for_throughput_the_fastest_size_is_taken_and_not_the_largest() -> None:
     assert (plan.objective, plan.limited_by) == ("throughput", "speed")
     assert plan.predicted_samples_per_s == pytest.approx(512 / (512 / 1100 + 0.001))
     assert plan.why["micro_batch"] == "the fastest size that was timed is 128"
-    assert plan.why["limited_by"] == "larger ones train slower"
+    assert plan.why["limited_by"] == "larger micro-batches train slower"
     assert make_plan(raced((64, 900.0), (128, 1100.0)), effective_batch=512).micro_batches == (512,)
 
 

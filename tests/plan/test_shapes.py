@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.shape import ShapeEstimate
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Calibration
-from batchcal.calibration.shape import ShapeEstimate
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.core.errors import NoCalibration
 from batchcal.core.units import GIB, MIB
 from batchcal.plan.shapes import predict_shapes
-from tests.plan.test_division import COUPLED
+from tests.plan.division.test_rules import COUPLED
 from tests.support.calibrations import TRAIN_CAPACITY, a_calibration
 
 
@@ -47,7 +47,7 @@ def test_a_larger_shape_takes_smaller_micro_batches_for_the_same_effective_batch
 def test_what_does_not_fit_or_was_not_traced_says_so() -> None:
     untraced = ShapeEstimate(arguments={"a": 1}, parameters=0, static_bytes=0, gradient_bytes=0, points=(), why="no head")
     _, huge, odd = predict_shapes(asked(shape(1.0, 2 * GIB // MIB, n_layers=256), untraced))
-    assert (huge.micro_batch, huge.predicted_peak_bytes, huge.why) == (0, None, "not even one sample is predicted to fit")
+    assert (huge.micro_batch, huge.predicted_peak_bytes, huge.why) == (0, None, "the prediction is that not even one sample fits")
     assert (odd.micro_batch, odd.why) == (0, "no head")
 
 
@@ -57,14 +57,14 @@ def test_sizes_follow_the_rule_of_the_task() -> None:
     assert (large.micro_batch, large.accumulation_steps) == (24, 9)
     _, large = predict_shapes(even, effective_batch=201)
     assert (large.micro_batch, large.accumulation_steps) == (0, 0)
-    assert large.why == "no micro-batches that the task takes make an effective batch of 201"
+    assert large.why == "no micro-batches that the task accepts add up to an effective batch of 201"
 
 
 def test_a_batch_that_must_not_be_divided_is_not() -> None:
     whole = asked(shape(10.0, 300, d_model=512)).model_copy(update={"promises": (COUPLED,)})
     _, large = predict_shapes(whole, effective_batch=200)
     assert (large.micro_batch, large.accumulation_steps) == (0, 0)
-    assert large.why == "an effective batch of 200 does not fit undivided, and micro-batches would train something else"
+    assert large.why == "an effective batch of 200 does not fit undivided, and dividing it would change the training"
 
 
 def test_where_none_was_asked_about_it_says_how() -> None:

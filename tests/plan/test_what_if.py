@@ -68,7 +68,7 @@ def test_a_container_below_the_base_holds_nothing_and_says_why() -> None:
     for prediction in (small, none):
         assert (prediction.micro_batch, prediction.accumulation_steps, prediction.predicted_peak_bytes) == (0, 0, None)
         assert "one sample needs 269 MiB" in prediction.why
-    assert "0 B would be left" in none.why
+    assert "0 B would be available" in none.why
 
 
 @pytest.mark.parametrize("reason", ["dataset", "model", "max-batch"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.pipeline import LoaderConfig, LoaderTiming, PipelineResult
+from batchcal.calibration.records.pipeline import LoaderConfig, LoaderTiming, PipelineResult
 from batchcal.calibration.schema import Calibration
 from batchcal.core.units import GIB
 from batchcal.plan.workers import choose_workers
@@ -34,7 +34,7 @@ def chosen(calibration: Calibration, *, rate: float | None = 100.0, device: str 
 def test_light_data_is_fetched_by_the_training_itself() -> None:
     count, prefetch, why = chosen(measured(timing(0, 2000), timing(1, 1900), timing(2, 3500)))
     assert (count, prefetch) == (0, None)
-    assert why == "fetching takes 5% of a step: workers would gain 3% at most"
+    assert why == "fetching takes 5% of a step: workers would gain at most 3%"
 
 
 def test_on_two_cores_data_must_be_heavy() -> None:
@@ -59,14 +59,14 @@ def test_workers_that_could_not_be_run_are_not_planned() -> None:
     assert chosen(measured(timing(0, 110), timing(1, None), timing(2, None))) == (
         0,
         None,
-        "fetching takes 91% of a step, and no worker could be tried",
+        "fetching takes 91% of a step, but workers could not be run",
     )
 
 
 @pytest.mark.parametrize("rate", [None, 100.0])
 def test_without_both_rates_what_suits_the_cores_holds(rate: float | None) -> None:
     unmeasured = a_calibration(environment=an_environment(optimal_workers=0))
-    assert chosen(unmeasured, rate=rate)[2] == "with 2 cores a worker would take time from the training itself"
+    assert chosen(unmeasured, rate=rate)[2] == "with 2 cores, workers would take CPU time from the training"
     assert chosen(measured(timing(0, 120), timing(2, 240)), rate=None)[0] == 0
 
 
@@ -77,4 +77,4 @@ def test_a_stream_has_one_worker_however_many_are_asked_for() -> None:
     asked = plain.options.model_copy(update={"workers": 4})
     count, _, why = chosen(plain.model_copy(update={"facts": facts, "options": asked}))
     assert count == 1
-    assert why == "a stream is read by one worker: 4 would each read all of it"
+    assert why == "a stream needs a single worker: each of 4 workers would read all samples"

@@ -78,7 +78,7 @@ def test_without_a_new_start_the_plan_says_that_its_allocator_is_not_there() -> 
         "warnings.simplefilter('error'); print(end='')\ntry: apply(plan)\nexcept UserWarning as warning: print(warning)",
         allocator="thp",
     )
-    assert "measured with the allocator thp and this process runs with default" in seen
+    assert "measured with the allocator thp, but this process runs with default" in seen
     assert "batchcal exec" in seen
 
 

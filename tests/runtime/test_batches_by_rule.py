@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, TensorDataset
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
-from batchcal.plan.group_limits import GroupLimits
+from batchcal.plan.division.group_limits import GroupLimits
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import MicroBatchSampler, StreamBatches
@@ -112,7 +112,7 @@ def test_the_last_group_of_a_resumed_epoch_obeys_the_rules_of_every_group(plan: 
     ("plan", "first", "cause"),
     [
         (a_plan(16, 16, size_rule=EVEN), 11, "only even batches"),
-        (a_plan(16, size_rule=STATEFUL), 12, "one size only"),
+        (a_plan(16, size_rule=STATEFUL), 12, "only one batch size"),
         (
             a_plan(32, group_limits=GroupLimits(least=16, single_sample_error="Expected more than 1 value")),
             31,

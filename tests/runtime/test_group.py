@@ -82,7 +82,7 @@ def test_gradients_are_clear_after_a_step() -> None:
 def test_a_group_of_nothing_is_a_mistake_and_no_step() -> None:
     task = a_task()
     before = parameters(task)
-    with pytest.raises(ValueError, match="without micro-batches"):
+    with pytest.raises(ValueError, match="at least one micro-batch"):
         run_group(task, iter(()), device=CPU, scaler=None)
     assert torch.equal(before, parameters(task))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from batchcal.core.errors import UsageError
-from batchcal.guard.report import headline
+from batchcal.guard.children.report import headline
 from batchcal.runtime.batches import MicroBatch, MicroBatchSampler
 from batchcal.runtime.loader import DataLoaderConfig, make_eval_loader, make_loader
 from tests.support.plans import a_plan
@@ -160,16 +160,16 @@ def test_evaluation_goes_over_everything_in_order_at_its_own_size() -> None:
 
 
 def test_a_dataset_without_samples_or_length_is_refused() -> None:
-    with pytest.raises(UsageError, match="Numbers makes no batch"):
+    with pytest.raises(UsageError, match="no batch can be made from Numbers"):
         make_loader(a_plan(4), Numbers(0))
-    with pytest.raises(UsageError, match="NoLength makes no batch"):
+    with pytest.raises(UsageError, match="no batch can be made from NoLength"):
         make_loader(a_plan(4), NoLength())
 
 
 def test_dropping_the_only_group_or_the_end_of_a_stream_is_refused() -> None:
-    with pytest.raises(UsageError, match="makes no batch") as caught:
+    with pytest.raises(UsageError, match="no batch can be made") as caught:
         make_loader(a_plan(4, 4), Numbers(7), drop_last=True)
-    assert "a group 8" in caught.value.known
+    assert "a group has 8" in caught.value.known
     with pytest.raises(UsageError, match="drop_last"):
         make_loader(a_plan(4), Stream(7), drop_last=True)
 
@@ -182,12 +182,12 @@ def test_a_plan_for_several_ranks_is_not_fed_the_whole_dataset_on_each() -> None
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"num_workers": -1}, "-1 workers"),
-        ({"prefetch_factor": 2}, "prefetch_factor is set and there are no workers"),
-        ({"multiprocessing_context": "fork"}, "multiprocessing_context is set and there are no workers"),
-        ({"persistent_workers": True}, "persistent_workers is set and there are no workers"),
+        ({"num_workers": -1}, "num_workers -1"),
+        ({"prefetch_factor": 2}, "prefetch_factor is set, but there are no workers"),
+        ({"multiprocessing_context": "fork"}, "multiprocessing_context is set, but there are no workers"),
+        ({"persistent_workers": True}, "persistent_workers is set, but there are no workers"),
         ({"num_workers": 1, "prefetch_factor": 0}, "prefetch_factor 0 is below 1"),
-        ({"num_workers": 1, "multiprocessing_context": "vfork"}, "'vfork' does not exist"),
+        ({"num_workers": 1, "multiprocessing_context": "vfork"}, "no start method 'vfork'"),
     ],
 )
 def test_what_torch_would_refuse_late_is_refused_early(wrong: dict[str, object], said: str) -> None:

@@ -39,8 +39,8 @@ def test_another_number_between_operators_is_refused_clearly_once_one_is_set() -
         "try: apply_threads(1, 5)\n"
         "except UsageError as error: print(error)"
     )
-    assert "already uses 3 threads between operators, 5 can no longer be set" in out
-    assert "batchcal.apply(plan) before anything else" in out
+    assert "already uses 3 threads between operators, so 5 can no longer be set" in out
+    assert "batchcal.apply(plan) before any other use" in out
 
 
 @pytest.mark.parametrize(("intra", "inter"), [(0, 1), (1, 0), (-2, 1)])

@@ -11,8 +11,8 @@ from types import FrameType, TracebackType
 import pytest
 from torch.utils.data import Dataset, dataloader
 
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.report import describe
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.report import describe
 from batchcal.runtime.worker_deaths import (
     WorkerDeath,
     death_behind_a_lost_connection,

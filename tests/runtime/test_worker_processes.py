@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 from torch.utils.data import Dataset, dataloader
 
-from batchcal.guard.shared_names import sweep_abandoned
+from batchcal.guard.cleanup.shared_names import sweep_abandoned
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
 from tests.support.leftovers import look, settled
 

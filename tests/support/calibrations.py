@@ -10,7 +10,8 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import (
     TIME_TO_LIVE,
     Budget,
@@ -22,12 +23,11 @@ from batchcal.calibration.schema import (
     Measurement,
     Options,
 )
-from batchcal.calibration.speed import StepTime
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import Advice, Candidate, Cpu, Environment, Fact, Memory, SharedMemory, Software, ThreadPool
 from batchcal.guard.outcome import Fits, OutOfMemory, Peak, Suspect
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.identity import TaskIdentity
+from batchcal.workload.spec.identity import TaskIdentity
 
 MADE_AT: Final = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 """When `a_calibration()` was measured, so that a test can say `MADE_AT + timedelta(days=8)`."""

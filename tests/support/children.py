@@ -12,9 +12,9 @@ from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Observation, ProbeRequest
-from batchcal.measure.children.setting import Setting
+from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.deadline import Deadline
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from tests.support.zygotes import lent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,8 +37,8 @@ class Fixed:
         return None
 
 
-def setting_of(spec: str, *, workers: int = 0, activation_checkpointing: str = OFF, **arguments: Scalar) -> Setting:
-    return Setting(
+def setting_of(spec: str, *, workers: int = 0, activation_checkpointing: str = OFF, **arguments: Scalar) -> ChildSetting:
+    return ChildSetting(
         reference=TaskReference(
             spec=spec if ":" in spec else f"tests.measure.tasks:{spec}", directory=str(REPOSITORY), arguments=dict(arguments)
         ),
@@ -76,7 +76,7 @@ def probing(
         isolation=isolation,
     )
     if lent and not own_zygote and isolation is None:
-        probe._launchers.there["default"] = lent[0]
+        probe._launchers.running["default"] = lent[0]
     with closing(probe):
         yield probe
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 from batchcal.core.progress import Field
 from batchcal.values.calibration_events import CalibrationEvent
-from batchcal.values.study_events import FromWorker, StudyEvent, StudyStarted, WorkerDied, WorkerEvent
+from batchcal.values.study_events import FromWorker, StudyEvent, StudyStarted, StudyWorkerDied, WorkerEvent
 from batchcal.values.training_events import EpochEnded, StepEnded, TrainingEvent, TrainingStarted
 
 
@@ -42,9 +42,9 @@ def training_event(name: str, told: Mapping[str, Field], *, unknown: bool = Fals
 
 def study_event(name: str, told: Mapping[str, Field]) -> StudyEvent:
     """The same for a study. With `worker`, the event comes from that worker."""
-    kind = next(kind for kind in (StudyStarted, WorkerDied, *get_args(WorkerEvent)) if kind.event_name == name)
+    kind = next(kind for kind in (StudyStarted, StudyWorkerDied, *get_args(WorkerEvent)) if kind.event_name == name)
     values = dict(told)
-    worker = None if kind is WorkerDied else values.pop("worker", None)
+    worker = None if kind is StudyWorkerDied else values.pop("worker", None)
     event = kind(**_filled(kind, values))
     return FromWorker(event, worker) if isinstance(worker, int) else event
 

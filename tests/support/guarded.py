@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.ending import Ending
 from batchcal.guard.job import Function
 from batchcal.guard.launch import FunctionJob, Launcher, SpawnLauncher, ZygoteLauncher
-from batchcal.guard.run import Limits, Listener, run
-from batchcal.guard.watchdog import MemoryGroup
-from batchcal.guard.wire import JSON
+from batchcal.guard.limits.watchdog import GroupMeter
+from batchcal.guard.run import ChildLimits, Listener, run
 from batchcal.machine.allocator import resolve
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.children.launchers import PRELOAD
@@ -43,13 +43,13 @@ def job(name: str, **arguments: JSON) -> FunctionJob:
 def ending_of(
     opened: Launcher,
     name: str,
-    limits: Limits | None = None,
-    group: MemoryGroup | None = None,
+    limits: ChildLimits | None = None,
+    group: GroupMeter | None = None,
     listen: Listener | None = None,
     **arguments: JSON,
 ) -> Ending:
     """Runs one test job to its end."""
     if group is not None:
-        return run(job(name, **arguments), opened, group, limits or Limits(), listen)
+        return run(job(name, **arguments), opened, group, limits or ChildLimits(), listen)
     with closing(memory_meter()) as meter:
-        return run(job(name, **arguments), opened, meter, limits or Limits(), listen)
+        return run(job(name, **arguments), opened, meter, limits or ChildLimits(), listen)

@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 
 Arguments = dict[str, JSON]
 
@@ -120,7 +120,7 @@ def fork_and_wait(arguments: Arguments, context: ChildContext) -> JSON:
     if child == 0:
         time.sleep(30)
         os._exit(0)
-    context.tell({"grandchild": child})
+    context.send({"grandchild": child})
     if arguments.get("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     return child
@@ -167,13 +167,13 @@ def leave_shared_memory(arguments: Arguments, context: ChildContext) -> JSON:
 
 def tell_and_hang(arguments: Arguments, context: ChildContext) -> JSON:
     """Says who it is, then never ends."""
-    context.tell({"pid": os.getpid()})
+    context.send({"pid": os.getpid()})
     return hang({}, context)
 
 
 def tell_and_work(arguments: Arguments, context: ChildContext) -> JSON:
     """Says who it is, then works for 20 ms."""
-    context.tell({"pid": os.getpid()})
+    context.send({"pid": os.getpid()})
     until = time.monotonic() + 0.02
     while time.monotonic() < until:
         sum(range(1000))
@@ -186,7 +186,7 @@ def tell_family(arguments: Arguments, context: ChildContext) -> JSON:
     if child == 0:
         time.sleep(60)
         os._exit(0)
-    context.tell({"pid": os.getpid(), "grandchild": child})
+    context.send({"pid": os.getpid(), "grandchild": child})
     return hang({}, context)
 
 
@@ -226,5 +226,5 @@ def leave_a_daemon(arguments: Arguments, context: ChildContext) -> JSON:
         os.write(write, str(os.getpid()).encode())
         time.sleep(60)
         os._exit(0)
-    context.tell({"daemon": int(os.read(read, 20))})
+    context.send({"daemon": int(os.read(read, 20))})
     return "done"

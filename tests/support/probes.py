@@ -10,7 +10,7 @@ from typing import Final
 
 from batchcal.calibration.keys import find_trust
 from batchcal.calibration.locate import path_of
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.calibration.schema import Calibration, Isolation, Measurement, Mode, Options
 from batchcal.calibration.store import Loaded, journal_path, load
 from batchcal.core.clock import ManualClock
@@ -24,7 +24,7 @@ from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
 from batchcal.measure.result import CalibrationResult, Need
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.calibrations import an_environment
 
 FAKE: Final = Isolation(launcher="fake", fence=())
@@ -85,7 +85,7 @@ class ScriptedProbe(FakeProbe):
         outcome = None if self._script is None else self._script(request, self._times[key])
         if outcome is None:
             return super().measure(request)
-        self.asked.append(request)
+        self.requests.append(request)
         return Observation(outcome=outcome, isolation=FAKE, wall_s=0.5)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class ScriptedProbe(FakeProbe):
 
     def sizes(self, mode: Mode = "train") -> list[int]:
         """The batches that were asked in `mode`, in order."""
-        return [request.batch for request in self.asked if request.mode == mode]
+        return [request.batch for request in self.requests if request.mode == mode]
 
 
 class MachineProbe(FakeProbe):
@@ -145,7 +145,7 @@ class MachineProbe(FakeProbe):
         return super().rehearse(request)
 
     def measure(self, request: ProbeRequest) -> Observation:
-        self.asked.append(request)
+        self.requests.append(request)
         demand = int(self._base + (self._demand(request.batch, request.mode)) * self._noise())
         peak = Peak(demand_bytes=demand, begin_bytes=self._base)
         outcome: Outcome
@@ -162,7 +162,7 @@ class MachineProbe(FakeProbe):
         return None
 
 
-class Desk:
+class Harness:
     """One project folder with a task in it, and calibrations of it with scripted probes on a machine that is laid out."""
 
     def __init__(self, folder: Path) -> None:
@@ -194,7 +194,7 @@ class Desk:
             environment=self.environment,
             output=output,
             probe=probe,
-            listening=lambda: nullcontext(self.progress),
+            progress_context=lambda: nullcontext(self.progress),
             clock=self.clock,
             environ=self.environ,
         )
@@ -212,9 +212,9 @@ class Desk:
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
 
 
-def saved(desk: Desk, path: Path | None = None) -> Calibration:
+def saved(harness: Harness, path: Path | None = None) -> Calibration:
     """What lies in the file, which is whole and ours."""
-    found = load(path or desk.path, trust=find_trust(desk.environ))
+    found = load(path or harness.path, trust=find_trust(harness.environ))
     assert isinstance(found, Loaded)
     return found.calibration
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.rehearsal import Attribution, Finalist, Finals, Rehearsal, TurnedBack
+from batchcal.calibration.records.rehearsal import Attribution, Finalist, Finals, Rehearsal, TurnedBack
+from batchcal.calibration.records.speed import Speeds
 from batchcal.calibration.schema import Calibration
-from batchcal.calibration.speed import Speeds
 from batchcal.guard.outcome import Outcome
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
-from batchcal.plan.rehearsed import setup_of
+from batchcal.plan.rehearsals.rehearsed import setup_of
 from tests.support.calibrations import a_calibration, fits, step_time
 
 
@@ -59,7 +59,7 @@ def a_raced_calibration(**overrides: object) -> Calibration:
             prefetch_factor=None,
             bound_samples_per_s=1100.0,
             left="pruned",
-            why="82% slower, fetching in the training",
+            why="82% slower without workers",
         ),
         Finalist(
             intra_op_threads=2,
@@ -67,7 +67,7 @@ def a_raced_calibration(**overrides: object) -> Calibration:
             prefetch_factor=2,
             bound_samples_per_s=2180.0,
             left="pruned",
-            why="9% at most to be gained",
+            why="a gain of at most 9%",
         ),
     )
     timed = a_calibration(speeds=speeds, finals=(finals,), effective_batch=512)

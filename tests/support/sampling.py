@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from batchcal.train.data.packing import Budget
-from batchcal.train.data.sampler import MemoryAwareBatchSampler
+from batchcal.extras.batching.packing import CostBudget
+from batchcal.extras.batching.sampler import MemoryAwareBatchSampler
 
 Groups = list[list[list[int]]]
 """Of optimizer steps: their micro-batches' samples."""
@@ -43,7 +43,7 @@ def one_pass(sampler: MemoryAwareBatchSampler, most: int | None = None) -> Group
         indices = next(batches, None)
         if indices is None:
             break
-        drawn = sampler.taken()
+        drawn = sampler.next_record()
         assert list(drawn.indices) == indices
         group.append(indices)
         if drawn.ends_group:
@@ -77,7 +77,7 @@ def cases(draw: st.DrawFn) -> tuple[list[float], Options]:
         costs = [0.0 if cost < 30 else cost / 3 for cost in costs]
     per_sample = draw(st.sampled_from([0.0, 0.0, 5.0]))
     least = max(max(costs) + per_sample, 1.0)
-    budget = Budget(
+    budget = CostBudget(
         least * draw(st.sampled_from([1.0, 1.5, 4.0, 20.0])),
         per_sample=per_sample,
         max_samples=draw(st.sampled_from([None, None, 1, 9])),
@@ -97,9 +97,9 @@ def cases(draw: st.DrawFn) -> tuple[list[float], Options]:
     return costs, options
 
 
-def budget_of(options: Options) -> Budget:
+def budget_of(options: Options) -> CostBudget:
     budget = options["budget"]
-    assert isinstance(budget, Budget)
+    assert isinstance(budget, CostBudget)
     return budget
 
 
@@ -109,5 +109,5 @@ def step_of(options: Options) -> int:
     return step
 
 
-def cost_of(costs: list[float], piece: list[int], budget: Budget) -> float:
+def cost_of(costs: list[float], piece: list[int], budget: CostBudget) -> float:
     return budget.cost_of([costs[index] for index in piece])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from batchcal.core.clock import SystemClock
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import Passes, Share
+from batchcal.runtime.group import Passes, SampleShare
 from batchcal.train.recovery.guardian import OOMGuardian, Recovery
 from batchcal.values.settings import WhenSplit
 from batchcal.workload.task import Task
@@ -63,12 +63,12 @@ class Guarded:
             torch.device("cpu"),
             Plenty(most),
             clock=SystemClock(),
-            tell=self.told.append,
+            report=self.told.append,
             batchnorm=batchnorm,
             undivided=undivided,
         )
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         return self.guardian.run(passes, micro_batch)
 
     def before_update(self) -> None:

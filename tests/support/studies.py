@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from batchcal.hpo.facts import TrialFacts
-from batchcal.hpo.seen import State, StudySeen, TrialSeen
-from batchcal.workload.reference import Scalar
+from batchcal.hpo.study_status import State, StudyStatus, TrialStatus
+from batchcal.hpo.trials.facts import TrialFacts
+from batchcal.workload.spec.reference import Scalar
 
 BEGAN = datetime(2026, 11, 22, 12, 0)
 MIB = 1 << 20
@@ -23,12 +23,12 @@ def a_trial(
     why: str | None = None,
     kind: str | None = None,
     again: int | None = None,
-) -> TrialSeen:
+) -> TrialStatus:
     """`values`: what it reported, epoch by epoch."""
     began = BEGAN + timedelta(seconds=10 * number)
     ended = state not in ("running", "waiting")
     ran = state in ("complete", "pruned", "running")
-    return TrialSeen(
+    return TrialStatus(
         number=number,
         state=state,
         value=values[-1] if ran and values else None,
@@ -51,12 +51,12 @@ def a_trial(
     )
 
 
-def a_study(*trials: TrialSeen, wanted: int = 20) -> StudySeen:
+def a_study(*trials: TrialStatus, wanted: int = 20) -> StudyStatus:
     """Of at most 9 epochs a trial."""
-    return StudySeen("first", "minimize", "mse", wanted, 9, trials, task="train.py:task")
+    return StudyStatus("first", "minimize", "mse", wanted, 9, trials, task="train.py:task")
 
 
-def a_busy_study() -> StudySeen:
+def a_busy_study() -> StudyStatus:
     """With a trial in each state."""
     curve = tuple(0.9 - 0.05 * epoch for epoch in range(9))
     return a_study(

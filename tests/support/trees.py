@@ -15,12 +15,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from batchcal.guard.command import CommandJob, CommandLauncher, run_command
+from batchcal.guard.cleanup.kill import started_with
+from batchcal.guard.commands.command import CommandJob, CommandLauncher, run_command
+from batchcal.guard.commands.rank import RankLine
 from batchcal.guard.ending import Ending
-from batchcal.guard.kill import started_with
-from batchcal.guard.rank import RankLine
-from batchcal.guard.run import Limits, Listener
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.limits.watchdog import GroupMeter
+from batchcal.guard.run import ChildLimits, Listener
 from batchcal.machine.cgroup import memory_meter
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -32,8 +32,8 @@ MARK: Final = "BATCHCAL_TEST_MARK"
 
 def ending_of(
     *argv: str,
-    limits: Limits | None = None,
-    group: MemoryGroup | None = None,
+    limits: ChildLimits | None = None,
+    group: GroupMeter | None = None,
     listen: Listener | None = None,
     check: Callable[[], None] | None = None,
     mark: str = "",
@@ -43,7 +43,7 @@ def ending_of(
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), MARK: mark}
     job = CommandJob(argv, environment, str(REPOSITORY))
     with closing(memory_meter()) as meter, closing(launcher or CommandLauncher()) as opened:
-        return run_command(job, opened, group or meter, limits or Limits(), listen, check=check)
+        return run_command(job, opened, group or meter, limits or ChildLimits(), listen, check=check)
 
 
 def marked(mark: str) -> tuple[int, ...]:
@@ -83,9 +83,9 @@ def ready(mib: str) -> None:
     except MemoryError:
         came = len(held)
         held.clear()
-        line.tell({"armed": armed, "mib": came, "refused": True})
+        line.send({"armed": armed, "mib": came, "refused": True})
         return
-    line.tell({"armed": armed, "mib": len(held), "refused": False})
+    line.send({"armed": armed, "mib": len(held), "refused": False})
 
 
 def rank(seconds: str) -> None:
@@ -94,7 +94,7 @@ def rank(seconds: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     line = RankLine.from_environment()
     assert line is not None
-    line.tell({"rank_variable": int(os.environ["RANK"]), "session": os.getsid(0)})
+    line.send({"rank_variable": int(os.environ["RANK"]), "session": os.getsid(0)})
     time.sleep(float(seconds))
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from batchcal.train.multitask.gradnorm import GradNormBalancer, Rule
+from batchcal.extras.multitask.gradnorm import GradNormBalancer, Rule
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 Losses = Mapping[str, Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from batchcal.guard.launch import FunctionJob, Started, ZygoteLauncher
+from batchcal.guard.launch import FunctionJob, StartedChild, ZygoteLauncher
 from batchcal.machine.allocator import resolve
 from batchcal.measure.children.launchers import PRELOAD
 
@@ -23,13 +23,13 @@ class LentZygote:
     def overhead_pid(self) -> int | None:
         return self._launcher.overhead_pid
 
-    def start(self, job: FunctionJob) -> Started:
+    def start(self, job: FunctionJob) -> StartedChild:
         return self._launcher.start(job)
 
-    def kill(self, child: Started) -> None:
+    def kill(self, child: StartedChild) -> None:
         self._launcher.kill(child)
 
-    def poll(self, child: Started) -> bool:
+    def poll(self, child: StartedChild) -> bool:
         return self._launcher.poll(child)
 
     def is_alive(self) -> bool:

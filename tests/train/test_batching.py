@@ -106,7 +106,7 @@ def test_the_middle_of_an_epoch_is_not_resumed_with_batches_made_another_way(tmp
     plan, checkpoint = a_plan(8, 8, 8, 6), tmp_path / "run.pt"
     with pytest.raises(Interrupted):
         train(texts(), plan, TrainOptions(batching="greedy"), checkpoint=checkpoint, progress=SignalAt("step", 1))
-    with pytest.raises(UsageError, match="batches were made another way"):
+    with pytest.raises(UsageError, match="batches were made in another way"):
         train(texts(), plan, checkpoint=checkpoint, resume=True)
 
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.calibration.schema import Calibration
 from batchcal.core.errors import NothingFits
 from batchcal.measure.inside.mean_over_weight import check_mean
 from batchcal.measure.inside.promises import batch_statistics
-from batchcal.measure.inside.sampled import Samples
-from batchcal.plan.division import DivisionRefused
+from batchcal.measure.inside.samples import Samples
+from batchcal.plan.division.rules import DivisionRefused
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.workload.parameters import trained_parameters
+from batchcal.workload.model.parameters import trained_parameters
 from batchcal.workload.task import Task
 from tests.support.calibrations import a_calibration, a_finding, options
 from tests.support.losses import LOSSES, SAMPLES, Verdict

@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_fit_is_evaluated_in_halves_for_the_same_means() -
 
     assert plain.eval_data is not None
     loader = make_eval_loader(a_plan(4, eval_batch=16), plain.eval_data)
-    found = evaluate_all(replace(plain, loss=scarce), loader, device=CPU, tell=lambda samples, _: told.append(samples))
+    found = evaluate_all(replace(plain, loss=scarce), loader, device=CPU, report=lambda samples, _: told.append(samples))
     assert found == pytest.approx(evaluated(plain, eval_batch=16), rel=1e-5)
     assert told == [16, 8, 8, 14, 7, 7]
 

@@ -160,7 +160,7 @@ def test_early_stopping_ends_after_epochs_without_a_better_evaluation() -> None:
     result = train(task, a_plan(10, eval_batch=10), options)
     assert len(result.epochs) == 4, "0.49 is better than 0.5, but not by more than 0.05"
     assert result.stopped_early
-    assert result.stop_reason == "error has not become better for 2 epochs"
+    assert result.stop_reason == "error has not improved for 2 epochs"
 
 
 def test_early_stopping_is_off_without_evaluation_data_and_says_so() -> None:
@@ -249,7 +249,7 @@ def test_a_metric_that_is_no_number_ends_no_training() -> None:
     assert first["eval_f1"] is None
 
 
-UNDIVIDED = {"undivided": "the gradient would be 76 % off: in-batch negatives"}
+UNDIVIDED = {"undivided": "the gradient would differ by 76 %: in-batch negatives"}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_training_whose_limit_is_lowered_ends_at_the_same_parameters_without_a
 LIMITED = """
 import resource
 import sys
-from batchcal.guard.fence import OwnDataLimit
+from batchcal.guard.limits.fence import OwnDataLimit
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]), resource.RLIM_INFINITY))
 before = resource.getrlimit(resource.RLIMIT_DATA)
 fence = OwnDataLimit()

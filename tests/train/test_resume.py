@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from batchcal.core.errors import BatchcalError, Interrupted, UsageError, exit_code_of
 from batchcal.core.progress import Named, Recorded
+from batchcal.train.ending.stop_request import StopRequest
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
 from batchcal.train.result import TrainingResult
-from batchcal.train.stop import StopWish
 from batchcal.values.training_events import StepEnded, TrainingEvent
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
@@ -79,7 +79,7 @@ def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: P
 def test_without_a_checkpoint_an_interruption_says_that_nothing_is_kept() -> None:
     with pytest.raises(Interrupted, match="SIGTERM in epoch 0, after step 2") as caught:
         train(a_task(50), a_plan(10), TrainOptions(epochs=2), progress=SignalAt("step", 2))
-    assert "nothing of this training is saved" in caught.value.known
+    assert "this training is not saved" in caught.value.known
     assert "--checkpoint" in caught.value.try_
 
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_without_the_parameter_of_the_loss_is_refused(tmp_path: Pat
     task, temperature = with_temperature()
     with pytest.raises(UsageError, match="another model or optimizer") as caught:
         train(task, a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
-    assert "beside the model's" in caught.value.known
+    assert "that are not in the model" in caught.value.known
     assert temperature.item() == 0
 
 
@@ -259,12 +259,12 @@ def test_a_next_epoch_may_have_another_effective_batch(tmp_path: Path) -> None:
 
 
 def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> None:
-    checkpoint, wish = tmp_path / "run.pt", StopWish()
+    checkpoint, wish = tmp_path / "run.pt", StopRequest()
 
     class AfterThree:
         def event(self, event: TrainingEvent, /) -> None:
             if isinstance(event, StepEnded) and event.step == 3:
-                wish.ask("q was pressed")
+                wish.request("q was pressed")
 
     result = train(a_task(80), a_plan(10), checkpoint=checkpoint, wish=wish, progress=AfterThree())
     assert (result.stopped_early, result.stop_reason, result.epochs) == (True, "q was pressed", ())

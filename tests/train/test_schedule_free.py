@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from batchcal.core.errors import Interrupted, UsageError
-from batchcal.train.checkpoint import load_checkpoint, save_checkpoint
+from batchcal.train.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.workload.optimizers import set_mode
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.schedule_free import ScheduleFree
@@ -66,5 +66,5 @@ def test_a_resumed_run_ends_at_the_parameters_of_an_undisturbed_one(tmp_path: Pa
 
 def test_the_checkpoint_is_not_one_of_an_optimizer_without_modes(tmp_path: Path) -> None:
     task = a_task(100)
-    with pytest.raises(UsageError, match="of another model or optimizer"):
+    with pytest.raises(UsageError, match="from another model or optimizer"):
         load_checkpoint(_written(tmp_path), replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=0.1)))

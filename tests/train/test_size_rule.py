@@ -9,12 +9,12 @@ import pytest
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import Interrupted, UsageError
 from batchcal.runtime.batches import MicroBatch
 from batchcal.train.loop import train
 from batchcal.train.options import TrainOptions
-from batchcal.train.recovery.parts import Splitter
+from batchcal.train.recovery.splitter import Splitter
 from batchcal.workload.task import Task
 from tests.support.plans import a_plan
 from tests.support.tasks import a_task, cross_entropy, unpacked
@@ -109,9 +109,9 @@ def test_a_resumed_epoch_whose_last_group_the_task_does_not_take_is_refused_befo
     with pytest.raises(Interrupted):
         train(checked(STATEFUL, 96), a_plan(12, size_rule=STATEFUL), checkpoint=checkpoint, progress=SignalAt("step", 1))
     plan = a_plan(16, size_rule=STATEFUL)
-    with pytest.raises(UsageError, match="the epoch that is resumed ends with a group of 4 samples") as refused:
+    with pytest.raises(UsageError, match="the resumed epoch ends with a group of 4 samples") as refused:
         train(checked(STATEFUL, 96), plan, checkpoint=checkpoint, resume=True)
-    assert "one size only" in refused.value.known
+    assert "only one batch size" in refused.value.known
     assert "--effective-batch 12, as before; or --drop-last" in refused.value.try_
     result = train(checked(STATEFUL, 96), plan, TrainOptions(drop_last=True), checkpoint=checkpoint, resume=True)
     assert result.epochs[0].samples == 92

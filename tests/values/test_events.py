@@ -9,7 +9,7 @@ import pytest
 
 from batchcal.core.progress import Note, Notice, Output
 from batchcal.values.calibration_events import Attributed, CalibrationEvent
-from batchcal.values.study_events import FromWorker, StudyStarted, TrialStarted, WorkerDied, WorkerEvent, read_back, written
+from batchcal.values.study_events import FromWorker, StudyStarted, StudyWorkerDied, TrialStarted, WorkerEvent, read_back, written
 from batchcal.values.training_events import EpochEnded, StepEnded, TrainingEvent
 from tests.support.events import calibration_event, study_event, training_event
 
@@ -89,7 +89,7 @@ def test_an_event_of_a_worker_comes_out_of_its_process_as_it_went_in(name: str) 
     values = {"values": {"width": 64, "rate": 1e-3, "name": "a b"}} if name == "trial_started" else {}
     kind = KINDS[NAMES.index(name)]
     event = kind(**values, trial=7) if values else study_event(name, {})
-    assert not isinstance(event, FromWorker | StudyStarted | WorkerDied)
+    assert not isinstance(event, FromWorker | StudyStarted | StudyWorkerDied)
 
     line = json.dumps(written(event))
 

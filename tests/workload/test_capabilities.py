@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import ChainDataset, Dataset, IterableDataset, TensorDataset
 
-from batchcal.workload.clipping import clip
-from batchcal.workload.not_finite import why_not_finite
-from batchcal.workload.optimizers import needs_closure, set_mode
-from batchcal.workload.streams import is_endless, length_of
+from batchcal.workload.data.streams import is_endless, length_of
+from batchcal.workload.model.clipping import clip
+from batchcal.workload.model.not_finite import why_not_finite
+from batchcal.workload.model.optimizers import needs_closure, set_mode
 from tests.support.tasks import a_task, unpacked
 
 

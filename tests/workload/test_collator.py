@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator, HeterogeneousSample
-from batchcal.workload.sample_size import nest_bytes
+from batchcal.workload.data.sample_size import nest_bytes
 from batchcal.workload.step import move
 
 SECOND = torch.tensor([0.0, 1.0, 0.0])
@@ -152,7 +152,7 @@ def test_parts_make_the_whole_whatever_the_cut() -> None:
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (2, 1), (-1, 2), (0, 5)])
 def test_rows_that_are_not_there_are_refused(start: int, stop: int) -> None:
-    with pytest.raises(ValueError, match="of a batch of 4 samples"):
+    with pytest.raises(ValueError, match="not in a batch of 4 samples"):
         collated().rows(start, stop)
 
 
@@ -184,12 +184,15 @@ def test_a_loader_that_pins_asks_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
 GOOD = sample(image(2, 2))
 BAD: dict[str, tuple[HeterogeneousSample, str]] = {
     "no image": (sample(kind="T2"), "sample 1 of the batch, of task type 'T2', has no image"),
-    "channels": (sample(image(2, 2), image(2, 2, channels=3)), r"sample 1 .* image 1 with channels 3, the first .* has 1"),
-    "a volume among images": (sample(image(2, 2, 2)), "sample 1 .* image 0 with dimensions 4"),
-    "dtype": (sample(image(2, 2).double()), "sample 1 .* dtype torch.float64"),
+    "channels": (
+        sample(image(2, 2), image(2, 2, channels=3)),
+        "sample 1 .* image 1 with another number of channels: 3 instead of 1",
+    ),
+    "a volume among images": (sample(image(2, 2, 2)), "sample 1 .* image 0 with another number of dimensions: 4"),
+    "dtype": (sample(image(2, 2).double()), "sample 1 .* dtype: torch.float64"),
     "no channel": (sample(torch.ones(2, 2)), r"sample 1 .* image 0 of shape \(2, 2\)"),
     "nothing in it": (sample(torch.ones(1, 0, 2)), r"sample 1 .* image 0 of shape \(1, 0, 2\)"),
-    "too many": (sample(*[image(2, 2)] * 4), "sample 1 .* has 4 images, there are 3 places"),
+    "too many": (sample(*[image(2, 2)] * 4), "sample 1 .* has 4 images, but max_images is 3"),
     "text of a batch": (replace(GOOD, input_ids=torch.ones(1, 3, dtype=torch.int64)), r"sample 1 .* input_ids of shape \(1, 3\)"),
     "text of numbers": (replace(GOOD, input_ids=torch.ones(3)), "sample 1 .* torch.float32"),
 }
@@ -203,7 +206,7 @@ def test_a_sample_that_does_not_go_with_the_others_is_named(name: str) -> None:
 
 
 def test_labels_of_two_kinds_within_a_type_are_refused_with_what_to_do() -> None:
-    with pytest.raises(UserCodeError, match=r"sample 1 .* label of shape \(\) and torch.float32") as caught:
+    with pytest.raises(UserCodeError, match=r"sample 1 .* label of shape \(\) and dtype torch.float32") as caught:
         collated(sample(image(2, 2), label=1), sample(image(2, 2), label=0.5))
     assert "label_dtypes={'T1'" in caught.value.try_
     with pytest.raises(UserCodeError, match=r"label of shape \(3,\)"):

@@ -101,7 +101,7 @@ def test_what_is_no_loss_is_told_to_the_user(loss: Callable[..., object], what: 
         (lambda loss: {"boxes": loss, "classes": loss}, "return sum(result.values())"),
         (lambda loss: (loss, None), "result[0]"),
         (lambda loss: SimpleNamespace(loss=loss), "return result.loss"),
-        (lambda loss: None, "without a value"),
+        (lambda loss: None, "no return value"),
         (lambda loss: loss.detach().item(), "without .item()"),
         (lambda loss: (loss > 0).sum(), "metrics"),
     ],
@@ -141,7 +141,7 @@ def test_a_group_that_weighs_nothing_is_refused_before_the_update() -> None:
     task = classification()
     before = copy.deepcopy(task.model.state_dict())
     forward_backward(task, samples(4), weight=0.0, scaler=None)
-    with pytest.raises(UserCodeError, match="weights of a group sum to 0"):
+    with pytest.raises(UserCodeError, match="weights of the micro-batches of an optimizer step sum to 0"):
         finish_group(task, 0.0, scaler=None)
     torch.testing.assert_close(task.model.state_dict(), before)
 

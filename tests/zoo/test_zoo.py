@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from batchcal.workload.task import Task
 from tests.support.undivided import by_group
 from tests.zoo.registry import TASKS, ZOO

@@ -10,12 +10,12 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.flags import Flags, takes
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Calibration
-    from batchcal.cli.desk import Desk
+    from batchcal.cli.invocation import Invocation
 
 
 @takes(*CalibrateSettings.options(), *PlanSettings.options())
@@ -38,15 +38,15 @@ def calibrate(
     """Measure the batch size that fits and the fastest settings, in fenced child processes, and write calibration.json."""
     import time
 
-    from batchcal.cli import screen
-    from batchcal.cli.calibrating import Destination, calibrated, seen_now
-    from batchcal.cli.desk import open_desk
+    from batchcal.cli.commands.calibration import Destination, current_view, obtain_calibration
+    from batchcal.cli.invocation import open_invocation
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import UsageError
     from batchcal.measure.result import Need
 
-    began_s = time.monotonic()
-    voice = context.ensure_object(Voice)
-    desk = open_desk(target, flags=flags, config=config, voice=voice)
+    start_s = time.monotonic()
+    messages = context.ensure_object(Messages)
+    invocation = open_invocation(target, flags=flags, config=config, messages=messages)
     place = None if output is None else Path(output).absolute()
     if pipeline_only and dry_run:
         raise UsageError(
@@ -55,40 +55,40 @@ def calibrate(
             try_="--pipeline-only alone, or --dry-run alone",
         )
     if pipeline_only:
-        _pipeline(desk, place, voice, as_json=json)
+        _pipeline(invocation, place, messages, as_json=json)
         return
-    from batchcal.cli.shaping import parsed, shaped
+    from batchcal.cli.commands.shapes import add_shapes, parse_shapes
 
-    shapes = parsed(shape or ())
+    shapes = parse_shapes(shape or ())
     need = Need(force=force, dry_run=dry_run, require_signature=require_signature)
-    found = calibrated(desk, need, voice, destination=Destination(place))
-    if shapes and not dry_run and found.problem is None:
-        found = shaped(desk, found, shapes, voice, began_s=began_s)
-    seen = seen_now(found)
-    if not found.fresh:
-        from batchcal.cli.views.refusal import limiting_error
+    result = obtain_calibration(invocation, need, messages, destination=Destination(place))
+    if shapes and not dry_run and result.problem is None:
+        result = add_shapes(invocation, result, shapes, messages, start_s=start_s)
+    view = current_view(result)
+    if not result.fresh:
+        from batchcal.cli.views.calibration.refusal import limiting_error
 
-        error = limiting_error(found.calibration)
+        error = limiting_error(result.calibration)
         if error:
-            voice.say(error)
+            messages.print(error)
     if json:
-        from batchcal.cli.document import document
+        from batchcal.cli.output.document import document
 
-        screen.emit(document(seen, measured=not found.fresh))
+        stdout.emit(document(view, measured=not result.fresh))
     else:
-        from batchcal.cli.views.calibration import answer, remarks
+        from batchcal.cli.views.calibration.view import answer, remarks
 
-        screen.render([*answer(seen), *remarks(seen)])
+        stdout.render([*answer(view), *remarks(view)])
     # The result is printed. Its problem follows, with the exit code.
-    if found.problem is not None:
-        raise found.problem
-    if found.fresh:
-        voice.say("a fresh calibration is there; --force measures again")
+    if result.problem is not None:
+        raise result.problem
+    if result.fresh:
+        messages.print("the existing calibration is still valid; --force measures again")
     elif not dry_run:
-        voice.say(f"next: {', '.join(_next_commands(desk, found.calibration, found.path))}")
+        messages.print(f"next: {', '.join(_next_commands(invocation, result.calibration, result.path))}")
 
 
-def _next_commands(desk: Desk, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
+def _next_commands(invocation: Invocation, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
     """Return commands that use the calibration. They name its file if they would not find it by themselves."""
     import os
 
@@ -96,32 +96,32 @@ def _next_commands(desk: Desk, calibration: Calibration, path: Path | None) -> t
     from batchcal.plan.effective_batch import unset_remark
 
     spec = quote(calibration.task.spec)
-    wanted = " --effective-batch N" if unset_remark(calibration) else ""
+    flag = " --effective-batch N" if unset_remark(calibration) else ""
     try:
-        is_found = path is None or find_calibration(desk.directory, os.environ).path.absolute() == path.absolute()
+        is_default = path is None or find_calibration(invocation.directory, os.environ).path.absolute() == path.absolute()
     except SeveralCalibrations:
-        is_found = False
-    file = "" if is_found or path is None else quote(os.path.relpath(path, desk.directory))
+        is_default = False
+    file = "" if is_default or path is None else quote(os.path.relpath(path, invocation.directory))
     return (
         f"batchcal show {file}".rstrip(),
-        f"batchcal plan{wanted}{f' --calibration {file}' if file else ''}",
-        f"batchcal train {spec}{wanted}",
+        f"batchcal plan{flag}{f' --calibration {file}' if file else ''}",
+        f"batchcal train {spec}{flag}",
     )
 
 
-def _pipeline(desk: Desk, output: Path | None, voice: Voice, *, as_json: bool) -> None:
+def _pipeline(invocation: Invocation, output: Path | None, messages: Messages, *, as_json: bool) -> None:
     import os
 
     from batchcal.calibration.place import check_explicit
-    from batchcal.cli import screen
-    from batchcal.cli.pipelining import keep, pipelined
+    from batchcal.cli.commands.pipeline import measure_pipeline, save_result
+    from batchcal.cli.output import stdout
 
-    check_explicit(Path(desk.task().directory), os.environ, output)
-    result = pipelined(desk, voice)
+    check_explicit(Path(invocation.task().directory), os.environ, output)
+    result = measure_pipeline(invocation, messages)
     if as_json:
-        screen.emit(result.model_dump_json(indent=2))
+        stdout.emit(result.model_dump_json(indent=2))
     else:
-        from batchcal.cli.views.pipeline import show
+        from batchcal.cli.views.calibration.pipeline import show
 
-        screen.render(show(result))
-    keep(desk, result, output, voice)
+        stdout.render(show(result))
+    save_result(invocation, result, output, messages)

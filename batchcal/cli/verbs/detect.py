@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
     from batchcal.detect.environment import Environment
@@ -18,24 +18,24 @@ def detect(context: typer.Context, json: opt.Json = False, quiet: opt.Quiet = Fa
     """Show the memory, CPUs and devices that this process may use, with the source of each number, and known problems."""
     import os
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.core.progress import key_values
-    from batchcal.detect.detect import detect as look
+    from batchcal.detect.detect import detect as detect_machine
     from batchcal.detect.summary import EVENT, summary
-    from batchcal.detect.torch_answer import ask_in_child
+    from batchcal.detect.torch_answer import query_torch_in_child
 
-    environment = look(ask_child=ask_in_child)
+    environment = detect_machine(ask_child=query_torch_in_child)
     if json:
-        screen.emit(environment.model_dump_json(indent=2))
+        stdout.emit(environment.model_dump_json(indent=2))
     else:
         from batchcal.cli.views.environment import show
 
-        screen.render(show(environment))
-    line = key_values(EVENT, summary(environment, max_batch_size=_calibrated(environment, os.environ)))
-    context.ensure_object(Voice).say(f"INFO {line}")
+        stdout.render(show(environment))
+    line = key_values(EVENT, summary(environment, max_batch_size=_calibrated_batch(environment, os.environ)))
+    context.ensure_object(Messages).print(f"INFO {line}")
 
 
-def _calibrated(environment: Environment, environ: Mapping[str, str]) -> int | None:
+def _calibrated_batch(environment: Environment, environ: Mapping[str, str]) -> int | None:
     """Return the training capacity of the project's calibration. None: no calibration is valid here and now."""
     from pathlib import Path
 
@@ -46,7 +46,7 @@ def _calibrated(environment: Environment, environ: Mapping[str, str]) -> int | N
 
     try:
         calibration, _ = open_calibration(
-            find_calibration(Path.cwd(), environ), on_stale="raise", here=environment, environ=environ, clock=SystemClock()
+            find_calibration(Path.cwd(), environ), on_stale="raise", environment=environment, environ=environ, clock=SystemClock()
         )
     except BatchcalError:
         return None

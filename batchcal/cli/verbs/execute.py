@@ -8,14 +8,14 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.flags import Flags, takes
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from batchcal.calibration.locate import Located
-    from batchcal.cli.desk import Desk
+    from batchcal.cli.invocation import Invocation
 
 
 @takes(*PlanSettings.options(), CalibrateSettings.device, CalibrateSettings.allocator)
@@ -36,41 +36,43 @@ def execute(
     import os
 
     from batchcal.calibration.locate import SeveralCalibrations
-    from batchcal.cli.desk import open_desk
-    from batchcal.cli.planning import open_here, plan_of
+    from batchcal.cli.commands.valid_calibration import open_valid, plan_of
+    from batchcal.cli.invocation import open_invocation
     from batchcal.core.errors import NoCalibration
     from batchcal.machine.allocator import resolve
     from batchcal.plan.formats import PREFIX, as_lines, variables
-    from batchcal.runtime.become import become, check_startable
+    from batchcal.runtime.exec import check_startable, replace_process
 
-    voice = context.ensure_object(Voice)
+    messages = context.ensure_object(Messages)
     check_startable(command, os.environ)
-    desk = open_desk(None, flags=flags, config=config, voice=voice)
+    invocation = open_invocation(None, flags=flags, config=config, messages=messages)
     # Variables of an earlier plan would be mistaken for those of this plan.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     try:
-        located = desk.locate(calibration)
+        located = invocation.locate(calibration)
         if on_stale == "recalibrate":
             file = None if calibration is None or located.reference is not None else located.path.absolute()
-            located = _calibrate(desk, located, file, require_signature=require_signature, voice=voice)
-        opened = open_here(located, require_signature=require_signature)
-        plan = plan_of(opened, desk.settings, world_size=world_size)
+            located = _calibrate(invocation, located, file, require_signature=require_signature, messages=messages)
+        valid = open_valid(located, require_signature=require_signature)
+        plan = plan_of(valid, invocation.settings, world_size=world_size)
     except (NoCalibration, SeveralCalibrations) as error:
         if on_stale != "default":
             raise
         why = f"{error.what} ({error.known})" if error.known else error.what
-        voice.say(f" note: {why}; {command[0]} is started as it is, without a plan")
+        messages.print(f" note: {why}; {command[0]} starts without a plan")
     else:
         policy = resolve(plan.allocator)
         environment = policy.process_environment(environment)
         environment |= variables(plan, policy.environment(environment)) | {"BATCHCAL_CALIBRATION": str(located.path.absolute())}
         for line in (*(f" note: {notice}" for notice in plan.notices), *as_lines(plan)):
-            voice.say(line)
-    voice.release()
-    become(command, environment)
+            messages.print(line)
+    messages.release()
+    replace_process(command, environment)
 
 
-def _calibrate(desk: Desk, located: Located, file: Path | None, *, require_signature: bool, voice: Voice) -> Located:
+def _calibrate(
+    invocation: Invocation, located: Located, file: Path | None, *, require_signature: bool, messages: Messages
+) -> Located:
     """Return a valid calibration: of the named task, else of the project's task, else of the task that was calibrated there.
 
     Args:
@@ -85,18 +87,20 @@ def _calibrate(desk: Desk, located: Located, file: Path | None, *, require_signa
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.locate import Located
     from batchcal.calibration.store import Loaded, load
-    from batchcal.cli.calibrating import Destination, calibrated
+    from batchcal.cli.commands.calibration import Destination, obtain_calibration
     from batchcal.measure.result import Need
-    from batchcal.workload.reference import TaskReference
+    from batchcal.workload.spec.reference import TaskReference
 
-    desk = replace(desk, reference=located.reference or desk.reference)
-    if desk.reference is None:
-        there = load(located.path, trust=find_trust(os.environ))
-        if isinstance(there, Loaded):
-            task = there.calibration.task
-            desk = replace(desk, reference=TaskReference(spec=task.spec, directory=str(desk.directory), arguments=task.arguments))
+    invocation = replace(invocation, reference=located.reference or invocation.reference)
+    if invocation.reference is None:
+        stored = load(located.path, trust=find_trust(os.environ))
+        if isinstance(stored, Loaded):
+            task = stored.calibration.task
+            invocation = replace(
+                invocation, reference=TaskReference(spec=task.spec, directory=str(invocation.directory), arguments=task.arguments)
+            )
     need = Need(rehearsed=False, needs_effective_batch=True, require_signature=require_signature)
-    result = calibrated(desk, need, voice, destination=Destination(file, "--calibration"), as_before=True)
+    result = obtain_calibration(invocation, need, messages, destination=Destination(file, "--calibration"), reuse_options=True)
     if result.problem is not None:
         raise result.problem
-    return Located(result.path or located.path, desk.reference)
+    return Located(result.path or located.path, invocation.reference)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.core.errors import NothingFits, Partial
 
 if TYPE_CHECKING:
-    from batchcal.cli.studying import Opened
-    from batchcal.hpo.seen import StudySeen
+    from batchcal.cli.commands.studies import OpenStudy
+    from batchcal.hpo.study_status import StudyStatus
 
 hpo = typer.Typer(
     name="hpo",
@@ -36,43 +36,46 @@ def run(
     verbose: opt.Verbose = False,
 ) -> None:
     """Run or continue a study. The same command on other machines joins it."""
-    from batchcal.cli import screen
-    from batchcal.cli.progress import listening_to_study
-    from batchcal.cli.studying import families, needs_optuna, opened, read, write_family
-    from batchcal.cli.studying import run as work
+    from batchcal.cli.commands.studies import families, needs_optuna, prepare_study, read, write_family
+    from batchcal.cli.commands.studies import run as run_study
+    from batchcal.cli.output import stdout
+    from batchcal.cli.output.progress import listening_to_study
 
     needs_optuna()
-    voice = context.ensure_object(Voice)
+    messages = context.ensure_object(Messages)
     changed = families(read(config), set_ or (), matrix or ())
     if write_configs is not None:
         for path in write_family(changed, Path(write_configs), config):
-            screen.emit(str(path))
+            stdout.emit(str(path))
         return
-    studies = [opened(config, one, voice) for one in changed]  # errors in any of them are reported before the first begins
+    studies = [
+        prepare_study(config, member, messages) for member in changed
+    ]  # errors in any are reported before the first starts
     unfit: NothingFits | None = None
-    for one in studies:
+    for study in studies:
         try:
-            with listening_to_study(voice) as listener:
-                seen, presses = work(one, workers=workers, listener=listener)
+            with listening_to_study(messages) as listener:
+                study_status, presses = run_study(study, workers=workers, listener=listener)
         except NothingFits as error:
             if len(studies) == 1:
                 raise
-            voice.say(f"study {one.blueprint.settings.study}: {error.what}; the others go on")
+            messages.print(f"study {study.blueprint.settings.study}: {error.what}; the other studies continue")
             unfit = error
             continue
-        _tell(seen, one.blueprint.shown_storage, as_json=json)
-        if seen.done < seen.wanted:
-            voice.say(f"the same command goes on: {seen.done} of {seen.wanted} trials are done")
-        elif seen.best() is not None:
-            chosen = _as_typed(config, set_, one.blueprint.settings.study)
-            where = config if chosen == config else one.blueprint.shown_storage
-            voice.say(f"next: batchcal show {where} --html study.html")
-            voice.say(f"next: batchcal hpo best {chosen} --train")
-        if presses > 1 and seen.done < seen.wanted:
+        _show_study(study_status, study.blueprint.shown_storage, as_json=json)
+        if study_status.done < study_status.wanted:
+            messages.print(f"{study_status.done} of {study_status.wanted} trials are done; the same command continues the study")
+        elif study_status.best() is not None:
+            chosen = _as_typed(config, set_, study.blueprint.settings.study)
+            target = config if chosen == config else study.blueprint.shown_storage
+            messages.print(f"next: batchcal show {target} --html study.html")
+            messages.print(f"next: batchcal hpo best {chosen} --train")
+        if presses > 1 and study_status.done < study_status.wanted:
             raise Partial(
-                f"study {seen.name} was stopped: q was pressed twice",
-                known=f"{seen.done} of {seen.wanted} trials are done and kept; those that ran will be run again",
-                try_=f"batchcal hpo run {_as_typed(config, set_, seen.name)}",
+                f"study {study_status.name} was stopped: q was pressed twice",
+                known=f"{study_status.done} of {study_status.wanted} trials are done and saved; "
+                "trials that were running will run again",
+                try_=f"batchcal hpo run {_as_typed(config, set_, study_status.name)}",
             )
         if presses:
             return
@@ -91,11 +94,11 @@ def status(
     verbose: opt.Verbose = False,
 ) -> None:
     """Show the trials of a study by state, the best trial, and the epochs saved by pruning."""
-    from batchcal.cli.studying import seen_of
+    from batchcal.cli.commands.studies import status_of
 
-    voice = context.ensure_object(Voice)
-    blueprint = _opened(config, set_, voice).blueprint
-    _tell(seen_of(blueprint, config, voice), blueprint.shown_storage, as_json=json)
+    messages = context.ensure_object(Messages)
+    blueprint = _prepare(config, set_, messages).blueprint
+    _show_study(status_of(blueprint, config, messages), blueprint.shown_storage, as_json=json)
 
 
 @hpo.command()
@@ -110,54 +113,57 @@ def best(
     verbose: opt.Verbose = False,
 ) -> None:
     """Show the values of the best trial; with --train, train with them."""
-    from batchcal.cli import screen
-    from batchcal.cli.studying import best_of, seen_of
+    from batchcal.cli.commands.studies import best_of, status_of
+    from batchcal.cli.output import stdout
 
-    voice = context.ensure_object(Voice)
-    one = _opened(config, set_, voice)
-    seen = seen_of(one.blueprint, config, voice, to_train=train)
-    winner = best_of(seen, config)
+    messages = context.ensure_object(Messages)
+    study = _prepare(config, set_, messages)
+    study_status = status_of(study.blueprint, config, messages, to_train=train)
+    winner = best_of(study_status, config)
     if train:
-        from batchcal.cli.winner import train_winner
+        from batchcal.cli.commands.best_trial import train_winner
 
-        train_winner(one, winner, as_json=json, voice=voice)
+        train_winner(study, winner, as_json=json, messages=messages)
     elif json:
-        from batchcal.cli.document import best_trial
+        from batchcal.cli.output.document import best_trial
 
-        screen.emit(best_trial(seen, winner))
+        stdout.emit(best_trial(study_status, winner))
     else:
         from batchcal.cli.views.study.winner import show
 
-        screen.render(show(seen, winner))
-        voice.say(f"next: batchcal hpo best {_as_typed(config, set_, seen.name)} --train")
+        stdout.render(show(study_status, winner))
+        messages.print(f"next: batchcal hpo best {_as_typed(config, set_, study_status.name)} --train")
 
 
-def _tell(seen: StudySeen, where: str, *, as_json: bool) -> None:
-    from batchcal.cli import screen
+def _show_study(study_status: StudyStatus, shown_storage: str, *, as_json: bool) -> None:
+    from batchcal.cli.output import stdout
 
     if as_json:
-        from batchcal.cli.document import study
+        from batchcal.cli.output.document import study
 
-        screen.emit(study(seen, where))
+        stdout.emit(study(study_status, shown_storage))
     else:
         from batchcal.cli.views.study.view import show
 
-        screen.render(show(seen, where=where))
+        stdout.render(show(study_status, storage=shown_storage))
 
 
 def _as_typed(config: str, changes: list[str] | None, study: str) -> str:
     """Return the config and the `--set` options. They include the name of `study` if nothing else names it."""
     import shlex
 
-    from batchcal.cli.studying import read
+    from batchcal.cli.commands.studies import read
 
     named = str(read(config).tables.get("hpo", {}).get("study")) == study
-    sets = [*(changes or ()), *([] if named or any(one.startswith("study=") for one in changes or ()) else [f"study={study}"])]
-    return " ".join([config, *(f"--set {shlex.quote(one)}" for one in sets)])
+    sets = [
+        *(changes or ()),
+        *([] if named or any(change.startswith("study=") for change in changes or ()) else [f"study={study}"]),
+    ]
+    return " ".join([config, *(f"--set {shlex.quote(change)}" for change in sets)])
 
 
-def _opened(config: str, changes: list[str] | None, voice: Voice) -> Opened:
-    from batchcal.cli.studying import families, needs_optuna, opened, read
+def _prepare(config: str, changes: list[str] | None, messages: Messages) -> OpenStudy:
+    from batchcal.cli.commands.studies import families, needs_optuna, prepare_study, read
 
     needs_optuna()
-    return opened(config, families(read(config), changes or (), ())[0], voice)
+    return prepare_study(config, families(read(config), changes or (), ())[0], messages)

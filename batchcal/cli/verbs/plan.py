@@ -8,7 +8,7 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.flags import Flags, takes
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
@@ -39,33 +39,33 @@ def plan(
     verbose: opt.Verbose = False,
 ) -> None:
     """Print the settings for an effective batch: sizes, workers, threads, allocator."""
-    from batchcal.cli.desk import open_desk
-    from batchcal.cli.planning import allocator_of, device_of, open_here, plan_of
+    from batchcal.cli.commands.valid_calibration import allocator_of, device_of, open_valid, plan_of
+    from batchcal.cli.invocation import open_invocation
 
     style = _style(format, as_json=json)
-    voice = context.ensure_object(Voice)
-    desk = open_desk(None, flags=flags, config=config, voice=voice)
-    settings = desk.settings
+    messages = context.ensure_object(Messages)
+    invocation = open_invocation(None, flags=flags, config=config, messages=messages)
+    settings = invocation.settings
     settings.check(PlanSettings)
-    opened = open_here(desk.locate(calibration), require_signature=require_signature)
+    valid = open_valid(invocation.locate(calibration), require_signature=require_signature)
     if what_if is not None:
         from batchcal.plan.what_if import what_if as predict
 
-        on = device_of(opened, settings)
-        of = allocator_of(settings)
-        found = predict(
-            opened.calibration, _sizes(what_if), effective_batch=settings.plan.effective_batch, device=on, allocator=of
+        device = device_of(valid, settings)
+        allocator = allocator_of(settings)
+        predictions = predict(
+            valid.calibration, _sizes(what_if), effective_batch=settings.plan.effective_batch, device=device, allocator=allocator
         )
-        _emit_predictions(found, style)
+        _emit_predictions(predictions, style)
         return
-    plan = plan_of(opened, settings, world_size=world_size, needs_effective_batch=style != "table" and not shapes)
+    plan = plan_of(valid, settings, world_size=world_size, needs_effective_batch=style != "table" and not shapes)
     if not shapes:
-        _emit(plan, style, voice)
-    if shapes or (opened.calibration.shapes and style == "table"):
+        _emit(plan, style, messages)
+    if shapes or (valid.calibration.shapes and style == "table"):
         from batchcal.plan.shapes import predict_shapes
 
         predicted = predict_shapes(
-            opened.calibration, effective_batch=plan.effective_batch, device=plan.device, allocator=plan.allocator
+            valid.calibration, effective_batch=plan.effective_batch, device=plan.device, allocator=plan.allocator
         )
         _emit_shapes(predicted, style)
 
@@ -88,35 +88,35 @@ def _sizes(text: str) -> list[int]:
         raise UsageError(f"--{error.what}", known=error.known, try_=error.try_) from None
 
 
-def _emit(plan: Plan, style: opt.PlanFormat, voice: Voice) -> None:
+def _emit(plan: Plan, style: opt.PlanFormat, messages: Messages) -> None:
     import os
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.machine.allocator import resolve
     from batchcal.plan.formats import as_dotenv, as_json, as_sh
 
     if style == "json":
-        screen.emit(as_json(plan))
+        stdout.emit(as_json(plan))
         return
     if style == "table":
-        from batchcal.cli.views.plan import show
+        from batchcal.cli.views.calibration.plan import show
 
-        screen.render(show(plan))
+        stdout.render(show(plan))
         return
     variables = resolve(plan.allocator).environment(os.environ)
-    screen.emit(as_sh(plan, variables) if style == "sh" else as_dotenv(plan, variables))
+    stdout.emit(as_sh(plan, variables) if style == "sh" else as_dotenv(plan, variables))
     for notice in plan.notices:
-        voice.say(f" note: {notice}")
+        messages.print(f" note: {notice}")
 
 
 def _emit_shapes(predictions: Sequence[ShapePrediction], style: opt.PlanFormat) -> None:
-    from batchcal.cli.views.shapes import show
+    from batchcal.cli.views.calibration.shapes import show
 
     _emit_predicted("shapes", predictions, show(predictions), style)
 
 
 def _emit_predictions(predictions: Sequence[Prediction], style: opt.PlanFormat) -> None:
-    from batchcal.cli.views.plan import show_predictions
+    from batchcal.cli.views.calibration.plan import show_predictions
 
     _emit_predicted("what-if", predictions, show_predictions(predictions), style)
 
@@ -125,16 +125,16 @@ def _emit_predicted(kind: str, predictions: Sequence[Record], view: Iterable[Ren
     """Print predictions of one kind. `kind` is also the name of the flag that requested them."""
     import json
 
-    from batchcal.cli import screen
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import UsageError
     from batchcal.plan.plan import FORMAT
 
     if style == "json":
-        found = [one.model_dump(mode="json") for one in predictions]
-        screen.emit(json.dumps({"format": FORMAT, "kind": kind, "predictions": found}, indent=2))
+        items = [prediction.model_dump(mode="json") for prediction in predictions]
+        stdout.emit(json.dumps({"format": FORMAT, "kind": kind, "predictions": items}, indent=2))
     elif style == "table":
-        screen.render(view)
+        stdout.render(view)
     else:
         raise UsageError(
-            f"--{kind} cannot be printed as {style}", known="a prediction is no plan to train with", try_="--format json"
+            f"--{kind} cannot be printed as {style}", known="a prediction is not a plan for a training", try_="--format json"
         )

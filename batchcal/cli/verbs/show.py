@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from batchcal.cli import options as opt
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 
 if TYPE_CHECKING:
-    from batchcal.cli.views.calibration import Seen
+    from batchcal.cli.views.calibration.view import ShownCalibration
 
 
 def show(
@@ -32,52 +32,52 @@ def show(
     A calibration: memory curve, probes, result, what limits it, and whether it is still valid.
     A training: loss, speed, memory and events. A study: its trials; with --html also the importance of the parameters.
     """
-    from batchcal.cli import screen
-    from batchcal.cli.runs import names_a_run, refuse, show_run
-    from batchcal.cli.studying import names_a_study, show_study
+    from batchcal.cli.commands.runs import names_a_run, refuse, show_run
+    from batchcal.cli.commands.studies import names_a_study, show_study
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import NoCalibration, UsageError
 
     if file is not None and names_a_study(file):
         refuse(file, "study", check=check, why=why, require_signature=require_signature, other=other is not None)
-        show_study(file, html=html, as_json=json, voice=context.ensure_object(Voice))
+        show_study(file, html=html, as_json=json, messages=context.ensure_object(Messages))
         return
     if file is not None and (names_a_run(file) or names_a_run(other)):
         refuse(file, "run", check=check, why=why, require_signature=require_signature, other=other is not None)
-        show_run(file, html=html, as_json=json, voice=context.ensure_object(Voice))
+        show_run(file, html=html, as_json=json, messages=context.ensure_object(Messages))
         return
     if file is not None and other is not None:
         if check or why or html is not None:
             raise UsageError(
-                "two calibrations are compared, not checked, explained or drawn", try_=f"batchcal show {file} {other}"
+                "--check, --why and --html take one calibration, and two are given", try_=f"batchcal show {file} {other}"
             )
         _compare(file, other, require_signature=require_signature, as_json=json)
         return
     if check:
         _check(file, require_signature=require_signature)
         return
-    seen = _look(file, require_signature=require_signature)
+    view = _load_view(file, require_signature=require_signature)
     if html is not None:
-        from batchcal.cli.pages import write_page
-        from batchcal.cli.views.page import page
+        from batchcal.cli.output.page_file import write_page
+        from batchcal.cli.views.calibration.page import page
 
-        write_page(Path(html), page(seen), shows=seen.path)
-        context.ensure_object(Voice).say(f"written: {html}")
+        write_page(Path(html), page(view), shows=view.path)
+        context.ensure_object(Messages).print(f"written: {html}")
     if json:
-        from batchcal.cli.document import document
+        from batchcal.cli.output.document import document
 
-        screen.emit(document(seen, measured=False))
+        stdout.emit(document(view, measured=False))
     elif html is None:
-        from batchcal.cli.views.calibration import show as view
+        from batchcal.cli.views.calibration.view import show as show_calibration
 
-        screen.render(view(seen, why=why))
-    if seen.calibration.status == "partial":
+        stdout.render(show_calibration(view, why=why))
+    if view.calibration.status == "partial":
         raise NoCalibration(
-            "this calibration verified nothing, so no plan can be made from it",
-            try_="batchcal calibrate    continues with what was measured",
+            "this calibration has verified no batch size, so no plan can be made from it",
+            try_="batchcal calibrate    continues from the saved measurements",
         )
 
 
-def _look(file: str | None, *, require_signature: bool) -> Seen:
+def _load_view(file: str | None, *, require_signature: bool) -> ShownCalibration:
     """Return the calibration with its freshness.
 
     Raises:
@@ -88,19 +88,19 @@ def _look(file: str | None, *, require_signature: bool) -> Seen:
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.locate import find_calibration, named_by
     from batchcal.calibration.store import Loaded, load, refusal
-    from batchcal.cli.views.calibration import Seen
+    from batchcal.cli.views.calibration.view import ShownCalibration
     from batchcal.core.clock import SystemClock
     from batchcal.detect.detect import detect
-    from batchcal.plan.load import stale_here
+    from batchcal.plan.load import staleness
 
     located = find_calibration(Path.cwd(), os.environ) if file is None else named_by(file, Path.cwd(), os.environ)
     path = located.path
-    found = load(path, trust=find_trust(os.environ, require_signature=require_signature))
-    if not isinstance(found, Loaded):
-        raise refusal(found, path, spec=located.spec)
+    stored = load(path, trust=find_trust(os.environ, require_signature=require_signature))
+    if not isinstance(stored, Loaded):
+        raise refusal(stored, path, spec=located.spec)
     clock = SystemClock()
-    stale = stale_here(found.calibration, path, here=detect(), environ=os.environ, clock=clock)
-    return Seen(calibration=found.calibration, path=path, stale=stale, at=clock.now(), notices=found.notices)
+    stale = staleness(stored.calibration, path, environment=detect(), environ=os.environ, clock=clock)
+    return ShownCalibration(calibration=stored.calibration, path=path, stale=stale, at=clock.now(), notices=stored.notices)
 
 
 def _compare(first: str, second: str, *, require_signature: bool, as_json: bool) -> None:
@@ -114,23 +114,23 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.locate import named_by
     from batchcal.calibration.store import Loaded, load, refusal
-    from batchcal.cli import screen
-    from batchcal.cli.views.comparison import compare, show
+    from batchcal.cli.output import stdout
+    from batchcal.cli.views.calibration.comparison import compare, show
 
     trust = find_trust(os.environ, require_signature=require_signature)
     calibrations = []
     for path in (named_by(text, Path.cwd(), os.environ).path for text in (first, second)):
-        found = load(path, trust=trust)
-        if not isinstance(found, Loaded):
-            raise refusal(found, path)
-        calibrations.append(found.calibration)
+        stored = load(path, trust=trust)
+        if not isinstance(stored, Loaded):
+            raise refusal(stored, path)
+        calibrations.append(stored.calibration)
     rows = compare(*calibrations)
     if as_json:
-        from batchcal.cli.document import comparison
+        from batchcal.cli.output.document import comparison
 
-        screen.emit(comparison(rows, (first, second)))
+        stdout.emit(comparison(rows, (first, second)))
     else:
-        screen.render(show(rows, (first, second)))
+        stdout.render(show(rows, (first, second)))
 
 
 def _check(file: str | None, *, require_signature: bool) -> None:
@@ -138,8 +138,8 @@ def _check(file: str | None, *, require_signature: bool) -> None:
     from batchcal.core.errors import BatchcalError, NoCalibration
 
     try:
-        seen = _look(file, require_signature=require_signature)
+        view = _load_view(file, require_signature=require_signature)
     except BatchcalError as error:
         raise typer.Exit(NoCalibration.exit_code) from error
-    if seen.stale is not None or not seen.calibration.is_usable:
+    if view.stale is not None or not view.calibration.is_usable:
         raise typer.Exit(NoCalibration.exit_code)

@@ -9,12 +9,12 @@ import typer
 
 from batchcal.cli import options as opt
 from batchcal.cli.flags import Flags, takes
-from batchcal.cli.voice import Voice
+from batchcal.cli.output.messages import Messages
 from batchcal.core.readers import OFF
 from batchcal.values.settings import CalibrateSettings, PlanSettings, TrainSettings
 
 if TYPE_CHECKING:
-    from batchcal.cli.desk import Desk
+    from batchcal.cli.invocation import Invocation
     from batchcal.measure.result import CalibrationResult
     from batchcal.plan.plan import Plan
 
@@ -62,22 +62,22 @@ def train(
     verbose: opt.Verbose = False,
 ) -> None:
     """Train with the plan of the calibration. Calibrate first if there is no valid calibration."""
-    from batchcal.cli import screen
-    from batchcal.cli.calibrating import Destination, calibrated
-    from batchcal.cli.checkpoints import choose
-    from batchcal.cli.desk import open_desk
-    from batchcal.cli.training import options_of, trained
+    from batchcal.cli.commands.calibration import Destination, obtain_calibration
+    from batchcal.cli.commands.checkpoints import choose
+    from batchcal.cli.commands.training import options_of, run_training
+    from batchcal.cli.invocation import open_invocation
+    from batchcal.cli.output import stdout
     from batchcal.core.errors import NotSaved, UsageError
     from batchcal.measure.result import Need
     from batchcal.train.report.jsonl import check_log
 
     if no_checkpoint and (flags["checkpoint"] is not None or resume):
-        other = "--resume" if resume else "--checkpoint"
-        raise UsageError(f"--no-checkpoint contradicts {other}", try_=f"--no-checkpoint alone, or {other} alone")
+        conflict = "--resume" if resume else "--checkpoint"
+        raise UsageError(f"--no-checkpoint contradicts {conflict}", try_=f"--no-checkpoint alone, or {conflict} alone")
     if no_checkpoint:
         flags["checkpoint"] = OFF
-    voice = context.ensure_object(Voice)
-    desk = open_desk(target, flags=flags, spelled=RENAMED, config=config, voice=voice)
+    messages = context.ensure_object(Messages)
+    invocation = open_invocation(target, flags=flags, flag_names=RENAMED, config=config, messages=messages)
     need = Need(
         rehearsed=False,
         needs_effective_batch=True,
@@ -86,31 +86,33 @@ def train(
         force=force_calibration and not _was_restarted(),
         require_signature=require_signature,
     )
-    kept = choose(desk, resume=resume, voice=voice)
+    checkpoint = choose(invocation, resume=resume, messages=messages)
     # Invalid settings are reported before anything is measured.
-    desk.settings.check(PlanSettings)
-    desk.settings.check(TrainSettings)
-    log = desk.settings.train.log
+    invocation.settings.check(PlanSettings)
+    invocation.settings.check(TrainSettings)
+    log = invocation.settings.train.log
     if log is not None:
         check_log(Path(log))
     place = None if output is None else Path(output).absolute()
-    found = calibrated(desk, need, voice, destination=Destination(place), as_before=True)
-    if isinstance(found.problem, NotSaved):
-        voice.say(f" note: {found.problem.what}; training goes on, the next one will measure again")
-    elif found.problem is not None:
-        raise found.problem
-    plan = _plan(desk, found)
-    measured = found.calibration.options
-    options = options_of(desk.settings, margin=measured.margin, memory_limit_bytes=measured.memory_limit_bytes)
-    result = trained(desk, plan, found, lambda _: options, checkpoint=kept, voice=voice)
+    calibration_result = obtain_calibration(invocation, need, messages, destination=Destination(place), reuse_options=True)
+    if isinstance(calibration_result.problem, NotSaved):
+        messages.print(f" note: {calibration_result.problem.what}; the training continues, and the next run measures again")
+    elif calibration_result.problem is not None:
+        raise calibration_result.problem
+    plan = _plan(invocation, calibration_result)
+    measured_options = calibration_result.calibration.options
+    options = options_of(
+        invocation.settings, margin=measured_options.margin, memory_limit_bytes=measured_options.memory_limit_bytes
+    )
+    result = run_training(invocation, plan, calibration_result, lambda _: options, checkpoint=checkpoint, messages=messages)
     if json:
-        screen.emit(result.model_dump_json(indent=2))
+        stdout.emit(result.model_dump_json(indent=2))
     else:
-        from batchcal.cli.views.training import show
+        from batchcal.cli.views.run.result import show
 
-        screen.render(show(result, plan))
+        stdout.render(show(result, plan))
     if result.not_saved is not None:
-        raise NotSaved(result.not_saved, try_=kept.try_instead)
+        raise NotSaved(result.not_saved, try_=checkpoint.try_instead)
 
 
 def _was_restarted() -> bool:
@@ -121,8 +123,11 @@ def _was_restarted() -> bool:
     return os.environ.get(REEXEC_VARIABLE, "").startswith(f"{os.getpid()}:")
 
 
-def _plan(desk: Desk, found: CalibrationResult) -> Plan:
-    from batchcal.cli.planning import Opened, plan_of
+def _plan(invocation: Invocation, calibration_result: CalibrationResult) -> Plan:
+    from batchcal.cli.commands.valid_calibration import ValidCalibration, plan_of
     from batchcal.detect.detect import detect
 
-    return plan_of(Opened(calibration=found.calibration, here=detect(), notices=found.notices), desk.settings)
+    return plan_of(
+        ValidCalibration(calibration=calibration_result.calibration, environment=detect(), notices=calibration_result.notices),
+        invocation.settings,
+    )

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.cli.views.calibration import hanging
+from batchcal.cli.views.calibration.view import hanging
 from batchcal.core.units import count_of, format_bytes
 from batchcal.detect.environment import Accelerator, Candidate, Environment
 
@@ -17,8 +17,8 @@ def show(environment: Environment) -> Iterator[RenderableType]:
     """Yield a table, then the advice."""
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
     table.add_column("", style="bold", no_wrap=True)
-    table.add_column("here", no_wrap=True)
-    table.add_column("learned from", style="dim", overflow="fold")
+    table.add_column("value", no_wrap=True)
+    table.add_column("source", style="dim", overflow="fold")
     for name, value, source in rows(environment):
         table.add_row(name, value, source)
     yield table
@@ -37,42 +37,42 @@ def rows(environment: Environment) -> Iterator[tuple[str, str, str]]:
     yield from _memory(environment)
     yield from _limits(environment)
     yield from _software(environment)
-    yield "threads", str(environment.optimal_threads), "to begin with: physical cores within the quota"
-    yield "workers", str(environment.optimal_workers), "to begin with: half of the cores above two"
+    yield "threads", str(environment.optimal_threads), "start value: physical cores within the quota"
+    yield "workers", str(environment.optimal_workers), "start value: half of the cores above two"
 
 
 def _cpu(environment: Environment) -> Iterator[tuple[str, str, str]]:
     cpu = environment.cpu
     yield "cores", f"{cpu.cores.value:g}", _source(cpu.cores.learned_from, cpu.cores.why)
-    for other in _others(cpu.cores.considered, cpu.cores.learned_from):
-        yield "", f"  {other.value:g}", other.learned_from
+    for candidate in _rejected(cpu.cores.considered, cpu.cores.learned_from):
+        yield "", f"  {candidate.value:g}", candidate.learned_from
     visible = "" if cpu.visible == cpu.logical else f"; {cpu.visible} are visible"
     yield (
         "processors",
         f"{cpu.logical} logical",
-        f"{count_of(cpu.physical, 'physical core')}{visible}; {cpu.model or 'unnamed'}, {cpu.architecture}",
+        f"{count_of(cpu.physical, 'physical core')}{visible}; {cpu.model or 'unknown model'}, {cpu.architecture}",
     )
 
 
 def _memory(environment: Environment) -> Iterator[tuple[str, str, str]]:
     memory = environment.memory
     yield "memory limit", format_bytes(memory.limit.value), _source(memory.limit.learned_from, memory.limit.why)
-    for other in _others(memory.limit.considered, memory.limit.learned_from):
-        yield "", f"  {format_bytes(other.value)}", other.learned_from
+    for candidate in _rejected(memory.limit.considered, memory.limit.learned_from):
+        yield "", f"  {format_bytes(candidate.value)}", candidate.learned_from
     group = "" if memory.cgroup_version == "none" else f"cgroup {memory.cgroup_version} {memory.cgroup_path}"
     yield "used", format_bytes(memory.used_bytes), f"not reclaimable; {group}" if group else "not reclaimable"
-    yield "file cache", format_bytes(memory.reclaimable_bytes), "the kernel gives it back when memory is needed"
+    yield "file cache", format_bytes(memory.reclaimable_bytes), "the kernel frees it when memory is needed"
     yield "available", format_bytes(memory.available_bytes), "MemAvailable of the machine"
     if memory.high_bytes is not None:
-        yield "memory.high", format_bytes(memory.high_bytes), "above it the kernel slows the group down"
+        yield "memory.high", format_bytes(memory.high_bytes), "above this, the kernel slows down the processes of the cgroup"
     swap = "none" if memory.swap_total_bytes == 0 else format_bytes(memory.swap_total_bytes)
-    limited = "" if memory.swap_limit_bytes is None else f"this group may use {format_bytes(memory.swap_limit_bytes)}"
+    limited = "" if memory.swap_limit_bytes is None else f"this cgroup may use {format_bytes(memory.swap_limit_bytes)}"
     yield "swap", swap, limited
     for name, value in (("RLIMIT_DATA", memory.rlimit_data_bytes), ("RLIMIT_AS", memory.rlimit_as_bytes)):
         if value is not None:
             yield name, format_bytes(value), "getrlimit"
     if memory.oom_group:
-        yield "oom.group", "set", "one kernel kill takes the whole container"
+        yield "oom.group", "set", "if memory runs out, the kernel kills all processes of the container"
 
 
 def _limits(environment: Environment) -> Iterator[tuple[str, str, str]]:
@@ -93,9 +93,9 @@ def _software(environment: Environment) -> Iterator[tuple[str, str, str]]:
     for accelerator in environment.accelerators:
         yield f"{accelerator.kind}:{accelerator.index}", *_accelerator(accelerator)
     if environment.accelerators_asked and not environment.accelerators:
-        yield "accelerators", "none", "torch.accelerator, asked in a child"
+        yield "accelerators", "none", "torch.accelerator, read in a child process"
     elif not environment.accelerators_asked:
-        yield "accelerators", "none", "no driver of one that this torch was built for"
+        yield "accelerators", "none", "no driver that this build of torch can use"
     torch = software.torch or "not installed"
     yield "torch", torch + (f", CUDA {software.cuda}" if software.cuda else ""), "metadata of the installed distribution"
     yield "system", software.os, f"{software.libc}, Python {software.python}"
@@ -123,5 +123,5 @@ def _source(learned_from: str, why: str) -> str:
     return f"{learned_from}: {why}" if why else learned_from
 
 
-def _others(considered: tuple[Candidate, ...], winner: str) -> list[Candidate]:
+def _rejected(considered: tuple[Candidate, ...], winner: str) -> list[Candidate]:
     return [candidate for candidate in considered if candidate.learned_from != winner]

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.cli.views.calibration import TONES
+from batchcal.cli.output.messages import as_output
+from batchcal.cli.views.calibration.view import TONES
 from batchcal.cli.views.words import Tone, count
-from batchcal.cli.voice import as_output
 from batchcal.core.progress import Note, Output
 from batchcal.core.units import format_bytes, format_seconds
 from batchcal.values.calibration_events import (
@@ -98,8 +98,8 @@ class CalibrationLive(Screen[CalibrationEvent]):
         self._started: CalibrateStarted | None = None
         self._rows: list[ProbeEnded | ProbeKept] = []
         self._running: ProbeStarted | None = None
-        self._running_since = self._began = time.monotonic()
-        self._doing = ""
+        self._running_since = self._start_s = time.monotonic()
+        self._activity = ""
         self._best: dict[str, int] = {}
         self._notes: list[str] = []
         self._ended = False
@@ -110,7 +110,7 @@ class CalibrationLive(Screen[CalibrationEvent]):
             case CalibrateStarted():
                 self._started = self._started or event
             case PhaseBegan():
-                self._doing = event.why
+                self._activity = event.why
             case ProbeStarted():
                 self._running, self._running_since = event, time.monotonic()
             case ProbeEnded() | ProbeKept():
@@ -139,35 +139,35 @@ class CalibrationLive(Screen[CalibrationEvent]):
         table.add_column("of budget", no_wrap=True)
         table.add_column("samples/s", justify="right")
         table.add_column("outcome", no_wrap=True, overflow="ellipsis")
-        room = max(self.height - 7 - len(self._notes[-2:]), 4)
-        for row in self._rows[-room:]:
+        most_rows = max(self.height - 7 - len(self._notes[-2:]), 4)
+        for row in self._rows[-most_rows:]:
             table.add_row(*_row(row))
         if self._running is not None:
             table.add_row(*self._running_row(self._running))
         parts: list[RenderableType] = [self._head(), table]
         if self._running is None and not self._ended:
-            parts.append(Text(f" {_spinner()} {self._doing or 'beginning'}", style="cyan"))
+            parts.append(Text(f" {_spinner()} {self._activity or 'starting'}", style="cyan"))
         parts += [Text(f"  - {text}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._notes[-2:]]
         return Group(*parts)
 
     def _head(self) -> Text:
-        started, spent = self._started, time.monotonic() - self._began
+        started, spent_s = self._started, time.monotonic() - self._start_s
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append("calibrating ", "bold")
         if started is not None:
             head.append(f"{started.task} on {started.device}")
             head.append(f", budget {format_bytes(started.budget_bytes)}", "dim")
-            head.append(f", {format_seconds(spent)} of {format_seconds(started.time_limit_s)}", "dim")
+            head.append(f", {format_seconds(spent_s)} of {format_seconds(started.time_limit_s)}", "dim")
         for mode, batch in self._best.items():
             head.append(f"  {mode} {batch}", "bold green")
         return head
 
     def _running_row(self, probe: ProbeStarted) -> list[RenderableType]:
         waiting = f"{_spinner()} {format_seconds(time.monotonic() - self._running_since)}"
-        return [*_asked(probe), "", "", "", Text(waiting, style="cyan")]
+        return [*_request_cells(probe), "", "", "", Text(waiting, style="cyan")]
 
 
-def _asked(probe: ProbeStarted | ProbeEnded | ProbeKept) -> list[RenderableType]:
+def _request_cells(probe: ProbeStarted | ProbeEnded | ProbeKept) -> list[RenderableType]:
     predicted = probe.predicted_bytes
     return [
         str(probe.sequence),
@@ -182,7 +182,7 @@ def _row(probe: ProbeEnded | ProbeKept) -> list[RenderableType]:
     peak, rate = probe.peak_bytes, probe.samples_per_s
     share = None if peak is None or probe.budget_bytes <= 0 else peak / probe.budget_bytes
     return [
-        *_asked(probe),
+        *_request_cells(probe),
         "" if peak is None else format_bytes(peak),
         "" if share is None else Text("█" * max(1, round(min(share, 1.0) * _BAR)), style=style),
         "" if rate is None else count(rate),

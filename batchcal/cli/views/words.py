@@ -24,15 +24,16 @@ from batchcal.guard.outcome import (
 Tone = Literal["good", "bad", "odd"]
 """`good`: it ran. `bad`: it was too big. `odd`: it was inconclusive."""
 
-WHO_SAID: Final = {
-    "allocator": "its own allocator",
-    "fence": "the fence (RLIMIT_DATA)",
-    "watchdog": "the watchdog, in time",
-    "kernel": "the kernel: the fence did not hold",
+MEMORY_SOURCES: Final = {
+    "allocator": "reported by the allocator",
+    "fence": "stopped by the fence, RLIMIT_DATA",
+    "watchdog": "stopped by the watchdog",
+    "kernel": "killed by the kernel, because the fence did not stop it",
     "shm": "/dev/shm was full",
     "accelerator": "the accelerator was full",
-    "budget": "it ran, but above the budget",
+    "budget": "ran, but with a peak above the budget",
 }
+"""Description of each source of the outcome out-of-memory."""
 
 
 def tone(outcome: Outcome) -> Tone:
@@ -60,7 +61,7 @@ def short(outcome: Outcome) -> str:
         case KilledFromOutside():
             return f"killed (signal {outcome.signal})"
         case Suspect():
-            return "died, suspect"
+            return "died near the limit"
         case Infrastructure():
             return "batchcal failed"
 
@@ -72,21 +73,21 @@ def long(outcome: Outcome) -> str:
             return f"fits: {outcome.steps} steps of {format_seconds(outcome.step_s)}"
         case OutOfMemory():
             if outcome.source == "budget":
-                return outcome.detail or WHO_SAID["budget"]
-            said = f"out of memory, said {WHO_SAID[outcome.source]}"
-            return said + (f": {first_line(outcome.detail)}" if outcome.detail else "")
+                return outcome.detail or MEMORY_SOURCES["budget"]
+            text = f"out of memory ({MEMORY_SOURCES[outcome.source]})"
+            return text + (f": {first_line(outcome.detail)}" if outcome.detail else "")
         case Swapping():
-            return f"{format_bytes(outcome.swapped_bytes)} were swapped out: as bad as out of memory"
+            return f"{format_bytes(outcome.swapped_bytes)} were swapped out, which counts as out of memory"
         case TimedOut():
             return f"timed out in {outcome.phase} after {format_seconds(outcome.limit_s)}"
         case UserCodeFailed():
-            return f"the task's own code failed: {outcome.error}"
+            return f"the task's code failed: {outcome.error}"
         case WorkerDied() | Infrastructure():
             return f"{short(outcome)}: {first_line(outcome.detail)}"
         case KilledFromOutside():
-            return f"killed from outside by signal {outcome.signal}"
+            return f"killed by signal {outcome.signal}, which batchcal did not send"
         case Suspect():
-            return f"died at {outcome.near_limit:.0%} of its limit: {first_line(outcome.detail)}"
+            return f"died at {outcome.near_limit:.0%} of its memory limit: {first_line(outcome.detail)}"
 
 
 def peak_of(outcome: Outcome) -> Peak | None:
@@ -94,10 +95,10 @@ def peak_of(outcome: Outcome) -> Peak | None:
     return outcome.peak if isinstance(outcome, (Fits, OutOfMemory, Swapping)) else None
 
 
-def of_finding(calibration: Calibration, finding: Finding) -> tuple[Measurement, ...]:
+def probes_of(calibration: Calibration, finding: Finding) -> tuple[Measurement, ...]:
     """Return the probes on the device and under the allocator of a finding, in order."""
-    place = (finding.device, finding.allocator)
-    return tuple(one for one in calibration.measurements if (one.device, one.allocator) == place)
+    target = (finding.device, finding.allocator)
+    return tuple(probe for probe in calibration.measurements if (probe.device, probe.allocator) == target)
 
 
 def first_line(text: str) -> str:
@@ -113,26 +114,26 @@ def count(number: float) -> str:
 LIMITS: Final[dict[LimitedBy, str]] = {
     "memory": "memory",
     "accelerator-memory": "the accelerator's memory",
-    "shm": "/dev/shm, which the workers' batches go through",
-    "dataset": "the data: there are no more samples",
+    "shm": "/dev/shm, through which workers send batches",
+    "dataset": "the number of samples",
     "max-batch": "--max-batch",
-    "model": "the task itself, which refuses more",
-    "speed": "speed: a larger one would be no faster",
+    "model": "the task: its code fails with a larger batch",
+    "speed": "speed: a larger batch would not be faster",
     "time-limit": "the time limit",
     "max-probes": "--max-probes",
-    "measuring-overhead": "what measuring itself takes",
+    "measuring-overhead": "the memory that the measurement itself needs",
 }
 
 
 def limit_sentence(calibration: Calibration, finding: Finding, mode: Literal["train", "eval"] = "train") -> str:
     """Return the reason why the capacity is not larger."""
     capacity = finding.train if mode == "train" or finding.eval is None else finding.eval
-    why = LIMITS.get(capacity.limited_by, capacity.limited_by)
+    limit = LIMITS.get(capacity.limited_by, capacity.limited_by)
     if capacity.limited_by not in ("memory", "accelerator-memory"):
-        return why + (f" ({capacity.undone})" if capacity.undone else "")
-    larger = [one for one in of_finding(calibration, finding) if one.mode == mode and one.batch > capacity.batch]
-    too_big = min((one.batch for one in larger if tone(one.outcome) == "bad"), default=None)
-    ran = min((one.batch for one in larger if one.outcome.kind == "fits"), default=None)
-    if finding.heap_growth > 1 and ran is not None and (too_big is None or ran < too_big):
-        return f"{why}: {count(ran)} fits for a few steps, and the heap grows over many"
-    return f"{why}: more is predicted not to fit" if too_big is None else f"{why}: {count(too_big)} was too much"
+        return limit + (f" ({capacity.undone})" if capacity.undone else "")
+    larger = [probe for probe in probes_of(calibration, finding) if probe.mode == mode and probe.batch > capacity.batch]
+    too_big = min((probe.batch for probe in larger if tone(probe.outcome) == "bad"), default=None)
+    fitting = min((probe.batch for probe in larger if probe.outcome.kind == "fits"), default=None)
+    if finding.heap_growth > 1 and fitting is not None and (too_big is None or fitting < too_big):
+        return f"{limit}: {count(fitting)} fits for a few steps, but the heap grows over many steps"
+    return f"{limit}: a larger batch is predicted not to fit" if too_big is None else f"{limit}: {count(too_big)} does not fit"

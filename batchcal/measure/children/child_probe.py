@@ -12,52 +12,52 @@ from typing import Final, get_args
 
 from pydantic import ValidationError
 
-from batchcal.calibration.promises import PromiseCheck, PromiseName
+from batchcal.calibration.records.promises import PromiseCheck, PromiseName
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import OFF, Budget, Isolation, Mode, Options
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import GuardError
-from batchcal.core.units import MIB
+from batchcal.core.units import MIB, count_of
 from batchcal.detect.environment import Environment
+from batchcal.guard.channel.wire import JSON, Message
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.job import Function
 from batchcal.guard.launch import FunctionJob, Launcher
+from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
-from batchcal.guard.run import Limits, Listener, run
-from batchcal.guard.watchdog import MemoryGroup, trip_distance
-from batchcal.guard.wire import JSON, Message
+from batchcal.guard.run import ChildLimits, Listener, run
 from batchcal.machine.allocator import maps_large_blocks
-from batchcal.machine.cgroup import MemoryGroup as ControlGroup
+from batchcal.machine.cgroup import MemoryGroup
 from batchcal.machine.meters import read_status
-from batchcal.measure.attempts import allowed_for, said
+from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.children import answers
 from batchcal.measure.children.examine_job import Curve, ExamineArguments, examine
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import (
     Examination,
-    LapReport,
-    LapRequest,
     Observation,
     ProbeRequest,
     RehearsalRequest,
+    TimingReport,
+    TimingRequest,
 )
 from batchcal.measure.children.probe_job import ProbeArguments, probe
 from batchcal.measure.children.scout_job import ScoutArguments, scout
-from batchcal.measure.children.setting import SMALLEST, Setting
+from batchcal.measure.children.setting import SMALLEST, ChildSetting
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.heap import counting
 from batchcal.measure.heap.handles_job import HandlesAnswer, HandlesArguments, count_lost_blocks
 from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
 from batchcal.measure.heap.varied_job import HeapArguments, train_varied
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments, check_promises
-from batchcal.measure.race.job import LapArguments, lap
+from batchcal.measure.race.timing_job import TimingArguments, time_sizes
 from batchcal.measure.rehearsal.job import RehearsalArguments, rehearse
 from batchcal.measure.workers.job import WorkersArguments, examine_workers
 from batchcal.measure.workers.report import reported
 from batchcal.measure.workers.trial import MOST_FRESH_WORKER_S, WorkersReport, WorkersRequest
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 UNSHARED_BYTES: Final = 16 * MIB
 """Memory that a forked child and its zygote hold twice after the child wrote to shared pages (4 to 12 MiB with gc.freeze)."""
@@ -104,8 +104,8 @@ class ChildProbe:
 
     def __init__(
         self,
-        settings: Mapping[str, Setting],
-        group: MemoryGroup,
+        settings: Mapping[str, ChildSetting],
+        group: GroupMeter,
         *,
         host_budget_bytes: int,
         host_allowed_bytes: int | None = None,
@@ -133,7 +133,7 @@ class ChildProbe:
         self._deadline = deadline
         self._phase_s = {"load": LOAD_LIMIT_S, "read": LOAD_LIMIT_S, "warm-up": WARM_UP_LIMIT_S}
         variables = os.environ if environ is None else environ
-        self._are_lent = launchers is not None
+        self._launchers_are_shared = launchers is not None
         left_s = (lambda: math.inf) if deadline is None else deadline.left_s
         self._launchers = launchers or Launchers(variables, note=note, spawn_only=isolation == "spawn", left_s=left_s)
         self._examined: dict[str, Examination] = {}
@@ -144,9 +144,9 @@ class ChildProbe:
         """Lost blocks by policy, see `_count_lost_blocks`."""
         self._largest: int | None = None
         """Largest batch size that the task accepts. None: unknown."""
-        self._kept: answers.Kept | None = None
+        self._kept_memory: answers.KeptMemory | None = None
         """Memory kept by the dataset in the last examination."""
-        self._stay: frozenset[str] = frozenset()
+        self._persistent: frozenset[str] = frozenset()
         """Policies that are timed alternately. Their launchers stay and do not start again each time."""
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
@@ -160,13 +160,13 @@ class ChildProbe:
         )
         ending = self._examination(arguments, allocator)
         if not ending.has_result:
-            raise answers.failure(ending, self._host_budget, self._kept, torch_bytes=self._shared_bytes(allocator))
+            raise answers.failure(ending, self._host_budget, self._kept_memory, torch_bytes=self._shared_bytes(allocator))
         value = ending.returned if isinstance(ending.returned, dict) else {}
         try:
             examination = Examination.model_validate(value.get("examination"))
         except ValidationError as error:
-            known = f"{error.error_count()} fields of it are wrong"
-            raise GuardError("the examination of the task gave no usable answer", known=known) from error
+            detail = count_of(error.error_count(), "invalid field")
+            raise GuardError("the examination of the task returned no usable answer", known=detail) from error
         if not self._examined and ending.output.strip():
             self._printed(ending.output.strip()[-OUTPUT_SHOWN:])
         if device not in self._examined:
@@ -185,9 +185,9 @@ class ChildProbe:
         setting = arguments.setting
         if ran_out(ending) and ending.phase == "warm-up" and setting.smallest_batch == 2 and setting.multiple_of == 1:
             single = setting.model_copy(update={"smallest_batch": 1})
-            alone = self._examine_once(arguments.model_copy(update={"setting": single}), allocator)
-            if alone.has_result or alone.phase == "measure":
-                arguments, ending = arguments.model_copy(update={"setting": single}), alone
+            retry = self._examine_once(arguments.model_copy(update={"setting": single}), allocator)
+            if retry.has_result or retry.phase == "measure":
+                arguments, ending = arguments.model_copy(update={"setting": single}), retry
                 self._settings[single.device] = single
         for curve in CURVES[1:]:
             # After the first real steps: the model without memory or the profiler crashed, hung, or needed too much itself.
@@ -198,7 +198,7 @@ class ChildProbe:
 
     def _examine_once(self, arguments: ExamineArguments, allocator: str) -> Ending:
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": min(CURVE_LIMIT_S, left_s * CURVE_SHARE)},
             neighbours=self._neighbours,
@@ -206,9 +206,9 @@ class ChildProbe:
 
         def listen(message: Message) -> None:
             with contextlib.suppress(ValidationError):
-                self._kept = answers.Kept.model_validate(message)
+                self._kept_memory = answers.KeptMemory.model_validate(message)
 
-        self._kept = None
+        self._kept_memory = None
         return self._run(examine, arguments.model_dump(mode="json"), allocator, limits, listen=listen)
 
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
@@ -221,7 +221,7 @@ class ChildProbe:
                 ran.append(size)
 
         arguments = ScoutArguments(setting=self._settings[device], sizes=tuple(sizes), limit_s=limit_s)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
             neighbours=self._neighbours,
@@ -230,7 +230,7 @@ class ChildProbe:
         self._run(scout, values, allocator, limits, listen=listen)
         return tuple(ran)
 
-    def obey(self, rule: SizeRule) -> None:
+    def set_size_rule(self, rule: SizeRule) -> None:
         """See `Probe`."""
         self._lost_blocks.clear()  # they may have been counted with a size that the task refuses
         self._largest = rule.most
@@ -260,7 +260,7 @@ class ChildProbe:
                 reported.append(PromiseCheck.model_validate(message.get("promise")))
 
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": promises_limit_s(left_s)},
             neighbours=self._neighbours,
@@ -272,7 +272,7 @@ class ChildProbe:
         outcome = classify(ending, lambda value: Infrastructure(detail="no usable answer"))
         names: tuple[PromiseName, ...] = ("mean-over-weight", "batch-statistics")
         missing = [name for name in names if name not in {check.promise for check in reported}]
-        unchecked = (PromiseCheck(promise=name, result="not-checked", cause=said(outcome)) for name in missing)
+        unchecked = (PromiseCheck(promise=name, result="not-checked", cause=described(outcome)) for name in missing)
         return (*reported, *unchecked), isinstance(outcome, OutOfMemory)
 
     def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
@@ -281,7 +281,7 @@ class ChildProbe:
 
     def measure(self, request: ProbeRequest) -> Observation:
         """Run steps at one size."""
-        self._stay = frozenset()
+        self._persistent = frozenset()
         setting = self._settings[request.device]
         if request.one_size:
             setting = setting.model_copy(update={"one_size": True})
@@ -299,28 +299,28 @@ class ChildProbe:
             train_order=self._orders.get((request.device, "train")),
         )
         deadline = max(request.deadline_s or 600.0, 5.0)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed,
             phase_s={**self._phase_s, "measure": deadline},
             host_fence=not accelerated and setting.workers == 0,
             neighbours=self._neighbours,
         )
-        began = time.monotonic()
+        start_s = time.monotonic()
         ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits)
-        within = self._within(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
-        outcome = classify(ending, lambda value: answers.probed(value, ending, within, request.batch))
+        memory_limits = self._memory_limits(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
+        outcome = classify(ending, lambda value: answers.probe_outcome(value, ending, memory_limits, request.batch))
         isolation = self._isolation(ending, request.device, request.allocator)
         notes = answers.notes(ending.returned)
         if loses_blocks and setting.lost_blocks is None:
             notes += (counting.UNKNOWN,)
-        return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - began, notes=notes)
+        return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - start_s, notes=notes)
 
     def _isolation(self, ending: Ending, device: str, allocator: str) -> Isolation:
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if device.startswith("cuda") else ()))
-        launcher = self._launchers.there.get(allocator)
+        launcher = self._launchers.running.get(allocator)
         return Isolation(launcher="zygote" if launcher is None else launcher.name, fence=layers, missing=ending.missing)
 
-    def _count_lost_blocks(self, setting: Setting, allocator: str) -> int | None:
+    def _count_lost_blocks(self, setting: ChildSetting, allocator: str) -> int | None:
         """Number of blocks of a step that are lost to handles of workers' batches, counted once. None: unknown."""
         if setting.one_size:
             return None
@@ -328,7 +328,7 @@ class ChildProbe:
             self._lost_blocks[allocator] = self._lost_blocks_of(setting, allocator)
         return self._lost_blocks[allocator]
 
-    def _lost_blocks_of(self, setting: Setting, allocator: str) -> int | None:
+    def _lost_blocks_of(self, setting: ChildSetting, allocator: str) -> int | None:
         examined = self._examined.get(setting.device)
         batch = counting.counting_batch(
             () if examined is None else examined.shapes["train"],
@@ -342,7 +342,7 @@ class ChildProbe:
         limit_s = min(counting.LIMIT_S, left_s * counting.SHARE_OF_TIME)
         order = self._orders.get((setting.device, "train"))
         arguments = HandlesArguments(setting=setting, batch=batch, limit_s=limit_s, order=order)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
             host_fence=False,
@@ -356,14 +356,14 @@ class ChildProbe:
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         """Start a launcher for each of `allocators` if there is room for all of them. See `Probe`."""
-        self._stay = frozenset()
-        missing = sum(name not in self._launchers.there for name in allocators)
+        self._persistent = frozenset()
+        missing = sum(name not in self._launchers.running for name in allocators)
         free = self._group.limit_bytes - self._group.hard_bytes() - missing * ZYGOTE_BYTES
         if free >= demand_bytes + LIBRARY_BYTES:
-            self._stay = frozenset(allocators)
+            self._persistent = frozenset(allocators)
             self._launchers.start_all(allocators)
 
-    def lap(self, request: LapRequest) -> LapReport:
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Time micro-batches in one child, or each in its own child if a process accepts one size only. See `Probe`."""
         if not self._settings[request.device].one_size or len(request.micro_batches) == 1:
             return self._lap(request)
@@ -371,15 +371,15 @@ class ChildProbe:
         until, samples = time.monotonic() + request.limit_s, request.samples
         for size in request.micro_batches:
             limit_s = max(0.0, until - time.monotonic())
-            alone = {"micro_batches": (size,), "rounds": 0, "samples": samples, "limit_s": limit_s}
-            report = self._lap(request.model_copy(update=alone))
+            changes = {"micro_batches": (size,), "rounds": 0, "samples": samples, "limit_s": limit_s}
+            report = self._lap(request.model_copy(update=changes))
             times.extend(report.times)
             if report.why_ended or time.monotonic() >= until:
-                return LapReport(times=tuple(times), why_ended=report.why_ended)
+                return TimingReport(times=tuple(times), why_ended=report.why_ended)
             samples = samples or (times[0].steps * size if times else None)
-        return LapReport(times=tuple(times))
+        return TimingReport(times=tuple(times))
 
-    def _lap(self, request: LapRequest) -> LapReport:
+    def _lap(self, request: TimingRequest) -> TimingReport:
         times: list[StepTime] = []
 
         def listen(message: Message) -> None:
@@ -388,24 +388,24 @@ class ChildProbe:
 
         accelerated = not request.device.startswith("cpu")
         allowed = self._most_allowed(request.allocator)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
             host_fence=not accelerated,
             neighbours=self._neighbours,
         )
         order = self._orders.get((request.device, "train"))
-        values = LapArguments(setting=self._settings[request.device], request=request, order=order).model_dump(mode="json")
-        ending = self._run(lap, values, request.allocator, limits, listen=listen)
+        values = TimingArguments(setting=self._settings[request.device], request=request, order=order).model_dump(mode="json")
+        ending = self._run(time_sizes, values, request.allocator, limits, listen=listen)
         outcome = classify(ending, lambda value: Infrastructure(detail=""))
-        return LapReport(times=tuple(times), why_ended="" if ending.has_result else said(outcome))
+        return TimingReport(times=tuple(times), why_ended="" if ending.has_result else described(outcome))
 
     def rehearse(self, request: RehearsalRequest) -> Observation:
         """Run a complete plan."""
         plan = request.plan
         accelerated = not plan.device.startswith("cpu")
         allowed = self._most_allowed(plan.allocator)
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
             host_fence=not accelerated and plan.num_workers == 0,
@@ -420,20 +420,20 @@ class ChildProbe:
             order=self._orders.get((plan.device, "train")),
             eval_order=self._orders.get((plan.device, "eval")),
         )
-        began = time.monotonic()
-        heard: list[Message] = []
+        start_s = time.monotonic()
+        messages: list[Message] = []
         values = arguments.model_dump(mode="json")
-        ending = self._run(rehearse, values, plan.allocator, limits, listen=heard.append)
-        within = self._within(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
-        outcome = classify(ending, lambda value: answers.rehearsed(value, ending, within, request))
+        ending = self._run(rehearse, values, plan.allocator, limits, listen=messages.append)
+        memory_limits = self._memory_limits(plan.device, plan.allocator, request.budget_bytes, workers=plan.num_workers)
+        outcome = classify(ending, lambda value: answers.rehearsal_outcome(value, ending, memory_limits, request))
         times = answers.rehearsal_times(ending.returned) if isinstance(outcome, Fits) else None
-        evaluating = answers.evaluating(ending.returned, within, heard=bool(heard))
-        isolation, wall_s = self._isolation(ending, plan.device, plan.allocator), time.monotonic() - began
+        evaluating = answers.evaluating(ending.returned, memory_limits, reported=bool(messages))
+        isolation, wall_s = self._isolation(ending, plan.device, plan.allocator), time.monotonic() - start_s
         return Observation(outcome=outcome, isolation=isolation, wall_s=wall_s, times=times, evaluating=evaluating)
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
         """Try workers in a child of their own. See `Probe`."""
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=self._most_allowed(request.allocator),
             phase_s={**self._phase_s, "measure": request.limit_s + MOST_FRESH_WORKER_S},
             host_fence=False,
@@ -451,12 +451,14 @@ class ChildProbe:
             self._run(examine_workers, arguments.model_dump(mode="json"), request.allocator, limits), request.workers
         )
         start = report.workers.start
-        self._settings = {device: one.model_copy(update={"start": start}) for device, one in self._settings.items()}
+        self._settings = {
+            device: child_setting.model_copy(update={"start": start}) for device, child_setting in self._settings.items()
+        }
         return report
 
     def train_varied(self, request: HeapRequest) -> HeapReport:
         """Train with batches of changing shapes in a child of their own. See `Probe`."""
-        self._stay = frozenset()
+        self._persistent = frozenset()
         readings: list[HeapReading] = []
 
         def listen(message: Message) -> None:
@@ -466,7 +468,7 @@ class ChildProbe:
         order = self._orders.get((request.device, "train"))
         arguments = HeapArguments(setting=self._settings[request.device], request=request, order=order)
         allowed = min(request.allowed_bytes, self._most_allowed(request.allocator))
-        limits = Limits(
+        limits = ChildLimits(
             allowed_bytes=allowed,
             phase_s={**self._phase_s, "measure": request.limit_s + VARIED_GRACE_S},
             neighbours=self._neighbours,
@@ -476,24 +478,30 @@ class ChildProbe:
             return HeapReport(readings=tuple(readings))
         outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
         if readings and isinstance(outcome, OutOfMemory | Suspect):
-            held = max(readings[-1].peak_bytes, allowed)
-            readings.append(HeapReading(steps=readings[-1].steps + 1, peak_bytes=held))
-        return HeapReport(readings=tuple(readings), why_ended=said(outcome))
+            peak_bytes = max(readings[-1].peak_bytes, allowed)
+            readings.append(HeapReading(steps=readings[-1].steps + 1, peak_bytes=peak_bytes))
+        return HeapReport(readings=tuple(readings), why_ended=described(outcome))
 
     def close(self) -> None:
         """Close the probe: none of its processes and files stay."""
-        if not self._are_lent:
+        if not self._launchers_are_shared:
             self._launchers.close()
 
     def _run(
-        self, function: Function, arguments: dict[str, JSON], allocator: str, limits: Limits, *, listen: Listener | None = None
+        self,
+        function: Function,
+        arguments: dict[str, JSON],
+        allocator: str,
+        limits: ChildLimits,
+        *,
+        listen: Listener | None = None,
     ) -> Ending:
         setting = next(iter(self._settings.values()))
         job = FunctionJob(function, arguments, setting.reference.directory, self._launchers.environment(allocator))
         if self._deadline is not None:
             left_s, name = self._deadline.left_s(), self._deadline.name
             if left_s <= 0:
-                return Ending(killed_for="deadline", kill_reason=f"{name} had ended", limit_name=name)
+                return Ending(killed_for="deadline", kill_reason=f"{name} ended before the process started", limit_name=name)
             limits = replace(limits, total_s=left_s, total_name=name)
         limits = replace(limits, shared_bytes=self._shared_bytes(allocator))
         try:
@@ -503,14 +511,14 @@ class ChildProbe:
             return run(job, self._launcher(allocator), self._group, limits, listen)
 
     def _launcher(self, allocator: str) -> Launcher:
-        if allocator not in self._stay:
+        if allocator not in self._persistent:
             self._launchers.keep_only(allocator)
         return self._launchers.get(allocator)
 
-    def _within(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.Within:
+    def _memory_limits(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.MemoryLimits:
         # Workers' batches come and go between two measurements of the child; the measurement of the group includes all of them.
-        by_group = workers > 0 and isinstance(self._group, ControlGroup) and not self._neighbours
-        return answers.Within(
+        by_group = workers > 0 and isinstance(self._group, MemoryGroup) and not self._neighbours
+        return answers.MemoryLimits(
             device=device,
             budget_bytes=budget_bytes,
             host_budget_bytes=self._host_budget,
@@ -538,7 +546,7 @@ def child_probe(
     options: Options,
     environment: Environment,
     budgets: Mapping[str, Budget],
-    meter: MemoryGroup,
+    meter: GroupMeter,
     *,
     note: Callable[[str], None],
     deadline: Deadline | None = None,
@@ -550,7 +558,7 @@ def child_probe(
     free = {f"{item.kind}:{item.index}": item.free_bytes for item in environment.accelerators}
     host = budgets.get("cpu") or host_budget_of(environment, options)
     settings = {
-        device: Setting(
+        device: ChildSetting(
             reference=reference,
             device=device,
             seed=options.seed,

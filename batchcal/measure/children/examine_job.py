@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.probe import Examination
 from batchcal.measure.children.setting import OrderedArguments
 

@@ -6,23 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from batchcal.calibration.memory_model import ShapePoint
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import StepTime
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.calibration.schema import Isolation, Mode
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import StepTime
-from batchcal.calibration.workers import LoaderWorkers
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Peak, UserCodeFailed
 from batchcal.measure.children.probe import (
     Examination,
-    LapReport,
-    LapRequest,
     Observation,
     PlanTimes,
     ProbeRequest,
     RehearsalRequest,
     SizeRefused,
+    TimingReport,
+    TimingRequest,
 )
 from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.race.race import LEAST_ROUNDS
@@ -64,7 +64,7 @@ class FakeProbe:
         self._sleep_s = sleep_s
         self._takes = takes
         self._rule = SizeRule()
-        self.asked: list[ProbeRequest] = []
+        self.requests: list[ProbeRequest] = []
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         smallest = self._rule.smallest
@@ -92,7 +92,7 @@ class FakeProbe:
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
         return tuple(size for size in sizes if not self._refuses((size,), one_size=True))
 
-    def obey(self, rule: SizeRule) -> None:
+    def set_size_rule(self, rule: SizeRule) -> None:
         self._rule = rule
 
     def _refuses(self, sizes: Sequence[int], *, one_size: bool = False) -> bool:
@@ -107,7 +107,7 @@ class FakeProbe:
         return self.measure(request) if isinstance(request, ProbeRequest) else self.rehearse(request)
 
     def measure(self, request: ProbeRequest) -> Observation:
-        self.asked.append(request)
+        self.requests.append(request)
         time.sleep(self._sleep_s)
         share = 1.0 if request.mode == "train" else self._eval_share
         demand = int(self._base + request.batch * self._per_sample * share)
@@ -125,7 +125,7 @@ class FakeProbe:
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
 
-    def lap(self, request: LapRequest) -> LapReport:
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Report step times as in `measure`, under any policy. An update takes almost no time."""
         times = [
             StepTime(
@@ -142,7 +142,7 @@ class FakeProbe:
             if not self._refuses((size,))
             for threads in request.threads or (1,)
         ]
-        return LapReport(times=tuple(times))
+        return TimingReport(times=tuple(times))
 
     def rehearse(self, request: RehearsalRequest) -> Observation:
         """Report the demand of the largest micro-batch, as in `measure`."""

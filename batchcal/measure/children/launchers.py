@@ -33,19 +33,19 @@ class Launchers:
         self._spawned: set[PolicyName] = set()
         """Policies under which no zygote runs."""
         self._spawn_only = spawn_only or not hasattr(os, "pidfd_open")
-        self.there: dict[PolicyName, Launcher] = {}
+        self.running: dict[PolicyName, Launcher] = {}
         """Started launchers by policy."""
         self._starting: dict[PolicyName, ZygoteLauncher] = {}
 
     def get(self, allocator: PolicyName) -> Launcher:
         """Return the launcher of `allocator`. Start it if it does not run."""
-        if allocator not in self.there:
-            self.there[allocator] = self._started(allocator)
-        return self.there[allocator]
+        if allocator not in self.running:
+            self.running[allocator] = self._start(allocator)
+        return self.running[allocator]
 
     def start_all(self, allocators: Iterable[PolicyName]) -> None:
         """Start the launchers of all `allocators` in parallel: most of a start is the import of torch, on one core."""
-        missing = [name for name in allocators if name not in self.there and not self._must_spawn(name)]
+        missing = [name for name in allocators if name not in self.running and not self._must_spawn(name)]
         for name in missing:
             try:
                 self._starting[name] = ZygoteLauncher(resolve(name), self._environ, PRELOAD)
@@ -56,27 +56,27 @@ class Launchers:
 
     def keep_only(self, allocator: PolicyName) -> None:
         """Close all other launchers: an idle zygote holds memory that no training will hold."""
-        for other in [name for name in self.there if name != allocator]:
+        for other in [name for name in self.running if name != allocator]:
             self.drop(other)
 
     def drop(self, allocator: PolicyName) -> None:
         """Close the launcher of `allocator` if there is one."""
-        launcher = self.there.pop(allocator, None)
+        launcher = self.running.pop(allocator, None)
         if launcher is not None:
             launcher.close()
 
     def close(self) -> None:
         """Close all launchers: none of their processes and files stay."""
-        for launcher in (*self.there.values(), *self._starting.values()):
+        for launcher in (*self.running.values(), *self._starting.values()):
             launcher.close()
-        self.there.clear()
+        self.running.clear()
         self._starting.clear()
 
     def environment(self, allocator: PolicyName) -> dict[str, str]:
         """Environment variables of a child under `allocator`."""
         return resolve(allocator).process_environment(self._environ)
 
-    def _started(self, allocator: PolicyName) -> Launcher:
+    def _start(self, allocator: PolicyName) -> Launcher:
         policy = resolve(allocator)
         if not self._must_spawn(allocator):
             try:
@@ -92,5 +92,5 @@ class Launchers:
         return self._spawn_only or allocator in self._spawned
 
     def _give_up(self, allocator: PolicyName, error: GuardError) -> None:
-        self._note(f"{error.what}: {error.known}; spawning every child under {allocator} instead".strip())
+        self._note(f"{error.what}: {error.known}; every run under {allocator} starts a new process instead".strip())
         self._spawned.add(allocator)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from batchcal.calibration.memory_model import ShapePoint
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import Isolation, Mode
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import StepTime
 from batchcal.core.errors import UserCodeError
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
@@ -98,7 +98,7 @@ class Examination(Frozen):
     """Checks of the promises of the task."""
 
 
-class LapRequest(Frozen):
+class TimingRequest(Frozen):
     """Micro-batches to time in one child."""
 
     device: str
@@ -120,7 +120,7 @@ class LapRequest(Frozen):
     """Seconds after which no further size starts."""
 
 
-class LapReport(Frozen):
+class TimingReport(Frozen):
     times: tuple[StepTime, ...]
     """Times in the order of the runs. There are fewer than requested if the lap ended early; `why_ended` gives the reason."""
     why_ended: str = ""
@@ -165,7 +165,7 @@ class Probe(Protocol):
         errors."""
         ...
 
-    def obey(self, rule: SizeRule) -> None:
+    def set_size_rule(self, rule: SizeRule) -> None:
         """From now on, use sizes of `rule` for warm-ups, tiny batches and static curves."""
         ...
 
@@ -178,7 +178,7 @@ class Probe(Protocol):
         start in advance."""
         ...
 
-    def lap(self, request: LapRequest) -> LapReport:
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Time micro-batches. A size that cannot run is left out, and the report gives the reason."""
         ...
 

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
-from batchcal.measure.children.held import Held, Seconds
+from batchcal.measure.children.child_memory import ChildMemory, Seconds
 from batchcal.measure.children.probe import ProbeRequest
 from batchcal.measure.children.setting import OrderedArguments
 
@@ -23,7 +23,7 @@ class ProbeArguments(OrderedArguments):
 class ProbeAnswer(Frozen):
     """Measurements of a child, in bytes and seconds."""
 
-    held: Held
+    held: ChildMemory
     step_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
     notes: tuple[str, ...] = ()
 

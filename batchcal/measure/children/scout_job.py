@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.setting import JobArguments
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from batchcal.calibration.records.workers import Start
 from batchcal.calibration.schema import OFF
-from batchcal.calibration.workers import Start
 from batchcal.core.values import Frozen
-from batchcal.workload.in_flight import PREFETCH_FACTOR
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.data.in_flight import PREFETCH_FACTOR
+from batchcal.workload.spec.reference import TaskReference
 
 SMALLEST: Final = 2
 """Size of the usual tiny batch."""
 
 
-class Setting(Frozen):
+class ChildSetting(Frozen):
     """Values that are the same for every child of a calibration on one device."""
 
     reference: TaskReference
@@ -50,7 +50,7 @@ class Setting(Frozen):
 class JobArguments(Frozen):
     """Arguments of a job that loads the task."""
 
-    setting: Setting
+    setting: ChildSetting
 
 
 class OrderedArguments(JobArguments):

@@ -7,14 +7,14 @@ import time
 from itertools import count
 from typing import Final
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.machine.peak_meter import HostPeak
 from batchcal.measure.heap.growth import SETTLED
 from batchcal.measure.heap.trial import HeapReading
 from batchcal.measure.heap.varied_job import HeapArguments
 from batchcal.measure.inside.subject import Subject, warm_up_for
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.worst_case import WorstCase
 
 SCAN_LIMIT_S: Final = 0.5
 """Limit of the scan, seconds. It is used only if the examination found no order of the samples."""
@@ -42,7 +42,7 @@ def train_varied(arguments: HeapArguments, context: ChildContext) -> JSON:
         batch = worst.batch(request.batch) if step <= SETTLED or doubled or last else worst.random_batch(request.batch, generator)
         subject.train(batch, request.batch)
         if step >= SETTLED and (doubled or last):
-            context.tell({"reading": HeapReading(steps=step, peak_bytes=host.read()).model_dump(mode="json")})
+            context.send({"reading": HeapReading(steps=step, peak_bytes=host.read()).model_dump(mode="json")})
         if last:
             break
     context.phase("finish")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.core.units import MIB
 
 SMALLEST_BATCH: Final = 7
@@ -28,7 +28,8 @@ SPREAD: Final = 4
 and two tensors in each, where 64 can be lost. Tasks that grow as they do without workers (a U-Net, a residual network, a GRU,
 documents, graphs) lost 0 to 2; convolutions over compressed texts lost 2 to 3 of 128, a contrastive model 8 to 9 of 64."""
 UNKNOWN: Final = (
-    "how many blocks of the heap are lost to batches from workers is not known: room for as many as there can be is left free"
+    "the number of heap blocks that are lost to batches from workers is unknown; "
+    "the measurement assumes the largest possible number"
 )
 
 

@@ -74,11 +74,11 @@ def without_kept_samples(
     if not samples or not kept_bytes_per_sample:
         return tuple(readings)
 
-    def kept(steps: int) -> int:
+    def kept_bytes(steps: int) -> int:
         """Bytes of the distinct samples that are expected after so many steps with random samples."""
-        drawn = batch * (steps - SETTLED)
-        return int(kept_bytes_per_sample * samples * (1 - math.exp(-drawn / samples)))
+        samples_read = batch * (steps - SETTLED)
+        return int(kept_bytes_per_sample * samples * (1 - math.exp(-samples_read / samples)))
 
     return tuple(
-        reading.model_copy(update={"peak_bytes": max(0, reading.peak_bytes - kept(reading.steps))}) for reading in readings
+        reading.model_copy(update={"peak_bytes": max(0, reading.peak_bytes - kept_bytes(reading.steps))}) for reading in readings
     )

@@ -22,8 +22,8 @@ import torch
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.machine.allocator import in_force, maps_large_blocks
 from batchcal.machine.peak_meter import HostPeak
 from batchcal.measure.heap.counting import may_be_lost
@@ -33,9 +33,9 @@ from batchcal.measure.inside.blocks import MAPPED_FROM
 from batchcal.measure.inside.loader import same_batch
 from batchcal.measure.inside.subject import Subject, warm_up_for
 from batchcal.runtime.worker_handles import HANDLES
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.operators import OperatorWatch
-from batchcal.workload.sample_size import tensors_in
+from batchcal.workload.data.sample_size import tensors_in
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.operators import OperatorWatch
 
 SCAN_LIMIT_S: Final = 0.5
 """Limit of the scan, seconds. It is used only if the examination found no order of the samples."""
@@ -158,9 +158,9 @@ def hold_blocks(batch: object, largest_bytes: int, *, lost: int | None = None) -
     if size == 0:
         return None
     try:
-        held = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block_memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise MemoryError(f"{size} bytes for blocks that the heap cannot use again") from error
+        raise MemoryError(f"cannot allocate {size} bytes for heap blocks that cannot be used again") from error
     for _ in range(0, size, PIECE_BYTES):  # in pieces, so that the watchdog can measure the growth
-        held.write(bytes(min(PIECE_BYTES, size - held.tell())))
-    return held
+        block_memory.write(bytes(min(PIECE_BYTES, size - block_memory.tell())))
+    return block_memory

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.setting import OrderedArguments
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from batchcal.core.numpy_state import numpy_state
-from batchcal.workload.operators import OperatorWatch
+from batchcal.workload.model.operators import OperatorWatch
 
 _CHANGES: Final = frozenset(
     {"aten::uniform_", "aten::normal_", "aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_"}
@@ -34,14 +34,14 @@ Draws = tuple[tuple[str, bool, tuple[int, ...]], ...]
 
 
 class AlignedNoise(OperatorWatch):
-    """Draws the random numbers of the samples from `begin` to `end` of a batch of `whole` samples.
+    """Draws the random numbers of the samples from `begin` to `end` of a batch of `batch_size` samples.
 
     Each operation has its own seed, so the number of values that it draws does not change those of the next.
     """
 
-    def __init__(self, whole: int, begin: int, end: int, *, seed: int) -> None:
+    def __init__(self, batch_size: int, begin: int, end: int, *, seed: int) -> None:
         super().__init__()
-        self._whole, self._begin, self._rows, self._seed = whole, begin, end - begin, seed
+        self._batch_size, self._begin, self._rows, self._seed = batch_size, begin, end - begin, seed
         self._draws: list[tuple[str, bool, tuple[int, ...]]] = []
         self._own_generator = False
         self._before = _other_generators()
@@ -60,14 +60,14 @@ class AlignedNoise(OperatorWatch):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        given = dict(kwargs or {})
+        keywords = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **given)
-        if given.get("generator") is not None:
+            return func(*args, **keywords)
+        if keywords.get("generator") is not None:
             self._own_generator = True
-            return func(*args, **given)
+            return func(*args, **keywords)
         torch.manual_seed(self._seed + len(self._draws))
-        result: object = func(*args, **given)
+        result: object = func(*args, **keywords)
         if not isinstance(result, Tensor):
             self._own_generator = True
             return result
@@ -77,21 +77,21 @@ class AlignedNoise(OperatorWatch):
         self._draws.append((name, is_row, tuple(result.shape[1:] if is_row else result.shape)))
         if is_row:
             torch.manual_seed(self._seed + len(self._draws) - 1)
-            rows = self._drawn(func, name, result, args, given)[self._begin : self._begin + self._rows]
+            rows = self._complete_result(func, name, result, args, keywords)[self._begin : self._begin + self._rows]
             result.copy_(rows)
         return result
 
-    def _drawn(
+    def _complete_result(
         self, func: OpOverload, name: str, result: Tensor, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> Tensor:
         """Return the result for the complete batch."""
-        shape = (self._whole, *result.shape[1:])
+        shape = (self._batch_size, *result.shape[1:])
         if name in _OF_SIZE:
-            drawn: object = func(*(list(shape) if isinstance(value, list | tuple) else value for value in args), **kwargs)
+            complete: object = func(*(list(shape) if isinstance(value, list | tuple) else value for value in args), **kwargs)
         else:
-            drawn = func(result.new_empty(shape), *args[1:], **kwargs)
-        assert isinstance(drawn, Tensor)
-        return drawn
+            complete = func(result.new_empty(shape), *args[1:], **kwargs)
+        assert isinstance(complete, Tensor)
+        return complete
 
 
 def _other_generators() -> tuple[object, object]:

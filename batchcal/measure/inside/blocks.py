@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 
 MAPPED_FROM: Final = 32 << 20
 """Bytes. glibc always maps a block of this size or more alone: its threshold moves up to here and no further (mallopt(3))."""
@@ -27,15 +27,15 @@ def curve_of(peaks: Mapping[int, Sequence[int]]) -> tuple[ShapePoint, ...]:
     traced = MemoryModel(
         base_bytes=0.0, ratio=1.0, shape=tuple(ShapePoint(batch=size, bytes=sum(peaks[size])) for size in sizes), source=""
     )
-    wanted: dict[int, int] = {size: size for size in sizes}
+    traced_batches: dict[int, int] = {size: size for size in sizes}
     """Batch of a point -> the traced batch whose blocks determine its mapped part."""
     for low, high in itertools.pairwise([0, *sizes]):
-        wanted.update(dict.fromkeys(_corners(peaks[high], high, low, high), high))
+        traced_batches.update(dict.fromkeys(_corners(peaks[high], high, low, high), high))
     last = sizes[-1]
     if beyond := _corners(peaks[last], last, last, last * REACH):
         # One more point, so that the slope beyond is that of the blocks and not that of the last corner.
-        wanted.update(dict.fromkeys([*beyond, 2 * max(beyond)], last))
-    return tuple(_at(batch, peaks[of], of, traced.on_paper(batch)) for batch, of in sorted(wanted.items()))
+        traced_batches.update(dict.fromkeys([*beyond, 2 * max(beyond)], last))
+    return tuple(_at(batch, peaks[of], of, traced.on_paper(batch)) for batch, of in sorted(traced_batches.items()))
 
 
 def _at(batch: int, blocks: Sequence[int], of: int, on_paper: float) -> ShapePoint:
@@ -46,8 +46,8 @@ def _at(batch: int, blocks: Sequence[int], of: int, on_paper: float) -> ShapePoi
 
 def _corners(blocks: Sequence[int], traced_at: int, low: int, high: int) -> list[int]:
     """Return the batches in (low, high] at which blocks of one size pass the threshold, each with the batch before it."""
-    held, total = Counter(blocks), sum(blocks)
+    counts, total = Counter(blocks), sum(blocks)
     passing = {
-        math.ceil(MAPPED_FROM * traced_at / size) for size, count in held.items() if size * count >= COUNTED * max(total, 1)
+        math.ceil(MAPPED_FROM * traced_at / size) for size, count in counts.items() if size * count >= COUNTED * max(total, 1)
     }
     return sorted({batch for at in passing if low + 1 < at <= high for batch in (at - 1, at)})

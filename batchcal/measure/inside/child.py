@@ -11,32 +11,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.core.units import format_bytes
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.report import describe
 from batchcal.guard.job import ChildContext
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 from batchcal.machine.meters import ProcessMemory, read_status
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.measure.children.examine_job import ExamineArguments
 from batchcal.measure.children.probe import Examination, ProbeRequest
 from batchcal.measure.children.probe_job import ProbeAnswer, ProbeArguments
-from batchcal.measure.children.setting import SMALLEST, Setting
+from batchcal.measure.children.setting import SMALLEST, ChildSetting
 from batchcal.measure.heap.handles import FreedBlocks, heap_keeps_blocks, hold_blocks
 from batchcal.measure.inside.first_steps import first_steps
 from batchcal.measure.inside.loader import same_batch
-from batchcal.measure.inside.peak import WorkersPeak, held
+from batchcal.measure.inside.peak import WorkersPeak, child_memory
 from batchcal.measure.inside.static import PROFILED_BATCHES, FakeTrace, line, profiled_curve
 from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
 from batchcal.measure.search.settling import STILL, stands_still
-from batchcal.measure.workers.keeping import kept_by_reading
+from batchcal.measure.workers.kept_memory import kept_by_reading
 from batchcal.runtime.batches import MicroBatch
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.streams import length_of
+from batchcal.workload.data.worst_case import WorstCase
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.optimizers import set_mode
-from batchcal.workload.streams import length_of
+from batchcal.workload.model.optimizers import set_mode
 from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 2.0
@@ -60,14 +60,16 @@ def examine(request: ExamineArguments, context: ChildContext) -> JSON:
     """Load the task, run three tiny steps, and compute the static curves. If the rest is known, run only the tiny steps."""
     context.phase("load")
     subject = Subject.load(request.setting)
-    seed, known = request.setting.seed, request.known
+    seed, examined = request.setting.seed, request.known
     context.phase("read")
-    kept = kept_by_reading(subject.task.train_data, seed) if known is None else 0.0
-    if kept:
-        context.tell({"kept_bytes_per_sample": kept, "train_samples": length_of(subject.task.train_data)})
+    kept_bytes = kept_by_reading(subject.task.train_data, seed) if examined is None else 0.0
+    if kept_bytes:
+        context.send({"kept_bytes_per_sample": kept_bytes, "train_samples": length_of(subject.task.train_data)})
     worst = WorstCase.of(subject.task, "train", limit_s=SCAN_LIMIT_S, seed=seed, order=request.order)
     worst.spare()
-    facts = worst.facts(subject.task).model_copy(update={"kept_bytes_per_sample": kept}) if known is None else known.facts
+    facts = (
+        worst.facts(subject.task).model_copy(update={"kept_bytes_per_sample": kept_bytes}) if examined is None else examined.facts
+    )
     context.phase("warm-up")
     host, accelerator = HostPeak(), AcceleratorPeak(subject.device, request.setting.accelerator_free_bytes)
     smallest = request.setting.smallest_batch
@@ -76,9 +78,9 @@ def examine(request: ExamineArguments, context: ChildContext) -> JSON:
     subject.train(worst.batch(smallest), smallest)
     host.reset()
     accelerator.reset()
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     subject.train(worst.batch(smallest), smallest, MicroBatch(worst.batch(smallest), smallest))
-    tiny_s = (time.perf_counter() - began) / 2
+    tiny_s = (time.perf_counter() - start_s) / 2
     base_bytes, base_accelerator = host.read(), accelerator.reserved_bytes()
     base = base_bytes if base_accelerator is None else base_accelerator
     # The task runs. From here on the measurement itself may fail: an end in this phase does not count against the task.
@@ -87,9 +89,9 @@ def examine(request: ExamineArguments, context: ChildContext) -> JSON:
         rate = smallest / max(tiny_s, smallest * worst.sample_s)
     else:
         rate = _rate(subject, worst, _rate_batch(request, facts, loaded, base), smallest)
-    if known is not None:
+    if examined is not None:
         tiny = {"base_bytes": base_bytes, "base_accelerator_bytes": base_accelerator, "samples_per_s": rate}
-        return {"examination": known.model_copy(update=tiny).model_dump(mode="json")}
+        return {"examination": examined.model_copy(update=tiny).model_dump(mode="json")}
     refused = () if tiny_s > SLOW_STEP_S else _refused(subject, worst, request, facts)
     eval_order = worst.order
     if subject.task.eval_data is not None:
@@ -141,7 +143,7 @@ def probe(arguments: ProbeArguments, context: ChildContext) -> JSON:
     step_s, peaks, workers_bytes = _steps(subject, batches, arguments, host, workers, tiny=tiny)
     context.phase("finish")
     answer = ProbeAnswer(
-        held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
+        held=child_memory(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
         step_s=tuple(step_s),
         notes=_growing(peaks, request),
     )
@@ -183,9 +185,9 @@ def _rate(subject: Subject, worst: WorstCase, size: int, smallest: int) -> float
     step_s = 0.0
     try:
         for _ in range(2):
-            began = time.perf_counter()
+            start_s = time.perf_counter()
             subject.train(worst.batch(size), size)
-            step_s = time.perf_counter() - began
+            step_s = time.perf_counter() - start_s
         step_s = max(step_s, size * worst.sample_s)  # a spared sample is loaded once; a training loads it each time
     except Exception:
         if size == smallest:
@@ -208,11 +210,11 @@ def _steps(
     setting, request = arguments.setting, arguments.request
     step_s: list[float] = []
     peaks: list[int] = []
-    held = 0
+    workers_bytes = 0
     set_mode(subject.task, training=request.mode == "train")
     freed = FreedBlocks() if setting.workers and heap_keeps_blocks() else None
-    kept: mmap.mmap | None = None
-    began = time.perf_counter()
+    held_blocks: mmap.mmap | None = None
+    start_s = time.perf_counter()
     # The batch stays alive while the next one is collated, as in every training loop.
     for batch in batches:
         # One step holds the gradients of a tiny micro-batch, as in accumulation. The others have one micro-batch: its gradients
@@ -221,18 +223,18 @@ def _steps(
         before = tiny or MicroBatch(batch, request.batch)
         with (freed if freed is not None and not peaks else None) or contextlib.nullcontext():
             subject.step(batch, request.batch, request.mode, before if accumulates else None)
-        ended = time.perf_counter()
-        if freed is not None and kept is None:
-            kept = hold_blocks(batch, freed.largest, lost=setting.lost_blocks)
-        step_s.append(ended - began)
+        end_s = time.perf_counter()
+        if freed is not None and held_blocks is None:
+            held_blocks = hold_blocks(batch, freed.largest, lost=setting.lost_blocks)
+        step_s.append(end_s - start_s)
         peaks.append(host.read())
-        workers.look()
+        workers.update()
         if stands_still(peaks, least=request.least_steps) or len(peaks) == request.samples:
-            held = workers.read() if setting.workers else 0  # now: workers end when the loop releases the loader
+            workers_bytes = workers.read() if setting.workers else 0  # now: workers end when the loop releases the loader
             break
-        began = time.perf_counter()
-    del kept
-    return step_s, peaks, held
+        start_s = time.perf_counter()
+    del held_blocks
+    return step_s, peaks, workers_bytes
 
 
 def _growing(peaks: list[int], request: ProbeRequest) -> tuple[str, ...]:
@@ -242,8 +244,8 @@ def _growing(peaks: list[int], request: ProbeRequest) -> tuple[str, ...]:
         return ()
     each = format_bytes(sum(growth[-LEAKING_STEPS:]) // LEAKING_STEPS)
     return (
-        f"memory grew with each of {len(peaks)} steps, by {each} a step at last: is something kept that should go? "
-        "A training that goes on like that outgrows any capacity",
+        f"memory grew in each of {len(peaks)} steps, by {each} per step at the end: possibly a memory leak. "
+        "With this growth, a training runs out of memory at any batch size",
     )
 
 
@@ -260,7 +262,7 @@ def _shapes(
     notes: list[str] = []
     try:
         if request.curve != "traced":
-            raise NotTraced("a process that did so crashed, hung or ran out of memory")
+            raise NotTraced("an earlier process that traced it crashed, hung or ran out of memory")
         trace = FakeTrace(task, worst.batch, limit_s=request.limit_s)
         trace.trace(_sizes(STATIC_BATCHES, setting, min(ceiling, affordable)) or _sizes((1, ceiling), setting, ceiling))
         shapes = inputs.added_to(trace.shapes())
@@ -269,16 +271,16 @@ def _shapes(
             cap = _expected_cap(shapes["train"], base_bytes, request.budget_bytes, min(ceiling, affordable))
             trace.trace([size for size in _sizes((cap // 2, cap, cap * 3 // 2), setting, min(ceiling, affordable)) if size > 1])
             return _with_eval(inputs.added_to(trace.shapes())), "fake-tensor", ()
-        notes.append("the model could not be traced without memory in time")
+        notes.append("the time was too short to trace the model without allocating memory")
     except Exception as error:  # noqa: BLE001 - whatever a model does under FakeTensor, there is another way
-        notes.append(f"the model cannot be traced without memory: {type(error).__name__}: {str(error).strip()[:200]}")
+        notes.append(f"the model cannot be traced without allocating memory: {type(error).__name__}: {str(error).strip()[:200]}")
     if request.curve != "assumed":
         fresh = Subject.load(setting).task  # the trace has made the other unusable
         sizes = _sizes(PROFILED_BATCHES, setting, ceiling)
         shapes = profiled_curve(fresh, worst.batch, modes, ceiling=ceiling, sizes=sizes, room_bytes=room * PROFILED_SHARE)
         if "train" in shapes:
             return _with_eval(inputs.added_to(shapes)), "profiler", tuple(notes)
-    notes.append("nothing that grows with the batch could be seen; the batch's own bytes stand for it")
+    notes.append("the memory that grows with the batch could not be measured; it is estimated from the size of the batch itself")
     per_sample = max(facts.batch_bytes_per_sample * 4, 1024.0)
     return {"train": line(per_sample), "eval": line(per_sample / 2)}, "batch-bytes", tuple(notes)
 
@@ -316,20 +318,20 @@ def _with_eval(shapes: dict[Mode, tuple[ShapePoint, ...]]) -> dict[Mode, tuple[S
     return shapes if "eval" in shapes else {**shapes, "eval": shapes["train"]}
 
 
-def _sizes(wanted: Sequence[int], setting: Setting, most: int) -> list[int]:
-    """Return `wanted` up to `most`, in ascending order, each as the next size that the task takes."""
+def _sizes(batches: Sequence[int], setting: ChildSetting, most: int) -> list[int]:
+    """Return `batches` up to `most`, in ascending order, each as the next size that the task takes."""
     multiple, least = setting.multiple_of, setting.smallest_batch if setting.smallest_batch > SMALLEST else 1
-    sizes = {max(least, -(-size // multiple) * multiple) for size in wanted}
+    sizes = {max(least, -(-size // multiple) * multiple) for size in batches}
     return sorted(size for size in sizes if size <= most)
 
 
-def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int, setting: Setting) -> int:
+def _affordable_batch(worst: WorstCase, ceiling: int, bytes_per_sample: float, room_bytes: int, setting: ChildSetting) -> int:
     """Return the largest batch for the static curve at which collating stays cheap. Its inputs are real."""
     most = max(2, int(room_bytes * COLLATED_SHARE / max(bytes_per_sample, 1.0)))
     size = min(32, ceiling, most)
     if setting.multiple_of > 1 or setting.smallest_batch > SMALLEST:
         size = max(size - size % setting.multiple_of, setting.smallest_batch)
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     worst.batch(size)
-    per_sample_s = max((time.perf_counter() - began) / size, 1e-9)
+    per_sample_s = max((time.perf_counter() - start_s) / size, 1e-9)
     return min(most, max(8, int(COLLATE_LIMIT_S / per_sample_s)))

@@ -21,11 +21,11 @@ from batchcal.core.units import count_of
 from batchcal.measure.inside.own_training import LossWithoutTraining
 from batchcal.measure.inside.subject import Subject
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import Passes, Share, run_group
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.hooks import takes_gradients
-from batchcal.workload.loss_error import LossIsNoNumber
-from batchcal.workload.not_finite import require_finite
+from batchcal.runtime.group import Passes, SampleShare, run_group
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.hooks import takes_gradients
+from batchcal.workload.model.loss_error import LossIsNoNumber
+from batchcal.workload.model.not_finite import require_finite
 from batchcal.workload.step import clear_gradients, move
 
 LOOK_LIMIT: Final = 256
@@ -64,7 +64,7 @@ class FirstSteps:
                 f"the loss of {count} of {self.batches()} is NaN or infinite: {self.cause}. A training stops at such a batch"
             )
         if self.lessons["gradient"] == 0 and (count := self.lessons["zero-gradient"]):
-            notes.append(f"the gradient of the loss is zero in {count} of {self.batches()}: nothing is learned from them")
+            notes.append(f"the gradient of the loss is zero in {count} of {self.batches()}: the model learns nothing from them")
         return tuple(notes)
 
 
@@ -79,7 +79,7 @@ def first_steps(subject: Subject, worst: WorstCase, size: int, *, one_size: bool
             through.
     """
     subject = replace(subject, task=replace(subject.task, loss=LossWithoutTraining(subject.task)))
-    ends = time.monotonic() + LOOK_LIMIT_S
+    end_s = time.monotonic() + LOOK_LIMIT_S
     lessons: Counter[Lesson] = Counter()
     constants: set[float] = set()
     cause = ""
@@ -95,7 +95,7 @@ def first_steps(subject: Subject, worst: WorstCase, size: int, *, one_size: bool
             break
         if step.lesson == "no-gradient":
             constants.add(step.loss)
-        if len(constants) >= DETACHED or time.monotonic() > ends:
+        if len(constants) >= DETACHED or time.monotonic() > end_s:
             break
     result = FirstSteps(tried, size, lessons, cause)
     if lessons.keys() <= {"no-weight", "no-gradient"}:
@@ -149,7 +149,7 @@ class _Finite:
     def __init__(self, subject: Subject, *, explained: bool) -> None:
         self._subject, self._explained = subject, explained and subject.scaler is None
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         share = passes.run(micro_batch)
         if not math.isfinite(share.weighted_loss):
             if self._explained:
@@ -189,11 +189,11 @@ def _nothing_to_learn(subject: Subject, steps: FirstSteps) -> UserCodeError:
     batches = steps.batches()
     if steps.lessons["no-gradient"] and takes_gradients(subject.task):
         return UserCodeError(
-            "a hook takes the gradients before batchcal sees them",
+            "a hook removes the gradients before batchcal can use them",
             known=f"in {batches} no parameter had a gradient after the backward pass, and parameters have hooks of "
             "register_post_accumulate_grad_hook: an optimizer step in the backward pass would update the parameters after each "
             "micro-batch",
-            try_="no such hooks: Task(optimizer=...) is stepped once for each effective batch",
+            try_="remove these hooks: batchcal steps Task(optimizer=...) once per effective batch",
         )
     if not torch.is_grad_enabled():
         return UserCodeError(
@@ -204,18 +204,18 @@ def _nothing_to_learn(subject: Subject, steps: FirstSteps) -> UserCodeError:
     if steps.lessons["no-gradient"]:
         return UserCodeError(
             "no gradient flows back from the loss",
-            known=f"in {batches} it depended on no parameter that requires one: it is detached, made under no_grad or constant, "
-            "or all parameters are frozen",
-            try_="compute the loss from model(...) itself, and leave one parameter with requires_grad=True",
+            known=f"in {batches} the loss depended on no parameter that requires a gradient: it is detached, computed under "
+            "torch.no_grad() or constant, or all parameters are frozen",
+            try_="compute the loss from model(...) itself, and keep requires_grad=True for at least one parameter",
         )
     if subject.task.weight_of is not None:
         return UserCodeError(
             f"weight_of returned 0 for each of {batches}",
             known="a batch of weight 0 adds nothing to its group: there is nothing to train on",
-            try_="let weight_of count what the loss is the mean of, as float(mask.sum())",
+            try_="let weight_of return the number of elements that the loss is a mean over, such as float(mask.sum())",
         )
     return UserCodeError(
         f"the collate function left no sample in any of {batches}",
-        known="samples that are None or that it drops do not count: there is nothing to train on",
-        try_="look at the path of the data, and at what train_data[0] returns",
+        known="samples that are None, and samples that the collate function drops, do not count: there is nothing to train on",
+        try_="check the path of the data and the value of train_data[0]",
     )

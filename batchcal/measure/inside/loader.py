@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader
 
-from batchcal.measure.children.setting import Setting
+from batchcal.measure.children.setting import ChildSetting
 from batchcal.runtime.worker_deaths import raise_while_fetching
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.worst_case import WorstCase
 
 
-def same_batch(worst: WorstCase, setting: Setting, indices: Sequence[int], times: int) -> Iterator[object]:
+def same_batch(worst: WorstCase, setting: ChildSetting, indices: Sequence[int], times: int) -> Iterator[object]:
     """Return the batch of the samples at `indices`, `times` in a row, through DataLoader workers if there are any. These start
     now. A stream is read in this process."""
     if setting.workers == 0 or not worst.indexable:

@@ -39,13 +39,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Division:
+class PartGradients:
     """A complete batch and two parts of it."""
 
-    whole: Part
+    complete: Part
     parts: tuple[Part, Part]
     mismatch: float
-    """Norm of the difference between the whole gradient and the weighted mean of the parts, relative to the larger of the two."""
+    """Norm of the difference between the complete gradient and the weighted mean of the parts, relative to the larger one."""
     is_sum: float
     """The same for the plain sum of the parts."""
     share: float
@@ -54,54 +54,54 @@ class Division:
     """Norm of the rest that no share explains, relative as above."""
 
     @classmethod
-    def of(cls, whole: Part, parts: tuple[Part, Part]) -> Division:
+    def of(cls, complete: Part, parts: tuple[Part, Part]) -> PartGradients:
         first, second = parts
         total = first.weight + second.weight
-        given = (first.weight / total, second.weight / total) if total else (0.0, 0.0)
-        products = _Products.of([whole, first, second])
+        shares = (first.weight / total, second.weight / total) if total else (0.0, 0.0)
+        products = _Products.of([complete, first, second])
         # A part without weight adds nothing, whatever its gradient is.
-        products = products.without([place for place, share in enumerate(given, 1) if not share])
+        products = products.without([place for place, share in enumerate(shares, 1) if not share])
         norms = [products.norm(*unit) for unit in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))]
-        scale = max(norms[0], given[0] * norms[1] + given[1] * norms[2])
+        scale = max(norms[0], shares[0] * norms[1] + shares[1] * norms[2])
         if not all(map(math.isfinite, norms)):
-            return cls(whole, parts, mismatch=1.0, is_sum=1.0, share=math.nan, residual=1.0)
+            return cls(complete, parts, mismatch=1.0, is_sum=1.0, share=math.nan, residual=1.0)
         beyond, length = products.dot((1.0, 0.0, -1.0), (0.0, 1.0, -1.0)), products.norm(0.0, 1.0, -1.0) ** 2
         share = beyond / length if length else 0.0
         return cls(
-            whole,
+            complete,
             parts,
-            mismatch=products.norm(1.0, -given[0], -given[1]) / scale,
+            mismatch=products.norm(1.0, -shares[0], -shares[1]) / scale,
             is_sum=products.norm(1.0, -1.0, -1.0) / scale,
             share=share,
             residual=products.norm(1.0, -share, share - 1.0) / scale,
         )
 
 
-class Cause(NamedTuple):
+class MeanCause(NamedTuple):
     text: str
     fix: str
 
 
-COUPLED: Final = Cause(
+COUPLED: Final = MeanCause(
     "the loss of a sample depends on the other samples of its batch (in-batch negatives, mining, statistics over the batch, "
     "padding that is not masked)",
     "a loss that is a mean over the samples",
 )
-KEEPS_STATE: Final = Cause(
+KEEPS_STATE: Final = MeanCause(
     "the forward pass changes state that the next loss depends on (a queue, running averages, a hidden state)",
     "change that state in the optimizer's step, once for each effective batch",
 )
 
 
-def steps_within(optimizer: str) -> Cause:
+def steps_within(optimizer: str) -> MeanCause:
     """Return the cause for parameters that another optimizer than the task's changes within a pass."""
-    return Cause(
-        f"{optimizer} makes a step within the loss or the backward pass, which is one step for each micro-batch",
+    return MeanCause(
+        f"{optimizer} makes a step within the loss or the backward pass, so it makes one step per micro-batch",
         "one Task(optimizer=...) for all parameters: a class derived from torch.optim.Optimizer whose step() steps all of them",
     )
 
 
-def likely_cause(wrong: Sequence[Division], task: Task, *, tolerance: float) -> Cause:
+def likely_cause(wrong: Sequence[PartGradients], task: Task, *, tolerance: float) -> MeanCause:
     """Return the likeliest cause of `wrong`, divisions whose mismatch is above `tolerance`."""
     finite = [
         division for division in wrong if all(math.isfinite(value) for part in division.parts for value in (part.loss, part.norm))
@@ -110,40 +110,40 @@ def likely_cause(wrong: Sequence[Division], task: Task, *, tolerance: float) -> 
         # A correlation is NaN for one sample, and wrong for more: the error of the finite divisions is the cause.
         if finite and likely_cause(finite, task, tolerance=tolerance) is COUPLED:
             return COUPLED
-        return Cause(
+        return MeanCause(
             "a part of the batch has a loss that is NaN or infinite: probably a mean over none of its elements",
             "weight_of=lambda batch: float(the number of elements that the mean is over); a batch of weight 0 adds nothing",
         )
     explained = all(division.residual <= tolerance and -tolerance <= division.share <= 1 + tolerance for division in wrong)
     if explained and task.weight_of is None and any(part.norm == 0 for division in wrong for part in division.parts):
-        return Cause(
+        return MeanCause(
             "a part of the batch has no gradient (nothing in it is labelled): the loss is not a mean over samples",
             "weight_of=lambda batch: float(the number of elements that the mean is over); a batch of weight 0 adds nothing",
         )
     if all(division.is_sum <= tolerance for division in wrong):
-        return Cause("the loss is a sum over the samples, not their mean", "loss.mean(), or the sum divided by the samples")
+        return MeanCause("the loss is a sum over the samples, not their mean", "loss.mean(), or the sum divided by the samples")
     if explained:
         return _other_weights(wrong[0], task)
     return COUPLED
 
 
-def _other_weights(division: Division, task: Task) -> Cause:
+def _other_weights(division: PartGradients, task: Task) -> MeanCause:
     """Return the cause if the complete batch is a mean of the parts, with other weights than theirs."""
     first, second = division.parts
-    given = first.weight / (first.weight + second.weight)
-    counted = f"{first.samples} of {first.samples + second.samples} samples make {division.share:.0%} of the gradient"
+    first_share = first.weight / (first.weight + second.weight)
+    counted = f"{first.samples} of {first.samples + second.samples} samples make up {division.share:.0%} of the gradient"
     if any(part.rows is not None and part.rows < part.samples for part in division.parts):
-        return Cause(
+        return MeanCause(
             f"collate_fn returns fewer rows than samples, so that {counted}", "weight_of=lambda batch: float(len(batch[0]))"
         )
     if task.weight_of is not None:
-        return Cause(
-            f"weight_of gives {given:.0%} to a part that makes {division.share:.0%} of the gradient",
-            "let weight_of count what the loss is the mean of",
+        return MeanCause(
+            f"weight_of gives a weight of {first_share:.0%} to a part that makes up {division.share:.0%} of the gradient",
+            "let weight_of return the number of elements that the loss is a mean over",
         )
-    return Cause(
+    return MeanCause(
         f"the loss is a mean over something other than samples (tokens, a mask, class weights): {counted}",
-        "weight_of=lambda batch: float(batch['mask'].sum()), or what else the mean is over",
+        "weight_of=lambda batch: float(batch['mask'].sum()), or the number of other elements that the mean is over",
     )
 
 
@@ -155,7 +155,7 @@ class _Products:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> _Products:
-        return cls(tuple(tuple(_dot(one.gradients, other.gradients) for other in parts) for one in parts))
+        return cls(tuple(tuple(_dot(left.gradients, right.gradients) for right in parts) for left in parts))
 
     def dot(self, left: Sequence[float], right: Sequence[float]) -> float:
         """Return the inner product of two combinations."""
@@ -176,7 +176,11 @@ def combined(parts: Sequence[tuple[float, Part]]) -> Gradients:
     """Return the sum of gradients with factors."""
     total: list[Tensor | None] = []
     for gradients in zip(*(part.gradients for _, part in parts), strict=True):
-        present = [factor * _plain(one) for (factor, _), one in zip(parts, gradients, strict=True) if one is not None and factor]
+        present = [
+            factor * _plain(gradient)
+            for (factor, _), gradient in zip(parts, gradients, strict=True)
+            if gradient is not None and factor
+        ]
         total.append(sum(present[1:], present[0]) if present else None)
     return total
 
@@ -189,9 +193,9 @@ def squared_norm(gradients: Gradients) -> float:
 def _dot(left: Gradients, right: Gradients) -> float:
     """Return the inner product over all parameters, in float64. A missing gradient is zero."""
     total = 0.0
-    for one, other in zip(left, right, strict=True):
-        if one is not None and other is not None:
-            total += float((_plain(one) * _plain(other)).sum())
+    for left_value, right_value in zip(left, right, strict=True):
+        if left_value is not None and right_value is not None:
+            total += float((_plain(left_value) * _plain(right_value)).sum())
     return total
 
 

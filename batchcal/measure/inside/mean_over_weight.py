@@ -21,17 +21,17 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils._pytree import tree_leaves
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.measure.inside.aligned_noise import AlignedNoise, Draws
-from batchcal.measure.inside.mean_causes import COUPLED, KEEPS_STATE, Cause, Division, Part, likely_cause, steps_within
+from batchcal.measure.inside.mean_causes import COUPLED, KEEPS_STATE, MeanCause, Part, PartGradients, likely_cause, steps_within
 from batchcal.measure.inside.model_state import ModelState, seed_all
 from batchcal.measure.inside.own_training import observed_steps
 from batchcal.measure.inside.random_losses import REPEATS, Differences
-from batchcal.measure.inside.sampled import Draw, Samples
-from batchcal.workload.normalization import batch_normalizations
-from batchcal.workload.operators import OperatorWatch
-from batchcal.workload.parameters import trained_parameters
-from batchcal.workload.rows import rows_of
+from batchcal.measure.inside.samples import Draw, Samples
+from batchcal.workload.data.rows import rows_of
+from batchcal.workload.model.normalization import batch_normalizations
+from batchcal.workload.model.operators import OperatorWatch
+from batchcal.workload.model.parameters import trained_parameters
 from batchcal.workload.step import batch_weight, forward_backward, move
 from batchcal.workload.task import Task
 
@@ -61,51 +61,51 @@ def check_mean(task: Task, samples: Samples, device: torch.device, *, unit: int,
         unit: every size is a multiple of it.
         limit_s: no further batch is checked after this many seconds. The first one is always checked.
     """
-    began = time.monotonic()
+    start_s = time.monotonic()
     check = _Check(task, samples, device, unit)
-    found: list[Division] = []
+    compared: list[PartGradients] = []
     why_not = ""
     with _forced_eager(), _full_precision():
         for number in range(DRAWS):
-            if number and time.monotonic() - began >= limit_s:
+            if number and time.monotonic() - start_s >= limit_s:
                 break
-            divisions, why = check.divisions_of(number, until=began + limit_s)
-            found.extend(divisions)
+            divisions, why = check.divisions_of(number, until=start_s + limit_s)
+            compared.extend(divisions)
             why_not = why_not or why
             if check.random is not None:
                 break
-    result = _judged(found, check, why_not)
-    return result.model_copy(update={"wall_s": round(time.monotonic() - began, 4)})
+    result = _judged(compared, check, why_not)
+    return result.model_copy(update={"wall_s": round(time.monotonic() - start_s, 4)})
 
 
-def _judged(found: Sequence[Division], check: _Check, why_not: str) -> PromiseCheck:
+def _judged(divisions: Sequence[PartGradients], check: _Check, why_not: str) -> PromiseCheck:
     if check.stepped:
-        return _violated(max((division.mismatch for division in found), default=None), steps_within(check.stepped))
+        return _violated(max((division.mismatch for division in divisions), default=None), steps_within(check.stepped))
     if check.random is not None:
         if not check.random.systematic:
             return PromiseCheck(promise="mean-over-weight", result="not-checked", cause=RANDOM)
         return _violated(check.random.mismatch, COUPLED)
-    if not found:
+    if not divisions:
         return PromiseCheck(promise="mean-over-weight", result="not-checked", cause=why_not or "no batch has a gradient")
-    worst = max(found, key=lambda division: division.mismatch)
+    worst = max(divisions, key=lambda division: division.mismatch)
     if worst.mismatch <= check.tolerance:
         if check.carried > STATE_TOLERANCE:
             return _violated(check.carried, KEEPS_STATE)
         return PromiseCheck(promise="mean-over-weight", result="ok", mismatch=worst.mismatch)
-    wrong = [division for division in found if division.mismatch > check.tolerance]
+    wrong = [division for division in divisions if division.mismatch > check.tolerance]
     cause = likely_cause(wrong, check.task, tolerance=check.tolerance)
     return _violated(worst.mismatch, cause)
 
 
-def _violated(mismatch: float | None, cause: Cause) -> PromiseCheck:
+def _violated(mismatch: float | None, cause: MeanCause) -> PromiseCheck:
     return PromiseCheck(promise="mean-over-weight", result="violated", mismatch=mismatch, cause=cause.text, fix=cause.fix)
 
 
 def divisions_for(available: int, unit: int) -> Iterator[tuple[tuple[int, int], ...]]:
     """Yield sets of divisions to try, each of batches of one size: 3 + 5 and 1 + 7 of eight samples first; then even parts, for a
     task that refuses odd sizes, and smaller batches, for memory."""
-    wanted: tuple[tuple[tuple[int, int], ...], ...] = (((3, 5), (1, 7)), ((2, 6), (4, 4)), ((1, 3), (2, 2)), ((1, 1),))
-    for divisions in wanted:
+    candidates: tuple[tuple[tuple[int, int], ...], ...] = (((3, 5), (1, 7)), ((2, 6), (4, 4)), ((1, 3), (2, 2)), ((1, 1),))
+    for divisions in candidates:
         if sum(divisions[0]) * unit <= available:
             yield tuple((first * unit, second * unit) for first, second in divisions)
 
@@ -128,7 +128,7 @@ class _Check:
         self._samples, self._device, self._unit = samples, device, unit
         self._parameters = [parameter for parameter in trained_parameters(task) if parameter.requires_grad]
         for layer in batch_normalizations(task.model):
-            _give_statistics(layer, device)
+            _set_fixed_statistics(layer, device)
         _settle_spectral_norms(task.model)
         self._state: ModelState | None = None
         self._keeps_state = False
@@ -148,56 +148,58 @@ class _Check:
         self.carried = 0.0
         """Mismatch of parts that follow each other, if the state is not restored before each."""
 
-    def divisions_of(self, number: int, *, until: float) -> tuple[list[Division], str]:
+    def divisions_of(self, number: int, *, until: float) -> tuple[list[PartGradients], str]:
         """Return the divisions of draw `number`, and the reason if there are none."""
         why = "the training data has fewer than two samples"
         for divisions in divisions_for(self._samples.count, self._unit):
             size = sum(divisions[0])
             draw = self._samples.draw(size, number, of=DRAWS)
             try:
-                whole = self._whole(draw)
+                complete = self._complete(draw)
             except _Refused as error:
                 why = f"the task refuses a batch of {size}: {error}"
                 continue
-            if whole is None or not whole.norm:
+            if complete is None or not complete.norm:
                 return [], f"a batch of {size} has no gradient"
-            if not math.isfinite(whole.norm):
+            if not math.isfinite(complete.norm):
                 return [], f"the gradient of a batch of {size} is NaN or infinite"
             if self.random is not None:
                 return self._compare_random(draw, divisions, until=until)
-            found: list[Division] = []
+            compared: list[PartGradients] = []
             for division in divisions:
-                if found and time.monotonic() >= until:
+                if compared and time.monotonic() >= until:
                     break
                 try:
-                    found.append(Division.of(whole, self._parts(draw, division)))
+                    compared.append(PartGradients.of(complete, self._parts(draw, division)))
                 except _Refused as error:
                     why = f"the task refuses batches of {division[0]} and {division[1]}: {error}"
                 except _NotAligned:
                     self._aligned, self.random = False, Differences()
                     return self._compare_random(draw, divisions, until=until)
-            if found:
+            if compared:
                 if number == 0:
-                    self.carried = self._carried(draw, divisions, whole, until=until)
-                return found, ""
+                    self.carried = self._carried(draw, divisions, complete, until=until)
+                return compared, ""
         return [], why
 
-    def _compare_random(self, draw: Draw, divisions: Sequence[tuple[int, int]], *, until: float) -> tuple[list[Division], str]:
+    def _compare_random(
+        self, draw: Draw, divisions: Sequence[tuple[int, int]], *, until: float
+    ) -> tuple[list[PartGradients], str]:
         """Add differences with other random numbers each time, until there are enough or the time is over."""
         assert self.random is not None
         for number in range(0, 3 * REPEATS, 3):
             if self.random.count >= 2 and time.monotonic() >= until:
                 break
             try:
-                whole = self._evaluated(draw, 0, draw.size, seed=SEED + number)
+                complete = self._evaluated(draw, 0, draw.size, seed=SEED + number)
                 parts = self._parts(draw, divisions[0], seeds=(SEED + number + 1, SEED + number + 2))
             except _Refused as error:
                 return [], f"the task refuses batches of {divisions[0][0]} and {divisions[0][1]}: {error}"
-            if whole is not None:
-                self.random.add(whole, parts)
+            if complete is not None:
+                self.random.add(complete, parts)
         return [], RANDOM
 
-    def _carried(self, draw: Draw, divisions: Sequence[tuple[int, int]], whole: Part, *, until: float) -> float:
+    def _carried(self, draw: Draw, divisions: Sequence[tuple[int, int]], complete: Part, *, until: float) -> float:
         """Return the mismatch of parts if the second begins with the state that the first leaves. 0: there is no such state."""
         if not self._keeps_state:
             return 0.0
@@ -208,10 +210,10 @@ class _Check:
                 break
             # A hidden state of one size does not accept parts of two sizes.
             with contextlib.suppress(_Refused, _NotAligned):
-                mismatch = max(mismatch, Division.of(whole, self._parts(draw, division, restore_second=False)).mismatch)
+                mismatch = max(mismatch, PartGradients.of(complete, self._parts(draw, division, restore_second=False)).mismatch)
         return mismatch
 
-    def _whole(self, draw: Draw) -> Part | None:
+    def _complete(self, draw: Draw) -> Part | None:
         """Return the gradient of the complete batch, in a mode that can be repeated. None: there is none."""
         if self._training is None:
             self._settle(draw)
@@ -229,14 +231,16 @@ class _Check:
         self, draw: Draw, sizes: tuple[int, int], *, seeds: tuple[int, int] = (SEED, SEED), restore_second: bool = True
     ) -> tuple[Part, Part]:
         first, second = sizes
-        of_whole = self._draws
-        one = self._evaluated(draw, 0, first, seed=seeds[0])
-        of_first = self._draws
-        other = self._evaluated(draw, first, first + second, seed=seeds[1], restore=restore_second)
-        if self._aligned and (of_whole is None or of_first != of_whole or self._draws != of_whole):
+        draws_of_complete = self._draws
+        first_part = self._evaluated(draw, 0, first, seed=seeds[0])
+        draws_of_first = self._draws
+        second_part = self._evaluated(draw, first, first + second, seed=seeds[1], restore=restore_second)
+        if self._aligned and (
+            draws_of_complete is None or draws_of_first != draws_of_complete or self._draws != draws_of_complete
+        ):
             raise _NotAligned
         empty = Part(loss=0.0, weight=0.0, samples=0, rows=None, gradients=[None] * len(self._parameters))
-        return one or replace(empty, samples=first), other or replace(empty, samples=second)
+        return first_part or replace(empty, samples=first), second_part or replace(empty, samples=second)
 
     def _settle(self, draw: Draw) -> None:
         """Choose the mode: training if it can be repeated, else evaluation, without dropout and noise."""
@@ -263,21 +267,23 @@ class _Check:
     def _repeats(self, draw: Draw) -> bool | None:
         """Return True if evaluations with other random numbers are equal: no dropout or noise is left. None: there are none."""
         try:
-            one = self._evaluated(draw, 0, draw.size, seed=SEED)
-            other = self._evaluated(draw, 0, draw.size, seed=SEED + 1)
+            first = self._evaluated(draw, 0, draw.size, seed=SEED)
+            second = self._evaluated(draw, 0, draw.size, seed=SEED + 1)
         except _Refused:
             return None
-        if one is None or other is None or not one.norm or not math.isfinite(one.norm + other.norm):
+        if first is None or second is None or not first.norm or not math.isfinite(first.norm + second.norm):
             return None
-        return one.distance(other) <= self.tolerance * 0.1 * one.norm
+        return first.distance(second) <= self.tolerance * 0.1 * first.norm
 
     def _repeats_aligned(self, draw: Draw) -> bool:
         """Return True if two evaluations with the same noise are equal: none of it comes from a generator of the task."""
         try:
-            one, other = self._evaluated(draw, 0, draw.size), self._evaluated(draw, 0, draw.size)
+            first, second = self._evaluated(draw, 0, draw.size), self._evaluated(draw, 0, draw.size)
         except _Refused:
             return False
-        return one is not None and other is not None and self._draws is not None and one.distance(other) <= 1e-6 * one.norm
+        return (
+            first is not None and second is not None and self._draws is not None and first.distance(second) <= 1e-6 * first.norm
+        )
 
     def _evaluated(self, draw: Draw, begin: int, end: int, *, seed: int = SEED, restore: bool = True) -> Part | None:
         """Return loss, weight and gradient of the samples from `begin` to `end`. None: their weight is 0."""
@@ -321,7 +327,7 @@ class _Check:
                 module.dropout = 0.0
 
 
-def _give_statistics(layer: _BatchNorm, device: torch.device) -> None:
+def _set_fixed_statistics(layer: _BatchNorm, device: torch.device) -> None:
     """Give fixed statistics to a layer that keeps none: it would use those of the batch in evaluation mode, too."""
     if layer.running_mean is None or layer.running_var is None:
         layer.running_mean = torch.zeros(layer.num_features, device=device)

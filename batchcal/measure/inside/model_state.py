@@ -120,11 +120,11 @@ def _copy(value: object) -> object:
     return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _equal(one: object, other: object) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, list | tuple | deque) and isinstance(other, list | tuple | deque):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    return type(one) is type(other) and one == other
+def _equal(left: object, right: object) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left.shape == right.shape and torch.equal(left, right)
+    if isinstance(left, list | tuple | deque) and isinstance(right, list | tuple | deque):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    return type(left) is type(right) and left == right

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from batchcal.core.errors import UserCodeError
-from batchcal.workload.optimizers import held_optimizers
-from batchcal.workload.parameters import optimizer_parameters
+from batchcal.workload.model.optimizers import inner_optimizers
+from batchcal.workload.model.parameters import optimizer_parameters
 from batchcal.workload.task import Task
 
 
@@ -43,7 +43,7 @@ class LossWithoutTraining:
 
     def __init__(self, task: Task) -> None:
         self._loss: Callable[..., Tensor] = task.loss
-        self._optimizers = [task.optimizer, *held_optimizers(task.optimizer)]
+        self._optimizers = [task.optimizer, *inner_optimizers(task.optimizer)]
         self._parameters = optimizer_parameters(task)
 
     def __call__(self, model: object, batch: object) -> Tensor:

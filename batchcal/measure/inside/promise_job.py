@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.setting import JobArguments
 
 

@@ -8,16 +8,16 @@ from typing import Final
 import torch
 from torch import nn
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.report import describe
 from batchcal.guard.job import ChildContext
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 from batchcal.measure.inside.mean_over_weight import check_mean
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments
-from batchcal.measure.inside.sampled import Samples
+from batchcal.measure.inside.samples import Samples
 from batchcal.measure.inside.subject import Subject
-from batchcal.workload.normalization import batch_normalizations
-from batchcal.workload.optimizers import needs_closure
+from batchcal.workload.model.normalization import batch_normalizations
+from batchcal.workload.model.optimizers import needs_closure
 from batchcal.workload.step import move
 from batchcal.workload.task import Task
 
@@ -33,7 +33,7 @@ def check_promises(request: PromiseArguments, context: ChildContext) -> JSON:
     statistics, closure = batch_statistics(subject.task.model), step_without_loss(subject.task)
     for check in (statistics, *closure):
         # Report now: the parent keeps these if the gradients need too much memory and this process is killed.
-        context.tell({"promise": check.model_dump(mode="json")})
+        context.send({"promise": check.model_dump(mode="json")})
     samples = Samples(subject.task, seed=request.setting.seed, most=request.samples)
     if statistics.result == "violated":
         statistics = statistics.model_copy(update={"single_sample_error": single_sample_error(subject, samples)})
@@ -46,7 +46,7 @@ def step_without_loss(task: Task) -> tuple[PromiseCheck, ...]:
     if not needs_closure(task.optimizer):
         return ()
     name = type(task.optimizer).__name__
-    cause = f"{name} computes the loss again within its step, which works with one micro-batch"
+    cause = f"{name} computes the loss again within its step, so it works with one micro-batch only"
     return (PromiseCheck(promise="step-without-loss", result="violated", cause=cause, fix="an optimizer such as AdamW"),)
 
 

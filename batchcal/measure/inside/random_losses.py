@@ -19,28 +19,28 @@ square has a chi-squared distribution: 12.3 times its mean with 16 differences, 
 
 
 class Differences:
-    """Differences of `whole` minus the weighted mean of the parts. Only sums are kept."""
+    """Differences of the gradient of a complete batch minus the weighted mean of its parts. Only sums are kept."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._difference, self._whole = _Sum(), _Sum()
+        self._difference, self._gradient = _Sum(), _Sum()
 
-    def add(self, whole: Part, parts: tuple[Part, Part]) -> None:
+    def add(self, complete: Part, parts: tuple[Part, Part]) -> None:
         """Add a difference with independent random numbers. Ignore it if a value is not finite or no part has a weight."""
         total = parts[0].weight + parts[1].weight
         if not total:
             return
         shares = [(-part.weight / total, part) for part in parts]
-        difference, gradient = combined([(1.0, whole), *shares]), combined([(1.0, whole)])
+        difference, gradient = combined([(1.0, complete), *shares]), combined([(1.0, complete)])
         if math.isfinite(squared_norm(difference)):
             self._difference.add(difference)
-            self._whole.add(gradient)
+            self._gradient.add(gradient)
             self.count += 1
 
     @property
     def mismatch(self) -> float:
         """Norm of the mean difference, relative to that of the mean gradient, without the contribution of noise."""
-        length = self._whole.squared_mean(self.count)
+        length = self._gradient.squared_mean(self.count)
         if length <= 0:
             return 0.0
         return math.sqrt(max(0.0, self._difference.squared_mean(self.count)) / length)
@@ -65,8 +65,8 @@ class _Sum:
             self._total = gradients
             return
         self._total = [
-            other if one is None else one if other is None else one.add_(other)
-            for one, other in zip(self._total, gradients, strict=True)
+            gradient if total is None else total if gradient is None else total.add_(gradient)
+            for total, gradient in zip(self._total, gradients, strict=True)
         ]
 
     def squared_mean(self, count: int) -> float:

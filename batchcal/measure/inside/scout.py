@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.report import describe
 from batchcal.guard.job import ChildContext
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 from batchcal.measure.children.scout_job import ScoutArguments
 from batchcal.measure.inside.subject import Subject
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.worst_case import WorstCase
 
 SCAN_LIMIT_S = 0.2
 
@@ -37,5 +37,5 @@ def scout(request: ScoutArguments, context: ChildContext) -> JSON:
                 largest = size
             subject.task.optimizer.zero_grad(set_to_none=True)
         else:
-            context.tell({"ran": size})
+            context.send({"ran": size})
     return {"done": True}

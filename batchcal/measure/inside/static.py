@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.measure.inside.blocks import curve_of
-from batchcal.workload.on_paper import LiveBlocks, make_fake, run_step
+from batchcal.workload.model.fake_step import LiveBlocks, make_fake, run_step
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 
@@ -57,7 +57,7 @@ class FakeTrace:
         self._batch_of = batch_of
         self._fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
         self._slow_s = SIZE_LIMIT_S if slow_s is None else slow_s
-        self._ends = time.monotonic() + limit_s
+        self._end_s = time.monotonic() + limit_s
         self._slow = False
         self._refused = False
         """True if a size failed after others were traced. The curve ends there."""
@@ -69,24 +69,24 @@ class FakeTrace:
     def trace(self, sizes: Sequence[int]) -> None:
         """Add `sizes` to the curves, one after another, while there is time."""
         for size in sizes:
-            began = time.monotonic()
-            if size in self.peaks["train"] or began > self._ends or self._slow or self._refused:
+            start_s = time.monotonic()
+            if size in self.peaks["train"] or start_s > self._end_s or self._slow or self._refused:
                 continue
             try:
-                found = self._peaks(size)
+                peaks = self._peaks(size)
             except Exception:
                 if not self.peaks["train"]:
                     raise
                 self._refused = True
                 continue
-            for mode, peak in found.items():
+            for mode, peak in peaks.items():
                 self.peaks[mode][size] = peak
-            self._slow = time.monotonic() - began > self._slow_s
+            self._slow = time.monotonic() - start_s > self._slow_s
 
     def _peaks(self, size: int) -> dict[Mode, tuple[int, ...]]:
         self._inputs = []
         batch = map_tensors(self._batch_of(size), self._faked)
-        found: dict[Mode, tuple[int, ...]] = {}
+        peaks: dict[Mode, tuple[int, ...]] = {}
         for mode in self.peaks:
             self._task.model.train(mode == "train")
             blocks = LiveBlocks()
@@ -94,8 +94,8 @@ class FakeTrace:
             with self._fake, blocks:
                 run_step(self._task, batch, mode)
                 self._task.model.zero_grad(set_to_none=True)
-            found[mode] = blocks.peak
-        return found
+            peaks[mode] = blocks.peak
+        return peaks
 
     def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
         fake = self._fake.from_tensor(tensor)
@@ -104,14 +104,14 @@ class FakeTrace:
 
     def shapes(self) -> dict[Mode, tuple[ShapePoint, ...]]:
         """Return the usable curves, by mode."""
-        found: dict[Mode, tuple[ShapePoint, ...]] = {}
+        curves: dict[Mode, tuple[ShapePoint, ...]] = {}
         for mode, peaks in self.peaks.items():
             points = curve_of(peaks)
             if self._refused and len(points) == 1:
                 points = line(points[0].bytes / points[0].batch)  # through the origin, since no other size runs
             if usable(points):
-                found[mode] = points
-        return found
+                curves[mode] = points
+        return curves
 
 
 def profiled_curve(
@@ -143,8 +143,8 @@ def profiled_curve(
                 raise
             break  # a size that the task refuses ends the curve, not the task
     # If only one batch had room: a line through the origin.
-    seen = {mode: line(points[0].bytes / points[0].batch) if len(points) == 1 else points for mode, points in curves.items()}
-    return {mode: tuple(points) for mode, points in seen.items() if usable(points)}
+    extended = {mode: line(points[0].bytes / points[0].batch) if len(points) == 1 else points for mode, points in curves.items()}
+    return {mode: tuple(points) for mode, points in extended.items() if usable(points)}
 
 
 def usable(points: Sequence[ShapePoint]) -> bool:

@@ -12,14 +12,14 @@ from torch.amp.grad_scaler import GradScaler
 
 from batchcal.calibration.schema import OFF, Mode
 from batchcal.guard.job import ChildContext
-from batchcal.measure.children.setting import Setting
+from batchcal.measure.children.setting import ChildSetting
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.threads import apply_threads
-from batchcal.workload.activation_checkpointing import GradientCheckpointManager
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.load import load_task
-from batchcal.workload.optimizers import needs_closure, set_mode
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.activation_checkpointing import GradientCheckpointManager
+from batchcal.workload.model.optimizers import needs_closure, set_mode
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.step import evaluate, make_scaler, prepare
 from batchcal.workload.task import Task
 
@@ -33,7 +33,7 @@ class Subject:
     scaler: GradScaler | None
 
     @classmethod
-    def load(cls, setting: Setting) -> Subject:
+    def load(cls, setting: ChildSetting) -> Subject:
         apply_threads(setting.intra_op_threads, setting.interop_threads)
         random.seed(setting.seed)
         torch.manual_seed(setting.seed)
@@ -72,10 +72,10 @@ class Subject:
         A training creates the optimizer's state in its first large step, so it lies among the activations. If it is created
         before, it lies below them, and glibc finds larger holes: 768 MiB at the peak of a small CNN, and 801 in plain trainings.
         """
-        made_lazily = not self.task.optimizer.state
+        created_lazily = not self.task.optimizer.state
         for _ in range(2):
             self.train(batch, size)
-        if made_lazily:
+        if created_lazily:
             self.task.optimizer.state.clear()
 
     def step(self, batch: object, size: int, mode: Mode, before: MicroBatch | None) -> None:
@@ -88,7 +88,7 @@ class Subject:
             torch.accelerator.synchronize(self.device)
 
 
-def warm_up_for(subject: Subject, worst: WorstCase, setting: Setting, context: ChildContext, *sizes: int) -> int:
+def warm_up_for(subject: Subject, worst: WorstCase, setting: ChildSetting, context: ChildContext, *sizes: int) -> int:
     """Warm up a process that then runs `sizes`, arm the fence, and return the size of its tiny batches.
 
     A process of one size only is warmed up without the task: its first step has that size, and must stay within the fence.
@@ -119,11 +119,11 @@ class _LastLossHeld:
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
         self.loss = loss
-        self._held: object = None
+        self._last_loss: object = None
 
     def __call__(self, model: object, batch: object) -> Tensor:
         loss = self.loss(model, batch)
-        self._held = loss
+        self._last_loss = loss
         return loss
 
 

@@ -9,23 +9,23 @@ from typing import Final
 from batchcal.core.units import count_of, format_bytes
 from batchcal.core.values import Frozen
 from batchcal.detect.environment import Environment
-from batchcal.workload.in_flight import SHM_SHARE, batches_in_flight
+from batchcal.workload.data.in_flight import SHM_SHARE, batches_in_flight
 
 PREFETCH: Final = (2, 4, 1, 8)
 """torch's own default comes first."""
 MOST_CANDIDATES: Final = 8
-DESCRIPTORS_BESIDE: Final = 64
+DESCRIPTORS_RESERVED: Final = 64
 """Open files of a process beside the tensors in flight. Each of those tensors takes one more."""
 
 
-class Candidate(Frozen):
+class LoaderCandidate(Frozen):
     """Settings of one DataLoader."""
 
     num_workers: int
     prefetch_factor: int | None
 
 
-class Room(Frozen):
+class CandidateLimits(Frozen):
     """Resources of the machine that workers may use."""
 
     cores: float
@@ -39,10 +39,10 @@ class Room(Frozen):
     """Number of processes that may still be started. None: no limit."""
 
 
-def room_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -> Room:
+def limits_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -> CandidateLimits:
     """Return the resources that workers may use here, with `memory_bytes` of memory."""
     shm = environment.shared_memory
-    return Room(
+    return CandidateLimits(
         cores=environment.cpu.cores.value,
         shm_bytes=None if shm is None else shm.free_bytes,
         memory_bytes=max(0, memory_bytes),
@@ -52,23 +52,23 @@ def room_of(environment: Environment, *, memory_bytes: int, worker_bytes: int) -
     )
 
 
-def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool = False) -> tuple[Candidate, ...]:
+def candidates(cores: float, *, pinned_workers: int | None = None, stream: bool = False) -> tuple[LoaderCandidate, ...]:
     """Return at most MOST_CANDIDATES, the simplest first: no worker, then few; torch's default prefetch before others.
 
     Args:
         pinned_workers: number that the user requested. No other number is tried then.
         stream: the data can only be read in sequence, and two workers would each read all of it.
     """
-    found = list(_all(_most_workers(cores), stream=stream))
+    options = list(_all(_most_workers(cores), stream=stream))
     if pinned_workers is not None:
-        found = [one for one in found if one.num_workers == pinned_workers] or [
-            Candidate(num_workers=pinned_workers, prefetch_factor=prefetch) for prefetch in PREFETCH
+        options = [option for option in options if option.num_workers == pinned_workers] or [
+            LoaderCandidate(num_workers=pinned_workers, prefetch_factor=prefetch) for prefetch in PREFETCH
         ]
-    kept = found[:MOST_CANDIDATES]
-    return tuple(sorted(kept, key=lambda one: (one.num_workers, PREFETCH.index(one.prefetch_factor or PREFETCH[0]))))
+    selected = options[:MOST_CANDIDATES]
+    return tuple(sorted(selected, key=lambda option: (option.num_workers, PREFETCH.index(option.prefetch_factor or PREFETCH[0]))))
 
 
-def forbidden(candidate: Candidate, room: Room, *, batch_bytes: float, tensors: int) -> str:
+def forbidden(candidate: LoaderCandidate, room: CandidateLimits, *, batch_bytes: float, tensors: int) -> str:
     """Return the reason why `candidate` cannot work here. Empty: it may.
 
     Args:
@@ -80,17 +80,17 @@ def forbidden(candidate: Candidate, room: Room, *, batch_bytes: float, tensors: 
     in_flight = batches_in_flight(workers, candidate.prefetch_factor or 1)
     shared = in_flight * batch_bytes
     if room.shm_bytes is not None and shared > room.shm_bytes * SHM_SHARE:
-        return f"{format_bytes(shared)} of batches in flight, {format_bytes(room.shm_bytes)} free in /dev/shm"
+        return f"prefetched batches need {format_bytes(shared)} of /dev/shm; {format_bytes(room.shm_bytes)} are free"
     private = workers * (room.worker_bytes + batch_bytes)
     if private + shared > room.memory_bytes:
         need = "needs" if workers == 1 else "need"
         return (
-            f"{count_of(workers, 'worker')} {need} {format_bytes(private + shared)}, {format_bytes(room.memory_bytes)} are free"
+            f"{count_of(workers, 'worker')} {need} {format_bytes(private + shared)}; {format_bytes(room.memory_bytes)} are free"
         )
-    if in_flight * tensors + DESCRIPTORS_BESIDE > room.open_files:
-        return f"{in_flight * tensors} tensors in flight, {room.open_files} files may be open"
+    if in_flight * tensors + DESCRIPTORS_RESERVED > room.open_files:
+        return f"prefetched batches need {in_flight * tensors} open files; the limit is {room.open_files}"
     if room.processes is not None and workers > room.processes:
-        return f"{room.processes} more processes may be started"
+        return f"too many processes: only {room.processes} more can start"
     return ""
 
 
@@ -99,13 +99,13 @@ def _most_workers(cores: float) -> int:
     return max(1, math.ceil(cores)) if cores <= 2 else max(2, math.floor(cores / 2))
 
 
-def _all(most_workers: int, *, stream: bool) -> Iterator[Candidate]:
+def _all(most_workers: int, *, stream: bool) -> Iterator[LoaderCandidate]:
     """Yield the candidates, the most promising first."""
-    yield Candidate(num_workers=0, prefetch_factor=None)
+    yield LoaderCandidate(num_workers=0, prefetch_factor=None)
     counts = [1] if stream else _ladder(most_workers)
     for prefetch in PREFETCH:
         for workers in counts:
-            yield Candidate(num_workers=workers, prefetch_factor=prefetch)
+            yield LoaderCandidate(num_workers=workers, prefetch_factor=prefetch)
 
 
 def _ladder(most: int) -> list[int]:

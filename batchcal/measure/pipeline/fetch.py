@@ -13,10 +13,10 @@ from typing import Final
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from batchcal.calibration.workers import LoaderWorkers, Start
+from batchcal.calibration.records.workers import LoaderWorkers, Start
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
-from batchcal.measure.pipeline.candidates import Candidate, Room, candidates, forbidden
+from batchcal.measure.pipeline.candidates import CandidateLimits, LoaderCandidate, candidates, forbidden
 from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments
 from batchcal.measure.race.race import Race
 from batchcal.measure.workers.child import anonymous_bytes, examine
@@ -25,9 +25,9 @@ from batchcal.measure.workers.trial import trial_of
 from batchcal.runtime.batches import StreamBatches, unchanged
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
-from batchcal.workload.fetch import tolerant
-from batchcal.workload.load import load_task
-from batchcal.workload.sample_size import nest_bytes, tensors_in
+from batchcal.workload.data.fetch import tolerant
+from batchcal.workload.data.sample_size import nest_bytes, tensors_in
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.task import Task
 
 LEAST_S: Final = 1.0
@@ -45,7 +45,7 @@ TIMINGS: Final = 3
 MOST_FETCHES: Final = 128
 """Maximum number of batches in a turn: with workers, a batch takes about a millisecond, whatever the data costs."""
 TRIES: Final = 3
-NO_WORKERS: Final = Candidate(num_workers=0, prefetch_factor=None)
+NO_WORKERS: Final = LoaderCandidate(num_workers=0, prefetch_factor=None)
 HANGS_S: Final = 10.0
 """Seconds after which a worker that delivers nothing is considered hung."""
 
@@ -57,10 +57,10 @@ def fetch(request: FetchArguments, context: ChildContext) -> JSON:
     before = anonymous_bytes()
     task = load_task(request.reference, device="cpu")
     context.phase("warm-up")
-    source = Source.of(task, request.seed)
-    context.tell({"workers": 1})  # they may need more memory than there is
-    tried = _tried(request, task, anonymous_before=before)
-    context.tell({"workers": 0})
+    source = SampleSource.of(task, request.seed)
+    context.send({"workers": 1})  # they may need more memory than there is
+    loader_workers = _try_workers(request, task, anonymous_before=before)
+    context.send({"workers": 0})
     limit_s = max(LEAST_S, request.until_s - time.monotonic())
     affordable = source.affordable(request.batch, request.fetches, limit_s)
     batch, fetches, first = affordable.batch, affordable.fetches, affordable.first
@@ -73,11 +73,11 @@ def fetch(request: FetchArguments, context: ChildContext) -> JSON:
     for place, candidate in enumerate(chosen):
         too_many = request.fewer_than is not None and candidate.num_workers >= request.fewer_than
         why = (
-            tried.why_none
-            if candidate.num_workers and tried.why_none
+            loader_workers.why_none
+            if candidate.num_workers and loader_workers.why_none
             else request.why_fewer
             if too_many
-            else forbidden(candidate, _room(request, tried), batch_bytes=size, tensors=tensors)
+            else forbidden(candidate, _room(request, loader_workers), batch_bytes=size, tensors=tensors)
         )
         if why:
             race.fail(place, why)
@@ -85,32 +85,34 @@ def fetch(request: FetchArguments, context: ChildContext) -> JSON:
     rounds: list[dict[int, tuple[float, ...]]] = []
     until = max(request.until_s, time.monotonic() + LEAST_S)
     while not race.over and time.monotonic() < until:
-        told: dict[int, tuple[float, ...]] = {}
+        waits: dict[int, tuple[float, ...]] = {}
         for place in race.order():
-            if time.monotonic() >= until and (told or rounds):
+            if time.monotonic() >= until and (waits or rounds):
                 break
-            context.tell({"workers": chosen[place].num_workers})
+            context.send({"workers": chosen[place].num_workers})
             try:
-                told[place] = source.fetch(chosen[place], batch, fetches, start=tried.start)
+                waits[place] = source.fetch(chosen[place], batch, fetches, start=loader_workers.start)
             except Exception as error:
                 if chosen[place].num_workers == 0:
                     raise  # no worker is to blame: the data itself fails
                 race.fail(place, _in_short(error))
                 # The error refers to itself and to the loader, whose workers would end five seconds after a garbage collection.
                 traceback.clear_frames(error.__traceback__)
-        race.tell({place: sum(seconds) / len(seconds) for place, seconds in told.items()})
-        rounds.append(told)
+        race.record({place: sum(seconds) / len(seconds) for place, seconds in waits.items()})
+        rounds.append(waits)
     failed = {runner.place: runner.why for runner in race.runners if runner.left == "failed"}
-    answer = FetchAnswer(batch=batch, fetches=fetches, candidates=chosen, rounds=tuple(rounds), failed=failed, workers=tried)
+    answer = FetchAnswer(
+        batch=batch, fetches=fetches, candidates=chosen, rounds=tuple(rounds), failed=failed, workers=loader_workers
+    )
     return answer.model_dump(mode="json")
 
 
-def _tried(request: FetchArguments, task: Task, *, anonymous_before: int) -> LoaderWorkers:
+def _try_workers(request: FetchArguments, task: Task, *, anonymous_before: int) -> LoaderWorkers:
     """Try workers on a few samples, before this process reads any. See `examine`."""
     if request.pinned_workers == 0 or (request.fewer_than is not None and request.fewer_than <= 1):
         return LoaderWorkers()
     left_s = max(LEAST_S, request.until_s - time.monotonic())
-    trial = trial_of("cpu", "default", asked=request.pinned_workers, left_s=left_s)
+    trial = trial_of("cpu", "default", requested=request.pinned_workers, left_s=left_s)
     answer = examine(
         task,
         workers=trial.workers,
@@ -122,9 +124,9 @@ def _tried(request: FetchArguments, task: Task, *, anonymous_before: int) -> Loa
     return report_of(answer).workers
 
 
-def _room(request: FetchArguments, tried: LoaderWorkers) -> Room:
+def _room(request: FetchArguments, loader_workers: LoaderWorkers) -> CandidateLimits:
     """Return the room for workers, with their measured size if that is larger."""
-    return request.room.model_copy(update={"worker_bytes": max(request.room.worker_bytes, tried.bytes)})
+    return request.room.model_copy(update={"worker_bytes": max(request.room.worker_bytes, loader_workers.bytes)})
 
 
 def _in_short(error: Exception) -> str:
@@ -145,7 +147,7 @@ class Affordable:
 
 
 @dataclass(frozen=True)
-class Source:
+class SampleSource:
     """Source of batches."""
 
     task: Task
@@ -153,51 +155,51 @@ class Source:
     stream: bool
 
     @classmethod
-    def of(cls, task: Task, seed: int) -> Source:
+    def of(cls, task: Task, seed: int) -> SampleSource:
         return cls(task, seed, isinstance(task.train_data, IterableDataset))
 
-    def affordable(self, wished: int, fetches: int, limit_s: float) -> Affordable:
+    def affordable(self, requested: int, fetches: int, limit_s: float) -> Affordable:
         """Return the requested batch or, to end a first round in time, a smaller one. `fetches` per turn, or more if it is
         cheap."""
         samples = len(self.task.train_data) if isinstance(self.task.train_data, Sized) else None
-        batch = wished if samples is None else max(1, min(wished, samples))
+        batch = requested if samples is None else max(1, min(requested, samples))
         first: object = None
-        took = 0.0
+        duration_s = 0.0
         for _ in range(TRIES):
             batches = iter(self._loader(NO_WORKERS, batch, 2))
             next(batches)  # opens files, fills caches
-            began = time.perf_counter()
+            start_s = time.perf_counter()
             first = next(batches)
-            took = time.perf_counter() - began
-            fitting = int(batch * limit_s * FIRST_ROUND_SHARE / max(8 * fetches * took, 1e-9))
+            duration_s = time.perf_counter() - start_s
+            fitting = int(batch * limit_s * FIRST_ROUND_SHARE / max(8 * fetches * duration_s, 1e-9))
             if fitting >= batch or batch <= SMALLEST_BATCH:
                 break
             batch = max(min(SMALLEST_BATCH, batch), fitting)
-        if took < TURN_S:
-            took = min(took, *self.fetch(NO_WORKERS, batch, TIMINGS))
-        steady = min(MOST_FETCHES, math.ceil(TURN_S / max(took, 1e-9)))
+        if duration_s < TURN_S:
+            duration_s = min(duration_s, *self.fetch(NO_WORKERS, batch, TIMINGS))
+        steady = min(MOST_FETCHES, math.ceil(TURN_S / max(duration_s, 1e-9)))
         return Affordable(batch, max(fetches, steady), first)
 
-    def fetch(self, candidate: Candidate, batch: int, fetches: int, *, start: Start | None = None) -> tuple[float, ...]:
+    def fetch(self, candidate: LoaderCandidate, batch: int, fetches: int, *, start: Start | None = None) -> tuple[float, ...]:
         """Return the seconds of waiting for each of `fetches` batches, after the workers have begun."""
         # The first batch of each worker: all begin at once. Later batches arrive as fast as the workers work.
         dropped = max(1, candidate.num_workers)
         loader = self._loader(candidate, batch, dropped + fetches, start=start if candidate.num_workers else None)
         seconds: list[float] = []
-        began = time.perf_counter()
+        last_s = time.perf_counter()
         for position, fetched in enumerate(loader):
             del fetched  # before the next batch is made, as in a training
             now = time.perf_counter()
             if position >= dropped:
-                seconds.append(now - began)
-            began = now
+                seconds.append(now - last_s)
+            last_s = now
             if len(seconds) == fetches:
                 break
         if not seconds:
             raise ValueError(f"the data ended before {dropped + 1} batches of {batch} samples were fetched")
         return tuple(seconds)
 
-    def _loader(self, candidate: Candidate, batch: int, count: int, *, start: Start | None = None) -> DataLoader[object]:
+    def _loader(self, candidate: LoaderCandidate, batch: int, count: int, *, start: Start | None = None) -> DataLoader[object]:
         workers = candidate.num_workers
         data: Dataset[object] = self.task.train_data
         timeout = HANGS_S if workers else 0.0
@@ -230,8 +232,8 @@ class Source:
         """Return random samples, the same for every candidate. There are enough, however small the dataset is."""
         samples = len(self.task.train_data) if isinstance(self.task.train_data, Sized) else 0
         generator = torch.Generator().manual_seed(self.seed)
-        drawn: list[list[int]] = torch.randint(samples, (count, batch), generator=generator).tolist()
-        return drawn
+        indices: list[list[int]] = torch.randint(samples, (count, batch), generator=generator).tolist()
+        return indices
 
 
 class Again(IterableDataset[object]):
@@ -242,9 +244,9 @@ class Again(IterableDataset[object]):
 
     def __iter__(self) -> Iterator[object]:
         while True:
-            came = False
+            has_samples = False
             for sample in self.stream:
-                came = True
+                has_samples = True
                 yield sample
-            if not came:
+            if not has_samples:
                 return

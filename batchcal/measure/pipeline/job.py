@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
-from batchcal.measure.children.held import Seconds
-from batchcal.measure.pipeline.candidates import Candidate, Room
-from batchcal.workload.reference import TaskReference
+from batchcal.measure.children.child_memory import Seconds
+from batchcal.measure.pipeline.candidates import CandidateLimits, LoaderCandidate
+from batchcal.workload.spec.reference import TaskReference
 
 
 class FetchArguments(Frozen):
@@ -22,7 +22,7 @@ class FetchArguments(Frozen):
     """End of the rounds on the monotonic clock, which all processes share."""
     cores: float
     pinned_workers: int | None
-    room: Room
+    room: CandidateLimits
     fewer_than: int | None = None
     """Number of workers that ended a child before. Only fewer are tried."""
     why_fewer: str = ""
@@ -32,7 +32,7 @@ class FetchAnswer(Frozen):
     batch: int
     fetches: int
     """Batches per turn."""
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[LoaderCandidate, ...]
     """The simplest first. The index is the place in the race."""
     rounds: tuple[dict[int, tuple[Seconds, ...]], ...]
     """Seconds of waiting for each fetch, by place."""

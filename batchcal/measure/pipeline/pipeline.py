@@ -11,27 +11,27 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.calibration.pipeline import Left, LoaderConfig, LoaderTiming, PipelineResult
+from batchcal.calibration.records.pipeline import Left, LoaderConfig, LoaderTiming, PipelineResult
 from batchcal.core.clock import Clock, SystemClock
 from batchcal.core.errors import GuardError, Partial, UserCodeError
 from batchcal.core.units import MIB, count_of
 from batchcal.detect.environment import Environment
+from batchcal.guard.channel.wire import Message
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob, SpawnLauncher
-from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, TimedOut, UserCodeFailed
-from batchcal.guard.run import Limits, Listener, run
-from batchcal.guard.watchdog import MemoryGroup, trip_distance
-from batchcal.guard.wire import Message
+from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
+from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, Phase, TimedOut, UserCodeFailed
+from batchcal.guard.run import ChildLimits, Listener, run
 from batchcal.machine.allocator import resolve
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import described
 from batchcal.measure.deadline import Deadline
-from batchcal.measure.pipeline.candidates import Room, room_of
+from batchcal.measure.pipeline.candidates import CandidateLimits, limits_of
 from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments, fetch
 from batchcal.measure.race.race import TIE, Race
 from batchcal.values.settings import CalibrateSettings
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 BATCH: Final = 128
 FETCHES: Final = (8, 16)
@@ -47,10 +47,19 @@ WORKER_BYTES: Final = 48 * MIB
 PARENT_BYTES: Final = 300 * MIB
 """Memory of the child that fetches: torch and the task."""
 CLOSE_P95: Final = 1.1
+UNFINISHED: Final[dict[Phase, str]] = {
+    "start": "the start of the process",
+    "load": "loading the task",
+    "read": "reading samples",
+    "warm-up": "reading the first batches",
+    "measure": "timing the DataLoaders",
+    "finish": "timing the DataLoaders",
+}
+"""Activity that did not end within its own limit, by phase."""
 
 
 @dataclass(frozen=True)
-class PipelineWish:
+class PipelineRequest:
     """Requested values. None: not requested."""
 
     batch: int | None = None
@@ -63,7 +72,7 @@ class PipelineWish:
 
 def calibrate_pipeline(
     reference: TaskReference,
-    wish: PipelineWish,
+    request: PipelineRequest,
     *,
     environment: Environment,
     clock: Clock | None = None,
@@ -75,53 +84,53 @@ def calibrate_pipeline(
         UserCodeError: the task cannot be loaded, its data fails or hangs, or none of the DataLoaders that may be tried works.
         GuardError: no child could be started, or none lived long enough to report.
     """
-    began = time.monotonic()
-    limit_s = wish.time_limit_s or LIMIT_S
+    start_s = time.monotonic()
+    limit_s = request.time_limit_s or LIMIT_S
     variables = dict(os.environ if environ is None else environ)
-    deadline = Deadline(wish.time_limit_s or CalibrateSettings.time_limit.default, began)
+    deadline = Deadline(request.time_limit_s or CalibrateSettings.time_limit.default, start_s)
     meter = memory_meter()
     launcher = SpawnLauncher(resolve("default"), variables)
     arguments = FetchArguments(
         reference=reference,
-        seed=wish.seed,
-        batch=wish.batch or BATCH,
-        fetches=wish.fetches or FETCHES[environment.memory.limit.value >= FETCHES_FROM],
-        until_s=began + limit_s,
+        seed=request.seed,
+        batch=request.batch or BATCH,
+        fetches=request.fetches or FETCHES[environment.memory.limit.value >= FETCHES_FROM],
+        until_s=start_s + limit_s,
         cores=environment.cpu.cores.value,
-        pinned_workers=wish.workers,
-        room=_room(environment, meter, wish.memory_limit_bytes),
+        pinned_workers=request.workers,
+        room=_room(environment, meter, request.memory_limit_bytes),
     )
     try:
         while True:
-            heard: list[int] = []
+            reports: list[int] = []
             job = FunctionJob(fetch, arguments.model_dump(mode="json"), reference.directory, variables)
-            limits = _limits(meter, limit_s, wish.memory_limit_bytes, deadline)
-            ending = run(job, launcher, meter, limits, listen=_listener(heard))
+            limits = _limits(meter, limit_s, request.memory_limit_bytes, deadline)
+            ending = run(job, launcher, meter, limits, listen=_listener(reports))
             if ending.has_result:
                 break
-            why = _why_not(ending, blamed=heard[-1] if heard else 0)
-            arguments = arguments.model_copy(update={"fewer_than": heard[-1], "why_fewer": why})
+            why = _failure_description(ending, blamed=reports[-1] if reports else 0)
+            arguments = arguments.model_copy(update={"fewer_than": reports[-1], "why_fewer": why})
     finally:
         launcher.close()
         meter.close()
-    return _result(_answer(ending), began, clock or SystemClock())
+    return _result(_answer(ending), start_s, clock or SystemClock())
 
 
-def _free(meter: MemoryGroup, memory_limit_bytes: int | None) -> int:
+def _free(meter: GroupMeter, memory_limit_bytes: int | None) -> int:
     """Return the memory that the child and its workers may hold, bytes."""
     free = max(0, meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes())
     return free if memory_limit_bytes is None else min(free, memory_limit_bytes)
 
 
-def _room(environment: Environment, meter: MemoryGroup, memory_limit_bytes: int | None) -> Room:
+def _room(environment: Environment, meter: GroupMeter, memory_limit_bytes: int | None) -> CandidateLimits:
     free = _free(meter, memory_limit_bytes)
-    return room_of(environment, memory_bytes=free - PARENT_BYTES, worker_bytes=WORKER_BYTES)
+    return limits_of(environment, memory_bytes=free - PARENT_BYTES, worker_bytes=WORKER_BYTES)
 
 
-def _limits(meter: MemoryGroup, limit_s: float, memory_limit_bytes: int | None, deadline: Deadline) -> Limits:
+def _limits(meter: GroupMeter, limit_s: float, memory_limit_bytes: int | None, deadline: Deadline) -> ChildLimits:
     # Workers would inherit the data limit. The watchdog measures the complete process tree.
     deadlines = {"load": LOAD_LIMIT_S, "warm-up": LOAD_LIMIT_S, "measure": limit_s + GRACE_S}
-    return Limits(
+    return ChildLimits(
         allowed_bytes=_free(meter, memory_limit_bytes),
         phase_s=deadlines,
         total_s=deadline.left_s(),
@@ -130,16 +139,16 @@ def _limits(meter: MemoryGroup, limit_s: float, memory_limit_bytes: int | None, 
     )
 
 
-def _listener(heard: list[int]) -> Listener:
+def _listener(reports: list[int]) -> Listener:
     def listen(message: Message) -> None:
         workers = message.get("workers")
         if isinstance(workers, int):
-            heard.append(workers)
+            reports.append(workers)
 
     return listen
 
 
-def _why_not(ending: Ending, *, blamed: int) -> str:
+def _failure_description(ending: Ending, *, blamed: int) -> str:
     """Return how DataLoaders with `blamed` workers end the child that uses them. More workers would do no better.
 
     Raises:
@@ -148,9 +157,9 @@ def _why_not(ending: Ending, *, blamed: int) -> str:
     """
     outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
     if isinstance(outcome, TimedOut) and outcome.limit_name:
-        doing = f"a DataLoader with {count_of(blamed, 'worker')} was timed" if blamed else "the data was fetched"
+        activity = f"a DataLoader with {count_of(blamed, 'worker')} was timed" if blamed else "the data was fetched"
         raise Partial(
-            f"{outcome.limit_name} ended while {doing}",
+            f"{outcome.limit_name} ended while {activity}",
             known=outcome.detail,
             try_="--workers 0, or a longer --time-limit" if blamed else "a longer --time-limit",
         )
@@ -158,23 +167,25 @@ def _why_not(ending: Ending, *, blamed: int) -> str:
         raise UserCodeError(outcome.error, known=outcome.evidence, try_=outcome.hint)
     if not blamed:
         raise _failure(outcome)
-    return said(outcome)
+    return described(outcome)
 
 
 def _failure(outcome: Outcome) -> UserCodeError | GuardError:
     match outcome:
         case TimedOut():
             return UserCodeError(
-                f"the data hangs: still in {outcome.phase} after {outcome.limit_s:.0f} s",
+                f"the data hangs: {UNFINISHED[outcome.phase]} did not end within {outcome.limit_s:.0f} s",
                 known=outcome.detail,
-                try_="fetch one sample by hand: task().train_data[0]",
+                try_="read one sample by hand: task().train_data[0]",
             )
         case OutOfMemory():
             return UserCodeError(
-                "fetching alone needs more memory than there is", known=outcome.detail, try_="a smaller --max-batch"
+                "reading the data without a model needs more memory than is available",
+                known=outcome.detail,
+                try_="a smaller --max-batch",
             )
         case _:
-            return GuardError("the input pipeline could not be measured", known=said(outcome))
+            return GuardError("the input pipeline could not be measured", known=described(outcome))
 
 
 def _answer(ending: Ending) -> FetchAnswer:
@@ -182,23 +193,24 @@ def _answer(ending: Ending) -> FetchAnswer:
         return FetchAnswer.model_validate(ending.returned)
     except ValidationError as error:
         raise GuardError(
-            "the measurement of the input pipeline gave no usable answer", known=f"{error.error_count()} fields of it are wrong"
+            "the measurement of the input pipeline returned no usable answer",
+            known=count_of(error.error_count(), "invalid field"),
         ) from error
 
 
-def _result(answer: FetchAnswer, began: float, clock: Clock) -> PipelineResult:
+def _result(answer: FetchAnswer, start_s: float, clock: Clock) -> PipelineResult:
     race = Race(len(answer.candidates))
     for place, why in answer.failed.items():
         race.fail(place, why)
-    for told in answer.rounds:
-        race.tell({place: sum(seconds) / len(seconds) for place, seconds in told.items()})
+    for waits in answer.rounds:
+        race.record({place: sum(seconds) / len(seconds) for place, seconds in waits.items()})
     timings = [_timing(race, answer, place) for place in range(len(answer.candidates))]
     ranked = sorted(timings, key=lambda timing: -(timing.samples_per_s or 0.0))
-    asked = min(timing.config.num_workers for timing in timings)
-    if asked and answer.workers.why_none:
-        raise UserCodeError(f"{count_of(asked, 'worker')} cannot be used: {answer.workers.why_none}", try_="--workers 0")
+    workers = min(timing.config.num_workers for timing in timings)
+    if workers and answer.workers.why_none:
+        raise UserCodeError(f"{count_of(workers, 'worker')} cannot be used: {answer.workers.why_none}", try_="--workers 0")
     if ranked[0].samples_per_s is None:
-        raise UserCodeError("no DataLoader brought a batch", known=ranked[0].why, try_="--workers 0")
+        raise UserCodeError("no DataLoader delivered a batch", known=ranked[0].why, try_="--workers 0")
     return PipelineResult(
         created_at=clock.now(),
         batch=answer.batch,
@@ -206,14 +218,14 @@ def _result(answer: FetchAnswer, began: float, clock: Clock) -> PipelineResult:
         timings=tuple(_winner_first(ranked)),
         settled=race.settled,
         tie=TIE - 1,
-        wall_s=time.monotonic() - began,
+        wall_s=time.monotonic() - start_s,
         workers=answer.workers,
     )
 
 
 def _timing(race: Race, answer: FetchAnswer, place: int) -> LoaderTiming:
     runner, candidate = race.runners[place], answer.candidates[place]
-    waits = [seconds for told in answer.rounds for seconds in told.get(place, ())]
+    waits = [seconds for round_waits in answer.rounds for seconds in round_waits.get(place, ())]
     left: Left = runner.left or ("" if runner.times else "no-time")
     return LoaderTiming(
         config=LoaderConfig(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import RacedPolicies, Speeds
 from batchcal.calibration.schema import Options
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import RacedPolicies, Speeds
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.machine.allocator import AUTO, available
@@ -51,7 +51,7 @@ class DevicePolicies:
         if self.options.workers is not None or self.options.objective != "throughput":
             return False
         place = (device, self.policy(device))
-        return any(one.data_is_heavy for one in self.speeds if (one.device, one.allocator) == place)
+        return any(speeds.data_is_heavy for speeds in self.speeds if (speeds.device, speeds.allocator) == place)
 
     def race(
         self,
@@ -70,7 +70,7 @@ class DevicePolicies:
         Raises:
             BatchcalError: as the probe's `lap`.
         """
-        raced = next((one for one in self.past if _is_of(one, device, policies)), None)
+        raced = next((past_race for past_race in self.past if _is_of(past_race, device, policies)), None)
         if raced is None:
             self.progress.event(PhaseBegan(phase="race", device=device, why="allocator policies: " + ", ".join(policies)))
             chosen, speeds = policy_race(
@@ -96,7 +96,7 @@ class DevicePolicies:
 
 
 def _is_of(raced: RacedPolicies, device: str, policies: tuple[str, ...]) -> bool:
-    return raced.device == device and tuple(one.allocator for one in raced.speeds) == policies
+    return raced.device == device and tuple(item.allocator for item in raced.speeds) == policies
 
 
 def _is_late(speeds: Speeds) -> bool:
@@ -104,10 +104,10 @@ def _is_late(speeds: Speeds) -> bool:
 
 
 def _notes(speeds: tuple[Speeds, ...]) -> list[str]:
-    late = [one.allocator for one in speeds if _is_late(one)]
-    notes = [f"no time was left to race the allocator policies {', '.join(late)}"] if late else []
+    late = [item.allocator for item in speeds if _is_late(item)]
+    notes = [f"no time was left to compare the allocator policies {', '.join(late)}"] if late else []
     return notes + [
-        f"no size could be timed under the allocator policy {one.allocator}: {one.why}"
-        for one in speeds
-        if one.left == "failed" and not _is_late(one)
+        f"no size could be timed under the allocator policy {item.allocator}: {item.why}"
+        for item in speeds
+        if item.left == "failed" and not _is_late(item)
     ]

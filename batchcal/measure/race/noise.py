@@ -28,18 +28,18 @@ class Foreign:
 
     def __init__(self, root: Root = HERE) -> None:
         self._root = root
-        self._began = time.monotonic()
+        self._start_s = time.monotonic()
         self._busy = _busy_s(root)
         self._own = _own_s()
 
     def share(self) -> float | None:
         """Return the share that others used, from 0 to 1. 0 if there was enough for all. None: unknown, or too little time has
         passed."""
-        passed = time.monotonic() - self._began
+        elapsed_s = time.monotonic() - self._start_s
         busy = _busy_s(self._root)
-        if busy is None or self._busy is None or passed < LEAST_S:
+        if busy is None or self._busy is None or elapsed_s < LEAST_S:
             return None
-        capacity = passed * max(1, len(os.sched_getaffinity(0)))
+        capacity = elapsed_s * max(1, len(os.sched_getaffinity(0)))
         used, own = busy - self._busy, _own_s() - self._own
         return max(0.0, min(1.0, (used - own) / capacity)) if used >= FULL * capacity else 0.0
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import Speeds, StepTime
 from batchcal.calibration.schema import Options
-from batchcal.calibration.size_rule import SizeRule
-from batchcal.calibration.speed import Speeds, StepTime
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
-from batchcal.measure.children.probe import Examination, LapRequest, Probe
+from batchcal.measure.children.probe import Examination, Probe, TimingRequest
 from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import LEAST_ROUNDS, TIE, Race
 from batchcal.measure.search.prior import Prior
@@ -38,14 +38,14 @@ def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_o
     as the one before."""
     top = model.largest_within(model.base_bytes + (budget_bytes - model.base_bytes) * ROOM_SHARE, ceiling=ceiling)
     top = max(top - top % multiple_of, min(multiple_of, ceiling))
-    found: list[int] = []
+    sizes: list[int] = []
     size = -(-SMALLEST // multiple_of) * multiple_of
-    while size <= top and len(found) < MOST:
-        found.append(size)
+    while size <= top and len(sizes) < MOST:
+        sizes.append(size)
         size *= APART
-    if not found or (len(found) < MOST and found[-1] * 2 <= top):
-        found.append(top)
-    return tuple(found)
+    if not sizes or (len(sizes) < MOST and sizes[-1] * 2 <= top):
+        sizes.append(top)
+    return tuple(sizes)
 
 
 def policy_race(
@@ -113,32 +113,32 @@ class PolicyRace:
             BatchcalError: as the probe's `lap`.
         """
         race = Race(len(self.policies))
-        began = self.clock.monotonic()
+        start_s = self.clock.monotonic()
         if self.limit_s > 0:
             self.probe.prepare(self.policies, round(self.allowed_bytes * ROOM_SHARE))
         while not race.over:
-            told: dict[int, float] = {}
+            seconds_by_place: dict[int, float] = {}
             # The most promising ones run first, in case there is no time for all.
             order = race.order() if race.rounds else sorted(race.order(), key=lambda place: _precedence(self.policies[place]))
             for place in order:
-                left_s = self.limit_s - (self.clock.monotonic() - began)
+                left_s = self.limit_s - (self.clock.monotonic() - start_s)
                 # One lap is timed in any case, if there was any time: starting many policies may have taken all of it.
                 if left_s <= 0 and (self.limit_s <= 0 or any(self._times.values())):
                     break
                 seconds = self._lap(race, place, max(0.0, min(left_s, self.limit_s * LAP_SHARE)))
                 if seconds is not None:
-                    told[place] = seconds
-            if not told:
+                    seconds_by_place[place] = seconds
+            if not seconds_by_place:
                 break
-            race.tell(told)
+            race.record(seconds_by_place)
         return self._chosen(race), tuple(self._speeds(race, place) for place in range(len(self.policies)))
 
     def _lap(self, race: Race, place: int, limit_s: float) -> float | None:
         """Time one lap. Return the seconds per sample at the fastest size of this policy. None: nothing was timed."""
-        known = self._times.setdefault(place, {})
-        sizes = self.sizes if not known else (self._fastest(place).micro_batch,)
-        report = self.probe.lap(
-            LapRequest(
+        times = self._times.setdefault(place, {})
+        sizes = self.sizes if not times else (self._fastest(place).micro_batch,)
+        report = self.probe.time_sizes(
+            TimingRequest(
                 device=self.device,
                 allocator=self.policies[place],
                 micro_batches=sizes,
@@ -151,17 +151,17 @@ class PolicyRace:
             self._samples = report.times[0].steps * report.times[0].micro_batch
         self._disturbed[place] += sum(disturbed(time.foreign_share) for time in report.times)
         for time in report.times:
-            known[time.micro_batch] = known[time.micro_batch].or_better(time) if time.micro_batch in known else time
+            times[time.micro_batch] = times[time.micro_batch].or_better(time) if time.micro_batch in times else time
         if not report.times:
-            if report.why_ended or not known:  # else the time ended, and earlier results remain valid
+            if report.why_ended or not times:  # else the time ended, and earlier results remain valid
                 race.fail(place, report.why_ended or NO_TIME)
             return None
-        at = self._fastest(place) if len(sizes) > 1 else report.times[0]
-        rate = at.samples_per_s(self.effective_batch)
+        fastest = self._fastest(place) if len(sizes) > 1 else report.times[0]
+        rate = fastest.samples_per_s(self.effective_batch)
         self.progress.event(
             LapEnded(
                 allocator=self.policies[place],
-                micro_batch=at.micro_batch,
+                micro_batch=fastest.micro_batch,
                 samples_per_s=rate,
                 ended=report.why_ended or None,
             )
@@ -180,7 +180,9 @@ class PolicyRace:
         if race.rounds < LEAST_ROUNDS:
             # The machine may have changed between so few laps: a policy that is usually faster must be beaten clearly.
             timed.sort(key=lambda runner: _precedence(self.policies[runner.place]))
-            return next(self.policies[one.place] for one in timed if one.best <= best * BEATEN[len(race.runners[leader].times)])
+            return next(
+                self.policies[runner.place] for runner in timed if runner.best <= best * BEATEN[len(race.runners[leader].times)]
+            )
         return next(self.policies[runner.place] for runner in timed if runner.best <= best * TIE)
 
     def _speeds(self, race: Race, place: int) -> Speeds:

@@ -65,12 +65,12 @@ class Race:
         random.Random(self.rounds).shuffle(places)
         return tuple(places)
 
-    def tell(self, times: Mapping[int, float]) -> None:
+    def record(self, times: Mapping[int, float]) -> None:
         """Record one round: seconds per sample by place. A candidate that is missing did not run in this round."""
         for place, seconds in times.items():
             self.runners[place].times[self.rounds] = seconds
         self.rounds += 1
-        self._part()
+        self._remove_slow()
 
     def fail(self, place: int, why: str) -> None:
         """Remove a candidate that cannot run, and record the reason."""
@@ -103,7 +103,7 @@ class Race:
         """True if another round gives no information, or enough rounds were run."""
         return self.settled or self.rounds >= MOST_ROUNDS or not self.running
 
-    def _part(self) -> None:
+    def _remove_slow(self) -> None:
         if self.leader is None:
             return
         leader = self.runners[self.leader]
@@ -113,13 +113,13 @@ class Race:
             limit = next((limit for least, limit in LIMITS if rounds >= least), None)
             if runner is leader or limit is None:
                 continue
-            slower = min(runner.best / leader.best, _paired(runner, leader))
+            slower = min(runner.best / leader.best, _median_ratio(runner, leader))
             if slower > limit:
                 runner.left = "behind" if slower <= SLOWER else "slower"
                 runner.why = f"{slower - 1:.0%} slower in {rounds} rounds"
 
 
-def _paired(runner: Runner, leader: Runner) -> float:
+def _median_ratio(runner: Runner, leader: Runner) -> float:
     """Return the median of the ratios within the rounds that both ran. 1: there are none."""
     ratios = [seconds / leader.times[number] for number, seconds in runner.times.items() if number in leader.times]
     return median(ratios) if ratios else 1.0

@@ -37,13 +37,13 @@ def timed_group(subject: Subject, batches: Iterator[MicroBatch], count: int) -> 
     result = run_group(subject.task, watched, device=subject.device, scaler=subject.scaler)
     if subject.device.type != "cpu":
         torch.accelerator.synchronize(subject.device)
-    ended = time.perf_counter()
-    marks = watched.began_s
+    end_s = time.perf_counter()
+    marks = watched.start_s
     return GroupTime(
         step_s=tuple(after - before for before, after in itertools.pairwise(marks)),
         fetch_s=tuple(watched.fetch_s),
         fetch_cpu_s=tuple(watched.fetch_cpu_s),
-        update_s=max(ended - marks[-1], 1e-9),
+        update_s=max(end_s - marks[-1], 1e-9),
         samples=result.samples,
     )
 
@@ -53,8 +53,8 @@ class _Watched:
     """Passes micro-batches on and holds none: a variable here would keep a batch alive while the next one is made."""
 
     batches: Iterator[MicroBatch]
-    left: int
-    began_s: list[float] = field(default_factory=list)
+    remaining: int
+    start_s: list[float] = field(default_factory=list)
     fetch_s: list[float] = field(default_factory=list)
     fetch_cpu_s: list[float] = field(default_factory=list)
 
@@ -63,11 +63,11 @@ class _Watched:
 
     def __next__(self) -> MicroBatch:
         cpu = time.thread_time()
-        self.began_s.append(time.perf_counter())
-        if self.left == 0:
+        self.start_s.append(time.perf_counter())
+        if self.remaining == 0:
             raise StopIteration
-        self.left -= 1
+        self.remaining -= 1
         fetched = [next(self.batches)]
-        self.fetch_s.append(time.perf_counter() - self.began_s[-1])
+        self.fetch_s.append(time.perf_counter() - self.start_s[-1])
         self.fetch_cpu_s.append(time.thread_time() - cpu)
         return fetched.pop()

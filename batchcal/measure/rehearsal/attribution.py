@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from batchcal.calibration.rehearsal import Attribution, TurnedBack
+from batchcal.calibration.records.rehearsal import Attribution, TurnedBack
 from batchcal.calibration.schema import OFF, Calibration
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits
@@ -21,8 +21,8 @@ Name = Literal["allocator", "micro_batch", "num_workers", "intra_op_threads", "a
 
 def usual_threads(environment: Environment) -> int:
     """Return the intra-op threads that torch uses by default: OMP_NUM_THREADS, else all physical cores, whatever the quota."""
-    told = environment.software.thread_environment.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(told) if told.isdigit() and int(told) > 0 else max(1, environment.cpu.physical)
+    threads = environment.software.thread_environment.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(threads) if threads.isdigit() and int(threads) > 0 else max(1, environment.cpu.physical)
 
 
 @dataclass
@@ -64,25 +64,25 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
     rate = chosen.samples_per_s or plan.predicted_samples_per_s
     if rate is None:
         return None
-    back = next(iter(turned.values())) if len(knobs) == 1 else usual
+    baseline = next(iter(turned.values())) if len(knobs) == 1 else usual
     return Attribution(
         effective_batch=plan.effective_batch,
         samples_per_s=rate,
         peak_bytes=chosen.peak_bytes if with_memory else None,
-        usual_samples_per_s=back.samples_per_s if back is not None else rate,
+        usual_samples_per_s=baseline.samples_per_s if baseline is not None else rate,
         knobs=tuple(
             TurnedBack(
                 knob=name,
                 chosen=knobs[name][0],
                 usual=knobs[name][1],
-                samples_per_s=one.samples_per_s,
-                peak_bytes=one.peak_bytes if name == "activation_checkpointing" else None,
-                why=one.why,
+                samples_per_s=variant.samples_per_s,
+                peak_bytes=variant.peak_bytes if name == "activation_checkpointing" else None,
+                why=variant.why,
             )
-            for name, one in turned.items()
+            for name, variant in turned.items()
         ),
         rounds=rounds,
-        why=back.why if back is not None else "",
+        why=baseline.why if baseline is not None else "",
     )
 
 
@@ -104,7 +104,7 @@ def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) 
     update: dict[str, object] = {}
     allocator = "default" if "allocator" in names else plan.allocator
     if calibration.finding(device=plan.device, allocator=allocator) is None:
-        return _Variant(None, why=f"nothing is known to fit under {allocator}")
+        return _Variant(None, why=f"no batch size was measured under {allocator}")
     undivided = _undivided(calibration, plan, allocator)
     largest = undivided if "micro_batch" in names else min(plan.micro_batch, undivided)
     update |= {"allocator": allocator}
@@ -112,30 +112,30 @@ def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) 
         update |= {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None}
     if "intra_op_threads" in names:
         update |= {"intra_op_threads": usual_threads(calibration.environment)}
-    kept = "activation_checkpointing" in names
-    return _Variant(divided(plan, largest).model_copy(update=update), keep_activations=kept)
+    keep_activations = "activation_checkpointing" in names
+    return _Variant(divided(plan, largest).model_copy(update=update), keep_activations=keep_activations)
 
 
 def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
     """Return the micro-batch of a user who does not divide: the effective batch, or the part of it that fits. If there was no
     time to measure that, the part that is expected to fit."""
     finding = calibration.finding(device=plan.device, allocator=allocator)
-    whole = sum(plan.micro_batches)
+    effective_batch = sum(plan.micro_batches)
     if finding is None:
-        return whole
+        return effective_batch
     if finding.train.limited_by not in ("time-limit", "max-probes"):
-        return min(whole, finding.train.batch)
-    expected = finding.train_memory.largest_within(plan.budget_bytes * EXPECTED_SHARE, ceiling=whole)
-    return min(whole, max(finding.train.batch, expected))
+        return min(effective_batch, finding.train.batch)
+    expected = finding.train_memory.largest_within(plan.budget_bytes * EXPECTED_SHARE, ceiling=effective_batch)
+    return min(effective_batch, max(finding.train.batch, expected))
 
 
 def _run(stage: Stage, variants: list[_Variant]) -> int:
     """Run rounds in which each variant is timed once, as many as there is time for. Return their number."""
-    plans = [one.plan for one in variants if one.plan is not None]
+    plans = [variant.plan for variant in variants if variant.plan is not None]
     stage.probe.prepare(tuple(dict.fromkeys(plan.allocator for plan in plans)), max(plan.budget_bytes for plan in plans))
     # First the baseline of the gain. Then one policy at a time, in case not all can be present at once. Then in reverse.
     chosen, usual, *rest = variants
-    ordered = [usual, *sorted(rest, key=lambda one: one.allocator != usual.allocator), chosen]
+    ordered = [usual, *sorted(rest, key=lambda variant: variant.allocator != usual.allocator), chosen]
     for number in range(ROUNDS):
         for variant in reversed(ordered) if number else ordered:
             if variant.plan is None or variant.why:
@@ -146,7 +146,7 @@ def _run(stage: Stage, variants: list[_Variant]) -> int:
             outcome = stage.turn(variant.plan, keep_activations=variant.keep_activations).outcome
             if isinstance(outcome, Fits):
                 variant.rates.append(outcome.samples_per_s)
-                variant.peak_bytes = outcome.peak.held_on(variant.plan.device)
+                variant.peak_bytes = outcome.peak.bytes_on(variant.plan.device)
             else:
                 variant.why = outcome.kind.replace("-", " ")
     return max(len(variant.rates) for variant in variants)

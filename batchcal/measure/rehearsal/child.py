@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from batchcal.guard.channel.wire import JSON
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.report import describe
 from batchcal.guard.job import ChildContext
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.report import describe
-from batchcal.guard.wire import JSON
 from batchcal.machine.peak_meter import AcceleratorPeak, HostPeak
 from batchcal.measure.children.probe import RehearsalRequest
-from batchcal.measure.inside.peak import WorkersPeak, held
+from batchcal.measure.inside.peak import WorkersPeak, child_memory
 from batchcal.measure.inside.subject import Subject, limit_accelerator, warm_up_for
-from batchcal.measure.race.lap import REPEATS, training_batches
 from batchcal.measure.race.noise import Foreign, disturbed
 from batchcal.measure.race.stopwatch import GroupTime, timed_group
+from batchcal.measure.race.timing import REPEATS, training_batches
 from batchcal.measure.rehearsal.job import RehearsalAnswer, RehearsalArguments
 from batchcal.plan.plan import Plan
 from batchcal.runtime.batches import MicroBatch
 from batchcal.runtime.group import run_group
 from batchcal.runtime.loader import DataLoaderConfig
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.optimizers import set_mode
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.model.optimizers import set_mode
 
 WORST_GROUPS: Final = 2
 WORST_MICRO_BATCHES: Final = 2
@@ -57,10 +57,10 @@ def rehearse(arguments: RehearsalArguments, context: ChildContext) -> JSON:
             _largest(subject, worst, request)
     count = len(request.micro_batches)
     timing = _settled(subject, batches, request, workers, started_s=started_s, until_s=until_s)
-    held_training = host.read() + (workers.read() if request.plan.num_workers else 0)
-    train_peak = held_training if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
+    training_bytes = host.read() + (workers.read() if request.plan.num_workers else 0)
+    train_peak = training_bytes if subject.device.type == "cpu" else accelerator.reserved_bytes() or 0
     if request.eval_batches:
-        context.tell({"evaluating": True})  # the process may not live to report it later
+        context.send({"evaluating": True})  # the process may not live to report it later
     eval_sample_s = _evaluations(subject, arguments)
     if request.eval_batches:
         timed_group(subject, batches, count)
@@ -68,7 +68,7 @@ def rehearse(arguments: RehearsalArguments, context: ChildContext) -> JSON:
     workers_bytes = workers.read() if request.plan.num_workers else 0
     context.phase("finish")
     answer = RehearsalAnswer(
-        held=held(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
+        held=child_memory(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
         train_peak_bytes=train_peak,
         groups=timing.groups,
         sample_s=timing.step_s / timing.samples,
@@ -121,7 +121,7 @@ def _settled(
         if passed and time.monotonic() >= until_s:
             # Only batches that were read ahead, or that another worker fetched meanwhile, could be timed now. The rate since the
             # start of the workers is the least that they achieve.
-            workers.look()
+            workers.update()
             waited = time.monotonic() - started_s - first.spent_s if request.plan.num_workers else 0.0
             first.step_s, first.fetch_s = first.step_s + max(0.0, waited), first.fetch_s + max(0.0, waited)
             return first
@@ -132,7 +132,7 @@ def _settled(
     for _ in range(REPEATS):
         if not disturbed(timing.foreign_share) or time.monotonic() >= until_s:
             break
-        timing = min(timing, _timed(subject, batches, request, workers, until_s), key=lambda one: one.spent_s / one.samples)
+        timing = min(timing, _timed(subject, batches, request, workers, until_s), key=lambda timed: timed.spent_s / timed.samples)
     return timing
 
 
@@ -143,7 +143,7 @@ def _timed(
     timing, foreign = _Timing(), Foreign()
     while timing.groups == 0 or (timing.spent_s < request.least_s and time.monotonic() < until_s):
         timing.add(timed_group(subject, batches, len(request.micro_batches)))
-        workers.look()
+        workers.update()
     timing.foreign_share = foreign.share()
     return timing
 
@@ -188,8 +188,8 @@ def _evaluated(subject: Subject, size: int, arguments: RehearsalArguments) -> fl
     set_mode(subject.task, training=False)
     seconds = 0.0
     for _ in range(EVALUATIONS):
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         subject.step(worst.batch(size), size, "eval", None)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_s
     set_mode(subject.task, training=True)
     return seconds / size

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.calibration.rehearsal import Finalist, Finals, Left
-from batchcal.calibration.speed import StepTime
+from batchcal.calibration.records.rehearsal import Finalist, Finals, Left
+from batchcal.calibration.records.speed import StepTime
 from batchcal.measure.attempts import allowed_for
-from batchcal.measure.children.probe import LapRequest
-from batchcal.measure.pipeline.candidates import Candidate, candidates
+from batchcal.measure.children.probe import TimingRequest
+from batchcal.measure.pipeline.candidates import LoaderCandidate, candidates
 from batchcal.measure.race.race import MOST_ROUNDS, TIE, Race, Runner
 from batchcal.measure.rehearsal.loading import FURTHER_AHEAD, Loading
 from batchcal.measure.rehearsal.stage import Stage
-from batchcal.measure.rehearsal.work import Work
+from batchcal.measure.rehearsal.work_bound import WorkBound
 from batchcal.plan.plan import Plan
 from batchcal.plan.workers import worth_it
-from batchcal.workload.in_flight import PREFETCH_FACTOR
+from batchcal.workload.data.in_flight import PREFETCH_FACTOR
 
 MOST_WITH_WORKERS: Final = 3
 """Maximum number of candidates with workers to run, beside the one without."""
@@ -31,8 +31,8 @@ WAITING: Final = 0.95
 def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
     """Time one micro-batch of `plan` with each number of threads, without workers. Return also the reason of an early end."""
     ladder = thread_ladder(plan.intra_op_threads)
-    report = stage.probe.lap(
-        LapRequest(
+    report = stage.probe.time_sizes(
+        TimingRequest(
             device=plan.device,
             allocator=plan.allocator,
             micro_batches=(plan.micro_batch,),
@@ -42,10 +42,10 @@ def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
             limit_s=min(LAP_S, stage.left_s() * SHARE_OF_LAP),
         )
     )
-    found: dict[int, StepTime] = {}
+    times: dict[int, StepTime] = {}
     for time in report.times:
-        found[time.threads] = time if time.threads not in found else found[time.threads].or_better(time)
-    return found, report.why_ended
+        times[time.threads] = time if time.threads not in times else times[time.threads].or_better(time)
+    return times, report.why_ended
 
 
 def thread_ladder(most: int) -> tuple[int, ...]:
@@ -53,14 +53,14 @@ def thread_ladder(most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((most, max(1, most // 2), 1)))[:MOST_THREADS]
 
 
-def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Finals:
+def race_finals(stage: Stage, plan: Plan, work: WorkBound, loading: Loading) -> Finals:
     """Find the fastest threads and workers for `plan`, which has no workers."""
     finalists = entries(work, loading)
-    runners = [place for place, one in enumerate(finalists) if not one.left]
+    runners = [place for place, finalist in enumerate(finalists) if not finalist.left]
     if len(runners) == 1:
-        alone = finalists[runners[0]]
-        if not alone.num_workers:
-            finalists[runners[0]] = alone.model_copy(update={"samples_per_s": alone.bound_samples_per_s})
+        single = finalists[runners[0]]
+        if not single.num_workers:
+            finalists[runners[0]] = single.model_copy(update={"samples_per_s": single.bound_samples_per_s})
         return _finals(plan, finalists, runners[0], settled=True)
     race = stage.race([with_finalist(plan, finalists[place]) for place in runners])
     for runner, place in zip(race.runners, runners, strict=True):
@@ -71,11 +71,11 @@ def race_finals(stage: Stage, plan: Plan, work: Work, loading: Loading) -> Final
         winner = next((place for place in runners if _usual(finalists[place], plan)), winner)
     variant = variant_of(finalists[winner], [finalists[place] for place in runners], loading)
     if variant is not None and stage.left_s() > 0:
-        again = stage.race([with_finalist(plan, finalists[winner]), with_finalist(plan, variant)])
-        finalists[winner] = _better(finalists[winner], again.runners[0])
-        finalists.append(_ran(variant, again.runners[1]))
-        settled = settled and again.settled
-        winner = winner if _simplest(again) == 0 else len(finalists) - 1
+        second_race = stage.race([with_finalist(plan, finalists[winner]), with_finalist(plan, variant)])
+        finalists[winner] = _better(finalists[winner], second_race.runners[0])
+        finalists.append(_ran(variant, second_race.runners[1]))
+        settled = settled and second_race.settled
+        winner = winner if _simplest(second_race) == 0 else len(finalists) - 1
     return _finals(plan, finalists, winner, settled=settled)
 
 
@@ -84,32 +84,32 @@ def variant_of(winner: Finalist, ran: Sequence[Finalist], loading: Loading) -> F
     the workers that ran could be used, it starts workers by another method. None: there is no such reason."""
     if loading.pinned_workers is not None:
         return None
-    with_workers = [one for one in ran if one.num_workers]
+    with_workers = [finalist for finalist in ran if finalist.num_workers]
     if winner.num_workers:
         waits = winner.samples_per_s is not None and winner.samples_per_s < winner.bound_samples_per_s * WAITING
-        further = Candidate(num_workers=winner.num_workers, prefetch_factor=FURTHER_AHEAD)
-        return _anew(winner, prefetch_factor=FURTHER_AHEAD) if waits and not loading.forbids(further) else None
+        further = LoaderCandidate(num_workers=winner.num_workers, prefetch_factor=FURTHER_AHEAD)
+        return _not_run(winner, prefetch_factor=FURTHER_AHEAD) if waits and not loading.forbids(further) else None
     if (
         loading.other_start is None
         or loading.start is not None
         or not with_workers
-        or any(one.left != "failed" for one in with_workers)
+        or any(finalist.left != "failed" for finalist in with_workers)
     ):
         return None
-    best = max(with_workers, key=lambda one: one.bound_samples_per_s)
-    loader = Candidate(num_workers=best.num_workers, prefetch_factor=best.prefetch_factor)
+    best = max(with_workers, key=lambda finalist: finalist.bound_samples_per_s)
+    loader = LoaderCandidate(num_workers=best.num_workers, prefetch_factor=best.prefetch_factor)
     forbidden = loading.forbids(loader, start=loading.other_start)
-    return None if forbidden else _anew(best, multiprocessing_context=loading.other_start)
+    return None if forbidden else _not_run(best, multiprocessing_context=loading.other_start)
 
 
-def entries(work: Work, loading: Loading) -> list[Finalist]:
+def entries(work: WorkBound, loading: Loading) -> list[Finalist]:
     """Return all finalists, the simplest first. Only those that may gain, and that arithmetic allows, stay in the race."""
-    seconds = {threads: work.alone_s(threads) for threads in work.threads}
+    seconds = {threads: work.without_workers_s(threads) for threads in work.threads}
     best = min(threads for threads, each in seconds.items() if each <= min(seconds.values()) * TIE)
     most = work.threads[-1]
     stay = {best, most} if work.in_doubt(best, most) else {best}
     pinned = loading.pinned_workers
-    found = [
+    finalists = [
         Finalist(
             intra_op_threads=threads,
             num_workers=pinned or 0,
@@ -122,7 +122,7 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
         for threads, each in seconds.items()
     ]
     if pinned is not None:
-        return found
+        return finalists
     loaders = [
         loader
         for loader in candidates(loading.room.cores, stream=loading.stream)
@@ -130,11 +130,15 @@ def entries(work: Work, loading: Loading) -> list[Finalist]:
     ]
     loaders = [loading.affordable(loader) for loader in loaders]
     tried = [_with_workers(work, loading, loader, threads) for loader in loaders for threads in work.threads]
-    promising = sorted((one for one in tried if not one.left), key=lambda one: -one.bound_samples_per_s)
-    for one in tried:
-        behind = not one.left and one not in promising[:MOST_WITH_WORKERS]
-        found.append(one.model_copy(update={"left": "pruned", "why": "others promise more"}) if behind else one)
-    return found
+    promising = sorted(
+        (candidate for candidate in tried if not candidate.left), key=lambda candidate: -candidate.bound_samples_per_s
+    )
+    for candidate in tried:
+        behind = not candidate.left and candidate not in promising[:MOST_WITH_WORKERS]
+        finalists.append(
+            candidate.model_copy(update={"left": "pruned", "why": "other candidates may gain more"}) if behind else candidate
+        )
+    return finalists
 
 
 def with_finalist(plan: Plan, finalist: Finalist) -> Plan:
@@ -150,15 +154,15 @@ def with_finalist(plan: Plan, finalist: Finalist) -> Plan:
     )
 
 
-def _with_workers(work: Work, loading: Loading, loader: Candidate, threads: int) -> Finalist:
+def _with_workers(work: WorkBound, loading: Loading, loader: LoaderCandidate, threads: int) -> Finalist:
     least_s = work.least_s(threads, loader.num_workers)
-    gain = min(work.alone_s(each) for each in work.threads) / least_s
+    gain = min(work.without_workers_s(each) for each in work.threads) / least_s
     left: Left = ""
     why = loading.forbids(loader)
     if why:
         left = "failed"
     elif not worth_it(gain, work.cores):
-        left, why = "pruned", f"{max(0.0, gain - 1):.0%} at most to be gained"
+        left, why = "pruned", f"a gain of at most {max(0.0, gain - 1):.0%}"
     return Finalist(
         intra_op_threads=threads,
         num_workers=loader.num_workers,
@@ -188,7 +192,7 @@ def _better(winner: Finalist, runner: Runner) -> Finalist:
     return winner.model_copy(update={"samples_per_s": rate or None, "rounds": winner.rounds + len(runner.times)})
 
 
-def _anew(finalist: Finalist, **changes: object) -> Finalist:
+def _not_run(finalist: Finalist, **changes: object) -> Finalist:
     """Return a finalist that has not run yet: `finalist` with the changes."""
     return finalist.model_copy(update={"samples_per_s": None, "rounds": 0, "left": "", "why": "", **changes})
 
@@ -207,16 +211,16 @@ def _simplest(race: Race) -> int:
 
 
 def _finals(plan: Plan, finalists: Sequence[Finalist], winner: int, *, settled: bool) -> Finals:
-    others = [one for place, one in enumerate(finalists) if place != winner]
-    others.sort(key=lambda one: -(one.samples_per_s or 0.0))
+    rest = [finalist for place, finalist in enumerate(finalists) if place != winner]
+    rest.sort(key=lambda finalist: -(finalist.samples_per_s or 0.0))
     return Finals(
         device=plan.device,
         allocator=plan.allocator,
         micro_batch=plan.micro_batch,
-        finalists=(finalists[winner], *others),
+        finalists=(finalists[winner], *rest),
         settled=settled,
     )
 
 
 def _slower(ratio: float) -> str:
-    return f"{ratio - 1:.0%} slower, fetching in the training" if ratio > TIE else "no faster, and more threads"
+    return f"{ratio - 1:.0%} slower without workers" if ratio > TIE else "uses more threads and is not faster"

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from batchcal.calibration.speed import Share
+from batchcal.calibration.records.speed import Share
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
-from batchcal.measure.children.held import Bytes, Held, Seconds
+from batchcal.measure.children.child_memory import Bytes, ChildMemory, Seconds
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.children.setting import OrderedArguments
 
@@ -24,7 +24,7 @@ class RehearsalArguments(OrderedArguments):
 class RehearsalAnswer(Frozen):
     """Memory and times of a plan."""
 
-    held: Held
+    held: ChildMemory
     train_peak_bytes: Bytes
     """Peak memory on the device before the first evaluation, including workers."""
     groups: Annotated[int, Field(ge=1)]

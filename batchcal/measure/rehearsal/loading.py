@@ -6,8 +6,8 @@ import multiprocessing
 from dataclasses import dataclass
 from typing import Final
 
-from batchcal.calibration.workers import Start
-from batchcal.measure.pipeline.candidates import Candidate, Room, forbidden
+from batchcal.calibration.records.workers import Start
+from batchcal.measure.pipeline.candidates import CandidateLimits, LoaderCandidate, forbidden
 
 LESS_AHEAD: Final = 1
 """Prefetch factor if memory or /dev/shm has no room for two batches of each worker."""
@@ -17,7 +17,7 @@ FURTHER_AHEAD: Final = 4
 
 @dataclass(frozen=True)
 class Loading:
-    room: Room
+    room: CandidateLimits
     batch_bytes: float
     """Memory of one micro-batch."""
     tensors: int = 1
@@ -35,17 +35,17 @@ class Loading:
     why_none: str = ""
     """Reason why there are no workers. Empty: there may be some."""
 
-    def forbids(self, loader: Candidate, *, start: str | None = None) -> str:
+    def forbids(self, loader: LoaderCandidate, *, start: str | None = None) -> str:
         """Return the reason why `loader` cannot work here. Empty: it may."""
         if loader.num_workers and self.why_none:
             return self.why_none
         room = self.room if start is None else self.room.model_copy(update={"worker_bytes": self.other_worker_bytes})
         return forbidden(loader, room, batch_bytes=self.batch_bytes, tensors=self.tensors)
 
-    def affordable(self, loader: Candidate) -> Candidate:
+    def affordable(self, loader: LoaderCandidate) -> LoaderCandidate:
         """Return `loader`, or one that reads less far ahead if only that one may work."""
-        nearer = loader.model_copy(update={"prefetch_factor": LESS_AHEAD})
-        return nearer if self.forbids(loader) and not self.forbids(nearer) else loader
+        reduced = loader.model_copy(update={"prefetch_factor": LESS_AHEAD})
+        return reduced if self.forbids(loader) and not self.forbids(reduced) else loader
 
 
 def other_start_method(*, pickles: bool, on_host: bool) -> str | None:

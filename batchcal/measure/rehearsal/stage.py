@@ -10,11 +10,11 @@ from typing import Final
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.guard.outcome import Fits
-from batchcal.measure.attempts import allowed_for, said
+from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.children.probe import Observation, Probe, RehearsalRequest
 from batchcal.measure.race.race import Race
+from batchcal.plan.division.split import split, split_by
 from batchcal.plan.plan import Plan
-from batchcal.plan.split import split, split_by
 from batchcal.values.calibration_events import CalibrationEvent
 
 TURN_S: Final = 0.5
@@ -63,18 +63,18 @@ class Stage:
         """Race `plans`, one turn each per round, while there is time. A plan that cannot run leaves."""
         race = Race(len(plans))
         while not race.over and self.left_s() > 0:
-            told: dict[int, float] = {}
+            seconds: dict[int, float] = {}
             for place in race.order():
                 if self.left_s() <= 0:
                     break
                 outcome = self.turn(plans[place]).outcome
                 if isinstance(outcome, Fits):
-                    told[place] = 1 / outcome.samples_per_s
+                    seconds[place] = 1 / outcome.samples_per_s
                 else:
-                    race.fail(place, said(outcome))
-            if not told:
+                    race.fail(place, described(outcome))
+            if not seconds:
                 break
-            race.tell(told)
+            race.record(seconds)
         return race
 
     def rehearse(self, plan: Plan) -> tuple[Observation, int]:

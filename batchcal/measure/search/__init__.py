@@ -1,1 +1,1 @@
-"""Choice of the next size to try, as a pure ask-and-tell interface. The caller measures."""
+"""Choice of the next size to try, without side effects. The caller runs each size and adds its result."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import lcm
 
-from batchcal.calibration.memory_model import UNBOUNDED, ShapePoint
+from batchcal.calibration.records.memory_model import UNBOUNDED, ShapePoint
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Finding, LimitedBy, Options
-from batchcal.calibration.size_rule import SizeRule
 from batchcal.detect.environment import SharedMemory
 from batchcal.measure.search.capacity import EXPANSION, PRECISION, Bounds
-from batchcal.measure.search.evaluation import EVAL_EXPANSION, EVAL_PRECISION, beside_training
+from batchcal.measure.search.evaluation import EVAL_EXPANSION, EVAL_PRECISION, largest_after_training
 from batchcal.measure.search.prior import Prior
+from batchcal.workload.data.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 from batchcal.workload.facts import TaskFacts
-from batchcal.workload.in_flight import PREFETCH_FACTOR, SHM_SHARE, batches_in_flight
 
 
 def bounds_for(
@@ -42,7 +42,7 @@ def bounds_for(
     if most_trained is not None and trained is None:
         ceilings.append((most_trained, "max-batch"))
     if trained is not None and prior.fragments:
-        ceilings.append((beside_training(trained, shape, prior.ratio, budget_bytes), "memory"))
+        ceilings.append((largest_after_training(trained, shape, prior.ratio, budget_bytes), "memory"))
     if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:
         in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
         ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))

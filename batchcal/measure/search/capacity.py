@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import LimitedBy, SearchPhase
 from batchcal.measure.search.fit import fit
 
@@ -37,7 +37,7 @@ MAX_MISSES: Final = 4
 
 
 @dataclass(frozen=True)
-class Ask:
+class SizeRequest:
     """A size to run."""
 
     batch: int
@@ -68,7 +68,7 @@ class Bounds:
 
 
 class CapacitySearch:
-    """Search by `ask` for a size, a run, and `tell` of its result, until `ask` returns None."""
+    """Run each size of `next_request` and `add` its result, until `next_request` returns None."""
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class CapacitySearch:
         self._accepted: set[int] = set()
         self.best: int | None = None
         """The largest batch that was run within the budget."""
-        self._unknown = 0
-        self._untold: int | None = None
+        self._inconclusive_runs = 0
+        self._smallest_inconclusive: int | None = None
         """Smallest size with an inconclusive run: it hung, or was killed from outside."""
 
     @property
@@ -125,7 +125,7 @@ class CapacitySearch:
             return self._bounds.ceiling_reason
         if self._refused is not None and (self._too_big is None or self._refused < self._too_big):
             return "model"
-        if self._unknown > 1 and self._too_big is None:
+        if self._inconclusive_runs > 1 and self._too_big is None:
             return "time-limit"  # nearly always: a hanging run ends at this limit
         return self._bounds.over_budget_reason
 
@@ -140,34 +140,36 @@ class CapacitySearch:
 
     @property
     def undone(self) -> str:
-        """Next request if there were more time. Empty: none."""
-        ask = self.ask()
-        return "" if ask is None else f"{ask.phase} {ask.batch}"
+        """Text about the next request, if there were more time. Empty: none."""
+        request = self.next_request()
+        return "" if request is None else f"a batch of {request.batch} was next"
 
     @property
-    def gave_up(self) -> str:
+    def inconclusive(self) -> str:
         """Range that stays unknown because its runs were inconclusive. Empty: none."""
-        return f"above {self.best or 0} two runs were inconclusive" if self._unknown > 1 else ""
+        if self._inconclusive_runs < 2:
+            return ""
+        return "two runs were inconclusive" + (f" above a batch of {self.best}" if self.best is not None else "")
 
-    def ask(self) -> Ask | None:
+    def next_request(self) -> SizeRequest | None:
         """Return the next size, or None if the search is over."""
-        if self._unknown > 1 or self._misses > MAX_MISSES:
+        if self._inconclusive_runs > 1 or self._misses > MAX_MISSES:
             return None
         size, phase, why = self._next()
-        if self._untold is not None:
-            size = min(size, ((self.best or 0) + self._untold) // 2)
+        if self._smallest_inconclusive is not None:
+            size = min(size, ((self.best or 0) + self._smallest_inconclusive) // 2)
         size = self._round(size)
         if self.best is not None and (size <= self.best or size < self.best * (1 + self._precision)):
             return None
         if size >= self.upper or size < self._bounds.floor:
             return None
-        return self._ask_for(size, phase, why)
+        return self._request(size, phase, why)
 
-    def part_of(self, ask: Ask, batch: int) -> Ask:
-        """Return `ask`, reduced to the `batch` that there is time for."""
-        return self._ask_for(batch, ask.phase, f"as much of {ask.batch} as there is time for: {ask.why}")
+    def part_of(self, request: SizeRequest, batch: int) -> SizeRequest:
+        """Return `request`, reduced to the `batch` that there is time for."""
+        return self._request(batch, request.phase, f"there is no time for all of {request.batch}: {request.why}")
 
-    def tell(self, batch: int, verdict: Verdict, peak_bytes: int | None = None) -> None:
+    def add(self, batch: int, verdict: Verdict, peak_bytes: int | None = None) -> None:
         """Record the result of `batch`, with `peak_bytes` if the run completed, within the budget or above it."""
         match verdict:
             case "fits":
@@ -182,11 +184,11 @@ class CapacitySearch:
             case "refused":
                 self._refused = min(batch, self._refused or batch)
             case "unknown":
-                self._unknown += 1
-                self._untold = min(batch, self._untold or batch)
+                self._inconclusive_runs += 1
+                self._smallest_inconclusive = min(batch, self._smallest_inconclusive or batch)
 
-    def _ask_for(self, size: int, phase: SearchPhase, why: str) -> Ask:
-        return Ask(size, phase, why, round(self._predict(size)), self.model.mapped_share(size))
+    def _request(self, size: int, phase: SearchPhase, why: str) -> SizeRequest:
+        return SizeRequest(size, phase, why, round(self._predict(size)), self.model.mapped_share(size))
 
     @property
     def _precision(self) -> float:
@@ -201,20 +203,20 @@ class CapacitySearch:
 
     def _next(self) -> tuple[int, SearchPhase, str]:
         bounds, model = self._bounds, self.model
-        target = self._hoped(model, bounds.ceiling)
+        target = self._largest_expected(model, bounds.ceiling)
         if self._too_big is not None or self._refused is not None:
             return self._between(target)
         if self.best is None:
             if bounds.start is not None:
-                return min(bounds.start, bounds.ceiling), "scale", "what training takes, evaluation should take"
+                return min(bounds.start, bounds.ceiling), "scale", "evaluation should fit at the micro-batch of training"
             # Look beyond the ceiling, too: if everything fits easily, a probe for scale is not worth it.
-            if self._hoped(model, bounds.ceiling * bounds.expansion) * SCALE_SHARE >= bounds.ceiling:
-                return bounds.ceiling, "verify", "everything there is should fit easily"
-            scale = max(self._hoped(model, int(target * SCALE_SHARE)), bounds.floor)
-            return scale, "scale", "half of what the static curve expects to fit, to learn base and ratio"
+            if self._largest_expected(model, bounds.ceiling * bounds.expansion) * SCALE_SHARE >= bounds.ceiling:
+                return bounds.ceiling, "verify", "the largest possible batch should fit easily"
+            scale = max(self._largest_expected(model, int(target * SCALE_SHARE)), bounds.floor)
+            return scale, "scale", "half of the size that should fit by the static curve, to measure base and ratio"
         if target > self.best * bounds.expansion:
-            why = f"the budget seems to hold {target}, but no step goes further than {bounds.expansion}x"
-            return self._hoped(model, self.best * bounds.expansion), "expand", why
+            why = f"{target} should fit, but one step increases the size by at most {bounds.expansion}x"
+            return self._largest_expected(model, self.best * bounds.expansion), "expand", why
         peak = self._points.get(self.best)
         if len(self._points) > 1 and peak is not None:
             used = peak / bounds.budget_bytes
@@ -224,27 +226,27 @@ class CapacitySearch:
                 "expand",
                 f"{used:.0%} of the budget used, {side} the {bounds.headroom:.0%} threshold; {target} should fit",
             )
-        return target, "verify", "the cap that the memory model predicts"
+        return target, "verify", "the largest size that should fit by the memory model"
 
     def _between(self, target: int) -> tuple[int, SearchPhase, str]:
         """Choose a size after a miss, between a size that fits and one that does not."""
         low, high = self.best or 0, self.upper
         accepted = [size for size in self._accepted if low * (1 + self._precision) <= size < high]
         if accepted and self._refused == high:
-            return max(accepted), "bisect", f"the task's code took this size, and refused {high}"
+            return max(accepted), "bisect", f"the task's code accepted this size and refused {high}"
         if low == 0:
             if self._misses >= MAX_MISSES:
-                return self._bounds.floor, "bisect", f"{high} does not fit and nothing has yet: the smallest there is"
-            known = self._over.get(high) is not None
-            size = min(target, int(high * self._step_down)) if known and target > 0 else high // 2
-            return max(size, self._bounds.floor), "bisect", f"{high} does not fit and nothing has yet"
+                return self._bounds.floor, "bisect", f"{high} does not fit, and no size has fitted yet: the smallest size is next"
+            measured_over = self._over.get(high) is not None
+            size = min(target, int(high * self._step_down)) if measured_over and target > 0 else high // 2
+            return max(size, self._bounds.floor), "bisect", f"{high} does not fit, and no size has fitted yet"
         precision = self._precision
         if (high - low) / low <= precision:
             return low, "bisect", "close enough"
         if self._over.get(high) is not None:
             size = target if target > low * (1 + precision) else self._between_runs(low, high)
             size = min(size, int(high * (1 - 0.5 * precision * self._misses)))
-            return size, "bisect", f"between {low}, which fits, and {high}, which ran over the budget"
+            return size, "bisect", f"between {low}, which fits, and {high}, which exceeded the budget"
         # The geometric middle if they are far apart, a little above the middle if they are near: a miss costs no more than a fit.
         middle = round((low * high) ** 0.5) if high > 1.5 * low else low + (high - low) * 3 // 5
         return (
@@ -272,7 +274,7 @@ class CapacitySearch:
         off_low, off_high = self._points[low] - model.predict(low), self._over[high] - model.predict(high)
         return model.predict(size) + off_low + (off_high - off_low) * (size - low) / (high - low)
 
-    def _hoped(self, model: MemoryModel, ceiling: int) -> int:
+    def _largest_expected(self, model: MemoryModel, ceiling: int) -> int:
         """Largest batch up to `ceiling` that should stay within the budget."""
         cautious = model.model_copy(update={"ratio": model.ratio * (1 + SPREAD_LEFT_FREE * self._spread)})
         variable = max(0.0, self._bounds.budget_bytes - model.base_bytes)

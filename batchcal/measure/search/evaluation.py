@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.calibration.memory_model import UNBOUNDED, MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import UNBOUNDED, MemoryModel, ShapePoint
 from batchcal.calibration.schema import Finding, Measurement
 from batchcal.guard.outcome import Fits
 from batchcal.measure.search.prior import Prior
@@ -28,13 +28,13 @@ def mapped_share(trained: Finding) -> float:
     return trained.train_memory.mapped_share(trained.train.batch)
 
 
-def beside_training(trained: Finding, shape: Sequence[ShapePoint], ratio: float, budget_bytes: int) -> int:
+def largest_after_training(trained: Finding, shape: Sequence[ShapePoint], ratio: float, budget_bytes: int) -> int:
     """Return the largest evaluation batch to try in a heap that fragments. Up to the training batch, its blocks use the room of
     training's blocks. Larger ones need room in addition to everything that training's heap keeps."""
     train, memory = trained.train, trained.train_memory
-    kept = memory.base_bytes + memory.ratio * memory.heap(train.batch)
-    beside = MemoryModel(base_bytes=kept, ratio=ratio, shape=tuple(shape), source="")
-    return max(train.batch, beside.largest_within(budget_bytes, ceiling=UNBOUNDED))
+    training_bytes = memory.base_bytes + memory.ratio * memory.heap(train.batch)
+    memory_after_training = MemoryModel(base_bytes=training_bytes, ratio=ratio, shape=tuple(shape), source="")
+    return max(train.batch, memory_after_training.largest_within(budget_bytes, ceiling=UNBOUNDED))
 
 
 def no_faster(before: Measurement | None, best: Measurement | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.core.units import MIB
 
 OVERHEAD: Final = 20.0 * MIB
@@ -42,33 +42,33 @@ def fit(
     base is wrong, the line through the points themselves is used. The model meets the largest point exactly, since all requests
     continue from there.
     """
-    kept = tuple(sorted(dict(points).items()))
+    measurements = tuple(sorted(dict(points).items()))
     model = MemoryModel(base_bytes=base_bytes, ratio=prior_ratio, shape=tuple(shape), source=source, spread=spread)
-    if not kept:
+    if not measurements:
         return model
-    seen = [(model.heap(batch), demand - model.mapped(batch)) for batch, demand in kept]
-    doubts = [POINT_DOUBT[0] + POINT_DOUBT[1] * prior_ratio * heap for heap, _ in seen]
-    base, ratio = _with_prior(seen, doubts, base_bytes, prior_ratio)
-    off = max(abs(demand - base - ratio * heap) / doubt for (heap, demand), doubt in zip(seen, doubts, strict=True))
-    if off > BELIEVED and max(heap for heap, _ in seen) > LEVER * min(heap for heap, _ in seen):
-        free = _line(seen)
+    heap_demands = [(model.heap(batch), demand - model.mapped(batch)) for batch, demand in measurements]
+    doubts = [POINT_DOUBT[0] + POINT_DOUBT[1] * prior_ratio * heap for heap, _ in heap_demands]
+    base, ratio = _with_prior(heap_demands, doubts, base_bytes, prior_ratio)
+    off = max(abs(demand - base - ratio * heap) / doubt for (heap, demand), doubt in zip(heap_demands, doubts, strict=True))
+    if off > BELIEVED and max(heap for heap, _ in heap_demands) > LEVER * min(heap for heap, _ in heap_demands):
+        free = _line(heap_demands)
         if free[1] > 0:
             base, ratio = free
     ratio = max(ratio, RATIO_LEAST)
-    top_heap, top_demand = seen[-1]
-    fitted = model.model_copy(update={"base_bytes": top_demand - ratio * top_heap, "ratio": ratio, "points": kept})
-    error = max(abs(fitted.predict(batch) / demand - 1) for batch, demand in kept)
-    return fitted.model_copy(update={"relative_error": error if len(kept) > 2 else None})
+    top_heap, top_demand = heap_demands[-1]
+    fitted = model.model_copy(update={"base_bytes": top_demand - ratio * top_heap, "ratio": ratio, "points": measurements})
+    error = max(abs(fitted.predict(batch) / demand - 1) for batch, demand in measurements)
+    return fitted.model_copy(update={"relative_error": error if len(measurements) > 2 else None})
 
 
 def _with_prior(
-    seen: Sequence[tuple[float, float]], doubts: Sequence[float], base_bytes: float, prior_ratio: float
+    heap_demands: Sequence[tuple[float, float]], doubts: Sequence[float], base_bytes: float, prior_ratio: float
 ) -> tuple[float, float]:
     """Base and ratio with the highest posterior probability: two normal equations."""
     base_doubt = BASE_DOUBT[0] + BASE_DOUBT[1] * base_bytes
     of_base, of_ratio, of_both = 1 / base_doubt**2, 1 / RATIO_DOUBT**2, 0.0
     right_base, right_ratio = (base_bytes + OVERHEAD) * of_base, prior_ratio * of_ratio
-    for (heap, demand), doubt in zip(seen, doubts, strict=True):
+    for (heap, demand), doubt in zip(heap_demands, doubts, strict=True):
         weight = 1 / doubt**2
         of_base += weight
         of_ratio += weight * heap * heap

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.machine.allocator import BUILT_IN, maps_large_blocks
 
 RATIO: Final = 1.15

@@ -35,5 +35,5 @@ def steps_before_evaluation(mapped_share: float) -> int:
 
 def stands_still(peaks: Sequence[int], *, least: int) -> bool:
     """True if at least `least` steps ran and the last two added nothing, or only the last one if two steps are enough."""
-    looked_back = min(least, 3)
-    return len(peaks) >= least and peaks[-1] <= peaks[-looked_back] * (1 + STILL)
+    window = min(least, 3)
+    return len(peaks) >= least and peaks[-1] <= peaks[-window] * (1 + STILL)

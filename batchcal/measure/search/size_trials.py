@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 
 MOST_MULTIPLE: Final = 64
 """Largest multiple to search. A larger one from the user is kept."""
@@ -40,48 +40,48 @@ class SizeTrials:
 
     Args:
         smallest: a size that ran; the warm-up of every process uses it.
-        given: `--multiple-of`.
+        multiple_of: `--multiple-of`.
     """
 
     smallest: int
-    given: int = 1
+    multiple_of: int = 1
     one_size: bool = False
     """The task accepts a size only if the warm-up used the same size."""
-    _taken: set[int] = field(default_factory=set)
+    _accepted: set[int] = field(default_factory=set)
     _refused: set[int] = field(default_factory=set)
-    _refused_alone: set[int] = field(default_factory=set)
+    _refused_unmixed: set[int] = field(default_factory=set)
     """Refused although the process ran no other size."""
     _mixed: set[int] = field(default_factory=set)
     """Refused because the process had run another size."""
     _ceiling: int | None = None
-    _believed: Kind | None = None
+    _explained_kind: Kind | None = None
     """The kind of rule that explained the last refusal."""
 
     def __post_init__(self) -> None:
-        self._taken.add(self.smallest)
+        self._accepted.add(self.smallest)
 
-    def tell(self, batch: int, *, taken: bool, one_size: bool) -> None:
+    def add(self, batch: int, *, accepted: bool, one_size: bool) -> None:
         """Record if the task accepted `batch`, in a process that ran `smallest` before or, with `one_size`, no other size."""
-        if taken and one_size and batch in self._refused and not self.one_size:
+        if accepted and one_size and batch in self._refused and not self.one_size:
             # The same size runs if no other size ran before: mixed refusals are not evidence about sizes.
             self.one_size = True
             self._mixed = set(self._refused)
-            self._taken = {self.smallest, batch}
-            self._refused = set(self._refused_alone)
-            self._believed = None
+            self._accepted = {self.smallest, batch}
+            self._refused = set(self._refused_unmixed)
+            self._explained_kind = None
             return
-        if taken:
-            self._taken.add(batch)
+        if accepted:
+            self._accepted.add(batch)
             self._refused.discard(batch)
             return
         self._refused.add(batch)
         if one_size:
-            self._refused_alone.add(batch)
+            self._refused_unmixed.add(batch)
 
     @property
-    def taken(self) -> tuple[int, ...]:
+    def accepted(self) -> tuple[int, ...]:
         """Sizes that the task accepted, in ascending order."""
-        return tuple(sorted(self._taken))
+        return tuple(sorted(self._accepted))
 
     @property
     def refused(self) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ class SizeTrials:
             return None
         multiple = max(multiples)
         low, high = self._bounds(multiple)
-        least, most = min(self._taken), max(self._taken)
+        least, most = min(self._accepted), max(self._accepted)
         if self._is_single and min(self._refused, default=least) < least:
             return SizeRule(multiple_of=least, least=least, most=least, one_size=self.one_size)
         return SizeRule(
@@ -109,38 +109,40 @@ class SizeTrials:
     def next(self, around: int, ceiling: int) -> Trial | None:
         """Return the next trial before the refusal of `around` is final. None: the rule is known, or no trial can show more."""
         self._ceiling = ceiling
-        for trial in self._wanted(around, ceiling):
-            known = self._refused_alone if trial.one_size and not self.one_size else self._refused
-            if trial.batch not in known | self._taken and 1 < trial.batch <= ceiling:
+        for trial in self._candidates(around, ceiling):
+            excluded = self._refused_unmixed if trial.one_size and not self.one_size else self._refused
+            if trial.batch not in excluded | self._accepted and 1 < trial.batch <= ceiling:
                 return trial
-        self._believed = self._kind()
+        self._explained_kind = self._kind()
         return None
 
-    def _wanted(self, around: int, ceiling: int) -> Iterator[Trial]:
-        alone = self.one_size
-        if around not in self._refused | self._taken | self._mixed:
-            yield Trial(around, alone, f"whether the task takes {around}")
+    def _candidates(self, around: int, ceiling: int) -> Iterator[Trial]:
+        one_size = self.one_size
+        if around not in self._refused | self._accepted | self._mixed:
+            yield Trial(around, one_size, f"to find out if the task accepts {around}")
         kind = self._kind()
-        if self._believed is not None and kind == self._believed:
+        if self._explained_kind is not None and kind == self._explained_kind:
             return  # a further refusal of a kind that is known, such as a tighter upper bound
-        if around in self._refused and around % self.given == 0:
+        if around in self._refused and around % self.multiple_of == 0:
             # One at a time: the result of the first may make the others unnecessary.
-            near = (around - 1 if around - 1 not in self._taken else around + 1, _below(around, 8), _power_below(around))
-            if not self._taken & set(near):
+            near = (around - 1 if around - 1 not in self._accepted else around + 1, _below(around, 8), _power_below(around))
+            if not self._accepted & set(near):
                 for size in near:
-                    yield Trial(size, alone, f"near {around}, which the task refused")
-        if len(self._taken) == 1 and not alone:
+                    yield Trial(size, one_size, f"near {around}, which the task refused")
+        if len(self._accepted) == 1 and not one_size:
             double = 2 * self.smallest
             if double in self._refused:
-                yield Trial(double, True, f"whether the task takes {double} where no other size was run before")
+                yield Trial(double, True, f"to find out if the task accepts {double} in a process that ran no other size")
             else:
-                yield Trial(double, False, f"whether the task takes several sizes in one process ({self.smallest}, {double})")
+                yield Trial(
+                    double, False, f"to find out if the task accepts two sizes in one process ({self.smallest}, {double})"
+                )
         multiples = sorted(self._multiples())
         if len(multiples) > 1 and not self._is_single:
             size = self._between(multiples[-2], multiples[-1])
-            why = f"whether the task takes multiples of {multiples[-2]} or of {multiples[-1]} only"
+            why = f"to find out if the task accepts multiples of {multiples[-2]}, or only of {multiples[-1]}"
             if size <= ceiling:
-                yield Trial(size, alone, why)
+                yield Trial(size, one_size, why)
         rule = self.rule
         if rule is not None and rule.fixed is None and rule.least > rule.multiple_of:
             low = self._bounds(rule.multiple_of)[0] // rule.multiple_of
@@ -148,41 +150,43 @@ class SizeTrials:
             if least - low > 1:
                 # Start with the next one below: the smallest size that ran is mostly the smallest that can.
                 size = least - 1 if rule.least == self.smallest else (least + low) // 2
-                yield Trial(size * rule.multiple_of, alone, f"how small a batch the task takes: {rule.least} ran")
+                yield Trial(
+                    size * rule.multiple_of, one_size, f"to find the smallest batch that the task accepts: {rule.least} ran"
+                )
 
     @property
     def _is_single(self) -> bool:
         """True if one size ran and its double did not, not even in a process of its own, or cannot be tried."""
         double = 2 * self.smallest
-        no_room = self.given == 1 and self._ceiling is not None and double > self._ceiling
-        return len(self._taken) == 1 and (double in self._refused_alone or no_room)
+        no_room = self.multiple_of == 1 and self._ceiling is not None and double > self._ceiling
+        return len(self._accepted) == 1 and (double in self._refused_unmixed or no_room)
 
     def _between(self, finer: int, coarser: int) -> int:
         """Smallest untried size above the smallest that ran that is a multiple of `finer` and not of `coarser`."""
-        least = min(self._taken)
-        known = self._taken | self._refused
-        return next(size for size in count(least - least % finer + finer, finer) if size % coarser and size not in known)
+        least = min(self._accepted)
+        tried = self._accepted | self._refused
+        return next(size for size in count(least - least % finer + finer, finer) if size % coarser and size not in tried)
 
     def _multiples(self) -> tuple[int, ...]:
         """Multiples that explain all sizes with the fewest bounds."""
         costs: dict[int, int] = {}
-        for multiple in range(self.given, max(MOST_MULTIPLE, self.given) + 1, self.given):
-            if all(size % multiple == 0 for size in self._taken) and self._explains(multiple):
+        for multiple in range(self.multiple_of, max(MOST_MULTIPLE, self.multiple_of) + 1, self.multiple_of):
+            if all(size % multiple == 0 for size in self._accepted) and self._explains(multiple):
                 low, high = self._bounds(multiple)
-                costs[multiple] = (multiple > self.given) + bool(low) + (high is not None)
+                costs[multiple] = (multiple > self.multiple_of) + bool(low) + (high is not None)
         fewest = min(costs.values(), default=0)
         return tuple(multiple for multiple, cost in costs.items() if cost == fewest)
 
     def _explains(self, multiple: int) -> bool:
-        least, most = min(self._taken), max(self._taken)
+        least, most = min(self._accepted), max(self._accepted)
         return not any(least < size < most and size % multiple == 0 for size in self._refused)
 
     def _bounds(self, multiple: int) -> tuple[int, int | None]:
         """Nearest refused multiples below and above all sizes that ran; 0 and None if there are none."""
-        least, most = min(self._taken), max(self._taken)
-        of_it = [size for size in self._refused if size % multiple == 0]
-        low = max((size for size in of_it if size < least), default=0)
-        return low, min((size for size in of_it if size > most), default=None)
+        least, most = min(self._accepted), max(self._accepted)
+        multiples = [size for size in self._refused if size % multiple == 0]
+        low = max((size for size in multiples if size < least), default=0)
+        return low, min((size for size in multiples if size > most), default=None)
 
     def _kind(self) -> Kind | None:
         """Kind of the rule. None: several rules explain the sizes equally well."""

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.measure.inside.static import FakeTrace
 from batchcal.measure.shapes.job import TraceArguments
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.load import load_task
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.task import Task
 
 SCAN_LIMIT_S: Final = 0.5
@@ -39,9 +39,9 @@ def trace(request: TraceArguments, context: ChildContext) -> JSON:
     points = _step(task, request, fake) if request.batches else ()
     parameters = list(task.model.parameters())
     return {
-        "parameters": sum(one.numel() for one in parameters),
+        "parameters": sum(parameter.numel() for parameter in parameters),
         "static_bytes": sum(map(_bytes, parameters)) + _state_bytes(task, fake),
-        "gradient_bytes": sum(_bytes(one) for one in parameters if one.requires_grad),
+        "gradient_bytes": sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad),
         "points": [point.model_dump(mode="json") for point in points],
     }
 
@@ -61,7 +61,7 @@ def parameters_without_memory(fake: FakeTensorMode) -> Iterator[None]:
     """Replace every parameter that a module registers by a fake one before anything is written to it: the memory of `torch.empty`
     is never touched. Data stay real."""
 
-    def faked(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+    def to_fake(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
         if isinstance(parameter, FakeTensor):
             return parameter  # tied: one parameter under two names
         return nn.Parameter(fake.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
@@ -70,19 +70,19 @@ def parameters_without_memory(fake: FakeTensorMode) -> Iterator[None]:
     register: Callable[[Callable[..., nn.Parameter]], RemovableHandle] = vars(torch_module)[
         "register_module_parameter_registration_hook"
     ]
-    hook = register(faked)
-    moved = nn.Module.to
-    setattr(nn.Module, "to", _moved_nowhere)  # noqa: B010 - a fake parameter cannot be swapped for another, and is nowhere
+    hook = register(to_fake)
+    original_to = nn.Module.to
+    setattr(nn.Module, "to", _apply_dtype_only)  # noqa: B010 - a fake parameter cannot be swapped for another, and is nowhere
     try:
         yield
     finally:
         hook.remove()
-        setattr(nn.Module, "to", moved)  # noqa: B010
+        setattr(nn.Module, "to", original_to)  # noqa: B010
 
 
-def _moved_nowhere(self: nn.Module, *where: object, **how: object) -> nn.Module:
+def _apply_dtype_only(self: nn.Module, *args: object, **kwargs: object) -> nn.Module:
     """Apply only the dtype. The device has no effect."""
-    dtype = next((one for one in (*where, *how.values()) if isinstance(one, torch.dtype)), None)
+    dtype = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)), None)
     return self if dtype is None else self._apply(partial(_as_type, dtype=dtype))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 BATCHES: Final = (2, 8, 32, 128)
 

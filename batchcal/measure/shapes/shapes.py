@@ -8,25 +8,26 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
-from batchcal.calibration.memory_model import ShapePoint
-from batchcal.calibration.shape import Bytes, Scalar, ShapeEstimate
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.shape import Bytes, Scalar, ShapeEstimate
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
 from batchcal.core.progress import Note, Progress, Silent
+from batchcal.core.units import count_of
 from batchcal.core.values import Frozen
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob
+from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Infrastructure
-from batchcal.guard.run import Limits, run
-from batchcal.guard.watchdog import MemoryGroup, trip_distance
+from batchcal.guard.run import ChildLimits, run
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import described
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.shapes.job import BATCHES, TraceArguments, trace
 from batchcal.values.calibration_events import CalibrationEvent, ShapeTraced
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 LIMIT_S: Final = 60.0
 """Time limit for one shape. 256 layers of a transformer take 10 s per size."""
@@ -77,13 +78,13 @@ def estimate_shapes(
         GuardError: no child could be started.
     """
     progress = progress or Silent()
-    found: list[ShapeEstimate] = []
-    starting = launchers or Launchers(
+    estimates: list[ShapeEstimate] = []
+    active_launchers = launchers or Launchers(
         os.environ if environ is None else environ,
         note=lambda text: progress.event(Note(text)),
         spawn_only=False,
     )
-    policy = next(iter(starting.there), POLICY)
+    policy = next(iter(active_launchers.running), POLICY)
     meter = memory_meter()
     try:
         for shape in ({}, *shapes):
@@ -93,27 +94,27 @@ def estimate_shapes(
                 trace,
                 request.model_dump(mode="json"),
                 reference.directory,
-                starting.environment(policy),
+                active_launchers.environment(policy),
             )
             limits = _limits(meter, memory_limit_bytes, deadline, neighbours=neighbours)
             if limits.total_s == 0:
-                estimate = _untraced(dict(shape), f"{limits.total_name} had ended")
+                estimate = _untraced(dict(shape), f"{limits.total_name} ended before this shape was traced")
             else:
-                ending = run(job, starting.get(policy), meter, limits)
-                estimate = _estimate(dict(shape), ending, wanted=bool(batches))
-            found.append(estimate)
-            told = " ".join(f"{name}={value}" for name, value in shape.items()) or "as calibrated"
-            progress.event(ShapeTraced(arguments=told, parameters=estimate.parameters, why=estimate.why or None))
+                ending = run(job, active_launchers.get(policy), meter, limits)
+                estimate = _estimate(dict(shape), ending, needs_points=bool(batches))
+            estimates.append(estimate)
+            text = " ".join(f"{name}={value}" for name, value in shape.items()) or "as calibrated"
+            progress.event(ShapeTraced(arguments=text, parameters=estimate.parameters, why=estimate.why or None))
     finally:
         if launchers is None:
-            starting.close()
+            active_launchers.close()
         meter.close()
-    return tuple(found)
+    return tuple(estimates)
 
 
-def _limits(meter: MemoryGroup, memory_limit_bytes: int | None, deadline: Deadline | None, *, neighbours: bool) -> Limits:
+def _limits(meter: GroupMeter, memory_limit_bytes: int | None, deadline: Deadline | None, *, neighbours: bool) -> ChildLimits:
     room = max(0, meter.limit_bytes - trip_distance(meter.limit_bytes, armed=False) - meter.hard_bytes())
-    return Limits(
+    return ChildLimits(
         allowed_bytes=room if memory_limit_bytes is None else min(room, memory_limit_bytes),
         phase_s={"load": LIMIT_S + GRACE_S, "measure": LIMIT_S + GRACE_S},
         total_s=None if deadline is None else deadline.left_s(),
@@ -122,17 +123,17 @@ def _limits(meter: MemoryGroup, memory_limit_bytes: int | None, deadline: Deadli
     )
 
 
-def _estimate(arguments: dict[str, Scalar], ending: Ending, *, wanted: bool) -> ShapeEstimate:
+def _estimate(arguments: dict[str, Scalar], ending: Ending, *, needs_points: bool) -> ShapeEstimate:
     if not ending.has_result:
         outcome = classify(ending, lambda value: Infrastructure(detail="no answer"))
-        why = said(outcome)
+        why = described(outcome)
         if ending.raised is not None and ending.raised.chain[0].is_a(UsageError):
-            raise UsageError(why.partition(": ")[2] or why, try_="--shape NAME=VALUE with names of the factory")
+            raise UsageError(why.partition(": ")[2] or why, try_="--shape NAME=VALUE with the name of a parameter of the factory")
         return _untraced(arguments, why)
     try:
         answer = _Answer.model_validate(ending.returned)
     except ValidationError as error:
-        why = f"the child's answer is not usable: {error.error_count()} fields are wrong"
+        why = f"the measuring process returned an invalid answer ({count_of(error.error_count(), 'invalid field')})"
         return _untraced(arguments, why)
     return ShapeEstimate(
         arguments=arguments,
@@ -140,7 +141,7 @@ def _estimate(arguments: dict[str, Scalar], ending: Ending, *, wanted: bool) -> 
         static_bytes=answer.static_bytes,
         gradient_bytes=answer.gradient_bytes,
         points=answer.points,
-        why="" if answer.points or not wanted else "its step could not be traced in time",
+        why="" if answer.points or not needs_points else "its step could not be traced in time",
     )
 
 

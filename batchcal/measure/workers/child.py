@@ -11,18 +11,18 @@ from typing import Final
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from batchcal.calibration.workers import Start
+from batchcal.calibration.records.workers import Start
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
 from batchcal.machine.meters import ProcessMemory, read_status
 from batchcal.measure.workers.comparison import compare
 from batchcal.measure.workers.growth import at_most, kept_per_sample
 from batchcal.measure.workers.job import WorkersAnswer, WorkersArguments
-from batchcal.measure.workers.reading import COMPARED_BATCH, WorkersRun, read_here, read_with_workers
+from batchcal.measure.workers.reading import COMPARED_BATCH, WorkersRun, read_in_process, read_with_workers
 from batchcal.measure.workers.trial import FRESH_WORKER_S, MOST_FRESH_WORKER_S
-from batchcal.workload.holdings import find_generator, find_holding
-from batchcal.workload.load import load_task
-from batchcal.workload.pickled import Pickled, pickled_bytes
+from batchcal.workload.data.held_resources import find_generator, find_held_resource
+from batchcal.workload.data.pickled import Pickled, pickled_bytes
+from batchcal.workload.spec.load import load_task
 from batchcal.workload.task import Task
 
 SLOW_FACTOR: Final = 8.0
@@ -34,9 +34,9 @@ def examine_workers(request: WorkersArguments, context: ChildContext) -> JSON:
     context.phase("load")
     torch.manual_seed(request.seed)
     before = anonymous_bytes()
-    began = time.monotonic()
+    start_s = time.monotonic()
     task = load_task(request.reference, device="cpu")
-    load_s = time.monotonic() - began
+    load_s = time.monotonic() - start_s
     context.phase("measure")
     answer = examine(
         task,
@@ -60,7 +60,7 @@ def examine(
         anonymous_before: memory of this process before it loaded the task, bytes.
         fresh_s: seconds beside `hang_s` for a worker that is not forked to start: it imports torch and the user's module.
     """
-    holding = find_holding(task.train_data, task.eval_data, task.collate_fn)
+    holding = find_held_resource(task.train_data, task.eval_data, task.collate_fn)
     pickled = pickled_bytes(task.train_data)
     start: Start | None = None
     if holding is not None and multiprocessing.get_start_method() == "fork":
@@ -85,7 +85,7 @@ def examine(
         private_bytes=run.points[0].held_bytes if run.points else 0,
     )
     if stream or samples is None:
-        return measured.model_copy(update={"not_compared": "a stream has no samples by index"})
+        return measured.model_copy(update={"not_compared": "the dataset is a stream, and its samples have no index"})
     return _compared(
         measured, data, run, workers=workers, samples=samples, seed=seed, read_s=read_s, hang_s=hang_s, copyable=copyable
     )
@@ -104,16 +104,16 @@ def _compared(
     copyable: int,
 ) -> WorkersAnswer:
     """Return `answer` with the results of the reads in the process itself."""
-    began = time.monotonic()
+    start_s = time.monotonic()
     batches = [batch for batch, _ in run.batches] or [list(range(min(COMPARED_BATCH, samples)))]
-    here, points = read_here(data, batches, seed=seed, read_s=read_s)
-    if run.failed == "hang" and (time.monotonic() - began) / (2 * len(here)) * SLOW_FACTOR > hang_s:
-        slow = f"the data is slow: workers brought no batch within {hang_s:.0f} s"
+    own_reads, points = read_in_process(data, batches, seed=seed, read_s=read_s)
+    if run.failed == "hang" and (time.monotonic() - start_s) / (2 * len(own_reads)) * SLOW_FACTOR > hang_s:
+        slow = f"the data is slow: workers delivered no batch within {hang_s:.0f} s"
         return answer.model_copy(update={"failed": "", "error": "", "not_compared": slow})
-    found = compare(run.batches, here)
-    update: dict[str, object] = found._asdict()
+    comparison = compare(run.batches, own_reads)
+    update: dict[str, object] = comparison._asdict()
     update.pop("unstable")
-    if found.unstable > found.compared:
+    if comparison.unstable > comparison.compared:
         update |= {"not_compared": "the dataset is not deterministic: two reads of one index differ", "wrong": 0, "swapped": 0}
         if workers > 1 and (generator := find_generator(data)) is not None:
             update["repeats"] = str(generator)
@@ -127,14 +127,14 @@ def _compared(
 def _why_not_sent(pickled: Pickled, task: Task) -> str:
     """Return why the datasets and the collate function cannot be sent to workers that are not forked. Empty: they can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "this system only forks"
+        return "this system can only fork processes"
     if pickled.size is None:
         return pickled.why_not
     other = Pickled(0, complete=True) if task.eval_data is None else pickled_bytes(task.eval_data)
     if other.size is None:
         return other.why_not
     collate = pickled_bytes(task.collate_fn)
-    return f"its collate_fn does not pickle: {collate.why_not}" if collate.size is None else ""
+    return f"its collate_fn cannot be pickled: {collate.why_not}" if collate.size is None else ""
 
 
 def _tensor_bytes(task: Task) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from batchcal.guard.report import READING
+from batchcal.guard.children.report import READING
 
 FAILED: Final = "\0"
 """First character of the text that stands for a sample that raised an error."""
@@ -30,33 +30,33 @@ class Compared(NamedTuple):
     """An error that only workers raise."""
 
 
-def compare(from_workers: Sequence[tuple[Sequence[int], Texts]], from_here: Sequence[tuple[Texts, Texts]]) -> Compared:
+def compare(from_workers: Sequence[tuple[Sequence[int], Texts]], from_process: Sequence[tuple[Texts, Texts]]) -> Compared:
     """Compare batch by batch, as far as the process has read.
 
     Args:
         from_workers: indices and digests.
-        from_here: digests of two reads of the same indices.
+        from_process: digests of two reads of the same indices.
     """
     index_of: dict[str, int] = {}
-    for (indices, _), (first, _) in zip(from_workers, from_here, strict=False):
+    for (indices, _), (first, _) in zip(from_workers, from_process, strict=False):
         for index, text in zip(indices, first, strict=False):
             index_of.setdefault(text, index)
     compared = unstable = wrong = swapped = 0
-    differs, swaps, error = "", "", ""
-    for (indices, theirs), (first, second) in zip(from_workers, from_here, strict=False):
-        for index, other, one, again in zip(indices, theirs, first, second, strict=False):
-            if one != again:
+    difference, swap, error = "", "", ""
+    for (indices, worker_texts), (first, second) in zip(from_workers, from_process, strict=False):
+        for index, worker_text, own_text, own_text_again in zip(indices, worker_texts, first, second, strict=False):
+            if own_text != own_text_again:
                 unstable += 1
                 continue
             compared += 1
-            if one == other or one.startswith(FAILED):
+            if own_text == worker_text or own_text.startswith(FAILED):
                 continue  # a sample that the process cannot read is not the workers' fault
-            if other.startswith(FAILED):
-                error = error or f"{other.removeprefix(FAILED)}, {READING} {index}"
+            if worker_text.startswith(FAILED):
+                error = error or f"{worker_text.removeprefix(FAILED)}, {READING} {index}"
                 continue
             wrong += 1
-            differs = differs or f"sample {index} differs"
-            if other in index_of:
+            difference = difference or f"sample {index} differs"
+            if worker_text in index_of:
                 swapped += 1
-                swaps = swaps or f"sample {index} comes with the content of sample {index_of[other]}"
-    return Compared(compared, unstable, wrong, swapped, swaps or differs, "raise" if error else "", error)
+                swap = swap or f"sample {index} has the content of sample {index_of[worker_text]}"
+    return Compared(compared, unstable, wrong, swapped, swap or difference, "raise" if error else "", error)

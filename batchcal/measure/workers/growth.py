@@ -19,7 +19,7 @@ PARTS: Final = 3
 """Number of parts of a run. A cache grows in each of them; memory that an allocator keeps for reuse stops growing."""
 
 
-class Point(NamedTuple):
+class MemoryPoint(NamedTuple):
     """One reading."""
 
     samples: int
@@ -27,7 +27,7 @@ class Point(NamedTuple):
     held_bytes: int
 
 
-def at_most(points: Sequence[Point], samples: int, *, bound_bytes: int) -> int:
+def at_most(points: Sequence[MemoryPoint], samples: int, *, bound_bytes: int) -> int:
     """Return the largest growth that the readings allow, from the first reading until `samples` are read, bytes.
 
     A forked worker copies a page of its parent with the first reference count that it writes there. That growth is close to
@@ -50,7 +50,7 @@ def at_most(points: Sequence[Point], samples: int, *, bound_bytes: int) -> int:
     return min(bound_bytes, before + int((grown + NOISE_BYTES) / read * rest))
 
 
-def kept_per_sample(points: Sequence[Point]) -> float:
+def kept_per_sample(points: Sequence[MemoryPoint]) -> float:
     """Return the bytes of each sample that the process keeps, for example in a cache. 0: the readings prove none."""
     settled = _settled(points)
     if len(settled) <= PARTS:
@@ -62,7 +62,7 @@ def kept_per_sample(points: Sequence[Point]) -> float:
     return grown / read if read > 0 and grown >= KEPT_LEAST_BYTES and steady else 0.0
 
 
-def _settled(points: Sequence[Point]) -> Sequence[Point]:
+def _settled(points: Sequence[MemoryPoint]) -> Sequence[MemoryPoint]:
     """Return the readings after the first ones."""
     if len(points) < 2:
         return points

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from batchcal.calibration.workers import Bytes, Start
+from batchcal.calibration.records.workers import Bytes, Start
 from batchcal.core.values import Frozen
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.job import ChildContext
-from batchcal.guard.wire import JSON
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 

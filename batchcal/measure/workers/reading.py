@@ -15,14 +15,14 @@ from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from batchcal.calibration.workers import Start
+from batchcal.calibration.records.workers import Start
 from batchcal.machine.meters import private_bytes, read_status
 from batchcal.measure.workers.comparison import FAILED
-from batchcal.measure.workers.growth import Point
+from batchcal.measure.workers.growth import MemoryPoint
 from batchcal.runtime.batches import unchanged
 from batchcal.runtime.worker_deaths import raise_while_fetching
 from batchcal.runtime.worker_processes import Loader, leave_signals_to_the_parent
-from batchcal.workload.digest import digest_of
+from batchcal.workload.data.digest import digest_of
 
 COMPARED_BATCH: Final = 8
 COMPARED_BATCHES: Final = 32
@@ -35,7 +35,7 @@ TIMED_OUT: Final = "DataLoader timed out after"
 Failure = Literal["", "hang", "die", "raise"]
 
 
-class Wanted(NamedTuple):
+class SampleRequest(NamedTuple):
     """One sample to read."""
 
     place: int
@@ -57,13 +57,13 @@ class Digests(Dataset[object]):
         self.data = data
         self.seed = seed
 
-    def __getitems__(self, wanted: Sequence[Wanted]) -> list[str]:
+    def __getitems__(self, requests: Sequence[SampleRequest]) -> list[str]:
         if isinstance(self.data, _ReadsBatches):  # as torch's fetcher prefers it
-            return self._batch(self.data.__getitems__, [one.place for one in wanted], digest=wanted[0].digest)
+            return self._batch(self.data.__getitems__, [request.place for request in requests], digest=requests[0].digest)
         return [
             text
-            for one in wanted
-            for text in self._batch(lambda indices: [self.data[indices[0]]], [one.place], digest=one.digest)
+            for request in requests
+            for text in self._batch(lambda indices: [self.data[indices[0]]], [request.place], digest=request.digest)
         ]
 
     def _batch(self, read: Callable[[Sequence[int]], object], indices: list[int], *, digest: bool) -> list[str]:
@@ -99,7 +99,7 @@ class WorkersRun:
 
     batches: list[tuple[list[int], list[str]]] = field(default_factory=list)
     """Indices and digests of the compared batches."""
-    points: list[Point] = field(default_factory=list)
+    points: list[MemoryPoint] = field(default_factory=list)
     """Samples read by one worker, and private memory of the worker that holds most."""
     failed: Failure = ""
     error: str = ""
@@ -143,26 +143,26 @@ def read_with_workers(
     return run
 
 
-def read_here(
+def read_in_process(
     data: Dataset[object], batches: Sequence[list[int]], *, seed: int, read_s: float
-) -> tuple[list[tuple[list[str], list[str]]], list[Point]]:
+) -> tuple[list[tuple[list[str], list[str]]], list[MemoryPoint]]:
     """Read `batches` twice in this process, while there is time. Return the digests of both reads, and readings of the memory."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: sums over other parts differ in their last bits
-    digests, found, points = Digests(data, seed), [], [Point(0, _held())]
-    ends = time.monotonic() + read_s
+    digests, digest_pairs, points = Digests(data, seed), [], [MemoryPoint(0, _memory_bytes())]
+    end_s = time.monotonic() + read_s
     read = 0
     try:
         for indices in batches:
-            wanted = [Wanted(index, digest=True) for index in indices]
-            found.append((digests.__getitems__(wanted), digests.__getitems__(wanted)))
+            requests = [SampleRequest(index, digest=True) for index in indices]
+            digest_pairs.append((digests.__getitems__(requests), digests.__getitems__(requests)))
             read += len(indices)
-            points.append(Point(read, _held()))
-            if time.monotonic() > ends:
+            points.append(MemoryPoint(read, _memory_bytes()))
+            if time.monotonic() > end_s:
                 break
     finally:
         torch.set_num_threads(threads)
-    return found, points
+    return digest_pairs, points
 
 
 def _end(workers: set[multiprocessing.process.BaseProcess]) -> None:
@@ -178,49 +178,54 @@ def _end(workers: set[multiprocessing.process.BaseProcess]) -> None:
 
 
 def _deliver(
-    iterator: Iterator[object], plan: Sequence[list[Wanted]], run: WorkersRun, *, read_s: float, pids: Callable[[], list[int]]
+    iterator: Iterator[object],
+    plan: Sequence[list[SampleRequest]],
+    run: WorkersRun,
+    *,
+    read_s: float,
+    pids: Callable[[], list[int]],
 ) -> None:
     workers, delivered = max(1, len(pids())), 0
-    ends: float | None = None
+    end_s: float | None = None
     next_reading = 0.0
     for position, batch in enumerate(iterator):
         now = time.monotonic()
-        if ends is None:
-            ends = now + read_s  # the time of the start does not count
+        if end_s is None:
+            end_s = now + read_s  # the time of the start does not count
         delivered += len(batch) if isinstance(batch, list) else 1
         if position < len(plan) and plan[position][0].digest and isinstance(batch, list):
-            run.batches.append(([one.place for one in plan[position]], [str(text) for text in batch]))
-        ended = now >= ends
+            run.batches.append(([request.place for request in plan[position]], [str(text) for text in batch]))
+        ended = now >= end_s
         if ended or now >= next_reading:
-            run.points.append(Point(delivered // workers, max(map(private_bytes, pids()), default=0)))
+            run.points.append(MemoryPoint(delivered // workers, max(map(private_bytes, pids()), default=0)))
             next_reading = time.monotonic() + read_s / READINGS
         if ended:
             return
-    run.points.append(Point(delivered // workers, max(map(private_bytes, pids()), default=0)))
+    run.points.append(MemoryPoint(delivered // workers, max(map(private_bytes, pids()), default=0)))
 
 
 def _pids(before: set[multiprocessing.process.BaseProcess]) -> list[int]:
-    return [one.pid for one in set(multiprocessing.active_children()) - before if one.pid is not None]
+    return [process.pid for process in set(multiprocessing.active_children()) - before if process.pid is not None]
 
 
-def _compared(samples: int, seed: int) -> list[list[Wanted]]:
+def _compared(samples: int, seed: int) -> list[list[SampleRequest]]:
     """Return the batches of shuffled samples to compare, each sample at most once."""
     order = random.Random(seed).sample(range(samples), min(samples, COMPARED_BATCH * COMPARED_BATCHES))
-    wanted = [Wanted(index, digest=True) for index in order]
-    return [wanted[at : at + COMPARED_BATCH] for at in range(0, len(wanted), COMPARED_BATCH)]
+    requests = [SampleRequest(index, digest=True) for index in order]
+    return [requests[at : at + COMPARED_BATCH] for at in range(0, len(requests), COMPARED_BATCH)]
 
 
 class _Order:
     """The compared batches, then random batches without end."""
 
-    def __init__(self, samples: int, seed: int, compared: list[list[Wanted]]) -> None:
+    def __init__(self, samples: int, seed: int, compared: list[list[SampleRequest]]) -> None:
         self._samples, self._seed, self._first = samples, seed, compared
 
-    def __iter__(self) -> Iterator[list[Wanted]]:
+    def __iter__(self) -> Iterator[list[SampleRequest]]:
         yield from self._first
         draw = random.Random(self._seed + 1).randrange
         while True:
-            yield [Wanted(draw(self._samples), digest=False) for _ in range(GROWTH_BATCH)]
+            yield [SampleRequest(draw(self._samples), digest=False) for _ in range(GROWTH_BATCH)]
 
 
 def _seed(number: int) -> None:
@@ -231,7 +236,7 @@ def _seed(number: int) -> None:
         numpy.random.seed(number)
 
 
-def _held() -> int:
+def _memory_bytes() -> int:
     status = read_status()
     return 0 if status is None else status.hard_bytes
 

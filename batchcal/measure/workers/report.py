@@ -6,33 +6,36 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.units import count_of
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut
-from batchcal.measure.attempts import said
+from batchcal.measure.attempts import described
 from batchcal.measure.workers.job import WorkersAnswer
 from batchcal.measure.workers.trial import WorkersReport
 
 SEED_LATER: Final = (
-    "draw from torch, random or numpy.random themselves, which are seeded in each worker; or make the generator on the first "
-    "__getitem__ of a worker, from torch.initial_seed()"
+    "use the global generators of torch, random or numpy.random, which are seeded in each worker; or create the generator in the "
+    "first __getitem__ of each worker, seeded with torch.initial_seed()"
 )
-NO_POOL: Final = "make the samples without pools, threads and locks of the dataset's own: the workers are such a pool"
-OPEN_LATER: Final = "let the dataset keep the path and open it on the first __getitem__, in the process that reads"
+NO_POOL: Final = (
+    "create the samples without pools, threads or locks in the dataset: DataLoader workers are a pool of processes already"
+)
+OPEN_LATER: Final = "store only the path in the dataset, and open it in the first __getitem__ of each process"
 
 
-def reported(ending: Ending, tried: int) -> WorkersReport:
-    """Return the report of a child that tried `tried` workers, however it ended."""
+def reported(ending: Ending, workers: int) -> WorkersReport:
+    """Return the report of a child that tried `workers` workers, however it ended."""
     outcome: Outcome = classify(ending, lambda value: Fits(peak=Peak(demand_bytes=0), steps=0, step_s=0.0, samples_per_s=0.0))
     if not isinstance(outcome, Fits):
-        return _ended(outcome, tried)
+        return _ended(outcome, workers)
     try:
         return report_of(WorkersAnswer.model_validate(ending.returned))
     except ValidationError as error:
-        return _ended(Infrastructure(detail=f"{error.error_count()} fields of the answer are wrong"), tried)
+        invalid = count_of(error.error_count(), "invalid field")
+        return _ended(Infrastructure(detail=f"the measuring process returned an invalid answer ({invalid})"), workers)
 
 
 def report_of(answer: WorkersAnswer) -> WorkersReport:
@@ -53,7 +56,7 @@ def _check(answer: WorkersAnswer) -> PromiseCheck:
     holding = f"; {answer.holding}" if answer.holding else ""
     if answer.does_not_pickle:
         return _violated(
-            f"{answer.holding}: forked workers would share it, and other workers cannot be sent the dataset "
+            f"{answer.holding}: forked workers would share it, and the dataset cannot be sent to workers that are not forked "
             f"({answer.does_not_pickle})",
             fix=OPEN_LATER,
         )
@@ -61,14 +64,14 @@ def _check(answer: WorkersAnswer) -> PromiseCheck:
         cause = (
             f"workers return other samples' records: {answer.holding or 'the dataset shares an open file'}"
             if answer.swapped
-            else "workers return other samples than the training process itself reads"
+            else "workers return other samples than the training process"
         )
         return _violated(f"{cause} ({answer.example})", fix=OPEN_LATER, mismatch=answer.wrong / max(1, answer.compared))
     match answer.failed:
         case "hang":
             return _violated(f"the dataset hangs with workers{holding}", fix=NO_POOL)
         case "die":
-            return _violated(f"the dataset ends its workers: {answer.error}{holding}", fix=OPEN_LATER)
+            return _violated(f"a worker exits while it reads the dataset: {answer.error}{holding}", fix=OPEN_LATER)
         case "raise":
             fix = NO_POOL if "daemonic" in answer.error else OPEN_LATER
             return _violated(f"the dataset fails in workers: {answer.error}{holding}", fix=fix)
@@ -83,7 +86,7 @@ def _check(answer: WorkersAnswer) -> PromiseCheck:
     return PromiseCheck(promise="same-samples-in-workers", result="ok")
 
 
-def _ended(outcome: Outcome, tried: int) -> WorkersReport:
+def _ended(outcome: Outcome, workers: int) -> WorkersReport:
     """Return the report of a child that was stopped."""
     if isinstance(outcome, TimedOut) and outcome.limit_name:
         why = f"{outcome.limit_name} ended while workers were tried"
@@ -92,9 +95,9 @@ def _ended(outcome: Outcome, tried: int) -> WorkersReport:
         check = _violated("the dataset hangs with workers", fix=NO_POOL)
         return WorkersReport(check=check, workers=LoaderWorkers(why_none=check.cause))
     if isinstance(outcome, OutOfMemory):
-        why = f"{count_of(tried, 'worker')} of the DataLoader and the task need more memory than there is"
+        why = f"the task with {count_of(workers, 'DataLoader worker')} needs more memory than is available"
         return WorkersReport(check=_not_checked(why), workers=LoaderWorkers(why_none=why), ended_by="memory")
-    why = f"workers could not be tried: {said(outcome)}"
+    why = f"workers could not be tried: {described(outcome)}"
     return WorkersReport(check=_not_checked(why), workers=LoaderWorkers(why_none=why))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.values import Frozen
 
 ENDS_S: Final = 5.0
@@ -38,12 +38,12 @@ class WorkersRequest(Frozen):
         return self.hang_s + 3 * self.read_s + ENDS_S
 
 
-def trial_of(device: str, allocator: str, *, asked: int | None, left_s: float) -> WorkersRequest:
+def trial_of(device: str, allocator: str, *, requested: int | None, left_s: float) -> WorkersRequest:
     """Return the trial of a calibration with `left_s` seconds left. Two workers share resources that a single one does not."""
     return WorkersRequest(
         device=device,
         allocator=allocator,
-        workers=min(asked or MOST_TRIED, MOST_TRIED),
+        workers=min(requested or MOST_TRIED, MOST_TRIED),
         read_s=min(READ_S[1], max(READ_S[0], left_s * SHARE_OF_READING)),
         hang_s=min(HANG_S[1], max(HANG_S[0], left_s * SHARE_OF_HANG)),
     )

@@ -8,8 +8,8 @@ from typing import Final
 
 from batchcal.core.clock import Clock
 from batchcal.core.values import Frozen
-from batchcal.guard.fence import OwnDataLimit
-from batchcal.train.memory.room import Meter, Room
+from batchcal.guard.limits.fence import OwnDataLimit
+from batchcal.train.memory.available import AvailableMemory, Meter
 
 INTERVAL_S: Final = 0.05
 """Interval of the readings, seconds. Another process that takes 10 MB/s takes half a megabyte in that time."""
@@ -52,12 +52,12 @@ class MemoryMonitor:
         self._current = self._peak = self._sum = self._readings = 0
         self._fence = OwnDataLimit()
         self._fence_at: int | None = None
-        self._room: Room | None = None
+        self._room: AvailableMemory | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="batchcal-memory", daemon=True)
 
     def __enter__(self) -> MemoryMonitor:
-        self.look()
+        self.read()
         self._thread.start()
         return self
 
@@ -68,25 +68,25 @@ class MemoryMonitor:
             self._fence.lift()
         self._meter.close()
 
-    def room(self) -> Room:
+    def available(self) -> AvailableMemory:
         """Return the latest reading of the thread if it runs and the limit is unchanged. Otherwise read now.
 
         The memory of this process may have changed since that reading: see `own_bytes`.
         """
         latest = self._latest_room() if self._thread.is_alive() else None
-        return self.look() if latest is None else latest
+        return self.read() if latest is None else latest
 
     def own_bytes(self) -> int:
         """Return the memory that this process holds now."""
         return self._meter.own_bytes()
 
-    def _latest_room(self) -> Room | None:
+    def _latest_room(self) -> AvailableMemory | None:
         """Return the latest reading. None: there is none, or the limit has changed since."""
         with self._lock:  # a reading may reopen the files of the meter
             latest = self._room
             return latest if latest is not None and self._meter.limit_bytes() == latest.limit_bytes else None
 
-    def look(self) -> Room:
+    def read(self) -> AvailableMemory:
         """Read now and adjust the fence."""
         with self._lock:
             room = self._room = self._meter.read()
@@ -118,12 +118,12 @@ class MemoryMonitor:
                 # A lowered limit is noticed at once: reading only the limit costs almost nothing.
                 if now < due and self._latest_room() is not None:
                     continue
-                room = self.look()
+                room = self.read()
             except OSError:  # the control group no longer exists: there is nothing to read
                 return
             due = now + min((room.limit_bytes - room.used_bytes) / TOUCHED_BYTES_PER_S, SLOWEST_S)
 
-    def _arm(self, room: Room) -> None:
+    def _arm(self, room: AvailableMemory) -> None:
         growth = room.limit_bytes - room.used_bytes - reserve_bytes(room.limit_bytes)
         top = room.own_bytes + growth
         if self._fence_at is not None and abs(top - self._fence_at) < REARM_BYTES:

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.calibration.schema import Calibration
 from batchcal.plan.plan import Plan
 from batchcal.train.memory.composition import Composition
@@ -80,12 +80,12 @@ class MemoryPredictor:
 
     def __init__(self, model: MemoryModel, sample_bytes: float) -> None:
         if not sample_bytes > 0:
-            raise ValueError(f"a sample of {sample_bytes} bytes has no size to compare with")
+            raise ValueError(f"the size of a sample must be positive, not {sample_bytes} bytes")
         self._model = model
         self._sample_bytes = sample_bytes
         self._all = _Fit()
         self._groups: dict[str, _Fit] = {}
-        self._known: dict[str, _Three] = {}
+        self._cached: dict[str, _Three] = {}
         self._latest: tuple[Composition, float] | None = None
         """Latest prediction: batches of one kind follow one another."""
 
@@ -93,10 +93,13 @@ class MemoryPredictor:
         """Return the peak bytes of the process in a training step on `batch`."""
         if self._latest is not None and self._latest[0] == batch:
             return self._latest[1]
-        if batch.group not in self._known:
-            self._known[batch.group] = self._corrections(batch.group)
+        if batch.group not in self._cached:
+            self._cached[batch.group] = self._corrections(batch.group)
         features, prior = self._features(batch)
-        predicted = max(0.0, prior + sum(one * by for one, by in zip(features, self._known[batch.group], strict=True)))
+        predicted = max(
+            0.0,
+            prior + sum(feature * correction for feature, correction in zip(features, self._cached[batch.group], strict=True)),
+        )
         self._latest = (batch, predicted)
         return predicted
 
@@ -120,7 +123,7 @@ class MemoryPredictor:
         group.base_of_all = self._all.base
         latest = [abs(error) for error in group.errors][-LATEST:]
         group.settled = group.measured >= STABLE_AFTER and bool(latest) and max(latest) <= WITHIN
-        self._known.clear()
+        self._cached.clear()
         self._latest = None
 
     def stable(self, group: str = "") -> bool:
@@ -153,11 +156,11 @@ class MemoryPredictor:
         """Return the quantities that the corrections multiply, in bytes, and the prediction without corrections."""
         as_many = batch.padded_bytes / self._sample_bytes
         prior = self._model.predict(as_many)
-        taken = max(0.0, prior - self._model.base_bytes)
-        each = taken / as_many if as_many > 0 else 0.0
-        features = (max(self._model.base_bytes, 1.0), taken, each * (batch.samples - as_many))
+        need_bytes = max(0.0, prior - self._model.base_bytes)
+        each = need_bytes / as_many if as_many > 0 else 0.0
+        features = (max(self._model.base_bytes, 1.0), need_bytes, each * (batch.samples - as_many))
         if not all(map(math.isfinite, features)):
-            raise ValueError(f"{batch} is out of all proportion")
+            raise ValueError(f"{batch} is too large for a prediction of its memory")
         return features, prior
 
 

@@ -10,23 +10,23 @@ from typing import Final, Literal, Protocol
 
 import torch
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.clock import Clock
 from batchcal.core.errors import NothingFits
 from batchcal.core.units import count_of
-from batchcal.guard.memory_errors import memory_error
-from batchcal.guard.release import trim
-from batchcal.guard.report import Raised, describe, let_go
+from batchcal.guard.children.memory_errors import memory_error
+from batchcal.guard.children.release import trim
+from batchcal.guard.children.report import Raised, describe, free_frames
 from batchcal.runtime.batches import MicroBatch
-from batchcal.runtime.group import Passes, Share
-from batchcal.train.recovery.parts import Part, Splitter
+from batchcal.runtime.group import Passes, SampleShare
+from batchcal.train.recovery.splitter import Part, Splitter
 from batchcal.train.recovery.undo import Before, Undo
 from batchcal.values.settings import WhenSplit
-from batchcal.workload.normalization import batch_normalizations
+from batchcal.workload.model.normalization import batch_normalizations
 from batchcal.workload.task import Task
 
 COLLECT_EVERY_S: Final = 10.0
-Where = Literal["preflight", "forward", "backward"]
+Phase = Literal["preflight", "forward", "backward"]
 Action = Literal["retry", "split"]
 
 
@@ -34,7 +34,7 @@ Action = Literal["retry", "split"]
 class Recovery:
     """Reaction to one shortage of memory."""
 
-    where: Where
+    phase: Phase
     samples: int
     """Number of samples of the micro-batch that did not fit."""
     action: Action
@@ -45,7 +45,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class _Failure:
-    where: Where
+    phase: Phase
     why: str
 
 
@@ -72,7 +72,7 @@ class OOMGuardian:
     BatchNorm, a micro-batch is cut only if `batchnorm` is "split".
 
     Args:
-        tell: called for each recovery.
+        report: called for each recovery.
         undivided: reason why no batch of this task may be divided. Empty: it may. See `Plan.undivided`.
         size_rule: batch sizes that the task accepts. None: every size.
     """
@@ -84,14 +84,14 @@ class OOMGuardian:
         outlook: Outlook,
         *,
         clock: Clock,
-        tell: Callable[[Recovery], None],
+        report: Callable[[Recovery], None],
         batchnorm: WhenSplit = "stop",
         undivided: str = "",
         size_rule: SizeRule | None = None,
     ) -> None:
         self._size_rule = size_rule
         self._undivided = undivided
-        self._device, self._outlook, self._clock, self._tell = device, outlook, clock, tell
+        self._device, self._outlook, self._clock, self._report = device, outlook, clock, report
         self._splitter = Splitter(task.train_data, task.collate_fn, size_rule)
         self._undo = Undo(task.model, device)
         self._cuttable = not undivided and (batchnorm == "split" or not batch_normalizations(task.model))
@@ -109,36 +109,36 @@ class OOMGuardian:
         if self._beginning is not None:
             self._undo.restore(self._beginning)
 
-    def run(self, passes: Passes, micro_batch: MicroBatch) -> Share:
+    def run(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare:
         """Run forward and backward over `micro_batch`, with recovery if necessary.
 
         Raises:
             NothingFits: it does not fit and cannot be made smaller. Its pass has no effect.
         """
-        began = self._clock.monotonic()
+        start_s = self._clock.monotonic()
         if not self._outlook.fits(micro_batch):
             self.make_room(thorough=True)
             if not self._outlook.fits(micro_batch):
-                refused = _Failure("preflight", "it is predicted to need more than there is")
+                refused = _Failure("preflight", "the predicted memory exceeds the available memory")
                 halves = self.halves(micro_batch)
                 # If it cannot be cut, it is tried anyway: a prediction may be wrong.
                 if halves is not None:
-                    return self._in_halves(passes, micro_batch, halves, refused, began)
+                    return self._in_halves(passes, micro_batch, halves, refused, start_s)
         result = self._tried(passes, micro_batch)
-        if isinstance(result, Share):
+        if isinstance(result, SampleShare):
             return result
         self.make_room()
         if self._outlook.fits(micro_batch):
-            self._tell(Recovery(result.where, micro_batch.samples, "retry", self._clock.monotonic() - began, result.why))
-            again = self._tried(passes, micro_batch)
-            if isinstance(again, Share):
-                return again
-            result = again
+            self._report(Recovery(result.phase, micro_batch.samples, "retry", self._clock.monotonic() - start_s, result.why))
+            second = self._tried(passes, micro_batch)
+            if isinstance(second, SampleShare):
+                return second
+            result = second
         self.make_room(thorough=True)
         halves = self.halves(micro_batch)
         if halves is None:
             raise self._unfit(micro_batch, result)
-        return self._in_halves(passes, micro_batch, halves, result, began)
+        return self._in_halves(passes, micro_batch, halves, result, start_s)
 
     def make_room(self, *, thorough: bool = False) -> None:
         """Return unused memory of the allocators to the system. With `thorough`, also free unreachable objects from time to time:
@@ -151,7 +151,7 @@ class OOMGuardian:
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
 
-    def _tried(self, passes: Passes, micro_batch: MicroBatch) -> Share | _Failure:
+    def _tried(self, passes: Passes, micro_batch: MicroBatch) -> SampleShare | _Failure:
         """Run one pass. Errors that are not due to memory propagate unchanged."""
         before = None
         try:
@@ -161,18 +161,18 @@ class OOMGuardian:
             raised = describe(error, "measure")
             if not self._is_memory(raised):
                 raise
-            where: Where = "backward" if _in_backward(error.__traceback__) else "forward"
+            phase: Phase = "backward" if _in_backward(error.__traceback__) else "forward"
             # The frames of the pass hold its activations.
-            let_go(error)
+            free_frames(error)
         passes.undo()
         lost = "" if before is None else self._undo.restore(before)
         if lost:
             raise NothingFits(
-                f"memory ran out in the {where} pass: {raised.headline}",
-                known=f"{lost} was changed by it and cannot be put back: run again, it would count twice",
+                f"memory ran out in the {phase} pass: {raised.headline}",
+                known=f"the pass changed {lost}, which cannot be restored: a second run would change it twice",
                 try_="a larger --margin",
             )
-        return _Failure(where, raised.headline)
+        return _Failure(phase, raised.headline)
 
     def _is_memory(self, raised: Raised) -> bool:
         kind = memory_error(raised)
@@ -183,11 +183,11 @@ class OOMGuardian:
         return self._splitter.halves(micro_batch) if self._cuttable else None
 
     def _in_halves(
-        self, passes: Passes, micro_batch: MicroBatch, halves: tuple[Part, Part], failure: _Failure, began: float
-    ) -> Share:
+        self, passes: Passes, micro_batch: MicroBatch, halves: tuple[Part, Part], failure: _Failure, start_s: float
+    ) -> SampleShare:
         larger = self._splitter.middle(micro_batch.samples)
         self.safe = larger if self.safe is None else min(self.safe, larger)
-        self._tell(Recovery(failure.where, micro_batch.samples, "split", self._clock.monotonic() - began, failure.why))
+        self._report(Recovery(failure.phase, micro_batch.samples, "split", self._clock.monotonic() - start_s, failure.why))
         first, second = halves
         # The complete micro-batch is no longer needed. Halves that are views of it keep it alive as long as necessary.
         del micro_batch
@@ -196,31 +196,35 @@ class OOMGuardian:
         return done + self.run(passes, second())
 
     def _unfit(self, micro_batch: MicroBatch, failure: _Failure) -> NothingFits:
-        what = f"memory ran out in the {failure.where} pass over {count_of(micro_batch.samples, 'sample')}: {failure.why}"
+        message = f"memory ran out in the {failure.phase} pass over {count_of(micro_batch.samples, 'sample')}: {failure.why}"
         if micro_batch.samples > 1 and self._undivided:
             return NothingFits(
-                what,
+                message,
                 known=f"the batch must not be divided: {self._undivided}",
-                try_="--accept-inexact where that is accepted, a smaller --effective-batch, or a larger --margin",
+                try_="--accept-inexact to accept the mismatch, a smaller --effective-batch, or a larger --margin",
             )
         if micro_batch.samples > 1 and self._size_rule is not None and not self._splitter.middle(micro_batch.samples):
             return NothingFits(
-                what,
-                known=f"the task {self._size_rule.text}: it does not take halves of this batch",
+                message,
+                known=f"the task {self._size_rule.text}: it does not accept halves of this batch",
                 try_="a larger --margin, then the same command with --resume",
             )
         if micro_batch.samples > 1 and not self._cuttable:
             return NothingFits(
-                what,
-                known="the model has BatchNorm: cut in two, the batch would be normalized otherwise and train otherwise",
-                try_="--on-oom split where that is accepted, or a larger --margin",
+                message,
+                known="the model has BatchNorm: halves of the batch would be normalized differently and train differently",
+                try_="--on-oom split to accept that, or a larger --margin",
             )
         if micro_batch.samples > 1:
             return NothingFits(
-                what, known="the batch cannot be cut: it is no nest of tensors by sample, and a stream cannot be read again"
+                message,
+                known="the batch cannot be cut: not every tensor has one row per sample, and a stream cannot be read again",
+                try_="a larger --margin",
             )
         index = "" if micro_batch.indices is None else f" (index {micro_batch.indices[0]})"
-        return NothingFits(what, known=f"that is one sample{index}: nothing smaller can be run", try_="a higher memory limit")
+        return NothingFits(
+            message, known=f"the batch is one sample{index}, which cannot be made smaller", try_="a higher memory limit"
+        )
 
 
 def _in_backward(trace: TracebackType | None) -> bool:

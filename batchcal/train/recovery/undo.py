@@ -87,20 +87,22 @@ class Undo:
         }
         self._last: Mapping[str, tuple[int, int]] | None = None
         self._beginning: ProcessGenerators | None = None
-        self._drawn: bool | None = None
+        self._generators_used: bool | None = None
         """True if Python's or numpy's random numbers were drawn between two beginnings. None: there was only one beginning."""
 
     def beginning(self) -> Before:
         """Save the state that a group that begins now may change, from the loading of its first batch on."""
         now = ProcessGenerators.now()
-        if self._beginning is not None and not self._drawn:
-            self._drawn = now != self._beginning
+        if self._beginning is not None and not self._generators_used:
+            self._generators_used = now != self._beginning
         self._beginning = now
         return self._before(now)
 
     def before(self) -> Before:
         """Save the state that the next pass may change. Takes about 20 microseconds, plus the copies."""
-        return self._before(self._beginning if self._beginning is not None and self._drawn is False else ProcessGenerators.now())
+        return self._before(
+            self._beginning if self._beginning is not None and self._generators_used is False else ProcessGenerators.now()
+        )
 
     def _before(self, process: ProcessGenerators) -> Before:
         marks: dict[str, tuple[int, int]] = {}
@@ -128,17 +130,19 @@ class Undo:
         if before.accelerator is not None:
             torch.get_device_module(self._device).set_rng_state(before.accelerator, self._device)
         # The state of the beginning is valid for the pass only if nothing was drawn in between.
-        drawn = before.process is self._beginning and self._drawn is False and ProcessGenerators.now() != before.process
+        generators_used = (
+            before.process is self._beginning and self._generators_used is False and ProcessGenerators.now() != before.process
+        )
         before.process.restore()
         now = {name: _mark(buffer) for name, _, _, buffer in self._buffers()}
         lost = [name for name in {**now, **before.marks} if name not in before.saved and before.marks.get(name) != now.get(name)]
         # The restored buffers have changed again, which is not a change by a pass.
         self._last = now
-        if drawn:
-            self._drawn = True
+        if generators_used:
+            self._generators_used = True
         if lost:
             return f"buffer {lost[0]} of the model"
-        return "a random number generator" if drawn else ""
+        return "a random number generator" if generators_used else ""
 
     def _buffers(self) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
         for name, module in self._holders:

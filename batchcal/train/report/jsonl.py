@@ -36,29 +36,29 @@ class JsonlLog:
     can be written again.
     """
 
-    def __init__(self, path: Path, *, tell: Callable[[str], None] | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, path: Path, *, report: Callable[[str], None] | None = None, clock: Clock | None = None) -> None:
         """Open the file, so that an invalid path is reported before the training and not in the middle of it.
 
         Args:
-            tell: called when lines are lost.
+            report: called when lines are lost.
 
         Raises:
             UsageError: a folder, or a file that cannot be opened for writing.
         """
         self.path = path
-        self._tell, self._clock = tell or _nobody, clock or SystemClock()
+        self._report, self._clock = report or _ignore, clock or SystemClock()
         self._early: list[tuple[str, Fields]] = []
-        self._begun = False
-        self._began = self._clock.monotonic()
+        self._started = False
+        self._start_s = self._clock.monotonic()
         self._header = b""
         """First line, if it is not in the file yet. Without it, the lines that follow have no meaning."""
         self._end = 0
         """Bytes of complete lines."""
         self._torn = False
         """An incomplete line follows them."""
-        self._lost, self._why = 0, ""
-        self._again_at: float | None = None
-        self._told = False
+        self._lost, self._reason = 0, ""
+        self._retry_at: float | None = None
+        self._reported = False
         check_log(path)
         if self.path.is_symlink() and self.path.is_file():
             self.path = path = path.resolve()  # a log of an earlier run is renamed, never the link, such as /dev/stdout
@@ -67,7 +67,9 @@ class JsonlLog:
             self._file: int | None = _open(path)
         except OSError as error:
             raise UsageError(
-                f"the run cannot be logged to {path}", known=error.strerror or str(error), try_="a file in a folder of your own"
+                f"the log of the run cannot be written to {path}",
+                known=error.strerror or str(error),
+                try_="a file in a folder that you can write to",
             ) from None
 
     def __enter__(self) -> Self:
@@ -81,7 +83,7 @@ class JsonlLog:
         if self._file is None:
             return
         with contextlib.suppress(OSError):
-            if not self._begun and os.fstat(self._file).st_size == 0 and self.path.is_file():
+            if not self._started and os.fstat(self._file).st_size == 0 and self.path.is_file():
                 self.path.unlink()
         with contextlib.suppress(OSError):
             os.close(self._file)
@@ -92,31 +94,31 @@ class JsonlLog:
             return
         if name == STARTED:
             self._begin(fields)
-        elif self._begun:
+        elif self._started:
             self._write(self._line(name, fields))
         elif len(self._early) < _EARLY:
             # The header comes first, even if events precede it.
             self._early.append((name, dict(fields)))
 
     def _begin(self, fields: Fields) -> None:
-        self._began = self._clock.monotonic()
+        self._start_s = self._clock.monotonic()
         resumed = bool(fields.get("epoch") or fields.get("resumed_at_sample"))
-        set_aside = None
+        renamed = None
         try:
-            set_aside = self._make_room(resumed=resumed)
+            renamed = self._prepare_file(resumed=resumed)
         except OSError as error:
             self._failed(error, lost=0)
-        self._begun = True
+        self._started = True
         header = {"time": self._clock.now().isoformat(timespec="seconds"), **fields}
         self._header = self._line(STARTED, {**header, "kind": KIND, "format": FORMAT})
         self._write(b"")
         early, self._early = self._early, []
-        for name, told in early:
-            self.event(name, told)
-        if set_aside is not None:
-            self._tell(f"the log of an earlier run is now {set_aside}")
+        for name, early_fields in early:
+            self.event(name, early_fields)
+        if renamed is not None:
+            self._report(f"the log of an earlier run was renamed to {renamed}")
 
-    def _make_room(self, *, resumed: bool) -> Path | None:
+    def _prepare_file(self, *, resumed: bool) -> Path | None:
         """Prepare the file for the lines of this run. Return the new path of the log of an earlier run."""
         if self._file is None:
             return None
@@ -126,32 +128,32 @@ class JsonlLog:
         if resumed and header_of(self.path) is not None:
             self._torn = _last_byte(self.path) != b"\n"
             return None
-        others = (self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}") for number in count(1))
-        place = next(path for path in others if not path.exists())
-        self.path.rename(place)
-        before, self._file = self._file, _open(self.path)
-        os.close(before)
+        candidates = (self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}") for number in count(1))
+        new_path = next(path for path in candidates if not path.exists())
+        self.path.rename(new_path)
+        old_file, self._file = self._file, _open(self.path)
+        os.close(old_file)
         self._end = 0
-        return place
+        return new_path
 
     def _line(self, name: str, fields: Fields) -> bytes:
-        return line_of(name, self._clock.monotonic() - self._began, fields)
+        return line_of(name, self._clock.monotonic() - self._start_s, fields)
 
     def _write(self, line: bytes) -> None:
         if self._file is None:
             return
-        if self._again_at is not None and self._clock.monotonic() < self._again_at:
+        if self._retry_at is not None and self._clock.monotonic() < self._retry_at:
             self._lost += 1
             return
-        gap = self._line(NOTICE, {"text": f"{self._lost} events are missing here: {self._why}"}) if self._lost else b""
-        whole = (b"\n" if self._torn else b"") + self._header + gap + line
+        gap = self._line(NOTICE, {"text": f"{self._lost} events are missing here: {self._reason}"}) if self._lost else b""
+        data = (b"\n" if self._torn else b"") + self._header + gap + line
         try:
-            write_all(self._file, whole)
+            write_all(self._file, data)
         except OSError as error:
             self._failed(error, lost=1 if line else 0)
             return
-        self._end += len(whole)
-        self._header, self._torn, self._lost, self._again_at = b"", False, 0, None
+        self._end += len(data)
+        self._header, self._torn, self._lost, self._retry_at = b"", False, 0, None
 
     def _failed(self, error: OSError, *, lost: int) -> None:
         try:
@@ -159,18 +161,21 @@ class JsonlLog:
         except OSError:
             self._torn = True
         self._lost += lost
-        self._why = error.strerror or str(error)
-        self._again_at = self._clock.monotonic() + RETRY_S
-        if not self._told:
-            self._told = True
-            self._tell(f"the log {self.path} cannot be written ({self._why}): training goes on, lines are lost until it can")
+        self._reason = error.strerror or str(error)
+        self._retry_at = self._clock.monotonic() + RETRY_S
+        if not self._reported:
+            self._reported = True
+            self._report(
+                f"the log {self.path} cannot be written ({self._reason}): training continues, and events are lost until the "
+                "log can be written again"
+            )
 
 
 def check_log(path: Path, *, name: str = "--log") -> None:
     """Raises:
     UsageError: a folder, a file that is not the log of a run, or a place that cannot be written.
     """
-    check_target(path, name=name, what="the log of a run", is_ours=_is_log, example="run.jsonl", special=True)
+    check_target(path, name=name, document="the log of a run", is_ours=_is_log, example="run.jsonl", special=True)
 
 
 def _is_log(begin: bytes) -> bool:
@@ -184,10 +189,10 @@ def header_of(path: Path) -> dict[str, object] | None:
         if not path.is_file():
             return None
         with path.open("rb") as file:
-            found: object = json.loads(file.readline(_FIRST_LINE))
+            header: object = json.loads(file.readline(_FIRST_LINE))
     except (OSError, ValueError, RecursionError):
         return None
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) and found.get("kind") == KIND else None
+    return {str(key): value for key, value in header.items()} if isinstance(header, dict) and header.get("kind") == KIND else None
 
 
 def _open(path: Path) -> int:
@@ -200,5 +205,5 @@ def _last_byte(path: Path) -> bytes:
         return file.read(1)
 
 
-def _nobody(text: str) -> None:
+def _ignore(text: str) -> None:
     return None

@@ -57,15 +57,15 @@ def _quoted(text: str) -> str:
 
 def _any(name: str, at: float, fields: Fields) -> bytes:
     values: dict[str, Field] = {"event": name, "at": round(at, 6)}
-    odd: list[str] = []
+    not_finite: list[str] = []
     for key, value in fields.items():
         if isinstance(value, float):
             finite = math.isfinite(value)
             values[key] = float(f"{value:.9g}") if finite else None
-            odd += [] if finite else [f"{key}={value}"]
+            not_finite += [] if finite else [f"{key}={value}"]
         elif value is not None:
             values[key] = value
-    if odd:
-        values[NOT_FINITE] = " ".join(odd)
+    if not_finite:
+        values[NOT_FINITE] = " ".join(not_finite)
     # JSON cannot contain half of a surrogate pair, which comes from a file name that is not UTF-8.
     return _encode(values).encode("utf-8", "replace") + b"\n"

@@ -58,11 +58,11 @@ class TrainingMonitor:
         Raises:
             UsageError: the log cannot be written there.
         """
-        self._log = None if log is None else JsonlLog(log, tell=self._tell, clock=clock)
-        self._forwarders = [Forwarder(sink, tell=self._tell) for sink in sinks]
+        self._log = None if log is None else JsonlLog(log, report=self._notify, clock=clock)
+        self._forwarders = [Forwarder(sink, report=self._notify) for sink in sinks]
         self._view = view
         self._about = dict(about or {})
-        self._before, self._epoch = Sums(), Sums()
+        self._earlier, self._epoch = Sums(), Sums()
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +90,7 @@ class TrainingMonitor:
                 event = replace(event, about={**self._about, **event.about})
             case EpochEnded():
                 event = replace(event, of_steps=self._epoch.fields())
-                self._before.add(self._epoch)
+                self._earlier.add(self._epoch)
                 self._epoch = Sums()
             case CheckpointSaved() | TrainingEnded() | Notice():
                 pass
@@ -105,10 +105,10 @@ class TrainingMonitor:
 
     def totals(self) -> Totals:
         """Return the totals of the run so far."""
-        both = Sums()
-        both.add(self._before)
-        both.add(self._epoch)
-        return both.totals()
+        total = Sums()
+        total.add(self._earlier)
+        total.add(self._epoch)
+        return total.totals()
 
     def _show(self, event: TrainingEvent) -> None:
         if self._view is None:
@@ -120,7 +120,7 @@ class TrainingMonitor:
         except Exception:  # noqa: BLE001 - a closed terminal, or a view of the user: training continues without it
             self._view = None
 
-    def _tell(self, text: str) -> None:
+    def _notify(self, text: str) -> None:
         notice = Notice(text)
         if self._log is not None:
             self._log.event(notice.event_name, notice.fields())

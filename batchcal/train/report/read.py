@@ -27,15 +27,15 @@ from batchcal.train.report.events import (
 from batchcal.train.report.jsonl import header_of
 from batchcal.train.report.run import (
     MOST_S,
-    CheckpointSaved,
-    Ended,
-    EpochEnded,
     Happening,
-    Notice,
-    Recovered,
-    Resized,
+    LoggedCheckpoint,
+    LoggedEnd,
+    LoggedEpoch,
+    LoggedNotice,
+    LoggedRecovery,
+    LoggedResize,
+    LoggedStart,
     Run,
-    Started,
     Stopped,
 )
 from batchcal.train.report.steps import Steps, restored
@@ -45,14 +45,14 @@ _CHUNK: Final = 1 << 16
 """Bytes that are parsed at once. More are slower: Python's garbage collector then scans all of them."""
 Fields = Mapping[str, object]
 
-_KINDS: Final[dict[str, Callable[[object], Happening | Ended]]] = {
-    STARTED: Started.model_validate,
-    RECOVERED: Recovered.model_validate,
-    RESIZED: Resized.model_validate,
-    EPOCH_ENDED: EpochEnded.model_validate,
-    CHECKPOINT_SAVED: CheckpointSaved.model_validate,
-    NOTICE: Notice.model_validate,
-    ENDED: Ended.model_validate,
+_KINDS: Final[dict[str, Callable[[object], Happening | LoggedEnd]]] = {
+    STARTED: LoggedStart.model_validate,
+    RECOVERED: LoggedRecovery.model_validate,
+    RESIZED: LoggedResize.model_validate,
+    EPOCH_ENDED: LoggedEpoch.model_validate,
+    CHECKPOINT_SAVED: LoggedCheckpoint.model_validate,
+    NOTICE: LoggedNotice.model_validate,
+    ENDED: LoggedEnd.model_validate,
     STOPPED: Stopped.model_validate,
 }
 
@@ -83,17 +83,19 @@ def read_run(path: Path) -> Run:
     version = header.get("format")
     if not isinstance(version, int) or version > FORMAT:
         raise UsageError(
-            f"{log} has format {version}", known=f"this version of batchcal reads up to {FORMAT}", try_="pip install -U batchcal"
+            f"{log} has format {version}",
+            known=f"this version of batchcal reads formats up to {FORMAT}",
+            try_="pip install -U batchcal",
         )
     reader = _Reader()
     # Checked before the rest is read, with its own error message.
     try:
-        Started.model_validate(restored(header))
+        LoggedStart.model_validate(restored(header))
     except ValidationError as error:
         raise UsageError(
-            f"{log} is not a log of a run that can be read",
-            known=f"its first line: {error.errors()[0]['msg']}",
-            try_="another FILE",
+            f"the log {log} cannot be read",
+            known=f"its first line is not valid: {error.errors()[0]['msg']}",
+            try_="batchcal show FILE    where FILE is another log",
         ) from None
     try:
         with log.open("rb") as file:
@@ -110,12 +112,12 @@ def _unusable(path: Path, log: Path) -> UsageError:
         what = f"there is no {FILE_NAME} in {path}" if path.is_dir() else f"there is no file {path}"
         return UsageError(
             what,
-            known=f"batchcal train writes {FILE_NAME} beside the calibration, or where --log names",
+            known=f"batchcal train writes {FILE_NAME} into the folder of the calibration, or to the path of --log",
             try_=f"batchcal show .batchcal    or another folder that has a {FILE_NAME}",
         )
     return UsageError(
         f"{log} is not the log of a run",
-        known="a log begins with a line that batchcal train writes; this file does not",
+        known="the file does not begin with the first line of a log, which batchcal train writes",
         try_="batchcal show FILE    where FILE is a calibration, or a log that batchcal train wrote",
     )
 
@@ -129,9 +131,9 @@ class _Reader:
         """Steps that are not yet in the columns."""
         self._last = (-1, -1, 0)
         """Last step: epoch, step within the epoch, step within the run."""
-        self._started: list[Started] = []
+        self._started: list[LoggedStart] = []
         self._happenings: list[Happening] = []
-        self._ended: Ended | Stopped | None = None
+        self._ended: LoggedEnd | Stopped | None = None
         self._at = self._wall_s = 0.0
         self._repeated = self._unreadable = 0
         self._cut_off = False
@@ -156,22 +158,22 @@ class _Reader:
             started=first,
             resumes=tuple(resumes),
             steps=self._steps,
-            happenings=tuple(one for one in self._happenings if one is not first),
+            happenings=tuple(happening for happening in self._happenings if happening is not first),
             ended=self._ended,
             wall_s=self._wall_s + self._at,
             repeated_steps=self._repeated,
-            remarks=(*remarks, *(("the last line is cut off",) if self._cut_off else ())),
+            remarks=(*remarks, *(("the last line is incomplete",) if self._cut_off else ())),
         )
 
     def _parsed(self, lines: list[bytes]) -> Iterator[Fields]:
         self._cut_off = False
         try:
             # One call for all lines is four times as fast as one call per line.
-            found: object = json.loads(b"[" + b",".join(lines) + b"]")
+            values: object = json.loads(b"[" + b",".join(lines) + b"]")
         except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, list) and len(found) == len(lines):
-            for fields in found:
+            values = None
+        if isinstance(values, list) and len(values) == len(lines):
+            for fields in values:
                 if isinstance(fields, dict):
                     yield fields
                 else:
@@ -194,44 +196,52 @@ class _Reader:
         if not self._rows:
             return
         last = self._rows[-1]
-        self._last = _whole(last, "epoch"), _whole(last, "step"), _whole(last, "global_step", self._last[2] + len(self._rows))
+        self._last = (
+            _integer(last, "epoch"),
+            _integer(last, "step"),
+            _integer(last, "global_step", self._last[2] + len(self._rows)),
+        )
         self._at = max(self._at, _seconds(last))
         self._steps.extend(self._rows)
         self._rows = []
 
     def _happened(self, name: str, fields: Fields) -> None:
-        place = (_whole(fields, "epoch"), _whole(fields, "step"))
+        position = (_integer(fields, "epoch"), _integer(fields, "step"))
         # An event of a step that has not ended belongs to the next step that ends.
-        ahead = name in {RECOVERED, RESIZED} and place != self._last[:2]
+        ahead = name in {RECOVERED, RESIZED} and position != self._last[:2]
         try:
             happening = _KINDS[name]({**fields, "global_step": self._last[2] + ahead})
         except ValidationError:
             self._unreadable += 1
             return
-        if isinstance(happening, Started):
-            self._begin_again(happening)
-        elif isinstance(happening, Ended | Stopped):
+        if isinstance(happening, LoggedStart):
+            self._resume(happening)
+        elif isinstance(happening, LoggedEnd | Stopped):
             self._ended = happening
         self._at = max(self._at, happening.at)
-        if not isinstance(happening, Ended):
+        if not isinstance(happening, LoggedEnd):
             self._happenings.append(happening)
 
-    def _begin_again(self, started: Started) -> None:
+    def _resume(self, started: LoggedStart) -> None:
         self._wall_s, self._at = self._wall_s + self._at, 0.0
         self._ended = None
-        epochs, seen = self._steps.column("epoch"), self._steps.column("samples_seen")
+        epochs, samples = self._steps.column("epoch"), self._steps.column("samples_seen")
         keep = len(self._steps)
-        if epochs and seen:
-            while keep and (epochs[keep - 1], seen[keep - 1]) > (started.epoch, started.resumed_at_sample):
+        if epochs and samples:
+            while keep and (epochs[keep - 1], samples[keep - 1]) > (started.epoch, started.resumed_at_sample):
                 keep -= 1
         self._repeated += len(self._steps) - keep
         self._steps.cut(keep)
         self._last = (-1, -1, int(self._steps.places[-1]) if len(self._steps) else 0)
-        self._happenings = [one for one in self._happenings if not (isinstance(one, EpochEnded) and one.epoch >= started.epoch)]
+        self._happenings = [
+            happening
+            for happening in self._happenings
+            if not (isinstance(happening, LoggedEpoch) and happening.epoch >= started.epoch)
+        ]
         self._started.append(started)
 
 
-def _whole(fields: Fields, name: str, default: int = -1) -> int:
+def _integer(fields: Fields, name: str, default: int = -1) -> int:
     value = fields.get(name)
     return value if isinstance(value, int) else default
 

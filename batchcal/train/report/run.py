@@ -38,7 +38,7 @@ class _Event(Record):
         return {key[len(prefix) :]: float(value) for key, value in extra.items() if key.startswith(prefix) and _is_number(value)}
 
 
-class Started(_Event):
+class LoggedStart(_Event):
     spec: str = "?"
     seed: int | None = None
     epochs: int | None = None
@@ -62,7 +62,7 @@ class Started(_Event):
     time: AwareDatetime | None = None
 
 
-class Recovered(_Event):
+class LoggedRecovery(_Event):
     """A lack of memory that cost only one micro-batch."""
 
     epoch: int | None = None
@@ -79,7 +79,7 @@ class Recovered(_Event):
     why: str = ""
 
 
-class Resized(_Event):
+class LoggedResize(_Event):
     """The allowed micro-batch changed."""
 
     epoch: int | None = None
@@ -90,7 +90,7 @@ class Resized(_Event):
     why: str = ""
 
 
-class EpochEnded(_Event):
+class LoggedEpoch(_Event):
     epoch: int
     """Number, counted from 0."""
     global_step: int = 0
@@ -113,19 +113,19 @@ class EpochEnded(_Event):
         return self.named(LOSS)
 
 
-class CheckpointSaved(_Event):
+class LoggedCheckpoint(_Event):
     path: str = ""
     epoch: int | None = None
     samples_seen: int | None = None
     global_step: int = 0
 
 
-class Notice(_Event):
+class LoggedNotice(_Event):
     text: str = ""
     global_step: int = 0
 
 
-class Ended(_Event):
+class LoggedEnd(_Event):
     samples_per_s: float | None = None
     peak_bytes: int | None = None
     wall_s: float | None = None
@@ -141,7 +141,7 @@ class Stopped(_Event):
     why: str = ""
 
 
-Happening = Started | Recovered | Resized | EpochEnded | CheckpointSaved | Notice | Stopped
+Happening = LoggedStart | LoggedRecovery | LoggedResize | LoggedEpoch | LoggedCheckpoint | LoggedNotice | Stopped
 """Events other than steps and the end."""
 
 
@@ -164,13 +164,13 @@ class Run:
     path: Path
     written_at: datetime
     """Time of the last line."""
-    started: Started
-    resumes: tuple[Started, ...]
+    started: LoggedStart
+    resumes: tuple[LoggedStart, ...]
     """Later processes of the same run, each from a checkpoint on."""
     steps: Steps
     happenings: tuple[Happening, ...]
     """In order, including the resumes."""
-    ended: Ended | Stopped | None
+    ended: LoggedEnd | Stopped | None
     """End of the last process."""
     wall_s: float
     """Total of all its processes."""
@@ -186,44 +186,44 @@ class Run:
                 return "not ended"
             case Stopped():
                 return "stopped"
-            case Ended():
+            case LoggedEnd():
                 return "stopped early" if self.ended.stopped_early else "ended"
 
     @property
-    def latest(self) -> Started:
+    def latest(self) -> LoggedStart:
         """Start of the latest process, with its plan and machine."""
         return self.resumes[-1] if self.resumes else self.started
 
     @cached_property
-    def epochs(self) -> tuple[EpochEnded, ...]:
+    def epochs(self) -> tuple[LoggedEpoch, ...]:
         """Epochs that ended. A repeated epoch counts once."""
-        last = {one.epoch: one for one in self.happenings if isinstance(one, EpochEnded)}
+        last = {event.epoch: event for event in self.happenings if isinstance(event, LoggedEpoch)}
         return tuple(last[epoch] for epoch in sorted(last))
 
     @cached_property
-    def recoveries(self) -> tuple[Recovered, ...]:
-        return tuple(one for one in self.happenings if isinstance(one, Recovered))
+    def recoveries(self) -> tuple[LoggedRecovery, ...]:
+        return tuple(event for event in self.happenings if isinstance(event, LoggedRecovery))
 
     @cached_property
-    def changes(self) -> tuple[Resized, ...]:
-        return tuple(one for one in self.happenings if isinstance(one, Resized))
+    def changes(self) -> tuple[LoggedResize, ...]:
+        return tuple(event for event in self.happenings if isinstance(event, LoggedResize))
 
     @cached_property
     def peak_bytes(self) -> int | None:
         """Largest measured peak."""
-        told = [self.ended.peak_bytes] if isinstance(self.ended, Ended) and self.ended.peak_bytes is not None else []
+        reported = [self.ended.peak_bytes] if isinstance(self.ended, LoggedEnd) and self.ended.peak_bytes is not None else []
         measured = [value for value in self.steps.column("peak_bytes") if math.isfinite(value)]
-        return max([*told, int(max(measured))]) if measured else max(told, default=None)
+        return max([*reported, int(max(measured))]) if measured else max(reported, default=None)
 
     @cached_property
     def samples_per_s(self) -> float | None:
         """Samples per second over all steps with samples and time."""
         pairs = zip(self.steps.column("samples"), self.steps.column("wall_s"), strict=False)
-        both = [(samples, wall_s) for samples, wall_s in pairs if math.isfinite(samples) and math.isfinite(wall_s)]
-        wall_s = sum(wall_s for _, wall_s in both)
+        valid = [(samples, wall_s) for samples, wall_s in pairs if math.isfinite(samples) and math.isfinite(wall_s)]
+        wall_s = sum(wall_s for _, wall_s in valid)
         if wall_s > 0:
-            return sum(samples for samples, _ in both) / wall_s
-        return self.ended.samples_per_s if isinstance(self.ended, Ended) else None
+            return sum(samples for samples, _ in valid) / wall_s
+        return self.ended.samples_per_s if isinstance(self.ended, LoggedEnd) else None
 
     @cached_property
     def prediction(self) -> PredictionError | None:

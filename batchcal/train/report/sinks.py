@@ -36,12 +36,12 @@ class Forwarder:
     """
 
     def __init__(
-        self, sink: Sink, *, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic, every_s: float = EVERY_S
+        self, sink: Sink, *, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic, every_s: float = EVERY_S
     ) -> None:
-        self._sink, self._tell, self._clock, self._every_s = sink, tell, clock, every_s
+        self._sink, self._report, self._clock, self._every_s = sink, report, clock, every_s
         self._step = 0
         self._next = -float("inf")
-        self._failures, self._told = 0, False
+        self._failures, self._reported = 0, False
 
     def event(self, name: str, fields: Fields) -> None:
         group = _GROUPS.get(name)
@@ -68,12 +68,12 @@ class Forwarder:
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
-        whose = f"the logger {type(self._sink).__name__}"
-        if not self._told:
-            self._told = True
-            self._tell(f"{whose} failed: {type(error).__name__}: {error}; training goes on")
+        logger = f"the logger {type(self._sink).__name__}"
+        if not self._reported:
+            self._reported = True
+            self._report(f"{logger} failed: {type(error).__name__}: {error}; training continues")
         if self._failures == PATIENCE:
-            self._tell(f"{whose} failed {PATIENCE} times in a row and is told nothing more")
+            self._report(f"{logger} failed {PATIENCE} times in a row and is no longer called")
 
 
 def _numbers(group: str, fields: Fields) -> Iterator[tuple[str, float]]:

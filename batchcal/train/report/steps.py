@@ -33,7 +33,7 @@ class Steps:
     def __init__(self) -> None:
         self._columns: dict[str, array[float]] = {}
         self._length = 0
-        self._odd: list[tuple[int, str]] = []
+        self._not_finite: list[tuple[int, str]] = []
         self._places: Sequence[float] | None = None
 
     def __len__(self) -> int:
@@ -45,12 +45,13 @@ class Steps:
 
     @property
     def places(self) -> Sequence[float]:
-        """`global_step` of each step. If it is missing or decreases: counted from 1."""
+        """`global_step` of each step. If it is missing, decreases or is infinite: counted from 1."""
         if self._places is None:
-            told = self.column("global_step")
+            logged = self.column("global_step")
             # Comparisons with NaN are False.
-            rising = bool(told) and told[0] >= 0 and all(map(operator.le, told, itertools.islice(told, 1, None)))
-            self._places = told if rising else range(1, self._length + 1)
+            rising = all(map(operator.le, logged, itertools.islice(logged, 1, None)))
+            usable = bool(logged) and rising and logged[0] >= 0 and logged[-1] < math.inf
+            self._places = logged if usable else range(1, self._length + 1)
         return self._places
 
     def named(self, prefix: str) -> tuple[str, ...]:
@@ -63,9 +64,9 @@ class Steps:
 
     def extend(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Append steps."""
-        odd = [(self._length + place, str(row[NOT_FINITE])) for place, row in enumerate(rows) if NOT_FINITE in row]
-        if odd:
-            self._odd += odd
+        not_finite = [(self._length + index, str(row[NOT_FINITE])) for index, row in enumerate(rows) if NOT_FINITE in row]
+        if not_finite:
+            self._not_finite += not_finite
             rows = [restored(row) for row in rows]
         for name in set().union(*rows) - {"event", NOT_FINITE}:
             column = self._columns.get(name)
@@ -87,29 +88,29 @@ class Steps:
             del column[length:]
         self._length = min(length, self._length)
         self._places = None
-        self._odd = [(place, told) for place, told in self._odd if place < length]
+        self._not_finite = [(index, text) for index, text in self._not_finite if index < length]
 
     def not_finite(self, name: str) -> tuple[int, ...]:
         """Return the `global_step` of the steps at which the field was NaN or infinite, not just missing."""
-        return tuple(int(self.places[place]) for place, told in self._odd if f" {name}=" in f" {told}")
+        return tuple(int(self.places[index]) for index, text in self._not_finite if f" {name}=" in f" {text}")
 
-    def buckets(self, name: str, most: int) -> tuple[Bucket, ...]:
+    def buckets(self, name: str, limit: int) -> tuple[Bucket, ...]:
         """Return the curve of a column in at most `most` points, without steps that lack the field or have no finite number."""
         values, places = self.column(name), self.places
         if not values:
             return ()
-        width = max(math.ceil(self._length / most), 1)
-        found = []
+        width = max(math.ceil(self._length / limit), 1)
+        buckets = []
         for start in range(0, self._length, width):
-            some = values[start : start + width]
-            mean = sum(some) / len(some)
+            chunk = values[start : start + width]
+            mean = sum(chunk) / len(chunk)
             if not math.isfinite(mean):
-                some = [value for value in some if math.isfinite(value)]
-                mean = sum(value / len(some) for value in some)
+                chunk = [value for value in chunk if math.isfinite(value)]
+                mean = sum(value / len(chunk) for value in chunk)
             end = min(start + width, self._length) - 1
-            if some:
-                found.append(Bucket((places[start] + places[end]) / 2, min(some), mean, max(some)))
-        return tuple(found)
+            if chunk:
+                buckets.append(Bucket((places[start] + places[end]) / 2, min(chunk), mean, max(chunk)))
+        return tuple(buckets)
 
 
 def _numbers(name: str, rows: Sequence[Mapping[str, object]]) -> array[float]:
@@ -133,9 +134,9 @@ def restored(fields: Mapping[str, object]) -> Mapping[str, object]:
     """Return `fields` with the NaN and infinities that JSON cannot represent."""
     if NOT_FINITE not in fields:
         return fields
-    whole = dict(fields)
-    for told in str(fields[NOT_FINITE]).split():
-        name, _, text = told.partition("=")
+    values = dict(fields)
+    for entry in str(fields[NOT_FINITE]).split():
+        name, _, text = entry.partition("=")
         if text in {"nan", "inf", "-inf"}:
-            whole[name] = float(text)
-    return whole
+            values[name] = float(text)
+    return values

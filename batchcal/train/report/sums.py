@@ -42,7 +42,7 @@ class Sums:
         self._last: Fields = {}
 
     def step(self, fields: Fields) -> None:
-        samples = _whole(fields.get("samples"))
+        samples = _integer(fields.get("samples"))
         weight = max(samples, 1)
         self._steps += 1
         self._samples += max(samples, 0)
@@ -51,7 +51,7 @@ class Sums:
             if _is_averaged(key) and isinstance(value, float):
                 total, so_far = self._means.get(key, (0.0, 0))
                 self._means[key] = (total + value * weight, so_far + weight)
-        predicted, peak = _whole(fields.get("predicted_bytes")), _whole(fields.get("peak_bytes"))
+        predicted, peak = _integer(fields.get("predicted_bytes")), _integer(fields.get("peak_bytes"))
         self._predicted_bytes = max(predicted, self._predicted_bytes)
         self._peak_bytes = max(peak, self._peak_bytes)
         if predicted >= 0 and peak > 0:
@@ -82,16 +82,16 @@ class Sums:
 
     def fields(self) -> dict[str, Field]:
         """Return the aggregates of its steps in this process for the event that ends an epoch. Unknown values are left out."""
-        told: dict[str, Field] = {key: total / weight for key, (total, weight) in self._means.items()}
-        told |= {name: self._last[name] for name in ("lr", "micro_batch") if name in self._last}
-        told |= {"recoveries": self._recoveries, "resizes": self._changes, "lost_s": self._lost_s}
+        values: dict[str, Field] = {key: total / weight for key, (total, weight) in self._means.items()}
+        values |= {name: self._last[name] for name in ("lr", "micro_batch") if name in self._last}
+        values |= {"recoveries": self._recoveries, "resizes": self._changes, "lost_s": self._lost_s}
         if self._predicted_bytes >= 0:
-            told["predicted_bytes"] = self._predicted_bytes
+            values["predicted_bytes"] = self._predicted_bytes
         if self._peak_bytes >= 0:
-            told["peak_bytes"] = self._peak_bytes
+            values["peak_bytes"] = self._peak_bytes
         if self._predicted_steps:
-            told |= {"prediction_error": self._error / self._predicted_steps, "worst_under": self._worst_under}
-        return told
+            values |= {"prediction_error": self._error / self._predicted_steps, "worst_under": self._worst_under}
+        return values
 
     def totals(self) -> Totals:
         return Totals(
@@ -112,6 +112,6 @@ def _is_averaged(key: str) -> bool:
     return key == "grad_norm" or key.startswith((LOSS, GRAD_NORM))
 
 
-def _whole(value: Field) -> int:
+def _integer(value: Field) -> int:
     """Return the integer. -1: unknown."""
     return value if isinstance(value, int) else -1

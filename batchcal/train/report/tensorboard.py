@@ -39,8 +39,8 @@ class TensorBoard:
             ) from None
 
     def log(self, values: dict[str, float], step: int, /) -> None:
-        told = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=told)))
+        summaries = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=summaries)))
 
     def flush(self) -> None:
         """Write the events that are still in the queue."""

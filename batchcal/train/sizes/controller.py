@@ -30,11 +30,14 @@ class ControlSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.grow_below < self.shrink_above <= 1:
             raise UsageError(
-                f"growing below {self.grow_below:.0%} and shrinking above {self.shrink_above:.0%} do not go together",
+                f"grow_below {self.grow_below:.0%} and shrink_above {self.shrink_above:.0%} are not valid together",
+                known="valid: 0 <= grow_below < shrink_above <= 1",
                 try_="grow_below = 0.5, shrink_above = 0.85",
             )
         if min(self.grow_after, self.shrink_after, self.patience) < 1:
-            raise UsageError("grow_after, shrink_after and patience count batches: each is at least 1", try_="grow_after = 10")
+            raise UsageError(
+                "grow_after, shrink_after and patience count batches: each must be at least 1", try_="grow_after = 10"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,23 +88,25 @@ class BatchSizeController:
         self._short = self._short + 1 if used > settings.shrink_above else 0
         if self._short >= settings.shrink_after:
             return self.ran_short(
-                f"{used:.0%} of the memory limit was used, more than {settings.shrink_above:.0%}, {self._short} batches in a row"
+                f"{self._short} batches in a row used more than {settings.shrink_above:.0%} of the memory limit, "
+                f"the last {used:.0%}"
             )
         if self._plenty < settings.grow_after or (self._unsafe is not None and following >= self._unsafe and self._rest):
             return None
         return self._change(
             following,
-            f"{used:.0%} of the memory limit is used, {ahead:.0%} expected with {following}, {self._plenty} batches in a row",
+            f"memory was free for {self._plenty} batches in a row: the last used {used:.0%} of the limit, "
+            f"{following} samples would use {ahead:.0%}",
         )
 
     def ran_short(self, why: str, *, safe: int | None = None) -> Change | None:
         """React to a shortage at the current size: shrink to `safe`, or to the half. None: it is already one sample."""
-        at = self._scheduler.micro_batch
-        target = max(1, at // 2) if safe is None else max(1, min(safe, at))
+        current = self._scheduler.micro_batch
+        target = max(1, current // 2) if safe is None else max(1, min(safe, current))
         self._short = self._plenty = 0
-        if target == at:
+        if target == current:
             return None
-        self._unsafe = at if self._unsafe is None else min(self._unsafe, at)
+        self._unsafe = current if self._unsafe is None else min(self._unsafe, current)
         self._rest = self._settings.grow_after * self._settings.patience * 2**self._shortages
         self._shortages += 1
         return self._change(target, why)

@@ -53,7 +53,7 @@ class EffectiveBatchSizeNormalizer:
 
     def __post_init__(self) -> None:
         if not 0 < self.reference < math.inf:
-            raise UsageError(f"reference = {self.reference} is no effective batch", try_="reference=128")
+            raise UsageError(f"reference = {self.reference} is not an effective batch", try_="reference=128")
         if self.rule not in get_args(LearningRateRule):
             raise UsageError(f"there is no rule {self.rule!r}", known=f"valid values: {', '.join(get_args(LearningRateRule))}")
 
@@ -68,8 +68,8 @@ class EffectiveBatchSizeNormalizer:
         """
         if not 0 <= weight <= total_weight or not 0 < total_weight < math.inf:
             raise UsageError(
-                f"a weight of {weight:g} is no part of {total_weight:g}",
-                known="a micro-batch weighs 0 or more, and its step as much as its micro-batches together",
+                f"a weight of {weight:g} is not part of a total weight of {total_weight:g}",
+                known="a weight is at least 0, and the total is the sum of the weights of all micro-batches of the step",
             )
         return weight / total_weight
 
@@ -80,7 +80,7 @@ class EffectiveBatchSizeNormalizer:
             UsageError: `effective_batch` is not positive and finite.
         """
         if not 0 < effective_batch < math.inf:
-            raise UsageError(f"an effective batch of {effective_batch:g} makes no step")
+            raise UsageError(f"an effective batch must be positive and finite, not {effective_batch:g}")
         match self.rule:
             case "none":
                 return 1.0
@@ -124,15 +124,15 @@ class EffectiveBatchSizeNormalizer:
         if changed:
             raise UsageError(
                 "the learning rate was changed while it was scaled for one step",
-                known="what was set is not known to be scaled or not",
-                try_="scheduler.step() after the block",
+                known="it is unknown whether the new value is already scaled",
+                try_="call scheduler.step() after the block",
             )
 
     def log(self, effective_batch: float) -> dict[str, Field]:
         """Return the rule and factor in a step of `effective_batch`, for the log."""
         return {"lr_rule": self.rule, "lr_reference_batch": self.reference, "lr_factor": self.factor(effective_batch)}
 
-    def said(self) -> str:
+    def description(self) -> str:
         """Return the rule in words, for the report."""
         match self.rule:
             case "none":

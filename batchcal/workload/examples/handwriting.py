@@ -23,13 +23,13 @@ SHIPPED: Final = Path(__file__).parent / "data"
 SIDE: Final = 28
 CLASSES: Final = 10
 MNIST_EVAL: Final = "t10k"
-"""MNIST calls its second part so; ours is called eval."""
+"""MNIST's name of its second part, which batchcal calls eval."""
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
     """Images (1, 28, 28) in 0..1 with their digit.
 
-    Carries the paths only: a worker that receives it reads the files itself, so it pickles to a few hundred bytes.
+    Stores only the paths: each worker reads the files itself, so the pickled dataset has a few hundred bytes.
 
     Args:
         samples: number of samples; if the files hold fewer, they are repeated, each time with another augmentation.
@@ -42,11 +42,11 @@ class Digits(Dataset[tuple[Tensor, int]]):
             raise UsageError(
                 f"{images.name} and {labels.name} do not belong together",
                 known=f"their dimensions are {counts[0]} and {counts[1]}, not (n, {SIDE}, {SIDE}) and (n,)",
-                try_="the pair of files of one part of MNIST",
+                try_="use the images and the labels of the same part of MNIST",
             )
         self._images, self._labels = images, labels
-        self._held = counts[1][0]
-        self._samples = self._held if samples is None else samples
+        self._stored = counts[1][0]
+        self._samples = self._stored if samples is None else samples
         self._augment = augment
         self._seed = seed
         self._loaded: tuple[Tensor, Tensor] | None = None
@@ -61,10 +61,10 @@ class Digits(Dataset[tuple[Tensor, int]]):
         if not 0 <= index < self._samples:
             raise IndexError(index)
         images, labels = self._loaded = self._loaded or (read_idx(self._images), read_idx(self._labels))
-        image = images[index % self._held].float().div_(255).unsqueeze(0)
+        image = images[index % self._stored].float().div_(255).unsqueeze(0)
         if self._augment:
             image = _augmented(image, torch.Generator().manual_seed(self._seed * 1_000_003 + index))
-        return image, int(labels[index % self._held])
+        return image, int(labels[index % self._stored])
 
 
 def _augmented(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -141,7 +141,7 @@ def task(
         eval_data=Digits(*_files(folder, "eval"), samples=None, augment=False),
         loss=loss,
         metrics=metrics,
-        size_of=[1.0] * len(train_data),  # all images are of one size: nothing to look for
+        size_of=[1.0] * len(train_data),  # all images have the same size, so no sample must be read
         label_of=lambda sample: sample[1],
     )
 
@@ -155,7 +155,7 @@ def _files(folder: Path, part: str) -> tuple[Path, Path]:
             if all(path.is_file() for path in pair):
                 return pair
     raise UsageError(
-        f"{folder} does not hold the {part} part of MNIST",
-        known=f"looked for {names[-1]}-images-idx3-ubyte and {names[-1]}-labels-idx1-ubyte, with .gz or without",
-        try_="data = '.../MNIST/raw', or leave data out for the digits that come with batchcal",
+        f"{folder} does not contain the {part} part of MNIST",
+        known=f"its files are {names[-1]}-images-idx3-ubyte and {names[-1]}-labels-idx1-ubyte, with or without .gz",
+        try_="data = 'path/to/MNIST/raw', or remove data to use the digits that come with batchcal",
     )

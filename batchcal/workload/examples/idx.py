@@ -1,4 +1,4 @@
-"""The IDX format of MNIST, gzipped or not. Strict: what is not exactly such a file is refused, with what is wrong about it.
+"""The IDX format of MNIST, gzipped or not. Strict: any other file is refused, with an error that names the problem.
 
 A file is 0, 0, a type code, the number of dimensions, each dimension as a big-endian uint32, then the values, big-endian, and
 nothing more (http://yann.lecun.com/exdb/mnist/).
@@ -42,16 +42,16 @@ def read_idx(path: Path) -> Tensor:
     with _open(path) as file:
         try:
             shape, dtype = _header(file, path)
-            wanted = math.prod(shape) * dtype.itemsize
+            expected = math.prod(shape) * dtype.itemsize
             data = bytearray()
-            while len(data) <= wanted and (piece := file.read(min(_PIECE, wanted + 1 - len(data)))):
+            while len(data) <= expected and (piece := file.read(min(_PIECE, expected + 1 - len(data)))):
                 data += piece
         except (OSError, EOFError, zlib.error) as error:
             raise _refused(path, f"it cannot be read to its end: {error}") from None
-    if len(data) != wanted:
-        found = count_of(len(data), "byte") if len(data) < wanted else "more"
-        raise _refused(path, f"its header promises {count_of(wanted, 'byte')} of values ({_text(shape)}), it holds {found}")
-    if not wanted:
+    if len(data) != expected:
+        actual = count_of(len(data), "byte") if len(data) < expected else "more"
+        raise _refused(path, f"its header announces {count_of(expected, 'byte')} of values ({_text(shape)}), but it has {actual}")
+    if not expected:
         return torch.zeros(shape, dtype=dtype)
     values = torch.frombuffer(data, dtype=torch.uint8).view(-1, dtype.itemsize)
     if dtype.itemsize > 1 and sys.byteorder == "little":
@@ -80,8 +80,8 @@ def _open(path: Path) -> BinaryIO | gzip.GzipFile:
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}",
-            known="IDX files are those of MNIST, for example train-images-idx3-ubyte, gzipped or not",
-            try_="give the folder that holds them, for example data = 'mnist'",
+            known="IDX is the file format of MNIST, for example train-images-idx3-ubyte, gzipped or not",
+            try_="data = 'path/to/MNIST/raw', the folder with these files",
         ) from None
 
 
@@ -89,14 +89,15 @@ def _header(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[tuple[int, ...]
     start = file.read(4)
     if len(start) < 4 or start[:2] != b"\0\0":
         raise _refused(
-            path, f"an IDX file begins with two zero bytes and has four at least, this one with {start.hex(' ') or 'nothing'}"
+            path,
+            f"an IDX file has at least four bytes and begins with two zeros; this file begins with {start.hex(' ') or 'nothing'}",
         )
     dtype = _TYPES.get(start[2])
     if dtype is None:
-        raise _refused(path, f"its type code is {start[2]:#04x}; known are {', '.join(f'{code:#04x}' for code in _TYPES)}")
+        raise _refused(path, f"its type code is {start[2]:#04x}; valid codes are {', '.join(f'{code:#04x}' for code in _TYPES)}")
     dimensions = start[3]
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
-        raise _refused(path, f"it says that it has {count_of(dimensions, 'dimension')}; 1 to {_MAX_DIMENSIONS} are read")
+        raise _refused(path, f"its header has {count_of(dimensions, 'dimension')}; 1 to {_MAX_DIMENSIONS} are supported")
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise _refused(path, f"it ends within its header, which has {count_of(dimensions, 'dimension')}")
@@ -105,7 +106,7 @@ def _header(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[tuple[int, ...]
 
 
 def _refused(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path} is not a whole IDX file", known=why, try_="download or unpack it again")
+    return UsageError(f"{path} is not a complete IDX file", known=why, try_="download or unpack it again")
 
 
 def _text(shape: tuple[int, ...]) -> str:

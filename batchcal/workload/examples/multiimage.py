@@ -36,7 +36,7 @@ class MultiImage(nn.Module):
             ]
         )
         for layer in self.layers:
-            if isinstance(layer, nn.Conv3d):  # without normalisation torch's own start would fade out layer by layer
+            if isinstance(layer, nn.Conv3d):  # without normalisation, torch's default weights would shrink the activations
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.heads = nn.ModuleDict(
             {
@@ -53,14 +53,14 @@ class MultiImage(nn.Module):
     def forward(self, batch: HeterogeneousBatch) -> dict[Kind, Tensor]:
         """Answers (studies of the kind, 3), or (studies of the kind) for T2, of each kind that is in the batch."""
         places = batch.places()
-        seen = batch.pixel_values.flatten(0, 1)[places]
-        mask = batch.pixel_mask().flatten(0, 1)[places].unsqueeze(1).to(seen.dtype)
+        features = batch.pixel_values.flatten(0, 1)[places]
+        mask = batch.pixel_mask().flatten(0, 1)[places].unsqueeze(1).to(features.dtype)
         for layer in self.layers:
-            seen = layer(seen)
-            if seen.shape[2:] != mask.shape[2:]:
+            features = layer(features)
+            if features.shape[2:] != mask.shape[2:]:
                 mask = halved(mask)
-            seen = functional.relu(seen) * mask
-        pooled = seen.sum((2, 3, 4)) / mask.sum((2, 3, 4))
+            features = functional.relu(features) * mask
+        pooled = features.sum((2, 3, 4)) / mask.sum((2, 3, 4))
         studies, width = batch.image_mask.shape
         slots = pooled.new_zeros(studies * width, self.features).index_put((places,), pooled).view(studies, width, -1)
         answers: dict[Kind, Tensor] = {}
@@ -78,7 +78,7 @@ def losses(model: nn.Module, batch: HeterogeneousBatch) -> Mapping[str, Tensor]:
     for kind, answer in answers.items():
         lost = functional.mse_loss if kind == "T2" else functional.cross_entropy
         targets = batch.labels[kind].values
-        # A value may be of another precision than the model; a class is none.
+        # A value may have another precision than the model; a class is an integer.
         targets = targets.to(answer.dtype) if targets.is_floating_point() else targets
         shares[kind] = lost(answer, targets, reduction="sum") / len(batch)
     return shares

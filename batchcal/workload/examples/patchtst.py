@@ -58,8 +58,8 @@ class PatchTST(nn.Module):
         padded = functional.pad(normal.transpose(1, 2), (0, self._stride), mode="replicate")
         patches = padded.unfold(-1, self._patch_length, self._stride)  # (batch, channels, patches, patch_length)
         tokens = self.embed(patches).flatten(0, 1) + self.position
-        seen: Tensor = self.head(self.encoder(tokens).flatten(1))
-        forecast = seen.view(batch, channels, -1).transpose(1, 2)
+        output: Tensor = self.head(self.encoder(tokens).flatten(1))
+        forecast = output.view(batch, channels, -1).transpose(1, 2)
         restored: Tensor = (forecast - self.shift) / (self.scale + 1e-5) * deviation + mean
         return restored
 
@@ -105,12 +105,15 @@ def task(
     """
     if not 1 <= patch_length <= lookback or stride < 1 or horizon < 1:
         raise UsageError(
-            f"patches of {patch_length} every {stride} do not fit a lookback of {lookback} and a horizon of {horizon}",
-            known="each is at least 1, and patch_length at most lookback",
+            f"patch_length = {patch_length}, stride = {stride}, lookback = {lookback} and horizon = {horizon} "
+            "are not possible together",
+            known="each must be at least 1, and patch_length at most lookback",
             try_="patch_length = 16, stride = 8, lookback = 168, horizon = 24",
         )
     if n_heads < 1 or d_model % n_heads:
-        raise UsageError(f"d_model = {d_model} does not divide into {n_heads} heads", try_=f"d_model = {16 * max(n_heads, 1)}")
+        raise UsageError(
+            f"d_model = {d_model} is not a multiple of n_heads = {n_heads}", try_=f"d_model = {16 * max(n_heads, 1)}"
+        )
     path = None if data is None else Path(data).absolute()
     train_data, eval_data = (
         Windows(path, steps, lookback=lookback, horizon=horizon, part=part, seed=seed) for part in ("train", "eval")
@@ -133,5 +136,5 @@ def task(
         eval_data=eval_data,
         loss=loss,
         metrics=metrics,
-        size_of=[1.0] * len(train_data),  # all windows are of one size: nothing to look for
+        size_of=[1.0] * len(train_data),  # all windows have the same size, so no sample must be read
     )

@@ -1,7 +1,7 @@
-"""Text pairs: do two token sequences speak of the same topic? A transformer encoder over sequences of long-tailed lengths.
+"""Text pairs: do two token sequences have the same topic? A transformer encoder over sequences of long-tailed lengths.
 
-The pairs are generated: no text is needed to see what lengths do to memory. A batch is padded to its longest sequence; of the
-longest, training takes about 2.6 MB a sample with the defaults.
+The pairs are generated: no text is needed to show the effect of lengths on memory. A batch is padded to its longest sequence;
+with the defaults, training takes about 2.6 MB per sample of the longest pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PADDING: Final = 0
 TOPICS: Final = 8
 _SHORTEST: Final = 4
 _ABOUT_TOPIC: Final = 0.5
-"""Share of the tokens that are words of the topic; the others are anybody's."""
+"""Share of the tokens that are words of the topic; the others are random words."""
 
 
 class Pair(NamedTuple):
@@ -90,9 +90,9 @@ class PairClassifier(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(2 x batch, length) -> logits (batch)."""
         real = tokens != PADDING
-        seen: Tensor = self.encoder(self.words(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=~real)
-        weights = real.unsqueeze(-1).to(seen.dtype)
-        first, second = ((seen * weights).sum(1) / weights.sum(1)).chunk(2)
+        hidden: Tensor = self.encoder(self.words(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=~real)
+        weights = real.unsqueeze(-1).to(hidden.dtype)
+        first, second = ((hidden * weights).sum(1) / weights.sum(1)).chunk(2)
         logits: Tensor = self.decide(torch.cat([first, second, (first - second).abs(), first * second], dim=1))
         return logits.squeeze(1)
 
@@ -104,9 +104,9 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def metrics(model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, tuple[float, float]]:
     """Share of correct pairs, and F1 = 2 TP / (2 TP + FP + FN), which as a sum and a weight adds up over batches."""
-    told, same = model(batch["tokens"]) > 0, batch["same"] > 0.5
-    right, both = float((told == same).sum()), 2 * float((told & same).sum())
-    wrong = float((told != same).sum())
+    predicted, same = model(batch["tokens"]) > 0, batch["same"] > 0.5
+    right, both = float((predicted == same).sum()), 2 * float((predicted & same).sum())
+    wrong = float((predicted != same).sum())
     return {"accuracy": (right, right + wrong), "f1": (both, both + wrong)}
 
 
@@ -130,11 +130,14 @@ def task(
     median_length, longest: of the texts, in tokens; half are shorter than the median, one in 400 is at its longest.
     """
     if n_heads < 1 or d_model % n_heads:
-        raise UsageError(f"d_model = {d_model} does not divide into {n_heads} heads", try_=f"d_model = {16 * max(n_heads, 1)}")
+        raise UsageError(
+            f"d_model = {d_model} is not a multiple of n_heads = {n_heads}", try_=f"d_model = {16 * max(n_heads, 1)}"
+        )
     if samples < 1 or vocabulary <= 2 * TOPICS or not _SHORTEST <= median_length <= longest <= 1 << 14:
         raise UsageError(
-            f"no {samples} pairs can be made of {vocabulary} words, {median_length} tokens long, {longest} at most",
-            known=f"samples > 0, vocabulary > {2 * TOPICS}, {_SHORTEST} <= median_length <= longest <= {1 << 14}",
+            f"samples = {samples}, vocabulary = {vocabulary}, median_length = {median_length} and longest = {longest} "
+            "are not possible together",
+            known=f"required: samples > 0, vocabulary > {2 * TOPICS}, {_SHORTEST} <= median_length <= longest <= {1 << 14}",
             try_="samples = 20000, vocabulary = 512, median_length = 24, longest = 128",
         )
     train_data, eval_data = (

@@ -55,7 +55,7 @@ class Studies(Dataset[HeterogeneousSample]):
         elif kind == "T3":
             label = odd % SLOTS
             shapes[odd % SLOTS] = (shape + 1 + other % (SHAPES - 1)) % SHAPES
-        volumes = [_volume(*made, generator).unsqueeze(0) for made in zip(sizes, shapes, radii, strict=True)]
+        volumes = [_volume(*arguments, generator).unsqueeze(0) for arguments in zip(sizes, shapes, radii, strict=True)]
         return HeterogeneousSample(images=volumes, task_type=kind, task_id=KINDS.index(kind), label=label)
 
     def _plan(self, index: int) -> tuple[torch.Generator, list[tuple[int, int, int]]]:
@@ -63,9 +63,9 @@ class Studies(Dataset[HeterogeneousSample]):
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
         count = KINDS.index(self.kind(index)) + 1
         # The square of a uniform number: most are small, few are large.
-        drawn = torch.rand(count, 3, generator=generator).square()
+        uniform = torch.rand(count, 3, generator=generator).square()
         smallest, largest = torch.tensor(_SMALLEST), torch.tensor(_LARGEST)
-        sizes = (smallest + (drawn * (largest - smallest + 1)).long()).tolist()
+        sizes = (smallest + (uniform * (largest - smallest + 1)).long()).tolist()
         return generator, [(height, width, depth) for height, width, depth in sizes]
 
 

@@ -6,21 +6,21 @@ import pytest
 
 from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, MIB
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Phase
-from batchcal.guard.wire import JSON
-from batchcal.measure.children.answers import Kept, Within, evaluating, failure, rehearsal_times, rehearsed
-from batchcal.measure.children.held import Held
+from batchcal.measure.children.answers import KeptMemory, MemoryLimits, evaluating, failure, rehearsal_outcome, rehearsal_times
+from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.probe import RehearsalRequest
 from batchcal.measure.rehearsal.job import RehearsalAnswer
 from batchcal.plan.make import make_plan
 from tests.support.calibrations import a_calibration
 
-WITHIN = Within(device="cpu", budget_bytes=800 * MIB, host_budget_bytes=GIB, group_base_bytes=None)
+WITHIN = MemoryLimits(device="cpu", budget_bytes=800 * MIB, host_budget_bytes=GIB, group_base_bytes=None)
 
 
 def answer(*, training: int, most: int, workers: int = 0) -> JSON:
-    held = Held(
+    held = ChildMemory(
         anonymous_bytes=300 * MIB,
         shared_bytes=0,
         file_bytes=0,
@@ -52,7 +52,7 @@ def request(*sizes: int) -> RehearsalRequest:
 
 
 def test_a_rate_is_that_of_whole_optimizer_steps() -> None:
-    outcome = rehearsed(answer(training=500, most=600), Ending(), WITHIN, request(50, 50))
+    outcome = rehearsal_outcome(answer(training=500, most=600), Ending(), WITHIN, request(50, 50))
     assert isinstance(outcome, Fits)
     assert outcome.step_s == pytest.approx(100 * 0.001 + 0.01)
     assert outcome.samples_per_s == pytest.approx(100 / 0.11)
@@ -62,7 +62,7 @@ def test_a_rate_is_that_of_whole_optimizer_steps() -> None:
 
 
 def test_what_held_more_than_its_budget_does_not_fit() -> None:
-    outcome = rehearsed(answer(training=500, most=900), Ending(), WITHIN, request(50))
+    outcome = rehearsal_outcome(answer(training=500, most=900), Ending(), WITHIN, request(50))
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source == "budget"
 
@@ -80,16 +80,16 @@ def test_what_held_more_than_its_budget_does_not_fit() -> None:
 def test_evaluation_is_blamed_only_where_training_had_stayed_within(
     training: int, most: int, workers: int, heard: bool, expected: bool
 ) -> None:
-    assert evaluating(answer(training=training, most=most, workers=workers), WITHIN, heard=heard) is expected
+    assert evaluating(answer(training=training, most=most, workers=workers), WITHIN, reported=heard) is expected
 
 
 def test_a_child_that_died_while_it_evaluated_is_believed() -> None:
-    assert evaluating(None, WITHIN, heard=True)
-    assert not evaluating(None, WITHIN, heard=False)
+    assert evaluating(None, WITHIN, reported=True)
+    assert not evaluating(None, WITHIN, reported=False)
 
 
 def test_an_answer_that_is_none_is_a_failure_of_ours() -> None:
-    assert isinstance(rehearsed({"groups": 0}, Ending(), WITHIN, request(8)), Infrastructure)
+    assert isinstance(rehearsal_outcome({"groups": 0}, Ending(), WITHIN, request(8)), Infrastructure)
 
 
 def ran_out(phase: Phase) -> Ending:
@@ -107,7 +107,7 @@ def test_a_task_that_needs_too_much_is_told_where(phase: Phase, where: str) -> N
 
 
 def test_what_a_dataset_keeps_is_named_in_units_of_people() -> None:
-    error = failure(ran_out("read"), GIB, Kept(kept_bytes_per_sample=768 * 1024, train_samples=4000))
+    error = failure(ran_out("read"), GIB, KeptMemory(kept_bytes_per_sample=768 * 1024, train_samples=4000))
     assert "keeps 768 KiB of each sample that it has read, 2.93 GiB after 4000 samples" in error.known
     assert "a bound for what the dataset keeps" in error.try_
 
@@ -121,5 +121,5 @@ def test_a_limit_that_ends_while_samples_are_read_does_not_blame_the_import() ->
 
 
 def test_a_limit_below_what_torch_holds_names_torch() -> None:
-    assert "Python and torch alone hold 900 MiB" in failure(ran_out("load"), GIB, torch_bytes=900 * MIB).known
+    assert "Python and torch alone need 900 MiB" in failure(ran_out("load"), GIB, torch_bytes=900 * MIB).known
     assert "torch" not in failure(ran_out("load"), GIB, torch_bytes=230 * MIB).known

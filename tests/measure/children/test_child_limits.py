@@ -10,9 +10,9 @@ from batchcal.core.errors import NothingFits, Partial
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob, Launcher
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.outcome import Fits, OutOfMemory, TimedOut
-from batchcal.guard.run import Limits, Listener, run
-from batchcal.guard.watchdog import MemoryGroup
+from batchcal.guard.run import ChildLimits, Listener, run
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.deadline import GRACE_S, OVERRUN, Deadline
@@ -29,7 +29,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
 
     def watched(
-        job: FunctionJob, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None = None
+        job: FunctionJob, launcher: Launcher, group: GroupMeter, limits: ChildLimits, listen: Listener | None = None
     ) -> Ending:
         ending = run(job, launcher, group, limits, listen)
         found.append(ending.peak_anonymous_bytes)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.calibration.memory_model import MemoryModel
+from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, KilledFromOutside, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
 from batchcal.machine.allocator import available
 from batchcal.measure.children import child_probe, launchers
 from batchcal.measure.search.prior import Prior
-from batchcal.workload.reference import Scalar
+from batchcal.workload.spec.reference import Scalar
 from tests.support.children import REPOSITORY, fitting, probing, request
 
 pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
@@ -29,8 +29,8 @@ PLAIN = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import TaskReference
 spec, batch, arguments = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 task = load_task(TaskReference(spec=spec, directory=".", arguments=arguments), device="cpu")
 loader = torch.utils.data.DataLoader(task.train_data, batch_size=batch, collate_fn=task.collate_fn)
@@ -115,7 +115,7 @@ def test_what_ran_but_held_too_much_is_over_the_budget_and_says_by_how_much() ->
         outcome = probe.measure(request(128, budget=fits.peak.demand_bytes - 40 * MIB, allowed=GIB)).outcome
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source == "budget"
-    assert "it ran, but held" in outcome.detail
+    assert "it ran, but used" in outcome.detail
     assert outcome.peak is not None
     assert outcome.peak.demand_bytes == pytest.approx(fits.peak.demand_bytes, rel=0.1)
 
@@ -266,7 +266,7 @@ def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(child_probe, "LOAD_LIMIT_S", 0.5)
     with probing("sleeping") as probe, pytest.raises(UserCodeError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
-    assert "still in load" in raised.value.what
+    assert "did not finish loading within" in raised.value.what
     assert "in sleeping" in raised.value.known
 
 
@@ -292,7 +292,7 @@ def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
         pids: list[int] = []
         for name in ("default", other):
             assert isinstance(probe.measure(request(200, allocator=name)).outcome, Fits)
-            (launcher,) = probe._launchers.there.values()
+            (launcher,) = probe._launchers.running.values()
             assert launcher.overhead_pid is not None
             pids.append(launcher.overhead_pid)
         assert not Path(f"/proc/{pids[0]}").exists()
@@ -320,7 +320,7 @@ def test_without_a_zygote_every_child_is_spawned_and_that_is_on_the_record() -> 
 def test_a_zygote_that_cannot_be_had_is_replaced_by_spawning_and_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unusable:
         def __init__(self, *asked: object) -> None:
-            raise GuardError("the process that batchcal forks its probes from is not usable", known="it has 3 threads")
+            raise GuardError("the process that starts the probes is not usable", known="it has 3 threads")
 
     monkeypatch.setattr(launchers, "ZygoteLauncher", Unusable)
     notes: list[str] = []
@@ -328,9 +328,7 @@ def test_a_zygote_that_cannot_be_had_is_replaced_by_spawning_and_noted(monkeypat
         report = probe.measure(request(10))
     assert report.isolation.launcher == "spawn"
     (note,) = notes
-    assert note.startswith(
-        "the process that batchcal forks its probes from is not usable: it has 3 threads; spawning every child"
-    )
+    assert note.startswith("the process that starts the probes is not usable: it has 3 threads; every run under default starts")
 
 
 def test_a_zygote_that_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

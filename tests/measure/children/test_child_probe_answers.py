@@ -9,15 +9,15 @@ import pytest
 
 from batchcal.core.errors import GuardError
 from batchcal.core.units import GIB, MIB
+from batchcal.guard.channel.wire import JSON
 from batchcal.guard.ending import Ending
 from batchcal.guard.launch import FunctionJob, Launcher
+from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.outcome import Infrastructure, OutOfMemory
-from batchcal.guard.run import Limits, Listener
-from batchcal.guard.watchdog import MemoryGroup
-from batchcal.guard.wire import JSON
+from batchcal.guard.run import ChildLimits, Listener
 from batchcal.measure.children import child_probe
+from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.child_probe import ChildProbe
-from batchcal.measure.children.held import Held
 from batchcal.measure.children.probe import Observation
 from batchcal.measure.children.probe_job import ProbeAnswer
 from tests.support.children import ROOM, Fixed, fitting, probing, request, setting_of
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.child
 def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     """Every child answers `value`."""
 
-    def run(job: FunctionJob, launcher: Launcher, group: MemoryGroup, limits: Limits, listen: Listener | None) -> Ending:
+    def run(job: FunctionJob, launcher: Launcher, group: GroupMeter, limits: ChildLimits, listen: Listener | None) -> Ending:
         return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
 
     monkeypatch.setattr(child_probe, "run", run)
 
 
-HELD = Held(
+HELD = ChildMemory(
     anonymous_bytes=300 * MIB,
     shared_bytes=10 * MIB,
     file_bytes=90 * MIB,
@@ -81,8 +81,8 @@ def test_what_loading_took_counts_where_it_is_more_than_the_steps(monkeypatch: p
 def test_on_an_accelerator_its_own_memory_is_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_allocated_bytes=900 * MIB) as report:
         peak = fitting(report).peak
-    assert peak.held_on("cuda:0") == GIB
-    assert peak.demand_bytes == peak.held_on("cpu") < GIB
+    assert peak.bytes_on("cuda:0") == GIB
+    assert peak.demand_bytes == peak.bytes_on("cpu") < GIB
     assert "accelerator-fraction" in report.isolation.fence
 
 
@@ -90,7 +90,7 @@ def test_an_accelerator_s_run_must_fit_the_host_too(monkeypatch: pytest.MonkeyPa
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, workers_bytes=700 * MIB) as report:
         outcome = report.outcome
     assert isinstance(outcome, OutOfMemory)
-    assert "of the host's 1.00 GiB" in outcome.detail
+    assert "the host budget of 1.00 GiB" in outcome.detail
 
 
 def test_a_run_that_had_to_flush_the_allocator_s_cache_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

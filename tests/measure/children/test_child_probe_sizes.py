@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Fits, UserCodeFailed
-from batchcal.measure.children.probe import LapRequest, RehearsalRequest, SizeRefused
+from batchcal.measure.children.probe import RehearsalRequest, SizeRefused, TimingRequest
 from tests.support.children import fitting, probing, request
 from tests.support.plans import a_plan
 
@@ -27,7 +27,7 @@ def test_a_task_that_takes_another_tiny_batch_is_examined_with_it() -> None:
             probe.examine("cpu", "default", GIB, 20.0)
         assert "Traceback" in raised.value.known
         assert probe.sizes_that_run("cpu", "default", (8, 32, 48, 64), 3.0) == (48,)
-        probe.obey(SizeRule(least=48, most=48))
+        probe.set_size_rule(SizeRule(least=48, most=48))
         examination = probe.examine("cpu", "default", GIB, 20.0)
         assert examination.refused == ()
         assert len(examination.shapes["train"]) > 1
@@ -47,9 +47,9 @@ def test_a_size_that_the_warm_up_spoils_runs_in_a_process_of_its_own() -> None:
         report = probe.measure(alone)
         assert "rlimit-data" in report.isolation.fence
         fitting(report)
-        probe.obey(SizeRule(one_size=True))
-        lap = LapRequest(device="cpu", allocator="default", micro_batches=(8, 32), allowed_bytes=GIB, limit_s=10.0)
-        assert {time.micro_batch for time in probe.lap(lap).times} == {8, 32}
+        probe.set_size_rule(SizeRule(one_size=True))
+        lap = TimingRequest(device="cpu", allocator="default", micro_batches=(8, 32), allowed_bytes=GIB, limit_s=10.0)
+        assert {time.micro_batch for time in probe.time_sizes(lap).times} == {8, 32}
         evaluation = request(32, mode="eval").model_copy(update={"train_batch": 32})
         fitting(probe.measure(evaluation))
 
@@ -57,7 +57,7 @@ def test_a_size_that_the_warm_up_spoils_runs_in_a_process_of_its_own() -> None:
 def test_a_plan_of_equal_micro_batches_is_rehearsed_for_a_process_of_one_size() -> None:
     plan = a_plan(32, 32, eval_batch=32, size_rule=SizeRule(one_size=True))
     with probing("stateful") as probe:
-        probe.obey(SizeRule(one_size=True))
+        probe.set_size_rule(SizeRule(one_size=True))
         report = probe.rehearse(
             RehearsalRequest(
                 plan=plan,

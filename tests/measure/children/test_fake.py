@@ -30,7 +30,7 @@ def test_it_needs_a_base_and_so_much_a_sample() -> None:
     assert isinstance(outcome, Fits)
     assert outcome.peak.demand_bytes == 400 * MIB
     assert isinstance(probe.measure(request(301)).outcome, OutOfMemory)
-    assert [asked.batch for asked in probe.asked] == [300, 301]
+    assert [sent.batch for sent in probe.requests] == [300, 301]
 
 
 def test_an_evaluation_needs_less() -> None:

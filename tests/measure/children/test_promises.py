@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.core.units import MIB
 from batchcal.measure.children.child_probe import promises_limit_s
 from tests.support.children import probing

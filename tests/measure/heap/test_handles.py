@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.core.units import MIB
 from batchcal.machine.meters import read_status
 from batchcal.measure.heap.counting import LARGEST_BATCH, LEAST_BYTES, SPREAD, counting_batch, is_prime, may_be_lost

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from batchcal.core.errors import UserCodeError
 from batchcal.measure.inside.first_steps import DETACHED, FirstSteps, first_steps
 from batchcal.measure.inside.subject import Subject
-from batchcal.workload.batches import WorstCase
+from batchcal.workload.data.worst_case import WorstCase
 from batchcal.workload.task import Task
 from tests.support.tasks import a_task, cross_entropy, unpacked
 
@@ -113,7 +113,7 @@ def test_a_loss_whose_gradient_is_zero_everywhere_is_a_note() -> None:
 
 def test_a_loss_that_is_always_nan_is_a_note() -> None:
     steps, _ = looked(replace(a_task(256), loss=lambda model, batch: (cross_entropy(model, batch) - 1e9).log()))
-    assert "NaN or infinite: the first result that is not finite is that of log" in steps.notes()[0]
+    assert "NaN or infinite: the first NaN or infinite value is a result of log" in steps.notes()[0]
 
 
 def test_a_detached_loss_is_refused_after_a_few_batches() -> None:
@@ -199,7 +199,7 @@ def test_an_optimizer_step_in_the_backward_pass_is_named() -> None:
 
     for parameter in task.model.parameters():
         parameter.register_post_accumulate_grad_hook(clear)
-    with pytest.raises(UserCodeError, match="a hook takes the gradients") as caught:
+    with pytest.raises(UserCodeError, match="a hook removes the gradients") as caught:
         looked(task)
     assert "register_post_accumulate_grad_hook" in caught.value.known
 

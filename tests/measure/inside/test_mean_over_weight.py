@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
-from batchcal.calibration.promises import PromiseCheck
+from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.measure.inside.mean_over_weight import check_mean, divisions_for
 from batchcal.measure.inside.promises import batch_statistics, single_sample_error
-from batchcal.measure.inside.sampled import Samples
+from batchcal.measure.inside.samples import Samples
 from batchcal.measure.inside.subject import Subject
 from batchcal.workload.task import Task
 from tests.support.losses import LOSSES, Texts, a_net, mean, of_points, of_texts, padded, token_mean

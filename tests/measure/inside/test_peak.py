@@ -16,7 +16,7 @@ def test_batches_that_wait_in_shared_memory_are_the_workers(tmp_path: Path) -> N
     waiting = Path("/dev/shm/batchcal-test-waiting")
     try:
         waiting.write_bytes(b"x" * 24 * MIB)
-        workers.look()
+        workers.update()
     finally:
         waiting.unlink(missing_ok=True)
     assert 20 * MIB <= workers.read() <= 40 * MIB

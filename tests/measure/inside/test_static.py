@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from batchcal.calibration.memory_model import ShapePoint
+from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.measure.inside.static import FakeTrace, line, profiled_curve, usable
 from batchcal.workload.task import Task
 from tests.measure.tasks import FEATURES, Wide, loss, refusing, task_of, untraceable, wide

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from batchcal.core.units import GIB, MIB
-from batchcal.measure.pipeline.candidates import MOST_CANDIDATES, Candidate, Room, candidates, forbidden
+from batchcal.measure.pipeline.candidates import MOST_CANDIDATES, CandidateLimits, LoaderCandidate, candidates, forbidden
 
-ROOM = Room(cores=8.0, shm_bytes=64 * MIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
+ROOM = CandidateLimits(cores=8.0, shm_bytes=64 * MIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
 
 
 def pairs(cores: float, **options: object) -> list[tuple[int, int | None]]:
@@ -42,15 +42,15 @@ def test_a_stream_has_one_worker_at_most() -> None:
     [
         ((0, None), {"memory_bytes": 0, "shm_bytes": 0}, 100 * MIB, 2, ""),
         ((2, 2), {}, 8 * MIB, 2, ""),
-        ((2, 4), {}, 8 * MIB, 2, "72.0 MiB of batches in flight, 64.0 MiB free in /dev/shm"),
+        ((2, 4), {}, 8 * MIB, 2, "prefetched batches need 72.0 MiB of /dev/shm; 64.0 MiB are free"),
         ((2, 4), {"shm_bytes": None}, 8 * MIB, 2, ""),
-        ((2, 2), {"memory_bytes": 100 * MIB}, MIB, 2, "2 workers need 103 MiB, 100 MiB are free"),
-        ((4, 8), {}, MIB, 100, "3300 tensors in flight, 1024 files may be open"),
-        ((4, 1), {"processes": 2}, MIB, 1, "2 more processes may be started"),
+        ((2, 2), {"memory_bytes": 100 * MIB}, MIB, 2, "2 workers need 103 MiB; 100 MiB are free"),
+        ((4, 8), {}, MIB, 100, "prefetched batches need 3300 open files; the limit is 1024"),
+        ((4, 1), {"processes": 2}, MIB, 1, "too many processes: only 2 more can start"),
     ],
 )
 def test_arithmetic_comes_before_any_process(
     candidate: tuple[int, int | None], room: dict[str, int | None], batch: int, tensors: int, told: str
 ) -> None:
-    one = Candidate(num_workers=candidate[0], prefetch_factor=candidate[1])
+    one = LoaderCandidate(num_workers=candidate[0], prefetch_factor=candidate[1])
     assert forbidden(one, ROOM.model_copy(update=room), batch_bytes=batch, tensors=tensors) == told

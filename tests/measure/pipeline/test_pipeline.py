@@ -8,25 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from batchcal.calibration.pipeline import PipelineResult
+from batchcal.calibration.records.pipeline import PipelineResult
 from batchcal.core.errors import Partial, UserCodeError
 from batchcal.core.units import MIB
 from batchcal.detect.detect import detect
 from batchcal.measure.pipeline import pipeline
-from batchcal.measure.pipeline.pipeline import PipelineWish, calibrate_pipeline
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.measure.pipeline.pipeline import PipelineRequest, calibrate_pipeline
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from tests.support.cgroups import memory_cgroup, needs_memory_cgroup
 from tests.support.children import REPOSITORY
 
 pytestmark = pytest.mark.child
 
-QUICK = PipelineWish(batch=16, fetches=4, time_limit_s=8.0)
+QUICK = PipelineRequest(batch=16, fetches=4, time_limit_s=8.0)
 """Of which torch and the trial of workers take three."""
-LONG = PipelineWish(batch=16, fetches=4, time_limit_s=30.0)
+LONG = PipelineRequest(batch=16, fetches=4, time_limit_s=30.0)
 """Ends as soon as the race is decided, also on a machine that is busy."""
 
 
-def measured(name: str, wish: PipelineWish = QUICK, **arguments: Scalar) -> PipelineResult:
+def measured(name: str, wish: PipelineRequest = QUICK, **arguments: Scalar) -> PipelineResult:
     reference = TaskReference(spec=f"tests.measure.pipeline.tasks:{name}", directory=str(REPOSITORY), arguments=arguments)
     return calibrate_pipeline(reference, wish, environment=detect())
 
@@ -53,11 +53,11 @@ def test_data_that_costs_nothing_needs_no_worker() -> None:
 
 
 def test_a_dataset_smaller_than_a_batch_is_one_batch() -> None:
-    assert measured("rows", PipelineWish(batch=512, fetches=4, time_limit_s=8.0), samples=5).batch == 5
+    assert measured("rows", PipelineRequest(batch=512, fetches=4, time_limit_s=8.0), samples=5).batch == 5
 
 
 def test_slow_data_is_fetched_in_smaller_batches_so_that_there_are_two_rounds() -> None:
-    result = measured("waiting", PipelineWish(batch=512, fetches=4, time_limit_s=8.0))
+    result = measured("waiting", PipelineRequest(batch=512, fetches=4, time_limit_s=8.0))
     assert result.batch < 512
     assert result.winner.rounds >= 1
 
@@ -78,7 +78,7 @@ def test_a_candidate_whose_workers_fail_leaves_with_its_reason(name: str, why: s
 def test_workers_that_hang_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "LOAD_LIMIT_S", 3.0)
     with pytest.raises(UserCodeError) as error:
-        measured("hanging", PipelineWish(batch=16, fetches=4, time_limit_s=40.0))
+        measured("hanging", PipelineRequest(batch=16, fetches=4, time_limit_s=40.0))
     assert "the data hangs" in error.value.what
     assert "__getitem__" in error.value.known
 
@@ -99,7 +99,7 @@ def test_data_that_fails_is_the_user_s_error_with_its_traceback(name: str, told:
 
 
 def test_what_was_set_is_not_raced() -> None:
-    result = measured("rows", PipelineWish(batch=16, fetches=4, workers=1, time_limit_s=8.0))
+    result = measured("rows", PipelineRequest(batch=16, fetches=4, workers=1, time_limit_s=8.0))
     assert {timing.config.num_workers for timing in result.timings} == {1}
 
 
@@ -112,8 +112,8 @@ def test_the_examples_are_measured_without_a_step() -> None:
 
 def test_workers_that_cannot_be_had_are_an_error_where_nothing_else_may_be_tried() -> None:
     with pytest.raises(UserCodeError) as error:
-        measured("dying_in_workers", PipelineWish(batch=16, fetches=4, workers=1, time_limit_s=10.0))
-    assert error.value.what.startswith("1 worker cannot be used: the dataset ends its workers")
+        measured("dying_in_workers", PipelineRequest(batch=16, fetches=4, workers=1, time_limit_s=10.0))
+    assert error.value.what.startswith("1 worker cannot be used: a worker exits while it reads the dataset")
     assert "exited" in error.value.what
 
 
@@ -135,12 +135,12 @@ def test_data_that_hangs_ends_with_the_time_limit_and_names_it() -> None:
     environment = detect()  # before the clock starts: on a loaded machine it takes seconds
     began = time.monotonic()
     with pytest.raises(Partial) as error:
-        calibrate_pipeline(reference, PipelineWish(batch=16, fetches=4, time_limit_s=4.0), environment=environment)
+        calibrate_pipeline(reference, PipelineRequest(batch=16, fetches=4, time_limit_s=4.0), environment=environment)
     assert time.monotonic() - began < 4.0 * 1.25 + 3
     assert error.value.what.startswith("the time limit of 4 s (--time-limit) ended while ")
 
 
 def test_fetching_stays_within_the_memory_limit() -> None:
     with pytest.raises(UserCodeError) as error:
-        measured("heavy", PipelineWish(batch=512, fetches=4, workers=0, time_limit_s=10.0, memory_limit_bytes=150 * MIB))
-    assert "more memory than there is" in error.value.what
+        measured("heavy", PipelineRequest(batch=512, fetches=4, workers=0, time_limit_s=10.0, memory_limit_bytes=150 * MIB))
+    assert "needs more memory than is available" in error.value.what

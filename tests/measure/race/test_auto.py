@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from batchcal.core.units import GIB
-from batchcal.measure.children.probe import LapReport, LapRequest
+from batchcal.measure.children.probe import TimingReport, TimingRequest
 from batchcal.measure.options import options
-from tests.support.probes import Desk, ScriptedProbe
+from tests.support.probes import Harness, ScriptedProbe
 
 
 class Racing(ScriptedProbe):
     """`retain` is twice as fast as the others."""
 
-    def lap(self, request: LapRequest) -> LapReport:
-        report = super().lap(request)
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
+        report = super().time_sizes(request)
         factor = 0.5 if request.allocator == "retain" else 1.0
-        return LapReport(times=tuple(time.model_copy(update={"step_s": time.step_s * factor}) for time in report.times))
+        return TimingReport(times=tuple(time.model_copy(update={"step_s": time.step_s * factor}) for time in report.times))
 
 
-def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(desk: Desk) -> None:
+def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(harness: Harness) -> None:
     probe = Racing()
-    calibration = desk.calibrate(probe, options(GIB, allocator="auto")).calibration
+    calibration = harness.calibrate(probe, options(GIB, allocator="auto")).calibration
     assert calibration.policy == "retain"
     assert {finding.allocator for finding in calibration.findings} == {"retain", "default"}
     finding = calibration.finding()
@@ -29,16 +29,16 @@ def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(desk: Desk
     assert speeds is not None
     assert speeds.left == ""
     assert {one.left for one in calibration.speeds if one.allocator != "retain"} == {"slower"}
-    assert "lap_ended" in {event for event, _ in desk.progress.events}
+    assert "lap_ended" in {event for event, _ in harness.progress.events}
 
 
-def test_what_the_user_set_is_not_raced(desk: Desk) -> None:
-    calibration = desk.calibrate(Racing(), options(GIB, allocator="default")).calibration
+def test_what_the_user_set_is_not_raced(harness: Harness) -> None:
+    calibration = harness.calibrate(Racing(), options(GIB, allocator="default")).calibration
     assert (calibration.policy, calibration.allocator) == ("default", None)
     (alone,) = calibration.speeds
     assert (alone.allocator, alone.rounds) == ("default", 1)
 
 
-def test_for_the_largest_batch_nothing_is_timed_where_the_policy_is_set(desk: Desk) -> None:
-    calibration = desk.calibrate(Racing(), options(GIB, allocator="default", objective="memory")).calibration
+def test_for_the_largest_batch_nothing_is_timed_where_the_policy_is_set(harness: Harness) -> None:
+    calibration = harness.calibrate(Racing(), options(GIB, allocator="default", objective="memory")).calibration
     assert calibration.speeds == ()

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
-from batchcal.calibration.speed import Speeds
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.speed import Speeds
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.measure.children.fake import FakeProbe
-from batchcal.measure.children.probe import LapReport, LapRequest
+from batchcal.measure.children.probe import TimingReport, TimingRequest
 from batchcal.measure.race.policies import PolicyRace, sizes_for
 from tests.support.calibrations import MADE_AT, step_time
 
@@ -28,16 +28,16 @@ class Track(FakeProbe):
     def __init__(self, curves: dict[str, Curve], clock: ManualClock | None = None, lap_s: float = 1.0) -> None:
         super().__init__()
         self.curves, self.clock, self.lap_s = curves, clock, lap_s
-        self.laps: list[LapRequest] = []
+        self.laps: list[TimingRequest] = []
 
-    def lap(self, request: LapRequest) -> LapReport:
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
         self.laps.append(request)
         if self.clock is not None:
             self.clock.move(self.lap_s)
         curve = self.curves.get(request.allocator)
         if curve is None:
-            return LapReport(times=(), why_ended="out-of-memory: fence")
-        return LapReport(times=tuple(step_time(size, size / curve[size]) for size in request.micro_batches))
+            return TimingReport(times=(), why_ended="out-of-memory: fence")
+        return TimingReport(times=tuple(step_time(size, size / curve[size]) for size in request.micro_batches))
 
 
 def race(probe: Track, *, effective: int = 1024, limit_s: float = 60.0) -> tuple[str | None, dict[str, Speeds]]:
@@ -104,9 +104,9 @@ def test_what_is_usually_faster_is_beaten_by_a_single_lap_only_where_that_is_cle
 
 def test_a_lap_for_which_time_was_too_short_takes_nothing_away() -> None:
     class Ending(Track):
-        def lap(self, request: LapRequest) -> LapReport:
-            report = super().lap(request)
-            return report if len(self.laps) <= 3 else LapReport(times=())
+        def time_sizes(self, request: TimingRequest) -> TimingReport:
+            report = super().time_sizes(request)
+            return report if len(self.laps) <= 3 else TimingReport(times=())
 
     halved = {size: rate / 2 for size, rate in FALLS.items()}
     chosen, speeds = race(Ending({"default": FALLS, "retain": FLAT, "tcmalloc": halved}))

@@ -35,7 +35,7 @@ def run(speeds: Sequence[float], noise: Noise, seed: int) -> tuple[Race, int]:
         for place in race.order():
             told[place] = speeds[place] * noise(dice, turn)
             turn += 1
-        race.tell(told)
+        race.record(told)
     return race, turn
 
 
@@ -70,14 +70,14 @@ def test_what_is_slower_by_far_is_timed_twice_and_no_more() -> None:
 def test_one_bad_turn_throws_nobody_out() -> None:
     race = Race(2)
     for first in (1.0, 1.6, 1.0, 1.6):
-        race.tell({0: first, 1: 1.0})
+        race.record({0: first, 1: 1.0})
     assert race.running == (0, 1)
 
 
 def test_who_is_a_little_slower_again_and_again_is_behind() -> None:
     race = Race(2)
     for extra in (0.0, 0.05, 0.1, 0.0, 0.05, 0.1):
-        race.tell({0: 1.08 + extra, 1: 1.0 + extra})
+        race.record({0: 1.08 + extra, 1: 1.0 + extra})
     assert (race.runners[0].left, race.runners[0].why) == ("behind", "8% slower in 6 rounds")
     assert race.over
 
@@ -86,7 +86,7 @@ def test_a_candidate_that_cannot_be_run_is_out_and_says_why() -> None:
     race = Race(3)
     race.fail(1, "its worker died")
     assert set(race.order()) == {0, 2}
-    race.tell({0: 1.0, 2: 2.0})
+    race.record({0: 1.0, 2: 2.0})
     assert (race.leader, race.runners[1].left, race.runners[1].why) == (0, "failed", "its worker died")
 
 
@@ -95,7 +95,7 @@ def test_rounds_run_in_different_orders_so_that_what_comes_and_goes_favours_nobo
     orders = set()
     for _ in range(6):
         orders.add(race.order())
-        race.tell(dict.fromkeys(range(8), 1.0))
+        race.record(dict.fromkeys(range(8), 1.0))
     assert len(orders) == 6
 
 
@@ -108,7 +108,7 @@ def test_those_that_are_as_fast_as_one_another_settle_soon() -> None:
 
 def test_one_alone_is_the_leader_at_once_and_nobody_is_none() -> None:
     alone = Race(1)
-    alone.tell({0: 1.0})
+    alone.record({0: 1.0})
     assert (alone.over, alone.leader) == (True, 0)
     nobody = Race(1)
     nobody.fail(0, "no")

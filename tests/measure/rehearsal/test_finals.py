@@ -7,35 +7,35 @@ from dataclasses import replace
 
 import pytest
 
-from batchcal.calibration.rehearsal import Finalist
-from batchcal.calibration.speed import StepTime
+from batchcal.calibration.records.rehearsal import Finalist
+from batchcal.calibration.records.speed import StepTime
 from batchcal.core.clock import ManualClock
 from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, Outcome, Peak, WorkerDied
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.probe import Observation, PlanTimes, RehearsalRequest
-from batchcal.measure.pipeline.candidates import Room
+from batchcal.measure.pipeline.candidates import CandidateLimits
 from batchcal.measure.rehearsal.finals import entries, race_finals, thread_ladder
 from batchcal.measure.rehearsal.loading import Loading, other_start_method
 from batchcal.measure.rehearsal.stage import Stage
-from batchcal.measure.rehearsal.work import Work
+from batchcal.measure.rehearsal.work_bound import WorkBound
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from tests.support.calibrations import MADE_AT, a_calibration, step_time
 from tests.support.probes import FAKE
 
-ROOM = Room(cores=2.0, shm_bytes=GIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
+ROOM = CandidateLimits(cores=2.0, shm_bytes=GIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None)
 LOADING = Loading(room=ROOM, batch_bytes=MIB)
 
 
-def work(fetch_s: float, rest_s: dict[int, float], *, cpu: float = 1.0, cores: float = 2.0, on_host: bool = True) -> Work:
+def work(fetch_s: float, rest_s: dict[int, float], *, cpu: float = 1.0, cores: float = 2.0, on_host: bool = True) -> WorkBound:
     """A micro-batch of one sample: `fetch_s` to fetch, of which `cpu` computing, and by threads what the rest takes."""
     times = {
         threads: step_time(1, fetch_s + rest, threads=threads, fetch_s=fetch_s, fetch_cpu_s=fetch_s * cpu)
         for threads, rest in rest_s.items()
     }
-    return Work(times, cores, on_host)
+    return WorkBound(times, cores, on_host)
 
 
 def left_in(finalists: list[Finalist]) -> set[tuple[int, int]]:

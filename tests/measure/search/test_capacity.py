@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcal.calibration.memory_model import ShapePoint
-from batchcal.measure.search.capacity import EXPANSION, Ask, Bounds, CapacitySearch
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.measure.search.capacity import EXPANSION, Bounds, CapacitySearch, SizeRequest
 from batchcal.measure.search.fit import OVERHEAD
 
 MIB = 1 << 20
@@ -72,16 +72,16 @@ def search_for(
     )
 
 
-def explore(search: CapacitySearch, machine: Machine) -> list[Ask]:
-    asked: list[Ask] = []
-    while (ask := search.ask()) is not None:
-        asked.append(ask)
+def explore(search: CapacitySearch, machine: Machine) -> list[SizeRequest]:
+    asked: list[SizeRequest] = []
+    while (request := search.next_request()) is not None:
+        asked.append(request)
         assert len(asked) <= 12, "the search does not end"
-        demand = machine.run(ask.batch)
+        demand = machine.run(request.batch)
         if demand <= machine.budget:
-            search.tell(ask.batch, "fits", demand)
+            search.add(request.batch, "fits", demand)
         else:
-            search.tell(ask.batch, "too-big", demand if demand <= machine.budget * machine.tells_above else None)
+            search.add(request.batch, "too-big", demand if demand <= machine.budget * machine.tells_above else None)
     return asked
 
 
@@ -90,7 +90,7 @@ def test_a_well_behaved_machine_takes_two_probes_and_leaves_room_for_its_spread(
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine, spread=spread, base_error=1 - OVERHEAD / machine.base)
     asked = explore(search, machine)
-    assert [ask.phase for ask in asked] == ["scale", "verify"]
+    assert [request.phase for request in asked] == ["scale", "verify"]
     assert search.best is not None
     assert least <= search.best / machine.capacity(60_000) <= 1
 
@@ -115,7 +115,7 @@ def test_the_answer_was_run_within_the_budget_and_is_near_the_truth(
     if search.best is None:
         assert truth <= 1
         return
-    assert search.best in [ask.batch for ask in asked]
+    assert search.best in [request.batch for request in asked]
     if truth >= 16:
         assert search.best >= 0.85 * truth
     assert len(asked) <= 8
@@ -138,10 +138,10 @@ def test_no_step_goes_further_than_four_times_what_was_run() -> None:
     search = CapacitySearch(bounds, shape, base_bytes=machine.base, source="test", prior_ratio=1.15, spread=0.06)
     asked = explore(search, machine)
     best = 0
-    for ask in asked:
-        assert best == 0 or ask.batch <= best * EXPANSION
-        best = ask.batch
-    assert "expand" in [ask.phase for ask in asked]
+    for request in asked:
+        assert best == 0 or request.batch <= best * EXPANSION
+        best = request.batch
+    assert "expand" in [request.phase for request in asked]
     assert search.best is not None
     assert search.best / machine.capacity(60_000) > 0.9
 
@@ -150,7 +150,7 @@ def test_it_stops_at_the_dataset_s_size_with_one_probe_where_everything_fits() -
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=0.1 * MIB, budget=6000 * MIB)
     search = search_for(machine, ceiling=1500)
     asked = explore(search, machine)
-    assert [ask.batch for ask in asked] == [1500]
+    assert [request.batch for request in asked] == [1500]
     assert search.best == 1500
     assert search.limited_by == "dataset"
 
@@ -159,7 +159,7 @@ def test_answers_are_multiples_of_what_was_asked_for() -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine, multiple_of=16)
     asked = explore(search, machine)
-    assert all(ask.batch % 16 == 0 for ask in asked)
+    assert all(request.batch % 16 == 0 for request in asked)
     assert search.best is not None
     assert search.best >= 0.9 * machine.capacity(60_000)
 
@@ -171,7 +171,7 @@ def test_a_miss_is_bisected_and_the_answer_lies_below_it() -> None:
     shape = [ShapePoint(batch=size, bytes=machine.paper(size) / 3) for size in (2, 8, 32)]
     search = CapacitySearch(bounds, shape, base_bytes=machine.base, source="test", prior_ratio=1.15, spread=0.06)
     asked = explore(search, machine)
-    assert "bisect" in [ask.phase for ask in asked]
+    assert "bisect" in [request.phase for request in asked]
     assert search.best is not None
     assert search.best / machine.capacity(60_000) > 0.85
     assert search.limited_by == "memory"
@@ -181,15 +181,15 @@ def test_between_a_run_that_fitted_and_one_that_ran_over_the_two_of_them_tell_th
     """The model, which meets the largest run, says that nothing above 600 fits; the runs themselves say 660."""
     machine = Machine(base=230 * MIB, ratio=1.0, per_sample=1 * MIB, budget=900 * MIB)
     search = search_for(machine)
-    search.tell(600, "fits", 820 * MIB)
-    search.tell(720, "too-big", 980 * MIB)
-    ask = search.ask()
-    assert ask is not None
-    assert 635 <= ask.batch <= 660
-    assert ask.predicted_bytes == pytest.approx(820 * MIB + (ask.batch - 600) * 160 * MIB / 120, rel=1e-3)
-    assert ask.predicted_bytes <= machine.budget
-    search.tell(ask.batch, "fits", round(ask.predicted_bytes))
-    assert search.ask() is None
+    search.add(600, "fits", 820 * MIB)
+    search.add(720, "too-big", 980 * MIB)
+    request = search.next_request()
+    assert request is not None
+    assert 635 <= request.batch <= 660
+    assert request.predicted_bytes == pytest.approx(820 * MIB + (request.batch - 600) * 160 * MIB / 120, rel=1e-3)
+    assert request.predicted_bytes <= machine.budget
+    search.add(request.batch, "fits", round(request.predicted_bytes))
+    assert search.next_request() is None
 
 
 def test_nothing_that_fits_ends_without_an_answer() -> None:
@@ -203,12 +203,12 @@ def test_a_size_that_the_model_refuses_bounds_the_search_without_being_too_big()
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=4000 * MIB)
     search = search_for(machine)
     asked = []
-    while (ask := search.ask()) is not None:
-        asked.append(ask.batch)
-        if ask.batch > 1500:
-            search.tell(ask.batch, "refused")
+    while (request := search.next_request()) is not None:
+        asked.append(request.batch)
+        if request.batch > 1500:
+            search.add(request.batch, "refused")
         else:
-            search.tell(ask.batch, "fits", machine.run(ask.batch))
+            search.add(request.batch, "fits", machine.run(request.batch))
     assert search.limited_by == "model"
     assert search.best is not None
     assert search.best <= 1500
@@ -218,9 +218,9 @@ def test_what_tells_nothing_about_memory_moves_no_bound_and_does_not_go_on_for_e
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine)
     asked = 0
-    while (ask := search.ask()) is not None:
+    while (request := search.next_request()) is not None:
         asked += 1
-        search.tell(ask.batch, "unknown")
+        search.add(request.batch, "unknown")
     assert asked == 2
     assert search.best is None
     assert search.upper == 60_001
@@ -230,12 +230,12 @@ def test_after_a_size_that_tells_nothing_a_smaller_one_is_asked_and_memory_is_no
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine)
     told_nothing: list[int] = []
-    while (ask := search.ask()) is not None:
-        if ask.batch > 150:
-            told_nothing.append(ask.batch)
-            search.tell(ask.batch, "unknown")
+    while (request := search.next_request()) is not None:
+        if request.batch > 150:
+            told_nothing.append(request.batch)
+            search.add(request.batch, "unknown")
         else:
-            search.tell(ask.batch, "fits", machine.run(ask.batch))
+            search.add(request.batch, "fits", machine.run(request.batch))
     assert told_nothing == sorted(set(told_nothing), reverse=True)
     assert search.limited_by == "time-limit"
 
@@ -264,9 +264,9 @@ def test_a_search_that_is_content_with_a_coarse_answer_goes_down_by_halves() -> 
     shape = [ShapePoint(batch=size, bytes=size * MIB) for size in (1, 200)]
     search = CapacitySearch(bounds, shape, base_bytes=230 * MIB, source="test", prior_ratio=1.5, spread=0.06)
     sizes: list[int] = []
-    while (ask := search.ask()) is not None:
-        sizes.append(ask.batch)
-        over = ask.batch > 60
-        search.tell(ask.batch, "too-big" if over else "fits", (900 if over else 800) * MIB)
+    while (request := search.next_request()) is not None:
+        sizes.append(request.batch)
+        over = request.batch > 60
+        search.add(request.batch, "too-big" if over else "fits", (900 if over else 800) * MIB)
     assert sizes[:3] == [200, 100, 50]
     assert search.best is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.measure.search.fit import OVERHEAD, fit
 
 MIB = 1 << 20

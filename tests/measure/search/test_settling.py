@@ -6,7 +6,7 @@ import pytest
 
 from batchcal.calibration.schema import Mode
 from batchcal.measure.search.settling import least_steps, stands_still, steps_before_evaluation
-from tests.support.probes import Desk, ScriptedProbe
+from tests.support.probes import Harness, ScriptedProbe
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_a_heap_is_trained_in_before_it_is_evaluated_in() -> None:
     assert (steps_before_evaluation(0.5), steps_before_evaluation(0.95)) == (3, 1)
 
 
-def test_where_nothing_fragments_a_probe_runs_half_the_steps(desk: Desk) -> None:
+def test_where_nothing_fragments_a_probe_runs_half_the_steps(harness: Harness) -> None:
     mapped, heap = ScriptedProbe(mapped=True), ScriptedProbe()
-    desk.calibrate(mapped)
-    other = desk.folder / "other"
+    harness.calibrate(mapped)
+    other = harness.folder / "other"
     other.mkdir()
-    Desk(other).calibrate(heap)
+    Harness(other).calibrate(heap)
     for probe, steps, train_steps in ((mapped, (2, 2), 1), (heap, (4, 3), 3)):
         for mode, least in zip(("train", "eval"), steps, strict=True):
-            assert {request.least_steps for request in probe.asked if request.mode == mode} == {least}
-        assert {request.train_steps for request in probe.asked if request.mode == "eval"} == {train_steps}
+            assert {request.least_steps for request in probe.requests if request.mode == mode} == {least}
+        assert {request.train_steps for request in probe.requests if request.mode == "eval"} == {train_steps}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.measure.search.size_trials import MOST_TRIALS, SizeTrials, Trial
 
 CEILING = 5000
@@ -29,7 +29,7 @@ def explore(trials: SizeTrials, around: int, takes: Takes, *, ceiling: int = CEI
         ran.append(trial)
         assert len(ran) <= MOST_TRIALS
         warm_up = trial.batch if trial.one_size else trials.smallest
-        trials.tell(trial.batch, taken=takes(trial.batch, warm_up), one_size=trial.one_size)
+        trials.add(trial.batch, accepted=takes(trial.batch, warm_up), one_size=trial.one_size)
     return ran
 
 
@@ -42,9 +42,9 @@ def learned(rule: SizeRule, around: int, *, ceiling: int = CEILING) -> SizeTrial
     smallest = smallest_of(rule)
     trials = SizeTrials(smallest)
     if smallest > 2:
-        trials.tell(2, taken=False, one_size=True)  # the examination's first attempt
+        trials.add(2, accepted=False, one_size=True)  # the examination's first attempt
     if around not in (smallest, 2) and not by(rule)(around, smallest):
-        trials.tell(around, taken=False, one_size=False)
+        trials.add(around, accepted=False, one_size=False)
     explore(trials, around, by(rule), ceiling=ceiling)
     return trials
 
@@ -54,7 +54,7 @@ def test_only_even_sizes(refused: int) -> None:
     rule = learned(SizeRule(multiple_of=2, least=2), refused).rule
     assert rule is not None
     assert (rule.multiple_of, rule.least, rule.most, rule.one_size) == (2, 2, None, False)
-    assert rule.text == "takes only even batches"
+    assert rule.text == "accepts only even batches"
 
 
 @settings(max_examples=200, deadline=None)
@@ -74,7 +74,7 @@ def test_one_fixed_size(size: int) -> None:
     rule = learned(SizeRule(least=size, most=size), size + 1).rule
     assert rule is not None
     assert rule.fixed == size
-    assert rule.text == f"takes only batches of {size}"
+    assert rule.text == f"accepts only batches of {size}"
     assert f"--multiple-of {size} --max-batch {size}" in rule.sentence
 
 
@@ -84,7 +84,7 @@ def test_some_size_or_more(least: int) -> None:
     rule = learned(SizeRule(least=least), least + 1).rule
     assert rule is not None
     assert (rule.multiple_of, rule.least, rule.most) == (1, least, None)
-    assert rule.text == f"takes only batches of {least} or more"
+    assert rule.text == f"accepts only batches of {least} or more"
 
 
 @settings(max_examples=200, deadline=None)
@@ -100,7 +100,7 @@ def test_some_size_at_most(most: int, refused: int) -> None:
     # The search continues below; a refusal there needs no further trial.
     for size in (most // 2, most, most + 1):
         takes = truth.admits(size)
-        trials.tell(size, taken=takes, one_size=False)
+        trials.add(size, accepted=takes, one_size=False)
         assert takes or explore(trials, size, by(truth)) == []
     assert trials.rule is not None
     assert trials.rule.most == most
@@ -112,15 +112,15 @@ def test_one_size_in_a_process(refused: int) -> None:
     rule = learned(SizeRule(one_size=True), refused).rule
     assert rule is not None
     assert rule == SizeRule(one_size=True)
-    assert rule.text == "takes batches of one size only in a process"
+    assert rule.text == "accepts only one batch size per process"
 
 
 def test_a_multiple_in_a_process_of_one_size() -> None:
     truth = SizeRule(one_size=True, multiple_of=2, least=2)
     trials = learned(truth, 120)
     assert trials.one_size
-    trials.tell(118, taken=True, one_size=True)
-    trials.tell(119, taken=False, one_size=True)
+    trials.add(118, accepted=True, one_size=True)
+    trials.add(119, accepted=False, one_size=True)
     ran = explore(trials, 119, by(truth))
     assert all(trial.one_size for trial in ran)
     assert trials.rule == truth
@@ -128,7 +128,7 @@ def test_a_multiple_in_a_process_of_one_size() -> None:
 
 def test_before_a_refusal_is_believed_its_neighbour_a_multiple_of_8_and_a_power_of_two_are_tried() -> None:
     trials = SizeTrials(2)
-    trials.tell(1274, taken=False, one_size=False)
+    trials.add(1274, accepted=False, one_size=False)
     ran = explore(trials, 1274, lambda size, warm_up: size <= 100)
     assert [trial.batch for trial in ran[:3]] == [1273, 1272, 1024]
     assert not any(trial.one_size for trial in ran)
@@ -136,8 +136,8 @@ def test_before_a_refusal_is_believed_its_neighbour_a_multiple_of_8_and_a_power_
 
 @pytest.mark.parametrize(("given_multiple", "around"), [(2, 3), (32, 31), (32, 33), (100, 99)])
 def test_a_given_multiple_is_a_rule_once_another_size_was_refused(given_multiple: int, around: int) -> None:
-    trials = SizeTrials(given_multiple, given=given_multiple)
-    trials.tell(around, taken=False, one_size=False)
+    trials = SizeTrials(given_multiple, multiple_of=given_multiple)
+    trials.add(around, accepted=False, one_size=False)
     rule = trials.rule
     assert rule is not None
     assert rule.multiple_of == given_multiple
@@ -145,7 +145,7 @@ def test_a_given_multiple_is_a_rule_once_another_size_was_refused(given_multiple
 
 
 def test_a_given_multiple_that_the_task_does_not_need_is_no_rule() -> None:
-    trials = SizeTrials(8, given=8)
+    trials = SizeTrials(8, multiple_of=8)
     explore(trials, 9, lambda size, warm_up: True)
     assert trials.rule is None
 
@@ -154,17 +154,17 @@ def test_sizes_that_follow_no_rule_get_none_and_no_endless_trials() -> None:
     """Such as a task that fails on what some samples hold."""
     trials = SizeTrials(2)
     takes: Takes = lambda size, warm_up: size % 3 != 0 and size % 5 != 0  # noqa: E731
-    trials.tell(30, taken=False, one_size=False)
+    trials.add(30, accepted=False, one_size=False)
     explore(trials, 30, takes)
-    trials.tell(45, taken=False, one_size=False)
+    trials.add(45, accepted=False, one_size=False)
     explore(trials, 45, takes)
-    trials.tell(60, taken=False, one_size=False)
+    trials.add(60, accepted=False, one_size=False)
     assert explore(trials, 60, takes) == []
     assert trials.rule is None
 
 
 def test_no_trial_is_above_the_ceiling() -> None:
-    trials = SizeTrials(32, given=32)
+    trials = SizeTrials(32, multiple_of=32)
     ran = explore(trials, 31, lambda size, warm_up: size == 32, ceiling=32)
     assert [trial.batch for trial in ran] == [31]
     rule = trials.rule

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from batchcal.calibration.size_rule import SizeRule
+from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.core.errors import UsageError
 from batchcal.core.units import MIB
 from batchcal.measure.deadline import Deadline
 from batchcal.measure.shapes.shapes import batches_by, estimate_shapes
-from batchcal.workload.reference import TaskReference
+from batchcal.workload.spec.reference import TaskReference
 from tests.support.children import REPOSITORY
 
 pytestmark = pytest.mark.child
@@ -49,9 +49,9 @@ def test_a_shape_that_cannot_be_built_says_why_and_the_others_are_there() -> Non
 
 
 def test_a_shape_for_which_no_time_is_left_says_so() -> None:
-    past = Deadline(1.0, began_s=time.monotonic() - 10)
+    past = Deadline(1.0, start_s=time.monotonic() - 10)
     own, large = estimate_shapes(PATCHTST, [{"n_layers": 12}], environ=ENVIRON, deadline=past)
-    assert (own.why, large.points) == ("the time limit of 1 s (--time-limit) had ended", ())
+    assert (own.why, large.points) == ("the time limit of 1 s (--time-limit) ended before this shape was traced", ())
 
 
 def test_a_trace_stays_within_the_memory_limit() -> None:

@@ -16,7 +16,7 @@ def test_equal_samples_are_equal() -> None:
 def test_a_record_of_another_index_is_named() -> None:
     result = compared(["a", "c", "x"], ["a", "b", "c"])
     assert (result.compared, result.wrong, result.swapped) == (3, 2, 1)
-    assert result.example == "sample 1 comes with the content of sample 2"
+    assert result.example == "sample 1 has the content of sample 2"
 
 
 def test_a_sample_that_differs_here_each_time_is_not_compared() -> None:

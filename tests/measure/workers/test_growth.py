@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from batchcal.core.units import MIB
-from batchcal.measure.workers.growth import NOISE_BYTES, Point, at_most, kept_per_sample
+from batchcal.measure.workers.growth import NOISE_BYTES, MemoryPoint, at_most, kept_per_sample
 
 
-def line(*, per_sample: float, start: int = 10 * MIB, read: int = 1000, readings: int = 11) -> list[Point]:
+def line(*, per_sample: float, start: int = 10 * MIB, read: int = 1000, readings: int = 11) -> list[MemoryPoint]:
     step = read // (readings - 1)
-    return [Point(step * n, start + int(step * n * per_sample)) for n in range(readings)]
+    return [MemoryPoint(step * n, start + int(step * n * per_sample)) for n in range(readings)]
 
 
 def test_growth_goes_on_to_the_last_sample() -> None:
@@ -52,4 +52,4 @@ def test_a_cache_grows_steadily() -> None:
     ids=["still", "one jump", "settles", "falls"],
 )
 def test_what_does_not_grow_steadily_is_no_cache(held: list[int]) -> None:
-    assert kept_per_sample([Point(n * 10, mib * MIB) for n, mib in enumerate(held)]) == 0
+    assert kept_per_sample([MemoryPoint(n * 10, mib * MIB) for n, mib in enumerate(held)]) == 0

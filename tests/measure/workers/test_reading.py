@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from batchcal.measure.workers.child import examine
-from batchcal.measure.workers.keeping import kept_by_reading
-from batchcal.measure.workers.reading import Digests, Wanted, _failure
+from batchcal.measure.workers.kept_memory import kept_by_reading
+from batchcal.measure.workers.reading import Digests, SampleRequest, _failure
 from tests.measure.workers.tasks import Rows, task_of
 
 
@@ -53,12 +53,12 @@ def test_a_dataset_that_reads_only_batches_is_read() -> None:
 
 
 def test_the_values_of_a_stacked_batch_are_compared() -> None:
-    wanted = [Wanted(index, digest=True) for index in (5, 1, 3)]
-    here, there = (Digests(OnlyTogether(shift), 0).__getitems__(wanted) for shift in (0.0, 1.0))
+    requests = [SampleRequest(index, digest=True) for index in (5, 1, 3)]
+    here, there = (Digests(OnlyTogether(shift), 0).__getitems__(requests) for shift in (0.0, 1.0))
     assert len(here) == len(there) == 3, "one digest for each index"
     assert all(one != other for one, other in zip(here, there, strict=True))
-    assert here == Digests(OnlyTogether(), 0).__getitems__(wanted)
-    assert Digests(OnlyTogether(), 0).__getitems__([Wanted(2, digest=False), Wanted(3, digest=False)]) == ["", ""]
+    assert here == Digests(OnlyTogether(), 0).__getitems__(requests)
+    assert Digests(OnlyTogether(), 0).__getitems__([SampleRequest(2, digest=False), SampleRequest(3, digest=False)]) == ["", ""]
 
 
 @pytest.mark.parametrize(
@@ -80,5 +80,5 @@ def test_a_collate_function_that_does_not_pickle_rules_out_workers_that_are_not_
     path.touch()
     task = replace(task_of(Opened(path)), collate_fn=lambda samples: samples)
     answer = examine(task, workers=1, seed=0, read_s=0.05, hang_s=20.0, anonymous_before=0)
-    assert answer.does_not_pickle.startswith("its collate_fn does not pickle: ")
+    assert answer.does_not_pickle.startswith("its collate_fn cannot be pickled: ")
     assert "lambda" in answer.does_not_pickle

@@ -6,28 +6,29 @@ from dataclasses import replace
 
 import pytest
 
-from batchcal.calibration.promises import PromiseCheck
-from batchcal.calibration.speed import StepTime
-from batchcal.calibration.workers import LoaderWorkers
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.speed import StepTime
+from batchcal.calibration.records.workers import LoaderWorkers
 from batchcal.core.errors import BatchcalError, NothingFits, Partial, UserCodeError
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Outcome, OutOfMemory, TimedOut
 from batchcal.measure.children.fake import FakeProbe
-from batchcal.measure.children.probe import Examination, LapReport, LapRequest
+from batchcal.measure.children.probe import Examination, TimingReport, TimingRequest
 from batchcal.measure.options import options
-from batchcal.measure.pipeline.candidates import Room
+from batchcal.measure.pipeline.candidates import CandidateLimits
 from batchcal.measure.rehearsal.finals import entries, variant_of
 from batchcal.measure.rehearsal.loading import Loading
-from batchcal.measure.rehearsal.work import Work
+from batchcal.measure.rehearsal.work_bound import WorkBound
 from batchcal.measure.workers.job import WorkersAnswer
 from batchcal.measure.workers.report import _ended, report_of
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest, trial_of
 from batchcal.plan.make import make_plan
 from tests.support.calibrations import step_time
-from tests.support.probes import Desk
+from tests.support.probes import Harness
 
 LOADING = Loading(
-    room=Room(cores=2.0, shm_bytes=GIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None), batch_bytes=MIB
+    room=CandidateLimits(cores=2.0, shm_bytes=GIB, memory_bytes=GIB, worker_bytes=48 * MIB, open_files=1024, processes=None),
+    batch_bytes=MIB,
 )
 HANGS = PromiseCheck(promise="same-samples-in-workers", result="violated", cause="the dataset hangs with workers", fix="no pool")
 
@@ -49,8 +50,8 @@ class Data(FakeProbe):
         self.tried.append(request)
         return self.report
 
-    def lap(self, request: LapRequest) -> LapReport:
-        return LapReport(times=tuple(map(self._fetching, super().lap(request).times)))
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
+        return TimingReport(times=tuple(map(self._fetching, super().time_sizes(request).times)))
 
     def _fetching(self, time: StepTime) -> StepTime:
         return time.model_copy(update={"fetch_s": time.step_s * self.share})
@@ -65,8 +66,8 @@ def good(**update: object) -> WorkersReport:
     return WorkersReport(check=check, workers=LoaderWorkers().model_copy(update=update))
 
 
-def heavy() -> Work:
-    return Work({2: step_time(1, 3.0, threads=2, fetch_s=2.0, fetch_cpu_s=2.0)}, 2.0, on_host=True)
+def heavy() -> WorkBound:
+    return WorkBound({2: step_time(1, 3.0, threads=2, fetch_s=2.0, fetch_cpu_s=2.0)}, 2.0, on_host=True)
 
 
 def test_no_worker_is_raced_where_none_may_be_used() -> None:
@@ -84,9 +85,9 @@ def test_workers_are_raced_with_the_start_method_that_the_data_needs() -> None:
     assert variant_of(failed[0], failed, loading) is None, "no further start method is tried"
 
 
-def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(desk: Desk) -> None:
+def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(harness: Harness) -> None:
     probe = Data(bad())
-    calibration = desk.calibrate(probe).calibration
+    calibration = harness.calibrate(probe).calibration
     assert len(probe.tried) == 1
     plan = make_plan(calibration)
     assert (plan.num_workers, plan.why["num_workers"]) == (0, HANGS.cause)
@@ -98,35 +99,35 @@ def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(desk: Desk)
 
 @pytest.mark.parametrize(("report", "workers"), [(good(), 3), (bad(), 0)])
 def test_workers_that_are_planned_by_the_number_of_cores_are_tried_as_well(
-    desk: Desk, report: WorkersReport, workers: int
+    harness: Harness, report: WorkersReport, workers: int
 ) -> None:
-    desk.environment = desk.environment.model_copy(update={"optimal_workers": 3})
+    harness.environment = harness.environment.model_copy(update={"optimal_workers": 3})
     probe = Data(report)
-    calibration = desk.calibrate(probe, options(GIB, objective="memory", max_batch=64)).calibration
+    calibration = harness.calibrate(probe, options(GIB, objective="memory", max_batch=64)).calibration
     assert len(probe.tried) == 1
     assert make_plan(calibration, objective="memory", effective_batch=64).num_workers == workers
 
 
-def test_light_data_needs_no_trial(desk: Desk) -> None:
+def test_light_data_needs_no_trial(harness: Harness) -> None:
     probe = Data(bad(), fetch_share=0.0)
-    calibration = desk.calibrate(probe).calibration
+    calibration = harness.calibrate(probe).calibration
     assert probe.tried == []
     assert calibration.promises == ()
 
 
-def test_workers_that_the_user_asked_for_are_tried_first_and_end_with_the_cause(desk: Desk) -> None:
+def test_workers_that_the_user_asked_for_are_tried_first_and_end_with_the_cause(harness: Harness) -> None:
     probe = Data(bad())
     with pytest.raises(UserCodeError) as error:
-        desk.calibrate(probe, options(GIB, workers=4))
+        harness.calibrate(probe, options(GIB, workers=4))
     assert error.value.what == "4 workers cannot be used: the dataset hangs with workers"
     assert error.value.try_ == "--workers 0; or no pool"
-    assert probe.asked == [], "nothing is measured with such workers"
+    assert probe.requests == [], "nothing is measured with such workers"
     assert [one.workers for one in probe.tried] == [2]
 
 
-def test_workers_that_the_user_asked_for_and_that_work_are_recorded(desk: Desk) -> None:
+def test_workers_that_the_user_asked_for_and_that_work_are_recorded(harness: Harness) -> None:
     probe = Data(good(start="forkserver", why_start="it holds a file"))
-    calibration = desk.calibrate(probe, options(GIB, workers=1)).calibration
+    calibration = harness.calibrate(probe, options(GIB, workers=1)).calibration
     assert len(probe.tried) == 1
     plan = make_plan(calibration)
     assert (plan.num_workers, plan.multiprocessing_context) == (1, "forkserver")
@@ -139,10 +140,10 @@ def test_workers_that_the_user_asked_for_and_that_work_are_recorded(desk: Desk) 
     ids=["raced", "cache", "asked", "asked, cache", "none asked"],
 )
 def test_the_budget_leaves_free_what_an_epoch_adds(
-    desk: Desk, workers: int | None, growth: int, kept: float, reserved: int
+    harness: Harness, workers: int | None, growth: int, kept: float, reserved: int
 ) -> None:
     probe = Data(good(growth_bytes=growth * MIB), fetch_share=0.0, kept=kept)
-    calibration = desk.calibrate(probe, options(GIB, workers=workers)).calibration
+    calibration = harness.calibrate(probe, options(GIB, workers=workers)).calibration
     budget = calibration.budget()
     assert budget is not None
     assert budget.reserved_bytes // MIB == reserved
@@ -154,22 +155,22 @@ def test_the_budget_leaves_free_what_an_epoch_adds(
     assert not any("by the end of an epoch" in notice for notice in make_plan(calibration).notices)
 
 
-def test_workers_that_the_user_asked_for_and_that_outgrow_the_memory_are_refused(desk: Desk) -> None:
+def test_workers_that_the_user_asked_for_and_that_outgrow_the_memory_are_refused(harness: Harness) -> None:
     with pytest.raises(NothingFits) as error:
-        desk.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=4))
+        harness.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=4))
     assert "4 workers do not fit: by the end of an epoch they grow by 0.98 GiB" in error.value.what
     assert error.value.try_.startswith("--workers 2, a larger container")
-    assert desk.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=2)).path is not None
+    assert harness.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=2)).path is not None
 
 
-def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(desk: Desk) -> None:
-    calibration = desk.calibrate(Data(good(), fetch_share=0.0, kept=40_000.0), options(GIB)).calibration
+def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(harness: Harness) -> None:
+    calibration = harness.calibrate(Data(good(), fetch_share=0.0, kept=40_000.0), options(GIB)).calibration
     budget = calibration.budget()
     assert budget is not None
     assert budget.reserved_bytes == 0
     plan = make_plan(calibration)
     assert plan.num_workers == 0
-    assert any("by the end of an epoch, for which there is no room" in notice for notice in plan.notices)
+    assert any("by the end of an epoch, and the budget has no room" in notice for notice in plan.notices)
     assert any("larger container" in notice for notice in plan.notices)
 
 
@@ -181,30 +182,30 @@ def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(desk: Desk) ->
     ],
 )
 def test_a_limit_that_ends_the_trial_is_not_the_fault_of_the_data(
-    desk: Desk, outcome: Outcome, error: type[BatchcalError]
+    harness: Harness, outcome: Outcome, error: type[BatchcalError]
 ) -> None:
     with pytest.raises(error) as raised:
-        desk.calibrate(Data(_ended(outcome, 2)), options(GIB, workers=2))
+        harness.calibrate(Data(_ended(outcome, 2)), options(GIB, workers=2))
     assert type(raised.value) is error
     assert raised.value.try_
 
 
-def test_the_time_limit_ends_the_trial_as_it_ends_everything(desk: Desk) -> None:
+def test_the_time_limit_ends_the_trial_as_it_ends_everything(harness: Harness) -> None:
     cut = TimedOut(phase="load", limit_s=5.0, limit_name="the time limit of 20 s")
-    stopped = desk.calibrate(Data(_ended(cut, 2)), options(GIB, workers=2)).stopped
+    stopped = harness.calibrate(Data(_ended(cut, 2)), options(GIB, workers=2)).stopped
     assert isinstance(stopped, Partial)
     assert stopped.what == "the time limit of 20 s ended while workers were tried"
 
 
-def test_none_asked_for_is_no_reason_to_try_any(desk: Desk) -> None:
+def test_none_asked_for_is_no_reason_to_try_any(harness: Harness) -> None:
     probe = Data(bad())
-    desk.calibrate(probe, options(GIB, workers=0))
+    harness.calibrate(probe, options(GIB, workers=0))
     assert probe.tried == []
 
 
 def test_a_trial_is_short_beside_the_time_that_is_left() -> None:
     for left_s in (0.0, 10.0, 60.0, 3600.0):
-        request = trial_of("cpu", "default", asked=None, left_s=left_s)
+        request = trial_of("cpu", "default", requested=None, left_s=left_s)
         assert 3.0 <= request.hang_s <= 8.0
         assert request.limit_s <= max(11.0, left_s * 0.9)
 
@@ -231,7 +232,7 @@ def test_a_child_that_was_stopped_rules_workers_out() -> None:
     assert (late.check.result, late.workers.why_none) == ("violated", "the dataset hangs with workers")
     full = _ended(OutOfMemory(source="watchdog"), 2)
     assert (full.check.result, full.ended_by) == ("not-checked", "memory")
-    assert "2 workers" in full.workers.why_none
+    assert "2 DataLoader workers" in full.workers.why_none
     cut = _ended(TimedOut(phase="measure", limit_s=5.0, limit_name="the time limit of 20 s"), 2)
     assert (cut.check.result, cut.ended_by) == ("not-checked", "time-limit")
     assert cut.workers.why_none == "the time limit of 20 s ended while workers were tried"

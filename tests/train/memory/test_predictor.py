@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from batchcal.calibration.memory_model import MemoryModel, ShapePoint
+from batchcal.calibration.records.memory_model import MemoryModel, ShapePoint
 from batchcal.core.units import MIB
 from batchcal.train.memory.composition import Composition
 from batchcal.train.memory.predictor import MemoryPredictor, straight_line

@@ -73,7 +73,7 @@ def test_one_failure_anywhere_leaves_no_trace(where: str, at: int, dropout: floa
     task = a_training(Memory(where, at=at), dropout=dropout, norm=norm, optimizer=optimizer)
     guarded = Guarded(task)
     assert torch.equal(steps(task, guarded), undisturbed)
-    assert [(one.where, one.action) for one in guarded.told] == [(where, "retry")]
+    assert [(one.phase, one.action) for one in guarded.told] == [(where, "retry")]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -93,7 +93,7 @@ def test_what_is_known_not_to_fit_is_not_tried() -> None:
     task = a_training(memory)
     guarded = Guarded(task, most=10)
     torch.testing.assert_close(steps(task, guarded, count=1), steps(a_training(Memory()), None, count=1), rtol=1e-9, atol=1e-12)
-    assert {one.where for one in guarded.told} == {"preflight"}
+    assert {one.phase for one in guarded.told} == {"preflight"}
 
 
 def test_a_model_with_batchnorm_is_not_cut_unless_that_was_chosen() -> None:
@@ -194,9 +194,9 @@ def test_the_gradients_of_the_passes_before_survive_a_failure() -> None:
 @pytest.mark.parametrize("most", [10, 1 << 30])
 def test_a_batch_that_must_not_be_divided_is_not_cut_and_the_reason_is_given(most: int) -> None:
     task = a_training(Memory("backward", most=10))
-    guarded = Guarded(task, most=most, undivided="the gradient would be 76 % off: in-batch negatives")
+    guarded = Guarded(task, most=most, undivided="the gradient would differ by 76 %: in-batch negatives")
     with pytest.raises(NothingFits, match="memory ran out in the backward pass over 24 samples") as raised:
         run_group(task, micro_batches(24), device=CPU, scaler=None, guard=guarded)
-    assert "76 % off" in raised.value.known
+    assert "differ by 76 %" in raised.value.known
     assert "--accept-inexact" in raised.value.try_
     assert all(recovery.action == "retry" for recovery in guarded.told)

@@ -92,11 +92,11 @@ def test_half_a_line_of_a_killed_process_stays_a_line_of_its_own(tmp_path: Path)
 def test_a_new_run_sets_the_log_of_an_earlier_one_aside(tmp_path: Path) -> None:
     path, told = tmp_path / "run.jsonl", list[str]()
     for seed in range(3):
-        with JsonlLog(path, tell=told.append) as log:
+        with JsonlLog(path, report=told.append) as log:
             log.event("training_started", a_start(seed=seed))
     seeds = {name.name: lines_of(name)[0]["seed"] for name in tmp_path.iterdir()}
     assert seeds == {"run.jsonl": 2, "run.1.jsonl": 0, "run.2.jsonl": 1}
-    assert told == [f"the log of an earlier run is now {tmp_path}/run.{number}.jsonl" for number in (1, 2)]
+    assert told == [f"the log of an earlier run was renamed to {tmp_path}/run.{number}.jsonl" for number in (1, 2)]
 
 
 def test_a_file_that_is_not_a_log_is_neither_written_nor_moved(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 def test_a_full_disk_is_told_once_and_what_is_missing_is_counted(tmp_path: Path, clock: ManualClock, disk: Disk) -> None:
     path, told = tmp_path / "run.jsonl", list[str]()
-    log = JsonlLog(path, tell=told.append, clock=clock)
+    log = JsonlLog(path, report=told.append, clock=clock)
     log.event("training_started", a_start())
     log.event("step", {"step": 1})
     disk.room = 7
@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_once_and_what_is_missing_is_counted(tmp_path: Path,
         clock.move(RETRY_S * 0.6)
     assert len(told) == 1
     assert "No space left on device" in told[0]
-    assert "training goes on" in told[0]
+    assert "training continues" in told[0]
     assert [line["event"] for line in lines_of(path)] == ["training_started", "step"], "half a line is taken back"
     disk.room = None
     clock.move(RETRY_S)
@@ -175,7 +175,7 @@ def test_a_header_that_found_no_room_is_written_as_soon_as_there_is_some(tmp_pat
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_device_that_is_always_full_raises_nothing() -> None:
     told: list[str] = []
-    with JsonlLog(Path("/dev/full"), tell=told.append) as log:
+    with JsonlLog(Path("/dev/full"), report=told.append) as log:
         log.event("training_started", a_start())
         for step in range(3):
             log.event("step", {"step": step})
@@ -206,7 +206,7 @@ def test_a_killed_process_loses_nothing_that_was_told(tmp_path: Path) -> None:
     assert len(run.steps) >= 501
     assert list(run.steps.column("step")) == [float(step) for step in range(1, len(run.steps) + 1)]
     assert run.status == "not ended"
-    assert set(run.remarks) <= {"the last line is cut off"}
+    assert set(run.remarks) <= {"the last line is incomplete"}
 
 
 def test_a_log_may_be_a_pipe_or_a_link_to_one_and_is_no_folder(tmp_path: Path) -> None:

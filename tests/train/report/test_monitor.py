@@ -104,7 +104,7 @@ def test_a_logger_that_fails_is_told_to_the_view_and_the_log(tmp_path: Path) -> 
     with TrainingMonitor(tmp_path / "run.jsonl", sinks=[Failing()], view=view) as monitor:
         tell(monitor, a_training(epochs=1, per_epoch=2, trouble=False))
     notices = [str(fields["text"]) for name, fields in view.events if name == "notice"]
-    assert notices[0] == "the logger Failing failed: RuntimeError: no key; training goes on"
+    assert notices[0] == "the logger Failing failed: RuntimeError: no key; training continues"
     assert "notice" in [getattr(one, "event", "") for one in read_run(tmp_path).happenings]
 
 

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from batchcal.cli.views.run.page import page
 from batchcal.cli.views.run.view import show
-from batchcal.cli.views.run.words import SeenRun
+from batchcal.cli.views.run.words import ShownRun
 from batchcal.core.clock import ManualClock
 from batchcal.core.errors import UsageError
 from batchcal.train.report.jsonl import JsonlLog
 from batchcal.train.report.read import is_run, read_run
-from batchcal.train.report.run import Ended, Notice, Started
+from batchcal.train.report.run import LoggedEnd, LoggedNotice, LoggedStart
 from tests.support.runs import STARTED_AT, Told, a_start, a_training, tell, write_run
 
 
@@ -36,7 +36,7 @@ def test_a_run_is_read_as_it_was_told(run_file: Path) -> None:
     assert [one.epoch for one in run.epochs] == list(range(6))
     assert run.epochs[-1].evaluation.keys() == {"accuracy", "loss"}
     assert run.epochs[-1].losses.keys() == {"scans", "volumes"}
-    assert isinstance(run.ended, Ended)
+    assert isinstance(run.ended, LoggedEnd)
     (recovery,) = run.recoveries
     assert (recovery.phase, recovery.samples, recovery.action, recovery.safe) == ("backward", 128, "split", 64)
     assert [(one.was, one.now) for one in run.changes] == [(128, 64), (64, 96)]
@@ -113,7 +113,7 @@ def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
     assert run.repeated_steps == 3
     assert [one.resumed_at_sample for one in run.resumes] == [2048]
     assert run.wall_s > run.steps.column("at")[-1], "both processes took their time"
-    assert [type(one) for one in run.happenings if isinstance(one, Started)] == [Started]
+    assert [type(one) for one in run.happenings if isinstance(one, LoggedStart)] == [LoggedStart]
 
 
 def test_an_epoch_that_was_done_again_counts_once(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_half_of_the_last_line_is_left_out(run_file: Path) -> None:
     whole = run_file.read_bytes()
     run_file.write_bytes(whole[: whole.rindex(b'"event"') + 30])
     run = read_run(run_file)
-    assert (run.status, run.remarks, len(run.steps)) == ("not ended", ("the last line is cut off",), 360)
+    assert (run.status, run.remarks, len(run.steps)) == ("not ended", ("the last line is incomplete",), 360)
 
 
 def test_every_cut_of_a_log_can_be_read(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_a_later_version_adds_does_no_harm(run_file: Path) -> None:
     run = read_run(run_file)
     assert run.remarks == ()
     assert (run.started.model_extra or {})["cluster"] == "blue"
-    assert [one.text for one in run.happenings if isinstance(one, Notice)] == ["hello"]
+    assert [one.text for one in run.happenings if isinstance(one, LoggedNotice)] == ["hello"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_a_later_version_adds_does_no_harm(run_file: Path) -> None:
         (b"\x00\xff" * 1000, "is not the log of a run"),
         (b'{"kind":"run"}\n', "has format None"),
         (b'{"kind":"run","format":2}\n', "has format 2"),
-        (b'{"kind":"run","format":1,"epochs":"many"}\n', "is not a log of a run that can be read"),
+        (b'{"kind":"run","format":1,"epochs":"many"}\n', "cannot be read"),
     ],
 )
 def test_what_is_no_run_is_refused_with_a_reason(content: bytes | None, says: str, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_whatever_follows_the_header_is_read_and_can_be_seen(tmp_path: Path, eve
     assert len(run.steps) <= sum(one["event"] == "step" for one in events)
     told = (run.epochs, run.recoveries, run.changes, run.prediction, run.samples_per_s, run.peak_bytes, run.status)
     assert told is not None
-    seen = SeenRun(run=run, at=STARTED_AT)
+    seen = ShownRun(run=run, at=STARTED_AT)
     assert "</html>" in page(seen)
     console = Console(file=io.StringIO(), width=80)
     for renderable in show(seen):

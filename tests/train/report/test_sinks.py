@@ -28,7 +28,7 @@ class Kept:
 
 def forwarder(sink: Kept | Failing, *, every_s: float = 0.0) -> tuple[Forwarder, list[str]]:
     told: list[str] = []
-    return Forwarder(sink, tell=told.append, every_s=every_s), told
+    return Forwarder(sink, report=told.append, every_s=every_s), told
 
 
 class Failing:
@@ -77,7 +77,7 @@ def test_the_step_never_goes_back() -> None:
 
 def test_short_steps_are_told_now_and_then_and_all_else_at_once() -> None:
     sink, now = Kept(), [0.0]
-    to = Forwarder(sink, tell=print, clock=lambda: now[0])
+    to = Forwarder(sink, report=print, clock=lambda: now[0])
     for step in range(10):
         now[0] = step * EVERY_S / 4.5
         to.event("step", {"global_step": step, "loss": 1.0})
@@ -93,8 +93,8 @@ def test_a_logger_that_fails_is_told_about_once_and_then_left_alone() -> None:
         to.event("step", {"global_step": step, "loss": 1.0})
     assert sink.calls == PATIENCE
     assert told == [
-        "the logger Failing failed: ConnectionError: no route; training goes on",
-        "the logger Failing failed 3 times in a row and is told nothing more",
+        "the logger Failing failed: ConnectionError: no route; training continues",
+        "the logger Failing failed 3 times in a row and is no longer called",
     ]
 
 

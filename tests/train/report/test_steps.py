@@ -80,3 +80,8 @@ def test_a_thinned_curve_keeps_the_extremes_and_the_mean(values: list[float], mo
     assert sum(
         one.mean * len(values[at : at + width]) for one, at in zip(buckets, range(0, len(values), width), strict=True)
     ) == (pytest.approx(sum(values), abs=1e-3))
+
+
+@pytest.mark.parametrize("steps", [(1.0, math.inf), (math.nan, 2.0), (2.0, 1.0), (-1.0, 2.0)])
+def test_steps_without_usable_numbers_are_counted(steps: tuple[float, float]) -> None:
+    assert list(steps_of(*({"global_step": step} for step in steps)).places) == [1, 2]

@@ -100,7 +100,7 @@ def test_what_is_allowed_is_never_more_than_planned_nor_less_than_a_sample() -> 
 
 @pytest.mark.parametrize(("grow_below", "shrink_above"), [(0.9, 0.85), (-0.1, 0.5), (0.5, 1.2)])
 def test_thresholds_that_contradict_each_other_are_refused(grow_below: float, shrink_above: float) -> None:
-    with pytest.raises(UsageError, match="do not go together"):
+    with pytest.raises(UsageError, match="are not valid together"):
         ControlSettings(grow_below=grow_below, shrink_above=shrink_above)
 
 

@@ -31,7 +31,7 @@ def test_the_factor_of_a_quarter_of_the_reference(rule: LearningRateRule, factor
     assert normalizer.factor(32) == factor
     assert normalizer.factor(128) == 1.0
     assert normalizer.log(32) == {"lr_rule": rule, "lr_reference_batch": 128, "lr_factor": factor}
-    assert normalizer.said()
+    assert normalizer.description()
 
 
 def test_a_linear_step_of_half_the_samples_goes_half_as_far() -> None:
@@ -115,14 +115,14 @@ def test_the_state_of_the_optimizer_is_none_of_its_business() -> None:
 
 @pytest.mark.parametrize(("weight", "total"), [(-1.0, 4.0), (5.0, 4.0), (0.0, 0.0), (math.nan, 1.0), (1.0, math.inf)])
 def test_what_is_no_share_is_refused(weight: float, total: float) -> None:
-    with pytest.raises(UsageError, match="is no part of"):
+    with pytest.raises(UsageError, match="is not part of"):
         EffectiveBatchSizeNormalizer(4).loss_scale(weight, total)
 
 
 def test_batches_of_nothing_and_unknown_rules_are_refused() -> None:
     with pytest.raises(UsageError, match="reference = 0"):
         EffectiveBatchSizeNormalizer(0)
-    with pytest.raises(UsageError, match="makes no step"):
+    with pytest.raises(UsageError, match="must be positive and finite"):
         EffectiveBatchSizeNormalizer(4).factor(0)
     make: Callable[..., EffectiveBatchSizeNormalizer] = EffectiveBatchSizeNormalizer  # as from a file, past the type checker
     with pytest.raises(UsageError, match="no rule 'cubic'"):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from batchcal.workload.batches import WorstCase
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.data.worst_case import WorstCase
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import Scalar, TaskReference
 from batchcal.workload.step import evaluate, finish_group, forward_backward, map_tensors, move, prepare
 from batchcal.workload.task import Task
 
@@ -149,5 +149,5 @@ def test_costs_are_known_without_loading_and_true(name: str) -> None:
     assert len(task.size_of) == length(task.train_data)
     worst = WorstCase.of(task, "train", limit_s=5, seed=0)
     by_scan = WorstCase(task.train_data, task.collate_fn, time_limit_s=5)
-    assert worst.found == "size_of"
+    assert worst.source == "size_of"
     assert task.size_of[by_scan.order[0]] == pytest.approx(max(task.size_of), rel=0.25)

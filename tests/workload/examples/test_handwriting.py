@@ -97,11 +97,11 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, side: int
 
 
 def test_a_folder_without_them_and_odd_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not hold the train part"):
+    with pytest.raises(UsageError, match="does not contain the train part"):
         task(CPU, data=str(tmp_path))
     mnist(tmp_path, zipped=False)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(UsageError, match="does not hold the eval part") as caught:
+    with pytest.raises(UsageError, match="does not contain the eval part") as caught:
         task(CPU, data=str(tmp_path))
     assert "t10k" in caught.value.known
     with pytest.raises(UsageError, match="not a multiple of 4"):

@@ -57,9 +57,9 @@ def test_values_of_every_size_keep_their_sign_and_order(tmp_path: Path) -> None:
         (b"\0\0\x08\x00", "0 dimensions"),
         (b"\0\0\x08\xff", "255 dimensions"),
         (GOOD[:10], "ends within its header, which has 2 dimensions"),
-        (GOOD[:-1], r"promises 6 bytes of values \(2 x 3\), it holds 5 bytes"),
-        (GOOD + b"\0", "it holds more"),
-        (idx(0x0C, (2,), [1, 2])[:-1], "promises 8 bytes"),
+        (GOOD[:-1], r"announces 6 bytes of values \(2 x 3\), but it has 5 bytes"),
+        (GOOD + b"\0", "it has more"),
+        (idx(0x0C, (2,), [1, 2])[:-1], "announces 8 bytes"),
         (gzip.compress(GOOD, mtime=0)[:-9], "cannot be read"),
         (gzip.compress(GOOD, mtime=0)[:12] + b"\xff" * 20, "cannot be read|with 00"),
         (gzip.compress(GOOD, mtime=0)[:-8] + b"\0" * 8, "CRC"),
@@ -70,7 +70,7 @@ def test_values_of_every_size_keep_their_sign_and_order(tmp_path: Path) -> None:
 def test_anything_else_is_refused(tmp_path: Path, data: bytes, known: str) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(data)
-    with pytest.raises(UsageError, match="is not a whole IDX file") as caught:
+    with pytest.raises(UsageError, match="is not a complete IDX file") as caught:
         read_idx(path)
     assert caught.match(known)
     assert caught.value.try_
@@ -99,7 +99,7 @@ def test_a_header_that_lies_allocates_nothing(tmp_path: Path) -> None:
     for data in (header, gzip.compress(header)):
         (tmp_path / "x").write_bytes(data)
         tracemalloc.start()
-        with pytest.raises(UsageError, match="it holds 0 bytes"):
+        with pytest.raises(UsageError, match="it has 0 bytes"):
             read_idx(tmp_path / "x")
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
         tracemalloc.stop()
@@ -108,7 +108,7 @@ def test_a_header_that_lies_allocates_nothing(tmp_path: Path) -> None:
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(gzip.compress(GOOD + bytes(64 << 20)))
     tracemalloc.start()
-    with pytest.raises(UsageError, match="it holds more"):
+    with pytest.raises(UsageError, match="it has more"):
         read_idx(tmp_path / "x")
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from batchcal.core.errors import UsageError
-from batchcal.workload.batches import WorstCase
 from batchcal.workload.collator import HeterogeneousBatch, HeterogeneousCollator
+from batchcal.workload.data.worst_case import WorstCase
 from batchcal.workload.examples import multiimage, textpair
 from batchcal.workload.examples.textpair import Pair, Pairs
 from batchcal.workload.examples.volumes import Studies

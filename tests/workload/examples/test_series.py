@@ -10,8 +10,8 @@ import torch
 from batchcal.core.errors import UsageError
 from batchcal.workload.examples.patchtst import task
 from batchcal.workload.examples.series import Windows, generated, read_csv
-from batchcal.workload.load import load_task
-from batchcal.workload.reference import Scalar, TaskReference
+from batchcal.workload.spec.load import load_task
+from batchcal.workload.spec.reference import Scalar, TaskReference
 
 CPU = torch.device("cpu")
 
@@ -29,12 +29,12 @@ def test_columns_of_numbers_are_read_and_dates_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "what"),
     [
-        ([], "holds no numbers"),
-        (["a,b"], "holds no numbers"),
-        (["a", "x", "1"], "holds no numbers"),
-        (["date,a", "d,1", "d,"], "row 3: 'd,' lacks a number"),
-        (["date,a", "d,1", "d"], "row 3: 'd' lacks a number"),
-        (["a", "1", "nan"], "row 3: 'nan' lacks a number"),
+        ([], "contains no numbers"),
+        (["a,b"], "contains no numbers"),
+        (["a", "x", "1"], "contains no numbers"),
+        (["date,a", "d,1", "d,"], "row 3: a number is missing in 'd,'"),
+        (["date,a", "d,1", "d"], "row 3: a number is missing in 'd'"),
+        (["a", "1", "nan"], "row 3: a number is missing in 'nan'"),
     ],
 )
 def test_a_file_with_gaps_is_refused(tmp_path: Path, rows: list[str], what: str) -> None:
@@ -92,11 +92,11 @@ def test_any_patches_that_fit_work(lookback: int, patch_length: int, stride: int
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ({"patch_length": 200}, "do not fit"),
-        ({"stride": 0}, "do not fit"),
-        ({"horizon": 0}, "do not fit"),
-        ({"d_model": 30}, "does not divide into 4 heads"),
-        ({"n_heads": 0}, "does not divide into 0 heads"),
+        ({"patch_length": 200}, "are not possible together"),
+        ({"stride": 0}, "are not possible together"),
+        ({"horizon": 0}, "are not possible together"),
+        ({"d_model": 30}, "is not a multiple of n_heads = 4"),
+        ({"n_heads": 0}, "is not a multiple of n_heads = 0"),
         ({"steps": 200}, "the train part of the series has 160 steps"),
         ({"steps": 800}, "the eval part of the series has 160 steps"),
     ],

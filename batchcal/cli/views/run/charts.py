@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from batchcal.cli.views.run.plot import Axis, Mark, MarkKind, Plot, Point, Rule, Series, Shape, Unit, axis_over
-from batchcal.cli.views.run.words import told
+from batchcal.cli.views.charts.plot import Axis, MarkKind, Plot, PlotMark, Point, Rule, Series, Shape, Unit, axis_over
+from batchcal.cli.views.run.words import description
 from batchcal.train.report.events import GRAD_NORM, LOSS, WEIGHT
-from batchcal.train.report.run import Recovered, Resized, Run
+from batchcal.train.report.run import LoggedRecovery, LoggedResize, Run
 
 _MOST_MARKS: Final = 200
 _MOST_VERTICALS: Final = 40
@@ -26,14 +26,16 @@ T = TypeVar("T")
 def loss(run: Run, points: int) -> Plot | None:
     """Loss of training at each step, and of evaluation after each epoch."""
     series = [*_lines(run, [("loss", "training", 0)], points)]
-    evaluated = [(one.global_step, one.evaluation["loss"]) for one in run.epochs if "loss" in one.evaluation]
+    evaluated = [(epoch.global_step, epoch.evaluation["loss"]) for epoch in run.epochs if "loss" in epoch.evaluation]
     if evaluated:
         series.append(Series("evaluation", 2, tuple(Point(step, value, value, value) for step, value in evaluated), "dots"))
     plot = _over_steps(run, "loss", "number", series, may_be_log=True)
-    odd = run.steps.not_finite("loss")
-    if plot is None or not odd:
+    not_finite = run.steps.not_finite("loss")
+    if plot is None or not not_finite:
         return plot
-    marks = tuple(Mark("not-finite", step, plot.y.high, f"step {step:,}: the loss is no number") for step in _some(odd))
+    marks = tuple(
+        PlotMark("not-finite", step, plot.y.high, f"step {step:,}: the loss is NaN or infinite") for step in _thinned(not_finite)
+    )
     return replace(plot, marks=marks)
 
 
@@ -51,9 +53,9 @@ def task_weights(run: Run, points: int) -> Plot | None:
 
 def gradient_norms(run: Run, points: int) -> Plot | None:
     names = run.steps.named(GRAD_NORM)
-    whole = [("grad_norm", "all", len(names))] if names else [("grad_norm", "norm", 0)]
-    wanted = [*((GRAD_NORM + name, name, place) for place, name in enumerate(names)), *whole]
-    return _over_steps(run, "gradient norm", "number", _lines(run, wanted, points), may_be_log=True)
+    total = [("grad_norm", "all", len(names))] if names else [("grad_norm", "norm", 0)]
+    columns = [*((GRAD_NORM + name, name, place) for place, name in enumerate(names)), *total]
+    return _over_steps(run, "gradient norm", "number", _lines(run, columns, points), may_be_log=True)
 
 
 def learning_rate(run: Run, points: int) -> Plot | None:
@@ -78,24 +80,24 @@ def memory(run: Run, points: int) -> Plot | None:
     if not series:
         return None
     rules = _rules(run)
-    highest = max([rule.y for rule in rules] + [point.high for one in series for point in one.points])
-    plot = _over_steps(run, "memory at the peak of a step", "bytes", series, also=[highest])
+    highest = max([rule.y for rule in rules] + [point.high for line in series for point in line.points])
+    plot = _over_steps(run, "peak memory of each step", "bytes", series, also=[highest])
     return None if plot is None else replace(plot, rules=rules, marks=tuple(_memory_marks(run, highest)))
 
 
 def predictions(run: Run) -> Plot | None:
     """One dot per step: predicted on the x axis, measured on the y axis. Steps above the diagonal needed more than predicted."""
     pairs = zip(run.steps.column("predicted_bytes"), run.steps.column("peak_bytes"), strict=False)
-    both = [(predicted, peak) for predicted, peak in pairs if math.isfinite(predicted) and peak > 0]
-    if not both:
+    measured = [(predicted, peak) for predicted, peak in pairs if math.isfinite(predicted) and peak > 0]
+    if not measured:
         return None
-    width = max(math.ceil(2 * len(both) / _MOST_DOTS), 1)
-    groups = (both[start : start + width] for start in range(0, len(both), width))
+    width = max(math.ceil(2 * len(measured) / _MOST_DOTS), 1)
+    groups = (measured[start : start + width] for start in range(0, len(measured), width))
     # The worst steps on both sides of each group are kept.
-    kept = sorted({pair for group in groups for pair in (max(group, key=_ratio), min(group, key=_ratio))})
-    axis = axis_over([value for pair in kept for value in pair], "bytes", from_zero=False)
+    worst = sorted({pair for group in groups for pair in (max(group, key=_ratio), min(group, key=_ratio))})
+    axis = axis_over([value for pair in worst for value in pair], "bytes", from_zero=False)
     ends = tuple(Point(value, value, value, value) for value in (axis.low, axis.high))
-    dots = tuple(Point(predicted, peak, peak, peak) for predicted, peak in kept)
+    dots = tuple(Point(predicted, peak, peak, peak) for predicted, peak in worst)
     series = (Series("as predicted", 1, ends, "dashes"), Series("", 0, dots, "dots"))
     return Plot("measured against predicted peak", axis, "predicted", axis, series)
 
@@ -104,15 +106,15 @@ def _ratio(pair: tuple[float, float]) -> float:
     return pair[1] / max(pair[0], 1.0)
 
 
-def _lines(run: Run, wanted: Sequence[tuple[str, str, int]], points: int, *, shape: Shape = "line") -> list[Series]:
-    """Return a line for each (column, name, colour) of `wanted`. Columns without values get none."""
-    found = []
-    for column, name, colour in wanted:
+def _lines(run: Run, columns: Sequence[tuple[str, str, int]], points: int, *, shape: Shape = "line") -> list[Series]:
+    """Return a line for each (column, name, colour) of `columns`. Columns without values get none."""
+    lines = []
+    for column, name, colour in columns:
         buckets = run.steps.buckets(column, points)
         if buckets:
-            curve = tuple(Point(one.step, one.low, one.mean, one.high) for one in buckets)
-            found.append(Series(name, colour, curve, shape))
-    return found
+            curve = tuple(Point(bucket.step, bucket.low, bucket.mean, bucket.high) for bucket in buckets)
+            lines.append(Series(name, colour, curve, shape))
+    return lines
 
 
 def _over_steps(
@@ -121,16 +123,16 @@ def _over_steps(
     """None: there is nothing to draw."""
     if not series:
         return None
-    values = [value for one in series for point in one.points for value in (point.low, point.high)]
+    values = [value for line in series for point in line.points for value in (point.low, point.high)]
     last = max([run.steps.places[-1]] if len(run.steps) else [], default=1.0)
-    begins = [float(one.global_step) for one in run.epochs if one.global_step < last]
+    epoch_starts = [float(epoch.global_step) for epoch in run.epochs if epoch.global_step < last]
     return Plot(
         title=title,
         x=Axis(0.0, max(last, 2.0), "count"),
         x_name="optimizer steps",
         y=axis_over([*values, *also], unit, from_zero=not may_be_log, may_be_log=may_be_log),
         series=tuple(series),
-        verticals=tuple(begins) if len(begins) <= _MOST_VERTICALS else (),
+        verticals=tuple(epoch_starts) if len(epoch_starts) <= _MOST_VERTICALS else (),
     )
 
 
@@ -142,18 +144,18 @@ def _rules(run: Run) -> tuple[Rule, ...]:
     return (Rule("budget", budget), *((Rule("limit", limit),) if with_limit and limit is not None else ()))
 
 
-def _memory_marks(run: Run, highest: float) -> list[Mark]:
+def _memory_marks(run: Run, highest: float) -> list[PlotMark]:
     budget = run.latest.budget_bytes or highest
-    found = []
-    for one in _some([each for each in run.happenings if isinstance(each, Recovered | Resized)]):
-        text = f"step {one.global_step:,}: {told(one)}"
+    marks = []
+    for event in _thinned([event for event in run.happenings if isinstance(event, LoggedRecovery | LoggedResize)]):
+        text = f"step {event.global_step:,}: {description(event)}"
         kind: MarkKind = "recovered"
-        if isinstance(one, Resized):
-            kind = "larger" if (one.now or 0) > (one.was or 0) else "smaller"
+        if isinstance(event, LoggedResize):
+            kind = "larger" if (event.now or 0) > (event.was or 0) else "smaller"
         # A step that ran out of memory needed more than the budget. A change is drawn at the peak of its step.
-        height = float(budget) if isinstance(one, Recovered) else _peak_at(run, one.global_step, highest / 2)
-        found.append(Mark(kind, one.global_step, height, text))
-    return found
+        height = float(budget) if isinstance(event, LoggedRecovery) else _peak_at(run, event.global_step, highest / 2)
+        marks.append(PlotMark(kind, event.global_step, height, text))
+    return marks
 
 
 def _peak_at(run: Run, global_step: int, default: float) -> float:
@@ -163,6 +165,6 @@ def _peak_at(run: Run, global_step: int, default: float) -> float:
     return next((peak for peak in near if math.isfinite(peak)), default)
 
 
-def _some(found: Sequence[T]) -> Sequence[T]:
+def _thinned(items: Sequence[T]) -> Sequence[T]:
     """Return all, or every n-th if there are too many to be drawn separately."""
-    return found[:: max(math.ceil(len(found) / _MOST_MARKS), 1)]
+    return items[:: max(math.ceil(len(items) / _MOST_MARKS), 1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.words import count
 from batchcal.core.units import format_bytes
 from batchcal.train.report.run import Run
@@ -10,20 +10,20 @@ from batchcal.train.report.run import Run
 
 def epochs_table(run: Run) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows, with the most important columns on the left. Columns without values are left out."""
-    names = dict.fromkeys(name for one in run.epochs for name in one.evaluation)
-    tasks = dict.fromkeys(name for one in run.epochs for name in one.losses)
+    names = dict.fromkeys(name for epoch in run.epochs for name in epoch.evaluation)
+    tasks = dict.fromkeys(name for epoch in run.epochs for name in epoch.losses)
     columns = {
-        "epoch": [str(one.epoch + 1) for one in run.epochs],
-        "loss": [_number(one.loss) for one in run.epochs],
-        **{f"eval {name}": [_number(one.evaluation.get(name)) for one in run.epochs] for name in names},
-        "peak": ["" if one.peak_bytes is None else format_bytes(one.peak_bytes) for one in run.epochs],
-        "samples/s": ["" if one.samples_per_s is None else count(one.samples_per_s) for one in run.epochs],
-        "recovered": [str(one.recoveries) if one.recoveries else "" for one in run.epochs],
-        **{f"loss {name}": [_number(one.losses.get(name)) for one in run.epochs] for name in tasks},
-        "grad norm": [_number(one.named("grad_norm").get("")) for one in run.epochs],
+        "epoch": [str(epoch.epoch + 1) for epoch in run.epochs],
+        "loss": [_number(epoch.loss) for epoch in run.epochs],
+        **{f"eval {name}": [_number(epoch.evaluation.get(name)) for epoch in run.epochs] for name in names},
+        "peak": ["" if epoch.peak_bytes is None else format_bytes(epoch.peak_bytes) for epoch in run.epochs],
+        "samples/s": ["" if epoch.samples_per_s is None else count(epoch.samples_per_s) for epoch in run.epochs],
+        "recovered": [str(epoch.recoveries) if epoch.recoveries else "" for epoch in run.epochs],
+        **{f"loss {name}": [_number(epoch.losses.get(name)) for epoch in run.epochs] for name in tasks},
+        "grad norm": [_number(epoch.named("grad_norm").get("")) for epoch in run.epochs],
     }
-    told = {head: cells for head, cells in columns.items() if any(cells)}
-    return list(told), [list(row) for row in zip(*told.values(), strict=True)]
+    filled = {head: cells for head, cells in columns.items() if any(cells)}
+    return list(filled), [list(row) for row in zip(*filled.values(), strict=True)]
 
 
 def _number(value: float | None) -> str:

@@ -9,27 +9,27 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from batchcal.cli.views.calibration import hanging
+from batchcal.cli.views.calibration.view import hanging
+from batchcal.cli.views.charts.plot_text import PlotText, columns_of
 from batchcal.cli.views.run import charts
 from batchcal.cli.views.run.epochs import epochs_table, narrowed
-from batchcal.cli.views.run.plot_text import Drawn, columns_of
-from batchcal.cli.views.run.words import SeenRun, about, summary, told, where
+from batchcal.cli.views.run.words import ShownRun, about, description, position_of, summary
 from batchcal.core.units import count_of, format_seconds
-from batchcal.train.report.run import CheckpointSaved, EpochEnded, Happening, Recovered, Resized, Run
+from batchcal.train.report.run import Happening, LoggedCheckpoint, LoggedEpoch, LoggedRecovery, LoggedResize, Run
 
 _MOST_ROWS: Final = 12
 
 
-def show(seen: SeenRun) -> Iterator[RenderableType]:
+def show(shown: ShownRun) -> Iterator[RenderableType]:
     """Yield the complete view, from top to bottom."""
-    run = seen.run
+    run = shown.run
     line = Table.grid(expand=True)
     line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     line.add_column(justify="right", no_wrap=True)
-    line.add_row(Text(run.started.spec, style="bold"), Text(seen.state, style="green" if seen.well else "bold yellow"))
+    line.add_row(Text(run.started.spec, style="bold"), Text(shown.state, style="green" if shown.succeeded else "bold yellow"))
     yield line
-    for told_of_it in about(run):
-        yield Text(told_of_it, style="dim")
+    for text in about(run):
+        yield Text(text, style="dim")
     yield Text("")
     yield _summary(run)
     yield _Charts(run)
@@ -50,8 +50,8 @@ def _summary(run: Run) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(style="dim")
-    for name, answer, besides in summary(run):
-        table.add_row(name, answer, besides)
+    for name, answer, remark in summary(run):
+        table.add_row(name, answer, remark)
     return table
 
 
@@ -63,12 +63,12 @@ class _Charts:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         points = columns_of(options.max_width)
-        wanted = ((charts.loss, 12), (charts.task_losses, 10), (charts.memory, 12), (charts.throughput, 7))
-        for chart, height in wanted:
+        heights = ((charts.loss, 12), (charts.task_losses, 10), (charts.memory, 12), (charts.throughput, 7))
+        for chart, height in heights:
             plot = chart(self._run, points)
             if plot is not None:
                 yield Text("")
-                yield Drawn(plot, height=height)
+                yield PlotText(plot, height=height)
 
 
 class _Epochs:
@@ -87,22 +87,22 @@ class _Epochs:
             table.add_row(*row)
         yield table
         if len(rows) > _MOST_ROWS:
-            yield Text(f"  and {count_of(len(rows) - _MOST_ROWS, 'epoch')} before", style="dim")
+            yield Text(f"  and {count_of(len(rows) - _MOST_ROWS, 'earlier epoch')}", style="dim")
 
 
 def _happenings(run: Run) -> Iterator[RenderableType]:
     """Yield the events other than ended epochs and saved checkpoints."""
-    found: list[Happening] = [one for one in run.happenings if not isinstance(one, EpochEnded | CheckpointSaved)]
-    if not found:
+    events: list[Happening] = [event for event in run.happenings if not isinstance(event, LoggedEpoch | LoggedCheckpoint)]
+    if not events:
         return
     yield Text("")
     table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=True)
-    table.add_column("after", justify="right", no_wrap=True, style="dim")
-    table.add_column("where", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    for one in found[-_MOST_ROWS:]:
-        style = "red" if isinstance(one, Recovered) else "yellow" if isinstance(one, Resized) else ""
-        table.add_row(format_seconds(one.at), where(one), Text(told(one), style=style))
+    table.add_column("time", justify="right", no_wrap=True, style="dim")
+    table.add_column("position", no_wrap=True)
+    table.add_column("event", overflow="fold")
+    for event in events[-_MOST_ROWS:]:
+        style = "red" if isinstance(event, LoggedRecovery) else "yellow" if isinstance(event, LoggedResize) else ""
+        table.add_row(format_seconds(event.at), position_of(event), Text(description(event), style=style))
     yield table
-    if len(found) > _MOST_ROWS:
-        yield Text(f"  and {count_of(len(found) - _MOST_ROWS, 'event')} before", style="dim")
+    if len(events) > _MOST_ROWS:
+        yield Text(f"  and {count_of(len(events) - _MOST_ROWS, 'earlier event')}", style="dim")

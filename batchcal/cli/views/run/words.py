@@ -8,18 +8,18 @@ from datetime import datetime
 from textwrap import shorten
 from typing import Final, assert_never
 
-from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.words import count, first_line
 from batchcal.core.units import count_of, format_bytes, format_seconds
 from batchcal.train.report.run import (
-    CheckpointSaved,
-    EpochEnded,
     Happening,
-    Notice,
-    Recovered,
-    Resized,
+    LoggedCheckpoint,
+    LoggedEpoch,
+    LoggedNotice,
+    LoggedRecovery,
+    LoggedResize,
+    LoggedStart,
     Run,
-    Started,
     Stopped,
 )
 
@@ -28,7 +28,7 @@ _MOST_WHY: Final = 100
 
 
 @dataclass(frozen=True)
-class SeenRun:
+class ShownRun:
     """A run to show, and the time at which it is shown."""
 
     run: Run
@@ -36,24 +36,24 @@ class SeenRun:
 
     @property
     def state(self) -> str:
-        """`ended`, `stopped early`, `stopped`, `not ended, last heard 2 h 5 min ago`."""
+        """`ended`, `stopped early`, `stopped`, `not ended, last update 2 h 5 min ago`."""
         if self.run.ended is not None:
             return self.run.status
-        return f"not ended, last heard {format_seconds(max((self.at - self.run.written_at).total_seconds(), 0))} ago"
+        return f"not ended, last update {format_seconds(max((self.at - self.run.written_at).total_seconds(), 0))} ago"
 
     @property
-    def well(self) -> bool:
+    def succeeded(self) -> bool:
         """True if the run ended as planned, with finite losses."""
         return self.run.status == "ended" and not self.run.steps.not_finite("loss")
 
 
 def about(run: Run) -> tuple[str, str]:
     """Return two lines: device, allocator and start; progress."""
-    where = [part for part in (run.latest.device, run.latest.allocator and f"allocator {run.latest.allocator}") if part]
+    setup = [part for part in (run.latest.device, run.latest.allocator and f"allocator {run.latest.allocator}") if part]
     if run.started.time is not None:
-        where.append(f"started {run.started.time.strftime('%Y-%m-%d %H:%M UTC')}")
-    done = f"{len(run.epochs)} of {run.latest.epochs} epochs" if run.latest.epochs else count_of(len(run.epochs), "epoch")
-    return ", ".join(where), f"{done}, {_many(len(run.steps), 'step')} in {format_seconds(run.wall_s)}"
+        setup.append(f"started {run.started.time.strftime('%Y-%m-%d %H:%M UTC')}")
+    epochs = f"{len(run.epochs)} of {run.latest.epochs} epochs" if run.latest.epochs else count_of(len(run.epochs), "epoch")
+    return ", ".join(setup), f"{epochs}, {_many(len(run.steps), 'step')} in {format_seconds(run.wall_s)}"
 
 
 def summary(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -64,8 +64,8 @@ def summary(run: Run) -> Iterator[tuple[str, str, str]]:
     yield from _memory(run)
     yield from _batch(run)
     if run.recoveries:
-        lost = sum(one.lost_s or 0.0 for one in run.recoveries)
-        yield "out of memory", _many(len(run.recoveries), "time"), f"recovered, {format_seconds(lost)} lost"
+        lost_s = sum(recovery.lost_s or 0.0 for recovery in run.recoveries)
+        yield "out of memory", _many(len(run.recoveries), "time"), f"recovered, {format_seconds(lost_s)} lost"
     if skipped := sum(epoch.skipped_steps or 0 for epoch in run.epochs):
         yield "skipped", _many(skipped, "step"), "changed no parameter"
     if isinstance(run.ended, Stopped):
@@ -73,8 +73,8 @@ def summary(run: Run) -> Iterator[tuple[str, str, str]]:
     elif run.ended is not None and run.ended.stop_reason:
         yield "stopped", "early", run.ended.stop_reason
     if run.resumes:
-        again = f"{_many(run.repeated_steps, 'step')} done again" if run.repeated_steps else "no step was done twice"
-        yield "resumed", count_of(len(run.resumes), "time"), again
+        repeated = f"{_many(run.repeated_steps, 'step')} repeated" if run.repeated_steps else "no step was repeated"
+        yield "resumed", count_of(len(run.resumes), "time"), repeated
 
 
 def _loss(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -82,25 +82,25 @@ def _loss(run: Run) -> Iterator[tuple[str, str, str]]:
     evaluated = [f"{name} {number(value)}" for name, value in (last.evaluation if last else {}).items()]
     if last is not None and last.loss is not None:
         yield "loss", number(last.loss), f"evaluation: {', '.join(evaluated)}" if evaluated else ""
-    odd = run.steps.not_finite("loss")
-    if odd:
-        yield "no number", _many(len(odd), "step"), f"had a loss that is NaN or infinite, first step {count(odd[0])}"
+    not_finite = run.steps.not_finite("loss")
+    if not_finite:
+        yield "bad loss", _many(len(not_finite), "step"), f"NaN or infinite, first at step {count(not_finite[0])}"
 
 
 def _memory(run: Run) -> Iterator[tuple[str, str, str]]:
     peak, budget = run.peak_bytes, run.latest.budget_bytes
     if peak is not None:
-        besides = ""
+        remark = ""
         if budget:
             share = f"{peak / budget:.0%} of" if peak <= budget else f"{format_bytes(peak - budget)} above"
-            besides = f"{share} a budget of {format_bytes(budget)}"
-        yield "peak", format_bytes(peak), besides
+            remark = f"{share} the budget of {format_bytes(budget)}"
+        yield "peak", format_bytes(peak), remark
     error = run.prediction
     if error is not None:
         steps = _many(error.steps, "step")
-        over = f"exceeded in {count(error.exceeded)} of {steps}, by {error.worst_under:.1%} at most"
-        over = over if error.exceeded else f"never exceeded in {steps}"
-        yield "predicted", f"{error.median:.1%} off", f"within {error.p95:.1%} in 95% of the steps; {over}"
+        exceeded = f"exceeded in {count(error.exceeded)} of {steps}, by at most {error.worst_under:.1%}"
+        exceeded = exceeded if error.exceeded else f"never exceeded in {steps}"
+        yield "prediction", f"{error.median:.1%} error", f"median; at most {error.p95:.1%} in 95% of the steps; {exceeded}"
 
 
 def _batch(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -111,38 +111,38 @@ def _batch(run: Run) -> Iterator[tuple[str, str, str]]:
     if plan.accumulation_steps and plan.effective_batch and plan.accumulation_steps > 1:
         size = f"{plan.accumulation_steps} x {size} for {count(plan.effective_batch)}"
     last = run.changes[-1].now if run.changes else None
-    yield "micro-batch", size, "" if last is None else f"{count(last)} at last, after {_many(len(run.changes), 'change')}"
+    yield "micro-batch", size, "" if last is None else f"{count(last)} at the end, after {_many(len(run.changes), 'change')}"
 
 
-def where(happening: Happening) -> str:
+def position_of(happening: Happening) -> str:
     """Return the position of an event, as far as it is logged: `epoch 3, step 25`."""
-    if isinstance(happening, Recovered | Resized) and happening.epoch is not None and happening.step is not None:
+    if isinstance(happening, LoggedRecovery | LoggedResize) and happening.epoch is not None and happening.step is not None:
         return f"epoch {happening.epoch + 1}, step {count(happening.step)}"
-    return f"step {count(happening.global_step)}" if not isinstance(happening, Started) else ""
+    return f"step {count(happening.global_step)}" if not isinstance(happening, LoggedStart) else ""
 
 
-def told(happening: Happening) -> str:
+def description(happening: Happening) -> str:
     """Return a sentence about an event."""
     match happening:
-        case Recovered():
-            what = f"{happening.phase} of {count_of(happening.samples, 'sample')}" if happening.samples else happening.phase
-            then = "" if happening.safe is None else f", at most {count(happening.safe)} from now on"
+        case LoggedRecovery():
+            work = f"{happening.phase} of {count_of(happening.samples, 'sample')}" if happening.samples else happening.phase
+            safe = "" if happening.safe is None else f", at most {count(happening.safe)} from now on"
             lost = "" if happening.lost_s is None else f", {format_seconds(happening.lost_s)} lost"
-            return f"{what} ran out of memory: {happening.action or 'recovered'}{then}{lost}".strip() + _because(happening.why)
-        case Resized():
+            return f"{work} ran out of memory: {happening.action or 'recovered'}{safe}{lost}".strip() + _because(happening.why)
+        case LoggedResize():
             was, now = ("?" if size is None else count(size) for size in (happening.was, happening.now))
             return f"micro-batch {was} to {now}{_because(happening.why)}"
-        case EpochEnded():
+        case LoggedEpoch():
             loss = [] if happening.loss is None else [f"loss {number(happening.loss)}"]
             evaluated = [f"{name} {number(value)}" for name, value in happening.evaluation.items()]
             return f"epoch {happening.epoch + 1} ended: {', '.join([*loss, *evaluated])}"
-        case CheckpointSaved():
+        case LoggedCheckpoint():
             return f"checkpoint saved: {happening.path}"
-        case Notice():
+        case LoggedNotice():
             return happening.text
         case Stopped():
             return f"stopped by {happening.error}{_because(happening.why)}"
-        case Started():
+        case LoggedStart():
             return f"resumed in epoch {happening.epoch + 1}, at sample {count(happening.resumed_at_sample)}"
         case never:
             assert_never(never)

@@ -7,13 +7,13 @@ from typing import Final
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.live import Screen
-from batchcal.cli.views.run.plot import number
 from batchcal.cli.views.study.view import Trials
-from batchcal.cli.views.study.words import counts_line, parameters_of, shown
+from batchcal.cli.views.study.words import counts_line, parameters_of, ranked_trials
 from batchcal.core.progress import Notice
 from batchcal.core.units import count_of, format_seconds
-from batchcal.hpo.seen import StudySeen
+from batchcal.hpo.study_status import StudyStatus
 from batchcal.values.study_events import (
     AcceleratorFound,
     FromWorker,
@@ -21,10 +21,10 @@ from batchcal.values.study_events import (
     ShapeStarted,
     StudyEvent,
     StudyStarted,
+    StudyWorkerDied,
     TrialEnded,
     TrialReached,
     TrialStarted,
-    WorkerDied,
     WorkerEvent,
 )
 
@@ -37,40 +37,40 @@ class StudyLive(Screen[StudyEvent]):
     """Live view: progress, the best value so far, the running trials and the best of the others."""
 
     def __init__(self, *, console: Console | None = None) -> None:
-        self._seen: StudySeen | None = None
+        self._study: StudyStatus | None = None
         self._notes: list[str] = []
-        self._doing: dict[int | None, str] = {}
+        self._activities: dict[int | None, str] = {}
         """Current activity by worker. None: the only worker."""
         self._closed = False
         super().__init__(console=console, ticking=True)
 
-    def see(self, seen: StudySeen) -> None:
+    def update(self, study: StudyStatus) -> None:
         """Update the state of the study."""
-        self._seen = seen
+        self._study = study
 
     def note(self, event: StudyEvent, /) -> None:
         match event:
             case FromWorker():
-                self._worker_told(event.event, event.worker)
-            case WorkerDied():
-                self._doing.pop(event.worker, None)
-                self._doing.pop(None, None)
+                self._record_worker_event(event.event, event.worker)
+            case StudyWorkerDied():
+                self._activities.pop(event.worker, None)
+                self._activities.pop(None, None)
                 self._notes.append(f"worker {event.worker} {event.how}; {event.action}")
             case StudyStarted():
                 pass
             case _:
-                self._worker_told(event, None)
+                self._record_worker_event(event, None)
 
-    def _worker_told(self, event: WorkerEvent, worker: int | None) -> None:
+    def _record_worker_event(self, event: WorkerEvent, worker: int | None) -> None:
         match event:
             case Notice():
                 self._notes.append(event.text)
             case ShapeCalibrated():
-                self._doing.pop(worker, None)
+                self._activities.pop(worker, None)
             case ShapeStarted():
-                self._doing[worker] = f"calibrating {event.shape}"
+                self._activities[worker] = f"calibrating {event.shape}"
             case TrialEnded():
-                self._doing.pop(worker, None)
+                self._activities.pop(worker, None)
                 if event.state == "failed":
                     self._notes.append(f"trial {event.trial} failed ({event.kind}): {event.why}")
             case TrialStarted() | TrialReached() | AcceleratorFound():
@@ -83,33 +83,34 @@ class StudyLive(Screen[StudyEvent]):
         self._closed = True
 
     def draw(self) -> RenderableType:
-        seen = self._seen
+        study = self._study
         notes = [Text(f"  - {text}", style="dim", no_wrap=True, overflow="ellipsis") for text in self._notes[-_MOST_NOTES:]]
         if self._closed:
             return Group(*notes)
-        if seen is None:
-            return Text(" the study begins", style="dim")
-        room = max(self.height - 6 - min(len(self._notes), _MOST_NOTES) - len(self._doing), 4)
-        doing = [Text(f"  {text}", style="cyan", no_wrap=True, overflow="ellipsis") for text in self._doing.values()]
-        return Group(*self._head(seen), Trials(seen, shown(seen)[: min(room, _MOST_ROWS)]), *doing, *notes)
+        if study is None:
+            return Text(" starting the study", style="dim")
+        most_rows = max(self.height - 6 - min(len(self._notes), _MOST_NOTES) - len(self._activities), 4)
+        activities = [Text(f"  {text}", style="cyan", no_wrap=True, overflow="ellipsis") for text in self._activities.values()]
+        trials = Trials(study, ranked_trials(study)[: min(most_rows, _MOST_ROWS)])
+        return Group(*self._head(study), trials, *activities, *notes)
 
-    def _head(self, seen: StudySeen) -> list[Text]:
-        share = min(seen.done / max(seen.wanted, 1), 1.0)
-        filled, left_s, best = round(share * _BAR), seen.left_s(), seen.best()
+    def _head(self, study: StudyStatus) -> list[Text]:
+        share = min(study.done / max(study.wanted, 1), 1.0)
+        filled, left_s, best = round(share * _BAR), study.left_s(), study.best()
         lines = [
             Text.assemble(
                 ("study ", "bold"),
-                f"{seen.name}  ",
+                f"{study.name}  ",
                 ("█" * filled, "cyan"),
                 ("░" * (_BAR - filled), "dim"),
-                f" {seen.done} of {count_of(seen.wanted, 'trial')}",
+                f" {study.done} of {count_of(study.wanted, 'trial')}",
                 f", {format_seconds(left_s)} left" if left_s is not None else "",
                 no_wrap=True,
                 overflow="ellipsis",
             ),
-            Text(f"  {counts_line(seen)}", style="dim", no_wrap=True, overflow="ellipsis"),
+            Text(f"  {counts_line(study)}", style="dim", no_wrap=True, overflow="ellipsis"),
         ]
         if best is not None and best.value is not None:
-            told = f"  best {seen.metric} {number(best.value)}, trial {best.number}: {parameters_of(best)}"
-            lines.append(Text(told, style="bold green", no_wrap=True, overflow="ellipsis"))
+            result = f"  best {study.metric} {number(best.value)}, trial {best.number}: {parameters_of(best)}"
+            lines.append(Text(result, style="bold green", no_wrap=True, overflow="ellipsis"))
         return lines

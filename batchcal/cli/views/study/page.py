@@ -1,111 +1,92 @@
-"""A study as one self-contained HTML page. Light and dark."""
+"""A study as one self-contained HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Final
 
-from batchcal.cli.views.html import document
-from batchcal.cli.views.run.plot import Plot
-from batchcal.cli.views.run.plot_svg import draw
-from batchcal.cli.views.study import charts, parallel
-from batchcal.cli.views.study.words import HEADS, NUMBERS, reason, row, shown, summary
+from batchcal.cli.views.charts import parallel_svg
+from batchcal.cli.views.charts.plot import Plot
+from batchcal.cli.views.pages.page import Card, Cell, Chart, Line, Page, Part, Section, Table
+from batchcal.cli.views.study import charts
+from batchcal.cli.views.study.words import HEADS, NUMBERS, ranked_trials, reason, row, summary
 from batchcal.core.units import count_of
-from batchcal.hpo.seen import StudySeen
+from batchcal.hpo.study_status import StudyStatus
 
 _MOST_ROWS: Final = 300
 _MOST_REASONS: Final = 40
-_WIDE: Final = 920
 
 
-def page(seen: StudySeen, importances: Mapping[str, float], where: str) -> str:
+def page(study: StudyStatus, importances: Mapping[str, float], storage: str) -> str:
     """Return the complete document.
 
     Args:
         importances: share of each parameter in the quality of trials, by name.
     """
-    body = [
-        *_header(seen),
-        *_answers(seen),
-        *_chart(f"{seen.metric}, trial by trial", charts.best_over_time(seen), _WIDE, 320),
-        *_parallel(seen),
-        *_importances(importances),
-        *_chart("predicted against measured memory", charts.memory(seen), _WIDE, 280),
-        *_chart("where trials were given up", charts.curves(seen), _WIDE, 320),
-        *_trials(seen),
-        *_reasons(seen),
-        f"<footer>{escape(where)}</footer>",
+    sections = [
+        *_chart(f"{study.metric} by trial", charts.best_over_time(study), 320),
+        *_parallel(study),
+        _importances(importances),
+        *_chart("predicted against measured memory", charts.memory(study), 280),
+        *_chart(f"{study.metric} by epoch, and the ends of pruned trials", charts.curves(study), 320),
+        *_trials(study),
+        *_reasons(study),
     ]
-    styles = [("batchcal.cli.views.run", "run.css"), ("batchcal.cli.views.study", "study.css")]
-    return document(f"{seen.name}: study", body, styles=styles)
+    return Page(
+        title=f"{study.name}: study",
+        name=f"study {study.name}",
+        badge=f"{study.done:,} of {count_of(study.wanted, 'trial')}",
+        good=study.done >= study.wanted,
+        about=(f"{study.task}: {study.direction} {study.metric}, at most {count_of(study.resource, 'epoch')} per trial",),
+        cards=tuple(Card(name, answer, (Line(remark, "soft"),)) for name, answer, remark in summary(study)),
+        rows=tuple((section,) for section in sections),
+        footer=storage,
+    ).html()
 
 
-def _header(seen: StudySeen) -> list[str]:
-    done = seen.done >= seen.wanted
-    badge = f'<span class="badge{"" if done else " stale"}">{seen.done:,} of {count_of(seen.wanted, "trial")}</span>'
-    about = f"{seen.task}: {seen.direction} {seen.metric}, {count_of(seen.resource, 'epoch')} a trial at most"
-    return [f"<header><h1>study {escape(seen.name)}</h1>{badge}</header>", f'<p class="about">{escape(about)}</p>']
+def _chart(title: str, plot: Plot | None, height: int) -> list[Section]:
+    return [] if plot is None else [Section(title, chart=Chart.of(plot, height=height))]
 
 
-def _answers(seen: StudySeen) -> list[str]:
-    cards = [
-        f'<div><h2>{escape(name)}</h2><div class="value">{escape(answer)}</div><p class="facts soft">{escape(besides)}</p></div>'
-        for name, answer, besides in summary(seen)
-    ]
-    return ['<section class="answers">', *cards, "</section>"]
+def _parallel(study: StudyStatus) -> list[Section]:
+    svg = parallel_svg.draw(study)
+    title = "sampled values by trial: darker lines are better trials, the best trial is green"
+    return [Section(title, chart=Chart(svg))] if svg else []
 
 
-def _chart(title: str, plot: Plot | None, width: int, height: int) -> list[str]:
-    if plot is None:
-        return []
-    return [f"<section><h2>{escape(title)}</h2>\n{draw(plot, width=width, height=height)}</section>"]
-
-
-def _parallel(seen: StudySeen) -> list[str]:
-    drawn = parallel.draw(seen)
-    return [f"<section><h2>what was sampled, the better the darker; the best in green</h2>\n{drawn}</section>"] if drawn else []
-
-
-def _importances(importances: Mapping[str, float]) -> list[str]:
+def _importances(importances: Mapping[str, float]) -> Section:
+    title = "importance of the parameters"
     if not importances:
-        told = '<p class="facts soft">nothing can be said: too few trials are complete, or all are as good</p>'
-        return [f"<section><h2>which parameters matter</h2>{told}</section>"]
+        return Section(title, lines=(Line("unknown: too few trials are complete, or all trials are equally good", "soft"),))
     most = max(importances.values()) or 1.0
-    rows = "".join(
-        f'<span>{escape(name)}</span><div class="meter"><i style="width:{share / most:.1%}"></i></div><b>{share:.0%}</b>'
-        for name, share in sorted(importances.items(), key=lambda one: -one[1])
-    )
-    told = '<p class="facts soft">share of each parameter in what sets the best trials apart (PED-ANOVA)</p>'
-    return [f'<section><h2>which parameters matter</h2><div class="importance">{rows}</div>{told}</section>']
+    ordered = sorted(importances.items(), key=lambda item: -item[1])
+    remark = "share of each parameter in the difference between the best trials and the others (PED-ANOVA)"
+    bars = tuple(Part(name, f"{share:.0%}", share / most) for name, share in ordered)
+    return Section(title, lines=(Line(remark, "soft"),), shares=bars)
 
 
-def _trials(seen: StudySeen) -> list[str]:
-    best = seen.best()
-    heads = "".join(f'<th class="{"n" if head in NUMBERS else ""}">{head}</th>' for head in HEADS)
-    lines = []
-    ranked = shown(seen)
-    for one in ranked[:_MOST_ROWS]:
-        cells = "".join(
-            f'<td class="{"n" if head in NUMBERS else one.state if head == "state" else "sampled"}">{escape(cell)}</td>'
-            for head, cell in zip(HEADS, row(seen, one), strict=True)
-        )
-        lines.append(f'<tr class="{"chosen" if best is not None and one.number == best.number else ""}">{cells}</tr>')
-    if not lines:
+def _trials(study: StudyStatus) -> list[Section]:
+    ranked = ranked_trials(study)
+    if not ranked:
         return []
+    best = study.best()
+    shown = ranked[:_MOST_ROWS]
+    rows = []
+    for trial in shown:
+        kinds = ["n" if head in NUMBERS else trial.state if head == "state" else "sampled" for head in HEADS]
+        rows.append(tuple(map(Cell, row(study, trial), kinds)))
+    table = Table(
+        heads=tuple(Cell(head, "n" if head in NUMBERS else "") for head in HEADS),
+        rows=tuple(rows),
+        chosen=next((place for place, trial in enumerate(shown) if best is not None and trial.number == best.number), None),
+    )
     more = f", the first {_MOST_ROWS} of {len(ranked):,}" if len(ranked) > _MOST_ROWS else ""
-    return [
-        f"<section><h2>trials, the best first{more}</h2>",
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>',
-        *lines,
-        "</tbody></table></div></section>",
-    ]
+    return [Section(f"trials, the best first{more}", table=table)]
 
 
-def _reasons(seen: StudySeen) -> list[str]:
+def _reasons(study: StudyStatus) -> list[Section]:
     """Reasons why trials did not run, or not to their end, except pruning."""
-    told = [
-        one for one in seen.trials if one.state in ("infeasible", "failed", "lost") and (one.facts.why or one.state == "lost")
-    ]
-    items = "".join(f"<li>{escape(reason(one))}</li>" for one in told[-_MOST_REASONS:])
-    return [f'<section><h2>what did not run, and why</h2><ul class="plain">{items}</ul></section>'] if items else []
+    failed = [trial for trial in study.trials if trial.state in ("infeasible", "failed", "lost")]
+    explained = [trial for trial in failed if trial.facts.why or trial.state == "lost"]
+    items = tuple(reason(trial) for trial in explained[-_MOST_REASONS:])
+    return [Section("trials that did not finish, and why", items=items)] if items else []

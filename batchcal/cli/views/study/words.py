@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from batchcal.cli.views.run.plot import number
+from batchcal.cli.views.charts.plot import number
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes, format_seconds
-from batchcal.hpo.seen import State, StudySeen, TrialSeen
+from batchcal.hpo.study_status import State, StudyStatus, TrialStatus
 
 HEADS: Final = ("#", "state", "value", "epochs", "batch", "memory", "parameters")
 NUMBERS: Final = frozenset({"#", "value", "epochs", "batch", "memory"})
@@ -25,47 +25,47 @@ STYLES: Final[dict[State, str]] = {
 _ORDER: Final[tuple[State, ...]] = ("running", "complete", "pruned", "infeasible", "failed", "waiting", "stopped", "lost")
 
 
-def counts_line(seen: StudySeen) -> str:
+def counts_line(study: StudyStatus) -> str:
     """`2 running, 12 complete, 30 pruned`."""
-    counts = seen.counts()
+    counts = study.counts()
     return ", ".join(f"{count(counts[state])} {state}" for state in _ORDER if counts.get(state))
 
 
-def row(seen: StudySeen, trial: TrialSeen) -> tuple[str, ...]:
+def row(study: StudyStatus, trial: TrialStatus) -> tuple[str, ...]:
     """Return the cells of a trial, in the order of `HEADS`."""
     return (
         str(trial.number),
         trial.state,
         "" if trial.value is None else number(trial.value),
-        f"{trial.epochs}/{seen.resource}" if trial.epochs else "",
+        f"{trial.epochs}/{study.resource}" if trial.epochs else "",
         batch_of(trial),
         memory_of(trial),
         parameters_of(trial),
     )
 
 
-def reason(trial: TrialSeen) -> str:
+def reason(trial: TrialStatus) -> str:
     """Return the reason why a trial did not run, or not to its end: `trial 3, failed (out-of-memory): ...`."""
     kind = f" ({trial.facts.kind})" if trial.state == "failed" and trial.facts.kind else ""
-    why = trial.facts.why or ("its worker died; it was run again" if trial.state == "lost" else "nobody knows why")
+    why = trial.facts.why or ("its worker died; the trial was run again" if trial.state == "lost" else "the reason is unknown")
     return f"trial {trial.number}, {trial.state}{kind}: {why}"
 
 
-def batch_of(trial: TrialSeen) -> str:
+def batch_of(trial: TrialStatus) -> str:
     """Return `64 = 32x2`, effective batch = micro-batch x accumulation, or `100 in 7`, which is 7 parts of unequal sizes."""
     facts = trial.facts
     if facts.effective_batch is None or facts.micro_batch is None or facts.accumulation_steps is None:
         return ""
-    whole = count(facts.effective_batch)
+    effective_batch = count(facts.effective_batch)
     if facts.accumulation_steps == 1:
-        return whole
+        return effective_batch
     # If it does not divide, no product of two numbers is exact: some micro-batches are one sample smaller.
     if facts.micro_batch * facts.accumulation_steps != facts.effective_batch:
-        return f"{whole} in {facts.accumulation_steps}"
-    return f"{whole} = {count(facts.micro_batch)}x{facts.accumulation_steps}"
+        return f"{effective_batch} in {facts.accumulation_steps}"
+    return f"{effective_batch} = {count(facts.micro_batch)}x{facts.accumulation_steps}"
 
 
-def memory_of(trial: TrialSeen) -> str:
+def memory_of(trial: TrialStatus) -> str:
     """Return the peak, else the predicted peak."""
     facts = trial.facts
     if facts.peak_bytes:
@@ -73,51 +73,51 @@ def memory_of(trial: TrialSeen) -> str:
     return f"~{format_bytes(facts.predicted_peak_bytes)}" if facts.predicted_peak_bytes else ""
 
 
-def parameters_of(trial: TrialSeen) -> str:
+def parameters_of(trial: TrialStatus) -> str:
     """`learning_rate=0.0012 d_model=64`."""
-    return " ".join(f"{name}={value(one)}" for name, one in trial.parameters.items())
+    return " ".join(f"{name}={text_of(value)}" for name, value in trial.parameters.items())
 
 
-def value(one: object) -> str:
+def text_of(value: object) -> str:
     """Return a sampled value as text."""
-    return number(one) if isinstance(one, float) else str(one)
+    return number(value) if isinstance(value, float) else str(value)
 
 
-def summary(seen: StudySeen) -> list[tuple[str, str, str]]:
+def summary(study: StudyStatus) -> list[tuple[str, str, str]]:
     """Return the results: name, answer, remark."""
-    best = seen.best()
-    told: list[tuple[str, str, str]] = []
+    best = study.best()
+    results: list[tuple[str, str, str]] = []
     if best is not None and best.value is not None:
-        told.append((f"best {seen.metric}", number(best.value), f"trial {best.number}: {parameters_of(best)}"))
-    done = f"{count(seen.done)} of {count(seen.wanted)}"
-    left_s = seen.left_s()
-    told.append(("trials", done, counts_line(seen) + (f"; {format_seconds(left_s)} left" if left_s is not None else "")))
-    saved = seen.saved_epochs()
+        results.append((f"best {study.metric}", number(best.value), f"trial {best.number}: {parameters_of(best)}"))
+    done = f"{count(study.done)} of {count(study.wanted)}"
+    left_s = study.left_s()
+    results.append(("trials", done, counts_line(study) + (f"; {format_seconds(left_s)} left" if left_s is not None else "")))
+    saved = study.saved_epochs()
     if saved:
-        trained = sum(one.epochs for one in seen.trials)
-        told.append(
+        trained = sum(trial.epochs for trial in study.trials)
+        results.append(
             (
                 "saved by pruning",
                 f"{saved / (saved + trained):.0%}",
-                f"{count_of(saved, 'epoch')} of {count(saved + trained)} not trained, about {format_seconds(seen.saved_s())}",
+                f"{count_of(saved, 'epoch')} of {count(saved + trained)} not trained, about {format_seconds(study.saved_s())}",
             )
         )
-    error, shapes = seen.prediction_error(), seen.calibrations()
+    error, shapes = study.prediction_error(), study.calibrations()
     if error is not None:
-        measured = f"of the memory that was predicted; {count_of(shapes, 'shape')} of the model measured"
-        told.append(("prediction error", f"{error:.1%}", measured))
-    return told
+        remark = f"median error of the predicted memory; {count_of(shapes, 'model shape')} measured"
+        results.append(("prediction error", f"{error:.1%}", remark))
+    return results
 
 
-def shown(seen: StudySeen) -> Sequence[TrialSeen]:
+def ranked_trials(study: StudyStatus) -> Sequence[TrialStatus]:
     """Return the most informative trials, the best first: running, then complete, then those that came close. Trials that were
     run again are left out."""
     order: dict[State, int] = {state: place for place, state in enumerate(_ORDER)}
     return sorted(
-        (one for one in seen.trials if one.state not in ("stopped", "lost", "waiting")),
-        key=lambda one: (
-            order[one.state],
-            -seen.better * one.value if one.value is not None else 0.0,
-            one.number if one.state != "running" else -one.number,
+        (trial for trial in study.trials if trial.state not in ("stopped", "lost", "waiting")),
+        key=lambda trial: (
+            order[trial.state],
+            -study.better * trial.value if trial.value is not None else 0.0,
+            trial.number if trial.state != "running" else -trial.number,
         ),
     )

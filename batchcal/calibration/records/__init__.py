@@ -1,0 +1,1 @@
+"""Records in calibration.json, one subject per module."""

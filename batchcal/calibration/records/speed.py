@@ -1,0 +1,88 @@
+"""Training speed of micro-batches, by allocator policy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from batchcal.calibration.records.memory_model import UNBOUNDED
+from batchcal.core.values import Record
+
+ALIKE: Final = 1.015
+"""Sizes within this factor of the fastest count as equally fast: a turn does not resolve less."""
+HEAVY_DATA: Final = 0.3
+"""Share of a step. If fetching its batch takes more, the possible gain is in DataLoader workers."""
+RACED_POLICIES: Final = "raced-policies"
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class StepTime(Record):
+    """Time of one micro-batch, from its least disturbed measurement."""
+
+    micro_batch: Annotated[int, Field(ge=1, le=2**31)]
+    threads: Annotated[int, Field(ge=1)]
+    """Intra-op threads."""
+    step_s: Positive
+    """Seconds of fetching, forward and backward."""
+    fetch_s: NotNegative
+    """Part of `step_s` for fetching the batch, in the training process itself."""
+    fetch_cpu_s: NotNegative
+    """Part of `fetch_s` for computing. The rest is waiting."""
+    update_s: Positive
+    """Seconds of an optimizer step."""
+    steps: Annotated[int, Field(ge=1)]
+    """Number of timed steps."""
+    foreign_share: Share | None = None
+    """Share of our processors that others used meanwhile, if there was not enough for all. None: unknown."""
+
+    def samples_per_s(self, effective_batch: int) -> float:
+        """Samples/s if one optimizer step is for `effective_batch` samples."""
+        return 1 / (self.step_s / self.micro_batch + self.update_s / max(effective_batch, self.micro_batch))
+
+    def or_better(self, other: StepTime) -> StepTime:
+        """Merge two timings into the shorter times: other load on a machine only makes a step longer."""
+        faster = self if self.step_s <= other.step_s else other
+        return faster.model_copy(update={"update_s": min(self.update_s, other.update_s), "steps": self.steps + other.steps})
+
+
+class Speeds(Record):
+    """Result of one allocator policy in the race of policies."""
+
+    device: str
+    allocator: str
+    times: tuple[StepTime, ...]
+    """In ascending order of micro-batch."""
+    rounds: int
+    left: str
+    """`slower`, `behind` or `failed`. Empty: it ran to the end."""
+    why: str = ""
+    disturbed: Annotated[int, Field(ge=0)] = 0
+    """Number of sizes for which others used our processors during the timing and during each repetition."""
+    spread: NotNegative | None = None
+    """Additional time of the second best turn relative to the best, as a share. None: there was only one turn."""
+
+    @property
+    def data_is_heavy(self) -> bool:
+        """True if fetching its batch took a large part of the fastest step. False if no step was timed."""
+        fastest = self.fastest(UNBOUNDED)
+        return fastest is not None and fastest.fetch_s > HEAVY_DATA * fastest.step_s
+
+    def fastest(self, effective_batch: int) -> StepTime | None:
+        """Return the fastest micro-batch of at most `effective_batch` samples, the smallest of equally fast ones. None: none was
+        timed."""
+        rates = {time: time.samples_per_s(effective_batch) for time in self.times if time.micro_batch <= effective_batch}
+        alike = [time for time, rate in rates.items() if rate * ALIKE >= max(rates.values())]
+        return min(alike, key=lambda time: time.micro_batch, default=None)
+
+
+class RacedPolicies(Record):
+    """A finished race of allocator policies on one device."""
+
+    kind: Literal["raced-policies"] = RACED_POLICIES
+    device: str
+    allocator: str
+    """The fastest policy. If none could be timed, the policy that was to be used."""
+    speeds: Annotated[tuple[Speeds, ...], Field(min_length=1)]

@@ -1,0 +1,1 @@
+"""Output of commands: the result on stdout, messages and progress on stderr, pages in files."""

@@ -1,0 +1,1 @@
+"""Charts as values, drawn in characters and as SVG."""

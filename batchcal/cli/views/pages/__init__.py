@@ -1,0 +1,1 @@
+"""HTML pages: their parts as values, one template, one style sheet."""

@@ -1,0 +1,1 @@
+"""Parts of training that a reader of the core does not need: batches by memory, several task losses."""

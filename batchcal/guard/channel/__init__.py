@@ -1,0 +1,1 @@
+"""Messages between parent, zygote and children."""

@@ -1,0 +1,1 @@
+"""Code inside a child process: the zygote, the job, reports of errors."""

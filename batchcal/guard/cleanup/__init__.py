@@ -1,0 +1,1 @@
+"""Removal of everything that a child leaves behind: processes, files, shared names."""

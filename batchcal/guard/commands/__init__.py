@@ -1,0 +1,1 @@
+"""Commands of the user as process trees, each under a supervisor."""

@@ -1,0 +1,1 @@
+"""Search space, pruners, and families of studies."""

@@ -1,0 +1,1 @@
+"""Storage of a study, and the presence of its workers."""

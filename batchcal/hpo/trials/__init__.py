@@ -1,0 +1,1 @@
+"""One trial: its child process, its results, its reruns."""

@@ -1,0 +1,1 @@
+"""Worker processes of a study, and their shares of the machine."""

@@ -1,0 +1,130 @@
+"""The race of micro-batches: those around the fastest of a lap, and the undivided one.
+
+If the allocator keeps its memory, the sizes take turns of half a second in one child, so that changes of the machine that last
+for seconds affect all sizes alike. On two cores whose speed varied by a fifth, a small CNN under tcmalloc then gave the same
+order again and again (samples/s at 16: 899, 32: 971, 64: 1,006, 128: 1,002, 256: 967, 512: 937). With a child for every turn,
+which starts, warms up and runs for a moment, one size gave 522 and then 900.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from batchcal.calibration.records.rehearsal import SizeRace, SizeTime
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import Speeds, StepTime
+from batchcal.measure.attempts import allowed_for
+from batchcal.measure.children.probe import TimingReport, TimingRequest
+from batchcal.measure.race.noise import disturbed
+from batchcal.measure.race.race import MOST_ROUNDS, Race
+from batchcal.measure.rehearsal.stage import TURN_S, Stage, divided
+from batchcal.plan.plan import Plan
+from batchcal.values.calibration_events import PhaseBegan
+
+FROM_THE_LAP: Final = 3
+"""Number of the lap's fastest sizes that are raced if each needs a child. A lap times each size once, and a burst of other load
+may have hit one of them."""
+SMALLEST: Final = 8
+STEPS_AWAY: Final = 2
+"""Doublings and halvings of the lap's fastest size that are raced in one child. The lap's own sizes are two apart."""
+HANDS_BACK: Final = frozenset({"default", "thp"})
+"""Policies that return large blocks to the system: a small size after a large one finds a heap that it would not have made."""
+
+
+def race_sizes(
+    stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, rule: SizeRule | None = None
+) -> tuple[SizeRace, tuple[StepTime, ...]] | None:
+    """Race sizes for the effective batch of `plan`, all else equal. Return the race, and its times if it ran in one child. None:
+    there is nothing to choose between."""
+    effective = sum(plan.micro_batches)
+    timed = [time for time in (speeds.times if speeds is not None else ()) if time.micro_batch <= effective]
+    timed.sort(key=lambda time: -time.samples_per_s(effective))
+    largest = min(effective, capacity)
+    rule = rule or SizeRule()
+    together = plan.num_workers == 0 and not (plan.device == "cpu" and plan.allocator in HANDS_BACK)
+    if together and timed:
+        sizes = around(timed[0].micro_batch, largest, multiple_of=rule.multiple_of)
+    else:
+        sizes = tuple(sorted({time.micro_batch for time in timed[:FROM_THE_LAP]} | {largest}))
+    sizes = tuple(size for size in sizes if rule.admits(size) or size == largest)
+    if len(sizes) < 2:
+        return None
+    text = ", ".join(map(str, sizes))
+    stage.progress.event(PhaseBegan(phase="sizes", device=plan.device, why=f"micro-batches {text}"))
+    times: tuple[StepTime, ...] = ()
+    if together:
+        race, times = _together(stage, plan, sizes)
+    else:
+        race = stage.race([divided(plan, size) for size in sizes])
+    raced = SizeRace(
+        device=plan.device,
+        allocator=plan.allocator,
+        effective_batch=effective,
+        sizes=tuple(
+            SizeTime(
+                micro_batch=size,
+                samples_per_s=1 / runner.best if runner.times else None,
+                rounds=len(runner.times),
+                why=runner.why,
+            )
+            for size, runner in zip(sizes, race.runners, strict=True)
+        ),
+        settled=race.settled,
+    )
+    return raced, times
+
+
+def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ...]:
+    """Return doublings and halvings of `fastest` up to `largest`, and `largest` itself, in ascending order."""
+    factors = [2.0**step for step in range(-STEPS_AWAY, STEPS_AWAY + 1)]
+    rounded = {round(fastest * factor / multiple_of) * multiple_of for factor in factors}
+    least = min(fastest, -(-SMALLEST // multiple_of) * multiple_of)
+    return tuple(sorted({size for size in rounded if least <= size <= largest} | {largest}))
+
+
+def run_in_turns(times: Sequence[StepTime], sizes: Sequence[int], effective_batch: int) -> Race:
+    """Return the race of a lap in rounds. No size runs twice in a round. If a size has undisturbed times, only these count."""
+    race = Race(len(sizes))
+    clear = {time.micro_batch for time in times if not disturbed(time.foreign_share)}
+    seconds: dict[int, float] = {}
+    ran: set[int] = set()
+    for time in times:
+        place = sizes.index(time.micro_batch)
+        if place in ran:
+            if seconds:
+                race.record(seconds)
+            seconds, ran = {}, set()
+        ran.add(place)
+        if time.micro_batch not in clear or not disturbed(time.foreign_share):
+            seconds[place] = 1 / time.samples_per_s(effective_batch)
+    if seconds:
+        race.record(seconds)
+    return race
+
+
+def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> tuple[Race, tuple[StepTime, ...]]:
+    effective, rate = sum(plan.micro_batches), plan.predicted_samples_per_s
+    running, why = sizes, ""
+    report = TimingReport(times=())
+    while not report.times and len(running) > 1 and stage.left_s() > 0:
+        report = stage.probe.time_sizes(
+            TimingRequest(
+                device=plan.device,
+                allocator=plan.allocator,
+                micro_batches=running,
+                threads=(plan.intra_op_threads,),
+                rounds=MOST_ROUNDS,
+                samples=None if rate is None else max(1, math.ceil(TURN_S * rate)),
+                allowed_bytes=allowed_for(plan.budget_bytes),
+                limit_s=stage.left_s(),
+            )
+        )
+        if not report.times:
+            # A size that cannot run ends the lap before any size is timed: all are warmed up first, in ascending order.
+            running, why = running[:-1], report.why_ended or "it could not be timed"
+    race = run_in_turns(report.times, sizes, effective)
+    for place in range(len(running), len(sizes)):
+        race.fail(place, why)
+    return race, report.times

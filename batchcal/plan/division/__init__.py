@@ -1,0 +1,1 @@
+"""Division of an effective batch into micro-batches."""

@@ -1,0 +1,1 @@
+"""Use of rehearsals: what they allow, and what failed ones rule out."""

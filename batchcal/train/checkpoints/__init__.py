@@ -1,0 +1,1 @@
+"""State of a training on disk: contents, files, locks, and the schedule of saves."""

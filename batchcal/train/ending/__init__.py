@@ -1,0 +1,1 @@
+"""Ends of a training: stop requests, failures, early stopping."""

@@ -1,0 +1,1 @@
+"""Samples and batches of a task: reading, sizes, the largest ones, and limits of DataLoader workers."""

@@ -1,0 +1,58 @@
+"""How much larger a sample may be that was not looked at."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from batchcal.workload.data.unread_samples import MOST, UNKNOWN, unseen_factor
+
+
+def test_what_was_looked_at_completely_is_known() -> None:
+    assert unseen_factor([1.0, 500.0], 2) == 1
+    assert unseen_factor([1.0], 1) == 1
+
+
+@pytest.mark.parametrize("costs", [[7.0] * 50, [float(min(size, 512)) for size in range(300, 900)]], ids=["constant", "cut"])
+def test_sizes_that_end_at_a_maximum_need_no_more(costs: list[float]) -> None:
+    assert unseen_factor(costs, 1_000_000) == 1
+
+
+def test_a_single_sample_says_nothing() -> None:
+    assert unseen_factor([3.0], 100) == UNKNOWN
+
+
+def test_no_evidence_is_worth_more_than_the_most() -> None:
+    assert unseen_factor([1e9, 1.0, 1.0, 1.0], 10**6) == MOST
+    assert unseen_factor([5.0, 0.0, 0.0], 100) == MOST
+    assert unseen_factor([0.0, 0.0], 100) == UNKNOWN
+
+
+def drawn(kind: str, count: int, chance: random.Random) -> list[float]:
+    draws: dict[str, Callable[[], float]] = {
+        "uniform": lambda: chance.uniform(50, 100),
+        "exponential": lambda: chance.expovariate(0.01) + 1,
+        "log-normal": lambda: chance.lognormvariate(5, 0.5),
+        "pareto": lambda: chance.paretovariate(3),
+    }
+    return [draws[kind]() for _ in range(count)]
+
+
+@pytest.mark.parametrize(("kind", "least"), [("uniform", 0.95), ("exponential", 0.75), ("log-normal", 0.65), ("pareto", 0.35)])
+def test_the_factor_covers_the_largest_of_ten_times_as_many(kind: str, least: float) -> None:
+    chance = random.Random(0)
+    covered = 0
+    for _ in range(100):
+        costs = drawn(kind, 3000, chance)
+        covered += max(costs) <= max(costs[:300]) * unseen_factor(costs[:300], 3000)
+    assert covered / 100 >= least
+
+
+def test_heavier_tails_get_more() -> None:
+    chance = random.Random(1)
+    factors = [unseen_factor(drawn(kind, 1000, chance), 100_000) for kind in ("uniform", "log-normal", "pareto")]
+    assert factors == sorted(factors)
+    assert factors[0] < 1.2
+    assert factors[2] > 2
