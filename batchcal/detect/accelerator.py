@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, Protocol
 
 from batchcal.detect.environment import Accelerator
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 
 Kind = Literal["cuda", "mps", "xpu", "other"]
 
@@ -17,7 +17,7 @@ _NVIDIA: Final = "/proc/driver/nvidia"
 _HIDDEN: Final = {"", "-1", "none", "void", "NoDevFiles"}
 
 
-def present(root: Root = HERE, environ: Mapping[str, str] | None = None) -> bool:
+def present(root: Root = THIS_MACHINE, environ: Mapping[str, str] | None = None) -> bool:
     """True if there is a driver of an accelerator that is not hidden. A query of torch is then useful, but may find no device."""
     return bool(drivers(root, environ or {}))
 

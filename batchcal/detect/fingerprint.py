@@ -18,7 +18,7 @@ from batchcal.detect.accelerator import drivers, identity
 from batchcal.detect.environment import Cpu, Software
 from batchcal.detect.torch_answer import TorchAnswer
 from batchcal.machine.allocator import AllocatorPolicy, library_digest, without_policy
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 
 if TYPE_CHECKING:
     from batchcal.guard.channel.wire import JSON
@@ -64,7 +64,7 @@ def accelerator_digest(
     software: Software,
     environ: Mapping[str, str],
     *,
-    root: Root = HERE,
+    root: Root = THIS_MACHINE,
     query: Callable[[], TorchAnswer] | None = None,
 ) -> str:
     """Digest of kind, number and driver of accelerators. `query` is called only if driver files lack them (MIG, AMD, ...).

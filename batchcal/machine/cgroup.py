@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from batchcal.core.values import Frozen
 from batchcal.machine.hierarchy import Chain, Version, locate
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 
 UNLIMITED_FROM: Final = 1 << 60
 """v1 writes "no limit" as 2^63 minus a page (of 4 or 64 KiB). No machine has an exbibyte."""
@@ -31,7 +31,7 @@ class MemoryBound(Frozen):
     `hidden`: set by a group above the topmost visible group."""
 
 
-def memory_bounds(chain: Chain, root: Root = HERE) -> tuple[MemoryBound, ...]:
+def memory_bounds(chain: Chain, root: Root = THIS_MACHINE) -> tuple[MemoryBound, ...]:
     """All limits that are set, those of the group of this process first."""
     bounds: list[MemoryBound] = []
     for level in chain.levels:
@@ -133,7 +133,7 @@ class MemoryGroup:
         OSError: the group has no readable usage or statistics, or (at a reading) is gone.
     """
 
-    def __init__(self, chain: Chain, bound: MemoryBound, root: Root = HERE) -> None:
+    def __init__(self, chain: Chain, bound: MemoryBound, root: Root = THIS_MACHINE) -> None:
         self.version: Literal["v1", "v2", "none"] = chain.version
         self.directory = bound.level
         self.limit_bytes = bound.bytes
@@ -213,7 +213,7 @@ class MachineMemory:
 
     version: Literal["v1", "v2", "none"] = "none"
 
-    def __init__(self, chain: Chain | None = None, root: Root = HERE, *, at_most_bytes: int | None = None) -> None:
+    def __init__(self, chain: Chain | None = None, root: Root = THIS_MACHINE, *, at_most_bytes: int | None = None) -> None:
         self.directory = chain.own if chain else ""
         self._meminfo = _open_control_file(root, "/proc/meminfo")
         self._kills = _KillCounter(chain, chain.own, root) if chain else None
@@ -286,7 +286,7 @@ def _system_reading() -> _Reading:
 _MEMINFO: Final = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
 
 
-def memory_meter(root: Root = HERE) -> MemoryGroup | MachineMemory:
+def memory_meter(root: Root = THIS_MACHINE) -> MemoryGroup | MachineMemory:
     """Return the meter of the memory that limits this process: of a group, or of the machine if no group has a smaller limit."""
     chain = locate("memory", root)
     machine = MachineMemory(chain, root)

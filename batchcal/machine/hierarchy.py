@@ -10,7 +10,7 @@ import re
 from typing import Final, Literal
 
 from batchcal.core.values import Frozen
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 
 Controller = Literal["memory", "cpu", "cpuset", "pids"]
 Version = Literal["v1", "v2"]
@@ -51,7 +51,7 @@ class Chain(Frozen):
         return self.levels[-1]
 
 
-def locate(controller: Controller, root: Root = HERE) -> Chain | None:
+def locate(controller: Controller, root: Root = THIS_MACHINE) -> Chain | None:
     """Return the groups of this process under `controller`. None: no mounted hierarchy has it."""
     groups = own_groups(root)
     mounts = cgroup_mounts(root)
@@ -67,7 +67,7 @@ def locate(controller: Controller, root: Root = HERE) -> Chain | None:
     return None
 
 
-def own_groups(root: Root = HERE) -> dict[str, str]:
+def own_groups(root: Root = THIS_MACHINE) -> dict[str, str]:
     """Group of this process by v1 controller; by the empty string for v2. Paths are from /proc/self/cgroup, not from a mount."""
     groups: dict[str, str] = {}
     for line in (root.read("/proc/self/cgroup") or "").splitlines():
@@ -78,7 +78,7 @@ def own_groups(root: Root = HERE) -> dict[str, str]:
     return groups
 
 
-def cgroup_mounts(root: Root = HERE) -> list[Mount]:
+def cgroup_mounts(root: Root = THIS_MACHINE) -> list[Mount]:
     """Mounted hierarchies in mount order."""
     mounts: list[Mount] = []
     for line in (root.read("/proc/self/mountinfo") or "").splitlines():

@@ -8,7 +8,7 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 
 CACHE: Final = "/etc/ld.so.cache"
 _MAGIC: Final = b"glibc-ld.so.cache1.1"
@@ -20,7 +20,7 @@ _ELF_MACHINE: Final = slice(18, 20)
 _ELF_CLASS: Final = slice(4, 6)
 
 
-def find_library(names: tuple[str, ...], root: Root = HERE) -> str:
+def find_library(names: tuple[str, ...], root: Root = THIS_MACHINE) -> str:
     """Return the absolute path of the first of `names` that this process can load. Empty: none."""
     cached = cached_libraries(root)
     directories = library_directories()
@@ -31,7 +31,7 @@ def find_library(names: tuple[str, ...], root: Root = HERE) -> str:
     return ""
 
 
-def cached_libraries(root: Root = HERE) -> dict[str, tuple[str, ...]]:
+def cached_libraries(root: Root = THIS_MACHINE) -> dict[str, tuple[str, ...]]:
     """Paths by library name, as `ldconfig -p` lists them. Empty if the cache is missing or has an unknown format (musl)."""
     try:
         data = root.at(CACHE).read_bytes()
@@ -65,7 +65,7 @@ def library_directories() -> tuple[str, ...]:
     return (f"{sys.prefix}/lib", *multiarch, *system)
 
 
-def is_loadable(path: str, root: Root = HERE) -> bool:
+def is_loadable(path: str, root: Root = THIS_MACHINE) -> bool:
     """Return True if `path` is an ELF file for the machine that this Python runs on. The linker ignores a preloaded library of
     another machine (an i386 library on x86-64) and only prints a warning."""
     ours, theirs = _elf_start(Path(sys.executable)), _elf_start(root.at(path))

@@ -50,5 +50,5 @@ class Root:
             return ()
 
 
-HERE: Final = Root()
+THIS_MACHINE: Final = Root()
 """This machine."""

@@ -85,7 +85,7 @@ class BestFound(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LapEnded(Event):
+class TurnEnded(Event):
     """A turn of an allocator policy in the race of policies has ended."""
 
     event_name = "lap_ended"
@@ -183,7 +183,7 @@ CalibrationEvent = (
     | ProbeEnded
     | ProbeKept
     | BestFound
-    | LapEnded
+    | TurnEnded
     | RaceKept
     | SizeEnded
     | FinalistEnded

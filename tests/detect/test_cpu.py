@@ -9,7 +9,7 @@ import pytest
 
 from batchcal.detect.cpu import parse_list, read_cpu
 from batchcal.detect.environment import Cpu
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 from tests.support import machines
 from tests.support.machines import Machine
 
@@ -124,7 +124,7 @@ def test_this_process_s_own_mask_is_seen() -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        found = read_cpu(HERE, {}, [])
+        found = read_cpu(THIS_MACHINE, {}, [])
         assert found.logical == 1
         assert found.cores.value <= 1
     finally:

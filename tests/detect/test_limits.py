@@ -11,7 +11,7 @@ import pytest
 
 from batchcal.core.units import GIB
 from batchcal.detect.limits import Limits, open_files, pids, read_limits
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 from tests.support import machines
 from tests.support.machines import Machine
 
@@ -47,7 +47,11 @@ def test_nothing_that_limits_processes_is_none(tmp_path: Path) -> None:
     assert read_limits(Root(tmp_path)) == Limits()
 
 
-ASK = "from batchcal.detect.limits import *; from batchcal.machine.roots import HERE; print(read_limits(HERE).model_dump_json())"
+ASK = """
+from batchcal.detect.limits import read_limits
+from batchcal.machine.roots import THIS_MACHINE
+print(read_limits(THIS_MACHINE).model_dump_json())
+"""
 
 
 @pytest.mark.child
@@ -59,13 +63,13 @@ def test_the_real_limits_of_a_process_are_seen() -> None:
 
 
 def test_without_proc_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from_file = read_limits(HERE)
+    from_file = read_limits(THIS_MACHINE)
     monkeypatch.setattr(Root, "read", lambda self, name: None)
-    assert read_limits(HERE) == from_file
+    assert read_limits(THIS_MACHINE) == from_file
     assert from_file.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def test_without_the_call_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Root, "read", lambda self, name: None)
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
-    assert read_limits(HERE) == Limits()
+    assert read_limits(THIS_MACHINE) == Limits()

@@ -12,7 +12,7 @@ import pytest
 from batchcal.core.units import MIB
 from batchcal.detect.environment import Environment
 from batchcal.detect.shared_memory import PATH, Space, read_shared_memory, space_of
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 
 
 def test_size_and_free_bytes_are_kept(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_missing_one_is_said(tmp_path: Path) -> None:
 def test_a_system_without_the_call_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.statvfs")
     notes: list[str] = []
-    assert read_shared_memory(HERE, space_of, notes) is None
+    assert read_shared_memory(THIS_MACHINE, space_of, notes) is None
     assert "statvfs" in notes[0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchcal.detect.software import libc, read_software, version_of
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 from tests.support.machines import Machine
 
 
@@ -36,7 +36,7 @@ def test_only_the_variables_that_matter_are_kept() -> None:
         "MKL_NUM_THREADS": "4",
         "HOME": "/root",
     }
-    found = read_software(HERE, environ)
+    found = read_software(THIS_MACHINE, environ)
     assert list(found.allocator_environment) == ["LD_PRELOAD", "MALLOC_ARENA_MAX", "PYTORCH_CUDA_ALLOC_CONF"]
     assert found.thread_environment == {"MKL_NUM_THREADS": "4", "OMP_NUM_THREADS": "4"}
 

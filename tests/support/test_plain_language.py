@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.plain_language import findings_in, main, texts_of
+from tests.support.plain_language import findings_in, identifiers_of, literals_of, main, reasons_against, texts_of
 
 PATH = Path("file.py")
 
@@ -37,6 +37,32 @@ def test_docstrings_attribute_docstrings_and_comments_are_read() -> None:
     source = '"""Module."""\nLIMIT = 1\n"""Attribute."""\n\n\ndef f() -> None:\n    """Function."""  # Comment.\n'
     texts = [(line, text.strip("# ")) for line, text, _ in texts_of(source)]
     assert sorted(texts) == [(1, "Module."), (3, "Attribute."), (7, "Comment."), (7, "Function.")]
+
+
+def test_texts_of_the_program_are_read_but_not_names_and_docstrings() -> None:
+    source = '"""Module."""\nraise ValueError(f"batch {size} told nothing", "out-of-memory")\n'
+    assert [text for _, text in literals_of(source)] == [" told nothing"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("def tell(): ...", "tell"),
+        ("class Crew: ...", "Crew"),
+        ("def f(wish): ...", "wish"),
+        ("_told_of = 1", "_told_of"),
+        ("for seen in (): ...", "seen"),
+        ("self.heard = 1", "heard"),
+    ],
+)
+def test_identifiers_of_all_kinds_are_read(source: str, name: str) -> None:
+    assert name in [found for _, found in identifiers_of(source)]
+    assert reasons_against(name)
+
+
+@pytest.mark.parametrize("name", ["teller", "overlap", "profound", "samples_seen", "TimeSlices", "NOT_FOUND"])
+def test_other_words_pass(name: str) -> None:
+    assert not reasons_against(name)
 
 
 def test_the_repository_passes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ class Finalist(Record):
     bound_samples_per_s: Positive
     """Upper bound by conservation of work, from the times of fetching alone and of the rest alone. Without workers: as timed."""
     samples_per_s: Positive | None = None
-    """Speed over complete optimizer steps in a race, else in the lap of threads. None: it was not run, or could not be run."""
+    """Speed over complete optimizer steps in a race, else in the timing of threads. None: it was not run, or could not be run."""
     rounds: int = 0
     left: Left = ""
     """`pruned`: even its bound is not a sufficient gain; `no-time`: no time was left to run it; the others as in every race."""
@@ -65,7 +65,7 @@ class SizeTime(Record):
 
 
 class SizeRace(Record):
-    """Race of micro-batches that were fast in a lap and of the undivided one, in complete steps of one effective batch."""
+    """Race of micro-batches that were fast in a timing and of the undivided one, in complete steps of one effective batch."""
 
     device: str
     allocator: str

@@ -23,7 +23,6 @@ from batchcal.values.calibration_events import (
     CalibrateStarted,
     CalibrationEvent,
     FinalistEnded,
-    LapEnded,
     PhaseBegan,
     ProbeEnded,
     ProbeKept,
@@ -32,6 +31,7 @@ from batchcal.values.calibration_events import (
     Rehearsed,
     ShapeTraced,
     SizeEnded,
+    TurnEnded,
 )
 from batchcal.values.study_events import FromWorker
 
@@ -122,7 +122,7 @@ class CalibrationLive(Screen[CalibrationEvent]):
                 self._notes.append(event.text)
             case CalibrateEnded():
                 self.close()
-            case LapEnded() | RaceKept() | SizeEnded() | FinalistEnded() | Rehearsed() | Attributed() | ShapeTraced() | Output():
+            case TurnEnded() | RaceKept() | SizeEnded() | FinalistEnded() | Rehearsed() | Attributed() | ShapeTraced() | Output():
                 pass
             case never:
                 assert_never(never)

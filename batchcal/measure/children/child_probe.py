@@ -66,8 +66,8 @@ ZYGOTE_BYTES: Final = 240 * MIB
 LIBRARY_BYTES: Final = 384 * MIB
 """Pages of torch's libraries that are in use. If zygotes leave no room for them, they are evicted and read again: in 1 GiB, four
 zygotes at once took longer than one after another."""
-LAP_GRACE_S: Final = 10.0
-"""Extra time for a lap: a size that has started is finished."""
+TIMING_GRACE_S: Final = 10.0
+"""Extra time for a timing: a size that has started is finished."""
 REHEARSAL_GRACE_S: Final = 30.0
 """Extra time for a rehearsal: no limit cuts groups and evaluations short."""
 SCOUT_GRACE_S: Final = 5.0
@@ -366,20 +366,20 @@ class ChildProbe:
     def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Time micro-batches in one child, or each in its own child if a process accepts one size only. See `Probe`."""
         if not self._settings[request.device].one_size or len(request.micro_batches) == 1:
-            return self._lap(request)
+            return self._time_in_one_child(request)
         times: list[StepTime] = []
         until, samples = time.monotonic() + request.limit_s, request.samples
         for size in request.micro_batches:
             limit_s = max(0.0, until - time.monotonic())
             changes = {"micro_batches": (size,), "rounds": 0, "samples": samples, "limit_s": limit_s}
-            report = self._lap(request.model_copy(update=changes))
+            report = self._time_in_one_child(request.model_copy(update=changes))
             times.extend(report.times)
             if report.why_ended or time.monotonic() >= until:
                 return TimingReport(times=tuple(times), why_ended=report.why_ended)
             samples = samples or (times[0].steps * size if times else None)
         return TimingReport(times=tuple(times))
 
-    def _lap(self, request: TimingRequest) -> TimingReport:
+    def _time_in_one_child(self, request: TimingRequest) -> TimingReport:
         times: list[StepTime] = []
 
         def listen(message: Message) -> None:
@@ -390,7 +390,7 @@ class ChildProbe:
         allowed = self._most_allowed(request.allocator)
         limits = ChildLimits(
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
-            phase_s={**self._phase_s, "measure": request.limit_s + LAP_GRACE_S},
+            phase_s={**self._phase_s, "measure": request.limit_s + TIMING_GRACE_S},
             host_fence=not accelerated,
             neighbours=self._neighbours,
         )

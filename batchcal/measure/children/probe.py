@@ -112,7 +112,7 @@ class TimingRequest(Frozen):
     (see `Race`). A slow period of several seconds then affects all sizes alike. This is for allocators that keep their memory: a
     size after a larger one then has the same heap as in a training."""
     samples: int | None = None
-    """Minimum number of samples to time each size over, the same for laps that are compared. None: the number that the first size
+    """Minimum number of samples to time each size over, the same for timings that are compared. None: as many as the first size
     processes in a fraction of a second."""
     allowed_bytes: int
     """Memory at which the fence stops the child, bytes."""
@@ -122,7 +122,7 @@ class TimingRequest(Frozen):
 
 class TimingReport(Frozen):
     times: tuple[StepTime, ...]
-    """Times in the order of the runs. There are fewer than requested if the lap ended early; `why_ended` gives the reason."""
+    """Times in the order of the runs. There are fewer than requested if the timing ended early; `why_ended` gives the reason."""
     why_ended: str = ""
 
 

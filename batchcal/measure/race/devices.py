@@ -68,7 +68,7 @@ class DevicePolicies:
         Return notes for the reader.
 
         Raises:
-            BatchcalError: as the probe's `lap`.
+            BatchcalError: as the probe's `time_sizes`.
         """
         raced = next((past_race for past_race in self.past if _is_of(past_race, device, policies)), None)
         if raced is None:

@@ -10,7 +10,7 @@ from typing import Final
 
 import psutil
 
-from batchcal.machine.roots import HERE, Root
+from batchcal.machine.roots import THIS_MACHINE, Root
 
 STAT: Final = "/proc/stat"
 BUSY: Final = (0, 1, 2, 5, 6, 7)
@@ -26,7 +26,7 @@ LEAST_S: Final = 0.1
 class Foreign:
     """Share of our processors that others have used since this object was created."""
 
-    def __init__(self, root: Root = HERE) -> None:
+    def __init__(self, root: Root = THIS_MACHINE) -> None:
         self._root = root
         self._start_s = time.monotonic()
         self._busy = _busy_s(root)

@@ -1,4 +1,4 @@
-"""Race for the fastest allocator policy. Each lap runs in its own child."""
+"""Race for the fastest allocator policy. Each turn runs in its own child."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from batchcal.measure.children.probe import Examination, Probe, TimingRequest
 from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import LEAST_ROUNDS, TIE, Race
 from batchcal.measure.search.prior import Prior
-from batchcal.values.calibration_events import CalibrationEvent, LapEnded
+from batchcal.values.calibration_events import CalibrationEvent, TurnEnded
 
 SMALLEST: Final = 16
 APART: Final = 4
 """Factor between one size and the next: enough to distinguish policies. Sizes in between are raced once the policy is known."""
 MOST: Final = 3
 BEATEN: Final = {1: 1.5, 2: 1.3}
-"""By rounds: factor by which a policy must be faster to win over one that usually is, after so few rounds. The same lap took 1.4
+"""By rounds: factor by which a policy must be faster to win over one that usually is, after so few rounds. The same turn took 1.4
 times as long a few seconds later."""
 ROOM_SHARE: Final = 0.5
 """Share of the budget that the largest micro-batch of the race may be expected to take. No policy's memory is known yet."""
 NO_TIME: Final = "no time was left"
-LAP_SHARE: Final = 0.2
-"""Share of the time of the race that one lap may take."""
+TURN_SHARE: Final = 0.2
+"""Share of the time of the race that one turn may take."""
 
 
 def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_of: int = 1) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ def policy_race(
 
 @dataclass
 class PolicyRace:
-    """The race of policies. The first lap of a policy runs all sizes; later laps repeat the fastest one."""
+    """The race of policies. The first turn of a policy runs all sizes; later turns repeat the fastest one."""
 
     probe: Probe
     device: str
@@ -104,13 +104,13 @@ class PolicyRace:
     _times: dict[int, dict[int, StepTime]] = field(default_factory=dict)
     _disturbed: Counter[int] = field(default_factory=Counter)
     _samples: int | None = None
-    """Number of samples over which the first lap timed its sizes."""
+    """Number of samples over which the first turn timed its sizes."""
 
     def run(self) -> tuple[str | None, tuple[Speeds, ...]]:
         """Return the policy to use, or None if none could be timed, and the results of each in the order of `policies`.
 
         Raises:
-            BatchcalError: as the probe's `lap`.
+            BatchcalError: as the probe's `time_sizes`.
         """
         race = Race(len(self.policies))
         start_s = self.clock.monotonic()
@@ -122,10 +122,10 @@ class PolicyRace:
             order = race.order() if race.rounds else sorted(race.order(), key=lambda place: _precedence(self.policies[place]))
             for place in order:
                 left_s = self.limit_s - (self.clock.monotonic() - start_s)
-                # One lap is timed in any case, if there was any time: starting many policies may have taken all of it.
+                # One turn is timed in any case, if there was any time: starting many policies may have taken all of it.
                 if left_s <= 0 and (self.limit_s <= 0 or any(self._times.values())):
                     break
-                seconds = self._lap(race, place, max(0.0, min(left_s, self.limit_s * LAP_SHARE)))
+                seconds = self._turn(race, place, max(0.0, min(left_s, self.limit_s * TURN_SHARE)))
                 if seconds is not None:
                     seconds_by_place[place] = seconds
             if not seconds_by_place:
@@ -133,8 +133,8 @@ class PolicyRace:
             race.record(seconds_by_place)
         return self._chosen(race), tuple(self._speeds(race, place) for place in range(len(self.policies)))
 
-    def _lap(self, race: Race, place: int, limit_s: float) -> float | None:
-        """Time one lap. Return the seconds per sample at the fastest size of this policy. None: nothing was timed."""
+    def _turn(self, race: Race, place: int, limit_s: float) -> float | None:
+        """Time one turn. Return the seconds per sample at the fastest size of this policy. None: nothing was timed."""
         times = self._times.setdefault(place, {})
         sizes = self.sizes if not times else (self._fastest(place).micro_batch,)
         report = self.probe.time_sizes(
@@ -159,7 +159,7 @@ class PolicyRace:
         fastest = self._fastest(place) if len(sizes) > 1 else report.times[0]
         rate = fastest.samples_per_s(self.effective_batch)
         self.progress.event(
-            LapEnded(
+            TurnEnded(
                 allocator=self.policies[place],
                 micro_batch=fastest.micro_batch,
                 samples_per_s=rate,
@@ -178,7 +178,7 @@ class PolicyRace:
         best = race.runners[leader].best
         timed = [race.runners[place] for place in race.running if race.runners[place].times]
         if race.rounds < LEAST_ROUNDS:
-            # The machine may have changed between so few laps: a policy that is usually faster must be beaten clearly.
+            # The machine may have changed between so few turns: a policy that is usually faster must be beaten clearly.
             timed.sort(key=lambda runner: _precedence(self.policies[runner.place]))
             return next(
                 self.policies[runner.place] for runner in timed if runner.best <= best * BEATEN[len(race.runners[leader].times)]

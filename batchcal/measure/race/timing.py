@@ -30,11 +30,11 @@ STEPS_DROPPED: Final = 1
 """Steps of every size that are not timed: the first step can take twelve times as long as the others."""
 LEAST_STEPS: Final = 2
 LEAST_S: Final = 0.3
-"""Seconds for which the first size of a lap is timed. The other sizes are timed over the same samples."""
+"""Seconds for which the first size of a timing is timed. The other sizes are timed over the same samples."""
 REPEATS: Final = 2
 """Repetitions for a size that was timed while others used our processors: bursts come and go."""
 SLOWING: Final = 0.97
-"""Share of the best rate so far. Two sizes in a row below it end the lap: larger ones get no better."""
+"""Share of the best rate so far. Two sizes in a row below it end the timing: larger ones get no better."""
 
 
 def time_sizes(arguments: TimingArguments, context: ChildContext) -> JSON:

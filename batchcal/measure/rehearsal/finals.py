@@ -21,9 +21,9 @@ from batchcal.workload.data.in_flight import PREFETCH_FACTOR
 MOST_WITH_WORKERS: Final = 3
 """Maximum number of candidates with workers to run, beside the one without."""
 MOST_THREADS: Final = 3
-LAP_S: Final = 6.0
-SHARE_OF_LAP: Final = 0.3
-"""Limits of the lap of threads: seconds, and share of the remaining time."""
+TIMING_S: Final = 6.0
+SHARE_OF_TIMING: Final = 0.3
+"""Limits of the timing of threads: seconds, and share of the remaining time."""
 WAITING: Final = 0.95
 """Share of the rate that conservation of work allows. A winner below it waits for batches that may be read further ahead."""
 
@@ -39,7 +39,7 @@ def timed_threads(stage: Stage, plan: Plan) -> tuple[dict[int, StepTime], str]:
             threads=ladder,
             rounds=MOST_ROUNDS,
             allowed_bytes=allowed_for(plan.budget_bytes),
-            limit_s=min(LAP_S, stage.left_s() * SHARE_OF_LAP),
+            limit_s=min(TIMING_S, stage.left_s() * SHARE_OF_TIMING),
         )
     )
     times: dict[int, StepTime] = {}

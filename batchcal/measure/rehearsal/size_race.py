@@ -1,4 +1,4 @@
-"""The race of micro-batches: those around the fastest of a lap, and the undivided one.
+"""The race of micro-batches: those around the fastest of a timing, and the undivided one.
 
 If the allocator keeps its memory, the sizes take turns of half a second in one child, so that changes of the machine that last
 for seconds affect all sizes alike. On two cores whose speed varied by a fifth, a small CNN under tcmalloc then gave the same
@@ -23,12 +23,12 @@ from batchcal.measure.rehearsal.stage import TURN_S, Stage, divided
 from batchcal.plan.plan import Plan
 from batchcal.values.calibration_events import PhaseBegan
 
-FROM_THE_LAP: Final = 3
-"""Number of the lap's fastest sizes that are raced if each needs a child. A lap times each size once, and a burst of other load
-may have hit one of them."""
+FASTEST_TIMED: Final = 3
+"""Number of the fastest timed sizes that are raced if each needs a child. Each size was timed once, and a burst of other load may
+have hit one of them."""
 SMALLEST: Final = 8
 STEPS_AWAY: Final = 2
-"""Doublings and halvings of the lap's fastest size that are raced in one child. The lap's own sizes are two apart."""
+"""Doublings and halvings of the timing's fastest size that are raced in one child. The timing's own sizes are two apart."""
 HANDS_BACK: Final = frozenset({"default", "thp"})
 """Policies that return large blocks to the system: a small size after a large one finds a heap that it would not have made."""
 
@@ -47,7 +47,7 @@ def race_sizes(
     if together and timed:
         sizes = around(timed[0].micro_batch, largest, multiple_of=rule.multiple_of)
     else:
-        sizes = tuple(sorted({time.micro_batch for time in timed[:FROM_THE_LAP]} | {largest}))
+        sizes = tuple(sorted({time.micro_batch for time in timed[:FASTEST_TIMED]} | {largest}))
     sizes = tuple(size for size in sizes if rule.admits(size) or size == largest)
     if len(sizes) < 2:
         return None
@@ -85,7 +85,7 @@ def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ..
 
 
 def run_in_turns(times: Sequence[StepTime], sizes: Sequence[int], effective_batch: int) -> Race:
-    """Return the race of a lap in rounds. No size runs twice in a round. If a size has undisturbed times, only these count."""
+    """Return the race of a timing in rounds. No size runs twice in a round. If a size has undisturbed times, only these count."""
     race = Race(len(sizes))
     clear = {time.micro_batch for time in times if not disturbed(time.foreign_share)}
     seconds: dict[int, float] = {}
@@ -122,7 +122,7 @@ def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> tuple[Race, t
             )
         )
         if not report.times:
-            # A size that cannot run ends the lap before any size is timed: all are warmed up first, in ascending order.
+            # A size that cannot run ends the timing before any size is timed: all are warmed up first, in ascending order.
             running, why = running[:-1], report.why_ended or "it could not be timed"
     race = run_in_turns(report.times, sizes, effective)
     for place in range(len(running), len(sizes)):
