@@ -55,6 +55,10 @@ large batches were up to three times slower. Later probes use the rate of a size
 and less than 400 at 4,297: 48 s wasted). The first evaluation uses the rate of training, and trains before it evaluates."""
 SHARE_OF_TIME_OF_FIRST: Final = 0.75
 """Share of the time for the policy that will be used, if `default` is measured, too."""
+LEAST_FOR_RACE: Final = 2.0
+"""Minimum time for a race of policies, as a multiple of the duration of the examination. A turn of another policy starts a process,
+loads the task and runs steps, as the examination does, and the examination under the fastest policy follows. With 20 s, where the
+examination took 8 s, the race left no time for a single probe."""
 WORTH_A_PROBE: Final = 1.2
 LIMIT_NAMES: Final[dict[LimitedBy, str]] = {"time-limit": "the time limit", "max-probes": "the limit of probes (--max-probes)"}
 MARGIN_DOUBLINGS: Final = 2
@@ -134,13 +138,15 @@ class DeviceSearch:
         undecided = self.policies.to_race(device)
         if undecided:
             examination = self._examine(device, undecided[0])
+            # A verified batch size comes first, also under a slower policy.
+            is_affordable = self._left_s() >= LEAST_FOR_RACE * self.slices.spent_s("examination")
             with self.slices.spent_on("policies"):
                 notes = self.policies.race(
                     device,
                     undecided,
                     examination,
                     budget_bytes=self.budgets[device].budget_bytes,
-                    limit_s=self._left_s() * SHARE_OF_TIME_RACING,
+                    limit_s=self._left_s() * SHARE_OF_TIME_RACING if is_affordable else 0.0,
                     rule=self.sizes.active_rule,
                 )
             for text in notes:

@@ -30,6 +30,10 @@ class TimeSlices:
             self._add()
             self._open.pop()
 
+    def spent_s(self, part: TimedPart) -> float:
+        """Duration of a part so far, seconds."""
+        return self._spent.get(part, 0.0)
+
     def durations(self) -> tuple[TimeSlice, ...]:
         """Durations in the order in which the parts first began."""
         return tuple(TimeSlice(part=part, wall_s=round(spent, 3)) for part, spent in self._spent.items())

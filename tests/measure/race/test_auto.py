@@ -32,6 +32,14 @@ def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(harness: H
     assert "lap_ended" in {event for event, _ in harness.progress.events}
 
 
+def test_where_time_is_short_a_verified_size_comes_before_the_race(harness: Harness) -> None:
+    probe = Racing(clock=harness.clock, examination_takes_s=8.0)
+    calibration = harness.calibrate(probe, options(GIB, allocator="auto", time_limit_s=20.0)).calibration
+    assert calibration.policy == "default"
+    assert calibration.finding() is not None
+    assert any("no time was left to compare the allocator policies" in note for note in calibration.notes)
+
+
 def test_what_the_user_set_is_not_raced(harness: Harness) -> None:
     calibration = harness.calibrate(Racing(), options(GIB, allocator="default")).calibration
     assert (calibration.policy, calibration.allocator) == ("default", None)
