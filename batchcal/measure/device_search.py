@@ -56,9 +56,9 @@ and less than 400 at 4,297: 48 s wasted). The first evaluation uses the rate of 
 SHARE_OF_TIME_OF_FIRST: Final = 0.75
 """Share of the time for the policy that will be used, if `default` is measured, too."""
 LEAST_FOR_RACE: Final = 2.0
-"""Minimum time for a race of policies, as a multiple of the duration of the examination. A turn of another policy starts a process,
-loads the task and runs steps, as the examination does, and the examination under the fastest policy follows. With 20 s, where the
-examination took 8 s, the race left no time for a single probe."""
+"""Minimum time for a race of policies, as a multiple of the duration of the examination. A turn of another policy starts a
+process, loads the task and runs steps, as the examination does, and the examination under the fastest policy follows. With 20 s,
+where the examination took 8 s, the race left no time for a single probe."""
 WORTH_A_PROBE: Final = 1.2
 LIMIT_NAMES: Final[dict[LimitedBy, str]] = {"time-limit": "the time limit", "max-probes": "the limit of probes (--max-probes)"}
 MARGIN_DOUBLINGS: Final = 2
