@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from batchcal.calibration.records.workers import Start
 from batchcal.calibration.schema import Measurement, Mode
 from batchcal.core.errors import UserCodeError
 from batchcal.core.progress import Note, Progress
@@ -26,6 +27,8 @@ from batchcal.measure.children.probe import Probe, ProbeRequest
 from batchcal.measure.search.capacity import SizeRequest, Verdict
 from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION, least_steps
 from batchcal.values.calibration_events import CalibrationEvent, ProbeEnded, ProbeKept, ProbeStarted
+from batchcal.values.setup import Setup
+from batchcal.workload.data.in_flight import PREFETCH_FACTOR
 
 ATTEMPTS: Final = 2
 """Maximum number of runs: a suspect, a kill from outside, a dead worker or an internal failure runs again, then it counts."""
@@ -55,6 +58,26 @@ class SearchTarget:
     """For `eval`: training micro-batch that runs before the evaluation, as in a training."""
     train_steps: int = STEPS_BEFORE_EVALUATION
     """For `eval`: number of training steps before the evaluation."""
+    num_workers: int = 0
+    """DataLoader workers that deliver the batches."""
+    start: Start | None = None
+    """Start method of these workers. None: the default of the platform."""
+    intra_op_threads: int = 1
+
+    def setup(self, batch: int) -> Setup:
+        """Return the settings of a process that runs `batch`."""
+        is_training = self.mode == "train"
+        return Setup(
+            device=self.device,
+            allocator=self.allocator,
+            micro_batches=(batch if is_training else self.train_batch or 1,),
+            eval_batch=0 if is_training else batch,
+            num_workers=self.num_workers,
+            prefetch_factor=PREFETCH_FACTOR if self.num_workers else None,
+            multiprocessing_context=self.start,
+            intra_op_threads=self.intra_op_threads,
+            interop_threads=1,
+        )
 
 
 @dataclass
@@ -156,16 +179,13 @@ class Attempts:
         )
         allowed = allowed_for(place.budget_bytes)
         probe_request = ProbeRequest(
-            batch=request.batch,
+            setup=place.setup(request.batch),
             mode=place.mode,
-            device=place.device,
-            allocator=place.allocator,
             samples=place.samples,
             least_steps=least_steps(place.mode, request.mapped_share),
             allowed_bytes=allowed,
             budget_bytes=place.budget_bytes,
-            train_batch=place.train_batch,
-            train_steps=place.train_steps,
+            train_steps=0 if place.train_batch is None else place.train_steps,
             one_size=one_size,
             deadline_s=deadline_s,
         )

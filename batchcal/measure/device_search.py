@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -257,7 +257,7 @@ class DeviceSearch:
         probe_size = self.sizes.size_off_multiple
         if probe_size is not None:
             budget = self.budgets[device].budget_bytes
-            self._explain(probe_size, SearchTarget(device, allocator, "train", budget, self.options.samples), examination)
+            self._explain(probe_size, self._target(device, allocator, "train", budget), examination)
         evaluation, evaluation_model = self._capacity(device, allocator, examination, finding)
         self.findings[-1] = finding.model_copy(update={"eval": evaluation, "eval_memory": evaluation_model})
         self._raise_if_interrupted()
@@ -279,7 +279,7 @@ class DeviceSearch:
         self._try_workers(device, allocator)
         if not self.examinations:
             self.examinations[device] = examination  # before the trials, so that the facts are recorded if an error ends them
-            place = SearchTarget(device, allocator, "train", self.budgets[device].budget_bytes, self.options.samples)
+            place = self._target(device, allocator, "train", self.budgets[device].budget_bytes)
             for size in self.sizes.suspects(examination):
                 self._explain(size, place, examination)
         self.examinations.setdefault(device, examination)
@@ -307,6 +307,23 @@ class DeviceSearch:
         if report.workers.start is not None:
             self.attempts.note(f"DataLoader workers are started by {report.workers.start}: {report.workers.why_start}")
         self._reserve(workers * each, examination, f"{count_of(workers, 'worker')} grow while they read")
+
+    def _target(self, device: str, allocator: str, mode: Mode, budget_bytes: int) -> SearchTarget:
+        return SearchTarget(
+            device,
+            allocator,
+            mode,
+            budget_bytes,
+            self.options.samples,
+            num_workers=self.options.workers or 0,
+            start=None if self.loader_workers is None else self.loader_workers.start,
+            intra_op_threads=self.environment.optimal_threads,
+        )
+
+    def _after_training(self, target: SearchTarget, trained: Finding) -> SearchTarget:
+        """Return `target` with the training steps that run before an evaluation."""
+        steps = steps_before_evaluation(mapped_share(trained))
+        return replace(target, train_batch=self._before_evaluation(trained, steps), train_steps=steps)
 
     def _explain(self, size: int, place: SearchTarget, examination: Examination) -> bool:
         """Run trials around `size`. Return True if they show another rule of the task's sizes."""
@@ -423,16 +440,8 @@ class DeviceSearch:
             prior_ratio=prior.ratio,
             spread=prior.spread,
         )
-        before_steps = 0 if trained is None else steps_before_evaluation(mapped_share(trained))
-        place = SearchTarget(
-            device,
-            allocator,
-            mode,
-            bounds.budget_bytes,
-            self.options.samples,
-            train_batch=None if trained is None else self._before_evaluation(trained, before_steps),
-            train_steps=before_steps,
-        )
+        target = self._target(device, allocator, mode, bounds.budget_bytes)
+        place = target if trained is None else self._after_training(target, trained)
         best: Measurement | None = None
         measured: Measurement | None = None
         ended: LimitedBy | None = None

@@ -10,6 +10,7 @@ from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.calibration.schema import Mode
 from batchcal.detect.detect import detect
 from batchcal.machine.cgroup import memory_meter
+from batchcal.measure.attempts import SearchTarget
 from batchcal.measure.budget import host_budget
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
@@ -29,14 +30,24 @@ class Bench:
     budget_bytes: int
     samples: int
     examination: Examination
+    workers: int
+    threads: int
 
     def measure(self, batch: int, *, mode: Mode = "train", allowed_bytes: int | None = None) -> Observation:
+        target = SearchTarget(
+            "cpu",
+            self.allocator,
+            mode,
+            self.budget_bytes,
+            self.samples,
+            num_workers=self.workers,
+            intra_op_threads=self.threads,
+        )
         request = ProbeRequest(
-            batch=batch,
+            setup=target.setup(batch),
             mode=mode,
-            device="cpu",
-            allocator=self.allocator,
             samples=self.samples,
+            train_steps=0,
             allowed_bytes=allowed_bytes or self.budget_bytes,
             budget_bytes=self.budget_bytes,
             deadline_s=120.0,
@@ -65,7 +76,6 @@ def bench(
         device="cpu",
         seed=seed,
         intra_op_threads=threads or environment.optimal_threads,
-        workers=workers,
         smallest_batch=2,
     )
     budget = host_budget(environment, margin=MARGIN_CPU, memory_limit_bytes=None)
@@ -73,4 +83,12 @@ def bench(
         probe = ChildProbe({"cpu": setting}, meter, host_budget_bytes=budget.budget_bytes, note=say)
         with closing(probe):
             examination = probe.examine("cpu", allocator, budget.budget_bytes, 10.0)
-            yield Bench(probe, allocator, budget.budget_bytes, samples_for(budget.limit_bytes), examination)
+            yield Bench(
+                probe=probe,
+                allocator=allocator,
+                budget_bytes=budget.budget_bytes,
+                samples=samples_for(budget.limit_bytes),
+                examination=examination,
+                workers=workers,
+                threads=setting.intra_op_threads,
+            )

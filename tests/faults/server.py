@@ -20,7 +20,7 @@ from batchcal.detect.environment import Environment
 from batchcal.guard import launch
 from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import OVER_BUDGET_LEAST
+from batchcal.measure.attempts import OVER_BUDGET_LEAST, SearchTarget
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.launchers import Launchers
@@ -94,7 +94,6 @@ def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
         device="cpu",
         seed=0,
         intra_op_threads=ask.threads,
-        workers=ask.workers,
         smallest_batch=2,
     )
     with closing(memory_meter()) as meter:
@@ -117,12 +116,14 @@ def answer(ask: Ask, environment: Environment, launchers: Launchers) -> Reply:
             return Reply(calibration=made.calibration)
         if ask.batch is None:
             return Reply(examination=probe.examine("cpu", "default", budget, 3.0))
+        target = SearchTarget(
+            "cpu", "default", ask.mode, budget, ask.samples, num_workers=ask.workers, intra_op_threads=ask.threads
+        )
         request = ProbeRequest(
-            batch=ask.batch,
+            setup=target.setup(ask.batch),
             mode=ask.mode,
-            device="cpu",
-            allocator="default",
             samples=ask.samples,
+            train_steps=0,
             allowed_bytes=budget + OVER_BUDGET_LEAST,
             budget_bytes=budget,
             deadline_s=ask.deadline_s,

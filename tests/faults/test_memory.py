@@ -141,7 +141,7 @@ import json, sys
 from contextlib import closing
 from batchcal.machine.cgroup import memory_meter
 from batchcal.guard.classify import classify
-from batchcal.guard.run import Limits
+from batchcal.guard.run import ChildLimits
 from tests.support.guarded import ending_of, launcher
 
 class Blind:
@@ -153,8 +153,8 @@ class Blind:
 
 ballast = b"x" * (int(sys.argv[1]) << 20)
 with closing(memory_meter()) as meter, launcher("spawn") as opened:
-    ending = ending_of(opened, "hold", Limits(), Blind(meter), bytes=900 << 20, arm=False)
-    again = ending_of(opened, "echo", Limits(), Blind(meter), number=1)
+    ending = ending_of(opened, "hold", ChildLimits(), Blind(meter), bytes=900 << 20, arm=False)
+    again = ending_of(opened, "echo", ChildLimits(), Blind(meter), number=1)
 print(json.dumps({"outcome": classify(ending, None).model_dump(), "again": again.returned, "kills": ending.oom_kills}))
 """
 

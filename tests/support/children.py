@@ -10,10 +10,12 @@ from pathlib import Path
 from batchcal.calibration.schema import OFF, Mode
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits
+from batchcal.measure.attempts import SearchTarget
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Observation, ProbeRequest
 from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.deadline import Deadline
+from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION
 from batchcal.workload.spec.reference import Scalar, TaskReference
 from tests.support.zygotes import lent
 
@@ -37,7 +39,7 @@ class Fixed:
         return None
 
 
-def setting_of(spec: str, *, workers: int = 0, activation_checkpointing: str = OFF, **arguments: Scalar) -> ChildSetting:
+def setting_of(spec: str, *, activation_checkpointing: str = OFF, **arguments: Scalar) -> ChildSetting:
     return ChildSetting(
         reference=TaskReference(
             spec=spec if ":" in spec else f"tests.measure.tasks:{spec}", directory=str(REPOSITORY), arguments=dict(arguments)
@@ -46,7 +48,6 @@ def setting_of(spec: str, *, workers: int = 0, activation_checkpointing: str = O
         seed=0,
         activation_checkpointing=activation_checkpointing,
         intra_op_threads=1,
-        workers=workers,
         smallest_batch=2,
     )
 
@@ -55,7 +56,6 @@ def setting_of(spec: str, *, workers: int = 0, activation_checkpointing: str = O
 def probing(
     spec: str,
     *,
-    workers: int = 0,
     activation_checkpointing: str = OFF,
     above_bytes: int = ROOM,
     isolation: str | None = None,
@@ -66,7 +66,7 @@ def probing(
     **arguments: Scalar,
 ) -> Iterator[ChildProbe]:
     probe = ChildProbe(
-        {"cpu": setting_of(spec, workers=workers, activation_checkpointing=activation_checkpointing, **arguments)},
+        {"cpu": setting_of(spec, activation_checkpointing=activation_checkpointing, **arguments)},
         Fixed(above_bytes),
         host_budget_bytes=ROOM,
         host_allowed_bytes=host_allowed_bytes,
@@ -90,17 +90,17 @@ def request(
     samples: int = 4,
     train_batch: int | None = None,
     allocator: str = "default",
+    workers: int = 0,
     deadline_s: float | None = 60.0,
 ) -> ProbeRequest:
+    target = SearchTarget("cpu", allocator, mode, budget, samples, train_batch=train_batch, num_workers=workers)
     return ProbeRequest(
-        batch=batch,
+        setup=target.setup(batch),
         mode=mode,
-        device="cpu",
-        allocator=allocator,
         samples=samples,
         allowed_bytes=allowed or budget + 128 * MIB,
         budget_bytes=budget,
-        train_batch=train_batch,
+        train_steps=0 if train_batch is None else STEPS_BEFORE_EVALUATION,
         deadline_s=deadline_s,
     )
 

@@ -282,7 +282,7 @@ class ChildProbe:
     def measure(self, request: ProbeRequest) -> Observation:
         """Run steps at one size."""
         self._persistent = frozenset()
-        setting = self._settings[request.device]
+        setting = self._settings[request.device].under(request.setup)
         if request.one_size:
             setting = setting.model_copy(update={"one_size": True})
         loses_blocks = bool(setting.workers) and request.device == "cpu" and maps_large_blocks(request.allocator)
@@ -447,14 +447,8 @@ class ChildProbe:
             read_s=request.read_s,
             hang_s=request.hang_s,
         )
-        report = reported(
-            self._run(examine_workers, arguments.model_dump(mode="json"), request.allocator, limits), request.workers
-        )
-        start = report.workers.start
-        self._settings = {
-            device: child_setting.model_copy(update={"start": start}) for device, child_setting in self._settings.items()
-        }
-        return report
+        ending = self._run(examine_workers, arguments.model_dump(mode="json"), request.allocator, limits)
+        return reported(ending, request.workers)
 
     def train_varied(self, request: HeapRequest) -> HeapReport:
         """Train with batches of changing shapes in a child of their own. See `Probe`."""
@@ -564,7 +558,6 @@ def child_probe(
             seed=options.seed,
             activation_checkpointing=options.activation_checkpointing,
             intra_op_threads=environment.optimal_threads,
-            workers=options.workers or 0,
             smallest_batch=SizeRule(multiple_of=options.multiple_of).smallest,
             multiple_of=options.multiple_of,
             accelerator_free_bytes=free.get(device),

@@ -17,6 +17,7 @@ from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.search.settling import LEAST_STEPS, STEPS_BEFORE_EVALUATION
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
 from batchcal.plan.plan import Plan
+from batchcal.values.setup import Setup
 from batchcal.workload.facts import TaskFacts
 
 
@@ -27,10 +28,10 @@ class SizeRefused(UserCodeError):
 class ProbeRequest(Frozen):
     """Batch size to run in one child, and its limits."""
 
-    batch: int
+    setup: Setup
+    """Settings of the process. For `train`, its micro-batch is the batch to run. For `eval`, its evaluation batch is, after
+    `train_steps` steps at its micro-batch."""
     mode: Mode
-    device: str
-    allocator: str
     samples: int
     """Maximum number of steps. The run ends earlier once the peak has settled."""
     least_steps: int = LEAST_STEPS["train"]
@@ -39,14 +40,30 @@ class ProbeRequest(Frozen):
     """Memory of the complete process tree at which the fence stops the child, bytes."""
     budget_bytes: int
     """A run that ends above this budget is out of memory with source `budget`."""
-    train_batch: int | None = None
-    """For `eval`: training micro-batch that runs before the evaluation, as in a training."""
     train_steps: int = STEPS_BEFORE_EVALUATION
-    """For `eval`: number of training steps before the evaluation."""
+    """For `eval`: number of training steps before the evaluation, as in a training."""
     one_size: bool = False
     """The process runs no other size, not even in the warm-up."""
     deadline_s: float | None = None
     """Time limit of the measured steps, seconds. Loading and warm-up have their own limits."""
+
+    @property
+    def device(self) -> str:
+        return self.setup.device
+
+    @property
+    def allocator(self) -> str:
+        return self.setup.allocator
+
+    @property
+    def batch(self) -> int:
+        """Batch to measure, samples."""
+        return self.setup.micro_batches[0] if self.mode == "train" else self.setup.eval_batch
+
+    @property
+    def train_batch(self) -> int | None:
+        """Training micro-batch that runs before an evaluation. None: none does."""
+        return self.setup.micro_batches[0] if self.mode == "eval" and self.train_steps else None
 
 
 class PlanTimes(Frozen):
@@ -183,8 +200,7 @@ class Probe(Protocol):
         ...
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
-        """Start DataLoader workers once. Check that they return the same samples as the process, and measure their memory. Later
-        measurements with a number of workers from the user start them in the way determined here."""
+        """Start DataLoader workers once. Check that they return the same samples as the process, and measure their memory."""
         ...
 
     def train_varied(self, request: HeapRequest) -> HeapReport:

@@ -7,6 +7,7 @@ from typing import Final
 from batchcal.calibration.records.workers import Start
 from batchcal.calibration.schema import OFF
 from batchcal.core.values import Frozen
+from batchcal.values.setup import Setup
 from batchcal.workload.data.in_flight import PREFETCH_FACTOR
 from batchcal.workload.spec.reference import TaskReference
 
@@ -23,7 +24,7 @@ class ChildSetting(Frozen):
     activation_checkpointing: str = OFF
     intra_op_threads: int
     interop_threads: int = 1
-    workers: int
+    workers: int = 0
     start: Start | None = None
     """Start method of workers. None: the default of the platform."""
     prefetch_factor: int = PREFETCH_FACTOR
@@ -38,6 +39,17 @@ class ChildSetting(Frozen):
     """A process runs batches of one size only, in the warm-up too."""
     accelerator_free_bytes: int | None = None
     """Free memory of the device before the first context of batchcal, bytes. It gives the share of a context."""
+
+    def under(self, setup: Setup) -> ChildSetting:
+        """Return the setting of a child that runs with the threads and workers of `setup`."""
+        changes: dict[str, object] = {
+            "intra_op_threads": setup.intra_op_threads,
+            "interop_threads": setup.interop_threads,
+            "workers": setup.num_workers,
+            "start": setup.multiprocessing_context,
+            "prefetch_factor": setup.prefetch_factor or PREFETCH_FACTOR,
+        }
+        return self.model_copy(update=changes)
 
     def warm_up_size(self, *sizes: int) -> int:
         """Return the tiny size of a process that runs `sizes` afterwards."""

@@ -198,9 +198,9 @@ def test_a_command_cannot_limit_a_process_that_is_not_its_own(mark: str) -> None
 @pytest.mark.cgroup
 def test_the_kernel_kills_nothing_in_a_container_that_is_too_small(mark: str) -> None:
     script = (
-        "import json; from tests.support.trees import PROGRAM, ending_of; from batchcal.guard.run import Limits; "
+        "import json; from tests.support.trees import PROGRAM, ending_of; from batchcal.guard.run import ChildLimits; "
         "half = ' '.join(PROGRAM) + ' hold 700 60'; "
-        f"ending = ending_of('sh', '-c', half + ' & setsid ' + half + ' & wait', limits=Limits(), mark='{mark}'); "
+        f"ending = ending_of('sh', '-c', half + ' & setsid ' + half + ' & wait', limits=ChildLimits(), mark='{mark}'); "
         "print(json.dumps([ending.killed_for, ending.kill_reason]))"
     )
     with memory_cgroup(1024 * MIB) as group:

@@ -144,8 +144,8 @@ def test_an_evaluation_runs_after_a_training_step_and_takes_less() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_and_what_they_hold_are_measured_too(workers: int) -> None:
-    with probing("wide", workers=workers, repeats=32) as probe:
-        report = probe.measure(request(2000, samples=3))
+    with probing("wide", repeats=32) as probe:
+        report = probe.measure(request(2000, samples=3, workers=workers))
     fits = fitting(report)
     with probing("wide", repeats=32) as probe:
         alone = fitting(probe.measure(request(2000, samples=3)))
@@ -156,9 +156,9 @@ def test_workers_and_what_they_hold_are_measured_too(workers: int) -> None:
 
 @pytest.mark.smoke("outcome:worker-died")
 def test_workers_that_die_are_told_as_such() -> None:
-    with probing("broken_workers", workers=1) as probe:
+    with probing("broken_workers") as probe:
         probe.examine("cpu", "default", GIB, 20.0)
-        outcome = probe.measure(request(8)).outcome
+        outcome = probe.measure(request(8, workers=1)).outcome
     assert isinstance(outcome, WorkerDied)
 
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import time
 
+from batchcal.calibration.schema import Mode
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
+from batchcal.measure.attempts import SearchTarget
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.probe import ProbeRequest
 
 
-def request(batch: int, *, mode: str = "train", budget: int = 400 * MIB) -> ProbeRequest:
-    return ProbeRequest.model_validate(
-        {
-            "batch": batch,
-            "mode": mode,
-            "device": "cpu",
-            "allocator": "default",
-            "samples": 8,
-            "allowed_bytes": budget,
-            "budget_bytes": budget,
-        }
-    )
+def request(batch: int, *, mode: Mode = "train", budget: int = 400 * MIB) -> ProbeRequest:
+    setup = SearchTarget("cpu", "default", mode, budget, samples=8).setup(batch)
+    return ProbeRequest(setup=setup, mode=mode, samples=8, train_steps=0, allowed_bytes=budget, budget_bytes=budget)
 
 
 def test_it_needs_a_base_and_so_much_a_sample() -> None:

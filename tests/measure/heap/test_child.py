@@ -51,9 +51,9 @@ def test_a_probe_with_workers_holds_as_many_blocks_as_are_lost_to_handles(
     notes: list[str] = []
     with probing(TASKS[name].spec) as probe:
         alone = fitting(probe.measure(request(batch, samples=6)))
-    with probing(TASKS[name].spec, workers=2, notes=notes) as probe:
+    with probing(TASKS[name].spec, notes=notes) as probe:
         probe.examine("cpu", "default", GIB, LONG_S)  # from its curve follows the batch with which blocks are counted
-        beside = fitting(probe.measure(request(batch, samples=6)))
+        beside = fitting(probe.measure(request(batch, samples=6, workers=2)))
     assert notes == []  # they were counted
     more = beside.peak.anonymous_bytes - alone.peak.anonymous_bytes
     assert (more > 200 * MIB) is grows

@@ -36,8 +36,8 @@ def test_workers_of_a_probe_and_of_a_plan_start_before_the_process_opens_the_fil
     plan = make_plan(a_calibration(), effective_batch=64).model_copy(
         update={"num_workers": 2, "prefetch_factor": 2, "persistent_workers": True, "eval_batch": 8}
     )
-    with probing("tests.measure.workers.tasks:checked", workers=2, folder=str(tmp_path)) as probe:
-        fitting(probe.measure(request(64, samples=8)))
+    with probing("tests.measure.workers.tasks:checked", folder=str(tmp_path)) as probe:
+        fitting(probe.measure(request(64, samples=8, workers=2)))
         rehearsed = probe.rehearse(
             RehearsalRequest(
                 plan=plan,
