@@ -54,7 +54,7 @@ LimitedBy = Literal[
     "max-probes",
     "measuring-overhead",
 ]
-"""`speed`: evaluation only. Its search ends if a larger batch is not faster."""
+"""`speed`: a larger batch is not faster, so none was run."""
 
 
 OFF: Final = "off"
@@ -156,6 +156,11 @@ class Capacity(Record):
     """True: it ran with the gradients of an earlier micro-batch in memory, as in accumulation. False: a plan that accumulates
     must add them."""
 
+    @property
+    def answers_memory(self) -> bool:
+        """True if larger sizes were tried as far as memory and time allowed, so that it is the answer to `--objective memory`."""
+        return self.limited_by != "speed"
+
 
 def usable_bytes(budget_bytes: int, base_bytes: float, heap_growth: float) -> int:
     """Memory that a few steps may use of a budget if a batch takes `heap_growth` times as much after many steps, bytes.
@@ -231,7 +236,7 @@ class Calibration(Record):
     undone: tuple[Undone, ...] = ()
     unanswered: tuple[Objective, ...] | None = None
     """Objectives that plans of this calibration may not meet: `throughput` without a race of threads and workers, `memory`
-    without a capacity. None: not recorded before format 2."""
+    without a capacity, or with one that is limited by speed. None: not recorded before format 2."""
     world_size: Annotated[int, Field(ge=1)] = 1
     """Processes that trained together in each run."""
     wall_s: float = 0.0

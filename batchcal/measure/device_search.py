@@ -308,6 +308,17 @@ class DeviceSearch:
             self.attempts.note(f"DataLoader workers are started by {report.workers.start}: {report.workers.why_start}")
         self._reserve(workers * each, examination, f"{count_of(workers, 'worker')} grow while they read")
 
+    def _largest_useful(self, device: str, allocator: str, examination: Examination) -> int | None:
+        """Return the size above which no micro-batch trains faster. None: unknown, or a larger one is of use because dividing a
+        batch of this task changes the training."""
+        results = {check.promise: check.result for check in examination.promises}
+        divisible = results.get("mean-over-weight") == "ok" and results.get("batch-statistics") == "ok"
+        if self.options.objective != "throughput" or not divisible:
+            return None
+        timed = [speeds for speeds in self.policies.speeds if speeds.device == device and speeds.times]
+        timed.sort(key=lambda speeds: speeds.allocator != allocator)
+        return timed[0].largest_useful if timed else None
+
     def _target(self, device: str, allocator: str, mode: Mode, budget_bytes: int) -> SearchTarget:
         return SearchTarget(
             device,
@@ -425,6 +436,7 @@ class DeviceSearch:
             prior=prior,
             shm=self.environment.shared_memory,
             most_trained=self.most_trained,
+            largest_useful=self._largest_useful(device, allocator, examination),
         )
         bounds = bounds_by(rule=self.sizes.rule)
         if bounds.multiple_of < self.options.multiple_of and trained is None:

@@ -29,7 +29,7 @@ from batchcal.measure.calibrate import Calibrator
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
 from batchcal.measure.result import CalibrationResult, Need
-from batchcal.plan.make import is_rehearsed
+from batchcal.plan.make import answers, is_rehearsed
 from batchcal.values.calibration_events import CalibrationEvent
 from batchcal.workload.spec.identity import identify
 from batchcal.workload.spec.reference import TaskReference
@@ -188,6 +188,7 @@ def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationRes
             notices.append(acquired.notice)
         if enough() and usable is not None:
             return replace(usable, notices=(*notices, *usable.notices))
-        if usable is not None and usable.calibration.is_usable and not force:
+        is_answer = usable is not None and answers(usable.calibration, calibrator.options.objective)
+        if usable is not None and is_answer and usable.calibration.is_usable and not force:
             return calibrator.verify(replace(usable, notices=(*notices, *usable.notices)))
         return calibrator.measure(start_s, notices, restart=force)

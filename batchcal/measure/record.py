@@ -71,7 +71,7 @@ def recorded(
         notes=tuple(device_search.attempts.notes),
         size_rule=device_search.sizes.rule,
         time_slices=device_search.slices.durations(),
-        unanswered=("throughput", "memory") if chosen is None else ("throughput",),
+        unanswered=("throughput", *(() if chosen is not None and chosen.train.answers_memory else ("memory",))),
     )
 
 

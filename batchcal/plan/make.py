@@ -53,7 +53,8 @@ def make_plan(
         UsageError: the effective batch or the world size is not valid.
         DivisionRefused: the effective batch must not be divided, and does not fit undivided or is shared by ranks; or no sizes
             that the task accepts have that sum.
-        NoCalibration: nothing was verified on this device under this allocator.
+        NoCalibration: nothing was verified on this device under this allocator, or the largest micro-batch is requested and was
+            not measured.
     """
     if objective not in get_args(Objective):
         raise UsageError(f"objective {objective!r} is not valid", try_="--objective throughput, or --objective memory")
@@ -61,6 +62,12 @@ def make_plan(
     budget = calibration.budget(finding.device)
     if budget is None:
         raise NoCalibration(f"the calibration has no budget for {finding.device}", try_="batchcal calibrate --force")
+    if objective == "memory" and not finding.train.answers_memory:
+        raise NoCalibration(
+            "the largest micro-batch was not measured: the calibration was made for throughput",
+            known=f"it ended at {finding.train.batch} samples, because a larger micro-batch would not train faster",
+            try_=f"batchcal calibrate {quote(calibration.task.spec)} --objective memory",
+        )
     if world_size < 1:
         raise UsageError(f"world size {world_size} is below 1", try_="--world-size 1")
     setting = effective.effective_batch_of(calibration, effective_batch)
@@ -201,9 +208,15 @@ def _with_last_group(plan: Plan, rehearsal: Rehearsal) -> Plan:
     )
 
 
+def answers(calibration: Calibration, objective: Objective) -> bool:
+    """True if plans for `objective` can be made from the measurements of `calibration`."""
+    finding = calibration.finding()
+    return objective != "memory" or finding is None or finding.train.answers_memory
+
+
 def is_rehearsed(calibration: Calibration, options: Options) -> bool:
     """True if the plan that `options` request was run completely, or if they request no plan of their own."""
-    if not has_consent(calibration, options):
+    if not has_consent(calibration, options) or not answers(calibration, options.objective):
         return False
     effective_batch = options.effective_batch or effective.of_task(calibration)
     if effective_batch is None or calibration.finding() is None:

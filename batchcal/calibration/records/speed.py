@@ -11,6 +11,8 @@ from batchcal.core.values import Record
 
 ALIKE: Final = 1.015
 """Sizes within this factor of the fastest count as equally fast: a turn does not resolve less."""
+NO_FASTER: Final = 1.03
+"""If no larger size can be faster than the fastest by more than this factor, larger sizes are not worth a probe."""
 HEAVY_DATA: Final = 0.3
 """Share of a step. If fetching its batch takes more, the possible gain is in DataLoader workers."""
 RACED_POLICIES: Final = "raced-policies"
@@ -69,6 +71,19 @@ class Speeds(Record):
         """True if fetching its batch took a large part of the fastest step. False if no step was timed."""
         fastest = self.fastest(UNBOUNDED)
         return fastest is not None and fastest.fetch_s > HEAVY_DATA * fastest.step_s
+
+    @property
+    def largest_useful(self) -> int | None:
+        """The largest timed size, if no larger one can be faster by more than `NO_FASTER`. None: larger ones may be.
+
+        A step takes a constant time and a time per sample. The time per sample, from the two largest sizes, is the least that a
+        sample of any larger size takes."""
+        if len(self.times) < 2:
+            return None
+        before, largest = self.times[-2:]
+        sample_s = (largest.step_s - before.step_s) / (largest.micro_batch - before.micro_batch)
+        fastest_sample_s = min(time.step_s / time.micro_batch for time in self.times)
+        return largest.micro_batch if sample_s > 0 and fastest_sample_s <= sample_s * NO_FASTER else None
 
     def fastest(self, effective_batch: int) -> StepTime | None:
         """Return the fastest micro-batch of at most `effective_batch` samples, the smallest of equally fast ones. None: none was

@@ -123,7 +123,7 @@ def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
     effective_batch = sum(plan.micro_batches)
     if finding is None:
         return effective_batch
-    if finding.train.limited_by not in ("time-limit", "max-probes"):
+    if finding.train.limited_by not in ("time-limit", "max-probes", "speed"):
         return min(effective_batch, finding.train.batch)
     expected = finding.train_memory.largest_within(plan.budget_bytes * EXPECTED_SHARE, ceiling=effective_batch)
     return min(effective_batch, max(finding.train.batch, expected))

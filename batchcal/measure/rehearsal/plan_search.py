@@ -30,6 +30,7 @@ from batchcal.plan.rehearsals.reduced import reduced
 from batchcal.plan.rehearsals.rehearsed import is_conclusive, rehearsal_of, setup_of
 from batchcal.plan.workers import worker_bytes
 from batchcal.values.calibration_events import Attributed, FinalistEnded, PhaseBegan, Rehearsed, SizeEnded
+from batchcal.values.settings import Objective
 
 SHARE_OF_FINALS: Final = 0.35
 """Maximum share of the remaining time. The rehearsal comes next, and without it no plan is verified."""
@@ -114,7 +115,7 @@ class PlanSearch:
                 "undone": (*calibration.undone, *self.undone),
                 "notes": (*calibration.notes, *self.notes),
                 "time_slices": (*calibration.time_slices, *self.slices.durations()),
-                "unanswered": () if calibration.finals else calibration.unanswered,
+                "unanswered": _unanswered(calibration),
             }
         )
 
@@ -315,3 +316,9 @@ class PlanSearch:
                         ended=finalist.why or None,
                     )
                 )
+
+
+def _unanswered(calibration: Calibration) -> tuple[Objective, ...]:
+    """Objectives that are left when the races have ended."""
+    left = calibration.unanswered or ()
+    return tuple(objective for objective in left if objective != "throughput" or not calibration.finals)

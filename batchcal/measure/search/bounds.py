@@ -27,10 +27,11 @@ def bounds_for(
     prior: Prior,
     shm: SharedMemory | None,
     most_trained: int | None = None,
+    largest_useful: int | None = None,
     rule: SizeRule | None = None,
 ) -> Bounds:
     """Return the bounds for training, or for the evaluation after the training in `trained`. Training has at most `most_trained`
-    samples per micro-batch.
+    samples per micro-batch, and at most `largest_useful`: larger ones do not train faster.
 
     Both obey `--multiple-of` and the `rule` of the task's sizes. A multiple above the upper bound is not kept: `multiple_of` is 1
     then. If a process accepts one size only, evaluation has the size of the training.
@@ -41,6 +42,8 @@ def bounds_for(
         ceilings.append((options.max_batch, "max-batch"))
     if most_trained is not None and trained is None:
         ceilings.append((most_trained, "max-batch"))
+    if largest_useful is not None and trained is None:
+        ceilings.append((largest_useful, "speed"))
     if trained is not None and prior.fragments:
         ceilings.append((largest_after_training(trained, shape, prior.ratio, budget_bytes), "memory"))
     if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:
