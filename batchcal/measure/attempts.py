@@ -186,6 +186,7 @@ class Attempts:
             allowed_bytes=allowed,
             budget_bytes=place.budget_bytes,
             train_steps=0 if place.train_batch is None else place.train_steps,
+            predicted_bytes=request.predicted_bytes,
             one_size=one_size,
             deadline_s=deadline_s,
         )

@@ -27,7 +27,7 @@ from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
 from batchcal.guard.run import ChildLimits, Listener, run
-from batchcal.machine.allocator import maps_large_blocks
+from batchcal.machine.allocator import available, maps_large_blocks
 from batchcal.machine.cgroup import MemoryGroup
 from batchcal.machine.meters import read_status
 from batchcal.measure.attempts import allowed_for, described
@@ -66,6 +66,9 @@ ZYGOTE_BYTES: Final = 240 * MIB
 LIBRARY_BYTES: Final = 384 * MIB
 """Pages of torch's libraries that are in use. If zygotes leave no room for them, they are evicted and read again: in 1 GiB, four
 zygotes at once took longer than one after another."""
+ROOM_FACTOR: Final = 2.0
+"""Multiple of the expected peak of a child that must be free if the processes of other policies stay. The first prediction can be
+too low by a third (681 MiB for 828, a U-Net)."""
 TIMING_GRACE_S: Final = 10.0
 """Extra time for a timing: a size that has started is finished."""
 REHEARSAL_GRACE_S: Final = 30.0
@@ -281,7 +284,7 @@ class ChildProbe:
 
     def measure(self, request: ProbeRequest) -> Observation:
         """Run steps at one size."""
-        self._persistent = frozenset()
+        self._keep_launchers(request.predicted_bytes)
         setting = self._settings[request.device].under(request.setup)
         if request.one_size:
             setting = setting.model_copy(update={"one_size": True})
@@ -508,6 +511,12 @@ class ChildProbe:
         if allocator not in self._persistent:
             self._launchers.keep_only(allocator)
         return self._launchers.get(allocator)
+
+    def _keep_launchers(self, demand_bytes: int | None) -> None:
+        """Keep the running launchers if a child of `demand_bytes` leaves room for them. Each takes seconds to start again."""
+        free = self._group.limit_bytes - self._group.hard_bytes() - ZYGOTE_BYTES
+        is_room = demand_bytes is not None and free >= demand_bytes * ROOM_FACTOR + LIBRARY_BYTES
+        self._persistent = frozenset(policy.name for policy in available()) if is_room else frozenset()
 
     def _memory_limits(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.MemoryLimits:
         # Workers' batches come and go between two measurements of the child; the measurement of the group includes all of them.

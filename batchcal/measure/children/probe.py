@@ -42,6 +42,8 @@ class ProbeRequest(Frozen):
     """A run that ends above this budget is out of memory with source `budget`."""
     train_steps: int = STEPS_BEFORE_EVALUATION
     """For `eval`: number of training steps before the evaluation, as in a training."""
+    predicted_bytes: int | None = None
+    """Expected peak. None: unknown."""
     one_size: bool = False
     """The process runs no other size, not even in the warm-up."""
     deadline_s: float | None = None

@@ -299,6 +299,20 @@ def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
     assert len(set(pids)) == 2
 
 
+def test_the_process_of_a_policy_stays_where_there_is_room_for_it() -> None:
+    """Each start imports torch, which takes seconds."""
+    with probing("wide", repeats=64, own_zygote=True, above_bytes=8 * GIB) as probe:
+        pids: list[int | None] = []
+        for name in ("default", "retain", "default"):
+            small = request(200, allocator=name).model_copy(update={"predicted_bytes": 300 * MIB})
+            assert isinstance(probe.measure(small).outcome, Fits)
+            pids.append(probe._launchers.running[name].overhead_pid)
+        assert set(probe._launchers.running) == {"default", "retain"}
+        probe.measure(request(200).model_copy(update={"predicted_bytes": 5 * GIB}))
+        assert set(probe._launchers.running) == {"default"}
+    assert pids[0] == pids[2] != pids[1]
+
+
 def test_an_examination_under_another_policy_keeps_what_does_not_depend_on_it() -> None:
     with probing("wide", repeats=8, own_zygote=True) as probe:
         first = probe.examine("cpu", "default", GIB, 20.0)
