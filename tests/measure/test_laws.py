@@ -211,7 +211,10 @@ def test_a_calibration_that_is_cut_off_again_and_again_gives_an_answer_at_least_
             else:
                 assert_true(calibration)
                 finding = calibration.finding()
-                assert finding is not None
+                if finding is None:  # two runs were inconclusive, as one that hangs is
+                    assert accepted == 0
+                    assert calibration.undone
+                    return
                 ruled_out = finding.train.ruled_out
                 # A rehearsal that ran out of memory takes a size away that a probe had verified.
                 assert finding.train.batch >= accepted or (ruled_out is not None and ruled_out <= accepted)
