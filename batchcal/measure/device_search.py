@@ -22,7 +22,7 @@ from batchcal.measure.children.probe import Examination, Probe
 from batchcal.measure.heap.measurement import heap_growth
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.search.bounds import bounds_for
-from batchcal.measure.search.capacity import Bounds, CapacitySearch, SizeRequest
+from batchcal.measure.search.capacity import EXPANSION, Bounds, CapacitySearch, SizeRequest
 from batchcal.measure.search.evaluation import (
     EVAL_MISSES,
     larger_budget,
@@ -463,7 +463,7 @@ class DeviceSearch:
                 best = self._learn(search, recalled, best, trained, examination)
         self._check_fence(device)
         while (request := search.next_request()) is not None and (mode == "train" or best is not None or misses < EVAL_MISSES):
-            affordable = self._affordable(request, best, trained, examination, bounds)
+            affordable = self._affordable(request, best, place, trained=trained, examination=examination, bounds=bounds)
             if not isinstance(affordable, int):
                 ended = affordable
                 self._add_undone("search", f"{device} under {allocator}, {mode}: {_next_batch(request.batch, ended)}")
@@ -558,7 +558,14 @@ class DeviceSearch:
         return measured
 
     def _affordable(
-        self, request: SizeRequest, best: Measurement | None, trained: Finding | None, examination: Examination, bounds: Bounds
+        self,
+        request: SizeRequest,
+        best: Measurement | None,
+        place: SearchTarget,
+        *,
+        trained: Finding | None,
+        examination: Examination,
+        bounds: Bounds,
     ) -> int | LimitedBy:
         """Return the requested batch, or as much of it as there is time for. If time or probes are used up, return that limit. A
         probe that the time limit would cut is not started."""
@@ -573,6 +580,8 @@ class DeviceSearch:
             rate, share = best.outcome.samples_per_s, SHARE_OF_TIME
         elif trained is not None:
             rate, share = trained.train.samples_per_s, SHARE_OF_TIME_EVALUATING
+        elif (timed := self._timed_rate(place, request.batch)) is not None:
+            rate, share = timed, SHARE_OF_TIME
         else:
             rate, share = examination.samples_per_s, SHARE_OF_TIME_AT_FIRST
         mode: Mode = "train" if trained is None else "eval"
@@ -585,6 +594,14 @@ class DeviceSearch:
         elif most < best.batch * WORTH_A_PROBE:
             return "time-limit"
         return most
+
+    def _timed_rate(self, place: SearchTarget, batch: int) -> float | None:
+        """Measured rate at the largest timed size, if `batch` is at most one step of the search above it. None: unknown."""
+        for speeds in self.policies.speeds:
+            if (speeds.device, speeds.allocator) == (place.device, place.allocator) and speeds.times:
+                largest = speeds.times[-1]
+                return largest.samples_per_s(largest.micro_batch) if batch <= largest.micro_batch * EXPANSION else None
+        return None
 
     def _before_evaluation(self, trained: Finding, steps: int) -> int:
         """Return the training micro-batch that runs before an evaluation: the capacity, or as much of it as time allows."""

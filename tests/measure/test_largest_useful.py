@@ -31,6 +31,7 @@ def speeds(*step_s: tuple[int, float]) -> Speeds:
         (speeds((16, 0.016), (64, 0.064), (256, 0.256)), 256),  # no overhead at all
         (speeds((16, 0.026), (64, 0.074), (256, 0.266)), None),  # 256 takes 4 % more per sample than the largest batches would
         (speeds((16, 0.016), (64, 0.064), (256, 0.300)), 256),  # large batches are slower
+        (speeds((16, 0.0386), (64, 0.1634), (256, 0.5397)), 256),  # a CNN on two cores, with noise of 8 %
         (speeds((16, 0.100), (64, 0.090)), None),  # noise: nothing follows
         (speeds((16, 0.016)), None),
         (speeds(), None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -76,14 +77,12 @@ class Speeds(Record):
     def largest_useful(self) -> int | None:
         """The largest timed size, if no larger one can be faster by more than `NO_FASTER`. None: larger ones may be.
 
-        A step takes a constant time and a time per sample. The time per sample, from the two largest sizes, is the least that a
-        sample of any larger size takes."""
-        if len(self.times) < 2:
+        A step takes a constant time and a time per sample. No sample of a larger size takes less than the latter."""
+        sample_s = _sample_s(self.times)
+        if sample_s is None:
             return None
-        before, largest = self.times[-2:]
-        sample_s = (largest.step_s - before.step_s) / (largest.micro_batch - before.micro_batch)
         fastest_sample_s = min(time.step_s / time.micro_batch for time in self.times)
-        return largest.micro_batch if sample_s > 0 and fastest_sample_s <= sample_s * NO_FASTER else None
+        return self.times[-1].micro_batch if fastest_sample_s <= sample_s * NO_FASTER else None
 
     def fastest(self, effective_batch: int) -> StepTime | None:
         """Return the fastest micro-batch of at most `effective_batch` samples, the smallest of equally fast ones. None: none was
@@ -91,6 +90,24 @@ class Speeds(Record):
         rates = {time: time.samples_per_s(effective_batch) for time in self.times if time.micro_batch <= effective_batch}
         alike = [time for time, rate in rates.items() if rate * ALIKE >= max(rates.values())]
         return min(alike, key=lambda time: time.micro_batch, default=None)
+
+
+def _sample_s(times: Sequence[StepTime]) -> float | None:
+    """Seconds per sample in `constant + seconds x micro-batch`, fitted to the times of steps with the least relative error. None:
+    the times do not determine it."""
+    if len(times) < 2:
+        return None
+    # The relative errors are constant x x + seconds x y - 1.
+    xs, ys = [1 / time.step_s for time in times], [time.micro_batch / time.step_s for time in times]
+    xx, xy, yy = _sumprod(xs, xs), _sumprod(xs, ys), _sumprod(ys, ys)
+    constant = (sum(xs) * yy - sum(ys) * xy) / (xx * yy - xy * xy)
+    sample_s = (sum(ys) - max(constant, 0.0) * xy) / yy
+    return sample_s if sample_s > 0 else None
+
+
+def _sumprod(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Sum of the products. `math.sumprod` is new in Python 3.12."""
+    return sum(x * y for x, y in zip(xs, ys, strict=True))
 
 
 class RacedPolicies(Record):

@@ -64,22 +64,23 @@ def time_sizes(arguments: TimingArguments, context: ChildContext) -> JSON:
 
 
 def _in_rounds(clock: _Clock, request: TimingRequest) -> None:
-    """Race every size with every number of threads. A turn that others disturbed is reported and does not count: two such turns
-    would look like a loser."""
+    """Race every size with every number of threads, at least one round. A turn that others disturbed is reported and does not
+    count: two such turns would look like a loser."""
     entries = [(size, threads) for size in request.micro_batches for threads in clock.threads]
     for size, threads in entries:
         clock.warm_up(size, threads)
-    race = Race(len(entries))
-    while not (race.over or clock.is_over()) and race.rounds < request.rounds:
+    race, is_first = Race(len(entries)), True
+    while is_first or not (race.over or clock.is_over() or race.rounds >= request.rounds):
         seconds_by_place: dict[int, float] = {}
         for place in race.order():
-            if clock.is_over():
+            if clock.is_over() and not is_first:
                 break
             timed = clock.turn(*entries[place])
             if not disturbed(timed.foreign_share):
                 seconds_by_place[place] = 1 / timed.samples_per_s(request.micro_batches[-1])
         if seconds_by_place:
             race.record(seconds_by_place)
+        is_first = False
 
 
 class _Clock:

@@ -270,3 +270,25 @@ def test_a_search_that_is_content_with_a_coarse_answer_goes_down_by_halves() -> 
         search.add(request.batch, "too-big" if over else "fits", (900 if over else 800) * MIB)
     assert sizes[:3] == [200, 100, 50]
     assert search.best is not None
+
+
+def test_what_is_left_out_below_the_ceiling_for_its_small_gain_is_limited_by_the_ceiling() -> None:
+    """An evaluation ran at 256 of 360 samples, in 20 GiB."""
+    bounds = Bounds(
+        budget_bytes=20_000 * MIB,
+        floor=1,
+        ceiling=360,
+        ceiling_reason="dataset",
+        multiple_of=1,
+        headroom=0.6,
+        precision=0.75,
+        start=256,
+    )
+    shape = (ShapePoint(batch=8, bytes=8.0 * MIB), ShapePoint(batch=64, bytes=64.0 * MIB))
+    search = CapacitySearch(bounds, shape, base_bytes=300 * MIB, source="test", prior_ratio=1.0, spread=0.06)
+    request = search.next_request()
+    assert request is not None
+    assert request.batch == 256
+    search.add(256, "fits", 600 * MIB)
+    assert search.next_request() is None
+    assert search.limited_by == "dataset"
