@@ -61,7 +61,7 @@ def test_of_several_calibrations_none_is_taken_unless_one_is_named(calibrated: C
     assert "this project has 2 calibrations" in refused.stderr
     started = execute("--on-stale", "default", "--", "echo", "ran")
     assert (started.returncode, started.stdout) == (0, "ran\n")
-    assert "started as it is, without a plan" in started.stderr
+    assert "starts without a plan" in started.stderr
     seen = environment_of("--calibration", "task.py:task")
     assert seen["BATCHCAL_CALIBRATION"] == str(project / ".batchcal" / "calibration.json")
 

@@ -47,12 +47,12 @@ class CostBudget:
         if not 0 < self.cost < math.inf:
             raise UsageError(
                 f"a budget of {self.cost} is not valid",
-                known="it is a positive, finite cost",
+                known="a budget must be a positive, finite cost",
                 try_="the capacity x the cost of the largest sample",
             )
         if not 0 <= self.per_sample < math.inf:
             raise UsageError(
-                f"per_sample {self.per_sample} is not valid", known="it is a finite cost of 0 or more", try_="per_sample=0.0"
+                f"per_sample {self.per_sample} is not valid", known="it must be a finite cost of 0 or more", try_="per_sample=0.0"
             )
         if self.max_samples is not None and self.max_samples < 1:
             raise UsageError(f"max_samples {self.max_samples} is below 1", try_="max_samples=None")

@@ -1,7 +1,7 @@
 """Micro-batches by the cost of their samples: as many samples as fit into the memory, with as little padding as possible.
 
 costs = [len(text) for text in texts]
-sampler = MemoryAwareBatchSampler(costs, effective_batch=256, budget=Budget(plan.micro_batch * max(costs)))
+sampler = MemoryAwareBatchSampler(costs, effective_batch=256, budget=CostBudget(plan.micro_batch * max(costs)))
 loader = batchcal.make_loader(plan, dataset, collate_fn=pad, sampler=sampler)
 for group in batchcal.accumulate(plan, loader): ...
 """
@@ -255,7 +255,7 @@ class MemoryAwareBatchSampler(GroupSampler):
             loaded = SamplerState.model_validate(state)
         except ValidationError as error:
             first = error.errors()[0]
-            location = ".".join(map(str, first["loc"]))
+            location = ".".join(map(str, first["loc"])) or "state"
             raise UsageError("this is not a state of a MemoryAwareBatchSampler", known=f"{location}: {first['msg']}") from None
         if loaded.segments:
             expected = self._fresh(loaded.epoch)

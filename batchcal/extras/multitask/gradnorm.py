@@ -282,7 +282,7 @@ class GradNormBalancer:
         except ValidationError as error:
             raise UsageError(
                 "the state of the loss weights is not valid",
-                known=f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}",
+                known=f"{'.'.join(map(str, error.errors()[0]['loc'])) or 'state'}: {error.errors()[0]['msg']}",
             ) from error
         missing = [name for name in (*loaded.shared, *(loaded.candidates or ())) if name not in self._parameters]
         if missing:

@@ -26,7 +26,7 @@ from batchcal.workload.model.normalization import batch_normalizations
 from batchcal.workload.task import Task
 
 COLLECT_EVERY_S: Final = 10.0
-Phase = Literal["preflight", "forward", "backward"]
+PassPhase = Literal["preflight", "forward", "backward"]
 Action = Literal["retry", "split"]
 
 
@@ -34,7 +34,7 @@ Action = Literal["retry", "split"]
 class Recovery:
     """Reaction to one shortage of memory."""
 
-    phase: Phase
+    phase: PassPhase
     samples: int
     """Number of samples of the micro-batch that did not fit."""
     action: Action
@@ -45,7 +45,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class _Failure:
-    phase: Phase
+    phase: PassPhase
     why: str
 
 
@@ -161,7 +161,7 @@ class OOMGuardian:
             raised = describe(error, "measure")
             if not self._is_memory(raised):
                 raise
-            phase: Phase = "backward" if _in_backward(error.__traceback__) else "forward"
+            phase: PassPhase = "backward" if _in_backward(error.__traceback__) else "forward"
             # The frames of the pass hold its activations.
             free_frames(error)
         passes.undo()

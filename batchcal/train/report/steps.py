@@ -95,7 +95,7 @@ class Steps:
         return tuple(int(self.places[index]) for index, text in self._not_finite if f" {name}=" in f" {text}")
 
     def buckets(self, name: str, limit: int) -> tuple[Bucket, ...]:
-        """Return the curve of a column in at most `most` points, without steps that lack the field or have no finite number."""
+        """Return the curve of a column in at most `limit` points, without steps that lack the field or have no finite number."""
         values, places = self.column(name), self.places
         if not values:
             return ()

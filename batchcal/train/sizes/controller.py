@@ -95,8 +95,8 @@ class BatchSizeController:
             return None
         return self._change(
             following,
-            f"memory was free for {self._plenty} batches in a row: the last used {used:.0%} of the limit, "
-            f"{following} samples would use {ahead:.0%}",
+            f"a larger micro-batch was predicted to fit for {self._plenty} batches in a row: the last used {used:.0%} of the "
+            f"limit, {ahead:.0%} are expected with {following}",
         )
 
     def ran_short(self, why: str, *, safe: int | None = None) -> Change | None:

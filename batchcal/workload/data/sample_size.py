@@ -215,7 +215,7 @@ class Weigher:
         return cost
 
     def costs(self, costs: Sequence[float]) -> list[float]:
-        """`given` costs of the samples in order, all in one unit."""
+        """`costs` of the samples in order, all in one unit."""
         if self._collate is None and self._own_costs:
             return [*self._own_costs, *costs[len(self._own_costs) :]]
         return list(costs)

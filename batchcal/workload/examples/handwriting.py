@@ -156,6 +156,6 @@ def _files(folder: Path, part: str) -> tuple[Path, Path]:
                 return pair
     raise UsageError(
         f"{folder} does not contain the {part} part of MNIST",
-        known=f"its files are {names[-1]}-images-idx3-ubyte and {names[-1]}-labels-idx1-ubyte, with or without .gz",
+        known=f"the files of that part are {names[-1]}-images-idx3-ubyte and {names[-1]}-labels-idx1-ubyte, with or without .gz",
         try_="data = 'path/to/MNIST/raw', or remove data to use the digits that come with batchcal",
     )

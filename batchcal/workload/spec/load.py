@@ -155,7 +155,7 @@ def _arguments(factory: Callable[..., object], reference: TaskReference, device:
     for name in reference.arguments:
         if name == _DEVICE:
             raise UsageError(
-                "'device' cannot be set in [task.args]", known="batchcal passes the device that it measures", try_="--device cpu"
+                "the argument 'device' cannot be set", known="batchcal passes the device itself", try_="--device cpu"
             )
         if name not in by_name and not takes_any:
             close = difflib.get_close_matches(name, own, n=1)

@@ -54,7 +54,7 @@ def preserve_settings(name: str, note: Callable[[str], None] = warned) -> Iterat
             before = handlers[number]
             signal.signal(number, signal.SIG_DFL if before is None else before)
     if changed != intra_op:
-        note(f"{name} sets {changed} threads, which has no effect: the plan sets {intra_op}")
+        note(f"{name} sets {changed} threads, which has no effect: {intra_op} are used")
     if interop and interop[-1] != torch.get_num_interop_threads():
         used = torch.get_num_interop_threads()
         note(f"{name} sets {interop[-1]} threads between operators, which has no effect: {used} are used")

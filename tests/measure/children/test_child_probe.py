@@ -205,7 +205,7 @@ def test_where_nothing_is_seen_to_grow_the_batch_s_own_bytes_stand_for_it() -> N
     with probing("constant") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
     assert examination.shape_source == "batch-bytes"
-    assert any("batch's own bytes" in note for note in examination.notes)
+    assert any("size of the batch itself" in note for note in examination.notes)
     assert examination.shapes["train"][1].bytes > examination.shapes["train"][0].bytes > 0
 
 

@@ -259,7 +259,7 @@ def test_a_module_without_functions_says_what_to_write(load: Load) -> None:
         ),
         ("width=1", {"zzz": 3}, "takes no argument 'zzz'\n", "remove zzz from [task.args]"),
         ("device", {"zzz": 3}, "takes no argument 'zzz'\n", "remove zzz from [task.args]"),
-        ("device", {"device": "cpu"}, "'device' cannot be set", "--device"),
+        ("device", {"device": "cpu"}, "the argument 'device' cannot be set", "--device"),
         ("width", {}, "needs an argument 'width'", "width = ... below [task.args]"),
         ("width, /", {"width": 3}, "takes no argument 'width'", "remove width from [task.args]"),
         ("width, /", {}, "needs an argument 'width'", "width"),
