@@ -252,7 +252,9 @@ def check_target(
         raise UsageError(f"{name} {path} is not a regular file", try_=_typed(name, example))
     if special and not os.access(path, os.W_OK):
         raise UsageError(
-            f"{name} {path} cannot be written", known="the user has no permission to write it", try_=_typed(name, example)
+            f"{name} {path} cannot be written",
+            known="it is read only, or the user has no permission to write it",
+            try_=_typed(name, example),
         )
     try:
         with path.open("rb") as file:

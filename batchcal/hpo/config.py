@@ -54,7 +54,7 @@ class PrunerSettings(Frozen):
     patience: int = Field(default=2, ge=1)
     """Epochs of a fold without a better result before a trial may be pruned."""
     min_delta: float = Field(default=MIN_DELTA, ge=0)
-    """A result is better if it is better by more than this."""
+    """A result is better only if it improves by more than this."""
 
 
 _USED: Final = {"halving": ("min_resource", "reduction_factor", "bootstrap_count"), "median": ("min_resource",), "none": ()}

@@ -58,6 +58,8 @@ class SearchTarget:
     """For `eval`: training micro-batch that runs before the evaluation, as in a training."""
     train_steps: int = STEPS_BEFORE_EVALUATION
     """For `eval`: number of training steps before the evaluation."""
+    train_peak_bytes: int = 0
+    """For `eval`: peak of these training steps."""
     num_workers: int = 0
     """DataLoader workers that deliver the batches."""
     start: Start | None = None
@@ -105,25 +107,25 @@ class Attempts:
             self.notes.append(text)
             self.progress.event(Note(text))
 
-    def run(self, request: SizeRequest, place: SearchTarget, *, deadline_s: float, one_size: bool = False) -> Measurement:
+    def run(self, request: SizeRequest, target: SearchTarget, *, deadline_s: float, one_size: bool = False) -> Measurement:
         """Run `request`. Repeat an inconclusive run once."""
-        measured = self._once(request, place, deadline_s, attempt=1, one_size=one_size)
+        measured = self._once(request, target, deadline_s, attempt=1, one_size=one_size)
         for attempt in range(2, ATTEMPTS + 1):
             if decides(measured.outcome) or isinstance(measured.outcome, (TimedOut, UserCodeFailed)):
                 break
-            measured = self._once(request, place, deadline_s, attempt=attempt, one_size=one_size)
+            measured = self._once(request, target, deadline_s, attempt=attempt, one_size=one_size)
         return measured
 
-    def recall(self, place: SearchTarget) -> list[Measurement]:
-        """Return the earlier measurements of `place` that are valid under the current budget: those of an interrupted
+    def recall(self, target: SearchTarget) -> list[Measurement]:
+        """Return the earlier measurements of `target` that are valid under the current budget: those of an interrupted
         calibration, and those within a margin that was doubled later."""
         recalled: list[Measurement] = []
         for old in self.measurements:
-            same = (old.device, old.allocator, old.mode) == (place.device, place.allocator, place.mode)
+            same = (old.device, old.allocator, old.mode) == (target.device, target.allocator, target.mode)
             # A trial runs too few steps for its peak to settle.
-            if same and old.phase != "refusal" and _is_still_valid(old, place.budget_bytes):
-                recalled.append(within(old, place.budget_bytes))
-                self.progress.event(_probe_event(ProbeKept, recalled[-1], place.budget_bytes))
+            if same and old.phase != "refusal" and _is_still_valid(old, target.budget_bytes):
+                recalled.append(within(old, target.budget_bytes))
+                self.progress.event(_probe_event(ProbeKept, recalled[-1], target.budget_bytes))
         return recalled
 
     def verdict(self, measured: Measurement, best: int | None) -> tuple[Verdict, int | None]:
@@ -165,28 +167,30 @@ class Attempts:
                 self.note(f"batch {measured.batch}: inconclusive ({ending}{detail(outcome)})")
                 return "unknown", None
 
-    def _once(self, request: SizeRequest, place: SearchTarget, deadline_s: float, *, attempt: int, one_size: bool) -> Measurement:
+    def _once(
+        self, request: SizeRequest, target: SearchTarget, deadline_s: float, *, attempt: int, one_size: bool
+    ) -> Measurement:
         sequence = max((measured.sequence for measured in self.measurements), default=0) + 1
         self.started += 1
         self.progress.event(
             ProbeStarted(
                 sequence=sequence,
                 phase=request.phase,
-                mode=place.mode,
+                mode=target.mode,
                 batch=request.batch,
                 predicted_bytes=request.predicted_bytes,
             )
         )
-        allowed = allowed_for(place.budget_bytes)
+        allowed = allowed_for(target.budget_bytes)
         probe_request = ProbeRequest(
-            setup=place.setup(request.batch),
-            mode=place.mode,
-            samples=place.samples,
-            least_steps=least_steps(place.mode, request.mapped_share),
+            setup=target.setup(request.batch),
+            mode=target.mode,
+            samples=target.samples,
+            least_steps=least_steps(target.mode, request.mapped_share),
             allowed_bytes=allowed,
-            budget_bytes=place.budget_bytes,
-            train_steps=0 if place.train_batch is None else place.train_steps,
-            predicted_bytes=request.predicted_bytes,
+            budget_bytes=target.budget_bytes,
+            train_steps=0 if target.train_batch is None else target.train_steps,
+            predicted_bytes=max(request.predicted_bytes, target.train_peak_bytes),
             one_size=one_size,
             deadline_s=deadline_s,
         )
@@ -194,9 +198,9 @@ class Attempts:
         measured = Measurement(
             sequence=sequence,
             phase=request.phase,
-            mode=place.mode,
-            device=place.device,
-            allocator=place.allocator,
+            mode=target.mode,
+            device=target.device,
+            allocator=target.allocator,
             batch=request.batch,
             predicted_bytes=request.predicted_bytes,
             allowed_bytes=allowed,
@@ -208,7 +212,7 @@ class Attempts:
         )
         self.measurements.append(measured)
         self.keep(measured)
-        self.progress.event(_probe_event(ProbeEnded, measured, place.budget_bytes))
+        self.progress.event(_probe_event(ProbeEnded, measured, target.budget_bytes))
         for text in report.notes:
             self.note(text)
         return measured

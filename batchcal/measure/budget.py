@@ -65,8 +65,8 @@ def host_budget(environment: Environment, *, margin: float, memory_limit_bytes: 
     if memory_limit_bytes is not None:
         if memory_limit_bytes > limit:
             raise UsageError(
-                f"--memory-limit {format_bytes(memory_limit_bytes)} is above the limit of this machine",
-                known=f"the limit of this machine is {format_bytes(limit)} ({learned_from})",
+                f"--memory-limit {format_bytes(memory_limit_bytes)} is above the memory limit",
+                known=f"the memory limit is {format_bytes(limit)} ({learned_from})",
                 try_="a smaller --memory-limit, or leave the option out",
             )
         allowance_bytes = memory_limit_bytes - int(memory_limit_bytes * margin)

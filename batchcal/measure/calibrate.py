@@ -28,7 +28,7 @@ from batchcal.measure.children.probe import Probe
 from batchcal.measure.deadline import Deadline, time_limit_name
 from batchcal.measure.device_search import DeviceSearch
 from batchcal.measure.race.devices import DevicePolicies
-from batchcal.measure.record import recorded
+from batchcal.measure.record import recorded, with_results_of
 from batchcal.measure.rehearsal.plan_search import PlanSearch
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.result import CalibrationResult, Need
@@ -38,10 +38,10 @@ from batchcal.values.settings import Objective
 from batchcal.workload.spec.identity import TaskIdentity
 from batchcal.workload.spec.reference import TaskReference
 
-SHARE_OF_CAMPAIGN: Final[dict[Objective, float]] = {"throughput": 0.6, "memory": 0.9}
+SHARE_OF_SEARCH: Final[dict[Objective, float]] = {"throughput": 0.6, "memory": 0.9}
 """Share of the time for the race of policies and the capacities. The rest is for the races of complete plans and the rehearsal.
 The largest plan is not raced."""
-SHARE_OF_CAMPAIGN_BEFORE_WORKERS: Final = 0.5
+SHARE_OF_SEARCH_BEFORE_WORKERS: Final = 0.5
 """The same share if the data is so heavy that the race of workers matters most."""
 LEAST_ROOM_BYTES: Final = 288 * MIB
 """Minimum free memory to start a child, which loads torch before any fence can be armed. In groups of up to 300 MiB, of which the
@@ -69,6 +69,8 @@ class Calibrator:
     neighbours: bool
     keep_partial: bool = True
     """False: a valid calibration exists. A result without an answer does not replace or hide it."""
+    existing: Calibration | None = None
+    """Valid calibration for another objective. The results that are not measured again are taken from it."""
 
     def verify(self, existing: CalibrationResult) -> CalibrationResult:
         """Rehearse the plan for another effective batch and return `existing` with the result. Everything else stays the same."""
@@ -137,11 +139,11 @@ class Calibrator:
             budgets=budgets,
             clock=self.clock,
             progress=self.progress,
-            until=measure_start_s + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
+            until=measure_start_s + self.options.time_limit_s * SHARE_OF_SEARCH[self.options.objective],
             ends=measure_start_s + self.options.time_limit_s,
             most_trained=self.need.most_trained,
             needs_effective_batch=self.need.needs_effective_batch,
-            until_before_workers=measure_start_s + self.options.time_limit_s * SHARE_OF_CAMPAIGN_BEFORE_WORKERS,
+            until_before_workers=measure_start_s + self.options.time_limit_s * SHARE_OF_SEARCH_BEFORE_WORKERS,
         )
         self._announce(budgets)
         stopped: BatchcalError | None = None
@@ -159,6 +161,8 @@ class Calibrator:
             if journal is not None:
                 journal.close()
         calibration = calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - start_s, 3)})
+        if self.existing is not None:
+            calibration = with_results_of(self.existing, calibration)
         result = self._result(device_search, calibration, notices, stopped)
         if journal is not None and result.calibration.status == "complete" and result.path is not None:
             journal.remove()
@@ -178,7 +182,7 @@ class Calibrator:
             budgets=budgets,
             clock=self.clock,
             progress=self.progress,
-            until=start_s + self.options.time_limit_s * SHARE_OF_CAMPAIGN[self.options.objective],
+            until=start_s + self.options.time_limit_s * SHARE_OF_SEARCH[self.options.objective],
             ends=start_s + self.options.time_limit_s,
             most_trained=self.need.most_trained,
         )
@@ -223,7 +227,7 @@ class Calibrator:
             stopped = error
         except BatchcalError as error:
             # Results verified before stay valid.
-            plan_search.undone.append(Undone(part="rehearsal", text=f"the rehearsal failed: {error.what}"))
+            plan_search.undone.append(Undone(part="rehearsal", text=f"the races and the rehearsal ended early: {error.what}"))
         rehearsed = plan_search.result()
         if calibration.finding() is not None and rehearsed.finding() is None and stopped is None:
             stopped = NothingFits(
@@ -299,11 +303,16 @@ class Calibrator:
         return result
 
     def _saved(self, calibration: Calibration, notices: list[str], stopped: BatchcalError | None) -> CalibrationResult:
-        """Save the calibration if possible, and return the result. A partial calibration does not replace an existing file."""
+        """Save the calibration if possible, and return the result. A partial calibration does not replace an existing file, and
+        one that was stopped does not replace a valid one."""
         path: Path | None = self.path
         not_saved: NotSaved | None = None
+        is_less = self.existing is not None and stopped is not None
         try:
-            if calibration.status != "partial" or (self.keep_partial and not self.path.exists()):
+            if is_less:
+                path = None
+                notices.append("the existing calibration is kept, because the measurement was stopped")
+            elif calibration.status != "partial" or (self.keep_partial and not self.path.exists()):
                 save(calibration, self.path, key=self.trust.key)
         except NotSaved as error:
             path, not_saved = None, error

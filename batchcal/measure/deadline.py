@@ -13,7 +13,7 @@ end of a child and saving the file took 0.5 s."""
 
 
 class Deadline:
-    """Deadline of a command with a time limit of `limit_s` seconds from `began_s` of `time.monotonic` (default: now)."""
+    """Deadline of a command with a time limit of `limit_s` seconds from `start_s` of `time.monotonic` (default: now)."""
 
     def __init__(self, limit_s: float, start_s: float | None = None) -> None:
         self.limit_s = limit_s

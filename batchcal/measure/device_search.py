@@ -84,7 +84,7 @@ class DeviceSearch:
     until: float
     """Clock time after which no further child starts."""
     ends: float
-    """Clock time at which the complete time limit has passed. The device_search has a share of it."""
+    """Clock time at which the complete time limit has passed. The search has a share of it."""
     most_trained: int | None = None
     """Largest micro-batch of training. None: no limit."""
     needs_effective_batch: bool = False
@@ -139,7 +139,7 @@ class DeviceSearch:
         if undecided:
             examination = self._examine(device, undecided[0])
             # A verified batch size comes first, also under a slower policy.
-            is_affordable = self._left_s() >= LEAST_FOR_RACE * self.slices.spent_s("examination")
+            is_affordable = len(undecided) == 1 or self._left_s() >= LEAST_FOR_RACE * self.slices.spent_s("examination")
             with self.slices.spent_on("policies"):
                 notes = self.policies.race(
                     device,
@@ -171,7 +171,7 @@ class DeviceSearch:
                 if last and len(allocators) > 1 and self.findings and self.findings[-1].allocator == allocator:
                     # A script that is not re-executed runs under this policy. There is an answer, possibly smaller than the best.
                     for undone_part in self.undone[undone:]:
-                        self.attempts.note(f"{undone_part.text}; a larger batch may fit")
+                        self.attempts.note(f"not finished: {undone_part.text}")
                     del self.undone[undone:]
         finally:
             self.until = until
@@ -279,9 +279,9 @@ class DeviceSearch:
         self._try_workers(device, allocator)
         if not self.examinations:
             self.examinations[device] = examination  # before the trials, so that the facts are recorded if an error ends them
-            place = self._target(device, allocator, "train", self.budgets[device].budget_bytes)
+            target = self._target(device, allocator, "train", self.budgets[device].budget_bytes)
             for size in self.sizes.suspects(examination):
-                self._explain(size, place, examination)
+                self._explain(size, target, examination)
         self.examinations.setdefault(device, examination)
         violated = (mismatch_note(check) for check in examination.promises if check.promise == "mean-over-weight")
         for text in (*examination.notes, *examination.facts.notes, *filter(None, violated)):
@@ -312,8 +312,9 @@ class DeviceSearch:
         """Return the size above which no micro-batch trains faster. None: unknown, or a larger one is of use because dividing a
         batch of this task changes the training."""
         results = {check.promise: check.result for check in examination.promises}
-        divisible = results.get("mean-over-weight") == "ok" and results.get("batch-statistics") == "ok"
-        if self.options.objective != "throughput" or not divisible:
+        is_divisible = results.get("mean-over-weight") == "ok" and results.get("batch-statistics") == "ok"
+        is_divisible &= results.get("step-without-loss") != "violated" and not self.sizes.active_rule.one_size
+        if self.options.objective != "throughput" or not is_divisible or self.options.min_micro_batch is not None:
             return None
         timed = [speeds for speeds in self.policies.speeds if speeds.device == device and speeds.times]
         timed.sort(key=lambda speeds: speeds.allocator != allocator)
@@ -334,15 +335,20 @@ class DeviceSearch:
     def _after_training(self, target: SearchTarget, trained: Finding) -> SearchTarget:
         """Return `target` with the training steps that run before an evaluation."""
         steps = steps_before_evaluation(mapped_share(trained))
-        return replace(target, train_batch=self._before_evaluation(trained, steps), train_steps=steps)
+        return replace(
+            target,
+            train_batch=self._before_evaluation(trained, steps),
+            train_steps=steps,
+            train_peak_bytes=trained.train.peak_bytes,
+        )
 
-    def _explain(self, size: int, place: SearchTarget, examination: Examination) -> bool:
+    def _explain(self, size: int, target: SearchTarget, examination: Examination) -> bool:
         """Run trials around `size`. Return True if they show another rule of the task's sizes."""
         bounds = (examination.facts.train_samples, self.options.max_batch)
         ceiling = min((bound for bound in bounds if bound is not None), default=UNBOUNDED)
         base = examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes
         until = self.until if self.findings else max(self.until, min(self.clock.monotonic() + FOR_AN_ANSWER_S, self.ends))
-        return self.sizes.explain(size, place, ceiling=ceiling, until=until, base_bytes=base)
+        return self.sizes.explain(size, target, ceiling=ceiling, until=until, base_bytes=base)
 
     def _reserve(self, grown_bytes: int, examination: Examination, why: str) -> None:
         budget = self.budgets.get("cpu")
@@ -453,17 +459,17 @@ class DeviceSearch:
             spread=prior.spread,
         )
         target = self._target(device, allocator, mode, bounds.budget_bytes)
-        place = target if trained is None else self._after_training(target, trained)
+        target = target if trained is None else self._after_training(target, trained)
         best: Measurement | None = None
         measured: Measurement | None = None
         ended: LimitedBy | None = None
         phase, largest_requested, misses = "", 0, 0
-        for recalled in self.attempts.recall(place):
+        for recalled in self.attempts.recall(target):
             if recalled.batch <= bounds.ceiling:  # /dev/shm or the dataset may hold less today
                 best = self._learn(search, recalled, best, trained, examination)
         self._check_fence(device)
         while (request := search.next_request()) is not None and (mode == "train" or best is not None or misses < EVAL_MISSES):
-            affordable = self._affordable(request, best, place, trained=trained, examination=examination, bounds=bounds)
+            affordable = self._affordable(request, best, target, trained=trained, examination=examination, bounds=bounds)
             if not isinstance(affordable, int):
                 ended = affordable
                 self._add_undone("search", f"{device} under {allocator}, {mode}: {_next_batch(request.batch, ended)}")
@@ -476,8 +482,8 @@ class DeviceSearch:
                 self.progress.event(PhaseBegan(phase=phase, mode=mode, why=request.why))
             try:
                 deadline_s = max(self._left_s(), DEADLINE_LEAST_S)
-                measured = self.attempts.run(request, place, deadline_s=deadline_s, one_size=self.sizes.active_rule.one_size)
-                if mode == "train" and self._is_explained(measured, place, examination):
+                measured = self.attempts.run(request, target, deadline_s=deadline_s, one_size=self.sizes.active_rule.one_size)
+                if mode == "train" and self._is_explained(measured, target, examination):
                     bounds = bounds_by(rule=self.sizes.rule)
                     search.restrict(bounds)
                     continue
@@ -517,7 +523,7 @@ class DeviceSearch:
         )
         return capacity, search.model
 
-    def _is_explained(self, measured: Measurement, place: SearchTarget, examination: Examination) -> bool:
+    def _is_explained(self, measured: Measurement, target: SearchTarget, examination: Examination) -> bool:
         """True if the user's code refused a size because of a rule that is now known. The search then requests sizes of the
         rule."""
         outcome = measured.outcome
@@ -526,7 +532,7 @@ class DeviceSearch:
         if not isinstance(outcome, UserCodeFailed):
             return False
         self.sizes.record_refusal(measured.batch, outcome.error)
-        if not self._explain(measured.batch, place, examination):
+        if not self._explain(measured.batch, target, examination):
             return False
         rule = self.sizes.active_rule
         return rule.restricts and (rule.one_size or not rule.admits(measured.batch))
@@ -561,7 +567,7 @@ class DeviceSearch:
         self,
         request: SizeRequest,
         best: Measurement | None,
-        place: SearchTarget,
+        target: SearchTarget,
         *,
         trained: Finding | None,
         examination: Examination,
@@ -580,7 +586,7 @@ class DeviceSearch:
             rate, share = best.outcome.samples_per_s, SHARE_OF_TIME
         elif trained is not None:
             rate, share = trained.train.samples_per_s, SHARE_OF_TIME_EVALUATING
-        elif (timed := self._timed_rate(place, request.batch)) is not None:
+        elif examination.shapes_change is False and (timed := self._timed_rate(target, request.batch)) is not None:
             rate, share = timed, SHARE_OF_TIME
         else:
             rate, share = examination.samples_per_s, SHARE_OF_TIME_AT_FIRST
@@ -595,10 +601,10 @@ class DeviceSearch:
             return "time-limit"
         return most
 
-    def _timed_rate(self, place: SearchTarget, batch: int) -> float | None:
+    def _timed_rate(self, target: SearchTarget, batch: int) -> float | None:
         """Measured rate at the largest timed size, if `batch` is at most one step of the search above it. None: unknown."""
         for speeds in self.policies.speeds:
-            if (speeds.device, speeds.allocator) == (place.device, place.allocator) and speeds.times:
+            if (speeds.device, speeds.allocator) == (target.device, target.allocator) and speeds.times:
                 largest = speeds.times[-1]
                 return largest.samples_per_s(largest.micro_batch) if batch <= largest.micro_batch * EXPANSION else None
         return None

@@ -75,7 +75,7 @@ def obtain(
 
     Raises:
         NoCalibration: no valid one exists, and none may be measured.
-        UsageError, UserCodeError, NothingFits: see `Campaign.run`. An interruption or a lack of time does not raise: see
+        UsageError, UserCodeError, NothingFits: see `DeviceSearch.run`. An interruption or a lack of time does not raise: see
             `CalibrationResult.stopped`.
     """
     # Refuse a policy that this system does not have before any measurement. `resolve` also gives each library one name.
@@ -157,7 +157,7 @@ def _existing(calibrator: Calibrator) -> CalibrationResult | Stale | None:
 def _is_enough(existing: CalibrationResult, calibrator: Calibrator) -> bool:
     calibration = existing.calibration
     if not calibrator.need.rehearsed:
-        return calibration.is_usable
+        return calibration.is_usable and answers(calibration, calibrator.options.objective)
     return is_rehearsed(calibration, calibrator.options)
 
 
@@ -188,7 +188,9 @@ def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationRes
             notices.append(acquired.notice)
         if enough() and usable is not None:
             return replace(usable, notices=(*notices, *usable.notices))
-        is_answer = usable is not None and answers(usable.calibration, calibrator.options.objective)
-        if usable is not None and is_answer and usable.calibration.is_usable and not force:
+        if usable is not None and usable.calibration.is_usable and not force:
+            if not answers(usable.calibration, calibrator.options.objective):
+                calibrator.existing = usable.calibration
+                return calibrator.measure(start_s, notices, restart=False)
             return calibrator.verify(replace(usable, notices=(*notices, *usable.notices)))
         return calibrator.measure(start_s, notices, restart=force)

@@ -1,4 +1,4 @@
-"""Converts a device_search to a calibration: its findings, the best device, and its status."""
+"""Converts the results of a device search to a calibration: its findings, the best device, and its status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def recorded(
 
     Args:
         budgets: budget by device, the device that was requested first comes first.
-        stopped: error that ended the device_search early. None: it ended by itself.
+        stopped: error that ended the search early. None: it ended by itself.
     """
     # If nothing was verified under the policy that won, the answer of another policy is still an answer.
     by_policy = {device: device_search.policies.policy(device) for device in budgets}
@@ -72,6 +72,24 @@ def recorded(
         size_rule=device_search.sizes.rule,
         time_slices=device_search.slices.durations(),
         unanswered=("throughput", *(() if chosen is not None and chosen.train.answers_memory else ("memory",))),
+    )
+
+
+def with_results_of(existing: Calibration, calibration: Calibration) -> Calibration:
+    """Return `calibration` with the results of `existing` that it has not measured itself: its objective does not need them."""
+    finals = calibration.finals or existing.finals
+    return calibration.model_copy(
+        update={
+            "speeds": calibration.speeds or existing.speeds,
+            "sizes": calibration.sizes or existing.sizes,
+            "finals": finals,
+            "rehearsals": (*existing.rehearsals, *calibration.rehearsals),
+            "loader_workers": calibration.loader_workers or existing.loader_workers,
+            "attribution": calibration.attribution or existing.attribution,
+            "pipeline": calibration.pipeline or existing.pipeline,
+            "shapes": calibration.shapes or existing.shapes,
+            "unanswered": tuple(one for one in calibration.unanswered or () if one != "throughput" or not finals),
+        }
     )
 
 

@@ -118,7 +118,7 @@ class TaskSizes:
         if self._trials is not None:
             self._trials.add(batch, accepted=accepted, one_size=self._trials.one_size)
 
-    def explain(self, around: int, place: SearchTarget, *, ceiling: int, until: float, base_bytes: int) -> bool:
+    def explain(self, around: int, target: SearchTarget, *, ceiling: int, until: float, base_bytes: int) -> bool:
         """Run the trials that show if and why the task refuses `around`. Return True if the rule has changed.
 
         Args:
@@ -136,7 +136,7 @@ class TaskSizes:
                 break
             measured = self.attempts.run(
                 SizeRequest(trial.batch, "refusal", trial.why, base_bytes),
-                replace(place, samples=TRIAL_STEPS),
+                replace(target, samples=TRIAL_STEPS),
                 deadline_s=max(until - self.clock.monotonic(), 10.0),
                 one_size=trial.one_size,
             )

@@ -210,8 +210,7 @@ def _with_last_group(plan: Plan, rehearsal: Rehearsal) -> Plan:
 
 def answers(calibration: Calibration, objective: Objective) -> bool:
     """True if plans for `objective` can be made from the measurements of `calibration`."""
-    finding = calibration.finding()
-    return objective != "memory" or finding is None or finding.train.answers_memory
+    return objective != "memory" or all(finding.train.answers_memory for finding in calibration.findings)
 
 
 def is_rehearsed(calibration: Calibration, options: Options) -> bool:

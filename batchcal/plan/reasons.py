@@ -62,9 +62,9 @@ def reasons(
             "the largest micro-batch that fits" if plan.objective == "memory" else "the micro-batch that trained fastest"
         ),
         "limited_by": (
-            "the complete effective batch is one micro-batch"
+            f"the complete {'share of a rank' if plan.world_size > 1 else 'effective batch'} is one micro-batch"
             if plan.limited_by == "effective-batch"
-            else "larger micro-batches train slower"
+            else "larger micro-batches would not train faster"
             if plan.limited_by == "speed"
             else f"this limits the capacity to {capacity.batch}"
         ),

@@ -14,7 +14,7 @@ from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
 from batchcal.plan.rehearsals.rehearsed import remaining_share
 
-UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
+UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model", "speed")
 """Limits of a capacity that do not depend on memory."""
 FURTHEST: Final = 2**20
 """Largest size of a prediction. A model that memory does not limit at this size is not limited by memory."""
@@ -119,6 +119,6 @@ def _limited_by(capacity: Capacity, micro: int) -> str:
 
 def _why(model: MemoryModel, micro: int, budget_bytes: int) -> str:
     if micro:
-        return f"the predicted peak is {format_bytes(model.predict(micro))} of {format_bytes(budget_bytes)}"
+        return f"the predicted peak is {format_bytes(model.predict(micro))}, within the usable {format_bytes(budget_bytes)}"
     need = format_bytes(model.predict(1))
     return f"one sample needs {need}, but only {format_bytes(max(budget_bytes, 0))} would be available"

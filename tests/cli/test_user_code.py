@@ -137,7 +137,7 @@ def test_a_required_argument_ends_with_exit_5_and_the_ways_to_give_it(
     done = batchcal(*verb, *(("--force",) if verb[0] == "calibrate" else ()), "-v")
     assert done.returncode == 5, done.stderr
     assert "argparse: the following arguments are required: --data" in done.stderr
-    assert "sys.argv is ['task.py'] here" in done.stderr
+    assert "sys.argv is ['task.py'], without arguments" in done.stderr
     assert "[task.args]" in done.stderr
     assert "usage: task.py" in done.stderr
     assert "batchcal/cli" not in done.stderr  # no frames of batchcal's own

@@ -107,7 +107,7 @@ def test_a_process_that_waits_states_for_which_process_and_how_long(tmp_path: Pa
         Lock(tmp_path / "lock").acquire(wait_s=0.3, on_wait=texts.append)
     (text,) = texts
     assert f"process {process.pid} on {socket.gethostname()} since 20" in text
-    assert "0.3 s at most" in text
+    assert "up to 0.3 s" in text
 
 
 def test_a_lock_file_with_other_content_stays_as_it_is(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import SharedMemory
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut, UserCodeFailed
 from batchcal.measure.attempts import Attempts
-from batchcal.measure.calibrate import SHARE_OF_CAMPAIGN
+from batchcal.measure.calibrate import SHARE_OF_SEARCH
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
 from batchcal.measure.device_search import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, DeviceSearch
@@ -155,7 +155,7 @@ def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(harness: Harn
     finding = found(harness, ScriptedProbe(hang))
     assert 100 <= finding.train.batch <= 200
     assert finding.train.limited_by == "time-limit"
-    assert harness.clock.monotonic() == pytest.approx(60 * SHARE_OF_CAMPAIGN["throughput"])
+    assert harness.clock.monotonic() == pytest.approx(60 * SHARE_OF_SEARCH["throughput"])
 
 
 def test_a_smallest_batch_that_ends_with_the_time_limit_is_not_called_too_large(harness: Harness) -> None:

@@ -382,7 +382,7 @@ def test_for_throughput_the_fastest_size_is_taken_and_not_the_largest() -> None:
     assert (plan.objective, plan.limited_by) == ("throughput", "speed")
     assert plan.predicted_samples_per_s == pytest.approx(512 / (512 / 1100 + 0.001))
     assert plan.why["micro_batch"] == "the fastest size that was timed is 128"
-    assert plan.why["limited_by"] == "larger micro-batches train slower"
+    assert plan.why["limited_by"] == "larger micro-batches would not train faster"
     assert make_plan(raced((64, 900.0), (128, 1100.0)), effective_batch=512).micro_batches == (512,)
 
 

@@ -29,7 +29,7 @@ def test_an_error_comes_back_with_its_place() -> None:
 
     with pytest.raises(UserCodeError, match="reading the training data raised OSError: truncated") as raised:
         read_separately(fails, workers=1)
-    assert "test_apart.py" in raised.value.known
+    assert "test_separate_reading.py" in raised.value.known
 
 
 @pytest.mark.child

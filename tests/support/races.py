@@ -59,7 +59,7 @@ def a_raced_calibration(**overrides: object) -> Calibration:
             prefetch_factor=None,
             bound_samples_per_s=1100.0,
             left="pruned",
-            why="82% slower without workers",
+            why="82% slower than the best number of threads",
         ),
         Finalist(
             intra_op_threads=2,

@@ -269,7 +269,7 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists() and Path(name).exists() and path.samefile(name):
                 raise UsageError(
-                    f"{path} is the config file that --write-configs reads; it is not replaced",
+                    f"{path} is the config of this command; --write-configs does not replace it",
                     try_="--write-configs another-folder",
                 )
             text = WRITTEN + tomli_w.dumps(as_toml(config))

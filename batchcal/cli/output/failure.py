@@ -89,7 +89,7 @@ def misused(error: Exception) -> UsageError | None:
     if isinstance(error, ModuleNotFoundError) and error.name in POSIX_ONLY:
         return UsageError(
             "batchcal does not run on this system",
-            known=f"Python has no module {error.name!r} on this system, and batchcal needs it to limit processes",
+            known=f"Python has no module {error.name!r} on this system, and batchcal needs it",
             try_="Linux or macOS; on Windows: wsl --install, which installs Linux",
         )
     format_message = getattr(error, "format_message", None)

@@ -11,7 +11,7 @@ class Pace:
     def __init__(self) -> None:
         self.epochs = 0
         self._train_samples = self._steps_per_epoch = 0
-        self._start_s = self._start = 0.0
+        self._start_s = self._start_position = 0.0
         self._position: float | None = None
         """Epochs done, including the share of the current epoch. None: the length of an epoch is unknown."""
 
@@ -20,7 +20,7 @@ class Pace:
         self._train_samples, self._steps_per_epoch = event.train_samples or 0, event.steps_per_epoch or 0
         self._start_s = now_s
         self._position = self._share(event.epoch, samples=event.resumed_at_sample, steps=0)
-        self._start = self._position or 0.0
+        self._start_position = self._position or 0.0
 
     def stepped(self, event: StepEnded) -> None:
         self._position = self._share(event.epoch, samples=event.samples_seen, steps=event.step)
@@ -37,9 +37,9 @@ class Pace:
 
     def left_s(self, *, now_s: float) -> float | None:
         """Return the seconds until the end at the pace so far. None: not known yet."""
-        if self._position is None or not self.epochs or self._position <= self._start:
+        if self._position is None or not self.epochs or self._position <= self._start_position:
             return None
-        return max(self.epochs - self._position, 0.0) * (now_s - self._start_s) / (self._position - self._start)
+        return max(self.epochs - self._position, 0.0) * (now_s - self._start_s) / (self._position - self._start_position)
 
     def _share(self, epoch: int, *, samples: int, steps: int) -> float | None:
         if self._train_samples:

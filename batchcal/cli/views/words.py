@@ -61,7 +61,7 @@ def short(outcome: Outcome) -> str:
         case KilledFromOutside():
             return f"killed (signal {outcome.signal})"
         case Suspect():
-            return "died near the limit"
+            return "died, possibly out of memory"
         case Infrastructure():
             return "batchcal failed"
 
@@ -117,7 +117,7 @@ LIMITS: Final[dict[LimitedBy, str]] = {
     "shm": "/dev/shm, through which workers send batches",
     "dataset": "the number of samples",
     "max-batch": "--max-batch",
-    "model": "the task: its code fails with a larger batch",
+    "model": "the task, which does not accept a larger batch",
     "speed": "speed: a larger batch would not be faster",
     "time-limit": "the time limit",
     "max-probes": "--max-probes",

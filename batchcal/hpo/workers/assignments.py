@@ -71,9 +71,11 @@ def _devices(device: str, environment: Environment, workers: int) -> list[str]:
     if device == "cpu" or (device == "auto" and not devices):
         return ["cpu"] * workers
     if len(devices) < workers:
+        named = f"{device} is one accelerator" if ":" in device else f"no {device} is available"
+        available = f"available: {', '.join(devices)}" if devices else named
         raise UsageError(
             f"{workers} workers need {workers} accelerators",
-            known=f"available: {', '.join(devices) or f'no {device}'}; workers do not share an accelerator",
+            known=f"{available}; workers do not share an accelerator",
             try_=f"--workers {max(1, len(devices))}, or --set device=cpu",
         )
     return devices[:workers]

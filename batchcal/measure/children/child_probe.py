@@ -27,7 +27,7 @@ from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
 from batchcal.guard.run import ChildLimits, Listener, run
-from batchcal.machine.allocator import available, maps_large_blocks
+from batchcal.machine.allocator import maps_large_blocks
 from batchcal.machine.cgroup import MemoryGroup
 from batchcal.machine.meters import read_status
 from batchcal.measure.attempts import allowed_for, described
@@ -149,16 +149,21 @@ class ChildProbe:
         """Largest batch size that the task accepts. None: unknown."""
         self._kept_memory: answers.KeptMemory | None = None
         """Memory kept by the dataset in the last examination."""
-        self._persistent: frozenset[str] = frozenset()
+        self._peak_bytes: int | None = None
+        """Largest peak of a batch that fitted. None: none has."""
+        self._last_allocator: str | None = None
+        self._alternating: frozenset[str] = frozenset()
         """Policies that are timed alternately. Their launchers stay and do not start again each time."""
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         """Load the task once in a child and return its facts, its static shapes, and the memory of a tiny step. See `Probe`."""
+        known = self._examined.get(device)
+        self._make_room(allocator, None if known is None else known.base_bytes)
         arguments = ExamineArguments(
             setting=self._settings[device],
             budget_bytes=budget_bytes,
             limit_s=limit_s,
-            known=self._examined.get(device),
+            known=known,
             order=self._orders.get((device, "train")),
         )
         ending = self._examination(arguments, allocator)
@@ -216,6 +221,7 @@ class ChildProbe:
 
     def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
         """Try all sizes in one child. See `Probe`."""
+        self._make_room(allocator, None)
         ran: list[int] = []
 
         def listen(message: Message) -> None:
@@ -284,7 +290,8 @@ class ChildProbe:
 
     def measure(self, request: ProbeRequest) -> Observation:
         """Run steps at one size."""
-        self._keep_launchers(request.predicted_bytes)
+        self._alternating = frozenset()
+        self._make_room(request.allocator, request.predicted_bytes)
         setting = self._settings[request.device].under(request.setup)
         if request.one_size:
             setting = setting.model_copy(update={"one_size": True})
@@ -312,6 +319,11 @@ class ChildProbe:
         ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits)
         memory_limits = self._memory_limits(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
         outcome = classify(ending, lambda value: answers.probe_outcome(value, ending, memory_limits, request.batch))
+        if isinstance(outcome, OutOfMemory) and outcome.source != "budget" and len(self._launchers.running) > 1:
+            # The processes of other policies took a part of the memory: only a run without them is a verdict.
+            return self.measure(request.model_copy(update={"predicted_bytes": None}))
+        if isinstance(outcome, Fits):
+            self._peak_bytes = max(self._peak_bytes or 0, outcome.peak.demand_bytes)
         isolation = self._isolation(ending, request.device, request.allocator)
         notes = answers.notes(ending.returned)
         if loses_blocks and setting.lost_blocks is None:
@@ -359,11 +371,11 @@ class ChildProbe:
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         """Start a launcher for each of `allocators` if there is room for all of them. See `Probe`."""
-        self._persistent = frozenset()
+        self._alternating = frozenset()
         missing = sum(name not in self._launchers.running for name in allocators)
         free = self._group.limit_bytes - self._group.hard_bytes() - missing * ZYGOTE_BYTES
         if free >= demand_bytes + LIBRARY_BYTES:
-            self._persistent = frozenset(allocators)
+            self._alternating = frozenset(allocators)
             self._launchers.start_all(allocators)
 
     def time_sizes(self, request: TimingRequest) -> TimingReport:
@@ -389,6 +401,7 @@ class ChildProbe:
             with contextlib.suppress(ValidationError):  # a child with overwritten memory may send anything
                 times.append(StepTime.model_validate(message.get("time")))
 
+        self._make_room(request.allocator, self._peak_bytes)
         accelerated = not request.device.startswith("cpu")
         allowed = self._most_allowed(request.allocator)
         limits = ChildLimits(
@@ -406,6 +419,7 @@ class ChildProbe:
     def rehearse(self, request: RehearsalRequest) -> Observation:
         """Run a complete plan."""
         plan = request.plan
+        self._make_room(plan.allocator, max(plan.predicted_peak_bytes, self._peak_bytes or 0))
         accelerated = not plan.device.startswith("cpu")
         allowed = self._most_allowed(plan.allocator)
         limits = ChildLimits(
@@ -436,6 +450,7 @@ class ChildProbe:
 
     def try_workers(self, request: WorkersRequest) -> WorkersReport:
         """Try workers in a child of their own. See `Probe`."""
+        self._make_room(request.allocator, self._peak_bytes)
         limits = ChildLimits(
             allowed_bytes=self._most_allowed(request.allocator),
             phase_s={**self._phase_s, "measure": request.limit_s + MOST_FRESH_WORKER_S},
@@ -455,7 +470,8 @@ class ChildProbe:
 
     def train_varied(self, request: HeapRequest) -> HeapReport:
         """Train with batches of changing shapes in a child of their own. See `Probe`."""
-        self._persistent = frozenset()
+        self._alternating = frozenset()
+        self._make_room(request.allocator, None)
         readings: list[HeapReading] = []
 
         def listen(message: Message) -> None:
@@ -483,6 +499,8 @@ class ChildProbe:
         """Close the probe: none of its processes and files stay."""
         if not self._launchers_are_shared:
             self._launchers.close()
+        elif self._last_allocator is not None:
+            self._launchers.keep_only(self._last_allocator)
 
     def _run(
         self,
@@ -508,15 +526,16 @@ class ChildProbe:
             return run(job, self._launcher(allocator), self._group, limits, listen)
 
     def _launcher(self, allocator: str) -> Launcher:
-        if allocator not in self._persistent:
-            self._launchers.keep_only(allocator)
+        self._last_allocator = allocator
         return self._launchers.get(allocator)
 
-    def _keep_launchers(self, demand_bytes: int | None) -> None:
-        """Keep the running launchers if a child of `demand_bytes` leaves room for them. Each takes seconds to start again."""
+    def _make_room(self, allocator: str, demand_bytes: int | None) -> None:
+        """Close the launchers of other policies, unless memory has room for them beside a child of `demand_bytes`. Each takes
+        seconds to start again. None: the demand is unknown, so they are closed."""
         free = self._group.limit_bytes - self._group.hard_bytes() - ZYGOTE_BYTES
-        is_room = demand_bytes is not None and free >= demand_bytes * ROOM_FACTOR + LIBRARY_BYTES
-        self._persistent = frozenset(policy.name for policy in available()) if is_room else frozenset()
+        has_room = demand_bytes is not None and free >= demand_bytes * ROOM_FACTOR + LIBRARY_BYTES
+        if not has_room and allocator not in self._alternating:
+            self._launchers.keep_only(allocator)
 
     def _memory_limits(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.MemoryLimits:
         # Workers' batches come and go between two measurements of the child; the measurement of the group includes all of them.

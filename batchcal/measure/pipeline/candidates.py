@@ -80,7 +80,8 @@ def forbidden(candidate: LoaderCandidate, room: CandidateLimits, *, batch_bytes:
     in_flight = batches_in_flight(workers, candidate.prefetch_factor or 1)
     shared = in_flight * batch_bytes
     if room.shm_bytes is not None and shared > room.shm_bytes * SHM_SHARE:
-        return f"prefetched batches need {format_bytes(shared)} of /dev/shm; {format_bytes(room.shm_bytes)} are free"
+        usable = format_bytes(room.shm_bytes * SHM_SHARE)
+        return f"prefetched batches need {format_bytes(shared)} of /dev/shm; {usable} may be used"
     private = workers * (room.worker_bytes + batch_bytes)
     if private + shared > room.memory_bytes:
         need = "needs" if workers == 1 else "need"
@@ -88,7 +89,8 @@ def forbidden(candidate: LoaderCandidate, room: CandidateLimits, *, batch_bytes:
             f"{count_of(workers, 'worker')} {need} {format_bytes(private + shared)}; {format_bytes(room.memory_bytes)} are free"
         )
     if in_flight * tensors + DESCRIPTORS_RESERVED > room.open_files:
-        return f"prefetched batches need {in_flight * tensors} open files; the limit is {room.open_files}"
+        files = in_flight * tensors + DESCRIPTORS_RESERVED
+        return f"prefetched batches need {files} open files; the limit is {room.open_files}"
     if room.processes is not None and workers > room.processes:
         return f"too many processes: only {room.processes} more can start"
     return ""

@@ -104,7 +104,7 @@ def _turned_back(calibration: Calibration, plan: Plan, names: tuple[Name, ...]) 
     update: dict[str, object] = {}
     allocator = "default" if "allocator" in names else plan.allocator
     if calibration.finding(device=plan.device, allocator=allocator) is None:
-        return _Variant(None, why=f"no batch size was measured under {allocator}")
+        return _Variant(None, why=f"no batch size was verified under {allocator}")
     undivided = _undivided(calibration, plan, allocator)
     largest = undivided if "micro_batch" in names else min(plan.micro_batch, undivided)
     update |= {"allocator": allocator}

@@ -223,4 +223,4 @@ def _finals(plan: Plan, finalists: Sequence[Finalist], winner: int, *, settled: 
 
 
 def _slower(ratio: float) -> str:
-    return f"{ratio - 1:.0%} slower without workers" if ratio > TIE else "uses more threads and is not faster"
+    return f"{ratio - 1:.0%} slower than the best number of threads" if ratio > TIE else "uses more threads and is not faster"

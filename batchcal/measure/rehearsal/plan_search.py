@@ -141,7 +141,7 @@ class PlanSearch:
         self._phase("finals", "threads and DataLoader workers")
         stage = self.stage.part(SHARE_OF_FINALS_OF_HEAVY_DATA if self._data_is_heavy() else SHARE_OF_FINALS)
         times, why = timed_threads(stage, without_workers)
-        if not times:
+        if without_workers.intra_op_threads not in times:
             why = f"no step could be timed{why and f', {why}'}"
             self._add_undone("threads-and-workers", f"the race of threads and workers: {why}")
             return

@@ -127,11 +127,7 @@ class CapacitySearch:
             return "model"
         if self._inconclusive_runs > 1 and self._too_big is None:
             return "time-limit"  # nearly always: a hanging run ends at this limit
-        if (
-            self._too_big is None
-            and not self._inconclusive_runs
-            and self._largest_expected(self.model, self._bounds.ceiling) >= self._bounds.ceiling
-        ):
+        if self._too_big is None and self._largest_expected(self.model, self._bounds.ceiling) >= self._bounds.ceiling:
             return self._bounds.ceiling_reason  # the rest up to the ceiling is not worth a probe
         return self._bounds.over_budget_reason
 

@@ -197,7 +197,7 @@ def test_memory_that_grows_with_every_step_is_told() -> None:
         leak = probe.measure(request(16, samples=8))
     with probing("wide", repeats=8) as probe:
         settled = probe.measure(request(16, samples=8))
-    assert any("grew with each of 8 steps, by 16" in note for note in leak.notes), leak
+    assert any("grew in each of 8 steps, by 16" in note for note in leak.notes), leak
     assert settled.notes == ()
 
 

@@ -14,7 +14,7 @@ from batchcal.guard.outcome import Fits
 from batchcal.plan.division.rules import percent
 from batchcal.workload.data.in_flight import PREFETCH_FACTOR
 
-UNSETTLED: Final = "the race ran out of time before the result was clear"
+UNSETTLED: Final = "the race ended before the result was certain"
 SHOWN_S: Final = 0.01
 """Shortest part that is listed, seconds. Shorter parts were skipped: they only checked that there was nothing to do."""
 PARTS: Final[dict[str, str]] = {

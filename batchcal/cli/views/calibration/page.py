@@ -16,7 +16,7 @@ from batchcal.cli.views.calibration.speeds import (
     promise_line,
     settings_line,
 )
-from batchcal.cli.views.calibration.view import UNFINISHED, ShownCalibration, memory_parts
+from batchcal.cli.views.calibration.view import UNFINISHED, ShownCalibration, memory_parts, unfinished
 from batchcal.cli.views.charts.memory import memory_chart
 from batchcal.cli.views.charts.speeds import speeds_chart
 from batchcal.cli.views.pages.page import Card, Cell, Chart, Line, Page, Part, Section, Table
@@ -67,9 +67,8 @@ def _about(calibration: Calibration) -> tuple[str, ...]:
 
 
 def _warnings(shown: ShownCalibration) -> tuple[str, ...]:
-    status = shown.calibration.status
     stale = () if shown.stale is None else (f"{shown.stale}. To measure again: batchcal calibrate",)
-    return (*stale, *((f"{status}: {UNFINISHED[status]}",) if status in UNFINISHED else ()))
+    return (*stale, *((unfinished(shown.calibration),) if shown.calibration.status in UNFINISHED else ()))
 
 
 def _cards(calibration: Calibration, finding: Finding) -> tuple[Card, ...]:

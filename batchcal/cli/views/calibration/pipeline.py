@@ -19,7 +19,7 @@ def show(result: PipelineResult) -> Iterator[RenderableType]:
     winner = result.winner.config
     prefetch = f", prefetch {winner.prefetch_factor}" if winner.prefetch_factor else ""
     text = f"{count_of(winner.num_workers, 'worker')}{prefetch}"
-    text = text if result.settled else f"{text} (not decided: the comparison ran out of time)"
+    text = text if result.settled else f"{text} (not decided: the comparison ended before the result was certain)"
     yield Text(text, style="green" if result.settled else "yellow")
     batches = f"{result.fetches} batches of {count(result.batch)}"
     yield hanging("", f"only the input pipeline, without a model: {batches} per round", style="dim")

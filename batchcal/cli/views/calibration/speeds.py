@@ -27,7 +27,7 @@ KNOBS = {
     "activation_checkpointing": "checkpointing",
 }
 """Displayed names of the knobs of a plan."""
-UNSETTLED = "chosen; the race ran out of time"
+CHOSEN_UNSETTLED = "chosen; the race ended before the result was certain"
 ATTRIBUTION_HEADS = ("setting", "PyTorch's default", "its samples/s", "gain")
 
 
@@ -166,7 +166,7 @@ def raced_sizes(race: SizeRace) -> Table:
     fastest = race.fastest(race.effective_batch)
     for size in race.sizes:
         style = "bold green" if size.micro_batch == fastest else ""
-        remark = size.why if size.micro_batch != fastest else "chosen" if race.settled else UNSETTLED
+        remark = size.why if size.micro_batch != fastest else "chosen" if race.settled else CHOSEN_UNSETTLED
         rate = "-" if size.samples_per_s is None else count(size.samples_per_s)
         table.add_row(Text(count(size.micro_batch), style=style), Text(rate, style=style), str(size.rounds), remark)
     return table
@@ -199,7 +199,7 @@ def _workers(finalist: Finalist) -> str:
 
 def _remark(finalist: Finalist, finals: Finals) -> str:
     if finalist is finals.winner:
-        return "chosen" if finals.settled else UNSETTLED
+        return "chosen" if finals.settled else CHOSEN_UNSETTLED
     return finalist.why or {"no-time": "not run: no time was left"}.get(finalist.left, "")
 
 

@@ -24,12 +24,13 @@ from batchcal.core.units import count_of, format_bytes, format_seconds
 
 TONES: Final = {"good": "green", "bad": "red", "odd": "yellow"}
 UNFINISHED: Final = {
-    "unsettled": "verified, but the search for better settings did not finish. To repeat it with more time: "
-    "batchcal calibrate --force --time-limit 5m",
+    "unsettled": "verified, but the search for better settings did not finish (see below)",
     "predicted": "this is a dry run. Memory and speed are assumed; nothing was run or saved",
     "partial": "the calibration ended before a batch size was verified. To continue: batchcal calibrate",
 }
 """Sentences about the statuses other than `complete`."""
+OUT_OF_TIME: Final = 0.9
+"""Share of the time limit from which an unfinished search is taken to need more time."""
 _BAR_WIDTH: Final = 10
 _BAR_FROM: Final = 78
 _PREDICTED_FROM: Final = 66
@@ -123,7 +124,16 @@ def _header(shown: ShownCalibration) -> Iterator[RenderableType]:
         yield Text("to measure again: batchcal calibrate", style="yellow")
     if calibration.status in UNFINISHED:
         style = "yellow" if calibration.status == "unsettled" else "bold yellow"
-        yield Text(f"{calibration.status}: {UNFINISHED[calibration.status]}", style=style)
+        yield Text(unfinished(calibration), style=style)
+
+
+def unfinished(calibration: Calibration) -> str:
+    """Return the sentence about a status other than `complete`, with the next step."""
+    text = f"{calibration.status}: {UNFINISHED[calibration.status]}"
+    limit_s = calibration.options.time_limit_s
+    if calibration.status != "unsettled" or calibration.wall_s < limit_s * OUT_OF_TIME:
+        return text
+    return f"{text}. With more time: batchcal calibrate --force --time-limit {2 * limit_s:.0f}s"
 
 
 def _sizes(calibration: Calibration, finding: Finding) -> Table:

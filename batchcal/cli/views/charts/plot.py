@@ -12,7 +12,9 @@ from batchcal.core.units import format_bytes
 
 Unit = Literal["bytes", "count", "number"]
 Shape = Literal["line", "dots", "dashes"]
-MarkKind = Literal["recovered", "smaller", "larger", "not-finite", "result", "fits", "evaluated", "too-large", "inconclusive"]
+MarkKind = Literal[
+    "recovered", "smaller", "larger", "not-finite", "result", "fastest", "fits", "evaluated", "too-large", "inconclusive"
+]
 """The first four are events of a run, the others are probes of a calibration."""
 
 LOG_FROM: Final = 30.0

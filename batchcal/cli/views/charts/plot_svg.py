@@ -137,9 +137,10 @@ def _mark(frame: _Frame, mark: PlotMark, *, few: bool) -> str:
     if few and mark.kind in _EVENTS:
         inside += f'<line class="moment" x1="{x}" y1="{_TOP}" x2="{x}" y2="{frame.floor}"/>'
     if mark.label:
-        inside += (
-            f'<text class="value" x="{round(x - 8, 1)}" y="{round(y - 12, 1)}" text-anchor="end">{escape(mark.label)}</text>'
-        )
+        # At the left end, the label is on the right, where it does not cover the labels of the axis.
+        side, anchor = (8, "start") if x - len(mark.label) * _CHARACTER * 1.3 < _LEFT else (-8, "end")
+        place = f'x="{round(x + side, 1)}" y="{round(y - 12, 1)}" text-anchor="{anchor}"'
+        inside += f'<text class="value" {place}>{escape(mark.label)}</text>'
     shape = (
         f'<circle cx="{x}" cy="{y}" r="{r - 0.5}"/>' if mark.kind in _CIRCLES else f'<path d="{_outline(mark.kind, x, y, r)}"/>'
     )
@@ -154,7 +155,7 @@ def _outline(kind: MarkKind, x: float, y: float, r: float) -> str:
             return f"M{left},{above}L{right},{above}L{x},{below}Z"
         case "larger":
             return f"M{left},{below}L{right},{below}L{x},{above}Z"
-        case "result":
+        case "result" | "fastest":
             return f"M{x},{round(above - 3, 1)}L{round(right + 3, 1)},{y}L{x},{round(below + 3, 1)}L{round(left - 3, 1)},{y}Z"
         case _:
             return f"M{left},{above}L{right},{below}M{left},{below}L{right},{above}"
@@ -166,6 +167,7 @@ SIGNS: Final[dict[MarkKind, tuple[str, str]]] = {
     "larger": ("▲", "larger micro-batch"),
     "not-finite": ("✕", "NaN or infinite"),
     "result": ("◆", "result"),
+    "fastest": ("◆", "fastest"),
     "fits": ("●", "fits"),
     "evaluated": ("○", "evaluation fits"),
     "too-large": ("✕", "too large"),

@@ -19,6 +19,7 @@ _MARKS: Final[dict[MarkKind, tuple[str, str, str, str]]] = {
     "larger": ("▲", "^", "bold green", "larger"),
     "not-finite": ("!", "!", "bold red", "NaN or infinite"),
     "result": ("◆", "#", "bold green", "result"),
+    "fastest": ("◆", "#", "bold green", "fastest"),
     "fits": ("●", "o", "green", "fits"),
     "evaluated": ("○", "e", "green", "evaluation fits"),
     "too-large": ("✗", "x", "bold red", "too large"),

@@ -21,7 +21,9 @@ def speeds_chart(calibration: Calibration) -> Plot | None:
     highest = max(point.y for line in series for point in line.points)
     chosen = next((line for line in series if line.name == calibration.policy), None)
     return Plot(
-        title="training speed by micro-batch and allocator, samples/s",
+        title="training speed by micro-batch"
+        + (" and allocator" if len(series) > 1 else f", allocator {series[0].name}")
+        + ", samples/s",
         # Doublings are evenly spaced.
         x=Axis(sizes[0], sizes[-1], "count", logarithmic=True, values=tuple(sizes)),
         x_name="micro-batch, samples",
@@ -40,4 +42,4 @@ def _points(speeds: Speeds) -> tuple[Point, ...]:
 def _fastest(line: Series) -> PlotMark:
     point = max(line.points, key=lambda point: point.y)
     text = f"{line.name}, {count(point.x)}: {count(point.y)} samples/s"
-    return PlotMark("result", point.x, point.y, text, label=count(point.y))
+    return PlotMark("fastest", point.x, point.y, text, label=count(point.y))

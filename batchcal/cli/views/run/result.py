@@ -49,4 +49,4 @@ def show(result: TrainingResult, plan: Plan) -> Iterator[RenderableType]:
 
 
 def _metric(value: float | None) -> str:
-    return "no value" if value is None else f"{value:.4f}"
+    return "NaN or infinite" if value is None else f"{value:.4f}"
