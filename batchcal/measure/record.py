@@ -88,7 +88,9 @@ def with_results_of(existing: Calibration, calibration: Calibration) -> Calibrat
             "attribution": calibration.attribution or existing.attribution,
             "pipeline": calibration.pipeline or existing.pipeline,
             "shapes": calibration.shapes or existing.shapes,
-            "unanswered": tuple(one for one in calibration.unanswered or () if one != "throughput" or not finals),
+            "unanswered": tuple(
+                objective for objective in calibration.unanswered or () if objective != "throughput" or not finals
+            ),
         }
     )
 

@@ -123,7 +123,7 @@ def test_a_terminal_of_another_encoding_gets_plain_characters(calibrated: Calibr
     done = batchcal("show", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0
     assert done.stdout.isascii()
-    assert "# answer" in done.stdout
+    assert "# result" in done.stdout
 
 
 def test_colours_are_for_terminals_that_want_them(calibrated: Calibrated) -> None:

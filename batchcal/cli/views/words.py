@@ -61,7 +61,7 @@ def short(outcome: Outcome) -> str:
         case KilledFromOutside():
             return f"killed (signal {outcome.signal})"
         case Suspect():
-            return "died, possibly out of memory"
+            return "died, maybe out of memory"
         case Infrastructure():
             return "batchcal failed"
 
