@@ -1,6 +1,6 @@
 """The project's manual: `nox -l` lists what can be done.
 
-Plain `nox` takes a few minutes: run it before each commit. `nox -s full` runs all tests: about 35 minutes on two cores. CI runs
+Plain `nox` takes a few minutes: run it before each commit. `nox -s full` runs all tests: about 45 minutes on two cores. CI runs
 both.
 One environment with torch (.nox/project) serves every session that needs it: torch is installed once.
 """
@@ -111,7 +111,7 @@ def docs(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Run all tests and require that they cover 92 % of the lines, child processes included; run README, docs, configs.
 
-    About 35 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
+    About 45 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
     """
     in_project(session, "-m", "coverage", "erase")
     pytest = ("-m", "coverage", "run", "-m", "pytest", "--hypothesis-profile=full")
@@ -126,7 +126,8 @@ def full(session: nox.Session) -> None:
     # Some tests alone cover less than all of them.
     in_project(session, "-m", "coverage", "report", f"--fail-under={0 if session.posargs else 92}")
     if not session.posargs:
-        test_processes(session, "-m", "pytest", "tests/docs", "-m", "slow")
+        # One after another: each block continues where the one above it ended.
+        in_project(session, "-m", "pytest", "tests/docs", "-m", "slow")
 
 
 @nox.session(venv_backend="none", default=False)

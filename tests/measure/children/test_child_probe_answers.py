@@ -57,7 +57,8 @@ def answered(monkeypatch: pytest.MonkeyPatch, device: str, **changes: object) ->
     setting = setting_of("wide").model_copy(update={"device": device})
     probe = ChildProbe({device: setting}, Fixed(ROOM), host_budget_bytes=GIB, note=print, isolation="spawn")
     with closing(probe):
-        yield probe.measure(request(100).model_copy(update={"device": device}))
+        requested = request(100)
+        yield probe.measure(requested.model_copy(update={"setup": requested.setup.model_copy(update={"device": device})}))
 
 
 def test_the_first_step_is_left_out_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

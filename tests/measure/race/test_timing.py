@@ -84,7 +84,7 @@ def test_sizes_that_are_raced_take_turns_and_those_far_behind_leave() -> None:
     assert report.why_ended == ""
     sizes = [time.micro_batch for time in report.times]
     assert set(sizes[:2]) == set(sizes[2:4]) == {1, 32}
-    assert sizes.count(1) <= sizes.count(32)
+    assert sizes.count(1) <= sizes.count(32) + 1, "the time may end within a round"
 
 
 def test_threads_are_timed_side_by_side_and_fetching_apart() -> None:
