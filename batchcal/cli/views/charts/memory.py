@@ -38,7 +38,7 @@ def memory_chart(calibration: Calibration, finding: Finding) -> Plot | None:
     device = "host memory" if finding.device == "cpu" else f"memory of {finding.device}"
     title = f"{device} by batch size, allocator {finding.allocator}"
     if highest and budget.budget_bytes > highest * FAR:
-        title += f" (budget {format_bytes(budget.budget_bytes)})"
+        title = f"{device} by batch size, {finding.allocator}; budget {format_bytes(budget.budget_bytes)}"
         most_bytes = highest * _BEYOND
     else:
         with_limit = budget.limit_bytes <= budget.budget_bytes * FAR_LIMIT
