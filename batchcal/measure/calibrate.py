@@ -307,7 +307,7 @@ class Calibrator:
         one that was stopped does not replace a valid one."""
         path: Path | None = self.path
         not_saved: NotSaved | None = None
-        is_less = self.existing is not None and stopped is not None
+        is_less = self.existing is not None and isinstance(stopped, (Interrupted, Partial))
         try:
             if is_less:
                 path = None

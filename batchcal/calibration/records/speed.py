@@ -13,7 +13,8 @@ from batchcal.core.values import Record
 ALIKE: Final = 1.015
 """Sizes within this factor of the fastest count as equally fast: a turn does not resolve less."""
 NO_FASTER: Final = 1.03
-"""If no larger size can be faster than the fastest by more than this factor, larger sizes are not worth a probe."""
+"""If no larger size can be faster than the fastest by more than this factor, larger sizes are not worth a probe: a race does not
+resolve less (`measure.race.race.TIE`)."""
 FAR_APART: Final = 16
 """Least ratio of the largest to the smallest timed size. With a noise of 5 %, times of 16 and 32 samples ended a third of the
 searches that had 5 % to gain."""

@@ -30,7 +30,7 @@ STEPS_DROPPED: Final = 1
 """Steps of every size that are not timed: the first step can take twelve times as long as the others."""
 LEAST_STEPS: Final = 2
 LEAST_S: Final = 0.3
-"""Seconds for which the first size of a timing is timed. The other sizes are timed over the same samples."""
+"""Seconds for which the first size is timed. The other sizes are timed over the same samples."""
 REPEATS: Final = 2
 """Repetitions for a size that was timed while others used our processors: bursts come and go."""
 SLOWING: Final = 0.97

@@ -1,4 +1,4 @@
-"""The race of micro-batches: those around the fastest of a timing, and the undivided one.
+"""The race of micro-batches: those around the fastest timed one, and the undivided one.
 
 If the allocator keeps its memory, the sizes take turns of half a second in one child, so that changes of the machine that last
 for seconds affect all sizes alike. On two cores whose speed varied by a fifth, a small CNN under tcmalloc then gave the same
