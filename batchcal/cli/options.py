@@ -61,6 +61,15 @@ RequireSignature: TypeAlias = Annotated[
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", metavar="", help="Measure even if a valid calibration exists.", rich_help_panel=SEARCH)
 ]
+Attribute: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--attribute",
+        metavar="",
+        help="Measure also what each setting gains over PyTorch's default. Takes some seconds more.",
+        rich_help_panel=SEARCH,
+    ),
+]
 PipelineOnly: TypeAlias = Annotated[
     bool,
     typer.Option(

@@ -195,6 +195,15 @@ def available(*, root: Path = Path("/")) -> tuple[AllocatorPolicy, ...]:
     return tuple(policies)
 
 
+def compared(*, root: Path = Path("/")) -> tuple[AllocatorPolicy, ...]:
+    """The available policies that `auto` compares, `default` first: all but `thp`.
+
+    In 42 turns of each policy (four examples, three sizes), `thp` was never faster than the best other policy by more than turns
+    differ. At 64 samples, where blocks are about as large as a huge page, it was slower by 6 to 37 %. Each policy costs seconds.
+    """
+    return tuple(policy for policy in available(root=root) if policy.name != "thp")
+
+
 def library_digest(policy: AllocatorPolicy, *, root: Path = Path("/")) -> str:
     """sha256 of the policy's library, which detects a changed allocator. Empty if there is no library, or it no longer exists."""
     if not policy.library:

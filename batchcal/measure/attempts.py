@@ -96,6 +96,8 @@ class Attempts:
     notes: list[str] = field(default_factory=list)
     started: int = 0
     """Number of children started for a measurement."""
+    _with_training: set[int] = field(default_factory=set)
+    """Evaluations in the same process as a training, by `sequence`."""
 
     def __post_init__(self) -> None:
         # They keep their numbers: the journal has each number once, so a new run must not get the number of an old one.
@@ -107,13 +109,19 @@ class Attempts:
             self.notes.append(text)
             self.progress.event(Note(text))
 
-    def run(self, request: SizeRequest, target: SearchTarget, *, deadline_s: float, one_size: bool = False) -> Measurement:
-        """Run `request`. Repeat an inconclusive run once."""
-        measured = self._once(request, target, deadline_s, attempt=1, one_size=one_size)
+    def run(
+        self, request: SizeRequest, target: SearchTarget, *, deadline_s: float, one_size: bool = False, evaluation_steps: int = 0
+    ) -> Measurement:
+        """Run `request`. Repeat an inconclusive run once.
+
+        Args:
+            evaluation_steps: see `ProbeRequest`. `recall` returns the measurement of the evaluation.
+        """
+        measured = self._once(request, target, deadline_s, 1, one_size=one_size, evaluation_steps=evaluation_steps)
         for attempt in range(2, ATTEMPTS + 1):
             if decides(measured.outcome) or isinstance(measured.outcome, (TimedOut, UserCodeFailed)):
                 break
-            measured = self._once(request, target, deadline_s, attempt=attempt, one_size=one_size)
+            measured = self._once(request, target, deadline_s, attempt, one_size=one_size, evaluation_steps=evaluation_steps)
         return measured
 
     def recall(self, target: SearchTarget) -> list[Measurement]:
@@ -125,7 +133,8 @@ class Attempts:
             # A trial runs too few steps for its peak to settle.
             if same and old.phase != "refusal" and _is_still_valid(old, target.budget_bytes):
                 recalled.append(within(old, target.budget_bytes))
-                self.progress.event(_probe_event(ProbeKept, recalled[-1], target.budget_bytes))
+                if old.sequence not in self._with_training:
+                    self.progress.event(_probe_event(ProbeKept, recalled[-1], target.budget_bytes))
         return recalled
 
     def verdict(self, measured: Measurement, best: int | None) -> tuple[Verdict, int | None]:
@@ -168,9 +177,16 @@ class Attempts:
                 return "unknown", None
 
     def _once(
-        self, request: SizeRequest, target: SearchTarget, deadline_s: float, *, attempt: int, one_size: bool
+        self,
+        request: SizeRequest,
+        target: SearchTarget,
+        deadline_s: float,
+        attempt: int,
+        *,
+        one_size: bool,
+        evaluation_steps: int,
     ) -> Measurement:
-        sequence = max((measured.sequence for measured in self.measurements), default=0) + 1
+        sequence = self._next_sequence()
         self.started += 1
         self.progress.event(
             ProbeStarted(
@@ -190,6 +206,7 @@ class Attempts:
             allowed_bytes=allowed,
             budget_bytes=target.budget_bytes,
             train_steps=0 if target.train_batch is None else target.train_steps,
+            evaluation_steps=evaluation_steps,
             predicted_bytes=max(request.predicted_bytes, target.train_peak_bytes),
             one_size=one_size,
             deadline_s=deadline_s,
@@ -210,12 +227,24 @@ class Attempts:
             attempt=attempt,
             why=request.why,
         )
+        self._add(measured, target)
+        for text in report.notes:
+            self.note(text)
+        if report.evaluation is not None:
+            changes = {"sequence": self._next_sequence(), "phase": "scale", "mode": "eval", "outcome": report.evaluation}
+            after = {"predicted_bytes": None, "wall_s": 0.0, "why": "in the same process, after the training"}
+            evaluated = measured.model_copy(update={**changes, **after})
+            self._with_training.add(evaluated.sequence)
+            self._add(evaluated, target)
+        return measured
+
+    def _next_sequence(self) -> int:
+        return max((measured.sequence for measured in self.measurements), default=0) + 1
+
+    def _add(self, measured: Measurement, target: SearchTarget) -> None:
         self.measurements.append(measured)
         self.keep(measured)
         self.progress.event(_probe_event(ProbeEnded, measured, target.budget_bytes))
-        for text in report.notes:
-            self.note(text)
-        return measured
 
 
 def decides(outcome: Outcome) -> bool:

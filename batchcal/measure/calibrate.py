@@ -93,7 +93,7 @@ class Calibrator:
             if probe is None:
                 self._check_room(meter)
                 probe = self._children(budgets, meter)
-            plan_search = PlanSearch(self._stage(probe, start_s), calibration)
+            plan_search = PlanSearch(self._stage(probe, start_s), calibration, by_knob=self.need.by_setting)
             try:
                 plan_search.rehearse_only()
                 stopped = plan_search.error()
@@ -215,7 +215,7 @@ class Calibrator:
 
     def _rehearsed(self, calibration: Calibration, probe: Probe, start_s: float) -> tuple[Calibration, BatchcalError | None]:
         """Run the complete plan of `calibration`, as far as time allows. Return the result, and the error that ended it early."""
-        plan_search = PlanSearch(self._stage(probe, start_s), calibration)
+        plan_search = PlanSearch(self._stage(probe, start_s), calibration, by_knob=self.need.by_setting)
         stopped: BatchcalError | None = None
         try:
             plan_search.run()

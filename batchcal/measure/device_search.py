@@ -21,6 +21,7 @@ from batchcal.measure.attempts import Attempts, SearchTarget, detail
 from batchcal.measure.children.probe import Examination, Probe
 from batchcal.measure.heap.measurement import heap_growth
 from batchcal.measure.race.devices import DevicePolicies
+from batchcal.measure.race.policies import race_bytes
 from batchcal.measure.search.bounds import bounds_for
 from batchcal.measure.search.capacity import EXPANSION, Bounds, CapacitySearch, SizeRequest
 from batchcal.measure.search.evaluation import (
@@ -137,6 +138,8 @@ class DeviceSearch:
         """Return the policy, and always `default`: a script that is not re-executed runs under `default`."""
         undecided = self.policies.to_race(device)
         if undecided:
+            if len(undecided) > 1:
+                self.probe.expect(undecided, race_bytes(self.budgets[device].budget_bytes))
             examination = self._examine(device, undecided[0])
             # A verified batch size comes first, also under a slower policy.
             is_affordable = len(undecided) == 1 or self._left_s() >= LEAST_FOR_RACE * self.slices.spent_s("examination")
@@ -482,7 +485,13 @@ class DeviceSearch:
                 self.progress.event(PhaseBegan(phase=phase, mode=mode, why=request.why))
             try:
                 deadline_s = max(self._left_s(), DEADLINE_LEAST_S)
-                measured = self.attempts.run(request, target, deadline_s=deadline_s, one_size=self.sizes.active_rule.one_size)
+                measured = self.attempts.run(
+                    request,
+                    target,
+                    deadline_s=deadline_s,
+                    one_size=self.sizes.active_rule.one_size,
+                    evaluation_steps=self._evaluation_steps(request, target, bounds),
+                )
                 if mode == "train" and self._is_explained(measured, target, examination):
                     bounds = bounds_by(rule=self.sizes.rule)
                     search.restrict(bounds)
@@ -522,6 +531,13 @@ class DeviceSearch:
             accumulated=mode == "train",
         )
         return capacity, search.model
+
+    def _evaluation_steps(self, request: SizeRequest, target: SearchTarget, bounds: Bounds) -> int:
+        """Return the number of steps of an evaluation in the process of a training. 0: the evaluation has a process of its own,
+        because the training may not be the last one, or because its memory must not be that of other batches."""
+        is_last = target.mode == "train" and request.batch >= bounds.ceiling
+        is_simple = target.device == "cpu" and not target.num_workers and not self.sizes.active_rule.one_size
+        return least_steps("eval", request.mapped_share) if is_last and is_simple else 0
 
     def _is_explained(self, measured: Measurement, target: SearchTarget, examination: Examination) -> bool:
         """True if the user's code refused a size because of a rule that is now known. The search then requests sizes of the

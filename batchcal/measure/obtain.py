@@ -156,6 +156,10 @@ def _existing(calibrator: Calibrator) -> CalibrationResult | Stale | None:
 
 def _is_enough(existing: CalibrationResult, calibrator: Calibrator) -> bool:
     calibration = existing.calibration
+    attribution = calibration.attribution
+    wanted = calibrator.need.by_setting and calibration.options.objective == "throughput"
+    if wanted and (attribution is None or not attribution.is_by_knob):
+        return False
     if not calibrator.need.rehearsed:
         return calibration.is_usable and answers(calibration, calibrator.options.objective)
     return is_rehearsed(calibration, calibrator.options)

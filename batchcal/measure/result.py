@@ -24,6 +24,8 @@ class Need:
     dry_run: bool = False
     """Run the search against an assumed machine, without starting a process or writing a file."""
     require_signature: bool = False
+    by_setting: bool = False
+    """The gain over PyTorch's defaults must have been measured for each setting alone."""
     most_trained: int | None = None
     """Largest micro-batch of training to try; evaluation may have more. None: as many as fit."""
 

@@ -22,7 +22,7 @@ from tests.support.calibrations import a_calibration
 OPTIONS = {
     "detect": "--json --quiet/-q --verbose/-v",
     "calibrate": (
-        "--accept-inexact --activation-checkpointing --allocator --config --device --dry-run --effective-batch "
+        "--accept-inexact --activation-checkpointing --allocator --attribute --config --device --dry-run --effective-batch "
         "--force --headroom --json --margin --max-batch --max-probes --memory-limit --min-micro-batch --multiple-of "
         "--objective --output --pipeline-only --quiet/-q --require-signature --samples --seed --shape --time-limit "
         "--verbose/-v --workers"

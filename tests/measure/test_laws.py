@@ -174,6 +174,9 @@ class Cutting:
             self.left -= 1
         return self._probe.observe(request)
 
+    def expect(self, allocators: Sequence[str], demand_bytes: int) -> None:
+        return None
+
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
 

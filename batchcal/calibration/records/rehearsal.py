@@ -116,7 +116,7 @@ class TurnedBack(Record):
     chosen: str
     usual: str
     samples_per_s: Positive | None
-    """None: it could not be run, see `why`."""
+    """None: it could not be run, see `why`. If that is empty: it was not requested."""
     peak_bytes: int | None = None
     """Peak memory on the device in its training steps, for a knob that concerns memory."""
     why: str = ""
@@ -136,6 +136,11 @@ class Attribution(Record):
     """Knobs that differ between the two."""
     rounds: int
     why: str = ""
+
+    @property
+    def is_by_knob(self) -> bool:
+        """True if the part of each knob was measured, or there is none. False: only all of them together."""
+        return all(knob.samples_per_s is not None or knob.why for knob in self.knobs)
 
     @property
     def gain(self) -> float | None:

@@ -18,6 +18,9 @@ resolve less (`measure.race.race.TIE`)."""
 FAR_APART: Final = 16
 """Least ratio of the largest to the smallest timed size. With a noise of 5 %, times of 16 and 32 samples ended a third of the
 searches that had 5 % to gain."""
+TURNS_DIFFER: Final = 0.15
+"""Share by which turns of one setting differ without other load: the standard deviation of 12 turns of a small CNN, with three
+allocators and sizes, was 6 to 15 %."""
 HEAVY_DATA: Final = 0.3
 """Share of a step. If fetching its batch takes more, the possible gain is in DataLoader workers."""
 RACED_POLICIES: Final = "raced-policies"

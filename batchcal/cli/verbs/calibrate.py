@@ -26,6 +26,7 @@ def calibrate(
     config: opt.Config = None,
     flags: Flags,
     force: opt.Force = False,
+    attribute: opt.Attribute = False,
     dry_run: opt.DryRun = False,
     pipeline_only: opt.PipelineOnly = False,
     shape: opt.Shape = None,
@@ -60,7 +61,7 @@ def calibrate(
     from batchcal.cli.commands.shapes import add_shapes, parse_shapes
 
     shapes = parse_shapes(shape or ())
-    need = Need(force=force, dry_run=dry_run, require_signature=require_signature)
+    need = Need(force=force, dry_run=dry_run, require_signature=require_signature, by_setting=attribute)
     result = obtain_calibration(invocation, need, messages, destination=Destination(place))
     if shapes and not dry_run and result.problem is None:
         result = add_shapes(invocation, result, shapes, messages, start_s=start_s)

@@ -166,7 +166,7 @@ def main() -> NoReturn:
     finally:
         connection.close()
         shutil.rmtree(home, ignore_errors=True)  # the parent does this too, unless it was killed
-    sys.exit(0)
+    os._exit(0)  # the parent waits: clearing torch's modules one by one takes a fifth of a second
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ def probe_outcome(value: JSON, ending: Ending, limits: MemoryLimits, batch: int)
     return Fits(peak=peak, steps=len(answer.step_s), step_s=step_s, samples_per_s=batch / step_s)
 
 
+def evaluation_outcome(value: JSON, ending: Ending, limits: MemoryLimits, batch: int) -> Outcome:
+    """Outcome of the evaluation after a training."""
+    return probe_outcome(value.get("evaluation") if isinstance(value, dict) else None, ending, limits, batch)
+
+
 def rehearsal_outcome(value: JSON, ending: Ending, limits: MemoryLimits, request: RehearsalRequest) -> Outcome:
     """Outcome of a complete plan."""
     try:

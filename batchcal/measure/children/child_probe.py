@@ -25,7 +25,7 @@ from batchcal.guard.ending import Ending
 from batchcal.guard.job import Function
 from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
-from batchcal.guard.outcome import Fits, Infrastructure, OutOfMemory, Suspect
+from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Suspect
 from batchcal.guard.run import ChildLimits, Listener, run
 from batchcal.machine.allocator import maps_large_blocks
 from batchcal.machine.cgroup import MemoryGroup
@@ -154,6 +154,8 @@ class ChildProbe:
         self._last_allocator: str | None = None
         self._alternating: frozenset[str] = frozenset()
         """Policies that are timed alternately. Their launchers stay and do not start again each time."""
+        self._expected: tuple[tuple[str, ...], int] = ((), 0)
+        """Policies that will be timed alternately after the next examination, and the memory of their runs, bytes."""
 
     def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
         """Load the task once in a child and return its facts, its static shapes, and the memory of a tiny step. See `Probe`."""
@@ -206,13 +208,17 @@ class ChildProbe:
 
     def _examine_once(self, arguments: ExamineArguments, allocator: str) -> Ending:
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
+        expected, demand_bytes = self._expected
+        self._expected = ((), 0)
         limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": min(CURVE_LIMIT_S, left_s * CURVE_SHARE)},
-            neighbours=self._neighbours,
+            neighbours=self._neighbours or bool(expected),
         )
 
         def listen(message: Message) -> None:
+            if message.get("timed") is True and self._has_room_for(expected, demand_bytes):
+                self._launchers.begin(expected)
             with contextlib.suppress(ValidationError):
                 self._kept_memory = answers.KeptMemory.model_validate(message)
 
@@ -272,7 +278,7 @@ class ChildProbe:
         limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": promises_limit_s(left_s)},
-            neighbours=self._neighbours,
+            neighbours=self._neighbours or self._launchers.are_starting,
         )
         values = arguments.model_dump(mode="json")
         ending = self._run(check_promises, values, allocator, limits, listen=listen)
@@ -307,6 +313,7 @@ class ChildProbe:
             request=request,
             order=self._orders.get((request.device, request.mode)),
             train_order=self._orders.get((request.device, "train")),
+            eval_order=self._orders.get((request.device, "eval")),
         )
         deadline = max(request.deadline_s or 600.0, 5.0)
         limits = ChildLimits(
@@ -316,19 +323,23 @@ class ChildProbe:
             neighbours=self._neighbours,
         )
         start_s = time.monotonic()
-        ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits)
+        messages: list[Message] = []
+        ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits, listen=messages.append)
         memory_limits = self._memory_limits(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
-        outcome = classify(ending, lambda value: answers.probe_outcome(value, ending, memory_limits, request.batch))
+        outcome, evaluation = _training_and_evaluation(ending, messages, memory_limits, request)
         if isinstance(outcome, OutOfMemory) and outcome.source != "budget" and len(self._launchers.running) > 1:
             # The processes of other policies took a part of the memory: only a run without them is a verdict.
             return self.measure(request.model_copy(update={"predicted_bytes": None}))
         if isinstance(outcome, Fits):
             self._peak_bytes = max(self._peak_bytes or 0, outcome.peak.demand_bytes)
+        if isinstance(evaluation, OutOfMemory) and evaluation.source != "budget" and len(self._launchers.running) > 1:
+            evaluation = None  # an evaluation alone will decide
         isolation = self._isolation(ending, request.device, request.allocator)
         notes = answers.notes(ending.returned)
         if loses_blocks and setting.lost_blocks is None:
             notes += (counting.UNKNOWN,)
-        return Observation(outcome=outcome, isolation=isolation, wall_s=time.monotonic() - start_s, notes=notes)
+        wall_s = time.monotonic() - start_s
+        return Observation(outcome=outcome, isolation=isolation, wall_s=wall_s, notes=notes, evaluation=evaluation)
 
     def _isolation(self, ending: Ending, device: str, allocator: str) -> Isolation:
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if device.startswith("cuda") else ()))
@@ -369,14 +380,21 @@ class ChildProbe:
         except ValidationError:
             return None
 
+    def expect(self, allocators: Sequence[str], demand_bytes: int) -> None:
+        """Start launchers during the next examination if there is room for all of them. See `Probe`."""
+        self._expected = tuple(allocators), demand_bytes
+
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         """Start a launcher for each of `allocators` if there is room for all of them. See `Probe`."""
         self._alternating = frozenset()
-        missing = sum(name not in self._launchers.running for name in allocators)
-        free = self._group.limit_bytes - self._group.hard_bytes() - missing * ZYGOTE_BYTES
-        if free >= demand_bytes + LIBRARY_BYTES:
+        if self._has_room_for(allocators, demand_bytes):
             self._alternating = frozenset(allocators)
             self._launchers.start_all(allocators)
+
+    def _has_room_for(self, allocators: Sequence[str], demand_bytes: int) -> bool:
+        """True if memory has room for a launcher of each of `allocators`, and for a run of `demand_bytes`."""
+        free = self._group.limit_bytes - self._group.hard_bytes() - self._launchers.missing(allocators) * ZYGOTE_BYTES
+        return free >= demand_bytes + LIBRARY_BYTES
 
     def time_sizes(self, request: TimingRequest) -> TimingReport:
         """Time micro-batches in one child, or each in its own child if a process accepts one size only. See `Probe`."""
@@ -603,6 +621,20 @@ def child_probe(
         launchers=launchers,
         neighbours=neighbours,
     )
+
+
+def _training_and_evaluation(
+    ending: Ending, messages: Sequence[Message], limits: answers.MemoryLimits, request: ProbeRequest
+) -> tuple[Outcome, Outcome | None]:
+    """Return the outcome of a batch size, and that of the evaluation after it. None: the run did not get there."""
+    trained = next((message["trained"] for message in messages if "trained" in message), None)
+    if trained is None or ending.has_result:
+        outcome = classify(ending, lambda value: answers.probe_outcome(value, ending, limits, request.batch))
+    else:  # whatever ended the evaluation, the training before it ran
+        outcome = answers.probe_outcome(trained, ending, limits, request.batch)
+    if trained is None or not isinstance(outcome, Fits):
+        return outcome, None
+    return outcome, classify(ending, lambda value: answers.evaluation_outcome(value, ending, limits, request.batch))
 
 
 def ran_out(ending: Ending) -> bool:

@@ -122,6 +122,9 @@ class FakeProbe:
             outcome = Fits(peak=Peak(demand_bytes=demand), steps=3, step_s=step_s, samples_per_s=request.batch / step_s)
         return Observation(outcome=outcome, isolation=ASSUMED, wall_s=step_s * 3)
 
+    def expect(self, allocators: Sequence[str], demand_bytes: int) -> None:
+        return None
+
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
         return None
 

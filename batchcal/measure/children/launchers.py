@@ -43,27 +43,43 @@ class Launchers:
             self.running[allocator] = self._start(allocator)
         return self.running[allocator]
 
-    def start_all(self, allocators: Iterable[PolicyName]) -> None:
-        """Start the launchers of all `allocators` in parallel: most of a start is the import of torch, on one core."""
-        missing = [name for name in allocators if name not in self.running and not self._must_spawn(name)]
-        for name in missing:
+    def begin(self, allocators: Iterable[PolicyName]) -> None:
+        """Start the launchers of all `allocators` in parallel, and wait for none: most of a start is the import of torch, on one
+        core."""
+        for name in allocators:
+            if name in self.running or name in self._starting or self._must_spawn(name):
+                continue
             try:
                 self._starting[name] = ZygoteLauncher(resolve(name), self._environ, PRELOAD)
             except GuardError as error:
                 self._give_up(name, error)
-        for name in missing:
+
+    def start_all(self, allocators: Iterable[PolicyName]) -> None:
+        """Start the launchers of all `allocators` in parallel, and wait for them."""
+        names = tuple(allocators)
+        self.begin(names)
+        for name in names:
             self.get(name)
+
+    @property
+    def are_starting(self) -> bool:
+        """True if launchers were started that nothing has waited for yet: their memory still grows."""
+        return bool(self._starting)
+
+    def missing(self, allocators: Iterable[PolicyName]) -> int:
+        """Number of launchers that neither run nor start."""
+        return sum(name not in self.running and name not in self._starting for name in allocators)
 
     def keep_only(self, allocator: PolicyName) -> None:
         """Close all other launchers: an idle zygote holds memory that no training will hold."""
-        for other in [name for name in self.running if name != allocator]:
+        for other in [name for name in (*self.running, *self._starting) if name != allocator]:
             self.drop(other)
 
     def drop(self, allocator: PolicyName) -> None:
         """Close the launcher of `allocator` if there is one."""
-        launcher = self.running.pop(allocator, None)
-        if launcher is not None:
-            launcher.close()
+        for launcher in (self.running.pop(allocator, None), self._starting.pop(allocator, None)):
+            if launcher is not None:
+                launcher.close()
 
     def close(self) -> None:
         """Close all launchers: none of their processes and files stay."""

@@ -42,6 +42,8 @@ class ProbeRequest(Frozen):
     """A run that ends above this budget is out of memory with source `budget`."""
     train_steps: int = STEPS_BEFORE_EVALUATION
     """For `eval`: number of training steps before the evaluation, as in a training."""
+    evaluation_steps: int = 0
+    """For `train`: minimum number of steps of an evaluation with the same batch, after the training. 0: do not evaluate."""
     predicted_bytes: int | None = None
     """Expected peak. None: unknown."""
     one_size: bool = False
@@ -66,6 +68,12 @@ class ProbeRequest(Frozen):
     def train_batch(self) -> int | None:
         """Training micro-batch that runs before an evaluation. None: none does."""
         return self.setup.micro_batches[0] if self.mode == "eval" and self.train_steps else None
+
+    def evaluation(self) -> ProbeRequest:
+        """Return the request for the evaluation after this training."""
+        setup = self.setup.model_copy(update={"eval_batch": self.batch})
+        changes = {"mode": "eval", "setup": setup, "least_steps": self.evaluation_steps, "evaluation_steps": 0}
+        return self.model_copy(update=changes)
 
 
 class PlanTimes(Frozen):
@@ -92,6 +100,8 @@ class Observation(Frozen):
     """Times of a plan that fits."""
     evaluating: bool = False
     """For a plan: an evaluation failed, not a training step."""
+    evaluation: Outcome | None = None
+    """Outcome of the evaluation after a training that fits. None: it was not requested, or the training did not get there."""
     notes: tuple[str, ...] = ()
     """Notes for the reader of the calibration."""
 
@@ -127,7 +137,7 @@ class TimingRequest(Frozen):
     threads: tuple[int, ...] = ()
     """Numbers of intra-op threads to time each size with. Empty: the number of every child."""
     rounds: int = 0
-    """0: time each size once, and the fastest one again. Else: race the sizes, each once per round, in at most this many rounds
+    """0: time each size once. Else: race the sizes, each once per round, in at most this many rounds
     (see `Race`). A slow period of several seconds then affects all sizes alike. This is for allocators that keep their memory: a
     size after a larger one then has the same heap as in a training."""
     samples: int | None = None
@@ -190,6 +200,11 @@ class Probe(Protocol):
 
     def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
         """Run one batch size, or a complete plan, in a child."""
+        ...
+
+    def expect(self, allocators: Sequence[str], demand_bytes: int) -> None:
+        """Announce that `prepare` with the same arguments will probably follow the next examination. Processes that it needs may
+        start during the examination, once its steps have been timed."""
         ...
 
     def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:

@@ -18,6 +18,8 @@ class ProbeArguments(OrderedArguments):
     request: ProbeRequest
     train_order: tuple[int, ...] | None = None
     """`order` for the training step before an evaluation."""
+    eval_order: tuple[int, ...] | None = None
+    """`order` for an evaluation after training."""
 
 
 class ProbeAnswer(Frozen):
@@ -26,6 +28,8 @@ class ProbeAnswer(Frozen):
     held: ChildMemory
     step_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
     notes: tuple[str, ...] = ()
+    evaluation: ProbeAnswer | None = None
+    """Measurements of the evaluation after a training."""
 
 
 def probe(arguments: dict[str, JSON], context: ChildContext) -> JSON:

@@ -98,6 +98,7 @@ def examine(request: ExamineArguments, context: ChildContext) -> JSON:
         eval_worst = WorstCase.of(subject.task, "eval", limit_s=EVAL_SCAN_LIMIT_S, seed=seed)
         eval_order = eval_worst.order
         facts = facts.model_copy(update={"unseen_factor": max(facts.unseen_factor, eval_worst.factor)})
+    context.send({"timed": True})  # what follows uses one core
     shapes, source, notes = _shapes(subject.task, worst, request, facts, base)
     examination = Examination(
         facts=facts,
@@ -141,12 +142,23 @@ def probe(arguments: ProbeArguments, context: ChildContext) -> JSON:
     begin = host.read()
     tiny = None if setting.one_size else MicroBatch(train_worst.batch(smallest), smallest)
     step_s, peaks, workers_bytes = _steps(subject, batches, arguments, host, workers, tiny=tiny)
-    context.phase("finish")
     answer = ProbeAnswer(
         held=child_memory(host, accelerator, load_peak=load_peak, begin=begin, workers=workers_bytes),
         step_s=tuple(step_s),
         notes=_growing(peaks, request),
     )
+    if request.evaluation_steps:
+        context.send({"trained": answer.model_dump(mode="json")})  # the process may not live to return it
+        host.reset()
+        accelerator.reset()
+        begin = host.read()
+        evaluation = arguments.model_copy(update={"request": request.evaluation()})
+        worst = WorstCase.of(subject.task, "eval", limit_s=EVAL_SCAN_LIMIT_S, seed=setting.seed, order=arguments.eval_order)
+        batches = same_batch(worst, setting, worst.indices(request.batch), request.samples)
+        step_s, _, _ = _steps(subject, batches, evaluation, host, workers, tiny=None)
+        held = child_memory(host, accelerator, load_peak=load_peak, begin=begin, workers=0)
+        answer = answer.model_copy(update={"evaluation": ProbeAnswer(held=held, step_s=tuple(step_s))})
+    context.phase("finish")
     return answer.model_dump(mode="json")
 
 

@@ -10,7 +10,7 @@ from batchcal.calibration.records.speed import RacedPolicies, Speeds
 from batchcal.calibration.schema import Options
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
-from batchcal.machine.allocator import AUTO, available
+from batchcal.machine.allocator import AUTO, compared
 from batchcal.measure.children.probe import Examination, Probe
 from batchcal.measure.race.policies import NO_TIME, policy_race
 from batchcal.values.calibration_events import CalibrationEvent, PhaseBegan, RaceKept
@@ -40,7 +40,7 @@ class DevicePolicies:
         if device in self._fastest or (self.options.allocator != AUTO and self.options.objective != "throughput"):
             return ()
         raced = self.options.allocator == AUTO and device == "cpu"
-        return tuple(policy.name for policy in available()) if raced else (self.policy(device),)
+        return tuple(policy.name for policy in compared()) if raced else (self.policy(device),)
 
     def policy(self, device: str) -> str:
         """Return the policy for `device`: the requested one, else the fastest, else `default`."""

@@ -15,7 +15,7 @@ from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.measure.children.probe import Examination, Probe, TimingRequest
 from batchcal.measure.race.noise import disturbed
-from batchcal.measure.race.race import LEAST_ROUNDS, TIE, Race
+from batchcal.measure.race.race import LEAST_AGREEING, LEAST_ROUNDS, TIE, Race
 from batchcal.measure.search.prior import Prior
 from batchcal.values.calibration_events import CalibrationEvent, TurnEnded
 
@@ -31,6 +31,11 @@ ROOM_SHARE: Final = 0.5
 NO_TIME: Final = "no time was left"
 TURN_SHARE: Final = 0.2
 """Share of the time of the race that one turn may take."""
+
+
+def race_bytes(budget_bytes: int) -> int:
+    """Return the memory that a run of the race may be expected to take, bytes."""
+    return round(budget_bytes * ROOM_SHARE)
 
 
 def sizes_for(model: MemoryModel, *, budget_bytes: int, ceiling: int, multiple_of: int = 1) -> tuple[int, ...]:
@@ -115,7 +120,7 @@ class PolicyRace:
         race = Race(len(self.policies))
         start_s = self.clock.monotonic()
         if self.limit_s > 0:
-            self.probe.prepare(self.policies, round(self.allowed_bytes * ROOM_SHARE))
+            self.probe.prepare(self.policies, race_bytes(self.allowed_bytes))
         while not race.over:
             seconds_by_place: dict[int, float] = {}
             # The most promising ones run first, in case there is no time for all.
@@ -177,7 +182,8 @@ class PolicyRace:
             return None
         best = race.runners[leader].best
         timed = [race.runners[place] for place in race.running if race.runners[place].times]
-        if race.rounds < LEAST_ROUNDS:
+        certain = race.rounds >= LEAST_ROUNDS or (race.settled and race.rounds >= LEAST_AGREEING)
+        if not certain:
             # The machine may have changed between so few turns: a policy that is usually faster must be beaten clearly.
             timed.sort(key=lambda runner: _precedence(self.policies[runner.place]))
             return next(
@@ -201,5 +207,5 @@ class PolicyRace:
 
 
 def _precedence(policy: str) -> int:
-    """Rank of a policy: libraries first (fastest on most workloads, 1.4-2.9 times `default`), `thp`, which is erratic, last."""
-    return {"retain": 1, "default": 2, "thp": 3}.get(policy, 0)
+    """Rank of a policy: libraries first (fastest on most workloads, 1.4-2.9 times `default`), then `retain`."""
+    return {"retain": 1, "default": 2}.get(policy, 0)

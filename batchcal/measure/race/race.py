@@ -4,6 +4,10 @@ Other load on a machine only makes a turn longer, so the best turns of two candi
 the ratios within the rounds that both ran agree. Under bursts of other load half of the time, with eight candidates from 1.0 to
 3.5, the leader is within 3 % of the best in 95-100 of 100 races. If medians of the paired ratios alone decide, it is in 71-93,
 for as many turns.
+
+A race also ends when the leader is good enough: no candidate is expected to be faster by more than a tie. Replayed over recorded
+turns of three policies at three sizes (handwriting, textpair), this takes 15 to 45 % fewer turns, and the chosen candidate is as
+close to the best (0.6 % slower in the mean).
 """
 
 from __future__ import annotations
@@ -14,11 +18,16 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final, Literal
 
+from batchcal.calibration.records.speed import TURNS_DIFFER
+
 LIMITS: Final = ((6, 1.05), (4, 1.15), (3, 1.3), (2, 1.5))
 """(rounds, factor): after so many rounds, a candidate leaves that takes longer than the leader by this factor. Two rounds are too
 few to detect 15 %: two bursts may have hit both."""
 SLOWER: Final = 1.15
 LEAST_ROUNDS: Final = 3
+LEAST_AGREEING: Final = 2
+"""Minimum number of rounds after which a leader may be good enough. The two best turns of each candidate must then agree: where
+bursts hit half of the turns, ratios of turns are no evidence."""
 MOST_ROUNDS: Final = 12
 TIE: Final = 1.03
 """Two turns of one candidate within this factor were not disturbed. Of two candidates within it, neither counts as faster."""
@@ -84,13 +93,15 @@ class Race:
 
     @property
     def settled(self) -> bool:
-        """True if another round is not expected to change the leader by more than a tie."""
+        """True if another round is not expected to find a candidate that is faster than the leader by more than a tie."""
         running = [self.runners[place] for place in self.running]
         if self.leader is None or not all(runner.times for runner in running):
             return False
         if len(running) < 2:
             return True
         best = self.runners[self.leader].best
+        if self._agrees():
+            return True
         return self.rounds >= LEAST_ROUNDS and all(
             # Undisturbed in two turns, or slower even if its next turn were better by as much as the last was.
             runner.doubt <= TIE - 1 or runner.best > best * (1 + runner.doubt)
@@ -102,6 +113,15 @@ class Race:
     def over(self) -> bool:
         """True if another round gives no information, or enough rounds were run."""
         return self.settled or self.rounds >= MOST_ROUNDS or not self.running
+
+    def _agrees(self) -> bool:
+        """True if the leader, which has the best turn of all, is good enough: the turns differ little, and in the rounds that
+        both ran no candidate is faster than the leader by more than a tie."""
+        running = [self.runners[place] for place in self.running]
+        if self.leader is None or self.rounds < LEAST_AGREEING or any(runner.doubt > TURNS_DIFFER for runner in running):
+            return False
+        leader = self.runners[self.leader]
+        return all(_median_ratio(runner, leader) * TIE >= 1 for runner in running if runner is not leader)
 
     def _remove_slow(self) -> None:
         if self.leader is None:

@@ -29,6 +29,7 @@ from batchcal.workload.task import Task
 STEPS_DROPPED: Final = 1
 """Steps of every size that are not timed: the first step can take twelve times as long as the others."""
 LEAST_STEPS: Final = 2
+"""Number of timed steps of every size, unless one takes as long as the first size is timed."""
 LEAST_S: Final = 0.3
 """Seconds for which the first size is timed. The other sizes are timed over the same samples."""
 REPEATS: Final = 2
@@ -50,16 +51,13 @@ def time_sizes(arguments: TimingArguments, context: ChildContext) -> JSON:
     if request.rounds:
         _in_rounds(clock, request)
         return {"done": True}
-    fastest, best, slower = 0, 0.0, 0
+    best, slower = 0.0, 0
     for size in request.micro_batches:
         rate = clock.time_size(size)
-        if rate > best:
-            fastest, best = size, rate
+        best = max(best, rate)
         slower = slower + 1 if rate < best * SLOWING else 0
         if slower > 1:
             break
-    if len(request.micro_batches) > 1 and fastest:
-        clock.time_size(fastest)  # again, some time later: other load comes and goes
     return {"done": True}
 
 
@@ -145,7 +143,7 @@ class _Clock:
         """Return the mean: the fastest step would be that of the lightest batch."""
         batches, foreign = self._batches(size), Foreign()
         groups: list[GroupTime] = []
-        while len(groups) < least_steps or not self._enough(groups):
+        while not self._enough(groups, least_steps):
             groups.append(timed_group(self._subject, batches, 1))
         return StepTime(
             micro_batch=size,
@@ -161,10 +159,11 @@ class _Clock:
     def _batches(self, size: int) -> Iterator[MicroBatch]:
         return training_batches(self._subject, (size,), DataLoaderConfig(), self._setting.seed)
 
-    def _enough(self, groups: list[GroupTime]) -> bool:
-        if self._samples is not None:
-            return sum(group.samples for group in groups) >= self._samples
-        return sum(group.step_s[0] for group in groups) >= LEAST_S
+    def _enough(self, groups: list[GroupTime], least_steps: int) -> bool:
+        spent_s = sum(group.step_s[0] for group in groups)
+        if len(groups) < least_steps and spent_s < LEAST_S:
+            return False
+        return spent_s >= LEAST_S if self._samples is None else sum(group.samples for group in groups) >= self._samples
 
 
 def training_batches(

@@ -1,7 +1,8 @@
-"""Gain of a plan over PyTorch's defaults: each knob turned back alone, and all of them together, timed one after another."""
+"""Gain of a plan over PyTorch's defaults: all knobs turned back together and, on request, each knob alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -13,7 +14,7 @@ from batchcal.measure.rehearsal.stage import Stage, divided
 from batchcal.plan.plan import Plan
 
 ROUNDS: Final = 2
-"""Maximum number of rounds. The gain of a knob is reported with two digits."""
+"""Maximum number of rounds if each knob is timed. The gain of a knob is reported with two digits."""
 EXPECTED_SHARE: Final = 0.8
 """Share of the budget that a size that was never run may be expected to hold. The fence is active all the same."""
 Name = Literal["allocator", "micro_batch", "num_workers", "intra_op_threads", "activation_checkpointing"]
@@ -45,31 +46,35 @@ class _Variant:
         return "" if self.plan is None else self.plan.allocator
 
 
-def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution | None:
-    """Measure the part of each knob in the gain of `plan`. None: no time was left, or the plan itself could not be timed.
+def attribute(stage: Stage, calibration: Calibration, plan: Plan, *, by_knob: bool) -> Attribution | None:
+    """Measure the gain of `plan`. None: no time was left, or the plan itself could not be timed.
 
-    A knob with PyTorch's default is not turned back.
+    Args:
+        by_knob: measure also the part of each knob in the gain. Otherwise the defaults run once, right after the rehearsal.
     """
     knobs = _knobs(calibration, plan)
+    by_knob = by_knob or "activation_checkpointing" in knobs  # its price in time and its gain in memory are its purpose
+    # A knob with PyTorch's default is not turned back.
     turned = {name: _turned_back(calibration, plan, (name,)) for name in knobs}
-    with_memory = "activation_checkpointing" in knobs
-    usual = _turned_back(calibration, plan, tuple(knobs)) if len(knobs) > 1 else None
+    usual = next(iter(turned.values())) if len(knobs) == 1 else _turned_back(calibration, plan, tuple(knobs)) if knobs else None
     # The rehearsal has just timed it, in the same way.
     rehearsed = plan.predicted_samples_per_s if plan.status == "verified" else None
     chosen = _Variant(plan, rates=[] if rehearsed is None else [rehearsed])
-    variants = [chosen, *([usual] if usual is not None else []), *turned.values()]
-    rounds = _run(stage, variants) if knobs else 0
+    rounds = 0
+    if usual is not None and by_knob:
+        rounds = _run(stage, chosen, usual, [variant for variant in turned.values() if variant is not usual])
+    elif usual is not None:
+        rounds = _compare(stage, chosen, usual)
     if knobs and chosen.samples_per_s is None:
         return None
     rate = chosen.samples_per_s or plan.predicted_samples_per_s
     if rate is None:
         return None
-    baseline = next(iter(turned.values())) if len(knobs) == 1 else usual
     return Attribution(
         effective_batch=plan.effective_batch,
         samples_per_s=rate,
-        peak_bytes=chosen.peak_bytes if with_memory else None,
-        usual_samples_per_s=baseline.samples_per_s if baseline is not None else rate,
+        peak_bytes=chosen.peak_bytes if "activation_checkpointing" in knobs else None,
+        usual_samples_per_s=usual.samples_per_s if usual is not None else rate,
         knobs=tuple(
             TurnedBack(
                 knob=name,
@@ -82,7 +87,7 @@ def attribute(stage: Stage, calibration: Calibration, plan: Plan) -> Attribution
             for name, variant in turned.items()
         ),
         rounds=rounds,
-        why=baseline.why if baseline is not None else "",
+        why=usual.why if usual is not None else "",
     )
 
 
@@ -129,24 +134,35 @@ def _undivided(calibration: Calibration, plan: Plan, allocator: str) -> int:
     return min(effective_batch, max(finding.train.batch, expected))
 
 
-def _run(stage: Stage, variants: list[_Variant]) -> int:
+def _compare(stage: Stage, chosen: _Variant, usual: _Variant) -> int:
+    """Time the defaults once, and the plan too if its rehearsal did not. Return the number of rounds."""
+    for variant in (usual, *(() if chosen.rates else (chosen,))):
+        _time(stage, variant)
+    return len(usual.rates)
+
+
+def _run(stage: Stage, chosen: _Variant, usual: _Variant, rest: Sequence[_Variant]) -> int:
     """Run rounds in which each variant is timed once, as many as there is time for. Return their number."""
-    plans = [variant.plan for variant in variants if variant.plan is not None]
-    stage.probe.prepare(tuple(dict.fromkeys(plan.allocator for plan in plans)), max(plan.budget_bytes for plan in plans))
     # First the baseline of the gain. Then one policy at a time, in case not all can be present at once. Then in reverse.
-    chosen, usual, *rest = variants
     ordered = [usual, *sorted(rest, key=lambda variant: variant.allocator != usual.allocator), chosen]
+    plans = [variant.plan for variant in ordered if variant.plan is not None]
+    stage.probe.prepare(tuple(dict.fromkeys(plan.allocator for plan in plans)), max(plan.budget_bytes for plan in plans))
     for number in range(ROUNDS):
         for variant in reversed(ordered) if number else ordered:
-            if variant.plan is None or variant.why:
-                continue
-            if stage.left_s() <= 0:
-                variant.why = "" if variant.rates else "no time was left"
-                continue
-            outcome = stage.turn(variant.plan, keep_activations=variant.keep_activations).outcome
-            if isinstance(outcome, Fits):
-                variant.rates.append(outcome.samples_per_s)
-                variant.peak_bytes = outcome.peak.bytes_on(variant.plan.device)
-            else:
-                variant.why = outcome.kind.replace("-", " ")
-    return max(len(variant.rates) for variant in variants)
+            _time(stage, variant)
+    return max(len(variant.rates) for variant in ordered)
+
+
+def _time(stage: Stage, variant: _Variant) -> None:
+    """Time a variant, if it can run and there is time."""
+    if variant.plan is None or variant.why:
+        return
+    if stage.left_s() <= 0:
+        variant.why = "" if variant.rates else "no time was left"
+        return
+    outcome = stage.turn(variant.plan, keep_activations=variant.keep_activations).outcome
+    if isinstance(outcome, Fits):
+        variant.rates.append(outcome.samples_per_s)
+        variant.peak_bytes = outcome.peak.bytes_on(variant.plan.device)
+    else:
+        variant.why = outcome.kind.replace("-", " ")

@@ -50,6 +50,8 @@ class PlanSearch:
 
     stage: Stage
     calibration: Calibration
+    by_knob: bool = False
+    """Measure the part of each setting in the gain over PyTorch's defaults."""
     undone: list[Undone] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _failed: UserCodeFailed | None = None
@@ -104,6 +106,8 @@ class PlanSearch:
         if self.calibration.status == "unsettled" and not self.calibration.undone:
             self._update(status="complete")
         self._rehearse()  # the time slices are those of the command that measured
+        if self.by_knob:
+            self._attribute()
 
     def result(self) -> Calibration:
         """Return the calibration with the parts that were not done. Failed rehearsals have reduced its capacities."""
@@ -277,9 +281,9 @@ class PlanSearch:
         # A user who requests the largest batch does not need the gain.
         if plan.objective == "memory" or plan.status != "verified" or self.stage.left_s() <= 0:
             return
-        self._phase("attribution", "each knob at PyTorch's default, one after another")
+        self._phase("attribution", f"PyTorch's defaults{', each setting alone, too' if self.by_knob else ''}")
         with self.slices.spent_on("attribution"):
-            attribution = attribute(self.stage, self.calibration, plan)
+            attribution = attribute(self.stage, self.calibration, plan, by_knob=self.by_knob)
         if attribution is None:
             return
         self._update(attribution=attribution)

@@ -14,7 +14,7 @@ from typing import Final
 
 from batchcal.calibration.records.rehearsal import SizeRace, SizeTime
 from batchcal.calibration.records.size_rule import SizeRule
-from batchcal.calibration.records.speed import Speeds, StepTime
+from batchcal.calibration.records.speed import TURNS_DIFFER, Speeds, StepTime
 from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import TimingReport, TimingRequest
 from batchcal.measure.race.noise import disturbed
@@ -27,8 +27,9 @@ FASTEST_TIMED: Final = 3
 """Number of the fastest timed sizes that are raced if each needs a child. Each size was timed once, and a burst of other load may
 have hit one of them."""
 SMALLEST: Final = 8
-STEPS_AWAY: Final = 2
-"""Doublings and halvings of the timing's fastest size that are raced in one child. The timing's own sizes are two apart."""
+MUCH_SLOWER: Final = 1.5
+"""A size that the timing found slower than the fastest by this factor is not raced. The same turn took 1.4 times as long a few
+seconds later."""
 HANDS_BACK: Final = frozenset({"default", "thp"})
 """Policies that return large blocks to the system: a small size after a large one finds a heap that it would not have made."""
 
@@ -45,10 +46,17 @@ def race_sizes(
     rule = rule or SizeRule()
     together = plan.num_workers == 0 and not (plan.device == "cpu" and plan.allocator in HANDS_BACK)
     if together and timed:
-        sizes = around(timed[0].micro_batch, largest, multiple_of=rule.multiple_of)
+        fastest = timed[0].samples_per_s(effective)
+        alike = {time.micro_batch for time in timed if time.samples_per_s(effective) * (1 + TURNS_DIFFER) >= fastest}
+        near = around(timed[0].micro_batch, largest, multiple_of=rule.multiple_of)
+        sizes = tuple(sorted({size for size in alike.union(near) if size <= largest}))
     else:
         sizes = tuple(sorted({time.micro_batch for time in timed[:FASTEST_TIMED]} | {largest}))
     sizes = tuple(size for size in sizes if rule.admits(size) or size == largest)
+    hopeless = {
+        time.micro_batch for time in timed if time.samples_per_s(effective) * MUCH_SLOWER < timed[0].samples_per_s(effective)
+    }
+    sizes = tuple(size for size in sizes if size not in hopeless)
     if len(sizes) < 2:
         return None
     text = ", ".join(map(str, sizes))
@@ -79,9 +87,9 @@ def race_sizes(
 
 
 def around(fastest: int, largest: int, *, multiple_of: int = 1) -> tuple[int, ...]:
-    """Return doublings and halvings of `fastest` up to `largest`, and `largest` itself, in ascending order."""
-    factors = [2.0**step for step in range(-STEPS_AWAY, STEPS_AWAY + 1)]
-    rounded = {round(fastest * factor / multiple_of) * multiple_of for factor in factors}
+    """Return half of `fastest`, `fastest` and its double up to `largest`, and `largest` itself, in ascending order. The timing's
+    own sizes are two doublings apart."""
+    rounded = {round(fastest * factor / multiple_of) * multiple_of for factor in (0.5, 1.0, 2.0)}
     least = min(fastest, -(-SMALLEST // multiple_of) * multiple_of)
     return tuple(sorted({size for size in rounded if least <= size <= largest} | {largest}))
 

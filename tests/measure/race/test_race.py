@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from batchcal.measure.race.race import LEAST_ROUNDS, MOST_ROUNDS, Race
+from batchcal.measure.race.race import LEAST_AGREEING, MOST_ROUNDS, Race
 
 SPEEDS = (1.0, 1.03, 1.08, 1.15, 1.3, 1.6, 2.2, 3.5)
 """Seconds a sample of eight candidates, relative to the best."""
@@ -102,8 +102,27 @@ def test_rounds_run_in_different_orders_so_that_what_comes_and_goes_favours_nobo
 def test_those_that_are_as_fast_as_one_another_settle_soon() -> None:
     race, _ = run((1.0, 1.001, 0.999), lambda dice, turn: dice.gauss(1.0, 0.005), 1)
     assert race.settled
-    assert race.rounds == LEAST_ROUNDS
+    assert race.rounds == LEAST_AGREEING
     assert race.running == (0, 1, 2)
+
+
+def test_a_leader_within_a_tie_of_the_others_is_good_enough_on_a_machine_whose_turns_differ() -> None:
+    """The best turns of each differ by a tenth: nobody can say which one is the fastest, and it does not matter."""
+    race = Race(2)
+    race.record({0: 1.0, 1: 1.1})
+    after_one = race.settled
+    race.record({0: 1.1, 1: 1.02})
+    assert (after_one, race.settled, race.leader) == (False, True, 0)
+
+
+def test_a_leader_that_another_one_beats_round_by_round_is_not_good_enough() -> None:
+    """One turn of the leader was lucky; in the rounds that both ran, the other one is faster by a tenth."""
+    race = Race(2)
+    race.record({0: 1.00, 1: 1.04})
+    race.record({0: 1.14, 1: 1.01})
+    race.record({0: 1.14, 1: 1.01})
+    assert race.leader == 0
+    assert race._agrees() is False
 
 
 def test_one_alone_is_the_leader_at_once_and_nobody_is_none() -> None:

@@ -82,15 +82,40 @@ def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(harness: Harness) ->
     assert max(smaller.micro_batches) <= 40
 
 
-def test_what_each_knob_brings_is_measured_by_turning_it_back(harness: Harness) -> None:
+def test_the_gain_over_the_defaults_takes_one_more_run(harness: Harness) -> None:
     probe = Stage()
     told = harness.calibrate(probe, options(GIB, effective_batch=256)).calibration.attribution
     assert told is not None
+    assert told.gain is not None and told.gain > 1.5
+    assert not told.is_by_knob
+    assert [knob.samples_per_s for knob in told.knobs] == [None] * len(told.knobs)
+    chosen = probe.rehearsed[0]
+    afterwards = probe.plans[probe.plans.index(chosen) + 1 :]
+    assert [(plan.allocator, plan.micro_batch) for plan in afterwards] == [("default", chosen.effective_batch)]
+
+
+def test_what_each_knob_brings_is_measured_on_request(harness: Harness) -> None:
+    probe = Stage()
+    told = harness.calibrate(probe, options(GIB, effective_batch=256), by_setting=True).calibration.attribution
+    assert told is not None
+    assert told.is_by_knob
     assert {"allocator", "micro_batch"} <= {knob.knob for knob in told.knobs}
     timed = {(plan.allocator, plan.micro_batch) for plan in probe.plans}
     chosen = probe.rehearsed[0]
     assert {("default", chosen.micro_batch), ("retain", chosen.effective_batch)} <= timed
     assert all(plan.effective_batch == sum(plan.micro_batches) == chosen.effective_batch for plan in probe.plans)
+
+
+def test_a_valid_calibration_gets_the_gain_of_each_knob_without_a_new_search(harness: Harness) -> None:
+    asked = options(GIB, effective_batch=256)
+    first = harness.calibrate(Stage(), asked).calibration
+    probe = Stage()
+    second = harness.calibrate(probe, asked, by_setting=True).calibration
+    assert second.attribution is not None and second.attribution.is_by_knob
+    assert (second.findings, second.rehearsals, second.measurements) == (first.findings, first.rehearsals, first.measurements)
+    assert probe.rehearsed == []
+    assert saved(harness).attribution == second.attribution
+    assert harness.calibrate(None, asked, by_setting=True).fresh
 
 
 def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(harness: Harness) -> None:

@@ -94,7 +94,7 @@ def _plan(calibration: Calibration) -> Section:
     if refused:
         lines.append(Line(f"this plan is for the largest undivided batch: {refused}"))
     table = None
-    if attribution is not None and attribution.knobs:
+    if attribution is not None and attribution.knobs and attribution.is_by_knob:
         rows = [attribution_row(attribution, knob) for knob in attribution.knobs]
         rows += [all_defaults_row(attribution)] if len(attribution.knobs) > 1 else []
         table = Table.of(ATTRIBUTION_HEADS, rows, numbers=set(ATTRIBUTION_HEADS[2:]))

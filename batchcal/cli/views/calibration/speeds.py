@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchcal.calibration.records.rehearsal import Attribution, Finalist, Finals, SizeRace, TurnedBack
-from batchcal.calibration.records.speed import Speeds
+from batchcal.calibration.records.speed import TURNS_DIFFER, Speeds
 from batchcal.calibration.schema import Calibration
 from batchcal.cli.views.words import count
 from batchcal.core.units import count_of, format_bytes
@@ -47,7 +47,7 @@ def plan_and_gain(calibration: Calibration) -> Iterator[RenderableType]:
         yield Text(f"this plan is for the largest undivided batch: {refused}", style="yellow", overflow="fold")
     if plan.last_group_error:
         yield Text(last_group_fails(plan.last_group, plan.last_group_error), style="yellow", overflow="fold")
-    if attribution is not None and attribution.knobs:
+    if attribution is not None and attribution.knobs and attribution.is_by_knob:
         yield Text("")
         yield attribution_table(attribution)
         checkpointing = checkpointing_line(attribution)
@@ -82,7 +82,11 @@ def promise_line(plan: Plan, attribution: Attribution | None) -> str:
         return text
     if not attribution.knobs:
         return f"{text}; as fast as PyTorch's defaults"
-    return f"{text}; {attribution.gain:.1f} times as fast as PyTorch's defaults"
+    if attribution.rounds > 1:
+        return f"{text}; {attribution.gain:.1f} times as fast as PyTorch's defaults"
+    # One turn of each: a difference that turns of one setting have, too, is no gain.
+    about = f"{attribution.gain:.1f} times as fast as" if abs(attribution.gain - 1) > TURNS_DIFFER else "as fast as"
+    return f"{text}; about {about} PyTorch's defaults"
 
 
 def attribution_table(attribution: Attribution) -> Table:
