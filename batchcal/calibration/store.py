@@ -233,6 +233,22 @@ def refusal(problem: Stale | Missing, path: Path, *, spec: str = "SPEC") -> NoCa
     )
 
 
+def check_settled(calibration: Calibration) -> None:
+    """Do nothing if the search of a calibration with a verified batch size has finished.
+
+    Raises:
+        NoCalibration: it has not.
+    """
+    if calibration.status != "unsettled":
+        return
+    raise NoCalibration(
+        "the search of the calibration did not finish, and --require-settled was given",
+        known="; ".join(part.text for part in calibration.undone),
+        try_=f"batchcal calibrate {quote(calibration.task.spec)} --time-limit {2 * calibration.options.time_limit_s:.0f}s    "
+        "continues it",
+    )
+
+
 def _next_step(stale: Stale, path: Path, spec: str) -> str:
     step = _step(stale, path, quote(spec))
     return f"{step}\nwhere SPEC is like train.py:task" if spec == "SPEC" else step

@@ -57,6 +57,15 @@ RequireSignature: TypeAlias = Annotated[
         rich_help_panel=_RESULT,
     ),
 ]
+RequireSettled: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--require-settled",
+        metavar="",
+        help="Refuse calibrations whose search did not finish (exit code 3).",
+        rich_help_panel=_RESULT,
+    ),
+]
 
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", metavar="", help="Measure even if a valid calibration exists.", rich_help_panel=SEARCH)

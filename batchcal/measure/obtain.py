@@ -19,7 +19,7 @@ from batchcal.calibration.locate import existing_of
 from batchcal.calibration.place import OUTPUT, own_place, place_for
 from batchcal.calibration.schema import Options
 from batchcal.calibration.stale import Stale
-from batchcal.calibration.store import Loaded, Missing, load_fresh, lock_path, make_folder, refusal
+from batchcal.calibration.store import Loaded, Missing, check_settled, load_fresh, lock_path, make_folder, refusal
 from batchcal.core.clock import Clock, SystemClock
 from batchcal.core.lock import Lock
 from batchcal.core.progress import Note, Progress, Silent
@@ -109,6 +109,8 @@ def obtain(
         if isinstance(existing, CalibrationResult) and _is_enough(existing, calibrator):
             return existing
         if not need.may_measure:
+            if isinstance(existing, CalibrationResult) and need.require_settled:
+                check_settled(existing.calibration)
             missing = existing if isinstance(existing, Stale) else Missing(path=calibrator.path)
             raise refusal(missing, calibrator.path, spec=reference.spec)
     # Before any other message: a result that cannot be saved is not measured.
@@ -156,6 +158,8 @@ def _existing(calibrator: Calibrator) -> CalibrationResult | Stale | None:
 
 def _is_enough(existing: CalibrationResult, calibrator: Calibrator) -> bool:
     calibration = existing.calibration
+    if _is_to_continue(existing, calibrator):
+        return False
     attribution = calibration.attribution
     wanted = calibrator.need.by_setting and calibration.options.objective == "throughput"
     if wanted and (attribution is None or not attribution.is_by_knob):
@@ -163,6 +167,15 @@ def _is_enough(existing: CalibrationResult, calibrator: Calibrator) -> bool:
     if not calibrator.need.rehearsed:
         return calibration.is_usable and answers(calibration, calibrator.options.objective)
     return is_rehearsed(calibration, calibrator.options)
+
+
+def _is_to_continue(existing: CalibrationResult, calibrator: Calibrator) -> bool:
+    """True if the search did not finish, and more time is offered for it, or the caller requires that it finishes. A search that
+    a signal stopped continues when the same command is run again."""
+    calibration, need = existing.calibration, calibrator.need
+    has_more = calibrator.options.time_limit_s > calibration.options.time_limit_s
+    was_stopped = need.rehearsed and any(undone.part == "stopped" for undone in calibration.undone)
+    return calibration.status == "unsettled" and (has_more or was_stopped or need.require_settled)
 
 
 def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
@@ -193,7 +206,8 @@ def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationRes
         if enough() and usable is not None:
             return replace(usable, notices=(*notices, *usable.notices))
         if usable is not None and usable.calibration.is_usable and not force:
-            if not answers(usable.calibration, calibrator.options.objective):
+            continued = _is_to_continue(usable, calibrator)
+            if continued or not answers(usable.calibration, calibrator.options.objective):
                 calibrator.existing = usable.calibration
                 return calibrator.measure(start_s, notices, restart=False)
             return calibrator.verify(replace(usable, notices=(*notices, *usable.notices)))

@@ -24,6 +24,8 @@ class Need:
     dry_run: bool = False
     """Run the search against an assumed machine, without starting a process or writing a file."""
     require_signature: bool = False
+    require_settled: bool = False
+    """The search must have finished. Continue an unfinished one, and refuse the result if it is still unfinished."""
     by_setting: bool = False
     """The gain over PyTorch's defaults must have been measured for each setting alone."""
     most_trained: int | None = None

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from batchcal.__main__ import main
+from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Budget
 from batchcal.cli.app import app
 from batchcal.core.errors import UsageError
@@ -27,20 +28,22 @@ OPTIONS = {
         "--objective --output --pipeline-only --quiet/-q --require-signature --samples --seed --shape --time-limit "
         "--verbose/-v --workers"
     ),
-    "show": "--check --html --json --quiet/-q --require-signature --verbose/-v --why",
+    "show": "--check --html --json --quiet/-q --require-settled --require-signature --verbose/-v --why",
     "plan": (
         "--accept-inexact --allocator --calibration --config --device --effective-batch --format --json "
-        "--min-micro-batch --objective --quiet/-q --require-signature --shapes --verbose/-v --what-if --world-size"
+        "--min-micro-batch --objective --quiet/-q --require-settled --require-signature --shapes --verbose/-v --what-if "
+        "--world-size"
     ),
     "train": (
         "--accept-inexact --activation-checkpointing --allocator --calibrate --calibration-samples --checkpoint "
         "--checkpoint-every --config --device --drop-last --effective-batch --epochs --force-calibration --json --log "
         "--margin --max-batch --max-steps --memory-limit --min-micro-batch --no-checkpoint --objective --on-oom --output "
-        "--patience --quiet/-q --require-signature --resume --seed --start-micro-batch --time-limit --verbose/-v --workers"
+        "--patience --quiet/-q --require-settled --require-signature --resume --seed --start-micro-batch "
+        "--time-limit --verbose/-v --workers"
     ),
     "exec": (
         "--accept-inexact --allocator --calibration --config --device --effective-batch --min-micro-batch --objective "
-        "--on-stale --quiet/-q --require-signature --verbose/-v --world-size"
+        "--on-stale --quiet/-q --require-settled --require-signature --verbose/-v --world-size"
     ),
     "hpo run": "--json --matrix --quiet/-q --set --verbose/-v --workers --write-configs",
     "hpo status": "--json --quiet/-q --set --verbose/-v",
@@ -329,6 +332,24 @@ def test_show_of_a_stale_calibration_says_why_and_exits_0_and_check_exits_3(
     assert (document["fresh"], document["stale"]["reason"]) == (False, "other-task")
     assert main(["plan"]) == 3
     assert "cannot be used: other-task" in capsys.readouterr().err
+
+
+def test_an_unfinished_search_is_refused_where_a_finished_one_is_required(
+    calibrated: Calibrated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated(status="unsettled", undone=(Undone(part="search", text="a batch of 528 was next"),))
+    assert main(["show", "--check"]) == 0
+    assert main(["show", "--check", "--require-settled"]) == 3
+    assert main(["plan", "--effective-batch", "512"]) == 0
+    assert capsys.readouterr().err == ""
+    for verb in (["plan", "--effective-batch", "512"], ["exec", "--effective-batch", "512"]):
+        rest = ["--", "true"] if verb[0] == "exec" else []
+        assert main([*verb, "--require-settled", *rest]) == 3
+        err = capsys.readouterr().err
+        assert "did not finish" in err
+        assert "a batch of 528 was next" in err
+        assert "batchcal calibrate task.py:task --time-limit 120s" in err
+    assert main(["show", "--require-settled"]) == 2
 
 
 def test_check_is_silent_about_everything(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,21 @@ def test_an_unsettled_calibration_says_so_and_what_is_undone() -> None:
     assert "not finished: cpu under default, train: bisect 528" in text
 
 
+def test_an_unfinished_search_names_the_size_that_is_predicted_to_fit() -> None:
+    nine = Capacity(
+        batch=9,
+        peak_bytes=300 * MIB,
+        samples_per_s=900.0,
+        measured_by=2,
+        limited_by="time-limit",
+        undone="a batch of 36 was next",
+    )
+    found = a_finding(train=nine)
+    text = " ".join(text_of(show(seen(a_calibration(status="unsettled", findings=(found,))))).split())
+    assert "limited by the time limit (a batch of 36 was next); about " in text
+    assert "predicted" in text
+
+
 def test_a_calibration_that_verified_nothing_shows_its_probes() -> None:
     partial = a_calibration(status="partial", findings=(), measurements=(measurement(),))
     text = text_of(show(seen(partial, path=None)))

@@ -75,6 +75,28 @@ def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(harness
     assert saved(harness) == result.calibration
 
 
+def test_an_unfinished_search_continues_where_it_stopped_when_it_gets_more_time(harness: Harness) -> None:
+    first = ScriptedProbe(clock=harness.clock, takes_s=70)
+    harness.calibrate(first)
+    assert harness.calibrate(ScriptedProbe()).fresh, "as much time as before: the same answer"
+    second = ScriptedProbe()
+    result = harness.calibrate(second, options(GIB, time_limit_s=600))
+    assert not result.fresh
+    assert result.calibration.status == "complete"
+    assert second.sizes(), "it went on"
+    assert not set(second.sizes()) & set(first.sizes()), "and repeated nothing"
+    found, before = result.calibration.finding(), first.sizes()[0]
+    assert found is not None
+    assert found.train.batch > before
+
+
+def test_a_search_that_a_signal_stopped_continues_when_the_same_command_runs_again(harness: Harness) -> None:
+    harness.calibrate(interrupting(2))
+    result = harness.calibrate(ScriptedProbe())
+    assert not result.fresh
+    assert result.calibration.status == "complete"
+
+
 def test_max_probes_is_kept(harness: Harness) -> None:
     probe = ScriptedProbe()
     result = harness.calibrate(probe, options(GIB, max_probes=1))

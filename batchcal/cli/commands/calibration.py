@@ -39,14 +39,14 @@ def obtain_calibration(
         reuse_options: take options that are not set from the existing calibration. They are then no reason to measure again.
 
     Raises:
-        NoCalibration: there is no valid calibration, and measuring is not allowed.
+        NoCalibration: there is no valid calibration, and measuring is not allowed. Or its search must finish and did not.
         BatchcalError: the calibration failed; see `measure.obtain`.
     """
     import os
 
     from batchcal.calibration.keys import find_trust
     from batchcal.calibration.locate import existing_of
-    from batchcal.calibration.store import Loaded, load
+    from batchcal.calibration.store import Loaded, check_settled, load
     from batchcal.cli.output.progress import listening_to_calibration
     from batchcal.detect.detect import detect, detect_for
     from batchcal.measure.obtain import obtain
@@ -61,7 +61,7 @@ def obtain_calibration(
     def report(stale: Stale) -> None:
         messages.print(f" note: the existing calibration is stale ({stale}); batchcal measures again")
 
-    return obtain(
+    result = obtain(
         reference,
         options,
         need,
@@ -72,6 +72,9 @@ def obtain_calibration(
         on_stale=report,
         progress_context=lambda: listening_to_calibration(messages),
     )
+    if need.require_settled and result.problem is None:
+        check_settled(result.calibration)
+    return result
 
 
 def current_view(result: CalibrationResult) -> ShownCalibration:

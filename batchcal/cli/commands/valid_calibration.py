@@ -22,14 +22,15 @@ class ValidCalibration:
     notices: tuple[str, ...] = ()
 
 
-def open_valid(located: Located, *, require_signature: bool) -> ValidCalibration:
+def open_valid(located: Located, *, require_signature: bool, require_settled: bool) -> ValidCalibration:
     """Open the calibration that was located.
 
     Raises:
-        NoCalibration: there is no calibration that is valid here and now.
+        NoCalibration: there is no calibration that is valid here and now, or its search must have finished and has not.
     """
     import os
 
+    from batchcal.calibration.store import check_settled
     from batchcal.core.clock import SystemClock
     from batchcal.detect.detect import detect
     from batchcal.plan.load import open_calibration
@@ -43,6 +44,8 @@ def open_valid(located: Located, *, require_signature: bool) -> ValidCalibration
         clock=SystemClock(),
         require_signature=require_signature,
     )
+    if require_settled:
+        check_settled(calibration)
     return ValidCalibration(calibration=calibration, environment=environment, notices=notices)
 
 

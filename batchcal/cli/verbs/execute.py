@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from batchcal.calibration.locate import Located
     from batchcal.cli.invocation import Invocation
+    from batchcal.measure.result import Need
 
 
 @takes(*PlanSettings.options(), CalibrateSettings.device, CalibrateSettings.allocator)
@@ -29,6 +30,7 @@ def execute(
     calibration: opt.Calibration = None,
     config: opt.Config = None,
     require_signature: opt.RequireSignature = False,
+    require_settled: opt.RequireSettled = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
@@ -40,6 +42,7 @@ def execute(
     from batchcal.cli.invocation import open_invocation
     from batchcal.core.errors import NoCalibration
     from batchcal.machine.allocator import resolve
+    from batchcal.measure.result import Need
     from batchcal.plan.formats import PREFIX, as_lines, variables
     from batchcal.runtime.exec import check_startable, replace_process
 
@@ -52,8 +55,14 @@ def execute(
         located = invocation.locate(calibration)
         if on_stale == "recalibrate":
             file = None if calibration is None or located.reference is not None else located.path.absolute()
-            located = _calibrate(invocation, located, file, require_signature=require_signature, messages=messages)
-        valid = open_valid(located, require_signature=require_signature)
+            need = Need(
+                rehearsed=False,
+                needs_effective_batch=True,
+                require_signature=require_signature,
+                require_settled=require_settled,
+            )
+            located = _calibrate(invocation, located, file, need, messages=messages)
+        valid = open_valid(located, require_signature=require_signature, require_settled=require_settled)
         plan = plan_of(valid, invocation.settings, world_size=world_size)
     except (NoCalibration, SeveralCalibrations) as error:
         if on_stale != "default":
@@ -70,9 +79,7 @@ def execute(
     replace_process(command, environment)
 
 
-def _calibrate(
-    invocation: Invocation, located: Located, file: Path | None, *, require_signature: bool, messages: Messages
-) -> Located:
+def _calibrate(invocation: Invocation, located: Located, file: Path | None, need: Need, *, messages: Messages) -> Located:
     """Return a valid calibration: of the named task, else of the project's task, else of the task that was calibrated there.
 
     Args:
@@ -88,7 +95,6 @@ def _calibrate(
     from batchcal.calibration.locate import Located
     from batchcal.calibration.store import Loaded, load
     from batchcal.cli.commands.calibration import Destination, obtain_calibration
-    from batchcal.measure.result import Need
     from batchcal.workload.spec.reference import TaskReference
 
     invocation = replace(invocation, reference=located.reference or invocation.reference)
@@ -99,7 +105,6 @@ def _calibrate(
             invocation = replace(
                 invocation, reference=TaskReference(spec=task.spec, directory=str(invocation.directory), arguments=task.arguments)
             )
-    need = Need(rehearsed=False, needs_effective_batch=True, require_signature=require_signature)
     result = obtain_calibration(invocation, need, messages, destination=Destination(file, "--calibration"), reuse_options=True)
     if result.problem is not None:
         raise result.problem

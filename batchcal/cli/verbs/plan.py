@@ -34,6 +34,7 @@ def plan(
     config: opt.Config = None,
     format: opt.Format = None,  # noqa: A002 - the option's name
     require_signature: opt.RequireSignature = False,
+    require_settled: opt.RequireSettled = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -47,7 +48,7 @@ def plan(
     invocation = open_invocation(None, flags=flags, config=config, messages=messages)
     settings = invocation.settings
     settings.check(PlanSettings)
-    valid = open_valid(invocation.locate(calibration), require_signature=require_signature)
+    valid = open_valid(invocation.locate(calibration), require_signature=require_signature, require_settled=require_settled)
     if what_if is not None:
         from batchcal.plan.what_if import what_if as predict
 

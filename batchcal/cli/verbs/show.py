@@ -23,6 +23,7 @@ def show(
     html: opt.Html = None,
     check: opt.Check = False,
     require_signature: opt.RequireSignature = False,
+    require_settled: opt.RequireSettled = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -38,11 +39,13 @@ def show(
     from batchcal.core.errors import NoCalibration, UsageError
 
     if file is not None and names_a_study(file):
-        refuse(file, "study", check=check, why=why, require_signature=require_signature, other=other is not None)
+        refuse(
+            file, "study", check=check or require_settled, why=why, require_signature=require_signature, other=other is not None
+        )
         show_study(file, html=html, as_json=json, messages=context.ensure_object(Messages))
         return
     if file is not None and (names_a_run(file) or names_a_run(other)):
-        refuse(file, "run", check=check, why=why, require_signature=require_signature, other=other is not None)
+        refuse(file, "run", check=check or require_settled, why=why, require_signature=require_signature, other=other is not None)
         show_run(file, html=html, as_json=json, messages=context.ensure_object(Messages))
         return
     if file is not None and other is not None:
@@ -53,8 +56,10 @@ def show(
         _compare(file, other, require_signature=require_signature, as_json=json)
         return
     if check:
-        _check(file, require_signature=require_signature)
+        _check(file, require_signature=require_signature, require_settled=require_settled)
         return
+    if require_settled:
+        raise UsageError("--require-settled is for --check", try_="batchcal show --check --require-settled")
     view = _load_view(file, require_signature=require_signature)
     if html is not None:
         from batchcal.cli.output.page_file import write_page
@@ -133,7 +138,7 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
         stdout.render(show(rows, (first, second)))
 
 
-def _check(file: str | None, *, require_signature: bool) -> None:
+def _check(file: str | None, *, require_signature: bool, require_settled: bool) -> None:
     """Exit with 3, silently, unless the calibration may be used here and now."""
     from batchcal.core.errors import BatchcalError, NoCalibration
 
@@ -141,5 +146,6 @@ def _check(file: str | None, *, require_signature: bool) -> None:
         view = _load_view(file, require_signature=require_signature)
     except BatchcalError as error:
         raise typer.Exit(NoCalibration.exit_code) from error
-    if view.stale is not None or not view.calibration.is_usable:
+    unfinished = require_settled and view.calibration.status == "unsettled"
+    if view.stale is not None or unfinished or not view.calibration.is_usable:
         raise typer.Exit(NoCalibration.exit_code)

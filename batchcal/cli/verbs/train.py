@@ -57,6 +57,7 @@ def train(
     resume: opt.Resume = False,
     output: opt.Output = None,
     require_signature: opt.RequireSignature = False,
+    require_settled: opt.RequireSettled = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -85,6 +86,7 @@ def train(
         # A process that has restarted itself for the plan's allocator has calibrated already.
         force=force_calibration and not _was_restarted(),
         require_signature=require_signature,
+        require_settled=require_settled,
     )
     checkpoint = choose(invocation, resume=resume, messages=messages)
     # Invalid settings are reported before anything is measured.

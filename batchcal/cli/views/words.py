@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from batchcal.calibration.records.memory_model import UNBOUNDED
 from batchcal.calibration.schema import Calibration, Finding, LimitedBy, Measurement
 from batchcal.core.units import format_bytes, format_seconds
 from batchcal.guard.outcome import (
@@ -111,6 +112,8 @@ def count(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.3g}"
 
 
+WORTH_NAMING: Final = 1.2
+"""A predicted size below this multiple of the verified one is not named: the search would not have tried it (`WORTH_A_PROBE`)."""
 LIMITS: Final[dict[LimitedBy, str]] = {
     "memory": "memory",
     "accelerator-memory": "the accelerator's memory",
@@ -125,12 +128,26 @@ LIMITS: Final[dict[LimitedBy, str]] = {
 }
 
 
+def predicted_capacity(calibration: Calibration, finding: Finding) -> int | None:
+    """Return the largest micro-batch that is predicted to fit, if time or probes ended the search below it. None: the capacity
+    itself is as large, or something else limits it."""
+    budget, options, facts = calibration.budget(finding.device), calibration.options, calibration.facts
+    if budget is None or finding.train.limited_by not in ("time-limit", "max-probes"):
+        return None
+    bounds = (options.max_batch, None if facts is None else facts.train_samples, UNBOUNDED)
+    ceiling = min(bound for bound in bounds if bound is not None)
+    predicted = finding.train_memory.largest_within(finding.usable_bytes(budget.budget_bytes), ceiling=ceiling)
+    return predicted if predicted > finding.train.batch * WORTH_NAMING else None
+
+
 def limit_sentence(calibration: Calibration, finding: Finding, mode: Literal["train", "eval"] = "train") -> str:
     """Return the reason why the capacity is not larger."""
     capacity = finding.train if mode == "train" or finding.eval is None else finding.eval
     limit = LIMITS.get(capacity.limited_by, capacity.limited_by)
     if capacity.limited_by not in ("memory", "accelerator-memory"):
-        return limit + (f" ({capacity.undone})" if capacity.undone else "")
+        predicted = predicted_capacity(calibration, finding) if mode == "train" else None
+        about = "" if predicted is None else f"; about {count(predicted)} predicted"
+        return limit + (f" ({capacity.undone})" if capacity.undone else "") + about
     larger = [probe for probe in probes_of(calibration, finding) if probe.mode == mode and probe.batch > capacity.batch]
     too_big = min((probe.batch for probe in larger if tone(probe.outcome) == "bad"), default=None)
     fitting = min((probe.batch for probe in larger if probe.outcome.kind == "fits"), default=None)
