@@ -27,6 +27,10 @@ STARTING_PROCESSES = "child or cgroup or slow or gpu"
 UNCOVERED = ("tests/faults", "tests/measure")
 """Tests that run without coverage: the others cover what these test, and these take up to twice as long under coverage."""
 UNIT = ("--ignore=tests/docs", "-m", f"not ({STARTING_PROCESSES})")
+COVERED = ("-m", "coverage", "run", "-m", "pytest", "--hypothesis-profile=full")
+ONCE = os.environ.get("BATCHCAL_TESTS_ONCE") == "1"
+"""CI runs `nox` and then `nox -s full`, both with this variable: the first runs its tests under coverage, and the second does not
+repeat them."""
 SOME_FAILED = 1
 """Exit code of pytest."""
 FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
@@ -74,9 +78,12 @@ def tests(session: nox.Session) -> None:
     """Run the unit tests and a choice of tests with real processes. `nox -s tests -- tests/detect -k cgroup` runs others."""
     if session.posargs:
         in_project(session, "-m", "pytest", *session.posargs, env=WAITING_THREADS_SLEEP)
-    else:
-        in_project(session, "-m", "pytest", *UNIT, "-n", "2", env=WAITING_THREADS_SLEEP)
-        test_processes(session, "-m", "pytest", "--ignore=tests/docs", "-m", "smoke")
+        return
+    if ONCE:
+        in_project(session, "-m", "coverage", "erase")
+    pytest = COVERED if ONCE else ("-m", "pytest")
+    in_project(session, *pytest, *UNIT, "-n", "2", env=WAITING_THREADS_SLEEP)
+    test_processes(session, *pytest, "--ignore=tests/docs", "-m", "smoke")
 
 
 @nox.session
@@ -113,15 +120,17 @@ def full(session: nox.Session) -> None:
 
     About 45 minutes on two cores. `nox -s full -- tests/detect` measures what some tests cover.
     """
-    in_project(session, "-m", "coverage", "erase")
-    pytest = ("-m", "coverage", "run", "-m", "pytest", "--hypothesis-profile=full")
+    if not ONCE:
+        in_project(session, "-m", "coverage", "erase")
     if session.posargs:
-        in_project(session, *pytest, *session.posargs, env=WAITING_THREADS_SLEEP)
+        in_project(session, *COVERED, *session.posargs, env=WAITING_THREADS_SLEEP)
     else:
-        in_project(session, *pytest, *UNIT, "-n", "2", env=WAITING_THREADS_SLEEP)
+        if not ONCE:
+            in_project(session, *COVERED, *UNIT, "-n", "2", env=WAITING_THREADS_SLEEP)
         others = ("--ignore=tests/docs", *(f"--ignore={folder}" for folder in UNCOVERED))
-        test_processes(session, *pytest, *others, "-m", STARTING_PROCESSES)
-        test_processes(session, "-m", "pytest", *UNCOVERED, "-m", STARTING_PROCESSES)
+        processes = f"({STARTING_PROCESSES}) and not smoke" if ONCE else STARTING_PROCESSES
+        test_processes(session, *COVERED, *others, "-m", processes)
+        test_processes(session, "-m", "pytest", *UNCOVERED, "-m", processes)
     in_project(session, "-m", "coverage", "combine", "--quiet")
     # Some tests alone cover less than all of them.
     in_project(session, "-m", "coverage", "report", f"--fail-under={0 if session.posargs else 92}")

@@ -102,6 +102,27 @@ def untraceable() -> Task:
     return task_of(Looking(64))
 
 
+def failing_evaluation(way: str) -> Task:
+    """Trains, and fails in every evaluation."""
+
+    def evaluated(model: nn.Module, batch: object) -> Tensor:
+        match way:
+            case "raises":
+                raise ValueError("no evaluation")
+            case "exits":
+                os._exit(7)
+            case "segfaults":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "allocates":
+                torch.zeros(8 << 30, dtype=torch.uint8)
+            case "hangs":
+                time.sleep(600)
+        return torch.zeros(())
+
+    task = wide(repeats=64)
+    return dataclasses.replace(task, eval_step=evaluated)
+
+
 def crashing_without_memory() -> Task:
     """Native code that reads what a tensor points at: without memory there is nothing."""
 

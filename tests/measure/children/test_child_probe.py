@@ -14,9 +14,10 @@ import pytest
 from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeError
 from batchcal.core.units import GIB, MIB
-from batchcal.guard.outcome import Fits, KilledFromOutside, OutOfMemory, TimedOut, UserCodeFailed, WorkerDied
+from batchcal.guard.outcome import Fits, KilledFromOutside, Outcome, OutOfMemory, Suspect, TimedOut, UserCodeFailed, WorkerDied
 from batchcal.machine.allocator import available
 from batchcal.measure.children import child_probe, launchers
+from batchcal.measure.children.probe import ProbeRequest
 from batchcal.measure.search.prior import Prior
 from batchcal.workload.spec.reference import Scalar
 from tests.support.children import REPOSITORY, fitting, probing, request
@@ -140,6 +141,60 @@ def test_an_evaluation_runs_after_a_training_step_and_takes_less() -> None:
     assert alone.peak.demand_bytes < 0.8 * training.peak.demand_bytes
     assert alone.peak.demand_bytes <= after.peak.demand_bytes + 16 * MIB
     assert after.peak.begin_bytes is not None
+
+
+def with_evaluation(batch: int) -> ProbeRequest:
+    return request(batch).model_copy(update={"evaluation_steps": 3})
+
+
+def test_an_evaluation_in_the_process_of_the_training_measures_what_one_of_its_own_does() -> None:
+    with probing("wide") as probe:
+        probe.examine("cpu", "default", GIB, 20.0)
+        both = probe.measure(with_evaluation(200))
+        training = fitting(probe.measure(request(200)))
+        after = fitting(probe.measure(request(200, mode="eval", train_batch=200)))
+    evaluation = both.evaluation
+    assert isinstance(evaluation, Fits)
+    assert evaluation.steps >= 3
+    assert fitting(both).peak.demand_bytes == pytest.approx(training.peak.demand_bytes, rel=0.1)
+    assert evaluation.peak.demand_bytes == pytest.approx(after.peak.demand_bytes, rel=0.1)
+    assert evaluation.peak.begin_bytes is not None
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        ("raises", UserCodeFailed),
+        ("exits", UserCodeFailed),
+        ("segfaults", Suspect),
+        ("allocates", OutOfMemory),
+        ("hangs", TimedOut),
+    ],
+)
+def test_whatever_ends_an_evaluation_the_training_before_it_counts(way: str, kind: type[Outcome]) -> None:
+    with probing("failing_evaluation", way=way) as probe:
+        report = probe.measure(with_evaluation(100).model_copy(update={"deadline_s": 5.0 if way == "hangs" else 60.0}))
+    fitting(report)
+    assert isinstance(report.evaluation, kind), report.evaluation
+
+
+def test_the_processes_of_expected_policies_start_during_the_examination() -> None:
+    with probing("wide", repeats=64, own_zygote=True, above_bytes=8 * GIB) as probe:
+        probe.expect(("default", "retain"), GIB)
+        probe.examine("cpu", "default", GIB, 20.0)
+        started = dict(probe._launchers._starting)
+        assert set(started) == {"retain"}
+        probe.prepare(("default", "retain"), GIB)
+        assert probe._launchers.running["retain"] is started["retain"]
+        assert not probe._launchers.are_starting
+        assert isinstance(probe.measure(request(200, allocator="retain")).outcome, Fits)
+
+
+def test_without_room_for_them_no_process_of_another_policy_starts() -> None:
+    with probing("wide", repeats=64, own_zygote=True, above_bytes=GIB) as probe:
+        probe.expect(("default", "retain"), GIB)
+        probe.examine("cpu", "default", GIB, 20.0)
+        assert not probe._launchers.are_starting
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -24,9 +24,8 @@ def lap(spec: str, *sizes: int, allocator: str = "default", allowed: int = GIB, 
 def test_every_size_is_timed_by_itself() -> None:
     report = lap(HANDWRITING, 8, 32)
     assert report.why_ended == ""
-    assert [time.micro_batch for time in report.times][:2] == [8, 32]
-    small, large, again = report.times
-    assert again.micro_batch in {8, 32}, "the faster of the two, once more"
+    assert [time.micro_batch for time in report.times] == [8, 32]
+    small, large = report.times
     assert large.step_s > small.step_s
     assert min(small.steps, large.steps) >= 2
     assert large.samples_per_s(32) > 50
