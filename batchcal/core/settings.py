@@ -24,7 +24,7 @@ TomlTable = Mapping[str, object]
 
 OTHER_VARIABLES: Final = ("BATCHCAL_CALIBRATION", "BATCHCAL_KEY_FILE")
 """Variables of batchcal that are not settings."""
-_OURS: Final = ("BATCHCAL_PLAN_", "BATCHCAL_REEXEC", "BATCHCAL_ZYGOTE_")
+_OURS: Final = ("BATCHCAL_PLAN_", "BATCHCAL_REEXEC")
 """Variables that batchcal sets itself: for a plan in force, for a restarted process."""
 
 

@@ -121,8 +121,6 @@ def start_environment(policy: AllocatorPolicy, environ: Mapping[str, str]) -> di
     environment = policy.process_environment(environ)
     environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's OpenBLAS would start a thread when it is imported
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environ.get("PYTHONPATH"), PACKAGE_PARENT)))
-    if policy.kind == "mallopt":
-        environment["BATCHCAL_ZYGOTE_MALLOPT"] = policy.name
     return environment
 
 

@@ -229,6 +229,11 @@ class _ThisProcess:
     """`apply_mallopt` has been called. The setting of glibc cannot be read back."""
 
 
+def requests_retain(variables: Mapping[str, str]) -> bool:
+    """Return True if a process that starts with these environment variables runs under `retain`."""
+    return all(variables.get(name) == value for name, value in _RETAIN_VARIABLES.items())
+
+
 def apply_mallopt() -> int:
     """Put `retain` into force in this process, from its next allocation on. Forked children inherit it.
 
@@ -262,7 +267,7 @@ def in_force(environ: Mapping[str, str] | None = None, *, library: str | None = 
         return policy
     if environ is None and _ThisProcess.retains:
         return "retain"
-    if all(variables.get(name) == value for name, value in _RETAIN_VARIABLES.items()):
+    if requests_retain(variables):
         return "retain"
     return "thp" if variables.get(THP_VARIABLE) == "1" else "default"
 

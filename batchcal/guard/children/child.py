@@ -24,6 +24,7 @@ from batchcal.guard.cleanup.shared_names import own_shared_names
 from batchcal.guard.ending import LOST
 from batchcal.guard.job import OUTPUT_DESCRIPTOR, ChildContext, dump_stacks_on_request, flush_output, resolve
 from batchcal.guard.limits.fence import FIRST_TO_GO
+from batchcal.machine.allocator import apply_mallopt, requests_retain
 
 RESULT_NAME: Final = "result.json"
 ARGUMENTS_NAME: Final = "arguments.json"
@@ -104,6 +105,8 @@ def _set_up_process(request: Message, output: int, parent: int) -> None:
     if isinstance(environment, dict):
         os.environ.clear()
         os.environ.update({name: str(value) for name, value in environment.items()})
+    if requests_retain(os.environ):
+        apply_mallopt()  # the process that this one was forked from may have started without these variables
     os.chdir(str(request["working_directory"]))
 
 

@@ -125,10 +125,6 @@ def preload(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
-    if os.environ.get("BATCHCAL_ZYGOTE_MALLOPT") == "retain":
-        from batchcal.machine.allocator import apply_mallopt
-
-        apply_mallopt()
     gc.collect()
     gc.freeze()  # otherwise the first collection in a child unshares 69 MB of the zygote's memory
 

@@ -343,7 +343,7 @@ class ChildProbe:
 
     def _isolation(self, ending: Ending, device: str, allocator: str) -> Isolation:
         layers = ("prediction", *ending.layers, *(("accelerator-fraction",) if device.startswith("cuda") else ()))
-        launcher = self._launchers.running.get(allocator)
+        launcher = self._launchers.running_for(allocator)
         return Isolation(launcher="zygote" if launcher is None else launcher.name, fence=layers, missing=ending.missing)
 
     def _count_lost_blocks(self, setting: ChildSetting, allocator: str) -> int | None:

@@ -1,4 +1,8 @@
-"""Launchers, one for each allocator policy, kept while they are needed."""
+"""Launchers, one for each allocator policy that needs its own, kept while they are needed.
+
+`default` and `retain` have one in common: a child sets glibc's thresholds itself. For the other policies, a process must start with
+their environment. A launcher takes 240 MiB and seconds to start.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,13 @@ PRELOAD: Final = ("torch", "torch.utils.data", "torch._dynamo", "numpy", "batchc
 """Modules imported before the first fork: torch._dynamo since the first optimizer step imports it (0.8 s)."""
 
 
+def launched_under(allocator: PolicyName) -> PolicyName:
+    """Return the policy whose environment a launcher of children under `allocator` needs."""
+    return "default" if allocator == "retain" else allocator
+
+
 class Launchers:
-    """A zygote for each policy if possible, else a launcher that spawns."""
+    """A zygote for each environment that policies need, if possible, else a launcher that spawns."""
 
     def __init__(
         self,
@@ -31,22 +40,27 @@ class Launchers:
         self._environ = dict(environ)
         self._note = note
         self._spawned: set[PolicyName] = set()
-        """Policies under which no zygote runs."""
+        """Policies under whose environment no zygote runs."""
         self._spawn_only = spawn_only or not hasattr(os, "pidfd_open")
         self.running: dict[PolicyName, Launcher] = {}
-        """Started launchers by policy."""
+        """Started launchers, by the policy of their environment."""
         self._starting: dict[PolicyName, ZygoteLauncher] = {}
 
     def get(self, allocator: PolicyName) -> Launcher:
-        """Return the launcher of `allocator`. Start it if it does not run."""
-        if allocator not in self.running:
-            self.running[allocator] = self._start(allocator)
-        return self.running[allocator]
+        """Return the launcher for `allocator`. Start it if it does not run."""
+        name = launched_under(allocator)
+        if name not in self.running:
+            self.running[name] = self._start(name)
+        return self.running[name]
+
+    def running_for(self, allocator: PolicyName) -> Launcher | None:
+        """Return the launcher for `allocator` if it runs."""
+        return self.running.get(launched_under(allocator))
 
     def begin(self, allocators: Iterable[PolicyName]) -> None:
         """Start the launchers of all `allocators` in parallel, and wait for none: most of a start is the import of torch, on one
         core."""
-        for name in allocators:
+        for name in set(map(launched_under, allocators)):
             if name in self.running or name in self._starting or self._must_spawn(name):
                 continue
             try:
@@ -67,17 +81,18 @@ class Launchers:
         return bool(self._starting)
 
     def missing(self, allocators: Iterable[PolicyName]) -> int:
-        """Number of launchers that neither run nor start."""
-        return sum(name not in self.running and name not in self._starting for name in allocators)
+        """Number of launchers for `allocators` that neither run nor start."""
+        return len(set(map(launched_under, allocators)) - {*self.running, *self._starting})
 
     def keep_only(self, allocator: PolicyName) -> None:
         """Close all other launchers: an idle zygote holds memory that no training will hold."""
-        for other in [name for name in (*self.running, *self._starting) if name != allocator]:
+        for other in [name for name in (*self.running, *self._starting) if name != launched_under(allocator)]:
             self.drop(other)
 
     def drop(self, allocator: PolicyName) -> None:
         """Close the launcher of `allocator` if there is one."""
-        for launcher in (self.running.pop(allocator, None), self._starting.pop(allocator, None)):
+        name = launched_under(allocator)
+        for launcher in (self.running.pop(name, None), self._starting.pop(name, None)):
             if launcher is not None:
                 launcher.close()
 
