@@ -321,7 +321,11 @@ class DeviceSearch:
             return None
         timed = [speeds for speeds in self.policies.speeds if speeds.device == device and speeds.times]
         timed.sort(key=lambda speeds: speeds.allocator != allocator)
-        return timed[0].largest_useful if timed else None
+        if not timed:
+            return None
+        # Beside the chosen policy, another one serves scripts that cannot use it. Its timed sizes are enough for their plans.
+        is_chosen = allocator == self.policies.policy(device)
+        return timed[0].largest_useful if is_chosen else timed[0].times[-1].micro_batch
 
     def _target(self, device: str, allocator: str, mode: Mode, budget_bytes: int) -> SearchTarget:
         return SearchTarget(

@@ -33,6 +33,8 @@ def speeds(*step_s: tuple[int, float]) -> Speeds:
         (speeds((16, 0.016), (64, 0.064), (256, 0.300)), 256),  # large batches are slower
         (speeds((16, 0.0386), (64, 0.1634), (256, 0.5397)), 256),  # a CNN on two cores, with noise of 8 %
         (speeds((16, 0.100), (64, 0.090)), None),  # noise: nothing follows
+        (speeds((16, 0.033), (64, 0.180)), 64),  # texts: what 64 of them are padded to costs a third more for each
+        (speeds((16, 0.033), (64, 0.160)), None),  # each of the two turns may be off by 15 %
         (speeds((16, 0.016)), None),
         (speeds(), None),
     ],

@@ -84,13 +84,17 @@ class Speeds(Record):
     def largest_useful(self) -> int | None:
         """The largest timed size, if no larger one can be faster by more than `NO_FASTER`. None: larger ones may be.
 
-        A step takes a constant time and a time per sample. No sample of a larger size takes less than the latter."""
-        far_apart = len(self.times) > 1 and self.times[-1].micro_batch >= self.times[0].micro_batch * FAR_APART
-        sample_s = _sample_s(self.times) if far_apart and not self.data_is_heavy else None
-        if sample_s is None:  # workers may hide the time of fetching
+        A step takes a constant time and a time per sample. No sample of a larger size takes less than the latter. If the largest
+        timed size is clearly slower than a smaller one, speed falls with the size (padding, caches)."""
+        if len(self.times) < 2 or self.data_is_heavy:  # workers may hide the time of fetching
             return None
+        largest = self.times[-1]
         fastest_sample_s = min(time.step_s / time.micro_batch for time in self.times)
-        return self.times[-1].micro_batch if fastest_sample_s <= sample_s * NO_FASTER else None
+        if largest.step_s / largest.micro_batch > fastest_sample_s * (1 + TURNS_DIFFER) ** 2:  # each of the two may be off
+            return largest.micro_batch
+        far_apart = largest.micro_batch >= self.times[0].micro_batch * FAR_APART
+        sample_s = _sample_s(self.times) if far_apart else None
+        return largest.micro_batch if sample_s is not None and fastest_sample_s <= sample_s * NO_FASTER else None
 
     def fastest(self, effective_batch: int) -> StepTime | None:
         """Return the fastest micro-batch of at most `effective_batch` samples, the smallest of equally fast ones. None: none was

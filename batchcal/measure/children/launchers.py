@@ -1,7 +1,7 @@
 """Launchers, one for each allocator policy that needs its own, kept while they are needed.
 
-`default` and `retain` have one in common: a child sets glibc's thresholds itself. For the other policies, a process must start with
-their environment. A launcher takes 240 MiB and seconds to start.
+`default` and `retain` have one in common: a child sets glibc's thresholds itself. For the other policies, a process must start
+with their environment. A launcher takes 240 MiB and seconds to start.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import torch
 from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.calibration.schema import Mode
 from batchcal.measure.inside.blocks import curve_of
-from batchcal.workload.model.fake_step import LiveBlocks, make_fake, run_step
+from batchcal.workload.model.fake_step import LiveBlocks, TraceTimedOut, make_fake, run_step
 from batchcal.workload.step import map_tensors
 from batchcal.workload.task import Task
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PROFILED_BATCHES: Final = (2, 4, 8, 16)
 SIZE_LIMIT_S: Final = 2.0
 """A size that takes longer than this under FakeTensor (a 512-step GRU takes 10 s) ends the curve."""
+SHARE_OF_FIRST_SIZE: Final = 0.5
+"""Share of the time limit after which the first size is given up: a curve needs two sizes."""
 
 BatchOf = Callable[[int], object]
 """size -> the worst-case batch of that size."""
@@ -49,7 +51,7 @@ class FakeTrace:
         """Args:
         limit_s: no further size is traced after this many seconds.
         fake: the mode in which parameters of the task are already fake, if they are.
-        slow_s: a size that takes longer ends the curve. None: SIZE_LIMIT_S.
+        slow_s: a size that takes longer ends the curve. None: SIZE_LIMIT_S, and less for the first size.
         """
         from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -57,6 +59,7 @@ class FakeTrace:
         self._batch_of = batch_of
         self._fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
         self._slow_s = SIZE_LIMIT_S if slow_s is None else slow_s
+        self._first_limit_s = limit_s * SHARE_OF_FIRST_SIZE if slow_s is None else limit_s
         self._end_s = time.monotonic() + limit_s
         self._slow = False
         self._refused = False
@@ -74,6 +77,9 @@ class FakeTrace:
                 continue
             try:
                 peaks = self._peaks(size)
+            except TraceTimedOut:
+                self._slow = True
+                continue
             except Exception:
                 if not self.peaks["train"]:
                     raise
@@ -84,12 +90,14 @@ class FakeTrace:
             self._slow = time.monotonic() - start_s > self._slow_s
 
     def _peaks(self, size: int) -> dict[Mode, tuple[int, ...]]:
+        is_first = not self.peaks["train"]
+        until_s = time.monotonic() + self._first_limit_s if is_first else self._end_s
         self._inputs = []
         batch = map_tensors(self._batch_of(size), self._faked)
         peaks: dict[Mode, tuple[int, ...]] = {}
         for mode in self.peaks:
             self._task.model.train(mode == "train")
-            blocks = LiveBlocks()
+            blocks = LiveBlocks(until_s=until_s)
             blocks.ignore([*self._task.model.parameters(), *self._task.model.buffers(), *self._inputs])
             with self._fake, blocks:
                 run_step(self._task, batch, mode)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
 
+class TraceTimedOut(Exception):
+    """The trace of a step took too long."""
+
+
 class LiveBlocks(OperatorWatch):
     """The blocks of memory that a step holds at once, tensor by tensor; also for fake tensors.
 
@@ -36,14 +42,29 @@ class LiveBlocks(OperatorWatch):
     Tensors that exist before (parameters, buffers, the batch) are passed to `ignore` and are not counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, until_s: float = math.inf) -> None:
+        """`until_s`: time of `time.monotonic` after which an operation raises TraceTimedOut."""
         super().__init__()
+        self._until_s = until_s
         self._live: dict[int, int] = {}
         self._ignored: dict[int, torch.UntypedStorage] = {}
         self._bytes = 0
         self._most = 0
-        self.peak: tuple[int, ...] = ()
+        self._events: list[tuple[int, int]] = []
+        """Storages that appeared, with their bytes, and that were freed, with 0. To list the blocks at each new maximum would
+        take quadratic time: the graph of a recurrent model has tens of thousands of blocks."""
+        self._events_until_peak = 0
+
+    @property
+    def peak(self) -> tuple[int, ...]:
         """Sizes in bytes of the blocks that were there when there was most."""
+        live: dict[int, int] = {}
+        for key, size in self._events[: self._events_until_peak]:
+            if size:
+                live[key] = size
+            else:
+                live.pop(key, None)
+        return tuple(live.values())
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Do not count these tensors."""
@@ -52,6 +73,8 @@ class LiveBlocks(OperatorWatch):
             self._ignored[id(storage)] = storage  # kept, so that no other storage gets its id
 
     def ran(self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
+        if time.monotonic() > self._until_s:
+            raise TraceTimedOut
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._track(leaf.untyped_storage())
@@ -63,13 +86,15 @@ class LiveBlocks(OperatorWatch):
         size = storage.nbytes()
         self._live[key] = size
         self._bytes += size
+        self._events.append((key, size))
         weakref.finalize(storage, self._freed, key)
         if self._bytes > self._most:
             self._most = self._bytes
-            self.peak = tuple(self._live.values())
+            self._events_until_peak = len(self._events)
 
     def _freed(self, key: int) -> None:
         self._bytes -= self._live.pop(key, 0)
+        self._events.append((key, 0))
 
 
 def run_step(task: Task, batch: object, part: Part) -> None:

@@ -125,6 +125,22 @@ def test_a_slow_size_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(traced(replace(wide(64), loss=slow), 2, 8, 32).peaks["train"]) == [2]
 
 
+def test_a_first_size_that_takes_most_of_the_time_is_given_up_and_no_curve_is_made() -> None:
+    """A graph of thousands of operations: other sizes would not fit into the time."""
+
+    def long(model: nn.Module, batch: object) -> Tensor:
+        outputs = loss(model, batch)
+        for _ in range(100_000):
+            outputs = outputs + 1
+        return outputs
+
+    began = time.monotonic()
+    trace = traced(replace(wide(64), loss=long), 2, 8, 32, limit_s=1.0)
+    assert trace.shapes() == {}
+    assert trace.peaks["train"] == {}
+    assert time.monotonic() - began < 3
+
+
 def test_a_model_that_looks_at_values_cannot_be_traced() -> None:
     with pytest.raises(DataDependentOutputException):
         traced(untraceable(), 2, 8)

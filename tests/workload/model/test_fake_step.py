@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from batchcal.core.errors import UserCodeError
 from batchcal.measure.inside.static import profiled_curve
-from batchcal.workload.model.fake_step import LiveBlocks, fake_step
+from batchcal.workload.model.fake_step import LiveBlocks, TraceTimedOut, fake_step
 from batchcal.workload.task import Task
 
 
@@ -28,6 +28,11 @@ def test_the_peak_is_the_fullest_moment_block_by_block() -> None:
         del second, third
         torch.empty(2048, dtype=torch.uint8)
     assert sorted(blocks.peak) == [1024, 4096]
+
+
+def test_an_operation_after_the_time_is_up_raises() -> None:
+    with pytest.raises(TraceTimedOut), LiveBlocks(until_s=0.0):
+        torch.ones(1)
 
 
 def test_a_view_is_no_block_of_its_own_and_what_was_there_is_not_counted() -> None:
