@@ -84,7 +84,7 @@ def test_a_race_of_policies_before_a_power_cut_is_not_run_again(harness: Harness
         laps = 0
 
         def time_sizes(self, request: TimingRequest) -> TimingReport:
-            self.laps += 1
+            self.laps += not (request.rounds or request.complete)  # others are of sizes and threads, after the capacities
             return super().time_sizes(request)
 
     def cut(request: ProbeRequest, time: int) -> Outcome | None:
@@ -97,5 +97,5 @@ def test_a_race_of_policies_before_a_power_cut_is_not_run_again(harness: Harness
     second = Counting(mapped=True)
     calibration = harness.calibrate(second, raced).calibration
     assert first.laps >= len(calibration.speeds) > 1
-    assert second.laps == 1  # of threads, after the capacities
+    assert second.laps == 0
     assert harness.events("race_kept") == [{"device": "cpu", "allocator": calibration.allocator}]

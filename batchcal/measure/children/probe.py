@@ -140,9 +140,11 @@ class TimingRequest(Frozen):
     """0: time each size once. Else: race the sizes, each once per round, in at most this many rounds
     (see `Race`). A slow period of several seconds then affects all sizes alike. This is for allocators that keep their memory: a
     size after a larger one then has the same heap as in a training."""
+    complete: bool = False
+    """Time all sizes. False: two sizes in a row that are slower end the timing."""
     samples: int | None = None
-    """Minimum number of samples to time each size over, the same for timings that are compared. None: as many as the first size
-    processes in a fraction of a second."""
+    """Number of samples to time each size over, to the nearest step, the same for timings that are compared. None: as many as the
+    first size processes in a fraction of a second."""
     allowed_bytes: int
     """Memory at which the fence stops the child, bytes."""
     limit_s: float

@@ -100,7 +100,7 @@ class Race:
         if len(running) < 2:
             return True
         best = self.runners[self.leader].best
-        if self._agrees():
+        if self._agrees() or self._is_ahead():
             return True
         return self.rounds >= LEAST_ROUNDS and all(
             # Undisturbed in two turns, or slower even if its next turn were better by as much as the last was.
@@ -122,6 +122,15 @@ class Race:
             return False
         leader = self.runners[self.leader]
         return all(_median_ratio(runner, leader) * TIE >= 1 for runner in running if runner is not leader)
+
+    def _is_ahead(self) -> bool:
+        """True if the leader was faster than every other candidate, by more than a tie, in each of the rounds that both ran."""
+        if self.leader is None:
+            return False
+        leader = self.runners[self.leader]
+        others = (self.runners[place].times for place in self.running if place != self.leader)
+        common = ([times[number] / leader.times[number] for number in times if number in leader.times] for times in others)
+        return all(len(ratios) >= LEAST_ROUNDS and min(ratios) > TIE for ratios in common)
 
     def _remove_slow(self) -> None:
         if self.leader is None:

@@ -56,7 +56,7 @@ def time_sizes(arguments: TimingArguments, context: ChildContext) -> JSON:
         rate = clock.time_size(size)
         best = max(best, rate)
         slower = slower + 1 if rate < best * SLOWING else 0
-        if slower > 1:
+        if slower > 1 and not request.complete:
             break
     return {"done": True}
 
@@ -163,7 +163,9 @@ class _Clock:
         spent_s = sum(group.step_s[0] for group in groups)
         if len(groups) < least_steps and spent_s < LEAST_S:
             return False
-        return spent_s >= LEAST_S if self._samples is None else sum(group.samples for group in groups) >= self._samples
+        if self._samples is None:
+            return spent_s >= LEAST_S
+        return sum(group.samples for group in groups) + groups[-1].samples / 2 > self._samples  # another step is further off
 
 
 def training_batches(

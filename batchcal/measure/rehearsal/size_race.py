@@ -3,7 +3,8 @@
 If the allocator keeps its memory, the sizes take turns of half a second in one child, so that changes of the machine that last
 for seconds affect all sizes alike. On two cores whose speed varied by a fifth, a small CNN under tcmalloc then gave the same
 order again and again (samples/s at 16: 899, 32: 971, 64: 1,006, 128: 1,002, 256: 967, 512: 937). With a child for every turn,
-which starts, warms up and runs for a moment, one size gave 522 and then 900.
+which starts, warms up and runs for a moment, one size gave 522 and then 900. If the allocator returns large blocks, a child runs
+each size once, the smallest first.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from batchcal.plan.plan import Plan
 from batchcal.values.calibration_events import PhaseBegan
 
 FASTEST_TIMED: Final = 3
-"""Number of the fastest timed sizes that are raced if each needs a child. Each size was timed once, and a burst of other load may
-have hit one of them."""
+"""Number of the fastest timed sizes that are raced if each round needs a child. Each size was timed once, and a burst of other load
+may have hit one of them."""
 SMALLEST: Final = 8
 MUCH_SLOWER: Final = 1.5
 """A size that the timing found slower than the fastest by this factor is not raced. The same turn took 1.4 times as long a few
@@ -64,6 +65,8 @@ def race_sizes(
     times: tuple[StepTime, ...] = ()
     if together:
         race, times = _together(stage, plan, sizes)
+    elif plan.num_workers == 0:
+        race, times = _in_ascending_order(stage, plan, sizes)
     else:
         race = stage.race([divided(plan, size) for size in sizes])
     if any(not runner.times and runner.left is None for runner in race.runners):
@@ -112,6 +115,34 @@ def run_in_turns(times: Sequence[StepTime], sizes: Sequence[int], effective_batc
     if seconds:
         race.record(seconds)
     return race
+
+
+def _in_ascending_order(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> tuple[Race, tuple[StepTime, ...]]:
+    """Race sizes with a child for each round, in which a size does not find the heap of a larger one."""
+    effective, rate = sum(plan.micro_batches), plan.predicted_samples_per_s
+    race, times = Race(len(sizes)), list[StepTime]()
+    while not race.over and stage.left_s() > 0:
+        report = stage.probe.time_sizes(
+            TimingRequest(
+                device=plan.device,
+                allocator=plan.allocator,
+                micro_batches=tuple(sizes[place] for place in race.running),
+                threads=(plan.intra_op_threads,),
+                complete=True,
+                samples=None if rate is None else max(1, math.ceil(TURN_S * rate)),
+                allowed_bytes=allowed_for(plan.budget_bytes),
+                limit_s=stage.left_s(),
+            )
+        )
+        times.extend(report.times)
+        seconds = {sizes.index(time.micro_batch): 1 / time.samples_per_s(effective) for time in report.times}
+        for place in race.running:
+            if report.why_ended and place not in seconds:
+                race.fail(place, report.why_ended)
+        if not seconds:
+            break
+        race.record(seconds)
+    return race, tuple(times)
 
 
 def _together(stage: Stage, plan: Plan, sizes: tuple[int, ...]) -> tuple[Race, tuple[StepTime, ...]]:

@@ -115,6 +115,15 @@ def test_a_leader_within_a_tie_of_the_others_is_good_enough_on_a_machine_whose_t
     assert (after_one, race.settled, race.leader) == (False, True, 0)
 
 
+def test_a_leader_that_is_ahead_in_each_round_wins_although_the_machine_slows_down() -> None:
+    race = Race(2)
+    for factor in (1.0, 1.3, 1.7):
+        assert not race.settled
+        race.record({0: factor, 1: 1.1 * factor})
+    assert race.settled
+    assert (race.leader, race.rounds) == (0, 3)
+
+
 def test_a_leader_that_another_one_beats_round_by_round_is_not_good_enough() -> None:
     """One turn of the leader was lucky; in the rounds that both ran, the other one is faster by a tenth."""
     race = Race(2)

@@ -47,7 +47,7 @@ class Track(FakeProbe):
         if any(size >= self.too_large for size in request.micro_batches):
             return TimingReport(times=(), why_ended="out-of-memory: fence")
         times: list[StepTime] = []
-        for number in range(5):
+        for number in range(1 if request.complete else 5):
             factor = 0.6 if number in self.slow_rounds else 1.0
             times.extend(step_time(size, size / (CURVE[size] * factor), update_s=1e-9) for size in request.micro_batches)
         return TimingReport(times=tuple(times))
@@ -99,11 +99,27 @@ def test_a_size_that_cannot_be_run_is_left_out_with_its_reason() -> None:
     assert "out-of-memory" in race.sizes[-1].why
 
 
-def test_policies_that_hand_blocks_back_have_a_child_for_every_turn() -> None:
+def test_policies_that_hand_blocks_back_have_a_child_for_every_round_with_the_smallest_size_first() -> None:
     probe = Track()
     race = raced(probe, "default")
     assert [one.micro_batch for one in race.sizes] == [16, 64, 256, 512]
-    assert probe.laps == []
+    assert race.fastest(512) == 64
+    assert len(probe.laps) >= 2
+    assert all(request.complete and request.rounds == 0 for request in probe.laps)
+    assert all(list(request.micro_batches) == sorted(request.micro_batches) for request in probe.laps)
+
+
+def test_a_size_that_such_a_child_cannot_run_is_left_out_with_its_reason() -> None:
+    class Dies(Track):
+        def time_sizes(self, request: TimingRequest) -> TimingReport:
+            kept = request.model_copy(update={"micro_batches": tuple(size for size in request.micro_batches if size < 512)})
+            ended = "out-of-memory: fence" if kept.micro_batches != request.micro_batches else ""
+            return super().time_sizes(kept).model_copy(update={"why_ended": ended})
+
+    race = raced(Dies(), "default")
+    assert (race.sizes[-1].micro_batch, race.sizes[-1].samples_per_s) == (512, None)
+    assert "out-of-memory" in race.sizes[-1].why
+    assert race.fastest(512) == 64
 
 
 def test_one_size_alone_is_no_race() -> None:
