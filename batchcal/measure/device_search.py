@@ -312,8 +312,8 @@ class DeviceSearch:
         self._reserve(workers * each, examination, f"{count_of(workers, 'worker')} grow while they read")
 
     def _largest_useful(self, device: str, allocator: str, examination: Examination) -> int | None:
-        """Return the size above which no micro-batch trains faster. None: unknown, or a larger one is of use because dividing a
-        batch of this task changes the training."""
+        """Return the size above which no micro-batch trains faster: the effective batch, or less. None: unknown, or a larger one
+        is of use because dividing a batch of this task changes the training."""
         results = {check.promise: check.result for check in examination.promises}
         is_divisible = results.get("mean-over-weight") == "ok" and results.get("batch-statistics") == "ok"
         is_divisible &= results.get("step-without-loss") != "violated" and not self.sizes.active_rule.one_size
@@ -321,11 +321,13 @@ class DeviceSearch:
             return None
         timed = [speeds for speeds in self.policies.speeds if speeds.device == device and speeds.times]
         timed.sort(key=lambda speeds: speeds.allocator != allocator)
-        if not timed:
-            return None
-        # Beside the chosen policy, another one serves scripts that cannot use it. Its timed sizes are enough for their plans.
-        is_chosen = allocator == self.policies.policy(device)
-        return timed[0].largest_useful if is_chosen else timed[0].times[-1].micro_batch
+        by_speed: int | None = None
+        if timed:
+            # Beside the chosen policy, another one serves scripts that cannot use it. Its timed sizes are enough for their plans.
+            is_chosen = allocator == self.policies.policy(device)
+            by_speed = timed[0].largest_useful if is_chosen else timed[0].times[-1].micro_batch
+        useful = (by_speed, self.options.effective_batch or examination.facts.effective_batch)
+        return min((size for size in useful if size is not None), default=None)
 
     def _target(self, device: str, allocator: str, mode: Mode, budget_bytes: int) -> SearchTarget:
         return SearchTarget(

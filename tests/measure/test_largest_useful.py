@@ -91,3 +91,20 @@ def test_the_largest_batch_is_measured_when_it_is_requested(harness: Harness) ->
     assert by_memory.findings[0].train.batch > 1000
     assert answers(by_memory, "memory")
     assert make_plan(by_memory, effective_batch=4096, objective="memory").micro_batch > 1000
+
+
+def test_no_size_above_the_effective_batch_is_run_for_its_speed(harness: Harness) -> None:
+    """Larger batches are faster here, but no step has more samples."""
+
+    class Rising(Flat):
+        def time_sizes(self, request: TimingRequest) -> TimingReport:
+            times = super().time_sizes(request).times
+            return TimingReport(times=tuple(time.model_copy(update={"step_s": 0.1 + time.micro_batch * 0.001}) for time in times))
+
+    probe = Rising()
+    calibration = harness.calibrate(probe, options(GIB, effective_batch=48)).calibration
+    finding = calibration.finding()
+    assert finding is not None
+    assert max(probe.sizes()) == finding.train.batch == 48
+    assert finding.train.limited_by == "speed"
+    assert calibration.status == "complete"

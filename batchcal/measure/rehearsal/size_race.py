@@ -25,8 +25,8 @@ from batchcal.plan.plan import Plan
 from batchcal.values.calibration_events import PhaseBegan
 
 FASTEST_TIMED: Final = 3
-"""Number of the fastest timed sizes that are raced if each round needs a child. Each size was timed once, and a burst of other load
-may have hit one of them."""
+"""Number of the fastest timed sizes that are raced if each round needs a child. Each size was timed once, and a burst of other
+load may have hit one of them."""
 SMALLEST: Final = 8
 MUCH_SLOWER: Final = 1.5
 """A size that the timing found slower than the fastest by this factor is not raced. The same turn took 1.4 times as long a few
