@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from batchcal.calibration.schema import Options
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.children.probe import ProbeRequest, TimingReport, TimingRequest
@@ -11,7 +12,7 @@ from batchcal.measure.options import options
 from tests.support.probes import Harness, ScriptedProbe
 
 
-def broken_off(harness: Harness, after: int) -> list[int]:
+def broken_off(harness: Harness, after: int, asked: Options | None = None) -> list[int]:
     """A calibration that dies without a word after so many probes; the sizes that it ran."""
 
     class PowerCut(BaseException):
@@ -26,17 +27,18 @@ def broken_off(harness: Harness, after: int) -> list[int]:
         return None
 
     with pytest.raises(PowerCut):
-        harness.calibrate(ScriptedProbe(script, mapped=True))
+        harness.calibrate(ScriptedProbe(script, mapped=True), asked)
     return ran
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_what_was_measured_before_a_power_cut_is_not_measured_again(harness: Harness, after: int) -> None:
     whole = ScriptedProbe(mapped=True)
-    straight = harness.calibrate(whole, output=harness.folder / "other" / "straight.json").calibration
-    ran = broken_off(harness, after)
+    asked = options(GIB, objective="memory")
+    straight = harness.calibrate(whole, asked, output=harness.folder / "other" / "straight.json").calibration
+    ran = broken_off(harness, after, asked)
     probe = ScriptedProbe(mapped=True)
-    resumed = harness.calibrate(probe).calibration
+    resumed = harness.calibrate(probe, asked).calibration
     assert len(ran) == after
     assert [request.batch for request in probe.requests] == [request.batch for request in whole.requests][after:]
     assert len(harness.events("probe_kept")) >= after

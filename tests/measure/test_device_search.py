@@ -25,6 +25,8 @@ from batchcal.measure.task_sizes import TRIAL_STEPS
 from batchcal.plan.make import make_plan
 from tests.support.probes import BROKEN, FAILED, KILLED, Harness, ScriptedProbe, fits
 
+FOR_MEMORY = options(GIB, objective="memory")
+
 
 def found(harness: Harness, probe: FakeProbe, asked: Options | None = None) -> Finding:
     finding = harness.calibrate(probe, asked).calibration.finding()
@@ -242,13 +244,21 @@ def test_a_multiple_larger_than_the_dataset_takes_the_dataset(harness: Harness) 
 
 def test_evaluation_takes_more_than_training_and_begins_with_what_training_takes(harness: Harness) -> None:
     probe = ScriptedProbe(mapped=True)
-    finding = found(harness, probe)
+    finding = found(harness, probe, FOR_MEMORY)
     assert finding.eval is not None
     assert probe.sizes("eval")[0] == finding.train.batch
     assert finding.eval.batch >= 2 * finding.train.batch
-    budget = harness.calibrate(probe).calibration.budget()
+    budget = harness.calibrate(probe, FOR_MEMORY).calibration.budget()
     assert budget is not None
     assert finding.eval.peak_bytes <= budget.budget_bytes
+
+
+def test_for_speed_evaluation_has_the_batch_of_training(harness: Harness) -> None:
+    probe = ScriptedProbe(mapped=True)
+    finding = found(harness, probe)
+    assert finding.eval is not None
+    assert probe.sizes("eval") == [finding.train.batch]
+    assert (finding.eval.batch, finding.eval.limited_by) == (finding.train.batch, "speed")
 
 
 def test_in_a_heap_that_fragments_evaluation_takes_no_more_samples_than_training(harness: Harness) -> None:
@@ -261,11 +271,11 @@ def test_in_a_heap_that_fragments_evaluation_takes_no_more_samples_than_training
 
 def test_evaluation_grows_no_further_than_it_gets_faster(harness: Harness) -> None:
     probe = FakeProbe(eval_share=0.1, mapped=True)
-    finding = found(harness, probe)
+    finding = found(harness, probe, FOR_MEMORY)
     assert finding.eval is not None
     assert [one.batch for one in probe.requests if one.mode == "eval"] == [finding.train.batch, 2 * finding.train.batch]
     assert (finding.eval.limited_by, finding.eval.undone) == ("speed", "")
-    assert harness.calibrate().calibration.status == "complete"
+    assert harness.calibrate(None, FOR_MEMORY).calibration.status == "complete"
 
 
 def test_evaluation_that_gets_faster_grows_until_memory_ends(harness: Harness) -> None:
@@ -275,7 +285,7 @@ def test_evaluation_that_gets_faster_grows_until_memory_ends(harness: Harness) -
         return fits(request.batch) if request.batch <= 2000 else OutOfMemory(source="fence")
 
     probe = ScriptedProbe(steps_of_one_second, eval_samples=100_000, mapped=True)
-    finding = found(harness, probe)
+    finding = found(harness, probe, FOR_MEMORY)
     first = finding.train.batch
     assert finding.eval is not None
     assert probe.sizes("eval") == [first, 2 * first, 4 * first, 8 * first][: len(probe.sizes("eval"))]

@@ -46,6 +46,9 @@ def bounds_for(
         ceilings.append((largest_useful, "speed"))
     if trained is not None and prior.fragments:
         ceilings.append((largest_after_training(trained, shape, prior.ratio, budget_bytes), "memory"))
+    if trained is not None and device == "cpu" and options.objective == "throughput":
+        # On a CPU, the speed of an evaluation is nearly constant, and each trial trains several steps before it.
+        ceilings.append((trained.train.batch, "speed"))
     if options.workers and shm is not None and facts.batch_bytes_per_sample > 0:
         in_flight = batches_in_flight(options.workers, PREFETCH_FACTOR) * facts.batch_bytes_per_sample
         ceilings.append((max(1, int(shm.free_bytes * SHM_SHARE / in_flight)), "shm"))
