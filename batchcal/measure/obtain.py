@@ -170,12 +170,13 @@ def _is_enough(existing: CalibrationResult, calibrator: Calibrator) -> bool:
 
 
 def _is_to_continue(existing: CalibrationResult, calibrator: Calibrator) -> bool:
-    """True if the search did not finish, and more time is offered for it, or the caller requires that it finishes. A search that
-    a signal stopped continues when the same command is run again."""
+    """True if the search did not finish, and the caller requires that it finishes, or is a calibration that offers more time or
+    repeats one that a signal stopped. A training uses what was verified."""
     calibration, need = existing.calibration, calibrator.need
     has_more = calibrator.options.time_limit_s > calibration.options.time_limit_s
-    was_stopped = need.rehearsed and any(undone.part == "stopped" for undone in calibration.undone)
-    return calibration.status == "unsettled" and (has_more or was_stopped or need.require_settled)
+    was_stopped = any(undone.part == "stopped" for undone in calibration.undone)
+    is_offered = need.rehearsed and (has_more or was_stopped)
+    return calibration.status == "unsettled" and (is_offered or need.require_settled)
 
 
 def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:

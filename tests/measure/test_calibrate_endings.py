@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.store import NAME
-from batchcal.core.errors import Interrupted, Partial
+from batchcal.core.errors import Interrupted, NoCalibration, Partial
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.children.probe import ProbeRequest
 from batchcal.measure.options import options
+from batchcal.measure.result import Need
 from tests.support.probes import KILLED, Harness, ScriptedProbe, best_of, saved
 
 
@@ -88,6 +91,14 @@ def test_an_unfinished_search_continues_where_it_stopped_when_it_gets_more_time(
     found, before = result.calibration.finding(), first.sizes()[0]
     assert found is not None
     assert found.train.batch > before
+
+
+def test_a_training_uses_what_an_unfinished_search_has_verified(harness: Harness) -> None:
+    """Its own time limit is the default, which may be longer than that of the calibration."""
+    harness.calibrate(ScriptedProbe(clock=harness.clock, takes_s=15), options(GIB, time_limit_s=20))
+    assert harness.calibrate(None, need=Need(rehearsed=False, may_measure=False)).fresh
+    with pytest.raises(NoCalibration, match="did not finish"):
+        harness.calibrate(None, need=Need(rehearsed=False, may_measure=False, require_settled=True))
 
 
 def test_a_search_that_a_signal_stopped_continues_when_the_same_command_runs_again(harness: Harness) -> None:

@@ -185,13 +185,13 @@ class Harness:
         output: Path | None = None,
         force: bool = False,
         dry_run: bool = False,
-        by_setting: bool = False,
+        need: Need | None = None,
     ) -> CalibrationResult:
         """A calibration here; the clock stands still but for what a probe moves it by."""
         return obtain(
             self.reference,
             asked or options(GIB),
-            Need(force=force, dry_run=dry_run, by_setting=by_setting),
+            need or Need(force=force, dry_run=dry_run),
             environment=self.environment,
             output=output,
             probe=probe,

@@ -9,9 +9,12 @@ from batchcal.core.units import GIB
 from batchcal.guard.outcome import Fits, OutOfMemory, Peak, UserCodeFailed
 from batchcal.measure.children.probe import Observation, RehearsalRequest, TimingReport, TimingRequest
 from batchcal.measure.options import options
+from batchcal.measure.result import Need
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from tests.support.probes import FAKE, Harness, ScriptedProbe, saved
+
+BY_SETTING = Need(by_setting=True)
 
 
 class Stage(ScriptedProbe):
@@ -96,7 +99,7 @@ def test_the_gain_over_the_defaults_takes_one_more_run(harness: Harness) -> None
 
 def test_what_each_knob_brings_is_measured_on_request(harness: Harness) -> None:
     probe = Stage()
-    told = harness.calibrate(probe, options(GIB, effective_batch=256), by_setting=True).calibration.attribution
+    told = harness.calibrate(probe, options(GIB, effective_batch=256), need=BY_SETTING).calibration.attribution
     assert told is not None
     assert told.is_by_knob
     assert {"allocator", "micro_batch"} <= {knob.knob for knob in told.knobs}
@@ -110,12 +113,12 @@ def test_a_valid_calibration_gets_the_gain_of_each_knob_without_a_new_search(har
     asked = options(GIB, effective_batch=256)
     first = harness.calibrate(Stage(), asked).calibration
     probe = Stage()
-    second = harness.calibrate(probe, asked, by_setting=True).calibration
+    second = harness.calibrate(probe, asked, need=BY_SETTING).calibration
     assert second.attribution is not None and second.attribution.is_by_knob
     assert (second.findings, second.rehearsals, second.measurements) == (first.findings, first.rehearsals, first.measurements)
     assert probe.rehearsed == []
     assert saved(harness).attribution == second.attribution
-    assert harness.calibrate(None, asked, by_setting=True).fresh
+    assert harness.calibrate(None, asked, need=BY_SETTING).fresh
 
 
 def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(harness: Harness) -> None:
