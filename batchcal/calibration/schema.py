@@ -54,7 +54,7 @@ LimitedBy = Literal[
     "max-probes",
     "measuring-overhead",
 ]
-"""`speed`: a larger batch is not faster, so none was run."""
+"""`speed`: a larger batch is of no use for speed, so none was run. It is not faster, or the effective batch is no larger."""
 
 
 OFF: Final = "off"

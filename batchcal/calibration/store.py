@@ -245,7 +245,7 @@ def check_settled(calibration: Calibration) -> None:
         "the search of the calibration did not finish, and --require-settled was given",
         known="; ".join(part.text for part in calibration.undone),
         try_=f"batchcal calibrate {quote(calibration.task.spec)} --time-limit {2 * calibration.options.time_limit_s:.0f}s    "
-        "continues it",
+        "continues it, with the options that it was made with",
     )
 
 

@@ -62,7 +62,7 @@ RequireSettled: TypeAlias = Annotated[
     typer.Option(
         "--require-settled",
         metavar="",
-        help="Refuse calibrations whose search did not finish (exit code 3).",
+        help="Refuse calibrations whose search did not finish (exit code 3). A command that may calibrate continues it first.",
         rich_help_panel=_RESULT,
     ),
 ]

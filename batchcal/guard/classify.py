@@ -37,7 +37,7 @@ _STACKS_SHOWN: Final = 12_000
 def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
     """Return the outcome of the child. `value_of` reads the function's return value (it may give another outcome than Fits)."""
     if ending.has_result:
-        return _swapped(ending) or value_of(ending.returned)
+        return swapped(ending) or value_of(ending.returned)
     if ending.killed_for == "stop":
         return Infrastructure(detail="batchcal stopped the process before it ended")
     if ending.killed_for == "memory":
@@ -48,7 +48,7 @@ def classify(ending: Ending, value_of: Callable[[JSON], Outcome]) -> Outcome:
     if ending.oom_kills > 0:
         return OutOfMemory(source="kernel", detail="the kernel's OOM killer ended the process", peak=_lower_bound(ending))
     if ending.raised is not None:
-        return _swapped(ending) or _of_raised(ending, ending.raised)
+        return swapped(ending) or _of_raised(ending, ending.raised)
     if ending.infrastructure:
         return Infrastructure(detail=ending.infrastructure)
     return _of_status(ending)
@@ -120,7 +120,8 @@ def _of_status(ending: Ending) -> Outcome:
     )
 
 
-def _swapped(ending: Ending) -> Swapping | None:
+def swapped(ending: Ending) -> Swapping | None:
+    """Return the outcome if memory was swapped out while the child ran. None: it was not."""
     if ending.swapped_bytes > SWAP_TOLERANCE_BYTES:
         return Swapping(swapped_bytes=ending.swapped_bytes, peak=_lower_bound(ending))
     return None

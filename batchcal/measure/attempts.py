@@ -23,7 +23,7 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.measure.children.probe import Probe, ProbeRequest
+from batchcal.measure.children.probe import InterruptedAfterTraining, Probe, ProbeRequest
 from batchcal.measure.search.capacity import SizeRequest, Verdict
 from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION, least_steps
 from batchcal.values.calibration_events import CalibrationEvent, ProbeEnded, ProbeKept, ProbeStarted
@@ -126,7 +126,7 @@ class Attempts:
 
     def recall(self, target: SearchTarget) -> list[Measurement]:
         """Return the earlier measurements of `target` that are valid under the current budget: those of an interrupted
-        calibration, and those within a margin that was doubled later."""
+        calibration, those within a margin that was doubled later, and evaluations in the process of a training."""
         recalled: list[Measurement] = []
         for old in self.measurements:
             same = (old.device, old.allocator, old.mode) == (target.device, target.allocator, target.mode)
@@ -211,7 +211,11 @@ class Attempts:
             one_size=one_size,
             deadline_s=deadline_s,
         )
-        report = self.probe.observe(probe_request)
+        interrupted: InterruptedAfterTraining | None = None
+        try:
+            report = self.probe.observe(probe_request)
+        except InterruptedAfterTraining as error:
+            report, interrupted = error.observation, error
         measured = Measurement(
             sequence=sequence,
             phase=request.phase,
@@ -230,6 +234,8 @@ class Attempts:
         self._add(measured, target)
         for text in report.notes:
             self.note(text)
+        if interrupted is not None:
+            raise interrupted
         if report.evaluation is not None:
             changes = {"sequence": self._next_sequence(), "phase": "scale", "mode": "eval", "outcome": report.evaluation}
             after = {"predicted_bytes": None, "wall_s": 0.0, "why": "in the same process, after the training"}

@@ -33,6 +33,7 @@ from batchcal.measure.rehearsal.plan_search import PlanSearch
 from batchcal.measure.rehearsal.stage import Stage
 from batchcal.measure.result import CalibrationResult, Need
 from batchcal.plan.division.rules import DivisionRefused
+from batchcal.plan.rehearsals.reduced import reduced
 from batchcal.values.calibration_events import CalibrateEnded, CalibrateStarted, CalibrationEvent
 from batchcal.values.settings import Objective
 from batchcal.workload.spec.identity import TaskIdentity
@@ -77,16 +78,15 @@ class Calibrator:
         start_s, meter = self.clock.monotonic(), memory_meter()
         budgets = {budget.device: budget for budget in existing.calibration.budgets}
         measured_options = existing.calibration.options
+        effective_batch = self.options.effective_batch or existing.calibration.effective_batch
         updates = {
-            "effective_batch": self.options.effective_batch,
+            "effective_batch": effective_batch,
             "objective": self.options.objective,
             "accept_inexact": measured_options.accept_inexact or self.options.accept_inexact,
             "min_micro_batch": self.options.min_micro_batch or measured_options.min_micro_batch,
         }
         options = existing.calibration.options.model_copy(update=updates)
-        calibration = existing.calibration.model_copy(
-            update={"effective_batch": self.options.effective_batch, "options": options}
-        )
+        calibration = existing.calibration.model_copy(update={"effective_batch": effective_batch, "options": options})
         stopped: BatchcalError | None = None
         probe = self.probe
         try:
@@ -162,7 +162,7 @@ class Calibrator:
                 journal.close()
         calibration = calibration.model_copy(update={"wall_s": round(self.clock.monotonic() - start_s, 3)})
         if self.existing is not None:
-            calibration = with_results_of(self.existing, calibration)
+            calibration = reduced(with_results_of(self.existing, calibration))
         result = self._result(device_search, calibration, notices, stopped)
         if journal is not None and result.calibration.status == "complete" and result.path is not None:
             journal.remove()

@@ -18,7 +18,7 @@ from batchcal.core.units import count_of, format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits, OutOfMemory, TimedOut, UserCodeFailed
 from batchcal.measure.attempts import Attempts, SearchTarget, detail
-from batchcal.measure.children.probe import Examination, Probe
+from batchcal.measure.children.probe import Examination, InterruptedAfterTraining, Probe
 from batchcal.measure.heap.measurement import heap_growth
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.race.policies import race_bytes
@@ -39,6 +39,7 @@ from batchcal.measure.workers.trial import trial_of
 from batchcal.plan.division.rules import mismatch_note
 from batchcal.plan.effective_batch import not_set
 from batchcal.values.calibration_events import BestFound, CalibrationEvent, PhaseBegan
+from batchcal.workload.facts import TaskFacts
 
 STATIC_LIMIT_S: Final = 3.0
 DEADLINE_LEAST_S: Final = 10.0
@@ -138,7 +139,7 @@ class DeviceSearch:
         """Return the policy, and always `default`: a script that is not re-executed runs under `default`."""
         undecided = self.policies.to_race(device)
         if undecided:
-            if len(undecided) > 1:
+            if len(undecided) > 1 and not self.policies.was_raced(device, undecided):
                 self.probe.expect(undecided, race_bytes(self.budgets[device].budget_bytes))
             examination = self._examine(device, undecided[0])
             # A verified batch size comes first, also under a slower policy.
@@ -324,10 +325,12 @@ class DeviceSearch:
         by_speed: int | None = None
         if timed:
             # Beside the chosen policy, another one serves scripts that cannot use it. Its timed sizes are enough for their plans.
-            is_chosen = allocator == self.policies.policy(device)
-            by_speed = timed[0].largest_useful if is_chosen else timed[0].times[-1].micro_batch
+            is_enough = allocator != self.policies.policy(device) and len(timed[0].times) > 1
+            by_speed = timed[0].times[-1].micro_batch if is_enough else timed[0].largest_useful
         useful = (by_speed, self.options.effective_batch or examination.facts.effective_batch)
-        return min((size for size in useful if size is not None), default=None)
+        size = min((size for size in useful if size is not None), default=None)
+        rule = self.sizes.active_rule
+        return None if size is None else max(rule.least, -(-size // rule.multiple_of) * rule.multiple_of)
 
     def _target(self, device: str, allocator: str, mode: Mode, budget_bytes: int) -> SearchTarget:
         return SearchTarget(
@@ -496,7 +499,7 @@ class DeviceSearch:
                     target,
                     deadline_s=deadline_s,
                     one_size=self.sizes.active_rule.one_size,
-                    evaluation_steps=self._evaluation_steps(request, target, bounds),
+                    evaluation_steps=self._evaluation_steps(request, target, bounds, examination.facts),
                 )
                 if mode == "train" and self._is_explained(measured, target, examination):
                     bounds = bounds_by(rule=self.sizes.rule)
@@ -504,6 +507,7 @@ class DeviceSearch:
                     continue
             except Interrupted as error:  # the verified result is an answer; the caller gets the error right after
                 self.interrupted, ended = error, "time-limit"
+                best = self._learn_interrupted(error, search, best, examination)
                 break
             before, best = best, self._learn(search, measured, best, trained, examination)
             self._check_fence(device)
@@ -538,12 +542,14 @@ class DeviceSearch:
         )
         return capacity, search.model
 
-    def _evaluation_steps(self, request: SizeRequest, target: SearchTarget, bounds: Bounds) -> int:
+    def _evaluation_steps(self, request: SizeRequest, target: SearchTarget, bounds: Bounds, facts: TaskFacts) -> int:
         """Return the number of steps of an evaluation in the process of a training. 0: the evaluation has a process of its own,
         because the training may not be the last one, or because its memory must not be that of other batches."""
         is_last = target.mode == "train" and request.batch >= bounds.ceiling
         is_simple = target.device == "cpu" and not target.num_workers and not self.sizes.active_rule.one_size
-        return least_steps("eval", request.mapped_share) if is_last and is_simple else 0
+        samples = facts.eval_samples or facts.train_samples
+        is_possible = is_simple and (samples is None or request.batch <= samples)
+        return least_steps("eval", request.mapped_share) if is_last and is_possible else 0
 
     def _is_explained(self, measured: Measurement, target: SearchTarget, examination: Examination) -> bool:
         """True if the user's code refused a size because of a rule that is now known. The search then requests sizes of the
@@ -584,6 +590,14 @@ class DeviceSearch:
             return best
         self.progress.event(BestFound(mode=measured.mode, batch=measured.batch, peak_bytes=peak))
         return measured
+
+    def _learn_interrupted(
+        self, error: Interrupted, search: CapacitySearch, best: Measurement | None, examination: Examination
+    ) -> Measurement | None:
+        """Pass the verdict of a training to the search if the signal stopped the evaluation after it. Return as `_learn`."""
+        if not isinstance(error, InterruptedAfterTraining):
+            return best
+        return self._learn(search, self.attempts.measurements[-1], best, None, examination)
 
     def _affordable(
         self,

@@ -17,7 +17,7 @@ from batchcal.calibration.fingerprint import fingerprint_of
 from batchcal.calibration.keys import find_or_make_trust, find_trust
 from batchcal.calibration.locate import existing_of
 from batchcal.calibration.place import OUTPUT, own_place, place_for
-from batchcal.calibration.schema import Options
+from batchcal.calibration.schema import Calibration, Options
 from batchcal.calibration.stale import Stale
 from batchcal.calibration.store import Loaded, Missing, check_settled, load_fresh, lock_path, make_folder, refusal
 from batchcal.core.clock import Clock, SystemClock
@@ -160,23 +160,45 @@ def _is_enough(existing: CalibrationResult, calibrator: Calibrator) -> bool:
     calibration = existing.calibration
     if _is_to_continue(existing, calibrator):
         return False
-    attribution = calibration.attribution
-    wanted = calibrator.need.by_setting and calibration.options.objective == "throughput"
-    if wanted and (attribution is None or not attribution.is_by_knob):
+    if calibrator.need.by_setting and calibration.options.objective == "throughput" and not _is_attributed(existing, calibrator):
+        return False
+    if _is_below_least(calibration, calibrator.options):
         return False
     if not calibrator.need.rehearsed:
         return calibration.is_usable and answers(calibration, calibrator.options.objective)
     return is_rehearsed(calibration, calibrator.options)
 
 
+def _is_below_least(calibration: Calibration, options: Options) -> bool:
+    """True if larger micro-batches were not searched, and the smallest one that the options allow is larger."""
+    finding, least = calibration.finding(), options.min_micro_batch
+    return finding is not None and least is not None and finding.train.limited_by == "speed" and finding.train.batch < least
+
+
 def _is_to_continue(existing: CalibrationResult, calibrator: Calibrator) -> bool:
     """True if the search did not finish, and the caller requires that it finishes, or is a calibration that offers more time or
     repeats one that a signal stopped. A training uses what was verified."""
-    calibration, need = existing.calibration, calibrator.need
-    has_more = calibrator.options.time_limit_s > calibration.options.time_limit_s
+    calibration, need, options = existing.calibration, calibrator.need, calibrator.options
+    before = calibration.options
+    if calibration.status != "unsettled" or options.objective != before.objective:
+        return False
+    if options.effective_batch not in (None, calibration.effective_batch):
+        return False  # another question, which a rehearsal answers
+    has_more = options.time_limit_s > before.time_limit_s
+    if before.max_probes is not None and (options.max_probes is None or options.max_probes > before.max_probes):
+        has_more = True
     was_stopped = any(undone.part == "stopped" for undone in calibration.undone)
     is_offered = need.rehearsed and (has_more or was_stopped)
-    return calibration.status == "unsettled" and (is_offered or need.require_settled)
+    return is_offered or need.require_settled
+
+
+def _is_attributed(existing: CalibrationResult, calibrator: Calibrator) -> bool:
+    """True if the gain of each setting was measured for the plan that is requested."""
+    calibration = existing.calibration
+    attribution, requested = calibration.attribution, calibrator.options.effective_batch or calibration.effective_batch
+    if attribution is None or not attribution.is_by_knob:
+        return False
+    return requested is None or attribution.effective_batch == requested
 
 
 def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationResult | None) -> CalibrationResult:
@@ -208,7 +230,11 @@ def _locked(calibrator: Calibrator, notices: list[str], existing: CalibrationRes
             return replace(usable, notices=(*notices, *usable.notices))
         if usable is not None and usable.calibration.is_usable and not force:
             continued = _is_to_continue(usable, calibrator)
-            if continued or not answers(usable.calibration, calibrator.options.objective):
+            if continued:
+                effective_batch = calibrator.options.effective_batch or usable.calibration.effective_batch
+                calibrator.options = calibrator.options.model_copy(update={"effective_batch": effective_batch})
+            too_small = _is_below_least(usable.calibration, calibrator.options)
+            if continued or too_small or not answers(usable.calibration, calibrator.options.objective):
                 calibrator.existing = usable.calibration
                 return calibrator.measure(start_s, notices, restart=False)
             return calibrator.verify(replace(usable, notices=(*notices, *usable.notices)))

@@ -78,14 +78,17 @@ def recorded(
 def with_results_of(existing: Calibration, calibration: Calibration) -> Calibration:
     """Return `calibration` with the results of `existing` that it has not measured itself: its objective does not need them."""
     finals = calibration.finals or existing.finals
+    rehearsed = [rehearsal.settings for rehearsal in calibration.rehearsals]
+    # The gain is that of a plan, which another search for the same objective may have changed.
+    attribution = None if calibration.options.objective == existing.options.objective else existing.attribution
     return calibration.model_copy(
         update={
             "speeds": calibration.speeds or existing.speeds,
             "sizes": calibration.sizes or existing.sizes,
             "finals": finals,
-            "rehearsals": (*existing.rehearsals, *calibration.rehearsals),
+            "rehearsals": (*(old for old in existing.rehearsals if old.settings not in rehearsed), *calibration.rehearsals),
             "loader_workers": calibration.loader_workers or existing.loader_workers,
-            "attribution": calibration.attribution or existing.attribution,
+            "attribution": calibration.attribution or attribution,
             "pipeline": calibration.pipeline or existing.pipeline,
             "shapes": calibration.shapes or existing.shapes,
             "unanswered": tuple(

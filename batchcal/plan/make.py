@@ -65,7 +65,7 @@ def make_plan(
     if objective == "memory" and not finding.train.answers_memory:
         raise NoCalibration(
             "the largest micro-batch was not measured: the calibration was made for throughput",
-            known=f"it ended at {finding.train.batch} samples, because a larger micro-batch would not train faster",
+            known=f"it ended at {finding.train.batch} samples, because larger micro-batches are of no use for speed",
             try_=f"batchcal calibrate {quote(calibration.task.spec)} --objective memory",
         )
     if world_size < 1:

@@ -14,7 +14,7 @@ from batchcal.plan.effective_batch import effective_batch_of
 from batchcal.plan.make import find
 from batchcal.plan.rehearsals.rehearsed import remaining_share
 
-UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model", "speed")
+UNMOVED: Final[tuple[LimitedBy, ...]] = ("dataset", "max-batch", "model")
 """Limits of a capacity that do not depend on memory."""
 FURTHEST: Final = 2**20
 """Largest size of a prediction. A model that memory does not limit at this size is not limited by memory."""
@@ -76,8 +76,17 @@ def what_if(
             raise UsageError(f"container size {limit} is not positive", try_="--what-if 2GiB,4GiB")
         budget_bytes = int(limit * (1 - margin)) - others_bytes - budget.reserved_bytes
         usable = finding.usable_bytes(budget_bytes)
-        micro = _largest(calibration, finding.train, finding.train_memory, usable, share=remaining_share(calibration, finding))
-        evaluating = finding.eval and _largest(calibration, finding.eval, finding.eval_memory or finding.train_memory, usable)
+        micro = _largest(
+            calibration,
+            finding.train,
+            finding.train_memory,
+            usable,
+            useful=finding.train.batch if setting is None else setting.samples,
+            share=remaining_share(calibration, finding),
+        )
+        evaluating = finding.eval and _largest(
+            calibration, finding.eval, finding.eval_memory or finding.train_memory, usable, useful=micro
+        )
         samples = micro if setting is None else setting.samples
         predictions.append(
             Prediction(
@@ -96,9 +105,18 @@ def what_if(
     return tuple(predictions)
 
 
-def _largest(calibration: Calibration, capacity: Capacity, model: MemoryModel, budget_bytes: int, *, share: float = 1.0) -> int:
-    """`share`: fraction of the model's sizes that failed rehearsals leave."""
+def _largest(
+    calibration: Calibration, capacity: Capacity, model: MemoryModel, budget_bytes: int, *, useful: int, share: float = 1.0
+) -> int:
+    """Return the largest batch that is predicted to fit.
+
+    Args:
+        useful: largest batch that is of use if larger ones were not searched for speed.
+        share: fraction of the model's sizes that failed rehearsals leave.
+    """
     ceiling = capacity.batch if capacity.limited_by in UNMOVED else _ceiling(calibration)
+    if capacity.limited_by == "speed":
+        ceiling = min(ceiling, max(capacity.batch, useful))
     micro = int(model.largest_within(budget_bytes, ceiling=ceiling if share == 1 else FURTHEST) * share)
     micro = min(micro, ceiling)
     if budget_bytes >= capacity.peak_bytes:

@@ -11,7 +11,7 @@ from batchcal.calibration.store import NAME
 from batchcal.core.errors import Interrupted, NoCalibration, Partial
 from batchcal.core.units import GIB
 from batchcal.guard.outcome import Outcome
-from batchcal.measure.children.probe import ProbeRequest
+from batchcal.measure.children.probe import InterruptedAfterTraining, Observation, ProbeRequest, RehearsalRequest
 from batchcal.measure.options import options
 from batchcal.measure.result import Need
 from tests.support.probes import KILLED, Harness, ScriptedProbe, best_of, saved
@@ -99,6 +99,31 @@ def test_a_training_uses_what_an_unfinished_search_has_verified(harness: Harness
     assert harness.calibrate(None, need=Need(rehearsed=False, may_measure=False)).fresh
     with pytest.raises(NoCalibration, match="did not finish"):
         harness.calibrate(None, need=Need(rehearsed=False, may_measure=False, require_settled=True))
+
+
+def test_another_objective_keeps_the_capacities_of_an_unfinished_search(harness: Harness) -> None:
+    before = harness.calibrate(
+        ScriptedProbe(clock=harness.clock, takes_s=15), options(GIB, objective="memory", time_limit_s=20)
+    ).calibration
+    after = harness.calibrate(ScriptedProbe(), options(GIB, effective_batch=16, time_limit_s=600)).calibration
+    assert before.status == after.status == "unsettled"
+    assert [finding.train for finding in after.findings] == [finding.train for finding in before.findings]
+
+
+def test_a_signal_during_the_evaluation_of_a_probe_keeps_its_training(harness: Harness) -> None:
+    class Stopped(ScriptedProbe):
+        def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
+            report = super().observe(request)
+            if isinstance(request, ProbeRequest) and request.evaluation_steps:
+                raise InterruptedAfterTraining(Interrupted(2), report)
+            return report
+
+    result = harness.calibrate(Stopped(), options(GIB, max_batch=8))
+    assert isinstance(result.stopped, Interrupted)
+    finding = result.calibration.finding()
+    assert finding is not None
+    assert finding.train.batch == 8
+    assert saved(harness).status == "unsettled"
 
 
 def test_a_search_that_a_signal_stopped_continues_when_the_same_command_runs_again(harness: Harness) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -109,6 +109,10 @@ class Rehearsal(Record):
         return isinstance(self.outcome, Fits)
 
 
+NO_TIME: Final = "no time was left"
+"""Reason for a part that a longer time limit would measure."""
+
+
 class TurnedBack(Record):
     """The chosen plan with one knob at PyTorch's default."""
 
@@ -139,8 +143,8 @@ class Attribution(Record):
 
     @property
     def is_by_knob(self) -> bool:
-        """True if the part of each knob was measured, or there is none. False: only all of them together."""
-        return all(knob.samples_per_s is not None or knob.why for knob in self.knobs)
+        """True if the part of each knob was measured as far as it can be. False: only all of them together, or time ended."""
+        return all(knob.samples_per_s is not None or knob.why not in ("", NO_TIME) for knob in self.knobs)
 
     @property
     def gain(self) -> float | None:

@@ -21,6 +21,8 @@ searches that had 5 % to gain."""
 TURNS_DIFFER: Final = 0.15
 """Share by which turns of one setting differ without other load: the standard deviation of 12 turns of a small CNN, with three
 allocators and sizes, was 6 to 15 %."""
+MUCH_SLOWER: Final = 1.5
+"""Factor by which one turn shows that a size is slower: the same turn took 1.4 times as long a few seconds later."""
 HEAVY_DATA: Final = 0.3
 """Share of a step. If fetching its batch takes more, the possible gain is in DataLoader workers."""
 RACED_POLICIES: Final = "raced-policies"
@@ -90,7 +92,7 @@ class Speeds(Record):
             return None
         largest = self.times[-1]
         fastest_sample_s = min(time.step_s / time.micro_batch for time in self.times)
-        if largest.step_s / largest.micro_batch > fastest_sample_s * (1 + TURNS_DIFFER) ** 2:  # each of the two may be off
+        if largest.step_s / largest.micro_batch > fastest_sample_s * MUCH_SLOWER:
             return largest.micro_batch
         far_apart = largest.micro_batch >= self.times[0].micro_batch * FAR_APART
         sample_s = _sample_s(self.times) if far_apart else None

@@ -49,6 +49,8 @@ def show(
         show_run(file, html=html, as_json=json, messages=context.ensure_object(Messages))
         return
     if file is not None and other is not None:
+        if require_settled:
+            raise UsageError("--require-settled is for --check", try_="batchcal show --check --require-settled")
         if check or why or html is not None:
             raise UsageError(
                 "--check, --why and --html take one calibration, and two are given", try_=f"batchcal show {file} {other}"

@@ -121,7 +121,7 @@ LIMITS: Final[dict[LimitedBy, str]] = {
     "dataset": "the number of samples",
     "max-batch": "--max-batch",
     "model": "the task, which does not accept a larger batch",
-    "speed": "speed: a larger batch would not be faster",
+    "speed": "speed: larger batches are of no use for it",
     "time-limit": "the time limit",
     "max-probes": "--max-probes",
     "measuring-overhead": "the memory that the measurement itself needs",
@@ -144,9 +144,6 @@ def limit_sentence(calibration: Calibration, finding: Finding, mode: Literal["tr
     """Return the reason why the capacity is not larger."""
     capacity = finding.train if mode == "train" or finding.eval is None else finding.eval
     limit = LIMITS.get(capacity.limited_by, capacity.limited_by)
-    effective_batch = calibration.effective_batch or (calibration.facts.effective_batch if calibration.facts else None)
-    if capacity.limited_by == "speed" and capacity.batch == effective_batch:
-        return "the effective batch (--objective memory measures larger ones)"
     if capacity.limited_by not in ("memory", "accelerator-memory"):
         predicted = predicted_capacity(calibration, finding) if mode == "train" else None
         about = "" if predicted is None else f"; about {count(predicted)} predicted"

@@ -16,11 +16,11 @@ from batchcal.calibration.records.promises import PromiseCheck, PromiseName
 from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import OFF, Budget, Isolation, Mode, Options
-from batchcal.core.errors import GuardError
+from batchcal.core.errors import GuardError, Interrupted
 from batchcal.core.units import MIB, count_of
 from batchcal.detect.environment import Environment
 from batchcal.guard.channel.wire import JSON, Message
-from batchcal.guard.classify import classify
+from batchcal.guard.classify import classify, swapped
 from batchcal.guard.ending import Ending
 from batchcal.guard.job import Function
 from batchcal.guard.launch import FunctionJob, Launcher
@@ -37,6 +37,7 @@ from batchcal.measure.children.examine_job import Curve, ExamineArguments, exami
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import (
     Examination,
+    InterruptedAfterTraining,
     Observation,
     ProbeRequest,
     RehearsalRequest,
@@ -213,7 +214,7 @@ class ChildProbe:
         limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": min(CURVE_LIMIT_S, left_s * CURVE_SHARE)},
-            neighbours=self._neighbours or bool(expected),
+            neighbours=self._has_neighbours() or bool(expected),
         )
 
         def listen(message: Message) -> None:
@@ -239,7 +240,7 @@ class ChildProbe:
         limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
-            neighbours=self._neighbours,
+            neighbours=self._has_neighbours(),
         )
         values = arguments.model_dump(mode="json")
         self._run(scout, values, allocator, limits, listen=listen)
@@ -278,7 +279,7 @@ class ChildProbe:
         limits = ChildLimits(
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": promises_limit_s(left_s)},
-            neighbours=self._neighbours or self._launchers.are_starting,
+            neighbours=self._has_neighbours(),
         )
         values = arguments.model_dump(mode="json")
         ending = self._run(check_promises, values, allocator, limits, listen=listen)
@@ -297,6 +298,7 @@ class ChildProbe:
     def measure(self, request: ProbeRequest) -> Observation:
         """Run steps at one size."""
         self._alternating = frozenset()
+        self._launchers.drop_starting()  # the race that they were for is over, or was not run
         self._make_room(request.allocator, request.predicted_bytes)
         setting = self._settings[request.device].under(request.setup)
         if request.one_size:
@@ -320,22 +322,34 @@ class ChildProbe:
             allowed_bytes=allowed,
             phase_s={**self._phase_s, "measure": deadline},
             host_fence=not accelerated and setting.workers == 0,
-            neighbours=self._neighbours,
+            neighbours=self._has_neighbours(),
         )
         start_s = time.monotonic()
         messages: list[Message] = []
-        ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits, listen=messages.append)
         memory_limits = self._memory_limits(request.device, request.allocator, request.budget_bytes, workers=setting.workers)
+        try:
+            ending = self._run(probe, arguments.model_dump(mode="json"), request.allocator, limits, listen=messages.append)
+        except Interrupted as error:
+            if (trained := _trained(messages)) is None:
+                raise
+            outcome = answers.probe_outcome(trained, Ending(), memory_limits, request.batch)
+            isolation = self._isolation(Ending(), request.device, request.allocator)
+            wall_s = time.monotonic() - start_s
+            raise InterruptedAfterTraining(
+                error, Observation(outcome=outcome, isolation=isolation, wall_s=wall_s, notes=answers.notes(trained))
+            ) from error
         outcome, evaluation = _training_and_evaluation(ending, messages, memory_limits, request)
         if isinstance(outcome, OutOfMemory) and outcome.source != "budget" and len(self._launchers.running) > 1:
             # The processes of other policies took a part of the memory: only a run without them is a verdict.
             return self.measure(request.model_copy(update={"predicted_bytes": None}))
         if isinstance(outcome, Fits):
             self._peak_bytes = max(self._peak_bytes or 0, outcome.peak.demand_bytes)
+        if isinstance(evaluation, Fits):
+            self._peak_bytes = max(self._peak_bytes or 0, evaluation.peak.demand_bytes)
         if isinstance(evaluation, OutOfMemory) and evaluation.source != "budget" and len(self._launchers.running) > 1:
             evaluation = None  # an evaluation alone will decide
         isolation = self._isolation(ending, request.device, request.allocator)
-        notes = answers.notes(ending.returned)
+        notes = answers.notes(ending.returned if ending.has_result else _trained(messages))
         if loses_blocks and setting.lost_blocks is None:
             notes += (counting.UNKNOWN,)
         wall_s = time.monotonic() - start_s
@@ -372,7 +386,7 @@ class ChildProbe:
             allowed_bytes=self._most_allowed(allocator),
             phase_s={**self._phase_s, "measure": limit_s + SCOUT_GRACE_S},
             host_fence=False,
-            neighbours=self._neighbours,
+            neighbours=self._has_neighbours(),
         )
         ending = self._run(count_lost_blocks, arguments.model_dump(mode="json"), allocator, limits)
         try:
@@ -426,7 +440,7 @@ class ChildProbe:
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + TIMING_GRACE_S},
             host_fence=not accelerated,
-            neighbours=self._neighbours,
+            neighbours=self._has_neighbours(),
         )
         order = self._orders.get((request.device, "train"))
         values = TimingArguments(setting=self._settings[request.device], request=request, order=order).model_dump(mode="json")
@@ -444,7 +458,7 @@ class ChildProbe:
             allowed_bytes=allowed if accelerated else min(request.allowed_bytes, allowed),
             phase_s={**self._phase_s, "measure": request.limit_s + REHEARSAL_GRACE_S},
             host_fence=not accelerated and plan.num_workers == 0,
-            neighbours=self._neighbours,
+            neighbours=self._has_neighbours(),
         )
         changes: dict[str, object] = {"intra_op_threads": plan.intra_op_threads, "interop_threads": plan.interop_threads}
         if request.keep_activations:
@@ -473,7 +487,7 @@ class ChildProbe:
             allowed_bytes=self._most_allowed(request.allocator),
             phase_s={**self._phase_s, "measure": request.limit_s + MOST_FRESH_WORKER_S},
             host_fence=False,
-            neighbours=self._neighbours,
+            neighbours=self._has_neighbours(),
         )
         setting = self._settings[request.device]
         arguments = WorkersArguments(
@@ -502,7 +516,7 @@ class ChildProbe:
         limits = ChildLimits(
             allowed_bytes=allowed,
             phase_s={**self._phase_s, "measure": request.limit_s + VARIED_GRACE_S},
-            neighbours=self._neighbours,
+            neighbours=self._has_neighbours(),
         )
         ending = self._run(train_varied, arguments.model_dump(mode="json"), request.allocator, limits, listen=listen)
         if ending.has_result:
@@ -555,9 +569,13 @@ class ChildProbe:
         if not has_room and allocator not in self._alternating:
             self._launchers.keep_only(allocator)
 
+    def _has_neighbours(self) -> bool:
+        """True if other processes start or end in the memory group while a child runs."""
+        return self._neighbours or self._launchers.are_starting
+
     def _memory_limits(self, device: str, allocator: str, budget_bytes: int, *, workers: int) -> answers.MemoryLimits:
         # Workers' batches come and go between two measurements of the child; the measurement of the group includes all of them.
-        by_group = workers > 0 and isinstance(self._group, MemoryGroup) and not self._neighbours
+        by_group = workers > 0 and isinstance(self._group, MemoryGroup) and not self._has_neighbours()
         return answers.MemoryLimits(
             device=device,
             budget_bytes=budget_bytes,
@@ -623,14 +641,20 @@ def child_probe(
     )
 
 
+def _trained(messages: Sequence[Message]) -> JSON:
+    """Return the answer of a training after which an evaluation ran. None: there is none."""
+    return next((message["trained"] for message in messages if "trained" in message), None)
+
+
 def _training_and_evaluation(
     ending: Ending, messages: Sequence[Message], limits: answers.MemoryLimits, request: ProbeRequest
 ) -> tuple[Outcome, Outcome | None]:
-    """Return the outcome of a batch size, and that of the evaluation after it. None: the run did not get there."""
-    trained = next((message["trained"] for message in messages if "trained" in message), None)
-    if trained is None or ending.has_result:
+    """Return the outcome of a batch size, and that of the evaluation after it. None: no evaluation began."""
+    trained = _trained(messages)
+    if trained is None or ending.has_result or swapped(ending) is not None:
+        # Where memory was swapped out, no half of the run fits: it is unknown which one was the cause.
         outcome = classify(ending, lambda value: answers.probe_outcome(value, ending, limits, request.batch))
-    else:  # whatever ended the evaluation, the training before it ran
+    else:  # the training is complete, however the evaluation ended
         outcome = answers.probe_outcome(trained, ending, limits, request.batch)
     if trained is None or not isinstance(outcome, Fits):
         return outcome, None

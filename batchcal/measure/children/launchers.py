@@ -58,7 +58,7 @@ class Launchers:
         return self.running.get(launched_under(allocator))
 
     def begin(self, allocators: Iterable[PolicyName]) -> None:
-        """Start the launchers of all `allocators` in parallel, and wait for none: most of a start is the import of torch, on one
+        """Start the launchers of all `allocators` in parallel, without waiting: most of a start is the import of torch, on one
         core."""
         for name in set(map(launched_under, allocators)):
             if name in self.running or name in self._starting or self._must_spawn(name):
@@ -75,9 +75,15 @@ class Launchers:
         for name in names:
             self.get(name)
 
+    def drop_starting(self) -> None:
+        """Close the launchers that still start."""
+        for launcher in self._starting.values():
+            launcher.close()
+        self._starting.clear()
+
     @property
     def are_starting(self) -> bool:
-        """True if launchers were started that nothing has waited for yet: their memory still grows."""
+        """True if launchers were started by `begin` and are not in use yet: their memory may still grow."""
         return bool(self._starting)
 
     def missing(self, allocators: Iterable[PolicyName]) -> int:

@@ -10,7 +10,7 @@ from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.schema import Isolation, Mode
-from batchcal.core.errors import UserCodeError
+from batchcal.core.errors import Interrupted, UserCodeError
 from batchcal.core.values import Frozen
 from batchcal.guard.outcome import Outcome
 from batchcal.measure.heap.trial import HeapReport, HeapRequest
@@ -101,9 +101,17 @@ class Observation(Frozen):
     evaluating: bool = False
     """For a plan: an evaluation failed, not a training step."""
     evaluation: Outcome | None = None
-    """Outcome of the evaluation after a training that fits. None: it was not requested, or the training did not get there."""
+    """Outcome of the evaluation after a training that fits. None: it was not requested, or it did not begin."""
     notes: tuple[str, ...] = ()
     """Notes for the reader of the calibration."""
+
+
+class InterruptedAfterTraining(Interrupted):
+    """A signal stopped the evaluation of a probe. Its training is complete."""
+
+    def __init__(self, error: Interrupted, observation: Observation) -> None:
+        super().__init__(error.signal_number, error.what, known=error.known, try_=error.try_)
+        self.observation = observation
 
 
 class Examination(Frozen):

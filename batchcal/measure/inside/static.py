@@ -49,7 +49,7 @@ class FakeTrace:
         slow_s: float | None = None,
     ) -> None:
         """Args:
-        limit_s: no further size is traced after this many seconds.
+        limit_s: no further size is traced after this many seconds. Without `slow_s`, a size that is being traced is given up.
         fake: the mode in which parameters of the task are already fake, if they are.
         slow_s: a size that takes longer ends the curve. None: SIZE_LIMIT_S, and less for the first size.
         """
@@ -59,8 +59,9 @@ class FakeTrace:
         self._batch_of = batch_of
         self._fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
         self._slow_s = SIZE_LIMIT_S if slow_s is None else slow_s
-        self._first_limit_s = limit_s * SHARE_OF_FIRST_SIZE if slow_s is None else limit_s
+        self._first_limit_s = limit_s * SHARE_OF_FIRST_SIZE if slow_s is None else math.inf
         self._end_s = time.monotonic() + limit_s
+        self._last_s = self._end_s if slow_s is None else math.inf
         self._slow = False
         self._refused = False
         """True if a size failed after others were traced. The curve ends there."""
@@ -91,7 +92,7 @@ class FakeTrace:
 
     def _peaks(self, size: int) -> dict[Mode, tuple[int, ...]]:
         is_first = not self.peaks["train"]
-        until_s = time.monotonic() + self._first_limit_s if is_first else self._end_s
+        until_s = time.monotonic() + self._first_limit_s if is_first else self._last_s
         self._inputs = []
         batch = map_tensors(self._batch_of(size), self._faked)
         peaks: dict[Mode, tuple[int, ...]] = {}

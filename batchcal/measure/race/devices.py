@@ -42,6 +42,10 @@ class DevicePolicies:
         raced = self.options.allocator == AUTO and device == "cpu"
         return tuple(policy.name for policy in compared()) if raced else (self.policy(device),)
 
+    def was_raced(self, device: str, policies: tuple[str, ...]) -> bool:
+        """Return True if an interrupted calibration has raced these policies."""
+        return any(_is_of(past_race, device, policies) for past_race in self.past)
+
     def policy(self, device: str) -> str:
         """Return the policy for `device`: the requested one, else the fastest, else `default`."""
         return self._fastest.get(device, "default") if self.options.allocator == AUTO else self.options.allocator

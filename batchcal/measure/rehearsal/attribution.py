@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from batchcal.calibration.records.rehearsal import Attribution, TurnedBack
+from batchcal.calibration.records.rehearsal import NO_TIME, Attribution, TurnedBack
 from batchcal.calibration.schema import OFF, Calibration
 from batchcal.detect.environment import Environment
 from batchcal.guard.outcome import Fits
@@ -46,19 +46,21 @@ class _Variant:
         return "" if self.plan is None else self.plan.allocator
 
 
-def attribute(stage: Stage, calibration: Calibration, plan: Plan, *, by_knob: bool) -> Attribution | None:
+def attribute(
+    stage: Stage, calibration: Calibration, plan: Plan, *, by_knob: bool, was_just_rehearsed: bool
+) -> Attribution | None:
     """Measure the gain of `plan`. None: no time was left, or the plan itself could not be timed.
 
     Args:
         by_knob: measure also the part of each knob in the gain. Otherwise the defaults run once, right after the rehearsal.
+        was_just_rehearsed: the rehearsal counts as a turn of the plan.
     """
     knobs = _knobs(calibration, plan)
     by_knob = by_knob or "activation_checkpointing" in knobs  # its price in time and its gain in memory are its purpose
     # A knob with PyTorch's default is not turned back.
     turned = {name: _turned_back(calibration, plan, (name,)) for name in knobs}
     usual = next(iter(turned.values())) if len(knobs) == 1 else _turned_back(calibration, plan, tuple(knobs)) if knobs else None
-    # The rehearsal has just timed it, in the same way.
-    rehearsed = plan.predicted_samples_per_s if plan.status == "verified" else None
+    rehearsed = plan.predicted_samples_per_s if plan.status == "verified" and was_just_rehearsed else None
     chosen = _Variant(plan, rates=[] if rehearsed is None else [rehearsed])
     rounds = 0
     if usual is not None and by_knob:
@@ -150,7 +152,7 @@ def _run(stage: Stage, chosen: _Variant, usual: _Variant, rest: Sequence[_Varian
     for number in range(ROUNDS):
         for variant in reversed(ordered) if number else ordered:
             _time(stage, variant)
-    return max(len(variant.rates) for variant in ordered)
+    return len(usual.rates)
 
 
 def _time(stage: Stage, variant: _Variant) -> None:
@@ -158,7 +160,7 @@ def _time(stage: Stage, variant: _Variant) -> None:
     if variant.plan is None or variant.why:
         return
     if stage.left_s() <= 0:
-        variant.why = "" if variant.rates else "no time was left"
+        variant.why = "" if variant.rates else NO_TIME
         return
     outcome = stage.turn(variant.plan, keep_activations=variant.keep_activations).outcome
     if isinstance(outcome, Fits):

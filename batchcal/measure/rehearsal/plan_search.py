@@ -1,4 +1,4 @@
-"""The last part of a calibration: threads and workers race, the complete plan runs, and its gain is attributed to the knobs."""
+"""The last part of a calibration: threads and workers race, the complete plan runs, and its gain is measured."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ class PlanSearch:
     """Measure the part of each setting in the gain over PyTorch's defaults."""
     undone: list[Undone] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _was_rehearsed: bool = False
+    """True if the plan has just run completely. False: its rehearsal is older."""
     _failed: UserCodeFailed | None = None
     """Failure of the task's own code with ordinary samples, at sizes that ran with the largest samples."""
     _timed: tuple[StepTime, ...] = ()
@@ -269,6 +271,7 @@ class PlanSearch:
                 )
             )
             if rehearsal.fits:
+                self._was_rehearsed = True
                 return
             failed_part = f"evaluation batch {plan.eval_batch}" if rehearsal.evaluating else f"micro-batch {plan.micro_batch}"
             self._note(f"the rehearsal failed at {failed_part}: {described(outcome)}")
@@ -283,7 +286,9 @@ class PlanSearch:
             return
         self._phase("attribution", f"PyTorch's defaults{', each setting alone, too' if self.by_knob else ''}")
         with self.slices.spent_on("attribution"):
-            attribution = attribute(self.stage, self.calibration, plan, by_knob=self.by_knob)
+            attribution = attribute(
+                self.stage, self.calibration, plan, by_knob=self.by_knob, was_just_rehearsed=self._was_rehearsed
+            )
         if attribution is None:
             return
         self._update(attribution=attribution)

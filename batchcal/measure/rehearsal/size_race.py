@@ -1,4 +1,4 @@
-"""The race of micro-batches: those around the fastest timed one, and the undivided one.
+"""The race of micro-batches: those around the fastest timed one, and the undivided one unless it was timed as much slower.
 
 If the allocator keeps its memory, the sizes take turns of half a second in one child, so that changes of the machine that last
 for seconds affect all sizes alike. On two cores whose speed varied by a fifth, a small CNN under tcmalloc then gave the same
@@ -15,7 +15,7 @@ from typing import Final
 
 from batchcal.calibration.records.rehearsal import SizeRace, SizeTime
 from batchcal.calibration.records.size_rule import SizeRule
-from batchcal.calibration.records.speed import TURNS_DIFFER, Speeds, StepTime
+from batchcal.calibration.records.speed import MUCH_SLOWER, TURNS_DIFFER, Speeds, StepTime
 from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import TimingReport, TimingRequest
 from batchcal.measure.race.noise import disturbed
@@ -28,9 +28,6 @@ FASTEST_TIMED: Final = 3
 """Number of the fastest timed sizes that are raced if each round needs a child. Each size was timed once, and a burst of other
 load may have hit one of them."""
 SMALLEST: Final = 8
-MUCH_SLOWER: Final = 1.5
-"""A size that the timing found slower than the fastest by this factor is not raced. The same turn took 1.4 times as long a few
-seconds later."""
 HANDS_BACK: Final = frozenset({"default", "thp"})
 """Policies that return large blocks to the system: a small size after a large one finds a heap that it would not have made."""
 
@@ -38,7 +35,7 @@ HANDS_BACK: Final = frozenset({"default", "thp"})
 def race_sizes(
     stage: Stage, plan: Plan, speeds: Speeds | None, capacity: int, *, rule: SizeRule | None = None
 ) -> tuple[SizeRace, tuple[StepTime, ...]] | None:
-    """Race sizes for the effective batch of `plan`, all else equal. Return the race, and its times if it ran in one child. None:
+    """Race sizes for the effective batch of `plan`, all else equal. Return the race, and its times if no workers ran. None:
     there is nothing to choose between."""
     effective = sum(plan.micro_batches)
     timed = [time for time in (speeds.times if speeds is not None else ()) if time.micro_batch <= effective]

@@ -121,6 +121,15 @@ def test_a_valid_calibration_gets_the_gain_of_each_knob_without_a_new_search(har
     assert harness.calibrate(None, asked, need=BY_SETTING).fresh
 
 
+def test_the_gain_of_each_knob_is_that_of_the_plan_that_was_calibrated(harness: Harness) -> None:
+    harness.calibrate(Stage(), options(GIB, effective_batch=256))
+    calibration = harness.calibrate(Stage(), options(GIB), need=BY_SETTING).calibration
+    assert calibration.effective_batch == 256
+    assert calibration.attribution is not None
+    assert calibration.attribution.effective_batch == 256
+    assert calibration.attribution.rounds == 2
+
+
 def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(harness: Harness) -> None:
     class TooMuch(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:

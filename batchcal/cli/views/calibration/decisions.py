@@ -157,7 +157,7 @@ def _races(calibration: Calibration) -> list[tuple[str, str]]:
         if fastest is not None:
             unsettled = "" if race.settled else f"; {UNSETTLED}"
             question = f"why micro-batches of {count(fastest)} for steps of {count(race.effective_batch)}"
-            answers.append((question, f"complete optimizer steps were timed. {rates}{unsettled}"))
+            answers.append((question, f"{rates}{unsettled}"))
     return answers
 
 

@@ -133,7 +133,7 @@ def unfinished(calibration: Calibration) -> str:
     limit_s = calibration.options.time_limit_s
     if calibration.status != "unsettled" or calibration.wall_s < limit_s * OUT_OF_TIME:
         return text
-    return f"{text}. To continue: batchcal calibrate --time-limit {2 * limit_s:.0f}s"
+    return f"{text}. To continue: the same command with --time-limit {2 * limit_s:.0f}s"
 
 
 def _sizes(calibration: Calibration, finding: Finding) -> Table:
