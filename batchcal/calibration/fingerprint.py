@@ -20,7 +20,7 @@ NOT_IDENTIFYING: Final = frozenset(
     {"time_limit_s", "max_probes", "effective_batch", "seed", "objective", "accept_inexact", "min_micro_batch"}
 )
 """Options that are left out. A longer search does not invalidate the result of a shorter one, a plan can be made for any
-effective batch, and the largest samples are the same for every seed."""
+effective batch (a larger one is divided), and the largest samples are the same for every seed."""
 
 
 def fingerprint_of(

@@ -148,7 +148,7 @@ def probe(arguments: ProbeArguments, context: ChildContext) -> JSON:
         notes=_growing(peaks, request),
     )
     if request.evaluation_steps:
-        context.send({"trained": answer.model_dump(mode="json")})  # the process may not live to return it
+        context.send({"trained": answer.model_dump(mode="json")})  # the evaluation may end the process
         host.reset()
         accelerator.reset()
         begin = host.read()

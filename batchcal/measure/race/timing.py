@@ -165,7 +165,8 @@ class _Clock:
             return False
         if self._samples is None:
             return spent_s >= LEAST_S
-        return sum(group.samples for group in groups) + groups[-1].samples / 2 > self._samples  # another step is further off
+        # To the nearest number of steps.
+        return sum(group.samples for group in groups) + groups[-1].samples / 2 > self._samples
 
 
 def training_batches(

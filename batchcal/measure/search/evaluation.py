@@ -15,8 +15,8 @@ EVAL_PRECISION: Final = 0.75
 EVAL_GAIN: Final = 1.1
 """The evaluation batch affects only its own speed, and its static curve does not include the memory of fused kernels (a
 transformer's fast path: 10x). So the search doubles the training batch as long as a doubling makes evaluation a tenth faster.
-After a size that does not fit, none in between is tried. On a CPU the speed is nearly constant: 877 and 920 samples/s at 249 and
-498 volumes."""
+After a size that does not fit, none in between is tried. On a CPU the speed is nearly constant (877 and 920 samples/s at 249 and
+498 volumes), so only a search for memory does this there."""
 
 EVAL_MISSES: Final = 3
 """Maximum number of misses. If neither the training batch nor a quarter of it fits, the cause is the memory that training leaves,

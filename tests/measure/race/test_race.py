@@ -107,7 +107,7 @@ def test_those_that_are_as_fast_as_one_another_settle_soon() -> None:
 
 
 def test_a_leader_within_a_tie_of_the_others_is_good_enough_on_a_machine_whose_turns_differ() -> None:
-    """The best turns of each differ by a tenth: nobody can say which one is the fastest, and it does not matter."""
+    """The best turns of each differ by a tenth: it is unknown which one is the fastest, and it does not matter."""
     race = Race(2)
     race.record({0: 1.0, 1: 1.1})
     after_one = race.settled
