@@ -143,8 +143,10 @@ class Attribution(Record):
 
     @property
     def is_by_knob(self) -> bool:
-        """True if the part of each knob was measured as far as it can be. False: only all of them together, or time ended."""
-        return all(knob.samples_per_s is not None or knob.why not in ("", NO_TIME) for knob in self.knobs)
+        """True if the part of each knob was measured as far as it can be, in more than one round. False: only all of them
+        together, or time ended."""
+        measured = all(knob.samples_per_s is not None or knob.why not in ("", NO_TIME) for knob in self.knobs)
+        return not self.knobs or (self.rounds > 1 and measured)
 
     @property
     def gain(self) -> float | None:
