@@ -6,8 +6,8 @@ the ratios within the rounds that both ran agree. Under bursts of other load hal
 for as many turns.
 
 A race also ends when the leader is good enough: no candidate is expected to be faster by more than a tie. Replayed over recorded
-turns of three policies at three sizes (handwriting, textpair, patchtst), this takes 10 to 27 % fewer turns. In the mean, the chosen
-candidate is 0.6, 2.8 and 1.2 % slower than the best; without this rule 0.6, 2.8 and 0.9 %.
+turns of three policies at three sizes (handwriting, textpair, patchtst), this takes 10 to 27 % fewer turns. In the mean, the
+chosen candidate is 0.6, 2.8 and 1.2 % slower than the best; without this rule 0.6, 2.8 and 0.9 %.
 """
 
 from __future__ import annotations
