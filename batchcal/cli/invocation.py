@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from batchcal.calibration.locate import find_calibration, named_by
 from batchcal.cli.output.messages import Messages
 from batchcal.core.errors import UsageError
+from batchcal.core.progress import key_values
 from batchcal.core.settings import SettingSource, unknown_variables
+from batchcal.measure.options import with_defaults
 from batchcal.values.settings import CalibrateSettings, PlanSettings, Settings
+from batchcal.workload.spec.config import project_source, read_config
+from batchcal.workload.spec.target import reference_of
 
 if TYPE_CHECKING:
     from batchcal.calibration.locate import Located
@@ -50,8 +55,6 @@ class Invocation:
         Raises:
             UsageError: see `find_calibration` and `named_by`.
         """
-        from batchcal.calibration.locate import find_calibration, named_by
-
         if calibration is not None:
             return named_by(calibration, self.directory, os.environ)
         return find_calibration(self.directory, os.environ, self.reference)
@@ -93,9 +96,6 @@ def open_invocation(
     Raises:
         UsageError: a file does not exist, a key is unknown, or the target has no known form.
     """
-    from batchcal.workload.spec.config import project_source, read_config
-    from batchcal.workload.spec.target import reference_of
-
     directory = Path.cwd()
     files: list[SettingSource] = []
     reference: TaskReference | None = None
@@ -126,8 +126,6 @@ def open_invocation(
 
 def _origins(settings: Settings) -> list[str]:
     """Return `setting name=calibrate.margin value=15% origin="env BATCHCAL_MARGIN"` for each setting that is not a default."""
-    from batchcal.core.progress import key_values
-
     return [
         key_values("setting", {"name": f"{table}.{key}", "value": text, "origin": origin})
         for table, key, text, origin in settings.non_defaults()
@@ -143,8 +141,6 @@ def options_from(settings: Settings, *, limit_bytes: int, existing: Options | No
     Raises:
         UsageError: a value is out of its range, or two values contradict each other.
     """
-    from batchcal.measure.options import with_defaults
-
     requested: dict[str, object] = {}
     for option in (*CalibrateSettings.options(), *PlanSettings.options()):
         is_reused = existing is not None and option not in COMMAND_OPTIONS and not settings.is_set(option)

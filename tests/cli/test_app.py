@@ -11,7 +11,7 @@ import typer
 from batchcal.__main__ import main
 from batchcal.calibration.records.undone import Undone
 from batchcal.calibration.schema import Budget
-from batchcal.cli.app import app
+from batchcal.cli.app import VERBS, app_with
 from batchcal.core.errors import UsageError
 from batchcal.core.units import GIB
 from batchcal.measure.result import CalibrationResult
@@ -53,7 +53,7 @@ OPTIONS = {
 
 def commands() -> dict[str, dict[str, str]]:
     """By verb: its options with their help."""
-    return _below(typer.main.get_command(app), "")
+    return _below(typer.main.get_command(app_with(*VERBS)), "")
 
 
 def _below(group: object, path: str) -> dict[str, dict[str, str]]:
@@ -508,7 +508,7 @@ def test_what_nobody_foresaw_is_a_short_message_and_a_traceback_on_demand(
     def broken(*arguments: object, **others: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("batchcal.plan.load.open_calibration", broken)
+    monkeypatch.setattr("batchcal.cli.commands.valid_calibration.open_calibration", broken)
     assert main(["plan"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: unexpected exception: ZeroDivisionError: oh")

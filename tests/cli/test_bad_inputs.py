@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 import batchcal
 from batchcal.__main__ import main
-from batchcal.cli.app import app
+from batchcal.cli.app import VERBS, app_with
 from tests.cli.bad_inputs import CASES, GOLDEN, HEAD, Case, in_folder, prepare, run, section
 
 PACKAGE = Path(batchcal.__file__).parent
@@ -122,13 +122,13 @@ def all_flags() -> set[str]:
         for child in children.values():
             below(child)
 
-    below(typer.main.get_command(app))
+    below(typer.main.get_command(app_with(*VERBS)))
     return found
 
 
 def parse(command: str) -> None:
     """Raises what Typer raises for a command line that it does not know."""
-    group: object = typer.main.get_command(app)
+    group: object = typer.main.get_command(app_with(*VERBS))
     words = shlex.split(command)[1:]
     while isinstance(group, TyperGroup):
         assert words, command

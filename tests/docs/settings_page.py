@@ -8,7 +8,7 @@ from typing import Final
 
 import typer.main
 
-from batchcal.cli.app import app
+from batchcal.cli.app import VERBS, app_with
 from batchcal.core.option import Option
 from batchcal.hpo.config import PrunerSettings, StudySettings
 from batchcal.values.settings import Settings
@@ -63,7 +63,7 @@ def _fields(model: type[StudySettings | PrunerSettings]) -> str:
 
 def _verbs_by_flag() -> dict[str, list[str]]:
     verbs: dict[str, list[str]] = {}
-    commands: object = getattr(typer.main.get_command(app), "commands", {})
+    commands: object = getattr(typer.main.get_command(app_with(*VERBS)), "commands", {})
     assert isinstance(commands, dict)
     for name, command in commands.items():
         for parameter in command.params:

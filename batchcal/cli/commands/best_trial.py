@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from batchcal.calibration.store import read_again
+from batchcal.cli.commands.checkpoints import choose
+from batchcal.cli.commands.training import run_training
+from batchcal.cli.output import stdout
 from batchcal.cli.output.messages import Messages
+from batchcal.core.errors import NothingFits, NotSaved
+from batchcal.detect.detect import detect_for
+from batchcal.measure.result import CalibrationResult
+from batchcal.values.study_events import ShapeStarted
 
 if TYPE_CHECKING:
     from batchcal.cli.commands.studies import OpenStudy
@@ -22,8 +30,6 @@ class _CalibrationMessages:
         self._messages = messages
 
     def event(self, event: Named, /) -> None:
-        from batchcal.values.study_events import ShapeStarted
-
         if isinstance(event, ShapeStarted):
             self._messages.print(f"calibrating {event.shape}, for up to about {event.seconds} s")
 
@@ -34,16 +40,9 @@ def train_winner(study: OpenStudy, best: TrialStatus, *, as_json: bool, messages
     Raises:
         NothingFits: the trial does not fit here: it ran on a larger machine.
     """
-    from batchcal.calibration.store import read_again
-    from batchcal.cli.commands.checkpoints import choose
-    from batchcal.cli.commands.training import run_training
-    from batchcal.cli.output import stdout
-    from batchcal.core.errors import NothingFits, NotSaved
-    from batchcal.detect.detect import detect_for
     from batchcal.hpo.shapes import ShapeBook, TooLarge
     from batchcal.hpo.trials.child import with_warmup
     from batchcal.hpo.workers.worker import training_of
-    from batchcal.measure.result import CalibrationResult
 
     blueprint, values = study.blueprint, best.parameters
     book = ShapeBook(

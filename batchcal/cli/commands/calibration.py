@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.locate import existing_of
+from batchcal.calibration.store import Loaded, check_settled, load
 from batchcal.cli.invocation import Invocation, options_from
 from batchcal.cli.output.messages import Messages
+from batchcal.cli.output.progress import listening_to_calibration
+from batchcal.core.clock import SystemClock
+from batchcal.detect.detect import detect, detect_for
 
 if TYPE_CHECKING:
     from batchcal.calibration.stale import Stale
@@ -42,13 +49,6 @@ def obtain_calibration(
         NoCalibration: there is no valid calibration, and measuring is not allowed. Or its search must finish and did not.
         BatchcalError: the calibration failed; see `measure.obtain`.
     """
-    import os
-
-    from batchcal.calibration.keys import find_trust
-    from batchcal.calibration.locate import existing_of
-    from batchcal.calibration.store import Loaded, check_settled, load
-    from batchcal.cli.output.progress import listening_to_calibration
-    from batchcal.detect.detect import detect, detect_for
     from batchcal.measure.obtain import obtain
 
     reference = invocation.task()
@@ -80,7 +80,6 @@ def obtain_calibration(
 def current_view(result: CalibrationResult) -> ShownCalibration:
     """Return a calibration to show. It is not stale: it was just measured or is fresh."""
     from batchcal.cli.views.calibration.view import ShownCalibration
-    from batchcal.core.clock import SystemClock
 
     return ShownCalibration(
         calibration=result.calibration, path=result.path, stale=None, at=SystemClock().now(), notices=result.notices

@@ -7,9 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchcal.calibration.place import place_for
+from batchcal.calibration.store import find_project, make_folder
 from batchcal.core.errors import UsageError
 from batchcal.core.readers import OFF
+from batchcal.train.checkpoints.files import (
+    is_checkpoint,
+    new_checkpoint,
+    newest_checkpoint,
+    partial_path,
+    remove_older,
+    task_name,
+)
+from batchcal.train.checkpoints.lock import refuse_in_use
 from batchcal.values.settings import TrainSettings
+from batchcal.values.training_events import CheckpointSaved
 
 if TYPE_CHECKING:
     from batchcal.cli.invocation import Invocation
@@ -43,11 +55,7 @@ class _Removing:
         self._done = False
 
     def event(self, event: TrainingEvent, /) -> None:
-        from batchcal.values.training_events import CheckpointSaved
-
         if isinstance(event, CheckpointSaved) and not self._done:
-            from batchcal.train.checkpoints.files import remove_older
-
             self._done = True
             remove_older(self._path.parent, self._task, self._path)
         self._view.event(event)
@@ -77,11 +85,6 @@ def choose(invocation: Invocation, *, resume: bool, messages: Messages) -> Check
 
 
 def _default(invocation: Invocation, *, resume: bool, messages: Messages) -> Checkpoint:
-    from batchcal.calibration.place import place_for
-    from batchcal.calibration.store import find_project, make_folder
-    from batchcal.train.checkpoints.files import new_checkpoint, newest_checkpoint, partial_path, task_name
-    from batchcal.train.checkpoints.lock import refuse_in_use
-
     reference = invocation.task()
     directory = Path(reference.directory)
     try:
@@ -111,9 +114,6 @@ def _default(invocation: Invocation, *, resume: bool, messages: Messages) -> Che
 
 
 def _check_path(path: Path, text: str, *, resume: bool) -> None:
-    from batchcal.train.checkpoints.files import is_checkpoint, partial_path
-    from batchcal.train.checkpoints.lock import refuse_in_use
-
     if path.exists() and not is_checkpoint(path):
         raise UsageError(
             f"--checkpoint {text} is an existing file that is not a checkpoint",

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchcal.calibration.fingerprint import fingerprint_of
+from batchcal.calibration.keys import find_or_make_trust, find_trust
+from batchcal.calibration.locate import existing_of
+from batchcal.calibration.store import Loaded, load, load_fresh, save
 from batchcal.cli.invocation import Invocation
 from batchcal.cli.output.messages import Messages
+from batchcal.core.clock import SystemClock
+from batchcal.core.progress import key_values
+from batchcal.detect.detect import detect
+from batchcal.values.settings import CalibrateSettings
+from batchcal.workload.spec.identity import identify
 
 if TYPE_CHECKING:
     from batchcal.calibration.records.pipeline import LoaderTiming, PipelineResult
@@ -20,10 +30,7 @@ def measure_pipeline(invocation: Invocation, messages: Messages) -> PipelineResu
     Raises:
         UserCodeError, GuardError: see `calibrate_pipeline`.
     """
-    from batchcal.core.progress import key_values
-    from batchcal.detect.detect import detect
     from batchcal.measure.pipeline.pipeline import PipelineRequest, calibrate_pipeline
-    from batchcal.values.settings import CalibrateSettings
 
     reference, settings, environment = invocation.task(), invocation.settings, detect()
     request = PipelineRequest(
@@ -48,16 +55,6 @@ def save_result(invocation: Invocation, result: PipelineResult, output: Path | N
     Raises:
         NotSaved: the calibration could not be written.
     """
-    import os
-
-    from batchcal.calibration.fingerprint import fingerprint_of
-    from batchcal.calibration.keys import find_or_make_trust, find_trust
-    from batchcal.calibration.locate import existing_of
-    from batchcal.calibration.store import Loaded, load, load_fresh, save
-    from batchcal.core.clock import SystemClock
-    from batchcal.detect.detect import detect
-    from batchcal.workload.spec.identity import identify
-
     reference = invocation.task()
     environment: Environment = detect()
     path = output or existing_of(reference, os.environ)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from batchcal.cli.output import stdout
+from batchcal.cli.output.document import run
+from batchcal.core.clock import SystemClock
 from batchcal.core.errors import UsageError
+from batchcal.train.report.read import is_run, read_run
 
 if TYPE_CHECKING:
     from batchcal.cli.output.messages import Messages
@@ -15,7 +19,6 @@ def names_a_run(file: str | None) -> bool:
     """True if the first line or the name of `file` is that of a run's log, or if it is a folder: only runs have one."""
     if file is None:
         return False
-    from batchcal.train.report.read import is_run
 
     path = Path(file)
     return path.is_dir() or path.suffix == ".jsonl" or is_run(path)
@@ -46,10 +49,7 @@ def show_run(file: str, *, html: str | None, as_json: bool, messages: Messages) 
         UsageError: `file` is not a run, or cannot be read.
         NotSaved: the page could not be written.
     """
-    from batchcal.cli.output import stdout
     from batchcal.cli.views.run.words import ShownRun
-    from batchcal.core.clock import SystemClock
-    from batchcal.train.report.read import read_run
 
     view = ShownRun(run=read_run(Path(file)), at=SystemClock().now())
     if html is not None:
@@ -59,8 +59,6 @@ def show_run(file: str, *, html: str | None, as_json: bool, messages: Messages) 
         write_page(Path(html), page(view), shows=view.run.path)
         messages.print(f"written: {html}")
     if as_json:
-        from batchcal.cli.output.document import run
-
         stdout.emit(run(view.run))
     elif html is None:
         from batchcal.cli.views.run.view import show

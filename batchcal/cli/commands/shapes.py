@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from batchcal.calibration.keys import find_or_make_trust
+from batchcal.calibration.place import check_place
+from batchcal.calibration.store import save
 from batchcal.cli.output.messages import Messages
+from batchcal.cli.output.progress import listening_to_calibration
+from batchcal.core.errors import BatchcalError
+from batchcal.measure.deadline import Deadline
+from batchcal.workload.spec.reference import parse_arguments
 
 if TYPE_CHECKING:
     from batchcal.cli.invocation import Invocation
@@ -20,8 +28,6 @@ def parse_shapes(texts: Iterable[str]) -> list[dict[str, Scalar]]:
     Raises:
         UsageError: a part that is not NAME=VALUE.
     """
-    from batchcal.workload.spec.reference import parse_arguments
-
     return [parse_arguments(text, name="shape") for text in texts]
 
 
@@ -33,14 +39,6 @@ def add_shapes(
     An error becomes its `stopped`: the calibration itself was made and is shown. `start_s` is the start of the command in
     `time.monotonic`.
     """
-    import os
-
-    from batchcal.calibration.keys import find_or_make_trust
-    from batchcal.calibration.place import check_place
-    from batchcal.calibration.store import save
-    from batchcal.cli.output.progress import listening_to_calibration
-    from batchcal.core.errors import BatchcalError
-    from batchcal.measure.deadline import Deadline
     from batchcal.measure.shapes.shapes import batches_by, estimate_shapes
 
     calibration = result.calibration

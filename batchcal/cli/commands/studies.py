@@ -7,9 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import tomli_w
+
+from batchcal.cli.commands.training import options_of
+from batchcal.cli.invocation import open_invocation, options_from
+from batchcal.cli.output import stdout
+from batchcal.cli.output.document import study as document
 from batchcal.cli.output.messages import Messages
+from batchcal.cli.output.stop_key import stopping_at_q
 from batchcal.core.errors import BatchcalError, Interrupted, NotSaved, UsageError
+from batchcal.core.files import check_target, write_atomically
+from batchcal.core.progress import Notice
 from batchcal.core.units import count_of
+from batchcal.detect.detect import detect, detect_for
+from batchcal.hpo.config import MIN_DELTA, PATIENCE, as_toml, study_of, with_changes
+from batchcal.hpo.search.matrix import members
+from batchcal.hpo.search.space import BATCH_SIZE
+from batchcal.values.settings import CalibrateSettings, TrainSettings
+from batchcal.values.study_events import StudyStarted
+from batchcal.workload.spec.config import read_config
 
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Options
@@ -65,8 +81,6 @@ def read(config: str) -> Config:
     Raises:
         UsageError: the file is not a config.
     """
-    from batchcal.workload.spec.config import read_config
-
     if not config.endswith(".toml"):
         raise UsageError(
             f"{config!r} is not a config file",
@@ -83,13 +97,8 @@ def prepare_study(config: str, changed: Config, messages: Messages) -> OpenStudy
     Raises:
         UsageError: a key, a value or a space is invalid.
     """
-    from batchcal.cli.invocation import open_invocation, options_from
-    from batchcal.detect.detect import detect
     from batchcal.hpo.blueprint import Blueprint
-    from batchcal.hpo.config import study_of
-    from batchcal.hpo.search.space import BATCH_SIZE
     from batchcal.hpo.storage.backend import absolute_storage
-    from batchcal.values.settings import CalibrateSettings
 
     settings, space = study_of(changed, config)
     if settings.storage is not None:
@@ -118,10 +127,6 @@ def prepare_study(config: str, changed: Config, messages: Messages) -> OpenStudy
 
 def _train_options(settings: Settings, study: StudySettings, *, margin: float) -> TrainOptions:
     """Return the options of `train`. Unless [train] sets otherwise, trials stop early by the metric of the study."""
-    from batchcal.cli.commands.training import options_of
-    from batchcal.hpo.config import MIN_DELTA, PATIENCE
-    from batchcal.values.settings import TrainSettings
-
     options = replace(options_of(settings, margin=margin), seed=study.seed)
     if not settings.is_set(TrainSettings.watch):
         options = replace(options, watch=study.metric, watch_mode="max" if study.direction == "maximize" else "min")
@@ -179,15 +184,11 @@ def run(prepared: OpenStudy, *, workers: int, listener: StudyListener) -> tuple[
     Raises:
         BatchcalError: see `WorkerPool.run`.
     """
-    from batchcal.cli.output.stop_key import stopping_at_q
-    from batchcal.core.progress import Notice
-    from batchcal.detect.detect import detect_for
     from batchcal.hpo.storage.journal import remove_abandoned
     from batchcal.hpo.study import open_study
     from batchcal.hpo.study_status import study_status
     from batchcal.hpo.workers.assignments import share_out
     from batchcal.hpo.workers.pool import WorkerPool
-    from batchcal.values.study_events import StudyStarted
 
     blueprint = prepared.blueprint
     assignments = share_out(blueprint, prepared.options, detect_for(prepared.options.device), workers)
@@ -239,9 +240,6 @@ def families(config: Config, sets: Sequence[str], axes: Sequence[str]) -> tuple[
     Raises:
         UsageError: a change cannot be made.
     """
-    from batchcal.hpo.config import with_changes
-    from batchcal.hpo.search.matrix import members
-
     changed = with_changes(config, sets)
     return members(changed, axes) if axes else (changed,)
 
@@ -256,11 +254,6 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
         UsageError: a config is not a study, or would replace the config it was made from.
         NotSaved: the folder cannot be written to.
     """
-    import tomli_w
-
-    from batchcal.core.files import check_target, write_atomically
-    from batchcal.hpo.config import as_toml, study_of
-
     written: list[Path] = []
     for config in configs:
         settings, _ = study_of(config, name)
@@ -314,7 +307,6 @@ def show_study(file: str, *, html: str | None, as_json: bool, messages: Messages
         NotSaved: the page could not be written.
     """
     needs_optuna()
-    from batchcal.cli.output import stdout
     from batchcal.hpo.storage.backend import SQLITE, without_password
     from batchcal.hpo.study import read_study
     from batchcal.hpo.study_status import study_status
@@ -333,8 +325,6 @@ def show_study(file: str, *, html: str | None, as_json: bool, messages: Messages
         write_page(Path(html), page(status, importances(study), shown_storage), shows=Path(storage.removeprefix(SQLITE)))
         messages.print(f"written: {html}")
     if as_json:
-        from batchcal.cli.output.document import study as document
-
         stdout.emit(document(status, shown_storage))
     elif html is None:
         from batchcal.cli.views.study.view import show

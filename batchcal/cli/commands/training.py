@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from pydantic import TypeAdapter
+
+from batchcal.calibration.schema import OFF
+from batchcal.cli.output.progress import listening_to_training
+from batchcal.cli.output.stop_key import stopping_at_q
+from batchcal.cli.output.user_output import loading_output, only_result_on_stdout
+from batchcal.core.errors import BatchcalError, UsageError
+from batchcal.core.progress import Notice
+from batchcal.core.version import __version__
+from batchcal.plan.formats import as_lines
+from batchcal.train.ending.stop_request import StopRequest
+from batchcal.train.options import TrainOptions
+from batchcal.train.report.monitor import TrainingMonitor
+from batchcal.train.report.tensorboard import TensorBoard
+from batchcal.train.sizes.controller import ControlSettings
+from batchcal.values.settings import TrainSettings
+from batchcal.workload.spec.user_traceback import blame, in_user_code
 
 if TYPE_CHECKING:
     from batchcal.cli.commands.checkpoints import Checkpoint
@@ -15,8 +35,6 @@ if TYPE_CHECKING:
     from batchcal.core.progress import Progress
     from batchcal.measure.result import CalibrationResult
     from batchcal.plan.plan import Plan
-    from batchcal.train.options import TrainOptions
-    from batchcal.train.report.monitor import TrainingMonitor
     from batchcal.train.result import TrainingResult
     from batchcal.values.settings import Settings
     from batchcal.values.training_events import TrainingEvent
@@ -34,14 +52,6 @@ def options_of(settings: Settings, *, margin: float, memory_limit_bytes: int | N
     Raises:
         UsageError: a value is out of its range, or two values contradict each other.
     """
-    import dataclasses
-
-    from pydantic import TypeAdapter
-
-    from batchcal.train.options import TrainOptions
-    from batchcal.train.sizes.controller import ControlSettings
-    from batchcal.values.settings import TrainSettings
-
     train = settings.train
     names = {field.name for field in dataclasses.fields(TrainOptions)}
     values = {option.field: settings.value(option) for option in TrainSettings.options() if option.field in names}
@@ -65,12 +75,6 @@ def training_monitor(invocation: Invocation, folder: Path | None, *, view: Progr
     Raises:
         UsageError: a requested log cannot be written, or TensorBoard is not installed.
     """
-    from batchcal.core.errors import UsageError
-    from batchcal.core.progress import Notice
-    from batchcal.core.version import __version__
-    from batchcal.train.report.monitor import TrainingMonitor
-    from batchcal.train.report.tensorboard import TensorBoard
-
     requested, board = invocation.place(invocation.settings.train.log), invocation.place(invocation.settings.train.tensorboard)
     about = {"spec": invocation.task().spec, "batchcal": __version__}
     with contextlib.ExitStack() as stack:
@@ -108,10 +112,6 @@ def run_training(
     Raises:
         UserCodeError: the task's own code failed.
     """
-    import warnings
-
-    from batchcal.cli.output.user_output import only_result_on_stdout
-    from batchcal.plan.formats import as_lines
     from batchcal.runtime.apply import AllocatorNotInForce, apply, reexec_for
 
     messages.release()
@@ -146,20 +146,12 @@ def _train_with_plan(
     folder: Path | None,
 ) -> TrainingResult:
     """Run `run_training` with the plan in force. Output of the user's code to stdout goes to stderr."""
-    from batchcal.calibration.schema import OFF
-    from batchcal.cli.output.progress import listening_to_training
-    from batchcal.cli.output.stop_key import stopping_at_q
-    from batchcal.cli.output.user_output import loading_output
-    from batchcal.core.errors import BatchcalError
-    from batchcal.core.progress import Notice
     from batchcal.guard.cleanup.private_folder import keep_shared_names
-    from batchcal.train.ending.stop_request import StopRequest
     from batchcal.train.loop import train as run
     from batchcal.train.memory.predictor import predictor_of
     from batchcal.train.seed import seed_everything
     from batchcal.workload.model.activation_checkpointing import GradientCheckpointManager
     from batchcal.workload.spec.load import load_task
-    from batchcal.workload.spec.user_traceback import blame, in_user_code
 
     keep_shared_names()
     seed_everything(invocation.settings.calibrate.seed if seed is None else seed)

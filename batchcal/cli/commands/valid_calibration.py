@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from batchcal.calibration.store import check_settled
+from batchcal.core.clock import SystemClock
+from batchcal.detect.detect import detect
+from batchcal.machine.allocator import AUTO, resolve
+from batchcal.plan.effective_batch import require
+from batchcal.plan.load import free_bytes_now, open_calibration
+from batchcal.plan.make import make_plan
 
 if TYPE_CHECKING:
     from batchcal.calibration.locate import Located
@@ -28,13 +37,6 @@ def open_valid(located: Located, *, require_signature: bool, require_settled: bo
     Raises:
         NoCalibration: there is no calibration that is valid here and now, or its search must have finished and has not.
     """
-    import os
-
-    from batchcal.calibration.store import check_settled
-    from batchcal.core.clock import SystemClock
-    from batchcal.detect.detect import detect
-    from batchcal.plan.load import open_calibration
-
     environment = detect()
     calibration, notices = open_calibration(
         located,
@@ -57,8 +59,6 @@ def device_of(valid: ValidCalibration, settings: Settings) -> str | None:
 
 def allocator_of(settings: Settings) -> str | None:
     """Return the policy that the settings name. None: the policy that the calibration is for."""
-    from batchcal.machine.allocator import AUTO, resolve
-
     name = settings.calibrate.allocator
     return None if name == AUTO else resolve(name).name
 
@@ -72,10 +72,6 @@ def plan_of(valid: ValidCalibration, settings: Settings, *, world_size: int = 1,
     Raises:
         UsageError, NoCalibration: see `make_plan`.
     """
-    from batchcal.plan.effective_batch import require
-    from batchcal.plan.load import free_bytes_now
-    from batchcal.plan.make import make_plan
-
     calibration, device = valid.calibration, device_of(valid, settings)
     effective_batch = settings.plan.effective_batch
     if needs_effective_batch:

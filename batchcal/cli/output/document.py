@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from batchcal.plan.effective_batch import unset_remark
+
 if TYPE_CHECKING:
     from batchcal.cli.views.calibration.comparison import Row
     from batchcal.cli.views.calibration.view import ShownCalibration
@@ -27,8 +29,6 @@ def document(view: ShownCalibration, *, measured: bool) -> str:
     Args:
         measured: this command measured the calibration; it did not exist before.
     """
-    from batchcal.plan.effective_batch import unset_remark
-
     unset = unset_remark(view.calibration)
     assumed = view.calibration.status == "predicted"
     return json.dumps(

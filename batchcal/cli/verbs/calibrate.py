@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
 
+from batchcal.calibration.locate import SeveralCalibrations, find_calibration
+from batchcal.calibration.place import check_explicit
 from batchcal.cli import options as opt
+from batchcal.cli.commands.calibration import Destination, current_view, obtain_calibration
+from batchcal.cli.commands.pipeline import measure_pipeline, save_result
+from batchcal.cli.commands.shapes import add_shapes, parse_shapes
 from batchcal.cli.flags import Flags, takes
+from batchcal.cli.invocation import open_invocation
+from batchcal.cli.output import stdout
+from batchcal.cli.output.document import document
 from batchcal.cli.output.messages import Messages
+from batchcal.core.errors import UsageError
+from batchcal.measure.result import Need
+from batchcal.plan.effective_batch import unset_remark
 from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
@@ -36,15 +49,7 @@ def calibrate(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Measure the batch size that fits and the fastest settings, in fenced child processes, and write calibration.json."""
-    import time
-
-    from batchcal.cli.commands.calibration import Destination, current_view, obtain_calibration
-    from batchcal.cli.invocation import open_invocation
-    from batchcal.cli.output import stdout
-    from batchcal.core.errors import UsageError
-    from batchcal.measure.result import Need
-
+    """Run `batchcal calibrate`."""
     start_s = time.monotonic()
     messages = context.ensure_object(Messages)
     invocation = open_invocation(target, flags=flags, config=config, messages=messages)
@@ -58,7 +63,6 @@ def calibrate(
     if pipeline_only:
         _pipeline(invocation, place, messages, as_json=json)
         return
-    from batchcal.cli.commands.shapes import add_shapes, parse_shapes
 
     shapes = parse_shapes(shape or ())
     need = Need(force=force, dry_run=dry_run, require_signature=require_signature, by_setting=attribute)
@@ -73,8 +77,6 @@ def calibrate(
         if error:
             messages.print(error)
     if json:
-        from batchcal.cli.output.document import document
-
         stdout.emit(document(view, measured=not result.fresh))
     else:
         from batchcal.cli.views.calibration.view import answer, remarks
@@ -91,11 +93,6 @@ def calibrate(
 
 def _next_commands(invocation: Invocation, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
     """Return commands that use the calibration. They name its file if they would not find it by themselves."""
-    import os
-
-    from batchcal.calibration.locate import SeveralCalibrations, find_calibration
-    from batchcal.plan.effective_batch import unset_remark
-
     spec = quote(calibration.task.spec)
     flag = " --effective-batch N" if unset_remark(calibration) else ""
     try:
@@ -111,12 +108,6 @@ def _next_commands(invocation: Invocation, calibration: Calibration, path: Path 
 
 
 def _pipeline(invocation: Invocation, output: Path | None, messages: Messages, *, as_json: bool) -> None:
-    import os
-
-    from batchcal.calibration.place import check_explicit
-    from batchcal.cli.commands.pipeline import measure_pipeline, save_result
-    from batchcal.cli.output import stdout
-
     check_explicit(Path(invocation.task().directory), os.environ, output)
     result = measure_pipeline(invocation, messages)
     if as_json:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.locate import Located, SeveralCalibrations
+from batchcal.calibration.store import Loaded, load
 from batchcal.cli import options as opt
+from batchcal.cli.commands.calibration import Destination, obtain_calibration
+from batchcal.cli.commands.valid_calibration import open_valid, plan_of
 from batchcal.cli.flags import Flags, takes
+from batchcal.cli.invocation import open_invocation
 from batchcal.cli.output.messages import Messages
+from batchcal.core.errors import NoCalibration
+from batchcal.machine.allocator import resolve
+from batchcal.measure.result import Need
+from batchcal.plan.formats import PREFIX, as_lines, variables
+from batchcal.runtime.exec import check_startable, replace_process
 from batchcal.values.settings import CalibrateSettings, PlanSettings
+from batchcal.workload.spec.reference import TaskReference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from batchcal.calibration.locate import Located
     from batchcal.cli.invocation import Invocation
-    from batchcal.measure.result import Need
 
 
 @takes(*PlanSettings.options(), CalibrateSettings.device, CalibrateSettings.allocator)
@@ -34,18 +46,7 @@ def execute(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Set threads, allocator and BATCHCAL_PLAN_* as planned, and replace this process by a command."""
-    import os
-
-    from batchcal.calibration.locate import SeveralCalibrations
-    from batchcal.cli.commands.valid_calibration import open_valid, plan_of
-    from batchcal.cli.invocation import open_invocation
-    from batchcal.core.errors import NoCalibration
-    from batchcal.machine.allocator import resolve
-    from batchcal.measure.result import Need
-    from batchcal.plan.formats import PREFIX, as_lines, variables
-    from batchcal.runtime.exec import check_startable, replace_process
-
+    """Run `batchcal exec`."""
     messages = context.ensure_object(Messages)
     check_startable(command, os.environ)
     invocation = open_invocation(None, flags=flags, config=config, messages=messages)
@@ -88,15 +89,6 @@ def _calibrate(invocation: Invocation, located: Located, file: Path | None, need
     Raises:
         BatchcalError: the calibration was not made, not verified, or could not be saved.
     """
-    import os
-    from dataclasses import replace
-
-    from batchcal.calibration.keys import find_trust
-    from batchcal.calibration.locate import Located
-    from batchcal.calibration.store import Loaded, load
-    from batchcal.cli.commands.calibration import Destination, obtain_calibration
-    from batchcal.workload.spec.reference import TaskReference
-
     invocation = replace(invocation, reference=located.reference or invocation.reference)
     if invocation.reference is None:
         stored = load(located.path, trust=find_trust(os.environ))

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from batchcal.cli import options as opt
+from batchcal.cli.commands.best_trial import train_winner
+from batchcal.cli.commands.studies import best_of, families, needs_optuna, prepare_study, read, status_of, write_family
+from batchcal.cli.commands.studies import run as run_study
+from batchcal.cli.help import VerbCommand, VerbGroup
+from batchcal.cli.output import stdout
+from batchcal.cli.output.document import best_trial
 from batchcal.cli.output.messages import Messages
+from batchcal.cli.output.progress import listening_to_study
 from batchcal.core.errors import NothingFits, Partial
 
 if TYPE_CHECKING:
     from batchcal.cli.commands.studies import OpenStudy
     from batchcal.hpo.study_status import StudyStatus
 
-hpo = typer.Typer(
-    name="hpo",
-    help="Search hyper-parameters with trials that fit into the memory and stop early.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+hpo = typer.Typer(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-@hpo.command()
+@hpo.command(cls=VerbCommand)
 def run(
     context: typer.Context,
     config: opt.StudyConfig,
@@ -36,11 +40,6 @@ def run(
     verbose: opt.Verbose = False,
 ) -> None:
     """Run or continue a study. The same command on other machines joins it."""
-    from batchcal.cli.commands.studies import families, needs_optuna, prepare_study, read, write_family
-    from batchcal.cli.commands.studies import run as run_study
-    from batchcal.cli.output import stdout
-    from batchcal.cli.output.progress import listening_to_study
-
     needs_optuna()
     messages = context.ensure_object(Messages)
     changed = families(read(config), set_ or (), matrix or ())
@@ -83,7 +82,7 @@ def run(
         raise unfit
 
 
-@hpo.command()
+@hpo.command(cls=VerbCommand)
 def status(
     context: typer.Context,
     config: opt.StudyConfig,
@@ -94,14 +93,12 @@ def status(
     verbose: opt.Verbose = False,
 ) -> None:
     """Show the trials of a study by state, the best trial, and the epochs saved by pruning."""
-    from batchcal.cli.commands.studies import status_of
-
     messages = context.ensure_object(Messages)
     blueprint = _prepare(config, set_, messages).blueprint
     _show_study(status_of(blueprint, config, messages), blueprint.shown_storage, as_json=json)
 
 
-@hpo.command()
+@hpo.command(cls=VerbCommand)
 def best(
     context: typer.Context,
     config: opt.StudyConfig,
@@ -113,20 +110,13 @@ def best(
     verbose: opt.Verbose = False,
 ) -> None:
     """Show the values of the best trial; with --train, train with them."""
-    from batchcal.cli.commands.studies import best_of, status_of
-    from batchcal.cli.output import stdout
-
     messages = context.ensure_object(Messages)
     study = _prepare(config, set_, messages)
     study_status = status_of(study.blueprint, config, messages, to_train=train)
     winner = best_of(study_status, config)
     if train:
-        from batchcal.cli.commands.best_trial import train_winner
-
         train_winner(study, winner, as_json=json, messages=messages)
     elif json:
-        from batchcal.cli.output.document import best_trial
-
         stdout.emit(best_trial(study_status, winner))
     else:
         from batchcal.cli.views.study.winner import show
@@ -136,8 +126,6 @@ def best(
 
 
 def _show_study(study_status: StudyStatus, shown_storage: str, *, as_json: bool) -> None:
-    from batchcal.cli.output import stdout
-
     if as_json:
         from batchcal.cli.output.document import study
 
@@ -150,10 +138,6 @@ def _show_study(study_status: StudyStatus, shown_storage: str, *, as_json: bool)
 
 def _as_typed(config: str, changes: list[str] | None, study: str) -> str:
     """Return the config and the `--set` options. They include the name of `study` if nothing else names it."""
-    import shlex
-
-    from batchcal.cli.commands.studies import read
-
     named = str(read(config).tables.get("hpo", {}).get("study")) == study
     sets = [
         *(changes or ()),
@@ -163,7 +147,5 @@ def _as_typed(config: str, changes: list[str] | None, study: str) -> str:
 
 
 def _prepare(config: str, changes: list[str] | None, messages: Messages) -> OpenStudy:
-    from batchcal.cli.commands.studies import families, needs_optuna, prepare_study, read
-
     needs_optuna()
     return prepare_study(config, families(read(config), changes or (), ())[0], messages)

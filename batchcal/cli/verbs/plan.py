@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import typer
 
 from batchcal.cli import options as opt
+from batchcal.cli.commands.valid_calibration import allocator_of, device_of, open_valid, plan_of
 from batchcal.cli.flags import Flags, takes
+from batchcal.cli.invocation import open_invocation
+from batchcal.cli.output import stdout
 from batchcal.cli.output.messages import Messages
+from batchcal.core.errors import UsageError
+from batchcal.core.units import parse_size
+from batchcal.machine.allocator import resolve
+from batchcal.plan.formats import as_dotenv, as_sh
+from batchcal.plan.plan import FORMAT
+from batchcal.plan.shapes import predict_shapes
+from batchcal.plan.what_if import what_if as predict
 from batchcal.values.settings import CalibrateSettings, PlanSettings
 
 if TYPE_CHECKING:
@@ -39,10 +50,7 @@ def plan(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Print the settings for an effective batch: sizes, workers, threads, allocator."""
-    from batchcal.cli.commands.valid_calibration import allocator_of, device_of, open_valid, plan_of
-    from batchcal.cli.invocation import open_invocation
-
+    """Run `batchcal plan`."""
     style = _style(format, as_json=json)
     messages = context.ensure_object(Messages)
     invocation = open_invocation(None, flags=flags, config=config, messages=messages)
@@ -50,8 +58,6 @@ def plan(
     settings.check(PlanSettings)
     valid = open_valid(invocation.locate(calibration), require_signature=require_signature, require_settled=require_settled)
     if what_if is not None:
-        from batchcal.plan.what_if import what_if as predict
-
         device = device_of(valid, settings)
         allocator = allocator_of(settings)
         predictions = predict(
@@ -63,8 +69,6 @@ def plan(
     if not shapes:
         _emit(plan, style, messages)
     if shapes or (valid.calibration.shapes and style == "table"):
-        from batchcal.plan.shapes import predict_shapes
-
         predicted = predict_shapes(
             valid.calibration, effective_batch=plan.effective_batch, device=plan.device, allocator=plan.allocator
         )
@@ -72,17 +76,12 @@ def plan(
 
 
 def _style(style: opt.PlanFormat | None, *, as_json: bool) -> opt.PlanFormat:
-    from batchcal.core.errors import UsageError
-
     if as_json and style not in (None, "json"):
         raise UsageError(f"--json and --format {style} contradict each other", try_=f"--json alone, or --format {style} alone")
     return "json" if as_json else style or "table"
 
 
 def _sizes(text: str) -> list[int]:
-    from batchcal.core.errors import UsageError
-    from batchcal.core.units import parse_size
-
     try:
         return [parse_size(part, name="what-if") for part in text.split(",")]
     except UsageError as error:
@@ -90,11 +89,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _emit(plan: Plan, style: opt.PlanFormat, messages: Messages) -> None:
-    import os
-
-    from batchcal.cli.output import stdout
-    from batchcal.machine.allocator import resolve
-    from batchcal.plan.formats import as_dotenv, as_json, as_sh
+    from batchcal.plan.formats import as_json
 
     if style == "json":
         stdout.emit(as_json(plan))
@@ -125,10 +120,6 @@ def _emit_predictions(predictions: Sequence[Prediction], style: opt.PlanFormat) 
 def _emit_predicted(kind: str, predictions: Sequence[Record], view: Iterable[RenderableType], style: opt.PlanFormat) -> None:
     """Print predictions of one kind. `kind` is also the name of the flag that requested them."""
     import json
-
-    from batchcal.cli.output import stdout
-    from batchcal.core.errors import UsageError
-    from batchcal.plan.plan import FORMAT
 
     if style == "json":
         items = [prediction.model_dump(mode="json") for prediction in predictions]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from batchcal.calibration.keys import find_trust
+from batchcal.calibration.locate import find_calibration, named_by
+from batchcal.calibration.store import Loaded, load, refusal
 from batchcal.cli import options as opt
+from batchcal.cli.commands.runs import names_a_run, refuse, show_run
+from batchcal.cli.commands.studies import names_a_study, show_study
+from batchcal.cli.output import stdout
+from batchcal.cli.output.document import comparison, document
 from batchcal.cli.output.messages import Messages
+from batchcal.core.clock import SystemClock
+from batchcal.core.errors import BatchcalError, NoCalibration, UsageError
+from batchcal.detect.detect import detect
+from batchcal.plan.load import staleness
 
 if TYPE_CHECKING:
     from batchcal.cli.views.calibration.view import ShownCalibration
@@ -28,16 +40,7 @@ def show(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Show a calibration, a training or a study, or compare two calibrations.
-
-    A calibration: memory curve, probes, result, what limits it, and whether it is still valid.
-    A training: loss, speed, memory and events. A study: its trials; with --html also the importance of the parameters.
-    """
-    from batchcal.cli.commands.runs import names_a_run, refuse, show_run
-    from batchcal.cli.commands.studies import names_a_study, show_study
-    from batchcal.cli.output import stdout
-    from batchcal.core.errors import NoCalibration, UsageError
-
+    """Run `batchcal show`."""
     if file is not None and names_a_study(file):
         refuse(
             file, "study", check=check or require_settled, why=why, require_signature=require_signature, other=other is not None
@@ -70,8 +73,6 @@ def show(
         write_page(Path(html), page(view), shows=view.path)
         context.ensure_object(Messages).print(f"written: {html}")
     if json:
-        from batchcal.cli.output.document import document
-
         stdout.emit(document(view, measured=False))
     elif html is None:
         from batchcal.cli.views.calibration.view import show as show_calibration
@@ -90,15 +91,7 @@ def _load_view(file: str | None, *, require_signature: bool) -> ShownCalibration
     Raises:
         NoCalibration: there is no calibration, or it may not be trusted.
     """
-    import os
-
-    from batchcal.calibration.keys import find_trust
-    from batchcal.calibration.locate import find_calibration, named_by
-    from batchcal.calibration.store import Loaded, load, refusal
     from batchcal.cli.views.calibration.view import ShownCalibration
-    from batchcal.core.clock import SystemClock
-    from batchcal.detect.detect import detect
-    from batchcal.plan.load import staleness
 
     located = find_calibration(Path.cwd(), os.environ) if file is None else named_by(file, Path.cwd(), os.environ)
     path = located.path
@@ -116,12 +109,6 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
     Raises:
         NoCalibration: one of them does not exist, or may not be trusted.
     """
-    import os
-
-    from batchcal.calibration.keys import find_trust
-    from batchcal.calibration.locate import named_by
-    from batchcal.calibration.store import Loaded, load, refusal
-    from batchcal.cli.output import stdout
     from batchcal.cli.views.calibration.comparison import compare, show
 
     trust = find_trust(os.environ, require_signature=require_signature)
@@ -133,8 +120,6 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
         calibrations.append(stored.calibration)
     rows = compare(*calibrations)
     if as_json:
-        from batchcal.cli.output.document import comparison
-
         stdout.emit(comparison(rows, (first, second)))
     else:
         stdout.render(show(rows, (first, second)))
@@ -142,8 +127,6 @@ def _compare(first: str, second: str, *, require_signature: bool, as_json: bool)
 
 def _check(file: str | None, *, require_signature: bool, require_settled: bool) -> None:
     """Exit with 3, silently, unless the calibration may be used here and now."""
-    from batchcal.core.errors import BatchcalError, NoCalibration
-
     try:
         view = _load_view(file, require_signature=require_signature)
     except BatchcalError as error:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import typer
 
 from batchcal.cli import options as opt
+from batchcal.cli.commands.calibration import Destination, obtain_calibration
+from batchcal.cli.commands.checkpoints import choose
+from batchcal.cli.commands.training import options_of, run_training
+from batchcal.cli.commands.valid_calibration import ValidCalibration, plan_of
 from batchcal.cli.flags import Flags, takes
+from batchcal.cli.invocation import open_invocation
+from batchcal.cli.output import stdout
 from batchcal.cli.output.messages import Messages
+from batchcal.core.errors import NotSaved, UsageError
 from batchcal.core.readers import OFF
+from batchcal.detect.detect import detect
+from batchcal.measure.result import Need
+from batchcal.train.report.jsonl import check_log
 from batchcal.values.settings import CalibrateSettings, PlanSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -62,16 +73,7 @@ def train(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Train with the plan of the calibration. Calibrate first if there is no valid calibration."""
-    from batchcal.cli.commands.calibration import Destination, obtain_calibration
-    from batchcal.cli.commands.checkpoints import choose
-    from batchcal.cli.commands.training import options_of, run_training
-    from batchcal.cli.invocation import open_invocation
-    from batchcal.cli.output import stdout
-    from batchcal.core.errors import NotSaved, UsageError
-    from batchcal.measure.result import Need
-    from batchcal.train.report.jsonl import check_log
-
+    """Run `batchcal train`."""
     if no_checkpoint and (flags["checkpoint"] is not None or resume):
         conflict = "--resume" if resume else "--checkpoint"
         raise UsageError(f"--no-checkpoint contradicts {conflict}", try_=f"--no-checkpoint alone, or {conflict} alone")
@@ -118,17 +120,12 @@ def train(
 
 
 def _was_restarted() -> bool:
-    import os
-
     from batchcal.runtime.apply import REEXEC_VARIABLE
 
     return os.environ.get(REEXEC_VARIABLE, "").startswith(f"{os.getpid()}:")
 
 
 def _plan(invocation: Invocation, calibration_result: CalibrationResult) -> Plan:
-    from batchcal.cli.commands.valid_calibration import ValidCalibration, plan_of
-    from batchcal.detect.detect import detect
-
     return plan_of(
         ValidCalibration(calibration=calibration_result.calibration, environment=detect(), notices=calibration_result.notices),
         invocation.settings,
