@@ -19,14 +19,15 @@ from batchcal.core.units import MIB, count_of, format_bytes
 from batchcal.detect.environment import Environment
 from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import Attempts
 from batchcal.measure.budget import budgets_of
+from batchcal.measure.capacity.attempts import Attempts
+from batchcal.measure.capacity.device_search import DeviceSearch
+from batchcal.measure.capacity.time import SearchTime
 from batchcal.measure.children.child_probe import ChildProbe, child_probe
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
 from batchcal.measure.deadline import Deadline, time_limit_name
-from batchcal.measure.device_search import DeviceSearch
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded, with_results_of
 from batchcal.measure.rehearsal.plan_search import PlanSearch
@@ -131,16 +132,13 @@ class Calibrator:
         probe = self.probe or self._children(budgets, meter)
         past, keep = Past() if journal is None else journal.past, journal_writer(journal, notices)
         device_search = DeviceSearch(
-            probe=probe,
             attempts=Attempts(probe, self.progress, keep, past=past.measurements),
             policies=DevicePolicies(probe, self.options, self.clock, self.progress, keep, past=past.races),
             options=self.options,
             environment=self.environment,
             budgets=budgets,
-            clock=self.clock,
+            time=self._search_time(measure_start_s),
             progress=self.progress,
-            until=measure_start_s + self.options.time_limit_s * SHARE_OF_SEARCH[self.options.objective],
-            ends=measure_start_s + self.options.time_limit_s,
             most_trained=self.need.most_trained,
             needs_effective_batch=self.need.needs_effective_batch,
             until_before_workers=measure_start_s + self.options.time_limit_s * SHARE_OF_SEARCH_BEFORE_WORKERS,
@@ -174,16 +172,13 @@ class Calibrator:
         budgets = budgets_of(self.environment, self.options)
         fake = FakeProbe()
         device_search = DeviceSearch(
-            probe=fake,
             attempts=Attempts(fake, self.progress, keep=lambda measured: None),
             policies=DevicePolicies(fake, self.options, self.clock, self.progress),
             options=self.options,
             environment=self.environment,
             budgets=budgets,
-            clock=self.clock,
+            time=self._search_time(start_s),
             progress=self.progress,
-            until=start_s + self.options.time_limit_s * SHARE_OF_SEARCH[self.options.objective],
-            ends=start_s + self.options.time_limit_s,
             most_trained=self.need.most_trained,
         )
         self._announce(budgets)
@@ -195,6 +190,10 @@ class Calibrator:
         calibration = calibration.model_copy(update={"status": "predicted"})
         self._report_end(device_search, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
+
+    def _search_time(self, start_s: float) -> SearchTime:
+        share = SHARE_OF_SEARCH[self.options.objective]
+        return SearchTime(self.clock, until=start_s + self.options.time_limit_s * share, ends=start_s + self.options.time_limit_s)
 
     def _recorded(
         self, device_search: DeviceSearch, budgets: dict[str, Budget], start_s: float, stopped: BatchcalError | None

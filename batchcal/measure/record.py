@@ -11,7 +11,7 @@ from batchcal.core.errors import BatchcalError
 from batchcal.core.version import __version__
 from batchcal.detect.environment import Environment
 from batchcal.machine.allocator import AUTO
-from batchcal.measure.device_search import DeviceSearch
+from batchcal.measure.capacity.device_search import DeviceSearch
 from batchcal.measure.observations import summed_up, with_bounded_evidence
 from batchcal.workload.spec.identity import TaskIdentity
 
@@ -42,7 +42,7 @@ def recorded(
         rates = ", ".join(f"{finding.device} {_rate(device_search, finding):.0f} samples/s" for finding in candidates)
         device_search.attempts.note(f"{device} is the fastest device: {rates}")
     undone = [*device_search.undone, *([Undone(part="stopped", text=stopped.what)] if stopped is not None else [])]
-    examination = device_search.examinations.get(device)
+    examination = device_search.examinations.by_device.get(device)
     measured_under = {finding.allocator for finding in device_search.findings}
     # A library under which no finding was measured may appear or disappear.
     libraries = {name: digest for name, digest in fingerprint.allocators.items() if name in measured_under}
@@ -64,8 +64,8 @@ def recorded(
         chosen_device=device,
         allocator=(by_policy[device] if chosen is None else chosen.allocator) if options.allocator == AUTO else None,
         speeds=tuple(device_search.policies.speeds),
-        promises=(*(() if examination is None else examination.promises), *device_search.promises),
-        loader_workers=device_search.loader_workers,
+        promises=(*(() if examination is None else examination.promises), *device_search.examinations.promises),
+        loader_workers=device_search.examinations.loader_workers,
         effective_batch=options.effective_batch,
         undone=tuple(undone),
         notes=tuple(device_search.attempts.notes),

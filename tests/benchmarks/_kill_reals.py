@@ -175,9 +175,10 @@ def _judged(case: Case, place: Place, status: int) -> Verdict:
     killed = case.event in ("kill", "kill-process")
     said = place.said
     expected = 130 if case.event == "int-group" else EXITS.get(case.event, 143)
-    early = status in (-signal.SIGTERM, -signal.SIGINT) and not said
+    # Before the command line handles signals, and after the training has saved everything, the interpreter ends by the signal.
+    by_signal = status in (-signal.SIGTERM, -signal.SIGINT) and (not said or "training_ended" in said)
     ended = status == 0 and case.event not in ("full-disk", "fails", "worker-fails")
-    verdict = Verdict(exit=status, ended=ended or early, left=place.left(killed=killed))
+    verdict = Verdict(exit=status, ended=ended or by_signal, left=place.left(killed=killed))
     tail = said[-400:]
     if not verdict.ended:
         if status != expected:

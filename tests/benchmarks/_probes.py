@@ -10,8 +10,8 @@ from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.calibration.schema import Mode
 from batchcal.detect.detect import detect
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import SearchTarget
 from batchcal.measure.budget import host_budget
+from batchcal.measure.capacity.attempts import SearchTarget
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
 from batchcal.measure.children.setting import ChildSetting

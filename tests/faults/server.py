@@ -20,7 +20,7 @@ from batchcal.detect.environment import Environment
 from batchcal.guard import launch
 from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import OVER_BUDGET_LEAST, SearchTarget
+from batchcal.measure.capacity.attempts import SearchTarget
 from batchcal.measure.children import child_probe
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.launchers import Launchers
@@ -28,6 +28,7 @@ from batchcal.measure.children.probe import Examination, Observation, ProbeReque
 from batchcal.measure.children.setting import ChildSetting
 from batchcal.measure.obtain import obtain
 from batchcal.measure.options import options
+from batchcal.measure.outcomes import OVER_BUDGET_LEAST
 from batchcal.measure.result import Need
 from batchcal.workload.spec.reference import Scalar, TaskReference
 

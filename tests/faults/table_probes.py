@@ -32,7 +32,7 @@ PROBES: Final[dict[int, Row]] = {
         "the kernel's OOM killer picks the child",
         (
             *in_faults("memory", "test_where_no_fence_holds_the_kernel_takes_the_child_and_not_the_larger_parent"),
-            "measure/test_device_search.py::test_a_kill_by_the_kernel_doubles_the_margin",
+            "measure/capacity/test_device_search.py::test_a_kill_by_the_kernel_doubles_the_margin",
         ),
     ),
     5: Row(
@@ -61,7 +61,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_full_shared_memory_is_told_and_the_size_fits_without_workers",
                 "test_no_batch_is_tried_that_shared_memory_cannot_hold",
             ),
-            "measure/test_device_search.py::test_workers_and_prefetched_batches_must_fit_into_shared_memory",
+            "measure/capacity/test_device_search.py::test_workers_and_prefetched_batches_must_fit_into_shared_memory",
             "detect/test_shared_memory.py::test_a_real_shared_memory_of_64_mib_is_seen_and_warned_of",
         ),
     ),

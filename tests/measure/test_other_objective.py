@@ -6,7 +6,7 @@ from batchcal.core.errors import Interrupted
 from batchcal.core.units import GIB
 from batchcal.measure.children.probe import Observation, ProbeRequest
 from batchcal.measure.options import options
-from tests.measure.test_largest_useful import Flat
+from tests.measure.capacity.test_largest_useful import Flat
 from tests.support.probes import Harness
 
 

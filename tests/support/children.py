@@ -10,7 +10,7 @@ from pathlib import Path
 from batchcal.calibration.schema import OFF, Mode
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits
-from batchcal.measure.attempts import SearchTarget
+from batchcal.measure.capacity.attempts import SearchTarget
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Observation, ProbeRequest
 from batchcal.measure.children.setting import ChildSetting

@@ -19,8 +19,8 @@ from batchcal.hpo.trials.epoch_judge import EpochJudge, Judge, StopTrial
 from batchcal.hpo.trials.facts import DIVERGED, OUT_OF_MEMORY
 from batchcal.hpo.trials.job import TrialAnswer, TrialRequest, TrialState, run_trial
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import described
 from batchcal.measure.children.launchers import Launchers
+from batchcal.measure.outcomes import described
 from batchcal.workload.model.loss_error import LossIsNoNumber
 
 

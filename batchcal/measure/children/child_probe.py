@@ -30,7 +30,6 @@ from batchcal.guard.run import ChildLimits, Listener, run
 from batchcal.machine.allocator import maps_large_blocks
 from batchcal.machine.cgroup import MemoryGroup
 from batchcal.machine.meters import read_status
-from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.budget import host_budget_of
 from batchcal.measure.children import answers
 from batchcal.measure.children.examine_job import Curve, ExamineArguments, examine
@@ -53,6 +52,7 @@ from batchcal.measure.heap.handles_job import HandlesAnswer, HandlesArguments, c
 from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
 from batchcal.measure.heap.varied_job import HeapArguments, train_varied
 from batchcal.measure.inside.promise_job import PromiseAnswer, PromiseArguments, check_promises
+from batchcal.measure.outcomes import allowed_for, described
 from batchcal.measure.race.timing_job import TimingArguments, time_sizes
 from batchcal.measure.rehearsal.job import RehearsalArguments, rehearse
 from batchcal.measure.workers.job import WorkersArguments, examine_workers

@@ -134,6 +134,11 @@ class Examination(Frozen):
     promises: tuple[PromiseCheck, ...] = ()
     """Checks of the promises of the task."""
 
+    @property
+    def device_base_bytes(self) -> int:
+        """Memory of the device after a tiny training step, bytes."""
+        return self.base_bytes if self.base_accelerator_bytes is None else self.base_accelerator_bytes
+
 
 class TimingRequest(Frozen):
     """Micro-batches to time in one child."""

@@ -7,10 +7,11 @@ from batchcal.calibration.schema import Finding, usable_bytes
 from batchcal.core.errors import GuardError
 from batchcal.core.units import format_bytes
 from batchcal.machine.allocator import BUILT_IN
-from batchcal.measure.attempts import Attempts, allowed_for
+from batchcal.measure.capacity.attempts import Attempts
 from batchcal.measure.children.probe import Examination
 from batchcal.measure.heap.growth import NO_ROOM_NEEDED, growth_factor, without_kept_samples
 from batchcal.measure.heap.trial import SHARE_OF_ANSWER, HeapReport, HeapRequest, seconds_for
+from batchcal.measure.outcomes import allowed_for
 from batchcal.values.calibration_events import PhaseBegan
 
 

@@ -25,8 +25,8 @@ from batchcal.guard.outcome import Infrastructure, Outcome, OutOfMemory, Phase, 
 from batchcal.guard.run import ChildLimits, Listener, run
 from batchcal.machine.allocator import resolve
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import described
 from batchcal.measure.deadline import Deadline
+from batchcal.measure.outcomes import described
 from batchcal.measure.pipeline.candidates import CandidateLimits, limits_of
 from batchcal.measure.pipeline.job import FetchAnswer, FetchArguments, fetch
 from batchcal.measure.race.race import TIE, Race

@@ -69,7 +69,7 @@ def policy_race(
     """Return the race of `policies` for the examined task. A single policy is also timed at every size."""
     prior = Prior.of(device, policies[0])
     model = MemoryModel(
-        base_bytes=examination.base_bytes if examination.base_accelerator_bytes is None else examination.base_accelerator_bytes,
+        base_bytes=examination.device_base_bytes,
         ratio=prior.ratio,
         shape=prior.shape(examination.shapes["train"]),
         source=examination.shape_source,

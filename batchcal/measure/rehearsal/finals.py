@@ -7,8 +7,8 @@ from typing import Final
 
 from batchcal.calibration.records.rehearsal import Finalist, Finals, Left
 from batchcal.calibration.records.speed import StepTime
-from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import TimingRequest
+from batchcal.measure.outcomes import allowed_for
 from batchcal.measure.pipeline.candidates import LoaderCandidate, candidates
 from batchcal.measure.race.race import MOST_ROUNDS, TIE, Race, Runner
 from batchcal.measure.rehearsal.loading import FURTHER_AHEAD, Loading

@@ -12,7 +12,7 @@ from batchcal.calibration.schema import Calibration
 from batchcal.core.errors import UserCodeError
 from batchcal.core.progress import Note
 from batchcal.guard.outcome import Fits, Suspect, UserCodeFailed
-from batchcal.measure.attempts import described
+from batchcal.measure.outcomes import described
 from batchcal.measure.pipeline.candidates import limits_of
 from batchcal.measure.rehearsal.attribution import attribute
 from batchcal.measure.rehearsal.finals import entries, race_finals, timed_threads

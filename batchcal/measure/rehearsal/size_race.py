@@ -16,8 +16,8 @@ from typing import Final
 from batchcal.calibration.records.rehearsal import SizeRace, SizeTime
 from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.records.speed import MUCH_SLOWER, TURNS_DIFFER, Speeds, StepTime
-from batchcal.measure.attempts import allowed_for
 from batchcal.measure.children.probe import TimingReport, TimingRequest
+from batchcal.measure.outcomes import allowed_for
 from batchcal.measure.race.noise import disturbed
 from batchcal.measure.race.race import MOST_ROUNDS, Race
 from batchcal.measure.rehearsal.stage import TURN_S, Stage, divided

@@ -10,8 +10,8 @@ from typing import Final
 from batchcal.core.clock import Clock
 from batchcal.core.progress import Progress
 from batchcal.guard.outcome import Fits
-from batchcal.measure.attempts import allowed_for, described
 from batchcal.measure.children.probe import Observation, Probe, RehearsalRequest
+from batchcal.measure.outcomes import allowed_for, described
 from batchcal.measure.race.race import Race
 from batchcal.plan.division.split import split, split_by
 from batchcal.plan.plan import Plan

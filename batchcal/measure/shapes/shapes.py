@@ -22,9 +22,9 @@ from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
 from batchcal.guard.outcome import Infrastructure
 from batchcal.guard.run import ChildLimits, run
 from batchcal.machine.cgroup import memory_meter
-from batchcal.measure.attempts import described
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.deadline import Deadline
+from batchcal.measure.outcomes import described
 from batchcal.measure.shapes.job import BATCHES, TraceArguments, trace
 from batchcal.values.calibration_events import CalibrationEvent, ShapeTraced
 from batchcal.workload.spec.reference import TaskReference

@@ -12,7 +12,7 @@ from batchcal.core.units import count_of
 from batchcal.guard.classify import classify
 from batchcal.guard.ending import Ending
 from batchcal.guard.outcome import Fits, Infrastructure, Outcome, OutOfMemory, Peak, TimedOut
-from batchcal.measure.attempts import described
+from batchcal.measure.outcomes import described
 from batchcal.measure.workers.job import WorkersAnswer
 from batchcal.measure.workers.trial import WorkersReport
 

@@ -7,7 +7,7 @@ import time
 from batchcal.calibration.schema import Mode
 from batchcal.core.units import MIB
 from batchcal.guard.outcome import Fits, OutOfMemory
-from batchcal.measure.attempts import SearchTarget
+from batchcal.measure.capacity.attempts import SearchTarget
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.probe import ProbeRequest
 

@@ -10,12 +10,10 @@ from batchcal.calibration.records.workers import Start
 from batchcal.calibration.schema import Measurement, Mode
 from batchcal.core.errors import UserCodeError
 from batchcal.core.progress import Note, Progress
-from batchcal.core.units import MIB, format_bytes
 from batchcal.guard.outcome import (
     Fits,
     Infrastructure,
     KilledFromOutside,
-    Outcome,
     OutOfMemory,
     Suspect,
     Swapping,
@@ -24,6 +22,7 @@ from batchcal.guard.outcome import (
     WorkerDied,
 )
 from batchcal.measure.children.probe import InterruptedAfterTraining, Probe, ProbeRequest
+from batchcal.measure.outcomes import allowed_for, decides, detail, first_line, is_still_valid, within
 from batchcal.measure.search.capacity import SizeRequest, Verdict
 from batchcal.measure.search.settling import STEPS_BEFORE_EVALUATION, least_steps
 from batchcal.values.calibration_events import CalibrationEvent, ProbeEnded, ProbeKept, ProbeStarted
@@ -35,12 +34,6 @@ ATTEMPTS: Final = 2
 INFORMATIVE: Final = 1.05
 """Ratio of an evaluation's peak to the memory that training left. Up to it, a run shows that the size fits, but not its
 demand."""
-OVER_BUDGET: Final = 0.1
-OVER_BUDGET_LEAST: Final = 128 * MIB
-"""Distance of the fence above the budget, if the limit has room for it. A run that ends just over the budget shows by how much,
-and freed blocks that glibc keeps mapped (100 MiB and more beside a small CNN) do not stop a run within the budget."""
-SAME: Final = 0.98
-"""A size that did not fit in this share of the memory that is allowed now does not fit now."""
 
 _ProbedT = TypeVar("_ProbedT", ProbeEnded, ProbeKept)
 
@@ -131,7 +124,7 @@ class Attempts:
         for old in self.measurements:
             same = (old.device, old.allocator, old.mode) == (target.device, target.allocator, target.mode)
             # A trial runs too few steps for its peak to settle.
-            if same and old.phase != "refusal" and _is_still_valid(old, target.budget_bytes):
+            if same and old.phase != "refusal" and is_still_valid(old, target.budget_bytes):
                 recalled.append(within(old, target.budget_bytes))
                 if old.sequence not in self._with_training:
                     self.progress.event(_probe_event(ProbeKept, recalled[-1], target.budget_bytes))
@@ -157,7 +150,7 @@ class Attempts:
             case Suspect():
                 self.note(
                     f"batch {measured.batch} crashed twice at {outcome.near_limit:.0%} of the memory that it may use "
-                    f"({_first_line(outcome.detail)}): it counts as out of memory, but it may be a bug in native code"
+                    f"({first_line(outcome.detail)}): it counts as out of memory, but it may be a bug in native code"
                 )
                 return "too-big", None
             case Swapping():
@@ -251,69 +244,6 @@ class Attempts:
         self.measurements.append(measured)
         self.keep(measured)
         self.progress.event(_probe_event(ProbeEnded, measured, target.budget_bytes))
-
-
-def decides(outcome: Outcome) -> bool:
-    """True if an outcome moves a bound."""
-    return isinstance(outcome, (Fits, OutOfMemory, Swapping))
-
-
-def detail(outcome: Outcome) -> str | None:
-    """Short description of an outcome. None: its name is enough."""
-    match outcome:
-        case Fits():
-            return None
-        case OutOfMemory():
-            return f"{outcome.source}: {_first_line(outcome.detail)}"
-        case UserCodeFailed():
-            return outcome.error
-        case Suspect() | WorkerDied() | Infrastructure():
-            return _first_line(outcome.detail)
-        case TimedOut():
-            return f"in {outcome.phase} " + (
-                f"when {outcome.limit_name} ended" if outcome.limit_name else f"after {outcome.limit_s:.0f} s"
-            )
-        case KilledFromOutside():
-            return f"signal {outcome.signal}"
-        case Swapping():
-            return f"{format_bytes(outcome.swapped_bytes)} swapped"
-
-
-def described(outcome: Outcome) -> str:
-    """Name of an outcome with its short description."""
-    return f"{outcome.kind}: {detail(outcome) or ''}".rstrip(": ")
-
-
-def _is_still_valid(old: Measurement, budget_bytes: int) -> bool:
-    """True if an outcome would be the same under `budget_bytes`."""
-    match old.outcome:
-        case Fits():
-            return True
-        case OutOfMemory(source="budget", peak=peak) if peak is not None:
-            return peak.bytes_on(old.device) > budget_bytes
-        case OutOfMemory() | Swapping():
-            return old.allowed_bytes is not None and old.allowed_bytes >= allowed_for(budget_bytes) * SAME
-        case _:
-            return False
-
-
-def within(measured: Measurement, budget_bytes: int) -> Measurement:
-    """Return `measured` with its outcome under `budget_bytes`: a run that held more does not fit."""
-    outcome = measured.outcome
-    if not isinstance(outcome, Fits) or outcome.peak.bytes_on(measured.device) <= budget_bytes:
-        return measured
-    peak, budget = format_bytes(outcome.peak.bytes_on(measured.device)), format_bytes(budget_bytes)
-    text = f"it ran, but used {peak}, more than the budget of {budget}"
-    return measured.model_copy(update={"outcome": OutOfMemory(source="budget", detail=text, peak=outcome.peak)})
-
-
-def allowed_for(budget_bytes: int) -> int:
-    """Memory at which the fence stops the child, bytes."""
-    return budget_bytes + max(OVER_BUDGET_LEAST, int(budget_bytes * OVER_BUDGET))
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""
 
 
 def _probe_event(kind: type[_ProbedT], measured: Measurement, budget_bytes: int) -> _ProbedT:

@@ -12,7 +12,7 @@ from batchcal.calibration.schema import Options
 from batchcal.core.clock import Clock
 from batchcal.core.errors import UserCodeError
 from batchcal.guard.outcome import Fits, OutOfMemory, UserCodeFailed
-from batchcal.measure.attempts import Attempts, SearchTarget
+from batchcal.measure.capacity.attempts import Attempts, SearchTarget
 from batchcal.measure.children.probe import Examination, Probe, SizeRefused
 from batchcal.measure.search.capacity import SizeRequest
 from batchcal.measure.search.size_trials import MOST_TRIALS, SizeTrials

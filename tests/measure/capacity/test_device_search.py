@@ -13,15 +13,18 @@ from batchcal.core.progress import Recorded
 from batchcal.core.units import GIB, MIB
 from batchcal.detect.environment import SharedMemory
 from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, Suspect, TimedOut, UserCodeFailed
-from batchcal.measure.attempts import Attempts
 from batchcal.measure.calibrate import SHARE_OF_SEARCH
+from batchcal.measure.capacity.attempts import Attempts
+from batchcal.measure.capacity.budgets import MARGIN_DOUBLINGS
+from batchcal.measure.capacity.device_search import DeviceSearch
+from batchcal.measure.capacity.search_run import DEADLINE_LEAST_S
+from batchcal.measure.capacity.task_sizes import TRIAL_STEPS
+from batchcal.measure.capacity.time import SearchTime
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
-from batchcal.measure.device_search import DEADLINE_LEAST_S, MARGIN_DOUBLINGS, DeviceSearch
 from batchcal.measure.heap.trial import HeapReading, HeapReport, HeapRequest
 from batchcal.measure.options import options
 from batchcal.measure.race.devices import DevicePolicies
-from batchcal.measure.task_sizes import TRIAL_STEPS
 from batchcal.plan.make import make_plan
 from tests.support.probes import BROKEN, FAILED, KILLED, Harness, ScriptedProbe, fits
 
@@ -424,21 +427,18 @@ def test_the_samples_of_a_probe_are_those_asked_for(harness: Harness) -> None:
     assert {request.samples for request in probe.requests} == {5}
 
 
-def test_a_campaign_alone_keeps_its_findings_when_it_is_run(harness: Harness) -> None:
+def test_a_device_search_keeps_its_findings(harness: Harness) -> None:
     probe, progress = ScriptedProbe(), Recorded()
     kept: list[Measurement] = []
     budget = Budget(device="cpu", limit_bytes=GIB, others_bytes=0, margin_bytes=0, budget_bytes=GIB, learned_from="here")
     device_search = DeviceSearch(
-        probe=probe,
         attempts=Attempts(probe, progress, kept.append),
         policies=DevicePolicies(probe, options(GIB), harness.clock, progress),
         options=options(GIB),
         environment=harness.environment,
         budgets={"cpu": budget},
-        clock=harness.clock,
+        time=SearchTime(harness.clock, until=harness.clock.monotonic() + 60, ends=harness.clock.monotonic() + 60),
         progress=progress,
-        until=harness.clock.monotonic() + 60,
-        ends=harness.clock.monotonic() + 60,
     )
     device_search.run()
     assert [finding.device for finding in device_search.findings] == ["cpu"]

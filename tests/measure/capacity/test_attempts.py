@@ -19,7 +19,8 @@ from batchcal.guard.outcome import (
     UserCodeFailed,
     WorkerDied,
 )
-from batchcal.measure.attempts import Attempts, SearchTarget, decides, detail
+from batchcal.measure.capacity.attempts import Attempts, SearchTarget
+from batchcal.measure.outcomes import decides, detail
 from batchcal.measure.search.capacity import SizeRequest
 from tests.support.probes import BROKEN, FAILED, FAKE, KILLED, SUSPECT, ScriptedProbe, fits
 

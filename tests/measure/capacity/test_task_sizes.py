@@ -14,9 +14,9 @@ from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.schema import Calibration, Options
 from batchcal.core.errors import UserCodeError
 from batchcal.core.units import GIB, MIB
+from batchcal.measure.capacity.task_sizes import TRIAL_STEPS, numbers_in
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.options import options
-from batchcal.measure.task_sizes import TRIAL_STEPS, numbers_in
 from batchcal.plan.division.rules import DivisionRefused
 from batchcal.plan.make import own_plan, plan_to_show
 from tests.support.probes import Harness, saved
