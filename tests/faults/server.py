@@ -21,7 +21,7 @@ from batchcal.guard import launch
 from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.machine.cgroup import memory_meter
 from batchcal.measure.capacity.attempts import SearchTarget
-from batchcal.measure.children import child_probe
+from batchcal.measure.children import runner
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Examination, Observation, ProbeRequest
@@ -136,7 +136,7 @@ def main() -> None:
     """LAB_BALLAST_MIB: what this process holds itself; LAB_LOAD_LIMIT_S: the deadline of loading, else minutes;
     LAB_START_LIMIT_S: how long a zygote may take to fork."""
     if "LAB_LOAD_LIMIT_S" in os.environ:
-        vars(child_probe)["LOAD_LIMIT_S"] = float(os.environ["LAB_LOAD_LIMIT_S"])
+        vars(runner)["LOAD_LIMIT_S"] = float(os.environ["LAB_LOAD_LIMIT_S"])
     if "LAB_START_LIMIT_S" in os.environ:
         vars(launch)["START_LIMIT_S"] = float(os.environ["LAB_START_LIMIT_S"])
     ballast = b"x" * (int(os.environ.get("LAB_BALLAST_MIB", "0")) * MIB)

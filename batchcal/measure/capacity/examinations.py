@@ -34,7 +34,7 @@ before it evaluates."""
 
 @dataclass
 class Examinations:
-    """What is known of the task before its capacities are searched."""
+    """Facts of the task, known before its capacities are searched."""
 
     attempts: Attempts
     sizes: TaskSizes

@@ -55,7 +55,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all searches of a calibration share."""
+    """Parts that all searches of a calibration share."""
 
     attempts: Attempts
     sizes: TaskSizes

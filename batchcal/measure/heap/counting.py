@@ -22,6 +22,8 @@ fifth of what the batch takes, are several times as much."""
 LIMIT_S: Final = 9.0
 SHARE_OF_TIME: Final = 0.15
 """Limits: seconds, and share of the remaining time. Ten tasks of the zoo took 2 to 7 s, including the start of the process."""
+GRACE_S: Final = 5.0
+"""Extra time to finish a step that has started."""
 FEW: Final = 2
 SPREAD: Final = 4
 """For each counted block above FEW, a training may lose SPREAD more. One MLP lost 13 to 67 in 18 runs with batches of 97 to 499

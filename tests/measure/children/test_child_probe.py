@@ -16,7 +16,7 @@ from batchcal.core.errors import GuardError, NothingFits, UsageError, UserCodeEr
 from batchcal.core.units import GIB, MIB
 from batchcal.guard.outcome import Fits, KilledFromOutside, Outcome, OutOfMemory, Suspect, TimedOut, UserCodeFailed, WorkerDied
 from batchcal.machine.allocator import available
-from batchcal.measure.children import child_probe, launchers
+from batchcal.measure.children import launchers, runner
 from batchcal.measure.children.probe import ProbeRequest
 from batchcal.measure.search.prior import Prior
 from batchcal.workload.spec.reference import Scalar
@@ -323,7 +323,7 @@ def test_a_factory_that_asks_for_an_argument_is_a_usage_error() -> None:
 
 
 def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_probe, "LOAD_LIMIT_S", 0.5)
+    monkeypatch.setattr(runner, "LOAD_LIMIT_S", 0.5)
     with probing("sleeping") as probe, pytest.raises(UserCodeError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
     assert "did not finish loading within" in raised.value.what

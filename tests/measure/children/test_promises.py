@@ -8,7 +8,7 @@ import pytest
 
 from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.core.units import MIB
-from batchcal.measure.children.child_probe import promises_limit_s
+from batchcal.measure.children.examiner import promises_limit_s
 from tests.support.children import probing
 
 pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
