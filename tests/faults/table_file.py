@@ -14,7 +14,7 @@ FILE: Final[dict[int, Row]] = {
         "the disk is full",
         (
             f"{DISKS}test_a_full_disk_keeps_the_old_calibration_and_the_journals_lines",
-            "measure/test_calibrate_saving.py::test_what_cannot_be_saved_is_returned_with_the_reason",
+            "measure/test_calibrate_saving.py::test_a_calibration_that_cannot_be_saved_is_returned_with_the_reason",
         ),
     ),
     36: Row(

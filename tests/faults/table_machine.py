@@ -9,25 +9,25 @@ from tests.faults.row import Row, in_faults
 MACHINE: Final[dict[int, Row]] = {
     51: Row(
         "the page cache fills the group",
-        in_faults("memory", "test_a_file_that_is_mapped_is_not_demand_although_it_fills_the_group"),
+        in_faults("memory", "test_a_memory_mapped_file_does_not_count_as_demand"),
     ),
-    52: Row("a big parent", in_faults("memory", "test_a_big_parent_is_not_a_child_s_peak")),
+    52: Row("a big parent", in_faults("memory", "test_memory_of_the_parent_does_not_count_in_the_peak_of_a_child")),
     53: Row(
         "the history of malloc",
-        in_faults("memory", "test_the_demand_of_a_size_does_not_depend_on_what_was_measured_before"),
+        in_faults("memory", "test_the_demand_of_a_batch_size_does_not_depend_on_earlier_probes"),
         "to 2 %: glibc repeats itself within 5-8 % in a fresh process too; 48 MiB are allowed",
     ),
     54: Row(
         "a neighbour takes 300 MiB in the middle of a probe",
-        in_faults("memory", "test_a_neighbour_who_takes_300_mib_in_the_middle_of_a_probe_ends_the_probe_and_nothing_else"),
+        in_faults("memory", "test_memory_growth_of_another_process_ends_only_the_probe"),
     ),
     55: Row(
         "the memory limit is lowered",
         (
             *in_faults(
                 "environment",
-                "test_a_limit_that_was_lowered_since_makes_a_calibration_stale",
-                "test_a_limit_that_is_lowered_in_the_middle_of_a_calibration_ends_probes_and_nothing_else",
+                "test_a_lowered_memory_limit_makes_a_calibration_stale",
+                "test_a_memory_limit_lowered_during_a_calibration_ends_only_probes",
             ),
             "calibration/test_freshness.py::test_a_memory_limit_may_differ_by_two_percent",
         ),
@@ -36,8 +36,8 @@ MACHINE: Final[dict[int, Row]] = {
         "/proc or groups cannot be read",
         in_faults(
             "environment",
-            "test_what_cannot_be_read_costs_precision_and_the_fence_still_holds",
-            "test_without_the_state_of_processes_there_is_no_rlimit_and_the_watchdog_holds",
+            "test_the_fence_holds_when_proc_or_cgroup_files_cannot_be_read",
+            "test_the_watchdog_replaces_the_rlimit_when_process_status_cannot_be_read",
         ),
         "gVisor itself, and a machine without /proc/meminfo: the files that gVisor lacks are hidden instead",
     ),
@@ -45,8 +45,8 @@ MACHINE: Final[dict[int, Row]] = {
         "root was given up without an exec",
         in_faults(
             "environment",
-            "test_a_parent_that_gave_root_up_without_an_exec_measures_as_well",
-            "test_a_task_that_gives_root_up_is_told_that_it_could_not_leave_its_result",
+            "test_a_parent_that_dropped_root_privileges_can_measure",
+            "test_a_task_that_drops_root_privileges_fails_with_permission_denied",
         ),
     ),
 }

@@ -33,20 +33,20 @@ def met(failing: Lab, k: int, least: int, *, persistent: bool) -> Outcome:
 
 @pytest.mark.parametrize("k", SAMPLE)
 @pytest.mark.parametrize("persistent", [False, True], ids=["once", "from then on"])
-def test_a_large_allocation_that_fails_is_memory_or_goes_by(failing: Lab, k: int, persistent: bool) -> None:
+def test_a_failed_large_allocation_is_out_of_memory_suspect_or_harmless(failing: Lab, k: int, persistent: bool) -> None:
     outcome = met(failing, k, LARGE, persistent=persistent)
     assert isinstance(outcome, Fits | OutOfMemory | Suspect), outcome
 
 
 @pytest.mark.parametrize("k", SAMPLE)
 @pytest.mark.parametrize("persistent", [False, True], ids=["once", "from then on"])
-def test_any_allocation_that_fails_ends_in_a_class(failing: Lab, k: int, persistent: bool) -> None:
+def test_a_failed_allocation_produces_a_classified_outcome(failing: Lab, k: int, persistent: bool) -> None:
     outcome = met(failing, k, 1, persistent=persistent)
     # Where nothing at all can be had any more there is no report either.
     assert isinstance(outcome, Fits | OutOfMemory | Suspect | Infrastructure), outcome
 
 
-def test_after_all_that_the_next_probe_works(failing: Lab) -> None:
+def test_a_probe_works_after_failed_allocations(failing: Lab) -> None:
     met(failing, 1, 1, persistent=True)
     assert isinstance(failing.outcome(ask("plain", 8)), Fits)
 
@@ -54,7 +54,7 @@ def test_after_all_that_the_next_probe_works(failing: Lab) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("persistent", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("least", [1, 1024, LARGE])
-def test_every_allocation_that_fails_ends_in_a_class(failing: Lab, least: int, persistent: bool) -> None:
+def test_failed_allocations_never_time_out_or_count_as_user_errors(failing: Lab, least: int, persistent: bool) -> None:
     kinds: dict[str, int] = {}
     for k in range(1, 251, 16):
         outcome = met(failing, k, least, persistent=persistent)

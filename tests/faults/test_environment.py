@@ -53,7 +53,7 @@ def without(shim: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
     ],
     indirect=True,
 )
-def test_what_cannot_be_read_costs_precision_and_the_fence_still_holds(without: Lab) -> None:
+def test_the_fence_holds_when_proc_or_cgroup_files_cannot_be_read(without: Lab) -> None:
     fits = without.measure(ask("plain", 32, budget_bytes=500 * MIB))
     assert isinstance(fits.outcome, Fits), fits.outcome
     assert 200 * MIB < fits.outcome.peak.demand_bytes < 500 * MIB
@@ -63,7 +63,7 @@ def test_what_cannot_be_read_costs_precision_and_the_fence_still_holds(without: 
 
 @pytest.mark.cgroup
 @pytest.mark.parametrize("without", [pytest.param("/status", id="the state of processes")], indirect=True)
-def test_without_the_state_of_processes_there_is_no_rlimit_and_the_watchdog_holds(without: Lab) -> None:
+def test_the_watchdog_replaces_the_rlimit_when_process_status_cannot_be_read(without: Lab) -> None:
     report: Observation = without.measure(ask("plain", 32, budget_bytes=500 * MIB))
     assert isinstance(report.outcome, Fits), report.outcome
     assert "rlimit-data" in report.isolation.missing
@@ -79,7 +79,7 @@ FULL: Final = 'mount -t tmpfs -o size=4m none "$TMPDIR" && exec "$@"'
 
 
 @as_root
-def test_a_disk_that_the_task_fills_costs_the_probe_and_is_told() -> None:
+def test_a_task_that_fills_the_disk_fails_its_probe_with_the_reason() -> None:
     with lab(prefix=["unshare", "-m", "sh", "-c", FULL, "sh"]) as opened:
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
         home = Path(f"/proc/{opened.process.pid}/environ").read_bytes().split(b"\0")
@@ -92,7 +92,7 @@ def test_a_disk_that_the_task_fills_costs_the_probe_and_is_told() -> None:
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
 
 
-def test_without_a_place_for_files_no_child_is_started_and_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_temporary_folder_is_an_error_that_suggests_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     for make in (ZygoteLauncher, SpawnLauncher):
         with pytest.raises(GuardError) as raised:
@@ -120,7 +120,7 @@ def pids_group(most: int) -> Iterator[list[str]]:
         path.rmdir()
 
 
-def test_threads_that_cannot_be_created_are_a_suspect() -> None:
+def test_failed_thread_creation_is_a_suspect_outcome() -> None:
     with pids_group(24) as prefix, lab(prefix=prefix) as opened:
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
         outcome = opened.outcome(ask("many_threads", 8, count=64))
@@ -128,7 +128,7 @@ def test_threads_that_cannot_be_created_are_a_suspect() -> None:
         assert "Thread creation failed" in outcome.detail
 
 
-def test_workers_that_cannot_be_started_are_told() -> None:
+def test_workers_that_cannot_start_are_reported() -> None:
     with pids_group(8) as prefix, lab(prefix=prefix) as opened:
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
         outcome = opened.outcome(ask("plain", 8, workers=6, deadline_s=10))
@@ -154,7 +154,7 @@ SERVE: Final = (
 
 
 @as_root
-def test_a_parent_that_gave_root_up_without_an_exec_measures_as_well(tmp_path: Path) -> None:
+def test_a_parent_that_dropped_root_privileges_can_measure(tmp_path: Path) -> None:
     may = [*IN_NAMESPACE, sys.executable, "-c", AS_NOBODY + "import pydantic, batchcal.detect.detect"]
     if subprocess.run(may, env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=ROOT, check=False).returncode:
         pytest.skip("nobody but root can reach this python")
@@ -166,7 +166,7 @@ def test_a_parent_that_gave_root_up_without_an_exec_measures_as_well(tmp_path: P
 
 
 @as_root
-def test_a_task_that_gives_root_up_is_told_that_it_could_not_leave_its_result(machine: Lab) -> None:
+def test_a_task_that_drops_root_privileges_fails_with_permission_denied(machine: Lab) -> None:
     outcome = machine.outcome(ask("unprivileged", 8))
     assert isinstance(outcome, Infrastructure)
     assert "Permission denied" in outcome.detail
@@ -202,7 +202,7 @@ except NoCalibration as error:
 
 
 @pytest.mark.cgroup
-def test_a_limit_that_was_lowered_since_makes_a_calibration_stale(tmp_path: Path) -> None:
+def test_a_lowered_memory_limit_makes_a_calibration_stale(tmp_path: Path) -> None:
     output = str(tmp_path / "calibration.json")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with memory_cgroup(1024 * MIB) as group:
@@ -215,7 +215,7 @@ def test_a_limit_that_was_lowered_since_makes_a_calibration_stale(tmp_path: Path
 
 
 @pytest.mark.cgroup
-def test_a_limit_that_is_lowered_in_the_middle_of_a_calibration_ends_probes_and_nothing_else() -> None:
+def test_a_memory_limit_lowered_during_a_calibration_ends_only_probes() -> None:
     with lab(1024 * MIB) as opened:
         before = demand(opened.outcome(ask("plain", 64)))
         assert opened.group is not None

@@ -38,7 +38,7 @@ def demand(outcome: Outcome) -> int:
         pytest.param(ask("creeping", 8, mode="eval"), id="in evaluation"),
     ],
 )
-def test_what_a_step_asks_beyond_the_budget_ends_at_the_fence(small: Lab, asked: Ask) -> None:
+def test_a_step_above_the_budget_is_stopped_by_the_fence_or_the_watchdog(small: Lab, asked: Ask) -> None:
     report = small.measure(asked)
     assert isinstance(report.outcome, OutOfMemory)
     assert "rlimit-data" in report.isolation.fence
@@ -50,7 +50,7 @@ def test_what_a_step_asks_beyond_the_budget_ends_at_the_fence(small: Lab, asked:
 @pytest.mark.parametrize(
     ("kind", "words"), [("python", "MemoryError"), ("numpy", "ArrayMemoryError"), ("mmap", "Cannot allocate memory")]
 )
-def test_memory_that_is_not_torch_s_is_refused_and_recognised_too(small: Lab, kind: str, words: str) -> None:
+def test_out_of_memory_errors_of_python_numpy_and_mmap_are_recognized(small: Lab, kind: str, words: str) -> None:
     outcome = small.outcome(ask("out_of_memory_in", FAR_TOO_LARGE, kind=kind))
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source == "fence"
@@ -58,7 +58,7 @@ def test_memory_that_is_not_torch_s_is_refused_and_recognised_too(small: Lab, ki
 
 
 @pytest.mark.smoke("outcome:out-of-memory")
-def test_a_run_that_ends_over_the_budget_says_by_how_much(small: Lab) -> None:
+def test_a_run_over_the_budget_reports_its_peak(small: Lab) -> None:
     budget = 350 * MIB
     outcome = small.outcome(ask("plain", 96, budget_bytes=budget))
     assert isinstance(outcome, OutOfMemory)
@@ -67,21 +67,21 @@ def test_a_run_that_ends_over_the_budget_says_by_how_much(small: Lab) -> None:
     assert budget < outcome.peak.demand_bytes < budget + 128 * MIB
 
 
-def test_a_dataset_that_is_too_large_to_load_is_nothing_that_fits(small: Lab) -> None:
+def test_a_dataset_too_large_to_load_raises_nothing_fits(small: Lab) -> None:
     failed = small.examine(ask("greedy_while_loading"))
     assert not isinstance(failed, Examination)
     assert (failed.type, failed.exit_code) == ("NothingFits", 4)
     assert "a larger container" in failed.try_
 
 
-def test_what_the_dataset_holds_is_demand(machine: Lab) -> None:
+def test_memory_of_the_dataset_counts_as_demand(machine: Lab) -> None:
     plain = demand(machine.outcome(ask("plain", 16)))
     holding = demand(machine.outcome(ask("big_arrays", 16, mib=200)))
     # The same size again may hold 16 MiB more or less: glibc.
     assert 170 * MIB < holding - plain < 230 * MIB
 
 
-def test_a_file_that_is_mapped_is_not_demand_although_it_fills_the_group(tmp_path: Path) -> None:
+def test_a_memory_mapped_file_does_not_count_as_demand(tmp_path: Path) -> None:
     path = tmp_path / "data"
     with path.open("wb") as file:
         file.write(b"x" * (400 * MIB))
@@ -96,14 +96,14 @@ def test_a_file_that_is_mapped_is_not_demand_although_it_fills_the_group(tmp_pat
     assert mapped == pytest.approx(plain, abs=100 * MIB)  # glibc's own spread, and far less than the file
 
 
-def test_a_big_parent_is_not_a_child_s_peak(machine: Lab) -> None:
+def test_memory_of_the_parent_does_not_count_in_the_peak_of_a_child(machine: Lab) -> None:
     plain = demand(machine.outcome(ask("plain", 32)))
     with lab(environment={"LAB_BALLAST_MIB": "400"}) as opened:
         beside_ballast = demand(opened.outcome(ask("plain", 32)))
     assert beside_ballast < plain + 64 * MIB
 
 
-def test_the_demand_of_a_size_does_not_depend_on_what_was_measured_before(machine: Lab) -> None:
+def test_the_demand_of_a_batch_size_does_not_depend_on_earlier_probes(machine: Lab) -> None:
     sizes = (16, 64, 128)
     forwards = [demand(machine.outcome(ask("plain", size))) for size in sizes]
     backwards = [demand(machine.outcome(ask("plain", size))) for size in reversed(sizes)]
@@ -121,7 +121,7 @@ time.sleep(30)
 """
 
 
-def test_a_neighbour_who_takes_300_mib_in_the_middle_of_a_probe_ends_the_probe_and_nothing_else(tmp_path: Path) -> None:
+def test_memory_growth_of_another_process_ends_only_the_probe(tmp_path: Path) -> None:
     with lab(1024 * MIB) as opened:
         assert isinstance(opened.outcome(ask("plain", 4)), Fits)
         assert opened.group is not None
@@ -161,7 +161,7 @@ print(json.dumps({"outcome": classify(ending, None).model_dump(), "again": again
 
 @pytest.mark.smoke("outcome:out-of-memory")
 @pytest.mark.parametrize("ballast_mib", [20, 200])
-def test_where_no_fence_holds_the_kernel_takes_the_child_and_not_the_larger_parent(ballast_mib: int) -> None:
+def test_without_a_fence_the_kernel_kills_the_child_and_not_the_parent(ballast_mib: int) -> None:
     with memory_cgroup(320 * MIB) as group:
         done = group.run([sys.executable, "-c", UNWATCHED, str(ballast_mib)], cwd=ROOT)
         kills = group.oom_kills()
@@ -172,7 +172,7 @@ def test_where_no_fence_holds_the_kernel_takes_the_child_and_not_the_larger_pare
 
 
 @pytest.mark.parametrize("limit_mib", [120, 200, 300])
-def test_where_torch_alone_does_not_fit_no_child_is_started_for_the_kernel_to_kill(limit_mib: int, tmp_path: Path) -> None:
+def test_no_child_is_started_when_torch_alone_exceeds_the_memory_limit(limit_mib: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "batchcal", "calibrate", "tests.faults.tasks:plain", "--time-limit", "10s"]
     with memory_cgroup(limit_mib * MIB) as group:
         done = group.run([*command, "--output", str(tmp_path / "calibration.json")], cwd=ROOT)
@@ -189,7 +189,7 @@ def unlimited(request: pytest.FixtureRequest, shim: Path) -> Iterator[Lab]:
         yield opened
 
 
-def test_without_rlimits_the_watchdog_holds_alone_and_the_record_says_so(unlimited: Lab) -> None:
+def test_without_rlimits_the_watchdog_stops_the_probe_and_the_record_shows_it(unlimited: Lab) -> None:
     assert isinstance(unlimited.outcome(ask("plain", 32)), Fits)
     for task in ("plain", "creeping"):
         report = unlimited.measure(ask(task, FAR_TOO_LARGE))
@@ -200,7 +200,7 @@ def test_without_rlimits_the_watchdog_holds_alone_and_the_record_says_so(unlimit
 
 
 @pytest.mark.slow
-def test_many_probes_of_which_many_do_not_fit_and_the_kernel_kills_none() -> None:
+def test_the_kernel_kills_none_of_many_random_probes() -> None:
     dice = random.Random(7)
     with lab(700 * MIB) as opened:
         kinds: set[str] = set()

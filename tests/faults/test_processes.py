@@ -42,14 +42,14 @@ HELD = {
 VALID = {"held": HELD, "step_s": [0.1, 0.1]}
 
 
-def test_a_probe_that_is_killed_in_its_step_is_told_and_the_next_one_works(machine: Lab, tmp_path: Path) -> None:
+def test_a_killed_probe_is_reported_and_the_next_probe_works(machine: Lab, tmp_path: Path) -> None:
     machine.begin(ask("slow", 8, tell=str(tmp_path / "tell")))
     os.kill(pid_in(tmp_path / "tell"), signal.SIGKILL)
     assert machine.report().outcome == KilledFromOutside(signal=9)
     assert isinstance(machine.outcome(ask("plain", 8)), Fits)
 
 
-def test_a_probe_that_is_stopped_ends_at_its_deadline_by_the_clock_on_the_wall(machine: Lab, tmp_path: Path) -> None:
+def test_a_suspended_probe_times_out_by_wall_clock(machine: Lab, tmp_path: Path) -> None:
     machine.begin(ask("slow", 8, tell=str(tmp_path / "tell"), deadline_s=5))
     pid = pid_in(tmp_path / "tell")
     os.kill(pid, signal.SIGSTOP)
@@ -57,7 +57,7 @@ def test_a_probe_that_is_stopped_ends_at_its_deadline_by_the_clock_on_the_wall(m
     assert gone(pid)
 
 
-def test_a_zygote_that_is_killed_takes_its_child_along_and_is_replaced(tmp_path: Path) -> None:
+def test_a_killed_zygote_ends_its_child_and_is_replaced(tmp_path: Path) -> None:
     with lab() as opened:
         opened.begin(ask("slow", 8, tell=str(tmp_path / "tell")))
         pid = pid_in(tmp_path / "tell")
@@ -69,7 +69,7 @@ def test_a_zygote_that_is_killed_takes_its_child_along_and_is_replaced(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_zygote_that_is_stopped_hangs_nobody(tmp_path: Path) -> None:
+def test_a_suspended_zygote_does_not_block_the_parent(tmp_path: Path) -> None:
     with lab(environment={"LAB_START_LIMIT_S": "4"}) as opened:
         opened.begin(ask("slow", 8, tell=str(tmp_path / "tell"), seconds=60.0, deadline_s=3))
         pid = pid_in(tmp_path / "tell")
@@ -79,7 +79,7 @@ def test_a_zygote_that_is_stopped_hangs_nobody(tmp_path: Path) -> None:
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
 
 
-def test_nothing_outlives_a_parent_that_is_killed_and_the_next_run_is_clean(machine: Lab, tmp_path: Path) -> None:
+def test_all_children_end_when_the_parent_is_killed_and_the_next_run_works(machine: Lab, tmp_path: Path) -> None:
     output = tmp_path / "calibration.json"
     with lab() as opened:
         stuck = ask("in_workers", workers=2, fault="stuck", tell=str(tmp_path / "worker"))
@@ -106,7 +106,7 @@ def task(): return slow({tell!r}, seconds=30.0)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_first_process_of_a_container_obeys_signals_and_takes_all_along(tmp_path: Path, number: int, code: int) -> None:
+def test_process_1_of_a_container_ends_with_all_children_on_a_signal(tmp_path: Path, number: int, code: int) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to make a pid namespace")
     tell = tmp_path / "tell"
@@ -136,7 +136,7 @@ def test_the_first_process_of_a_container_obeys_signals_and_takes_all_along(tmp_
     assert gone(inside, 1.0)
 
 
-def test_a_kill_that_comes_late_does_not_meet_the_stranger_who_has_the_pid_now() -> None:
+def test_a_late_kill_does_not_hit_a_process_that_reuses_the_pid() -> None:
     last = Path("/proc/sys/kernel/ns_last_pid")
     if not os.access(last, os.W_OK):
         pytest.skip("needs root to choose the next pid")
@@ -187,12 +187,12 @@ RESULTS = [
 
 
 @pytest.mark.parametrize("text", RESULTS)
-def test_a_result_that_is_no_result_is_never_an_answer(machine: Lab, text: str) -> None:
+def test_a_malformed_result_is_never_accepted(machine: Lab, text: str) -> None:
     outcome = machine.outcome(ask("tampering", 8, text=text))
     assert isinstance(outcome, Infrastructure | UserCodeFailed), outcome
 
 
-def test_an_examination_that_is_none_is_an_error_that_says_so(machine: Lab) -> None:
+def test_an_invalid_examination_raises_guard_error(machine: Lab) -> None:
     failed = machine.examine(ask("tampering", text='{"returned": {"examination": {"base_bytes": -1}}}'))
     assert failed.model_dump()["type"] == "GuardError"
 
@@ -204,20 +204,20 @@ not_whole = st.floats().filter(lambda value: not value.is_integer())
 @given(
     st.sampled_from(BYTES), st.integers(max_value=-1) | st.integers(min_value=(1 << 50) + 1) | not_whole | st.lists(st.integers())
 )
-def test_a_number_of_bytes_that_cannot_be_is_refused(name: str, value: object) -> None:
+def test_an_impossible_byte_count_is_rejected(name: str, value: object) -> None:
     with pytest.raises(ValidationError):
         ProbeAnswer.model_validate({**VALID, "held": {**HELD, name: value}})
 
 
 @pytest.mark.parametrize("seconds", [[], [-1.0], [float("nan")], [float("inf")], "soon"])
-def test_a_duration_that_cannot_be_is_refused(seconds: object) -> None:
+def test_an_impossible_duration_is_rejected(seconds: object) -> None:
     assert ProbeAnswer.model_validate(VALID).step_s == (0.1, 0.1)
     with pytest.raises(ValidationError):
         ProbeAnswer.model_validate({**VALID, "step_s": seconds})
 
 
 @pytest.mark.slow
-def test_many_kills_at_random_times_leave_one_outcome_each_and_nothing_behind() -> None:
+def test_children_killed_at_random_times_each_have_one_outcome() -> None:
     chance = random.Random(11)
     with launcher("zygote") as opened:
         for _ in range(150):

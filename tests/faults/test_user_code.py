@@ -39,7 +39,9 @@ AT_IMPORT = [
 
 
 @pytest.mark.parametrize(("text", "words"), AT_IMPORT)
-def test_a_module_that_fails_at_import_is_exit_5_and_says_how(machine: Lab, tmp_path: Path, text: str, words: str) -> None:
+def test_a_module_that_fails_at_import_exits_with_code_5_and_the_error(
+    machine: Lab, tmp_path: Path, text: str, words: str
+) -> None:
     failed = machine.examine(module(tmp_path, text + FACTORY))
     assert isinstance(failed, Failed)
     assert (failed.type, failed.exit_code) == ("UserCodeError", 5), failed
@@ -60,7 +62,7 @@ def test_a_module_that_starts_threads_and_openmp_at_import_works(machine: Lab, t
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_leaving_without_a_word_is_an_error_even_with_code_zero(machine: Lab, code: int) -> None:
+def test_user_code_that_exits_silently_is_an_error_even_with_code_0(machine: Lab, code: int) -> None:
     failed = machine.examine(ask("leaving", where="load", code=code))
     assert isinstance(failed, Failed)
     assert (failed.exit_code, f"exit code {code}" in failed.what) == (5, True)
@@ -69,7 +71,7 @@ def test_leaving_without_a_word_is_an_error_even_with_code_zero(machine: Lab, co
     assert f"exit code {code}" in outcome.error
 
 
-def test_a_task_that_hangs_while_it_loads_ends_at_that_deadline() -> None:
+def test_a_task_that_hangs_while_loading_is_stopped_at_the_load_limit() -> None:
     with lab(environment={"LAB_LOAD_LIMIT_S": "2"}) as opened:
         failed = opened.examine(ask("hanging", where="load"))
         assert isinstance(failed, Failed)
@@ -78,7 +80,7 @@ def test_a_task_that_hangs_while_it_loads_ends_at_that_deadline() -> None:
         assert "in hanging" in failed.known
 
 
-def test_a_step_that_hangs_ends_at_the_probe_s_deadline_and_says_where_it_stood(machine: Lab) -> None:
+def test_a_step_that_hangs_times_out_and_reports_the_current_function(machine: Lab) -> None:
     outcome = machine.outcome(ask("hanging", 8, where="step", deadline_s=5))
     assert isinstance(outcome, TimedOut)
     assert (outcome.phase, outcome.limit_s) == ("measure", 5)
@@ -86,7 +88,7 @@ def test_a_step_that_hangs_ends_at_the_probe_s_deadline_and_says_where_it_stood(
 
 
 @pytest.mark.smoke("outcome:suspect")
-def test_a_segfault_under_the_fence_is_a_suspect_and_below_its_size_nothing_is(machine: Lab) -> None:
+def test_a_segmentation_fault_under_the_fence_is_a_suspect_outcome(machine: Lab) -> None:
     outcome = machine.outcome(ask("segfaulting", 64, at=64))
     assert isinstance(outcome, Suspect)
     assert "in loss" in outcome.detail
@@ -94,12 +96,12 @@ def test_a_segfault_under_the_fence_is_a_suspect_and_below_its_size_nothing_is(m
 
 
 @pytest.mark.parametrize("stderr", [False, True])
-def test_a_gigabyte_of_output_is_capped_and_blocks_nobody(machine: Lab, stderr: bool) -> None:
+def test_a_gigabyte_of_output_does_not_block_the_probe(machine: Lab, stderr: bool) -> None:
     report = machine.measure(ask("shouting", 8, mib=1024, stderr=stderr))
     assert isinstance(report.outcome, Fits)
 
 
-def test_output_is_no_part_of_the_answer(machine: Lab, tmp_path: Path) -> None:
+def test_output_of_the_task_is_not_part_of_the_result(machine: Lab, tmp_path: Path) -> None:
     noisy = 'print(\'{"returned": 1}\', flush=True)\nimport os; os.write(1, b"{}\\n"); os.write(2, b"\\xff\\xfe")\n'
     assert isinstance(machine.outcome(module(tmp_path, noisy + FACTORY).model_copy(update={"batch": 8})), Fits)
 
@@ -108,7 +110,7 @@ def test_a_dataset_that_starts_processes_of_its_own_works(machine: Lab) -> None:
     assert isinstance(machine.outcome(ask("nested", 16)), Fits)
 
 
-def test_code_that_closes_every_descriptor_is_told_what_it_did(machine: Lab) -> None:
+def test_code_that_closes_every_file_descriptor_is_a_user_code_error(machine: Lab) -> None:
     outcome = machine.outcome(ask("closing_descriptors", 8))
     assert isinstance(outcome, UserCodeFailed)
     assert "Bad file descriptor" in outcome.error
@@ -191,7 +193,7 @@ UNUSUAL = [
 
 @pytest.mark.cgroup
 @pytest.mark.parametrize("asked", UNUSUAL)
-def test_the_answer_fills_the_budget_and_was_run(small: Lab, output: Path, asked: Ask) -> None:
+def test_the_result_for_an_unusual_task_uses_the_budget_and_was_measured(small: Lab, output: Path, asked: Ask) -> None:
     made = calibrated(small, asked, output, max_probes=5)
     found = made.finding()
     assert found is not None
@@ -201,14 +203,14 @@ def test_the_answer_fills_the_budget_and_was_run(small: Lab, output: Path, asked
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_model_that_is_compiled_to_c_is_warmed_up_and_not_timed_out(machine: Lab) -> None:
+def test_compilation_of_a_model_does_not_time_out_the_probe(machine: Lab) -> None:
     # The compiler and its helpers take some 800 MiB themselves.
     outcome = machine.outcome(ask("compiled", 64, backend="inductor", budget_bytes=3072 * MIB, deadline_s=60))
     assert isinstance(outcome, Fits)
 
 
 @pytest.mark.cgroup
-def test_a_loss_that_compares_all_samples_with_each_other_is_not_taken_for_a_line(small: Lab, output: Path) -> None:
+def test_a_loss_with_quadratic_memory_still_uses_the_budget(small: Lab, output: Path) -> None:
     made = calibrated(small, ask("contrastive"), output, max_probes=5)
     found = made.finding()
     assert found is not None
@@ -218,7 +220,7 @@ def test_a_loss_that_compares_all_samples_with_each_other_is_not_taken_for_a_lin
 
 
 @pytest.mark.cgroup
-def test_a_size_that_the_model_refuses_is_not_too_big_for_the_memory(small: Lab, output: Path) -> None:
+def test_a_size_rejected_by_the_model_is_limited_by_the_model(small: Lab, output: Path) -> None:
     made = calibrated(small, ask("refusing", above=100), output)
     found = made.finding()
     assert found is not None
@@ -228,21 +230,21 @@ def test_a_size_that_the_model_refuses_is_not_too_big_for_the_memory(small: Lab,
 
 
 @pytest.mark.cgroup
-def test_a_task_of_which_not_two_samples_fit_is_nothing_that_fits(small: Lab, output: Path) -> None:
+def test_a_task_that_cannot_fit_two_samples_raises_nothing_fits(small: Lab, output: Path) -> None:
     failed = small.calibrate(ask("branching", mib=500), output)
     assert isinstance(failed, Failed)
     assert (failed.type, failed.exit_code) == ("NothingFits", 4)
 
 
 @pytest.mark.cgroup
-def test_a_task_of_which_few_samples_fit_is_not_profiled_to_death(small: Lab, output: Path) -> None:
+def test_a_task_that_fits_only_a_few_samples_completes(small: Lab, output: Path) -> None:
     made = calibrated(small, ask("branching", mib=60), output, max_probes=5)
     found = made.finding()
     assert found is not None
     assert 2 <= found.train.batch <= 8
 
 
-def test_an_allocation_of_the_user_s_own_kind_is_not_taken_for_a_lack_of_memory(machine: Lab, tmp_path: Path) -> None:
+def test_a_user_exception_that_mentions_out_of_memory_is_a_user_code_error(machine: Lab, tmp_path: Path) -> None:
     text = (
         "import dataclasses\n"
         "from tests.faults import tasks\n"
@@ -257,7 +259,7 @@ def test_an_allocation_of_the_user_s_own_kind_is_not_taken_for_a_lack_of_memory(
     assert "out of memory budget" in outcome.error
 
 
-def test_a_probe_within_its_budget_is_not_disturbed(machine: Lab) -> None:
+def test_a_probe_fits_only_within_its_budget(machine: Lab) -> None:
     outcome = machine.outcome(ask("plain", 32, budget_bytes=400 * MIB))
     assert isinstance(outcome, Fits)
     assert not isinstance(machine.outcome(ask("plain", 32, budget_bytes=100 * MIB)), Fits)

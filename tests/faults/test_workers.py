@@ -24,7 +24,7 @@ def pids_told(tell: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("fault", ["exit", "sys.exit", "killed", "segfault"])
-def test_a_worker_that_dies_is_told_as_such_and_the_others_go_with_it(machine: Lab, tmp_path: Path, fault: str) -> None:
+def test_a_worker_that_dies_is_reported_and_the_other_workers_end(machine: Lab, tmp_path: Path, fault: str) -> None:
     tell = tmp_path / "worker"
     outcome = machine.outcome(ask("in_workers", 8, workers=2, fault=fault, tell=str(tell)))
     assert isinstance(outcome, WorkerDied), outcome
@@ -32,14 +32,14 @@ def test_a_worker_that_dies_is_told_as_such_and_the_others_go_with_it(machine: L
     assert all(gone(pid) for pid in pids_told(tell))
 
 
-def test_what_a_worker_raises_is_the_user_s_with_his_own_traceback(machine: Lab) -> None:
+def test_an_exception_in_a_worker_is_a_user_code_error_with_its_traceback(machine: Lab) -> None:
     outcome = machine.outcome(ask("in_workers", 8, workers=2, fault="raises"))
     assert isinstance(outcome, UserCodeFailed)
     assert "KeyError: 'no such sample'" in outcome.traceback
     assert "in misbehave" in outcome.traceback
 
 
-def test_a_worker_that_is_stuck_ends_with_the_deadline_and_so_does_all_its_family(machine: Lab, tmp_path: Path) -> None:
+def test_a_worker_that_hangs_times_out_and_all_workers_end(machine: Lab, tmp_path: Path) -> None:
     tell = tmp_path / "worker"
     report = machine.measure(ask("in_workers", 8, workers=2, fault="stuck", tell=str(tell), deadline_s=DEADLINE_S))
     assert isinstance(report.outcome, TimedOut)
@@ -50,13 +50,13 @@ def test_a_worker_that_is_stuck_ends_with_the_deadline_and_so_does_all_its_famil
     assert all(gone(pid, 1.0) for pid in pids_told(tell))
 
 
-def test_a_batch_that_cannot_travel_hangs_the_loader_and_the_outcome_says_why(machine: Lab) -> None:
+def test_a_batch_that_cannot_be_pickled_times_out_with_the_reason(machine: Lab) -> None:
     outcome = machine.outcome(ask("unpicklable", 8, workers=1, deadline_s=DEADLINE_S))
     assert isinstance(outcome, TimedOut)
     assert "pickle" in outcome.detail
 
 
-def test_too_few_descriptors_end_in_a_class_and_the_outcome_says_why() -> None:
+def test_too_few_file_descriptors_produce_an_outcome_with_the_reason() -> None:
     with lab(prefix=["prlimit", "--nofile=128"]) as opened:
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
         outcome = opened.outcome(ask("many_tensors", 64, workers=1, deadline_s=DEADLINE_S))
@@ -68,7 +68,7 @@ def test_too_few_descriptors_end_in_a_class_and_the_outcome_says_why() -> None:
         assert isinstance(opened.outcome(ask("plain", 8)), Fits)
 
 
-def test_what_workers_hold_is_demand(machine: Lab) -> None:
+def test_memory_of_workers_counts_as_demand(machine: Lab) -> None:
     idle = machine.outcome(ask("in_workers", 8, workers=2, fault="none"))
     holding = machine.outcome(ask("in_workers", 8, workers=2, fault="holds"))
     assert isinstance(idle, Fits)
@@ -79,7 +79,7 @@ def test_what_workers_hold_is_demand(machine: Lab) -> None:
 
 @pytest.mark.cgroup
 @pytest.mark.parametrize("workers", [1, 4])
-def test_workers_that_grow_and_batches_in_flight_end_at_the_watchdog(small: Lab, workers: int) -> None:
+def test_the_watchdog_stops_growing_workers_and_prefetched_batches(small: Lab, workers: int) -> None:
     for asked in (ask("in_workers", 512, workers=workers, fault="grows"), ask("images", 200, workers=workers)):
         report = small.measure(asked)
         assert isinstance(report.outcome, OutOfMemory), report.outcome
@@ -87,7 +87,7 @@ def test_workers_that_grow_and_batches_in_flight_end_at_the_watchdog(small: Lab,
 
 
 @pytest.mark.cgroup
-def test_batches_in_flight_are_demand(small: Lab) -> None:
+def test_prefetched_batches_count_as_demand(small: Lab) -> None:
     alone = small.outcome(ask("images", 24))
     flying = small.outcome(ask("images", 24, workers=4))
     assert isinstance(alone, Fits)
@@ -107,7 +107,7 @@ def small_shm() -> Iterator[Lab]:
 
 @pytest.mark.smoke("outcome:out-of-memory")
 @needs_mounts
-def test_a_full_shared_memory_is_told_and_the_size_fits_without_workers(small_shm: Lab) -> None:
+def test_full_shared_memory_is_reported_and_the_size_fits_without_workers(small_shm: Lab) -> None:
     outcome = small_shm.outcome(ask("images", 100, workers=1, deadline_s=20))
     assert isinstance(outcome, OutOfMemory), outcome
     assert outcome.source == "shm"
@@ -115,7 +115,7 @@ def test_a_full_shared_memory_is_told_and_the_size_fits_without_workers(small_sh
 
 
 @needs_mounts
-def test_no_batch_is_tried_that_shared_memory_cannot_hold(small_shm: Lab, tmp_path: Path) -> None:
+def test_a_batch_that_exceeds_shared_memory_is_not_tried(small_shm: Lab, tmp_path: Path) -> None:
     made = small_shm.calibrate(ask("images", workers=2, mib=0.5), tmp_path / "calibration.json", max_probes=3)
     assert isinstance(made, Calibration)
     found = made.finding()

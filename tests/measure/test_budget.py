@@ -29,7 +29,7 @@ def machine(
     return there.model_copy(update={"memory": memory})
 
 
-def test_it_is_the_limit_less_what_others_use_less_the_margin() -> None:
+def test_the_budget_is_the_limit_minus_other_processes_minus_the_margin() -> None:
     budget = host_budget(machine(limit=1000 * MIB, used=150 * MIB), margin=0.15, memory_limit_bytes=None)
     assert budget.others_bytes == 100 * MIB  # our own 50 are not there during training
     assert budget.margin_bytes == 150 * MIB
@@ -37,26 +37,26 @@ def test_it_is_the_limit_less_what_others_use_less_the_margin() -> None:
     assert budget.learned_from == "/sys/fs/cgroup/memory.max"
 
 
-def test_a_process_of_ours_that_cannot_be_read_is_counted_as_somebody_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_an_unreadable_own_process_counts_as_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchcal.measure.budget.read_status", lambda: None)
     budget = host_budget(machine(limit=1000 * MIB, used=150 * MIB), margin=0.0, memory_limit_bytes=None)
     assert budget.budget_bytes == 850 * MIB
 
 
-def test_what_others_use_is_never_negative() -> None:
+def test_memory_of_other_processes_is_never_negative() -> None:
     budget = host_budget(machine(limit=1000 * MIB, used=10 * MIB), margin=0.0, memory_limit_bytes=None)
     assert budget.others_bytes == 0
     assert budget.budget_bytes == 1000 * MIB
 
 
-def test_others_are_not_held_against_a_limit_of_this_process_alone() -> None:
+def test_other_processes_do_not_lower_a_limit_of_this_process() -> None:
     here = machine(limit=1000 * MIB, used=700 * MIB, learned_from="RLIMIT_DATA")
     budget = host_budget(here, margin=0.1, memory_limit_bytes=None)
     assert budget.others_bytes == 0
     assert budget.budget_bytes == 900 * MIB
 
 
-def test_a_machine_that_is_fuller_than_the_group_binds() -> None:
+def test_available_memory_of_the_machine_limits_the_budget() -> None:
     budget = host_budget(machine(limit=1000 * MIB, available=600 * MIB), margin=0.1, memory_limit_bytes=None)
     assert budget.budget_bytes == 500 * MIB
 
@@ -66,20 +66,20 @@ def test_a_budget_is_never_negative() -> None:
     assert budget.budget_bytes == 0
 
 
-def test_an_allowance_below_the_limit_is_for_the_training_alone() -> None:
+def test_a_memory_limit_below_the_machine_limit_is_for_training_only() -> None:
     budget = host_budget(machine(limit=4 * GIB, used=1 * GIB), margin=0.1, memory_limit_bytes=2000 * MIB)
     assert budget.budget_bytes == 1800 * MIB
     assert budget.limit_bytes == 2000 * MIB
     assert budget.learned_from == "--memory-limit"
 
 
-def test_an_allowance_that_is_not_there_any_more_does_not_count() -> None:
+def test_a_memory_limit_above_the_free_memory_is_not_used() -> None:
     budget = host_budget(machine(limit=4 * GIB, used=3 * GIB), margin=0.1, memory_limit_bytes=2000 * MIB)
     assert budget.budget_bytes < 1000 * MIB
     assert budget.learned_from == "/sys/fs/cgroup/memory.max"
 
 
-def test_an_allowance_above_the_limit_is_refused() -> None:
+def test_a_memory_limit_above_the_machine_limit_is_rejected() -> None:
     with pytest.raises(UsageError) as raised:
         host_budget(machine(limit=1 * GIB), margin=0.1, memory_limit_bytes=2 * GIB)
     assert "2.00 GiB" in raised.value.what
@@ -87,7 +87,7 @@ def test_an_allowance_above_the_limit_is_refused() -> None:
     assert raised.value.try_
 
 
-def test_other_tenants_of_an_accelerator_are_what_is_not_free() -> None:
+def test_used_accelerator_memory_counts_as_other_processes() -> None:
     budget = accelerator_budget(an_accelerator(total_bytes=10 * GIB, free_bytes=7 * GIB), "cuda:0", margin=0.1)
     assert (budget.device, budget.limit_bytes) == ("cuda:0", 10 * GIB)
     assert (budget.others_bytes, budget.margin_bytes, budget.budget_bytes) == (3 * GIB, GIB, 6 * GIB)

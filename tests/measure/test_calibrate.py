@@ -18,7 +18,7 @@ from batchcal.plan.make import make_plan
 from tests.support.probes import FAILED, Harness, ScriptedProbe, saved
 
 
-def test_a_calibration_answers_what_was_run_and_writes_it(harness: Harness) -> None:
+def test_a_calibration_saves_a_measured_result(harness: Harness) -> None:
     probe = ScriptedProbe()
     result = harness.calibrate(probe)
     calibration = result.calibration
@@ -59,7 +59,7 @@ def test_objectives_whose_races_did_not_run_are_unanswered(harness: Harness) -> 
     assert nothing.unanswered == ("throughput", "memory")
 
 
-def test_when_it_is_complete_nothing_but_the_file_stays(harness: Harness) -> None:
+def test_only_the_calibration_file_remains_after_a_calibration(harness: Harness) -> None:
     harness.calibrate(ScriptedProbe())
     assert not harness.journal.exists()
     assert {name for name in harness.files() if name.startswith(".batchcal")} <= {
@@ -70,7 +70,7 @@ def test_when_it_is_complete_nothing_but_the_file_stays(harness: Harness) -> Non
     }
 
 
-def test_a_simple_run_tells_its_events_in_this_order(harness: Harness) -> None:
+def test_a_simple_run_reports_its_events_as_expected(harness: Harness) -> None:
     harness.calibrate(ScriptedProbe(train_samples=100, eval_samples=60))
     probe = ["phase", "probe_started", "probe_ended", "best"]
     races = {"lap_ended", "finalist_ended", "rehearsed", "attributed"}
@@ -107,7 +107,7 @@ def test_a_fresh_calibration_is_returned_and_nothing_is_measured(harness: Harnes
     assert (probe.requests, probe.examined) == ([], [])
 
 
-def test_force_measures_although_a_fresh_one_is_there(harness: Harness) -> None:
+def test_force_measures_again_despite_a_fresh_calibration(harness: Harness) -> None:
     harness.calibrate(ScriptedProbe())
     probe = ScriptedProbe(bytes_per_sample=3 * MIB)
     result = harness.calibrate(probe, force=True)
@@ -117,7 +117,7 @@ def test_force_measures_although_a_fresh_one_is_there(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("change", ["expired", "other-options", "other-task", "other-memory", "torn"])
-def test_a_stale_calibration_is_measured_anew(harness: Harness, change: str) -> None:
+def test_a_stale_calibration_is_measured_again(harness: Harness, change: str) -> None:
     harness.calibrate(ScriptedProbe())
     asked = options(GIB)
     match change:
@@ -138,12 +138,12 @@ def test_a_stale_calibration_is_measured_anew(harness: Harness, change: str) -> 
     assert saved(harness) == result.calibration
 
 
-def test_a_longer_time_limit_does_not_make_an_answer_stale(harness: Harness) -> None:
+def test_a_longer_time_limit_does_not_make_a_calibration_stale(harness: Harness) -> None:
     harness.calibrate(ScriptedProbe())
     assert harness.calibrate(ScriptedProbe(), options(GIB, time_limit_s=600, max_probes=50, objective="memory")).fresh
 
 
-def test_a_further_rehearsal_changes_no_time_slice(harness: Harness) -> None:
+def test_an_additional_rehearsal_does_not_change_time_slices(harness: Harness) -> None:
     first = harness.calibrate(ScriptedProbe(clock=harness.clock, takes_s=0.5)).calibration
     further = harness.calibrate(ScriptedProbe(clock=harness.clock, takes_s=0.5), options(GIB, effective_batch=777)).calibration
 
@@ -151,7 +151,7 @@ def test_a_further_rehearsal_changes_no_time_slice(harness: Harness) -> None:
     assert further.time_slices == first.time_slices
 
 
-def test_for_another_effective_batch_only_its_plan_is_run(harness: Harness) -> None:
+def test_another_effective_batch_only_rehearses_its_plan(harness: Harness) -> None:
     before = harness.calibrate(ScriptedProbe()).calibration
     probe = ScriptedProbe()
     result = harness.calibrate(probe, options(GIB, effective_batch=999))
@@ -165,7 +165,7 @@ def test_for_another_effective_batch_only_its_plan_is_run(harness: Harness) -> N
     assert harness.calibrate(ScriptedProbe(), options(GIB, effective_batch=999)).fresh
 
 
-def test_output_moves_the_file(harness: Harness, tmp_path: Path) -> None:
+def test_output_sets_the_path_of_the_file(harness: Harness, tmp_path: Path) -> None:
     elsewhere = tmp_path / "deep" / "down" / "mine.json"
     result = harness.calibrate(ScriptedProbe(), output=elsewhere)
     assert result.path == elsewhere
@@ -173,7 +173,7 @@ def test_output_moves_the_file(harness: Harness, tmp_path: Path) -> None:
     assert not harness.path.exists()
 
 
-def test_the_variable_moves_the_file(harness: Harness, tmp_path: Path) -> None:
+def test_the_environment_variable_sets_the_path_of_the_file(harness: Harness, tmp_path: Path) -> None:
     harness.environ = {"BATCHCAL_CALIBRATION": str(tmp_path / "named.json")}
     assert harness.calibrate(ScriptedProbe()).path == tmp_path / "named.json"
 
@@ -190,14 +190,14 @@ def test_a_dry_run_shows_the_search_and_writes_nothing_at_all(harness: Harness, 
     assert {path for path in own_home.rglob("*") if path.is_file()} == home
 
 
-def test_a_dry_run_neither_reads_nor_touches_what_is_there(harness: Harness) -> None:
+def test_a_dry_run_ignores_an_existing_calibration(harness: Harness) -> None:
     harness.calibrate(ScriptedProbe())
     there = harness.path.read_bytes()
     assert not harness.calibrate(dry_run=True).fresh
     assert harness.path.read_bytes() == there
 
 
-def test_a_task_that_fails_is_exit_5_with_its_traceback_and_writes_no_calibration(harness: Harness) -> None:
+def test_a_task_that_fails_raises_user_code_error_and_writes_no_calibration(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: FAILED)
     with pytest.raises(UserCodeError) as raised:
         harness.calibrate(probe)
@@ -206,7 +206,7 @@ def test_a_task_that_fails_is_exit_5_with_its_traceback_and_writes_no_calibratio
     assert probe.closed == 1
 
 
-def test_nothing_fits_says_what_is_needed_what_there_is_and_what_to_try(harness: Harness) -> None:
+def test_nothing_fits_reports_the_demand_the_limit_and_a_suggestion(harness: Harness) -> None:
     probe = ScriptedProbe(base_bytes=2 * GIB)
     with pytest.raises(NothingFits) as raised:
         harness.calibrate(probe)
@@ -218,13 +218,13 @@ def test_nothing_fits_says_what_is_needed_what_there_is_and_what_to_try(harness:
     assert not harness.path.exists()
 
 
-def test_a_task_that_is_not_here_is_refused(harness: Harness) -> None:
+def test_a_task_file_that_does_not_exist_is_a_usage_error(harness: Harness) -> None:
     harness.reference = harness.reference.model_copy(update={"spec": "other.py:task"})
     with pytest.raises(UsageError):
         harness.calibrate(ScriptedProbe())
 
 
-def test_the_default_place_is_the_users_folder_where_the_project_cannot_be_written(harness: Harness) -> None:
+def test_the_default_path_is_the_user_folder_if_the_project_is_read_only(harness: Harness) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
         result = harness.calibrate(ScriptedProbe())

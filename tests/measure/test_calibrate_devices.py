@@ -12,14 +12,14 @@ from batchcal.measure.options import options
 from tests.support.probes import Harness, ScriptedProbe, an_accelerator, saved
 
 
-def test_a_device_that_is_not_here_is_a_usage_error_that_lists_what_is(harness: Harness) -> None:
+def test_a_missing_device_is_a_usage_error_that_lists_available_devices(harness: Harness) -> None:
     harness.environment = harness.environment.model_copy(update={"accelerators": (an_accelerator(),)})
     with pytest.raises(UsageError) as raised:
         harness.calibrate(ScriptedProbe(), options(GIB, device="cuda:3"))
     assert raised.value.known == "devices of this machine: cpu, cuda:0"
 
 
-def test_an_allocator_that_is_not_here_is_refused_before_anything_is_written(harness: Harness) -> None:
+def test_an_unknown_allocator_is_rejected_before_any_file_is_written(harness: Harness) -> None:
     with pytest.raises(UsageError):
         harness.calibrate(ScriptedProbe(), options(GIB, allocator="wonderful"))
     assert ".batchcal" not in harness.files()
@@ -47,7 +47,7 @@ class TwoDevices(ScriptedProbe):
 
 
 @pytest.mark.parametrize(("speed", "chosen"), [(3.0, "cuda:0"), (0.2, "cpu")])
-def test_auto_measures_both_devices_and_says_which_is_faster(harness: Harness, speed: float, chosen: str) -> None:
+def test_auto_measures_both_devices_and_reports_the_faster_device(harness: Harness, speed: float, chosen: str) -> None:
     harness.environment = harness.environment.model_copy(update={"accelerators": (an_accelerator(),)})
     calibration = harness.calibrate(TwoDevices(speed)).calibration
     assert {found.device for found in calibration.findings} == {"cpu", "cuda:0"}
@@ -63,7 +63,7 @@ def test_auto_measures_both_devices_and_says_which_is_faster(harness: Harness, s
 @pytest.mark.parametrize(
     ("asked", "measured"), [("cpu", ["cpu"]), ("cuda", ["cuda:0"]), ("cuda:1", ["cuda:1"]), ("auto", ["cpu", "cuda:0"])]
 )
-def test_a_device_that_is_asked_for_is_the_only_one(harness: Harness, asked: str, measured: list[str]) -> None:
+def test_only_the_requested_device_is_measured(harness: Harness, asked: str, measured: list[str]) -> None:
     cards = (an_accelerator(), an_accelerator(index=1, free_bytes=8 * GIB))
     harness.environment = harness.environment.model_copy(update={"accelerators": cards})
     calibration = harness.calibrate(ScriptedProbe(), options(GIB, device=asked)).calibration
@@ -71,14 +71,14 @@ def test_a_device_that_is_asked_for_is_the_only_one(harness: Harness, asked: str
     assert {one.device for one in calibration.measurements} == set(measured)
 
 
-def test_an_accelerator_s_answer_is_limited_by_its_own_memory(harness: Harness) -> None:
+def test_the_result_of_an_accelerator_is_limited_by_accelerator_memory(harness: Harness) -> None:
     harness.environment = harness.environment.model_copy(update={"accelerators": (an_accelerator(),)})
     finding = harness.calibrate(ScriptedProbe(), options(GIB, device="cuda", time_limit_s=120)).calibration.finding()
     assert finding is not None
     assert finding.train.limited_by == "accelerator-memory"
 
 
-def test_a_device_on_which_nothing_fits_leaves_the_other(harness: Harness) -> None:
+def test_the_other_device_is_chosen_if_nothing_fits_on_a_device(harness: Harness) -> None:
     full = an_accelerator(free_bytes=16 * MIB)
     harness.environment = harness.environment.model_copy(update={"accelerators": (full,)})
     calibration = harness.calibrate(ScriptedProbe()).calibration
@@ -87,7 +87,7 @@ def test_a_device_on_which_nothing_fits_leaves_the_other(harness: Harness) -> No
     assert any(note.startswith("cuda:0 under default: nothing fits") for note in calibration.notes)
 
 
-def test_an_allocator_other_than_the_default_is_measured_beside_it(harness: Harness) -> None:
+def test_another_allocator_and_the_default_allocator_are_both_measured(harness: Harness) -> None:
     """A script that is not re-executed runs under the default."""
     probe = ScriptedProbe()
     calibration = harness.calibrate(probe, options(GIB, allocator="retain")).calibration
@@ -97,7 +97,7 @@ def test_an_allocator_other_than_the_default_is_measured_beside_it(harness: Harn
     assert calibration.finding(allocator="default") == calibration.findings[1]
 
 
-def test_where_only_the_default_allocator_fits_its_answer_is_kept(harness: Harness) -> None:
+def test_the_result_of_the_default_allocator_is_kept_if_only_it_fits(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="fence") if request.allocator == "retain" else None)
     result = harness.calibrate(probe, options(GIB, allocator="retain"))
     found = result.calibration.finding(allocator="default")

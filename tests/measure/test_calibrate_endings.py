@@ -17,7 +17,7 @@ from batchcal.measure.result import Need
 from tests.support.probes import KILLED, Harness, ScriptedProbe, best_of, saved
 
 
-def test_a_time_limit_without_an_answer_is_partial_and_what_there_is_is_saved(harness: Harness) -> None:
+def test_a_time_limit_without_a_result_saves_a_partial_calibration(harness: Harness) -> None:
     probe = ScriptedProbe(clock=harness.clock, examination_takes_s=100)
     result = harness.calibrate(probe)
     assert isinstance(result.stopped, Partial)
@@ -29,7 +29,7 @@ def test_a_time_limit_without_an_answer_is_partial_and_what_there_is_is_saved(ha
     assert harness.journal.exists()
 
 
-def test_an_examination_that_takes_most_of_the_time_still_leaves_a_verified_answer(harness: Harness) -> None:
+def test_a_slow_examination_still_leaves_time_for_a_verified_result(harness: Harness) -> None:
     """The share of the search is over by then, the time limit is not."""
     probe = ScriptedProbe(clock=harness.clock, examination_takes_s=50)
     result = harness.calibrate(probe)
@@ -40,7 +40,7 @@ def test_an_examination_that_takes_most_of_the_time_still_leaves_a_verified_answ
     assert result.calibration.status == "unsettled"
 
 
-def test_runs_that_tell_nothing_are_no_proof_that_nothing_fits(harness: Harness) -> None:
+def test_inconclusive_runs_do_not_raise_nothing_fits(harness: Harness) -> None:
     result = harness.calibrate(ScriptedProbe(lambda request, time: KILLED))
     assert isinstance(result.stopped, Partial)
     assert result.calibration.status == "partial"
@@ -64,7 +64,7 @@ def test_a_partial_calibration_is_not_fresh(harness: Harness) -> None:
     assert not harness.journal.exists()
 
 
-def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(harness: Harness) -> None:
+def test_a_time_limit_after_a_result_returns_it_and_lists_unfinished_parts(harness: Harness) -> None:
     probe = ScriptedProbe(clock=harness.clock, takes_s=70)
     result = harness.calibrate(probe)
     finding = result.calibration.finding()
@@ -78,7 +78,7 @@ def test_a_time_limit_after_an_answer_returns_it_and_says_what_is_undone(harness
     assert saved(harness) == result.calibration
 
 
-def test_an_unfinished_search_continues_where_it_stopped_when_it_gets_more_time(harness: Harness) -> None:
+def test_an_unfinished_search_continues_with_a_longer_time_limit(harness: Harness) -> None:
     first = ScriptedProbe(clock=harness.clock, takes_s=70)
     harness.calibrate(first)
     assert harness.calibrate(ScriptedProbe()).fresh, "as much time as before: the same answer"
@@ -93,7 +93,7 @@ def test_an_unfinished_search_continues_where_it_stopped_when_it_gets_more_time(
     assert found.train.batch > before
 
 
-def test_a_training_uses_what_an_unfinished_search_has_verified(harness: Harness) -> None:
+def test_training_uses_the_verified_result_of_an_unfinished_search(harness: Harness) -> None:
     """Its own time limit is the default, which may be longer than that of the calibration."""
     harness.calibrate(ScriptedProbe(clock=harness.clock, takes_s=15), options(GIB, time_limit_s=20))
     assert harness.calibrate(None, need=Need(rehearsed=False, may_measure=False)).fresh
@@ -110,7 +110,7 @@ def test_another_objective_keeps_the_capacities_of_an_unfinished_search(harness:
     assert [finding.train for finding in after.findings] == [finding.train for finding in before.findings]
 
 
-def test_a_signal_during_the_evaluation_of_a_probe_keeps_its_training(harness: Harness) -> None:
+def test_a_signal_during_the_evaluation_of_a_probe_keeps_the_training_result(harness: Harness) -> None:
     class Stopped(ScriptedProbe):
         def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
             report = super().observe(request)
@@ -126,14 +126,14 @@ def test_a_signal_during_the_evaluation_of_a_probe_keeps_its_training(harness: H
     assert saved(harness).status == "unsettled"
 
 
-def test_a_search_that_a_signal_stopped_continues_when_the_same_command_runs_again(harness: Harness) -> None:
+def test_a_search_stopped_by_a_signal_continues_in_the_next_run(harness: Harness) -> None:
     harness.calibrate(interrupting(2))
     result = harness.calibrate(ScriptedProbe())
     assert not result.fresh
     assert result.calibration.status == "complete"
 
 
-def test_max_probes_is_kept(harness: Harness) -> None:
+def test_max_probes_limits_the_number_of_probes(harness: Harness) -> None:
     probe = ScriptedProbe()
     result = harness.calibrate(probe, options(GIB, max_probes=1))
     assert len(probe.requests) == 1
@@ -157,7 +157,7 @@ def interrupting(after: int) -> ScriptedProbe:
     return ScriptedProbe(script)
 
 
-def test_an_interruption_keeps_what_was_verified(harness: Harness) -> None:
+def test_an_interruption_keeps_verified_results(harness: Harness) -> None:
     probe = interrupting(2)
     result = harness.calibrate(probe)
     assert isinstance(result.stopped, Interrupted)
@@ -168,14 +168,14 @@ def test_an_interruption_keeps_what_was_verified(harness: Harness) -> None:
     assert probe.closed == 1
 
 
-def test_an_interruption_before_anything_was_verified_keeps_the_measurements(harness: Harness) -> None:
+def test_an_interruption_before_a_verified_result_saves_a_partial_calibration(harness: Harness) -> None:
     result = harness.calibrate(interrupting(0))
     assert isinstance(result.stopped, Interrupted)
     assert result.calibration.status == "partial"
     assert saved(harness).status == "partial"
 
 
-def test_an_interruption_within_a_search_returns_the_best_so_far(harness: Harness) -> None:
+def test_an_interruption_during_a_search_returns_the_best_size(harness: Harness) -> None:
     """The first probe fitted: what was verified is an answer, though the search was not over."""
     result = harness.calibrate(interrupting(1))
     assert isinstance(result.stopped, Interrupted)
@@ -190,7 +190,7 @@ def earlier_version(harness: Harness) -> Path:
     return harness.path.rename(harness.path.with_name(NAME))
 
 
-def test_a_calibration_of_an_earlier_version_is_verified_for_a_plan_and_not_measured_again(harness: Harness) -> None:
+def test_a_calibration_of_an_earlier_version_is_reused_for_a_new_plan(harness: Harness) -> None:
     earlier = earlier_version(harness)
     measured = saved(harness, earlier).measurements
     probe = ScriptedProbe()
@@ -200,7 +200,7 @@ def test_a_calibration_of_an_earlier_version_is_verified_for_a_plan_and_not_meas
     assert saved(harness).effective_batch == 999
 
 
-def test_what_was_interrupted_hides_no_valid_calibration(harness: Harness) -> None:
+def test_an_interrupted_calibration_does_not_hide_a_valid_calibration(harness: Harness) -> None:
     earlier = earlier_version(harness)
     result = harness.calibrate(interrupting(0), force=True)
     assert result.calibration.status == "partial"

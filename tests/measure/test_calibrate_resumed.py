@@ -32,7 +32,7 @@ def broken_off(harness: Harness, after: int, asked: Options | None = None) -> li
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_what_was_measured_before_a_power_cut_is_not_measured_again(harness: Harness, after: int) -> None:
+def test_measurements_before_a_power_failure_are_not_repeated(harness: Harness, after: int) -> None:
     whole = ScriptedProbe(mapped=True)
     asked = options(GIB, objective="memory")
     straight = harness.calibrate(whole, asked, output=harness.folder / "other" / "straight.json").calibration
@@ -47,7 +47,7 @@ def test_what_was_measured_before_a_power_cut_is_not_measured_again(harness: Har
     assert not harness.journal.exists()
 
 
-def test_a_second_power_cut_loses_nothing_either(harness: Harness) -> None:
+def test_a_second_power_failure_loses_no_measurements(harness: Harness) -> None:
     first = broken_off(harness, 1)
     second = broken_off(harness, 1)
     resumed = harness.calibrate(ScriptedProbe()).calibration
@@ -55,7 +55,7 @@ def test_a_second_power_cut_loses_nothing_either(harness: Harness) -> None:
     assert [one.sequence for one in resumed.measurements] == list(range(1, len(resumed.measurements) + 1))
 
 
-def test_a_resumption_holds_although_others_use_a_little_more_now(harness: Harness) -> None:
+def test_a_resumed_calibration_reuses_measurements_under_a_smaller_budget(harness: Harness) -> None:
     ran = broken_off(harness, 2)
     memory = harness.environment.memory
     less = memory.model_copy(update={"available_bytes": 850 * MIB + int(0.15 * GIB)})
@@ -70,7 +70,7 @@ def test_a_resumption_holds_although_others_use_a_little_more_now(harness: Harne
     assert ran[0] not in probe.sizes()
 
 
-def test_force_begins_from_the_beginning(harness: Harness) -> None:
+def test_force_discards_measurements_of_an_interrupted_calibration(harness: Harness) -> None:
     broken_off(harness, 2)
     probe = ScriptedProbe()
     harness.calibrate(probe, force=True)
@@ -78,7 +78,7 @@ def test_force_begins_from_the_beginning(harness: Harness) -> None:
     assert harness.events("probe_kept") == []
 
 
-def test_a_race_of_policies_before_a_power_cut_is_not_run_again(harness: Harness) -> None:
+def test_a_policy_race_before_a_power_failure_is_not_repeated(harness: Harness) -> None:
     class PowerCut(BaseException):
         pass
 

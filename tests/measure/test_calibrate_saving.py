@@ -23,7 +23,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_what_cannot_be_saved_is_returned_with_the_reason(harness: Harness) -> None:
+def test_a_calibration_that_cannot_be_saved_is_returned_with_the_reason(harness: Harness) -> None:
     result = harness.calibrate(ScriptedProbe())
     assert result.path is None
     assert isinstance(result.not_saved, NotSaved)
@@ -33,7 +33,7 @@ def test_what_cannot_be_saved_is_returned_with_the_reason(harness: Harness) -> N
     assert any("no journal could be written" in notice for notice in result.notices)
 
 
-def test_a_journal_that_fails_later_costs_the_journal_only(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_write_error_does_not_fail_the_calibration(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
@@ -43,7 +43,7 @@ def test_a_journal_that_fails_later_costs_the_journal_only(harness: Harness, mon
     assert any("the journal could not be written: the disk is full" in notice for notice in result.notices)
 
 
-def test_a_calibration_that_another_made_while_we_waited_is_ours(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_saved_by_another_process_is_used_after_the_lock(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas on one volume: the second waits for the first and takes what it made."""
     made = harness.calibrate(ScriptedProbe()).calibration
     data = harness.path.read_bytes()
@@ -65,7 +65,7 @@ def test_a_calibration_that_another_made_while_we_waited_is_ours(harness: Harnes
     assert probe.requests == []
 
 
-def test_without_a_lock_it_measures_and_says_so(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_without_file_locks_completes_with_a_notice(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(self: object, **asked: object) -> None:
         raise OSError(38, "Function not implemented")
 

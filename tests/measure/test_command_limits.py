@@ -120,7 +120,7 @@ class Run:
         assert group.oom_kills() == 0
 
 
-def test_a_sample_that_never_fits_stays_within_the_memory_limit(tmp_path: Path) -> None:
+def test_the_command_stays_within_the_memory_limit_if_no_sample_fits(tmp_path: Path) -> None:
     with memory_cgroup(4 * GIB) as group:
         run = Run(tmp_path, HUGE, group, "--memory-limit", "1000MiB", "--time-limit", "20s")
         # Of the command itself some 45 MiB, of its zygote what a child does not share.
@@ -138,7 +138,7 @@ def test_a_sample_that_never_fits_stays_within_the_memory_limit(tmp_path: Path) 
         pytest.param(SLOW_DATA, {0, 6}, id="data"),
     ],
 )
-def test_it_ends_in_time_and_names_the_limit(tmp_path: Path, source: str, codes: set[int]) -> None:
+def test_the_command_ends_at_the_time_limit_and_names_it(tmp_path: Path, source: str, codes: set[int]) -> None:
     with memory_cgroup(2 * GIB) as group:
         run = Run(tmp_path, source, group, "--time-limit", "8s")
     assert run.wall_s < 8 * 1.25 + 3, run.stderr
@@ -147,7 +147,7 @@ def test_it_ends_in_time_and_names_the_limit(tmp_path: Path, source: str, codes:
         assert "the time limit of 8 s (--time-limit)" in run.stderr
 
 
-def test_a_plain_epoch_survives_at_the_answer_where_samples_are_of_an_own_class(tmp_path: Path) -> None:
+def test_a_plain_epoch_with_custom_sample_objects_fits_at_the_result(tmp_path: Path) -> None:
     with memory_cgroup(1200 * MIB) as group:
         run = Run(tmp_path, RECORDS, group, "--time-limit", "30s")
         assert run.code == 0, run.stderr

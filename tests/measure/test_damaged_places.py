@@ -43,7 +43,7 @@ def damage(path: Path, content: bytes) -> None:
 
 
 @DAMAGED
-def test_the_file_at_the_default_place(reference: TaskReference, tmp_path: Path, damaged: bytes) -> None:
+def test_a_damaged_file_at_the_default_path_is_replaced(reference: TaskReference, tmp_path: Path, damaged: bytes) -> None:
     path = path_of(reference, {})
     damage(path, damaged)
     invocation = Invocation(
@@ -57,7 +57,7 @@ def test_the_file_at_the_default_place(reference: TaskReference, tmp_path: Path,
 
 
 @DAMAGED
-def test_the_file_of_a_shape(reference: TaskReference, tmp_path: Path, damaged: bytes) -> None:
+def test_a_damaged_file_of_a_shape_is_replaced(reference: TaskReference, tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "shapes" / "shape.json"
     damage(path, damaged)
     book = ShapeBook(reference, options(2 * GIB), detect(), path.parent)

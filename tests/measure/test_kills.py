@@ -29,7 +29,7 @@ def killed(*asked: str) -> dict[str, dict[str, int]]:
     return told
 
 
-def test_many_kills_with_the_fake_probe_lose_nothing() -> None:
+def test_many_kills_with_the_fake_probe_lose_no_measurements() -> None:
     counts = killed("--fake", "50", "--real", "0")["fake"]
     assert counts["kills"] == 50
     assert counts["calibrations"] > 0, "some of them ended; how many is a matter of speed"
@@ -37,7 +37,7 @@ def test_many_kills_with_the_fake_probe_lose_nothing() -> None:
     assert counts["ended_whole"] == 1
 
 
-def test_kills_while_children_measure_lose_nothing_and_leave_nothing_running() -> None:
+def test_kills_during_probes_lose_no_measurements_and_leave_no_process() -> None:
     counts = killed("--fake", "0", "--real", "2")["real"]
     assert counts["kills"] == 2
     assert [counts[name] for name in ("bad_reads", "old_reads", "left_running")] == [0, 0, 0]

@@ -79,7 +79,7 @@ def machines(draw: st.DrawFn) -> Mishaps:
     max_batch=st.sampled_from([None, None, 100, 4000]),
     max_probes=st.sampled_from([None, None, 1, 3]),
 )
-def test_the_answer_was_run_within_the_budget_and_the_status_is_true(
+def test_the_result_was_measured_within_the_budget_and_the_status_is_correct(
     *, probe: Mishaps, multiple_of: int, max_batch: int | None, max_probes: int | None
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -195,9 +195,7 @@ class Cutting:
 
 @settings(deadline=None)
 @given(probe=machines(), kills=st.lists(st.integers(0, 4), max_size=4))
-def test_a_calibration_that_is_cut_off_again_and_again_gives_an_answer_at_least_as_large(
-    *, probe: Mishaps, kills: list[int]
-) -> None:
+def test_a_repeatedly_interrupted_calibration_keeps_its_largest_size(*, probe: Mishaps, kills: list[int]) -> None:
     cutting = Cutting(probe)
     with tempfile.TemporaryDirectory() as folder:
         harness = Harness(Path(folder))

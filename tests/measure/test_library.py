@@ -25,7 +25,7 @@ def from_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
 
-def test_a_real_calibration_answers_what_ran_in_a_fenced_child(tmp_path: Path) -> None:
+def test_a_real_calibration_returns_a_size_measured_in_a_fenced_child(tmp_path: Path) -> None:
     path, told = tmp_path / "calibration.json", Recorded()
     calibration = calibrate(
         WIDE,
@@ -69,7 +69,7 @@ def test_a_real_calibration_answers_what_ran_in_a_fenced_child(tmp_path: Path) -
     )
 
 
-def test_no_time_at_all_is_partial_and_on_disk(tmp_path: Path) -> None:
+def test_a_calibration_without_time_saves_a_partial_result(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     with pytest.raises(Partial):
         calibrate(WIDE, device="cpu", allocator="default", objective="memory", time_limit_s=0.01, output=path)
@@ -78,7 +78,7 @@ def test_no_time_at_all_is_partial_and_on_disk(tmp_path: Path) -> None:
     assert found.calibration.status == "partial"
 
 
-def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_a_usage_error_before_any_probe(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="cannot be written"):
         calibrate(
@@ -92,7 +92,7 @@ def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_measured(
         )
 
 
-def test_the_user_s_own_error_is_raised_with_his_traceback(tmp_path: Path) -> None:
+def test_an_error_in_user_code_is_raised_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(UserCodeError) as raised:
         calibrate("tests.measure.tasks:failing", device="cpu", output=tmp_path / "calibration.json")
     assert "no data at /nowhere" in str(raised.value)

@@ -33,7 +33,7 @@ def test_runs_of_one_setup_are_summed_up() -> None:
     assert (evaluation.count, evaluation.peak_bytes, evaluation.step_s) == (1, None, None)
 
 
-def test_quantiles_of_one_run_are_that_run() -> None:
+def test_quantiles_of_one_run_equal_its_value() -> None:
     assert Quantiles.of([3.0]) == Quantiles(least=3.0, median=3.0, p90=3.0, greatest=3.0)
 
 
@@ -43,7 +43,7 @@ def refused(sequence: int) -> UserCodeFailed:
     return UserCodeFailed(phase="measure", error=error, traceback="\x01" * TEXT_LIMIT, output="\x01" * 4000)
 
 
-def test_five_hundred_probes_with_long_tracebacks_are_saved_and_the_last_keep_theirs(tmp_path: Path) -> None:
+def test_only_the_last_of_many_long_tracebacks_are_saved(tmp_path: Path) -> None:
     runs = [measurement(sequence=sequence, outcome=refused(sequence), why="x" * 200) for sequence in range(1, 501)]
     kept = with_bounded_evidence(runs)
     setups = summed_up(runs, num_workers=0)
@@ -60,7 +60,7 @@ def test_five_hundred_probes_with_long_tracebacks_are_saved_and_the_last_keep_th
     assert setups[0].count == 500
 
 
-def test_what_was_cut_says_so() -> None:
+def test_truncated_details_are_marked() -> None:
     hung = TimedOut(phase="measure", limit_s=3.0, detail="it hung\n" + "x" * 200_000)
     runs = [measurement(sequence=sequence, outcome=hung) for sequence in range(1, 11)]
 
@@ -70,7 +70,7 @@ def test_what_was_cut_says_so() -> None:
     assert kept[0] == hung.model_copy(update={"detail": f"it hung\n{CUT}"})
 
 
-def test_short_evidence_is_kept_whole() -> None:
+def test_short_details_are_not_truncated() -> None:
     hung = TimedOut(phase="measure", limit_s=3.0, detail="it hung\nFile train.py, line 3")
     runs = [measurement(outcome=hung), measurement(sequence=2)]
 

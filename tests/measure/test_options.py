@@ -24,12 +24,12 @@ def test_the_steps_of_a_probe_follow_the_memory_tier(limit: int, samples: int) -
     assert options(limit).samples == samples
 
 
-def test_an_allowance_decides_the_tier_where_it_is_the_smaller() -> None:
+def test_the_smaller_of_memory_limit_and_machine_limit_sets_the_tier() -> None:
     assert options(8 * GIB, memory_limit_bytes=900 * MIB).samples == 8
     assert options(900 * MIB, memory_limit_bytes=8 * GIB).samples == 8
 
 
-def test_samples_that_are_asked_for_are_taken() -> None:
+def test_a_requested_number_of_samples_is_used() -> None:
     assert options(64 * GIB, samples=5).samples == 5
 
 
@@ -42,23 +42,23 @@ def test_margin_and_headroom_follow_the_device(device: str, margin: float, headr
     assert (asked.margin, asked.headroom) == (margin, headroom)
 
 
-def test_an_accelerator_has_a_margin_of_its_own_where_the_device_is_chosen_later() -> None:
+def test_the_auto_device_has_a_separate_accelerator_margin() -> None:
     assert options(GIB, device="auto").accelerator_margin == 0.10
     assert options(GIB, device="auto", margin=0.2).accelerator_margin == 0.2
 
 
-def test_what_torch_or_the_file_would_not_take_is_refused_before() -> None:
+def test_values_that_torch_or_the_file_cannot_store_are_rejected() -> None:
     with pytest.raises(UsageError):
         options(GIB, workers=2000)
     with pytest.raises(UsageError):
         options(GIB, seed=2**64)
 
 
-def test_a_margin_of_nothing_is_a_margin() -> None:
+def test_a_margin_of_zero_is_accepted() -> None:
     assert options(GIB, margin=0.0, headroom=0.0).margin == 0.0
 
 
-def test_what_is_asked_for_arrives() -> None:
+def test_requested_options_are_returned_unchanged() -> None:
     asked = options(GIB, max_batch=64, multiple_of=8, allocator="retain", workers=2, effective_batch=256, seed=3, max_probes=4)
     assert (asked.max_batch, asked.multiple_of, asked.allocator, asked.workers) == (64, 8, "retain", 2)
     assert (asked.effective_batch, asked.seed, asked.max_probes) == (256, 3, 4)
@@ -87,14 +87,14 @@ def test_what_is_asked_for_arrives() -> None:
         pytest.param("memory-limit", lambda: options(GIB, memory_limit_bytes=-1), id="memory-limit -1"),
     ],
 )
-def test_a_value_out_of_its_range_is_refused_with_what_to_type(name: str, asked: Callable[[], Options]) -> None:
+def test_an_out_of_range_value_is_rejected_with_a_suggestion(name: str, asked: Callable[[], Options]) -> None:
     with pytest.raises(UsageError) as raised:
         asked()
     assert raised.value.what.startswith(name)
     assert raised.value.try_.startswith(f"--{name}")
 
 
-def test_a_multiple_above_the_largest_batch_is_a_contradiction() -> None:
+def test_a_multiple_above_max_batch_is_a_usage_error() -> None:
     with pytest.raises(UsageError) as raised:
         options(GIB, max_batch=4, multiple_of=8)
     assert "multiple of 8" in raised.value.what

@@ -10,7 +10,7 @@ from batchcal.measure.time_slices import TimeSlices
 from tests.support.calibrations import MADE_AT
 
 
-def test_a_part_within_another_counts_for_itself_alone_and_pieces_add_up() -> None:
+def test_a_nested_part_is_counted_separately_and_repeated_parts_are_summed() -> None:
     clock = ManualClock(MADE_AT)
     slices = TimeSlices(clock)
     clock.move(1)

@@ -60,7 +60,7 @@ def a_measurement(outcome: Outcome, *, mode: Mode = "train") -> Measurement:
 
 
 @pytest.mark.parametrize("first", [SUSPECT, KILLED, BROKEN, WORKER_DIED], ids=lambda outcome: outcome.kind)
-def test_a_run_that_told_nothing_is_made_once_more_and_the_second_counts(first: Outcome) -> None:
+def test_an_inconclusive_run_is_repeated_once_and_the_second_result_counts(first: Outcome) -> None:
     attempts = Kept(first)
     measured = attempts.run(ASK, PLACE, deadline_s=10)
     assert measured.outcome.kind == "fits"
@@ -69,14 +69,14 @@ def test_a_run_that_told_nothing_is_made_once_more_and_the_second_counts(first: 
 
 
 @pytest.mark.parametrize("outcome", [SUSPECT, KILLED, BROKEN, WORKER_DIED], ids=lambda outcome: outcome.kind)
-def test_it_is_not_made_a_third_time(outcome: Outcome) -> None:
+def test_an_inconclusive_run_is_not_repeated_twice(outcome: Outcome) -> None:
     attempts = Kept(outcome, outcome)
     assert attempts.run(ASK, PLACE, deadline_s=10).outcome == outcome
     assert attempts.started == 2
 
 
 @pytest.mark.parametrize("outcome", [fits(64), SWAPPED, TIMED_OUT, FAILED, OutOfMemory(source="fence")], ids=lambda o: o.kind)
-def test_what_a_second_run_would_only_repeat_is_made_once(outcome: Outcome) -> None:
+def test_a_run_with_a_repeatable_outcome_is_not_repeated(outcome: Outcome) -> None:
     attempts = Kept(outcome)
     assert attempts.run(ASK, PLACE, deadline_s=10).outcome == outcome
     assert attempts.started == 1
@@ -88,7 +88,7 @@ def test_a_second_suspect_counts_as_too_big() -> None:
     assert attempts.verdict(measured, best=None) == ("too-big", None)
 
 
-def test_a_worker_that_died_twice_is_the_user_s_and_says_how_to_see_why() -> None:
+def test_a_worker_that_died_twice_is_a_user_code_error_with_a_suggestion() -> None:
     attempts = Kept(WORKER_DIED, WORKER_DIED)
     measured = attempts.run(ASK, PLACE, deadline_s=10)
     with pytest.raises(UserCodeError) as raised:
@@ -97,7 +97,7 @@ def test_a_worker_that_died_twice_is_the_user_s_and_says_how_to_see_why() -> Non
     assert "pid 7" in raised.value.known
 
 
-def test_a_failure_before_anything_worked_is_the_user_s_error_with_his_traceback() -> None:
+def test_a_failure_before_any_success_is_a_user_code_error_with_a_traceback() -> None:
     with pytest.raises(UserCodeError) as raised:
         Kept().verdict(a_measurement(FAILED), best=None)
     assert raised.value.exit_code == 5
@@ -106,14 +106,14 @@ def test_a_failure_before_anything_worked_is_the_user_s_error_with_his_traceback
     assert raised.value.try_ == "fewer"
 
 
-def test_where_there_is_no_traceback_his_output_is_shown() -> None:
+def test_a_user_code_error_without_a_traceback_shows_the_output() -> None:
     outcome = UserCodeFailed(phase="load", error="exit code 3", output="  no such file\n")
     with pytest.raises(UserCodeError) as raised:
         Kept().verdict(a_measurement(outcome), best=None)
     assert raised.value.known == "no such file"
 
 
-def test_a_failure_above_what_worked_is_a_size_that_the_task_refuses() -> None:
+def test_a_failure_above_a_working_size_is_a_rejected_size() -> None:
     attempts = Kept()
     assert attempts.verdict(a_measurement(FAILED), best=32) == ("refused", None)
     assert attempts.notes == ["the task's own code refuses batch 64: ValueError: too many"]
@@ -133,23 +133,23 @@ def test_a_failure_above_what_worked_is_a_size_that_the_task_refuses() -> None:
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
-def test_only_memory_moves_a_bound(outcome: Outcome, verdict: tuple[str, int | None]) -> None:
+def test_only_memory_outcomes_change_a_bound(outcome: Outcome, verdict: tuple[str, int | None]) -> None:
     assert Kept().verdict(a_measurement(outcome), best=None) == verdict
 
 
-def test_the_kernel_s_kill_is_noted_since_the_fence_should_have_been_first() -> None:
+def test_a_kill_by_the_kernel_is_recorded_as_a_note() -> None:
     attempts = Kept()
     assert attempts.verdict(a_measurement(OutOfMemory(source="kernel")), best=None)[0] == "too-big"
     assert "the kernel's OOM killer fired at batch 64" in attempts.notes[0]
 
 
 @pytest.mark.parametrize(("demand", "told"), [(300, 300), (211, 211), (209, None)])
-def test_an_evaluation_that_needs_no_more_than_training_left_behind_tells_no_peak(demand: int, told: int | None) -> None:
+def test_an_evaluation_below_the_memory_left_by_training_has_no_peak(demand: int, told: int | None) -> None:
     measured = a_measurement(fits(64, demand, begin_bytes=200), mode="eval")
     assert Kept().verdict(measured, best=None) == ("fits", told)
 
 
-def test_a_note_is_said_once() -> None:
+def test_a_repeated_note_is_recorded_once() -> None:
     attempts = Kept()
     attempts.note("look")
     attempts.note("look")
@@ -157,7 +157,7 @@ def test_a_note_is_said_once() -> None:
     assert attempts.told.events == [("note", {"text": "look"})]
 
 
-def test_the_fence_stands_a_little_above_the_budget_so_that_a_near_miss_can_say_by_how_much() -> None:
+def test_the_fence_is_slightly_above_the_budget() -> None:
     attempts = Kept()
     measured = attempts.run(ASK, PLACE, deadline_s=12.5)
     request = attempts.scripted.requests[0]
@@ -166,7 +166,7 @@ def test_the_fence_stands_a_little_above_the_budget_so_that_a_near_miss_can_say_
     assert (request.batch, request.samples, request.deadline_s, request.train_batch) == (64, 8, 12.5, None)
 
 
-def test_a_probe_is_told_before_and_after_and_is_kept_in_between() -> None:
+def test_a_probe_reports_its_start_and_its_end() -> None:
     attempts = Kept(OutOfMemory(source="fence", detail="MemoryError\nat line 3", peak=Peak(demand_bytes=700 * MIB)))
     attempts.run(ASK, PLACE, deadline_s=10)
     (started, first), (ended, last) = attempts.told.events
@@ -194,7 +194,7 @@ def test_a_probe_is_told_before_and_after_and_is_kept_in_between() -> None:
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
-def test_an_outcome_in_a_few_words(outcome: Outcome, text: str | None) -> None:
+def test_detail_describes_an_outcome_in_a_few_words(outcome: Outcome, text: str | None) -> None:
     assert detail(outcome) == text
 
 
@@ -203,7 +203,7 @@ def test_an_outcome_in_a_few_words(outcome: Outcome, text: str | None) -> None:
     [(fits(1), True), (OutOfMemory(source="shm"), True), (SWAPPED, True), (SUSPECT, False), (KILLED, False), (TIMED_OUT, False)],
     ids=lambda value: getattr(value, "kind", None),
 )
-def test_what_decides_about_size(outcome: Outcome, yes: bool) -> None:
+def test_only_fits_and_memory_outcomes_decide_about_a_size(outcome: Outcome, yes: bool) -> None:
     assert decides(outcome) is yes
 
 
@@ -214,7 +214,7 @@ def past_of(*outcomes: Outcome) -> tuple[Measurement, ...]:
     return tuple(first.kept)
 
 
-def test_what_an_interrupted_calibration_learned_is_recalled_and_said() -> None:
+def test_measurements_of_an_interrupted_calibration_are_reused_and_reported() -> None:
     attempts = Kept(past=past_of(fits(64)))
     assert [one.outcome for one in attempts.recall(PLACE)] == [fits(64)]
     assert (attempts.started, attempts.kept) == (0, [])
@@ -222,7 +222,7 @@ def test_what_an_interrupted_calibration_learned_is_recalled_and_said() -> None:
 
 
 @pytest.mark.parametrize("outcome", [SUSPECT, KILLED, TIMED_OUT, FAILED], ids=lambda outcome: outcome.kind)
-def test_what_told_nothing_about_memory_is_not_recalled_but_stays_on_record(outcome: Outcome) -> None:
+def test_inconclusive_measurements_are_kept_but_not_reused(outcome: Outcome) -> None:
     attempts = Kept(past=past_of(outcome, outcome))
     assert attempts.recall(PLACE) == []
     assert {one.outcome for one in attempts.measurements} == {outcome}
@@ -237,7 +237,7 @@ def test_what_told_nothing_about_memory_is_not_recalled_but_stays_on_record(outc
     ],
     ids=["device", "allocator", "mode"],
 )
-def test_what_was_measured_elsewhere_is_not_recalled_here(place: SearchTarget) -> None:
+def test_measurements_of_another_target_are_not_reused(place: SearchTarget) -> None:
     assert Kept(past=past_of(fits(64))).recall(place) == []
 
 
@@ -256,19 +256,19 @@ def test_what_was_measured_elsewhere_is_not_recalled_here(place: SearchTarget) -
         (SWAPPED, BUDGET + 90 * MIB, False),
     ],
 )
-def test_a_run_holds_while_the_budget_of_today_would_give_the_same_outcome(outcome: Outcome, budget: int, holds: bool) -> None:
+def test_a_measurement_is_reused_if_the_current_budget_gives_the_same_outcome(outcome: Outcome, budget: int, holds: bool) -> None:
     recalled = Kept(past=past_of(outcome)).recall(SearchTarget("cpu", "default", "train", budget, 8))
     assert bool(recalled) is holds
 
 
-def test_a_run_that_held_more_than_the_budget_of_today_is_recalled_as_one_that_does_not_fit() -> None:
+def test_a_reused_measurement_above_the_current_budget_is_out_of_memory() -> None:
     (recalled,) = Kept(past=past_of(fits(64, 700 * MIB))).recall(SearchTarget("cpu", "default", "train", 699 * MIB, 8))
     assert isinstance(recalled.outcome, OutOfMemory)
     assert recalled.outcome.source == "budget"
     assert recalled.outcome.peak == Peak(demand_bytes=700 * MIB)
 
 
-def test_what_follows_recalled_runs_gets_a_number_of_its_own() -> None:
+def test_a_run_after_reused_measurements_has_a_new_sequence_number() -> None:
     """Else the journal, which knows each number once, would forget it at the next resumption."""
     attempts = Kept(past=past_of(KILLED))
     attempts.run(SizeRequest(128, "verify", "", 1), PLACE, deadline_s=10)

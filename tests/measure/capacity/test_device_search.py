@@ -37,7 +37,7 @@ def found(harness: Harness, probe: FakeProbe, asked: Options | None = None) -> F
     return finding
 
 
-def test_a_suspect_that_fits_the_second_time_costs_nothing_but_the_time(harness: Harness) -> None:
+def test_a_suspect_size_that_fits_when_repeated_does_not_change_the_result(harness: Harness) -> None:
     suspect = Suspect(detail="died by SIGSEGV", near_limit=0.9)
     probe = ScriptedProbe(lambda request, time: suspect if time == 1 and request.mode == "train" else None)
     finding = found(harness, probe)
@@ -52,7 +52,7 @@ def new_folder(harness: Harness) -> Path:
     return folder
 
 
-def test_a_suspect_that_is_one_twice_is_too_big_and_the_answer_lies_below(harness: Harness) -> None:
+def test_a_size_that_is_suspect_twice_is_too_big(harness: Harness) -> None:
     suspect = Suspect(detail="died by SIGSEGV", near_limit=0.95)
     probe = ScriptedProbe(lambda request, time: suspect if request.batch > 250 and request.mode == "train" else None)
     finding = found(harness, probe)
@@ -61,14 +61,14 @@ def test_a_suspect_that_is_one_twice_is_too_big_and_the_answer_lies_below(harnes
 
 
 @pytest.mark.parametrize("outcome", [KILLED, BROKEN], ids=lambda outcome: outcome.kind)
-def test_what_was_not_the_probe_s_doing_is_tried_again(harness: Harness, outcome: Outcome) -> None:
+def test_a_probe_that_failed_for_an_external_reason_is_repeated(harness: Harness, outcome: Outcome) -> None:
     probe = ScriptedProbe(lambda request, time: outcome if time == 1 else None)
     calibration = harness.calibrate(probe).calibration
     assert calibration.status == "complete"
     assert {one.attempt for one in calibration.measurements} == {1, 2}
 
 
-def test_a_size_that_the_task_refuses_limits_the_answer_by_the_model(harness: Harness) -> None:
+def test_a_size_rejected_by_the_task_sets_limited_by_to_model(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: FAILED if request.batch > 250 else None)
     calibration = harness.calibrate(probe).calibration
     finding = calibration.finding()
@@ -78,12 +78,12 @@ def test_a_size_that_the_task_refuses_limits_the_answer_by_the_model(harness: Ha
     assert any("refuses batch" in note for note in calibration.notes)
 
 
-def test_a_task_that_fails_at_every_size_is_the_user_s_error(harness: Harness) -> None:
+def test_a_task_that_fails_at_every_size_raises_user_code_error(harness: Harness) -> None:
     with pytest.raises(UserCodeError):
         harness.calibrate(ScriptedProbe(lambda request, time: FAILED))
 
 
-def test_shared_memory_that_no_batch_fits_is_named(harness: Harness) -> None:
+def test_nothing_fits_names_shared_memory_when_it_is_the_cause(harness: Harness) -> None:
     """Before, the message stated that 238 MiB do not fit a budget of 1.24 GiB."""
     full = OutOfMemory(source="shm", detail="RuntimeError: unable to write to file, in DataLoader worker 0")
     with pytest.raises(NothingFits, match="from a DataLoader worker does not fit into /dev/shm") as raised:
@@ -93,7 +93,7 @@ def test_shared_memory_that_no_batch_fits_is_named(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("most", [None, 16, 3, 2])
-def test_an_evaluation_that_fails_in_the_task_s_own_code_is_no_matter_of_memory(harness: Harness, most: int | None) -> None:
+def test_an_evaluation_error_in_user_code_is_not_reported_as_a_memory_limit(harness: Harness, most: int | None) -> None:
     """Also where so few sizes are left that the search ends with the smallest."""
     error = "RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn"
     failed = UserCodeFailed(phase="measure", error=error)
@@ -123,7 +123,7 @@ def test_a_kill_by_the_kernel_doubles_the_margin(harness: Harness) -> None:
     assert finding.train.peak_bytes <= budget.budget_bytes
 
 
-def test_what_fitted_before_the_margin_was_doubled_is_not_run_again(harness: Harness) -> None:
+def test_sizes_that_fitted_are_not_repeated_after_the_margin_is_doubled(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="kernel") if time == 2 and request.mode == "train" else None)
     calibration = harness.calibrate(probe).calibration
     fitted = [one.batch for one in calibration.measurements if one.mode == "train" and isinstance(one.outcome, Fits)]
@@ -131,7 +131,7 @@ def test_what_fitted_before_the_margin_was_doubled_is_not_run_again(harness: Har
     assert harness.names().count("phase") >= 2
 
 
-def test_a_kernel_that_kills_again_and_again_ends_the_doubling(harness: Harness) -> None:
+def test_repeated_kernel_kills_stop_doubling_the_margin(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="kernel") if request.batch > 20 else None)
     calibration = harness.calibrate(probe).calibration
     assert sum("is doubled" in note for note in calibration.notes) <= MARGIN_DOUBLINGS
@@ -139,7 +139,7 @@ def test_a_kernel_that_kills_again_and_again_ends_the_doubling(harness: Harness)
     assert finding is None or finding.train.batch <= 20
 
 
-def test_sizes_that_tell_nothing_leave_the_answer_unsettled(harness: Harness) -> None:
+def test_inconclusive_sizes_leave_the_calibration_unsettled(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: KILLED if request.batch > 200 and request.mode == "train" else None)
     calibration = harness.calibrate(probe).calibration
     finding = calibration.finding()
@@ -149,7 +149,7 @@ def test_sizes_that_tell_nothing_leave_the_answer_unsettled(harness: Harness) ->
     assert "two runs were inconclusive" in finding.train.undone
 
 
-def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(harness: Harness) -> None:
+def test_a_step_that_hangs_ends_with_the_time_limit(harness: Harness) -> None:
     def hang(request: ProbeRequest, time: int) -> Outcome | None:
         if request.batch <= 200 or request.mode == "eval":
             return None
@@ -163,7 +163,7 @@ def test_a_step_that_hangs_takes_the_time_that_is_left_and_no_more(harness: Harn
     assert harness.clock.monotonic() == pytest.approx(60 * SHARE_OF_SEARCH["throughput"])
 
 
-def test_a_smallest_batch_that_ends_with_the_time_limit_is_not_called_too_large(harness: Harness) -> None:
+def test_a_timeout_at_the_smallest_batch_is_not_reported_as_too_large(harness: Harness) -> None:
     def late(request: ProbeRequest, time: int) -> Outcome | None:
         harness.clock.move(request.deadline_s or 0.0)
         return TimedOut(phase="measure", limit_s=15, limit_name="the time limit of 60 s (--time-limit)")
@@ -174,7 +174,7 @@ def test_a_smallest_batch_that_ends_with_the_time_limit_is_not_called_too_large(
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 7])
-def test_nothing_fits_is_said_only_where_the_smallest_was_run(harness: Harness, capacity: int) -> None:
+def test_a_small_capacity_is_not_reported_as_nothing_fits(harness: Harness, capacity: int) -> None:
     """The static curve sees a hundredth of what is needed, and what fails says nothing."""
     probe = ScriptedProbe(
         lambda request, time: OutOfMemory(source="fence") if request.batch > capacity and request.mode == "train" else None
@@ -182,7 +182,7 @@ def test_nothing_fits_is_said_only_where_the_smallest_was_run(harness: Harness, 
     assert 1 <= found(harness, probe).train.batch <= capacity
 
 
-def test_nothing_fits_ran_the_smallest(harness: Harness) -> None:
+def test_nothing_fits_is_raised_after_the_smallest_size_was_run(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="fence"))
     with pytest.raises(NothingFits) as raised:
         harness.calibrate(probe)
@@ -191,20 +191,20 @@ def test_nothing_fits_ran_the_smallest(harness: Harness) -> None:
     assert raised.value.try_
 
 
-def test_a_multiple_that_does_not_fit_is_told_by_its_size(harness: Harness) -> None:
+def test_nothing_fits_names_the_multiple_that_does_not_fit(harness: Harness) -> None:
     with pytest.raises(NothingFits) as raised:
         harness.calibrate(ScriptedProbe(bytes_per_sample=100 * MIB), options(GIB, multiple_of=64))
     assert "batch size 64" in raised.value.what
 
 
-def test_training_stops_at_the_dataset_and_evaluation_at_its_own(harness: Harness) -> None:
+def test_training_and_evaluation_batches_are_limited_by_their_datasets(harness: Harness) -> None:
     finding = found(harness, ScriptedProbe(train_samples=120, eval_samples=33))
     assert (finding.train.batch, finding.train.limited_by) == (120, "dataset")
     assert finding.eval is not None
     assert (finding.eval.batch, finding.eval.limited_by) == (33, "dataset")
 
 
-def test_without_evaluation_data_it_is_measured_on_the_training_s(harness: Harness) -> None:
+def test_evaluation_is_measured_on_training_data_without_evaluation_data(harness: Harness) -> None:
     finding = found(harness, ScriptedProbe(train_samples=120, eval_samples=None))
     assert finding.eval is not None
     assert finding.eval.batch == 120
@@ -215,7 +215,7 @@ def test_a_stream_without_a_length_is_limited_by_memory(harness: Harness) -> Non
     assert finding.train.limited_by == "memory"
 
 
-def test_nothing_larger_than_max_batch_is_tried_in_training_or_evaluation(harness: Harness) -> None:
+def test_no_batch_larger_than_max_batch_is_tried(harness: Harness) -> None:
     probe = ScriptedProbe(mapped=True)
     finding = found(harness, probe, options(GIB, max_batch=50))
     assert (finding.train.batch, finding.train.limited_by) == (50, "max-batch")
@@ -224,7 +224,7 @@ def test_nothing_larger_than_max_batch_is_tried_in_training_or_evaluation(harnes
     assert max(request.batch for request in probe.requests) == 50
 
 
-def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(harness: Harness) -> None:
+def test_a_search_ended_by_time_is_limited_by_time_and_not_by_memory(harness: Harness) -> None:
     finding = found(harness, ScriptedProbe(clock=harness.clock, takes_s=16.0))
     assert finding.eval is not None
     assert finding.eval.batch < finding.train.batch
@@ -232,7 +232,7 @@ def test_what_time_cut_short_is_not_said_to_be_limited_by_memory(harness: Harnes
 
 
 @pytest.mark.parametrize("multiple", [8, 64, 100])
-def test_batches_of_training_and_evaluation_are_multiples(harness: Harness, multiple: int) -> None:
+def test_training_and_evaluation_batches_follow_multiple_of(harness: Harness, multiple: int) -> None:
     probe = ScriptedProbe()
     finding = found(harness, probe, options(GIB, multiple_of=multiple))
     searched = [request for request in probe.requests if request.samples > TRIAL_STEPS]
@@ -241,11 +241,11 @@ def test_batches_of_training_and_evaluation_are_multiples(harness: Harness, mult
     assert finding.train.batch >= 300
 
 
-def test_a_multiple_larger_than_the_dataset_takes_the_dataset(harness: Harness) -> None:
+def test_a_multiple_larger_than_the_dataset_gives_the_dataset_size(harness: Harness) -> None:
     assert found(harness, ScriptedProbe(train_samples=20), options(GIB, multiple_of=64)).train.batch == 20
 
 
-def test_evaluation_takes_more_than_training_and_begins_with_what_training_takes(harness: Harness) -> None:
+def test_the_evaluation_search_starts_at_the_training_batch_and_grows(harness: Harness) -> None:
     probe = ScriptedProbe(mapped=True)
     finding = found(harness, probe, FOR_MEMORY)
     assert finding.eval is not None
@@ -256,7 +256,7 @@ def test_evaluation_takes_more_than_training_and_begins_with_what_training_takes
     assert finding.eval.peak_bytes <= budget.budget_bytes
 
 
-def test_for_speed_evaluation_has_the_batch_of_training(harness: Harness) -> None:
+def test_evaluation_uses_the_training_batch_for_the_throughput_objective(harness: Harness) -> None:
     probe = ScriptedProbe(mapped=True)
     finding = found(harness, probe)
     assert finding.eval is not None
@@ -264,7 +264,7 @@ def test_for_speed_evaluation_has_the_batch_of_training(harness: Harness) -> Non
     assert (finding.eval.batch, finding.eval.limited_by) == (finding.train.batch, "speed")
 
 
-def test_in_a_heap_that_fragments_evaluation_takes_no_more_samples_than_training(harness: Harness) -> None:
+def test_evaluation_uses_the_training_batch_when_the_heap_fragments(harness: Harness) -> None:
     probe = ScriptedProbe()
     finding = found(harness, probe)
     assert finding.eval is not None
@@ -272,7 +272,7 @@ def test_in_a_heap_that_fragments_evaluation_takes_no_more_samples_than_training
     assert (finding.eval.batch, finding.eval.limited_by) == (finding.train.batch, "memory")
 
 
-def test_evaluation_grows_no_further_than_it_gets_faster(harness: Harness) -> None:
+def test_the_evaluation_batch_stops_growing_when_it_gets_no_faster(harness: Harness) -> None:
     probe = FakeProbe(eval_share=0.1, mapped=True)
     finding = found(harness, probe, FOR_MEMORY)
     assert finding.eval is not None
@@ -281,7 +281,7 @@ def test_evaluation_grows_no_further_than_it_gets_faster(harness: Harness) -> No
     assert harness.calibrate(None, FOR_MEMORY).calibration.status == "complete"
 
 
-def test_evaluation_that_gets_faster_grows_until_memory_ends(harness: Harness) -> None:
+def test_the_evaluation_batch_grows_to_the_memory_limit_while_it_gets_faster(harness: Harness) -> None:
     def steps_of_one_second(request: ProbeRequest, time: int) -> Fits | OutOfMemory | None:
         if request.mode == "train":
             return None
@@ -296,14 +296,14 @@ def test_evaluation_that_gets_faster_grows_until_memory_ends(harness: Harness) -
     assert finding.eval.limited_by == "memory"
 
 
-def test_evaluation_runs_after_a_training_step_as_in_a_training(harness: Harness) -> None:
+def test_an_evaluation_probe_runs_after_a_training_step(harness: Harness) -> None:
     probe = ScriptedProbe()
     finding = found(harness, probe)
     assert {request.train_batch for request in probe.requests if request.mode == "eval"} == {finding.train.batch}
     assert {request.train_batch for request in probe.requests if request.mode == "train"} == {None}
 
 
-def test_an_evaluation_that_takes_less_than_training_is_bisected_below_it(harness: Harness) -> None:
+def test_an_evaluation_batch_below_the_training_batch_is_searched_by_bisection(harness: Harness) -> None:
     probe = ScriptedProbe(
         lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" and request.batch > 150 else None
     )
@@ -312,7 +312,7 @@ def test_an_evaluation_that_takes_less_than_training_is_bisected_below_it(harnes
     assert finding.eval.batch <= 150 < finding.train.batch
 
 
-def test_an_evaluation_that_never_fits_leaves_the_training_s_answer(harness: Harness) -> None:
+def test_an_evaluation_that_never_fits_keeps_the_training_result(harness: Harness) -> None:
     probe = ScriptedProbe(lambda request, time: OutOfMemory(source="fence") if request.mode == "eval" else None)
     finding = found(harness, probe)
     assert finding.eval is None
@@ -332,18 +332,18 @@ def test_workers_and_prefetched_batches_must_fit_into_shared_memory(harness: Har
         assert held >= 0.65 * free
 
 
-def test_shared_memory_bounds_nothing_without_workers(harness: Harness) -> None:
+def test_shared_memory_does_not_limit_the_batch_without_workers(harness: Harness) -> None:
     shm = SharedMemory(path="/dev/shm", size_bytes=1, free_bytes=0)
     harness.environment = harness.environment.model_copy(update={"shared_memory": shm})
     assert found(harness, ScriptedProbe(), options(GIB)).train.limited_by == "memory"
 
 
-def test_a_machine_without_shared_memory_bounds_nothing_by_it(harness: Harness) -> None:
+def test_a_machine_without_shared_memory_is_limited_by_memory(harness: Harness) -> None:
     harness.environment = harness.environment.model_copy(update={"shared_memory": None})
     assert found(harness, ScriptedProbe(), options(GIB, workers=2)).train.limited_by == "memory"
 
 
-def test_the_second_allocator_is_left_undone_where_no_time_is_left(harness: Harness) -> None:
+def test_the_second_allocator_is_skipped_when_no_time_is_left(harness: Harness) -> None:
     probe = ScriptedProbe(clock=harness.clock, takes_s=70)
     calibration = harness.calibrate(probe, options(GIB, allocator="retain")).calibration
     assert [finding.allocator for finding in calibration.findings] == ["retain"]
@@ -352,7 +352,7 @@ def test_the_second_allocator_is_left_undone_where_no_time_is_left(harness: Harn
 
 
 @pytest.mark.parametrize("error", [UserCodeError("no kernel for this"), GuardError("no child could be started")])
-def test_what_fails_later_does_not_take_away_what_was_verified(harness: Harness, error: BatchcalError) -> None:
+def test_a_later_failure_keeps_verified_results(harness: Harness, error: BatchcalError) -> None:
     class FailsUnderDefault(ScriptedProbe):
         def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
             if allocator == "default":
@@ -365,7 +365,7 @@ def test_what_fails_later_does_not_take_away_what_was_verified(harness: Harness,
     assert [left.part for left in calibration.undone if error.what in left.text] == ["policy"]
 
 
-def test_a_size_refused_under_one_policy_is_no_answer_under_another(harness: Harness) -> None:
+def test_a_size_rejected_under_a_policy_is_not_the_result_of_another_policy(harness: Harness) -> None:
     def script(request: ProbeRequest, time: int) -> Outcome | None:
         if request.allocator == "default":
             return OutOfMemory(source="fence")
@@ -376,7 +376,7 @@ def test_a_size_refused_under_one_policy_is_no_answer_under_another(harness: Har
     assert any("nothing fits" in note for note in calibration.notes)
 
 
-def test_a_probe_never_gets_less_time_than_it_needs_to_say_something(harness: Harness) -> None:
+def test_a_probe_deadline_has_a_minimum(harness: Harness) -> None:
     probe = ScriptedProbe(clock=harness.clock, examination_takes_s=33)
     harness.calibrate(probe)
     assert probe.requests[0].deadline_s == DEADLINE_LEAST_S
@@ -395,7 +395,7 @@ class SlowProbe(FakeProbe):
         return report
 
 
-def test_a_slow_task_is_probed_as_large_as_time_allows(harness: Harness) -> None:
+def test_a_slow_task_is_limited_by_the_time_limit(harness: Harness) -> None:
     """At 10 samples/s the 371 samples that fit would take two minutes a probe."""
     calibration = harness.calibrate(SlowProbe(harness)).calibration
     finding = calibration.finding()
@@ -410,7 +410,7 @@ def test_a_slow_task_is_probed_as_large_as_time_allows(harness: Harness) -> None
     assert harness.clock.monotonic() <= 1.5 * 60
 
 
-def test_what_the_examination_noticed_is_noted_once(harness: Harness) -> None:
+def test_notes_of_an_examination_are_recorded_once(harness: Harness) -> None:
     class Noticing(ScriptedProbe):
         def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
             examination = super().examine(device, allocator, budget_bytes, limit_s)
@@ -421,7 +421,7 @@ def test_what_the_examination_noticed_is_noted_once(harness: Harness) -> None:
     assert calibration.notes == ("the model cannot be traced", "the dataset pickles to 9 MiB")
 
 
-def test_the_samples_of_a_probe_are_those_asked_for(harness: Harness) -> None:
+def test_a_probe_uses_the_requested_number_of_samples(harness: Harness) -> None:
     probe = ScriptedProbe()
     found(harness, probe, options(GIB, samples=5))
     assert {request.samples for request in probe.requests} == {5}
@@ -446,7 +446,7 @@ def test_a_device_search_keeps_its_findings(harness: Harness) -> None:
     assert all(isinstance(one.outcome, Fits | OutOfMemory) for one in kept)
 
 
-def test_samples_that_may_be_larger_than_the_known_widen_the_margin(harness: Harness) -> None:
+def test_possibly_larger_samples_increase_the_margin(harness: Harness) -> None:
     """A batch of samples twice as large as the largest known has to fit, too."""
 
     class Tailed(ScriptedProbe):
@@ -484,7 +484,7 @@ class Changing(ScriptedProbe):
         return HeapReport(readings=readings)
 
 
-def test_the_budget_leaves_free_what_the_heap_will_have_grown_by(harness: Harness) -> None:
+def test_the_budget_reserves_memory_for_heap_growth(harness: Harness) -> None:
     """With batches of changing shapes a plain training held twice what its first steps held, and was killed."""
     memory = options(GIB, objective="memory", allocator="default")
     settled = found(Harness(new_folder(harness)), ScriptedProbe(base_bytes=200 * MIB, bytes_per_sample=MIB), memory).train.batch
@@ -499,13 +499,13 @@ def test_the_budget_leaves_free_what_the_heap_will_have_grown_by(harness: Harnes
     assert any("so the heap grows over many steps" in note for note in calibration.notes)
 
 
-def test_shapes_that_change_without_growth_cost_nothing_of_the_answer(harness: Harness) -> None:
+def test_changing_shapes_without_heap_growth_do_not_change_the_result(harness: Harness) -> None:
     memory = options(GIB, objective="memory", allocator="default")
     settled = found(Harness(new_folder(harness)), ScriptedProbe(base_bytes=200 * MIB, bytes_per_sample=MIB), memory).train.batch
     assert found(harness, Changing(*[400 * MIB] * 5), memory).train.batch == settled
 
 
-def test_an_answer_that_growth_leaves_no_room_for_is_kept_and_says_so(harness: Harness) -> None:
+def test_a_result_that_heap_growth_may_exceed_is_kept_with_a_note(harness: Harness) -> None:
     """A single sample fits, and would not if the heap were to grow a hundredfold: there is no smaller answer."""
     memory = options(GIB, objective="memory", allocator="default", max_batch=1)
     probe = Changing(220 * MIB, 400 * MIB, 800 * MIB, bytes_per_sample=600 * MIB)
@@ -517,7 +517,7 @@ def test_an_answer_that_growth_leaves_no_room_for_is_kept_and_says_so(harness: H
     assert any("the result may exceed the budget" in note for note in calibration.notes)
 
 
-def test_what_was_verified_survives_a_trial_of_the_heap_that_fails(harness: Harness) -> None:
+def test_a_failed_heap_trial_keeps_verified_results(harness: Harness) -> None:
     class Failing(Changing):
         def train_varied(self, request: HeapRequest) -> HeapReport:
             raise GuardError("no child process could be started")
@@ -529,7 +529,7 @@ def test_what_was_verified_survives_a_trial_of_the_heap_that_fails(harness: Harn
     assert any("is unknown: no child process could be started" in note for note in calibration.notes)
 
 
-def test_an_interrupted_trial_of_the_heap_keeps_what_was_verified(harness: Harness) -> None:
+def test_an_interrupted_heap_trial_keeps_verified_results(harness: Harness) -> None:
     class Interrupting(Changing):
         def train_varied(self, request: HeapRequest) -> HeapReport:
             raise Interrupted(2)
@@ -540,18 +540,18 @@ def test_an_interrupted_trial_of_the_heap_keeps_what_was_verified(harness: Harne
 
 
 @pytest.mark.parametrize("peaks", [(), (400 * MIB,), (400 * MIB, 400 * MIB, 400 * MIB)])
-def test_too_few_steps_are_told_and_not_taken_for_a_heap_that_does_not_grow(harness: Harness, peaks: tuple[int, ...]) -> None:
+def test_too_few_steps_report_unknown_heap_growth(harness: Harness, peaks: tuple[int, ...]) -> None:
     calibration = harness.calibrate(Changing(*peaks), options(GIB, objective="memory", allocator="default")).calibration
     assert any("is unknown: the steps take too long" in note for note in calibration.notes)
 
 
-def test_no_trial_of_the_heap_is_run_where_there_is_room_for_any_growth(harness: Harness) -> None:
+def test_no_heap_trial_runs_when_any_growth_fits(harness: Harness) -> None:
     probe = Changing(*[400 * MIB] * 5)
     harness.calibrate(probe, options(GIB, objective="memory", allocator="default", max_batch=100))
     assert probe.tried == []
 
 
-def test_an_error_in_the_search_for_a_smaller_size_keeps_what_was_verified(harness: Harness) -> None:
+def test_an_error_in_the_search_for_a_smaller_size_keeps_verified_results(harness: Harness) -> None:
     class Breaking(Changing):
         def measure(self, request: ProbeRequest) -> Observation:
             if self.tried and request.mode == "train":
@@ -566,7 +566,7 @@ def test_an_error_in_the_search_for_a_smaller_size_keeps_what_was_verified(harne
     assert any("the search for a smaller size failed: the zygote has died" in note for note in calibration.notes)
 
 
-def test_where_the_shapes_could_not_be_compared_a_note_says_so(harness: Harness) -> None:
+def test_a_note_reports_that_shapes_could_not_be_compared(harness: Harness) -> None:
     class Slow(Changing):
         def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
             return super().examine(device, allocator, budget_bytes, limit_s).model_copy(update={"shapes_change": None})

@@ -39,7 +39,7 @@ def speeds(*step_s: tuple[int, float]) -> Speeds:
         (speeds(), None),
     ],
 )
-def test_larger_sizes_are_of_no_use_once_the_overhead_of_a_step_does_not_count(times: Speeds, largest: int | None) -> None:
+def test_larger_sizes_are_not_useful_after_step_overhead_is_negligible(times: Speeds, largest: int | None) -> None:
     assert times.largest_useful == largest
 
 
@@ -73,7 +73,7 @@ def test_a_calibration_for_throughput_runs_no_size_that_cannot_be_faster(harness
 
 
 @pytest.mark.parametrize("promises", [(), (OK[0],), WITH_BATCH_NORM])
-def test_where_dividing_may_change_the_training_the_largest_undivided_batch_is_of_use(
+def test_the_largest_batch_is_measured_if_dividing_may_change_training(
     harness: Harness, promises: tuple[PromiseCheck, ...]
 ) -> None:
     finding = harness.calibrate(Flat(promises), options(GIB, allocator="default")).calibration.finding()
@@ -93,7 +93,7 @@ def test_the_largest_batch_is_measured_when_it_is_requested(harness: Harness) ->
     assert make_plan(by_memory, effective_batch=4096, objective="memory").micro_batch > 1000
 
 
-def test_no_size_above_the_effective_batch_is_run_for_its_speed(harness: Harness) -> None:
+def test_no_size_above_the_effective_batch_is_run_for_throughput(harness: Harness) -> None:
     """Larger batches are faster here, but no step has more samples."""
 
     class Rising(Flat):
@@ -110,14 +110,14 @@ def test_no_size_above_the_effective_batch_is_run_for_its_speed(harness: Harness
     assert calibration.status == "complete"
 
 
-def test_an_effective_batch_that_is_no_multiple_bounds_the_search_at_the_next_one(harness: Harness) -> None:
+def test_the_search_ends_at_the_multiple_above_the_effective_batch(harness: Harness) -> None:
     probe = Flat()
     finding = harness.calibrate(probe, options(GIB, effective_batch=100, multiple_of=32)).calibration.finding()
     assert finding is not None
     assert finding.train.batch == 128
 
 
-def test_smaller_micro_batches_than_allowed_are_no_answer(harness: Harness) -> None:
+def test_a_calibration_below_min_micro_batch_is_not_reused(harness: Harness) -> None:
     asked = options(GIB, effective_batch=48)
     harness.calibrate(Flat(), asked)
     again = harness.calibrate(Flat(), asked.model_copy(update={"min_micro_batch": 100, "effective_batch": 200}))

@@ -47,7 +47,7 @@ RULES: list[tuple[str, Takes, str]] = [
 
 
 @pytest.mark.parametrize(("takes", "text"), [(takes, text) for _, takes, text in RULES], ids=[name for name, _, _ in RULES])
-def test_the_rule_is_found_and_every_size_of_the_result_obeys_it(
+def test_the_size_rule_is_detected_and_all_sizes_of_the_result_follow_it(
     harness: Harness, capacity: int, takes: Takes, text: str
 ) -> None:
     calibration, _ = calibrated(harness, takes)
@@ -83,7 +83,7 @@ RULE = st.one_of(
 
 @settings(max_examples=25, deadline=None)
 @given(truth=RULE, per_sample=st.integers(MIB // 8, 4 * MIB), eval_samples=st.sampled_from([None, 100, 10_000]))
-def test_whatever_the_rule_is_the_answer_obeys_it_and_is_near_the_capacity(
+def test_the_result_follows_any_size_rule_and_is_near_the_capacity(
     *, truth: SizeRule, per_sample: int, eval_samples: int | None
 ) -> None:
     def takes(size: int, warm_up: int) -> bool:
@@ -108,7 +108,7 @@ def test_whatever_the_rule_is_the_answer_obeys_it_and_is_near_the_capacity(
     assert all(one.fits for one in calibration.rehearsals)
 
 
-def test_where_time_ends_the_trials_only_sizes_that_ran_are_used_and_the_rule_says_so(harness: Harness) -> None:
+def test_only_measured_sizes_are_used_when_time_ends_the_trials(harness: Harness) -> None:
     """The examination knows that 32 runs and 2 does not; no trial is left."""
     calibration, probe = calibrated(harness, lambda size, warm_up: size % 16 == 0 and size > 16, options(GIB, max_probes=2))
     finding, rule = calibration.finding(), calibration.size_rule
@@ -119,13 +119,13 @@ def test_where_time_ends_the_trials_only_sizes_that_ran_are_used_and_the_rule_sa
     assert all(request.batch % 32 == 0 for request in probe.requests if request.samples > TRIAL_STEPS)
 
 
-def test_a_task_that_takes_every_size_costs_no_trial(harness: Harness) -> None:
+def test_a_task_that_accepts_every_size_needs_no_trials(harness: Harness) -> None:
     calibration, _ = calibrated(harness, lambda size, warm_up: True)
     assert calibration.size_rule is None
     assert all(one.phase != "refusal" for one in calibration.measurements)
 
 
-def test_an_error_that_only_large_sizes_raise_ends_with_the_largest_that_works(harness: Harness) -> None:
+def test_an_error_at_large_sizes_gives_the_largest_working_size(harness: Harness) -> None:
     calibration, _ = calibrated(harness, lambda size, warm_up: size <= 100)
     finding, rule = calibration.finding(), calibration.size_rule
     assert finding is not None
@@ -136,7 +136,7 @@ def test_an_error_that_only_large_sizes_raise_ends_with_the_largest_that_works(h
     assert not rule.restricts
 
 
-def test_sizes_that_follow_no_rule_end_with_the_largest_that_ran_below_a_refusal(harness: Harness, capacity: int) -> None:
+def test_sizes_without_a_rule_give_a_large_working_size(harness: Harness, capacity: int) -> None:
     """Powers of two: halving from a refused size misses nearly all of them, a trial near it finds one."""
     calibration, _ = calibrated(harness, lambda size, warm_up: size & (size - 1) == 0)
     finding = calibration.finding()
@@ -161,19 +161,19 @@ def test_a_given_multiple_is_obeyed_by_every_size(harness: Harness, multiple: in
     assert all(one.fits for one in calibration.rehearsals)
 
 
-def test_a_given_multiple_that_the_task_does_not_need_is_no_rule_of_the_task(harness: Harness) -> None:
+def test_a_given_multiple_is_not_recorded_as_a_size_rule_of_the_task(harness: Harness) -> None:
     calibration, _ = calibrated(harness, lambda size, warm_up: True, options(GIB, multiple_of=8))
     assert calibration.size_rule is None
 
 
-def test_a_single_size_that_no_attempt_hits_is_an_error_that_names_the_flags(harness: Harness) -> None:
+def test_an_undetected_single_size_is_an_error_that_names_the_flags(harness: Harness) -> None:
     with pytest.raises(UserCodeError) as raised:
         calibrated(harness, lambda size, warm_up: size == 333)
     assert raised.value.exit_code == 5
     assert "--multiple-of N --max-batch N" in raised.value.try_
 
 
-def test_that_size_works_with_the_flags(harness: Harness) -> None:
+def test_a_single_size_works_with_multiple_of_and_max_batch(harness: Harness) -> None:
     calibration, _ = calibrated(harness, lambda size, warm_up: size == 333, options(GIB, multiple_of=333, max_batch=333))
     finding = calibration.finding()
     assert finding is not None
@@ -193,7 +193,7 @@ def test_numbers_of_an_error_message_are_tried_as_sizes(text: str, numbers: tupl
     assert numbers_in(text) == numbers
 
 
-def test_a_calibration_whose_rule_is_known_rehearses_another_plan_by_it(harness: Harness) -> None:
+def test_a_reused_calibration_rehearses_a_new_plan_with_its_size_rule(harness: Harness) -> None:
     takes: Takes = lambda size, warm_up: size % 32 == 0  # noqa: E731
     calibrated(harness, takes)
     calibration, _ = calibrated(harness, takes, options(GIB, effective_batch=96))
@@ -201,7 +201,7 @@ def test_a_calibration_whose_rule_is_known_rehearses_another_plan_by_it(harness:
     assert sum(calibration.rehearsals[-1].settings.micro_batches) == 96
 
 
-def test_an_effective_batch_that_the_task_does_not_take_ends_with_a_usable_calibration(harness: Harness) -> None:
+def test_a_rejected_effective_batch_still_saves_a_usable_calibration(harness: Harness) -> None:
     result = harness.calibrate(FakeProbe(takes=lambda size, warm_up: size % 32 == 0), options(GIB, effective_batch=100))
     assert isinstance(result.stopped, DivisionRefused)
     assert result.stopped.exit_code == 2

@@ -51,7 +51,7 @@ def request(*sizes: int) -> RehearsalRequest:
     return RehearsalRequest(plan=plan, micro_batches=sizes, allowed_bytes=GIB, budget_bytes=800 * MIB, least_s=0.1, limit_s=1.0)
 
 
-def test_a_rate_is_that_of_whole_optimizer_steps() -> None:
+def test_the_rate_covers_complete_optimizer_steps() -> None:
     outcome = rehearsal_outcome(answer(training=500, most=600), Ending(), WITHIN, request(50, 50))
     assert isinstance(outcome, Fits)
     assert outcome.step_s == pytest.approx(100 * 0.001 + 0.01)
@@ -61,7 +61,7 @@ def test_a_rate_is_that_of_whole_optimizer_steps() -> None:
     assert times.eval_samples_per_s == pytest.approx((2000.0,))
 
 
-def test_what_held_more_than_its_budget_does_not_fit() -> None:
+def test_a_rehearsal_above_its_budget_is_out_of_memory() -> None:
     outcome = rehearsal_outcome(answer(training=500, most=900), Ending(), WITHIN, request(50))
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source == "budget"
@@ -77,18 +77,18 @@ def test_what_held_more_than_its_budget_does_not_fit() -> None:
     ],
     ids=["evaluation", "training", "before any", "workers"],
 )
-def test_evaluation_is_blamed_only_where_training_had_stayed_within(
+def test_evaluation_is_the_cause_only_if_training_stayed_within_the_budget(
     training: int, most: int, workers: int, heard: bool, expected: bool
 ) -> None:
     assert evaluating(answer(training=training, most=most, workers=workers), WITHIN, reported=heard) is expected
 
 
-def test_a_child_that_died_while_it_evaluated_is_believed() -> None:
+def test_a_child_that_dies_during_evaluation_is_attributed_to_evaluation() -> None:
     assert evaluating(None, WITHIN, reported=True)
     assert not evaluating(None, WITHIN, reported=False)
 
 
-def test_an_answer_that_is_none_is_a_failure_of_ours() -> None:
+def test_an_invalid_rehearsal_answer_is_an_infrastructure_outcome() -> None:
     assert isinstance(rehearsal_outcome({"groups": 0}, Ending(), WITHIN, request(8)), Infrastructure)
 
 
@@ -100,19 +100,19 @@ def ran_out(phase: Phase) -> Ending:
     ("phase", "where"),
     [("load", "while it was loaded"), ("read", "while its samples were read"), ("warm-up", "on its first small batch")],
 )
-def test_a_task_that_needs_too_much_is_told_where(phase: Phase, where: str) -> None:
+def test_an_out_of_memory_error_names_the_phase(phase: Phase, where: str) -> None:
     error = failure(ran_out(phase), GIB)
     assert isinstance(error, NothingFits)
     assert f"ran out of memory {where} (" in error.what
 
 
-def test_what_a_dataset_keeps_is_named_in_units_of_people() -> None:
+def test_memory_kept_by_a_dataset_is_shown_in_readable_units() -> None:
     error = failure(ran_out("read"), GIB, KeptMemory(kept_bytes_per_sample=768 * 1024, train_samples=4000))
     assert "keeps 768 KiB of each sample that it has read, 2.93 GiB after 4000 samples" in error.known
     assert "a bound for what the dataset keeps" in error.try_
 
 
-def test_a_limit_that_ends_while_samples_are_read_does_not_blame_the_import() -> None:
+def test_a_timeout_while_samples_are_read_does_not_blame_the_import() -> None:
     ending = Ending(killed_for="deadline", kill_reason="", phase="read", limit_name="the time limit of 20 s (--time-limit)")
     error = failure(ending, GIB)
     assert isinstance(error, Partial)
@@ -120,6 +120,6 @@ def test_a_limit_that_ends_while_samples_are_read_does_not_blame_the_import() ->
     assert "__main__" not in error.try_
 
 
-def test_a_limit_below_what_torch_holds_names_torch() -> None:
+def test_a_limit_below_the_memory_of_torch_names_torch() -> None:
     assert "Python and torch alone need 900 MiB" in failure(ran_out("load"), GIB, torch_bytes=900 * MIB).known
     assert "torch" not in failure(ran_out("load"), GIB, torch_bytes=230 * MIB).known

@@ -20,7 +20,7 @@ def examined(task: str) -> Examination:
 
 
 @pytest.mark.parametrize("kind", ["constant", "nan", "weighted"])
-def test_a_probe_of_few_samples_runs_the_model_though_labels_are_rare(kind: str) -> None:
+def test_a_small_probe_runs_the_model_when_labels_are_rare(kind: str) -> None:
     """Without a label in it, a batch of two takes no memory: the model does not run, or its gradient is not computed."""
     with probing(f"{TASKS}:rare", kind=kind) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
@@ -48,7 +48,7 @@ def test_the_parameters_of_lazy_modules_are_counted() -> None:
     assert examined("lazy").facts.parameters == 256 * 32 + 32 + 2 * 32 + 32 * 4 + 4
 
 
-def test_a_detached_loss_is_the_users_error_and_names_the_cause() -> None:
+def test_a_detached_loss_is_a_user_code_error_that_names_the_cause() -> None:
     with pytest.raises(UserCodeError, match="no gradient flows back from the loss") as caught:
         examined("detached")
     assert "model(...)" in caught.value.try_

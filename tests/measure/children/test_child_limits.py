@@ -63,7 +63,7 @@ def test_an_examination_stays_within_the_memory_limit(peaks: list[int]) -> None:
 
 @pytest.mark.child
 @pytest.mark.usefixtures("zygote")
-def test_every_job_stays_within_the_memory_limit_whatever_it_requests(peaks: list[int]) -> None:
+def test_a_job_stays_within_the_memory_limit_even_if_it_requests_more(peaks: list[int]) -> None:
     with probing("wide", host_allowed_bytes=ALLOWED) as probe:
         probe.examine("cpu", "default", 700 * MIB, 3.0)
         outcome = probe.measure(request(2000, budget=3 * GIB)).outcome
@@ -73,7 +73,7 @@ def test_every_job_stays_within_the_memory_limit_whatever_it_requests(peaks: lis
 
 @pytest.mark.child
 @pytest.mark.usefixtures("zygote")
-def test_where_two_samples_do_not_fit_one_is_tried() -> None:
+def test_a_single_sample_is_tried_when_two_do_not_fit() -> None:
     with probing("heavy_samples", mib=64, host_allowed_bytes=760 * MIB) as probe:
         examination = probe.examine("cpu", "default", 700 * MIB, 3.0)
         assert isinstance(probe.measure(request(1, budget=700 * MIB)).outcome, Fits)
@@ -82,7 +82,7 @@ def test_where_two_samples_do_not_fit_one_is_tried() -> None:
 
 @pytest.mark.child
 @pytest.mark.usefixtures("zygote")
-def test_a_trace_that_runs_out_of_memory_is_no_prior_and_not_the_task() -> None:
+def test_a_trace_that_runs_out_of_memory_falls_back_to_the_profiler() -> None:
     with probing("crowded_trace", host_allowed_bytes=ALLOWED) as probe:
         examination = probe.examine("cpu", "default", 700 * MIB, 3.0)
         assert isinstance(probe.measure(request(64, budget=700 * MIB)).outcome, Fits)
@@ -92,7 +92,7 @@ def test_a_trace_that_runs_out_of_memory_is_no_prior_and_not_the_task() -> None:
 
 @pytest.mark.child
 @pytest.mark.usefixtures("zygote")
-def test_a_factory_that_takes_longer_than_the_time_limit_ends_with_it_and_names_it() -> None:
+def test_a_slow_factory_is_stopped_at_the_time_limit_and_named() -> None:
     began = time.monotonic()
     with probing("sleeping", deadline=Deadline(1.0)) as probe, pytest.raises(Partial) as raised:
         probe.examine("cpu", "default", GIB, 3.0)

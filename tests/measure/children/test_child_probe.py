@@ -64,7 +64,7 @@ def plain_peak(spec: str, batch: int, **arguments: Scalar) -> int:
 
 
 @pytest.mark.smoke("job:batchcal.measure.children.examine_job:examine")
-def test_an_examination_tells_facts_and_curves_of_the_handwriting_example() -> None:
+def test_an_examination_returns_facts_and_curves_of_the_handwriting_example() -> None:
     with probing(HANDWRITING) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
     facts = examination.facts
@@ -89,7 +89,7 @@ def test_an_examination_tells_facts_and_curves_of_the_handwriting_example() -> N
 
 
 @pytest.mark.smoke("job:batchcal.measure.children.probe_job:probe", "outcome:fits")
-def test_a_probe_of_the_handwriting_example_measures_what_a_plain_training_takes() -> None:
+def test_a_probe_measures_the_same_memory_as_a_plain_training_loop() -> None:
     with probing(HANDWRITING) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
         report = probe.measure(request(256))
@@ -112,7 +112,7 @@ def test_a_probe_of_the_handwriting_example_measures_what_a_plain_training_takes
     assert predicted == pytest.approx(fits.peak.demand_bytes, rel=0.25)
 
 
-def test_what_ran_but_held_too_much_is_over_the_budget_and_says_by_how_much() -> None:
+def test_a_probe_that_ran_above_its_budget_is_out_of_memory_with_its_peak() -> None:
     with probing("wide") as probe:
         probe.examine("cpu", "default", GIB, 20.0)
         fits = fitting(probe.measure(request(128)))
@@ -124,7 +124,7 @@ def test_what_ran_but_held_too_much_is_over_the_budget_and_says_by_how_much() ->
     assert outcome.peak.demand_bytes == pytest.approx(fits.peak.demand_bytes, rel=0.1)
 
 
-def test_what_needs_far_more_is_stopped_by_the_fence_and_the_next_probe_is_none_the_worse() -> None:
+def test_the_fence_stops_a_far_too_large_probe_and_the_next_probe_works() -> None:
     with probing("wide") as probe:
         probe.examine("cpu", "default", GIB, 20.0)
         outcome = probe.measure(request(2000, budget=800 * MIB)).outcome
@@ -135,7 +135,7 @@ def test_what_needs_far_more_is_stopped_by_the_fence_and_the_next_probe_is_none_
 
 
 @pytest.mark.smoke
-def test_an_evaluation_runs_after_a_training_step_and_takes_less() -> None:
+def test_an_evaluation_after_a_training_step_needs_less_memory() -> None:
     with probing("wide") as probe:
         probe.examine("cpu", "default", GIB, 20.0)
         training = fitting(probe.measure(request(200)))
@@ -150,7 +150,7 @@ def with_evaluation(batch: int) -> ProbeRequest:
     return request(batch).model_copy(update={"evaluation_steps": 3})
 
 
-def test_an_evaluation_in_the_process_of_the_training_measures_what_one_of_its_own_does() -> None:
+def test_an_evaluation_measures_the_same_in_the_training_process_and_alone() -> None:
     with probing("wide") as probe:
         probe.examine("cpu", "default", GIB, 20.0)
         both = probe.measure(with_evaluation(200))
@@ -174,7 +174,7 @@ def test_an_evaluation_in_the_process_of_the_training_measures_what_one_of_its_o
         ("hangs", TimedOut),
     ],
 )
-def test_whatever_ends_an_evaluation_the_training_before_it_counts(way: str, kind: type[Outcome]) -> None:
+def test_a_failed_evaluation_keeps_the_training_measurement(way: str, kind: type[Outcome]) -> None:
     with probing("failing_evaluation", way=way) as probe:
         report = probe.measure(with_evaluation(100).model_copy(update={"deadline_s": 5.0 if way == "hangs" else 60.0}))
     fitting(report)
@@ -195,7 +195,7 @@ def test_the_processes_of_expected_policies_start_during_the_examination() -> No
 
 
 @needs_another_policy
-def test_without_room_for_them_no_process_of_another_policy_starts() -> None:
+def test_no_process_of_another_policy_starts_without_free_memory() -> None:
     with probing("wide", repeats=64, own_zygote=True, above_bytes=GIB) as probe:
         probe.expect(("default", OTHER), GIB)
         probe.examine("cpu", "default", GIB, 20.0)
@@ -203,7 +203,7 @@ def test_without_room_for_them_no_process_of_another_policy_starts() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_and_what_they_hold_are_measured_too(workers: int) -> None:
+def test_memory_of_workers_and_their_batches_is_measured(workers: int) -> None:
     with probing("wide", repeats=32) as probe:
         report = probe.measure(request(2000, samples=3, workers=workers))
     fits = fitting(report)
@@ -215,14 +215,14 @@ def test_workers_and_what_they_hold_are_measured_too(workers: int) -> None:
 
 
 @pytest.mark.smoke("outcome:worker-died")
-def test_workers_that_die_are_told_as_such() -> None:
+def test_a_dead_worker_gives_the_worker_died_outcome() -> None:
     with probing("broken_workers") as probe:
         probe.examine("cpu", "default", GIB, 20.0)
         outcome = probe.measure(request(8, workers=1)).outcome
     assert isinstance(outcome, WorkerDied)
 
 
-def test_without_an_examination_a_probe_finds_the_largest_samples_itself() -> None:
+def test_a_probe_without_an_examination_finds_the_largest_samples() -> None:
     with probing("wide", repeats=8, samples=50) as probe:
         assert fitting(probe.measure(request(20))).steps >= 3
 
@@ -236,7 +236,7 @@ def test_a_stream_is_examined_and_run() -> None:
     assert fits.steps >= 3
 
 
-def test_a_model_that_cannot_be_traced_is_profiled_and_that_is_said() -> None:
+def test_a_model_that_cannot_be_traced_is_profiled_with_a_note() -> None:
     with probing("untraceable") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
     assert examination.shape_source == "profiler"
@@ -244,7 +244,7 @@ def test_a_model_that_cannot_be_traced_is_profiled_and_that_is_said() -> None:
     assert examination.shapes["train"][-1].bytes > examination.shapes["eval"][-1].bytes > 0
 
 
-def test_a_model_that_crashes_without_memory_is_profiled_and_that_is_said() -> None:
+def test_a_model_that_crashes_during_tracing_is_profiled_with_a_note() -> None:
     with probing("crashing_without_memory") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
         assert isinstance(probe.measure(request(64)).outcome, Fits)
@@ -252,7 +252,7 @@ def test_a_model_that_crashes_without_memory_is_profiled_and_that_is_said() -> N
     assert any("crashed, hung or ran out of memory" in note for note in examination.notes)
 
 
-def test_memory_that_grows_with_every_step_is_told() -> None:
+def test_memory_growth_in_every_step_is_reported_in_a_note() -> None:
     with probing("leaking") as probe:
         leak = probe.measure(request(16, samples=8))
     with probing("wide", repeats=8) as probe:
@@ -261,7 +261,7 @@ def test_memory_that_grows_with_every_step_is_told() -> None:
     assert settled.notes == ()
 
 
-def test_where_nothing_is_seen_to_grow_the_batch_s_own_bytes_stand_for_it() -> None:
+def test_the_bytes_of_the_batch_replace_a_constant_memory_curve() -> None:
     with probing("constant") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
     assert examination.shape_source == "batch-bytes"
@@ -269,7 +269,7 @@ def test_where_nothing_is_seen_to_grow_the_batch_s_own_bytes_stand_for_it() -> N
     assert examination.shapes["train"][1].bytes > examination.shapes["train"][0].bytes > 0
 
 
-def test_a_size_that_the_task_refuses_is_its_own_error() -> None:
+def test_a_size_rejected_by_the_task_is_a_user_code_failure() -> None:
     with probing("refusing", above=40) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
         assert isinstance(probe.measure(request(40)).outcome, Fits)
@@ -282,12 +282,12 @@ def test_a_size_that_the_task_refuses_is_its_own_error() -> None:
 
 
 @pytest.mark.smoke("job:batchcal.measure.children.scout_job:scout")
-def test_one_child_tries_many_sizes_and_returns_those_that_ran() -> None:
+def test_one_child_tries_many_sizes_and_returns_the_sizes_that_ran() -> None:
     with probing("refusing", above=40) as probe:
         assert probe.sizes_that_run("cpu", "default", (64, 41, 40, 7, 32), 20.0) == (40, 7, 32)
 
 
-def test_a_task_that_takes_two_samples_only_is_examined_and_bounded_there() -> None:
+def test_a_task_that_accepts_at_most_two_samples_is_examined() -> None:
     with probing("refusing", above=2) as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
         assert isinstance(probe.measure(request(2)).outcome, Fits)
@@ -296,12 +296,12 @@ def test_a_task_that_takes_two_samples_only_is_examined_and_bounded_there() -> N
     assert examination.shapes["train"][1].bytes > examination.shapes["train"][0].bytes
 
 
-def test_a_task_that_is_killed_from_outside_is_nobody_s_fault() -> None:
+def test_a_task_killed_by_a_signal_is_killed_from_outside() -> None:
     with probing("dying") as probe:
         assert probe.measure(request(16)).outcome == KilledFromOutside(signal=9)
 
 
-def test_a_step_that_hangs_ends_at_its_deadline_and_says_where() -> None:
+def test_a_step_that_hangs_times_out_at_its_deadline_with_its_location() -> None:
     with probing("hanging") as probe:
         outcome = probe.measure(request(128, deadline_s=0.1)).outcome
     assert isinstance(outcome, TimedOut)
@@ -310,19 +310,19 @@ def test_a_step_that_hangs_ends_at_its_deadline_and_says_where() -> None:
     assert "in hang" in outcome.detail
 
 
-def test_a_factory_that_fails_is_the_user_s_error_with_his_traceback() -> None:
+def test_a_factory_that_fails_is_a_user_code_error_with_a_traceback() -> None:
     with probing("failing") as probe, pytest.raises(UserCodeError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
     assert "FileNotFoundError: no data at /nowhere" in raised.value.what + raised.value.known
 
 
-def test_a_factory_that_asks_for_an_argument_is_a_usage_error() -> None:
+def test_a_factory_with_a_missing_argument_is_a_usage_error() -> None:
     with probing("asking_for_a_flag") as probe, pytest.raises(UsageError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
     assert "corpus" in str(raised.value)
 
 
-def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_factory_that_hangs_reports_its_location(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOAD_LIMIT_S", 0.5)
     with probing("sleeping") as probe, pytest.raises(UserCodeError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
@@ -330,7 +330,7 @@ def test_a_factory_that_hangs_says_where_it_stood(monkeypatch: pytest.MonkeyPatc
     assert "in sleeping" in raised.value.known
 
 
-def test_a_task_that_does_not_fit_even_empty_says_what_it_held() -> None:
+def test_a_task_that_does_not_fit_while_loading_reports_the_budget() -> None:
     with probing("hungry", above_bytes=900 * MIB) as probe, pytest.raises(NothingFits) as raised:
         probe.examine("cpu", "default", 800 * MIB, 20.0)
     assert "while it was loaded" in raised.value.what
@@ -338,13 +338,13 @@ def test_a_task_that_does_not_fit_even_empty_says_what_it_held() -> None:
     assert raised.value.try_
 
 
-def test_an_examination_whose_child_is_killed_is_not_the_user_s_error() -> None:
+def test_a_killed_examination_is_not_a_user_code_error() -> None:
     with probing("dying_in_load") as probe, pytest.raises(GuardError) as raised:
         probe.examine("cpu", "default", GIB, 20.0)
     assert "killed-from-outside" in raised.value.known
 
 
-def test_policies_of_glibc_share_a_zygote_and_a_child_keeps_its_blocks_under_one_of_them() -> None:
+def test_glibc_policies_share_a_zygote_and_retain_keeps_freed_blocks() -> None:
     """Under `retain`, blocks that were freed stay with the process: a step after a larger one finds them."""
     with probing("wide", repeats=64, own_zygote=True) as probe:
         left: dict[str, int] = {}
@@ -359,7 +359,7 @@ def test_policies_of_glibc_share_a_zygote_and_a_child_keeps_its_blocks_under_one
 
 
 @needs_another_policy
-def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
+def test_each_allocator_has_its_own_zygote_and_only_one_runs_at_a_time() -> None:
     """One that waits would hold memory that no training does."""
     with probing("wide", repeats=64, own_zygote=True) as probe:
         pids: list[int] = []
@@ -373,7 +373,7 @@ def test_two_allocators_have_a_zygote_each_and_one_at_a_time() -> None:
 
 
 @needs_another_policy
-def test_the_process_of_a_policy_stays_where_there_is_room_for_it() -> None:
+def test_the_process_of_a_policy_is_kept_if_memory_is_free() -> None:
     """Each start imports torch, which takes seconds."""
     with probing("wide", repeats=64, own_zygote=True, above_bytes=8 * GIB) as probe:
         pids: list[int | None] = []
@@ -387,7 +387,7 @@ def test_the_process_of_a_policy_stays_where_there_is_room_for_it() -> None:
     assert pids[0] == pids[2] != pids[1]
 
 
-def test_an_examination_under_another_policy_keeps_what_does_not_depend_on_it() -> None:
+def test_an_examination_under_another_policy_reuses_facts_and_shapes() -> None:
     with probing("wide", repeats=8, own_zygote=True) as probe:
         first = probe.examine("cpu", "default", GIB, 20.0)
         second = probe.examine("cpu", "retain", GIB, 20.0)
@@ -396,7 +396,7 @@ def test_an_examination_under_another_policy_keeps_what_does_not_depend_on_it() 
     assert second.samples_per_s != first.samples_per_s, "timed anew"
 
 
-def test_without_a_zygote_every_child_is_spawned_and_that_is_on_the_record() -> None:
+def test_spawn_isolation_is_used_and_recorded_without_a_zygote() -> None:
     with probing("wide", repeats=64, isolation="spawn") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
         report = probe.measure(request(100))
@@ -405,7 +405,7 @@ def test_without_a_zygote_every_child_is_spawned_and_that_is_on_the_record() -> 
     assert report.isolation.launcher == "spawn"
 
 
-def test_a_zygote_that_cannot_be_had_is_replaced_by_spawning_and_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_zygote_is_replaced_by_spawn_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unusable:
         def __init__(self, *asked: object) -> None:
             raise GuardError("the process that starts the probes is not usable", known="it has 3 threads")
@@ -429,7 +429,7 @@ def test_a_zygote_that_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
         assert probe._launchers.get("default").overhead_pid != pid
 
 
-def test_a_probe_is_allowed_less_where_the_machine_has_less() -> None:
+def test_the_free_memory_of_the_machine_lowers_the_limit_of_a_probe() -> None:
     """The group would be full before the budget is used up: the fence stands nearer."""
     with probing("wide", above_bytes=700 * MIB) as probe:
         outcome = probe.measure(request(2000, budget=3 * GIB)).outcome

@@ -61,7 +61,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, device: str, **changes: object) ->
         yield probe.measure(requested.model_copy(update={"setup": requested.setup.model_copy(update={"device": device})}))
 
 
-def test_the_first_step_is_left_out_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_step_is_excluded_from_the_step_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cpu") as report:
         fits = fitting(report)
     assert (fits.steps, fits.step_s, fits.samples_per_s) == (4, 2.0, 50.0)
@@ -69,17 +69,17 @@ def test_the_first_step_is_left_out_of_the_time(monkeypatch: pytest.MonkeyPatch)
     assert fits.peak.anonymous_bytes == 390 * MIB
 
 
-def test_a_single_step_is_all_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_step_gives_the_step_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cpu", step_s=(5.0,)) as report:
         assert fitting(report).step_s == 5.0
 
 
-def test_what_loading_took_counts_where_it_is_more_than_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_during_loading_counts_if_it_exceeds_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cpu", load_peak_bytes=600 * MIB, workers_bytes=50 * MIB) as report:
         assert fitting(report).peak.demand_bytes == 650 * MIB
 
 
-def test_on_an_accelerator_its_own_memory_is_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_on_an_accelerator_is_accelerator_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_allocated_bytes=900 * MIB) as report:
         peak = fitting(report).peak
     assert peak.bytes_on("cuda:0") == GIB
@@ -87,14 +87,14 @@ def test_on_an_accelerator_its_own_memory_is_the_demand(monkeypatch: pytest.Monk
     assert "accelerator-fraction" in report.isolation.fence
 
 
-def test_an_accelerator_s_run_must_fit_the_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_an_accelerator_must_also_fit_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, workers_bytes=700 * MIB) as report:
         outcome = report.outcome
     assert isinstance(outcome, OutOfMemory)
     assert "the host budget of 1.00 GiB" in outcome.detail
 
 
-def test_a_run_that_had_to_flush_the_allocator_s_cache_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_allocator_retries_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with answered(monkeypatch, "cuda:0", accelerator_bytes=GIB, accelerator_retries=2) as report:
         outcome = report.outcome
     assert isinstance(outcome, OutOfMemory)
@@ -103,7 +103,7 @@ def test_a_run_that_had_to_flush_the_allocator_s_cache_does_not_fit(monkeypatch:
 
 
 @pytest.mark.parametrize("value", [{"nothing": "of use"}, "text", None])
-def test_an_answer_that_cannot_be_used_is_ours_to_explain(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
+def test_an_unusable_answer_of_a_child_is_an_infrastructure_outcome(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     answering(monkeypatch, value)
     with probing("wide", isolation="spawn") as probe:
         assert isinstance(probe.measure(request(1)).outcome, Infrastructure)

@@ -14,14 +14,14 @@ from tests.support.plans import a_plan
 pytestmark = [pytest.mark.child, pytest.mark.usefixtures("zygote")]
 
 
-def test_an_examination_notices_that_the_next_size_is_refused() -> None:
+def test_an_examination_detects_that_the_next_size_is_rejected() -> None:
     with probing("even") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
     assert examination.refused == (3,)
     assert examination.shape_source == "fake-tensor"
 
 
-def test_a_task_that_takes_another_tiny_batch_is_examined_with_it() -> None:
+def test_a_task_with_a_fixed_size_is_examined_with_that_size() -> None:
     with probing("baked", size=48) as probe:
         with pytest.raises(SizeRefused, match=r"got \[1, 48, 128\]") as raised:
             probe.examine("cpu", "default", GIB, 20.0)
@@ -37,7 +37,7 @@ def test_a_task_that_takes_another_tiny_batch_is_examined_with_it() -> None:
     assert refused.phase == "measure"
 
 
-def test_a_size_that_the_warm_up_spoils_runs_in_a_process_of_its_own() -> None:
+def test_a_task_with_one_size_per_process_runs_each_size_in_a_new_process() -> None:
     with probing("stateful") as probe:
         examination = probe.examine("cpu", "default", GIB, 20.0)
         assert examination.refused == (3,)
@@ -54,7 +54,7 @@ def test_a_size_that_the_warm_up_spoils_runs_in_a_process_of_its_own() -> None:
         fitting(probe.measure(evaluation))
 
 
-def test_a_plan_of_equal_micro_batches_is_rehearsed_for_a_process_of_one_size() -> None:
+def test_a_plan_of_equal_micro_batches_is_rehearsed_with_one_size_per_process() -> None:
     plan = a_plan(32, 32, eval_batch=32, size_rule=SizeRule(one_size=True))
     with probing("stateful") as probe:
         probe.set_size_rule(SizeRule(one_size=True))

@@ -22,14 +22,14 @@ def promises(task: str) -> dict[str, PromiseCheck]:
     return {check.promise: check for check in examination.promises}
 
 
-def test_an_ordinary_task_keeps_its_promises_in_half_a_second() -> None:
+def test_an_ordinary_task_passes_all_promise_checks() -> None:
     checks = promises("batchcal.workload.examples.handwriting:task")
     assert {check.result for check in checks.values()} == {"ok"}
     assert (checks["mean-over-weight"].mismatch or 0.0) < 1e-4
 
 
 @pytest.mark.smoke("job:batchcal.measure.inside.promise_job:check_promises")
-def test_a_loss_that_couples_its_samples_is_found() -> None:
+def test_a_loss_that_couples_samples_violates_mean_over_weight() -> None:
     check = promises("tests.measure.tasks:coupled")["mean-over-weight"]
     assert check.result == "violated"
     assert "the other samples" in check.cause
@@ -37,19 +37,19 @@ def test_a_loss_that_couples_its_samples_is_found() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["hanging_in_its_check", "dying_in_its_check"])
-def test_a_check_that_hangs_or_dies_is_no_result_and_ends_nothing(task: str) -> None:
+def test_a_promise_whose_check_hangs_or_dies_is_not_checked(task: str) -> None:
     checks = promises(f"tests.measure.tasks:{task}")
     assert checks["mean-over-weight"].result == "not-checked"
     assert checks["mean-over-weight"].cause
 
 
-def test_what_was_known_before_the_gradients_needed_too_much_memory_is_kept() -> None:
+def test_promise_checks_before_an_out_of_memory_error_are_kept() -> None:
     checks = promises("tests.measure.tasks:normalised_and_hungry")
     assert checks["batch-statistics"].result == "violated"
     assert checks["mean-over-weight"].result == "ok", "checked with two samples"
 
 
-def test_the_check_of_promises_has_seconds_also_where_little_time_is_left() -> None:
+def test_the_time_limit_of_promise_checks_depends_on_the_remaining_time() -> None:
     """A command of 20 s on a busy machine has 12 s left when it begins."""
     assert promises_limit_s(12.0) == 4.0
     assert promises_limit_s(3.0) == 1.5

@@ -35,7 +35,7 @@ def test_a_heap_grows_over_convolutions_of_changing_lengths() -> None:
     assert growth > 1.3
 
 
-def test_a_child_that_memory_ended_reports_that_it_needed_all_that_it_was_allowed() -> None:
+def test_a_child_that_ran_out_of_memory_reports_its_limit_as_its_peak() -> None:
     report = varied(20, allowed=760 * MIB)
     assert report.why_ended.startswith(("out-of-memory", "suspect"))
     assert report.readings[-1].peak_bytes >= 760 * MIB
@@ -43,7 +43,7 @@ def test_a_child_that_memory_ended_reports_that_it_needed_all_that_it_was_allowe
 
 @pytest.mark.smoke("job:batchcal.measure.heap.handles_job:count_lost_blocks")
 @pytest.mark.parametrize(("name", "batch", "grows"), [("wide-mlp", 1000, True), ("u-net", 100, False)])
-def test_a_probe_with_workers_holds_as_many_blocks_as_are_lost_to_handles(
+def test_a_probe_with_workers_includes_blocks_lost_to_handles(
     name: str, batch: int, grows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In plain loops of 130 steps the peak of the MLP is 42 % higher with workers, and that of the U-Net is not."""

@@ -8,7 +8,7 @@ from batchcal.core.units import MIB
 from batchcal.measure.inside.blocks import MAPPED_FROM, curve_of
 
 
-def test_a_curve_has_a_corner_where_blocks_pass_the_threshold() -> None:
+def test_a_curve_has_a_point_at_the_mapping_threshold() -> None:
     per_sample = MIB // 4
     curve = curve_of({8: (8 * per_sample, 8), 64: (64 * per_sample, 8)})
     by_batch = {point.batch: point for point in curve}
@@ -20,7 +20,7 @@ def test_a_curve_has_a_corner_where_blocks_pass_the_threshold() -> None:
     assert all(point.mapped_bytes <= point.bytes for point in curve)
 
 
-def test_blocks_that_are_large_already_are_mapped_at_every_size_that_was_traced() -> None:
+def test_large_blocks_are_mapped_at_every_traced_size() -> None:
     curve = curve_of({2: (40 * MIB,), 4: (80 * MIB, 1024)})
     assert [point.mapped_bytes for point in curve if point.batch in (2, 4)] == [40 * MIB, 80 * MIB]
 

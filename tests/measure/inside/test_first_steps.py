@@ -79,7 +79,7 @@ def looked(task: Task) -> tuple[FirstSteps, WorstCase]:
 @pytest.mark.parametrize(
     "changes", [{"loss": constant}, {"loss": mean}, {"loss": mean, "weight_of": labelled}, {"loss": times_zero}]
 )
-def test_the_samples_that_the_task_learns_from_come_first(changes: dict[str, object]) -> None:
+def test_samples_with_a_gradient_are_ordered_first(changes: dict[str, object]) -> None:
     steps, worst = looked(a_rare_task(**changes))
     assert worst.order[0] % 16 == 9
     assert sorted(worst.order) == list(range(256)), "none is lost"
@@ -87,7 +87,7 @@ def test_the_samples_that_the_task_learns_from_come_first(changes: dict[str, obj
     assert all(bool(torch.isfinite(parameter).all()) for parameter in a_rare_task().model.parameters())
 
 
-def test_a_mean_over_nothing_is_a_note_that_names_the_division() -> None:
+def test_a_division_by_zero_in_a_mean_loss_is_reported_in_a_note() -> None:
     task = a_rare_task(loss=mean)
     steps, _ = looked(task)
     (note,) = steps.notes()
@@ -105,18 +105,18 @@ def test_an_ordinary_task_keeps_its_order_and_has_no_note() -> None:
     assert (worst.order, steps.tried, steps.notes()) == (before, 1, ())
 
 
-def test_a_loss_whose_gradient_is_zero_everywhere_is_a_note() -> None:
+def test_a_loss_with_a_zero_gradient_is_reported_in_a_note() -> None:
     steps, _ = looked(replace(a_task(256), loss=lambda model, batch: cross_entropy(model, batch) * 0))
     (note,) = steps.notes()
     assert "the gradient of the loss is zero" in note
 
 
-def test_a_loss_that_is_always_nan_is_a_note() -> None:
+def test_a_loss_that_is_always_nan_is_reported_in_a_note() -> None:
     steps, _ = looked(replace(a_task(256), loss=lambda model, batch: (cross_entropy(model, batch) - 1e9).log()))
     assert "NaN or infinite: the first NaN or infinite value is a result of log" in steps.notes()[0]
 
 
-def test_a_detached_loss_is_refused_after_a_few_batches() -> None:
+def test_a_detached_loss_is_rejected_after_a_few_batches() -> None:
     tried: list[int] = []
 
     def detached(model: nn.Module, batch: object) -> Tensor:
@@ -138,7 +138,7 @@ class Together(Dataset[object]):
         return torch.randn(8, generator=torch.Generator().manual_seed(index)), index % 3 if index >= 19_000 else -1
 
 
-def test_labels_that_lie_together_are_met() -> None:
+def test_labeled_samples_at_the_end_of_a_dataset_are_detected() -> None:
     task = a_rare_task(loss=constant, train_data=Together())
     subject = Subject.of(task, CPU)
     worst = WorstCase.of(task, "train", limit_s=30.0, seed=0)
@@ -168,14 +168,14 @@ class Nothing(Dataset[object]):
         (replace(a_task(), train_data=Nothing(), collate_fn=without_holes), "the collate function left no sample"),
     ],
 )
-def test_a_task_with_nothing_to_learn_is_the_users_error(task: Task, what: str) -> None:
+def test_a_task_without_a_training_signal_is_a_user_code_error(task: Task, what: str) -> None:
     with pytest.raises(UserCodeError, match=what) as caught:
         looked(task)
     assert caught.value.exit_code == 5
     assert caught.value.try_
 
 
-def test_a_process_of_one_size_runs_no_other() -> None:
+def test_a_one_size_process_runs_only_one_size() -> None:
     sizes: set[int] = set()
 
     def watched(model: nn.Module, batch: object) -> Tensor:
@@ -190,7 +190,7 @@ def test_a_process_of_one_size_runs_no_other() -> None:
     assert sizes == {SIZE}
 
 
-def test_an_optimizer_step_in_the_backward_pass_is_named() -> None:
+def test_a_hook_that_removes_gradients_is_named_in_the_error() -> None:
     """Before, the loss was said to be detached."""
     task = a_task()
 
@@ -205,7 +205,7 @@ def test_an_optimizer_step_in_the_backward_pass_is_named() -> None:
 
 
 @pytest.mark.parametrize(("steps", "returns_graph"), [(False, False), (False, True), (True, False)])
-def test_a_loss_that_trains_itself_is_refused(steps: bool, returns_graph: bool) -> None:
+def test_a_loss_that_calls_backward_or_step_is_rejected(steps: bool, returns_graph: bool) -> None:
     """As the training step of another trainer: its gradients would have no weight, or the optimizer would step twice."""
     task = a_task()
 
@@ -222,7 +222,7 @@ def test_a_loss_that_trains_itself_is_refused(steps: bool, returns_graph: bool) 
     assert "only compute the loss" in caught.value.try_
 
 
-def test_a_loss_that_trains_another_model_is_not_refused() -> None:
+def test_a_loss_that_trains_another_model_is_accepted() -> None:
     """A discriminator that is trained within the loss of its generator."""
     other = nn.Linear(8, 1)
     optimizer = torch.optim.SGD(other.parameters(), 0.1)
@@ -237,7 +237,7 @@ def test_a_loss_that_trains_another_model_is_not_refused() -> None:
     assert steps.lessons["gradient"] == 1
 
 
-def test_gradients_that_are_switched_off_are_named() -> None:
+def test_disabled_gradients_are_named_in_the_error() -> None:
     with torch.no_grad(), pytest.raises(UserCodeError, match="gradients are switched off in this process") as raised:
         looked(a_task())
     assert "set_grad_enabled" in raised.value.known

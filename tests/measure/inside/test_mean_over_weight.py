@@ -29,7 +29,7 @@ def checked(task: Task, *, unit: int = 1) -> PromiseCheck:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_each_loss_is_judged_rightly(name: str) -> None:
+def test_the_check_gives_the_expected_result_for_each_loss(name: str) -> None:
     loss = LOSSES[name]
     task = loss.make()
     check, statistics = checked(task), batch_statistics(task.model)
@@ -41,13 +41,13 @@ def test_each_loss_is_judged_rightly(name: str) -> None:
         assert check.fix
 
 
-def test_the_mismatch_is_that_of_the_gradients() -> None:
+def test_the_mismatch_is_computed_from_the_gradients() -> None:
     """A sum over 3 + 5 or 1 + 7 samples, weighed by samples: (3*3 + 5*5)/8 = 4.25 and (1 + 49)/8 = 6.25 of 8."""
     check = checked(LOSSES["sum"].make())
     assert check.mismatch == pytest.approx(1 - 4.25 / 8, abs=0.1)
 
 
-def test_a_text_in_ten_that_is_long_is_in_the_batch_that_is_checked() -> None:
+def test_the_checked_batch_contains_rare_long_texts() -> None:
     class RarelyLong(Texts):
         def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
             length = 60 if index % 10 == 9 else 3
@@ -58,7 +58,7 @@ def test_a_text_in_ten_that_is_long_is_in_the_batch_that_is_checked() -> None:
     assert check.result == "violated"
 
 
-def test_lengths_that_differ_by_one_in_a_hundred_are_enough_to_be_found() -> None:
+def test_a_length_difference_of_one_percent_is_detected() -> None:
     class NearlyAlike(Texts):
         def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
             length = 100 + index % 2
@@ -68,7 +68,7 @@ def test_lengths_that_differ_by_one_in_a_hundred_are_enough_to_be_found() -> Non
     assert checked(replace(of_texts(token_mean), train_data=NearlyAlike())).result == "violated"
 
 
-def test_a_task_that_takes_even_batches_only_is_checked_with_even_parts() -> None:
+def test_a_task_that_accepts_only_even_batches_is_checked_with_even_parts() -> None:
     def even(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         if len(inputs) % 2:
             raise ValueError("an even batch is needed")
@@ -82,7 +82,7 @@ def test_sizes_are_multiples_of_the_unit() -> None:
     assert list(divisions_for(5, 1)) == [((1, 3), (2, 2)), ((1, 1),)]
 
 
-def test_what_takes_one_size_only_is_not_checked_and_says_why() -> None:
+def test_a_fixed_size_task_is_not_checked_and_the_cause_is_reported() -> None:
     def fixed(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         if len(inputs) != 32:
             raise ValueError("32 samples are needed")
@@ -93,7 +93,7 @@ def test_what_takes_one_size_only_is_not_checked_and_says_why() -> None:
     assert "32 samples are needed" in check.cause
 
 
-def test_noise_that_is_no_dropout_layer_is_no_false_alarm() -> None:
+def test_training_noise_outside_dropout_layers_is_not_a_mismatch() -> None:
     def noisy(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         noise = torch.randn_like(inputs) if net.training else torch.zeros_like(inputs)
         return functional.cross_entropy(net(inputs + noise), labels)
@@ -131,7 +131,7 @@ def a_shuffle(inputs: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "noise", [noise_of_python, noise_of_numpy, noise_of_its_own, noise_of_time, a_shuffle], ids=lambda noise: noise.__name__
 )
-def test_noise_in_every_mode_is_no_mismatch(noise: Callable[[Tensor], Tensor]) -> None:
+def test_a_loss_with_uncontrolled_random_noise_is_not_checked(noise: Callable[[Tensor], Tensor]) -> None:
     check = checked(of_points(lambda net, inputs, labels: functional.cross_entropy(net(noise(inputs)), labels)))
     assert check.result == "not-checked"
     assert "random numbers" in check.cause
@@ -146,7 +146,7 @@ def by_distribution(inputs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("noise", [noise_of_torch, per_feature, by_distribution], ids=lambda noise: noise.__name__)
-def test_noise_that_belongs_to_the_samples_is_the_same_for_a_batch_and_its_parts(noise: Callable[[Tensor], Tensor]) -> None:
+def test_noise_per_sample_is_equal_for_a_batch_and_its_parts(noise: Callable[[Tensor], Tensor]) -> None:
     check = checked(of_points(lambda net, inputs, labels: functional.cross_entropy(net(noise(inputs)), labels)))
     assert check.result == "ok"
     assert check.mismatch is not None and check.mismatch < 1e-5
@@ -171,13 +171,13 @@ def autoencoder(reduction: str) -> Task:
     ("reduction", "result", "cause"),
     [("mean", "ok", ""), ("sum", "violated", "a sum over the samples"), ("mixed", "violated", "the other samples")],
 )
-def test_a_wrong_reduction_is_found_in_spite_of_noise(reduction: str, result: str, cause: str) -> None:
+def test_a_wrong_reduction_is_detected_despite_noise(reduction: str, result: str, cause: str) -> None:
     check = checked(autoencoder(reduction))
     assert check.result == result
     assert cause in check.cause
 
 
-def test_a_loss_that_is_nan_is_not_taken_for_a_random_one() -> None:
+def test_a_nan_loss_is_not_reported_as_random() -> None:
     def broken(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         return mean(net, inputs, labels) * torch.log(torch.tensor(-1.0))
 
@@ -185,7 +185,7 @@ def test_a_loss_that_is_nan_is_not_taken_for_a_random_one() -> None:
     assert (check.result, check.cause) == ("not-checked", "the gradient of a batch of 8 is NaN or infinite")
 
 
-def test_a_correlation_is_named_as_coupled_although_it_is_nan_for_one_sample() -> None:
+def test_a_correlation_loss_is_reported_as_coupled_samples() -> None:
     def correlation(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         return 1 - torch.corrcoef(torch.stack([net(inputs)[:, 0], inputs[:, 0]]))[0, 1]
 
@@ -194,7 +194,7 @@ def test_a_correlation_is_named_as_coupled_although_it_is_nan_for_one_sample() -
     assert "other samples" in check.cause
 
 
-def test_another_optimizer_that_steps_in_the_backward_pass_is_named() -> None:
+def test_an_optimizer_step_in_a_backward_hook_is_named() -> None:
     """A step as soon as a gradient is complete, for the first layer only."""
     task = of_points(mean)
     first = next(task.model.parameters())
@@ -210,7 +210,7 @@ def test_another_optimizer_that_steps_in_the_backward_pass_is_named() -> None:
     assert "Adagrad makes a step" in check.cause
 
 
-def test_a_collate_function_that_masks_tokens_at_random_is_no_mismatch() -> None:
+def test_a_collate_function_with_random_masks_is_not_a_mismatch() -> None:
     def masked(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         batch = padded(samples)
         return {**batch, "present": batch["present"] & (torch.rand(batch["tokens"].shape) < 0.5)}
@@ -219,7 +219,7 @@ def test_a_collate_function_that_masks_tokens_at_random_is_no_mismatch() -> None
     assert checked(task).result == "not-checked"
 
 
-def test_a_loss_that_couples_its_samples_is_found_in_noise() -> None:
+def test_a_loss_that_couples_samples_is_detected_despite_noise() -> None:
     def noisy(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         return LOSSES["contrastive"].make().loss(net, (inputs + 0.05 * torch.randn_like(inputs), labels))
 
@@ -229,7 +229,7 @@ def test_a_loss_that_couples_its_samples_is_found_in_noise() -> None:
     assert check.mismatch is not None and check.mismatch > 0.2
 
 
-def test_an_autocast_in_the_loss_itself_is_judged_less_finely() -> None:
+def test_autocast_inside_the_loss_has_a_larger_tolerance() -> None:
     def loss(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             outputs = net(inputs)
@@ -238,7 +238,7 @@ def test_an_autocast_in_the_loss_itself_is_judged_less_finely() -> None:
     assert checked(of_points(loss)).result == "ok"
 
 
-def test_batchnorm_without_running_statistics_is_a_matter_of_batch_statistics_alone() -> None:
+def test_batchnorm_without_running_statistics_violates_only_batch_statistics() -> None:
     net = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16, track_running_stats=False), nn.Tanh(), nn.Linear(16, 5))
     task = of_points(mean, net)
     assert checked(task).result == "ok"
@@ -265,13 +265,13 @@ class Queue(nn.Module):
 
 
 @pytest.mark.parametrize("buffer", [False, True])
-def test_a_queue_that_each_batch_moves_on_is_named(buffer: bool) -> None:
+def test_a_queue_that_every_batch_updates_is_named(buffer: bool) -> None:
     check = checked(of_points(lambda net, inputs, labels: net(inputs), Queue(buffer=buffer)))
     assert check.result == "violated"
     assert "a queue" in check.cause
 
 
-def test_averages_that_a_loss_object_keeps_are_named() -> None:
+def test_running_averages_in_a_loss_object_are_named() -> None:
     class Scaled:
         """Divides by the mean of the losses before."""
 
@@ -288,7 +288,7 @@ def test_averages_that_a_loss_object_keeps_are_named() -> None:
     assert "running averages" in check.cause
 
 
-def test_a_target_network_that_follows_the_trained_one_is_restored() -> None:
+def test_a_target_network_updated_in_forward_is_restored() -> None:
     """A tenth of the way at each forward pass: far more than the tolerance between two evaluations."""
 
     class Following(nn.Module):
@@ -309,13 +309,13 @@ def test_a_target_network_that_follows_the_trained_one_is_restored() -> None:
 
 
 @pytest.mark.parametrize("normalized", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm], ids=["new", "old"])
-def test_spectral_norm_is_no_state_that_forbids_division(normalized: Callable[[nn.Module], nn.Module]) -> None:
+def test_spectral_norm_passes_the_mean_over_weight_check(normalized: Callable[[nn.Module], nn.Module]) -> None:
     """The old one begins with a random estimate, which the first passes improve much."""
     net = nn.Sequential(normalized(nn.Linear(12, 16)), nn.Tanh(), nn.Linear(16, 5))
     assert checked(of_points(mean, net)).result == "ok"
 
 
-def test_coupling_in_training_mode_alone_is_found() -> None:
+def test_coupling_only_in_training_mode_is_detected() -> None:
     def centred(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         outputs = net(inputs)
         return functional.cross_entropy(outputs - outputs.mean(0) if net.training else outputs, labels)
@@ -323,7 +323,7 @@ def test_coupling_in_training_mode_alone_is_found() -> None:
     assert checked(of_points(centred)).result == "violated"
 
 
-def test_a_layer_in_a_reduced_type_is_judged_less_finely() -> None:
+def test_a_bfloat16_layer_has_a_larger_tolerance() -> None:
     net = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 5)).to(torch.bfloat16)
 
     def loss(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -332,7 +332,7 @@ def test_a_layer_in_a_reduced_type_is_judged_less_finely() -> None:
     assert checked(of_points(loss, net)).result == "ok"
 
 
-def test_a_dataset_that_fetches_whole_batches_is_read_as_the_loader_reads_it() -> None:
+def test_a_dataset_with_getitems_is_read_like_the_dataloader_reads_it() -> None:
     class Columns(TensorDataset):
         def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
             return tuple(tensor[indices] for tensor in self.tensors)
@@ -342,7 +342,7 @@ def test_a_dataset_that_fetches_whole_batches_is_read_as_the_loader_reads_it() -
     assert checked(task).result == "ok"
 
 
-def test_samples_that_collate_leaves_out_do_not_end_the_check() -> None:
+def test_samples_dropped_by_collate_do_not_stop_the_check() -> None:
     class Holes(Dataset[object]):
         def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
             return None if index % 5 == 0 else Texts()[index]
@@ -366,7 +366,7 @@ class Kept:
     before: int
 
 
-def test_rows_that_collate_leaves_out_are_counted_in_any_batch() -> None:
+def test_rows_dropped_by_collate_are_detected_in_a_dataclass_batch() -> None:
     """Before, the rows of a dataclass were unknown, and the cause was `weight_of` alone."""
 
     def kept(samples: list[tuple[Tensor, int]]) -> Kept:
@@ -382,7 +382,7 @@ def test_rows_that_collate_leaves_out_are_counted_in_any_batch() -> None:
     assert "fewer rows than samples" in check.cause
 
 
-def test_a_constant_for_a_part_without_a_label_is_a_mean_over_the_labelled() -> None:
+def test_a_constant_loss_for_unlabeled_parts_violates_mean_over_weight() -> None:
     """Not a sum, although the labelled part alone makes the gradient of the whole."""
 
     def rare(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -396,13 +396,13 @@ def test_a_constant_for_a_part_without_a_label_is_a_mean_over_the_labelled() -> 
 
 
 @pytest.mark.parametrize(("norm", "fails"), [(True, True), (False, False)])
-def test_whether_a_single_sample_trains_is_tried(norm: bool, fails: bool) -> None:
+def test_an_error_with_a_single_sample_is_detected(norm: bool, fails: bool) -> None:
     task = of_points(mean, a_net(norm=norm))
     error = single_sample_error(Subject.of(task, CPU), Samples(task, seed=0))
     assert ("more than 1 value" in error) is fails
 
 
-def test_two_samples_are_enough_and_one_is_not() -> None:
+def test_the_mean_over_weight_check_needs_two_samples() -> None:
     def of(samples: int) -> PromiseCheck:
         data = TensorDataset(torch.randn(samples, 12), torch.randint(0, 5, (samples,)))
         return checked(replace(of_points(mean), train_data=data))

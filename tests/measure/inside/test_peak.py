@@ -11,7 +11,7 @@ from batchcal.machine import tree_meter
 from batchcal.measure.inside.peak import WorkersPeak
 
 
-def test_batches_that_wait_in_shared_memory_are_the_workers(tmp_path: Path) -> None:
+def test_shared_memory_counts_as_memory_of_workers(tmp_path: Path) -> None:
     workers = WorkersPeak()
     waiting = Path("/dev/shm/batchcal-test-waiting")
     try:
@@ -22,6 +22,6 @@ def test_batches_that_wait_in_shared_memory_are_the_workers(tmp_path: Path) -> N
     assert 20 * MIB <= workers.read() <= 40 * MIB
 
 
-def test_without_shared_memory_there_is_nothing_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_shared_memory_counts_as_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree_meter, "SHARED_MEMORY", str(tmp_path / "none"))
     assert WorkersPeak().read() == 0

@@ -30,7 +30,7 @@ def traced(task: Task, *sizes: int, limit_s: float = 60.0) -> FakeTrace:
     return trace
 
 
-def test_the_curve_of_a_step_is_what_its_activations_take() -> None:
+def test_the_training_curve_matches_the_size_of_activations() -> None:
     shapes = traced(wide(512), 2, 8, 512).shapes()
     train, evaluation = shapes["train"], shapes["eval"]
     assert {2, 8, 512} <= {point.batch for point in train}
@@ -40,19 +40,19 @@ def test_the_curve_of_a_step_is_what_its_activations_take() -> None:
     assert 0 < evaluation[-1].bytes < train[-1].bytes
 
 
-def test_from_the_size_on_at_which_glibc_maps_blocks_they_count_as_mapped() -> None:
+def test_blocks_count_as_mapped_from_the_glibc_threshold() -> None:
     """512 KiB a sample: 64 samples make a block of 32 MiB."""
     mapped = {point.batch: point.mapped_bytes for point in traced(wide(512), 2, 8, 512).shapes()["train"]}
     assert mapped[63] == 0 < mapped[64]
 
 
-def test_no_memory_is_needed_for_it() -> None:
+def test_tracing_a_large_batch_allocates_no_memory() -> None:
     """100,000 samples of this model would take 200 GiB."""
     (point,) = [point for point in traced(wide(512), 8, 100_000).shapes()["train"] if point.batch == 100_000]
     assert point.bytes > 150 * KIB**3
 
 
-def test_what_bends_is_seen_to_bend() -> None:
+def test_a_quadratic_loss_gives_a_curve_with_increasing_slope() -> None:
     def in_batch(model: nn.Module, batch: object) -> Tensor:
         outputs = model(batch)
         assert isinstance(outputs, Tensor)
@@ -63,7 +63,7 @@ def test_what_bends_is_seen_to_bend() -> None:
     assert slopes[1] > 2 * slopes[0]
 
 
-def test_parameters_that_two_layers_share_stay_one() -> None:
+def test_shared_parameters_stay_shared_after_tracing() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -79,7 +79,7 @@ def test_parameters_that_two_layers_share_stay_one() -> None:
     assert model.first.weight is model.second.weight
 
 
-def test_modules_without_a_bias_and_empty_buffers_are_left_alone() -> None:
+def test_modules_without_bias_or_buffers_can_be_traced() -> None:
     model = nn.Sequential(nn.Linear(FEATURES, 8, bias=False), nn.BatchNorm1d(8, affine=False, track_running_stats=False))
     model.register_buffer("none", None)
     assert traced(task_of(model), 4, 64).shapes()["train"]
@@ -90,20 +90,20 @@ def test_batch_norm_and_its_statistics_can_be_traced() -> None:
     assert traced(task_of(model), 4, 64).shapes()["train"]
 
 
-def test_half_precision_takes_less() -> None:
+def test_half_precision_needs_less_memory() -> None:
     model = nn.Sequential(nn.Linear(FEATURES, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1))
     half = traced(replace(task_of(deepcopy(model)), autocast=torch.bfloat16), 8, 100_000).shapes()["train"][-1].bytes
     full = traced(task_of(model), 8, 100_000).shapes()["train"][-1].bytes
     assert half < 0.7 * full
 
 
-def test_evaluation_runs_its_own_step_where_the_task_has_one() -> None:
+def test_evaluation_traces_the_eval_step_of_the_task() -> None:
     task = replace(wide(256), eval_step=lambda model, batch: model(batch).repeat(1, 8))
     shapes = traced(task, 8, 256).shapes()
     assert shapes["eval"][-1].bytes > 8 * 256 * 256 * KIB
 
 
-def test_a_size_is_traced_once_and_later_ones_are_put_in_order() -> None:
+def test_each_size_is_traced_once_and_the_curve_is_sorted() -> None:
     trace = traced(wide(64), 2, 32)
     before = dict(trace.peaks["train"])
     trace.trace([32, 16])
@@ -115,7 +115,7 @@ def test_no_size_is_traced_after_the_time_is_up() -> None:
     assert traced(wide(64), 2, 8, limit_s=-1.0).shapes() == {}
 
 
-def test_a_slow_size_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_stops_after_a_slow_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchcal.measure.inside.static.SIZE_LIMIT_S", 0.05)
 
     def slow(model: nn.Module, batch: object) -> Tensor:
@@ -125,7 +125,7 @@ def test_a_slow_size_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(traced(replace(wide(64), loss=slow), 2, 8, 32).peaks["train"]) == [2]
 
 
-def test_a_first_size_that_takes_most_of_the_time_is_given_up_and_no_curve_is_made() -> None:
+def test_tracing_stops_without_a_curve_if_the_first_size_is_too_slow() -> None:
     """A graph of thousands of operations: other sizes would not fit into the time."""
 
     def long(model: nn.Module, batch: object) -> Tensor:
@@ -141,12 +141,12 @@ def test_a_first_size_that_takes_most_of_the_time_is_given_up_and_no_curve_is_ma
     assert time.monotonic() - began < 3
 
 
-def test_a_model_that_looks_at_values_cannot_be_traced() -> None:
+def test_a_model_that_reads_tensor_values_cannot_be_traced() -> None:
     with pytest.raises(DataDependentOutputException):
         traced(untraceable(), 2, 8)
 
 
-def test_the_profiler_sees_the_same_slope_by_running_tiny_batches() -> None:
+def test_the_profiler_measures_the_same_slope_with_small_batches() -> None:
     static = traced(wide(512), 4, 16).shapes()["train"]
     profiled = profiled_curve(wide(512), batch_of, ("train", "eval"), ceiling=100)
     assert [point.batch for point in profiled["train"]] == [2, 4, 8, 16]
@@ -156,7 +156,7 @@ def test_the_profiler_sees_the_same_slope_by_running_tiny_batches() -> None:
 
 
 @pytest.mark.parametrize(("ceiling", "sizes"), [(100, [2, 4, 8, 16]), (5, [2, 4]), (3, [1, 2])])
-def test_no_larger_batch_is_profiled_than_there_are_samples(ceiling: int, sizes: list[int]) -> None:
+def test_no_batch_larger_than_the_dataset_is_profiled(ceiling: int, sizes: list[int]) -> None:
     curve = profiled_curve(wide(64), batch_of, ("train",), ceiling=ceiling)["train"]
     assert [point.batch for point in curve] == sizes
 
@@ -166,7 +166,7 @@ def test_a_single_sample_gives_a_line_through_the_origin() -> None:
     assert curve[1].bytes == 2 * curve[0].bytes > 64 * KIB
 
 
-def test_no_batch_is_profiled_that_would_not_fit() -> None:
+def test_a_batch_that_would_not_fit_is_not_profiled() -> None:
     ran: list[int] = []
 
     def counted(size: int) -> object:
@@ -178,17 +178,17 @@ def test_no_batch_is_profiled_that_would_not_fit() -> None:
     assert usable(curves["train"])
 
 
-def test_a_size_that_the_task_refuses_ends_the_curve_and_not_the_task() -> None:
+def test_a_rejected_size_ends_the_profiled_curve() -> None:
     curves = profiled_curve(refusing(above=4), batch_of, ("train", "eval"), ceiling=100)
     assert [point.batch for point in curves["train"]] == [2, 4]
 
 
-def test_a_task_that_refuses_even_the_smallest_fails() -> None:
+def test_a_task_that_rejects_the_smallest_size_raises_its_error() -> None:
     with pytest.raises(ValueError, match="no more than 1"):
         profiled_curve(refusing(above=1), batch_of, ("train",), ceiling=100)
 
 
-def test_what_does_not_grow_is_no_curve() -> None:
+def test_a_curve_that_does_not_grow_is_not_usable() -> None:
     assert not usable(())
     assert not usable((ShapePoint(batch=1, bytes=5.0),))
     assert not usable((ShapePoint(batch=1, bytes=5.0), ShapePoint(batch=2, bytes=5.0)))

@@ -26,7 +26,7 @@ def subject() -> Subject:
     return Subject.of(task, torch.device("cpu"))
 
 
-def test_the_loss_of_a_step_lives_until_the_next_one_is_computed(subject: Subject) -> None:
+def test_the_loss_of_a_step_is_kept_until_the_next_loss_is_computed(subject: Subject) -> None:
     subject.train(torch.ones(2, 4), 2)
     held = _losses(subject)
     assert len(held) == 1
@@ -35,12 +35,12 @@ def test_the_loss_of_a_step_lives_until_the_next_one_is_computed(subject: Subjec
     assert len(_losses(subject)) == 1
 
 
-def test_the_gradients_of_a_step_stay_while_the_next_batch_is_made(subject: Subject) -> None:
+def test_gradients_of_a_step_are_kept_until_the_next_batch(subject: Subject) -> None:
     subject.train(torch.ones(2, 4), 2)
     assert all(parameter.grad is not None for parameter in subject.task.model.parameters())
 
 
-def test_the_optimizers_state_is_made_by_the_first_step_after_the_warm_up(subject: Subject) -> None:
+def test_the_first_step_after_warm_up_creates_the_optimizer_state(subject: Subject) -> None:
     subject.warm_up(torch.ones(2, 4), 2)
     assert not subject.task.optimizer.state
     subject.train(torch.ones(2, 4), 2)

@@ -21,14 +21,14 @@ def test_two_cores_have_eight_candidates_the_simplest_first() -> None:
 
 
 @pytest.mark.parametrize(("cores", "most"), [(0.5, 1), (1.0, 1), (1.5, 2), (2.0, 2), (3.0, 2), (4.0, 2), (8.0, 4), (64.0, 32)])
-def test_no_more_workers_than_half_of_the_cores(cores: float, most: int) -> None:
+def test_candidates_use_workers_for_at_most_half_of_the_cores(cores: float, most: int) -> None:
     found = pairs(cores)
     assert max(workers for workers, _ in found) == most
     assert len(found) <= MOST_CANDIDATES
     assert found[0] == (0, None)
 
 
-def test_what_the_user_set_is_not_raced() -> None:
+def test_pinned_workers_limit_the_candidates() -> None:
     assert pairs(8.0, pinned_workers=0) == [(0, None)]
     assert {workers for workers, _ in pairs(8.0, pinned_workers=3)} == {3}
 
@@ -49,7 +49,7 @@ def test_a_stream_has_one_worker_at_most() -> None:
         ((4, 1), {"processes": 2}, MIB, 1, "too many processes: only 2 more can start"),
     ],
 )
-def test_arithmetic_comes_before_any_process(
+def test_candidates_that_exceed_limits_are_rejected_before_they_start(
     candidate: tuple[int, int | None], room: dict[str, int | None], batch: int, tensors: int, told: str
 ) -> None:
     one = LoaderCandidate(num_workers=candidate[0], prefetch_factor=candidate[1])

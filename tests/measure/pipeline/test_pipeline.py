@@ -31,7 +31,7 @@ def measured(name: str, wish: PipelineRequest = QUICK, **arguments: Scalar) -> P
     return calibrate_pipeline(reference, wish, environment=detect())
 
 
-def test_data_that_waits_is_fetched_by_workers_and_the_fastest_comes_first() -> None:
+def test_workers_win_for_slow_data_and_timings_are_sorted_by_speed() -> None:
     result = measured("waiting", LONG)
     rates = [timing.samples_per_s for timing in result.timings if timing.samples_per_s is not None]
     assert result.winner.config.num_workers == max(timing.config.num_workers for timing in result.timings)
@@ -46,7 +46,7 @@ def test_data_that_waits_is_fetched_by_workers_and_the_fastest_comes_first() -> 
 
 
 @pytest.mark.smoke("job:batchcal.measure.pipeline.job:fetch")
-def test_data_that_costs_nothing_needs_no_worker() -> None:
+def test_light_data_needs_no_workers() -> None:
     result = measured("rows", LONG)
     assert result.winner.config.num_workers == 0
     assert result.winner.config.persistent_workers is False
@@ -56,7 +56,7 @@ def test_a_dataset_smaller_than_a_batch_is_one_batch() -> None:
     assert measured("rows", PipelineRequest(batch=512, fetches=4, time_limit_s=8.0), samples=5).batch == 5
 
 
-def test_slow_data_is_fetched_in_smaller_batches_so_that_there_are_two_rounds() -> None:
+def test_slow_data_is_fetched_in_smaller_batches() -> None:
     result = measured("waiting", PipelineRequest(batch=512, fetches=4, time_limit_s=8.0))
     assert result.batch < 512
     assert result.winner.rounds >= 1
@@ -65,7 +65,7 @@ def test_slow_data_is_fetched_in_smaller_batches_so_that_there_are_two_rounds() 
 @pytest.mark.parametrize(
     ("name", "why"), [("dying_in_workers", "exited"), ("failing_in_workers", "this handle belongs to another process")]
 )
-def test_a_candidate_whose_workers_fail_leaves_with_its_reason(name: str, why: str) -> None:
+def test_a_loader_with_failing_workers_leaves_the_race_with_the_reason(name: str, why: str) -> None:
     result = measured(name, LONG)
     assert result.winner.config.num_workers == 0
     others = [timing for timing in result.timings if timing.config.num_workers]
@@ -75,7 +75,7 @@ def test_a_candidate_whose_workers_fail_leaves_with_its_reason(name: str, why: s
         assert why in timing.why
 
 
-def test_workers_that_hang_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_that_hangs_is_a_user_code_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "LOAD_LIMIT_S", 3.0)
     with pytest.raises(UserCodeError) as error:
         measured("hanging", PipelineRequest(batch=16, fetches=4, time_limit_s=40.0))
@@ -83,7 +83,7 @@ def test_workers_that_hang_are_not_waited_for_for_ever(monkeypatch: pytest.Monke
     assert "__getitem__" in error.value.known
 
 
-def test_a_stream_is_read_by_one_worker_at_most_and_begins_anew_when_it_ends() -> None:
+def test_a_stream_is_read_by_at_most_one_worker_and_restarts_at_its_end() -> None:
     result = measured("stream")
     assert {timing.config.num_workers for timing in result.timings} == {0, 1}
     assert result.winner.samples_per_s is not None
@@ -92,25 +92,25 @@ def test_a_stream_is_read_by_one_worker_at_most_and_begins_anew_when_it_ends() -
 @pytest.mark.parametrize(
     ("name", "told"), [("ragged", "stack expects each tensor to be equal size"), ("broken", "the path is wrong")]
 )
-def test_data_that_fails_is_the_user_s_error_with_its_traceback(name: str, told: str) -> None:
+def test_a_dataset_that_fails_is_a_user_code_error_with_its_message(name: str, told: str) -> None:
     with pytest.raises(UserCodeError) as error:
         measured(name)
     assert told in error.value.what + error.value.known
 
 
-def test_what_was_set_is_not_raced() -> None:
+def test_a_given_number_of_workers_is_not_raced() -> None:
     result = measured("rows", PipelineRequest(batch=16, fetches=4, workers=1, time_limit_s=8.0))
     assert {timing.config.num_workers for timing in result.timings} == {1}
 
 
-def test_the_examples_are_measured_without_a_step() -> None:
+def test_an_example_pipeline_is_measured_without_training_steps() -> None:
     reference = TaskReference(spec="batchcal.workload.examples.handwriting:task", directory=str(Path.cwd()), arguments={})
     result = calibrate_pipeline(reference, QUICK, environment=detect())
     assert result.winner.samples_per_s is not None
     assert result.winner.samples_per_s > 100
 
 
-def test_workers_that_cannot_be_had_are_an_error_where_nothing_else_may_be_tried() -> None:
+def test_requested_workers_that_die_are_a_user_code_error() -> None:
     with pytest.raises(UserCodeError) as error:
         measured("dying_in_workers", PipelineRequest(batch=16, fetches=4, workers=1, time_limit_s=10.0))
     assert error.value.what.startswith("1 worker cannot be used: a worker exits while it reads the dataset")
@@ -119,7 +119,7 @@ def test_workers_that_cannot_be_had_are_an_error_where_nothing_else_may_be_tried
 
 @pytest.mark.cgroup
 @needs_memory_cgroup
-def test_workers_that_would_fill_the_container_are_ended_before_the_kernel_ends_it() -> None:
+def test_the_watchdog_stops_workers_before_the_container_is_full() -> None:
     command = [sys.executable, "-m", "batchcal", "calibrate", "tests.measure.pipeline.tasks:heavy", "--pipeline-only", "--json"]
     with memory_cgroup(700 * MIB) as group:
         done = group.run(command, timeout=120)
@@ -130,7 +130,7 @@ def test_workers_that_would_fill_the_container_are_ended_before_the_kernel_ends_
     assert all("out-of-memory: watchdog" in timing.why for timing in result.timings[1:])
 
 
-def test_data_that_hangs_ends_with_the_time_limit_and_names_it() -> None:
+def test_a_dataset_that_hangs_is_stopped_at_the_time_limit() -> None:
     reference = TaskReference(spec="tests.measure.pipeline.tasks:hanging", directory=str(REPOSITORY))
     environment = detect()  # before the clock starts: on a loaded machine it takes seconds
     began = time.monotonic()

@@ -17,7 +17,7 @@ class Racing(ScriptedProbe):
         return TimingReport(times=tuple(time.model_copy(update={"step_s": time.step_s * factor}) for time in report.times))
 
 
-def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(harness: Harness) -> None:
+def test_the_fastest_policy_is_chosen_and_default_is_also_verified(harness: Harness) -> None:
     probe = Racing()
     calibration = harness.calibrate(probe, options(GIB, allocator="auto")).calibration
     assert calibration.policy == "retain"
@@ -32,7 +32,7 @@ def test_the_fastest_policy_is_chosen_and_default_is_verified_besides(harness: H
     assert "lap_ended" in {event for event, _ in harness.progress.events}
 
 
-def test_where_time_is_short_a_verified_size_comes_before_the_race(harness: Harness) -> None:
+def test_a_verified_size_has_priority_over_the_policy_race(harness: Harness) -> None:
     probe = Racing(clock=harness.clock, examination_takes_s=8.0)
     calibration = harness.calibrate(probe, options(GIB, allocator="auto", time_limit_s=20.0)).calibration
     assert calibration.policy == "default"
@@ -40,13 +40,13 @@ def test_where_time_is_short_a_verified_size_comes_before_the_race(harness: Harn
     assert any("no time was left to compare the allocator policies" in note for note in calibration.notes)
 
 
-def test_what_the_user_set_is_not_raced(harness: Harness) -> None:
+def test_a_given_policy_is_not_raced(harness: Harness) -> None:
     calibration = harness.calibrate(Racing(), options(GIB, allocator="default")).calibration
     assert (calibration.policy, calibration.allocator) == ("default", None)
     (alone,) = calibration.speeds
     assert (alone.allocator, alone.rounds) == ("default", 1)
 
 
-def test_for_the_largest_batch_nothing_is_timed_where_the_policy_is_set(harness: Harness) -> None:
+def test_the_memory_objective_with_a_given_policy_times_nothing(harness: Harness) -> None:
     calibration = harness.calibrate(Racing(), options(GIB, allocator="default", objective="memory")).calibration
     assert calibration.speeds == ()

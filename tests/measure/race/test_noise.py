@@ -45,7 +45,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-def test_alone_nobody_was_in_the_way(machine: Machine) -> None:
+def test_an_idle_machine_is_not_disturbed(machine: Machine) -> None:
     foreign = Foreign(machine.root)
     machine.pass_by(1.0, own=1.96, others=0.02)
     share = foreign.share()
@@ -53,7 +53,7 @@ def test_alone_nobody_was_in_the_way(machine: Machine) -> None:
     assert not disturbed(share)
 
 
-def test_a_burst_on_one_of_two_processors_is_seen(machine: Machine) -> None:
+def test_load_on_one_of_two_processors_is_detected(machine: Machine) -> None:
     foreign = Foreign(machine.root)
     machine.pass_by(1.0, own=1.2, others=0.8)
     share = foreign.share()
@@ -61,13 +61,13 @@ def test_a_burst_on_one_of_two_processors_is_seen(machine: Machine) -> None:
     assert disturbed(share)
 
 
-def test_who_runs_where_there_is_room_for_all_takes_nothing(machine: Machine) -> None:
+def test_other_load_on_free_processors_does_not_count(machine: Machine) -> None:
     foreign = Foreign(machine.root)
     machine.pass_by(1.0, own=0.9, others=0.5)
     assert foreign.share() == 0.0
 
 
-def test_too_little_time_and_a_kernel_that_does_not_say_tell_nothing(machine: Machine) -> None:
+def test_the_foreign_share_is_unknown_without_time_or_kernel_statistics(machine: Machine) -> None:
     foreign = Foreign(machine.root)
     machine.pass_by(0.05, own=0.05, others=0.05)
     assert foreign.share() is None

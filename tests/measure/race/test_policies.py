@@ -55,7 +55,7 @@ def race(probe: Track, *, effective: int = 1024, limit_s: float = 60.0) -> tuple
     return chosen, {one.allocator: one for one in speeds}
 
 
-def test_the_policy_whose_best_size_is_fastest_wins_and_its_curve_is_kept() -> None:
+def test_the_policy_with_the_fastest_best_size_wins() -> None:
     chosen, speeds = race(
         Track({"default": FALLS, "retain": FLAT, "tcmalloc": {size: 0.5 * rate for size, rate in FLAT.items()}})
     )
@@ -67,12 +67,12 @@ def test_the_policy_whose_best_size_is_fastest_wins_and_its_curve_is_kept() -> N
     assert [time.micro_batch for time in speeds["default"].times] == [16, 64, 256, 1024]
 
 
-def test_the_simpler_one_wins_where_none_is_faster() -> None:
+def test_the_simplest_policy_wins_if_all_are_equally_fast() -> None:
     chosen, _ = race(Track(dict.fromkeys(("default", "retain", "tcmalloc"), FLAT)))
     assert chosen == "default"
 
 
-def test_all_sizes_are_run_once_and_then_the_best_alone() -> None:
+def test_all_sizes_are_timed_once_and_then_only_the_best_size() -> None:
     probe = Track({"default": FLAT, "retain": FLAT, "tcmalloc": FLAT})
     race(probe)
     asked = [request.micro_batches for request in probe.laps]
@@ -80,13 +80,13 @@ def test_all_sizes_are_run_once_and_then_the_best_alone() -> None:
     assert set(asked[3:]) == {(256,)}
 
 
-def test_a_policy_that_cannot_be_run_is_out_with_its_reason() -> None:
+def test_a_policy_that_fails_leaves_the_race_with_the_reason() -> None:
     chosen, speeds = race(Track({"default": FALLS, "tcmalloc": FLAT}))
     assert chosen == "tcmalloc"
     assert (speeds["retain"].left, speeds["retain"].why, speeds["retain"].times) == ("failed", "out-of-memory: fence", ())
 
 
-def test_where_time_ends_first_the_best_of_the_most_promising_is_taken() -> None:
+def test_the_best_timed_policy_is_chosen_when_the_time_ends() -> None:
     clock = ManualClock(MADE_AT)
     probe = Track({"default": FALLS, "retain": FLAT, "tcmalloc": FLAT}, clock, lap_s=10.0)
     chosen, speeds = race(probe, limit_s=15.0)
@@ -96,13 +96,13 @@ def test_where_time_ends_first_the_best_of_the_most_promising_is_taken() -> None
 
 
 @pytest.mark.parametrize(("faster", "winner"), [(1.3, "tcmalloc"), (1.6, "default")])
-def test_what_is_usually_faster_is_beaten_by_a_single_lap_only_where_that_is_clear(faster: float, winner: str) -> None:
+def test_one_timing_beats_the_expected_policy_only_by_a_clear_margin(faster: float, winner: str) -> None:
     curves = {"tcmalloc": FLAT, "retain": FLAT, "default": {size: faster * rate for size, rate in FLAT.items()}}
     assert race(Track(curves, ManualClock(MADE_AT), lap_s=5.0), limit_s=15.0)[0] == winner
     assert race(Track(curves))[0] == "default"
 
 
-def test_a_lap_for_which_time_was_too_short_takes_nothing_away() -> None:
+def test_an_empty_timing_does_not_discard_earlier_timings() -> None:
     class Ending(Track):
         def time_sizes(self, request: TimingRequest) -> TimingReport:
             report = super().time_sizes(request)
@@ -114,7 +114,7 @@ def test_a_lap_for_which_time_was_too_short_takes_nothing_away() -> None:
     assert speeds["retain"].left == ""
 
 
-def test_nothing_that_runs_is_no_policy() -> None:
+def test_no_policy_is_chosen_if_none_runs() -> None:
     assert race(Track({}))[0] is None
 
 
@@ -128,7 +128,7 @@ def test_nothing_that_runs_is_no_policy() -> None:
         (10_000, 24, (24, 96, 240)),
     ],
 )
-def test_sizes_go_up_to_what_half_of_the_budget_holds(ceiling: int, multiple: int, sizes: tuple[int, ...]) -> None:
+def test_raced_sizes_use_at_most_half_of_the_budget(ceiling: int, multiple: int, sizes: tuple[int, ...]) -> None:
     shape = (ShapePoint(batch=1, bytes=MIB), ShapePoint(batch=2, bytes=2 * MIB))
     model = MemoryModel(base_bytes=200 * MIB, ratio=1.0, shape=shape, source="assumed")
     assert sizes_for(model, budget_bytes=712 * MIB, ceiling=ceiling, multiple_of=multiple) == sizes
@@ -136,7 +136,7 @@ def test_sizes_go_up_to_what_half_of_the_budget_holds(ceiling: int, multiple: in
     assert sizes_for(huge, budget_bytes=GIB, ceiling=1 << 20) == (16, 64, 256)
 
 
-def test_a_step_is_as_fast_as_it_was_seen_and_an_update_is_shared_by_the_group() -> None:
+def test_the_fastest_step_counts_and_one_update_is_shared_by_the_group() -> None:
     once = step_time(10, 0.2, update_s=0.1, steps=2)
     again = step_time(10, 0.1, update_s=0.2, steps=3)
     both = once.or_better(again)
@@ -146,7 +146,7 @@ def test_a_step_is_as_fast_as_it_was_seen_and_an_update_is_shared_by_the_group()
     assert both.samples_per_s(1) == both.samples_per_s(10)
 
 
-def test_starting_many_policies_may_take_all_the_time_and_one_is_timed_all_the_same() -> None:
+def test_one_policy_is_timed_even_if_starting_policies_uses_all_the_time() -> None:
     class SlowToStart(Track):
         def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
             clock.move(30.0)
@@ -157,7 +157,7 @@ def test_starting_many_policies_may_take_all_the_time_and_one_is_timed_all_the_s
     assert {name for name, one in speeds.items() if one.times} == {"retain"}
 
 
-def test_without_any_time_nothing_is_timed() -> None:
+def test_no_policy_is_timed_without_time() -> None:
     probe = Track({"default": FALLS})
     assert race(probe, limit_s=0.0)[0] is None
     assert probe.laps == []

@@ -49,7 +49,7 @@ def shaken(dice: random.Random, turn: int) -> float:
     [(quiet, 1.0), (drifting, 0.98), (bursts, 0.98), (shaken, 0.95)],
     ids=["quiet", "drift", "bursts", "shaken"],
 )
-def test_the_leader_is_within_a_tie_of_the_best_whatever_else_runs(noise: Noise, right: float) -> None:
+def test_the_leader_is_close_to_the_fastest_despite_noise(noise: Noise, right: float) -> None:
     good = 0
     for seed in range(200):
         order = random.Random(seed).sample(SPEEDS, len(SPEEDS))
@@ -59,7 +59,7 @@ def test_the_leader_is_within_a_tie_of_the_best_whatever_else_runs(noise: Noise,
     assert good >= 200 * right
 
 
-def test_what_is_slower_by_far_is_timed_twice_and_no_more() -> None:
+def test_a_much_slower_candidate_is_timed_only_twice() -> None:
     race, turns = run(SPEEDS, quiet, 0)
     slow = [runner for runner in race.runners if SPEEDS[runner.place] >= 1.6]
     assert {len(runner.times) for runner in slow} == {2}
@@ -67,14 +67,14 @@ def test_what_is_slower_by_far_is_timed_twice_and_no_more() -> None:
     assert turns < 0.4 * MOST_ROUNDS * len(SPEEDS)
 
 
-def test_one_bad_turn_throws_nobody_out() -> None:
+def test_single_slow_rounds_do_not_remove_a_candidate() -> None:
     race = Race(2)
     for first in (1.0, 1.6, 1.0, 1.6):
         race.record({0: first, 1: 1.0})
     assert race.running == (0, 1)
 
 
-def test_who_is_a_little_slower_again_and_again_is_behind() -> None:
+def test_a_candidate_that_is_slightly_slower_in_every_round_is_behind() -> None:
     race = Race(2)
     for extra in (0.0, 0.05, 0.1, 0.0, 0.05, 0.1):
         race.record({0: 1.08 + extra, 1: 1.0 + extra})
@@ -82,7 +82,7 @@ def test_who_is_a_little_slower_again_and_again_is_behind() -> None:
     assert race.over
 
 
-def test_a_candidate_that_cannot_be_run_is_out_and_says_why() -> None:
+def test_a_candidate_that_fails_leaves_the_race_with_the_reason() -> None:
     race = Race(3)
     race.fail(1, "its worker died")
     assert set(race.order()) == {0, 2}
@@ -90,7 +90,7 @@ def test_a_candidate_that_cannot_be_run_is_out_and_says_why() -> None:
     assert (race.leader, race.runners[1].left, race.runners[1].why) == (0, "failed", "its worker died")
 
 
-def test_rounds_run_in_different_orders_so_that_what_comes_and_goes_favours_nobody() -> None:
+def test_rounds_run_in_different_orders() -> None:
     race = Race(8)
     orders = set()
     for _ in range(6):
@@ -99,14 +99,14 @@ def test_rounds_run_in_different_orders_so_that_what_comes_and_goes_favours_nobo
     assert len(orders) == 6
 
 
-def test_those_that_are_as_fast_as_one_another_settle_soon() -> None:
+def test_equally_fast_candidates_settle_early() -> None:
     race, _ = run((1.0, 1.001, 0.999), lambda dice, turn: dice.gauss(1.0, 0.005), 1)
     assert race.settled
     assert race.rounds == LEAST_AGREEING
     assert race.running == (0, 1, 2)
 
 
-def test_a_leader_within_a_tie_of_the_others_is_good_enough_on_a_machine_whose_turns_differ() -> None:
+def test_a_leader_within_a_tie_settles_the_race_on_a_noisy_machine() -> None:
     """The best turns of each differ by a tenth: it is unknown which one is the fastest, and it does not matter."""
     race = Race(2)
     race.record({0: 1.0, 1: 1.1})
@@ -115,7 +115,7 @@ def test_a_leader_within_a_tie_of_the_others_is_good_enough_on_a_machine_whose_t
     assert (after_one, race.settled, race.leader) == (False, True, 0)
 
 
-def test_a_leader_that_is_ahead_in_each_round_wins_although_the_machine_slows_down() -> None:
+def test_a_leader_in_every_round_wins_while_the_machine_slows_down() -> None:
     race = Race(2)
     for factor in (1.0, 1.3, 1.7):
         assert not race.settled
@@ -124,7 +124,7 @@ def test_a_leader_that_is_ahead_in_each_round_wins_although_the_machine_slows_do
     assert (race.leader, race.rounds) == (0, 3)
 
 
-def test_a_leader_that_another_one_beats_round_by_round_is_not_good_enough() -> None:
+def test_a_leader_that_loses_most_rounds_does_not_settle_the_race() -> None:
     """One turn of the leader was lucky; in the rounds that both ran, the other one is faster by a tenth."""
     race = Race(2)
     race.record({0: 1.00, 1: 1.04})
@@ -134,7 +134,7 @@ def test_a_leader_that_another_one_beats_round_by_round_is_not_good_enough() -> 
     assert race._agrees() is False
 
 
-def test_one_alone_is_the_leader_at_once_and_nobody_is_none() -> None:
+def test_a_single_candidate_wins_at_once_or_leaves_no_leader() -> None:
     alone = Race(1)
     alone.record({0: 1.0})
     assert (alone.over, alone.leader) == (True, 0)

@@ -21,7 +21,7 @@ def lap(spec: str, *sizes: int, allocator: str = "default", allowed: int = GIB, 
 
 
 @pytest.mark.smoke("job:batchcal.measure.race.timing_job:time_sizes")
-def test_every_size_is_timed_by_itself() -> None:
+def test_every_size_is_timed_separately() -> None:
     report = lap(HANDWRITING, 8, 32)
     assert report.why_ended == ""
     assert [time.micro_batch for time in report.times] == [8, 32]
@@ -32,31 +32,31 @@ def test_every_size_is_timed_by_itself() -> None:
     assert small.samples_per_s(1024) >= small.samples_per_s(8)
 
 
-def test_a_size_beyond_the_fence_ends_the_lap_and_what_went_before_is_kept() -> None:
+def test_an_out_of_memory_size_ends_the_timing_and_keeps_earlier_times() -> None:
     report = lap(HANDWRITING, 8, 4096, allowed=500 * MIB)
     assert [time.micro_batch for time in report.times] == [8]
     assert report.why_ended.startswith("out-of-memory: fence")
 
 
-def test_no_further_size_is_begun_when_the_time_is_over() -> None:
+def test_no_further_size_starts_after_the_time_limit() -> None:
     report = lap(HANDWRITING, 8, 16, 32, limit_s=0.0)
     assert [time.micro_batch for time in report.times] == [8]
 
 
-def test_another_policy_has_a_process_of_its_own() -> None:
+def test_each_policy_is_timed_in_its_own_process() -> None:
     with probing(HANDWRITING) as probe:
         for allocator in ("default", "retain", "default"):
             request = TimingRequest(device="cpu", allocator=allocator, micro_batches=(8,), allowed_bytes=GIB, limit_s=20.0)
             assert probe.time_sizes(request).times
 
 
-def test_a_task_that_fails_has_no_time_and_says_why() -> None:
+def test_a_task_that_fails_has_no_times_and_reports_the_reason() -> None:
     report = lap("failing", 8)
     assert report.times == ()
     assert report.why_ended.startswith("user-code-failed: ")
 
 
-def test_every_size_is_timed_over_the_samples_that_were_asked_for() -> None:
+def test_every_size_is_timed_over_the_requested_samples() -> None:
     with probing(HANDWRITING) as probe:
         request = TimingRequest(
             device="cpu", allocator="default", micro_batches=(8, 32), samples=128, allowed_bytes=GIB, limit_s=20.0
@@ -67,7 +67,7 @@ def test_every_size_is_timed_over_the_samples_that_were_asked_for() -> None:
     assert all(time.steps * time.micro_batch % 128 == 0 for time in report.times)
 
 
-def test_sizes_that_are_raced_take_turns_and_those_far_behind_leave() -> None:
+def test_raced_sizes_alternate_and_slow_sizes_leave() -> None:
     with probing(HANDWRITING) as probe:
         request = TimingRequest(
             device="cpu",
@@ -86,7 +86,7 @@ def test_sizes_that_are_raced_take_turns_and_those_far_behind_leave() -> None:
     assert sizes.count(1) <= sizes.count(32) + 1, "the time may end within a round"
 
 
-def test_threads_are_timed_side_by_side_and_fetching_apart() -> None:
+def test_thread_counts_are_timed_together_and_fetch_time_separately() -> None:
     with probing(HANDWRITING) as probe:
         request = TimingRequest(
             device="cpu", allocator="default", micro_batches=(32,), threads=(2, 1), allowed_bytes=GIB, limit_s=20.0

@@ -59,7 +59,7 @@ def rehearse(
         )
 
 
-def test_a_plan_with_activation_checkpointing_holds_less_and_can_be_run_without() -> None:
+def test_activation_checkpointing_lowers_the_peak_of_a_rehearsal() -> None:
     plan, peaks = a_plan(48, 48), []
     with probing("batchcal.workload.examples.patchtst:task", activation_checkpointing="auto", n_layers=8) as probe:
         for keep in (False, True):
@@ -84,7 +84,7 @@ def fitting(report: Observation) -> Fits:
 
 
 @pytest.mark.smoke("job:batchcal.measure.rehearsal.job:rehearse")
-def test_uneven_groups_and_both_evaluations_are_run() -> None:
+def test_a_rehearsal_runs_uneven_groups_and_both_evaluations() -> None:
     report = rehearse("wide", a_plan(12, 11, 11), evaluations=(12, 40), repeats=64)
     fits = fitting(report)
     assert fits.samples_per_s > 0
@@ -94,27 +94,27 @@ def test_uneven_groups_and_both_evaluations_are_run() -> None:
     assert fits.peak.demand_bytes > 200 * MIB
 
 
-def test_a_task_that_is_not_evaluated_need_not_run_without_gradients() -> None:
+def test_a_rehearsal_skips_evaluations_of_a_task_without_evaluation_data() -> None:
     report = rehearse("tests.measure.rehearsal.tasks:penalised", a_plan(4, 4), evaluations=(4, 8))
     assert fitting(report).samples_per_s > 0
     assert report.times is not None
     assert report.times.eval_samples_per_s == ()
 
 
-def test_the_peak_is_that_of_the_largest_of_training_and_evaluation() -> None:
+def test_the_peak_is_the_maximum_of_training_and_evaluation() -> None:
     small = fitting(rehearse("wide", a_plan(64), repeats=1024)).peak.demand_bytes
     large = fitting(rehearse("wide", a_plan(64), evaluations=(64, 256), repeats=1024)).peak.demand_bytes
     assert large > small + 100 * MIB
 
 
-def test_a_plan_that_holds_more_than_its_budget_does_not_fit() -> None:
+def test_a_plan_above_its_budget_is_out_of_memory() -> None:
     report = rehearse("wide", a_plan(256), budget=400 * MIB, repeats=1024)
     assert isinstance(report.outcome, OutOfMemory)
     assert report.outcome.source in {"fence", "budget"}
     assert report.times is None
 
 
-def test_workers_are_alive_and_hide_what_the_data_waits_for() -> None:
+def test_workers_hide_the_waiting_time_of_slow_data() -> None:
     alone = rehearse(SLOW_DATA, a_plan(16, 16), worst=False)
     helped = rehearse(SLOW_DATA, a_plan(16, 16, workers=2), worst=False)
     assert fitting(helped).samples_per_s > 1.5 * fitting(alone).samples_per_s
@@ -122,7 +122,7 @@ def test_workers_are_alive_and_hide_what_the_data_waits_for() -> None:
     assert alone.times.wait_share > 0.7
 
 
-def test_batches_that_were_read_ahead_are_no_speed() -> None:
+def test_prefetched_batches_do_not_count_as_speed() -> None:
     """While the largest samples run, workers fill their queue: what is taken from that comes at once."""
     plan = a_plan(32, workers=2)
     plenty = fitting(rehearse(SLOW_DATA, plan, worst=False)).samples_per_s
@@ -130,12 +130,12 @@ def test_batches_that_were_read_ahead_are_no_speed() -> None:
     assert hurried < 1.2 * plenty
 
 
-def test_a_worker_that_dies_ends_the_rehearsal_and_says_so() -> None:
+def test_a_worker_that_dies_ends_the_rehearsal_as_worker_died() -> None:
     report = rehearse("tests.measure.rehearsal.tasks:dying", a_plan(16, workers=1), worst=False)
     assert report.outcome.kind == "worker-died", report.outcome
 
 
-def test_data_that_no_forked_worker_can_read_is_read_by_one_that_is_started_afresh() -> None:
+def test_data_that_forked_workers_cannot_read_is_read_with_forkserver() -> None:
     plan = a_plan(16, 16, workers=1)
     forked = rehearse("tests.measure.rehearsal.tasks:unforkable", plan, worst=False)
     afresh = plan.model_copy(update={"multiprocessing_context": "forkserver"})
@@ -143,7 +143,7 @@ def test_data_that_no_forked_worker_can_read_is_read_by_one_that_is_started_afre
     assert fitting(rehearse("tests.measure.rehearsal.tasks:unforkable", afresh, worst=False)).samples_per_s > 0
 
 
-def test_an_effective_batch_beyond_the_dataset_goes_on_with_the_next_epoch() -> None:
+def test_an_effective_batch_larger_than_the_dataset_uses_the_next_epoch() -> None:
     with probing("tests.measure.rehearsal.tasks:few") as probe:
         plan = a_plan(10, 10, 10, 10)
         report = probe.rehearse(

@@ -43,11 +43,11 @@ def left_in(finalists: list[Finalist]) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("most", "ladder"), [(1, (1,)), (2, (2, 1)), (8, (8, 4, 1)), (3, (3, 1))])
-def test_threads_halve_and_end_with_one(most: int, ladder: tuple[int, ...]) -> None:
+def test_thread_counts_are_the_maximum_its_half_and_one(most: int, ladder: tuple[int, ...]) -> None:
     assert thread_ladder(most) == ladder
 
 
-def test_no_loader_beats_the_step_nor_the_cores_nor_the_workers() -> None:
+def test_the_time_bound_covers_step_cores_and_workers() -> None:
     assert work(1.0, {2: 4.0, 1: 8.0}).least_s(2, 1) == pytest.approx(4.5), "nine core-seconds on two cores"
     assert work(1.0, {2: 4.0}, on_host=False).least_s(2, 1) == pytest.approx(4.0), "the step is not on the cores"
     assert work(9.0, {2: 1.0, 1: 1.0}, cpu=0.0).least_s(1, 2) == pytest.approx(4.5), "two workers that wait"
@@ -58,12 +58,12 @@ def test_light_data_needs_no_race() -> None:
     assert left_in(entries(work(0.1, {2: 1.0, 1: 1.9}), LOADING)) == {(2, 0)}
 
 
-def test_fewer_threads_win_where_more_are_no_faster() -> None:
+def test_fewer_threads_win_if_more_threads_are_not_faster() -> None:
     assert left_in(entries(work(0.0, {2: 1.0, 1: 1.02}), LOADING)) == {(1, 0)}
 
 
 @pytest.mark.parametrize("disturbed", [2, 1])
-def test_fewer_threads_that_were_timed_beside_somebody_else_have_to_win_a_race(disturbed: int) -> None:
+def test_fewer_threads_with_disturbed_timings_must_win_a_race(disturbed: int) -> None:
     quiet = work(0.0, {2: 2.0, 1: 1.5})
     times = dict(quiet.times)
     times[disturbed] = times[disturbed].model_copy(update={"foreign_share": 0.4})
@@ -88,7 +88,7 @@ def test_heavy_data_is_raced_with_the_most_promising_workers() -> None:
     ],
     ids=["none-asked", "one-asked", "stream", "no-shm"],
 )
-def test_what_may_run_is_bounded_by_the_wish_the_data_and_the_machine(loading: Loading, runners: set[tuple[int, int]]) -> None:
+def test_finalists_are_limited_by_options_data_and_machine(loading: Loading, runners: set[tuple[int, int]]) -> None:
     assert left_in(entries(work(2.0, {2: 1.0, 1: 1.6}), loading)) == runners
 
 
@@ -130,7 +130,7 @@ def plan() -> Plan:
     return make_plan(a_calibration(), effective_batch=64)
 
 
-def test_the_fastest_that_was_run_wins() -> None:
+def test_the_fastest_measured_loader_wins() -> None:
     (winner, *others), probe, settled = race({(2, 0): 1 / 3.0, (1, 1): 1 / 2.0, (1, 2): 1 / 1.7, (2, 2): 1 / 1.9})
     assert (winner.intra_op_threads, winner.num_workers) == (1, 2)
     assert winner.samples_per_s == pytest.approx(1 / 1.7)
@@ -139,25 +139,25 @@ def test_the_fastest_that_was_run_wins() -> None:
     assert probe.turns.count((2, 0)) <= 3, "what is far slower leaves early"
 
 
-def test_none_is_simpler_where_workers_bring_nothing() -> None:
+def test_no_workers_are_used_if_they_are_not_faster() -> None:
     (winner, *_), _, _ = race(dict.fromkeys(((2, 0), (1, 1), (1, 2), (2, 1), (2, 2)), 0.4))
     assert winner.num_workers == 0
 
 
-def test_a_loader_whose_worker_dies_leaves_with_its_reason() -> None:
+def test_a_loader_with_a_dead_worker_leaves_the_race_with_the_reason() -> None:
     (winner, *others), _, _ = race({(2, 0): 0.33})
     assert winner.num_workers == 0
     assert {one.why for one in others if one.left == "failed"} == {"worker-died: killed by SIGSEGV"}
 
 
-def test_a_race_that_time_ends_is_not_settled() -> None:
+def test_a_race_ended_by_the_time_limit_is_not_settled() -> None:
     finalists, probe, settled = race({(2, 0): 0.33, (1, 1): 0.5, (1, 2): 0.6}, limit_s=1.5)
     assert len(probe.turns) == 2
     assert not settled
     assert any(one.left == "no-time" for one in finalists)
 
 
-def test_who_still_waits_is_let_read_further_ahead() -> None:
+def test_a_loader_that_still_waits_is_tried_with_more_prefetching() -> None:
     # Conservation of work allows 1 / 1.8 with two workers.
     rates: Rates = {(2, 0): 1 / 3.0, (1, 1): 1 / 2.9, (1, 2): 1 / 2.2, (2, 2): 1 / 2.4, (1, 2, 4): 1 / 1.9}
     (winner, *others), probe, settled = race(rates)
@@ -168,21 +168,21 @@ def test_who_still_waits_is_let_read_further_ahead() -> None:
     assert (1, 2, 4) in probe.turns
 
 
-def test_reading_further_ahead_has_to_bring_something() -> None:
+def test_more_prefetching_is_used_only_if_it_is_faster() -> None:
     rates: Rates = {(2, 0): 1 / 3.0, (1, 1): 1 / 2.9, (1, 2): 1 / 2.2, (2, 2): 1 / 2.4, (1, 2, 4): 1 / 2.2}
     (winner, *_), probe, _ = race(rates)
     assert (1, 2, 4) in probe.turns
     assert winner.prefetch_factor == 2
 
 
-def test_who_waits_for_nothing_is_not_raced_again() -> None:
+def test_a_loader_that_does_not_wait_is_not_tried_with_more_prefetching() -> None:
     rates: Rates = {(2, 0): 1 / 3.0, (1, 1): 1 / 2.9, (1, 2): 1 / 1.82, (2, 2): 1 / 2.4}
     (winner, *_), probe, _ = race(rates)
     assert winner.samples_per_s == pytest.approx(1 / 1.82)
     assert (1, 2, 4) not in probe.turns
 
 
-def test_workers_that_cannot_be_forked_are_started_in_another_way() -> None:
+def test_workers_that_die_when_forked_use_another_start_method() -> None:
     rates: Rates = {(2, 0): 1 / 3.0, (1, 2, "forkserver"): 1 / 1.8, (2, 2, "forkserver"): 1 / 1.8}
     able = replace(LOADING, other_start="forkserver", other_worker_bytes=160 * MIB)
     (winner, *others), _, _ = race(rates, loading=able)
@@ -196,13 +196,13 @@ def test_workers_that_cannot_be_forked_are_started_in_another_way() -> None:
     [LOADING, replace(LOADING, other_start="forkserver", other_worker_bytes=GIB)],
     ids=["data that does not pickle", "no memory for them"],
 )
-def test_another_way_is_not_tried_where_it_cannot_work(loading: Loading) -> None:
+def test_another_start_method_is_not_tried_if_it_cannot_work(loading: Loading) -> None:
     (winner, *_), probe, _ = race({(2, 0): 1 / 3.0}, loading=loading)
     assert winner.num_workers == 0
     assert all(len(turn) == 2 for turn in probe.turns)
 
 
-def test_a_small_dev_shm_is_read_ahead_into_less() -> None:
+def test_a_small_dev_shm_reduces_prefetching() -> None:
     tight = replace(LOADING, room=ROOM.model_copy(update={"shm_bytes": 5 * MIB}))  # two workers: 3 batches, not 5
     found = {(one.num_workers, one.prefetch_factor) for one in entries(work(2.0, {2: 1.0, 1: 1.6}), tight) if not one.left}
     assert found == {(0, None), (1, 2), (2, 1)}
@@ -219,13 +219,13 @@ def test_a_small_dev_shm_is_read_ahead_into_less() -> None:
         (["spawn"], True, True, None),
     ],
 )
-def test_the_other_start_method_is_one_that_can_work(
+def test_the_other_start_method_depends_on_pickling_and_device(
     methods: list[str], pickles: bool, on_host: bool, other: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: methods)
     assert other_start_method(pickles=pickles, on_host=on_host) == other
 
 
-def test_a_step_time_keeps_the_threads_that_it_was_measured_with() -> None:
+def test_a_better_step_time_keeps_its_own_fetch_time() -> None:
     once: StepTime = step_time(8, 0.2, threads=1, fetch_s=0.1)
     assert once.or_better(step_time(8, 0.1, threads=1, fetch_s=0.02)).fetch_s == 0.02

@@ -49,7 +49,7 @@ class Stage(ScriptedProbe):
         return (2000.0 if plan.allocator == "retain" else 1000.0) / (1 + plan.micro_batch / 100)
 
 
-def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(harness: Harness) -> None:
+def test_the_plan_of_a_calibration_is_rehearsed_and_verified(harness: Harness) -> None:
     probe = Stage()
     calibration = harness.calibrate(probe, options(GIB, effective_batch=256)).calibration
     plan = make_plan(calibration)
@@ -61,7 +61,7 @@ def test_the_plan_of_the_calibration_was_run_whole_and_is_verified(harness: Harn
     assert calibration.status == "complete"
 
 
-def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(harness: Harness) -> None:
+def test_a_race_corrects_a_micro_batch_chosen_from_wrong_timings(harness: Harness) -> None:
     class Misjudged(Stage):
         def time_sizes(self, request: TimingRequest) -> TimingReport:
             report = super().time_sizes(request)
@@ -85,7 +85,7 @@ def test_a_size_that_a_lap_misjudged_is_put_right_by_a_race(harness: Harness) ->
     assert max(smaller.micro_batches) <= 40
 
 
-def test_the_gain_over_the_defaults_takes_one_more_run(harness: Harness) -> None:
+def test_the_gain_over_the_defaults_needs_one_extra_run(harness: Harness) -> None:
     probe = Stage()
     told = harness.calibrate(probe, options(GIB, effective_batch=256)).calibration.attribution
     assert told is not None
@@ -97,7 +97,7 @@ def test_the_gain_over_the_defaults_takes_one_more_run(harness: Harness) -> None
     assert [(plan.allocator, plan.micro_batch) for plan in afterwards] == [("default", chosen.effective_batch)]
 
 
-def test_what_each_knob_brings_is_measured_on_request(harness: Harness) -> None:
+def test_the_gain_of_each_setting_is_measured_on_request(harness: Harness) -> None:
     probe = Stage()
     told = harness.calibrate(probe, options(GIB, effective_batch=256), need=BY_SETTING).calibration.attribution
     assert told is not None
@@ -109,7 +109,7 @@ def test_what_each_knob_brings_is_measured_on_request(harness: Harness) -> None:
     assert all(plan.effective_batch == sum(plan.micro_batches) == chosen.effective_batch for plan in probe.plans)
 
 
-def test_a_valid_calibration_gets_the_gain_of_each_knob_without_a_new_search(harness: Harness) -> None:
+def test_the_gain_of_each_setting_is_added_to_a_valid_calibration(harness: Harness) -> None:
     asked = options(GIB, effective_batch=256)
     first = harness.calibrate(Stage(), asked).calibration
     probe = Stage()
@@ -121,7 +121,7 @@ def test_a_valid_calibration_gets_the_gain_of_each_knob_without_a_new_search(har
     assert harness.calibrate(None, asked, need=BY_SETTING).fresh
 
 
-def test_the_gain_of_each_knob_is_that_of_the_plan_that_was_calibrated(harness: Harness) -> None:
+def test_the_gain_of_each_setting_is_measured_for_the_calibrated_plan(harness: Harness) -> None:
     harness.calibrate(Stage(), options(GIB, effective_batch=256))
     calibration = harness.calibrate(Stage(), options(GIB), need=BY_SETTING).calibration
     assert calibration.effective_batch == 256
@@ -130,7 +130,7 @@ def test_the_gain_of_each_knob_is_that_of_the_plan_that_was_calibrated(harness: 
     assert calibration.attribution.rounds == 2
 
 
-def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(harness: Harness) -> None:
+def test_a_plan_that_runs_out_of_memory_is_reduced_and_rehearsed_again(harness: Harness) -> None:
     class TooMuch(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             report = super().rehearse(request)
@@ -153,7 +153,7 @@ def test_a_plan_that_runs_out_of_memory_is_made_smaller_and_run_again(harness: H
     assert any("the rehearsal failed at micro-batch" in note for note in calibration.notes)
 
 
-def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_not(harness: Harness) -> None:
+def test_only_the_eval_batch_is_reduced_if_evaluation_runs_out_of_memory(harness: Harness) -> None:
     class Evaluating(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             report = super().rehearse(request)
@@ -171,7 +171,7 @@ def test_an_evaluation_that_needs_too_much_is_made_smaller_and_the_training_is_n
     assert plan.why["eval_batch"] == "half of the size whose rehearsal failed"
 
 
-def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(harness: Harness) -> None:
+def test_a_plan_whose_rehearsal_fails_is_not_verified(harness: Harness) -> None:
     class Failing(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             super().rehearse(request)
@@ -190,7 +190,7 @@ def test_a_plan_that_never_runs_is_not_verified_and_the_calibration_says_so(harn
     assert calibration.attribution is None
 
 
-def test_without_time_the_capacity_stands_alone_and_says_so(harness: Harness) -> None:
+def test_a_plan_is_not_rehearsed_when_no_time_is_left(harness: Harness) -> None:
     probe = ScriptedProbe(clock=harness.clock, takes_s=70.0)
     calibration = harness.calibrate(probe).calibration
     assert calibration.rehearsals == ()
@@ -198,7 +198,7 @@ def test_without_time_the_capacity_stands_alone_and_says_so(harness: Harness) ->
     assert make_plan(calibration).status == "derived"
 
 
-def test_an_interruption_in_the_rehearsal_keeps_what_was_found(harness: Harness) -> None:
+def test_an_interrupted_rehearsal_keeps_the_search_results(harness: Harness) -> None:
     class Interrupting(Stage):
         def rehearse(self, request: RehearsalRequest) -> Observation:
             raise Interrupted(2)
@@ -211,7 +211,7 @@ def test_an_interruption_in_the_rehearsal_keeps_what_was_found(harness: Harness)
     assert calibration.finals != ()
 
 
-def test_the_rate_of_a_verified_plan_is_the_one_that_was_seen(harness: Harness) -> None:
+def test_a_verified_plan_predicts_its_measured_rate(harness: Harness) -> None:
     calibration = harness.calibrate(Stage()).calibration
     (rehearsal,) = calibration.rehearsals
     assert isinstance(rehearsal.outcome, Fits)

@@ -30,7 +30,7 @@ CURVE = {16: 899.0, 32: 971.0, 64: 1006.0, 128: 1002.0, 256: 967.0, 512: 937.0}
         (96, 480, 24, (48, 96, 192, 480)),
     ],
 )
-def test_sizes_around_the_fastest_of_the_lap_are_raced(fastest: int, largest: int, multiple: int, sizes: tuple[int, ...]) -> None:
+def test_sizes_around_the_fastest_timed_size_are_raced(fastest: int, largest: int, multiple: int, sizes: tuple[int, ...]) -> None:
     assert around(fastest, largest, multiple_of=multiple) == sizes
 
 
@@ -73,7 +73,7 @@ def raced(probe: Track, allocator: str = "tcmalloc") -> SizeRace:
 
 
 @pytest.mark.parametrize("slow", [frozenset[int](), frozenset({0, 1, 3})], ids=["steady", "slow-for-a-while"])
-def test_the_fastest_size_is_found_in_one_child(slow: frozenset[int]) -> None:
+def test_the_fastest_size_wins_in_one_child_process(slow: frozenset[int]) -> None:
     probe = Track(slow)
     race = raced(probe)
     assert [one.micro_batch for one in race.sizes] == [16, 32, 64, 128, 256, 512]
@@ -82,7 +82,7 @@ def test_the_fastest_size_is_found_in_one_child(slow: frozenset[int]) -> None:
     assert probe.laps[0].threads == (2,)
 
 
-def test_what_the_timing_found_much_slower_is_not_raced() -> None:
+def test_sizes_that_were_timed_much_slower_are_not_raced() -> None:
     probe = Track()
     slow = [step_time(16, 16 / 300), step_time(64, 64 / 1006), step_time(256, 256 / 960), step_time(512, 512 / 300)]
     timed = Speeds(device="cpu", allocator="tcmalloc", times=tuple(slow), rounds=1, left="", why="", disturbed=0)
@@ -91,7 +91,7 @@ def test_what_the_timing_found_much_slower_is_not_raced() -> None:
     assert [one.micro_batch for one in found[0].sizes] == [32, 64, 128, 256]
 
 
-def test_a_size_that_cannot_be_run_is_left_out_with_its_reason() -> None:
+def test_a_size_that_runs_out_of_memory_is_excluded_with_the_reason() -> None:
     probe = Track(too_large=512)
     race = raced(probe)
     assert race.fastest(512) == 64
@@ -99,7 +99,7 @@ def test_a_size_that_cannot_be_run_is_left_out_with_its_reason() -> None:
     assert "out-of-memory" in race.sizes[-1].why
 
 
-def test_policies_that_hand_blocks_back_have_a_child_for_every_round_with_the_smallest_size_first() -> None:
+def test_policies_that_return_memory_use_one_child_per_round() -> None:
     probe = Track()
     race = raced(probe, "default")
     assert [one.micro_batch for one in race.sizes] == [16, 64, 256, 512]
@@ -109,7 +109,7 @@ def test_policies_that_hand_blocks_back_have_a_child_for_every_round_with_the_sm
     assert all(list(request.micro_batches) == sorted(request.micro_batches) for request in probe.laps)
 
 
-def test_a_size_that_such_a_child_cannot_run_is_left_out_with_its_reason() -> None:
+def test_a_size_that_fails_in_a_child_per_round_is_excluded_with_the_reason() -> None:
     class Dies(Track):
         def time_sizes(self, request: TimingRequest) -> TimingReport:
             kept = request.model_copy(update={"micro_batches": tuple(size for size in request.micro_batches if size < 512)})
@@ -122,11 +122,11 @@ def test_a_size_that_such_a_child_cannot_run_is_left_out_with_its_reason() -> No
     assert race.fastest(512) == 64
 
 
-def test_one_size_alone_is_no_race() -> None:
+def test_a_single_size_is_not_raced() -> None:
     assert race_sizes(stage_of(Track()), a_plan(8, allocator="tcmalloc"), speeds(16, 64), 600) is None
 
 
-def test_rounds_are_told_apart_when_somebody_has_left() -> None:
+def test_rounds_are_counted_correctly_after_a_size_has_left() -> None:
     times = [step_time(size, seconds) for size, seconds in [(2, 0.2), (4, 0.1), (4, 0.2), (2, 0.1), (4, 0.3), (4, 0.4)]]
     race = run_in_turns(times, (2, 4), 4)
     assert race.rounds == 4
@@ -134,7 +134,7 @@ def test_rounds_are_told_apart_when_somebody_has_left() -> None:
     assert set(race.runners[1].times) == {0, 1, 2, 3}
 
 
-def test_turns_that_somebody_disturbed_count_only_where_there_are_no_others() -> None:
+def test_disturbed_timings_count_only_if_there_are_no_others() -> None:
     slow = {"foreign_share": 0.4}
     times = [step_time(2, 0.9).model_copy(update=slow), step_time(4, 0.4), step_time(4, 0.9).model_copy(update=slow)]
     race = run_in_turns([*times, step_time(2, 0.1)], (2, 4), 4)

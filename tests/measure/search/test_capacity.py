@@ -86,7 +86,7 @@ def explore(search: CapacitySearch, machine: Machine) -> list[SizeRequest]:
 
 
 @pytest.mark.parametrize(("spread", "least"), [(0.005, 0.975), (0.06, 0.91)])
-def test_a_well_behaved_machine_takes_two_probes_and_leaves_room_for_its_spread(spread: float, least: float) -> None:
+def test_a_linear_memory_model_needs_two_probes_and_leaves_a_margin(spread: float, least: float) -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine, spread=spread, base_error=1 - OVERHEAD / machine.base)
     asked = explore(search, machine)
@@ -105,7 +105,7 @@ def test_a_well_behaved_machine_takes_two_probes_and_leaves_room_for_its_spread(
     base_error=st.floats(0.9, 1.1),
     seed=st.integers(0, 1000),
 )
-def test_the_answer_was_run_within_the_budget_and_is_near_the_truth(
+def test_the_result_was_measured_and_is_near_the_true_capacity(
     *, base: float, ratio: float, per_sample: float, room: float, noise: float, base_error: float, seed: int
 ) -> None:
     machine = Machine(base, ratio, per_sample, base + room, noise, seed=seed)
@@ -121,7 +121,7 @@ def test_the_answer_was_run_within_the_budget_and_is_near_the_truth(
     assert len(asked) <= 8
 
 
-def test_a_quadratic_memory_is_followed_by_its_curve() -> None:
+def test_the_search_follows_a_quadratic_memory_curve() -> None:
     machine = Machine(base=250 * MIB, ratio=1.05, per_sample=20_000, quadratic=40.0, budget=4000 * MIB)
     search = search_for(machine)
     asked = explore(search, machine)
@@ -130,7 +130,7 @@ def test_a_quadratic_memory_is_followed_by_its_curve() -> None:
     assert len(asked) <= 4
 
 
-def test_no_step_goes_further_than_four_times_what_was_run() -> None:
+def test_no_probe_is_larger_than_four_times_the_largest_success() -> None:
     machine = Machine(base=230 * MIB, ratio=0.5, per_sample=1.0 * MIB, budget=8000 * MIB)
     # The static curve says four times what is true, so the first probes are far too small.
     bounds = Bounds(int(machine.budget), 1, 60_000, "dataset", 1, 0.6)
@@ -146,7 +146,7 @@ def test_no_step_goes_further_than_four_times_what_was_run() -> None:
     assert search.best / machine.capacity(60_000) > 0.9
 
 
-def test_it_stops_at_the_dataset_s_size_with_one_probe_where_everything_fits() -> None:
+def test_a_dataset_that_fits_as_one_batch_needs_one_probe() -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=0.1 * MIB, budget=6000 * MIB)
     search = search_for(machine, ceiling=1500)
     asked = explore(search, machine)
@@ -155,7 +155,7 @@ def test_it_stops_at_the_dataset_s_size_with_one_probe_where_everything_fits() -
     assert search.limited_by == "dataset"
 
 
-def test_answers_are_multiples_of_what_was_asked_for() -> None:
+def test_search_results_are_multiples_of_the_requested_number() -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine, multiple_of=16)
     asked = explore(search, machine)
@@ -164,7 +164,7 @@ def test_answers_are_multiples_of_what_was_asked_for() -> None:
     assert search.best >= 0.9 * machine.capacity(60_000)
 
 
-def test_a_miss_is_bisected_and_the_answer_lies_below_it() -> None:
+def test_the_search_bisects_below_a_size_that_does_not_fit() -> None:
     machine = Machine(base=230 * MIB, ratio=1.6, per_sample=4 * MIB, budget=870 * MIB, tells_above=1.0)
     bounds = Bounds(int(machine.budget), 1, 60_000, "dataset", 1, 0.6)
     # The curve sees a third of what is needed: the first probe already fails.
@@ -177,7 +177,7 @@ def test_a_miss_is_bisected_and_the_answer_lies_below_it() -> None:
     assert search.limited_by == "memory"
 
 
-def test_between_a_run_that_fitted_and_one_that_ran_over_the_two_of_them_tell_the_next_size() -> None:
+def test_the_next_size_is_interpolated_between_a_fitting_and_a_failing_run() -> None:
     """The model, which meets the largest run, says that nothing above 600 fits; the runs themselves say 660."""
     machine = Machine(base=230 * MIB, ratio=1.0, per_sample=1 * MIB, budget=900 * MIB)
     search = search_for(machine)
@@ -192,14 +192,14 @@ def test_between_a_run_that_fitted_and_one_that_ran_over_the_two_of_them_tell_th
     assert search.next_request() is None
 
 
-def test_nothing_that_fits_ends_without_an_answer() -> None:
+def test_a_search_in_which_nothing_fits_has_no_result() -> None:
     machine = Machine(base=500 * MIB, ratio=1.0, per_sample=100 * MIB, budget=550 * MIB)
     search = search_for(machine, base_error=0.8)
     explore(search, machine)
     assert search.best is None
 
 
-def test_a_size_that_the_model_refuses_bounds_the_search_without_being_too_big() -> None:
+def test_a_rejected_size_limits_the_search_by_model() -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=4000 * MIB)
     search = search_for(machine)
     asked = []
@@ -214,7 +214,7 @@ def test_a_size_that_the_model_refuses_bounds_the_search_without_being_too_big()
     assert search.best <= 1500
 
 
-def test_what_tells_nothing_about_memory_moves_no_bound_and_does_not_go_on_for_ever() -> None:
+def test_inconclusive_probes_change_no_bound_and_end_the_search() -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine)
     asked = 0
@@ -226,7 +226,7 @@ def test_what_tells_nothing_about_memory_moves_no_bound_and_does_not_go_on_for_e
     assert search.upper == 60_001
 
 
-def test_after_a_size_that_tells_nothing_a_smaller_one_is_asked_and_memory_is_not_blamed() -> None:
+def test_a_smaller_size_is_tried_after_an_inconclusive_probe() -> None:
     machine = Machine(base=230 * MIB, ratio=1.1, per_sample=1.5 * MIB, budget=870 * MIB)
     search = search_for(machine)
     told_nothing: list[int] = []
@@ -241,7 +241,7 @@ def test_after_a_size_that_tells_nothing_a_smaller_one_is_asked_and_memory_is_no
 
 
 @pytest.mark.parametrize("capacity", range(1, 12))
-def test_small_capacities_are_found_exactly_or_missed_by_one(capacity: int) -> None:
+def test_small_capacities_are_exact_or_one_too_small(capacity: int) -> None:
     machine = Machine(base=250 * MIB, ratio=1.1, per_sample=50 * MIB, budget=(250 + 1.1 * 50 * (capacity + 0.5)) * MIB)
     search = search_for(machine)
     explore(search, machine)
@@ -249,7 +249,7 @@ def test_small_capacities_are_found_exactly_or_missed_by_one(capacity: int) -> N
     assert capacity - 1 <= search.best <= capacity
 
 
-def test_a_search_that_is_content_with_a_coarse_answer_goes_down_by_halves() -> None:
+def test_a_search_with_coarse_precision_halves_the_size() -> None:
     """Evaluation in a heap that training has fragmented: 8 probes by tenths, and each trains first."""
     bounds = Bounds(
         budget_bytes=870 * MIB,
@@ -272,7 +272,7 @@ def test_a_search_that_is_content_with_a_coarse_answer_goes_down_by_halves() -> 
     assert search.best is not None
 
 
-def test_what_is_left_out_below_the_ceiling_for_its_small_gain_is_limited_by_the_ceiling() -> None:
+def test_a_search_that_skips_a_small_gain_is_limited_by_the_ceiling() -> None:
     """An evaluation ran at 256 of 360 samples, in 20 GiB."""
     bounds = Bounds(
         budget_bytes=20_000 * MIB,

@@ -50,7 +50,7 @@ def learned(rule: SizeRule, around: int, *, ceiling: int = CEILING) -> SizeTrial
 
 
 @pytest.mark.parametrize("refused", [119, 3, 1273])
-def test_only_even_sizes(refused: int) -> None:
+def test_a_rule_of_even_sizes_is_detected(refused: int) -> None:
     rule = learned(SizeRule(multiple_of=2, least=2), refused).rule
     assert rule is not None
     assert (rule.multiple_of, rule.least, rule.most, rule.one_size) == (2, 2, None, False)
@@ -59,7 +59,7 @@ def test_only_even_sizes(refused: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(multiple=st.integers(2, 64), refused=st.integers(3, CEILING))
-def test_multiples(multiple: int, refused: int) -> None:
+def test_a_rule_of_multiples_is_detected(multiple: int, refused: int) -> None:
     truth = SizeRule(multiple_of=multiple, least=multiple)
     around = refused if refused % multiple else smallest_of(truth) + 1
     rule = learned(truth, around).rule
@@ -70,7 +70,7 @@ def test_multiples(multiple: int, refused: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(3, 2000))
-def test_one_fixed_size(size: int) -> None:
+def test_a_rule_of_one_fixed_size_is_detected(size: int) -> None:
     rule = learned(SizeRule(least=size, most=size), size + 1).rule
     assert rule is not None
     assert rule.fixed == size
@@ -80,7 +80,7 @@ def test_one_fixed_size(size: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(least=st.integers(3, 200))
-def test_some_size_or_more(least: int) -> None:
+def test_a_rule_of_a_minimum_size_is_detected(least: int) -> None:
     rule = learned(SizeRule(least=least), least + 1).rule
     assert rule is not None
     assert (rule.multiple_of, rule.least, rule.most) == (1, least, None)
@@ -89,7 +89,7 @@ def test_some_size_or_more(least: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(most=st.integers(4, 2000), refused=st.integers(5, CEILING))
-def test_some_size_at_most(most: int, refused: int) -> None:
+def test_a_rule_of_a_maximum_size_is_detected(most: int, refused: int) -> None:
     truth = SizeRule(most=most)
     trials = learned(truth, max(refused, most + 1))
     rule = trials.rule
@@ -108,14 +108,14 @@ def test_some_size_at_most(most: int, refused: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(refused=st.integers(3, CEILING))
-def test_one_size_in_a_process(refused: int) -> None:
+def test_a_rule_of_one_size_per_process_is_detected(refused: int) -> None:
     rule = learned(SizeRule(one_size=True), refused).rule
     assert rule is not None
     assert rule == SizeRule(one_size=True)
     assert rule.text == "accepts only one batch size per process"
 
 
-def test_a_multiple_in_a_process_of_one_size() -> None:
+def test_a_rule_of_multiples_with_one_size_per_process_is_detected() -> None:
     truth = SizeRule(one_size=True, multiple_of=2, least=2)
     trials = learned(truth, 120)
     assert trials.one_size
@@ -126,7 +126,7 @@ def test_a_multiple_in_a_process_of_one_size() -> None:
     assert trials.rule == truth
 
 
-def test_before_a_refusal_is_believed_its_neighbour_a_multiple_of_8_and_a_power_of_two_are_tried() -> None:
+def test_trials_near_a_rejected_size_come_first() -> None:
     trials = SizeTrials(2)
     trials.add(1274, accepted=False, one_size=False)
     ran = explore(trials, 1274, lambda size, warm_up: size <= 100)
@@ -135,7 +135,7 @@ def test_before_a_refusal_is_believed_its_neighbour_a_multiple_of_8_and_a_power_
 
 
 @pytest.mark.parametrize(("given_multiple", "around"), [(2, 3), (32, 31), (32, 33), (100, 99)])
-def test_a_given_multiple_is_a_rule_once_another_size_was_refused(given_multiple: int, around: int) -> None:
+def test_a_given_multiple_becomes_a_rule_after_another_size_is_rejected(given_multiple: int, around: int) -> None:
     trials = SizeTrials(given_multiple, multiple_of=given_multiple)
     trials.add(around, accepted=False, one_size=False)
     rule = trials.rule
@@ -144,13 +144,13 @@ def test_a_given_multiple_is_a_rule_once_another_size_was_refused(given_multiple
     assert rule.most is None
 
 
-def test_a_given_multiple_that_the_task_does_not_need_is_no_rule() -> None:
+def test_a_given_multiple_that_the_task_does_not_need_is_not_a_rule() -> None:
     trials = SizeTrials(8, multiple_of=8)
     explore(trials, 9, lambda size, warm_up: True)
     assert trials.rule is None
 
 
-def test_sizes_that_follow_no_rule_get_none_and_no_endless_trials() -> None:
+def test_sizes_without_a_rule_end_the_trials_without_a_rule() -> None:
     """Such as a task that fails on what some samples hold."""
     trials = SizeTrials(2)
     takes: Takes = lambda size, warm_up: size % 3 != 0 and size % 5 != 0  # noqa: E731
@@ -173,7 +173,7 @@ def test_no_trial_is_above_the_ceiling() -> None:
 
 
 @pytest.mark.parametrize(("size", "largest"), [(100, 96), (32, 32), (31, 0), (4000, 128)])
-def test_the_largest_size_that_a_rule_admits(size: int, largest: int) -> None:
+def test_at_most_returns_the_largest_size_that_a_rule_accepts(size: int, largest: int) -> None:
     rule = SizeRule(multiple_of=32, least=32, most=128)
     assert rule.at_most(size) == largest
     assert largest == 0 or rule.admits(largest)

@@ -21,7 +21,7 @@ PATCHTST = TaskReference(spec="batchcal.workload.examples.patchtst:task", direct
 ENVIRON = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
-def test_a_large_model_is_traced_without_memory_beside_the_task_itself() -> None:
+def test_a_large_model_is_traced_without_its_memory() -> None:
     own, large = estimate_shapes(PATCHTST, [{"d_model": 1024, "n_layers": 12}], environ=ENVIRON)
     assert own.arguments == {}
     assert own.points
@@ -33,13 +33,13 @@ def test_a_large_model_is_traced_without_memory_beside_the_task_itself() -> None
     assert large.points[-1].bytes > 10 * large.points[0].bytes
 
 
-def test_a_name_that_the_task_does_not_take_is_a_mistake_of_the_command() -> None:
+def test_an_unknown_task_argument_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="d_modl"):
         estimate_shapes(PATCHTST, [{"d_modl": 8}], environ=ENVIRON)
 
 
 @pytest.mark.smoke("job:batchcal.measure.shapes.job:trace")
-def test_a_shape_that_cannot_be_built_says_why_and_the_others_are_there() -> None:
+def test_a_shape_that_cannot_be_built_reports_the_error_and_keeps_other_shapes() -> None:
     narrow = TaskReference(spec="tests.measure.shapes.tasks:narrow", directory=str(REPOSITORY))
     own, odd, good = estimate_shapes(narrow, [{"width": 1000}, {"width": 64}], environ=ENVIRON)
     assert own.points
@@ -48,7 +48,7 @@ def test_a_shape_that_cannot_be_built_says_why_and_the_others_are_there() -> Non
     assert odd.why.endswith("raised ValueError: too wide")
 
 
-def test_a_shape_for_which_no_time_is_left_says_so() -> None:
+def test_a_shape_without_remaining_time_reports_the_time_limit() -> None:
     past = Deadline(1.0, start_s=time.monotonic() - 10)
     own, large = estimate_shapes(PATCHTST, [{"n_layers": 12}], environ=ENVIRON, deadline=past)
     assert (own.why, large.points) == ("the time limit of 1 s (--time-limit) ended before this shape was traced", ())
@@ -67,5 +67,5 @@ def test_a_trace_stays_within_the_memory_limit() -> None:
         (SizeRule(least=48, most=48), (48,)),
     ],
 )
-def test_a_trace_uses_sizes_that_the_task_takes(rule: SizeRule | None, sizes: tuple[int, ...]) -> None:
+def test_a_trace_uses_sizes_that_the_task_accepts(rule: SizeRule | None, sizes: tuple[int, ...]) -> None:
     assert batches_by(rule) == sizes

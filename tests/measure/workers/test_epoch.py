@@ -18,7 +18,7 @@ LIMIT_MIB = 1300
 """The process holds about 430 MiB at rest, and two workers come to copy 190 MiB each, which is more than the margin."""
 
 
-def test_two_workers_that_copy_what_they_read_survive_an_epoch_at_the_capacity(tmp_path: Path) -> None:
+def test_an_epoch_with_two_copying_workers_fits_at_the_capacity(tmp_path: Path) -> None:
     output = tmp_path / "calibration.json"
     command = [sys.executable, "-m", "batchcal", "calibrate", "tests.measure.workers.tasks:table", "--workers", "2", "--json"]
     limits = ["--time-limit", "40s", "--allocator", "default", "--objective", "memory", "--output", str(output)]

@@ -44,7 +44,7 @@ class Opened(Rows):
         return {**vars(self), "file": None}
 
 
-def test_a_dataset_that_reads_only_batches_is_read() -> None:
+def test_a_dataset_with_only_getitems_can_be_read() -> None:
     data = OnlyTogether()
     assert kept_by_reading(data, 0, read_s=0.05) == 0.0
     assert data.read == 8
@@ -75,7 +75,7 @@ def test_a_timeout_of_the_dataset_is_not_a_hang(message: str, failure: str) -> N
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers are not forked here")
-def test_a_collate_function_that_does_not_pickle_rules_out_workers_that_are_not_forked(tmp_path: Path) -> None:
+def test_an_unpicklable_collate_function_excludes_other_start_methods(tmp_path: Path) -> None:
     path = tmp_path / "records.bin"
     path.touch()
     task = replace(task_of(Opened(path)), collate_fn=lambda samples: samples)

@@ -70,7 +70,7 @@ def heavy() -> WorkBound:
     return WorkBound({2: step_time(1, 3.0, threads=2, fetch_s=2.0, fetch_cpu_s=2.0)}, 2.0, on_host=True)
 
 
-def test_no_worker_is_raced_where_none_may_be_used() -> None:
+def test_workers_are_not_raced_if_the_data_does_not_support_them() -> None:
     finalists = entries(heavy(), replace(LOADING, why_none="the dataset hangs with workers"))
     with_workers = [one for one in finalists if one.num_workers]
     assert with_workers
@@ -85,7 +85,7 @@ def test_workers_are_raced_with_the_start_method_that_the_data_needs() -> None:
     assert variant_of(failed[0], failed, loading) is None, "no further start method is tried"
 
 
-def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(harness: Harness) -> None:
+def test_a_plan_excludes_workers_that_hang_and_records_the_reason(harness: Harness) -> None:
     probe = Data(bad())
     calibration = harness.calibrate(probe).calibration
     assert len(probe.tried) == 1
@@ -98,9 +98,7 @@ def test_workers_that_hang_are_in_no_plan_and_the_reason_is_recorded(harness: Ha
 
 
 @pytest.mark.parametrize(("report", "workers"), [(good(), 3), (bad(), 0)])
-def test_workers_that_are_planned_by_the_number_of_cores_are_tried_as_well(
-    harness: Harness, report: WorkersReport, workers: int
-) -> None:
+def test_workers_derived_from_the_number_of_cores_are_tried(harness: Harness, report: WorkersReport, workers: int) -> None:
     harness.environment = harness.environment.model_copy(update={"optimal_workers": 3})
     probe = Data(report)
     calibration = harness.calibrate(probe, options(GIB, objective="memory", max_batch=64)).calibration
@@ -115,7 +113,7 @@ def test_light_data_needs_no_trial(harness: Harness) -> None:
     assert calibration.promises == ()
 
 
-def test_workers_that_the_user_asked_for_are_tried_first_and_end_with_the_cause(harness: Harness) -> None:
+def test_requested_workers_that_fail_the_trial_raise_the_cause(harness: Harness) -> None:
     probe = Data(bad())
     with pytest.raises(UserCodeError) as error:
         harness.calibrate(probe, options(GIB, workers=4))
@@ -125,7 +123,7 @@ def test_workers_that_the_user_asked_for_are_tried_first_and_end_with_the_cause(
     assert [one.workers for one in probe.tried] == [2]
 
 
-def test_workers_that_the_user_asked_for_and_that_work_are_recorded(harness: Harness) -> None:
+def test_requested_workers_that_pass_the_trial_are_recorded(harness: Harness) -> None:
     probe = Data(good(start="forkserver", why_start="it holds a file"))
     calibration = harness.calibrate(probe, options(GIB, workers=1)).calibration
     assert len(probe.tried) == 1
@@ -139,7 +137,7 @@ def test_workers_that_the_user_asked_for_and_that_work_are_recorded(harness: Har
     [(None, 50, 0.0, 0), (None, 0, 1024.0, 58), (2, 50, 0.0, 100), (2, 50, 2048.0, 234), (0, 0, 1024.0, 58)],
     ids=["raced", "cache", "asked", "asked, cache", "none asked"],
 )
-def test_the_budget_leaves_free_what_an_epoch_adds(
+def test_the_budget_reserves_memory_for_growth_during_an_epoch(
     harness: Harness, workers: int | None, growth: int, kept: float, reserved: int
 ) -> None:
     probe = Data(good(growth_bytes=growth * MIB), fetch_share=0.0, kept=kept)
@@ -155,7 +153,7 @@ def test_the_budget_leaves_free_what_an_epoch_adds(
     assert not any("by the end of an epoch" in notice for notice in make_plan(calibration).notices)
 
 
-def test_workers_that_the_user_asked_for_and_that_outgrow_the_memory_are_refused(harness: Harness) -> None:
+def test_requested_workers_that_outgrow_the_memory_are_rejected(harness: Harness) -> None:
     with pytest.raises(NothingFits) as error:
         harness.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=4))
     assert "4 workers do not fit: by the end of an epoch they grow by 0.98 GiB" in error.value.what
@@ -163,7 +161,7 @@ def test_workers_that_the_user_asked_for_and_that_outgrow_the_memory_are_refused
     assert harness.calibrate(Data(good(growth_bytes=250 * MIB), fetch_share=0.0), options(GIB, workers=2)).path is not None
 
 
-def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(harness: Harness) -> None:
+def test_a_cache_that_outgrows_the_memory_adds_a_notice_to_the_plan(harness: Harness) -> None:
     calibration = harness.calibrate(Data(good(), fetch_share=0.0, kept=40_000.0), options(GIB)).calibration
     budget = calibration.budget()
     assert budget is not None
@@ -181,7 +179,7 @@ def test_a_cache_that_outgrows_the_memory_is_a_notice_of_the_plan(harness: Harne
         (TimedOut(phase="measure", limit_s=5.0), UserCodeError),
     ],
 )
-def test_a_limit_that_ends_the_trial_is_not_the_fault_of_the_data(
+def test_a_worker_trial_stopped_by_a_limit_raises_the_matching_error(
     harness: Harness, outcome: Outcome, error: type[BatchcalError]
 ) -> None:
     with pytest.raises(error) as raised:
@@ -190,27 +188,27 @@ def test_a_limit_that_ends_the_trial_is_not_the_fault_of_the_data(
     assert raised.value.try_
 
 
-def test_the_time_limit_ends_the_trial_as_it_ends_everything(harness: Harness) -> None:
+def test_the_time_limit_ends_a_worker_trial_as_partial(harness: Harness) -> None:
     cut = TimedOut(phase="load", limit_s=5.0, limit_name="the time limit of 20 s")
     stopped = harness.calibrate(Data(_ended(cut, 2)), options(GIB, workers=2)).stopped
     assert isinstance(stopped, Partial)
     assert stopped.what == "the time limit of 20 s ended while workers were tried"
 
 
-def test_none_asked_for_is_no_reason_to_try_any(harness: Harness) -> None:
+def test_no_worker_trial_runs_if_zero_workers_are_requested(harness: Harness) -> None:
     probe = Data(bad())
     harness.calibrate(probe, options(GIB, workers=0))
     assert probe.tried == []
 
 
-def test_a_trial_is_short_beside_the_time_that_is_left() -> None:
+def test_the_limit_of_a_worker_trial_depends_on_the_remaining_time() -> None:
     for left_s in (0.0, 10.0, 60.0, 3600.0):
         request = trial_of("cpu", "default", requested=None, left_s=left_s)
         assert 3.0 <= request.hang_s <= 8.0
         assert request.limit_s <= max(11.0, left_s * 0.9)
 
 
-def test_answers_become_promises() -> None:
+def test_answers_of_a_worker_trial_give_promise_checks() -> None:
     swapped = report_of(WorkersAnswer(compared=100, wrong=50, swapped=20, example="sample 1 comes with ..."))
     assert (swapped.check.result, swapped.check.mismatch) == ("violated", 0.5)
     assert swapped.workers.why_none == swapped.check.cause
@@ -227,7 +225,7 @@ def test_answers_become_promises() -> None:
     assert grown.bytes == 17
 
 
-def test_a_child_that_was_stopped_rules_workers_out() -> None:
+def test_a_stopped_worker_trial_excludes_workers() -> None:
     late = _ended(TimedOut(phase="measure", limit_s=5.0), 2)
     assert (late.check.result, late.workers.why_none) == ("violated", "the dataset hangs with workers")
     full = _ended(OutOfMemory(source="watchdog"), 2)
