@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Final, NamedTuple
 
@@ -24,6 +25,7 @@ from batchcal.calibration.store import (
 )
 from batchcal.core.canonical import MAX_BYTES, dumps
 from batchcal.core.errors import UsageError
+from batchcal.workload.command.template import Template
 from batchcal.workload.spec.config import project_source
 from batchcal.workload.spec.reference import TaskReference, parse_spec
 from batchcal.workload.spec.target import reference_of
@@ -51,6 +53,8 @@ class SeveralCalibrations(UsageError):
 def task_file(reference: TaskReference) -> str:
     """File name such as `train.task-1f0c9a3e.json`: a short name of the task, and eight digits from its SPEC and arguments. It is
     the same in every copy of the project."""
+    if reference.command:
+        return _command_file(reference)
     directory, project = Path(reference.directory).absolute(), find_project(Path(reference.directory))
     location, _, factory = reference.spec.rpartition(":")
     if location.endswith(".py"):
@@ -61,6 +65,18 @@ def task_file(reference: TaskReference) -> str:
     identity = b"\0".join([os.fsencode(location), os.fsencode(base), factory.encode(), dumps(dict(reference.arguments))])
     words = f"{PurePath(location).name.removesuffix('.py').rpartition('.')[2]}.{factory}"
     name = re.sub(r"[^A-Za-z0-9._]+", "_", words)[:_LONGEST_NAME].lstrip(".")
+    return f"{name}-{hashlib.sha256(identity).hexdigest()[:8]}.json"
+
+
+def _command_file(reference: TaskReference) -> str:
+    """File name such as `train-1f0c9a3e.json`: the script or the program, and eight digits from the words of the command."""
+    directory, project = Path(reference.directory).absolute(), find_project(Path(reference.directory))
+    argv = Template(words=reference.command).argv
+    module = next((word for before, word in pairwise(argv) if before == "-m"), "")
+    script = next((word for word in argv if word.endswith((".py", ".sh"))), module.rpartition(".")[2] or argv[0])
+    stem = PurePath(script).name.removesuffix(".py").removesuffix(".sh")
+    name = re.sub(r"[^A-Za-z0-9._]+", "_", stem)[:_LONGEST_NAME].lstrip(".")
+    identity = b"\0".join([os.fsencode(_within(project, directory)), *map(os.fsencode, Template(words=reference.command).masked)])
     return f"{name}-{hashlib.sha256(identity).hexdigest()[:8]}.json"
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, Field
 
+from batchcal.calibration.records.command import CommandRecord
 from batchcal.calibration.records.memory_model import MemoryModel
 from batchcal.calibration.records.pipeline import PipelineResult
 from batchcal.calibration.records.promises import PromiseCheck
@@ -263,6 +264,8 @@ class Calibration(Record):
     """Rules for every plan with workers. None: workers were not tried."""
     size_rule: SizeRule | None = None
     """Rule of the batch sizes that the task accepts, if it refused sizes by one. None: it accepted all sizes that were tried."""
+    command: CommandRecord | None = None
+    """The command that was measured. None: a task."""
     pipeline: PipelineResult | None = None
     """The input pipeline, if it was measured: `calibrate --pipeline-only`."""
 

@@ -96,6 +96,8 @@ VERBS: Final = {
     "exec": Verb(_execute, "Set threads, allocator and BATCHCAL_PLAN_* as planned, and replace this process by a command."),
     "hpo": Verb(_hpo, "Search hyper-parameters with trials that fit into the memory and stop early."),
 }
+TAKES_COMMAND_OR_TASK: Final = "calibrate"
+"""A command follows `--`; a task does not."""
 TAKES_COMMAND: Final = "exec"
 """All arguments after the name of the command belong to the command, options included."""
 
@@ -153,7 +155,9 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Raises nothing except Typer's own SystemExit."""
     stdout.be_lenient()
+    arguments, command = _without_command(arguments)
     messages = Messages.of(arguments)
+    messages.command = command
     messages.hold()
     shows_help = list(arguments) in ([], ["hpo"])
     try:
@@ -173,6 +177,15 @@ def run(arguments: Sequence[str]) -> int:
         return _report_error(Interrupted(2), messages)
     except Exception as error:  # noqa: BLE001 - the last handler: a message instead of a traceback
         return _report_error(misused(error) or unexpected(error, verbose=messages.verbose), messages)
+
+
+def _without_command(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...] | None]:
+    """Return the arguments before `--`, and the command after it. None: this verb takes no command, or there is no `--`."""
+    words = list(arguments)
+    if words[:1] != [TAKES_COMMAND_OR_TASK] or "--" not in words:
+        return words, None
+    end = words.index("--")
+    return words[:end], tuple(words[end + 1 :])
 
 
 def _report_error(error: BatchcalError, messages: Messages) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,6 +15,8 @@ from batchcal.core.progress import key_values
 from batchcal.core.settings import SettingSource, unknown_variables
 from batchcal.measure.options import with_defaults
 from batchcal.values.settings import CalibrateSettings, PlanSettings, Settings
+from batchcal.workload.command.identity import command_reference
+from batchcal.workload.command.template import template_of
 from batchcal.workload.spec.config import project_source, read_config
 from batchcal.workload.spec.target import reference_of
 
@@ -33,6 +35,10 @@ COMMAND_OPTIONS: Final = (
     PlanSettings.objective,
 )
 """Options that a later command does not take from an earlier calibration."""
+
+
+COMMAND_TIME_LIMIT_S: Final = 600.0
+"""Default time limit of the calibration of a command: ten starts of a minute each. It ends earlier once the answer is known."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def open_invocation(
     config: str | None = None,
     revise: Callable[[Config], Config] = lambda config: config,
     messages: Messages,
+    command: Sequence[str] | None = None,
 ) -> Invocation:
     """Read the existing configuration files.
 
@@ -92,6 +99,7 @@ def open_invocation(
         flags, flag_names: see `Settings`.
         config: a config with settings. It overrides a target that is also a config.
         revise: changes the config if the target is one.
+        command: words of the command that is the training. None: a task is.
 
     Raises:
         UsageError: a file does not exist, a key is unknown, or the target has no known form.
@@ -107,6 +115,8 @@ def open_invocation(
         target_config = revise(read_config(directory / target, directory=directory))
         reference = reference_of(target, directory=directory) if target_config.reference is None else target_config.reference
         files.append(SettingSource(target, target_config.tables))
+    elif command is not None:
+        reference = command_reference(template_of(command), directory)
     elif target is not None:
         reference = reference_of(target, directory=directory)
     project = project_source(directory)
@@ -132,10 +142,11 @@ def _origins(settings: Settings) -> list[str]:
     ]
 
 
-def options_from(settings: Settings, *, limit_bytes: int, existing: Options | None = None) -> Options:
+def options_from(settings: Settings, *, limit_bytes: int, existing: Options | None = None, of_command: bool = False) -> Options:
     """Return the options of a calibration, from settings.
 
     Args:
+        of_command: a command is measured, which starts again for each probe: its default time limit is longer.
         existing: the options of an existing calibration, used for options that are not set.
 
     Raises:
@@ -147,4 +158,6 @@ def options_from(settings: Settings, *, limit_bytes: int, existing: Options | No
         requested[option.field] = getattr(existing, option.field) if is_reused else settings.value(option)
     if existing is not None and not settings.is_set(CalibrateSettings.margin):
         requested["accelerator_margin"] = existing.accelerator_margin
+    if of_command and not settings.is_set(CalibrateSettings.time_limit):
+        requested[CalibrateSettings.time_limit.field] = COMMAND_TIME_LIMIT_S
     return with_defaults(limit_bytes, requested)

@@ -99,15 +99,17 @@ def watch_child(
     listen: Listener | None = None,
     *,
     check: Callable[[], None] | None = None,
+    is_complete: Callable[[], bool] | None = None,
     kills_before: int | None = None,
 ) -> Ending:
     """Watch a started child, as `run` does.
 
     Args:
         ender: the launcher of the child.
+        is_complete: called at every memory check. True: the child has done its work, and is killed (`killed_for` is `stop`).
         kills_before: kernel OOM kills in the group before the child was started.
     """
-    watch = _Watch(child, ender, group, limits, listen=listen, check=check)
+    watch = _Watch(child, ender, group, limits, listen=listen, check=check, is_complete=is_complete)
     try:
         watch.until_gone()
     finally:
@@ -128,11 +130,12 @@ class _Watch:
         *,
         listen: Listener | None,
         check: Callable[[], None] | None,
+        is_complete: Callable[[], bool] | None,
     ) -> None:
         self._child = child
         self._ender = ender
         self._limits = limits
-        self._listen, self._check = listen, check
+        self._listen, self._check, self._is_complete = listen, check, is_complete
         self._watchdog = Watchdog(
             child.pid,
             group,
@@ -191,7 +194,9 @@ class _Watch:
             next_look = now + INTERVAL_S * 0.8
             if self._check is not None:
                 self._check()
-            if self._killed_for is None:
+            if self._killed_for is None and self._is_complete is not None and self._is_complete():
+                self._kill("stop", "complete")
+            elif self._killed_for is None:
                 self._look(now)
             elif now - self._killed_at > KILL_LIMIT_S:
                 self._kill_without_the_launcher()

@@ -23,10 +23,11 @@ from batchcal.measure.budget import budgets_of
 from batchcal.measure.capacity.attempts import Attempts
 from batchcal.measure.capacity.device_search import DeviceSearch
 from batchcal.measure.capacity.time import SearchTime
-from batchcal.measure.children.child_probe import ChildProbe, child_probe
+from batchcal.measure.children.child_probe import child_probe
 from batchcal.measure.children.fake import FakeProbe
 from batchcal.measure.children.launchers import Launchers
 from batchcal.measure.children.probe import Probe
+from batchcal.measure.commands.probe import command_probe
 from batchcal.measure.deadline import Deadline, time_limit_name
 from batchcal.measure.race.devices import DevicePolicies
 from batchcal.measure.record import recorded, with_results_of
@@ -217,7 +218,10 @@ class Calibrator:
         plan_search = PlanSearch(self._stage(probe, start_s), calibration, by_knob=self.need.by_setting)
         stopped: BatchcalError | None = None
         try:
-            plan_search.run()
+            if calibration.command is None:
+                plan_search.run()
+            elif calibration.finding() is not None:
+                plan_search.rehearse_only()
         except Interrupted as error:
             stopped = error
             plan_search.undone.append(Undone(part="stopped", text=error.what))
@@ -249,7 +253,11 @@ class Calibrator:
                 try_="a larger container, or fewer other processes in it",
             )
 
-    def _children(self, budgets: Mapping[str, Budget], meter: GroupMeter) -> ChildProbe:
+    def _children(self, budgets: Mapping[str, Budget], meter: GroupMeter) -> Probe:
+        if self.reference.command:
+            return command_probe(
+                self.reference, self.options, self.environment, budgets, meter, deadline=Deadline(self.options.time_limit_s)
+            )
         return child_probe(
             self.reference,
             self.options,

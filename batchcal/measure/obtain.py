@@ -31,7 +31,7 @@ from batchcal.measure.children.probe import Probe
 from batchcal.measure.result import CalibrationResult, Need
 from batchcal.plan.make import answers, is_rehearsed
 from batchcal.values.calibration_events import CalibrationEvent
-from batchcal.workload.spec.identity import identify
+from batchcal.workload.identity import identity_of
 from batchcal.workload.spec.reference import TaskReference
 
 LOCK_WAIT_FACTOR: Final = 2.0
@@ -82,7 +82,7 @@ def obtain(
     if options.allocator != AUTO:
         options = options.model_copy(update={"allocator": resolve(options.allocator).name})
     variables = dict(os.environ if environ is None else environ)
-    identity = identify(reference)
+    identity = identity_of(reference)
     calibrator = Calibrator(
         reference=reference,
         options=options,

@@ -55,6 +55,7 @@ def recorded(
         environment=environment,
         task=task,
         facts=examination.facts if examination is not None else None,
+        command=examination.command if examination is not None else None,
         options=options,
         fingerprint=fingerprint.model_copy(update={"allocators": libraries}),
         budgets=tuple(budgets.values()),

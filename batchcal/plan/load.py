@@ -24,8 +24,9 @@ from batchcal.plan.effective_batch import require
 from batchcal.plan.make import make_plan
 from batchcal.plan.plan import Plan
 from batchcal.values.settings import Settings
+from batchcal.workload.identity import identity_of
 from batchcal.workload.spec.config import project_source
-from batchcal.workload.spec.identity import TaskIdentity, identify
+from batchcal.workload.spec.identity import TaskIdentity
 from batchcal.workload.spec.reference import TaskReference
 
 OnStale = Literal["raise", "use"]
@@ -196,8 +197,13 @@ def _identity(calibration: Calibration, place: Path) -> TaskIdentity:
     first_error: UsageError | None = None
     for folder in dict.fromkeys((Path.cwd(), find_project(Path.cwd()), place.absolute().parent.parent)):
         try:
-            identity = identify(
-                TaskReference(spec=calibration.task.spec, directory=str(folder), arguments=calibration.task.arguments)
+            identity = identity_of(
+                TaskReference(
+                    spec=calibration.task.spec,
+                    directory=str(folder),
+                    arguments=calibration.task.arguments,
+                    command=() if calibration.command is None else calibration.command.words,
+                )
             )
         except UsageError as error:
             first_error = first_error or error

@@ -11,6 +11,7 @@ from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.guard.outcome import Fits
 from batchcal.plan import effective_batch as effective
 from batchcal.plan.division import size_rule
+from batchcal.plan.division.command_sizes import largest_of_command, ranks_of_command
 from batchcal.plan.division.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
 from batchcal.plan.division.micro_batches import largest_of, limited_by, micro_batches_of
 from batchcal.plan.division.rules import DivisionRefused, division_of, has_consent
@@ -70,12 +71,16 @@ def make_plan(
         )
     if world_size < 1:
         raise UsageError(f"world size {world_size} is below 1", try_="--world-size 1")
+    if calibration.command is not None:
+        world_size = ranks_of_command(calibration.command, world_size)
     setting = effective.effective_batch_of(calibration, effective_batch)
     if setting is not None:
         effective.check(setting.samples, finding, world_size)
     largest = largest_of(calibration, finding, objective, None if setting is None else setting.samples // world_size)
     samples = largest.batch * world_size if setting is None else setting.samples
     per_rank = samples // world_size
+    if calibration.command is not None:
+        largest = largest_of_command(calibration.command, largest, per_rank)
     capacity = _capacity(calibration, finding)
     division = division_of(
         calibration, per_rank, world_size=world_size, accept_inexact=accept_inexact, min_micro_batch=min_micro_batch

@@ -41,7 +41,7 @@ def calibration_notices(calibration: Calibration, finding: Finding, effective_ba
             f"the effective batch is larger than the dataset ({samples} samples): each epoch is one step with all samples"
         )
     facts = calibration.facts
-    if facts is not None and not facts.largest_is_known:
+    if facts is not None and not facts.largest_is_known and calibration.command is None:
         notices.append(f"lower confidence: {_UNCERTAIN[facts.worst_case]}, so a larger sample may exist; set Task(size_of=...)")
     rule = size_rule.restricting(calibration)
     if rule is not None and samples is None:

@@ -63,6 +63,8 @@ def choose_workers(
     """
     measured_with = calibration.options.workers or 0
     environment = calibration.environment
+    if calibration.command is not None and "num_workers" not in calibration.command.placeholders:
+        return Workers(calibration.command.loader_workers, None, "the command sets it", "the command sets it")
     preference = _preference(calibration, finding, samples_per_s)
     preferred = preference.count
     if preferred == 0:

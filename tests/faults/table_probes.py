@@ -220,7 +220,7 @@ PROBES: Final[dict[int, Row]] = {
         (
             *in_faults(
                 "user_code",
-                "test_a_module_that_fails_at_import_exits_with_code_5_and_the_error",
+                "test_a_module_that_fails_at_import_exits_with_code_5",
                 "test_user_code_that_exits_silently_is_an_error_even_with_code_0",
                 "test_a_segmentation_fault_under_the_fence_is_a_suspect_outcome",
                 "test_a_task_that_hangs_while_loading_is_stopped_at_the_load_limit",

@@ -39,9 +39,7 @@ AT_IMPORT = [
 
 
 @pytest.mark.parametrize(("text", "words"), AT_IMPORT)
-def test_a_module_that_fails_at_import_exits_with_code_5_and_the_error(
-    machine: Lab, tmp_path: Path, text: str, words: str
-) -> None:
+def test_a_module_that_fails_at_import_exits_with_code_5(machine: Lab, tmp_path: Path, text: str, words: str) -> None:
     failed = machine.examine(module(tmp_path, text + FACTORY))
     assert isinstance(failed, Failed)
     assert (failed.type, failed.exit_code) == ("UserCodeError", 5), failed

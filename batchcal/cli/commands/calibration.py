@@ -56,7 +56,12 @@ def obtain_calibration(
     path = destination.output or existing_of(reference, os.environ)
     loaded = load(path, trust=find_trust(os.environ)) if reuse_options and not need.force else None
     existing = loaded.calibration.options if isinstance(loaded, Loaded) else None
-    options = options_from(invocation.settings, limit_bytes=environment.memory.limit.value, existing=existing)
+    options = options_from(
+        invocation.settings,
+        limit_bytes=environment.memory.limit.value,
+        existing=existing,
+        of_command=bool(reference.command),
+    )
 
     def report(stale: Stale) -> None:
         messages.print(f" note: the existing calibration is stale ({stale}); batchcal measures again")

@@ -25,6 +25,8 @@ class Messages:
     """A shell evaluates stdout: a failure must be reported there, too."""
     settings: Settings | None = None
     """Settings of the command, which give messages their names. None: not read yet."""
+    command: tuple[str, ...] | None = None
+    """Words after `--`, for a verb that takes a command instead of a task. None: there is no `--`."""
     pending: list[str] | None = None
     """Lines that wait until the command is known to be usable; a usage error is printed before them. None: no line waits."""
 

@@ -14,6 +14,7 @@ from batchcal.calibration.locate import SeveralCalibrations, find_calibration
 from batchcal.calibration.place import check_explicit
 from batchcal.cli import options as opt
 from batchcal.cli.commands.calibration import Destination, current_view, obtain_calibration
+from batchcal.cli.commands.observation import lines_of, observe
 from batchcal.cli.commands.pipeline import measure_pipeline, save_result
 from batchcal.cli.commands.shapes import add_shapes, parse_shapes
 from batchcal.cli.flags import Flags, takes
@@ -25,6 +26,7 @@ from batchcal.core.errors import UsageError
 from batchcal.measure.result import Need
 from batchcal.plan.effective_batch import unset_remark
 from batchcal.values.settings import CalibrateSettings, PlanSettings
+from batchcal.workload.command.template import BATCH_SIZE, template_of
 
 if TYPE_CHECKING:
     from batchcal.calibration.schema import Calibration
@@ -52,8 +54,13 @@ def calibrate(
     """Run `batchcal calibrate`."""
     start_s = time.monotonic()
     messages = context.ensure_object(Messages)
-    invocation = open_invocation(target, flags=flags, config=config, messages=messages)
+    if messages.command is not None:
+        _check_command_options(target, pipeline_only=pipeline_only, shape=shape, attribute=attribute, dry_run=dry_run)
+    invocation = open_invocation(target, flags=flags, config=config, messages=messages, command=messages.command)
     place = None if output is None else Path(output).absolute()
+    if messages.command is not None and BATCH_SIZE not in template_of(messages.command).placeholders:
+        _observe(invocation, messages, as_json=json)
+        return
     if pipeline_only and dry_run:
         raise UsageError(
             "--pipeline-only and --dry-run contradict each other",
@@ -93,7 +100,7 @@ def calibrate(
 
 def _next_commands(invocation: Invocation, calibration: Calibration, path: Path | None) -> tuple[str, str, str]:
     """Return commands that use the calibration. They name its file if they would not find it by themselves."""
-    spec = quote(calibration.task.spec)
+    spec = calibration.task.spec if calibration.command is not None else quote(calibration.task.spec)
     flag = " --effective-batch N" if unset_remark(calibration) else ""
     try:
         is_default = path is None or find_calibration(invocation.directory, os.environ).path.absolute() == path.absolute()
@@ -103,8 +110,41 @@ def _next_commands(invocation: Invocation, calibration: Calibration, path: Path 
     return (
         f"batchcal show {file}".rstrip(),
         f"batchcal plan{flag}{f' --calibration {file}' if file else ''}",
-        f"batchcal train {spec}{flag}",
+        f"batchcal train {spec}{flag}" if calibration.command is None else f"batchcal exec{flag} {spec}",
     )
+
+
+def _observe(invocation: Invocation, messages: Messages, *, as_json: bool) -> None:
+    """Run a command once as it is, and print what was observed. Nothing is chosen, and no file is written."""
+    observed = observe(invocation)
+    stdout.emit(observed.model_dump_json(indent=2) if as_json else "\n".join(lines_of(observed)))
+    template = observed.with_placeholder()
+    if template:
+        messages.print(f"next: batchcal calibrate -- {template}")
+
+
+def _check_command_options(
+    target: str | None, *, pipeline_only: bool, shape: list[str] | None, attribute: bool, dry_run: bool
+) -> None:
+    """Refuse arguments that need a task.
+
+    Raises:
+        UsageError: one is given.
+    """
+    if target is not None:
+        raise UsageError(
+            f"both a task ({target}) and a command are given",
+            known="the words after -- are a command that is measured instead of a task",
+            try_=f"batchcal calibrate {quote(target)}, or the command alone after --",
+        )
+    flags = {"--pipeline-only": pipeline_only, "--shape": bool(shape), "--attribute": attribute, "--dry-run": dry_run}
+    for flag, is_given in flags.items():
+        if is_given:
+            raise UsageError(
+                f"{flag} cannot be used with a command",
+                known="it needs the parts of the training, which only a task gives",
+                try_=f"leave out {flag}, or a task: batchcal calibrate train.py:task {flag}",
+            )
 
 
 def _pipeline(invocation: Invocation, output: Path | None, messages: Messages, *, as_json: bool) -> None:

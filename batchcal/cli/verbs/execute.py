@@ -20,9 +20,11 @@ from batchcal.cli.output.messages import Messages
 from batchcal.core.errors import NoCalibration
 from batchcal.machine.allocator import resolve
 from batchcal.measure.result import Need
+from batchcal.plan.command_values import values_of
 from batchcal.plan.formats import PREFIX, as_lines, variables
 from batchcal.runtime.exec import check_startable, replace_process
 from batchcal.values.settings import CalibrateSettings, PlanSettings
+from batchcal.workload.command.template import template_of
 from batchcal.workload.spec.reference import TaskReference
 
 if TYPE_CHECKING:
@@ -48,8 +50,10 @@ def execute(
 ) -> None:
     """Run `batchcal exec`."""
     messages = context.ensure_object(Messages)
-    check_startable(command, os.environ)
-    invocation = open_invocation(None, flags=flags, config=config, messages=messages)
+    template = template_of(command)
+    check_startable(template.argv, os.environ)
+    planned = template.words if template.placeholders else None
+    invocation = open_invocation(None, flags=flags, config=config, messages=messages, command=planned)
     # Variables of an earlier plan would be mistaken for those of this plan.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     try:
@@ -74,10 +78,11 @@ def execute(
         policy = resolve(plan.allocator)
         environment = policy.process_environment(environment)
         environment |= variables(plan, policy.environment(environment)) | {"BATCHCAL_CALIBRATION": str(located.path.absolute())}
+        template = template.filled(values_of(plan))
         for line in (*(f" note: {notice}" for notice in plan.notices), *as_lines(plan)):
             messages.print(line)
     messages.release()
-    replace_process(command, environment)
+    replace_process(template.argv, environment | template.variables())
 
 
 def _calibrate(invocation: Invocation, located: Located, file: Path | None, need: Need, *, messages: Messages) -> Located:

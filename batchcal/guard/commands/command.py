@@ -120,6 +120,7 @@ def run_command(
     listen: Listener | None = None,
     *,
     check: Callable[[], None] | None = None,
+    is_complete: Callable[[], bool] | None = None,
 ) -> Ending:
     """Run `job` until it ends in any way. When this returns or raises, all processes that it started are gone.
 
@@ -128,12 +129,15 @@ def run_command(
     Args:
         limits: `allowed_bytes` is for the complete tree.
         listen, check: as for `run`.
+        is_complete: as for `watch_child`.
 
     Raises:
         GuardError: no supervisor could be started.
     """
     kills_before = group.oom_kills()
-    return watch_child(launcher.start(job), launcher, group, limits, listen, check=check, kills_before=kills_before)
+    return watch_child(
+        launcher.start(job), launcher, group, limits, listen, check=check, is_complete=is_complete, kills_before=kills_before
+    )
 
 
 def _read_status(child: StartedChild) -> dict[str, JSON] | None:

@@ -113,7 +113,9 @@ class Watchdog:
         if self.last_hard_bytes > trip:
             return f"the container or machine used {format_bytes(self.last_hard_bytes)} of {format_bytes(limit)}"
         # The child's own reading includes shared memory. With workers only the group has the sum, and it excludes shared memory.
-        grown = 0 if self._neighbours else self.last_hard_bytes - self.begin_hard_bytes + (self._shared if self.family else 0)
+        # The sampler of a tree reads all of its processes, so that growth of the group beyond it belongs to others.
+        is_read = self._neighbours or self.tree is not None
+        grown = 0 if is_read else self.last_hard_bytes - self.begin_hard_bytes + (self._shared if self.family else 0)
         if self._allowed is not None and not self.armed and max(self.last_anonymous_bytes, grown) > self._allowed:
             used = format_bytes(max(self.last_anonymous_bytes, grown))
             return f"the process used {used}; it may use {format_bytes(self._allowed)}"

@@ -203,6 +203,8 @@ class DeviceSearch:
         if probe_size is not None:
             target = self.examinations.target(device, allocator, "train", self._limits.bytes_of(device))
             self.examinations.explain(probe_size, target, examination, has_answer=True)
+        if not examination.evaluates:
+            return
         evaluated = self._search(device, allocator, examination, finding)
         self.findings[-1] = finding.model_copy(update={"eval": evaluated.capacity, "eval_memory": evaluated.model})
         self._raise_if_interrupted()

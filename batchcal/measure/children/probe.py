@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from batchcal.calibration.records.command import CommandRecord
 from batchcal.calibration.records.memory_model import ShapePoint
 from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.calibration.records.size_rule import SizeRule
@@ -133,6 +134,10 @@ class Examination(Frozen):
     notes: tuple[str, ...] = ()
     promises: tuple[PromiseCheck, ...] = ()
     """Checks of the promises of the task."""
+    command: CommandRecord | None = None
+    """Observations of a command. None: a task."""
+    evaluates: bool = True
+    """False: evaluation batches cannot be set, so none is searched."""
 
     @property
     def device_base_bytes(self) -> int:

@@ -99,8 +99,9 @@ class PlanSearch:
         """
         plan = self.plan()
         self.stage.probe.set_size_rule(self.calibration.obeyed)
-        # The probe does not know yet which samples are the largest.
-        self.stage.probe.examine(plan.device, plan.allocator, plan.budget_bytes, EXAMINATION_S)
+        if self.calibration.command is None:
+            # The probe does not know yet which samples are the largest.
+            self.stage.probe.examine(plan.device, plan.allocator, plan.budget_bytes, EXAMINATION_S)
         if self._is_time_over("rehearsal", "the rehearsal"):
             return
         before = self.calibration.undone

@@ -20,6 +20,7 @@ from batchcal.plan.plan import Inexact
 LEAST_WITH_STATISTICS: Final = 16
 """Samples that batch statistics need. A ResNet-50 has an error of 23.6 % on ImageNet with 32 samples for each BatchNorm, 23.7
 with 16, 24.8 with 8, 27.3 with 4 and 34.7 with 2 (Wu and He 2018, Group Normalization, table 2)."""
+BY_COMMAND: Final = "the command adds the gradients of its micro-batches itself, and batchcal does not check how"
 
 
 class DivisionRefused(UsageError):
@@ -170,7 +171,7 @@ def division_of(
         statistics=statistics,
         accepted=calibration.options.accept_inexact if accept_inexact is None else accept_inexact,
         least=least if statistics is not None and world_size > 1 else min(least, total),
-        unchecked=_unchecked(calibration),
+        unchecked=_unchecked(calibration) if calibration.command is None else BY_COMMAND,
         step=_violated(calibration, "step-without-loss"),
         world_size=world_size,
     )

@@ -64,6 +64,15 @@ def identify(reference: TaskReference) -> TaskIdentity:
     )
 
 
+def hashes_of(reference: TaskReference) -> dict[str, str]:
+    """Return the hash of each source file, see `TaskIdentity.sources`.
+
+    Raises:
+        UsageError, UserCodeError: see `identify`.
+    """
+    return _Sources(reference).hashed()
+
+
 class _Sources:
     """Walks the import statements of a task."""
 

@@ -21,6 +21,8 @@ class TaskReference(Frozen):
     arguments: dict[str, Scalar] = {}
     config: str | None = None
     """Path of the TOML config that it came from, relative to `directory` where it lies below it."""
+    command: tuple[str, ...] = ()
+    """Words of the command, if the training is a command and not a task. `spec` is then `-- ` and its text."""
 
 
 class Spec(NamedTuple):

@@ -1,0 +1,1 @@
+"""Measurement of commands: each probe starts the command once and stops it after some optimizer steps."""

@@ -1,0 +1,47 @@
+"""Environment of a measured command: the hook, the threads, the allocator, and loggers that upload nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import batchcal.workload.command
+from batchcal.machine.allocator import AllocatorPolicy
+
+HOOK: Final = str(Path(batchcal.workload.command.__file__).parent / "hook")
+"""Folder that is first in PYTHONPATH."""
+STEPS_VARIABLE: Final = "BATCHCAL_PROBE_STEPS"
+PLAN_PREFIX: Final = "BATCHCAL_PLAN_"
+QUIET: Final = {
+    "WANDB_MODE": "disabled",
+    "DISABLE_MLFLOW_INTEGRATION": "TRUE",
+    "COMET_MODE": "disabled",
+    "SWANLAB_MODE": "disabled",
+    "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
+    "CLEARML_OFFLINE_MODE": "1",
+    "NEPTUNE_MODE": "debug",
+    "PL_TRAINER_LOGGER": "False",
+    "PL_TRAINER_ENABLE_CHECKPOINTING": "False",
+    "PL_TRAINER_NUM_SANITY_VAL_STEPS": "0",
+}
+"""Variables that switch off loggers and uploads: Weights & Biases, Hugging Face, Comet, SwanLab, ClearML, Neptune, and the
+defaults of Lightning."""
+
+
+def environment_of(
+    base: Mapping[str, str], policy: AllocatorPolicy, *, threads: int, steps: int, keeps_loggers: bool
+) -> dict[str, str]:
+    """Return the environment of one run.
+
+    Args:
+        threads: intra-op threads of each process.
+        steps: optimizer steps after which each process stops.
+    """
+    variables = {name: value for name, value in base.items() if not name.startswith(PLAN_PREFIX)}
+    variables = policy.process_environment(variables)
+    path = variables.get("PYTHONPATH", "")
+    variables["PYTHONPATH"] = os.pathsep.join([HOOK, path]) if path else HOOK
+    quiet = {} if keeps_loggers else QUIET
+    return variables | quiet | {"OMP_NUM_THREADS": str(threads), STEPS_VARIABLE: str(steps)}

@@ -1,0 +1,451 @@
+"""CommandProbe: the probe of a training that is a command. Each measurement starts the command once."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from batchcal.calibration.records.command import CommandRecord
+from batchcal.calibration.records.memory_model import ShapePoint
+from batchcal.calibration.records.promises import PromiseCheck
+from batchcal.calibration.records.size_rule import SizeRule
+from batchcal.calibration.records.speed import StepTime
+from batchcal.calibration.records.workers import LoaderWorkers
+from batchcal.calibration.schema import Budget, Isolation, Options
+from batchcal.core.errors import NothingFits, UsageError, UserCodeError
+from batchcal.core.units import format_bytes
+from batchcal.detect.environment import Environment
+from batchcal.guard.commands.command import CommandJob, CommandLauncher, run_command
+from batchcal.guard.commands.supervisor import NOT_ALLOWED, NOT_FOUND
+from batchcal.guard.ending import Ending
+from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
+from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, TimedOut, UserCodeFailed
+from batchcal.guard.run import ChildLimits
+from batchcal.machine.allocator import AUTO, resolve
+from batchcal.measure.budget import host_budget_of
+from batchcal.measure.children.probe import (
+    Examination,
+    Observation,
+    PlanTimes,
+    ProbeRequest,
+    RehearsalRequest,
+    TimingReport,
+    TimingRequest,
+)
+from batchcal.measure.commands.environment import environment_of
+from batchcal.measure.commands.outcomes import outcome_of
+from batchcal.measure.commands.reports import LEAST_STEPS, Reports
+from batchcal.measure.deadline import Deadline
+from batchcal.measure.heap.trial import HeapReport, HeapRequest
+from batchcal.measure.outcomes import allowed_for, described
+from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
+from batchcal.values.command_observation import CommandObservation
+from batchcal.workload.command.template import ACCUMULATION_STEPS, BATCH_SIZE, EFFECTIVE_BATCH, Template
+from batchcal.workload.facts import TaskFacts
+from batchcal.workload.spec.reference import TaskReference
+
+FIRST_SIZE: Final = 8
+"""Batch of the first run: most commands accept it, and BatchNorm trains with it."""
+SECOND_FACTOR: Final = 4
+"""Second size relative to the first. Two sizes give the slope of the memory."""
+FIRST_START_LIMIT_S: Final = 900.0
+"""Time until the second optimizer step of the first run: it may download, tokenise or compile."""
+LATER_STARTS: Final = 3.0
+"""Later runs may take this multiple of the first one until their second step, and `START_GRACE_S` more."""
+START_GRACE_S: Final = 30.0
+ROWS_TOLERANCE: Final = 0.02
+"""Difference between the rows per sample of two sizes from which rows do not follow the batch size."""
+UPDATE_S: Final = 1e-9
+"""Time of an optimizer step in a `StepTime`: that of a command is part of the time of its micro-batch."""
+
+
+@dataclass(frozen=True)
+class CommandSettings:
+    """One run of a command: values for its placeholders, and its process environment."""
+
+    allocator: str
+    batch: int
+    accumulation_steps: int
+    eval_batch: int
+    num_workers: int
+    threads: int
+    world_size: int
+
+    def values(self, scratch: str) -> dict[str, str]:
+        """Return the text for each placeholder."""
+        return {
+            BATCH_SIZE: str(self.batch),
+            "eval_batch_size": str(self.eval_batch),
+            ACCUMULATION_STEPS: str(self.accumulation_steps),
+            EFFECTIVE_BATCH: str(self.batch * self.accumulation_steps * self.world_size),
+            "num_workers": str(self.num_workers),
+            "threads": str(self.threads),
+            "scratch": scratch,
+        }
+
+
+@dataclass(frozen=True)
+class CommandRun:
+    """Result of one run."""
+
+    outcome: Outcome
+    reports: Reports
+    ending: Ending
+    wall_s: float
+
+    @property
+    def isolation(self) -> Isolation:
+        """Protection that the processes had."""
+        return Isolation(launcher="spawn", fence=("prediction", *self.ending.layers), missing=self.ending.missing)
+
+
+class CommandProbe:
+    """Measures by starting the command. All sizes are those of one process."""
+
+    def __init__(
+        self,
+        template: Template,
+        directory: str,
+        group: GroupMeter,
+        *,
+        host_budget_bytes: int,
+        host_allowed_bytes: int,
+        threads: int,
+        steps: int,
+        deadline: Deadline | None = None,
+        environ: Mapping[str, str] | None = None,
+        keeps_loggers: bool = False,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Args:
+        host_allowed_bytes: host memory that all processes together may never exceed.
+        threads: intra-op threads of a run that does not choose them.
+        steps: optimizer steps of each run.
+        """
+        self._template = template
+        self._directory = directory
+        self._group = group
+        self._host_budget = host_budget_bytes
+        self._host_allowed = host_allowed_bytes
+        self._threads = threads
+        self._steps = max(steps, LEAST_STEPS + 1)
+        self._deadline = deadline
+        self._environ = dict(os.environ if environ is None else environ)
+        self._keeps_loggers = keeps_loggers
+        self._note = note
+        self._launcher = CommandLauncher()
+        self._rule = SizeRule()
+        self._examination: Examination | None = None
+        self._world_size = 1
+        """Processes that train together. Known after the first run."""
+        self._start_s: float | None = None
+        """Seconds until the second step of the slowest run so far."""
+
+    def examine(self, device: str, allocator: str, budget_bytes: int, limit_s: float) -> Examination:
+        """Run the command at two small sizes.
+
+        Raises:
+            UsageError: its batch size does not follow the placeholder, or it cannot be observed.
+            UserCodeError: it failed.
+            NothingFits: the smallest size does not fit.
+        """
+        if self._examination is not None:
+            return self._examination
+        sizes = self._first_sizes()
+        runs: dict[int, CommandRun] = {}
+        for size in sizes:
+            run = self._run(self._settings(allocator, size), budget_bytes, allowed_bytes=allowed_for(budget_bytes))
+            if isinstance(run.outcome, Fits):
+                runs[size] = run
+            elif not runs:
+                self._raise(run, size)
+            else:
+                break
+        rates = {size: self._rows_per_sample(run, size) for size, run in runs.items()}
+        self._check_rows(rates)
+        self._examination = self._examined(runs, rates[sizes[0]])
+        return self._examination
+
+    def observe_once(self, allocator: str) -> CommandObservation:
+        """Run the command once as it is.
+
+        Raises:
+            UsageError, UserCodeError, NothingFits: as for `examine`.
+        """
+        name = "default" if allocator == AUTO else allocator
+        budget_bytes = self._host_budget
+        run = self._run(self._settings(name, 1), budget_bytes, allowed_bytes=allowed_for(budget_bytes))
+        outcome, ranks = run.outcome, list(run.reports.trained.values())
+        if not isinstance(outcome, Fits):
+            self._raise(run, None)
+        rows = run.reports.rows_per_step
+        return CommandObservation(
+            words=self._template.masked,
+            steps=run.reports.steps,
+            micro_batches=max((report.micro_batches for report in ranks), default=1),
+            world_size=run.reports.world_size,
+            rows=rows,
+            step_s=outcome.step_s,
+            samples_per_s=None if rows is None else outcome.samples_per_s,
+            wait_share=max((report.wait_share for report in ranks), default=0.0),
+            loader_workers=max((count for report in ranks for _, count in report.workers), default=0),
+            threads=max((report.threads for report in ranks), default=0),
+            allocator=name,
+            peak_bytes=outcome.peak.demand_bytes,
+            budget_bytes=budget_bytes,
+        )
+
+    def observe(self, request: ProbeRequest | RehearsalRequest) -> Observation:
+        """See `Probe`."""
+        if isinstance(request, ProbeRequest):
+            settings = self._settings(request.allocator, request.batch)
+            run = self._run(settings, request.budget_bytes, allowed_bytes=request.allowed_bytes)
+            return Observation(outcome=run.outcome, isolation=run.isolation, wall_s=run.wall_s)
+        plan = request.plan
+        settings = CommandSettings(
+            allocator=plan.allocator,
+            batch=plan.micro_batch,
+            accumulation_steps=plan.accumulation_steps,
+            eval_batch=plan.eval_batch,
+            num_workers=plan.num_workers,
+            threads=plan.intra_op_threads,
+            world_size=plan.world_size,
+        )
+        run = self._run(settings, request.budget_bytes, allowed_bytes=request.allowed_bytes)
+        times: PlanTimes | None = None
+        if isinstance(run.outcome, Fits):
+            waits = [report.wait_share for report in run.reports.trained.values()]
+            times = PlanTimes(wait_share=max(waits, default=0.0), eval_samples_per_s=())
+        return Observation(outcome=run.outcome, isolation=run.isolation, wall_s=run.wall_s, times=times)
+
+    def time_sizes(self, request: TimingRequest) -> TimingReport:
+        """Time the largest size only: each one costs a start of the command."""
+        size = request.micro_batches[-1]
+        threads = request.threads[-1] if request.threads else self._threads
+        settings = self._settings(request.allocator, size, threads=threads)
+        run = self._run(settings, request.allowed_bytes, allowed_bytes=request.allowed_bytes)
+        if not isinstance(run.outcome, Fits):
+            return TimingReport(times=(), why_ended=described(run.outcome))
+        fetch_s = max((report.wait_share for report in run.reports.trained.values()), default=0.0) * run.outcome.step_s
+        time_of_size = StepTime(
+            micro_batch=size,
+            threads=threads,
+            step_s=size / run.outcome.samples_per_s,
+            fetch_s=fetch_s,
+            fetch_cpu_s=0.0,
+            update_s=UPDATE_S,
+            steps=run.outcome.steps,
+        )
+        return TimingReport(times=(time_of_size,))
+
+    def sizes_that_run(self, device: str, allocator: str, sizes: Sequence[int], limit_s: float) -> tuple[int, ...]:
+        """Return no size: each one would cost a start of the command."""
+        return ()
+
+    def set_size_rule(self, rule: SizeRule) -> None:
+        """See `Probe`."""
+        self._rule = rule
+
+    def expect(self, allocators: Sequence[str], demand_bytes: int) -> None:
+        """Do nothing: a command needs no launcher."""
+
+    def prepare(self, allocators: Sequence[str], demand_bytes: int) -> None:
+        """Do nothing: a command needs no launcher."""
+
+    def try_workers(self, request: WorkersRequest) -> WorkersReport:
+        """Return the requested workers: the command starts them itself."""
+        check = PromiseCheck(promise="workers-same-samples", result="not-checked", cause="the command starts its workers itself")
+        return WorkersReport(check=check, workers=LoaderWorkers(start=None, why_start=""))
+
+    def train_varied(self, request: HeapRequest) -> HeapReport:
+        """Return no readings: the command chooses its batches."""
+        return HeapReport(readings=(), why_ended="the command chooses its batches")
+
+    def close(self) -> None:
+        """End all processes of the command."""
+        self._launcher.close()
+
+    def _first_sizes(self) -> tuple[int, int]:
+        multiple = self._rule.multiple_of
+        first = max(-(-FIRST_SIZE // multiple) * multiple, self._rule.least)
+        first = min(first, self._rule.most or first)
+        return first, min(first * SECOND_FACTOR, self._rule.most or first * SECOND_FACTOR)
+
+    def _settings(self, allocator: str, batch: int, *, threads: int | None = None) -> CommandSettings:
+        return CommandSettings(
+            allocator=allocator,
+            batch=batch,
+            accumulation_steps=1,
+            eval_batch=batch,
+            num_workers=0,
+            threads=self._threads if threads is None else threads,
+            world_size=self._world_size,
+        )
+
+    def _run(self, settings: CommandSettings, budget_bytes: int, *, allowed_bytes: int) -> CommandRun:
+        """Start the command once, and stop it after its steps."""
+        reports, start_s = Reports(), time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="batchcal-") as scratch:
+            command = self._template.filled(settings.values(scratch))
+            environment = environment_of(
+                self._environ,
+                resolve(settings.allocator),
+                threads=settings.threads,
+                steps=self._steps,
+                keeps_loggers=self._keeps_loggers,
+            )
+            job = CommandJob(command.argv, environment | command.variables(), self._directory)
+
+            ending = run_command(
+                job,
+                self._launcher,
+                self._group,
+                self._limits(allowed_bytes),
+                reports.add,
+                is_complete=lambda: reports.is_complete,
+            )
+        wall_s = time.monotonic() - start_s
+        declared = settings.batch * settings.accumulation_steps * reports.world_size
+        outcome = outcome_of(ending, reports, budget_bytes=budget_bytes, declared_batch=declared)
+        if isinstance(outcome, Fits):
+            self._world_size = reports.world_size
+            steps_s = outcome.step_s * max(0, outcome.steps - 2)
+            self._start_s = max(self._start_s or 0.0, wall_s - steps_s)
+        return CommandRun(outcome, reports, ending, wall_s)
+
+    def _limits(self, allowed_bytes: int) -> ChildLimits:
+        limit = self._group.limit_bytes
+        room = limit - trip_distance(limit, armed=True) - self._group.hard_bytes()
+        start_s = FIRST_START_LIMIT_S if self._start_s is None else self._start_s * LATER_STARTS + START_GRACE_S
+        left_s = math.inf if self._deadline is None else self._deadline.left_s()
+        return ChildLimits(
+            allowed_bytes=max(0, min(allowed_bytes, room, self._host_allowed)),
+            phase_s={"start": start_s, "load": start_s, "measure": start_s * 2},
+            total_s=None if left_s == math.inf else left_s,
+            total_name="" if self._deadline is None else self._deadline.name,
+        )
+
+    def _rows_per_sample(self, run: CommandRun, size: int) -> float | None:
+        rows = run.reports.rows_per_step
+        return None if rows is None else rows / size
+
+    def _check_rows(self, rates: Mapping[int, float | None]) -> None:
+        """Check that the rows of a step follow the placeholder.
+
+        Raises:
+            UsageError: they do not.
+        """
+        known = {size: rate for size, rate in rates.items() if rate is not None}
+        if len(known) < 2:
+            return
+        low, high = min(known.values()), max(known.values())
+        if high - low <= ROWS_TOLERANCE * high:
+            return
+        observed = " and ".join(f"{size * rate:.0f} rows with {{batch_size}} = {size}" for size, rate in known.items())
+        raise UsageError(
+            "the batch size of the command does not follow {batch_size}",
+            known=f"its loaders returned {observed} per optimizer step",
+            try_="put {batch_size} where the command reads the samples per forward pass (another option or a config may win)",
+        )
+
+    def _examined(self, runs: Mapping[int, CommandRun], rows_per_sample: float | None) -> Examination:
+        sizes = sorted(runs)
+        peaks = {size: run.ending.peak_anonymous_bytes for size, run in runs.items()}
+        smallest = sizes[0]
+        slope = (peaks[sizes[-1]] - peaks[smallest]) / (sizes[-1] - smallest) if len(sizes) > 1 else peaks[smallest] / smallest
+        slope = max(slope, 1.0)
+        base_bytes = max(0, round(peaks[smallest] - slope * smallest))
+        shape = tuple(ShapePoint(batch=size, bytes=slope * size) for size in (smallest, smallest * SECOND_FACTOR))
+        last = runs[sizes[-1]]
+        rate = last.outcome.samples_per_s if isinstance(last.outcome, Fits) else 1.0
+        reports = list(last.reports.trained.values())
+        workers = max((count for report in reports for _, count in report.workers), default=0)
+        notes = ["batches are those that the command reads first; larger samples may come later in an epoch"]
+        if rows_per_sample is None:
+            notes.append("no DataLoader was observed: samples are counted as {batch_size} per backward pass")
+        return Examination(
+            facts=TaskFacts(
+                train_samples=None,
+                eval_samples=None,
+                parameters=0,
+                parameter_bytes=0,
+                optimizer="",
+                batch_bytes_per_sample=0.0,
+                worst_case="unknown",
+            ),
+            base_bytes=base_bytes,
+            base_accelerator_bytes=None,
+            shapes={"train": shape, "eval": shape},
+            samples_per_s=rate,
+            shape_source="observed",
+            notes=tuple(notes),
+            command=CommandRecord(
+                words=self._template.masked,
+                placeholders=self._template.placeholders,
+                rows_per_sample=rows_per_sample,
+                micro_batches=max((report.micro_batches for report in reports), default=1),
+                world_size=last.reports.world_size,
+                loader_workers=workers,
+                start_s=round(self._start_s or 0.0, 3),
+            ),
+            evaluates=False,
+        )
+
+    def _raise(self, run: CommandRun, size: int | None) -> NoReturn:
+        """Raise the error of a first run that did not fit. `size` is its batch size; None: the command's own."""
+        outcome = run.outcome
+        if isinstance(outcome, UserCodeFailed):
+            if run.ending.exit_status in (0, NOT_ALLOWED, NOT_FOUND):
+                reason = _NOT_STARTED if run.ending.exit_status else _why_not_observed(run.reports)
+                raise UsageError(outcome.error, known=outcome.evidence[-1000:].strip(), try_=reason)
+            raise UserCodeError(outcome.error, known=outcome.evidence, try_=outcome.hint)
+        if isinstance(outcome, OutOfMemory):
+            raise NothingFits(
+                f"nothing fits: the command{'' if size is None else f' with {{batch_size}} = {size}'} needs more than "
+                f"the budget of {format_bytes(self._host_budget)}",
+                known=described(outcome),
+                try_="a larger container, a smaller model, or a smaller --margin",
+            )
+        if isinstance(outcome, TimedOut):
+            raise UsageError(f"the command made too few optimizer steps ({described(outcome)})", known=outcome.detail[-1000:])
+        raise UserCodeError(f"the command could not be measured: {described(outcome)}", known=run.ending.output[-1000:])
+
+
+def command_probe(
+    reference: TaskReference,
+    options: Options,
+    environment: Environment,
+    budgets: Mapping[str, Budget],
+    meter: GroupMeter,
+    *,
+    deadline: Deadline | None = None,
+) -> CommandProbe:
+    """Return the probe for the command of `reference`."""
+    host = budgets.get("cpu") or host_budget_of(environment, options)
+    return CommandProbe(
+        Template(words=reference.command),
+        reference.directory,
+        meter,
+        host_budget_bytes=host.budget_bytes,
+        host_allowed_bytes=min(allowed_for(host.budget_bytes), host.limit_bytes - host.others_bytes),
+        threads=environment.optimal_threads,
+        steps=options.samples,
+        deadline=deadline,
+    )
+
+
+_NOT_STARTED: Final = "a program on PATH that can be executed"
+
+
+def _why_not_observed(reports: Reports) -> str:
+    if reports.torch:
+        return "a training that makes at least 3 optimizer steps, for example with more epochs or more data"
+    return (
+        "a command whose Python imports torch, without -I, -E or -S, and that passes its environment on "
+        "(sudo, env -i and containers do not)"
+    )

@@ -1,0 +1,1 @@
+"""Commands of the user: templates with placeholders, their identity, and the hook that observes them."""
