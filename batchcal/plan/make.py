@@ -76,11 +76,14 @@ def make_plan(
     setting = effective.effective_batch_of(calibration, effective_batch)
     if setting is not None:
         effective.check(setting.samples, finding, world_size)
-    largest = largest_of(calibration, finding, objective, None if setting is None else setting.samples // world_size)
+    per_rank_set = None if setting is None else setting.samples // world_size
+    largest = (
+        largest_of(calibration, finding, objective, per_rank_set)
+        if calibration.command is None
+        else largest_of_command(calibration, finding, calibration.command, objective, per_rank_set)
+    )
     samples = largest.batch * world_size if setting is None else setting.samples
     per_rank = samples // world_size
-    if calibration.command is not None:
-        largest = largest_of_command(calibration.command, largest, per_rank)
     capacity = _capacity(calibration, finding)
     division = division_of(
         calibration, per_rank, world_size=world_size, accept_inexact=accept_inexact, min_micro_batch=min_micro_batch
@@ -176,7 +179,8 @@ def plan_to_show(calibration: Calibration) -> tuple[Plan, str]:
         finding, objective, rule = find(calibration), calibration.options.objective, size_rule.restricting(calibration)
         largest = _capacity(calibration, finding)
         largest = largest if rule is None else rule.at_most(largest) or largest
-        return make_plan(calibration, effective_batch=largest, objective=objective), refused.what
+        ranks = 1 if calibration.command is None else calibration.command.world_size
+        return make_plan(calibration, effective_batch=largest * ranks, objective=objective), refused.what
 
 
 def _capacity(calibration: Calibration, finding: Finding) -> int:

@@ -117,8 +117,9 @@ class DeviceSearch:
             budget_bytes = self._limits.bytes_of(device)
             if len(undecided) > 1 and not self.policies.was_raced(device, undecided):
                 self.attempts.probe.expect(undecided, race_bytes(budget_bytes))
-            self.examinations.examine(device, undecided[0])
-            self._race(device, undecided)
+            examination = self.examinations.examine(device, undecided[0])
+            if examination.command is None or len(undecided) > 1:  # each turn of a command is a start
+                self._race(device, undecided)
             if self.until_before_workers is not None and self.policies.data_is_heavy(device):
                 self.time.until = min(self.time.until, self.until_before_workers)
         return tuple(dict.fromkeys((self.policies.policy(device), "default")))

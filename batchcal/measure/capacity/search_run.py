@@ -199,6 +199,7 @@ class SearchRun:
             shm=self.context.environment.shared_memory,
             most_trained=self.context.most_trained,
             largest_useful=self._largest_useful(),
+            most_measurable=self.examination.most_batch,
             rule=self.context.sizes.rule,
         )
 

@@ -136,6 +136,8 @@ class Examination(Frozen):
     """Checks of the promises of the task."""
     command: CommandRecord | None = None
     """Observations of a command. None: a task."""
+    most_batch: int | None = None
+    """Largest batch of which the data gives enough steps to measure. None: no such limit."""
     evaluates: bool = True
     """False: evaluation batches cannot be set, so none is searched."""
 

@@ -48,9 +48,10 @@ def _measured(ending: Ending, reports: Reports, budget_bytes: int, declared_batc
 
 
 def _too_few_steps(reports: Reports) -> str:
-    if not reports.torch:
+    if not reports.torch and not reports.by_rank:
         return "the command ended, and none of its Python processes reported that it imported torch"
     least: RankReport | None = min(reports.by_rank.values(), key=lambda report: len(report.steps), default=None)
     steps, backwards = (0, 0) if least is None else (len(least.steps), least.backwards)
-    text = f"the command ended after {count_of(steps, 'optimizer step')} and {count_of(backwards, 'backward pass')}"
+    passes = "backward pass" if backwards == 1 else "backward passes"
+    text = f"the command ended after {count_of(steps, 'optimizer step')} and {backwards} {passes}"
     return f"{text}; at least {LEAST_STEPS} steps are needed"

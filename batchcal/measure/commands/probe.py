@@ -362,6 +362,8 @@ class CommandProbe:
         base_bytes = max(0, round(peaks[smallest] - slope * smallest))
         shape = tuple(ShapePoint(batch=size, bytes=slope * size) for size in (smallest, smallest * SECOND_FACTOR))
         last = runs[sizes[-1]]
+        rows = last.reports.train_rows
+        most_batch = None if rows is None else max(smallest, rows // (last.reports.world_size * LEAST_STEPS))
         rate = last.outcome.samples_per_s if isinstance(last.outcome, Fits) else 1.0
         reports = list(last.reports.trained.values())
         workers = max((count for report in reports for _, count in report.workers), default=0)
@@ -370,7 +372,7 @@ class CommandProbe:
             notes.append("no DataLoader was observed: samples are counted as {batch_size} per backward pass")
         return Examination(
             facts=TaskFacts(
-                train_samples=None,
+                train_samples=rows,
                 eval_samples=None,
                 parameters=0,
                 parameter_bytes=0,
@@ -393,6 +395,7 @@ class CommandProbe:
                 loader_workers=workers,
                 start_s=round(self._start_s or 0.0, 3),
             ),
+            most_batch=most_batch,
             evaluates=False,
         )
 

@@ -54,6 +54,8 @@ class RankReport(Frozen):
     backwards: int = 0
     workers: tuple[tuple[int, int], ...] = ()
     """DataLoader workers by dataset."""
+    lengths: tuple[tuple[int, int], ...] = ()
+    """Number of samples by dataset, if it has one."""
     threads: int = 0
     preload: str = ""
     world_size: int = 1
@@ -61,9 +63,11 @@ class RankReport(Frozen):
 
     @property
     def train_data(self) -> int | None:
-        """The dataset that the training reads: rows of most steps come from it. None: no loader was observed."""
+        """The dataset that the training reads: rows of most steps come from it. None: no loader was observed. An evaluation reads
+        another one, between few steps."""
         counts = Counter(dataset for step in self.steps for dataset, rows in step.rows if rows)
-        return max(counts, key=lambda dataset: counts[dataset], default=None)
+        most = max(counts, key=lambda dataset: counts[dataset], default=None)
+        return most if most is not None and counts[most] * 2 > len(self.steps) else None
 
     @property
     def rows_per_step(self) -> float | None:
@@ -110,8 +114,16 @@ class Reports:
             report = RankReport.model_validate(content)
             if report.torch:
                 self.torch = report.torch
-            if isinstance(rank, int) and (report.ended or rank not in self.by_rank):
+            before = self.by_rank.get(rank) if isinstance(rank, int) else None
+            # A launcher has rank 0, too, and makes no steps.
+            if isinstance(rank, int) and (before is None or len(report.steps) >= len(before.steps)):
                 self.by_rank[rank] = report
+
+    @property
+    def train_rows(self) -> int | None:
+        """Size of the dataset that the training reads. None: unknown, such as that of a stream."""
+        sizes = (dict(report.lengths).get(report.train_data or 0, 0) for report in self.trained.values())
+        return max(sizes, default=0) or None
 
     @property
     def trained(self) -> dict[int, RankReport]:

@@ -28,10 +28,12 @@ def bounds_for(
     shm: SharedMemory | None,
     most_trained: int | None = None,
     largest_useful: int | None = None,
+    most_measurable: int | None = None,
     rule: SizeRule | None = None,
 ) -> Bounds:
     """Return the bounds for training, or for the evaluation after the training in `trained`. Training has at most `most_trained`
-    samples per micro-batch, and at most `largest_useful`: larger ones do not train faster.
+    samples per micro-batch, and at most `largest_useful`: larger ones do not train faster. It has at most `most_measurable`: with
+    larger ones, the data of an epoch is too short for a measurement.
 
     Both obey `--multiple-of` and the `rule` of the task's sizes. A multiple above the upper bound is not kept: `multiple_of` is 1
     then. If a process accepts one size only, evaluation has the size of the training.
@@ -42,6 +44,8 @@ def bounds_for(
         ceilings.append((options.max_batch, "max-batch"))
     if most_trained is not None and trained is None:
         ceilings.append((most_trained, "max-batch"))
+    if most_measurable is not None:
+        ceilings.append((most_measurable, "dataset"))
     if largest_useful is not None and trained is None:
         ceilings.append((largest_useful, "speed"))
     if trained is not None and prior.fragments:

@@ -31,6 +31,7 @@ def setup_of(plan: Plan) -> Setup:
         multiprocessing_context=plan.multiprocessing_context,
         intra_op_threads=plan.intra_op_threads,
         interop_threads=plan.interop_threads,
+        world_size=plan.world_size,
     )
 
 
@@ -40,8 +41,8 @@ def is_conclusive(outcome: Outcome) -> bool:
 
 
 def rehearsal_of(calibration: Calibration, plan: Plan) -> Rehearsal | None:
-    """Return the last run of exactly this plan. None: it was not rehearsed; plans for several ranks never are."""
-    if plan.world_size > 1:
+    """Return the last run of exactly this plan. None: it was not rehearsed; plans of a task for several ranks never are."""
+    if plan.world_size > 1 and calibration.command is None:
         return None
     settings = setup_of(plan)
     return next((rehearsal for rehearsal in reversed(calibration.rehearsals) if rehearsal.settings == settings), None)

@@ -97,6 +97,8 @@ class Observer:
         """Time in which loaders prepared batches, since the last step."""
         self._workers: dict[int, int] = {}
         """DataLoader workers by dataset."""
+        self._lengths: dict[int, int] = {}
+        """Number of samples by dataset. 0: unknown."""
         self._steps: list[dict[str, object]] = []
         self._is_done = False
 
@@ -104,9 +106,12 @@ class Observer:
         """Count an optimizer."""
         self._optimizers += 1
 
-    def batch_returned(self, dataset: int, rows: int, waited_s: float, workers: int) -> None:
+    def batch_returned(self, data: object, rows: int, waited_s: float, workers: int) -> None:
         """Count a batch that a DataLoader returned."""
         if os.getpid() == self._pid:
+            dataset = id(data)
+            if dataset not in self._workers:
+                self._lengths[dataset] = _length(data)
             self._rows[dataset] = self._rows.get(dataset, 0) + rows
             self._wait_s += waited_s
             self._workers[dataset] = workers
@@ -188,6 +193,7 @@ class Observer:
             "optimizers": self._optimizers,
             "backwards": self._backwards_in_all,
             "workers": sorted(self._workers.items()),
+            "lengths": sorted(self._lengths.items()),
             "threads": threads,
             "preload": os.environ.get("LD_PRELOAD", ""),
             "world_size": int(os.environ.get("WORLD_SIZE") or 1),
@@ -230,6 +236,13 @@ def rows_of(batch: object, depth: int = 0) -> int:
     return 0
 
 
+def _length(data: object) -> int:
+    try:
+        return len(data) if hasattr(data, "__len__") else 0
+    except Exception:  # noqa: BLE001 - the user's __len__ may do anything
+        return 0
+
+
 def observe() -> None:
     """Register with torch, which has just been imported."""
     observer = Observer(int(os.environ.get(STEPS_VARIABLE) or STEPS))
@@ -256,8 +269,7 @@ def observe() -> None:
         began_s = time.perf_counter()
         batch: object = call(next_batch, self)
         waited_s = time.perf_counter() - began_s
-        dataset = id(getattr(self, "_dataset", None))
-        observer.batch_returned(dataset, rows_of(batch), waited_s, int(getattr(self, "_num_workers", 0)))
+        observer.batch_returned(getattr(self, "_dataset", None), rows_of(batch), waited_s, int(getattr(self, "_num_workers", 0)))
         return batch
 
     def stepped(optimizer: object, args: object, options: object) -> None:
