@@ -31,11 +31,12 @@ defaults of Lightning."""
 
 
 def environment_of(
-    base: Mapping[str, str], policy: AllocatorPolicy, *, threads: int, steps: int, keeps_loggers: bool
+    base: Mapping[str, str], policy: AllocatorPolicy, *, scratch: str, threads: int, steps: int, keeps_loggers: bool
 ) -> dict[str, str]:
     """Return the environment of one run.
 
     Args:
+        scratch: folder for temporary files, which launchers such as torchrun leave behind when they are killed.
         threads: intra-op threads of each process.
         steps: optimizer steps after which each process stops.
     """
@@ -44,4 +45,4 @@ def environment_of(
     path = variables.get("PYTHONPATH", "")
     variables["PYTHONPATH"] = os.pathsep.join([HOOK, path]) if path else HOOK
     quiet = {} if keeps_loggers else QUIET
-    return variables | quiet | {"OMP_NUM_THREADS": str(threads), STEPS_VARIABLE: str(steps)}
+    return variables | quiet | {"TMPDIR": scratch, "OMP_NUM_THREADS": str(threads), STEPS_VARIABLE: str(steps)}

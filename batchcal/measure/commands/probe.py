@@ -295,6 +295,7 @@ class CommandProbe:
             environment = environment_of(
                 self._environ,
                 resolve(settings.allocator),
+                scratch=scratch,
                 threads=settings.threads,
                 steps=self._steps,
                 keeps_loggers=self._keeps_loggers,

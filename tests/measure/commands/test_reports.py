@@ -16,7 +16,8 @@ def report(steps: int, *, rank: int = 0, world_size: int = 1, ended: str = "done
     """A process whose steps take 0.1 s, with two micro-batches each, and which evaluates once."""
     training: list[JSON] = []
     for number in range(steps):
-        data: list[JSON] = [[1, rows], *([[2, 500]] if number == 3 else [])]
+        evaluated: list[JSON] = [2, 500]
+        data: list[JSON] = [[1, rows], evaluated] if number == 3 else [[1, rows]]
         training.append({"at_s": 5.0 + number * 0.1, "backwards": 2, "wait_s": 0.02, "rows": data})
     content: Message = {"ended": ended, "steps": training, "workers": [[1, 3]], "lengths": [[1, 640]], "world_size": world_size}
     return {**content, **more, "rank": rank, "process": 7}
@@ -39,9 +40,9 @@ def test_rows_are_those_of_the_data_that_most_steps_read() -> None:
 
 
 def test_a_run_is_complete_once_every_rank_has_made_its_steps() -> None:
-    reports = reports_of(report(8, world_size=2))
-    assert not reports.is_complete
-    reports.add(report(8, rank=1, world_size=2, rows=16))
+    first, second = report(8, world_size=2), report(8, rank=1, world_size=2, rows=16)
+    assert not reports_of(first).is_complete
+    reports = reports_of(first, second)
     assert reports.is_complete
     assert reports.rows_per_step == 48
 
