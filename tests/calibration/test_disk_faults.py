@@ -150,14 +150,14 @@ def test_a_read_only_disk_keeps_the_old_calibration(tmp_path: Path) -> None:
 
 
 @needs_mounts
-def test_a_file_that_is_a_mount_of_its_own_is_not_written_in_place(tmp_path: Path) -> None:
+def test_a_calibration_file_that_is_a_mount_point_is_not_overwritten(tmp_path: Path) -> None:
     told = told_by(["unshare", "-m"], ONE_FILE_MOUNTED, tmp_path)
 
     assert old_and_whole(told, "the file is a mount point and cannot be replaced; mount its folder instead")
 
 
 @needs_mounts
-def test_an_image_with_a_calibration_and_a_read_only_root_reads_it_and_writes_to_the_cache(tmp_path: Path) -> None:
+def test_a_read_only_project_reads_its_calibration_and_writes_to_the_cache(tmp_path: Path) -> None:
     told = told_by(["unshare", "-m"], BAKED_IN, tmp_path)
 
     name = task_file(TaskReference(spec="train.py:task", directory=str(tmp_path)))
@@ -169,7 +169,7 @@ def test_an_image_with_a_calibration_and_a_read_only_root_reads_it_and_writes_to
 
 
 @pytest.mark.parametrize(("call", "error"), [("fsync", "EIO"), ("rename", "EIO"), ("fsync", "ENOSPC"), ("rename", "EDQUOT")])
-def test_a_disk_that_fails_under_the_writer_keeps_the_old_calibration(tmp_path: Path, call: str, error: str) -> None:
+def test_a_failing_disk_keeps_the_old_calibration(tmp_path: Path, call: str, error: str) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     told_by([], "save(a_calibration(), path)\nprint('{}')", folder)
@@ -180,7 +180,7 @@ def test_a_disk_that_fails_under_the_writer_keeps_the_old_calibration(tmp_path: 
     assert old_and_whole(told, why[error])
 
 
-def test_a_folder_that_cannot_be_made_durable_is_told_though_the_new_file_is_whole(tmp_path: Path) -> None:
+def test_a_failed_folder_sync_is_an_error_although_the_new_file_is_complete(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     told_by([], "save(a_calibration(), path)\nprint('{}')", folder)

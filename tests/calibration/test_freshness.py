@@ -23,12 +23,12 @@ def stale(calibration: Calibration | None = None, *, at: datetime = HOUR_LATER, 
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1), timedelta(days=6, hours=23), -CLOCK_SKEW])
-def test_the_same_machine_and_task_within_a_week_are_fresh(age: timedelta) -> None:
+def test_a_calibration_of_the_same_machine_and_task_is_fresh_for_a_week(age: timedelta) -> None:
     assert check(a_calibration(), fingerprint(), at=MADE_AT + age) is None
 
 
 @pytest.mark.parametrize("age", [timedelta(days=7), timedelta(days=8), timedelta(days=3650)])
-def test_after_a_week_it_is_expired(age: timedelta) -> None:
+def test_a_calibration_expires_after_a_week(age: timedelta) -> None:
     found = stale(at=MADE_AT + age)
 
     assert found.reason == "expired"
@@ -37,11 +37,11 @@ def test_after_a_week_it_is_expired(age: timedelta) -> None:
 
 
 @pytest.mark.parametrize("age", [timedelta(minutes=-11), timedelta(days=-1), timedelta(days=-3650)])
-def test_a_clock_set_back_makes_it_future_dated(age: timedelta) -> None:
+def test_a_clock_set_back_makes_a_calibration_future_dated(age: timedelta) -> None:
     assert stale(at=MADE_AT + age).reason == "future-dated"
 
 
-def test_its_own_expiry_counts_where_it_is_earlier_and_not_where_it_is_later() -> None:
+def test_expires_at_can_shorten_but_not_extend_the_week() -> None:
     soon = a_calibration(expires_at=MADE_AT + timedelta(hours=1))
     never = a_calibration(expires_at=datetime(9999, 12, 31, tzinfo=UTC))
 
@@ -58,19 +58,19 @@ def test_its_own_expiry_counts_where_it_is_earlier_and_not_where_it_is_later() -
         datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-12))),
     ],
 )
-def test_the_ends_of_the_calendar_are_stale_and_no_error(moment: datetime) -> None:
+def test_the_earliest_and_latest_possible_dates_are_stale_without_an_error(moment: datetime) -> None:
     assert check_age(moment, at=MADE_AT, expires_at=moment) is not None
     assert check(a_calibration(created_at=moment, expires_at=moment), fingerprint(), at=MADE_AT) is not None
 
 
-def test_the_zone_in_which_a_time_is_told_does_not_matter() -> None:
+def test_the_time_zone_of_a_timestamp_does_not_change_freshness() -> None:
     elsewhere = MADE_AT.astimezone(timezone(timedelta(hours=9)))
 
     assert check(a_calibration(created_at=elsewhere), fingerprint(), at=HOUR_LATER) is None
 
 
 @pytest.mark.parametrize("part", ["cpu", "os", "python", "torch", "accelerator", "task", "options"])
-def test_each_part_of_the_fingerprint_has_its_reason(part: str) -> None:
+def test_each_changed_part_of_the_fingerprint_has_its_own_stale_reason(part: str) -> None:
     found = check(a_calibration(), fingerprint(**{part: sha256_of("another")}), at=HOUR_LATER)
 
     assert found is not None
@@ -99,7 +99,7 @@ def test_a_memory_limit_may_differ_by_two_percent(limit: int, fresh: bool) -> No
         assert "now it is 1.00 GiB" not in found.detail
 
 
-def test_an_allocator_that_was_measured_and_is_gone_or_another_one_is_a_reason() -> None:
+def test_a_missing_or_changed_allocator_library_makes_a_calibration_stale() -> None:
     measured = a_calibration(fingerprint=fingerprint(allocators={"default": "", "tcmalloc": "aaaa"}))
     gone = check(measured, fingerprint(allocators={"default": ""}), at=HOUR_LATER)
     changed = check(measured, fingerprint(allocators={"default": "", "tcmalloc": "bbbb"}), at=HOUR_LATER)
@@ -112,7 +112,7 @@ def test_an_allocator_that_was_measured_and_is_gone_or_another_one_is_a_reason()
     assert more is None
 
 
-def test_the_detail_says_what_it_was_and_what_it_is() -> None:
+def test_the_stale_detail_shows_the_old_and_the_new_value() -> None:
     one_gpu = (
         Accelerator(kind="cuda", index=0, name="H200", total_bytes=141 * GIB, free_bytes=GIB, capability="9.0", mig=False),
     )
@@ -134,7 +134,7 @@ def test_the_detail_says_what_it_was_and_what_it_is() -> None:
     assert detail("accelerator") == "measured on no accelerator, now it is H200 (141 GiB)"
 
 
-def test_a_difference_that_the_description_leaves_out_is_not_told_as_a_is_a() -> None:
+def test_the_stale_detail_does_not_repeat_two_equal_descriptions() -> None:
     found = check(a_calibration(), fingerprint(cpu="another"), at=HOUR_LATER, environment=an_environment())
 
     assert found is not None
@@ -142,7 +142,7 @@ def test_a_difference_that_the_description_leaves_out_is_not_told_as_a_is_a() ->
     assert "differs now" in found.detail
 
 
-def test_the_detail_of_another_task_names_what_changed() -> None:
+def test_the_stale_detail_of_a_task_names_the_changed_arguments_and_files() -> None:
     then = a_calibration().task
     edited = then.model_copy(
         update={
@@ -167,7 +167,7 @@ def test_the_detail_of_another_task_names_what_changed() -> None:
     assert by_nothing.detail.endswith("it changed")
 
 
-def test_a_calibration_that_compared_bytes_is_stale_once_and_the_detail_says_so() -> None:
+def test_a_calibration_with_byte_hashes_is_stale_and_the_detail_explains_it() -> None:
     then = a_calibration().task
     now = then.model_copy(update={"hashes": "syntax", "folder": "/code"})
     stale = check(a_calibration(), fingerprint(task="another"), at=HOUR_LATER, task=now)
@@ -176,7 +176,7 @@ def test_a_calibration_that_compared_bytes_is_stale_once_and_the_detail_says_so(
     assert stale.detail.endswith("by an earlier version of batchcal, which compared sources byte by byte")
 
 
-def test_a_file_that_is_named_from_another_folder_is_not_called_another_task() -> None:
+def test_a_spec_from_another_folder_is_not_reported_as_another_task() -> None:
     then = a_calibration().task.model_copy(update={"spec": "src/train.py:task"})
     now = then.model_copy(update={"spec": "train.py:task", "arguments": {}})
     calibration = a_calibration(task=then)
@@ -186,7 +186,7 @@ def test_a_file_that_is_named_from_another_folder_is_not_called_another_task() -
     assert "learning_rate was 0.001, now it is not set" in stale.detail
 
 
-def test_another_folder_is_a_notice() -> None:
+def test_a_calibration_made_in_another_folder_produces_a_notice() -> None:
     here = a_calibration().task.model_copy(update={"folder": "/code"})
     assert moved(here, here) == ()
     assert moved(here.model_copy(update={"folder": None}), here) == ()
@@ -194,7 +194,7 @@ def test_another_folder_is_a_notice() -> None:
     assert notice.startswith("calibrated in another folder, /other")
 
 
-def test_the_detail_of_other_options_names_them_and_not_how_long_to_search() -> None:
+def test_the_stale_detail_names_changed_options_but_not_search_limits() -> None:
     asked = options(margin=0.1, time_limit_s=10.0, max_probes=3)
 
     found = check(a_calibration(), fingerprint(options="another"), at=HOUR_LATER, options=asked)
@@ -205,10 +205,10 @@ def test_the_detail_of_other_options_names_them_and_not_how_long_to_search() -> 
     assert "defaults" in unexplained.detail
 
 
-def test_the_machine_is_told_before_the_task() -> None:
+def test_a_machine_difference_is_reported_before_a_task_difference() -> None:
     assert stale(cpu="x", task="x", options="x").reason == "other-cpu"
     assert differs(fingerprint(), fingerprint()) is None
 
 
-def test_a_reason_reads_as_one_line() -> None:
+def test_a_stale_reason_is_printed_on_one_line() -> None:
     assert str(Stale(reason="expired", detail="made long ago")) == "expired: made long ago"

@@ -56,13 +56,13 @@ def answered(data: bytes, trust: Trust) -> Stale | None:
 
 @given(st.binary(max_size=400))
 @bounded
-def test_any_bytes_are_refused(data: bytes) -> None:
+def test_random_bytes_are_rejected(data: bytes) -> None:
     assert isinstance(read(data, trust=Trust(KEY)), Stale)
 
 
 @given(place=st.integers(0, len(SEALED)), length=st.integers(0, 50), new=st.binary(max_size=50))
 @bounded
-def test_any_splice_into_a_sealed_file_is_refused(place: int, length: int, new: bytes) -> None:
+def test_any_splice_into_a_sealed_file_is_rejected(place: int, length: int, new: bytes) -> None:
     data = SEALED[:place] + new + SEALED[place + length :]
 
     assert data == SEALED or isinstance(read(data, trust=Trust(KEY)), Stale)
@@ -70,7 +70,7 @@ def test_any_splice_into_a_sealed_file_is_refused(place: int, length: int, new: 
 
 @given(place=st.sampled_from(places(PAYLOAD)), new=values)
 @bounded
-def test_any_value_anywhere_under_a_seal_that_holds_is_answered(place: tuple[str | int, ...], new: JSON) -> None:
+def test_any_value_in_a_sealed_document_is_read_without_an_exception(place: tuple[str | int, ...], new: JSON) -> None:
     payload = replaced(PAYLOAD, place, new)
     assert isinstance(payload, dict)
 
@@ -80,7 +80,7 @@ def test_any_value_anywhere_under_a_seal_that_holds_is_answered(place: tuple[str
 
 @given(digest=values, signature=values)
 @bounded
-def test_any_seal_is_answered(digest: JSON, signature: JSON) -> None:
+def test_an_arbitrary_digest_and_signature_are_stale(digest: JSON, signature: JSON) -> None:
     found = read(dumps(PAYLOAD | {"digest": digest, "signature": signature}), trust=Trust(KEY))
 
     assert isinstance(found, Stale)

@@ -59,12 +59,12 @@ def test_a_line_is_one_json_document(path: Path) -> None:
     assert [line["entry"]["batch"] for line in rest] == [8, 256, 544, 544, 512, 360]
 
 
-def test_nothing_is_resumed_where_nothing_is(path: Path) -> None:
+def test_a_missing_journal_resumes_no_measurements(path: Path) -> None:
     assert resumed(path) == ()
     assert read(path, fingerprint(), at=MADE_AT) == Past()
 
 
-def test_a_line_torn_at_any_byte_costs_only_itself(path: Path) -> None:
+def test_a_line_truncated_at_any_byte_loses_only_that_line(path: Path) -> None:
     written(path, *measurements()[:2])
     data = path.read_bytes()
     last = data.rindex(b"\n", 0, -1) + 1
@@ -73,7 +73,7 @@ def test_a_line_torn_at_any_byte_costs_only_itself(path: Path) -> None:
         assert resumed(path) == measurements()[:1]
 
 
-def test_a_torn_header_costs_the_journal(path: Path) -> None:
+def test_a_truncated_header_invalidates_the_journal(path: Path) -> None:
     written(path)
     data = path.read_bytes()
     for length in range(0, data.index(b"\n") + 1, 7):
@@ -83,7 +83,7 @@ def test_a_torn_header_costs_the_journal(path: Path) -> None:
         assert past.ignored
 
 
-def test_a_changed_line_is_left_out_and_the_others_stay(path: Path) -> None:
+def test_a_modified_line_is_ignored_and_the_other_lines_are_kept(path: Path) -> None:
     written(path)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b'"batch":256', b'"batch":999')
@@ -94,7 +94,7 @@ def test_a_changed_line_is_left_out_and_the_others_stay(path: Path) -> None:
     assert [one.sequence for one in resumed(path)] == [1, 3, 5, 6]
 
 
-def test_a_line_of_another_journal_does_not_pass(path: Path) -> None:
+def test_a_line_of_another_journal_is_rejected(path: Path) -> None:
     written(path, *measurements()[:1])
     other = path.with_name("other.jsonl")
     written(other, *measurements())
@@ -103,7 +103,7 @@ def test_a_line_of_another_journal_does_not_pass(path: Path) -> None:
     assert resumed(path) == measurements()[:1]
 
 
-def test_a_sequence_number_that_came_before_is_left_out(path: Path) -> None:
+def test_a_repeated_sequence_number_is_ignored(path: Path) -> None:
     written(path, measurement(sequence=1, batch=8), measurement(sequence=1, batch=9), measurement(sequence=2, batch=10))
 
     assert [(one.sequence, one.batch) for one in resumed(path)] == [(1, 8), (2, 10)]
@@ -120,7 +120,7 @@ def test_the_journal_of_another_machine_task_or_options_is_ignored(path: Path, p
 
 
 @pytest.mark.parametrize(("days", "why"), [(8, "expired"), (-1, "future-dated")])
-def test_a_journal_ages_as_a_calibration_does(path: Path, days: int, why: str) -> None:
+def test_a_journal_expires_like_a_calibration(path: Path, days: int, why: str) -> None:
     written(path)
 
     past = read(path, fingerprint(), at=MADE_AT + timedelta(days=days))
@@ -129,7 +129,7 @@ def test_a_journal_ages_as_a_calibration_does(path: Path, days: int, why: str) -
     assert why in past.ignored
 
 
-def test_what_is_taken_over_keeps_its_age(path: Path) -> None:
+def test_resumed_measurements_keep_their_age(path: Path) -> None:
     written(path, *measurements()[:1])
     with opened(path, hours=100) as journal:
         journal.append(measurements()[1])
@@ -140,7 +140,7 @@ def test_what_is_taken_over_keeps_its_age(path: Path) -> None:
     assert read(path, fingerprint(), at=MADE_AT + timedelta(hours=169)).measurements == ()
 
 
-def test_one_resumes_and_goes_on_in_the_same_journal(path: Path) -> None:
+def test_a_resumed_calibration_continues_in_the_same_journal(path: Path) -> None:
     written(path, *measurements()[:3])
     path.write_bytes(path.read_bytes() + b'{"check":"torn')
     with opened(path, hours=1) as journal:
@@ -152,7 +152,7 @@ def test_one_resumes_and_goes_on_in_the_same_journal(path: Path) -> None:
     assert resumed(path) == measurements()
 
 
-def test_a_race_of_policies_is_taken_over_too(path: Path) -> None:
+def test_a_race_of_policies_is_resumed_from_the_journal(path: Path) -> None:
     time = StepTime(micro_batch=8, threads=2, step_s=0.5, fetch_s=0.1, fetch_cpu_s=0.1, update_s=0.01, steps=3)
     speeds = Speeds(device="cpu", allocator="retain", times=(time,), rounds=2, left="")
     race = RacedPolicies(device="cpu", allocator="retain", speeds=(speeds,))
@@ -167,7 +167,7 @@ def test_a_race_of_policies_is_taken_over_too(path: Path) -> None:
     assert taken_over == Past(measurements=measurements()[:1], races=(race,), started_at=MADE_AT)
 
 
-def test_anew_begins_with_nothing(path: Path) -> None:
+def test_a_restart_discards_the_journal(path: Path) -> None:
     written(path)
     with opened(path, restart=True) as journal:
         assert journal.past == Past()
@@ -175,7 +175,7 @@ def test_anew_begins_with_nothing(path: Path) -> None:
     assert resumed(path) == ()
 
 
-def test_under_a_key_only_its_own_lines_pass(path: Path) -> None:
+def test_a_signed_journal_is_read_only_with_the_same_key(path: Path) -> None:
     written(path, key=KEY)
     signed = read(path, fingerprint(), at=MADE_AT, key=KEY).measurements
     by_another = read(path, fingerprint(), at=MADE_AT, key=Key(b"another key of ours", configured=False, source="")).measurements
@@ -197,7 +197,7 @@ def test_a_complete_calibration_removes_its_journal(path: Path) -> None:
         journal.append(measurement())
 
 
-def test_a_full_disk_costs_the_line_and_not_the_ones_before_or_after(path: Path) -> None:
+def test_a_full_disk_loses_only_the_journal_line_that_failed(path: Path) -> None:
     with opened(path) as journal:
         journal.append(measurements()[0])
         with files_of_at_most(path.stat().st_size + 100), pytest.raises(NotSaved):
@@ -207,14 +207,14 @@ def test_a_full_disk_costs_the_line_and_not_the_ones_before_or_after(path: Path)
     assert [one.sequence for one in resumed(path)] == [1, 3]
 
 
-def test_a_journal_that_cannot_be_begun_is_an_error_with_its_reason(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_created_is_an_error_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(NotSaved, match="could not be saved"):
         opened(tmp_path / "file" / "calibration.journal.jsonl")
 
 
-def test_a_journal_that_is_not_ours_is_ignored_and_replaced(path: Path, tmp_path: Path) -> None:
+def test_a_journal_behind_a_symbolic_link_is_ignored_and_replaced(path: Path, tmp_path: Path) -> None:
     written(tmp_path / "elsewhere.jsonl")
     path.parent.mkdir()
     path.symlink_to(tmp_path / "elsewhere.jsonl")
@@ -230,7 +230,7 @@ def test_a_journal_that_is_not_ours_is_ignored_and_replaced(path: Path, tmp_path
 @pytest.mark.parametrize(
     "change", [{"format": 2}, {"format": True}, {"kind": "diary"}, {"started_at": "2026-07-01T12:00:00"}, {"options": None}]
 )
-def test_a_header_that_we_cannot_read_costs_the_journal(path: Path, change: dict[str, object]) -> None:
+def test_an_unreadable_header_invalidates_the_journal(path: Path, change: dict[str, object]) -> None:
     written(path)
     header, rest = path.read_bytes().split(b"\n", 1)
     entry = json.dumps(json.loads(header)["entry"] | change, sort_keys=True, separators=(",", ":")).encode()

@@ -8,11 +8,11 @@ from batchcal.core.canonical import JSON, loads
 from tests.support.calibrations import a_calibration
 
 
-def test_the_schema_in_the_package_is_the_generated_one() -> None:
+def test_the_packaged_json_schema_matches_the_generated_schema() -> None:
     assert PATH.read_bytes() == render(), "run: python -m batchcal.calibration.json_schema"
 
 
-def test_the_schema_knows_every_field_that_is_written() -> None:
+def test_the_json_schema_describes_every_field_that_is_written() -> None:
     written = loads(seal(a_calibration().model_dump(mode="json"), key=None))
     assert isinstance(written, dict)
     schema = generate()

@@ -31,14 +31,14 @@ def refusal(path: Path) -> UsageError:
     return refused.value
 
 
-def test_a_configured_key_is_read_and_asks_for_signatures(key_file: Path) -> None:
+def test_a_configured_key_is_read_and_requires_signatures(key_file: Path) -> None:
     trust = find_trust({"BATCHCAL_KEY_FILE": str(key_file)})
 
     assert trust.key == Key(SECRET, configured=True, source=str(key_file))
     assert trust.demands_signature
 
 
-def test_a_mounted_secret_is_reached_through_its_symlinks_and_may_be_read_by_its_group(tmp_path: Path) -> None:
+def test_a_mounted_secret_can_be_symlinked_and_group_readable(tmp_path: Path) -> None:
     (tmp_path / "..2026").mkdir()
     (tmp_path / "..2026" / "key").write_bytes(SECRET)
     (tmp_path / "..2026" / "key").chmod(0o440)
@@ -49,24 +49,24 @@ def test_a_mounted_secret_is_reached_through_its_symlinks_and_may_be_read_by_its
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o620, 0o644, 0o777])
-def test_a_key_that_others_may_see_or_change_is_refused(key_file: Path, mode: int) -> None:
+def test_a_key_that_other_users_can_read_or_write_is_rejected(key_file: Path, mode: int) -> None:
     key_file.chmod(mode)
 
     assert refusal(key_file).known
 
 
-def test_a_short_key_is_refused(key_file: Path) -> None:
+def test_a_short_key_is_rejected(key_file: Path) -> None:
     key_file.chmod(0o600)
     key_file.write_bytes(SECRET[:-1])
 
     assert "15 bytes; a key needs at least 16" in refusal(key_file).known
 
 
-def test_a_missing_key_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_key_is_reported_as_missing(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere").what
 
 
-def test_a_key_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_key_that_is_not_a_regular_file_is_rejected(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "circle").symlink_to("circle")
 
@@ -76,20 +76,20 @@ def test_a_key_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_key_of_another_user_is_refused(key_file: Path) -> None:
+def test_a_key_of_another_user_is_rejected(key_file: Path) -> None:
     os.chown(key_file, 12345, -1)
 
     assert "12345" in refusal(key_file).known
 
 
-def test_a_reader_makes_no_key_and_asks_for_no_signature(own_home: Path) -> None:
+def test_a_reader_creates_no_key_and_requires_no_signature(own_home: Path) -> None:
     assert find_trust({}) == Trust(None)
     assert not find_trust({}).demands_signature
     assert find_trust({}, require_signature=True).demands_signature
     assert [path for path in own_home.rglob("*") if path.is_file()] == []
 
 
-def test_a_writer_makes_a_private_key_in_the_config_folder_and_keeps_it(own_home: Path) -> None:
+def test_a_writer_creates_a_private_key_in_the_config_folder_and_reuses_it(own_home: Path) -> None:
     made = find_or_make_trust({})
     path = own_home / ".config" / "batchcal" / "key"
 
@@ -102,13 +102,13 @@ def test_a_writer_makes_a_private_key_in_the_config_folder_and_keeps_it(own_home
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_configured_key_comes_before_the_own_one(key_file: Path) -> None:
+def test_a_configured_key_takes_precedence_over_the_generated_key(key_file: Path) -> None:
     find_or_make_trust({})
 
     assert find_or_make_trust({"BATCHCAL_KEY_FILE": str(key_file)}).key == key_from_file(key_file)
 
 
-def test_many_that_make_a_key_at_once_end_with_the_same_one(tmp_path: Path) -> None:
+def test_threads_that_create_a_key_concurrently_get_the_same_key(tmp_path: Path) -> None:
     together = threading.Barrier(8)
     made: list[Key | None] = []
 
@@ -127,7 +127,7 @@ def test_many_that_make_a_key_at_once_end_with_the_same_one(tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "config").iterdir()] == ["key"]
 
 
-def test_an_own_key_that_was_opened_to_others_or_cut_short_is_not_used(tmp_path: Path) -> None:
+def test_a_generated_key_that_is_readable_by_others_or_truncated_is_not_used(tmp_path: Path) -> None:
     assert make_own_key(tmp_path) is not None
     (tmp_path / "key").chmod(0o644)
     seen_by_others = (own_key(tmp_path), make_own_key(tmp_path))
@@ -138,14 +138,14 @@ def test_an_own_key_that_was_opened_to_others_or_cut_short_is_not_used(tmp_path:
     assert own_key(tmp_path) is None
 
 
-def test_where_no_key_can_be_kept_there_is_none(tmp_path: Path) -> None:
+def test_no_key_is_created_if_the_config_folder_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "config").write_bytes(b"a file where the folder should be")
 
     assert make_own_key(tmp_path / "config") is None
     assert find_or_make_trust({}, folder=tmp_path / "config") == Trust(None)
 
 
-def test_a_key_is_named_but_never_shown() -> None:
+def test_a_key_has_an_id_and_its_secret_is_never_printed() -> None:
     key = Key(SECRET, configured=True, source="/key")
 
     assert "0123456789abcdef" not in repr(key) + str(Trust(key)) + key.key_id
@@ -153,7 +153,7 @@ def test_a_key_is_named_but_never_shown() -> None:
     assert key.key_id != Key(SECRET + b"!", configured=True, source="/key").key_id
 
 
-def test_what_was_signed_as_one_thing_does_not_pass_as_another() -> None:
+def test_a_signature_is_valid_only_for_its_document_kind() -> None:
     key = Key(SECRET, configured=True, source="")
 
     assert key.mac("calibration", b"data") != key.mac("journal", b"data")

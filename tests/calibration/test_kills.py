@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.child
-def test_two_hundred_kills_of_the_writer_give_no_bad_read_and_lose_nothing() -> None:
+def test_killing_the_writer_200_times_never_corrupts_or_loses_a_calibration() -> None:
     # Not under coverage: a writer slowed down tenfold would be killed before it writes.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     done = subprocess.run(

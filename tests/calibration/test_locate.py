@@ -47,7 +47,7 @@ def test_a_file_is_named_after_its_task(project: Path) -> None:
     assert task_file(a_task(project, "my_package.models:build")).startswith("models.build-")
 
 
-def test_the_name_is_the_same_wherever_the_command_is_given_and_in_every_copy(project: Path, tmp_path: Path) -> None:
+def test_the_file_name_does_not_depend_on_the_working_directory_or_the_copy(project: Path, tmp_path: Path) -> None:
     name = task_file(a_task(project))
     assert task_file(a_task(project, "./train.py:task")) == name
     assert task_file(a_task(project / "src", "../train.py:task")) == name
@@ -58,7 +58,7 @@ def test_the_name_is_the_same_wherever_the_command_is_given_and_in_every_copy(pr
 
 
 @pytest.mark.parametrize("mark", ["batchcal.toml", "pyproject.toml", ".git"])
-def test_it_lies_in_the_nearest_folder_upwards_that_looks_like_a_project(tmp_path: Path, mark: str) -> None:
+def test_a_calibration_is_stored_in_the_nearest_project_folder(tmp_path: Path, mark: str) -> None:
     inside = tmp_path / "project" / "src" / "deep"
     inside.mkdir(parents=True)
     (tmp_path / ".git").mkdir()
@@ -66,7 +66,7 @@ def test_it_lies_in_the_nearest_folder_upwards_that_looks_like_a_project(tmp_pat
     assert path_of(a_task(inside), {}).parent == tmp_path / "project" / ".batchcal"
 
 
-def test_the_environment_moves_it(project: Path, own_home: Path) -> None:
+def test_batchcal_calibration_overrides_the_calibration_path(project: Path, own_home: Path) -> None:
     task = a_task(project)
     assert path_of(task, {"BATCHCAL_CALIBRATION": "/shared/c.json"}) == Path("/shared/c.json")
     assert path_of(task, {"BATCHCAL_CALIBRATION": "sub/c.json"}) == project / "sub" / "c.json"
@@ -78,7 +78,7 @@ def test_the_environment_moves_it(project: Path, own_home: Path) -> None:
         path_of(task, {"BATCHCAL_CALIBRATION": "~nobody-of-that-name/c.json"})
 
 
-def test_a_project_that_cannot_be_written_has_a_place_of_its_own_in_the_cache(own_home: Path) -> None:
+def test_each_project_that_cannot_be_written_has_its_own_cache_folder(own_home: Path) -> None:
     cache = own_home / ".cache" / "batchcal"
     net, fs = path_of(a_task(Path("/proc/sys/net")), {}), path_of(a_task(Path("/proc/sys/fs")), {})
     assert net.parent.parent == fs.parent.parent == cache
@@ -86,7 +86,7 @@ def test_a_project_that_cannot_be_written_has_a_place_of_its_own_in_the_cache(ow
     assert net.parent != fs.parent
 
 
-def test_the_file_of_an_earlier_version_is_read_where_it_is_of_the_task(project: Path) -> None:
+def test_a_calibration_file_of_an_earlier_version_is_read_for_its_own_task(project: Path) -> None:
     task = a_task(project)
     earlier = kept(task, project / ".batchcal" / NAME)
     assert existing_of(task, {}) == earlier
@@ -95,7 +95,7 @@ def test_the_file_of_an_earlier_version_is_read_where_it_is_of_the_task(project:
     assert existing_of(task, {}) == own
 
 
-def test_a_calibration_that_is_baked_into_an_image_is_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_in_a_read_only_image_is_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = a_task(project)
     baked_in = kept(task, path_of(task, {}))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -105,7 +105,7 @@ def test_a_calibration_that_is_baked_into_an_image_is_read(project: Path, monkey
     assert existing_of(task, {}) == newer
 
 
-def test_without_a_task_the_only_calibration_is_meant(project: Path) -> None:
+def test_the_only_calibration_is_selected_if_no_task_is_given(project: Path) -> None:
     missing = find_calibration(project, {}).path
     assert not missing.exists()
     assert missing.parent == project / ".batchcal"
@@ -116,7 +116,7 @@ def test_without_a_task_the_only_calibration_is_meant(project: Path) -> None:
     assert find_calibration(project / "src", {}).path == path
 
 
-def test_the_project_s_task_is_meant_even_if_only_another_was_calibrated(project: Path) -> None:
+def test_the_configured_task_is_selected_even_if_only_another_is_calibrated(project: Path) -> None:
     """Before, a changed argument took the calibration of the smaller model: it is valid for its own arguments."""
     narrow = a_task(project, width=64)
     kept(narrow, path_of(narrow, {}))
@@ -128,7 +128,7 @@ def test_the_project_s_task_is_meant_even_if_only_another_was_calibrated(project
     assert located.path == path_of(a_task(project, width=128), {})
 
 
-def test_a_spec_is_that_of_the_project_with_its_arguments(project: Path) -> None:
+def test_a_spec_uses_the_arguments_of_the_project_config(project: Path) -> None:
     wide = a_task(project, width=128)
     path = kept(wide, path_of(wide, {}))
     (project / "train.py").write_text("def task(width): ...\n")
@@ -138,11 +138,11 @@ def test_a_spec_is_that_of_the_project_with_its_arguments(project: Path) -> None
     assert named_by("12:00/c.json", project, {}).path == Path("12:00/c.json"), "a colon makes no SPEC"
 
 
-def test_a_module_of_another_folder_is_another_task(project: Path) -> None:
+def test_the_same_module_name_in_another_folder_is_another_task(project: Path) -> None:
     assert task_file(a_task(project, "train:task")) != task_file(a_task(project / "src", "train:task"))
 
 
-def test_folders_that_may_not_be_searched_have_no_calibration(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_cannot_be_searched_have_no_calibration(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(path: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
@@ -153,7 +153,7 @@ def test_folders_that_may_not_be_searched_have_no_calibration(project: Path, mon
     assert calibrations_in(project) == []
 
 
-def test_a_file_of_an_earlier_version_is_not_meant_once_its_task_was_calibrated_again(project: Path) -> None:
+def test_a_recalibrated_task_ignores_the_file_of_an_earlier_version(project: Path) -> None:
     task = a_task(project)
     kept(task, project / ".batchcal" / NAME)
     own = kept(task, path_of(task, {}))
@@ -163,7 +163,7 @@ def test_a_file_of_an_earlier_version_is_not_meant_once_its_task_was_calibrated_
         find_calibration(project, {})
 
 
-def test_of_several_that_of_the_project_s_task_is_meant_and_else_none(project: Path) -> None:
+def test_several_calibrations_without_a_configured_task_are_ambiguous(project: Path) -> None:
     tasks = [a_task(project), a_task(project, "other.py:task")]
     paths = [kept(task, path_of(task, {})) for task in tasks]
     assert sorted(calibrations_in(project)) == sorted(paths)

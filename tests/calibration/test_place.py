@@ -60,7 +60,7 @@ def refused(path: Path, name: str = "--output") -> UsageError:
 
 
 @pytest.mark.parametrize("content", ["import torch\n", "{}", '{"kind": "plan"}', '[1, "kind": "calibration"]', "\x00\x01"])
-def test_a_file_of_the_user_is_never_replaced(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_calibration_is_never_replaced(tmp_path: Path, content: str) -> None:
     path = tmp_path / "train.py"
     path.write_text(content)
     error = refused(path)
@@ -69,7 +69,7 @@ def test_a_file_of_the_user_is_never_replaced(tmp_path: Path, content: str) -> N
     assert path.read_text() == content
 
 
-def test_a_calibration_whatever_became_of_it_and_an_empty_file_are_replaced(tmp_path: Path) -> None:
+def test_a_damaged_calibration_or_an_empty_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.touch()
     check_place(path, name="--output")
@@ -81,7 +81,7 @@ def test_a_calibration_whatever_became_of_it_and_an_empty_file_are_replaced(tmp_
     assert sorted(one.name for one in tmp_path.iterdir()) == ["c.json"]
 
 
-def test_folders_links_devices_and_files_within_the_path_are_refused(tmp_path: Path) -> None:
+def test_folders_links_devices_and_paths_below_a_file_are_rejected(tmp_path: Path) -> None:
     assert refused(tmp_path).try_ == f"--output {tmp_path / NAME}"
     target = tmp_path / "elsewhere.json"
     target.touch()
@@ -94,7 +94,7 @@ def test_folders_links_devices_and_files_within_the_path_are_refused(tmp_path: P
     assert "cannot be written" in refused(Path("/proc/nowhere/c.json"), "BATCHCAL_CALIBRATION").what
 
 
-def test_the_journal_beside_it_is_not_the_users_either(tmp_path: Path) -> None:
+def test_a_user_file_at_the_journal_path_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "mine.journal.jsonl").write_text('{"my": "notes"}\n')
     with pytest.raises(UsageError) as error:
         check_place(tmp_path / "mine.json", name="--output")
@@ -103,13 +103,13 @@ def test_the_journal_beside_it_is_not_the_users_either(tmp_path: Path) -> None:
     check_place(tmp_path / "mine.json", name="--output")
 
 
-def test_an_explicit_place_on_a_full_disk_is_refused_at_once(tmp_path: Path, full: Callable[[Path], None]) -> None:
+def test_an_explicit_output_on_a_full_disk_is_rejected_immediately(tmp_path: Path, full: Callable[[Path], None]) -> None:
     full(tmp_path)
     assert "the disk is full" in refused(tmp_path / "c.json").what
     assert no_rest(tmp_path)
 
 
-def test_the_default_place_falls_back_and_states_how_later_commands_find_it(home: Path, full: Callable[[Path], None]) -> None:
+def test_the_default_path_falls_back_with_a_notice_for_later_commands(home: Path, full: Callable[[Path], None]) -> None:
     own = home / ".batchcal" / task_file(task(home))
     assert place_for(task(home), {}) == Place(own)
     full(home)
@@ -127,16 +127,14 @@ def test_the_default_place_falls_back_and_states_how_later_commands_find_it(home
     assert no_rest(home.parent)
 
 
-def test_a_project_that_may_not_be_written_is_kept_in_the_cache_where_it_is_found(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_calibration_of_a_read_only_project_is_stored_in_the_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     place = place_for(task(home), {})
     assert place.path == cache_folder(home) / task_file(task(home))
     assert "later commands find it there" in place.notices[0]
 
 
-def test_a_variable_is_as_explicit_as_a_flag(home: Path) -> None:
+def test_an_environment_variable_is_checked_like_a_flag(home: Path) -> None:
     mine = home / "mine.py"
     mine.write_text("x = 1\n")
     with pytest.raises(UsageError, match=r"BATCHCAL_CALIBRATION .*mine.py is an existing file"):
@@ -146,7 +144,7 @@ def test_a_variable_is_as_explicit_as_a_flag(home: Path) -> None:
         place_for(task(home), {}, mine, name="--calibration")
 
 
-def test_a_damaged_file_in_our_own_folder_is_ours(home: Path) -> None:
+def test_a_damaged_file_in_the_batchcal_folder_can_be_replaced(home: Path) -> None:
     own = home / ".batchcal" / task_file(task(home))
     own.parent.mkdir()
     own.write_text("half of a calib")

@@ -74,7 +74,7 @@ def answers(path: Path, count: int, environment: dict[str, str] | None = None) -
     return told
 
 
-def test_of_eight_that_start_at_once_one_calibrates_and_seven_read_it(tmp_path: Path) -> None:
+def test_one_of_eight_concurrent_replicas_calibrates_and_seven_read_it(tmp_path: Path) -> None:
     told = answers(tmp_path / ".batchcal" / "calibration.json", 8)
 
     assert sorted(str(one["state"]) for one in told) == ["done"] * 7 + ["held"]
@@ -83,7 +83,7 @@ def test_of_eight_that_start_at_once_one_calibrates_and_seven_read_it(tmp_path: 
     assert all(one["notices"] == [] for one in told)
 
 
-def test_without_locks_each_calibrates_and_what_is_left_is_valid(tmp_path: Path) -> None:
+def test_without_file_locks_each_replica_calibrates_and_the_result_is_valid(tmp_path: Path) -> None:
     path = tmp_path / ".batchcal" / "calibration.json"
 
     told = answers(path, 3, faulty_environment(tmp_path, {"flock": "ENOLCK"}))

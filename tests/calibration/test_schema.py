@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support.calibrations import a_calibration, a_finding, options
 
 
-def test_the_finding_of_the_chosen_device_and_the_asked_allocator_is_the_default() -> None:
+def test_the_default_finding_has_the_chosen_device_and_allocator() -> None:
     tcmalloc, other = a_finding(allocator="tcmalloc"), a_finding(device="cuda:0")
     both = a_calibration(findings=(tcmalloc, a_finding(), other))
     asked = a_calibration(findings=(tcmalloc, a_finding()), options=options(allocator="tcmalloc"))

@@ -57,14 +57,14 @@ def resealed(**fields: JSON) -> bytes:
     return seal(payload | fields, key=OWN)
 
 
-def test_what_was_sealed_is_read_back_the_same() -> None:
+def test_a_sealed_calibration_is_read_back_unchanged() -> None:
     whole = a_calibration()
 
     assert read(sealed(whole, OWN), trust=Trust(OWN)) == (whole, ())
     assert read(sealed(whole, None), trust=Trust()) == (whole, ("the calibration is unsigned; its digest is correct",))
 
 
-def test_a_file_truncated_at_any_byte_is_refused() -> None:
+def test_a_file_truncated_at_any_byte_is_rejected() -> None:
     data = sealed(SMALL, OWN)
 
     reasons = {reason(data[:length], Trust(OWN)) for length in range(len(data))}
@@ -72,7 +72,7 @@ def test_a_file_truncated_at_any_byte_is_refused() -> None:
     assert reasons == {"malformed"}
 
 
-def test_every_single_flipped_bit_is_seen() -> None:
+def test_every_single_flipped_bit_is_detected() -> None:
     data = bytearray(sealed(SMALL, OWN))
     trust = Trust(OWN)
     accepted = []
@@ -99,7 +99,7 @@ def test_every_single_flipped_bit_is_seen() -> None:
         (None, Trust(), "unsigned"),
     ],
 )
-def test_a_file_is_accepted_and_the_reader_is_told_what_is_not_proven(signer: Key | None, trust: Trust, answer: str) -> None:
+def test_a_file_with_an_unverified_signature_is_accepted_with_a_notice(signer: Key | None, trust: Trust, answer: str) -> None:
     told = " ".join(notices(sealed(SMALL, signer), trust))
 
     assert answer in told
@@ -118,14 +118,12 @@ def test_a_file_is_accepted_and_the_reader_is_told_what_is_not_proven(signer: Ke
         (None, Trust(None, require_signature=True), "unsigned"),
     ],
 )
-def test_a_configured_key_or_a_required_signature_refuses_what_others_signed(
-    signer: Key | None, trust: Trust, answer: str
-) -> None:
+def test_a_configured_key_or_required_signature_rejects_other_signers(signer: Key | None, trust: Trust, answer: str) -> None:
     assert reason(sealed(SMALL, signer), trust) == answer
 
 
 @pytest.mark.parametrize("trust", [Trust(OWN), Trust(OWN, require_signature=True)])
-def test_a_signature_that_claims_our_key_and_is_not_ours_is_always_refused(trust: Trust) -> None:
+def test_a_forged_signature_with_our_key_id_is_always_rejected(trust: Trust) -> None:
     payload: dict[str, JSON] = SMALL.model_dump(mode="json")
     lie = with_signature(payload, {"algorithm": "hmac-sha256", "key_id": OWN.key_id, "value": "0" * 64})
 
@@ -144,11 +142,11 @@ def test_a_signature_that_claims_our_key_and_is_not_ours_is_always_refused(trust
         {"algorithm": "hmac-sha256", "key_id": OWN.key_id, "value": 7},
     ],
 )
-def test_an_odd_signature_is_a_bad_one(signature: JSON) -> None:
+def test_a_malformed_signature_is_a_bad_signature(signature: JSON) -> None:
     assert reason(with_signature(SMALL.model_dump(mode="json"), signature), Trust(OWN)) == "bad-signature"
 
 
-def test_an_edited_field_is_a_bad_digest() -> None:
+def test_an_edited_field_makes_the_digest_invalid() -> None:
     data = sealed(SMALL, OWN)
 
     assert reason(changed(data, status="partial"), Trust(OWN)) == "bad-digest"
@@ -180,12 +178,12 @@ def test_an_edited_field_is_a_bad_digest() -> None:
         ({"environment": {}}, "malformed"),
     ],
 )
-def test_a_sealed_file_with_impossible_content_is_refused_by_name(fields: dict[str, JSON], answer: str) -> None:
+def test_a_sealed_file_with_invalid_content_is_rejected_with_a_reason(fields: dict[str, JSON], answer: str) -> None:
     assert reason(resealed(**fields), Trust(OWN)) == answer
 
 
 @pytest.mark.parametrize("size", [0, -5, 2**31 + 1, True, 512.0])
-def test_a_batch_size_that_nobody_can_have_measured_is_refused(size: JSON) -> None:
+def test_an_impossible_batch_size_is_rejected(size: JSON) -> None:
     payload: dict[str, JSON] = a_calibration().model_dump(mode="json")
     findings = payload["findings"]
     assert isinstance(findings, list)
@@ -197,11 +195,11 @@ def test_a_batch_size_that_nobody_can_have_measured_is_refused(size: JSON) -> No
     assert reason(seal(payload, key=OWN), Trust(OWN)) == "malformed"
 
 
-def test_a_newer_format_is_told_before_its_seal_is_understood() -> None:
+def test_a_newer_format_is_reported_before_its_seal_is_checked() -> None:
     assert reason(dumps({"kind": "calibration", "format": 3, "seal": "of another kind"}), Trust(OWN)) == "newer-format"
 
 
-def test_the_same_document_written_otherwise_is_refused() -> None:
+def test_the_same_document_with_other_formatting_is_rejected() -> None:
     data = sealed(SMALL, OWN)
     document: object = json.loads(data)
     variants = [
@@ -218,11 +216,11 @@ def test_the_same_document_written_otherwise_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"[]", b"null", b"7", b'"text"', b"{}", b"", b"\0" * 100, b"{" * 5000])
-def test_other_documents_are_no_calibration(data: bytes) -> None:
+def test_other_json_documents_are_malformed_calibrations(data: bytes) -> None:
     assert reason(data, Trust()) == "malformed"
 
 
-def test_fields_of_a_later_version_survive_being_read_and_written() -> None:
+def test_fields_of_a_later_version_are_preserved_by_a_round_trip() -> None:
     payload: dict[str, JSON] = a_calibration().model_dump(mode="json")
     later: dict[str, JSON] = {"new": [1, 2.5, None, {"ü": "😀", "big": 2**64, "small": 1e-7, "minus": -0.0}], "newer": True}
     payload["later"] = dict(later)
@@ -243,6 +241,6 @@ def test_fields_of_a_later_version_survive_being_read_and_written() -> None:
     assert sealed(found[0], OWN) == data
 
 
-def test_a_value_that_could_not_be_read_again_is_not_sealed() -> None:
+def test_a_value_that_cannot_be_read_back_is_not_sealed() -> None:
     with pytest.raises(BadJson):
         seal({"kind": "calibration", "wall_s": float("nan")}, key=None)

@@ -48,16 +48,16 @@ def reason(path: Path, trust: Trust = TRUST) -> str:
     return found.reason
 
 
-def test_what_was_saved_is_loaded_the_same(path: Path) -> None:
+def test_a_saved_calibration_is_loaded_unchanged(path: Path) -> None:
     assert load(path, trust=TRUST) == Loaded(path=path, calibration=a_calibration())
 
 
-def test_the_folder_ignores_itself_in_git_and_holds_nothing_else(path: Path) -> None:
+def test_the_calibration_folder_contains_only_a_gitignore_and_the_calibration(path: Path) -> None:
     assert (path.parent / ".gitignore").read_text() == "*\n"
     assert sorted(name.name for name in path.parent.iterdir()) == [".gitignore", "calibration.json"]
 
 
-def test_an_own_gitignore_is_kept_and_other_folders_get_none(path: Path, tmp_path: Path) -> None:
+def test_an_existing_gitignore_is_kept_and_other_folders_get_none(path: Path, tmp_path: Path) -> None:
     (path.parent / ".gitignore").write_text("mine\n")
     save(a_calibration(), path, key=KEY)
     save(a_calibration(), tmp_path / "shared" / "calibration.json", key=KEY)
@@ -66,7 +66,7 @@ def test_an_own_gitignore_is_kept_and_other_folders_get_none(path: Path, tmp_pat
     assert [name.name for name in (tmp_path / "shared").iterdir()] == ["calibration.json"]
 
 
-def test_others_may_read_it_and_only_we_may_write_it(path: Path) -> None:
+def test_a_calibration_is_readable_by_all_and_writable_by_its_owner(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644 & ~_umask()
 
 
@@ -76,12 +76,12 @@ def _umask() -> int:
     return before
 
 
-def test_nothing_is_missing(tmp_path: Path) -> None:
+def test_a_calibration_that_does_not_exist_is_missing(tmp_path: Path) -> None:
     assert load(tmp_path / "calibration.json", trust=TRUST) == Missing(path=tmp_path / "calibration.json")
     assert isinstance(load(tmp_path / "no" / "folder" / "calibration.json", trust=TRUST), Missing)
 
 
-def test_a_symlink_is_not_ours_and_what_it_points_to_stays(path: Path, tmp_path: Path) -> None:
+def test_a_symlink_is_rejected_and_its_target_is_not_modified(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.json"
     link.symlink_to(path)
     before = path.read_bytes()
@@ -92,26 +92,26 @@ def test_a_symlink_is_not_ours_and_what_it_points_to_stays(path: Path, tmp_path:
     assert path.read_bytes() == before
 
 
-def test_a_fifo_a_device_and_a_folder_are_not_ours(tmp_path: Path) -> None:
+def test_a_fifo_a_device_and_a_folder_are_rejected_as_calibrations(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
 
     assert [reason(place) for place in (tmp_path / "fifo", Path("/dev/zero"), tmp_path)] == ["not-ours"] * 3
 
 
-def test_a_file_that_anybody_may_write_is_not_ours(path: Path) -> None:
+def test_a_world_writable_calibration_is_rejected(path: Path) -> None:
     path.chmod(0o666)
 
     assert reason(path) == "not-ours"
 
 
 @needs_root
-def test_a_file_of_another_user_is_not_ours(path: Path) -> None:
+def test_a_calibration_of_another_user_is_rejected(path: Path) -> None:
     os.chown(path, 12345, -1)
 
     assert reason(path) == "not-ours"
 
 
-def test_a_group_that_may_write_the_volume_passes_with_a_notice(path: Path) -> None:
+def test_a_group_writable_calibration_is_accepted_with_a_notice(path: Path) -> None:
     path.chmod(0o664)
     path.parent.chmod(0o775)
     found = load(path, trust=TRUST)
@@ -120,7 +120,7 @@ def test_a_group_that_may_write_the_volume_passes_with_a_notice(path: Path) -> N
     assert [notice.startswith("group ") for notice in found.notices] == [True]
 
 
-def test_a_folder_that_anybody_may_write_passes_with_a_notice(path: Path) -> None:
+def test_a_calibration_in_a_world_writable_folder_is_accepted_with_a_notice(path: Path) -> None:
     path.parent.chmod(0o777)
     found = load(path, trust=TRUST)
 
@@ -129,13 +129,13 @@ def test_a_folder_that_anybody_may_write_passes_with_a_notice(path: Path) -> Non
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff" * 64, b"x" * (MAX_BYTES + 1)])
-def test_rubbish_is_malformed(path: Path, data: bytes) -> None:
+def test_a_file_with_invalid_content_is_malformed(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
     assert reason(path) == "malformed"
 
 
-def test_a_file_signed_elsewhere_is_used_with_a_notice_or_refused_as_the_policy_says(path: Path) -> None:
+def test_the_policy_decides_if_a_file_signed_elsewhere_is_accepted(path: Path) -> None:
     here = find_or_make_trust({})
     found = load(path, trust=here)
 
@@ -144,7 +144,7 @@ def test_a_file_signed_elsewhere_is_used_with_a_notice_or_refused_as_the_policy_
     assert reason(path, Trust(here.key, require_signature=True)) == "bad-signature"
 
 
-def test_a_calibration_that_is_fresh_here_is_loaded_and_another_is_stale(path: Path) -> None:
+def test_load_fresh_returns_a_fresh_calibration_or_the_stale_reason(path: Path) -> None:
     hour_later = MADE_AT + timedelta(hours=1)
     fresh = load_fresh(path, fingerprint(), at=hour_later, trust=TRUST)
     late = load_fresh(path, fingerprint(), at=MADE_AT + timedelta(days=8), trust=TRUST)
@@ -158,7 +158,7 @@ def test_a_calibration_that_is_fresh_here_is_loaded_and_another_is_stale(path: P
     assert isinstance(missing, Missing)
 
 
-def test_a_calibration_of_format_1_still_reads() -> None:
+def test_a_calibration_of_format_1_can_be_loaded() -> None:
     """The file was written by the first release; it is never written anew."""
     trust = Trust(Key(b"the key of the kept calibrations", configured=True, source="tests"))
     found = load(DATA / "format-1.json", trust=trust)
@@ -187,7 +187,7 @@ def test_a_calibration_of_format_1_still_reads() -> None:
         ("cpu under tcmalloc, eval: two runs were inconclusive", "search"),
     ],
 )
-def test_sentences_of_format_1_become_parts_that_were_left_undone(path: Path, text: str, part: str) -> None:
+def test_undone_sentences_of_format_1_become_structured_parts(path: Path, text: str, part: str) -> None:
     old: dict[str, JSON] = a_calibration(status="unsettled").model_dump(mode="json") | {"format": 1, "undone": [text]}
     path.write_bytes(seal(old, key=KEY))
 
@@ -198,14 +198,14 @@ def test_sentences_of_format_1_become_parts_that_were_left_undone(path: Path, te
     assert read_again(path).undone == found.calibration.undone
 
 
-def test_a_file_of_format_1_whose_sentences_are_none_is_malformed(path: Path) -> None:
+def test_a_file_of_format_1_with_invalid_undone_sentences_is_malformed(path: Path) -> None:
     for wrong in ("all of it", [3], {"part": "search"}):
         old: dict[str, JSON] = a_calibration().model_dump(mode="json") | {"format": 1, "undone": wrong}
         path.write_bytes(seal(old, key=KEY))
         assert reason(path) == "malformed"
 
 
-def test_a_calibration_too_large_to_be_read_again_is_not_saved_and_the_old_one_stays(path: Path) -> None:
+def test_a_calibration_too_large_to_load_is_not_saved_and_the_old_one_is_kept(path: Path) -> None:
     before = path.read_bytes()
 
     with pytest.raises(NotSaved, match="the file would have"):
@@ -214,7 +214,7 @@ def test_a_calibration_too_large_to_be_read_again_is_not_saved_and_the_old_one_s
     assert path.read_bytes() == before
 
 
-def test_where_the_folder_cannot_be_made_the_error_says_what_to_type(tmp_path: Path) -> None:
+def test_an_error_for_a_folder_that_cannot_be_created_suggests_output(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(NotSaved) as error:
@@ -225,7 +225,7 @@ def test_where_the_folder_cannot_be_made_the_error_says_what_to_type(tmp_path: P
     assert "BATCHCAL_CALIBRATION" in error.value.try_
 
 
-def test_the_journal_and_the_lock_lie_beside_the_calibration() -> None:
+def test_the_journal_and_the_lock_are_next_to_the_calibration() -> None:
     path = Path("/x/.batchcal/calibration.json")
 
     assert journal_path(path) == Path("/x/.batchcal/calibration.journal.jsonl")
@@ -236,7 +236,7 @@ REASONS: list[StaleReason] = ["expired", "newer-format", "not-ours", "bad-signat
 
 
 @pytest.mark.parametrize("why", REASONS)
-def test_who_needs_a_calibration_is_told_why_there_is_none_and_what_to_type(why: StaleReason) -> None:
+def test_a_stale_calibration_is_an_error_with_its_reason_and_a_command(why: StaleReason) -> None:
     error = refusal(Stale(reason=why, detail="as it is"), Path("/x/c.json"))
 
     assert exit_code_of(error) == 3
@@ -245,7 +245,7 @@ def test_who_needs_a_calibration_is_told_why_there_is_none_and_what_to_type(why:
     assert error.try_
 
 
-def test_who_has_none_is_told_to_calibrate() -> None:
+def test_a_missing_calibration_is_an_error_that_suggests_calibrate() -> None:
     error = refusal(Missing(path=Path("/x/c.json")), Path("/x/c.json"))
 
     assert exit_code_of(error) == 3

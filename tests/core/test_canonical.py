@@ -51,7 +51,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_json_is_refused_with_its_reason(name: str) -> None:
+def test_hostile_json_is_rejected_with_its_reason(name: str) -> None:
     data, reason = HOSTILE[name]
 
     with pytest.raises(BadJson) as refused:
@@ -63,7 +63,7 @@ def test_hostile_json_is_refused_with_its_reason(name: str) -> None:
 
 @given(values)
 @settings(deadline=None, database=None)
-def test_what_is_written_reads_back_and_has_one_rendering(value: JSON) -> None:
+def test_a_json_value_is_read_back_unchanged_and_has_one_rendering(value: JSON) -> None:
     written = dumps(value)
 
     assert loads(written) == value
@@ -73,7 +73,7 @@ def test_what_is_written_reads_back_and_has_one_rendering(value: JSON) -> None:
 
 @given(st.binary(max_size=200))
 @settings(deadline=None, database=None)
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+def test_any_bytes_are_read_or_raise_bad_json(data: bytes) -> None:
     try:
         value = loads(data)
     except BadJson:
@@ -85,28 +85,28 @@ def test_the_order_of_keys_does_not_matter() -> None:
     assert dumps({"b": [1, 2.5], "a": {"d": None, "c": "ü"}}) == dumps({"a": {"c": "ü", "d": None}, "b": [1, 2.5]})
 
 
-def test_the_rendering_is_for_people_and_ends_with_a_newline() -> None:
+def test_dumps_indents_and_ends_with_a_newline() -> None:
     assert dumps({"b": [1, True], "a": "é"}) == '{\n "a": "é",\n "b": [\n  1,\n  true\n ]\n}\n'.encode()
     assert dumps_line({"b": [1, True], "a": "é"}) == '{"a":"é","b":[1,true]}'.encode()
 
 
-def test_the_deepest_that_is_read_is_written_too() -> None:
+def test_the_deepest_nesting_that_can_be_read_can_be_written() -> None:
     deepest = b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH
 
     assert dumps_line(loads(deepest)) == deepest
 
 
-def test_a_whole_surrogate_pair_is_a_character() -> None:
+def test_a_complete_surrogate_pair_is_one_character() -> None:
     assert loads(b'"\\ud83d\\ude00"') == "😀"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")], "\ud800", {"\udfff": 1}])
-def test_what_could_not_be_read_again_is_not_written(value: JSON) -> None:
+def test_a_json_value_that_cannot_be_read_back_is_not_written(value: JSON) -> None:
     with pytest.raises(BadJson):
         dumps(value)
 
 
-def test_a_value_nested_without_end_is_not_written() -> None:
+def test_a_value_with_too_deep_nesting_is_not_written() -> None:
     endless: list[JSON] = []
     for _ in range(100_000):
         endless = [endless]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from batchcal.core.clock import Clock, ManualClock, SystemClock
 
 
-def test_a_manual_clock_moves_only_when_it_is_told_to() -> None:
+def test_a_manual_clock_advances_only_with_move() -> None:
     start = datetime(2026, 7, 1, tzinfo=UTC)
     clock: Clock = ManualClock(start)
     stood = (clock.now(), clock.monotonic())
@@ -19,7 +19,7 @@ def test_a_manual_clock_moves_only_when_it_is_told_to() -> None:
     assert clock.monotonic() == 90.0
 
 
-def test_the_machines_clock_knows_its_zone_and_goes_forward() -> None:
+def test_the_system_clock_is_in_utc_and_monotonic() -> None:
     clock: Clock = SystemClock()
 
     assert clock.now().tzinfo is UTC

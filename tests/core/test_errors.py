@@ -35,11 +35,11 @@ def descendants(kind: type[BatchcalError]) -> set[type[BatchcalError]]:
 
 
 @pytest.mark.parametrize("kind", CODES)
-def test_each_error_has_the_exit_code_that_scripts_know(kind: type[BatchcalError]) -> None:
+def test_each_error_has_its_documented_exit_code(kind: type[BatchcalError]) -> None:
     assert exit_code_of(kind("it broke")) == CODES[kind]
 
 
-def test_no_two_errors_share_an_exit_code_but_the_unexpected_ones() -> None:
+def test_error_exit_codes_are_unique_except_for_unexpected_errors() -> None:
     told = [kind.exit_code for kind in descendants(BatchcalError) if "exit_code" in vars(kind)]
 
     assert len(told) == len(set(told))
@@ -47,7 +47,7 @@ def test_no_two_errors_share_an_exit_code_but_the_unexpected_ones() -> None:
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(2, 130), (15, 143)])
-def test_a_signal_beats_every_other_code(signal_number: int, code: int) -> None:
+def test_a_signal_determines_the_exit_code(signal_number: int, code: int) -> None:
     assert exit_code_of(Interrupted(signal_number)) == code
 
 
@@ -69,7 +69,7 @@ def test_an_interruption_is_the_same_after_pickling() -> None:
     assert str(again) == "stopped in probe 3\n note: 2 are saved\n  try: run it again"
 
 
-def test_parts_that_are_not_known_are_left_out() -> None:
+def test_an_error_message_omits_empty_parts() -> None:
     assert str(UsageError("no")) == "no"
     assert str(UsageError("no", try_="yes")) == "no\n  try: yes"
     assert str(Interrupted(2)) == "stopped by signal 2"

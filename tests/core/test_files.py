@@ -24,7 +24,7 @@ def refusal(path: Path, *, max_bytes: int = 1000) -> str:
     return refused.value.reason
 
 
-def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_an_atomic_write_replaces_the_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     path.write_bytes(b"a much longer old value")
 
@@ -34,7 +34,7 @@ def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_is_private_unless_asked_and_the_umask_holds(tmp_path: Path) -> None:
+def test_a_file_is_private_by_default_and_respects_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_atomically(tmp_path / "secret", b"")
@@ -46,7 +46,7 @@ def test_a_file_is_private_unless_asked_and_the_umask_holds(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o640
 
 
-def test_a_symlink_at_the_target_is_replaced_and_what_it_pointed_to_is_untouched(tmp_path: Path) -> None:
+def test_a_write_replaces_a_symlink_and_does_not_modify_its_target(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")
     path = tmp_path / "value.json"
@@ -59,7 +59,7 @@ def test_a_symlink_at_the_target_is_replaced_and_what_it_pointed_to_is_untouched
     assert not path.is_symlink()
 
 
-def test_a_write_that_breaks_off_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+def test_an_interrupted_write_keeps_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     path.write_bytes(b"old")
 
@@ -70,7 +70,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_no_temporary_one(tmp_pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_target_that_cannot_be_replaced_keeps_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_at_the_target_path_is_not_modified(tmp_path: Path) -> None:
     folder = tmp_path / "value.json"
     (folder / "inside").mkdir(parents=True)
 
@@ -81,12 +81,12 @@ def test_a_target_that_cannot_be_replaced_keeps_what_it_holds(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_write_into_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_write_into_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "nowhere" / "value.json", b"new")
 
 
-def test_temporary_files_of_killed_writers_are_collected_after_an_hour(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_writers_are_removed_after_an_hour(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     old, young, others = (
         tmp_path / name for name in (".value.json.aa.batchcal-tmp", ".value.json.bb.batchcal-tmp", ".value.json.swp")
@@ -104,7 +104,7 @@ def test_temporary_files_of_killed_writers_are_collected_after_an_hour(tmp_path:
     assert others.exists()
 
 
-def test_a_folder_posing_as_a_leftover_does_not_stop_a_write(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_temporary_file_does_not_block_a_write(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     trap = tmp_path / ".value.json.aa.batchcal-tmp"
     trap.mkdir()
@@ -116,18 +116,18 @@ def test_a_folder_posing_as_a_leftover_does_not_stop_a_write(tmp_path: Path) -> 
     assert trap.is_dir()
 
 
-def test_a_folder_that_cannot_be_synced_is_no_error() -> None:
+def test_a_folder_that_does_not_support_sync_is_not_an_error() -> None:
     sync_folder(Path("/proc/self"))  # answers EINVAL
 
 
-def test_a_file_of_ours_is_read_whole(tmp_path: Path) -> None:
+def test_a_valid_file_is_read_completely(tmp_path: Path) -> None:
     path = tmp_path / "value"
     write_atomically(path, b"x" * 1000)
 
     assert read_guarded(path, max_bytes=1000) == (b"x" * 1000, (), 0o600)
 
 
-def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected_as_missing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     assert refusal(tmp_path / "value") == "missing"
@@ -143,7 +143,7 @@ def test_a_symlink_is_not_followed(tmp_path: Path) -> None:
     assert [refusal(tmp_path / name) for name in ("link", "dangling", "circle")] == ["not-regular"] * 3
 
 
-def test_a_folder_reached_through_a_symlink_is_fine_but_not_through_a_circle(tmp_path: Path) -> None:
+def test_a_symlinked_folder_is_accepted_but_a_symlink_loop_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "value").write_bytes(b"real")
     (tmp_path / "way").symlink_to("folder")
@@ -153,7 +153,7 @@ def test_a_folder_reached_through_a_symlink_is_fine_but_not_through_a_circle(tmp
     assert refusal(tmp_path / "circle" / "value") == "unreadable"
 
 
-def test_a_fifo_a_device_a_folder_and_a_socket_are_refused_at_once(tmp_path: Path) -> None:
+def test_a_fifo_a_device_a_folder_and_a_socket_are_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -163,7 +163,7 @@ def test_a_fifo_a_device_a_folder_and_a_socket_are_refused_at_once(tmp_path: Pat
         assert [refusal(name) for name in names] == ["not-regular"] * 5
 
 
-def test_a_file_that_anybody_may_write_is_refused(tmp_path: Path) -> None:
+def test_a_world_writable_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "value"
     path.touch()
     path.chmod(0o666)
@@ -171,7 +171,7 @@ def test_a_file_that_anybody_may_write_is_refused(tmp_path: Path) -> None:
     assert refusal(path) == "world-writable"
 
 
-def test_a_file_that_a_group_may_write_passes_and_is_told(tmp_path: Path) -> None:
+def test_a_group_writable_file_is_read_with_a_notice(tmp_path: Path) -> None:
     path = tmp_path / "value"
     path.touch()
     path.chmod(0o660)
@@ -179,7 +179,7 @@ def test_a_file_that_a_group_may_write_passes_and_is_told(tmp_path: Path) -> Non
     assert "may write" in read_guarded(path, max_bytes=10).notices[0]
 
 
-def test_a_folder_that_anybody_may_write_is_told_unless_it_is_sticky(tmp_path: Path) -> None:
+def test_a_world_writable_folder_produces_a_notice_unless_it_is_sticky(tmp_path: Path) -> None:
     path = tmp_path / "value"
     write_atomically(path, b"")
     tmp_path.chmod(0o777)
@@ -192,7 +192,7 @@ def test_a_folder_that_anybody_may_write_is_told_unless_it_is_sticky(tmp_path: P
 
 
 @needs_root
-def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_user_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "value"
     path.touch()
     os.chown(path, 12345, -1)
@@ -200,7 +200,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
     assert refusal(path) == "foreign-owner"
 
 
-def test_a_file_over_the_cap_is_refused_by_its_size_or_while_reading(tmp_path: Path) -> None:
+def test_a_file_above_the_size_limit_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "value"
     path.write_bytes(b"x" * 11)
 
@@ -208,16 +208,16 @@ def test_a_file_over_the_cap_is_refused_by_its_size_or_while_reading(tmp_path: P
     assert refusal(Path("/proc/self/status"), max_bytes=10) == "too-large"  # says that its size is 0
 
 
-def test_a_disk_error_while_reading_is_a_refusal() -> None:
+def test_a_file_with_a_read_error_is_rejected_as_unreadable() -> None:
     assert refusal(Path("/proc/self/mem")) == "unreadable"  # address 0: EIO
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_a_name_that_cannot_be_opened_is_a_refusal(tmp_path: Path, name: str) -> None:
+def test_an_invalid_file_name_is_rejected_as_unreadable(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path / name) == "unreadable"
 
 
-def test_a_signal_at_the_first_line_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_creation_of_a_file_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, opened = tmp_path / "file", os.open
 
     def interrupted(name: str | Path, flags: int, mode: int = 0o777) -> int:

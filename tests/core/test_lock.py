@@ -83,7 +83,7 @@ def test_a_free_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
     assert not lock.is_held
 
 
-def test_what_is_there_already_is_not_made_again_though_the_lock_is_free(tmp_path: Path) -> None:
+def test_a_free_lock_is_not_acquired_if_the_result_already_exists(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock")
 
     assert lock.acquire(wait_s=0, done=lambda: True).state == "done"
@@ -91,7 +91,7 @@ def test_what_is_there_already_is_not_made_again_though_the_lock_is_free(tmp_pat
     assert Lock(tmp_path / "lock").acquire(wait_s=0).state == "held"
 
 
-def test_where_no_lock_file_can_be_made_one_goes_on_without_and_says_so(tmp_path: Path) -> None:
+def test_an_unavailable_lock_file_produces_a_notice_and_no_error(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
 
     result = Lock(tmp_path / "folder").acquire(wait_s=0)
@@ -101,7 +101,7 @@ def test_where_no_lock_file_can_be_made_one_goes_on_without_and_says_so(tmp_path
 
 
 @pytest.mark.child
-def test_a_process_that_waits_states_for_which_process_and_how_long(tmp_path: Path) -> None:
+def test_a_waiting_process_reports_the_lock_holder_and_the_time_limit(tmp_path: Path) -> None:
     texts: list[str] = []
     with holder(tmp_path / "lock") as (process, _):
         Lock(tmp_path / "lock").acquire(wait_s=0.3, on_wait=texts.append)
@@ -110,7 +110,7 @@ def test_a_process_that_waits_states_for_which_process_and_how_long(tmp_path: Pa
     assert "up to 0.3 s" in text
 
 
-def test_a_lock_file_with_other_content_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_lock_file_with_other_content_is_not_modified(tmp_path: Path) -> None:
     path = tmp_path / "poetry.lock"
     path.write_text("mine\n")
     with Lock(path) as lock:
@@ -119,7 +119,7 @@ def test_a_lock_file_with_other_content_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.child
-def test_who_waits_gives_up_when_his_time_is_over(tmp_path: Path) -> None:
+def test_waiting_for_a_lock_ends_after_the_time_limit(tmp_path: Path) -> None:
     clock = ManualClock(datetime(2026, 7, 1, tzinfo=UTC))
     waits: list[float] = []
 
@@ -137,7 +137,7 @@ def test_who_waits_gives_up_when_his_time_is_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.child
-def test_who_waits_stops_as_soon_as_the_other_has_made_it(tmp_path: Path) -> None:
+def test_waiting_for_a_lock_ends_when_another_process_has_the_result(tmp_path: Path) -> None:
     looks = iter([False, False, True])
     with holder(tmp_path / "lock"):
         result = Lock(tmp_path / "lock", sleep=lambda seconds: None).acquire(wait_s=60, done=lambda: next(looks))
@@ -148,7 +148,7 @@ def test_who_waits_stops_as_soon_as_the_other_has_made_it(tmp_path: Path) -> Non
 @pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.parametrize("meanwhile", ["nothing", "exec", "fork"])
-def test_a_killed_holder_lets_go_though_a_process_that_it_started_lives_on(tmp_path: Path, meanwhile: str) -> None:
+def test_a_killed_holder_releases_the_lock_even_if_its_child_still_runs(tmp_path: Path, meanwhile: str) -> None:
     path = tmp_path / "lock"
     with holder(path, meanwhile) as (process, _):
         process.kill()
@@ -159,7 +159,7 @@ def test_a_killed_holder_lets_go_though_a_process_that_it_started_lives_on(tmp_p
 
 @pytest.mark.child
 @pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP", "EIO"])
-def test_a_file_system_without_locks_is_told_and_does_not_stop_us(tmp_path: Path, error: str) -> None:
+def test_a_file_system_without_locks_produces_a_notice_and_no_error(tmp_path: Path, error: str) -> None:
     state, _, notice = a_try(tmp_path / "lock", faulty_environment(tmp_path, {"flock": error})).partition(" ")
 
     assert state == "unavailable"
@@ -167,7 +167,7 @@ def test_a_file_system_without_locks_is_told_and_does_not_stop_us(tmp_path: Path
 
 
 @pytest.mark.child
-def test_a_system_without_flock_still_keeps_processes_apart(tmp_path: Path) -> None:
+def test_a_system_without_flock_still_locks(tmp_path: Path) -> None:
     environment = faulty_environment(tmp_path, {"flock": "ENOSYS"})
 
     assert a_try(tmp_path / "lock", environment).startswith("held")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from batchcal.core.progress import Note, Progress, Recorded, Silent, key_values
 
 
-def test_a_line_names_the_event_and_its_fields_in_order() -> None:
+def test_an_event_line_contains_the_name_and_the_fields_in_order() -> None:
     line = key_values(
         "probe_ended", {"batch": 512, "outcome": "fits", "wall_s": 2.5, "fresh": True, "why": None, "verified": False}
     )
@@ -18,7 +18,7 @@ def test_a_line_names_the_event_and_its_fields_in_order() -> None:
     assert line == "probe_ended batch=512 outcome=fits wall_s=2.5 fresh=true verified=false"
 
 
-def test_text_that_would_break_the_line_is_quoted() -> None:
+def test_text_with_spaces_quotes_or_newlines_is_quoted() -> None:
     line = key_values("x", {"a": "two words", "b": "", "c": 'say "no"', "d": "k=v", "e": "one\ntwo\tthree"})
 
     assert line == r'x a="two words" b="" c="say \"no\"" d="k=v" e="one\ntwo\tthree"'
@@ -26,7 +26,7 @@ def test_text_that_would_break_the_line_is_quoted() -> None:
 
 @given(st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"])))
 @settings(deadline=None, database=None)
-def test_a_shell_reads_back_any_text_that_was_quoted(text: str) -> None:
+def test_quoted_text_can_be_parsed_by_a_shell(text: str) -> None:
     line = key_values("x", {"a": text})
 
     assert "\n" not in line
@@ -36,7 +36,7 @@ def test_a_shell_reads_back_any_text_that_was_quoted(text: str) -> None:
         assert line == f"x a={text}"
 
 
-def test_a_listener_may_keep_everything_or_nothing() -> None:
+def test_a_listener_can_record_or_ignore_events() -> None:
     recorded = Recorded()
     listeners: list[Progress[Note]] = [Silent(), recorded]
     for listener in listeners:

@@ -14,7 +14,7 @@ PROJECT = SettingSource(
 )
 
 
-def test_a_flag_beats_the_environment_and_that_beats_the_files() -> None:
+def test_a_flag_overrides_the_environment_and_both_override_files() -> None:
     everything = Settings(flags={"margin": "5%"}, environ={"BATCHCAL_MARGIN": "10%"}, files=(CONFIG, PROJECT))
     assert everything.of(CalibrateSettings.margin) == Setting(0.05, "flag --margin")
     without_flag = Settings(flags={"margin": None}, environ={"BATCHCAL_MARGIN": "10%"}, files=(CONFIG, PROJECT))
@@ -36,17 +36,17 @@ def test_files_are_merged_key_by_key() -> None:
     assert both.train.drop_last is True
 
 
-def test_a_flag_of_another_name_is_named_as_it_was_typed() -> None:
+def test_an_error_names_a_renamed_flag_as_the_user_typed_it() -> None:
     settings = Settings(flags={"samples": "x"}, flag_names={"samples": "--calibration-samples"}, environ={})
     with pytest.raises(UsageError, match=r"^calibration-samples 'x' is not a whole number"):
         settings.of(CalibrateSettings.samples)
 
 
-def test_an_empty_variable_is_not_set() -> None:
+def test_an_empty_environment_variable_counts_as_unset() -> None:
     assert Settings(environ={"BATCHCAL_SAMPLES": ""}).of(CalibrateSettings.samples).origin == "default"
 
 
-def test_what_was_given_is_listed_with_its_origin() -> None:
+def test_non_default_settings_are_listed_with_their_origin() -> None:
     settings = Settings(flags={"max_batch": "64"}, environ={"BATCHCAL_SEED": "7"}, files=(CONFIG,))
     assert settings.non_defaults() == [
         ("calibrate", "margin", "0.2", "configs/x.toml [calibrate] margin"),
@@ -68,7 +68,7 @@ def test_what_was_given_is_listed_with_its_origin() -> None:
         ),
     ],
 )
-def test_a_bare_2g_is_refused_with_the_reason_and_the_place(where: dict[str, object], text: str) -> None:
+def test_an_ambiguous_size_is_rejected_with_the_reason_and_its_origin(where: dict[str, object], text: str) -> None:
     flags, environ, files = where.get("flags"), where.get("environ", {}), where.get("files", ())
     assert flags is None or isinstance(flags, dict)
     assert isinstance(environ, dict)
@@ -105,12 +105,12 @@ def test_a_size_in_a_file_needs_a_unit_even_as_a_number() -> None:
         (TrainSettings.drop_last, "maybe", "drop-last 'maybe' is neither true nor false"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_name(option: Option[object], text: str, says: str) -> None:
+def test_an_invalid_option_value_is_rejected_by_name(option: Option[object], text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Settings(flags={option.key: text}, environ={}).of(option)
 
 
-def test_every_option_reads_its_own_default_or_leaves_it_open() -> None:
+def test_every_option_can_parse_its_own_default() -> None:
     for option in Settings.options():
         setting = Settings(environ={}).of(option)
         assert setting.origin == "default"
@@ -119,29 +119,29 @@ def test_every_option_reads_its_own_default_or_leaves_it_open() -> None:
             assert Settings(flags={option.key: text}, environ={}).of(option).value == setting.value
 
 
-def test_an_unknown_key_is_refused_with_the_one_that_was_meant() -> None:
+def test_an_unknown_key_is_rejected_with_a_suggestion() -> None:
     with pytest.raises(UsageError) as caught:
         Settings(environ={}, files=(SettingSource("x.toml", {"calibrate": {"margn": "10%"}}),))
     assert caught.value.what == "x.toml: unknown key 'margn' in [calibrate] (did you mean margin?)"
     assert caught.value.try_ == "margin instead of margn"
 
 
-def test_a_key_in_the_wrong_table_is_sent_to_the_right_one() -> None:
+def test_the_error_for_a_key_in_the_wrong_table_names_the_right_table() -> None:
     with pytest.raises(UsageError, match=r"epochs does not belong to \[tool.batchcal.calibrate\]") as caught:
         Settings(environ={}, files=(SettingSource("pyproject.toml", {"calibrate": {"epochs": 3}}, prefix="tool.batchcal."),))
     assert caught.value.try_ == "[tool.batchcal.train]\nepochs = 3"
 
 
-def test_a_list_is_no_value() -> None:
+def test_a_list_is_not_a_valid_value() -> None:
     with pytest.raises(UsageError, match=r"x.toml \[calibrate\] margin is not a single value"):
         Settings(environ={}, files=(SettingSource("x.toml", {"calibrate": {"margin": [1]}}),)).of(CalibrateSettings.margin)
 
 
-def test_a_table_of_a_later_verb_is_left_alone() -> None:
+def test_an_unknown_table_is_ignored() -> None:
     assert Settings(environ={}, files=(SettingSource("x.toml", {"hpo": {"trials": 3}}),)).non_defaults() == []
 
 
-def test_a_misspelt_variable_is_told_and_ours_are_not() -> None:
+def test_a_misspelled_environment_variable_is_reported() -> None:
     ours = {
         "BATCHCAL_CALIBRATION": "x",
         "BATCHCAL_KEY_FILE": "k",
@@ -157,7 +157,7 @@ def test_a_misspelt_variable_is_told_and_ours_are_not() -> None:
     )
 
 
-def test_a_key_names_one_setting() -> None:
+def test_option_keys_are_unique() -> None:
     keys = [option.key for option in Settings.options()]
     assert sorted(set(keys)) == sorted(keys), "flags and variables have no table"
 
@@ -174,7 +174,7 @@ def test_a_key_names_one_setting() -> None:
         ),
     ],
 )
-def test_an_error_from_elsewhere_names_the_setting_as_the_user_gave_it(settings: dict[str, object], what: str, try_: str) -> None:
+def test_an_error_names_the_flag_variable_or_key_that_the_user_set(settings: dict[str, object], what: str, try_: str) -> None:
     flags, environ, files = settings.get("flags"), settings.get("environ", {}), settings.get("files", ())
     assert flags is None or isinstance(flags, dict)
     assert isinstance(environ, dict)
@@ -185,7 +185,7 @@ def test_an_error_from_elsewhere_names_the_setting_as_the_user_gave_it(settings:
     assert (error.what, error.try_) == (what, try_)
 
 
-def test_settings_that_contradict_each_other_are_named_once() -> None:
+def test_an_error_about_contradictory_settings_names_each_of_them_once() -> None:
     settings = Settings(environ={}, files=(SettingSource("x.toml", {"calibrate": {"max_batch": 8, "multiple_of": 32}}),))
     error = settings.respelled(UsageError("no batch is a multiple of 32", try_="--max-batch 32 or a smaller --multiple-of"))
     assert error.what == "x.toml [calibrate] max_batch: no batch is a multiple of 32"

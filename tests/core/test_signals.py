@@ -11,7 +11,7 @@ from batchcal.core.errors import Interrupted
 from batchcal.core.signals import raised_as_interrupted
 
 
-def test_a_repeated_sigterm_does_not_disturb_the_clean_end() -> None:
+def test_a_repeated_sigterm_does_not_interrupt_cleanup() -> None:
     ended = []
     with pytest.raises(Interrupted) as caught, raised_as_interrupted():
         try:
@@ -23,7 +23,7 @@ def test_a_repeated_sigterm_does_not_disturb_the_clean_end() -> None:
     assert ended
 
 
-def test_a_later_signal_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_after_the_repeat_window_ends_the_process_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "REPEAT_S", 0.0)
     died = []
     before = signal.getsignal(signal.SIGTERM)

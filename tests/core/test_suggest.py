@@ -14,6 +14,6 @@ from batchcal.core.suggest import closest, did_you_mean
         ("", ("memory",), None),
     ],
 )
-def test_the_value_that_was_meant(typed: str, choices: tuple[str, ...], meant: str | None) -> None:
+def test_a_misspelled_value_gets_the_closest_suggestion(typed: str, choices: tuple[str, ...], meant: str | None) -> None:
     assert closest(typed, choices) == meant
     assert did_you_mean(typed, choices) == (f" (did you mean {meant}?)" if meant else "")

@@ -29,12 +29,12 @@ from batchcal.core.units import (
         ("1tb", 10**12),
     ],
 )
-def test_a_size_with_its_unit_is_bytes(text: str, size: int) -> None:
+def test_a_size_with_a_unit_is_parsed_to_bytes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["2g", "2G", "512m", "4k", "1T"])
-def test_a_bare_letter_is_refused_since_it_means_two_things(text: str) -> None:
+def test_a_size_with_an_ambiguous_unit_letter_is_rejected(text: str) -> None:
     with pytest.raises(UsageError) as refused:
         parse_size(text, name="memory-limit")
 
@@ -55,7 +55,7 @@ def test_a_missing_or_unknown_unit_is_named(text: str, part: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0GiB", "1e3MiB", "zwei GiB", "0.1B"])
-def test_what_is_no_positive_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_rejected(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)
 
@@ -64,23 +64,23 @@ def test_what_is_no_positive_size_is_refused(text: str) -> None:
     ("text", "seconds"),
     [("60s", 60.0), ("2m", 120.0), ("2 min", 120.0), ("500ms", 0.5), ("1h", 3600.0), ("7d", 604_800.0), ("90", 90.0)],
 )
-def test_a_duration_is_seconds(text: str, seconds: float) -> None:
+def test_a_duration_is_parsed_to_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0s", "-5s", "5 weeks"])
-def test_what_is_no_positive_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match=r"not a duration|not positive"):
         parse_duration(text)
 
 
 @pytest.mark.parametrize(("text", "fraction"), [("15%", 0.15), ("0.15", 0.15), ("0", 0.0), (" 60 %", 0.6)])
-def test_a_fraction_is_written_as_percent_or_as_a_number(text: str, fraction: float) -> None:
+def test_a_fraction_is_parsed_from_a_percentage_or_a_number(text: str, fraction: float) -> None:
     assert parse_fraction(text, name="margin") == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize("text", ["", "all", "1", "100%", "-1%", "15", "nan"])
-def test_what_is_no_fraction_is_refused(text: str) -> None:
+def test_an_invalid_fraction_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="not a fraction"):
         parse_fraction(text, name="margin")
 
@@ -99,13 +99,13 @@ def test_what_is_no_fraction_is_refused(text: str) -> None:
         (-(2**20), "-1.00 MiB"),
     ],
 )
-def test_bytes_are_told_with_three_digits(count: float, text: str) -> None:
+def test_bytes_are_formatted_with_three_digits(count: float, text: str) -> None:
     assert format_bytes(count) == text
 
 
 @given(st.integers(1, 2**50))
 @settings(deadline=None, database=None)
-def test_what_is_told_reads_back_within_its_digits(count: int) -> None:
+def test_formatted_bytes_are_parsed_back_within_rounding(count: int) -> None:
     assert parse_size(format_bytes(count)) == pytest.approx(count, rel=0.01, abs=1)
 
 
@@ -113,9 +113,9 @@ def test_what_is_told_reads_back_within_its_digits(count: int) -> None:
     ("seconds", "text"),
     [(0.0434, "43 ms"), (1.23, "1.2 s"), (59.94, "59.9 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (529_200, "6 d 3 h")],
 )
-def test_seconds_are_told_in_the_unit_that_fits(seconds: float, text: str) -> None:
+def test_seconds_are_formatted_with_a_suitable_unit(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_one_probe_and_two_probes() -> None:
+def test_a_count_of_one_uses_the_singular() -> None:
     assert [count_of(number, "probe") for number in (0, 1, 2)] == ["0 probes", "1 probe", "2 probes"]

@@ -16,19 +16,19 @@ class Kept(Record):
     size: float
 
 
-def test_an_unknown_field_is_a_mistake_in_our_own_values() -> None:
+def test_an_unknown_field_of_an_internal_value_is_an_error() -> None:
     with pytest.raises(ValidationError):
         Ours.model_validate({"size": 1.0, "sise": 2.0})
 
 
-def test_an_unknown_field_of_a_file_is_written_again() -> None:
+def test_an_unknown_field_of_a_file_record_is_preserved() -> None:
     later = {"size": 1.0, "added_in_format_1_too": {"deep": [1, None]}}
 
     assert Kept.model_validate(later).model_dump(mode="json") == later
 
 
 @pytest.mark.parametrize("kind", [Ours, Kept])
-def test_values_do_not_change_and_hold_no_infinite_number(kind: type[Ours] | type[Kept]) -> None:
+def test_values_are_immutable_and_reject_infinite_numbers(kind: type[Ours] | type[Kept]) -> None:
     value, field = kind(size=1.0), "size"
 
     with pytest.raises(ValidationError):

@@ -32,7 +32,7 @@ def nvidia(root: Path, models: tuple[str, ...] = ("NVIDIA H200",), *, version: s
     return machine
 
 
-def test_a_machine_without_drivers_has_none(tmp_path: Path) -> None:
+def test_a_machine_without_drivers_has_no_accelerator(tmp_path: Path) -> None:
     Machine(tmp_path)
     assert not present(Root(tmp_path))
     assert identity(Root(tmp_path), {}) == ""
@@ -52,7 +52,7 @@ def test_a_machine_without_drivers_has_none(tmp_path: Path) -> None:
         ({"/dev/dri/card0": "", "/sys/class/drm/card0/device/vendor": "0x8086"}, ()),
     ],
 )
-def test_driver_files_tell_whose_they_are(files: Mapping[str, str], found: tuple[str, ...], tmp_path: Path) -> None:
+def test_driver_files_identify_the_vendor(files: Mapping[str, str], found: tuple[str, ...], tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     for name, text in files.items():
         machine.write(name, text)
@@ -70,7 +70,7 @@ def test_driver_files_tell_whose_they_are(files: Mapping[str, str], found: tuple
         ({"HIP_VISIBLE_DEVICES": "-1"}, True),
     ],
 )
-def test_devices_that_the_user_hid_are_not_there(environ: Mapping[str, str], seen: bool, tmp_path: Path) -> None:
+def test_devices_hidden_by_environment_variables_are_not_present(environ: Mapping[str, str], seen: bool, tmp_path: Path) -> None:
     nvidia(tmp_path)
     assert present(Root(tmp_path), environ) == seen
 
@@ -84,14 +84,14 @@ def test_devices_that_the_user_hid_are_not_there(environ: Mapping[str, str], see
         (OPEN_VERSION, ("A",), {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "nvidia 570.86: 1 of A"),
     ],
 )
-def test_the_kind_is_told_without_torch_and_without_serial_numbers(
+def test_the_accelerator_identity_needs_no_torch_and_omits_serial_numbers(
     version: str, models: tuple[str, ...], environ: Mapping[str, str], text: str, tmp_path: Path
 ) -> None:
     nvidia(tmp_path, models, version=version)
     assert identity(Root(tmp_path), environ) == text
 
 
-def test_what_driver_files_do_not_tell_is_left_to_torch(tmp_path: Path) -> None:
+def test_the_identity_of_mig_devices_is_left_to_torch(tmp_path: Path) -> None:
     machine = nvidia(tmp_path)
     root = Root(tmp_path)
     assert identity(root, {"NVIDIA_VISIBLE_DEVICES": "MIG-1g.10gb"}) is None
@@ -99,7 +99,7 @@ def test_what_driver_files_do_not_tell_is_left_to_torch(tmp_path: Path) -> None:
     assert identity(root, {}) is None
 
 
-def test_a_driver_that_hides_its_version_or_its_cards_is_left_to_torch(tmp_path: Path) -> None:
+def test_the_identity_is_left_to_torch_if_the_driver_hides_version_or_cards(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.write("/dev/nvidia0", "")
     assert identity(Root(tmp_path), {}) is None
@@ -136,7 +136,7 @@ class Devices:
         return self._devices[index]
 
 
-def test_every_device_is_described_with_what_others_left_free() -> None:
+def test_every_device_is_described_with_its_free_memory() -> None:
     devices, problems = describe(Devices("cuda", Properties("NVIDIA H200"), Properties("NVIDIA H200 MIG 1g.18gb")))
     assert [(device.kind, device.index, device.capability, device.mig) for device in devices] == [
         ("cuda", 0, "9.0", False),
@@ -158,11 +158,11 @@ def test_other_accelerators_have_no_compute_capability(kind: str, ours: str) -> 
     assert (devices[0].kind, devices[0].capability, devices[0].name) == (ours, "", "one")
 
 
-def test_no_accelerator_is_an_empty_answer() -> None:
+def test_a_machine_without_an_accelerator_returns_no_devices() -> None:
     assert describe(Devices(None)) == ((), ())
 
 
-def test_a_device_without_properties_goes_by_its_kind() -> None:
+def test_a_device_without_properties_is_named_after_its_kind() -> None:
     class Bare(Devices):
         def properties(self, index: int) -> object:
             return None
@@ -196,7 +196,7 @@ def torch_with(kind: str | None) -> SimpleNamespace:
         ("hpu", ("hpu", 3 * GIB, 4 * GIB, "")),
     ],
 )
-def test_each_kind_of_device_is_asked_where_torch_keeps_its_answer(
+def test_each_device_kind_is_described_through_its_own_torch_module(
     kind: str, expected: tuple[str, int, int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch_with(kind))
@@ -205,6 +205,6 @@ def test_each_kind_of_device_is_asked_where_torch_keeps_its_answer(
     assert [(device.name, device.free_bytes, device.total_bytes, device.capability) for device in devices] == [expected] * 2
 
 
-def test_a_torch_without_an_accelerator_counts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_without_an_accelerator_returns_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch_with(None))
     assert describe(TorchDevices()) == ((), ())

@@ -82,12 +82,12 @@ def test_a_machine_without_trouble_gets_no_advice() -> None:
         ({"rlimit_as_bytes": GIB, "rlimit_data_bytes": GIB}, ["rlimit-set", "rlimit-set"]),
     ],
 )
-def test_memory_that_is_not_what_it_seems_is_warned_of(values: dict[str, object], expected: list[str]) -> None:
+def test_memory_settings_that_cause_problems_produce_advice(values: dict[str, object], expected: list[str]) -> None:
     assert codes(with_memory(**values)) == expected
 
 
 @pytest.mark.parametrize(("size", "words"), [(64 * MIB, "Bus error"), (512 * MIB, "large batches"), (2 * GIB, "")])
-def test_small_shared_memory_is_warned_of(size: int, words: str) -> None:
+def test_small_shared_memory_produces_advice(size: int, words: str) -> None:
     shm = SharedMemory(path="/dev/shm", size_bytes=size, free_bytes=size)
     found = advise(CALM.model_copy(update={"shared_memory": shm}), frozenset({"tcmalloc"}))
     assert [advice.code for advice in found] == (["shm-small"] if words else [])
@@ -106,21 +106,21 @@ def test_small_shared_memory_is_warned_of(size: int, words: str) -> None:
         ({"LOCAL_WORLD_SIZE": "1"}, []),
     ],
 )
-def test_what_launchers_leave_behind_is_warned_of(variables: dict[str, str], expected: list[str]) -> None:
+def test_thread_variables_set_by_launchers_produce_advice(variables: dict[str, str], expected: list[str]) -> None:
     assert codes(with_variables(**variables)) == expected
 
 
-def test_one_thread_on_one_core_is_right() -> None:
+def test_one_thread_on_one_core_produces_no_thread_advice() -> None:
     cpu = CALM.cpu.model_copy(update={"cores": Fact[float](value=1.5, learned_from="cpu.max"), "quota_cores": 1.5})
     found = codes(with_variables(OMP_NUM_THREADS="1").model_copy(update={"cpu": cpu}))
     assert found == ["quota-below-cores"]
 
 
-def test_a_quota_above_the_mask_hurts_nobody() -> None:
+def test_a_quota_above_the_affinity_mask_produces_no_advice() -> None:
     assert codes(CALM.model_copy(update={"cpu": CALM.cpu.model_copy(update={"quota_cores": 8.0})})) == []
 
 
-def test_low_limits_of_files_and_processes_are_warned_of() -> None:
+def test_low_limits_of_files_and_processes_produce_advice() -> None:
     few = {
         "open_files": Fact[int](value=1024, learned_from="RLIMIT_NOFILE"),
         "pids": Fact[int](value=100, learned_from="pids.max"),
@@ -129,12 +129,12 @@ def test_low_limits_of_files_and_processes_are_warned_of() -> None:
     assert codes(CALM.model_copy(update={"pids": None, "shared_memory": None})) == []
 
 
-def test_a_device_that_others_hold_is_warned_of() -> None:
+def test_a_device_used_by_other_processes_produces_advice() -> None:
     taken = CARD.model_copy(update={"free_bytes": 50 * GIB})
     assert codes(CALM.model_copy(update={"accelerators": (CARD, taken)})) == ["device-shared"]
 
 
-def test_the_allocator_is_spoken_of_where_the_host_s_memory_decides() -> None:
+def test_allocator_advice_is_given_only_without_an_accelerator_on_glibc() -> None:
     software = CALM.software.model_copy(update={"allocator_environment": {}})
     plain = CALM.model_copy(update={"software": software})
     assert codes(plain) == ["tcmalloc-unused"]
@@ -143,7 +143,7 @@ def test_the_allocator_is_spoken_of_where_the_host_s_memory_decides() -> None:
     assert codes(plain.model_copy(update={"software": software.model_copy(update={"libc": "musl 1.2"})}), frozenset()) == []
 
 
-def test_variables_of_malloc_are_named() -> None:
+def test_malloc_environment_variables_are_named_in_the_advice() -> None:
     variables = {**CALM.software.allocator_environment, "MALLOC_ARENA_MAX": "2"}
     found = advise(
         CALM.model_copy(update={"software": CALM.software.model_copy(update={"allocator_environment": variables})}),

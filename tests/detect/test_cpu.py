@@ -36,7 +36,7 @@ def test_lists_of_processors_are_read(text: str, numbers: set[int]) -> None:
         ({"SLURM_CPUS_PER_TASK": "64"}, 8, "/proc/self/status Cpus_allowed_list"),
     ],
 )
-def test_what_launchers_ask_for_counts_where_it_is_less(
+def test_launcher_variables_can_lower_the_core_count(
     environ: dict[str, str], cores: float, learned_from: str, tmp_path: Path
 ) -> None:
     Machine(tmp_path)
@@ -45,14 +45,14 @@ def test_what_launchers_ask_for_counts_where_it_is_less(
 
 
 @pytest.mark.parametrize("text", ["many", "-2", "0"])
-def test_a_variable_that_is_no_number_is_passed_over_and_said(text: str, tmp_path: Path) -> None:
+def test_an_invalid_launcher_variable_is_ignored_with_a_note(text: str, tmp_path: Path) -> None:
     Machine(tmp_path)
     notes: list[str] = []
     assert cpu_of(tmp_path, {"SLURM_CPUS_PER_TASK": text}, notes).cores.value == 8
     assert "SLURM_CPUS_PER_TASK" in notes[0]
 
 
-def test_the_least_quota_of_the_whole_way_up_holds(tmp_path: Path) -> None:
+def test_the_smallest_cpu_quota_of_all_parent_groups_applies(tmp_path: Path) -> None:
     machine = machines.systemd_slices(tmp_path)
     machine.v2_group("/sys/fs/cgroup/system.slice", cpu_max="90000 60000")
     machine.v2_group("/sys/fs/cgroup/system.slice/ml.slice/train.service", cpu_max="max 100000")
@@ -62,13 +62,13 @@ def test_the_least_quota_of_the_whole_way_up_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["max 100000", "nonsense", "1 2 3", "0 100000", "100000 0"])
-def test_a_quota_that_is_none_is_none(text: str, tmp_path: Path) -> None:
+def test_an_unlimited_or_invalid_quota_is_none(text: str, tmp_path: Path) -> None:
     machine = machines.docker_v2(tmp_path)
     machine.write("/sys/fs/cgroup/cpu.max", text)
     assert cpu_of(tmp_path).quota_cores is None
 
 
-def test_a_cpuset_below_the_mask_counts(tmp_path: Path) -> None:
+def test_a_cpuset_smaller_than_the_mask_lowers_the_core_count(tmp_path: Path) -> None:
     machine = machines.docker_v1(tmp_path)
     machine.write("/sys/fs/cgroup/cpuset/cpuset.cpus", "2")
     found = cpu_of(tmp_path)
@@ -82,7 +82,7 @@ def test_hyperthreads_of_a_core_are_one_physical_core(tmp_path: Path) -> None:
     assert (found.logical, found.physical) == (3, 2)
 
 
-def test_the_cores_are_counted_from_cpuinfo_where_sys_is_not_there(tmp_path: Path) -> None:
+def test_the_cores_are_counted_from_cpuinfo_if_sys_is_missing(tmp_path: Path) -> None:
     machine = Machine(tmp_path, processors=8)
     machine.processors(8, 2, mask="0,1,4")
     for number in range(8):
@@ -100,7 +100,7 @@ def test_the_cores_are_counted_from_cpuinfo_where_sys_is_not_there(tmp_path: Pat
         ("Hardware : BCM2835", "BCM2835"),
     ],
 )
-def test_the_model_is_named_on_every_architecture(cpuinfo: str, model: str, tmp_path: Path) -> None:
+def test_the_cpu_model_is_named_on_every_architecture(cpuinfo: str, model: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.write("/proc/cpuinfo", cpuinfo)
     assert cpu_of(tmp_path).model == model
@@ -113,14 +113,14 @@ def test_instruction_sets_that_choose_kernels_are_kept(tmp_path: Path) -> None:
     assert cpu_of(tmp_path).instructions == ("asimd", "bf16", "sve")
 
 
-def test_an_empty_tree_still_gives_an_answer(tmp_path: Path) -> None:
+def test_cpu_detection_works_without_proc_and_sys(tmp_path: Path) -> None:
     notes: list[str] = []
     found = cpu_of(tmp_path, {}, notes)
     assert found.cores.value == found.logical == os.cpu_count()
     assert len(notes) == 2
 
 
-def test_this_process_s_own_mask_is_seen() -> None:
+def test_the_affinity_mask_of_this_process_is_detected() -> None:
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})

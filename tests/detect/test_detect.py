@@ -51,14 +51,14 @@ def card_in(root: Path) -> Machine:
     return machine
 
 
-def test_torch_is_asked_where_a_driver_is(tmp_path: Path, installed: Callable[..., None]) -> None:
+def test_torch_is_queried_if_a_driver_is_present(tmp_path: Path, installed: Callable[..., None]) -> None:
     installed("2.13.0")
     found = detect(root=card_in(tmp_path).root, environ={}, ask_child=lambda: ANSWER)
     assert (found.accelerators, found.accelerators_asked, found.software.cuda) == ((CARD,), True, "12.8")
     assert found.thread_pools == ANSWER.thread_pools
 
 
-def test_torch_is_not_asked_without_a_driver_or_a_torch_that_could_use_it(tmp_path: Path, installed: Callable[..., None]) -> None:
+def test_torch_is_not_queried_without_a_driver_or_an_accelerator_build(tmp_path: Path, installed: Callable[..., None]) -> None:
     installed("2.13.0")
     assert not detect(root=tmp_path / "none", environ={}, ask_child=never).accelerators_asked
     installed("2.13.0+cpu")
@@ -69,12 +69,12 @@ def test_torch_is_not_asked_without_a_driver_or_a_torch_that_could_use_it(tmp_pa
     detect(root=tmp_path, environ={}, ask_child=never)
 
 
-def test_torch_is_asked_for_its_thread_pools_where_they_can_be_told(tmp_path: Path, installed: Callable[..., None]) -> None:
+def test_torch_is_queried_for_thread_pools_if_threadpoolctl_is_installed(tmp_path: Path, installed: Callable[..., None]) -> None:
     installed("2.13.0+cpu", threadpoolctl=True)
     assert detect(root=tmp_path, environ={}, ask_child=lambda: ANSWER).thread_pools
 
 
-def test_a_child_that_gives_no_answer_is_a_note_not_an_end(tmp_path: Path, installed: Callable[..., None]) -> None:
+def test_a_failed_torch_query_is_a_note_and_not_an_error(tmp_path: Path, installed: Callable[..., None]) -> None:
     installed("2.13.0")
 
     def fail() -> TorchAnswer:
@@ -92,7 +92,7 @@ def test_a_device_that_does_not_answer_is_a_note(tmp_path: Path, installed: Call
     assert "cuda:0 is away" in found.notes
 
 
-def test_the_line_for_programs_has_the_numbers_of_the_contract(tmp_path: Path) -> None:
+def test_the_resource_limits_line_has_the_documented_fields(tmp_path: Path) -> None:
     machine = machines.docker_v1(tmp_path)
     found = detect(root=tmp_path, environ={}, ask_space=machine.ask_space)
     line = key_values(EVENT, summary(found, max_batch_size=512))
@@ -101,7 +101,7 @@ def test_the_line_for_programs_has_the_numbers_of_the_contract(tmp_path: Path) -
     assert "max_batch_size" not in key_values(EVENT, summary(found))
 
 
-def test_the_room_can_be_called_as_the_function(tmp_path: Path) -> None:
+def test_the_detect_module_can_be_called_like_the_detect_function(tmp_path: Path) -> None:
     machines.docker_v2(tmp_path)
     room = sys.modules["batchcal.detect"]
     assert callable(room)
@@ -137,7 +137,7 @@ print(json.dumps({
 """
 
 
-def test_an_independent_reader_agrees_about_this_machine() -> None:
+def test_detect_matches_an_independent_reader_on_this_machine() -> None:
     found = detect(environ={})
     budget = proclimits.get_memory_budget()
     assert proclimits.get_machine_memory_bytes() == found.memory.total_bytes == psutil.virtual_memory().total
@@ -148,7 +148,7 @@ def test_an_independent_reader_agrees_about_this_machine() -> None:
 
 @pytest.mark.cgroup
 @pytest.mark.parametrize("nested", [False, True])
-def test_an_independent_reader_agrees_inside_a_real_group(nested: bool) -> None:
+def test_detect_matches_an_independent_reader_in_a_real_cgroup(nested: bool) -> None:
     with memory_cgroup(300 * MIB) as limiting, memory_cgroup(200 * GIB if nested else None, parent=limiting) as own:
         done = own.run([sys.executable, "-c", ASK])
         assert done.returncode == 0, done.stderr

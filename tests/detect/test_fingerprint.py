@@ -48,13 +48,13 @@ def never() -> NoReturn:
     pytest.fail("torch was queried")
 
 
-def test_the_parts_are_sha256() -> None:
+def test_the_fingerprint_parts_are_distinct_sha256_digests() -> None:
     parts = [os_digest(SOFTWARE), python_digest(SOFTWARE), torch_digest(SOFTWARE), accelerator_digest(SOFTWARE, {})]
     assert all(len(part) == 64 and int(part, 16) >= 0 for part in parts)
     assert len(set(parts)) == 4
 
 
-def test_other_processors_of_the_same_kind_are_the_same_machine(tmp_path: Path) -> None:
+def test_other_processors_of_the_same_kind_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.processors(8, 2, mask="0,1,4,5")
     before = cpu_digest(cpu_in(tmp_path))
@@ -64,7 +64,7 @@ def test_other_processors_of_the_same_kind_are_the_same_machine(tmp_path: Path) 
     assert cpu_digest(cpu_in(tmp_path)) != before
 
 
-def test_another_quota_or_model_is_another_machine(tmp_path: Path) -> None:
+def test_another_cpu_quota_or_model_changes_the_fingerprint(tmp_path: Path) -> None:
     machine = machines.docker_v2(tmp_path)
     before = cpu_digest(cpu_in(tmp_path))
     machine.write("/sys/fs/cgroup/cpu.max", "150000 100000")
@@ -87,13 +87,13 @@ def test_another_quota_or_model_is_another_machine(tmp_path: Path) -> None:
         (torch_digest, {"thread_environment": {"OMP_NUM_THREADS": "1"}}, True),
     ],
 )
-def test_each_part_changes_with_what_it_is_about(
+def test_each_fingerprint_part_changes_only_with_its_own_facts(
     digest: Callable[[Software], str], values: dict[str, object], same: bool
 ) -> None:
     assert (digest(SOFTWARE.model_copy(update=values)) == digest(SOFTWARE)) == same
 
 
-def test_a_policy_of_ours_does_not_change_the_fingerprint_of_the_process_it_is_in() -> None:
+def test_an_allocator_policy_does_not_change_the_torch_digest() -> None:
     policies = [
         *available(),
         AllocatorPolicy(name="thp", kind="environment"),
@@ -105,7 +105,7 @@ def test_a_policy_of_ours_does_not_change_the_fingerprint_of_the_process_it_is_i
     assert torch_digest(with_environment(MALLOC_ARENA_MAX="2")) != torch_digest(SOFTWARE)
 
 
-def test_a_cpu_build_of_torch_has_no_accelerator_whatever_is_there(tmp_path: Path) -> None:
+def test_a_cpu_build_of_torch_has_no_accelerator_even_with_a_driver(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     none = accelerator_digest(SOFTWARE, {}, root=Root(tmp_path), query=never)
     machine.write("/dev/kfd", "")
@@ -113,7 +113,7 @@ def test_a_cpu_build_of_torch_has_no_accelerator_whatever_is_there(tmp_path: Pat
     assert accelerator_digest(cpu_build, {}, root=Root(tmp_path), query=never) == none
 
 
-def test_torch_is_asked_only_where_driver_files_do_not_tell(tmp_path: Path) -> None:
+def test_torch_is_queried_only_if_driver_files_do_not_identify_the_device(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.write("/dev/kfd", "")
     root = Root(tmp_path)
@@ -145,7 +145,7 @@ def test_torch_is_asked_only_where_driver_files_do_not_tell(tmp_path: Path) -> N
     assert accelerator_digest(SOFTWARE, {}, root=root, query=never) != known
 
 
-def test_policies_with_a_library_have_its_digest(tmp_path: Path) -> None:
+def test_policies_with_a_library_include_its_digest(tmp_path: Path) -> None:
     library = tmp_path / "libtcmalloc.so.4"
     library.write_bytes(b"one")
     policies = (

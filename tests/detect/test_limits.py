@@ -22,7 +22,7 @@ def test_the_soft_limits_are_read_and_unlimited_is_none(tmp_path: Path) -> None:
     assert read_limits(Root(tmp_path)) == Limits(open_files=1024, address_space_bytes=8 * GIB)
 
 
-def test_files_are_bound_by_the_kernel_where_the_process_is_not(tmp_path: Path) -> None:
+def test_the_open_files_limit_falls_back_to_the_kernel_limit(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     notes: list[str] = []
     assert open_files(Root(tmp_path), Limits(), notes).learned_from == "/proc/sys/fs/nr_open"
@@ -33,7 +33,7 @@ def test_files_are_bound_by_the_kernel_where_the_process_is_not(tmp_path: Path) 
     assert notes
 
 
-def test_the_least_pids_limit_of_the_way_up_holds(tmp_path: Path) -> None:
+def test_the_smallest_pids_limit_of_all_parent_groups_applies(tmp_path: Path) -> None:
     machine = machines.systemd_slices(tmp_path)
     machine.v2_group("/sys/fs/cgroup/system.slice", pids_max=100)
     found = pids(Root(tmp_path), Limits(processes=5000))
@@ -42,7 +42,7 @@ def test_the_least_pids_limit_of_the_way_up_holds(tmp_path: Path) -> None:
     assert [candidate.value for candidate in found.considered] == [100, 512, 5000, 4194304]
 
 
-def test_nothing_that_limits_processes_is_none(tmp_path: Path) -> None:
+def test_limits_that_do_not_exist_are_none(tmp_path: Path) -> None:
     assert pids(Root(tmp_path), Limits()) is None
     assert read_limits(Root(tmp_path)) == Limits()
 
@@ -55,21 +55,21 @@ print(read_limits(THIS_MACHINE).model_dump_json())
 
 
 @pytest.mark.child
-def test_the_real_limits_of_a_process_are_seen() -> None:
+def test_the_real_limits_of_a_process_are_read() -> None:
     command = f"ulimit -S -n 321; ulimit -S -d 2000000; ulimit -S -v 4000000; exec {sys.executable} -c '{ASK}'"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     found = Limits.model_validate_json(done.stdout)
     assert (found.open_files, found.data_bytes, found.address_space_bytes) == (321, 2_000_000 * 1024, 4_000_000 * 1024)
 
 
-def test_without_proc_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_read_from_the_kernel_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     from_file = read_limits(THIS_MACHINE)
     monkeypatch.setattr(Root, "read", lambda self, name: None)
     assert read_limits(THIS_MACHINE) == from_file
     assert from_file.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def test_without_the_call_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_unknown_without_the_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Root, "read", lambda self, name: None)
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert read_limits(THIS_MACHINE) == Limits()

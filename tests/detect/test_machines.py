@@ -37,7 +37,7 @@ EXPECTED: dict[str, tuple[int, str, str, float, int, int, bool | None]] = {
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_what_binds_is_found_with_where_it_was_learned(name: str, tmp_path: Path) -> None:
+def test_the_binding_limits_and_their_origin_are_detected(name: str, tmp_path: Path) -> None:
     found = environment_of(MACHINES[name], tmp_path)
     limit, learned_from, version, cores, threads, workers, oom_group = EXPECTED[name]
     assert (found.memory.limit.value, found.memory.limit.learned_from) == (limit, learned_from)
@@ -47,7 +47,7 @@ def test_what_binds_is_found_with_where_it_was_learned(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_every_number_is_the_least_of_what_was_considered_and_says_why(name: str, tmp_path: Path) -> None:
+def test_every_detected_value_is_the_smallest_candidate_with_a_reason(name: str, tmp_path: Path) -> None:
     found = environment_of(MACHINES[name], tmp_path)
     facts: list[Fact[float] | Fact[int]] = [
         found.cpu.cores,
@@ -63,12 +63,12 @@ def test_every_number_is_the_least_of_what_was_considered_and_says_why(name: str
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_what_was_detected_survives_being_written_down(name: str, tmp_path: Path) -> None:
+def test_a_detected_environment_is_unchanged_by_a_json_round_trip(name: str, tmp_path: Path) -> None:
     found = environment_of(MACHINES[name], tmp_path)
     assert Environment.model_validate_json(found.model_dump_json()) == found
 
 
-def test_docker_gives_too_little_shared_memory_and_time(tmp_path: Path) -> None:
+def test_docker_defaults_produce_shared_memory_and_cpu_quota_advice(tmp_path: Path) -> None:
     found = environment_of(machines.docker_v1, tmp_path)
     assert found.shared_memory is not None
     assert found.shared_memory.size_bytes == 64 * MIB
@@ -79,7 +79,7 @@ def test_docker_gives_too_little_shared_memory_and_time(tmp_path: Path) -> None:
     assert "less than the 8 of /proc/self/status Cpus_allowed_list" in found.cpu.cores.why
 
 
-def test_a_pod_that_dies_as_a_whole_is_warned_first(tmp_path: Path) -> None:
+def test_the_oom_group_advice_is_first_for_a_kubernetes_pod(tmp_path: Path) -> None:
     found = environment_of(machines.kubernetes_v2, tmp_path)
     assert found.advice[0].code == "oom-group"
     assert "memory-high" in codes(found)
@@ -87,7 +87,7 @@ def test_a_pod_that_dies_as_a_whole_is_warned_first(tmp_path: Path) -> None:
     assert found.memory.swap_limit_bytes == 0
 
 
-def test_the_slice_that_limits_is_charged_with_its_other_services(tmp_path: Path) -> None:
+def test_memory_usage_is_that_of_the_limiting_slice(tmp_path: Path) -> None:
     found = environment_of(machines.systemd_slices, tmp_path)
     assert found.memory.cgroup_path == "/sys/fs/cgroup/system.slice/ml.slice"
     assert found.memory.used_bytes == 2 * GIB - 110 * MIB
@@ -108,7 +108,7 @@ def test_a_quota_stays_fractional_under_64_visible_processors(quota: str, thread
     assert "quota-below-cores" in codes(found)
 
 
-def test_a_bare_server_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_bare_metal_server_has_no_limits_and_no_notes(tmp_path: Path) -> None:
     found = environment_of(machines.bare_metal, tmp_path)
     assert found.memory.swap_limit_bytes is None
     assert found.cpu.quota_cores is None
@@ -116,7 +116,7 @@ def test_a_bare_server_is_taken_as_it_is(tmp_path: Path) -> None:
     assert found.notes == ()
 
 
-def test_a_sandbox_without_files_says_what_it_assumed(tmp_path: Path) -> None:
+def test_a_sandbox_without_system_files_notes_its_assumptions(tmp_path: Path) -> None:
     found = environment_of(machines.gvisor, tmp_path)
     text = " ".join(found.notes)
     assert "affinity mask" in text

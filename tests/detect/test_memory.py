@@ -27,7 +27,7 @@ def memory_of(root: Path, notes: list[str] | None = None) -> Memory:
     ("row", "name", "field"),
     [("Max_data_size", "RLIMIT_DATA", "rlimit_data_bytes"), ("Max_address_space", "RLIMIT_AS", "rlimit_as_bytes")],
 )
-def test_a_limit_of_the_process_below_that_of_the_group_holds(row: str, name: str, field: str, tmp_path: Path) -> None:
+def test_a_process_limit_below_the_group_limit_applies(row: str, name: str, field: str, tmp_path: Path) -> None:
     machine = machines.docker_v2(tmp_path)
     machine.limits(**{row: 700 * MIB})
     found = memory_of(tmp_path)
@@ -36,7 +36,7 @@ def test_a_limit_of_the_process_below_that_of_the_group_holds(row: str, name: st
     assert found.cgroup_path == "/sys/fs/cgroup"
 
 
-def test_a_limit_of_the_process_above_that_of_the_group_does_not(tmp_path: Path) -> None:
+def test_a_process_limit_above_the_group_limit_does_not_apply(tmp_path: Path) -> None:
     machine = machines.docker_v2(tmp_path)
     machine.limits(Max_data_size=16 * GIB)
     found = memory_of(tmp_path)
@@ -49,7 +49,7 @@ def test_the_reason_names_the_next_limit(tmp_path: Path) -> None:
     assert memory_of(tmp_path).limit.why.endswith("less than the 4.00 GiB of /sys/fs/cgroup/memory.max")
 
 
-def test_equal_limits_are_charged_at_the_upper_group(tmp_path: Path) -> None:
+def test_the_parent_group_is_selected_for_equal_limits(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.v2("/pod/own")
     machine.v2_group("/sys/fs/cgroup/pod", memory_max=GIB, memory_current=900 * MIB)
@@ -71,13 +71,13 @@ def test_a_limit_hidden_above_the_container_is_explained(tmp_path: Path) -> None
     ("memsw", "limit", "swap"),
     [(NO_LIMIT, NO_LIMIT, None), (GIB, GIB, 0), (3 * GIB, GIB, 2 * GIB), (None, GIB, None)],
 )
-def test_v1_says_swap_together_with_memory(memsw: int | None, limit: int, swap: int | None, tmp_path: Path) -> None:
+def test_the_v1_swap_limit_is_memsw_minus_memory(memsw: int | None, limit: int, swap: int | None, tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.v1_memory(machine.v1("memory", "/"), limit, memsw=memsw)
     assert memory_of(tmp_path).swap_limit_bytes == swap
 
 
-def test_a_group_that_hides_its_use_is_said(tmp_path: Path) -> None:
+def test_a_group_with_unreadable_usage_produces_a_note(tmp_path: Path) -> None:
     machine = machines.docker_v2(tmp_path)
     machine.remove("/sys/fs/cgroup/memory.stat")
     notes: list[str] = []
@@ -86,7 +86,7 @@ def test_a_group_that_hides_its_use_is_said(tmp_path: Path) -> None:
     assert "usage of the limiting control group cannot be read" in notes[0]
 
 
-def test_without_meminfo_psutil_is_named(tmp_path: Path) -> None:
+def test_memory_comes_from_psutil_with_a_note_without_meminfo(tmp_path: Path) -> None:
     notes: list[str] = []
     found = memory_of(tmp_path, notes)
     assert found.limit.learned_from == "psutil"
@@ -97,7 +97,7 @@ def test_without_meminfo_psutil_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.child
 @pytest.mark.parametrize("hide", ["mount -t tmpfs tmpfs /proc", "mount --bind /dev/null /proc/meminfo"])
-def test_where_proc_does_not_say_it_the_system_is_asked(hide: str) -> None:
+def test_total_memory_comes_from_the_system_if_meminfo_is_unreadable(hide: str) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("no unshare here")
     program = "from batchcal.detect.detect import detect; print(detect().model_dump_json())"

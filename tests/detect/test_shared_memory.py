@@ -15,20 +15,20 @@ from batchcal.detect.shared_memory import PATH, Space, read_shared_memory, space
 from batchcal.machine.roots import THIS_MACHINE, Root
 
 
-def test_size_and_free_bytes_are_kept(tmp_path: Path) -> None:
+def test_the_size_and_free_bytes_of_shared_memory_are_reported(tmp_path: Path) -> None:
     notes: list[str] = []
     found = read_shared_memory(Root(tmp_path), lambda path: Space(size_bytes=64 * MIB, free_bytes=MIB), notes)
     assert found is not None
     assert (found.path, found.size_bytes, found.free_bytes, notes) == (PATH, 64 * MIB, MIB, [])
 
 
-def test_a_missing_one_is_said(tmp_path: Path) -> None:
+def test_missing_shared_memory_produces_a_note(tmp_path: Path) -> None:
     notes: list[str] = []
     assert read_shared_memory(Root(tmp_path), space_of, notes) is None
     assert "No such file" in notes[0]
 
 
-def test_a_system_without_the_call_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_statvfs_produces_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.statvfs")
     notes: list[str] = []
     assert read_shared_memory(THIS_MACHINE, space_of, notes) is None
@@ -39,7 +39,7 @@ DETECT = "from batchcal.detect.detect import detect; print(detect().model_dump_j
 
 
 @pytest.mark.child
-def test_a_real_shared_memory_of_64_mib_is_seen_and_warned_of() -> None:
+def test_a_real_shared_memory_of_64_mib_is_detected_with_advice() -> None:
     if shutil.which("unshare") is None:
         pytest.skip("no unshare here")
     fill = "mount -t tmpfs -o size=64m tmpfs /dev/shm && head -c 1048576 /dev/zero > /dev/shm/held"

@@ -14,7 +14,7 @@ from batchcal.machine.roots import THIS_MACHINE, Root
 from tests.support.machines import Machine
 
 
-def test_the_system_is_named_as_its_kernel_does(tmp_path: Path) -> None:
+def test_the_operating_system_is_named_by_its_kernel_version(tmp_path: Path) -> None:
     Machine(tmp_path)
     found = read_software(Root(tmp_path), {}, cuda="12.8")
     assert (found.os, found.cuda) == ("Linux 6.8.0-45-generic", "12.8")
@@ -22,11 +22,11 @@ def test_the_system_is_named_as_its_kernel_does(tmp_path: Path) -> None:
     assert found.torch == metadata.version("torch")
 
 
-def test_where_proc_is_missing_python_is_asked(tmp_path: Path) -> None:
+def test_the_operating_system_comes_from_python_without_proc(tmp_path: Path) -> None:
     assert read_software(Root(tmp_path), {}).os == f"{platform.system()} {platform.release()}"
 
 
-def test_only_the_variables_that_matter_are_kept() -> None:
+def test_only_relevant_environment_variables_are_recorded() -> None:
     environ = {
         "SECRET_TOKEN": "x",
         "MALLOC_ARENA_MAX": "2",
@@ -41,7 +41,7 @@ def test_only_the_variables_that_matter_are_kept() -> None:
     assert found.thread_environment == {"MKL_NUM_THREADS": "4", "OMP_NUM_THREADS": "4"}
 
 
-def test_the_c_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_c_library_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert libc().startswith("glibc 2.")
     monkeypatch.setattr(os, "confstr_names", {})
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2.5"))
@@ -50,5 +50,5 @@ def test_the_c_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert libc() == ""
 
 
-def test_what_is_not_installed_has_no_version() -> None:
+def test_a_package_that_is_not_installed_has_no_version() -> None:
     assert version_of("no-such-distribution-at-all") == ""

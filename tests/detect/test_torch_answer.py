@@ -15,7 +15,7 @@ from batchcal.guard import call as guard_call
 
 @pytest.mark.smoke("job:batchcal.detect.torch_answer:query_torch")
 @pytest.mark.child
-def test_a_child_tells_what_torch_sees_and_what_threads_its_libraries_have() -> None:
+def test_a_child_reports_devices_and_thread_pools_of_torch() -> None:
     answer = query_torch_in_child()
     assert answer.problems == ()
     assert can_query()
@@ -37,18 +37,18 @@ def test_a_real_accelerator_is_described() -> None:
 
 
 @pytest.mark.parametrize("reply", [None, 3, {"accelerators": 5}, {"unheard": 1}])
-def test_an_odd_answer_is_an_error_of_ours(reply: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_torch_answer_raises_guard_error(reply: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_call, "call", lambda function, *, timeout_s: reply)
     with pytest.raises(GuardError, match="invalid result"):
         query_torch_in_child()
 
 
-def test_an_answer_travels_as_json() -> None:
+def test_a_torch_answer_is_unchanged_by_a_json_round_trip() -> None:
     answer = TorchAnswer(thread_pools=(ThreadPool(library="libgomp", threads=2),), cuda="12.8", problems=("cuda:0 is away",))
     assert TorchAnswer.model_validate(answer.model_dump(mode="json")) == answer
 
 
-def test_pools_without_a_name_or_a_number_are_passed_over() -> None:
+def test_thread_pools_without_a_name_or_a_count_are_ignored() -> None:
     entries: list[Mapping[str, object]] = [
         {"prefix": "libgomp", "num_threads": 2, "version": None},
         {"prefix": "libmkl_rt", "num_threads": 4, "version": "2024.1"},

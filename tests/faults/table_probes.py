@@ -23,8 +23,8 @@ PROBES: Final[dict[int, Row]] = {
         "RLIMIT_DATA cannot be set, or is set and not kept",
         (
             *in_faults("memory", "test_without_rlimits_the_watchdog_stops_the_probe_and_the_record_shows_it"),
-            "guard/limits/test_fence.py::test_a_limit_that_we_may_not_set_is_no_fence",
-            "guard/limits/test_fence.py::test_a_limit_that_the_kernel_does_not_keep_is_found_out",
+            "guard/limits/test_fence.py::test_the_fence_is_unavailable_if_prlimit_is_not_permitted",
+            "guard/limits/test_fence.py::test_a_data_limit_that_the_kernel_ignores_is_detected",
         ),
         "a kernel booted with ignore_rlimit_data: the call is made to do nothing instead",
     ),
@@ -39,7 +39,7 @@ PROBES: Final[dict[int, Row]] = {
         "the kernel would pick the parent",
         (
             *in_faults("memory", "test_without_a_fence_the_kernel_kills_the_child_and_not_the_parent"),
-            f"{CHILDREN}test_a_child_leads_its_own_group_and_volunteers_for_the_kernel",
+            f"{CHILDREN}test_a_child_leads_its_own_process_group_with_the_highest_oom_score",
         ),
     ),
     6: Row(
@@ -62,14 +62,14 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_batch_that_exceeds_shared_memory_is_not_tried",
             ),
             "measure/capacity/test_device_search.py::test_workers_and_prefetched_batches_must_fit_into_shared_memory",
-            "detect/test_shared_memory.py::test_a_real_shared_memory_of_64_mib_is_seen_and_warned_of",
+            "detect/test_shared_memory.py::test_a_real_shared_memory_of_64_mib_is_detected_with_advice",
         ),
     ),
     9: Row(
         "names left in /dev/shm",
         (
-            f"{CHILDREN}test_names_in_shared_memory_go_with_their_process",
-            "guard/cleanup/test_shared_names.py::test_only_names_of_our_dead_processes_are_swept",
+            f"{CHILDREN}test_shared_memory_of_a_child_is_removed_when_it_ends",
+            "guard/cleanup/test_shared_names.py::test_only_shared_memory_names_of_our_dead_processes_are_removed",
             *in_faults("workers", "test_the_watchdog_stops_growing_workers_and_prefetched_batches"),
         ),
     ),
@@ -88,7 +88,7 @@ PROBES: Final[dict[int, Row]] = {
         "no more file descriptors",
         (
             *in_faults("workers", "test_too_few_file_descriptors_produce_an_outcome_with_the_reason"),
-            "detect/test_advice.py::test_low_limits_of_files_and_processes_are_warned_of",
+            "detect/test_advice.py::test_low_limits_of_files_and_processes_produce_advice",
         ),
     ),
     15: Row(
@@ -103,7 +103,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_out_of_memory_errors_of_python_numpy_and_mmap_are_recognized",
             ),
             *in_faults("user_code", "test_a_user_exception_that_mentions_out_of_memory_is_a_user_code_error"),
-            "guard/children/test_memory_errors.py::test_every_message_is_told_for_what_it_is",
+            "guard/children/test_memory_errors.py::test_every_error_message_is_classified_correctly",
         ),
     ),
     17: Row(
@@ -145,7 +145,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_killed_probe_is_reported_and_the_next_probe_works",
                 "test_children_killed_at_random_times_each_have_one_outcome",
             ),
-            f"{CHILDREN}test_random_kills_leave_one_outcome_each_and_nothing_behind",
+            f"{CHILDREN}test_each_random_kill_produces_one_outcome_and_leaves_no_process",
         ),
     ),
     22: Row(
@@ -156,7 +156,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_killed_zygote_ends_its_child_and_is_replaced",
                 "test_a_suspended_zygote_does_not_block_the_parent",
             ),
-            f"{CHILDREN}test_a_zygote_that_was_killed_is_told_and_its_child_dies_with_it",
+            f"{CHILDREN}test_a_killed_zygote_is_reported_and_its_child_is_killed",
             f"{ENGINE}test_a_zygote_that_died_is_replaced",
         ),
     ),
@@ -164,7 +164,7 @@ PROBES: Final[dict[int, Row]] = {
         "SIGKILL of the parent",
         (
             *in_faults("processes", "test_all_children_end_when_the_parent_is_killed_and_the_next_run_works"),
-            f"{CHILDREN}test_children_and_grandchildren_die_with_a_parent_that_is_killed",
+            f"{CHILDREN}test_children_and_grandchildren_end_when_the_parent_is_killed",
         ),
     ),
     24: Row(
@@ -185,7 +185,7 @@ PROBES: Final[dict[int, Row]] = {
         "SIGSTOP of the probe",
         (
             *in_faults("processes", "test_a_suspended_probe_times_out_by_wall_clock"),
-            f"{CHILDREN}test_a_stopped_child_ends_at_its_deadline_too",
+            f"{CHILDREN}test_a_stopped_child_is_ended_at_its_deadline",
         ),
     ),
     27: Row(
@@ -200,7 +200,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_malformed_result_is_never_accepted",
                 "test_an_invalid_examination_raises_guard_error",
             ),
-            f"{CHILDREN}test_a_torn_result_is_no_result",
+            f"{CHILDREN}test_a_truncated_result_counts_as_no_result",
         ),
     ),
     29: Row(
@@ -227,8 +227,8 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_step_that_hangs_times_out_and_reports_the_current_function",
                 "test_code_that_closes_every_file_descriptor_is_a_user_code_error",
             ),
-            f"{CHILDREN}test_os_exit_without_a_result_is_the_user_s_error_even_with_code_zero",
-            f"{CHILDREN}test_a_segfault_far_from_the_limit_is_the_user_s_and_shows_where",
+            f"{CHILDREN}test_os_exit_without_a_result_is_a_user_error_even_with_code_zero",
+            f"{CHILDREN}test_a_segfault_far_from_the_limit_is_a_user_error_with_a_traceback",
         ),
     ),
     31: Row(
@@ -246,7 +246,7 @@ PROBES: Final[dict[int, Row]] = {
                 "test_a_gigabyte_of_output_does_not_block_the_probe",
                 "test_output_of_the_task_is_not_part_of_the_result",
             ),
-            f"{CHILDREN}test_megabytes_of_output_neither_block_nor_reach_the_result",
+            f"{CHILDREN}test_megabytes_of_output_do_not_block_a_child_and_are_truncated",
         ),
     ),
     33: Row(

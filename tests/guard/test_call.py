@@ -13,7 +13,7 @@ pytestmark = pytest.mark.child
 
 
 @pytest.mark.smoke
-def test_the_answer_is_what_the_function_returned() -> None:
+def test_call_returns_the_result_of_the_function() -> None:
     assert call(jobs.echo, {"a": [1, 2]}) == {"a": [1, 2]}
     assert call(jobs.echo) == {}
 
@@ -26,19 +26,21 @@ def test_the_answer_is_what_the_function_returned() -> None:
         (jobs.die, {"signal": 9}, "exit status -9"),
     ],
 )
-def test_no_answer_says_why(function: Function, arguments: dict[str, int], known: str) -> None:
+def test_a_call_without_a_result_raises_an_error_with_the_reason(
+    function: Function, arguments: dict[str, int], known: str
+) -> None:
     with pytest.raises(GuardError) as raised:
         call(function, dict(arguments))
     assert raised.value.what == f"{name_of(function)} returned no result"
     assert known in raised.value.known
 
 
-def test_a_question_is_not_waited_for_for_ever() -> None:
+def test_a_call_ends_after_its_timeout() -> None:
     with pytest.raises(GuardError) as raised:
         call(jobs.hang, timeout_s=2.5)
     assert "after 2.5 s" in raised.value.known
 
 
-def test_a_function_that_a_child_cannot_find_by_its_name_is_refused() -> None:
+def test_a_function_that_a_child_cannot_import_is_rejected() -> None:
     with pytest.raises(ValueError, match="not a function of a module"):
         call(lambda arguments, context: None)

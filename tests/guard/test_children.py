@@ -65,18 +65,18 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.smoke("launcher:zygote", "launcher:spawn")
-def test_a_child_returns_what_its_function_returned(opened: Launcher) -> None:
+def test_a_child_returns_the_result_of_its_function(opened: Launcher) -> None:
     assert ending_of(opened, "echo", number=1, text="x").returned == {"number": 1, "text": "x"}
 
 
-def test_a_child_leads_its_own_group_and_volunteers_for_the_kernel(opened: Launcher) -> None:
+def test_a_child_leads_its_own_process_group_with_the_highest_oom_score(opened: Launcher) -> None:
     told = ending_of(opened, "where").returned
     assert isinstance(told, dict)
     assert told["pid"] == told["group"] != os.getpgid(0)
     assert told["oom_score_adj"] == 1000
 
 
-def test_a_child_sees_the_environment_and_the_directory_it_was_given(opened: Launcher) -> None:
+def test_a_child_has_the_given_environment_and_working_directory(opened: Launcher) -> None:
     told = ending_of(opened, "where").returned
     assert isinstance(told, dict)
     assert told["environment"] == dict(os.environ)
@@ -91,26 +91,26 @@ def test_a_user_error_keeps_its_cause_and_its_traceback(opened: Launcher) -> Non
     assert "KeyError: 'inner'" in outcome.traceback
 
 
-def test_sys_exit_in_the_user_s_code_is_his_error_and_not_an_answer(opened: Launcher) -> None:
+def test_sys_exit_in_user_code_is_a_user_error_and_not_a_result(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "sys_exit"))
     assert isinstance(outcome, UserCodeFailed)
     assert outcome.error == "SystemExit: 3"
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_os_exit_without_a_result_is_the_user_s_error_even_with_code_zero(opened: Launcher, code: int) -> None:
+def test_os_exit_without_a_result_is_a_user_error_even_with_code_zero(opened: Launcher, code: int) -> None:
     outcome = outcome_of(ending_of(opened, "leave", code=code))
     assert isinstance(outcome, UserCodeFailed)
     assert f"exit code {code}" in outcome.error
 
 
 @pytest.mark.smoke("outcome:killed-from-outside")
-def test_a_kill_from_outside_is_told_as_such(opened: Launcher) -> None:
+def test_a_kill_from_outside_is_reported_as_such(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "die", signal=int(signal.SIGKILL)))
     assert outcome == KilledFromOutside(signal=9)
 
 
-def test_a_segfault_far_from_the_limit_is_the_user_s_and_shows_where(opened: Launcher) -> None:
+def test_a_segfault_far_from_the_limit_is_a_user_error_with_a_traceback(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "segfault"))
     assert isinstance(outcome, UserCodeFailed)
     assert "SIGSEGV" in outcome.error
@@ -118,20 +118,20 @@ def test_a_segfault_far_from_the_limit_is_the_user_s_and_shows_where(opened: Lau
 
 
 @pytest.mark.smoke("outcome:timed-out")
-def test_a_child_that_hangs_ends_at_its_deadline_and_says_where_it_stood(opened: Launcher) -> None:
+def test_a_child_that_hangs_is_ended_at_its_deadline_with_a_stack_trace(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "hang", limit_s=0.3))
     assert isinstance(outcome, TimedOut)
     assert outcome.phase == "measure"
     assert "in hang" in outcome.detail
 
 
-def test_a_handler_of_the_users_does_not_hide_where_a_child_hangs(opened: Launcher) -> None:
+def test_a_user_signal_handler_does_not_hide_where_a_child_hangs(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "hang_with_an_own_handler", limit_s=0.3))
     assert isinstance(outcome, TimedOut)
     assert "in hang" in outcome.detail
 
 
-def test_a_stopped_child_ends_at_its_deadline_too(opened: Launcher) -> None:
+def test_a_stopped_child_is_ended_at_its_deadline(opened: Launcher) -> None:
     def stop(message: Message) -> None:
         raise AssertionError("nothing is told")
 
@@ -140,7 +140,7 @@ def test_a_stopped_child_ends_at_its_deadline_too(opened: Launcher) -> None:
     assert isinstance(outcome_of(ending), TimedOut)
 
 
-def test_megabytes_of_output_neither_block_nor_reach_the_result(opened: Launcher) -> None:
+def test_megabytes_of_output_do_not_block_a_child_and_are_truncated(opened: Launcher) -> None:
     ending = ending_of(opened, "shout", kib=20_000)
     assert ending.returned == "done"
     assert 0 < len(ending.output) <= 64 * 1024
@@ -165,7 +165,7 @@ def test_openmp_works_in_a_child(opened: Launcher) -> None:
     assert ending_of(opened, "spawn_threads", ChildLimits(total_s=30)).returned == 512.0**3
 
 
-def test_the_fence_turns_too_much_memory_into_python_s_own_error(opened: Launcher) -> None:
+def test_the_fence_makes_python_raise_a_memory_error(opened: Launcher) -> None:
     ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=500 * MIB), bytes=900 * MIB)
     outcome = outcome_of(ending)
     assert ending.armed
@@ -175,45 +175,45 @@ def test_the_fence_turns_too_much_memory_into_python_s_own_error(opened: Launche
 
 
 @pytest.mark.smoke("outcome:out-of-memory")
-def test_the_fence_turns_too_large_a_tensor_into_torch_s_own_error(opened: Launcher) -> None:
+def test_the_fence_makes_torch_raise_its_allocator_error(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "tensors", ChildLimits(allowed_bytes=600 * MIB), bytes=900 * MIB))
     assert isinstance(outcome, OutOfMemory)
     assert "DefaultCPUAllocator" in outcome.detail
 
 
-def test_what_stays_inside_the_fence_is_not_disturbed(opened: Launcher) -> None:
+def test_a_child_within_the_fence_is_not_affected(opened: Launcher) -> None:
     ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=600 * MIB), bytes=200 * MIB)
     assert ending.returned == {"armed": True, "held": 200 * MIB}
     assert ending.peak_anonymous_bytes >= 200 * MIB
 
 
-def test_user_code_cannot_raise_the_fence_again(opened: Launcher) -> None:
+def test_user_code_cannot_raise_the_limit_of_the_fence(opened: Launcher) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may raise a hard limit")
     assert ending_of(opened, "raise_limit", ChildLimits(allowed_bytes=600 * MIB)).returned == "refused"
 
 
 @pytest.mark.smoke("outcome:out-of-memory")
-def test_the_watchdog_ends_what_is_not_fenced(opened: Launcher) -> None:
+def test_the_watchdog_ends_a_child_without_a_fence(opened: Launcher) -> None:
     ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=400 * MIB), bytes=900 * MIB, arm=False, linger_s=5)
     outcome = outcome_of(ending)
     assert isinstance(outcome, OutOfMemory)
     assert outcome.source == "watchdog"
 
 
-def test_a_torn_result_is_no_result(opened: Launcher) -> None:
+def test_a_truncated_result_counts_as_no_result(opened: Launcher) -> None:
     outcome = outcome_of(ending_of(opened, "tear_result"))
     assert isinstance(outcome, UserCodeFailed)
     assert "without a result" in outcome.error
 
 
-def test_names_in_shared_memory_go_with_their_process(opened: Launcher) -> None:
+def test_shared_memory_of_a_child_is_removed_when_it_ends(opened: Launcher) -> None:
     before = set(Path("/dev/shm").iterdir())
     ending_of(opened, "leave_shared_memory")
     assert set(Path("/dev/shm").iterdir()) <= before
 
 
-def test_a_zygote_that_was_killed_is_told_and_its_child_dies_with_it() -> None:
+def test_a_killed_zygote_is_reported_and_its_child_is_killed() -> None:
     with launcher("zygote") as made:
         told: list[Message] = []
 
@@ -230,7 +230,7 @@ def test_a_zygote_that_was_killed_is_told_and_its_child_dies_with_it() -> None:
 
 
 @pytest.mark.smoke
-def test_children_and_grandchildren_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_children_and_grandchildren_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -251,7 +251,7 @@ def test_children_and_grandchildren_die_with_a_parent_that_is_killed(tmp_path: P
     assert all(gone(pid) for pid in pids)
 
 
-def test_random_kills_leave_one_outcome_each_and_nothing_behind() -> None:
+def test_each_random_kill_produces_one_outcome_and_leaves_no_process() -> None:
     import random
     import threading
 

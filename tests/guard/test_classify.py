@@ -34,7 +34,7 @@ def raising(error: BaseException, **changes: object) -> Ending:
     return ending
 
 
-def test_a_result_counts_even_where_the_exit_was_dirty() -> None:
+def test_a_result_is_valid_even_after_an_abnormal_exit() -> None:
     assert kind(replace(ANSWERED, exit_status=-signal.SIGSEGV, oom_kills=1)) == "fits"
 
 
@@ -73,23 +73,23 @@ def test_a_result_that_swapped_does_not_fit() -> None:
         (raising(MemoryError(), swapped_bytes=64 << 20), "swapping"),
     ],
 )
-def test_each_kind_of_evidence_has_one_outcome(ending: Ending, expected: str) -> None:
+def test_each_kind_of_ending_has_one_outcome(ending: Ending, expected: str) -> None:
     assert kind(ending) == expected
 
 
-def test_a_user_error_keeps_his_traceback_and_what_was_printed() -> None:
+def test_a_user_error_keeps_the_error_message_and_the_output() -> None:
     outcome = classify(raising(ValueError("shapes")), fits)
     assert outcome.kind == "user-code-failed"
     assert outcome.error == "ValueError: shapes"
     assert outcome.output == "the end"
 
 
-def test_out_of_memory_tells_the_least_that_was_wanted() -> None:
+def test_an_out_of_memory_outcome_reports_the_observed_peak() -> None:
     outcome = classify(replace(BASE, killed_for="memory"), fits)
     assert outcome.kind == "out-of-memory"
     assert outcome.peak is not None
     assert outcome.peak.demand_bytes == 700
 
 
-def test_what_the_reader_makes_of_a_result_is_the_outcome() -> None:
+def test_the_outcome_is_the_value_returned_by_the_reader() -> None:
     assert classify(ANSWERED, lambda value: Infrastructure(detail="not usable")).kind == "infrastructure"

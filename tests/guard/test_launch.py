@@ -50,7 +50,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_no_place_for_a_child_s_files_says_where_it_looked(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_temporary_folder_suggests_tmpdir(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "none"))
     for start in (lambda: ZygoteLauncher(DEFAULT, {}), lambda: SpawnLauncher(DEFAULT, {})):
         with pytest.raises(GuardError) as raised:
@@ -59,7 +59,7 @@ def test_no_place_for_a_child_s_files_says_where_it_looked(temporary: Path, monk
         assert "TMPDIR" in raised.value.try_
 
 
-def test_a_process_starts_single_threaded_and_finds_batchcal() -> None:
+def test_a_child_starts_single_threaded_and_can_import_batchcal() -> None:
     environment = start_environment(DEFAULT, {"PYTHONPATH": "/mine", "OPENBLAS_NUM_THREADS": "8"})
     assert environment["OPENBLAS_NUM_THREADS"] == "1"
     mine, ours = environment["PYTHONPATH"].split(os.pathsep)
@@ -67,7 +67,7 @@ def test_a_process_starts_single_threaded_and_finds_batchcal() -> None:
     assert (Path(ours) / "batchcal" / "guard").is_dir()
 
 
-def test_arguments_travel_in_a_file_since_they_may_be_long(tmp_path: Path) -> None:
+def test_long_arguments_are_passed_in_a_file(tmp_path: Path) -> None:
     request = request_of(job("echo", text="x" * 5_000_000), tmp_path)
     assert len(str(request)) < 100_000
     assert (tmp_path / "arguments.json").stat().st_size > 5_000_000
@@ -82,14 +82,16 @@ def test_a_job_must_be_a_function_of_a_module() -> None:
         name_of(inner)
 
 
-def test_what_is_no_function_cannot_be_run() -> None:
+def test_an_object_that_is_not_a_function_cannot_be_resolved() -> None:
     with pytest.raises(TypeError):
         resolve("batchcal.guard.channel.wire:LINE_LIMIT")
 
 
 @pytest.mark.child
 @pytest.mark.parametrize("kind", [ZygoteLauncher, SpawnLauncher])
-def test_an_interpreter_that_is_gone_is_told(kind: type[ZygoteLauncher | SpawnLauncher], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_interpreter_raises_guard_error(
+    kind: type[ZygoteLauncher | SpawnLauncher], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(GuardError) as raised, closing(kind(DEFAULT, os.environ)) as made:
         made.start(job("echo"))
@@ -116,9 +118,7 @@ def interpreter(folder: Path, text: str) -> str:
     ],
     ids=["threads", "dead", "silent"],
 )
-def test_a_zygote_that_cannot_be_used_is_ended_and_told(
-    text: str, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_zygote_is_ended_and_reported(text: str, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not known:
         monkeypatch.setattr(launch, "READY_LIMIT_S", 0.3)
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path, text))
@@ -134,7 +134,7 @@ def state_of(pid: int) -> str:
 
 
 @pytest.mark.child
-def test_a_zygote_that_was_stopped_is_told_and_its_child_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_zygote_is_reported_and_its_child_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "KILL_LIMIT_S", 0.4)
     monkeypatch.setattr(launch, "START_LIMIT_S", 0.4)
     with launcher("zygote") as made:
@@ -159,7 +159,7 @@ def test_a_zygote_that_was_stopped_is_told_and_its_child_dies(monkeypatch: pytes
 
 
 @pytest.mark.child
-def test_a_child_whose_zygote_is_gone_can_still_be_killed() -> None:
+def test_a_child_can_be_killed_after_its_zygote_has_ended() -> None:
     with launcher("zygote") as made:
         child = made.start(job("hang"))
         assert made.overhead_pid is not None
@@ -174,7 +174,7 @@ def test_a_child_whose_zygote_is_gone_can_still_be_killed() -> None:
 
 
 @pytest.mark.child
-def test_closing_a_launcher_ends_what_still_runs() -> None:
+def test_closing_a_launcher_ends_its_running_children() -> None:
     with launcher("spawn") as made:
         child = made.start(job("hang"))
         assert Path(f"/proc/{child.pid}").exists()
@@ -208,14 +208,14 @@ def test_a_listener_that_fails_leaves_no_child(kind: str) -> None:
         '{"raised": {"chain": []}}', '{"raised": 5}', '{"returned": NaN}', '{"returned": Infinity}', "[1]", "", "[" * 100_000,
     ],
 )  # fmt: skip
-def test_a_result_that_is_not_sane_is_none(text: str, opened: Launcher) -> None:
+def test_an_invalid_result_file_counts_as_no_result(text: str, opened: Launcher) -> None:
     ending = ending_of(opened, "write_result", text=text)
     assert (ending.has_result, ending.raised) == (False, None)
     assert isinstance(classify(ending, fits), UserCodeFailed)
 
 
 @pytest.mark.child
-def test_a_result_that_is_too_large_is_none(monkeypatch: pytest.MonkeyPatch, opened: Launcher) -> None:
+def test_a_result_file_that_is_too_large_counts_as_no_result(monkeypatch: pytest.MonkeyPatch, opened: Launcher) -> None:
     monkeypatch.setattr(run, "RESULT_LIMIT_BYTES", 100)
     assert ending_of(opened, "echo", text="x").has_result
     assert not ending_of(opened, "echo", text="x" * 200).has_result
@@ -224,7 +224,7 @@ def test_a_result_that_is_too_large_is_none(monkeypatch: pytest.MonkeyPatch, ope
 @pytest.mark.smoke("outcome:infrastructure")
 @pytest.mark.child
 @pytest.mark.parametrize("kind", ["zygote", "spawn"])
-def test_a_child_that_cannot_leave_its_result_is_no_fault_of_the_user_s(kind: str) -> None:
+def test_a_child_that_cannot_write_its_result_is_infrastructure(kind: str) -> None:
     with launcher("zygote" if kind == "zygote" else "spawn") as made:
         outcome = classify(ending_of(made, "lose_directory"), fits)
     assert isinstance(outcome, Infrastructure)
@@ -233,12 +233,14 @@ def test_a_child_that_cannot_leave_its_result_is_no_fault_of_the_user_s(kind: st
 
 
 @pytest.mark.child
-def test_a_child_that_closes_its_output_returns_all_the_same(opened: Launcher) -> None:
+def test_a_child_that_closes_its_output_still_returns_a_result(opened: Launcher) -> None:
     assert ending_of(opened, "close_output").returned == "done"
 
 
 @pytest.mark.child
-def test_a_limit_that_the_kernel_does_not_keep_is_not_called_a_fence(monkeypatch: pytest.MonkeyPatch, opened: Launcher) -> None:
+def test_a_data_limit_that_the_kernel_ignores_is_not_reported_as_a_fence(
+    monkeypatch: pytest.MonkeyPatch, opened: Launcher
+) -> None:
     monkeypatch.setattr(run, "arm_data_limit", lambda pid, allowed: True)
     ending = ending_of(opened, "hold", ChildLimits(allowed_bytes=600 << 20), bytes=32 << 20)
     assert ending.returned == {"armed": False, "held": 32 << 20}
@@ -247,7 +249,7 @@ def test_a_limit_that_the_kernel_does_not_keep_is_not_called_a_fence(monkeypatch
 
 
 @pytest.mark.child
-def test_the_whole_may_take_so_long_whatever_the_phase(opened: Launcher) -> None:
+def test_the_total_time_limit_applies_in_every_phase(opened: Launcher) -> None:
     ending = ending_of(opened, "hang", ChildLimits(total_s=1.5), limit_s=60)
     assert ending.killed_for == "deadline"
     assert ending.phase_limit_s == 1.5
@@ -258,7 +260,7 @@ def test_the_whole_may_take_so_long_whatever_the_phase(opened: Launcher) -> None
 
 
 @pytest.mark.child
-def test_a_zygote_keeps_memory_under_the_policy_that_retains_it() -> None:
+def test_a_child_of_a_zygote_keeps_memory_under_the_retain_policy() -> None:
     faults: dict[str, int] = {}
     for name in ("default", "retain"):
         with launcher("zygote", name) as made:
@@ -267,7 +269,7 @@ def test_a_zygote_keeps_memory_under_the_policy_that_retains_it() -> None:
 
 
 @pytest.mark.child
-def test_an_orphan_that_left_its_group_goes_with_its_child() -> None:
+def test_a_daemon_of_a_child_is_killed_with_the_child() -> None:
     """A daemon: a session of its own, whose parent is gone."""
     with launcher("zygote") as made:
         told: list[Message] = []
@@ -281,7 +283,7 @@ def test_an_orphan_that_left_its_group_goes_with_its_child() -> None:
 
 
 @pytest.mark.child
-def test_a_child_that_is_started_without_a_parent_leaves_at_once() -> None:
+def test_a_child_started_without_a_parent_exits_immediately() -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "batchcal.guard.children.child", "0", "1"], stdin=subprocess.DEVNULL, check=False
     )
@@ -289,7 +291,7 @@ def test_a_child_that_is_started_without_a_parent_leaves_at_once() -> None:
 
 
 @pytest.mark.child
-def test_a_zygote_that_still_imports_goes_with_its_parent_and_takes_its_folder(tmp_path: Path) -> None:
+def test_a_zygote_that_is_importing_ends_with_its_parent_and_removes_its_folder(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     parent = (

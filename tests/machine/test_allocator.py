@@ -44,42 +44,42 @@ def names(root: Path) -> list[str]:
     return [policy.name for policy in available(root=root)]
 
 
-def test_a_bare_system_has_what_glibc_has(tmp_path: Path) -> None:
+def test_a_system_without_allocator_libraries_has_the_glibc_policies(tmp_path: Path) -> None:
     assert names(system(tmp_path)) == ["default", "thp", "retain"]
 
 
-def test_installed_libraries_are_policies(tmp_path: Path) -> None:
+def test_installed_allocator_libraries_are_available_policies(tmp_path: Path) -> None:
     system(tmp_path, thp="always madvise [never]", libraries=(TCMALLOC, "/opt/lib/libjemalloc.so.2", "/opt/lib/libmimalloc.so.3"))
     assert names(tmp_path) == ["default", "retain", "tcmalloc", "jemalloc", "mimalloc"]
     assert resolve("tcmalloc", root=tmp_path) == AllocatorPolicy(name="tcmalloc", kind="preload", library=TCMALLOC)
 
 
 @pytest.mark.parametrize("name", ["tcmalloc", "jemalloc", "mimalloc"])
-def test_a_missing_library_says_which_package_brings_it(name: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_allocator_library_names_its_package(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(name, root=system(tmp_path))
     assert PACKAGES[name] in caught.value.try_
 
 
 @pytest.mark.parametrize("thp", [None, "always madvise [never]"])
-def test_huge_pages_that_the_kernel_does_not_give_are_refused(thp: str | None, tmp_path: Path) -> None:
+def test_the_thp_policy_is_rejected_if_the_kernel_does_not_support_it(thp: str | None, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="transparent huge pages"):
         resolve("thp", root=system(tmp_path, thp=thp))
 
 
-def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_policy_lists_the_available_policies(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         resolve("tcmaloc", root=tmp_path)
     assert "tcmalloc" in caught.value.known
 
 
-def test_a_library_may_be_given_by_its_path(tmp_path: Path) -> None:
+def test_an_allocator_library_can_be_given_by_its_path(tmp_path: Path) -> None:
     library = own_library(tmp_path, "/lib/liballoc.so")
     policy = resolve("/lib/liballoc.so", root=tmp_path)
     assert policy == AllocatorPolicy(name=library, kind="preload", library=library)
 
 
-def test_a_path_of_an_installed_library_is_the_library_s_own_policy(tmp_path: Path) -> None:
+def test_the_path_of_an_installed_library_resolves_to_its_named_policy(tmp_path: Path) -> None:
     system(tmp_path, libraries=(TCMALLOC,))
     (tmp_path / "link").symlink_to(tmp_path / TCMALLOC.lstrip("/"))
     (tmp_path / "libtcmalloc.so").symlink_to("link")
@@ -88,7 +88,7 @@ def test_a_path_of_an_installed_library_is_the_library_s_own_policy(tmp_path: Pa
     assert resolve(other, root=tmp_path).name == other
 
 
-def test_a_path_that_cannot_be_preloaded_is_refused(tmp_path: Path) -> None:
+def test_a_library_path_that_cannot_be_preloaded_is_rejected(tmp_path: Path) -> None:
     own_library(tmp_path, "/my lib/liballoc.so")
     foreign_library(tmp_path, "/lib/libforeign.so")
     for path, words in (("/my lib/liballoc.so", "spaces"), ("/lib/libforeign.so", "machine"), ("/lib/gone.so", "no such file")):
@@ -97,7 +97,7 @@ def test_a_path_that_cannot_be_preloaded_is_refused(tmp_path: Path) -> None:
         assert words in caught.value.known
 
 
-def test_a_digest_tells_a_changed_library(tmp_path: Path) -> None:
+def test_the_library_digest_changes_with_the_library(tmp_path: Path) -> None:
     policy = resolve("tcmalloc", root=system(tmp_path, libraries=(TCMALLOC,)))
     file = tmp_path / TCMALLOC.lstrip("/")
     assert library_digest(policy, root=tmp_path) == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -121,12 +121,12 @@ PRELOAD = AllocatorPolicy(name="tcmalloc", kind="preload", library=TCMALLOC)
         (TCMALLOC, TCMALLOC),
     ],
 )
-def test_our_library_comes_first_and_the_only_allocator(before: str, after: str) -> None:
+def test_ld_preload_starts_with_the_policy_library_and_has_no_other_allocator(before: str, after: str) -> None:
     base = {"LD_PRELOAD": before} if before else {}
     assert PRELOAD.environment(base) == {"LD_PRELOAD": after}
 
 
-def test_one_policy_s_environment_holds_nothing_of_another() -> None:
+def test_a_policy_environment_contains_no_variables_of_another_policy() -> None:
     policies = [
         resolve("default"),
         AllocatorPolicy(name="thp", kind="environment"),
@@ -154,11 +154,13 @@ def test_one_policy_s_environment_holds_nothing_of_another() -> None:
         ("/opt/libjemalloc.so", {"LD_PRELOAD": "/opt/libjemalloc.so", "THP_MEM_ALLOC_ENABLE": "1"}, "/opt/libjemalloc.so"),
     ],
 )
-def test_what_serves_malloc_decides_what_is_in_force(library: str, environ: Mapping[str, str], policy: str) -> None:
+def test_the_library_that_provides_malloc_determines_the_active_policy(
+    library: str, environ: Mapping[str, str], policy: str
+) -> None:
     assert in_force(environ, library=library) == policy
 
 
-def test_the_families_are_told_by_the_file_s_name() -> None:
+def test_the_allocator_family_is_recognized_by_the_file_name() -> None:
     libraries = (
         "/a/libtcmalloc_minimal.so.4",
         "libjemalloc.so.2",
@@ -169,7 +171,7 @@ def test_the_families_are_told_by_the_file_s_name() -> None:
     assert [family(name) for name in libraries] == ["tcmalloc", "jemalloc", "mimalloc", None, None]
 
 
-def test_this_process_runs_on_its_own_c_library() -> None:
+def test_malloc_of_this_process_comes_from_the_c_library() -> None:
     assert Path(malloc_library()).name.startswith(("libc.so", "libc-"))
 
 
@@ -205,7 +207,7 @@ def run_python(code: str, environ: Mapping[str, str], *arguments: str) -> list[s
 
 @pytest.mark.smoke
 @pytest.mark.child
-def test_retain_keeps_big_blocks_by_environment_and_by_mallopt_alike() -> None:
+def test_retain_keeps_large_blocks_through_environment_and_mallopt() -> None:
     plain = run_python(FAULTS, {})
     by_environment = run_python(FAULTS, resolve("retain").environment({}))
     by_mallopt = run_python(FAULTS, {}, "mallopt")
@@ -232,7 +234,7 @@ void free(void *block) { __libc_free(block); }
 
 @pytest.mark.child
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler to build an allocator")
-def test_a_library_given_by_path_is_in_force_in_the_process_it_was_given_to(tmp_path: Path) -> None:
+def test_a_library_given_by_path_is_active_in_the_child(tmp_path: Path) -> None:
     source = tmp_path / "alloc.c"
     source.write_text(ALLOCATOR, encoding="ascii")
     library = tmp_path / "libplain.so"
@@ -244,7 +246,7 @@ def test_a_library_given_by_path_is_in_force_in_the_process_it_was_given_to(tmp_
 
 
 @pytest.mark.child
-def test_an_installed_library_is_in_force_under_its_name() -> None:
+def test_an_installed_library_is_active_under_its_policy_name() -> None:
     policies = [policy for policy in available() if policy.kind == "preload"]
     if not policies:
         pytest.skip("no allocator library is installed here")

@@ -21,7 +21,7 @@ def meter_of(root: Path) -> MemoryGroup | MachineMemory:
     return memory_meter(Root(root))
 
 
-def test_v1_counts_the_groups_below_when_it_takes_file_pages_off(tmp_path: Path) -> None:
+def test_v1_subtracts_file_pages_of_all_child_groups(tmp_path: Path) -> None:
     machines.docker_v1(tmp_path)
     meter = meter_of(tmp_path)
     assert (meter.version, meter.directory, meter.limit_bytes) == ("v1", "/sys/fs/cgroup/memory", GIB)
@@ -43,7 +43,7 @@ def test_v2_reads_usage_statistics_swap_and_events(tmp_path: Path) -> None:
     meter.close()
 
 
-def test_readings_are_of_now_and_never_negative(tmp_path: Path) -> None:
+def test_readings_are_current_and_never_negative(tmp_path: Path) -> None:
     machine = machines.docker_v2(tmp_path)
     meter = meter_of(tmp_path)
     machine.write("/sys/fs/cgroup/memory.current", str(700 * MIB))
@@ -53,7 +53,7 @@ def test_readings_are_of_now_and_never_negative(tmp_path: Path) -> None:
     meter.close()
 
 
-def test_the_ancestor_that_limits_is_the_one_whose_usage_counts(tmp_path: Path) -> None:
+def test_usage_is_read_from_the_ancestor_that_sets_the_limit(tmp_path: Path) -> None:
     machines.systemd_slices(tmp_path)
     meter = meter_of(tmp_path)
     assert meter.directory == "/sys/fs/cgroup/system.slice/ml.slice"
@@ -61,7 +61,7 @@ def test_the_ancestor_that_limits_is_the_one_whose_usage_counts(tmp_path: Path) 
     meter.close()
 
 
-def test_of_two_equal_limits_the_upper_group_binds(tmp_path: Path) -> None:
+def test_the_parent_group_binds_if_two_limits_are_equal(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.v2("/pod/own")
     machine.v2_group("/sys/fs/cgroup/pod", memory_max=GIB)
@@ -69,12 +69,12 @@ def test_of_two_equal_limits_the_upper_group_binds(tmp_path: Path) -> None:
     assert meter_of(tmp_path).directory == "/sys/fs/cgroup/pod"
 
 
-def test_the_throttle_binds_where_it_stands_below_the_kill(tmp_path: Path) -> None:
+def test_memory_high_binds_if_it_is_below_memory_max(tmp_path: Path) -> None:
     machines.kubernetes_v2(tmp_path)
     assert meter_of(tmp_path).limit_bytes == 4 * GIB * 9 // 10
 
 
-def test_a_limit_above_what_can_be_seen_is_taken_from_the_hierarchy_s_own_word(tmp_path: Path) -> None:
+def test_a_limit_above_the_visible_groups_comes_from_memory_stat(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     point = machine.v1("memory", "/docker/4f1c", top="/docker/4f1c")
     machine.v1_memory(point, NO_LIMIT, hidden=3 * GIB)
@@ -84,7 +84,7 @@ def test_a_limit_above_what_can_be_seen_is_taken_from_the_hierarchy_s_own_word(t
 
 
 @pytest.mark.parametrize("text", ["max", str(NO_LIMIT), str(2**63 - 65536), str(2**63 - 1), "-1"])
-def test_every_spelling_of_no_limit_is_none(text: str, tmp_path: Path) -> None:
+def test_every_representation_of_unlimited_is_none(text: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.v2("/")
     machine.v2_group("/sys/fs/cgroup", memory_max=text)
@@ -93,7 +93,7 @@ def test_every_spelling_of_no_limit_is_none(text: str, tmp_path: Path) -> None:
     assert binding_bound(()) is None
 
 
-def test_a_limit_beyond_the_machine_does_not_bind(tmp_path: Path) -> None:
+def test_a_limit_above_the_machine_memory_does_not_bind(tmp_path: Path) -> None:
     machine = Machine(tmp_path, memory_bytes=8 * GIB)
     machine.v2("/")
     machine.v2_group("/sys/fs/cgroup", memory_max=64 * GIB)
@@ -102,7 +102,7 @@ def test_a_limit_beyond_the_machine_does_not_bind(tmp_path: Path) -> None:
     assert finite(64 * GIB) == 64 * GIB
 
 
-def test_without_a_binding_group_the_machine_answers(tmp_path: Path) -> None:
+def test_the_machine_memory_is_measured_without_a_binding_group(tmp_path: Path) -> None:
     machine = machines.bare_metal(tmp_path)
     machine.meminfo(128 * GIB, available=100 * GIB, swap=4 * GIB)
     meter = meter_of(tmp_path)
@@ -116,7 +116,7 @@ def test_without_a_binding_group_the_machine_answers(tmp_path: Path) -> None:
     meter.close()
 
 
-def test_without_groups_kills_are_those_of_the_whole_machine(tmp_path: Path) -> None:
+def test_oom_kills_of_the_machine_are_counted_without_groups(tmp_path: Path) -> None:
     machine = machines.gvisor(tmp_path)
     assert meter_of(tmp_path).oom_kills() == 0
     machine.write("/proc/vmstat", "nr_free_pages 5\noom_kill 3")
@@ -125,7 +125,7 @@ def test_without_groups_kills_are_those_of_the_whole_machine(tmp_path: Path) -> 
     meter.close()
 
 
-def test_a_group_that_does_not_say_what_it_uses_still_limits(tmp_path: Path) -> None:
+def test_a_group_without_readable_usage_still_sets_the_limit(tmp_path: Path) -> None:
     machine = machines.docker_v2(tmp_path)
     machine.remove("/sys/fs/cgroup/memory.current")
     meter = meter_of(tmp_path)
@@ -133,7 +133,7 @@ def test_a_group_that_does_not_say_what_it_uses_still_limits(tmp_path: Path) -> 
     assert meter.hard_bytes() == 12 * GIB
 
 
-def test_without_meminfo_psutil_answers(tmp_path: Path) -> None:
+def test_machine_memory_comes_from_psutil_without_meminfo(tmp_path: Path) -> None:
     meter = meter_of(tmp_path)
     assert isinstance(meter, MachineMemory)
     assert meter.limit_bytes == MachineMemory().total_bytes
@@ -154,7 +154,7 @@ print(json.dumps([meter.version, meter.directory, meter.limit_bytes, meter.hard_
 
 @pytest.mark.smoke
 @pytest.mark.cgroup
-def test_inside_a_real_nested_group_the_ancestor_s_limit_and_usage_are_seen() -> None:
+def test_a_real_nested_group_uses_the_limit_and_usage_of_its_ancestor() -> None:
     with memory_cgroup(500 * MIB) as limiting, memory_cgroup(None, parent=limiting) as own:
         done = own.run([sys.executable, "-c", INSIDE])
     assert done.returncode == 0, done.stderr
@@ -177,7 +177,7 @@ print(json.dumps([meter.usage_bytes() - before[0], meter.hard_bytes() - before[1
 
 
 @pytest.mark.cgroup
-def test_page_cache_is_charged_but_not_hard(tmp_path: Path) -> None:
+def test_page_cache_counts_as_usage_but_not_as_hard_memory(tmp_path: Path) -> None:
     with memory_cgroup(500 * MIB) as group:
         done = group.run([sys.executable, "-c", FILE_PAGES, str(tmp_path / "file")])
     usage, hard = json.loads(done.stdout)
@@ -196,7 +196,7 @@ print(child.returncode, meter.oom_kills() - before)
 
 
 @pytest.mark.cgroup
-def test_a_real_kernel_kill_is_counted_though_an_ancestor_s_limit_caused_it() -> None:
+def test_an_oom_kill_caused_by_the_limit_of_an_ancestor_is_counted() -> None:
     with memory_cgroup(150 * MIB) as limiting, memory_cgroup(None, parent=limiting) as own:
         done = own.run([sys.executable, "-c", KILLED])
         # v1 counts where the process died, which is why our own group's counter must be read as well.
@@ -205,7 +205,7 @@ def test_a_real_kernel_kill_is_counted_though_an_ancestor_s_limit_caused_it() ->
 
 
 @pytest.mark.cgroup
-def test_a_group_that_is_gone_says_so() -> None:
+def test_a_removed_group_raises_os_error() -> None:
     with memory_cgroup(200 * MIB) as group:
         bounds = [bound for bound in memory_bounds(locate("memory") or pytest.fail("no group")) if bound.kind == "max"]
         chain = (locate("memory") or pytest.fail("no group")).model_copy(update={"levels": (str(group.path),)})

@@ -39,7 +39,7 @@ MEMORY_LEVELS: dict[Callable[[Path], Machine], tuple[str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("build", MEMORY_LEVELS, ids=lambda build: build.__name__)
-def test_the_whole_way_up_is_found(build: Callable[[Path], Machine], tmp_path: Path) -> None:
+def test_all_parent_groups_are_located(build: Callable[[Path], Machine], tmp_path: Path) -> None:
     build(tmp_path)
     version, levels = MEMORY_LEVELS[build]
     chain = locate("memory", Root(tmp_path))
@@ -55,12 +55,12 @@ def test_each_v1_controller_has_a_path_of_its_own(tmp_path: Path) -> None:
     assert locate("cpu", root) == Chain(version="v1", levels=("/sys/fs/cgroup/cpu,cpuacct",))
 
 
-def test_no_group_is_found_where_none_is_mounted(tmp_path: Path) -> None:
+def test_no_group_is_located_without_a_cgroup_mount(tmp_path: Path) -> None:
     machines.gvisor(tmp_path)
     assert locate("memory", Root(tmp_path)) is None
 
 
-def test_an_empty_v2_hierarchy_beside_v1_has_no_controllers(tmp_path: Path) -> None:
+def test_a_v2_hierarchy_without_controllers_is_ignored(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.mount("/ /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw")
     machine.member("0::/")
@@ -68,7 +68,7 @@ def test_an_empty_v2_hierarchy_beside_v1_has_no_controllers(tmp_path: Path) -> N
     assert locate("memory", Root(tmp_path)) is None
 
 
-def test_the_mount_that_shows_our_group_wins_over_one_of_the_host(tmp_path: Path) -> None:
+def test_the_mount_with_our_own_group_is_preferred_to_a_host_mount(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.mount("/docker/other /host/cgroup rw - cgroup2 cgroup rw")
     machine.v2_group("/host/cgroup", memory_max=1)
@@ -79,7 +79,7 @@ def test_the_mount_that_shows_our_group_wins_over_one_of_the_host(tmp_path: Path
     assert chain.levels == ("/sys/fs/cgroup",)
 
 
-def test_a_path_of_another_namespace_falls_back_to_what_is_mounted_for_us(tmp_path: Path) -> None:
+def test_a_group_path_of_another_namespace_falls_back_to_the_mount_point(tmp_path: Path) -> None:
     # Docker in Docker: /proc/self/cgroup speaks of the outer host.
     machine = Machine(tmp_path)
     point = machine.v1("memory", "/docker/outer/docker/inner", top="/docker/inner")
@@ -89,7 +89,7 @@ def test_a_path_of_another_namespace_falls_back_to_what_is_mounted_for_us(tmp_pa
     assert chain.levels == (point,)
 
 
-def test_a_process_outside_its_namespace_is_not_looked_for_above_the_mount(tmp_path: Path) -> None:
+def test_a_group_path_outside_the_namespace_is_not_searched_above_the_mount(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.v2("/../sibling")
     machine.v2_group("/sys/fs/cgroup", memory_max=1 << 30)
@@ -99,7 +99,7 @@ def test_a_process_outside_its_namespace_is_not_looked_for_above_the_mount(tmp_p
     assert chain.levels == ("/sys/fs/cgroup",)
 
 
-def test_a_group_that_cannot_be_seen_leaves_the_levels_above_it(tmp_path: Path) -> None:
+def test_an_invisible_group_is_skipped_and_its_parents_are_used(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.v2("/kubepods/pod1/gone")
     machine.v2_group("/sys/fs/cgroup/kubepods", memory_max=1 << 32)
@@ -109,7 +109,7 @@ def test_a_group_that_cannot_be_seen_leaves_the_levels_above_it(tmp_path: Path) 
     assert chain.levels == ("/sys/fs/cgroup/kubepods/pod1", "/sys/fs/cgroup/kubepods", "/sys/fs/cgroup")
 
 
-def test_blanks_in_a_mount_point_are_understood(tmp_path: Path) -> None:
+def test_spaces_in_a_mount_point_are_decoded(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.mount("/ /sys/fs/cgroup/my\\040groups rw - cgroup2 cgroup2 rw")
     machine.member("0::/")
@@ -119,7 +119,7 @@ def test_blanks_in_a_mount_point_are_understood(tmp_path: Path) -> None:
     assert chain.levels == ("/sys/fs/cgroup/my groups",)
 
 
-def test_lines_that_make_no_sense_are_passed_over(tmp_path: Path) -> None:
+def test_malformed_cgroup_and_mount_lines_are_ignored(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.mount("nonsense")
     machine.mount("/ /sys/fs/cgroup rw - cgroup2")

@@ -42,7 +42,7 @@ def status() -> ProcessMemory:
 
 
 @pytest.mark.parametrize(("shared", "field"), [(False, "anonymous_bytes"), (True, "shared_bytes")])
-def test_memory_is_told_by_its_kind(shared: bool, field: str) -> None:
+def test_private_and_shared_memory_are_reported_separately(shared: bool, field: str) -> None:
     before = status()
     block = Block(64, shared=shared)
     now = status()
@@ -64,12 +64,12 @@ def test_the_peak_stays_until_it_is_reset() -> None:
     assert low.peak_resident_bytes < high.peak_resident_bytes - 60 * MIB
 
 
-def test_hard_memory_is_everything_but_file_pages() -> None:
+def test_hard_memory_is_all_memory_except_file_pages() -> None:
     memory = ProcessMemory(anonymous_bytes=1, shared_bytes=2, swap_bytes=4, file_bytes=8)
     assert memory.hard_bytes == 7
 
 
-def test_nobody_holds_nothing() -> None:
+def test_a_process_that_does_not_exist_has_no_memory() -> None:
     assert read_status(NOBODY) is None
     assert not reset_peak(NOBODY)
     assert private_bytes(NOBODY) == 0
@@ -90,7 +90,7 @@ def test_threads_are_counted() -> None:
 
 
 @pytest.mark.child
-def test_a_sampler_sees_a_process_grow_and_0_once_it_is_gone() -> None:
+def test_a_sampler_measures_a_process_and_returns_0_after_it_ends() -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -113,7 +113,7 @@ def test_a_sampler_sees_a_process_grow_and_0_once_it_is_gone() -> None:
 
 
 @pytest.mark.child
-def test_a_zombie_holds_nothing() -> None:
+def test_a_zombie_process_has_no_memory_status() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
@@ -123,7 +123,7 @@ def test_a_zombie_holds_nothing() -> None:
 
 
 @pytest.mark.child
-def test_what_a_forked_worker_has_in_common_with_its_parent_is_not_its_own() -> None:
+def test_memory_shared_with_the_parent_is_not_private_to_a_forked_worker() -> None:
     common = Block(96)
     read, write = os.pipe()
     child = os.fork()
@@ -147,7 +147,7 @@ def test_what_a_forked_worker_has_in_common_with_its_parent_is_not_its_own() -> 
 
 
 @pytest.mark.child
-def test_grandchildren_are_descendants_too() -> None:
+def test_descendants_include_grandchildren() -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -19,7 +19,7 @@ def touch(mib: int) -> None:
             block[offset] = 1
 
 
-def test_a_peak_that_is_over_is_still_seen() -> None:
+def test_the_host_peak_includes_memory_that_was_freed() -> None:
     host = HostPeak()
     host.reset()
     assert host.resettable
@@ -30,7 +30,7 @@ def test_a_peak_that_is_over_is_still_seen() -> None:
     assert host.read() - before <= 140 * MIB
 
 
-def test_what_was_before_the_reset_does_not_count() -> None:
+def test_the_host_peak_excludes_memory_before_the_reset() -> None:
     host = HostPeak()
     touch(256)
     high = host.read()
@@ -38,7 +38,7 @@ def test_what_was_before_the_reset_does_not_count() -> None:
     assert host.read() < high - 100 * MIB
 
 
-def test_without_proc_it_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_peak_is_sampled_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peak_meter, "read_status", lambda: None)
     monkeypatch.setattr(peak_meter, "reset_peak", lambda: False)
     host = HostPeak()
@@ -47,7 +47,7 @@ def test_without_proc_it_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.read() > 10 * MIB
 
 
-def test_the_cpu_is_no_accelerator() -> None:
+def test_the_cpu_is_not_an_accelerator() -> None:
     nothing = AcceleratorPeak(torch.device("cpu"), None)
     nothing.reset()
     assert not nothing.present
@@ -79,7 +79,7 @@ class Card:
         self.peak = self.reserved
 
 
-def test_an_accelerator_s_peak_holds_the_context_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_accelerator_peak_includes_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch)
     measured = AcceleratorPeak(torch.device("cuda", 0), 800 * MIB)  # free before: 150 are gone, 50 of them the cache's
     card.peak = 400
@@ -92,11 +92,11 @@ def test_an_accelerator_s_peak_holds_the_context_too(monkeypatch: pytest.MonkeyP
     assert measured.retries() == 3
 
 
-def test_where_nobody_said_what_was_free_the_context_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_accelerator_peak_omits_the_context_without_a_free_memory_value(monkeypatch: pytest.MonkeyPatch) -> None:
     Card(monkeypatch)
     assert AcceleratorPeak(torch.device("cuda", 0), None).reserved_bytes() == 50 * MIB
 
 
-def test_a_neighbour_who_leaves_makes_no_context_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_freed_by_a_neighbour_does_not_make_the_context_negative(monkeypatch: pytest.MonkeyPatch) -> None:
     Card(monkeypatch)
     assert AcceleratorPeak(torch.device("cuda", 0), 100 * MIB).reserved_bytes() == 50 * MIB

@@ -19,7 +19,7 @@ def of_a_task(samples: int | None, **overrides: object) -> Calibration:
     return calibration.model_copy(update={"facts": calibration.facts.model_copy(update={"effective_batch": samples})})
 
 
-def test_what_the_command_sets_overrides_the_task_and_the_task_overrides_what_the_calibration_was_made_for() -> None:
+def test_the_command_overrides_the_task_and_the_task_overrides_the_calibration() -> None:
     calibration = of_a_task(96, effective_batch=128)
     assert make_plan(calibration, effective_batch=64).effective_batch == 64
     assert make_plan(calibration).effective_batch == 96
@@ -28,7 +28,7 @@ def test_what_the_command_sets_overrides_the_task_and_the_task_overrides_what_th
     assert make_plan(of_a_task(None, effective_batch=128)).effective_batch == 128
 
 
-def test_neither_the_capacity_nor_what_a_calibration_was_made_for_decides_what_is_trained() -> None:
+def test_the_command_or_the_task_must_set_the_effective_batch() -> None:
     with pytest.raises(UsageError) as unset:
         require(of_a_task(None), None)
     assert f"--effective-batch {TRAIN_CAPACITY}" in unset.value.try_, "the fastest micro-batch is suggested"
@@ -39,14 +39,14 @@ def test_neither_the_capacity_nor_what_a_calibration_was_made_for_decides_what_i
     require(of_a_task(None), 64)
 
 
-def test_a_calibration_that_verified_nothing_is_asked_with_an_example() -> None:
+def test_a_missing_effective_batch_without_findings_suggests_an_example() -> None:
     with pytest.raises(UsageError) as error:
         require(a_calibration(status="partial", findings=()), None)
     for way in (f"--effective-batch {EXAMPLE}", f"BATCHCAL_EFFECTIVE_BATCH={EXAMPLE}", "below [plan] in", "batchcal.Task"):
         assert way in error.value.try_
 
 
-def test_without_one_the_answer_is_one_micro_batch_the_fastest() -> None:
+def test_the_default_plan_is_one_micro_batch_of_the_fastest_size() -> None:
     calibration = a_raced_calibration(effective_batch=None)
     plan = make_plan(calibration)
     assert (plan.micro_batches, plan.effective_batch) == ((128,), 128)
@@ -58,7 +58,7 @@ def test_without_one_the_answer_is_one_micro_batch_the_fastest() -> None:
     assert not any("effective batch is not set" in notice for notice in make_plan(calibration, effective_batch=128).notices)
 
 
-def test_a_micro_batch_that_is_a_whole_step_pays_for_the_update_itself() -> None:
+def test_the_speed_of_a_single_micro_batch_includes_the_optimizer_update() -> None:
     raced = a_raced_calibration(effective_batch=None)
     finding = raced.finding()
     assert finding is not None
@@ -79,7 +79,7 @@ def test_a_calibration_is_rehearsed_for_the_tasks_own_effective_batch() -> None:
     assert effective_batch_of(calibration, None) is None
 
 
-def test_load_plan_reads_the_variable_and_the_projects_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_plan_reads_the_environment_variable_and_pyproject_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from batchcal.values.settings import PlanSettings, Settings
     from batchcal.workload.spec.config import project_source
 

@@ -24,7 +24,7 @@ def sh(script: str, *, shell: str = "sh") -> subprocess.CompletedProcess[str]:
     return subprocess.run([shell, "-c", script], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=False)
 
 
-def test_json_holds_the_contracted_keys_and_reads_back_as_the_same_plan() -> None:
+def test_the_json_of_a_plan_has_all_documented_keys_and_loads_back() -> None:
     document = json.loads(as_json(a_plan()))
     contracted = {
         "format", "status", "micro_batch", "accumulation_steps", "effective_batch", "micro_batches", "eval_batch", "num_workers",
@@ -36,7 +36,7 @@ def test_json_holds_the_contracted_keys_and_reads_back_as_the_same_plan() -> Non
     assert Plan.model_validate_json(as_json(a_plan())) == a_plan()
 
 
-def test_every_key_is_exported_in_capitals_beside_the_threads_and_the_allocator() -> None:
+def test_plan_keys_threads_and_allocator_are_exported_as_environment_variables() -> None:
     variables = exported(a_plan(), PRELOAD)
     assert variables["BATCHCAL_PLAN_MICRO_BATCH"] == "500"
     assert variables["BATCHCAL_PLAN_MICRO_BATCHES"] == "500,500"
@@ -50,7 +50,7 @@ def test_every_key_is_exported_in_capitals_beside_the_threads_and_the_allocator(
 
 @pytest.mark.child
 @pytest.mark.parametrize("shell", ["sh", "bash"])
-def test_a_shell_reads_the_exports_as_they_were_meant(shell: str) -> None:
+def test_a_shell_reads_the_exported_values(shell: str) -> None:
     lines = as_sh(a_plan(), {})
     shown = sh(f"set -e; eval \"$(cat <<'END'\n{lines}END\n)\"; env", shell=shell)
     assert shown.returncode == 0, shown.stderr
@@ -60,7 +60,7 @@ def test_a_shell_reads_the_exports_as_they_were_meant(shell: str) -> None:
 
 @pytest.mark.child
 @pytest.mark.parametrize("shell", ["sh", "bash"])
-def test_a_failure_stops_a_script_that_evaluates_it(shell: str) -> None:
+def test_a_failure_stops_a_shell_script_that_evaluates_the_output(shell: str) -> None:
     stopped = sh(f'set -e; eval "$(printf %s {failure_sh(3).strip()!r})"; echo went on', shell=shell)
     assert (stopped.returncode, stopped.stdout) == (3, "")
     asked = sh(f'eval "$(printf %s {failure_sh(3).strip()!r})"; echo $?', shell=shell)
@@ -68,13 +68,13 @@ def test_a_failure_stops_a_script_that_evaluates_it(shell: str) -> None:
 
 
 @pytest.mark.child
-def test_a_dotenv_file_can_be_sourced_and_says_the_same_as_the_exports() -> None:
+def test_a_sourced_dotenv_file_sets_the_same_variables_as_the_exports() -> None:
     shown = sh(f"set -a; . /dev/stdin <<'END'\n{as_dotenv(a_plan(), PRELOAD)}END\nunset LD_PRELOAD; env")
     seen = dict(line.split("=", 1) for line in shown.stdout.splitlines())
     assert exported(a_plan(), {}).items() <= seen.items()
 
 
-def test_dotenv_lines_carry_no_quotes() -> None:
+def test_dotenv_lines_contain_no_quotes() -> None:
     text = as_dotenv(a_plan(), PRELOAD)
     assert "'" not in text
     assert '"' not in text
@@ -89,7 +89,7 @@ def test_a_value_that_shells_and_env_files_read_differently_is_refused(value: st
         assert repr(value) in caught.value.known
 
 
-def test_rates_are_short_and_plain() -> None:
+def test_exported_rates_are_rounded_and_unknown_rates_are_empty() -> None:
     value = exported(a_plan(), {})["BATCHCAL_PLAN_PREDICTED_SAMPLES_PER_S"]
     assert float(value) == pytest.approx(a_plan().predicted_samples_per_s, rel=1e-4)
     assert exported(a_plan(3), {})["BATCHCAL_PLAN_PREDICTED_SAMPLES_PER_S"] == ""

@@ -42,12 +42,12 @@ def with_parameters(parameter_bytes: int, **overrides: object) -> Calibration:
     return a_calibration(facts=facts.model_copy(update={"parameter_bytes": parameter_bytes}), **overrides)
 
 
-def test_a_plan_of_more_micro_batches_than_anybody_lists_is_refused() -> None:
+def test_a_plan_with_too_many_micro_batches_is_rejected() -> None:
     with pytest.raises(UsageError, match="more than 65536 micro-batches"):
         make_plan(a_calibration(), effective_batch=2**40)
 
 
-def test_without_an_effective_batch_the_plan_is_one_micro_batch_and_states_that() -> None:
+def test_a_plan_without_an_effective_batch_is_one_micro_batch_with_a_notice() -> None:
     plan = make_plan(a_calibration())
     assert (plan.micro_batch, plan.micro_batches, plan.effective_batch) == (TRAIN_CAPACITY, (TRAIN_CAPACITY,), TRAIN_CAPACITY)
     assert plan.status == "derived", "nobody ran it whole"
@@ -59,13 +59,13 @@ def test_without_an_effective_batch_the_plan_is_one_micro_batch_and_states_that(
     assert [notice.partition(":")[0] for notice in plan.notices] == ["the effective batch is not set"]
 
 
-def test_the_wish_of_the_calibration_comes_before_the_capacity_and_an_argument_before_both() -> None:
+def test_the_effective_batch_argument_overrides_the_calibration() -> None:
     calibration = a_calibration(effective_batch=96)
     assert make_plan(calibration).effective_batch == 96
     assert make_plan(calibration, effective_batch=64).effective_batch == 64
 
 
-def test_a_thousand_samples_are_two_even_micro_batches_below_the_capacity() -> None:
+def test_an_effective_batch_above_the_capacity_is_split_evenly() -> None:
     plan = make_plan(a_calibration(), effective_batch=1000)
     assert plan.micro_batches == (500, 500)
     assert plan.accumulation_steps == 2
@@ -81,11 +81,11 @@ def test_a_plan_below_the_capacity_is_one_micro_batch() -> None:
     assert plan.predicted_peak_bytes >= 544 * MIB
 
 
-def test_a_rate_is_not_extrapolated_below_what_was_timed() -> None:
+def test_a_rate_is_not_extrapolated_below_the_timed_sizes() -> None:
     assert make_plan(a_calibration(), effective_batch=3).predicted_samples_per_s is None
 
 
-def test_the_predicted_peak_is_never_below_a_run_of_at_most_that_size() -> None:
+def test_the_predicted_peak_is_never_below_a_measured_peak_of_a_smaller_batch() -> None:
     surprising = measurement(sequence=9, batch=100, outcome=fits(700, 900.0, batch=100))
     plan = make_plan(a_calibration(measurements=(*measurements(), surprising)), effective_batch=128)
     assert plan.predicted_peak_bytes == 700 * MIB
@@ -97,7 +97,7 @@ def test_evaluation_counts_towards_the_peak() -> None:
     assert "an evaluation batch of 360" in plan.why["predicted_peak_bytes"]
 
 
-def test_without_a_measured_evaluation_it_uses_what_training_can() -> None:
+def test_an_unmeasured_evaluation_uses_the_training_capacity() -> None:
     plan = make_plan(a_calibration(findings=(a_finding(eval=None, eval_memory=None),)))
     assert plan.eval_batch == TRAIN_CAPACITY
     assert "not measured" in plan.why["eval_batch"]
@@ -109,7 +109,7 @@ def test_gradients_that_stay_alive_during_accumulation_are_part_of_the_peak() ->
     assert beside.predicted_peak_bytes - without.predicted_peak_bytes == 10 * MIB
 
 
-def test_large_gradients_make_micro_batches_smaller_so_that_both_fit() -> None:
+def test_large_gradients_reduce_the_micro_batch_size() -> None:
     plan = make_plan(with_parameters(100 * MIB), effective_batch=1024)
     assert sum(plan.micro_batches) == 1024
     assert plan.micro_batch < TRAIN_CAPACITY
@@ -118,17 +118,17 @@ def test_large_gradients_make_micro_batches_smaller_so_that_both_fit() -> None:
     assert "gradients" in plan.why["micro_batch"]
 
 
-def test_a_single_micro_batch_is_not_charged_for_gradients() -> None:
+def test_a_single_micro_batch_needs_no_memory_for_accumulated_gradients() -> None:
     assert make_plan(with_parameters(100 * MIB)).micro_batch == TRAIN_CAPACITY
 
 
-def test_a_capacity_that_was_run_accumulating_is_not_charged_twice() -> None:
+def test_a_capacity_measured_with_accumulation_counts_gradients_once() -> None:
     finding = a_finding()
     accumulated = finding.model_copy(update={"train": finding.train.model_copy(update={"accumulated": True})})
     assert make_plan(with_parameters(100 * MIB, findings=(accumulated,)), effective_batch=1024).micro_batches == (512, 512)
 
 
-def test_where_gradients_alone_would_not_fit_the_plan_says_so() -> None:
+def test_the_plan_warns_if_accumulated_gradients_exceed_the_budget() -> None:
     plan = make_plan(with_parameters(900 * MIB), effective_batch=1024)
     assert plan.micro_batches == (512, 512)
     assert plan.status == "derived"
@@ -143,7 +143,7 @@ def test_ranks_share_the_effective_batch() -> None:
 
 
 @given(effective=st.integers(min_value=1, max_value=5000), world=st.integers(min_value=1, max_value=8))
-def test_every_plan_sums_to_what_was_asked_within_what_was_measured(effective: int, world: int) -> None:
+def test_every_plan_adds_up_to_the_effective_batch_within_the_capacity(effective: int, world: int) -> None:
     calibration = a_calibration()
     if effective % world:
         with pytest.raises(UsageError, match="evenly"):
@@ -162,7 +162,7 @@ def test_an_effective_batch_below_one_is_refused(effective: int) -> None:
         make_plan(a_calibration(), effective_batch=effective)
 
 
-def test_nonsense_is_refused_with_something_to_type() -> None:
+def test_an_invalid_world_size_is_rejected_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="world size 0"):
         make_plan(a_calibration(), world_size=0)
     with pytest.raises(UsageError, match="3 ranks") as caught:
@@ -170,7 +170,7 @@ def test_nonsense_is_refused_with_something_to_type() -> None:
     assert caught.value.try_ == "--effective-batch 99"
 
 
-def test_there_is_no_plan_for_an_allocator_that_was_not_measured() -> None:
+def test_a_plan_for_an_unmeasured_allocator_or_device_is_rejected() -> None:
     with pytest.raises(NoCalibration, match="tcmalloc") as caught:
         make_plan(a_calibration(), allocator="tcmalloc")
     assert "cpu with default" in caught.value.known
@@ -179,7 +179,7 @@ def test_there_is_no_plan_for_an_allocator_that_was_not_measured() -> None:
         make_plan(a_calibration(), device="cuda")
 
 
-def test_there_is_no_plan_from_a_calibration_that_verified_nothing() -> None:
+def test_a_plan_from_a_calibration_without_findings_is_rejected() -> None:
     with pytest.raises(NoCalibration) as caught:
         make_plan(a_calibration(status="partial", findings=()))
     assert "before it verified anything" in caught.value.known
@@ -187,14 +187,14 @@ def test_there_is_no_plan_from_a_calibration_that_verified_nothing() -> None:
         make_plan(a_calibration(budgets=()))
 
 
-def test_less_free_memory_than_the_plan_needs_is_said() -> None:
+def test_the_plan_warns_if_too_little_memory_is_free() -> None:
     assert make_plan(a_calibration(), effective_batch=TRAIN_CAPACITY, free_bytes_now=GIB).notices == ()
     (notice,) = make_plan(a_calibration(), effective_batch=TRAIN_CAPACITY, free_bytes_now=300 * MIB).notices
     assert "only 300 MiB are free now" in notice
     assert "822 MiB" in notice or "823 MiB" in notice
 
 
-def test_an_unsettled_search_and_an_effective_batch_beyond_the_dataset_are_said() -> None:
+def test_the_plan_reports_an_unsettled_search_and_a_batch_above_the_dataset_size() -> None:
     finding = a_finding()
     undone = finding.model_copy(update={"train": finding.train.model_copy(update={"undone": "512 to 544"})})
     plan = make_plan(a_calibration(status="unsettled", findings=(undone,)), effective_batch=2000)
@@ -202,7 +202,7 @@ def test_an_unsettled_search_and_an_effective_batch_beyond_the_dataset_are_said(
     assert any("1437 samples" in notice for notice in plan.notices)
 
 
-def test_a_multiple_that_cannot_be_kept_is_said() -> None:
+def test_the_plan_reports_micro_batches_that_are_not_multiples() -> None:
     calibration = a_calibration(options=options(multiple_of=8))
     assert make_plan(calibration, effective_batch=1040).micro_batches == (352, 344, 344)
     assert make_plan(calibration, effective_batch=1040).notices == ()
@@ -248,13 +248,13 @@ def with_sample_bytes(sample_bytes: float, **overrides: object) -> Calibration:
     return a_calibration(facts=facts.model_copy(update={"batch_bytes_per_sample": sample_bytes}), **overrides)
 
 
-def test_no_workers_means_no_setting_that_torch_would_refuse_without_them() -> None:
+def test_a_plan_without_workers_has_no_worker_settings() -> None:
     plan = make_plan(a_calibration())
     assert (plan.num_workers, plan.prefetch_factor, plan.persistent_workers, plan.pin_memory) == (0, None, False, False)
     assert (plan.intra_op_threads, plan.interop_threads) == (2, 1)
 
 
-def test_workers_that_suit_the_cores_are_planned_where_their_memory_is_there() -> None:
+def test_workers_are_planned_for_the_cores_if_memory_allows() -> None:
     plan = make_plan(a_calibration(**wide_machine()), effective_batch=256)
     assert (plan.num_workers, plan.prefetch_factor, plan.persistent_workers) == (3, 2, True)
     assert (plan.intra_op_threads, plan.interop_threads) == (8, 2)
@@ -266,13 +266,13 @@ def test_workers_that_were_not_tried_are_not_planned() -> None:
     assert "were not tried" in plan.why["num_workers"]
 
 
-def test_data_that_does_not_bear_workers_gets_none_and_says_why() -> None:
+def test_a_dataset_that_fails_with_workers_gets_no_workers_and_a_reason() -> None:
     tried = LoaderWorkers(why_none="the dataset hangs with workers")
     plan = make_plan(a_calibration(**wide_machine() | {"loader_workers": tried}), effective_batch=256)
     assert (plan.num_workers, plan.why["num_workers"]) == (0, "the dataset hangs with workers")
 
 
-def test_workers_are_started_as_the_trial_found_and_hold_what_they_come_to_hold() -> None:
+def test_workers_use_the_start_method_and_memory_of_the_trial() -> None:
     tried = LoaderWorkers(start="forkserver", why_start="Records.file is an open file", private_bytes=GIB, growth_bytes=GIB)
     plan = make_plan(a_calibration(**wide_machine() | {"loader_workers": tried}), effective_batch=256)
     assert plan.num_workers == 0
@@ -283,19 +283,19 @@ def test_workers_are_started_as_the_trial_found_and_hold_what_they_come_to_hold(
     assert plan.why["multiprocessing_context"] == "Records.file is an open file"
 
 
-def test_at_the_capacity_no_memory_is_left_for_workers_that_were_not_measured() -> None:
+def test_unmeasured_workers_are_not_planned_at_the_capacity() -> None:
     plan = make_plan(a_calibration(**wide_machine()))
     assert plan.num_workers == 0
     assert "the training leaves" in plan.why["num_workers"]
 
 
-def test_workers_that_were_measured_are_planned_since_their_memory_is_in_the_peak() -> None:
+def test_measured_workers_are_planned_because_the_peak_includes_their_memory() -> None:
     plan = make_plan(a_calibration(**wide_machine(), options=options(workers=2)))
     assert plan.num_workers == 2
     assert "measured with 2 workers" in plan.why["num_workers"]
 
 
-def test_a_docker_shm_of_64_mib_bounds_what_is_in_flight() -> None:
+def test_a_small_dev_shm_limits_the_prefetched_batches() -> None:
     machine = wide_machine(shm_mib=64)
     # 51 MiB may be used; a batch of 360 (evaluation is the larger one here) takes 8.6 MiB: five fit at once.
     plan = make_plan(with_sample_bytes(25_000, **machine), effective_batch=64)
@@ -308,14 +308,14 @@ def test_a_docker_shm_of_64_mib_bounds_what_is_in_flight() -> None:
     assert "/dev/shm" in plan.why["num_workers"]
 
 
-def test_fewer_workers_are_planned_where_memory_is_there_for_fewer() -> None:
+def test_fewer_workers_are_planned_if_memory_is_short() -> None:
     # 401 MiB at its peak (evaluation), 839 MiB of budget: fresh interpreters of 160 MiB fit twice, forked ones three times.
     plan = make_plan(a_calibration(**wide_machine(python="3.14.1")), effective_batch=64)
     assert plan.num_workers == 2
     assert plan.why["num_workers"] == "8 cores have room for 3 workers; memory has room for only 2"
 
 
-def test_without_a_dev_shm_only_memory_bounds_the_workers() -> None:
+def test_only_memory_limits_the_workers_without_dev_shm() -> None:
     machine = wide_machine()
     environment = machine["environment"]
     machine["environment"] = an_environment(optimal_workers=3, shared_memory=None)
@@ -361,7 +361,7 @@ def on_a_gpu(*, with_host_budget: bool) -> Calibration:
     )
 
 
-def test_on_a_gpu_memory_is_pinned_and_workers_come_out_of_the_hosts_memory() -> None:
+def test_a_gpu_plan_pins_memory_and_takes_workers_from_host_memory() -> None:
     plan = make_plan(on_a_gpu(with_host_budget=False))
     assert plan.device == "cuda"
     assert plan.pin_memory
@@ -376,7 +376,7 @@ def raced(*times: tuple[int, float]) -> Calibration:
     return a_calibration(speeds=(Speeds(device="cpu", allocator="default", times=steps, rounds=3, left=""),))
 
 
-def test_for_throughput_the_fastest_size_is_taken_and_not_the_largest() -> None:
+def test_the_throughput_objective_uses_the_fastest_size() -> None:
     plan = make_plan(raced((64, 900.0), (128, 1100.0), (256, 700.0)), effective_batch=512, objective="throughput")
     assert plan.micro_batches == (128, 128, 128, 128)
     assert (plan.objective, plan.limited_by) == ("throughput", "speed")
@@ -386,18 +386,18 @@ def test_for_throughput_the_fastest_size_is_taken_and_not_the_largest() -> None:
     assert make_plan(raced((64, 900.0), (128, 1100.0)), effective_batch=512).micro_batches == (512,)
 
 
-def test_no_size_larger_than_the_effective_batch_is_the_fastest() -> None:
+def test_the_fastest_size_never_exceeds_the_effective_batch() -> None:
     plan = make_plan(raced((16, 700.0), (64, 900.0), (128, 1100.0)), effective_batch=100, objective="throughput")
     assert plan.micro_batches == (50, 50)
     assert make_plan(raced((128, 1100.0)), effective_batch=100, objective="throughput").micro_batches == (100,)
 
 
-def test_where_the_largest_is_the_fastest_it_is_the_capacity() -> None:
+def test_the_plan_uses_the_capacity_if_it_is_the_fastest_size() -> None:
     plan = make_plan(raced((64, 900.0), (TRAIN_CAPACITY, 1500.0)), objective="throughput")
     assert (plan.micro_batch, plan.limited_by) == (TRAIN_CAPACITY, "memory")
 
 
-def test_without_times_throughput_is_the_largest_and_says_so() -> None:
+def test_the_throughput_objective_uses_the_largest_size_without_timings() -> None:
     plan = make_plan(a_calibration(), effective_batch=1024, objective="throughput")
     assert plan.micro_batches == (512, 512)
     assert "no size was timed with default" in plan.notices[0]

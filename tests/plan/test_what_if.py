@@ -16,7 +16,7 @@ def limited_by(reason: LimitedBy) -> tuple[object, ...]:
     return (finding.model_copy(update={"train": finding.train.model_copy(update={"limited_by": reason})}),)
 
 
-def test_twice_the_container_holds_more_than_twice_the_batch_since_the_base_is_paid_once() -> None:
+def test_twice_the_memory_limit_allows_more_than_twice_the_batch() -> None:
     (prediction,) = what_if(a_calibration(), [2 * GIB])
     assert prediction.status == "predicted"
     assert 2 * TRAIN_CAPACITY < prediction.micro_batch <= 1437
@@ -26,7 +26,7 @@ def test_twice_the_container_holds_more_than_twice_the_batch_since_the_base_is_p
     assert prediction.relative_error == 0.06, "glibc's own spread is larger than the residual"
 
 
-def test_the_neighbours_of_a_whole_machine_would_not_move_into_a_container() -> None:
+def test_memory_of_other_host_processes_is_not_counted_in_a_container() -> None:
     calibration = a_calibration()
     bare = tuple(
         one.model_copy(update={"learned_from": "/proc/meminfo MemTotal", "others_bytes": 9 * GIB}) for one in calibration.budgets
@@ -35,14 +35,14 @@ def test_the_neighbours_of_a_whole_machine_would_not_move_into_a_container() -> 
     assert prediction.micro_batch > TRAIN_CAPACITY
 
 
-def test_a_heap_that_doubles_what_a_batch_takes_leaves_half_of_it() -> None:
+def test_a_heap_growth_of_two_halves_the_micro_batch() -> None:
     steady, growing = a_finding(), a_finding(heap_growth=2.0)
     (before,) = what_if(a_calibration(findings=(steady,)), [GIB * 3 // 2])
     (after,) = what_if(a_calibration(findings=(growing,)), [GIB * 3 // 2])
     assert after.micro_batch == pytest.approx(before.micro_batch / 2, rel=0.02)
 
 
-def test_what_a_few_steps_may_hold_of_a_budget() -> None:
+def test_heap_growth_reduces_the_usable_budget() -> None:
     finding = a_finding(heap_growth=2.0)
     base = finding.train_memory.base_bytes
     assert finding.usable_bytes(BUDGET_BYTES) == pytest.approx((base + BUDGET_BYTES) / 2, abs=2)
@@ -50,20 +50,20 @@ def test_what_a_few_steps_may_hold_of_a_budget() -> None:
     assert finding.usable_bytes(1000) == 1000, "less than the process holds without a batch"
 
 
-def test_the_same_container_gives_what_was_run_there() -> None:
+def test_the_same_memory_limit_allows_the_measured_capacity() -> None:
     (prediction,) = what_if(a_calibration(), [LIMIT_BYTES])
     assert prediction.micro_batch >= TRAIN_CAPACITY
     assert abs(prediction.budget_bytes - BUDGET_BYTES) <= 8
 
 
-def test_a_batch_that_was_run_is_not_taken_away_by_the_models_error() -> None:
+def test_an_inaccurate_memory_model_does_not_reduce_the_measured_capacity() -> None:
     finding = a_finding()
     dear = finding.model_copy(update={"train_memory": finding.train_memory.model_copy(update={"ratio": 1.5})})
     (prediction,) = what_if(a_calibration(findings=(dear,)), [LIMIT_BYTES])
     assert prediction.micro_batch == TRAIN_CAPACITY
 
 
-def test_a_container_below_the_base_holds_nothing_and_says_why() -> None:
+def test_a_memory_limit_below_the_base_memory_allows_no_batch_with_a_reason() -> None:
     small, none = what_if(a_calibration(), [256 * MIB, 20 * MIB])
     for prediction in (small, none):
         assert (prediction.micro_batch, prediction.accumulation_steps, prediction.predicted_peak_bytes) == (0, 0, None)
@@ -78,18 +78,18 @@ def test_more_memory_does_not_help_where_memory_was_not_the_limit(reason: Limite
     assert prediction.limited_by == reason
 
 
-def test_the_effective_batch_asked_for_is_split_in_each_container() -> None:
+def test_the_requested_effective_batch_is_split_for_each_memory_limit() -> None:
     small, large = what_if(a_calibration(), [GIB, 2 * GIB], effective_batch=1100)
     assert (small.accumulation_steps, large.accumulation_steps) == (3, 1)
     assert {small.effective_batch, large.effective_batch} == {1100}
 
 
-def test_an_effective_batch_that_nobody_could_run_costs_no_memory_to_predict() -> None:
+def test_a_prediction_for_a_huge_effective_batch_needs_little_memory() -> None:
     (prediction,) = what_if(a_calibration(), [GIB], effective_batch=10**15)
     assert prediction.accumulation_steps == -(-(10**15) // prediction.micro_batch)
 
 
-def test_multiples_and_the_largest_batch_asked_for_hold_there_too() -> None:
+def test_predictions_respect_multiple_of_and_max_batch() -> None:
     (prediction,) = what_if(a_calibration(options=options(multiple_of=64, max_batch=1000)), [8 * GIB])
     assert prediction.micro_batch == 960
 
@@ -99,14 +99,14 @@ def test_a_dataset_without_a_length_does_not_bound_the_prediction() -> None:
     assert TRAIN_CAPACITY < prediction.micro_batch <= FURTHEST
 
 
-def test_evaluation_is_predicted_where_it_was_measured() -> None:
+def test_the_evaluation_batch_is_predicted_only_if_it_was_measured() -> None:
     (prediction,) = what_if(a_calibration(findings=(a_finding(eval=None, eval_memory=None),)), [2 * GIB])
     assert prediction.eval_batch == 0
     (prediction,) = what_if(a_calibration(), [2 * GIB])
     assert prediction.eval_batch == 360, "the whole evaluation set"
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_what_if_arguments_are_rejected() -> None:
     with pytest.raises(UsageError, match="not positive"):
         what_if(a_calibration(), [0])
     with pytest.raises(UsageError, match="below 1"):
@@ -118,7 +118,7 @@ def test_nonsense_is_refused() -> None:
 
 
 @given(limits=st.lists(st.integers(min_value=64, max_value=65_536), min_size=2, max_size=2, unique=True))
-def test_a_larger_container_never_holds_less(limits: list[int]) -> None:
+def test_a_larger_memory_limit_never_allows_a_smaller_batch(limits: list[int]) -> None:
     smaller, larger = what_if(a_calibration(), [limit * MIB for limit in sorted(limits)])
     assert smaller.micro_batch <= larger.micro_batch
     assert smaller.eval_batch <= larger.eval_batch

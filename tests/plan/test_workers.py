@@ -31,26 +31,26 @@ def chosen(calibration: Calibration, *, rate: float | None = 100.0, device: str 
     return workers.count, workers.prefetch, workers.why
 
 
-def test_light_data_is_fetched_by_the_training_itself() -> None:
+def test_fast_data_loading_needs_no_workers() -> None:
     count, prefetch, why = chosen(measured(timing(0, 2000), timing(1, 1900), timing(2, 3500)))
     assert (count, prefetch) == (0, None)
     assert why == "fetching takes 5% of a step: workers would gain at most 3%"
 
 
-def test_on_two_cores_data_must_be_heavy() -> None:
+def test_moderate_data_loading_gets_workers_on_eight_cores_but_not_on_two() -> None:
     """A fifth of a step: 11 % are promised, which the workers' own cost may eat."""
     timings = (timing(0, 500), timing(1, 480), timing(2, 900))
     assert chosen(measured(*timings))[0] == 0
     assert chosen(measured(*timings, cores=8.0))[0] == 1
 
 
-def test_heavy_data_gets_the_fewest_workers_that_keep_up() -> None:
+def test_slow_data_loading_gets_the_fewest_workers_that_keep_up() -> None:
     count, prefetch, why = chosen(measured(timing(0, 120), timing(1, 115), timing(2, 230), timing(4, 450), cores=8.0))
     assert (count, prefetch) == (4, 2)
     assert why.startswith("fetching takes 83% of a step: workers gain up to ")
 
 
-def test_on_an_accelerator_fetching_costs_the_step_nothing_once_workers_keep_up() -> None:
+def test_an_accelerator_gets_the_fewest_workers_that_keep_up() -> None:
     timings = (timing(0, 210), timing(1, 200), timing(2, 390))
     assert chosen(measured(*timings, cores=4.0), device="cuda:0")[0] == 1
 
@@ -64,13 +64,13 @@ def test_workers_that_could_not_be_run_are_not_planned() -> None:
 
 
 @pytest.mark.parametrize("rate", [None, 100.0])
-def test_without_both_rates_what_suits_the_cores_holds(rate: float | None) -> None:
+def test_workers_depend_on_the_cores_if_a_rate_is_missing(rate: float | None) -> None:
     unmeasured = a_calibration(environment=an_environment(optimal_workers=0))
     assert chosen(unmeasured, rate=rate)[2] == "with 2 cores, workers would take CPU time from the training"
     assert chosen(measured(timing(0, 120), timing(2, 240)), rate=None)[0] == 0
 
 
-def test_a_stream_has_one_worker_however_many_are_asked_for() -> None:
+def test_a_stream_gets_one_worker_regardless_of_the_requested_number() -> None:
     plain = a_calibration()
     assert plain.facts is not None
     facts = plain.facts.model_copy(update={"worst_case": "first-samples"})

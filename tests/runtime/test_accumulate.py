@@ -52,7 +52,7 @@ def gradients(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("samples", [97 * 2, 97 + 40, 97 + 1, 5])
 @pytest.mark.parametrize("as_stream", [False, True])
-def test_each_groups_gradients_are_those_of_the_undivided_batch(samples: int, as_stream: bool) -> None:
+def test_the_gradients_of_each_group_equal_the_gradients_of_the_undivided_batch(samples: int, as_stream: bool) -> None:
     plan, dataset = a_plan(25, 24, 24, 24), a_dataset(samples)
     divided, undivided = a_model(), a_model()
     source: Dataset[object] = AsStream(dataset) if as_stream else dataset
@@ -92,7 +92,7 @@ class HundredInOrder(IterableDataset[object]):
 
 @pytest.mark.usefixtures("quick_collections")
 @pytest.mark.parametrize("dataset", [Hundred(), HundredInOrder()], ids=["sized", "stream"])
-def test_no_batch_is_kept_while_the_next_is_made(dataset: Dataset[object]) -> None:
+def test_no_batch_is_kept_in_memory_while_the_next_batch_is_collated(dataset: Dataset[object]) -> None:
     alive: weakref.WeakSet[Watched] = weakref.WeakSet()
     most: list[int] = []
 
@@ -120,7 +120,7 @@ def test_no_batch_is_kept_while_the_next_is_made(dataset: Dataset[object]) -> No
 
 
 @pytest.mark.parametrize("dataset", [Hundred(), HundredInOrder()], ids=["sized", "stream"])
-def test_what_is_left_of_a_group_does_not_slip_into_the_next(dataset: Dataset[object]) -> None:
+def test_unread_batches_of_a_group_do_not_join_the_next_group(dataset: Dataset[object]) -> None:
     plan = a_plan(10, 10, 10)
     firsts = []
     for group in accumulate(plan, make_loader(plan, dataset, shuffle=False)):
@@ -132,7 +132,7 @@ def test_what_is_left_of_a_group_does_not_slip_into_the_next(dataset: Dataset[ob
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(60, [3, 3]), (70, [3, 3, 1]), (85, [3, 3, 3]), (9, [1])])
-def test_a_stream_ends_with_the_group_it_ends_in(count: int, sizes: list[int]) -> None:
+def test_the_last_group_of_a_stream_has_the_remaining_samples(count: int, sizes: list[int]) -> None:
     class Some(IterableDataset[object]):
         def __iter__(self) -> Iterator[object]:
             return iter(range(count))
@@ -141,14 +141,14 @@ def test_a_stream_ends_with_the_group_it_ends_in(count: int, sizes: list[int]) -
     assert [len(list(group)) for group in accumulate(plan, make_loader(plan, Some()))] == sizes
 
 
-def test_the_second_pass_is_weighed_like_the_first() -> None:
+def test_the_second_pass_has_the_same_weights_as_the_first() -> None:
     plan = a_plan(30, 30)
     loader = make_loader(plan, Hundred())
     passes = [[[round(weight, 6) for _, weight in group] for group in accumulate(plan, loader)] for _ in range(2)]
     assert passes[0] == passes[1] == [[0.5, 0.5], [0.5, 0.5]]
 
 
-def test_a_loader_of_another_making_is_refused_because_its_sizes_are_not_known() -> None:
+def test_a_loader_that_was_not_made_for_the_plan_is_rejected() -> None:
     with pytest.raises(UsageError, match="made for the plan"):
         accumulate(a_plan(10), DataLoader(Hundred(), batch_size=10))
     with pytest.raises(UsageError, match="another plan"):

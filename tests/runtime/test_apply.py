@@ -47,20 +47,20 @@ def has(name: PolicyName) -> bool:
     return name in {policy.name for policy in available()}
 
 
-def test_threads_are_in_force_after_apply() -> None:
+def test_apply_sets_the_thread_counts() -> None:
     *_, seen = run("apply(plan); import torch; print(torch.get_num_threads(), torch.get_num_interop_threads())")
     assert seen == "2 3"
 
 
 @pytest.mark.skipif(not has("retain"), reason="needs glibc")
-def test_retain_is_in_force_at_once_and_without_a_new_start() -> None:
+def test_the_retain_policy_takes_effect_without_a_restart() -> None:
     start, seen = run("reexec_for(plan); applied = apply(plan); print(applied, in_force())", allocator="retain")
     assert start.startswith("start")
     assert seen == "Applied(allocator='retain', notices=()) retain"
 
 
 @pytest.mark.skipif(not has("thp"), reason="needs transparent huge pages")
-def test_a_policy_that_needs_a_new_start_gets_one_with_the_same_command_and_id() -> None:
+def test_a_policy_that_needs_a_restart_keeps_the_command_and_the_process_id() -> None:
     lines = run(
         "reexec_for(plan); applied = apply(plan); print(applied.allocator, len(applied.notices))",
         allocator="thp",
@@ -73,7 +73,7 @@ def test_a_policy_that_needs_a_new_start_gets_one_with_the_same_command_and_id()
 
 
 @pytest.mark.skipif(not has("thp"), reason="needs transparent huge pages")
-def test_without_a_new_start_the_plan_says_that_its_allocator_is_not_there() -> None:
+def test_a_missing_restart_warns_that_another_allocator_is_active() -> None:
     _, seen = run(
         "warnings.simplefilter('error'); print(end='')\ntry: apply(plan)\nexcept UserWarning as warning: print(warning)",
         allocator="thp",
@@ -83,13 +83,13 @@ def test_without_a_new_start_the_plan_says_that_its_allocator_is_not_there() -> 
 
 
 @pytest.mark.skipif(not has("thp"), reason="needs transparent huge pages")
-def test_a_plan_for_the_default_starts_anew_without_what_the_environment_brought() -> None:
+def test_a_plan_for_the_default_allocator_restarts_without_allocator_variables() -> None:
     first, second, seen = run("reexec_for(plan); print(in_force())", THP_MEM_ALLOC_ENABLE="1")
     assert first == second
     assert seen == "default"
 
 
-def test_a_policy_that_does_not_take_never_starts_a_process_over_and_over() -> None:
+def test_a_policy_that_never_takes_effect_restarts_the_process_only_once() -> None:
     # The policy can be resolved but is never in force: the new process takes its own mark for an answer.
     never = (
         "import batchcal.runtime.apply as module\n"
@@ -100,12 +100,12 @@ def test_a_policy_that_does_not_take_never_starts_a_process_over_and_over() -> N
     assert [line.split()[0] for line in lines] == ["start", "start", "went"]
 
 
-def test_a_child_is_not_held_back_by_the_new_start_of_its_parent() -> None:
+def test_a_restarted_parent_does_not_prevent_the_restart_of_a_child() -> None:
     lines = run("reexec_for(plan); print(in_force())", THP_MEM_ALLOC_ENABLE="1", BATCHCAL_REEXEC="1:default")
     assert lines[-1] == "default"
 
 
-def test_an_allocator_that_this_system_does_not_have_is_refused() -> None:
+def test_a_plan_with_an_unavailable_allocator_is_rejected() -> None:
     plan = a_plan(8, allocator="/no/such/libhoard.so")
     with pytest.raises(UsageError, match="libhoard"):
         reexec_for(plan)

@@ -46,7 +46,7 @@ def numbers(samples: int) -> TensorDataset:
 
 
 @given(limits=st.lists(st.integers(1, 60), min_size=1, max_size=30))
-def test_a_micro_batch_is_cut_into_sizes_that_the_task_takes(limits: list[int]) -> None:
+def test_a_limited_micro_batch_is_split_into_sizes_that_the_task_accepts(limits: list[int]) -> None:
     sampler = MicroBatchSampler(400, (50, 50), shuffle=False, seed=0, drop_last=False)
     sampler.rule = EVEN
     left = list(limits)
@@ -56,20 +56,20 @@ def test_a_micro_batch_is_cut_into_sizes_that_the_task_takes(limits: list[int]) 
     assert all(size % 2 == 0 for size in sizes)
 
 
-def test_where_a_process_takes_one_size_only_nothing_is_cut() -> None:
+def test_micro_batches_of_one_size_are_not_shortened() -> None:
     sampler = MicroBatchSampler(400, (50, 50), shuffle=False, seed=0, drop_last=False)
     sampler.rule, sampler.limit = STATEFUL, lambda indices: 7
     assert {len(indices) for indices in sampler} == {50}
 
 
-def test_the_last_group_has_sizes_that_the_task_takes() -> None:
+def test_the_last_group_of_a_loader_has_sizes_that_the_task_accepts() -> None:
     loader = make_loader(plan_by(EVEN, samples=1054), numbers(1054), shuffle=False)
     sizes = [len(batch[0]) for batch in loader]
     assert sum(sizes) == 1054
     assert all(size % 2 == 0 for size in sizes)
 
 
-def test_a_last_group_that_the_task_does_not_take_is_refused_before_anything_is_trained() -> None:
+def test_a_loader_rejects_a_last_group_that_the_task_does_not_accept() -> None:
     plan = plan_by(EVEN, samples=1001)
     with pytest.raises(UsageError, match="last group") as raised:
         make_loader(plan, numbers(1001))
@@ -77,7 +77,7 @@ def test_a_last_group_that_the_task_does_not_take_is_refused_before_anything_is_
     assert sum(len(batch[0]) for batch in make_loader(plan, numbers(1001), drop_last=True)) == 1000
 
 
-def test_a_last_evaluation_batch_that_the_task_does_not_take_is_refused() -> None:
+def test_an_evaluation_loader_rejects_a_last_batch_that_the_task_does_not_accept() -> None:
     plan = plan_by(EVEN)
     with pytest.raises(UsageError) as raised:
         make_eval_loader(plan, numbers(101))
@@ -87,7 +87,7 @@ def test_a_last_evaluation_batch_that_the_task_does_not_take_is_refused() -> Non
 
 
 @pytest.mark.parametrize(("rule", "sizes"), [(EVEN, [8, 8, 6]), (STATEFUL, [8, 8]), (None, [8, 8, 7])])
-def test_what_a_stream_leaves_beyond_such_a_size_is_left_out(rule: SizeRule | None, sizes: list[int]) -> None:
+def test_samples_of_a_stream_beyond_the_last_valid_size_are_dropped(rule: SizeRule | None, sizes: list[int]) -> None:
     batches = StreamBatches(Stream(23), (8,), lambda samples: samples, rule=rule)
     assert [batch.samples for batch in batches] == sizes
 
@@ -102,7 +102,7 @@ def test_what_a_stream_leaves_beyond_such_a_size_is_left_out(rule: SizeRule | No
     ],
     ids=["even", "floor", "free", "undivided"],
 )
-def test_the_last_group_of_a_resumed_epoch_obeys_the_rules_of_every_group(plan: Plan, last: list[int]) -> None:
+def test_the_last_group_of_a_resumed_epoch_follows_the_same_rules_as_all_groups(plan: Plan, last: list[int]) -> None:
     sizes = [len(batch[0]) for batch in make_loader(plan, numbers(96), first_sample=10)]
     assert sum(sizes) == 86
     assert sizes[-len(last) :] == last

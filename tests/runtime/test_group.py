@@ -41,14 +41,14 @@ def parameters(task: Task) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in task.model.parameters()])
 
 
-def test_the_result_counts_the_samples_and_has_the_loss_of_the_undivided_batch() -> None:
+def test_the_result_has_the_sample_count_and_loss_of_the_undivided_batch() -> None:
     divided, whole = (run_group(in_double(a_task()), batches(*sizes), device=CPU, scaler=None) for sizes in ((25, 40, 32), (97,)))
     assert (divided.samples, divided.weight, divided.micro_batches, divided.largest) == (97, 97.0, 3, 40)
     assert divided.loss == pytest.approx(whole.loss, rel=1e-12)
 
 
 @pytest.mark.usefixtures("quick_collections")
-def test_no_micro_batch_is_kept_while_the_next_one_is_made() -> None:
+def test_no_micro_batch_is_kept_in_memory_while_the_next_is_made() -> None:
     class Watched:
         """A batch whose end can be seen."""
 
@@ -79,7 +79,7 @@ def test_gradients_are_clear_after_a_step() -> None:
     assert all(parameter.grad is None for parameter in task.model.parameters())
 
 
-def test_a_group_of_nothing_is_a_mistake_and_no_step() -> None:
+def test_an_empty_group_is_rejected_without_a_step() -> None:
     task = a_task()
     before = parameters(task)
     with pytest.raises(ValueError, match="at least one micro-batch"):
@@ -87,7 +87,7 @@ def test_a_group_of_nothing_is_a_mistake_and_no_step() -> None:
     assert torch.equal(before, parameters(task))
 
 
-def test_a_group_that_weighs_nothing_is_skipped_and_reported() -> None:
+def test_a_group_with_zero_weight_is_skipped_and_reported() -> None:
     task = in_double(replace(a_task(), weight_of=lambda batch: 0.0))
     before = parameters(task)
     result = run_group(task, batches(5), device=CPU, scaler=None)
@@ -103,7 +103,7 @@ def constant_without_label(model: nn.Module, batch: object) -> Tensor:
     return cross_entropy(model, [inputs, labels])
 
 
-def test_a_micro_batch_whose_loss_is_a_constant_adds_zero() -> None:
+def test_a_micro_batch_with_a_constant_loss_adds_a_zero_gradient() -> None:
     """The group is that of a plain loop that leaves `backward` out for it."""
     task, plain = (in_double(replace(a_task(), loss=constant_without_label)) for _ in range(2))
     (first,) = batches(20)
@@ -147,21 +147,21 @@ def scaled(sizes: Sequence[int], *, weight_of: Callable[[object], float] | None 
     return list(ARRIVED)
 
 
-def test_what_is_scaled_for_float16_is_as_large_as_in_a_plain_loop() -> None:
+def test_float16_losses_are_scaled_as_in_a_plain_loop() -> None:
     """There each loss is divided by the number of micro-batches, whatever the samples are."""
     assert scaled((64,)) == [1.0]
     assert scaled((16,) * 4) == pytest.approx([0.25] * 4)
     assert scaled((25, 25, 25, 25, 3)) == pytest.approx([25 / 103] * 4 + [3 / 103])
 
 
-def test_weights_that_are_unknown_beforehand_are_bounded_by_the_loss_itself() -> None:
+def test_weights_unknown_in_advance_never_increase_the_loss() -> None:
     assert max(scaled((16,) * 4, known=False)) == 1.0
     weights = iter([1.0, 500.0, 2000.0])
     assert max(scaled((16,) * 3, weight_of=lambda batch: next(weights))) <= 1.0
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 500.0, 2000.0), (7.0, 0.0, 1.0)])
-def test_the_step_under_a_scaler_is_exact_whatever_the_weights_are(weights: tuple[float, ...]) -> None:
+def test_a_step_with_a_grad_scaler_is_exact_for_any_weights(weights: tuple[float, ...]) -> None:
     """The unit is raised in the middle of a group; what was added before is scaled down with it."""
     task, plain = (in_double(replace(a_task(), loss=cross_entropy)) for _ in range(2))
     left = iter(weights)
@@ -176,7 +176,7 @@ def test_the_step_under_a_scaler_is_exact_whatever_the_weights_are(weights: tupl
 
 
 @pytest.mark.parametrize(("size", "parts"), [(512, 1), (512, 4), (2048, 8)])
-def test_as_many_float16_steps_are_skipped_as_in_a_plain_loop(size: int, parts: int) -> None:
+def test_float16_training_skips_as_many_steps_as_a_plain_loop(size: int, parts: int) -> None:
     """A loss whose gradients overflow at torch's first scale."""
 
     def large(model: nn.Module, batch: object) -> Tensor:
@@ -213,7 +213,7 @@ def lbfgs(task: Task) -> Task:
     return replace(task, optimizer=torch.optim.LBFGS(task.model.parameters(), lr=0.5, max_iter=5))
 
 
-def test_an_optimizer_that_computes_the_loss_again_trains_as_in_a_plain_loop() -> None:
+def test_an_optimizer_with_a_closure_trains_as_in_a_plain_loop() -> None:
     task, plain = (lbfgs(in_double(a_task())) for _ in range(2))
     for _ in range(3):
         (micro_batch,) = batches(40)
@@ -230,7 +230,7 @@ def test_an_optimizer_that_computes_the_loss_again_trains_as_in_a_plain_loop() -
     assert torch.equal(parameters(task), parameters(plain))
 
 
-def test_an_optimizer_that_computes_the_loss_again_takes_one_micro_batch() -> None:
+def test_an_optimizer_with_a_closure_requires_one_micro_batch() -> None:
     with pytest.raises(UsageError, match="LBFGS computes the loss again") as caught:
         run_group(lbfgs(in_double(a_task())), batches(5, 5), device=CPU, scaler=None)
     assert "--effective-batch" in caught.value.try_
@@ -276,7 +276,7 @@ def sharpness_step(optimizer: torch.optim.Optimizer, closure: Callable[[], float
             parameter.copy_(was - 0.1 * parameter.grad)
 
 
-def test_an_optimizer_that_moves_before_it_computes_the_loss_again_gets_a_new_gradient() -> None:
+def test_a_closure_computes_a_new_gradient_after_the_parameters_moved() -> None:
     task = in_double(a_task())
     passes = Passes(replace(task, optimizer=torch.optim.LBFGS(task.model.parameters())), CPU, None)
     passes.run(next(batches(8)))

@@ -65,7 +65,7 @@ def indices(sampler: MicroBatchSampler) -> list[list[int]]:
     shuffle=st.booleans(),
 )
 @settings(deadline=None)
-def test_every_sample_comes_once_an_epoch_in_the_sizes_of_the_plan(samples: int, micro_batches: list[int], shuffle: bool) -> None:
+def test_each_epoch_has_every_sample_once_in_the_sizes_of_the_plan(samples: int, micro_batches: list[int], shuffle: bool) -> None:
     sampler = MicroBatchSampler(samples, micro_batches, shuffle=shuffle, seed=3, drop_last=False)
     announced = [size for group in sampler.schedule() for size in group]
     assert len(sampler) == len(announced)
@@ -79,7 +79,7 @@ def test_every_sample_comes_once_an_epoch_in_the_sizes_of_the_plan(samples: int,
     assert not rest or max(rest) - min(rest) <= 1, "the last group is split evenly"
 
 
-def test_an_uneven_plan_repeats_in_every_group_and_the_rest_is_split_evenly() -> None:
+def test_an_uneven_plan_repeats_in_every_group_and_the_last_group_is_split_evenly() -> None:
     loader = make_loader(a_plan(25, 24, 24, 24), Numbers(97 * 2 + 40))
     assert [len(seen(batch)) for batch in loader] == [25, 24, 24, 24, 25, 24, 24, 24, 20, 20]
 
@@ -89,7 +89,7 @@ def test_the_last_group_can_be_left_out() -> None:
     assert [len(seen(batch)) for batch in loader] == [25, 24, 25, 24]
 
 
-def test_each_pass_is_another_order_and_the_same_seed_gives_the_same_orders() -> None:
+def test_each_epoch_has_another_order_and_the_same_seed_repeats_the_orders() -> None:
     first, second = (make_loader(a_plan(10), Numbers(50), seed=5) for _ in range(2))
     epochs = [[seen(batch) for batch in first] for _ in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
@@ -97,7 +97,7 @@ def test_each_pass_is_another_order_and_the_same_seed_gives_the_same_orders() ->
     assert epochs[0] != [seen(batch) for batch in make_loader(a_plan(10), Numbers(50), seed=6)]
 
 
-def test_a_run_that_goes_on_in_epoch_two_sees_the_rest_of_epoch_two() -> None:
+def test_a_loader_resumed_in_an_epoch_reads_the_rest_of_that_epoch() -> None:
     loader = make_loader(a_plan(4, 3), Numbers(30), seed=1)
     epochs = [[seen(batch) for batch in loader] for _ in range(4)]
     resumed = make_loader(a_plan(4, 3), Numbers(30), seed=1, epoch=2, first_sample=21)
@@ -105,14 +105,14 @@ def test_a_run_that_goes_on_in_epoch_two_sees_the_rest_of_epoch_two() -> None:
     assert [seen(batch) for batch in resumed] == epochs[3]
 
 
-def test_the_order_does_not_touch_the_global_generator() -> None:
+def test_shuffling_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(make_loader(a_plan(4), Numbers(30)))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_pass_that_was_begun_and_left_does_not_shift_the_samples_of_the_next() -> None:
+def test_an_unfinished_pass_does_not_change_the_samples_of_the_next_pass() -> None:
     loader = make_loader(a_plan(7), Numbers(30))
     next(iter(loader))
     assert sorted(index for batch in loader for index in seen(batch)) == list(range(30))
@@ -121,7 +121,7 @@ def test_a_pass_that_was_begun_and_left_does_not_shift_the_samples_of_the_next()
 @pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.parametrize("persistent", [True, False])
-def test_workers_change_nothing_about_which_samples_come_when(persistent: bool) -> None:
+def test_workers_do_not_change_the_order_of_samples(persistent: bool) -> None:
     plain = make_loader(a_plan(6, 5), Numbers(40), seed=2)
     plan = a_plan(6, 5, num_workers=2, prefetch_factor=2, persistent_workers=persistent)
     worked = make_loader(plan, Numbers(40), seed=2)
@@ -140,12 +140,12 @@ def test_a_stream_is_batched_in_order_with_the_plans_sizes() -> None:
 
 
 @pytest.mark.child
-def test_a_stream_is_read_once_however_many_workers_the_plan_has() -> None:
+def test_a_stream_is_read_once_with_any_number_of_workers() -> None:
     loader = make_loader(a_plan(4, 3, num_workers=3, prefetch_factor=2), Stream(16))
     assert [number for batch in loader for number in seen(batch)] == list(range(16))
 
 
-def test_batches_are_made_by_the_callers_own_collate() -> None:
+def test_batches_use_the_collate_function_of_the_caller() -> None:
     def collate(samples: list[int]) -> torch.Tensor:
         return torch.tensor(samples) * 10
 
@@ -153,7 +153,7 @@ def test_batches_are_made_by_the_callers_own_collate() -> None:
     assert seen(next(iter(make_loader(a_plan(3), Stream(9), collate_fn=collate)))) == [0, 10, 20]
 
 
-def test_evaluation_goes_over_everything_in_order_at_its_own_size() -> None:
+def test_the_evaluation_loader_reads_all_samples_in_order_in_its_own_batch_size() -> None:
     loader = make_eval_loader(a_plan(4, eval_batch=16), Numbers(40))
     assert [len(seen(batch)) for batch in loader] == [16, 16, 8]
     assert [number for batch in loader for number in seen(batch)] == list(range(40))
@@ -166,7 +166,7 @@ def test_a_dataset_without_samples_or_length_is_refused() -> None:
         make_loader(a_plan(4), NoLength())
 
 
-def test_dropping_the_only_group_or_the_end_of_a_stream_is_refused() -> None:
+def test_drop_last_is_rejected_for_a_single_incomplete_group_and_for_streams() -> None:
     with pytest.raises(UsageError, match="no batch can be made") as caught:
         make_loader(a_plan(4, 4), Numbers(7), drop_last=True)
     assert "a group has 8" in caught.value.known
@@ -174,7 +174,7 @@ def test_dropping_the_only_group_or_the_end_of_a_stream_is_refused() -> None:
         make_loader(a_plan(4), Stream(7), drop_last=True)
 
 
-def test_a_plan_for_several_ranks_is_not_fed_the_whole_dataset_on_each() -> None:
+def test_a_loader_for_a_plan_with_several_ranks_is_rejected() -> None:
     with pytest.raises(UsageError, match="2 ranks"):
         make_loader(a_plan(4, effective_batch=8, world_size=2), Numbers(40))
 
@@ -190,7 +190,7 @@ def test_a_plan_for_several_ranks_is_not_fed_the_whole_dataset_on_each() -> None
         ({"num_workers": 1, "multiprocessing_context": "vfork"}, "no start method 'vfork'"),
     ],
 )
-def test_what_torch_would_refuse_late_is_refused_early(wrong: dict[str, object], said: str) -> None:
+def test_options_that_torch_rejects_late_are_rejected_early(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         DataLoaderConfig.of(a_plan(4, **wrong))
 
@@ -213,14 +213,14 @@ print(sum(1 for _ in loader), sum(1 for _ in loader))
 
 
 @pytest.mark.child
-def test_workers_that_are_kept_leave_nothing_behind_when_the_script_ends(tmp_path: Path) -> None:
+def test_persistent_workers_leave_no_output_or_files_when_the_script_ends(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True, env=environment, timeout=60)
     assert (done.stdout, done.stderr) == ("8 8\n", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_last_group_has_the_sizes_that_the_plan_gives_it() -> None:
+def test_the_last_group_has_the_sizes_of_the_plan() -> None:
     data = TensorDataset(torch.arange(52.0))
     loader = make_loader(a_plan(16, 16, last_group=(20,)), data)
     assert [len(batch[0]) for batch in loader] == [16, 16, 20]
@@ -241,7 +241,7 @@ class Unreadable(Dataset[int]):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.child)])
-def test_an_error_names_the_sample(workers: int) -> None:
+def test_a_data_loading_error_names_the_sample(workers: int) -> None:
     plan = a_plan(num_workers=workers, prefetch_factor=2 if workers else None)
     where = ", in DataLoader worker 0" if workers else ""
     assert failure(make_loader(plan, Unreadable())) == f"OSError: truncated{where}, while reading sample 13 of Unreadable"

@@ -11,7 +11,7 @@ from torch import Tensor
 from batchcal.runtime.row_slices import cuts_equal
 
 
-def test_the_random_numbers_that_a_collate_function_draws_are_put_back() -> None:
+def test_testing_a_collate_function_restores_the_random_state() -> None:
     def noisy(samples: list[Tensor]) -> Tensor:
         return torch.stack(samples) + float(np.random.rand()) + random.random() + torch.rand(1)
 

@@ -11,19 +11,19 @@ from batchcal.core.errors import UsageError, UserCodeError
 from batchcal.runtime.separate_reading import read_separately
 
 
-def test_without_workers_this_process_reads() -> None:
+def test_samples_are_read_in_this_process_without_workers() -> None:
     assert read_separately(os.getpid, workers=0) == os.getpid()
 
 
 @pytest.mark.child
-def test_with_workers_another_process_reads() -> None:
+def test_samples_are_read_in_another_process_with_workers() -> None:
     value, process = read_separately(lambda: (torch.arange(3), os.getpid()), workers=2)
     assert value.tolist() == [0, 1, 2]
     assert process != os.getpid()
 
 
 @pytest.mark.child
-def test_an_error_comes_back_with_its_place() -> None:
+def test_a_read_error_in_another_process_reports_its_source_file() -> None:
     def fails() -> int:
         raise OSError("truncated")
 
@@ -33,7 +33,7 @@ def test_an_error_comes_back_with_its_place() -> None:
 
 
 @pytest.mark.child
-def test_an_error_of_batchcal_is_the_same() -> None:
+def test_a_batchcal_error_in_another_process_is_raised_unchanged() -> None:
     def fails() -> int:
         raise UsageError("no", try_="yes")
 
@@ -43,6 +43,6 @@ def test_an_error_of_batchcal_is_the_same() -> None:
 
 
 @pytest.mark.child
-def test_a_process_that_ends_is_reported() -> None:
+def test_a_reading_process_that_exits_is_reported_with_its_exit_code() -> None:
     with pytest.raises(UserCodeError, match="the process that read samples ended with exit code 3"):
         read_separately(lambda: os._exit(3), workers=1)

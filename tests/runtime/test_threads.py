@@ -20,7 +20,7 @@ def in_a_child(code: str) -> str:
 
 
 @pytest.mark.smoke
-def test_both_numbers_are_in_force_and_may_be_set_again_alike() -> None:
+def test_both_thread_counts_take_effect_and_can_be_set_repeatedly() -> None:
     out = in_a_child(
         "import torch\n"
         "from batchcal.runtime.threads import apply_threads\n"
@@ -31,7 +31,7 @@ def test_both_numbers_are_in_force_and_may_be_set_again_alike() -> None:
     assert out.split() == ["2", "3"]
 
 
-def test_another_number_between_operators_is_refused_clearly_once_one_is_set() -> None:
+def test_a_second_interop_thread_count_is_rejected() -> None:
     out = in_a_child(
         "from batchcal.core.errors import UsageError\n"
         "from batchcal.runtime.threads import apply_threads\n"

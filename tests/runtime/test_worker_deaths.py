@@ -58,7 +58,7 @@ class DiesWhenTaken(threading.Condition):
         super().__exit__(kind, value, trace)
 
 
-def test_a_death_while_a_batch_is_requested_leaves_no_lock_taken() -> None:
+def test_a_worker_death_during_a_batch_request_releases_the_queue_lock() -> None:
     queue = multiprocessing.get_context("fork").Queue()
     taken = DiesWhenTaken()
     vars(queue)["_notempty"] = taken
@@ -70,7 +70,7 @@ def test_a_death_while_a_batch_is_requested_leaves_no_lock_taken() -> None:
     queue.join_thread()
 
 
-def test_a_death_in_the_middle_of_something_is_raised_before_the_next_wait() -> None:
+def test_a_worker_death_is_raised_before_the_next_wait() -> None:
     signal.raise_signal(signal.SIGCHLD)
     with pytest.raises(Died):
         raise_postponed()
@@ -84,14 +84,14 @@ class DiesMeanwhile:
         signal.raise_signal(signal.SIGCHLD)
 
 
-def test_a_death_during_the_wait_for_a_batch_is_raised_at_once() -> None:
+def test_a_worker_death_while_waiting_for_a_batch_is_raised_immediately() -> None:
     iterator = object.__new__(dataloader._MultiProcessingDataLoaderIter)
     vars(iterator).update(_data_queue=DiesMeanwhile(), _workers=[], _shutdown=True)
     with pytest.raises(Died):
         iterator._try_get_data()
 
 
-def test_it_is_put_around_torch_s_handler_once() -> None:
+def test_the_signal_handler_of_torch_is_wrapped_only_once() -> None:
     now = signal.getsignal(signal.SIGCHLD)
     raise_while_fetching()
     assert signal.getsignal(signal.SIGCHLD) is now
@@ -106,7 +106,7 @@ class Numbers(Dataset[int]):
 
 
 @pytest.mark.child
-def test_the_death_behind_a_lost_connection_is_found() -> None:
+def test_a_lost_connection_reports_the_signal_of_the_dead_worker() -> None:
     batches = iter(Loader(Numbers(), num_workers=1, multiprocessing_context="fork"))
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -116,11 +116,11 @@ def test_the_death_behind_a_lost_connection_is_found() -> None:
 
 
 @pytest.mark.child
-def test_a_lost_connection_to_no_worker_has_no_signal() -> None:
+def test_a_lost_connection_without_a_dead_worker_reports_no_signal() -> None:
     assert death_behind_a_lost_connection() == WorkerDeath()
 
 
-def test_in_a_thread_it_does_nothing() -> None:
+def test_raise_while_fetching_does_nothing_in_a_thread() -> None:
     failed: list[BaseException] = []
 
     def ask() -> None:
@@ -146,13 +146,13 @@ def test_in_a_thread_it_does_nothing() -> None:
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],
 )
-def test_the_cause_is_read_from_torch_s_message(text: str, death: WorkerDeath | None) -> None:
+def test_the_cause_of_a_worker_death_is_read_from_the_torch_message(text: str, death: WorkerDeath | None) -> None:
     raised = describe(RuntimeError(text), "measure")
     assert worker_death(raised) == death
     assert (memory_error(raised) is not None) == (death is not None)
 
 
-def test_the_signal_is_read_from_the_cause() -> None:
+def test_the_signal_of_a_worker_death_is_read_from_the_chained_exception() -> None:
     error = RuntimeError("DataLoader worker (pid(s) 8) exited unexpectedly")
     error.__cause__ = RuntimeError("DataLoader worker (pid 8) is killed by signal: Killed. ")
     assert worker_death(describe(error, "measure")) == WorkerDeath(signal.SIGKILL)

@@ -22,7 +22,7 @@ class Numbers(Dataset[Tensor]):
         return torch.full((4,), float(index))
 
 
-def test_handles_go_with_their_batches() -> None:
+def test_shared_memory_handles_are_released_with_their_batches() -> None:
     kept: list[int] = []
     for batch in Loader(Numbers(), num_workers=1):
         kept.append(len(reductions.shared_cache))
@@ -31,5 +31,5 @@ def test_handles_go_with_their_batches() -> None:
     assert max(kept) < 10  # those of batches that wait
 
 
-def test_torch_keeps_as_many_handles_as_is_counted_with() -> None:
+def test_the_expected_handle_limit_equals_the_limit_of_torch() -> None:
     assert reductions.SharedCache().limit == HANDLES

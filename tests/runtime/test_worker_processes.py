@@ -81,7 +81,7 @@ def await_step(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_process_group_ends_in_a_checkpoint(tmp_path: Path, number: int) -> None:
+def test_a_signal_to_the_process_group_saves_a_checkpoint(tmp_path: Path, number: int) -> None:
     checkpoint = tmp_path / "run.pt"
     process = training(checkpoint)
     await_step(process)
@@ -93,7 +93,7 @@ def test_a_signal_to_the_process_group_ends_in_a_checkpoint(tmp_path: Path, numb
 
 
 @pytest.mark.parametrize("context", ["fork", "forkserver"])
-def test_workers_of_a_killed_parent_end_with_it(tmp_path: Path, context: str) -> None:
+def test_workers_exit_when_their_parent_is_killed(tmp_path: Path, context: str) -> None:
     before = look(token=os.environ["LEFTOVERS_TOKEN"])
     process = training(tmp_path / "run.pt", context)
     await_step(process)
@@ -107,7 +107,7 @@ def test_workers_of_a_killed_parent_end_with_it(tmp_path: Path, context: str) ->
             shutil.rmtree(folder)
 
 
-def test_a_worker_that_hangs_is_ended_by_kill() -> None:
+def test_a_hanging_worker_is_ended_with_sigkill() -> None:
     loader = Loader(Hangs(), num_workers=1, worker_init_fn=leave_signals_to_the_parent)
     iterator = iter(loader)
     assert isinstance(iterator, dataloader._MultiProcessingDataLoaderIter)

@@ -68,7 +68,7 @@ def parameters(task: Task) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in task.model.parameters()])
 
 
-def test_every_sample_once_within_the_memory_of_the_plan_and_with_less_padding() -> None:
+def test_bucketed_training_uses_every_sample_once_within_the_planned_memory() -> None:
     seen: list[list[int]] = []
     train(texts(seen), a_plan(8, 8, 8, 6), TrainOptions(batching="bucketed"))
     assert sorted(index for batch in seen for index in batch) == list(range(90))
@@ -78,7 +78,7 @@ def test_every_sample_once_within_the_memory_of_the_plan_and_with_less_padding()
     assert sum(padded) < 1.3 * sum(LENGTHS)
 
 
-def test_with_a_window_of_one_it_is_the_training_of_plain_shuffling() -> None:
+def test_bucketed_training_with_a_window_of_one_matches_plain_shuffling() -> None:
     plain, bucketed = texts(), texts()
     train(plain, a_plan(8, 8, 8, 6), TrainOptions(epochs=3, seed=4))
     heard = Recorded()
@@ -90,7 +90,7 @@ def test_with_a_window_of_one_it_is_the_training_of_plain_shuffling() -> None:
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
-def test_a_stopped_run_resumes_with_the_samples_that_are_left(tmp_path: Path, after: int) -> None:
+def test_a_bucketed_run_resumes_with_the_remaining_samples(tmp_path: Path, after: int) -> None:
     options = TrainOptions(epochs=2, batching="bucketed")
     plan, checkpoint = a_plan(8, 8, 8, 6), tmp_path / "run.pt"
     whole, resumed = texts(), texts()
@@ -102,7 +102,7 @@ def test_a_stopped_run_resumes_with_the_samples_that_are_left(tmp_path: Path, af
     assert torch.equal(parameters(resumed), parameters(whole))
 
 
-def test_the_middle_of_an_epoch_is_not_resumed_with_batches_made_another_way(tmp_path: Path) -> None:
+def test_a_mid_epoch_resume_with_another_batching_is_rejected(tmp_path: Path) -> None:
     plan, checkpoint = a_plan(8, 8, 8, 6), tmp_path / "run.pt"
     with pytest.raises(Interrupted):
         train(texts(), plan, TrainOptions(batching="greedy"), checkpoint=checkpoint, progress=SignalAt("step", 1))
@@ -110,7 +110,7 @@ def test_the_middle_of_an_epoch_is_not_resumed_with_batches_made_another_way(tmp
         train(texts(), plan, checkpoint=checkpoint, resume=True)
 
 
-def test_a_small_start_cuts_batches_by_their_cost() -> None:
+def test_a_small_start_limits_batches_by_their_cost() -> None:
     seen: list[list[int]] = []
     heard = Recorded()
     train(texts(seen), a_plan(8, 8, 8, 6), TrainOptions(batching="bucketed", start_micro_batch=2, fence=False), progress=heard)

@@ -11,7 +11,7 @@ from batchcal.workload.examples.handwriting import task
 from tests.support.plans import a_plan
 
 
-def test_the_loss_goes_down_and_most_digits_are_read_right_after_two_epochs() -> None:
+def test_two_epochs_reduce_the_loss_and_classify_most_digits_correctly() -> None:
     seed_everything(0)
     digits = task(torch.device("cpu"), channels=8, repeat_to=1280, learning_rate=3e-3)
     result = train(digits, a_plan(8, 8, eval_batch=180), TrainOptions(epochs=2, seed=0))

@@ -88,7 +88,7 @@ def of_verdict(*verdicts: Verdict) -> list[str]:
 
 
 @pytest.mark.parametrize("name", of_verdict("exact"))
-def test_a_plan_of_an_exact_loss_trains_as_the_undivided_batch(name: str) -> None:
+def test_a_divided_exact_loss_trains_as_the_undivided_batch(name: str) -> None:
     plan = make_plan(calibrated(name), effective_batch=EFFECTIVE)
     assert plan.micro_batches == (16, 16, 16)
     assert (plan.inexact, plan.undivided) == ((), "")
@@ -108,7 +108,7 @@ def test_a_loss_that_couples_its_samples_is_not_divided_unless_the_user_accepts_
 
 
 @pytest.mark.parametrize("name", of_verdict("marked"))
-def test_batch_statistics_are_marked(name: str) -> None:
+def test_batch_statistics_mark_the_plan_as_inexact(name: str) -> None:
     plan = make_plan(calibrated(name), effective_batch=EFFECTIVE)
     assert plan.micro_batches == (16, 16, 16)
     assert plan.inexact == ("batch-statistics",)
@@ -129,13 +129,13 @@ def starving(task: Task, most: int) -> Task:
 
 
 @pytest.mark.parametrize("name", of_verdict("exact"))
-def test_recovery_of_an_exact_loss_trains_as_if_nothing_had_happened(name: str) -> None:
+def test_recovery_does_not_change_the_training_of_an_exact_loss(name: str) -> None:
     plan = make_plan(calibrated(name), effective_batch=EFFECTIVE)
     torch.testing.assert_close(learned(starving(made(name), 9), plan), undivided(name), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", of_verdict("refused"))
-def test_recovery_never_divides_what_must_not_be_divided(name: str) -> None:
+def test_recovery_never_divides_a_loss_that_must_not_be_divided(name: str) -> None:
     plan = make_plan(calibrated(name), effective_batch=CAPACITY)
     with pytest.raises(NothingFits) as raised:
         learned(starving(made(name), 9), plan)

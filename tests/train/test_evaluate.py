@@ -23,12 +23,12 @@ def evaluated(task: Task, *, eval_batch: int = 8) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("eval_batch", [1, 7, 30, 100])
-def test_the_size_of_the_batches_does_not_change_the_result(eval_batch: int) -> None:
+def test_the_batch_size_does_not_change_the_evaluation_result(eval_batch: int) -> None:
     task = a_task(eval_samples=30)
     assert evaluated(task, eval_batch=eval_batch) == pytest.approx(evaluated(task, eval_batch=30), rel=1e-5)
 
 
-def test_a_metric_has_a_weight_of_its_own() -> None:
+def test_a_metric_uses_its_own_weight() -> None:
     """Recall of class 1: its weight is how many of class 1 there are, not how many samples."""
 
     def recall(model: nn.Module, batch: object) -> dict[str, tuple[float, float]]:
@@ -40,11 +40,11 @@ def test_a_metric_has_a_weight_of_its_own() -> None:
     assert evaluated(task, eval_batch=6)["recall"] == pytest.approx(evaluated(task, eval_batch=50)["recall"])
 
 
-def test_a_metric_that_nothing_counted_for_is_no_number_and_no_failure() -> None:
+def test_a_metric_with_zero_weight_is_nan() -> None:
     assert math.isnan(evaluated(replace(a_task(), metrics=lambda model, batch: {"rare": (0.0, 0.0)}))["rare"])
 
 
-def test_the_mode_of_the_model_is_put_back_after_a_failure_too() -> None:
+def test_the_mode_of_the_model_is_restored_after_evaluation_and_after_a_failure() -> None:
     task = a_task()
     task.model.eval()
     evaluated(task)
@@ -67,7 +67,7 @@ def a_number(model: nn.Module, batch: object) -> float:
     return 0.5
 
 
-def test_metrics_that_cannot_be_added_over_batches_are_refused_with_what_can() -> None:
+def test_metrics_that_cannot_be_summed_over_batches_are_rejected() -> None:
     for wrong in (a_mean, a_number):
         task = a_task()
         object.__setattr__(task, "metrics", wrong)  # past the type checker, as a user without one
@@ -76,7 +76,7 @@ def test_metrics_that_cannot_be_added_over_batches_are_refused_with_what_can() -
         assert "number_correct" in caught.value.try_
 
 
-def test_weights_of_the_task_hold_in_evaluation_too() -> None:
+def test_task_weights_apply_in_evaluation() -> None:
     def mean_over_class_one(model: nn.Module, batch: object) -> Tensor:
         inputs, labels = unpacked(batch)
         each = nn.functional.cross_entropy(model(inputs), labels, reduction="none")
@@ -88,7 +88,7 @@ def test_weights_of_the_task_hold_in_evaluation_too() -> None:
     assert evaluated(task, eval_batch=6) == pytest.approx(evaluated(task, eval_batch=41), rel=1e-5)
 
 
-def test_a_batch_that_does_not_fit_is_evaluated_in_halves_for_the_same_means() -> None:
+def test_an_evaluation_batch_that_does_not_fit_is_split_with_the_same_result() -> None:
     plain = a_task(eval_samples=30)
     told: list[int] = []
 
@@ -104,7 +104,7 @@ def test_a_batch_that_does_not_fit_is_evaluated_in_halves_for_the_same_means() -
     assert told == [16, 8, 8, 14, 7, 7]
 
 
-def test_a_single_sample_that_cannot_be_evaluated_stops() -> None:
+def test_the_evaluation_fails_if_a_single_sample_does_not_fit() -> None:
     def never(model: nn.Module, batch: object) -> Tensor:
         raise MemoryError
 

@@ -20,7 +20,7 @@ from tests.support.tasks import a_task, cross_entropy, points
 from tests.support.trainings import InOrder, parameters
 
 
-def test_the_loss_goes_down_and_the_result_says_what_happened() -> None:
+def test_training_reduces_the_loss_and_returns_a_complete_result() -> None:
     task, heard = a_task(100), Recorded()
     result = train(task, a_plan(8, 8, eval_batch=7), TrainOptions(epochs=5), progress=heard)
     assert [epoch.epoch for epoch in result.epochs] == [0, 1, 2, 3, 4]
@@ -50,7 +50,7 @@ def test_the_same_seed_repeats_a_training_exactly_and_another_does_not() -> None
     assert not torch.equal(trained(1), trained(2))
 
 
-def test_evaluation_is_exact_over_uneven_batches_and_leaves_the_model_training() -> None:
+def test_evaluation_of_uneven_batches_is_exact_without_gradients() -> None:
     modes = []
 
     def watched(model: nn.Module, batch: object) -> Tensor:
@@ -71,11 +71,11 @@ def _all(data: Dataset[object], count: int) -> object:
     return batch
 
 
-def test_without_evaluation_data_nothing_is_evaluated() -> None:
+def test_a_task_without_evaluation_data_is_not_evaluated() -> None:
     assert train(replace(a_task(20), eval_data=None), a_plan(10), TrainOptions(epochs=1)).epochs[0].evaluation == {}
 
 
-def test_an_evaluation_step_of_ones_own_is_run_and_its_metrics_are_reported() -> None:
+def test_a_custom_evaluation_step_is_run_and_metrics_are_reported() -> None:
     seen: list[object] = []
 
     def step(model: nn.Module, batch: object) -> object:
@@ -88,25 +88,25 @@ def test_an_evaluation_step_of_ones_own_is_run_and_its_metrics_are_reported() ->
     assert set(result.epochs[0].evaluation) == {"accuracy"}
 
 
-def test_a_stream_is_trained_on_in_order_to_its_end() -> None:
+def test_training_reads_a_stream_to_its_end() -> None:
     task = replace(a_task(), train_data=InOrder(45), eval_data=InOrder(10))
     result = train(task, a_plan(8, 8), TrainOptions(epochs=2))
     assert [epoch.samples for epoch in result.epochs] == [45, 45]
     assert result.epochs[0].steps == 3
 
 
-def test_the_last_smaller_group_can_be_left_out() -> None:
+def test_drop_last_omits_the_last_smaller_group() -> None:
     assert train(a_task(45), a_plan(8, 8), TrainOptions(epochs=1, drop_last=True)).epochs[0].samples == 32
 
 
-def test_nonsense_is_refused() -> None:
+def test_zero_epochs_and_resume_without_a_checkpoint_are_rejected() -> None:
     with pytest.raises(UsageError, match="epochs 0 is below 1"):
         train(a_task(20), a_plan(10), TrainOptions(epochs=0))
     with pytest.raises(UsageError, match="no checkpoint to resume"):
         train(a_task(20), a_plan(10), resume=True)
 
 
-def test_every_step_is_told_with_its_loss() -> None:
+def test_every_step_reports_its_loss() -> None:
     heard = Recorded()
     train(a_task(20), a_plan(5, 5), progress=heard)
     steps: list[dict[str, Field]] = [fields for name, fields in heard.events if name == "step"]
@@ -116,14 +116,14 @@ def test_every_step_is_told_with_its_loss() -> None:
 
 
 @pytest.mark.child
-def test_workers_train_to_the_same_parameters() -> None:
+def test_training_with_workers_gives_the_same_parameters() -> None:
     plain, worked = a_task(60), a_task(60)
     train(plain, a_plan(8, 7), TrainOptions(epochs=2))
     train(worked, a_plan(8, 7, num_workers=1, prefetch_factor=2, persistent_workers=True), TrainOptions(epochs=2))
     assert torch.equal(parameters(plain), parameters(worked))
 
 
-def test_a_mistake_in_the_evaluation_leaves_a_checkpoint_of_what_was_trained(tmp_path: Path) -> None:
+def test_an_evaluation_error_leaves_a_checkpoint_of_the_trained_epoch(tmp_path: Path) -> None:
     def broken(model: nn.Module, batch: object) -> object:
         raise ValueError("no such column")
 
@@ -137,7 +137,7 @@ def test_a_mistake_in_the_evaluation_leaves_a_checkpoint_of_what_was_trained(tmp
     assert "loss" in result.epochs[0].evaluation
 
 
-def test_a_mistake_in_the_evaluation_after_the_last_of_the_steps_leaves_a_checkpoint(tmp_path: Path) -> None:
+def test_an_evaluation_error_after_max_steps_leaves_a_checkpoint(tmp_path: Path) -> None:
     def broken(model: nn.Module, batch: object) -> object:
         raise ValueError("no such column")
 
@@ -149,7 +149,7 @@ def test_a_mistake_in_the_evaluation_after_the_last_of_the_steps_leaves_a_checkp
     assert [epoch.steps for epoch in result.epochs] == [4]
 
 
-def test_early_stopping_ends_after_epochs_without_a_better_evaluation() -> None:
+def test_early_stopping_ends_after_epochs_without_improvement() -> None:
     losses = iter([0.9, 0.5, 0.6, 0.49, 0.55, 0.1])
 
     def told(model: nn.Module, batch: object) -> dict[str, tuple[float, float]]:
@@ -163,19 +163,19 @@ def test_early_stopping_ends_after_epochs_without_a_better_evaluation() -> None:
     assert result.stop_reason == "error has not improved for 2 epochs"
 
 
-def test_early_stopping_is_off_without_evaluation_data_and_says_so() -> None:
+def test_early_stopping_without_evaluation_data_is_off_with_a_notice() -> None:
     heard = Recorded()
     result = train(replace(a_task(20), eval_data=None), a_plan(10), TrainOptions(epochs=3, patience=1), progress=heard)
     assert len(result.epochs) == 3
     assert ("notice", {"text": "there is no evaluation data: early stopping is off"}) in heard.events
 
 
-def test_what_is_watched_must_have_been_evaluated() -> None:
+def test_early_stopping_rejects_a_metric_that_is_not_evaluated() -> None:
     with pytest.raises(UsageError, match=r"watches 'f1'.*\n.*accuracy, loss"):
         train(a_task(20), a_plan(10), TrainOptions(epochs=2, patience=1, watch="f1"))
 
 
-def test_the_learning_rate_warms_up_and_comes_down_by_samples() -> None:
+def test_the_learning_rate_warms_up_and_decays_by_samples() -> None:
     heard = Recorded()
     task = a_task(100)
     task = replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=1.0))
@@ -186,7 +186,7 @@ def test_the_learning_rate_warms_up_and_comes_down_by_samples() -> None:
     assert rates[-1] == pytest.approx(0.5 / 16)
 
 
-def test_a_learning_rate_that_was_chosen_for_another_effective_batch_follows_its_rule() -> None:
+def test_the_learning_rate_is_scaled_from_its_reference_batch_by_the_rule() -> None:
     def rates(options: TrainOptions) -> list[Field]:
         heard = Recorded()
         task = a_task(50)
@@ -199,7 +199,7 @@ def test_a_learning_rate_that_was_chosen_for_another_effective_batch_follows_its
     assert rates(TrainOptions(lr_rule="sqrt")) == pytest.approx([0.1, 0.1, 0.1 * 0.5**0.5])
 
 
-def test_gradients_are_clipped_to_the_norm_and_told_as_they_were() -> None:
+def test_gradients_are_clipped_and_the_original_norm_is_reported() -> None:
     heard = Recorded()
     task = a_task(40)
     task = replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=1.0))
@@ -224,17 +224,17 @@ def test_gradients_are_clipped_to_the_norm_and_told_as_they_were() -> None:
     ],
     ids=["epochs", "patience", "min_delta", "warmup", "max_norm", "start_micro_batch", "checkpoint_every"],
 )
-def test_options_that_make_no_sense_are_refused(make: Callable[[], TrainOptions]) -> None:
+def test_invalid_training_options_are_rejected(make: Callable[[], TrainOptions]) -> None:
     with pytest.raises(UsageError):
         make()
 
 
-def test_the_room_can_be_called() -> None:
+def test_batchcal_train_can_be_called_as_a_function() -> None:
     result = batchcal.train(a_task(20), a_plan(10), TrainOptions(epochs=2))
     assert [epoch.samples for epoch in result.epochs] == [20, 20]
 
 
-def test_a_metric_that_is_no_number_ends_no_training() -> None:
+def test_a_nan_metric_does_not_end_the_training() -> None:
     def metrics(model: nn.Module, batch: object) -> dict[str, tuple[float, float]]:
         return {"f1": (math.nan, 1.0), "of_nothing": (0.0, 0.0), "fine": (1.0, 2.0)}
 
@@ -259,13 +259,13 @@ UNDIVIDED = {"undivided": "the gradient would differ by 76 %: in-batch negatives
         (TrainOptions(batching="bucketed"), "batching"),
     ],
 )
-def test_options_that_divide_what_must_not_be_divided_are_refused(options: TrainOptions, name: str) -> None:
+def test_options_that_divide_an_undivided_batch_are_rejected(options: TrainOptions, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} divides") as refused:
         train(a_task(100), a_plan(16, **UNDIVIDED), options)
     assert "in-batch negatives" in refused.value.known
 
 
-def test_a_last_group_that_failed_in_the_rehearsal_is_refused_before_training_unless_it_is_left_out() -> None:
+def test_a_last_group_that_failed_in_the_rehearsal_requires_drop_last() -> None:
     plan = a_plan(16, last_group=(4,), last_group_error="ValueError: one sample more is needed")
     with pytest.raises(UsageError, match="the last group of an epoch has 4 samples") as refused:
         train(a_task(100), plan)
@@ -274,7 +274,7 @@ def test_a_last_group_that_failed_in_the_rehearsal_is_refused_before_training_un
 
 
 @pytest.mark.parametrize("name", ["start_micro_batch", "batching"])
-def test_batches_of_a_model_with_batchnorm_are_not_made_smaller_unless_that_is_accepted(name: str) -> None:
+def test_options_that_divide_batches_of_a_batchnorm_model_are_rejected(name: str) -> None:
     smaller = TrainOptions(start_micro_batch=4) if name == "start_micro_batch" else TrainOptions(batching="bucketed")
     task = a_task(100)
     normalised = replace(task, model=nn.Sequential(nn.BatchNorm1d(8), task.model))

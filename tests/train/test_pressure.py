@@ -15,7 +15,7 @@ from tests.support.cgroups import needs_memory_cgroup
 @pytest.mark.cgroup
 @pytest.mark.slow
 @needs_memory_cgroup
-def test_a_training_whose_limit_is_lowered_ends_at_the_same_parameters_without_a_kill(tmp_path: Path) -> None:
+def test_a_training_survives_a_lowered_memory_limit_with_the_same_parameters(tmp_path: Path) -> None:
     undisturbed, lowered = tmp_path / "undisturbed.pt", tmp_path / "lowered.pt"
     calm = run(4 << 30, undisturbed, steps=5)
     assert calm.exit_code == 0, calm.errors
@@ -51,6 +51,6 @@ print("lifted")
 @pytest.mark.child
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
 @pytest.mark.parametrize("limit", [1 << 40, 2 << 30])
-def test_the_data_limit_of_this_process_is_held_raised_and_put_back(limit: int) -> None:
+def test_the_data_limit_of_this_process_is_set_raised_and_restored(limit: int) -> None:
     ended = subprocess.run([sys.executable, "-c", LIMITED, str(limit)], capture_output=True, text=True, check=False)
     assert ended.stdout.split() == ["refused", "lifted"], ended.stderr

@@ -29,7 +29,7 @@ from tests.support.trainings import InOrder, SignalAt, parameters
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stopped_after", [1, 3, 7, 9])
-def test_a_stopped_run_that_resumes_ends_where_an_unstopped_one_ends(tmp_path: Path, stopped_after: int, stream: bool) -> None:
+def test_a_resumed_run_matches_an_uninterrupted_run(tmp_path: Path, stopped_after: int, stream: bool) -> None:
     """Seven steps an epoch; dropout makes the generators matter."""
 
     def fresh() -> Task:
@@ -55,7 +55,7 @@ def test_a_stopped_run_that_resumes_ends_where_an_unstopped_one_ends(tmp_path: P
     assert result.resumed_at_epoch == (stopped_after - 1) // 7
 
 
-def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: Path) -> None:
+def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     fired: list[bool] = []
 
@@ -76,14 +76,14 @@ def test_a_signal_during_evaluation_leaves_the_epoch_to_be_evaluated(tmp_path: P
     assert [epoch.steps for epoch in result.epochs] == [2, 2]
 
 
-def test_without_a_checkpoint_an_interruption_says_that_nothing_is_kept() -> None:
+def test_an_interruption_without_a_checkpoint_reports_an_unsaved_training() -> None:
     with pytest.raises(Interrupted, match="SIGTERM in epoch 0, after step 2") as caught:
         train(a_task(50), a_plan(10), TrainOptions(epochs=2), progress=SignalAt("step", 2))
     assert "this training is not saved" in caught.value.known
     assert "--checkpoint" in caught.value.try_
 
 
-def test_the_handlers_of_the_process_are_back_afterwards() -> None:
+def test_signal_handlers_are_restored_after_training() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train(a_task(20), a_plan(10))
     with pytest.raises(Interrupted):
@@ -91,7 +91,7 @@ def test_the_handlers_of_the_process_are_back_afterwards() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_repeated_sigterm_is_the_same_request(tmp_path: Path) -> None:
+def test_a_repeated_sigterm_counts_as_one_request(tmp_path: Path) -> None:
     """`timeout` signals its child and then its group."""
     checkpoint = tmp_path / "run.pt"
 
@@ -106,7 +106,7 @@ def test_a_repeated_sigterm_is_the_same_request(tmp_path: Path) -> None:
     assert str(checkpoint) in caught.value.known
 
 
-def test_a_signal_during_a_save_waits_for_its_end(tmp_path: Path) -> None:
+def test_a_signal_during_a_save_waits_until_the_save_ends(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     options = TrainOptions(checkpoint_every_s=1e-9)
 
@@ -176,7 +176,7 @@ def test_an_error_of_the_task_names_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arrives", ["before", "after", "never"])
-def test_a_worker_that_dies_of_a_stop_signal_is_a_stop(tmp_path: Path, arrives: str) -> None:
+def test_a_worker_killed_by_a_stop_signal_counts_as_an_interruption(tmp_path: Path, arrives: str) -> None:
     checkpoint, calls = tmp_path / "run.pt", []
     process = os.getpid()
 
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_of_a_stop_signal_is_a_stop(tmp_path: Path, arrives: 
     assert train(a_task(50), a_plan(10), checkpoint=checkpoint, resume=True).epochs[0].samples == 50
 
 
-def test_a_second_interrupt_ends_it_at_once() -> None:
+def test_a_second_interrupt_ends_the_training_immediately() -> None:
     def twice(model: nn.Module, batch: object) -> Tensor:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)  # two that are pending at once are one
@@ -211,7 +211,7 @@ def test_a_second_interrupt_ends_it_at_once() -> None:
         train(replace(a_task(20), loss=twice), a_plan(10))
 
 
-def test_it_trains_in_a_thread_where_no_handler_can_be_set() -> None:
+def test_training_works_in_a_thread_without_signal_handlers() -> None:
     results: list[TrainingResult] = []
     thread = threading.Thread(target=lambda: results.append(train(a_task(20), a_plan(10))))
     thread.start()
@@ -219,7 +219,7 @@ def test_it_trains_in_a_thread_where_no_handler_can_be_set() -> None:
     assert results[0].epochs[0].samples == 20
 
 
-def test_a_finished_run_that_resumes_has_nothing_left_to_do(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_returns_the_same_epochs(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     first = train(a_task(20), a_plan(10), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True)
     assert first.resumed_at_epoch is None, "there was no checkpoint yet"
@@ -230,7 +230,7 @@ def test_a_finished_run_that_resumes_has_nothing_left_to_do(tmp_path: Path) -> N
     assert len(more.epochs) == 3
 
 
-def test_the_middle_of_an_epoch_is_not_resumed_with_other_samples_left(tmp_path: Path) -> None:
+def test_a_mid_epoch_resume_with_another_seed_or_dataset_is_rejected(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     with pytest.raises(Interrupted):
         train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
@@ -242,7 +242,7 @@ def test_the_middle_of_an_epoch_is_not_resumed_with_other_samples_left(tmp_path:
     assert result.epochs[0].samples == 50, "another split of the same effective batch goes on"
 
 
-def test_another_effective_batch_goes_on_with_the_samples_that_are_left(tmp_path: Path) -> None:
+def test_a_resume_with_another_effective_batch_uses_the_remaining_samples(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     with pytest.raises(Interrupted):
         train(a_task(50), a_plan(10), checkpoint=checkpoint, progress=SignalAt("step", 2))
@@ -252,13 +252,13 @@ def test_another_effective_batch_goes_on_with_the_samples_that_are_left(tmp_path
     assert [fields["samples_seen"] for name, fields in heard.events if name == "step"] == [26, 32, 38, 44, 50]
 
 
-def test_a_next_epoch_may_have_another_effective_batch(tmp_path: Path) -> None:
+def test_the_next_epoch_can_have_another_effective_batch(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     train(a_task(50), a_plan(10), TrainOptions(epochs=1), checkpoint=checkpoint)
     assert train(a_task(50), a_plan(25), TrainOptions(epochs=2), checkpoint=checkpoint, resume=True).epochs[1].steps == 2
 
 
-def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> None:
+def test_a_stop_request_returns_a_result_and_saves_a_checkpoint(tmp_path: Path) -> None:
     checkpoint, wish = tmp_path / "run.pt", StopRequest()
 
     class AfterThree:
@@ -274,7 +274,7 @@ def test_who_wants_it_to_stop_gets_a_result_and_a_checkpoint(tmp_path: Path) -> 
     assert torch.equal(parameters(resumed), parameters(whole))
 
 
-def test_a_disk_that_is_full_does_not_end_a_training(tmp_path: Path) -> None:
+def test_an_unwritable_checkpoint_does_not_end_the_training(tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("", encoding="ascii")
     heard = Recorded()
@@ -302,7 +302,7 @@ class KilledAt:
 
 
 @pytest.mark.parametrize("killed_at", [2, 5, 10])
-def test_what_was_written_within_an_epoch_is_gone_on_from_after_a_kill(tmp_path: Path, killed_at: int) -> None:
+def test_a_killed_run_resumes_from_its_last_mid_epoch_checkpoint(tmp_path: Path, killed_at: int) -> None:
     """Seven steps an epoch; the step in which it was killed is run again."""
     plan, checkpoint = a_plan(8, 7), tmp_path / "run.pt"
     often = TrainOptions(epochs=2, seed=2, checkpoint_every_s=1e-9)
@@ -316,7 +316,7 @@ def test_what_was_written_within_an_epoch_is_gone_on_from_after_a_kill(tmp_path:
     assert torch.equal(parameters(resumed), parameters(unstopped))
 
 
-def test_within_an_epoch_a_checkpoint_is_written_no_more_often_than_asked(tmp_path: Path) -> None:
+def test_mid_epoch_checkpoints_respect_the_requested_interval(tmp_path: Path) -> None:
     heard = Recorded()
     train(a_task(100), a_plan(8, 7), TrainOptions(epochs=2), checkpoint=tmp_path / "run.pt", progress=heard)
     assert [name for name, _ in heard.events].count("checkpoint_saved") == 2, "after every epoch, and not every ten minutes"

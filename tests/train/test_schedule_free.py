@@ -27,7 +27,7 @@ def schedule_free() -> Task:
     return replace(task, optimizer=ScheduleFree(task.model.parameters(), lr=0.1))
 
 
-def test_the_model_of_the_checkpoint_has_the_parameters_that_are_evaluated(tmp_path: Path) -> None:
+def test_a_checkpoint_contains_the_parameters_of_evaluation_mode(tmp_path: Path) -> None:
     path, task = tmp_path / "run.pt", schedule_free()
     train(task, PLAN, OPTIONS, checkpoint=path)
     trained = parameters(task)
@@ -38,7 +38,7 @@ def test_the_model_of_the_checkpoint_has_the_parameters_that_are_evaluated(tmp_p
         torch.testing.assert_close(saved[name], value)
 
 
-def test_a_save_changes_no_bit_of_the_training(tmp_path: Path) -> None:
+def test_a_save_does_not_change_the_training_parameters(tmp_path: Path) -> None:
     task = schedule_free()
     train(task, PLAN, OPTIONS)
     before = parameters(task)
@@ -55,7 +55,7 @@ def _written(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("stopped_after", [1, 3, 7, 9])
-def test_a_resumed_run_ends_at_the_parameters_of_an_undisturbed_one(tmp_path: Path, stopped_after: int) -> None:
+def test_a_resumed_schedule_free_run_matches_an_uninterrupted_run(tmp_path: Path, stopped_after: int) -> None:
     path, undisturbed, resumed = tmp_path / "run.pt", schedule_free(), schedule_free()
     train(undisturbed, PLAN, OPTIONS)
     with pytest.raises(Interrupted):
@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_at_the_parameters_of_an_undisturbed_one(tmp_path: Pa
     assert torch.equal(parameters(resumed), parameters(undisturbed))
 
 
-def test_the_checkpoint_is_not_one_of_an_optimizer_without_modes(tmp_path: Path) -> None:
+def test_a_schedule_free_checkpoint_is_rejected_for_an_optimizer_without_modes(tmp_path: Path) -> None:
     task = a_task(100)
     with pytest.raises(UsageError, match="from another model or optimizer"):
         load_checkpoint(_written(tmp_path), replace(task, optimizer=torch.optim.SGD(task.model.parameters(), lr=0.1)))

@@ -41,7 +41,7 @@ def checked(rule: SizeRule, samples: int, *, eval_samples: int = 0) -> Task:
 
 
 @pytest.mark.parametrize(("rule", "samples", "left_out"), [(STATEFUL, 100, 4), (FIXED, 100, 4), (EVEN, 101, 5)])
-def test_a_last_group_that_the_task_does_not_take_is_refused_before_training(rule: SizeRule, samples: int, left_out: int) -> None:
+def test_an_invalid_size_of_the_last_group_is_rejected_before_training(rule: SizeRule, samples: int, left_out: int) -> None:
     plan = a_plan(16, 16, size_rule=rule, last_group=(left_out,), last_group_error=f"the task {rule.text}", eval_batch=16)
     with pytest.raises(UsageError, match="last group") as refused:
         train(checked(rule, samples), plan)
@@ -53,7 +53,7 @@ def test_a_last_group_that_the_task_does_not_take_is_refused_before_training(rul
     assert result.epochs[0].evaluation["loss"] is not None
 
 
-def test_a_last_evaluation_batch_that_the_task_does_not_take_is_refused_before_training() -> None:
+def test_an_invalid_size_of_the_last_evaluation_batch_is_rejected_before_training() -> None:
     plan = a_plan(16, size_rule=EVEN, eval_batch=16)
     with pytest.raises(UsageError, match="the evaluation ends with a batch of 3 samples") as refused:
         train(checked(EVEN, 96, eval_samples=35), plan)
@@ -62,18 +62,18 @@ def test_a_last_evaluation_batch_that_the_task_does_not_take_is_refused_before_t
     assert result.epochs[0].samples == 96
 
 
-def test_a_smaller_evaluation_batch_at_the_end_is_one_that_the_task_takes() -> None:
+def test_a_smaller_last_evaluation_batch_of_a_valid_size_is_accepted() -> None:
     result = train(checked(EVEN, 96, eval_samples=38), a_plan(16, size_rule=EVEN, eval_batch=16))
     assert result.epochs[0].evaluation["loss"] is not None
 
 
-def test_a_training_that_begins_small_uses_sizes_that_the_task_takes() -> None:
+def test_a_small_start_uses_sizes_that_the_task_accepts() -> None:
     result = train(checked(EVEN, 96), a_plan(16, size_rule=EVEN), TrainOptions(start_micro_batch=5))
     assert result.epochs[0].samples == 96
 
 
 @pytest.mark.parametrize(("samples", "parts"), [(8, {4}), (6, {4, 2}), (14, {8, 6})])
-def test_a_batch_that_does_not_fit_is_divided_into_sizes_that_the_task_takes(samples: int, parts: set[int]) -> None:
+def test_a_batch_that_does_not_fit_is_divided_into_sizes_that_the_task_accepts(samples: int, parts: set[int]) -> None:
     task = checked(EVEN, 100)
     splitter = Splitter(task.train_data, task.collate_fn, EVEN)
     batch = default_collate([task.train_data[index] for index in range(samples)])
@@ -83,7 +83,7 @@ def test_a_batch_that_does_not_fit_is_divided_into_sizes_that_the_task_takes(sam
 
 
 @pytest.mark.parametrize("rule", [STATEFUL, FIXED])
-def test_a_batch_whose_halves_the_task_does_not_take_is_not_divided(rule: SizeRule) -> None:
+def test_a_batch_whose_halves_the_task_does_not_accept_is_not_divided(rule: SizeRule) -> None:
     task = checked(rule, 100)
     batch = default_collate([task.train_data[index] for index in range(16)])
     assert Splitter(task.train_data, task.collate_fn, rule).halves(MicroBatch(batch, 16, tuple(range(16)))) is None
@@ -97,14 +97,14 @@ def test_a_batch_whose_halves_the_task_does_not_take_is_not_divided(rule: SizeRu
         (EVEN, TrainOptions(batching="bucketed"), "batching"),
     ],
 )
-def test_options_that_make_other_sizes_are_refused(rule: SizeRule, options: TrainOptions, name: str) -> None:
+def test_options_that_produce_invalid_batch_sizes_are_rejected(rule: SizeRule, options: TrainOptions, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} divides") as refused:
         train(checked(rule, 96), a_plan(16, size_rule=rule), options)
     assert rule.text in refused.value.known
     assert "--accept-inexact" not in refused.value.try_
 
 
-def test_a_resumed_epoch_whose_last_group_the_task_does_not_take_is_refused_before_training(tmp_path: Path) -> None:
+def test_an_invalid_last_group_of_a_resumed_epoch_is_rejected_before_training(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     with pytest.raises(Interrupted):
         train(checked(STATEFUL, 96), a_plan(12, size_rule=STATEFUL), checkpoint=checkpoint, progress=SignalAt("step", 1))

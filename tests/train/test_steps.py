@@ -48,7 +48,7 @@ def test_an_epoch_of_a_stream_with_a_length_has_that_many_samples() -> None:
     assert (started["train_samples"], started["steps_per_epoch"]) == (30, 4)
 
 
-def test_an_endless_stream_needs_a_number_of_steps() -> None:
+def test_an_endless_stream_requires_max_steps() -> None:
     task = replace(a_task(), train_data=Endless(), eval_data=None)
     with pytest.raises(UsageError, match="without an end and without a length") as caught:
         train(task, a_plan(8), TrainOptions(epochs=2))
@@ -60,7 +60,7 @@ def test_an_endless_stream_needs_a_number_of_steps() -> None:
 
 
 @pytest.mark.parametrize("max_steps", [1, 3, 4, 6, 8])
-def test_a_run_ends_after_its_steps_and_goes_on_where_more_are_requested(tmp_path: Path, max_steps: int) -> None:
+def test_a_run_ends_after_max_steps_and_resumes_if_more_are_requested(tmp_path: Path, max_steps: int) -> None:
     """Four steps an epoch: the limit is within an epoch, at its end, and beyond all epochs."""
     plain, resumed = a_task(32), a_task(32)
     train(plain, a_plan(8), TrainOptions(epochs=2))
@@ -77,7 +77,7 @@ def test_a_run_ends_after_its_steps_and_goes_on_where_more_are_requested(tmp_pat
     assert torch.equal(parameters(resumed), parameters(plain))
 
 
-def test_a_run_without_a_step_is_refused() -> None:
+def test_max_steps_below_one_is_rejected() -> None:
     with pytest.raises(UsageError, match="max-steps 0 is below 1"):
         TrainOptions(max_steps=0)
 
@@ -116,7 +116,7 @@ def rarely_labelled(**changes: object) -> Task:
 
 
 @pytest.mark.parametrize("task", [rarely_labelled(loss=constant), rarely_labelled(loss=mean, weight_of=labelled)])
-def test_groups_in_which_nothing_is_labelled_are_skipped_and_counted(task: Task) -> None:
+def test_groups_without_labels_are_skipped_and_counted(task: Task) -> None:
     heard = Recorded()
     result = train(task, a_plan(4, 4), TrainOptions(epochs=2), progress=heard)
     labelled_groups = sum(fields["skipped"] is None for name, fields in heard.events if name == "step")
@@ -127,14 +127,14 @@ def test_groups_in_which_nothing_is_labelled_are_skipped_and_counted(task: Task)
     assert any("skipped a step" in text for text in notices)
 
 
-def test_a_mean_over_nothing_names_the_division_and_the_weight() -> None:
+def test_a_nan_loss_of_an_empty_mean_names_the_operation_and_weight_of() -> None:
     with pytest.raises(LossIsNoNumber, match="is nan") as caught:
         train(rarely_labelled(loss=mean), a_plan(4, 4), TrainOptions(epochs=1))
     assert "a mean over no elements: nll_loss" in caught.value.known
     assert "weight_of" in caught.value.try_
 
 
-def test_a_mean_over_nothing_is_no_overflow_of_float16() -> None:
+def test_an_empty_mean_is_not_treated_as_a_float16_overflow() -> None:
     """The scaler would lower its scale at each such group, down to nothing."""
     with pytest.raises(LossIsNoNumber, match="is nan"):
         train(rarely_labelled(loss=mean, autocast=torch.float16), a_plan(4, 4), TrainOptions(epochs=1))
@@ -156,7 +156,7 @@ def of_sharpness() -> Task:
     return replace(task, optimizer=Sharpness(task.model.parameters()))
 
 
-def test_an_optimizer_that_refuses_to_step_without_a_closure_trains_as_in_a_plain_loop() -> None:
+def test_an_optimizer_that_requires_a_closure_trains_as_in_a_plain_loop() -> None:
     trained, plain = of_sharpness(), of_sharpness()
     train(trained, a_plan(40), TrainOptions(epochs=3))
     batch = default_collate([plain.train_data[index] for index in range(40)])
@@ -182,7 +182,7 @@ def of_both() -> Task:
     return replace(task, optimizer=Both(torch.optim.Adam([first], 0.01), torch.optim.SGD(others, 0.02, momentum=0.9)))
 
 
-def test_several_optimizers_in_one_resume_where_they_were(tmp_path: Path) -> None:
+def test_combined_optimizers_resume_with_their_state(tmp_path: Path) -> None:
     """Their state is not in `state_dict` of the outer one."""
     at_once, resumed = of_both(), of_both()
     train(at_once, a_plan(20), TrainOptions(epochs=2))
@@ -192,7 +192,7 @@ def test_several_optimizers_in_one_resume_where_they_were(tmp_path: Path) -> Non
         assert torch.equal(one, other)
 
 
-def test_a_schedule_reaches_the_optimizers_within_another_one() -> None:
+def test_a_schedule_applies_to_the_inner_optimizers() -> None:
     constant, warm = of_both(), of_both()
     train(constant, a_plan(20), TrainOptions(epochs=1))
     train(warm, a_plan(20), TrainOptions(epochs=1, warmup=0.9))
@@ -206,7 +206,7 @@ def test_a_schedule_reaches_the_optimizers_within_another_one() -> None:
     assert 0 < moved[1] < moved[0]
 
 
-def test_a_schedule_without_a_rate_is_refused_by_name() -> None:
+def test_a_schedule_for_an_optimizer_without_a_learning_rate_is_rejected() -> None:
     task = a_task(40)
     with pytest.raises(UsageError, match="the optimizer has no learning rate"):
         train(replace(task, optimizer=WithoutRate(task.model.parameters())), a_plan(20), TrainOptions(epochs=1, warmup=0.5))
@@ -224,7 +224,7 @@ class Switching(torch.optim.SGD):
         self.mode = "eval"
 
 
-def test_an_optimizer_with_modes_steps_in_the_one_and_is_evaluated_in_the_other() -> None:
+def test_an_optimizer_with_modes_switches_between_training_and_evaluation() -> None:
     task = a_task(32)
     optimizer = Switching(task.model.parameters(), lr=0.1)
     modes: list[tuple[bool, str]] = []
@@ -286,7 +286,7 @@ def without_holes(samples: list[object]) -> object:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.9])
-def test_the_rows_that_were_collated_weigh_and_not_the_samples(share: float) -> None:
+def test_collated_rows_determine_the_weight_of_a_micro_batch(share: float) -> None:
     """A group in parts makes the step of the undivided batch, though parts have lost more or fewer rows, or all."""
     parts, undivided = (replace(a_task(), train_data=Holes(share), collate_fn=without_holes, eval_data=None) for _ in range(2))
     for task in (parts, undivided):
@@ -298,7 +298,7 @@ def test_the_rows_that_were_collated_weigh_and_not_the_samples(share: float) -> 
     assert of_parts.epochs[0].samples == 64
 
 
-def test_a_training_whose_samples_all_are_none_fails() -> None:
+def test_a_training_in_which_all_samples_are_none_fails() -> None:
     task = replace(a_task(), train_data=Holes(1.1), collate_fn=without_holes, eval_data=None)
     with pytest.raises(UserCodeError, match="nothing was trained"):
         train(task, a_plan(16), TrainOptions(epochs=2))

@@ -17,7 +17,7 @@ def drawn() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_all_random_numbers_come_again() -> None:
+def test_restoring_a_pass_repeats_all_random_numbers() -> None:
     undo = Undo(nn.Linear(2, 2), CPU)
     undo.beginning()
     before = undo.before()
@@ -26,7 +26,7 @@ def test_all_random_numbers_come_again() -> None:
     assert drawn() == first
 
 
-def test_a_model_that_draws_in_every_pass_is_put_back_in_every_pass() -> None:
+def test_the_random_state_is_restored_in_every_pass() -> None:
     undo = Undo(nn.Linear(2, 2), CPU)
     for _ in range(4):
         undo.beginning()
@@ -38,7 +38,7 @@ def test_a_model_that_draws_in_every_pass_is_put_back_in_every_pass() -> None:
         assert drawn() == second
 
 
-def test_a_group_is_put_back_to_its_beginning_whatever_its_passes_drew() -> None:
+def test_the_random_state_is_restored_to_the_start_of_the_group() -> None:
     undo = Undo(nn.Linear(2, 2), CPU)
     undo.beginning()
     undo.beginning()
@@ -49,7 +49,7 @@ def test_a_group_is_put_back_to_its_beginning_whatever_its_passes_drew() -> None
     assert drawn() == first
 
 
-def test_the_first_numbers_that_are_drawn_after_groups_without_any_are_no_silent_change() -> None:
+def test_the_first_use_of_a_random_generator_is_reported() -> None:
     undo = Undo(nn.Linear(2, 2), CPU)
     for _ in range(3):
         undo.beginning()
@@ -62,7 +62,7 @@ def test_the_first_numbers_that_are_drawn_after_groups_without_any_are_no_silent
     assert undo.restore(again) == ""
 
 
-def test_a_buffer_that_changes_for_the_first_time_in_the_pass_that_failed_is_told() -> None:
+def test_a_buffer_that_first_changes_in_the_failed_pass_is_reported() -> None:
     model = nn.Module()
     model.register_buffer("seen", torch.zeros(1))
     undo = Undo(model, CPU)

@@ -17,7 +17,7 @@ KINDS = tuple(get_args(WorkerEvent))
 NAMES = [kind.event_name for kind in KINDS]
 
 
-def test_names_are_those_that_programs_and_logs_know() -> None:
+def test_event_names_are_the_documented_names() -> None:
     calibrating = {kind.event_name for kind in get_args(CalibrationEvent)}
     training = {kind.event_name for kind in get_args(TrainingEvent)}
 
@@ -31,7 +31,7 @@ def test_names_are_those_that_programs_and_logs_know() -> None:
     assert len(NAMES) == len(set(NAMES)), "a name is read back as one event"
 
 
-def test_numbers_of_tasks_stand_beside_those_of_the_step() -> None:
+def test_step_events_contain_the_values_of_each_task() -> None:
     step = training_event("step", {"loss": 0.5, "loss_text": 0.2, "weight_text": 1.5})
 
     assert isinstance(step, StepEnded)
@@ -39,7 +39,7 @@ def test_numbers_of_tasks_stand_beside_those_of_the_step() -> None:
     assert "of_tasks" not in step.fields()
 
 
-def test_an_epoch_says_what_its_steps_came_to_and_what_the_loop_says_holds() -> None:
+def test_values_of_an_epoch_event_override_values_of_its_steps() -> None:
     ended = EpochEnded(
         of_steps={"loss": 9.0, "peak_bytes": 80},
         epoch=2,
@@ -61,14 +61,14 @@ def test_an_epoch_says_what_its_steps_came_to_and_what_the_loop_says_holds() -> 
     }
 
 
-def test_what_the_loop_says_of_a_run_holds() -> None:
+def test_a_training_started_event_keeps_the_values_of_the_loop() -> None:
     started = training_event("training_started", {"spec": "train.py:task", "seed": 3})
 
     assert started.fields()["spec"] == "train.py:task"
     assert (started.fields()["kind"], started.fields()["format"], started.fields()["seed"]) == ("run", 1, 3)
 
 
-def test_knobs_and_parameters_stand_beside_what_is_told_of_all() -> None:
+def test_attribution_and_trial_values_are_top_level_event_fields() -> None:
     attributed = Attributed(gain=2.0, samples_per_s={"allocator": 50.0, "num_workers": None})
     trial = TrialStarted(trial=4, values={"width": 64})
 
@@ -76,7 +76,7 @@ def test_knobs_and_parameters_stand_beside_what_is_told_of_all() -> None:
     assert trial.fields() == {"trial": 4, "width": 64}
 
 
-def test_an_event_of_one_of_several_workers_names_it() -> None:
+def test_an_event_of_a_worker_includes_its_worker_number() -> None:
     told = study_event("trial_ended", {"trial": 1, "state": "complete", "value": 0.5, "worker": 3})
 
     assert isinstance(told, FromWorker)
@@ -85,7 +85,7 @@ def test_an_event_of_one_of_several_workers_names_it() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_event_of_a_worker_comes_out_of_its_process_as_it_went_in(name: str) -> None:
+def test_a_worker_event_is_unchanged_by_a_json_round_trip(name: str) -> None:
     values = {"values": {"width": 64, "rate": 1e-3, "name": "a b"}} if name == "trial_started" else {}
     kind = KINDS[NAMES.index(name)]
     event = kind(**values, trial=7) if values else study_event(name, {})
@@ -96,14 +96,14 @@ def test_an_event_of_a_worker_comes_out_of_its_process_as_it_went_in(name: str) 
     assert read_back(*json.loads(line)) == event
 
 
-def test_what_is_no_event_is_none() -> None:
+def test_a_line_that_is_not_an_event_is_ignored() -> None:
     assert read_back("nonsense", {}) is None
     assert read_back("trial_reached", {"trial": "many"}) is None
     assert read_back("note", {}) is None
     assert read_back("note", {"text": "x", "of": "a later version"}) == Note("x")
 
 
-def test_probes_tell_all_that_a_line_had() -> None:
+def test_probe_ended_events_contain_all_fields_of_the_log_line() -> None:
     probe = calibration_event("probe_ended", {"batch": 8, "outcome": "fits"})
 
     assert list(probe.fields()) == [

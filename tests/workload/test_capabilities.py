@@ -20,7 +20,7 @@ from tests.support.tasks import a_task, unpacked
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 1e9])
-def test_sparse_gradients_are_clipped_as_dense_ones(max_norm: float) -> None:
+def test_sparse_gradients_are_clipped_like_dense_gradients(max_norm: float) -> None:
     gradients, norms = [], []
     for sparse in (False, True):
         torch.manual_seed(0)
@@ -50,7 +50,7 @@ class Switching(torch.optim.SGD):
         self.mode = "eval"
 
 
-def test_an_optimizer_with_modes_is_switched_with_the_model() -> None:
+def test_an_optimizer_with_train_and_eval_modes_follows_the_model() -> None:
     task = a_task()
     optimizer = Switching(task.model.parameters(), lr=0.1)
     task = replace(task, optimizer=optimizer)
@@ -94,7 +94,7 @@ class Wrapped(IterableDataset[int]):
         return itertools.cycle([1, 2])
 
 
-def test_a_stream_is_endless_where_its_loop_certainly_is() -> None:
+def test_a_stream_is_endless_only_if_its_loop_cannot_end() -> None:
     assert is_endless(Endless())
     assert is_endless(Counted())
     assert not is_endless(Lines())
@@ -102,7 +102,7 @@ def test_a_stream_is_endless_where_its_loop_certainly_is() -> None:
     assert not is_endless(TensorDataset(torch.zeros(3)))
 
 
-def test_the_length_of_a_stream_is_that_of_its_epoch() -> None:
+def test_length_of_returns_the_epoch_length_or_none() -> None:
     assert length_of(Counted()) == 2000
     assert length_of(Endless()) is None
     assert length_of(ChainDataset([Endless()])) is None
@@ -144,7 +144,7 @@ def logarithm_of_zero(model: nn.Module, batch: object) -> Tensor:
         (logarithm_of_zero, "log", False),
     ],
 )
-def test_the_operation_that_a_loss_is_not_finite_from_is_named(loss: object, operation: str, of_nothing: bool) -> None:
+def test_the_operation_that_makes_a_loss_non_finite_is_named(loss: object, operation: str, of_nothing: bool) -> None:
     task = a_task()
     object.__setattr__(task, "loss", loss)
     cause = why_not_finite(task, [torch.randn(4, 8), torch.zeros(4, dtype=torch.int64)])
@@ -154,13 +154,13 @@ def test_the_operation_that_a_loss_is_not_finite_from_is_named(loss: object, ope
     assert cause.operation in str(cause)
 
 
-def test_a_finite_loss_and_a_loss_that_fails_have_no_cause() -> None:
+def test_a_finite_or_failing_loss_has_no_non_finite_cause() -> None:
     batch = [torch.randn(4, 8), torch.zeros(4, dtype=torch.int64)]
     assert why_not_finite(a_task(), batch) is None
     assert why_not_finite(a_task(), "nothing of the kind") is None
 
 
-def test_the_data_of_a_task_may_be_a_dataset_without_a_length() -> None:
+def test_a_dataset_without_a_length_has_length_none() -> None:
     class NoLength(Dataset[int]):
         pass
 

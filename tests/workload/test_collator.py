@@ -42,7 +42,7 @@ def collated(*samples: HeterogeneousSample, **options: float) -> HeterogeneousBa
     return HeterogeneousCollator(padding_value=options.get("padding_value", 0.0))(samples or mixed())
 
 
-def test_every_image_is_where_the_masks_say_and_all_else_is_padding() -> None:
+def test_the_masks_mark_every_image_and_the_rest_is_padding() -> None:
     samples = mixed()
     batch = HeterogeneousCollator(padding_value=-1.0)(samples)
     assert batch.pixel_values.shape == (4, 3, 1, 8, 6)
@@ -57,7 +57,7 @@ def test_every_image_is_where_the_masks_say_and_all_else_is_padding() -> None:
     assert torch.equal(batch.pixel_values == -1.0, ~mask)
 
 
-def test_places_lead_to_the_images_row_by_row() -> None:
+def test_places_index_the_images_row_by_row() -> None:
     samples = mixed()
     batch = HeterogeneousCollator()(samples)
     assert batch.image_counts == (1, 2, 3, 1)
@@ -69,14 +69,14 @@ def test_places_lead_to_the_images_row_by_row() -> None:
         assert torch.equal(place[:, :height, :width], picture)
 
 
-def test_volumes_have_a_depth_besides() -> None:
+def test_volumes_are_collated_with_their_depth() -> None:
     batch = collated(sample(image(4, 6, 3, channels=2)), sample(image(2, 7, 5, channels=2), image(1, 1, 1, channels=2)))
     assert batch.pixel_values.shape == (2, 2, 2, 4, 7, 5)
     assert batch.image_sizes.tolist() == [[[4, 6, 3], [0, 0, 0]], [[2, 7, 5], [1, 1, 1]]]
     assert batch.pixel_mask().sum((2, 3, 4)).tolist() == [[72, 0], [70, 1]]
 
 
-def test_types_ids_and_text_are_kept() -> None:
+def test_task_types_ids_and_text_are_collated() -> None:
     batch = collated()
     assert batch.task_types == ("T1", "T2", "T3", "T1")
     assert batch.task_ids.tolist() == [7, 8, 9, 10]
@@ -86,13 +86,13 @@ def test_types_ids_and_text_are_kept() -> None:
     assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 0]]
 
 
-def test_a_batch_without_text_has_none() -> None:
+def test_a_batch_without_text_has_no_input_ids() -> None:
     batch = collated(sample(image(2, 2)))
     assert batch.input_ids is None
     assert batch.attention_mask is None
 
 
-def test_each_task_type_keeps_the_kind_of_its_labels() -> None:
+def test_each_task_type_keeps_the_dtype_of_its_labels() -> None:
     labels = collated().labels
     assert {kind: (of.rows.tolist(), of.values.dtype) for kind, of in labels.items()} == {
         "T1": ([0, 3], torch.int64),
@@ -103,26 +103,26 @@ def test_each_task_type_keeps_the_kind_of_its_labels() -> None:
     assert labels["T3"].values.tolist() == [[0.0, 1.0, 0.0]]
 
 
-def test_samples_without_a_label_have_no_row_among_the_labels() -> None:
+def test_samples_without_a_label_have_no_label_row() -> None:
     labels = collated(sample(image(2, 2)), sample(image(2, 2), label=1), sample(image(2, 2), kind="T2")).labels
     assert list(labels) == ["T1"]
     assert labels["T1"].rows.tolist() == [1]
 
 
-def test_whole_numbers_among_values_are_values_where_that_was_said() -> None:
+def test_label_dtypes_converts_integer_labels_to_float() -> None:
     collate = HeterogeneousCollator(label_dtypes={"T1": torch.float32})
     labels = collate([sample(image(2, 2), label=1), sample(image(2, 2), label=0.5)]).labels
     assert labels["T1"].values.tolist() == [1.0, 0.5]
     assert labels["T1"].values.dtype == torch.float32
 
 
-def test_a_model_that_wants_one_shape_has_places_that_stay_empty() -> None:
+def test_max_images_pads_every_batch_to_the_same_image_count() -> None:
     batch = HeterogeneousCollator(max_images=5)([sample(image(2, 2))])
     assert batch.pixel_values.shape == (1, 5, 1, 2, 2)
     assert batch.image_mask.sum() == 1
 
 
-def test_rows_are_what_the_whole_has_there() -> None:
+def test_rows_returns_the_matching_part_of_the_batch() -> None:
     batch = collated()
     part = batch.rows(1, 4)
     assert len(part) == 3
@@ -135,7 +135,7 @@ def test_rows_are_what_the_whole_has_there() -> None:
     assert part.labels["T1"].values.tolist() == [0]
 
 
-def test_parts_make_the_whole_whatever_the_cut() -> None:
+def test_rows_split_a_batch_without_loss_at_any_index() -> None:
     batch = collated()
     for cut in (1, 2, 3):
         first, second = batch.rows(0, cut), batch.rows(cut, 4)
@@ -151,12 +151,12 @@ def test_parts_make_the_whole_whatever_the_cut() -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (2, 1), (-1, 2), (0, 5)])
-def test_rows_that_are_not_there_are_refused(start: int, stop: int) -> None:
+def test_row_indices_outside_the_batch_are_rejected(start: int, stop: int) -> None:
     with pytest.raises(ValueError, match="not in a batch of 4 samples"):
         collated().rows(start, stop)
 
 
-def test_the_step_moves_it_and_counts_it() -> None:
+def test_a_heterogeneous_batch_can_be_moved_and_measured() -> None:
     batch = collated()
     moved = move(batch, torch.device("meta"))
     assert isinstance(moved, HeterogeneousBatch)
@@ -165,7 +165,7 @@ def test_the_step_moves_it_and_counts_it() -> None:
     assert nest_bytes(batch) > batch.pixel_values.nbytes
 
 
-def test_it_travels_from_a_worker() -> None:
+def test_a_heterogeneous_batch_can_be_pickled() -> None:
     batch = collated()
     again = pickle.loads(pickle.dumps(batch))
     assert isinstance(again, HeterogeneousBatch)
@@ -173,7 +173,7 @@ def test_it_travels_from_a_worker() -> None:
     assert torch.equal(again.labels["T3"].values, batch.labels["T3"].values)
 
 
-def test_a_loader_that_pins_asks_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heterogeneous_batch_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
     batch = collated()
     pinned = batch.pin_memory()
@@ -199,13 +199,13 @@ BAD: dict[str, tuple[HeterogeneousSample, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_sample_that_does_not_go_with_the_others_is_named(name: str) -> None:
+def test_the_error_for_an_incompatible_sample_names_the_sample(name: str) -> None:
     bad, message = BAD[name]
     with pytest.raises(UserCodeError, match=message):
         HeterogeneousCollator(max_images=3)([GOOD, bad])
 
 
-def test_labels_of_two_kinds_within_a_type_are_refused_with_what_to_do() -> None:
+def test_mixed_label_dtypes_within_a_task_type_are_rejected_with_a_suggestion() -> None:
     with pytest.raises(UserCodeError, match=r"sample 1 .* label of shape \(\) and dtype torch.float32") as caught:
         collated(sample(image(2, 2), label=1), sample(image(2, 2), label=0.5))
     assert "label_dtypes={'T1'" in caught.value.try_
@@ -213,12 +213,12 @@ def test_labels_of_two_kinds_within_a_type_are_refused_with_what_to_do() -> None
         collated(sample(image(2, 2), label=torch.ones(2)), sample(image(2, 2), label=torch.ones(3)))
 
 
-def test_whole_numbers_cannot_be_padded_with_a_fraction() -> None:
+def test_integer_images_cannot_be_padded_with_a_fraction() -> None:
     with pytest.raises(UserCodeError, match=r"torch.uint8 cannot be padded with 0.5"):
         collated(sample(torch.ones(1, 2, 2, dtype=torch.uint8)), padding_value=0.5)
 
 
-def test_an_empty_batch_and_no_places_are_refused() -> None:
+def test_an_empty_batch_and_max_images_of_0_are_rejected() -> None:
     with pytest.raises(UserCodeError, match="no samples"):
         HeterogeneousCollator()([])
     with pytest.raises(UsageError, match="max_images = 0"):

@@ -54,7 +54,7 @@ def updated(task: Task, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor
     return [parameter.detach().clone() for parameter in task.model.parameters()]
 
 
-def test_the_last_smaller_group_weighs_its_own_samples() -> None:
+def test_a_smaller_last_group_is_weighted_by_its_own_samples() -> None:
     whole, rest = samples(24), samples(5)
     split, undivided = classification(), classification()
     for task, sizes in ((split, (16, 8)), (undivided, (24,))):
@@ -63,13 +63,13 @@ def test_the_last_smaller_group_weighs_its_own_samples() -> None:
     torch.testing.assert_close(updated(split, last), updated(undivided, [rest]), rtol=0, atol=1e-12)
 
 
-def test_the_loss_that_is_returned_is_the_mean() -> None:
+def test_forward_backward_returns_the_mean_loss() -> None:
     task, batch = classification(), samples(6)
     expected = functional.cross_entropy(task.model(batch[0]), batch[1]).item()
     assert forward_backward(task, batch, weight=6.0, scaler=None) == pytest.approx(expected, abs=1e-12)
 
 
-def test_no_gradient_is_left_after_a_group_not_even_one_the_optimizer_does_not_know() -> None:
+def test_a_group_clears_gradients_of_parameters_outside_the_optimizer() -> None:
     task = classification()
     half = torch.optim.SGD(list(task.model.parameters())[:1], lr=0.1)
     object.__setattr__(task, "optimizer", half)
@@ -87,7 +87,7 @@ def test_no_gradient_is_left_after_a_group_not_even_one_the_optimizer_does_not_k
         (lambda model, batch: batch[1].sum(), "of shape .* and type torch.int64"),
     ],
 )
-def test_what_is_no_loss_is_told_to_the_user(loss: Callable[..., object], what: str) -> None:
+def test_an_invalid_loss_is_a_user_error(loss: Callable[..., object], what: str) -> None:
     with pytest.raises(UserCodeError, match=what) as caught:
         forward_backward(classification(loss), samples(4), weight=4.0, scaler=None)
     assert caught.value.known
@@ -106,19 +106,19 @@ def test_what_is_no_loss_is_told_to_the_user(loss: Callable[..., object], what: 
         (lambda loss: (loss > 0).sum(), "metrics"),
     ],
 )
-def test_a_loss_within_another_result_is_named(result_of: Callable[[Tensor], object], try_: str) -> None:
+def test_the_error_for_an_invalid_loss_shows_how_to_return_the_loss(result_of: Callable[[Tensor], object], try_: str) -> None:
     task = classification(lambda model, batch: result_of(model(batch[0]).mean()))
     with pytest.raises(UserCodeError) as caught:
         forward_backward(task, samples(4), weight=4.0, scaler=None)
     assert try_ in caught.value.try_
 
 
-def test_a_loss_of_one_element_passes() -> None:
+def test_a_loss_of_one_element_is_accepted() -> None:
     task = classification(lambda model, batch: model(batch[0]).mean().reshape(1, 1))
     assert isinstance(forward_backward(task, samples(4), weight=4.0, scaler=None), float)
 
 
-def test_what_the_users_loss_raises_is_let_pass() -> None:
+def test_an_exception_of_the_loss_function_is_propagated() -> None:
     def fails(model: nn.Module, batch: object) -> Tensor:
         raise ZeroDivisionError("mine")
 
@@ -127,7 +127,7 @@ def test_what_the_users_loss_raises_is_let_pass() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "4", None, torch.ones(2)])
-def test_a_weight_is_a_number_not_below_zero(weight: object) -> None:
+def test_a_weight_that_is_negative_or_not_a_finite_number_is_rejected(weight: object) -> None:
     with pytest.raises(UserCodeError, match="weight_of returned"):
         batch_weight(classification(weight_of=lambda batch: weight), samples(4), 4)
 
@@ -137,7 +137,7 @@ def test_weights_may_be_tensors_and_default_to_samples() -> None:
     assert batch_weight(classification(), samples(4), 4) == 4.0
 
 
-def test_a_group_that_weighs_nothing_is_refused_before_the_update() -> None:
+def test_a_group_with_zero_weight_is_rejected_before_the_update() -> None:
     task = classification()
     before = copy.deepcopy(task.model.state_dict())
     forward_backward(task, samples(4), weight=0.0, scaler=None)
@@ -146,7 +146,7 @@ def test_a_group_that_weighs_nothing_is_refused_before_the_update() -> None:
     torch.testing.assert_close(task.model.state_dict(), before)
 
 
-def test_autocast_is_in_force_in_training_and_evaluation_alike() -> None:
+def test_autocast_applies_to_training_and_evaluation() -> None:
     seen: list[torch.dtype] = []
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -161,7 +161,7 @@ def test_autocast_is_in_force_in_training_and_evaluation_alike() -> None:
     assert seen == [torch.bfloat16, torch.bfloat16]
 
 
-def test_float16_brings_a_scaler_that_changes_no_update() -> None:
+def test_float16_uses_a_scaler_that_does_not_change_the_update() -> None:
     assert make_scaler(classification(), CPU) is None
     assert make_scaler(classification(autocast=torch.bfloat16), CPU) is None
     plain, scaled = classification(), classification()
@@ -184,7 +184,7 @@ def test_a_scaler_skips_an_update_that_is_not_finite() -> None:
     torch.testing.assert_close(task.model.state_dict(), before)
 
 
-def test_evaluation_takes_the_tasks_own_step_and_no_gradients() -> None:
+def test_evaluation_uses_eval_step_without_gradients() -> None:
     task = classification(eval_step=lambda model, batch: (model(batch[0]), torch.is_grad_enabled()))
     result = evaluate(task, samples(4), device=CPU)
     assert isinstance(result, tuple)
@@ -219,7 +219,7 @@ class Encoding:
         return Encoding(self.ids.to(device))
 
 
-def test_every_container_is_moved_and_keeps_its_type() -> None:
+def test_move_supports_every_container_type() -> None:
     tensor = torch.ones(2)
     counts: defaultdict[str, object] = defaultdict(list, a=tensor)
     frozen = Frozen(tensor, ["a"])
@@ -285,7 +285,7 @@ def test_preparing_keeps_the_optimizers_parameters() -> None:
 
 
 @pytest.mark.gpu
-def test_a_prepared_task_trains_on_the_accelerator_and_gives_the_same_update() -> None:
+def test_a_prepared_task_computes_the_same_update_on_the_accelerator() -> None:
     device = torch.accelerator.current_accelerator()
     assert device is not None
     (here, _), (there, temperature) = tempered(), tempered()

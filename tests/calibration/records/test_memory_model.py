@@ -14,27 +14,27 @@ def model(*shape: tuple[int, float], base: float = 100.0, ratio: float = 2.0) ->
     return MemoryModel(base_bytes=base, ratio=ratio, shape=points, source="measured")
 
 
-def test_a_straight_line_is_two_points_and_goes_on_both_ways() -> None:
+def test_two_points_define_a_line_that_extrapolates_in_both_directions() -> None:
     line = model((8, 80.0), (16, 160.0))
 
     assert [line.predict(batch) for batch in (0, 1, 8, 12, 16, 100)] == [100, 120, 260, 340, 420, 2100]
 
 
-def test_one_point_is_a_line_through_nothing() -> None:
+def test_one_point_defines_a_line_through_the_origin() -> None:
     assert model((4, 40.0)).predict(10) == 300
 
 
-def test_a_bent_shape_is_followed_and_its_last_slope_goes_on() -> None:
+def test_predictions_interpolate_a_curve_and_continue_its_last_slope() -> None:
     quadratic = model((1, 1.0), (2, 4.0), (4, 16.0), base=0.0, ratio=1.0)
 
     assert [quadratic.predict(batch) for batch in (1, 1.5, 2, 3, 4, 6)] == [1, 2.5, 4, 10, 16, 28]
 
 
-def test_nothing_fits_below_the_base() -> None:
+def test_no_batch_fits_in_a_budget_below_the_base() -> None:
     assert model((1, 1.0), (2, 2.0)).largest_within(99, ceiling=1000) == 0
 
 
-def test_the_ceiling_holds_where_everything_fits() -> None:
+def test_the_largest_batch_never_exceeds_the_ceiling() -> None:
     assert model((1, 1.0), (2, 2.0)).largest_within(10**12, ceiling=1000) == 1000
 
 
@@ -46,7 +46,7 @@ def test_the_ceiling_holds_where_everything_fits() -> None:
     ceiling=st.integers(1, 100_000),
 )
 @settings(deadline=None, database=None)
-def test_the_largest_that_fits_fits_and_the_next_does_not(
+def test_the_largest_batch_fits_and_the_next_larger_does_not(
     base: float, ratio: float, steps: list[tuple[int, float]], budget: float, ceiling: int
 ) -> None:
     batch, size = 0, 0.0
@@ -63,7 +63,7 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(
     assert largest == ceiling or one.predict(largest + 1) > budget
 
 
-def test_the_calibration_used_in_tests_agrees_with_its_own_model() -> None:
+def test_the_calibration_of_the_test_support_matches_its_memory_model() -> None:
     from tests.support.calibrations import BUDGET_BYTES, a_finding
 
     finding = a_finding()
@@ -74,7 +74,7 @@ def test_the_calibration_used_in_tests_agrees_with_its_own_model() -> None:
     assert finding.train.batch <= finding.train_memory.largest_within(BUDGET_BYTES, ceiling=10_000)
 
 
-def test_what_needs_less_than_a_smaller_batch_is_found() -> None:
+def test_a_larger_batch_that_needs_less_memory_than_a_smaller_is_returned() -> None:
     """From 100 on the blocks are so large that they fragment nothing: 300 bytes at 99, 201 at 100."""
     points = (
         ShapePoint(batch=1, bytes=1.0),

@@ -33,7 +33,7 @@ def told(task: Task, batch_size: int = 12, *, distribution: Mapping[str, float] 
     return estimate_training_memory(task, batch_size, distribution=distribution, look_limit_s=30.0)
 
 
-def test_each_task_type_is_told_apart() -> None:
+def test_memory_is_estimated_for_each_task_type() -> None:
     found = told(studies())
     assert {name: group.share for name, group in found.groups.items()} == pytest.approx({"T1": 1 / 3, "T2": 1 / 3, "T3": 1 / 3})
     alone = [group.alone.bytes for group in found.groups.values() if group.alone is not None]
@@ -45,7 +45,7 @@ def test_each_task_type_is_told_apart() -> None:
     assert found.status == "predicted"
 
 
-def test_what_is_there_between_steps_is_arithmetic() -> None:
+def test_static_memory_is_the_sum_of_parameters_gradients_optimizer_and_buffers() -> None:
     task = studies()
     found = told(task)
     parameters = sum(one.nbytes for one in task.model.parameters())
@@ -56,7 +56,7 @@ def test_what_is_there_between_steps_is_arithmetic() -> None:
     assert found.worst_total_bytes == found.static_bytes + found.worst.bytes
 
 
-def test_another_mix_takes_another_amount() -> None:
+def test_the_estimate_depends_on_the_task_mix() -> None:
     task = studies()
     as_it_is = told(task)
     small = told(task, distribution={"T1": 3.0, "T2": 1.0})
@@ -68,13 +68,13 @@ def test_another_mix_takes_another_amount() -> None:
     assert small.worst.bytes < as_it_is.worst.bytes
 
 
-def test_it_grows_with_the_batch_and_takes_no_memory_to_know() -> None:
+def test_activation_memory_grows_in_proportion_to_the_batch_size() -> None:
     task = studies(20)
     eight, eighty = told(task, 8), told(task, 80)
     assert eighty.worst.activation_bytes == pytest.approx(10 * eight.worst.activation_bytes, rel=0.25)
 
 
-def test_the_task_can_be_trained_afterwards_as_if_nothing_had_been() -> None:
+def test_an_estimate_does_not_change_a_later_training() -> None:
     results: list[list[float]] = []
     for asks in (False, True):
         task = studies(12)
@@ -94,7 +94,7 @@ def test_the_task_can_be_trained_afterwards_as_if_nothing_had_been() -> None:
     assert results[0] == results[1]
 
 
-def test_a_task_without_types_has_one_that_is_called_all() -> None:
+def test_a_task_without_types_has_a_single_group_named_all() -> None:
     found = told(a_task(40))
     assert list(found.groups) == ["all"]
     assert found.groups["all"].share == 1.0
@@ -104,7 +104,7 @@ def test_a_task_without_types_has_one_that_is_called_all() -> None:
     assert found.mean.batch_bytes == 12 * (8 * 4 + 8)
 
 
-def test_a_step_that_cannot_run_on_one_type_alone_is_told_for_the_mix() -> None:
+def test_a_step_that_needs_all_task_types_is_estimated_for_the_mix_only() -> None:
     def needs_all(model: torch.nn.Module, batch: HeterogeneousBatch) -> Tensor:
         losses = multiimage.losses(model, batch)
         return losses["T1"] + losses["T2"] + losses["T3"]
@@ -115,7 +115,7 @@ def test_a_step_that_cannot_run_on_one_type_alone_is_told_for_the_mix() -> None:
     assert any("a batch of only 'T1' samples cannot be traced" in note for note in found.notes)
 
 
-def test_a_step_that_looks_at_values_is_refused_with_what_to_do() -> None:
+def test_a_step_that_reads_tensor_values_is_rejected_and_suggests_calibrate() -> None:
     task = a_task(40)
     peeping = replace(task, loss=lambda model, batch: model(batch[0]).square().mean() * float(batch[1].sum()))
     with pytest.raises(UserCodeError, match="cannot run on fake tensors") as caught:
@@ -129,7 +129,7 @@ class Stream(IterableDataset[object]):
             yield torch.zeros(8), torch.tensor(1)
 
 
-def test_a_stream_is_looked_at_from_its_beginning() -> None:
+def test_a_stream_is_estimated_from_its_first_samples() -> None:
     found = told(replace(a_task(), train_data=Stream()))
     assert found.mean == found.worst
     assert found.notes == ("the data is a stream: its first 30 samples represent all samples",)
@@ -140,7 +140,7 @@ class Nothing(Dataset[object]):
         return 0
 
 
-def test_what_cannot_be_told_is_refused() -> None:
+def test_invalid_arguments_of_an_estimate_are_rejected() -> None:
     task = studies(30)
     with pytest.raises(UsageError, match="a batch of 0 samples"):
         told(task, 0)
@@ -180,7 +180,7 @@ def numbers(*, listed: bool = False) -> Task:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_batches_of_a_mix_are_spread_and_the_largest_are_the_largest(listed: bool) -> None:
+def test_typical_batches_spread_over_costs_and_largest_batches_take_the_highest(listed: bool) -> None:
     mix = Mix.look(numbers(listed=listed), 5, limit_s=30.0, seed=0)
     assert sizes_of(mix.largest(5, {"odd": 1.0})) == [99, 97, 95, 93, 91]
     assert sorted(sizes_of(mix.typical(4, {"odd": 0.5, "even": 0.5}))) == [24, 25, 74, 75]
@@ -189,12 +189,12 @@ def test_batches_of_a_mix_are_spread_and_the_largest_are_the_largest(listed: boo
     assert sum(number % 2 for number in sizes_of(mix.typical(10, {"odd": 0.3, "even": 0.7}))) == 3
 
 
-def test_a_batch_larger_than_what_is_known_repeats_the_largest() -> None:
+def test_a_batch_larger_than_its_group_repeats_the_largest_sample() -> None:
     mix = Mix.look(numbers(), 5, limit_s=30.0, seed=0)
     assert sizes_of(mix.largest(52, {"odd": 1.0}))[-3:] == [1, 99, 99]
 
 
-def test_with_little_time_listed_costs_still_tell_the_largest() -> None:
+def test_listed_costs_identify_the_largest_sample_within_a_short_time_limit() -> None:
     mix = Mix.look(numbers(listed=True), 1, limit_s=-1.0, seed=0)
     assert len(mix.sampled) == 1
     assert sizes_of(mix.largest(1, {"odd": 1.0})) == [99]

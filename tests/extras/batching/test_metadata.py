@@ -48,7 +48,7 @@ def task_of(data: Dataset[object]) -> Task:
     return Task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0), train_data=data, loss=lambda m, b: b.sum())
 
 
-def test_costs_that_are_listed_need_no_sample() -> None:
+def test_listed_costs_load_no_samples() -> None:
     data = Texts()
     costs, groups = costs_of(replace(task_of(data), size_of=LENGTHS))
     assert (costs.tolist(), groups, data.loaded) == (list(LENGTHS), None, 0)
@@ -57,7 +57,7 @@ def test_costs_that_are_listed_need_no_sample() -> None:
     assert (groups, data.loaded) == (given, 0)
 
 
-def test_functions_see_each_sample_once() -> None:
+def test_size_of_and_group_of_load_each_sample_once() -> None:
     data = Texts()
     costs, groups = costs_of(replace(task_of(data), size_of=lambda sample: 2 * len(sample), group_of=kind_of))
     assert costs.tolist() == [2.0 * length for length in LENGTHS]
@@ -65,25 +65,25 @@ def test_functions_see_each_sample_once() -> None:
     assert data.loaded == len(LENGTHS)
 
 
-def test_without_size_of_a_sample_costs_its_elements() -> None:
+def test_the_default_cost_of_a_sample_is_its_number_of_elements() -> None:
     assert costs_of(task_of(Texts()))[0].tolist() == list(LENGTHS)
 
 
-def test_listed_costs_go_with_the_groups_of_a_function() -> None:
+def test_listed_costs_can_be_combined_with_a_group_function() -> None:
     costs, groups = costs_of(replace(task_of(Texts()), size_of=[1.0] * 7, group_of=kind_of))
     assert costs.tolist() == [1.0] * 7
     assert groups is not None
     assert groups[1] == "long"
 
 
-def test_groups_are_numbered_as_they_appear() -> None:
+def test_groups_are_numbered_by_first_appearance() -> None:
     found = Metadata.of([1.0, 2.0, 3.0], ["b", "a", "b"]).groups
     assert found is not None
     assert found.tolist() == [0, 1, 0]
     assert Metadata.of([1.0, 2.0], ["b", "b"]).groups is None, "one group is none"
 
 
-def test_other_costs_other_order_or_other_groups_have_another_checksum() -> None:
+def test_the_checksum_depends_on_costs_order_and_groups() -> None:
     same = [Metadata.of([1.0, 2.0, 3.0], groups).checksum() for groups in (None, None)]
     assert len(set(same)) == 1
     others = [([1.0, 2.0, 3.5], None), ([2.0, 1.0, 3.0], None), ([1.0, 2.0, 3.0], ["a", "b", "a"])]
@@ -99,7 +99,7 @@ def test_other_costs_other_order_or_other_groups_have_another_checksum() -> None
         ({"size_of": LENGTHS, "group_of": len}, "group_of returned 3 for sample 0"),
     ],
 )
-def test_what_is_no_cost_or_no_group_is_the_users_mistake(fields: dict[str, object], said: str) -> None:
+def test_invalid_costs_and_groups_are_user_code_errors(fields: dict[str, object], said: str) -> None:
     task = task_of(Texts())
     for name, value in fields.items():
         object.__setattr__(task, name, value)
@@ -107,7 +107,7 @@ def test_what_is_no_cost_or_no_group_is_the_users_mistake(fields: dict[str, obje
         costs_of(task)
 
 
-def test_a_cost_below_nothing_is_named() -> None:
+def test_negative_and_infinite_costs_name_the_sample() -> None:
     with pytest.raises(UserCodeError, match="sample 2 costs -1"):
         Metadata.of([1.0, 2.0, -1.0], None)
     with pytest.raises(UserCodeError, match="sample 0 costs inf"):
@@ -116,12 +116,12 @@ def test_a_cost_below_nothing_is_named() -> None:
         Metadata.of([1.0, 2.0], ["a"])
 
 
-def test_a_stream_has_no_samples_to_put_together() -> None:
+def test_a_stream_is_rejected_because_it_is_not_read_by_index() -> None:
     with pytest.raises(UsageError, match="Stream is not read by index"):
         costs_of(task_of(Stream()))
 
 
-def test_the_budget_is_the_plans_micro_batch_of_the_worst_samples() -> None:
+def test_the_default_cost_budget_is_one_micro_batch_of_the_largest_samples() -> None:
     task = replace(task_of(Texts()), size_of=LENGTHS, group_of=kind_of)
     sampler = MemoryAwareBatchSampler.of(task, a_plan(2, 2), balance=0.0, seed=3)
     assert sampler.settings.budget == CostBudget(18.0)
@@ -131,20 +131,20 @@ def test_the_budget_is_the_plans_micro_batch_of_the_worst_samples() -> None:
     assert given.settings.budget == CostBudget(10.0, max_samples=3)
 
 
-def test_without_balance_nobody_asks_for_groups() -> None:
+def test_groups_are_not_computed_without_balance() -> None:
     data = Texts()
     sampler = MemoryAwareBatchSampler.of(replace(task_of(data), size_of=LENGTHS, group_of=kind_of), a_plan(2, 2), balance=0.0)
     assert len(list(sampler)) >= 4
     assert data.loaded == 0
 
 
-def test_costs_that_tell_nothing_leave_the_plans_number_of_samples() -> None:
+def test_zero_costs_keep_the_micro_batch_size_of_the_plan() -> None:
     sampler = MemoryAwareBatchSampler.of(replace(task_of(Texts()), size_of=[0.0] * 7), a_plan(2, 2))
     assert sampler.settings.budget.max_samples == 2
     assert sorted(len(piece) for piece in sampler) == [1, 2, 2, 2]
 
 
-def test_each_rank_of_the_plan_has_its_part() -> None:
+def test_the_ranks_of_a_plan_together_read_every_sample_once() -> None:
     task = replace(task_of(Texts()), size_of=LENGTHS)
     plan = a_plan(2, effective_batch=4, world_size=2)
     ranks = [list(MemoryAwareBatchSampler.of(task, plan, rank=rank)) for rank in range(2)]

@@ -64,7 +64,7 @@ def test_greedy_fills_each_micro_batch_until_the_next_sample_does_not_fit(proble
 
 @given(problem=problems())
 @settings(deadline=None)
-def test_of_rising_costs_greedy_makes_the_fewest_micro_batches(problem: tuple[list[float], CostBudget]) -> None:
+def test_greedy_makes_the_fewest_micro_batches_for_sorted_costs(problem: tuple[list[float], CostBudget]) -> None:
     costs, budget = sorted(problem[0]), problem[1]
     # What every way to cut costs, where a micro-batch is all that costs.
     fewest = [0] + [len(costs)] * len(costs)
@@ -75,7 +75,9 @@ def test_of_rising_costs_greedy_makes_the_fewest_micro_batches(problem: tuple[li
 
 @given(problem=problems(), overhead=st.sampled_from([0.0, 0.02, 0.1, 1.0]))
 @settings(deadline=None)
-def test_few_micro_batches_are_cut_where_it_is_cheapest(problem: tuple[list[float], CostBudget], overhead: float) -> None:
+def test_bucketed_chooses_the_cheapest_split_for_a_few_micro_batches(
+    problem: tuple[list[float], CostBudget], overhead: float
+) -> None:
     costs, budget = sorted(problem[0]), problem[1]
     sizes = bucketed(costs, budget, overhead=overhead)
     pieces = cut(costs, sizes)
@@ -88,17 +90,17 @@ def test_few_micro_batches_are_cut_where_it_is_cheapest(problem: tuple[list[floa
     assert found == pytest.approx(cheapest(costs, budget, overhead * budget.cost), rel=1e-9, abs=1e-9)
 
 
-def test_the_overhead_says_how_much_padding_a_micro_batch_more_is_worth() -> None:
+def test_a_higher_overhead_accepts_more_padding_for_fewer_micro_batches() -> None:
     costs = [1.0] * 4 + [10.0] * 4
     assert bucketed(costs, CostBudget(80.0), overhead=0.5) == [8], "36 of padding are less than half a full one"
     assert bucketed(costs, CostBudget(80.0), overhead=0.1) == [4, 4]
 
 
-def test_equal_costs_are_not_cut_for_nothing() -> None:
+def test_equal_costs_are_split_into_full_micro_batches() -> None:
     assert bucketed([5.0] * 12, CostBudget(30.0), overhead=0.0) == [6, 6]
 
 
-def test_the_capacity_at_the_worst_sample_holds_to_the_last_bit() -> None:
+def test_floating_point_rounding_does_not_reduce_the_number_of_samples() -> None:
     """3 x 0.1 is more than 0.3, and 0.3 / 0.1 less than 3: neither may cost a sample."""
     for capacity in range(1, 200):
         for worst in (0.1, 0.7, 1 / 3, 127.3):
@@ -106,20 +108,20 @@ def test_the_capacity_at_the_worst_sample_holds_to_the_last_bit() -> None:
             assert bucketed([worst] * capacity, CostBudget(capacity * worst)) == [capacity]
 
 
-def test_the_part_of_a_sample_that_does_not_depend_on_its_length_counts() -> None:
+def test_the_fixed_cost_per_sample_counts_towards_the_budget() -> None:
     assert greedy([1.0] * 12, CostBudget(12.0)) == [12]
     assert greedy([1.0] * 12, CostBudget(12.0, per_sample=2.0)) == [4, 4, 4]
     assert greedy([0.0] * 12, CostBudget(12.0)) == [12], "what costs nothing has no limit"
     assert greedy([0.0] * 12, CostBudget(12.0, max_samples=5)) == [5, 5, 2]
 
 
-def test_packed_samples_take_their_own_room_and_padded_ones_that_of_the_largest() -> None:
+def test_padded_samples_cost_as_much_as_the_largest_and_packed_samples_do_not() -> None:
     costs = [1.0, 1.0, 6.0, 1.0, 1.0]
     assert greedy(costs, CostBudget(12.0)) == [2, 2, 1]
     assert greedy(costs, CostBudget(12.0, collation="packed")) == [5]
 
 
-def test_what_a_caller_must_not_ask_is_refused() -> None:
+def test_costs_above_the_budget_or_not_sorted_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"7\.0 is above the budget of 6\.0"):
         greedy([1.0, 7.0], CostBudget(6.0))
     with pytest.raises(ValueError, match="must rise"):
@@ -137,7 +139,7 @@ def test_what_a_caller_must_not_ask_is_refused() -> None:
         ({"cost": 1.0, "collation": "ragged"}, "'ragged' is neither padded nor packed"),
     ],
 )
-def test_a_budget_that_cannot_be_is_refused(wrong: dict[str, object], said: str) -> None:
+def test_invalid_cost_budgets_are_rejected(wrong: dict[str, object], said: str) -> None:
     make: Callable[..., CostBudget] = CostBudget
     with pytest.raises(UsageError, match=said):
         make(**wrong)

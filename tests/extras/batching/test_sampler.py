@@ -39,7 +39,7 @@ BUDGET = CostBudget(256.0)
 
 @given(case=cases())
 @hypothesis_settings(deadline=None)
-def test_every_epoch_has_every_sample_once_in_whole_steps_within_the_budget(case: tuple[list[float], Options]) -> None:
+def test_each_epoch_reads_every_sample_once_in_full_steps_within_the_budget(case: tuple[list[float], Options]) -> None:
     costs, options = case
     budget, step = budget_of(options), step_of(options)
     sampler, again = sampler_of(costs, **options), sampler_of(costs, **options)
@@ -63,7 +63,7 @@ def test_every_epoch_has_every_sample_once_in_whole_steps_within_the_budget(case
 
 @given(case=cases())
 @hypothesis_settings(deadline=None)
-def test_the_first_pass_begins_with_the_worst(case: tuple[list[float], Options]) -> None:
+def test_the_first_epoch_starts_with_the_most_expensive_micro_batch(case: tuple[list[float], Options]) -> None:
     costs, options = case
     budget = budget_of(options)
     groups = one_pass(sampler_of(costs, **{**options, "worst_first": True}))
@@ -77,7 +77,7 @@ def test_the_first_pass_begins_with_the_worst(case: tuple[list[float], Options])
 
 
 @pytest.mark.parametrize("groups", [None, kinds(1003)])
-def test_with_a_window_of_one_the_samples_of_a_step_are_those_of_plain_shuffling(groups: list[str] | None) -> None:
+def test_a_window_of_one_gives_each_step_the_samples_of_plain_shuffling(groups: list[str] | None) -> None:
     costs = lengths(1003)
     sampler = sampler_of(costs, effective_batch=50, budget=CostBudget(512.0), window=1, groups=groups, seed=4)
     plain = MicroBatchSampler(1003, (25, 25), shuffle=True, seed=4, drop_last=False)
@@ -92,7 +92,7 @@ def test_with_a_window_of_one_the_samples_of_a_step_are_those_of_plain_shuffling
             assert len(set(ours) & set(theirs)) >= len(theirs) - 2
 
 
-def test_without_worst_first_the_first_pass_is_plain_too() -> None:
+def test_the_first_epoch_is_plainly_shuffled_without_worst_first() -> None:
     sampler = sampler_of(lengths(300), effective_batch=50, budget=CostBudget(512.0), window=1, worst_first=False)
     plain = MicroBatchSampler(300, (50,), shuffle=True, seed=0, drop_last=False)
     assert [set(samples_of([group])) for group in one_pass(sampler)] == [set(batch) for batch in plain]
@@ -105,7 +105,7 @@ def diversity(sampler: MemoryAwareBatchSampler, groups: list[str]) -> float:
 
 
 @pytest.mark.parametrize("window", [1, 4])
-def test_diversity_rises_with_balance_and_padding_too(window: int) -> None:
+def test_a_higher_balance_increases_diversity_and_padding(window: int) -> None:
     groups = kinds(3000)
     # Of each type other lengths: what is alike in cost is alike in type.
     costs = [10 + 40 * int(kind[1]) + cost / 8 for kind, cost in zip(groups, lengths(3000), strict=True)]
@@ -121,7 +121,7 @@ def test_diversity_rises_with_balance_and_padding_too(window: int) -> None:
     assert padded[0] < padded[1] < padded[2]
 
 
-def test_where_groups_are_alike_in_cost_diversity_costs_little() -> None:
+def test_balancing_groups_of_similar_cost_adds_little_padding() -> None:
     groups, costs = kinds(6000), lengths(6000)
     diverse = sampler_of(costs, effective_batch=600, budget=CostBudget(1024.0), groups=groups, balance=1.0, window=4)
     fit = sampler_of(costs, effective_batch=600, budget=CostBudget(1024.0), groups=groups, balance=0.0, window=4)
@@ -129,7 +129,7 @@ def test_where_groups_are_alike_in_cost_diversity_costs_little() -> None:
     assert diversity(diverse, groups) > 0.97
 
 
-def test_the_window_is_as_narrow_as_little_padding_allows() -> None:
+def test_the_default_window_is_the_smallest_with_little_padding() -> None:
     costs = lengths(20_000)
     make = partial(sampler_of, costs, effective_batch=64, budget=CostBudget(1024.0))
     chosen = make()
@@ -141,7 +141,7 @@ def test_the_window_is_as_narrow_as_little_padding_allows() -> None:
     assert make(budget=CostBudget(1024.0, collation="packed")).settings.window == 1
 
 
-def test_sorting_pads_far_less_than_taking_samples_as_they_come() -> None:
+def test_bucketed_mode_pads_far_less_than_greedy_mode() -> None:
     costs = lengths(4000, sigma=0.9)
     make = partial(sampler_of, costs, effective_batch=256, budget=CostBudget(1024.0))
     assert make(mode="greedy").padding() > 0.4
@@ -155,7 +155,7 @@ def test_the_last_group_can_be_left_out() -> None:
     assert sampler.state_dict()["epoch"] == 1
 
 
-def test_a_limit_cuts_micro_batches_and_leaves_the_steps_as_they_are() -> None:
+def test_a_limit_splits_micro_batches_and_keeps_the_samples_of_each_step() -> None:
     costs = lengths(300)
     free, limited = (sampler_of(costs, effective_batch=40, budget=CostBudget(1024.0)) for _ in range(2))
     limited.limit = lambda indices: max(1, int(300 // max(costs[index] for index in indices)))
@@ -186,7 +186,7 @@ def pad(samples: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.child)])
-def test_the_loader_groups_and_weighs_its_micro_batches_and_a_stopped_run_goes_on(workers: int) -> None:
+def test_a_loader_with_a_cost_sampler_weights_micro_batches_and_resumes(workers: int) -> None:
     costs, budget = lengths(150), CostBudget(256.0)
     plan = a_plan(20, 20, num_workers=workers, prefetch_factor=3 if workers else None)
     make = partial(sampler_of, costs, effective_batch=40, budget=budget, window=2)
@@ -228,7 +228,7 @@ REFUSED: list[tuple[Options, str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "said"), REFUSED)
-def test_what_cannot_be_is_refused_before_training(wrong: Options, said: str) -> None:
+def test_invalid_sampler_options_are_rejected(wrong: Options, said: str) -> None:
     options: Options = {"effective_batch": 10, "budget": BUDGET}
     with pytest.raises(UsageError, match=said):
         sampler_of(COSTS, **{**options, **wrong})
@@ -242,12 +242,12 @@ def test_a_sample_above_the_budget_is_named() -> None:
     assert "a budget of 12 or more" in caught.value.try_
 
 
-def test_no_samples_make_no_batch() -> None:
+def test_a_sampler_rejects_an_empty_dataset() -> None:
     with pytest.raises(UsageError, match="0 samples cannot form a batch"):
         sampler_of([], effective_batch=2, budget=BUDGET)
 
 
-def test_the_order_does_not_touch_the_global_generator() -> None:
+def test_shuffling_by_cost_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     one_pass(sampler_of(COSTS, effective_batch=10, budget=BUDGET))

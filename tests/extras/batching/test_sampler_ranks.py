@@ -24,7 +24,7 @@ from tests.support.sampling import (
 
 @given(case=cases(), ranks=st.integers(2, 5))
 @hypothesis_settings(deadline=None)
-def test_ranks_take_as_many_steps_and_share_every_sample(case: tuple[list[float], Options], ranks: int) -> None:
+def test_ranks_run_the_same_number_of_micro_batches_and_share_the_samples(case: tuple[list[float], Options], ranks: int) -> None:
     costs, options = case
     step = step_of(options) * ranks
     budget = budget_of(options)
@@ -56,7 +56,7 @@ def test_ranks_take_as_many_steps_and_share_every_sample(case: tuple[list[float]
     assert all(sampler.state_dict() == samplers[0].state_dict() for sampler in samplers)
 
 
-def test_a_run_may_go_on_with_another_number_of_ranks() -> None:
+def test_a_run_can_resume_with_another_number_of_ranks() -> None:
     costs = lengths(500)
     options: Options = {"effective_batch": 48, "budget": CostBudget(512.0)}
     two = [sampler_of(costs, rank=rank, world_size=2, **options) for rank in range(2)]
@@ -79,7 +79,7 @@ def test_ranks_have_micro_batches_of_about_the_same_cost() -> None:
     assert max(totals) / min(totals) < 1.02
 
 
-def test_a_rest_of_fewer_samples_than_ranks_joins_the_step_before() -> None:
+def test_fewer_remaining_samples_than_ranks_join_the_previous_step() -> None:
     costs = [5.0] * 65
     passes = [
         one_pass(sampler_of(costs, rank=rank, world_size=4, effective_batch=16, budget=CostBudget(20.0))) for rank in range(4)
@@ -87,7 +87,7 @@ def test_a_rest_of_fewer_samples_than_ranks_joins_the_step_before() -> None:
     assert [sum(sizes) for sizes in zip(*map(sizes_of, passes), strict=True)] == [16, 16, 16, 17]
 
 
-def test_where_no_two_samples_go_together_fewer_than_ranks_are_left_out() -> None:
+def test_remaining_samples_are_dropped_if_no_two_fit_in_one_micro_batch() -> None:
     costs = [5.0] * 67
     passes = [
         one_pass(sampler_of(costs, rank=rank, world_size=4, effective_batch=16, budget=CostBudget(5.0))) for rank in range(4)
@@ -95,7 +95,7 @@ def test_where_no_two_samples_go_together_fewer_than_ranks_are_left_out() -> Non
     assert [sizes_of(groups) for groups in passes] == [[4, 4, 4, 4]] * 4
 
 
-def test_a_rest_for_which_there_are_too_many_ranks_now_is_left_out() -> None:
+def test_a_resumed_run_drops_fewer_remaining_samples_than_ranks() -> None:
     first = sampler_of([5.0] * 10, effective_batch=9, budget=CostBudget(20.0))
     one_pass(first, 1)
     second = sampler_of([5.0] * 10, effective_batch=4, budget=CostBudget(20.0), world_size=2)

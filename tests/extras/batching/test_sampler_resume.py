@@ -35,7 +35,7 @@ BUDGET = CostBudget(256.0)
 
 @given(case=cases(), data=st.data())
 @hypothesis_settings(deadline=None)
-def test_what_resumes_goes_on_as_if_it_had_never_stopped(case: tuple[list[float], Options], data: st.DataObject) -> None:
+def test_a_resumed_sampler_continues_as_if_it_had_never_stopped(case: tuple[list[float], Options], data: st.DataObject) -> None:
     costs, options = case
     uninterrupted = sampler_of(costs, **options)
     epochs = [one_pass(uninterrupted) for _ in range(3)]
@@ -92,7 +92,7 @@ def test_settings_may_change_in_the_middle_of_an_epoch(
     assert one_pass(other) == rest
 
 
-def test_the_changed_part_begins_with_its_worst_too() -> None:
+def test_the_rest_of_a_changed_epoch_starts_with_its_most_expensive_micro_batch() -> None:
     costs = lengths(400)
     first = sampler_of(costs, effective_batch=16, budget=CostBudget(256.0), epoch=3)
     one_pass(first, 5)
@@ -104,7 +104,7 @@ def test_the_changed_part_begins_with_its_worst_too() -> None:
     )
 
 
-def test_a_group_that_was_delivered_in_part_is_trained_again_whole() -> None:
+def test_a_partially_read_group_is_repeated_from_its_start_on_resume() -> None:
     costs = lengths(200)
     options: Options = {"effective_batch": 32, "budget": CostBudget(256.0), "window": 1}
     whole = one_pass(sampler_of(costs, **options))
@@ -118,7 +118,7 @@ def test_a_group_that_was_delivered_in_part_is_trained_again_whole() -> None:
     assert one_pass(resumed) == whole[1:]
 
 
-def test_what_workers_have_read_ahead_was_not_trained() -> None:
+def test_batches_that_workers_prefetch_do_not_count_as_trained() -> None:
     sampler = sampler_of(lengths(200), effective_batch=32, budget=CostBudget(256.0))
     before = sampler.state_dict()
     list(islice(sampler, 20))
@@ -134,7 +134,7 @@ def test_what_workers_have_read_ahead_was_not_trained() -> None:
         ({"groups": kinds(50)}, "other costs or groups"),
     ],
 )
-def test_a_state_from_the_middle_of_another_epoch_is_refused(other: Options, said: str) -> None:
+def test_a_mid_epoch_state_of_another_seed_or_dataset_is_rejected(other: Options, said: str) -> None:
     first = sampler_of(COSTS, effective_batch=10, budget=BUDGET)
     one_pass(first, 2)
     options: Options = {"costs": COSTS, "effective_batch": 10, "budget": BUDGET, **other}
@@ -151,7 +151,7 @@ def test_a_state_from_the_middle_of_another_epoch_is_refused(other: Options, sai
     ("state", "said"),
     [({}, "seed: Field required"), ({"format": 2}, "format: Input should be 1"), ({"segments": [{"groups": 1}]}, "settings")],
 )
-def test_what_is_no_state_is_refused(state: dict[str, object], said: str) -> None:
+def test_an_invalid_sampler_state_is_rejected(state: dict[str, object], said: str) -> None:
     sampler = sampler_of(COSTS, effective_batch=10, budget=BUDGET)
     whole = {} if not state else {**sampler.state_dict(), **state}
     with pytest.raises(UsageError, match="not a state of a MemoryAwareBatchSampler") as caught:
@@ -159,7 +159,7 @@ def test_what_is_no_state_is_refused(state: dict[str, object], said: str) -> Non
     assert said in caught.value.known
 
 
-def test_a_pass_that_was_begun_and_left_does_not_shift_the_samples_of_the_next() -> None:
+def test_an_unfinished_sampler_pass_does_not_change_the_next_pass() -> None:
     sampler = sampler_of(COSTS, effective_batch=10, budget=BUDGET)
     next(iter(sampler))
     assert sorted(samples_of(one_pass(sampler))) == list(range(50))

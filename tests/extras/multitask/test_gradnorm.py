@@ -26,14 +26,14 @@ BY_HAND: dict[Rule, dict[str, float]] = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_first_update_is_the_one_worked_out_by_hand(rule: Rule) -> None:
+def test_the_first_weight_update_matches_a_manual_calculation(rule: Rule) -> None:
     model = Slopes()
     balancer = on_slopes(model, rule=rule, rate=0.1)
     stepped(balancer, model.losses({"quiet": 1.0, "loud": 3.0}, {"quiet": 5.0, "loud": 7.0}))
     assert balancer.weights == pytest.approx(BY_HAND[rule])
 
 
-def test_a_later_update_takes_the_rates_into_account() -> None:
+def test_later_weight_updates_depend_on_the_training_rates_of_the_tasks() -> None:
     """One loss halved, the other as it was: rates 0.5 and 1, mean 0.75; both gradients are 2 long."""
     model = Slopes()
     balancer = on_slopes(model, rule="paper", rate=0.05)
@@ -46,7 +46,7 @@ def test_a_later_update_takes_the_rates_into_account() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_both_rules_end_where_the_weighed_gradients_are_as_wanted(rule: Rule) -> None:
+def test_both_rules_converge_to_the_target_gradient_norms(rule: Rule) -> None:
     model = Slopes()
     balancer = on_slopes(model, rule=rule, rate=0.005 if rule == "paper" else None)
     lengths, values = {"a": 1.0, "b": 4.0, "c": 2.0}, {"a": 3.0, "b": 3.0, "c": 3.0}
@@ -59,7 +59,7 @@ def test_both_rules_end_where_the_weighed_gradients_are_as_wanted(rule: Rule) ->
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_how_large_the_losses_are_does_not_matter(rule: Rule, scale: float) -> None:
+def test_the_scale_of_the_losses_does_not_change_the_weights(rule: Rule, scale: float) -> None:
     model = Slopes()
     small, large = on_slopes(model, rule=rule), on_slopes(model, rule=rule)
     stepped(small, model.losses({"a": 1.0, "b": 4.0}, {"a": 2.0, "b": 3.0}))
@@ -68,7 +68,7 @@ def test_how_large_the_losses_are_does_not_matter(rule: Rule, scale: float) -> N
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_log_says_what_the_step_was_made_with(rule: Rule) -> None:
+def test_the_log_contains_the_weights_losses_and_norms_of_the_step(rule: Rule) -> None:
     model = Slopes()
     balancer = on_slopes(model, rule=rule, interval=2)
     losses = model.losses({"T1": 1.0, "T2": 3.0}, {"T1": 5.0, "T2": 7.0})
@@ -84,7 +84,7 @@ def test_the_log_says_what_the_step_was_made_with(rule: Rule) -> None:
     assert not any(name.startswith("grad_norm") for name in balancer.log())
 
 
-def test_between_measurements_weights_stand_still() -> None:
+def test_weights_change_only_at_the_update_interval() -> None:
     model = Slopes()
     balancer = on_slopes(model, rule="ratio", interval=3)
     seen: list[float] = []
@@ -118,7 +118,7 @@ def progress_left(rule: Rule | None, *, steps: int = 300) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_quiet_task_is_not_left_behind_by_a_loud_one(rule: Rule) -> None:
+def test_gradnorm_speeds_up_a_task_with_small_gradients(rule: Rule) -> None:
     alone, balanced = progress_left(None), progress_left(rule)
     apart = [abs(math.log(left["quiet"] / left["loud"])) for left in (balanced, alone)]
     assert balanced["quiet"] < 0.9 * alone["quiet"]
@@ -126,7 +126,7 @@ def test_a_quiet_task_is_not_left_behind_by_a_loud_one(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_run_that_resumes_goes_on_exactly(rule: Rule) -> None:
+def test_a_resumed_balancer_continues_exactly(rule: Rule) -> None:
     model = TwoHeads()
     balancer = GradNormBalancer(model, rule=rule, interval=3)
     trained(balancer, model, range(5))
@@ -142,7 +142,7 @@ def test_a_run_that_resumes_goes_on_exactly(rule: Rule) -> None:
         assert torch.equal(mine, other)
 
 
-def test_a_resumed_run_keeps_the_guess_although_not_every_task_is_back() -> None:
+def test_a_resumed_balancer_keeps_its_shared_weights_if_a_task_is_absent() -> None:
     model = TwoHeads()
     balancer = GradNormBalancer(model, interval=1)
     trained(balancer, model, range(2))
@@ -154,7 +154,7 @@ def test_a_resumed_run_keeps_the_guess_although_not_every_task_is_back() -> None
     assert "grad_norm_quiet" in resumed.log()
 
 
-def test_a_state_is_plain_enough_for_a_checkpoint_that_runs_no_code(tmp_path: Path) -> None:
+def test_the_balancer_state_loads_with_weights_only(tmp_path: Path) -> None:
     model = TwoHeads()
     balancer = GradNormBalancer(model)
     trained(balancer, model, range(2))
@@ -163,7 +163,7 @@ def test_a_state_is_plain_enough_for_a_checkpoint_that_runs_no_code(tmp_path: Pa
     assert torch.load(path, weights_only=True) == balancer.state_dict()
 
 
-def test_a_state_of_something_else_is_refused() -> None:
+def test_a_balancer_state_that_is_invalid_or_from_another_model_is_rejected() -> None:
     model = TwoHeads()
     balancer = GradNormBalancer(model)
     with pytest.raises(UsageError, match="not valid"):
@@ -173,7 +173,7 @@ def test_a_state_of_something_else_is_refused() -> None:
         GradNormBalancer(Slopes()).load_state_dict(balancer.state_dict())
 
 
-def test_initial_weights_are_scaled_to_the_number_of_tasks_and_weigh_the_loss() -> None:
+def test_initial_weights_sum_to_the_number_of_tasks_and_apply_to_the_loss() -> None:
     balancer = GradNormBalancer(Slopes(), initial_weights={"a": 3.0, "b": 1.0})
     assert balancer.weights == {"a": 1.5, "b": 0.5}
     assert float(balancer.loss({"a": torch.tensor(2.0), "b": torch.tensor(4.0)})) == pytest.approx(5.0)
@@ -194,7 +194,7 @@ def test_initial_losses_can_be_given() -> None:
         ({"least_weight": 1.0}, "least_weight = 1.0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
+def test_an_invalid_alpha_learning_rate_or_least_weight_is_rejected(options: dict[str, float], message: str) -> None:
     defaults = {"alpha": 1.5, "learning_rate": 0.1, "least_weight": 0.01}
     chosen = {**defaults, **options}
     with pytest.raises(UsageError, match=message):
@@ -203,7 +203,7 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, float], mess
         )
 
 
-def test_other_settings_that_make_no_sense_are_refused_too() -> None:
+def test_invalid_intervals_initial_values_and_shared_weights_are_rejected() -> None:
     model = Slopes()
     with pytest.raises(UsageError, match="interval = 0"):
         GradNormBalancer(model, interval=0)
@@ -215,7 +215,7 @@ def test_other_settings_that_make_no_sense_are_refused_too() -> None:
         GradNormBalancer(model, shared=[])
 
 
-def test_a_step_that_nobody_observed_and_a_batch_of_no_task_are_mistakes() -> None:
+def test_a_step_without_observation_and_a_batch_without_task_losses_are_rejected() -> None:
     balancer = GradNormBalancer(Slopes())
     with pytest.raises(UsageError, match="after_step needs"):
         balancer.after_step()

@@ -15,7 +15,7 @@ from batchcal.workload.examples import multiimage
 from tests.support.weighed import Slopes, TwoHeads, stepped, two_tasks
 
 
-def test_the_guess_is_the_last_matrix_that_all_tasks_reach() -> None:
+def test_the_default_shared_weight_is_the_last_matrix_that_all_tasks_use() -> None:
     made = multiimage.task(torch.device("cpu"), samples=12, width=2)
     assert made.losses is not None
     assert made.collate_fn is not None
@@ -29,7 +29,7 @@ def test_the_guess_is_the_last_matrix_that_all_tasks_reach() -> None:
     assert not any(name.startswith("grad_norm") for name in balancer.log())
 
 
-def test_a_guess_is_made_anew_for_a_task_that_does_not_reach_so_far() -> None:
+def test_a_new_task_that_uses_fewer_layers_changes_the_shared_weight() -> None:
     model = TwoHeads()
     early = nn.Linear(32, 1)
     balancer = GradNormBalancer(model, interval=1)
@@ -45,7 +45,7 @@ def test_a_guess_is_made_anew_for_a_task_that_does_not_reach_so_far() -> None:
     assert {"grad_norm_quiet", "grad_norm_loud", "grad_norm_early"} <= balancer.log().keys()
 
 
-def test_tasks_without_a_common_weight_are_said_to_have_none() -> None:
+def test_tasks_without_a_common_weight_are_rejected() -> None:
     model = nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1)})
     losses = {name: model[name](torch.ones(1, 2)).sum() for name in ("a", "b")}
     with pytest.raises(UserCodeError, match="task 'b' has no weight in common with a"):
@@ -68,7 +68,7 @@ class CompiledFunction(torch.autograd.Function):
         return gradients[0]
 
 
-def test_no_guess_is_made_where_a_compiled_graph_hides_what_depends_on_what() -> None:
+def test_a_compiled_graph_requires_explicit_shared_weights() -> None:
     model = Slopes()
     apply: Callable[..., Tensor] = CompiledFunction.apply
     hidden = {"a": apply(model.shared).sum()}

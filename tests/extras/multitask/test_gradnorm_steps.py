@@ -14,7 +14,7 @@ from batchcal.extras.multitask.gradnorm import GradNormBalancer, Rule
 from tests.support.weighed import RULES, Slopes, TwoHeads, on_slopes, stepped, two_tasks
 
 
-def test_norms_are_those_of_the_step_however_it_was_split() -> None:
+def test_gradient_norms_do_not_depend_on_the_split_into_micro_batches() -> None:
     model = TwoHeads()
     inputs, targets = two_tasks(12)
     logs: list[dict[str, float]] = []
@@ -28,7 +28,7 @@ def test_norms_are_those_of_the_step_however_it_was_split() -> None:
     assert logs[0]["grad_norm_loud"] > 5 * logs[0]["grad_norm_quiet"] > 0
 
 
-def test_what_backward_computes_is_not_changed_by_looking() -> None:
+def test_observing_losses_does_not_change_the_gradients() -> None:
     model = TwoHeads()
     watched = deepcopy(model)
     balancer = GradNormBalancer(watched, shared=watched.trunk[2].parameters(), initial_weights={"quiet": 3.0, "loud": 1.0})
@@ -42,7 +42,7 @@ def test_what_backward_computes_is_not_changed_by_looking() -> None:
         torch.testing.assert_close(mine.grad, other.grad)
 
 
-def test_a_micro_batch_that_failed_does_not_count() -> None:
+def test_a_failed_micro_batch_does_not_change_the_gradient_norms() -> None:
     model = TwoHeads()
     inputs, targets = two_tasks(8)
     halves = [model.losses(inputs[part], {name: one[part] for name, one in targets.items()}) for part in (slice(4), slice(4, 8))]
@@ -56,7 +56,7 @@ def test_a_micro_batch_that_failed_does_not_count() -> None:
     assert logs[0] == logs[1]
 
 
-def test_an_evaluation_between_steps_leaves_no_trace() -> None:
+def test_an_evaluation_between_steps_does_not_change_the_balancer() -> None:
     logs: list[dict[str, float]] = []
     for evaluates in (False, True):
         model = TwoHeads()
@@ -70,7 +70,7 @@ def test_an_evaluation_between_steps_leaves_no_trace() -> None:
     assert logs[0] == logs[1]
 
 
-def test_only_what_is_not_settled_can_be_taken_back() -> None:
+def test_only_the_last_observation_can_be_undone() -> None:
     model = Slopes()
     balancer = on_slopes(model, rule="ratio")
     losses = model.losses({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 1.0})
@@ -81,7 +81,7 @@ def test_only_what_is_not_settled_can_be_taken_back() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_task_that_is_absent_keeps_its_weight_and_the_others_share_theirs(rule: Rule) -> None:
+def test_an_absent_task_keeps_its_weight_and_the_other_tasks_are_balanced(rule: Rule) -> None:
     model = Slopes()
     balancer = on_slopes(model, rule=rule)
     lengths, values = {"a": 1.0, "b": 2.0, "c": 5.0}, {"a": 1.0, "b": 1.0, "c": 1.0}
@@ -96,7 +96,7 @@ def test_a_task_that_is_absent_keeps_its_weight_and_the_others_share_theirs(rule
     assert balancer.weights == alone
 
 
-def test_tasks_that_never_meet_in_a_micro_batch_are_balanced_all_the_same() -> None:
+def test_tasks_in_separate_micro_batches_are_balanced() -> None:
     model = Slopes()
     apart, together = on_slopes(model, rule="ratio"), on_slopes(model, rule="ratio")
     losses = model.losses({"a": 1.0, "b": 4.0}, {"a": 2.0, "b": 2.0})
@@ -105,7 +105,7 @@ def test_tasks_that_never_meet_in_a_micro_batch_are_balanced_all_the_same() -> N
     assert apart.weights == pytest.approx(together.weights)
 
 
-def test_a_task_that_comes_later_joins_with_weight_one_and_the_loss_it_comes_with() -> None:
+def test_a_task_that_starts_later_gets_weight_one_and_its_own_initial_loss() -> None:
     model = Slopes()
     balancer = on_slopes(model, rule="ratio")
     stepped(balancer, model.losses({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 1.0}))
@@ -117,7 +117,7 @@ def test_a_task_that_comes_later_joins_with_weight_one_and_the_loss_it_comes_wit
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
-def test_a_loss_that_says_nothing_moves_nothing(value: float) -> None:
+def test_a_loss_that_is_not_positive_and_finite_does_not_change_the_weights(value: float) -> None:
     model = Slopes()
     for rule in RULES:
         balancer = on_slopes(model, rule=rule)
@@ -128,7 +128,7 @@ def test_a_loss_that_says_nothing_moves_nothing(value: float) -> None:
 
 
 @pytest.mark.parametrize("length", [math.nan, math.inf, 0.0])
-def test_a_gradient_that_says_nothing_moves_nothing(length: float) -> None:
+def test_a_zero_nan_or_infinite_gradient_does_not_change_the_weights(length: float) -> None:
     model = Slopes()
     balancer = on_slopes(model, rule="ratio")
     stepped(balancer, model.losses({"a": length, "b": 3.0}, {"a": 1.0, "b": 1.0}))
@@ -136,7 +136,7 @@ def test_a_gradient_that_says_nothing_moves_nothing(length: float) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_task_that_is_done_does_not_lose_its_weight_for_good(rule: Rule) -> None:
+def test_the_weight_of_a_task_recovers_after_its_loss_was_zero(rule: Rule) -> None:
     model = Slopes()
     balancer = on_slopes(model, rule=rule, rate=1.0)
     stepped(balancer, model.losses({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}))
@@ -148,7 +148,7 @@ def test_a_task_that_is_done_does_not_lose_its_weight_for_good(rule: Rule) -> No
     assert balancer.weights["a"] > 1
 
 
-def test_constant_losses_have_no_gradient_and_do_no_harm() -> None:
+def test_a_constant_loss_keeps_its_weight_and_the_other_tasks_are_balanced() -> None:
     model = TwoHeads()
     balancer = GradNormBalancer(model, interval=1)
     for _ in range(3):
@@ -158,7 +158,7 @@ def test_constant_losses_have_no_gradient_and_do_no_harm() -> None:
     assert balancer.weights["quiet"] > balancer.weights["loud"]
 
 
-def test_half_precision_gradients_are_scaled_before_they_vanish() -> None:
+def test_gradient_norms_do_not_depend_on_the_loss_scale() -> None:
     model = TwoHeads()
     logs = []
     for scale in (1.0, 2.0**16):

@@ -51,7 +51,7 @@ def parameters(task: Task) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in task.model.parameters()])
 
 
-def test_weights_move_and_every_step_tells_them() -> None:
+def test_every_step_reports_the_updated_task_weights() -> None:
     heard = Recorded()
     train(two_tasks(), a_plan(8, 8), TrainOptions(epochs=4, loss_weights="gradnorm"), progress=heard)
     steps = [fields for name, fields in heard.events if name == "step"]
@@ -66,7 +66,7 @@ def test_weights_move_and_every_step_tells_them() -> None:
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("at", [1, 3, 6])
-def test_a_pass_that_failed_counts_once(where: str, at: int) -> None:
+def test_a_retried_pass_counts_once_in_gradnorm(where: str, at: int) -> None:
     def trained(memory: Memory) -> tuple[Tensor, dict[str, float]]:
         task, balancer = weighed(two_tasks(memory=memory), "gradnorm")
         assert balancer is not None
@@ -87,7 +87,7 @@ def test_a_pass_that_failed_counts_once(where: str, at: int) -> None:
     assert same == log
 
 
-def test_a_run_that_resumes_has_the_weights_it_had(tmp_path: Path) -> None:
+def test_a_resumed_gradnorm_run_ends_with_the_same_parameters(tmp_path: Path) -> None:
     options = TrainOptions(epochs=3, loss_weights="gradnorm")
     whole, stopped, resumed = two_tasks(), two_tasks(), two_tasks()
     train(whole, a_plan(8, 8), options)
@@ -98,12 +98,12 @@ def test_a_run_that_resumes_has_the_weights_it_had(tmp_path: Path) -> None:
     assert torch.equal(parameters(resumed), parameters(whole))
 
 
-def test_a_task_with_one_loss_has_nothing_to_weigh() -> None:
+def test_gradnorm_with_a_single_loss_is_rejected() -> None:
     with pytest.raises(UsageError, match="needs several losses, and the task has one"):
         train(a_task(), a_plan(10), TrainOptions(loss_weights="gradnorm"))
 
 
-def test_without_gradnorm_the_loss_is_the_task_s_own() -> None:
+def test_the_loss_of_the_task_is_unchanged_without_gradnorm() -> None:
     task = two_tasks()
     same, balancer = weighed(task, "task")
     assert same is task

@@ -29,7 +29,7 @@ MESSAGES: tuple[ChildMessage, ...] = (
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=str)
-def test_a_message_is_read_as_it_was_written(message: ChildMessage) -> None:
+def test_a_child_message_is_unchanged_by_a_json_round_trip(message: ChildMessage) -> None:
     assert read_back(json.loads(json.dumps(written(message)))) == message
 
 
@@ -50,10 +50,10 @@ def test_a_message_is_read_as_it_was_written(message: ChildMessage) -> None:
     ],
     ids=str,
 )
-def test_a_line_that_is_none_of_ours_means_nothing(line: Message) -> None:
+def test_an_unknown_message_is_ignored(line: Message) -> None:
     assert read_back(line) is None
 
 
 @pytest.mark.parametrize("limit_s", ["3", True, None, [1]], ids=str)
-def test_a_limit_that_is_no_number_is_as_the_parent_has_it(limit_s: str | bool | list[int] | None) -> None:
+def test_a_phase_limit_that_is_not_a_number_is_ignored(limit_s: str | bool | list[int] | None) -> None:
     assert read_back(json.loads(json.dumps({"phase": "read", "limit_s": limit_s}))) == PhaseStarted("read", None)

@@ -31,7 +31,7 @@ def test_a_message_arrives_as_it_was_sent(pair: Pair) -> None:
     assert channel.wait() == message
 
 
-def test_pieces_are_put_together_and_several_come_at_once(pair: Pair) -> None:
+def test_message_fragments_are_joined_and_messages_are_split(pair: Pair) -> None:
     channel, theirs = pair
     theirs.sendall(b'{"a"')
     assert channel.read() == []
@@ -41,13 +41,13 @@ def test_pieces_are_put_together_and_several_come_at_once(pair: Pair) -> None:
     assert channel.read() == [{"c": 3}]
 
 
-def test_what_is_no_message_is_passed_over(pair: Pair) -> None:
+def test_lines_that_are_not_messages_are_ignored(pair: Pair) -> None:
     channel, theirs = pair
     theirs.sendall(b'not json\n[1, 2]\n\n\xff\xfe\n{"a": 1}\n')
     assert channel.read() == [{"a": 1}]
 
 
-def test_a_line_without_an_end_is_a_broken_peer(pair: Pair) -> None:
+def test_a_line_above_the_length_limit_closes_the_channel(pair: Pair) -> None:
     channel, theirs = pair
     theirs.setblocking(False)
     sent = 0
@@ -58,7 +58,7 @@ def test_a_line_without_an_end_is_a_broken_peer(pair: Pair) -> None:
     assert sent > LINE_LIMIT
 
 
-def test_a_peer_that_is_gone_closes_the_channel(pair: Pair) -> None:
+def test_a_closed_peer_closes_the_channel(pair: Pair) -> None:
     channel, theirs = pair
     theirs.close()
     assert channel.wait() is None
@@ -66,7 +66,7 @@ def test_a_peer_that_is_gone_closes_the_channel(pair: Pair) -> None:
     assert not channel.send({"anybody": "there"})
 
 
-def test_a_peer_that_reset_the_connection_is_gone_too(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+def test_a_connection_reset_closes_the_channel(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
     def reset(connection: socket.socket, size: int, count: int) -> None:
         raise ConnectionResetError
 
@@ -76,7 +76,7 @@ def test_a_peer_that_reset_the_connection_is_gone_too(monkeypatch: pytest.Monkey
     assert channel.closed
 
 
-def test_reading_does_not_wait_unless_it_is_told_to(pair: Pair) -> None:
+def test_reading_blocks_only_in_blocking_mode(pair: Pair) -> None:
     channel, theirs = pair
     channel.set_blocking(False, 0)
     assert channel.read() == []
@@ -88,7 +88,7 @@ def test_reading_does_not_wait_unless_it_is_told_to(pair: Pair) -> None:
     assert not channel.closed
 
 
-def test_descriptors_travel_with_their_message(pair: Pair) -> None:
+def test_file_descriptors_are_sent_with_their_message(pair: Pair) -> None:
     channel, theirs = pair
     first, second = os.pipe()
     try:
@@ -104,11 +104,11 @@ def test_descriptors_travel_with_their_message(pair: Pair) -> None:
         os.close(second)
 
 
-def test_a_channel_can_be_waited_for(pair: Pair) -> None:
+def test_a_channel_has_a_file_descriptor(pair: Pair) -> None:
     assert pair[0].fileno() > 2
 
 
-def test_messages_that_arrive_with_the_awaited_one_are_kept(pair: Pair) -> None:
+def test_messages_that_arrive_together_are_buffered(pair: Pair) -> None:
     channel, theirs = pair
     theirs.sendall(b'{"first": 1}\n{"second": 2}\n{"third": 3}\n')
     assert channel.wait() == {"first": 1}
@@ -117,7 +117,7 @@ def test_messages_that_arrive_with_the_awaited_one_are_kept(pair: Pair) -> None:
     assert not channel.pending
 
 
-def test_a_kept_message_is_returned_although_the_peer_is_gone(pair: Pair) -> None:
+def test_a_buffered_message_is_returned_after_the_peer_closes(pair: Pair) -> None:
     channel, theirs = pair
     theirs.sendall(b'{"first": 1}\n{"second": 2}\n')
     theirs.close()

@@ -116,7 +116,7 @@ CORPUS: list[tuple[BaseException, MemoryError_ | None]] = [
 
 
 @pytest.mark.parametrize(("error", "expected"), CORPUS)
-def test_every_message_is_told_for_what_it_is(error: BaseException, expected: MemoryError_ | None) -> None:
+def test_every_error_message_is_classified_correctly(error: BaseException, expected: MemoryError_ | None) -> None:
     assert memory_error(describe(error, "measure")) == expected
 
 
@@ -125,7 +125,7 @@ def test_every_message_is_told_for_what_it_is(error: BaseException, expected: Me
     [pair for pair in CORPUS if pair[1] is not None],
 )
 @pytest.mark.parametrize("how", ["cause", "context", "deep"])
-def test_it_is_found_through_what_wraps_it(error: BaseException, expected: MemoryError_, how: str) -> None:
+def test_a_memory_error_is_recognized_through_its_exception_chain(error: BaseException, expected: MemoryError_, how: str) -> None:
     outer: BaseException = KeyError("batch")
     if how == "cause":
         outer.__cause__ = error
@@ -138,7 +138,7 @@ def test_it_is_found_through_what_wraps_it(error: BaseException, expected: Memor
     assert memory_error(describe(outer, "measure")) == expected
 
 
-def test_a_context_that_was_suppressed_does_not_count() -> None:
+def test_a_suppressed_exception_context_is_ignored() -> None:
     try:
         try:
             raise MemoryError
@@ -148,13 +148,13 @@ def test_a_context_that_was_suppressed_does_not_count() -> None:
         assert memory_error(describe(error, "measure")) is None
 
 
-def test_a_chain_that_bites_its_tail_ends() -> None:
+def test_a_cyclic_exception_chain_ends() -> None:
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
     assert memory_error(describe(first, "measure")) is None
 
 
-def test_an_error_whose_text_raises_is_described_all_the_same() -> None:
+def test_an_error_whose_str_raises_is_still_described() -> None:
     class Liar(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no")

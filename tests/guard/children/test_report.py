@@ -23,17 +23,17 @@ HOUSE = Path(batchcal.__file__).parent
         (HOUSE.parent / "train.py", False),
     ],
 )
-def test_a_folder_whose_name_begins_like_ours_is_the_user_s(file: Path, ours: bool) -> None:
+def test_a_folder_name_that_starts_with_batchcal_is_user_code(file: Path, ours: bool) -> None:
     assert is_ours(str(file)) == ours
 
 
-def test_an_error_of_a_child_is_recognised_by_its_classes() -> None:
+def test_an_error_of_a_child_is_recognized_by_its_base_classes() -> None:
     (link,) = describe(LossIsNoNumber("the loss is nan"), "measure").chain
     assert all(map(link.is_a, (LossIsNoNumber, UserCodeError, Exception)))
     assert not link.is_a(UsageError)
 
 
-def test_a_name_that_is_no_utf8_reaches_the_parent_readable() -> None:
+def test_a_file_name_that_is_not_utf8_is_readable_in_the_parent() -> None:
     """Python has such a file name with halves of surrogate pairs, which JSON does not have."""
     missing = FileNotFoundError(2, "No such file or directory", "data/\udcff.bin")
 
@@ -44,7 +44,7 @@ def test_a_name_that_is_no_utf8_reaches_the_parent_readable() -> None:
     assert "udcff.bin" in raised.traceback
 
 
-def test_an_error_of_many_pages_has_a_headline_of_some_lines_and_its_whole_traceback() -> None:
+def test_a_long_error_has_a_short_headline_and_a_complete_traceback() -> None:
     raised = describe(ValueError("9" * 20_000), "measure")
 
     assert len(raised.headline) <= HEADLINE_LIMIT + 3

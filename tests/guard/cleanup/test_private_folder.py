@@ -27,7 +27,7 @@ def abandoned(home: PrivateFolder) -> Path:
     return home.path
 
 
-def test_nobody_else_can_read_it_and_nothing_of_it_stays(temporary: Path) -> None:
+def test_the_private_folder_is_owner_only_and_completely_removed(temporary: Path) -> None:
     home = PrivateFolder()
     assert home.path.stat().st_mode & 0o777 == 0o700
     home.remove()
@@ -35,7 +35,7 @@ def test_nobody_else_can_read_it_and_nothing_of_it_stays(temporary: Path) -> Non
     assert not list(temporary.iterdir())
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path) -> None:
+def test_the_folder_of_a_killed_process_is_removed_by_the_next_process(temporary: Path) -> None:
     left = abandoned(PrivateFolder())
     (left / "child-0").mkdir()
     (left / "child-0" / "arguments.json").write_text("{}", encoding="utf-8")
@@ -44,7 +44,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path) -> N
     home.remove()
 
 
-def test_one_in_use_is_left_alone_however_old(temporary: Path) -> None:
+def test_a_folder_in_use_is_kept_regardless_of_its_age(temporary: Path) -> None:
     home = PrivateFolder()
     os.utime(home.path, (0, 0))
     other = PrivateFolder()
@@ -54,7 +54,7 @@ def test_one_in_use_is_left_alone_however_old(temporary: Path) -> None:
     other.remove()
 
 
-def test_a_folder_of_the_user_with_our_name_is_left_alone(temporary: Path) -> None:
+def test_a_user_folder_with_the_batchcal_prefix_is_kept(temporary: Path) -> None:
     mine = temporary / "batchcal-results"
     mine.mkdir()
     (mine / "run.csv").write_text("1", encoding="utf-8")
@@ -65,7 +65,7 @@ def test_a_folder_of_the_user_with_our_name_is_left_alone(temporary: Path) -> No
     assert (temporary / "batchcal-file").exists()
 
 
-def test_a_link_to_a_folder_that_looks_like_one_is_not_followed(temporary: Path) -> None:
+def test_a_symlink_to_a_private_folder_is_not_followed(temporary: Path) -> None:
     real = temporary / "kept"
     real.mkdir()
     (real / OWNER).write_text("", encoding="utf-8")
@@ -75,14 +75,14 @@ def test_a_link_to_a_folder_that_looks_like_one_is_not_followed(temporary: Path)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
-def test_another_user_s_is_left_alone(temporary: Path) -> None:
+def test_a_private_folder_of_another_user_is_kept(temporary: Path) -> None:
     left = abandoned(PrivateFolder())
     shutil.chown(left, user=65534)
     PrivateFolder().remove()
     assert left.exists()
 
 
-def test_a_signal_while_it_is_made_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_creation_leaves_no_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def interrupted(descriptor: int, operation: int) -> None:

@@ -41,7 +41,7 @@ def named(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_only_names_of_our_dead_processes_are_swept(shared_memory: Path) -> None:
+def test_only_shared_memory_names_of_our_dead_processes_are_removed(shared_memory: Path) -> None:
     ours = ["torch_41_1_2", "torch_42_7_0", f"sem.batchcal-{SPACE}-42-abcdefgh"]
     others = [
         "torch_43_1_2",
@@ -58,7 +58,7 @@ def test_only_names_of_our_dead_processes_are_swept(shared_memory: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_semaphores_that_no_process_is_left_to_remove_are_swept(shared_memory: Path) -> None:
+def test_semaphores_of_dead_processes_are_removed(shared_memory: Path) -> None:
     stays = [
         f"sem.batchcal-{SPACE}-{os.getpid()}-abcdefgh",
         f"sem.batchcal-1-{DEAD}-abcdefgh",
@@ -70,14 +70,14 @@ def test_semaphores_that_no_process_is_left_to_remove_are_swept(shared_memory: P
     assert sorted(path.name for path in shared_memory.iterdir()) == sorted(stays)
 
 
-def test_a_system_without_shared_memory_has_nothing_to_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleanup_without_a_shared_memory_folder_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_names, "SHARED_MEMORY", tmp_path / "none")
     assert sweep_shared_memory({1}) == 0
     sweep_abandoned()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_folders_of_workers_whose_parent_was_killed_are_removed(shared_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_folders_of_a_killed_parent_are_removed(shared_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(shared_memory))
     dead = shared_memory / f"pymp-batchcal-{SPACE}-{DEAD}-abcdefgh"
     stay = [f"pymp-batchcal-{SPACE}-{os.getpid()}-abcdefgh", f"pymp-batchcal-1-{DEAD}-abcdefgh", "pymp-abcdefgh"]
@@ -87,7 +87,7 @@ def test_folders_of_workers_whose_parent_was_killed_are_removed(shared_memory: P
     assert sorted(path.name for path in shared_memory.iterdir()) == sorted(stay)
 
 
-def test_a_folder_of_workers_goes_with_its_owner(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
+def test_a_worker_folder_is_removed_with_its_owner(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
     place = Path(tempfile.mkdtemp(prefix="bc-", dir="/tmp"))  # short, as the path of a socket must be
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     folder, owner = own_worker_folder(), threading.Event()
@@ -112,7 +112,7 @@ def config() -> Iterator[dict[str, object]]:
     config.update(before)
 
 
-def test_names_are_those_of_this_process(config: dict[str, object]) -> None:
+def test_shared_names_contain_the_id_of_this_process(config: dict[str, object]) -> None:
     own_shared_names(Path("/tmp/short"))
     assert config["tempdir"] == "/tmp/short"
     own_shared_names(Path("/tmp") / ("long" * 30))
@@ -123,7 +123,7 @@ def test_names_are_those_of_this_process(config: dict[str, object]) -> None:
 
 @pytest.mark.child
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm")
-def test_the_semaphores_of_a_killed_process_are_found_by_its_id(tmp_path: Path) -> None:
+def test_the_semaphores_of_a_killed_process_are_removed_by_its_id(tmp_path: Path) -> None:
     """Its resource tracker, which would remove them, is killed with it."""
     command = [sys.executable, "-c", MADE_AND_KILLED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)

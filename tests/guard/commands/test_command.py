@@ -37,14 +37,14 @@ def mark() -> Iterator[str]:
 
 
 @pytest.mark.smoke("launcher:command")
-def test_a_command_that_ends_well_returns_what_its_ranks_told(mark: str) -> None:
+def test_a_successful_command_returns_the_reports_of_its_ranks(mark: str) -> None:
     ending = ending_of(*PROGRAM, "ready", "64", mark=mark)
     assert ending.exit_status == 0
     assert ending.returned == {"ranks": {"0": {"armed": False, "mib": 64, "refused": False}}}
     assert ending.peak_anonymous_bytes > 64 * MIB
 
 
-def test_an_exit_code_and_the_output_are_those_of_the_command(mark: str) -> None:
+def test_the_exit_code_and_the_output_of_a_command_are_returned(mark: str) -> None:
     ending = ending_of("sh", "-c", "echo out; echo err >&2; exit 7", mark=mark)
     assert (ending.exit_status, ending.has_result, ending.output) == (7, False, "out\nerr\n")
     outcome = classify(ending, fits)
@@ -53,14 +53,14 @@ def test_an_exit_code_and_the_output_are_those_of_the_command(mark: str) -> None
 
 
 @pytest.mark.parametrize(("name", "status"), [("absent", 127), ("text", 126)])
-def test_a_program_that_cannot_be_started_ends_as_in_a_shell(name: str, status: int, mark: str, tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_started_has_the_exit_code_of_a_shell(name: str, status: int, mark: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no program")
     ending = ending_of(str(tmp_path / name), mark=mark)
     assert ending.exit_status == status
     assert name in ending.output
 
 
-def test_a_signal_that_ends_the_command_is_its_status(mark: str) -> None:
+def test_the_exit_status_is_the_signal_that_ended_the_command(mark: str) -> None:
     assert ending_of("sh", "-c", "kill -SEGV $$", mark=mark).exit_status == -signal.SIGSEGV
 
 
@@ -72,7 +72,7 @@ def test_a_signal_that_ends_the_command_is_its_status(mark: str) -> None:
         (*PROGRAM, "daemon", "100"),
     ],
 )
-def test_what_a_command_leaves_behind_is_ended_with_it(argv: tuple[str, ...], mark: str) -> None:
+def test_processes_left_by_a_command_are_killed(argv: tuple[str, ...], mark: str) -> None:
     began = time.monotonic()
     ending = ending_of(*argv, mark=mark)
     assert ending.exit_status in {0, 3}
@@ -116,7 +116,7 @@ def test_the_ranks_of_torchrun_report_and_are_ended(mark: str, tmp_path: Path) -
     assert len({message["session"] for message in told}) == 2, "each rank has a session of its own"
 
 
-def test_a_tree_that_wants_more_than_its_budget_is_ended(mark: str) -> None:
+def test_a_process_tree_above_its_budget_is_killed(mark: str) -> None:
     half = f"{' '.join(PROGRAM)} hold 150 60"
     ending = ending_of("sh", "-c", f"{half} & setsid {half} & wait", limits=ChildLimits(allowed_bytes=250 * MIB), mark=mark)
     outcome = classify(ending, fits)
@@ -124,7 +124,7 @@ def test_a_tree_that_wants_more_than_its_budget_is_ended(mark: str) -> None:
     assert outcome.source == "watchdog"
 
 
-def test_a_process_that_is_ready_gets_a_data_limit_of_its_share(mark: str) -> None:
+def test_a_ready_process_gets_its_share_of_the_memory_as_a_data_limit(mark: str) -> None:
     limits = ChildLimits(allowed_bytes=300 * MIB, processes=2)
     ending = ending_of(*PROGRAM, "ready", "1000", limits=limits, mark=mark)
     assert isinstance(ending.returned, dict)
@@ -138,7 +138,7 @@ def test_a_process_that_is_ready_gets_a_data_limit_of_its_share(mark: str) -> No
     assert 110 < came < 165, "about half of what 300 MiB leave beside the interpreter"
 
 
-def test_memory_that_forks_share_is_counted_once(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_shared_by_forked_processes_is_counted_once(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # traced processes write memory of their own at their ends
     little = ending_of(*PROGRAM, "share", "1", "3", "1.0", mark=mark)
     much = ending_of(*PROGRAM, "share", "201", "3", "1.0", mark=mark)
@@ -148,7 +148,7 @@ def test_memory_that_forks_share_is_counted_once(mark: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("members", [1, 2, 3])
-def test_a_supervisor_that_is_killed_is_infrastructure_and_leaves_nothing(members: int, mark: str) -> None:
+def test_a_killed_supervisor_is_infrastructure_and_leaves_no_process(members: int, mark: str) -> None:
     def kill_supervisor() -> None:
         if len(marked(mark)) >= members:
             for child in supervisors():
@@ -167,7 +167,7 @@ def supervisors() -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_is_left_when_the_parent_is_ended(number: signal.Signals, mark: str) -> None:
+def test_no_process_remains_after_the_parent_ends(number: signal.Signals, mark: str) -> None:
     script = (
         "from tests.support.trees import ending_of; "
         f"ending_of('sh', '-c', 'setsid sleep 100 & echo begun; sleep 100', mark='{mark}')"
@@ -196,7 +196,7 @@ def test_a_command_cannot_limit_a_process_that_is_not_its_own(mark: str) -> None
 
 
 @pytest.mark.cgroup
-def test_the_kernel_kills_nothing_in_a_container_that_is_too_small(mark: str) -> None:
+def test_the_watchdog_acts_before_the_kernel_in_a_small_container(mark: str) -> None:
     script = (
         "import json; from tests.support.trees import PROGRAM, ending_of; from batchcal.guard.run import ChildLimits; "
         "half = ' '.join(PROGRAM) + ' hold 700 60'; "
@@ -209,7 +209,7 @@ def test_the_kernel_kills_nothing_in_a_container_that_is_too_small(mark: str) ->
     assert json.loads(done.stdout)[0] == "memory", done.stderr
 
 
-def test_two_commands_of_one_launcher_do_not_touch_each_other(mark: str) -> None:
+def test_two_commands_of_a_launcher_do_not_affect_each_other(mark: str) -> None:
     launcher = CommandLauncher()
     environment = dict(os.environ)
     try:
@@ -246,7 +246,7 @@ def test_a_command_that_is_killed_before_its_supervisor_is_ready_does_not_run(ma
         launcher.close()
 
 
-def test_a_launcher_that_is_closed_leaves_no_command(mark: str) -> None:
+def test_closing_a_command_launcher_ends_its_commands(mark: str) -> None:
     launcher = CommandLauncher()
     environment = {**os.environ, MARK: mark}
     started = launcher.start(CommandJob(("sh", "-c", "setsid sleep 100 & (setsid sleep 100 &); sleep 100"), environment, "/"))

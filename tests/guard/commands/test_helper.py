@@ -40,7 +40,7 @@ def first_message(process: HelperProcess) -> dict[str, object]:
     raise AssertionError(process.log_tail())
 
 
-def test_it_reads_lines_and_writes_messages_until_its_input_ends(tmp_path: Path) -> None:
+def test_a_helper_reads_lines_and_writes_messages_until_its_input_ends(tmp_path: Path) -> None:
     process = helper(tmp_path, ECHO)
     process.send("go on")
     assert first_message(process) == {"heard": "go on"}
@@ -51,7 +51,7 @@ def test_it_reads_lines_and_writes_messages_until_its_input_ends(tmp_path: Path)
     process.send("after its end")
 
 
-def test_one_that_does_not_end_is_killed_with_what_it_started_in_another_session(tmp_path: Path) -> None:
+def test_a_helper_that_does_not_end_is_killed_with_its_child_processes(tmp_path: Path) -> None:
     process = helper(tmp_path, STUBBORN)
     child = first_message(process)["child"]
     assert isinstance(child, int)
@@ -61,7 +61,7 @@ def test_one_that_does_not_end_is_killed_with_what_it_started_in_another_session
     assert not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
 
 
-def test_one_that_cannot_be_started_raises_guard_error(tmp_path: Path) -> None:
+def test_a_helper_that_cannot_be_started_raises_guard_error(tmp_path: Path) -> None:
     with pytest.raises(GuardError) as error:
         HelperProcess("helped", directory=str(tmp_path / "nowhere"), log=tmp_path / "helped.log")
     assert "nowhere" in error.value.known

@@ -24,7 +24,7 @@ def allocated(mib: int) -> bool:
 
 
 @pytest.mark.child
-def test_memory_up_to_what_is_allowed_can_be_had_and_no_more() -> None:
+def test_the_fence_allows_memory_up_to_its_limit_and_no_more() -> None:
     """Fenced from outside, as a probe is."""
     go_read, go = os.pipe()
     told, tell = os.pipe()
@@ -48,7 +48,7 @@ def test_memory_up_to_what_is_allowed_can_be_had_and_no_more() -> None:
 
 
 @pytest.mark.child
-def test_what_is_held_already_is_left_alone_however_little_is_allowed() -> None:
+def test_a_fence_below_current_usage_is_raised_to_the_usage() -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -70,12 +70,12 @@ def test_a_process_that_is_gone_cannot_be_fenced() -> None:
     assert not arm_data_limit(NOBODY, 100 * MIB)
 
 
-def test_a_system_without_the_limit_has_no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_rlimit_data_has_no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not arm_data_limit(os.getpid(), 1 << 40)
 
 
-def test_a_limit_that_we_may_not_set_is_no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fence_is_unavailable_if_prlimit_is_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int, what: int, limits: tuple[int, int]) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -83,13 +83,13 @@ def test_a_limit_that_we_may_not_set_is_no_fence(monkeypatch: pytest.MonkeyPatch
     assert not arm_data_limit(os.getpid(), 1 << 40)
 
 
-def test_no_limit_is_none_that_holds() -> None:
+def test_an_unlimited_process_has_no_enforced_data_limit() -> None:
     if resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY:
         pytest.skip("this process has a data limit")
     assert not data_limit_holds()
 
 
-def test_a_limit_that_the_kernel_does_not_keep_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_limit_that_the_kernel_ignores_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with ignore_rlimit_data: the limit is there and a mapping as large passes."""
     monkeypatch.setattr(resource, "getrlimit", lambda what: (64 * MIB, 64 * MIB))
     assert not data_limit_holds()

@@ -35,7 +35,7 @@ class Group:
 
 
 @pytest.mark.parametrize("limit", [256 * MIB, 512 * MIB, GIB, 2 * GIB, 8 * GIB, 256 * GIB])
-def test_it_trips_earlier_where_no_fence_is_armed(limit: int) -> None:
+def test_the_watchdog_trips_earlier_without_an_armed_fence(limit: int) -> None:
     assert trip_distance(limit, armed=True) >= 12 * MIB
     assert trip_distance(limit, armed=True) < limit // 10
     assert 32 * MIB <= trip_distance(limit, armed=False) <= 150 * MIB
@@ -43,7 +43,7 @@ def test_it_trips_earlier_where_no_fence_is_armed(limit: int) -> None:
         assert trip_distance(limit, armed=False) > trip_distance(limit, armed=True)
 
 
-def test_it_kills_before_the_group_is_full() -> None:
+def test_the_watchdog_kills_before_the_memory_group_is_full() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
     assert watchdog.look(0.0) is None
@@ -55,7 +55,7 @@ def test_it_kills_before_the_group_is_full() -> None:
     assert told == "the container or machine used 922 MiB of 1.00 GiB"
 
 
-def test_an_armed_child_may_come_nearer() -> None:
+def test_an_armed_child_can_use_memory_closer_to_the_group_limit() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=10 * MIB)
     watchdog.armed = True
@@ -65,7 +65,7 @@ def test_an_armed_child_may_come_nearer() -> None:
     assert watchdog.look(0.0) is not None
 
 
-def test_workers_beside_an_armed_child_keep_the_distance_of_no_fence() -> None:
+def test_an_armed_child_with_workers_uses_the_trip_distance_without_a_fence() -> None:
     """Each process has a data limit of its own; nothing but the look bounds their sum."""
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
@@ -77,7 +77,7 @@ def test_workers_beside_an_armed_child_keep_the_distance_of_no_fence() -> None:
     watchdog.close()
 
 
-def test_an_unarmed_child_that_outgrows_what_it_may_hold_is_killed() -> None:
+def test_an_unarmed_child_above_its_allowed_memory_is_killed() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=50 * MIB)
     group.hard += 50 * MIB
@@ -88,7 +88,7 @@ def test_an_unarmed_child_that_outgrows_what_it_may_hold_is_killed() -> None:
     assert told == "the process used 50.0 MiB; it may use 50.0 MiB"
 
 
-def test_workers_count_beside_what_the_child_shares_with_its_zygote() -> None:
+def test_memory_shared_with_the_zygote_counts_when_workers_run() -> None:
     """The group did not grow by the shared part, and a training has it alone."""
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=300 * MIB, shared_bytes=200 * MIB)
@@ -99,7 +99,7 @@ def test_workers_count_beside_what_the_child_shares_with_its_zygote() -> None:
     watchdog.close()
 
 
-def test_what_neighbours_take_is_not_held_against_the_child() -> None:
+def test_memory_of_neighbours_does_not_count_for_the_child() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=10 * MIB, neighbours=True)
     group.hard += 500 * MIB
@@ -109,7 +109,7 @@ def test_what_neighbours_take_is_not_held_against_the_child() -> None:
     assert watchdog.look(0.0) is not None, "but nobody may fill the group"
 
 
-def test_what_the_child_itself_holds_is_seen_where_no_group_is() -> None:
+def test_the_memory_of_the_child_is_measured_without_a_memory_group() -> None:
     group = Group(limit_bytes=64 * GIB, hard=0)
     watchdog = Watchdog(os.getpid(), group, allowed_bytes=1)
     try:
@@ -127,7 +127,7 @@ def test_what_the_child_itself_holds_is_seen_where_no_group_is() -> None:
         watchdog.close()
 
 
-def test_near_limit_is_the_nearer_of_group_and_allowance() -> None:
+def test_near_limit_is_the_larger_of_group_and_allowance_usage() -> None:
     group = Group(hard=0)
     watchdog = Watchdog(NOBODY, group, allowed_bytes=100)
     watchdog.peak_anonymous_bytes = 90
@@ -139,7 +139,7 @@ def test_near_limit_is_the_nearer_of_group_and_allowance() -> None:
     assert Watchdog(NOBODY, Group(hard=0), allowed_bytes=None).near_limit == 0.0
 
 
-def test_swap_that_was_there_before_is_not_the_child_s() -> None:
+def test_swap_used_before_the_start_does_not_count_for_the_child() -> None:
     group = Group(swap=10 * MIB)
     watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
     assert watchdog.swapped_bytes() == 0
@@ -149,7 +149,7 @@ def test_swap_that_was_there_before_is_not_the_child_s() -> None:
     assert watchdog.swapped_bytes() == 0
 
 
-def test_memory_is_back_when_it_is_what_it_was() -> None:
+def test_memory_is_back_when_usage_returns_to_the_start_value() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
     group.hard += 17 * MIB
@@ -159,7 +159,7 @@ def test_memory_is_back_when_it_is_what_it_was() -> None:
     assert watchdog.is_back(0.0)
 
 
-def test_memory_that_falls_no_more_is_back_though_the_count_is_higher() -> None:
+def test_memory_is_back_when_usage_stops_falling_above_the_start_value() -> None:
     group = Group()
     watchdog = Watchdog(NOBODY, group, allowed_bytes=None)
     group.hard += 300 * MIB
@@ -172,7 +172,7 @@ def test_memory_that_falls_no_more_is_back_though_the_count_is_higher() -> None:
     assert watchdog.is_back(falls_until + STILL_S)
 
 
-def test_memory_is_not_back_while_a_process_of_the_child_lives() -> None:
+def test_memory_is_not_back_while_a_process_of_the_child_runs() -> None:
     group = Group()
     watchdog = Watchdog(os.getpid(), group, allowed_bytes=None)
     group.hard += 300 * MIB
@@ -182,7 +182,7 @@ def test_memory_is_not_back_while_a_process_of_the_child_lives() -> None:
 
 
 @pytest.mark.child
-def test_every_descendant_that_was_seen_is_remembered() -> None:
+def test_the_watchdog_remembers_every_descendant() -> None:
     watchdog = Watchdog(os.getpid(), Group(), allowed_bytes=None)
     child = os.fork()
     if child == 0:

@@ -33,14 +33,14 @@ def measured(*promises: PromiseCheck, train_samples: int = 60_000, **asked: obje
     return calibration.model_copy(update={"facts": calibration.facts.model_copy(update={"train_samples": train_samples})})
 
 
-def test_a_batch_that_must_not_be_divided_is_one_micro_batch_however_fast_smaller_ones_are() -> None:
+def test_a_batch_that_must_not_be_divided_stays_one_micro_batch() -> None:
     plan = make_plan(measured(COUPLED), effective_batch=TRAIN_CAPACITY)
     assert plan.micro_batches == (TRAIN_CAPACITY,)
     assert plan.inexact == ()
     assert "differ by 76 %" in plan.undivided
 
 
-def test_a_batch_that_must_not_be_divided_and_does_not_fit_is_refused_with_the_largest_that_does() -> None:
+def test_a_batch_that_must_not_be_divided_and_does_not_fit_is_rejected() -> None:
     with pytest.raises(DivisionRefused) as refused:
         make_plan(measured(COUPLED), effective_batch=TRAIN_CAPACITY + 1)
     assert refused.value.exit_code == 2
@@ -51,7 +51,7 @@ def test_a_batch_that_must_not_be_divided_and_does_not_fit_is_refused_with_the_l
 
 
 @pytest.mark.parametrize("given", [{"accept_inexact": True}, {}])
-def test_who_accepts_the_mismatch_has_it_in_the_plan(given: dict[str, bool]) -> None:
+def test_an_accepted_mismatch_is_recorded_in_the_plan(given: dict[str, bool]) -> None:
     calibration = measured(COUPLED, accept_inexact=not given)
     plan = make_plan(calibration, effective_batch=4 * TRAIN_CAPACITY, accept_inexact=given.get("accept_inexact"))
     assert plan.accumulation_steps > 1
@@ -61,13 +61,13 @@ def test_who_accepts_the_mismatch_has_it_in_the_plan(given: dict[str, bool]) -> 
     assert exported(plan, {})["BATCHCAL_PLAN_INEXACT"] == "loss"
 
 
-def test_a_view_shows_a_plan_where_the_effective_batch_is_refused() -> None:
+def test_a_plan_is_still_shown_if_dividing_the_effective_batch_is_rejected() -> None:
     plan, refused = plan_to_show(measured(COUPLED).model_copy(update={"effective_batch": 4 * TRAIN_CAPACITY}))
     assert plan.micro_batches == (TRAIN_CAPACITY,)
     assert "does not fit undivided" in refused
 
 
-def test_batches_with_statistics_are_divided_down_to_sixteen_and_marked() -> None:
+def test_batchnorm_batches_are_divided_to_at_least_16_samples_and_marked_inexact() -> None:
     plan = make_plan(measured(EXACT, NORMALISED), effective_batch=4 * TRAIN_CAPACITY)
     assert min(plan.micro_batches) >= 16
     assert plan.inexact == ("batch-statistics",)
@@ -77,12 +77,12 @@ def test_batches_with_statistics_are_divided_down_to_sixteen_and_marked() -> Non
 @pytest.mark.parametrize(
     ("effective", "least", "sizes"), [(1000, 400, (500, 500)), (1100, None, (367, 367, 366)), (8, None, (8,))]
 )
-def test_no_micro_batch_is_below_the_least(effective: int, least: int | None, sizes: tuple[int, ...]) -> None:
+def test_no_micro_batch_is_below_the_minimum(effective: int, least: int | None, sizes: tuple[int, ...]) -> None:
     calibration = measured(EXACT, NORMALISED, min_micro_batch=least)
     assert make_plan(calibration, effective_batch=effective, objective="memory").micro_batches == sizes
 
 
-def test_a_least_that_no_division_keeps_is_refused_and_names_one_that_works() -> None:
+def test_an_impossible_minimum_micro_batch_is_rejected_with_a_valid_suggestion() -> None:
     calibration = measured(EXACT, NORMALISED)
     with pytest.raises(DivisionRefused, match="below the minimum of 300") as refused:
         make_plan(calibration, effective_batch=TRAIN_CAPACITY + 2, min_micro_batch=300)
@@ -91,7 +91,7 @@ def test_a_least_that_no_division_keeps_is_refused_and_names_one_that_works() ->
     assert plan.accumulation_steps == 2
 
 
-def test_what_was_not_checked_is_divided_and_says_so() -> None:
+def test_an_unchecked_loss_is_divided_and_the_plan_reports_it() -> None:
     unchecked = PromiseCheck(promise="mean-over-weight", result="not-checked", cause="the task refuses a batch of 2")
     plan = make_plan(measured(unchecked), effective_batch=4 * TRAIN_CAPACITY)
     assert (plan.inexact, plan.unchecked) == ((), True)
@@ -110,14 +110,14 @@ def test_what_was_not_checked_is_divided_and_says_so() -> None:
         (1000, 400, (COUPLED,), (200,)),
     ],
 )
-def test_the_last_group_obeys_the_rules_of_every_group(
+def test_the_last_group_follows_the_same_rules_as_all_groups(
     samples: int, effective: int, promises: tuple[PromiseCheck, ...], last: tuple[int, ...]
 ) -> None:
     plan = make_plan(measured(*promises, train_samples=samples), effective_batch=effective, objective="memory")
     assert plan.last_group == last
 
 
-def test_consent_that_is_new_makes_a_calibration_worth_another_rehearsal() -> None:
+def test_a_newly_accepted_mismatch_requires_another_rehearsal() -> None:
     given = measured(COUPLED, accept_inexact=True)
     assert is_rehearsed(given, options(accept_inexact=True))
     assert is_rehearsed(given, options())
@@ -129,7 +129,7 @@ CLOSURE = PromiseCheck(
 )
 
 
-def test_an_optimizer_that_computes_the_loss_again_gets_one_micro_batch_whatever_is_accepted() -> None:
+def test_an_optimizer_with_a_closure_always_gets_one_micro_batch() -> None:
     calibration = measured(CLOSURE)
     assert make_plan(calibration, effective_batch=TRAIN_CAPACITY).micro_batches == (TRAIN_CAPACITY,)
     with pytest.raises(DivisionRefused, match="the optimizer needs one micro-batch") as refused:
@@ -139,7 +139,7 @@ def test_an_optimizer_that_computes_the_loss_again_gets_one_micro_batch_whatever
     assert "--accept-inexact" not in refused.value.try_
 
 
-def test_a_last_group_of_one_sample_that_batchnorm_refuses_is_foreseen() -> None:
+def test_the_plan_warns_about_a_last_group_of_one_sample_with_batchnorm() -> None:
     plan = make_plan(measured(EXACT, NORMALISED, train_samples=129), effective_batch=64)
     assert plan.last_group == (1,)
     assert "Expected more than 1 value" in plan.last_group_error
@@ -147,7 +147,7 @@ def test_a_last_group_of_one_sample_that_batchnorm_refuses_is_foreseen() -> None
     assert make_plan(measured(EXACT, NORMALISED, train_samples=130), effective_batch=64).last_group_error == ""
 
 
-def test_a_task_that_takes_one_size_is_not_divided_into_that_size_where_it_must_not_be_divided() -> None:
+def test_a_fixed_size_task_that_must_not_be_divided_is_one_micro_batch() -> None:
     calibration = measured(COUPLED).model_copy(update={"size_rule": SizeRule(least=24, most=24, multiple_of=24)})
     assert make_plan(calibration, effective_batch=24).micro_batches == (24,)
     with pytest.raises(DivisionRefused) as refused:
@@ -161,7 +161,7 @@ def with_findings(calibration: Calibration, capacity: int) -> Calibration:
     return calibration.model_copy(update={"findings": (small,)})
 
 
-def test_ranks_divide_a_batch_that_must_not_be_divided() -> None:
+def test_several_ranks_are_rejected_for_a_batch_that_must_not_be_divided() -> None:
     with pytest.raises(DivisionRefused, match="an effective batch of 64 would be divided over 4 ranks") as refused:
         make_plan(measured(COUPLED), effective_batch=64, world_size=4)
     assert "differ by 76 %: in-batch negatives" in refused.value.known
@@ -173,7 +173,7 @@ def test_ranks_divide_a_batch_that_must_not_be_divided() -> None:
     assert "differs by up to 76 %, which the user accepts" in plan.why["inexact"]
 
 
-def test_ranks_divide_a_batch_with_statistics_down_to_the_least_of_each_rank() -> None:
+def test_the_minimum_micro_batch_of_batchnorm_applies_to_each_rank() -> None:
     calibration = measured(EXACT, NORMALISED)
     plan = make_plan(calibration, effective_batch=64, world_size=4)
     assert plan.micro_batches == (16,)
@@ -184,13 +184,13 @@ def test_ranks_divide_a_batch_with_statistics_down_to_the_least_of_each_rank() -
     assert make_plan(calibration, effective_batch=32, world_size=4, min_micro_batch=8).micro_batches == (8,)
 
 
-def test_messages_for_ranks_have_the_numbers_of_all_ranks() -> None:
+def test_errors_for_several_ranks_show_the_total_effective_batch() -> None:
     with pytest.raises(DivisionRefused, match=f"an effective batch of {2 * TRAIN_CAPACITY + 2} does not fit") as refused:
         make_plan(measured(CLOSURE), effective_batch=2 * TRAIN_CAPACITY + 2, world_size=2)
     assert f"--effective-batch {2 * TRAIN_CAPACITY}" in refused.value.try_
 
 
-def test_an_undivided_batch_needs_no_room_for_gradients() -> None:
+def test_an_undivided_batch_needs_no_memory_for_accumulated_gradients() -> None:
     calibration = with_findings(measured(EXACT, NORMALISED), 64)
     finding, facts = calibration.findings[0], calibration.facts
     assert facts is not None
@@ -206,7 +206,7 @@ def test_an_undivided_batch_needs_no_room_for_gradients() -> None:
     assert make_plan(calibration, effective_batch=64, objective="memory").micro_batches == (64,)
 
 
-def test_a_batch_divided_beside_its_gradients_has_the_notices_of_its_own_sizes() -> None:
+def test_a_plan_reduced_for_gradients_has_notices_about_its_final_sizes() -> None:
     calibration = with_findings(measured(EXACT, multiple_of=8), 64)
     finding, facts = calibration.findings[0], calibration.facts
     assert facts is not None
@@ -221,7 +221,7 @@ def test_a_batch_divided_beside_its_gradients_has_the_notices_of_its_own_sizes()
 
 
 @pytest.mark.parametrize(("capacity", "warned"), [(16, True), (64, False)])
-def test_a_last_group_in_micro_batches_below_the_least_is_named(capacity: int, warned: bool) -> None:
+def test_the_plan_warns_about_a_last_group_below_the_minimum_micro_batch(capacity: int, warned: bool) -> None:
     calibration = with_findings(measured(EXACT, NORMALISED, train_samples=84), capacity)
     plan = make_plan(calibration, effective_batch=64, objective="memory")
     assert plan.last_group == ((10, 10) if warned else (20,))
@@ -231,7 +231,7 @@ def test_a_last_group_in_micro_batches_below_the_least_is_named(capacity: int, w
         assert "20 samples in micro-batches of 10 samples, below the minimum of 16" in notices[0]
 
 
-def test_a_last_group_smaller_than_the_least_is_not_divided_where_it_fits() -> None:
+def test_a_last_group_below_the_minimum_is_not_divided_if_it_fits() -> None:
     calibration = with_findings(measured(EXACT, NORMALISED, train_samples=74), 64)
     finding = calibration.findings[0]
     division, limits = division_of(calibration, 64), GroupLimits(least=16, most=finding.train.batch)

@@ -22,12 +22,12 @@ SIZES = st.integers(min_value=1, max_value=100_000)
         (5, 1, (1, 1, 1, 1, 1)),
     ],
 )
-def test_an_effective_batch_is_split_as_evenly_as_it_can_be(total: int, capacity: int, sizes: tuple[int, ...]) -> None:
+def test_an_effective_batch_is_split_as_evenly_as_possible(total: int, capacity: int, sizes: tuple[int, ...]) -> None:
     assert split(total, capacity) == sizes
 
 
 @given(total=st.integers(min_value=1, max_value=20_000), capacity=st.integers(min_value=1, max_value=5_000))
-def test_the_sum_is_exact_no_part_is_too_large_and_there_is_no_part_too_many(total: int, capacity: int) -> None:
+def test_a_split_has_the_exact_sum_and_the_fewest_parts_within_the_capacity(total: int, capacity: int) -> None:
     sizes = split(total, capacity)
     assert sum(sizes) == total
     assert max(sizes) <= capacity
@@ -42,7 +42,7 @@ def test_the_sum_is_exact_no_part_is_too_large_and_there_is_no_part_too_many(tot
     capacity=st.integers(min_value=1, max_value=2_000),
     multiple_of=st.integers(min_value=1, max_value=64),
 )
-def test_a_multiple_is_kept_where_it_costs_no_step_and_never_the_exact_sum(total: int, capacity: int, multiple_of: int) -> None:
+def test_multiple_of_never_adds_a_micro_batch_or_changes_the_sum(total: int, capacity: int, multiple_of: int) -> None:
     sizes = split(total, capacity, multiple_of=multiple_of)
     assert sum(sizes) == total
     assert max(sizes) <= capacity
@@ -52,7 +52,7 @@ def test_a_multiple_is_kept_where_it_costs_no_step_and_never_the_exact_sum(total
         assert max(sizes) - min(sizes) in {0, multiple_of}
 
 
-def test_a_hundred_in_multiples_of_four_stays_even() -> None:
+def test_multiple_of_applies_only_if_the_sum_and_the_step_count_allow_it() -> None:
     assert split(96, 40, multiple_of=8) == (32, 32, 32)
     assert split(100, 32, multiple_of=8) == (25, 25, 25, 25), "a hundred is no multiple of eight"
     assert split(64, 33, multiple_of=16) == (32, 32)
@@ -60,7 +60,7 @@ def test_a_hundred_in_multiples_of_four_stays_even() -> None:
 
 
 @pytest.mark.parametrize(("total", "capacity", "multiple_of"), [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-3, 4, 1)])
-def test_nothing_cannot_be_split(total: int, capacity: int, multiple_of: int) -> None:
+def test_split_rejects_values_below_one(total: int, capacity: int, multiple_of: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         split(total, capacity, multiple_of=multiple_of)
 
@@ -74,7 +74,7 @@ RULES = st.one_of(
 
 
 @given(rule=RULES, total=st.integers(1, 2000), largest=st.integers(1, 500))
-def test_every_part_of_a_split_by_a_rule_is_a_size_that_the_task_takes(rule: SizeRule, total: int, largest: int) -> None:
+def test_every_part_of_a_split_by_a_size_rule_is_valid(rule: SizeRule, total: int, largest: int) -> None:
     sizes = split_by(rule, total, largest)
     assert not sizes or sum(sizes) == total
     assert all(rule.admits(size) and size <= largest for size in sizes)
@@ -83,7 +83,7 @@ def test_every_part_of_a_split_by_a_rule_is_a_size_that_the_task_takes(rule: Siz
 
 
 @given(rule=RULES, total=st.integers(1, 500), capacity=st.integers(64, 200))
-def test_another_effective_batch_is_near_where_the_rule_allows_none(rule: SizeRule, total: int, capacity: int) -> None:
+def test_nearest_total_returns_an_effective_batch_that_the_rule_can_split(rule: SizeRule, total: int, capacity: int) -> None:
     near = nearest_total(rule, total, capacity)
     assert near is not None
     assert split_by(rule, near, capacity)
@@ -102,9 +102,9 @@ def test_another_effective_batch_is_near_where_the_rule_allows_none(rule: SizeRu
         (SizeRule(one_size=True), 101, 128, (101,)),
     ],
 )
-def test_a_split_by_a_rule(rule: SizeRule, total: int, largest: int, sizes: tuple[int, ...]) -> None:
+def test_a_size_rule_determines_the_split(rule: SizeRule, total: int, largest: int, sizes: tuple[int, ...]) -> None:
     assert split_by(rule, total, largest) == sizes
 
 
-def test_equal_parts_of_a_total_without_a_small_divisor_may_be_larger_than_the_fastest_size() -> None:
+def test_equal_parts_of_a_prime_effective_batch_can_exceed_the_fastest_size() -> None:
     assert split_by(SizeRule(one_size=True), 409, 200, most=409) == (409,)

@@ -34,7 +34,7 @@ def failed_at(effective_batch: int, outcome: Outcome = OUT) -> tuple[Calibration
 
 @pytest.mark.parametrize("outcome", TOO_BIG.values(), ids=TOO_BIG)
 @pytest.mark.parametrize("failing", [96, 512, 1000])
-def test_no_plan_offers_the_size_that_failed(outcome: Outcome, failing: int) -> None:
+def test_no_plan_uses_a_micro_batch_that_failed_its_rehearsal(outcome: Outcome, failing: int) -> None:
     calibration, failed = failed_at(failing, outcome)
     finding = calibration.finding()
     assert finding is not None
@@ -49,14 +49,14 @@ def test_no_plan_offers_the_size_that_failed(outcome: Outcome, failing: int) -> 
     assert here.micro_batch < failed
 
 
-def test_predictions_for_other_containers_are_less_by_as_much() -> None:
+def test_a_failed_rehearsal_reduces_predictions_for_other_memory_limits() -> None:
     (before,) = what_if(a_calibration(), [2 * LIMIT_BYTES])
     calibration, _ = failed_at(512)
     (after,) = what_if(calibration, [2 * LIMIT_BYTES])
     assert 0 < after.micro_batch < before.micro_batch
 
 
-def test_a_smaller_plan_that_was_run_whole_is_the_capacity() -> None:
+def test_a_smaller_rehearsed_plan_becomes_the_capacity() -> None:
     first = make_plan(a_calibration(), effective_batch=1024, objective="memory")
     failed = rehearsed(first, OUT)
     second = make_plan(a_calibration(rehearsals=(failed,)), effective_batch=1024, objective="memory")
@@ -68,7 +68,7 @@ def test_a_smaller_plan_that_was_run_whole_is_the_capacity() -> None:
     assert (plan.status, plan.micro_batches) == ("verified", second.micro_batches)
 
 
-def test_a_failure_of_one_sample_leaves_nothing() -> None:
+def test_a_failed_rehearsal_of_one_sample_leaves_no_capacity() -> None:
     plan = make_plan(a_calibration(), effective_batch=1)
     with_failure = a_calibration(rehearsals=(rehearsed(plan, OUT),))
     calibration = reduced(with_failure)
@@ -78,7 +78,7 @@ def test_a_failure_of_one_sample_leaves_nothing() -> None:
         make_plan(with_failure, effective_batch=8)
 
 
-def test_failures_that_say_nothing_about_memory_reduce_nothing() -> None:
+def test_rehearsal_failures_unrelated_to_memory_do_not_reduce_the_capacity() -> None:
     plan = make_plan(a_calibration(), effective_batch=512)
     outcome = UserCodeFailed(phase="measure", error="ValueError: no")
     calibration = a_calibration(rehearsals=(rehearsed(plan, outcome),))

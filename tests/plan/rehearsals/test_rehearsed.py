@@ -16,7 +16,7 @@ make_plan = partial(make, objective="memory")
 """How an effective batch is divided is the same for both."""
 
 
-def test_only_the_very_plan_that_was_run_whole_is_verified() -> None:
+def test_only_the_exact_rehearsed_plan_is_verified() -> None:
     first = make_plan(a_calibration(), effective_batch=1000)
     calibration = a_calibration(rehearsals=(rehearsed(first, fits(830, 1400.0, batch=1000), run=1),))
     plan = make_plan(calibration, effective_batch=1000)
@@ -28,7 +28,7 @@ def test_only_the_very_plan_that_was_run_whole_is_verified() -> None:
     assert other.why["status"].endswith("batchcal calibrate --effective-batch 998 rehearses it")
 
 
-def test_a_plan_whose_rehearsal_ran_out_of_memory_is_made_anew_smaller() -> None:
+def test_a_plan_that_ran_out_of_memory_is_replaced_by_a_smaller_plan() -> None:
     first = make_plan(a_calibration(), effective_batch=1024)
     failed = rehearsed(first, OutOfMemory(source="budget", detail="too much"))
     plan = make_plan(a_calibration(rehearsals=(failed,)), effective_batch=1024)
@@ -37,7 +37,7 @@ def test_a_plan_whose_rehearsal_ran_out_of_memory_is_made_anew_smaller() -> None
     assert plan.status == "derived"
 
 
-def test_threads_and_workers_are_those_that_won_the_race() -> None:
+def test_the_plan_uses_the_threads_and_workers_that_won_the_race() -> None:
     winner = Finalist(intra_op_threads=1, num_workers=1, prefetch_factor=2, bound_samples_per_s=150.0, samples_per_s=140.0)
     alone = Finalist(intra_op_threads=2, num_workers=0, prefetch_factor=None, bound_samples_per_s=100.0, samples_per_s=100.0)
     shm = SharedMemory(path="/dev/shm", size_bytes=GIB, free_bytes=GIB)
@@ -52,7 +52,7 @@ def test_threads_and_workers_are_those_that_won_the_race() -> None:
     assert (without.num_workers, without.why["num_workers"]) == (0, "a rehearsal with workers failed")
 
 
-def test_where_the_race_says_that_no_worker_is_worth_it_the_plan_says_by_how_much() -> None:
+def test_the_plan_reports_the_gain_of_workers_that_the_race_rejected() -> None:
     winner = Finalist(intra_op_threads=2, num_workers=0, prefetch_factor=None, bound_samples_per_s=100.0, samples_per_s=100.0)
     pruned = Finalist(intra_op_threads=2, num_workers=1, prefetch_factor=2, bound_samples_per_s=108.0, left="pruned", why="8%")
     plan = make_plan(a_calibration(finals=(a_race(winner, pruned),)))

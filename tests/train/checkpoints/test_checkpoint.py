@@ -37,7 +37,7 @@ def stepped(task: Task) -> Task:
     return task
 
 
-def test_model_optimizer_and_generators_come_back(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_the_model_the_optimizer_and_the_random_state(tmp_path: Path) -> None:
     path, task = tmp_path / "run.pt", stepped(a_task())
     torch.manual_seed(5)
     random.seed(5)
@@ -55,7 +55,7 @@ def test_model_optimizer_and_generators_come_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
 
 
-def test_a_missing_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_suggests_omitting_resume(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no checkpoint") as caught:
         load_checkpoint(tmp_path / "none.pt", a_task())
     assert "leave out --resume" in caught.value.try_
@@ -68,7 +68,7 @@ class Bomb:
         return (os.mkdir, ("exploded",))
 
 
-def test_what_is_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_a_checkpoint_does_not_run_pickled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"standing": Bomb()}, "bomb.pt")
     Path("old-style.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     assert f"format {FORMAT + 1}" in caught.value.known
 
 
-def test_parameters_that_a_forward_pass_made_are_named_by_the_checkpoint_that_has_them(tmp_path: Path) -> None:
+def test_an_error_names_checkpoint_parameters_that_the_model_lacks(tmp_path: Path) -> None:
     """Before, only the class of the model was."""
     later = stepped(a_task())
     later.model.add_module("head", nn.Linear(2, 2))
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path: Path) -
         load_checkpoint(path, half)
 
 
-def test_a_place_that_cannot_be_written_is_said_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
+def test_an_unwritable_checkpoint_path_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
     with pytest.raises(NotSaved, match="could not be written"):
@@ -168,7 +168,7 @@ print(load_checkpoint(path, a_task()).epoch, sorted(name.name for name in path.p
 
 @pytest.mark.child
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="mounts a small disk")
-def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_earlier_checkpoint_is_kept(tmp_path: Path) -> None:
     code = FULL_DISK.format(root=str(ROOT), folder=str(tmp_path))
     script = f'mount -t tmpfs -o size=256k tmpfs {tmp_path} && exec {sys.executable} -c "$CODE"'
     ran = subprocess.run(
@@ -189,7 +189,7 @@ def save_for_ever(path: Path, told: Connection) -> None:
 @pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, to be killed within milliseconds")
-def test_a_writer_killed_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_time_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     path, fork, moments = tmp_path / "run.pt", multiprocessing.get_context("fork"), random.Random(3)
     for _ in range(25):
         here, there = fork.Pipe(duplex=False)

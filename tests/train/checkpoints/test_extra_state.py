@@ -126,7 +126,7 @@ def banked() -> Task:
 
 
 @pytest.mark.parametrize("fresh", [averaged, scheduled, counting, adversarial, banked], ids=lambda fresh: fresh.__name__)
-def test_a_resumed_run_ends_where_an_unstopped_one_ends(tmp_path: Path, fresh: Callable[[], Task]) -> None:
+def test_a_resumed_run_with_extra_state_matches_an_uninterrupted_run(tmp_path: Path, fresh: Callable[[], Task]) -> None:
     whole, resumed = fresh(), fresh()
     train(whole, PLAN, TrainOptions(epochs=2))
     train(fresh(), PLAN, TrainOptions(epochs=2, max_steps=4), checkpoint=tmp_path / "run.pt")
@@ -136,14 +136,14 @@ def test_a_resumed_run_ends_where_an_unstopped_one_ends(tmp_path: Path, fresh: C
     assert torch.equal(parameters(resumed), parameters(whole))
 
 
-def test_the_objects_of_another_program_are_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_with_extra_state_of_another_program_is_rejected(tmp_path: Path) -> None:
     train(averaged(), PLAN, TrainOptions(max_steps=4), checkpoint=tmp_path / "run.pt")
     with pytest.raises(UsageError) as caught:
         train(a_task(100), PLAN, TrainOptions(), checkpoint=tmp_path / "run.pt", resume=True)
     assert "no object with a state, but the checkpoint has the state of AveragedModel" in caught.value.known
 
 
-def test_a_constant_teacher_is_left_out_if_it_is_large_and_a_wrapper_does_not_save_the_model_twice() -> None:
+def test_a_large_constant_teacher_and_a_wrapper_of_the_model_are_not_saved() -> None:
     task = a_task(100)
     teacher, wrapper = nn.Linear(2048, LARGE_BYTES // 2048 // 4 + 1), nn.Sequential(task.model)
 
@@ -158,7 +158,7 @@ def test_a_constant_teacher_is_left_out_if_it_is_large_and_a_wrapper_does_not_sa
     assert beside.state()["states"] != [None, {}]
 
 
-def test_a_state_that_no_checkpoint_may_hold_does_not_make_it_unreadable(tmp_path: Path) -> None:
+def test_an_unsupported_extra_state_does_not_make_the_checkpoint_unreadable(tmp_path: Path) -> None:
     class Odd:
         def state_dict(self) -> dict[str, object]:
             return {"path": tmp_path}
@@ -196,7 +196,7 @@ class Wrapper(torch.optim.Optimizer):
         return {"fast": self.optimizer.state_dict()}
 
 
-def test_an_optimizer_that_cannot_load_its_state_is_reported_before_the_training_and_on_resume(tmp_path: Path) -> None:
+def test_an_optimizer_that_cannot_load_its_state_is_reported(tmp_path: Path) -> None:
     task = a_task(100)
     task, progress = replace(task, optimizer=Wrapper(task.optimizer)), Recorded()
     train(task, PLAN, TrainOptions(max_steps=2), checkpoint=tmp_path / "run.pt", progress=progress)
@@ -213,12 +213,12 @@ class Bare(Wrapper):
         self.optimizer, self.param_groups, self.state = optimizer, optimizer.param_groups, optimizer.state
 
 
-def test_a_missing_call_of_the_base_class_is_named() -> None:
+def test_a_missing_call_to_super_init_is_reported() -> None:
     assert "Bare.__init__ does not call super().__init__" in why_not_resumable(Bare(a_task(100).optimizer))
     assert not why_not_resumable(a_task(100).optimizer)
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_instead_of_the_torch_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch reports `unexpected pos 16384 vs 16276`."""
 
     def full(content: object, path: Path) -> None:

@@ -33,7 +33,7 @@ def written(folder: Path, name: str, *, age: int) -> Path:
     return path
 
 
-def test_the_name_is_short_safe_and_that_of_one_task() -> None:
+def test_a_task_name_is_short_safe_and_unique() -> None:
     here = Path("/project")
     name = task_name("train.py:task", here)
     assert name.startswith("train.task-")
@@ -47,7 +47,7 @@ def test_the_name_is_short_safe_and_that_of_one_task() -> None:
     assert not task_name("a/.py:task", here).startswith(".")
 
 
-def test_the_newest_is_the_one_that_was_written_last(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_chosen_by_modification_time(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "absent", "a.task-1") is None
     old = written(tmp_path, "a.task-1-20260102T000000-7.pt", age=9)
     assert newest_checkpoint(tmp_path, "a.task-1") == old
@@ -57,7 +57,7 @@ def test_the_newest_is_the_one_that_was_written_last(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path, "a.task-1") == new
 
 
-def test_two_runs_are_kept_and_no_file_of_another_kind_goes(tmp_path: Path) -> None:
+def test_older_checkpoints_are_removed_and_other_files_are_kept(tmp_path: Path) -> None:
     task = "a.task-1"
     gone = [written(tmp_path, f"{task}-2026010{day}T000000-999999{day}-{process_space()}.pt", age=20 - day) for day in (1, 2)]
     kept = [written(tmp_path, f"{task}-20260103T000000-9999993.pt", age=1)]
@@ -76,7 +76,7 @@ def test_two_runs_are_kept_and_no_file_of_another_kind_goes(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x05\x06" + bytes(18)])
-def test_what_another_program_wrote_is_not_a_checkpoint(content: bytes, tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_not_a_checkpoint(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     assert not is_checkpoint(path)
@@ -87,7 +87,7 @@ def test_what_another_program_wrote_is_not_a_checkpoint(content: bytes, tmp_path
     assert is_checkpoint(path)
 
 
-def test_a_recent_file_of_another_container_stays_whatever_its_process_id(tmp_path: Path) -> None:
+def test_a_recent_checkpoint_of_another_container_is_not_removed(tmp_path: Path) -> None:
     task = "a.task-1"
     for day, name in enumerate(("1-0123abcd", f"{os.getpid()}-0123abcd", "9999999-0123abcd", "9999999")):
         path = written(tmp_path, f"{task}-2026010{day + 1}T000000-{name}.pt", age=10 - day)
@@ -103,7 +103,7 @@ def test_a_recent_file_of_another_container_stays_whatever_its_process_id(tmp_pa
     assert len(set(tmp_path.iterdir())) == 2, "this run's checkpoint and another run's"
 
 
-def test_the_file_of_an_active_run_stays_whatever_its_name(tmp_path: Path) -> None:
+def test_the_checkpoint_of_an_active_run_is_not_removed(tmp_path: Path) -> None:
     task = "a.task-1"
     names = [f"{task}-2026010{day}T000000-999999{day}-{process_space()}.pt" for day in (1, 2, 3)]
     paths = [written(tmp_path, name, age=20 - day) for day, name in enumerate(names)]

@@ -21,7 +21,7 @@ from tests.support.tasks import a_task
 STANDING = Standing(seed=0, effective_batch=10, train_samples=100, epoch=0, group=0)
 
 
-def test_a_partial_that_another_run_writes_is_neither_written_nor_removed(tmp_path: Path) -> None:
+def test_a_partial_file_locked_by_another_run_is_neither_written_nor_removed(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     partial_path(path).write_bytes(b"of another run")
     with locked(partial_path(path)), pytest.raises(NotSaved) as caught:
@@ -47,7 +47,7 @@ def test_a_checkpoint_of_an_active_run_is_not_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_holds_its_checkpoint_until_it_ends(tmp_path: Path) -> None:
+def test_a_run_locks_its_checkpoint_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     with checkpoint_lock(path):
         for _ in range(2):

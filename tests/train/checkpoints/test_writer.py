@@ -55,7 +55,7 @@ def a_writer(disk: Disk, clock: Hand, heard: Recorded | None = None, path: Path 
     return CheckpointWriter(path, disk.write, every_s=600.0, clock=clock, progress=heard or Recorded())
 
 
-def test_a_failed_save_is_retried_once_soon_and_then_at_the_next_occasion() -> None:
+def test_a_failed_save_is_retried_once_soon_and_then_at_the_next_interval() -> None:
     clock, disk = Hand(), Disk(2)
     writer = a_writer(disk, clock)
     attempts = []
@@ -68,7 +68,7 @@ def test_a_failed_save_is_retried_once_soon_and_then_at_the_next_occasion() -> N
     assert disk.content == standing(1900)
 
 
-def test_the_last_save_is_retried_at_once() -> None:
+def test_the_last_save_is_retried_immediately() -> None:
     disk, heard = Disk(1), Recorded()
     writer = a_writer(disk, Hand(), heard)
     writer.save(standing(1), last=True)
@@ -77,7 +77,7 @@ def test_the_last_save_is_retried_at_once() -> None:
     assert "run.pt" in writer.outcome()
 
 
-def test_what_failed_and_what_the_file_holds_are_both_named() -> None:
+def test_a_failed_save_reports_the_error_and_the_content_of_the_file() -> None:
     disk = Disk(0)
     writer = a_writer(disk, Hand())
     assert writer.earlier() == "there is no checkpoint of this run"
@@ -89,7 +89,7 @@ def test_what_failed_and_what_the_file_holds_are_both_named() -> None:
     assert writer.saved == disk.content == standing(3)
 
 
-def test_a_state_that_is_saved_is_not_saved_again() -> None:
+def test_a_saved_state_is_not_saved_again() -> None:
     disk = Disk(0)
     writer = a_writer(disk, Hand())
     now = standing(2)
@@ -98,7 +98,7 @@ def test_a_state_that_is_saved_is_not_saved_again() -> None:
     assert disk.attempts == 1
 
 
-def test_without_a_file_nothing_is_written() -> None:
+def test_no_checkpoint_is_written_without_a_path() -> None:
     disk = Disk(0)
     writer = a_writer(disk, Hand(), path=None)
     writer.save(standing(1), last=True)

@@ -27,7 +27,7 @@ from batchcal.train.ending.worker_failures import WorkerMemory, blame_workers, e
         (None, True, False, NothingFits),
     ],
 )
-def test_memory_is_blamed_only_where_something_shows_it(
+def test_only_signs_of_memory_pressure_make_a_worker_death_a_memory_error(
     number: int | None, kernel_killed: bool, near_limit: bool, kind: type[BatchcalError]
 ) -> None:
     error = error_of(WorkerDeath(number), detail="text", known="saved", kernel_killed=kernel_killed, near_limit=near_limit)
@@ -41,11 +41,11 @@ REFUSED = NothingFits("memory ran out between two steps", known="saved", try_="a
 
 
 @pytest.mark.parametrize("held", [None, WorkerMemory(2, 50 * MIB)])
-def test_workers_that_hold_little_are_not_named(held: WorkerMemory | None) -> None:
+def test_workers_that_use_little_memory_are_not_reported(held: WorkerMemory | None) -> None:
     assert blame_workers(REFUSED, held, GIB) is REFUSED
 
 
-def test_workers_that_hold_much_are_named_with_what_they_hold() -> None:
+def test_workers_that_use_much_memory_are_reported_with_their_memory() -> None:
     error = blame_workers(REFUSED, WorkerMemory(2, 300 * MIB), GIB)
     assert error.known == "2 DataLoader workers hold 300 MiB; saved"
     assert error.try_ == "fewer --workers, or a larger --margin"
@@ -58,7 +58,7 @@ def _hold(ready: Connection) -> None:
 
 
 @pytest.mark.child
-def test_what_workers_hold_is_measured_while_they_live() -> None:
+def test_the_memory_of_live_workers_is_measured() -> None:
     assert memory_of_workers() is None
     ours, theirs = multiprocessing.Pipe()
     worker = multiprocessing.get_context("fork").Process(target=_hold, args=(theirs,), daemon=True)

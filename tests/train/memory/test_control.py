@@ -77,7 +77,7 @@ def a_batch(samples: int) -> MicroBatch:
     return MicroBatch([torch.randn(samples, 8, generator=generator), torch.zeros(samples, dtype=torch.int64)], samples)
 
 
-def test_what_is_predicted_not_to_fit_is_cut_before_it_is_tried_and_smaller_ones_follow() -> None:
+def test_a_batch_predicted_not_to_fit_is_split_before_it_runs() -> None:
     task, heard = a_task(), Recorded()
     control = a_control(task, Told(limit=1200 * MIB), heard)
     seen: list[int] = []
@@ -98,7 +98,7 @@ def test_what_is_predicted_not_to_fit_is_cut_before_it_is_tried_and_smaller_ones
     assert control.recoveries == 1
 
 
-def test_with_room_nothing_is_told() -> None:
+def test_no_event_is_reported_if_memory_is_sufficient() -> None:
     task, heard = a_task(), Recorded()
     control = a_control(task, Told(), heard)
     run_group(task, [a_batch(16)], device=CPU, scaler=None, guard=control)
@@ -107,7 +107,7 @@ def test_with_room_nothing_is_told() -> None:
     assert control.take_memory().peak_bytes == 0, "taken once"
 
 
-def test_a_neighbour_that_fills_the_container_shrinks_the_micro_batch_with_the_reason() -> None:
+def test_memory_use_of_another_process_reduces_the_micro_batch_with_a_reason() -> None:
     task, heard, meter = a_task(), Recorded(), Told()
     control = a_control(task, meter, heard)
     control.scheduler.set(15)
@@ -121,7 +121,7 @@ def test_a_neighbour_that_fills_the_container_shrinks_the_micro_batch_with_the_r
     assert "of the memory limit" in str(change["why"])
 
 
-def test_the_optimizer_s_step_is_refused_before_it_begins_where_it_may_be_cut_off() -> None:
+def test_an_optimizer_step_without_enough_memory_is_rejected_before_it_starts() -> None:
     task, heard = a_task(), Recorded()
     meter = Told(limit=500 * MIB, used=490 * MIB, own=490 * MIB)
     control = a_control(task, meter, heard)
@@ -134,7 +134,7 @@ def test_the_optimizer_s_step_is_refused_before_it_begins_where_it_may_be_cut_of
     assert task.optimizer.state == {}
 
 
-def test_a_step_that_was_refused_leaves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_optimizer_step_leaves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(control: MemoryControl) -> None:
         if control._optimizer.state:
             raise NothingFits("the optimizer's step may need 9 GiB, but only 0 B are free", known="cut off it would leave a mess")
@@ -150,7 +150,7 @@ def test_a_step_that_was_refused_leaves_a_checkpoint(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_with_the_checkpoint_of_before(tmp_path: Path, value: float) -> None:
+def test_a_nan_or_infinite_loss_stops_with_a_checkpoint_from_before_the_step(tmp_path: Path, value: float) -> None:
     calls: list[int] = []
 
     def loss(model: nn.Module, batch: object) -> Tensor:
@@ -168,7 +168,7 @@ def test_a_loss_that_is_no_number_stops_with_the_checkpoint_of_before(tmp_path: 
     assert all(torch.equal(one, other) for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
 
 
-def test_a_micro_batch_that_weighs_nothing_changes_nothing() -> None:
+def test_a_micro_batch_with_zero_weight_does_not_change_the_step() -> None:
     """All of its tokens are padding: its mean is no number."""
 
     def weight(batch: object) -> float:
@@ -190,7 +190,7 @@ def test_a_micro_batch_that_weighs_nothing_changes_nothing() -> None:
         torch.testing.assert_close(*pair)
 
 
-def test_a_small_start_grows_to_the_plan_and_learns_the_same() -> None:
+def test_a_small_start_grows_to_the_plan_with_the_same_training_result() -> None:
     grown, plain = a_task(400), a_task(400)
     heard = Recorded()
     result = train(grown, a_plan(16), TrainOptions(epochs=3, start_micro_batch=2, fence=False), progress=heard)
@@ -206,7 +206,7 @@ def test_a_small_start_grows_to_the_plan_and_learns_the_same() -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_the_monitor_knows_now_most_average_and_trend() -> None:
+def test_the_monitor_reports_current_peak_average_and_trend() -> None:
     class Ticking(SystemClock):
         seconds = 0.0
 
@@ -224,7 +224,7 @@ def test_the_monitor_knows_now_most_average_and_trend() -> None:
     assert trend.trend_bytes_per_s == pytest.approx(10.0)
 
 
-def test_the_monitor_reads_by_itself_while_it_is_entered_and_closes_the_meter() -> None:
+def test_an_entered_monitor_reads_in_the_background_and_closes_the_meter() -> None:
     meter = Told()
     with MemoryMonitor(meter, SystemClock(), interval_s=0.001) as monitor:
         while monitor.trend().readings < 5:
@@ -232,7 +232,7 @@ def test_the_monitor_reads_by_itself_while_it_is_entered_and_closes_the_meter() 
     assert meter.closed
 
 
-def test_far_from_its_limit_the_monitor_reads_rarely_and_a_lower_limit_is_read_at_once() -> None:
+def test_the_monitor_reads_rarely_far_from_the_limit_and_detects_a_lower_limit() -> None:
     meter = Told(limit=4 * GIB)
     with MemoryMonitor(meter, SystemClock(), interval_s=0.001) as monitor:
         time.sleep(0.2)
@@ -247,7 +247,7 @@ def test_far_from_its_limit_the_monitor_reads_rarely_and_a_lower_limit_is_read_a
         assert monitor.trend().readings >= before + 20
 
 
-def test_nobody_asks_the_meter_for_its_limit_while_it_opens_its_files_anew() -> None:
+def test_the_memory_limit_is_not_read_while_the_meter_opens_its_files() -> None:
     class Opening(Told):
         opening = False
         asked_meanwhile = 0
@@ -270,7 +270,7 @@ def test_nobody_asks_the_meter_for_its_limit_while_it_opens_its_files_anew() -> 
     assert meter.asked_meanwhile == 0
 
 
-def test_a_monitor_that_does_not_run_reads_anew_each_time() -> None:
+def test_a_monitor_that_is_not_running_reads_at_each_request() -> None:
     meter = Told()
     monitor = MemoryMonitor(meter, SystemClock())
     monitor.read()
@@ -278,7 +278,7 @@ def test_a_monitor_that_does_not_run_reads_anew_each_time() -> None:
     assert monitor.available().used_bytes == 3 * GIB
 
 
-def test_who_has_a_share_sees_no_more_than_that() -> None:
+def test_a_memory_share_limits_the_available_memory() -> None:
     host = Told(limit=4 * GIB, used=900 * MIB, own=400 * MIB)
     meter = ShareMeter(host, GIB)
     assert meter.read() == AvailableMemory(limit_bytes=GIB, used_bytes=400 * MIB, own_bytes=400 * MIB), (
@@ -293,7 +293,7 @@ def test_who_has_a_share_sees_no_more_than_that() -> None:
     assert host.closed
 
 
-def test_workers_are_part_of_a_share() -> None:
+def test_the_memory_of_workers_counts_towards_a_share() -> None:
     meter = ShareMeter(Told(limit=4 * GIB, used=900 * MIB, own=400 * MIB), GIB, lambda: 300 * MIB)
     assert meter.read() == AvailableMemory(limit_bytes=GIB, used_bytes=700 * MIB, own_bytes=400 * MIB)
     crowded = Told(limit=GIB, used=900 * MIB, own=400 * MIB)
@@ -301,7 +301,7 @@ def test_workers_are_part_of_a_share() -> None:
 
 
 @pytest.mark.child
-def test_what_workers_hold_is_read_from_them() -> None:
+def test_the_memory_of_worker_processes_is_read_at_an_interval() -> None:
     clock = ManualClock(datetime(2026, 1, 31, tzinfo=UTC))
     memory = WorkersMemory(clock)
     before = memory.bytes()  # other tests keep processes that start children
@@ -315,7 +315,7 @@ def test_what_workers_hold_is_read_from_them() -> None:
         assert 64 * MIB < memory.bytes() - before < 128 * MIB
 
 
-def test_what_this_process_holds_is_part_of_what_is_used() -> None:
+def test_the_memory_of_this_process_is_part_of_the_used_memory() -> None:
     meter = HostMeter(SystemClock())
     room = meter.read()
     held = bytearray(64 * MIB)
@@ -332,7 +332,7 @@ class InOrder(IterableDataset[object]):
         return (data[index] for index in range(64))
 
 
-def test_batches_of_a_stream_are_cut_to_the_size_that_is_allowed() -> None:
+def test_batches_of_a_stream_are_split_to_the_allowed_size() -> None:
     heard = Recorded()
     streamed = replace(a_task(), train_data=InOrder())
     result = train(streamed, a_plan(16), TrainOptions(start_micro_batch=4, fence=False), progress=heard)
@@ -342,7 +342,7 @@ def test_batches_of_a_stream_are_cut_to_the_size_that_is_allowed() -> None:
     assert result.recoveries == 0, "it is no recovery: nothing went wrong"
 
 
-def test_a_sample_that_is_larger_than_all_memory_is_named_before_anything_is_trained() -> None:
+def test_a_sample_larger_than_memory_is_reported_before_training() -> None:
     task, heard = a_task(20), Recorded()
     sized = replace(task, size_of=[2.0 if index == 7 else 1.0 for index in range(20)])
     predictor = straight_line(1, 1, 1 << 50, 40.0)
@@ -385,7 +385,7 @@ class RunsOut(Dataset[object]):
 @pytest.mark.parametrize(
     ("planned_bytes", "try_"), [(MIB, "limit the data that your code keeps"), (1 << 50, "a larger --margin")]
 )
-def test_memory_that_runs_out_between_steps_names_growth_where_there_is_some(planned_bytes: int, try_: str) -> None:
+def test_an_out_of_memory_error_between_steps_reports_growth_above_the_plan(planned_bytes: int, try_: str) -> None:
     """Before, a dataset whose cache filled the memory was sent to --margin."""
     plan = a_plan(16, predicted_peak_bytes=planned_bytes)
     predictor = straight_line(1 << 27, 16, 1 << 28, 8.0)

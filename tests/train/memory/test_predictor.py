@@ -28,7 +28,7 @@ def a_batch(samples: int, length: float = 1.0, group: str = "") -> Composition:
     return Composition(samples, round(samples * SAMPLE * length), group)
 
 
-def test_before_anything_is_measured_it_says_what_the_calibration_says() -> None:
+def test_the_first_prediction_comes_from_the_calibration() -> None:
     predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
     assert predictor.predict(a_batch(50)) == pytest.approx(150 * MIB)
     assert predictor.predict(a_batch(50, length=0.5)) == pytest.approx(125 * MIB), "half as long, half as much"
@@ -36,7 +36,7 @@ def test_before_anything_is_measured_it_says_what_the_calibration_says() -> None
     assert not predictor.stable()
 
 
-def test_after_ten_batches_of_a_group_it_is_right_within_three_percent_though_the_calibration_was_not() -> None:
+def test_predictions_are_within_three_percent_after_ten_batches_of_a_group() -> None:
     """True: another base, padding costs 0.8 of what was thought, each sample 0.2 whatever its length."""
     predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
     generator = random.Random(4)
@@ -52,7 +52,7 @@ def test_after_ten_batches_of_a_group_it_is_right_within_three_percent_though_th
     assert max(abs(predictor.predict(batch) / true(batch) - 1) for batch in unseen) < 0.03
 
 
-def test_groups_are_learned_apart_and_an_unseen_one_is_predicted_as_all_others() -> None:
+def test_groups_are_learned_separately_and_a_new_group_uses_all_observations() -> None:
     predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
     for size in range(10, 110, 10):
         predictor.observe(a_batch(size, group="small"), round((100 + 0.8 * size) * MIB))
@@ -64,7 +64,7 @@ def test_groups_are_learned_apart_and_an_unseen_one_is_predicted_as_all_others()
     assert small < unseen < large
 
 
-def test_a_peak_that_may_be_an_earlier_batch_s_teaches_only_that_less_is_needed() -> None:
+def test_a_peak_of_an_earlier_batch_is_only_an_upper_bound() -> None:
     predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
     predictor.observe(a_batch(10), 400 * MIB, at_most=True)
     assert predictor.predict(a_batch(10)) == pytest.approx(110 * MIB), "it would have been there before"
@@ -74,19 +74,19 @@ def test_a_peak_that_may_be_an_earlier_batch_s_teaches_only_that_less_is_needed(
     assert predictor.error() is None, "a bound is no measurement"
 
 
-def test_the_error_is_that_of_what_was_said_beforehand() -> None:
+def test_the_error_compares_the_measurement_with_the_earlier_prediction() -> None:
     predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
     predictor.observe(a_batch(100), 250 * MIB)
     assert predictor.error() == pytest.approx(0.2)
 
 
-def test_without_a_calibration_a_straight_line_through_the_plan_s_peak_does() -> None:
+def test_a_prediction_without_a_calibration_is_a_line_through_the_planned_peak() -> None:
     predictor = straight_line(100 * MIB, 64, 228 * MIB, 10.0)
     assert predictor.predict(Composition(64, 640)) == pytest.approx(228 * MIB)
     assert predictor.predict(Composition(32, 320)) == pytest.approx(164 * MIB)
 
 
-def test_a_base_that_grows_while_training_is_followed_for_all_groups() -> None:
+def test_base_memory_growth_during_training_updates_all_groups() -> None:
     """What a process keeps for every shape of a batch adds up; a group whose turn comes rarely must not be left behind."""
     predictor = MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE)
     generator = random.Random(5)
@@ -100,7 +100,7 @@ def test_a_base_that_grows_while_training_is_followed_for_all_groups() -> None:
     assert predictor.predict(a_batch(60, group="rare")) / MIB == pytest.approx(100 + 30 + 0.9 * 60, rel=0.04)
 
 
-def test_a_group_is_settled_once_it_is_predicted_well_and_not_for_having_been_measured_often() -> None:
+def test_a_group_is_settled_by_accurate_predictions_not_by_many_measurements() -> None:
     unsteady, steady = (MemoryPredictor(a_model(100 * MIB, MIB), SAMPLE) for _ in range(2))
     for number in range(40):
         unsteady.observe(a_batch(50), round(150 * MIB * (0.85, 1.15)[number % 2]))

@@ -68,7 +68,9 @@ def steps(task: Task, guarded: Guarded | None, *, count: int = 3) -> Tensor:
 @pytest.mark.parametrize(("dropout", "norm"), [(0.0, False), (0.3, False), (0.3, True)])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("at", range(1, 10))
-def test_one_failure_anywhere_leaves_no_trace(where: str, at: int, dropout: float, norm: bool, optimizer: str) -> None:
+def test_a_retried_out_of_memory_failure_does_not_change_the_training(
+    where: str, at: int, dropout: float, norm: bool, optimizer: str
+) -> None:
     undisturbed = steps(a_training(Memory(), dropout=dropout, norm=norm, optimizer=optimizer), None)
     task = a_training(Memory(where, at=at), dropout=dropout, norm=norm, optimizer=optimizer)
     guarded = Guarded(task)
@@ -78,7 +80,7 @@ def test_one_failure_anywhere_leaves_no_trace(where: str, at: int, dropout: floa
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("most", [23, 8, 5, 1])
-def test_what_never_fits_is_run_in_parts_for_the_same_update(where: str, most: int) -> None:
+def test_a_batch_that_never_fits_is_split_for_the_same_update(where: str, most: int) -> None:
     undisturbed = steps(a_training(Memory()), None)
     task = a_training(Memory(where, most=most))
     guarded = Guarded(task)
@@ -88,7 +90,7 @@ def test_what_never_fits_is_run_in_parts_for_the_same_update(where: str, most: i
     assert {one.action for one in guarded.told} == {"retry", "split"}, "at first it is expected to fit, and it does not"
 
 
-def test_what_is_known_not_to_fit_is_not_tried() -> None:
+def test_a_size_that_cannot_fit_is_split_without_an_attempt() -> None:
     memory = Memory("forward", most=10)
     task = a_training(memory)
     guarded = Guarded(task, most=10)
@@ -96,7 +98,7 @@ def test_what_is_known_not_to_fit_is_not_tried() -> None:
     assert {one.phase for one in guarded.told} == {"preflight"}
 
 
-def test_a_model_with_batchnorm_is_not_cut_unless_that_was_chosen() -> None:
+def test_a_batchnorm_batch_is_split_only_if_the_user_allows_it() -> None:
     task = a_training(Memory("backward", most=10), norm=True)
     before = copy.deepcopy(task.model.state_dict())
     with pytest.raises(NothingFits, match=r"24 samples.*\n.*BatchNorm.*\n.*--on-oom split"):
@@ -116,7 +118,7 @@ def test_a_single_sample_that_does_not_fit_is_named() -> None:
     assert all(parameter.grad is None for parameter in task.model.parameters())
 
 
-def test_a_batch_that_does_not_say_where_its_samples_are_is_made_anew_from_them() -> None:
+def test_a_batch_that_cannot_be_sliced_is_collated_again_from_its_samples() -> None:
     """The labels lie in one tensor with the total: row 0 is no sample."""
 
     def collate(samples: list[object]) -> tuple[Tensor, Tensor]:
@@ -138,14 +140,14 @@ def test_a_batch_that_does_not_say_where_its_samples_are_is_made_anew_from_them(
     torch.testing.assert_close(trained(Memory("forward", most=6)), trained(Memory()), rtol=1e-9, atol=1e-12)
 
 
-def test_a_stream_whose_batches_cannot_be_cut_stops() -> None:
+def test_training_stops_if_the_batches_of_a_stream_cannot_be_split() -> None:
     task = replace(a_training(Memory("forward", most=6)), loss=lambda model, batch: model(batch["inputs"]).square().mean())
     batch = MicroBatch({"inputs": torch.randn(8, 8, dtype=torch.float64), "name": "whole"}, 8)
     with pytest.raises(NothingFits, match="cannot be cut"):
         run_group(task, [batch], device=CPU, scaler=None, guard=Guarded(task))
 
 
-def test_a_mistake_of_the_user_is_not_taken_for_memory() -> None:
+def test_a_user_error_is_not_treated_as_out_of_memory() -> None:
     def loss(model: nn.Module, batch: object) -> Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x8 and 16x3)")
 
@@ -170,7 +172,7 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("at", [1, 2, 5])
-def test_a_buffer_of_any_module_is_put_back(at: int) -> None:
+def test_module_buffers_are_restored_after_a_failed_pass(at: int) -> None:
     def counted(memory: Memory) -> Tensor:
         task = a_training(memory)
         task.model.insert(0, Counting()) if isinstance(task.model, nn.Sequential) else None
@@ -179,7 +181,7 @@ def test_a_buffer_of_any_module_is_put_back(at: int) -> None:
     assert torch.equal(counted(Memory("backward", at=at)), counted(Memory()))
 
 
-def test_the_gradients_of_the_passes_before_survive_a_failure() -> None:
+def test_gradients_of_earlier_passes_survive_a_failed_pass() -> None:
     """Memory runs out in the third micro-batch of a group, when two have left their gradients."""
     task = a_training(Memory("backward", at=3))
     run_group(task, micro_batches(24, 8, 8), device=CPU, scaler=None, guard=Guarded(task), clear_first=True)
@@ -192,7 +194,7 @@ def test_the_gradients_of_the_passes_before_survive_a_failure() -> None:
 
 
 @pytest.mark.parametrize("most", [10, 1 << 30])
-def test_a_batch_that_must_not_be_divided_is_not_cut_and_the_reason_is_given(most: int) -> None:
+def test_recovery_does_not_split_an_undivided_batch_and_gives_the_reason(most: int) -> None:
     task = a_training(Memory("backward", most=10))
     guarded = Guarded(task, most=most, undivided="the gradient would differ by 76 %: in-batch negatives")
     with pytest.raises(NothingFits, match="memory ran out in the backward pass over 24 samples") as raised:

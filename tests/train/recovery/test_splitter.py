@@ -22,7 +22,7 @@ class Spent(Dataset[object]):
         raise AssertionError(f"sample {index} was loaded anew")
 
 
-def test_a_batch_that_knows_how_to_be_cut_is_cut_and_not_loaded_anew() -> None:
+def test_a_batch_with_its_own_split_method_is_split_without_loading_samples() -> None:
     samples = [
         HeterogeneousSample(images=[torch.ones(1, 2 + number, 3)] * (1 + number % 2), task_type="T1", label=number)
         for number in range(5)
@@ -62,7 +62,7 @@ def test_a_list_of_images_is_split_by_images() -> None:
     assert [shapes(half) for half in halves] == [[(3, 8, 8), (3, 9, 8)], [(3, 10, 8)]]
 
 
-def test_what_torch_stacked_is_cut_and_not_loaded_again() -> None:
+def test_a_default_collated_batch_is_split_without_loading_samples() -> None:
     batch = [torch.arange(5.0), {"labels": torch.arange(5)}]
     halves = Splitter(Spent(), None).halves(MicroBatch(batch, 5, (0, 1, 2, 3, 4)))
     assert halves is not None
@@ -77,7 +77,7 @@ class Together(Dataset[object]):
         return torch.tensor(indices)
 
 
-def test_halves_are_read_together_where_batches_are() -> None:
+def test_halves_are_read_with_getitems_if_the_dataset_has_it() -> None:
     halves = Splitter(Together(), unchanged).halves(MicroBatch(torch.tensor([4, 2, 9]), 3, (4, 2, 9)))
     assert halves is not None
     parts = [half().batch for half in halves]
@@ -125,7 +125,7 @@ def shuffled(samples: list[tuple[Tensor, int]]) -> object:
         (list, [torch.ones(3, 4, 4)] * 6, False),
     ],
 )
-def test_the_batches_of_a_stream_are_cut_where_that_was_tried(
+def test_batches_of_a_stream_are_split_only_if_a_trial_split_is_exact(
     collate: Callable[..., object], samples: list[object], cuttable: bool
 ) -> None:
     generator = torch.get_rng_state()

@@ -30,7 +30,7 @@ def clock() -> ManualClock:
     return ManualClock(STARTED_AT)
 
 
-def test_the_header_comes_first_and_times_count_from_it(tmp_path: Path, clock: ManualClock) -> None:
+def test_the_header_is_the_first_line_and_times_are_relative_to_it(tmp_path: Path, clock: ManualClock) -> None:
     with JsonlLog(tmp_path / "a" / "run.jsonl", clock=clock) as log:
         log.event("notice", {"text": "before anything began"})
         clock.move(100.0)
@@ -56,13 +56,13 @@ def test_each_line_is_in_the_file_before_the_next_step(tmp_path: Path) -> None:
     assert lines_of(path)[-1]["step"] == 3
 
 
-def test_a_training_that_never_began_leaves_no_file(tmp_path: Path) -> None:
+def test_a_training_that_never_started_leaves_no_log(tmp_path: Path) -> None:
     with JsonlLog(tmp_path / "run.jsonl") as log:
         log.event("notice", {"text": "no data"})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_is_told_before_the_training(tmp_path: Path) -> None:
+def test_an_invalid_log_path_is_rejected_before_training(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         JsonlLog(tmp_path)
     (tmp_path / "file").touch()
@@ -70,7 +70,7 @@ def test_a_place_that_cannot_be_is_told_before_the_training(tmp_path: Path) -> N
         JsonlLog(tmp_path / "file" / "run.jsonl")
 
 
-def test_a_resumed_run_goes_on_in_the_same_file(tmp_path: Path) -> None:
+def test_a_resumed_run_appends_to_the_same_log(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     for start in (a_start(), a_start(epoch=1)):
         with JsonlLog(path) as log:
@@ -79,7 +79,7 @@ def test_a_resumed_run_goes_on_in_the_same_file(tmp_path: Path) -> None:
     assert [line["event"] for line in lines_of(path)] == ["training_started", "step", "training_started", "step"]
 
 
-def test_half_a_line_of_a_killed_process_stays_a_line_of_its_own(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_a_killed_process_stays_a_separate_line(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with JsonlLog(path) as log:
         log.event("training_started", a_start())
@@ -89,7 +89,7 @@ def test_half_a_line_of_a_killed_process_stays_a_line_of_its_own(tmp_path: Path)
     assert [line[:12] for line in path.read_text().splitlines()] == ['{"event":"tr', '{"event":"st', '{"event":"tr']
 
 
-def test_a_new_run_sets_the_log_of_an_earlier_one_aside(tmp_path: Path) -> None:
+def test_a_new_run_renames_the_log_of_an_earlier_run(tmp_path: Path) -> None:
     path, told = tmp_path / "run.jsonl", list[str]()
     for seed in range(3):
         with JsonlLog(path, report=told.append) as log:
@@ -108,7 +108,7 @@ def test_a_file_that_is_not_a_log_is_neither_written_nor_moved(tmp_path: Path) -
     assert path.read_text() == "my notes\n"
 
 
-def test_a_device_takes_a_log() -> None:
+def test_a_log_can_be_written_to_a_device() -> None:
     with JsonlLog(Path("/dev/null")) as log:
         log.event("training_started", a_start())
 
@@ -137,7 +137,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     yield made
 
 
-def test_a_full_disk_is_told_once_and_what_is_missing_is_counted(tmp_path: Path, clock: ManualClock, disk: Disk) -> None:
+def test_a_full_disk_is_reported_once_and_missing_events_are_counted(tmp_path: Path, clock: ManualClock, disk: Disk) -> None:
     path, told = tmp_path / "run.jsonl", list[str]()
     log = JsonlLog(path, report=told.append, clock=clock)
     log.event("training_started", a_start())
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_once_and_what_is_missing_is_counted(tmp_path: Path,
     assert len(told) == 1
 
 
-def test_a_header_that_found_no_room_is_written_as_soon_as_there_is_some(tmp_path: Path, clock: ManualClock, disk: Disk) -> None:
+def test_a_header_that_did_not_fit_is_written_when_space_is_available(tmp_path: Path, clock: ManualClock, disk: Disk) -> None:
     path = tmp_path / "run.jsonl"
     disk.room = 10
     log = JsonlLog(path, clock=clock)
@@ -173,7 +173,7 @@ def test_a_header_that_found_no_room_is_written_as_soon_as_there_is_some(tmp_pat
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_device_that_is_always_full_raises_nothing() -> None:
+def test_a_full_device_raises_no_error() -> None:
     told: list[str] = []
     with JsonlLog(Path("/dev/full"), report=told.append) as log:
         log.event("training_started", a_start())
@@ -196,7 +196,7 @@ for step in range(10**9):
 
 
 @pytest.mark.child
-def test_a_killed_process_loses_nothing_that_was_told(tmp_path: Path) -> None:
+def test_a_killed_process_loses_no_logged_events(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -209,7 +209,7 @@ def test_a_killed_process_loses_nothing_that_was_told(tmp_path: Path) -> None:
     assert set(run.remarks) <= {"the last line is incomplete"}
 
 
-def test_a_log_may_be_a_pipe_or_a_link_to_one_and_is_no_folder(tmp_path: Path) -> None:
+def test_a_log_can_be_a_pipe_or_a_link_to_a_pipe_but_not_a_folder(tmp_path: Path) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to(pipe)

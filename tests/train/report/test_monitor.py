@@ -33,7 +33,7 @@ class Sink:
         self.steps.append(step)
 
 
-def test_everybody_is_told(tmp_path: Path) -> None:
+def test_the_view_the_log_and_the_sinks_receive_all_events(tmp_path: Path) -> None:
     view, sink = Recorded(), Sink()
     with TrainingMonitor(tmp_path / "run.jsonl", sinks=[sink], view=view, about={"spec": "mine:task"}) as monitor:
         tell(monitor, a_training(epochs=2, per_epoch=5, trouble=False))
@@ -45,13 +45,13 @@ def test_everybody_is_told(tmp_path: Path) -> None:
     assert view.events[0][1]["spec"] == "batchcal.workload.examples.multiimage:task", "what the loop says holds"
 
 
-def test_what_the_loop_does_not_know_joins_the_header(tmp_path: Path) -> None:
+def test_fields_from_the_caller_are_added_to_the_log_header(tmp_path: Path) -> None:
     with TrainingMonitor(tmp_path / "run.jsonl", about={"spec": "mine:task"}) as monitor:
         monitor.event(training_event("training_started", {"epochs": 1}))
     assert read_run(tmp_path).started.spec == "mine:task"
 
 
-def test_an_epoch_leaves_with_what_its_steps_came_to() -> None:
+def test_an_epoch_event_contains_the_totals_of_its_steps() -> None:
     view = Recorded()
     monitor = TrainingMonitor(None, view=view)
     monitor.event(training_event("training_started", a_start()))
@@ -74,7 +74,7 @@ def test_an_epoch_leaves_with_what_its_steps_came_to() -> None:
     assert (totals.steps, totals.samples, totals.recoveries, totals.changes, totals.peak_bytes) == (2, 400, 1, 1, 90)
 
 
-def test_totals_count_the_epoch_that_is_going_on() -> None:
+def test_totals_include_the_current_epoch() -> None:
     monitor = TrainingMonitor(None)
     assert monitor.totals().prediction_error is None
     tell(monitor, iter([*a_training(epochs=2, per_epoch=4)][:8]))
@@ -82,7 +82,7 @@ def test_totals_count_the_epoch_that_is_going_on() -> None:
     assert 0 < monitor.totals().steps < 8
 
 
-def test_a_view_that_fails_is_left_alone_and_the_log_goes_on(tmp_path: Path) -> None:
+def test_a_failing_view_is_no_longer_called_and_the_log_continues(tmp_path: Path) -> None:
     view = Broken(ValueError("I/O operation on closed file"))
     with TrainingMonitor(tmp_path / "run.jsonl", view=view) as monitor:
         tell(monitor, a_training(epochs=1, per_epoch=3, trouble=False))
@@ -90,12 +90,12 @@ def test_a_view_that_fails_is_left_alone_and_the_log_goes_on(tmp_path: Path) -> 
     assert len(read_run(tmp_path).steps) == 3
 
 
-def test_a_signal_while_drawing_still_counts(tmp_path: Path) -> None:
+def test_a_signal_during_drawing_still_stops_the_training(tmp_path: Path) -> None:
     with pytest.raises(Interrupted), TrainingMonitor(tmp_path / "run.jsonl", view=Broken(Interrupted(2))) as monitor:
         monitor.event(training_event("training_started", a_start()))
 
 
-def test_a_logger_that_fails_is_told_to_the_view_and_the_log(tmp_path: Path) -> None:
+def test_a_failing_logger_is_reported_in_the_view_and_the_log(tmp_path: Path) -> None:
     class Failing:
         def log(self, values: dict[str, float], step: int) -> None:
             raise RuntimeError("no key")
@@ -108,7 +108,7 @@ def test_a_logger_that_fails_is_told_to_the_view_and_the_log(tmp_path: Path) -> 
     assert "notice" in [getattr(one, "event", "") for one in read_run(tmp_path).happenings]
 
 
-def test_the_error_that_ends_a_training_stands_in_its_log(tmp_path: Path) -> None:
+def test_the_error_that_ends_a_training_is_recorded_in_the_log(tmp_path: Path) -> None:
     with (
         pytest.raises(UserCodeError),
         TrainingMonitor(tmp_path / "run.jsonl", clock=ManualClock(STARTED_AT)) as monitor,

@@ -28,7 +28,7 @@ def run_file(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run.jsonl")
 
 
-def test_a_run_is_read_as_it_was_told(run_file: Path) -> None:
+def test_a_log_is_read_back_with_all_recorded_values(run_file: Path) -> None:
     run = read_run(run_file.parent)
     assert run.started.spec == "batchcal.workload.examples.multiimage:task"
     assert run.started.time == STARTED_AT
@@ -46,21 +46,21 @@ def test_a_run_is_read_as_it_was_told(run_file: Path) -> None:
     assert list(run.steps.column("loss")) == pytest.approx([fields["loss"] for fields in told], rel=1e-8)
 
 
-def test_what_happened_stands_at_its_step(run_file: Path) -> None:
+def test_events_are_assigned_to_their_steps(run_file: Path) -> None:
     run = read_run(run_file)
     assert run.recoveries[0].global_step == 145
     assert [one.global_step for one in run.changes] == [145, 252]
     assert [one.global_step for one in run.epochs] == [60, 120, 180, 240, 300, 360]
 
 
-def test_a_change_that_is_told_after_its_step_stands_at_it(tmp_path: Path) -> None:
+def test_a_size_change_logged_after_its_step_is_assigned_to_that_step(tmp_path: Path) -> None:
     step: Told = ("step", {"epoch": 0, "step": 3, "global_step": 3})
     after: Told = ("resized", {"epoch": 0, "step": 3, "was": 8, "now": 4, "why": "near the limit"})
     run = read_run(write_run(tmp_path / "run.jsonl", iter([("training_started", a_start()), step, after])))
     assert run.changes[0].global_step == 3
 
 
-def test_predictions_are_judged_by_every_step(run_file: Path) -> None:
+def test_the_prediction_error_is_computed_from_every_step(run_file: Path) -> None:
     run = read_run(run_file)
     error = run.prediction
     assert error is not None
@@ -71,14 +71,14 @@ def test_predictions_are_judged_by_every_step(run_file: Path) -> None:
     assert error.worst_under == pytest.approx(-min(off))
 
 
-def test_a_run_without_measurements_has_none(tmp_path: Path) -> None:
+def test_a_run_without_measurements_has_no_prediction_peak_or_rate(tmp_path: Path) -> None:
     told: list[Told] = [("training_started", a_start()), ("step", {"epoch": 0, "step": 1, "loss": 0.5})]
     run = read_run(write_run(tmp_path / "run.jsonl", iter(told)))
     assert (run.prediction, run.peak_bytes, run.samples_per_s, run.status) == (None, None, None, "not ended")
     assert list(run.steps.places) == [1]
 
 
-def test_a_loss_that_is_no_number_comes_back_as_such(tmp_path: Path) -> None:
+def test_nan_and_infinite_losses_are_read_back(tmp_path: Path) -> None:
     steps: list[Told] = [("step", {"epoch": 0, "step": place, "global_step": place, "loss": math.nan}) for place in (1, 2)]
     ended: Told = ("epoch_ended", {"epoch": 0, "loss": math.nan, "eval_loss": math.inf})
     run = read_run(write_run(tmp_path / "run.jsonl", iter([("training_started", a_start()), *steps, ended])))
@@ -105,7 +105,7 @@ def resumed(path: Path, *, killed_after: int, from_epoch: int, from_sample: int)
     return path
 
 
-def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
+def test_repeated_steps_count_once(tmp_path: Path) -> None:
     # The header and 17 steps with the end of an epoch and a checkpoint between them; the checkpoint is of step 14.
     path = resumed(tmp_path / "run.jsonl", killed_after=1 + 17 + 2, from_epoch=1, from_sample=4 * 512)
     run = read_run(path)
@@ -116,7 +116,7 @@ def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
     assert [type(one) for one in run.happenings if isinstance(one, LoggedStart)] == [LoggedStart]
 
 
-def test_an_epoch_that_was_done_again_counts_once(tmp_path: Path) -> None:
+def test_a_repeated_epoch_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     for epoch, loss in ((0, 1.0), (0, 2.0), (1, 3.0)):
         with JsonlLog(path) as log:
@@ -125,14 +125,14 @@ def test_an_epoch_that_was_done_again_counts_once(tmp_path: Path) -> None:
     assert [(one.epoch, one.loss) for one in read_run(path).epochs] == [(0, 2.0), (1, 3.0)]
 
 
-def test_half_of_the_last_line_is_left_out(run_file: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(run_file: Path) -> None:
     whole = run_file.read_bytes()
     run_file.write_bytes(whole[: whole.rindex(b'"event"') + 30])
     run = read_run(run_file)
     assert (run.status, run.remarks, len(run.steps)) == ("not ended", ("the last line is incomplete",), 360)
 
 
-def test_every_cut_of_a_log_can_be_read(tmp_path: Path) -> None:
+def test_a_log_truncated_at_any_position_can_be_read(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run.jsonl", a_training(epochs=1, per_epoch=3))
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
@@ -153,7 +153,7 @@ def test_lines_that_cannot_be_read_are_counted(run_file: Path) -> None:
     assert run.remarks == ("5 lines could not be read",)
 
 
-def test_what_a_later_version_adds_does_no_harm(run_file: Path) -> None:
+def test_unknown_events_and_fields_of_a_later_version_are_accepted(run_file: Path) -> None:
     lines = run_file.read_text().splitlines(keepends=True)
     header = {**json.loads(lines[0]), "cluster": "blue"}
     lines[0] = json.dumps(header) + "\n"
@@ -180,7 +180,7 @@ def test_what_a_later_version_adds_does_no_harm(run_file: Path) -> None:
         (b'{"kind":"run","format":1,"epochs":"many"}\n', "cannot be read"),
     ],
 )
-def test_what_is_no_run_is_refused_with_a_reason(content: bytes | None, says: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_run_log_is_rejected_with_a_reason(content: bytes | None, says: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     if content is not None:
         path.write_bytes(content)
@@ -199,7 +199,7 @@ EVENTS = st.fixed_dictionaries({"event": st.sampled_from((*NAMES, "training_star
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(EVENTS, max_size=12))
-def test_whatever_follows_the_header_is_read_and_can_be_seen(tmp_path: Path, events: list[dict[str, object]]) -> None:
+def test_any_events_after_the_header_can_be_read_and_displayed(tmp_path: Path, events: list[dict[str, object]]) -> None:
     path = tmp_path / "run.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in [{"event": "training_started", **a_start()}, *events]))
     run = read_run(path)
@@ -213,7 +213,7 @@ def test_whatever_follows_the_header_is_read_and_can_be_seen(tmp_path: Path, eve
         console.print(renderable)
 
 
-def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_log_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no run\.jsonl in"):
         read_run(tmp_path)
     assert not is_run(tmp_path)

@@ -41,7 +41,7 @@ class Failing:
             raise self.error
 
 
-def test_numbers_are_told_by_names_that_group() -> None:
+def test_loggers_receive_numbers_under_grouped_names() -> None:
     sink = Kept()
     to, _ = forwarder(sink)
     for name, fields in a_training(epochs=1, per_epoch=2, trouble=False):
@@ -55,7 +55,7 @@ def test_numbers_are_told_by_names_that_group() -> None:
     assert sink.flushed == 1
 
 
-def test_texts_truths_and_unknowns_are_no_numbers() -> None:
+def test_texts_booleans_and_none_are_not_sent_to_loggers() -> None:
     sink = Kept()
     to, _ = forwarder(sink)
     to.event("recovered", {"epoch": 2, "phase": "backward", "samples": 128, "safe": None, "lost_s": 0.25, "calm": True})
@@ -66,7 +66,7 @@ def test_texts_truths_and_unknowns_are_no_numbers() -> None:
     assert len(sink.logged) == 2
 
 
-def test_the_step_never_goes_back() -> None:
+def test_the_logged_step_never_decreases() -> None:
     sink = Kept()
     to, _ = forwarder(sink)
     for name, fields in a_training(epochs=4, per_epoch=10):
@@ -75,7 +75,7 @@ def test_the_step_never_goes_back() -> None:
     assert steps == sorted(steps)
 
 
-def test_short_steps_are_told_now_and_then_and_all_else_at_once() -> None:
+def test_steps_are_logged_at_an_interval_and_other_events_immediately() -> None:
     sink, now = Kept(), [0.0]
     to = Forwarder(sink, report=print, clock=lambda: now[0])
     for step in range(10):
@@ -86,7 +86,7 @@ def test_short_steps_are_told_now_and_then_and_all_else_at_once() -> None:
     assert len(sink.logged) == 2 + 10
 
 
-def test_a_logger_that_fails_is_told_about_once_and_then_left_alone() -> None:
+def test_a_failing_logger_is_reported_and_no_longer_called_after_three_failures() -> None:
     sink = Failing(ConnectionError("no route"))
     to, told = forwarder(sink)
     for step in range(10):
@@ -98,7 +98,7 @@ def test_a_logger_that_fails_is_told_about_once_and_then_left_alone() -> None:
     ]
 
 
-def test_a_logger_that_failed_for_a_moment_goes_on() -> None:
+def test_a_logger_that_fails_temporarily_is_still_called() -> None:
     sink = Failing(ConnectionError("no route"), times=2)
     to, told = forwarder(sink)
     for step in range(10):
@@ -107,7 +107,7 @@ def test_a_logger_that_failed_for_a_moment_goes_on() -> None:
     assert len(told) == 1
 
 
-def test_a_signal_while_logging_still_counts() -> None:
+def test_a_signal_during_logging_still_stops_the_training() -> None:
     to, _ = forwarder(Failing(Interrupted(15)))
     with pytest.raises(Interrupted):
         to.event("step", {"loss": 1.0})

@@ -18,7 +18,7 @@ def steps_of(*rows: Mapping[str, object]) -> Steps:
     return steps
 
 
-def test_a_column_is_as_long_as_the_run_whoever_told_it() -> None:
+def test_a_column_with_missing_values_is_as_long_as_the_run() -> None:
     steps = steps_of({"loss": 1.0}, {"loss": 2.0, "late": 7})
     steps.extend([{"loss": None, "text": "none"}, {"late": True}])
     assert len(steps) == 4
@@ -29,17 +29,17 @@ def test_a_column_is_as_long_as_the_run_whoever_told_it() -> None:
     assert steps.column("absent") == ()
 
 
-def test_an_integer_without_end_is_no_number() -> None:
+def test_an_integer_too_large_for_a_float_is_nan() -> None:
     assert math.isnan(steps_of({"loss": 10**400}).column("loss")[0])
 
 
-def test_tasks_are_found_by_their_columns() -> None:
+def test_task_names_come_from_the_column_names() -> None:
     steps = steps_of({"loss": 1.0, "loss_b": 1.0, "loss_a": 1.0, "weight_a": 1.0})
     assert steps.named("loss_") == ("a", "b")
     assert steps.curves() == ("loss", "loss_a", "loss_b", "weight_a")
 
 
-def test_nan_comes_back_and_is_told_apart_from_what_nobody_told() -> None:
+def test_nan_is_distinguished_from_a_missing_value() -> None:
     rows: list[dict[str, object]] = [
         {"global_step": 1, "loss": 1.0},
         {"global_step": 2, "loss": None, "not_finite": "loss=nan grad_norm=inf", "grad_norm": None},
@@ -54,11 +54,11 @@ def test_nan_comes_back_and_is_told_apart_from_what_nobody_told() -> None:
     assert (len(steps), steps.not_finite("loss"), list(steps.column("loss"))) == (1, (), [1.0])
 
 
-def test_without_steps_there_are_no_curves() -> None:
+def test_a_run_without_steps_has_no_curves() -> None:
     assert Steps().buckets("loss", 10) == ()
 
 
-def test_a_curve_leaves_out_what_is_no_number() -> None:
+def test_a_curve_omits_nan_values() -> None:
     steps = steps_of(*({"global_step": place, "loss": math.nan if place % 2 else float(place)} for place in range(8)))
     (first, *_) = steps.buckets("loss", 2)
     assert (first.low, first.mean, first.high) == (0.0, 1.0, 2.0)
@@ -83,5 +83,5 @@ def test_a_thinned_curve_keeps_the_extremes_and_the_mean(values: list[float], mo
 
 
 @pytest.mark.parametrize("steps", [(1.0, math.inf), (math.nan, 2.0), (2.0, 1.0), (-1.0, 2.0)])
-def test_steps_without_usable_numbers_are_counted(steps: tuple[float, float]) -> None:
+def test_steps_without_valid_step_numbers_are_numbered_by_position(steps: tuple[float, float]) -> None:
     assert list(steps_of(*({"global_step": step} for step in steps)).places) == [1, 2]

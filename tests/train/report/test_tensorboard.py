@@ -13,7 +13,7 @@ from batchcal.train.report.tensorboard import TensorBoard
 from tests.support.runs import a_training, tell
 
 
-def test_without_it_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tensorboard", "tensorboard.compat", "tensorboard.compat.proto", "tensorboard.compat.proto.event_pb2"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError) as caught:
@@ -21,7 +21,7 @@ def test_without_it_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytes
     assert "pip install 'batchcal[tensorboard]'" in caught.value.try_
 
 
-def test_what_it_writes_tensorboard_reads(tmp_path: Path) -> None:
+def test_tensorboard_can_read_the_written_events(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -36,7 +36,7 @@ def test_what_it_writes_tensorboard_reads(tmp_path: Path) -> None:
     assert [one.step for one in events.Scalars("eval/accuracy")] == [5, 10]
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_tensorboard_folder_that_cannot_be_written_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):

@@ -34,23 +34,23 @@ def run(
     return sizes
 
 
-def test_it_grows_from_a_small_start_to_the_plan_and_no_further() -> None:
+def test_the_micro_batch_grows_from_a_small_start_to_the_planned_size() -> None:
     scheduler, controller = a_controller(64, start=8)
     sizes = run(scheduler, controller, machine(0.1, 0.002), 60)
     assert sizes == [8] * 10 + [16] * 10 + [32] * 10 + [64] * 30
 
 
-def test_it_does_not_grow_to_where_memory_is_predicted_to_be_short() -> None:
+def test_the_micro_batch_does_not_grow_if_memory_is_predicted_to_be_short() -> None:
     scheduler, controller = a_controller(64, start=8)
     assert run(scheduler, controller, machine(0.1, 0.015), 200)[-1] == 32, "64 would take 106 %, 32 take 58 %"
 
 
-def test_it_returns_to_the_plan_when_a_neighbour_leaves_although_half_is_used() -> None:
+def test_the_micro_batch_grows_back_to_the_plan_with_half_of_the_memory_used() -> None:
     scheduler, controller = a_controller(64, start=32)
     assert run(scheduler, controller, machine(0.45, 0.004), 50)[-1] == 64, "71 % is well below 85 %"
 
 
-def test_it_shrinks_after_three_batches_above_the_line_and_not_after_two() -> None:
+def test_the_micro_batch_shrinks_after_three_batches_in_a_row_above_the_threshold() -> None:
     scheduler, controller = a_controller(64)
     none = machine(0.1, 0.005)
     for used in (0.9, 0.9, 0.5, 0.9, 0.9):
@@ -62,7 +62,7 @@ def test_it_shrinks_after_three_batches_above_the_line_and_not_after_two() -> No
     assert "3 batches in a row" in change.why
 
 
-def test_it_does_not_swing_between_a_size_that_is_too_large_and_one_that_is_small() -> None:
+def test_the_micro_batch_does_not_oscillate_if_the_prediction_is_wrong() -> None:
     """The prediction is wrong: it says that 64 takes 60 %, and it takes 95 %."""
     scheduler, controller = a_controller(64)
     real, believed = machine(0.1, 0.0133), machine(0.1, 0.0078)
@@ -74,7 +74,7 @@ def test_it_does_not_swing_between_a_size_that_is_too_large_and_one_that_is_smal
     assert sizes[-1] == 32
 
 
-def test_what_did_not_fit_is_not_tried_again_at_once() -> None:
+def test_a_size_that_did_not_fit_is_not_retried_immediately() -> None:
     scheduler, controller = a_controller(64)
     change = controller.ran_short("memory ran out with 64", safe=16)
     assert change is not None
@@ -84,13 +84,13 @@ def test_what_did_not_fit_is_not_tried_again_at_once() -> None:
     assert run(scheduler, controller, machine(0.1, 0.002), 30)[-1] == 64
 
 
-def test_one_sample_cannot_shrink() -> None:
+def test_a_micro_batch_of_one_sample_cannot_shrink() -> None:
     scheduler, controller = a_controller(1)
     assert controller.ran_short("memory ran out") is None
     assert scheduler.micro_batch == 1
 
 
-def test_what_is_allowed_is_never_more_than_planned_nor_less_than_a_sample() -> None:
+def test_the_micro_batch_stays_between_one_sample_and_the_planned_size() -> None:
     scheduler = GradientAccumulationScheduler(48)
     assert scheduler.allowed(range(100)) == 100, "at the plan's size the plan decides"
     for size in range(-1, 60):
@@ -104,7 +104,7 @@ def test_thresholds_that_contradict_each_other_are_refused(grow_below: float, sh
         ControlSettings(grow_below=grow_below, shrink_above=shrink_above)
 
 
-def test_sizes_that_stay_are_not_reported_as_changed() -> None:
+def test_a_fixed_size_is_not_reported_as_changed() -> None:
     scheduler = GradientAccumulationScheduler(16, fixed=True)
     controller = BatchSizeController(scheduler, ControlSettings())
     assert [controller.after(0.99, lambda size: 0.99) for _ in range(10)] == [None] * 10

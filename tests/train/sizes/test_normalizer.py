@@ -26,7 +26,7 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("linear", 0.25), ("sqrt", 0.5)])
-def test_the_factor_of_a_quarter_of_the_reference(rule: LearningRateRule, factor: float) -> None:
+def test_the_learning_rate_factor_follows_the_rule(rule: LearningRateRule, factor: float) -> None:
     normalizer = EffectiveBatchSizeNormalizer(reference=128, rule=rule)
     assert normalizer.factor(32) == factor
     assert normalizer.factor(128) == 1.0
@@ -34,7 +34,7 @@ def test_the_factor_of_a_quarter_of_the_reference(rule: LearningRateRule, factor
     assert normalizer.description()
 
 
-def test_a_linear_step_of_half_the_samples_goes_half_as_far() -> None:
+def test_the_linear_rule_halves_the_update_for_half_the_samples() -> None:
     full, half = model_of(), model_of()
     normalizer = EffectiveBatchSizeNormalizer(reference=8, rule="linear")
     inputs = torch.ones(1, 4)
@@ -49,7 +49,7 @@ def test_a_linear_step_of_half_the_samples_goes_half_as_far() -> None:
     torch.testing.assert_close(moved[1], moved[0] / 2)
 
 
-def test_rates_are_put_back_to_the_bit_after_any_number_of_steps() -> None:
+def test_learning_rates_are_restored_exactly_after_every_step() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": first.parameters(), "lr": 0.1}, {"params": second.parameters(), "lr": 0.003}])
     normalizer = EffectiveBatchSizeNormalizer(reference=7, rule="sqrt")
@@ -59,7 +59,7 @@ def test_rates_are_put_back_to_the_bit_after_any_number_of_steps() -> None:
         assert rates(optimizer) == [0.1, 0.003]
 
 
-def test_schedulers_go_their_own_way() -> None:
+def test_scaling_does_not_affect_learning_rate_schedulers() -> None:
     plain, scaled = (torch.optim.SGD(model_of().parameters(), lr=0.1) for _ in range(2))
     schedulers = [ExponentialLR(optimizer, gamma=0.9) for optimizer in (plain, scaled)]
     normalizer = EffectiveBatchSizeNormalizer(reference=64, rule="linear")
@@ -72,7 +72,7 @@ def test_schedulers_go_their_own_way() -> None:
         assert rates(scaled) == rates(plain)
 
 
-def test_a_scheduler_that_steps_inside_is_a_mistake_that_is_told() -> None:
+def test_a_scheduler_step_inside_the_block_is_rejected() -> None:
     optimizer = torch.optim.SGD(model_of().parameters(), lr=0.1)
     scheduler = ExponentialLR(optimizer, gamma=0.5)
     with (
@@ -85,14 +85,14 @@ def test_a_scheduler_that_steps_inside_is_a_mistake_that_is_told() -> None:
     assert rates(optimizer) == [0.1]
 
 
-def test_a_step_that_fails_leaves_the_rates_as_they_were() -> None:
+def test_a_failed_step_restores_the_learning_rates() -> None:
     optimizer = torch.optim.SGD(model_of().parameters(), lr=0.1)
     with pytest.raises(ZeroDivisionError), EffectiveBatchSizeNormalizer(4, "linear").applied(optimizer, 1):
         raise ZeroDivisionError
     assert rates(optimizer) == [0.1]
 
 
-def test_a_rate_that_is_a_tensor_stays_that_tensor() -> None:
+def test_a_tensor_learning_rate_stays_the_same_tensor() -> None:
     rate = torch.tensor(0.1)
     optimizer = torch.optim.SGD(model_of().parameters(), lr=rate)
     with EffectiveBatchSizeNormalizer(4, "linear").applied(optimizer, 2):
@@ -102,7 +102,7 @@ def test_a_rate_that_is_a_tensor_stays_that_tensor() -> None:
     assert rate.item() == torch.tensor(0.1).item()
 
 
-def test_the_state_of_the_optimizer_is_none_of_its_business() -> None:
+def test_scaling_the_learning_rate_keeps_the_optimizer_state_unchanged() -> None:
     model = model_of()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     model(torch.ones(1, 4)).sum().backward()
@@ -114,12 +114,12 @@ def test_the_state_of_the_optimizer_is_none_of_its_business() -> None:
 
 
 @pytest.mark.parametrize(("weight", "total"), [(-1.0, 4.0), (5.0, 4.0), (0.0, 0.0), (math.nan, 1.0), (1.0, math.inf)])
-def test_what_is_no_share_is_refused(weight: float, total: float) -> None:
+def test_an_invalid_loss_share_is_rejected(weight: float, total: float) -> None:
     with pytest.raises(UsageError, match="is not part of"):
         EffectiveBatchSizeNormalizer(4).loss_scale(weight, total)
 
 
-def test_batches_of_nothing_and_unknown_rules_are_refused() -> None:
+def test_empty_batches_and_unknown_rules_are_rejected() -> None:
     with pytest.raises(UsageError, match="reference = 0"):
         EffectiveBatchSizeNormalizer(0)
     with pytest.raises(UsageError, match="must be positive and finite"):

@@ -52,16 +52,16 @@ SAMPLES = [
 ]
 
 
-def test_different_samples_differ() -> None:
+def test_different_samples_have_different_digests() -> None:
     assert len({digest_of(sample) for sample in SAMPLES}) == len(SAMPLES)
 
 
 @pytest.mark.parametrize("place", range(len(SAMPLES)))
-def test_a_copy_is_equal(place: int) -> None:
+def test_a_pickled_copy_has_the_same_digest(place: int) -> None:
     sample = SAMPLES[place]
     copy: object = pickle.loads(pickle.dumps(sample))
     assert digest_of(copy) == digest_of(sample)
 
 
-def test_a_view_is_its_values() -> None:
+def test_a_view_has_the_digest_of_its_values() -> None:
     assert digest_of(torch.arange(6).reshape(2, 3).t()) == digest_of(torch.arange(6).reshape(2, 3).t().contiguous())

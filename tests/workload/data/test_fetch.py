@@ -52,14 +52,14 @@ class OnlyTogether(Dataset[object]):
 
 @pytest.mark.parametrize("indices", [[3, 1, 4], [0], [7, 7, 7, 2]])
 @pytest.mark.parametrize("dataset", [Columns(), Subset(Columns(), list(range(19, -1, -1)))], ids=["columns", "subset"])
-def test_a_batch_is_the_one_that_a_loader_delivers(dataset: Dataset[object], indices: list[int]) -> None:
+def test_fetch_returns_the_same_batch_as_a_data_loader(dataset: Dataset[object], indices: list[int]) -> None:
     (expected,) = DataLoader(dataset, batch_sampler=[indices], collate_fn=passed)
     batch = fetch(dataset, indices, passed)
     assert isinstance(batch, tuple)
     assert all(torch.equal(*pair) for pair in zip(batch, expected, strict=True))
 
 
-def test_the_largest_samples_are_fetched_together() -> None:
+def test_the_largest_samples_are_fetched_in_one_getitems_call() -> None:
     data = Columns()
     worst = WorstCase(data, passed, [float(index) for index in range(20)])
     batch = worst.batch(3)
@@ -68,7 +68,7 @@ def test_the_largest_samples_are_fetched_together() -> None:
     assert data.read == 0
 
 
-def test_a_dataset_that_only_reads_together_is_measured() -> None:
+def test_a_dataset_with_only_getitems_is_supported() -> None:
     worst = WorstCase(OnlyTogether())
     sample = sample_at(worst.dataset, 4)
     assert isinstance(sample, Tensor)
@@ -85,7 +85,7 @@ def without_holes(samples: list[object]) -> object:
     return default_collate([sample for sample in samples if sample is not None])
 
 
-def test_a_batch_of_which_nothing_is_left_is_none() -> None:
+def test_a_collate_function_that_drops_every_sample_returns_none() -> None:
     collate = pickle.loads(pickle.dumps(Collate(without_holes)))
     assert collate([None, None]) is None
     assert collate([None, 3]).tolist() == [3]
@@ -100,7 +100,7 @@ def test_an_error_of_the_collate_function_is_raised() -> None:
         Collate(without_holes)([])
 
 
-def test_a_subset_reads_together_where_its_dataset_does() -> None:
+def test_a_subset_uses_getitems_only_if_its_dataset_has_it() -> None:
     alone = TensorDataset(torch.zeros(8))
     assert not reads_together(Subset(Subset(alone, range(6)), range(3)))
     assert reads_together(Subset(Columns(), range(3)))
@@ -115,7 +115,7 @@ class Holes(Dataset[object]):
         return None if index % 3 else torch.ones(index + 1)
 
 
-def test_a_sample_that_could_not_be_read_is_the_smallest_and_has_no_group() -> None:
+def test_a_sample_that_is_none_is_ordered_last_and_has_no_group() -> None:
     worst = WorstCase(Holes(), list, len, lambda sample: str(len(sample)))
     assert sorted(worst.order[:4]) == [0, 3, 6, 9]
 
@@ -150,19 +150,19 @@ class FailsTogether(Fails):
     ],
     ids=["alone", "subset", "together", "index"],
 )
-def test_an_error_names_the_sample_that_was_read(dataset: Dataset[object], place: int, sample: str) -> None:
+def test_a_read_error_names_the_sample(dataset: Dataset[object], place: int, sample: str) -> None:
     with pytest.raises((OSError, IndexError)) as raised:
         fetch(dataset, [0, place], None)
     assert describe(raised.value, "measure").headline.endswith(f", while reading {sample}")
 
 
-def test_an_error_names_a_sample_that_is_looked_at() -> None:
+def test_a_read_error_during_the_scan_names_the_sample() -> None:
     with pytest.raises(OSError, match="truncated") as raised:
         WorstCase(Fails(OSError("truncated")))
     assert headline(raised.value) == "OSError: truncated, while reading sample 137 of Fails"
 
 
-def test_samples_that_do_not_stack_are_the_missing_collate_function_s() -> None:
+def test_the_error_for_samples_that_do_not_stack_suggests_collate_fn() -> None:
     data: list[object] = [torch.zeros(2), torch.zeros(3)]
     with pytest.raises(RuntimeError) as raised:
         fetch(Listed(data), [0, 1], None)
@@ -170,7 +170,7 @@ def test_samples_that_do_not_stack_are_the_missing_collate_function_s() -> None:
     assert "collate_fn" in blame(raised.value, "training train.py:task", try_="-v").try_
 
 
-def test_a_sample_that_is_none_is_named() -> None:
+def test_the_error_for_a_sample_that_is_none_names_the_sample() -> None:
     data: list[object] = [torch.zeros(2), torch.zeros(2), None]
     with pytest.raises(TypeError) as raised:
         fetch(Listed(data), [1, 2], None)

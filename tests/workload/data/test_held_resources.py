@@ -47,7 +47,7 @@ def stack() -> Iterator[ExitStack]:
         yield entered
 
 
-def test_an_open_file_is_named_with_its_place(path: Path, stack: ExitStack) -> None:
+def test_an_open_file_is_reported_with_its_attribute_path(path: Path, stack: ExitStack) -> None:
     file = stack.enter_context(path.open("rb"))
     assert str(find_held_resource(Data(file=file))) == f"Data.file is an open file ({path})"
     assert find_held_resource(Data(shards=[{"a": file}])) is not None
@@ -58,7 +58,7 @@ def test_an_open_file_is_named_with_its_place(path: Path, stack: ExitStack) -> N
     assert find_held_resource(None, Data(), Data(file=file)) is not None
 
 
-def test_what_is_closed_or_only_written_is_no_resource(path: Path, stack: ExitStack) -> None:
+def test_a_closed_or_write_only_file_is_not_a_held_resource(path: Path, stack: ExitStack) -> None:
     closed = path.open("rb")
     assert find_held_resource(Data(it=tempfile._TemporaryFileWrapper(closed, str(path), delete=False))) is not None
     closed.close()
@@ -67,7 +67,7 @@ def test_what_is_closed_or_only_written_is_no_resource(path: Path, stack: ExitSt
     assert find_held_resource(Data(a=closed, b=written, c=logger, d=io.BytesIO(b"1"), e=path)) is None
 
 
-def test_sockets_connections_pools_and_threads_are_resources(stack: ExitStack) -> None:
+def test_sockets_connections_pools_and_threads_are_held_resources(stack: ExitStack) -> None:
     assert find_held_resource(Data(it=stack.enter_context(socket.socket()))) is not None
     assert find_held_resource(Data(it=stack.enter_context(closing(sqlite3.connect(":memory:"))))) is not None
     assert find_held_resource(Data(it=stack.enter_context(ThreadPool(1)))) is not None
@@ -85,7 +85,7 @@ def test_sockets_connections_pools_and_threads_are_resources(stack: ExitStack) -
         thread.join()
 
 
-def test_plain_data_and_circles_are_searched_to_their_end() -> None:
+def test_plain_data_and_reference_cycles_contain_no_held_resource() -> None:
     circle = Data(rows=list(range(100_000)), array=np.zeros(9), tensor=torch.zeros(9), lock=threading.Lock())
     circle.__dict__["me"] = circle
     assert find_held_resource(circle) is None
@@ -96,7 +96,7 @@ def test_plain_data_and_circles_are_searched_to_their_end() -> None:
     [np.random.default_rng(0), np.random.RandomState(0), random.Random(0), torch.Generator()],
     ids=["numpy", "numpy-legacy", "python", "torch"],
 )
-def test_a_random_generator_is_found_and_is_no_resource(generator: object) -> None:
+def test_a_random_generator_is_detected_but_is_not_a_held_resource(generator: object) -> None:
     data = Data(transforms=[Data(rng=generator)])
     found = find_generator(data)
     assert found is not None

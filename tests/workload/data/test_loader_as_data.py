@@ -60,7 +60,7 @@ def refused(loader: DataLoader[object]) -> tuple[str, str, str]:
     ],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_a_sampler_of_its_own_is_named_and_has_a_way_to_be_kept(sampler: Sampler[int]) -> None:
+def test_the_error_for_a_loader_with_a_sampler_explains_how_to_keep_it(sampler: Sampler[int]) -> None:
     what, known, try_ = refused(DataLoader(DATA, batch_size=2, sampler=sampler))
     assert what.endswith(f"with the sampler {type(sampler).__name__}")
     assert "loader.dataset alone would ignore" in known
@@ -69,7 +69,7 @@ def test_a_sampler_of_its_own_is_named_and_has_a_way_to_be_kept(sampler: Sampler
     assert not try_.startswith("train_data=loader.dataset")
 
 
-def test_a_batch_sampler_is_named_with_the_batching_of_similar_sizes() -> None:
+def test_the_error_for_a_batch_sampler_suggests_bucketed_batching() -> None:
     what, _, try_ = refused(DataLoader(DATA, batch_sampler=Pairs()))
     assert what.endswith("with the batch sampler Pairs")
     assert "for batch in batch_sampler for index in batch" in try_
@@ -87,20 +87,20 @@ def test_a_batch_sampler_is_named_with_the_batching_of_similar_sizes() -> None:
     ],
     ids=["in order", "shuffled", "torch's batches", "stream", "stream without batches"],
 )
-def test_without_a_sampler_the_dataset_is_the_answer(loader: DataLoader[object]) -> None:
+def test_the_error_for_a_plain_loader_suggests_its_dataset(loader: DataLoader[object]) -> None:
     what, _, try_ = refused(loader)
     assert what.endswith("whose train_data is a DataLoader")
     assert try_ == "train_data=loader.dataset"
 
 
-def test_a_dataset_of_batches_is_not_proposed() -> None:
+def test_the_error_for_a_dataset_of_batches_does_not_suggest_it() -> None:
     what, known, try_ = refused(DataLoader(DATA, batch_size=None))
     assert what.endswith("with batch_size=None")
     assert "each item of its dataset is a batch" in known
     assert "loader.dataset" not in try_
 
 
-def test_each_other_setting_has_its_place() -> None:
+def test_the_error_for_a_loader_maps_each_setting_to_its_replacement() -> None:
     loader = DataLoader(DATA, batch_size=2, collate_fn=merge, worker_init_fn=first, drop_last=True, num_workers=1)
     _, _, try_ = refused(loader)
     assert try_.startswith("train_data=loader.dataset; collate_fn=loader.collate_fn; ")
@@ -122,7 +122,7 @@ class InOrder:
     ],
     ids=["iterator", "no dataset"],
 )
-def test_data_that_no_loader_reads_again_is_refused(data: object, why: str) -> None:
+def test_data_that_cannot_be_read_again_is_rejected(data: object, why: str) -> None:
     task = a_task()
     object.__setattr__(task, "train_data", data)
     with pytest.raises(UserCodeError, match=why) as raised:

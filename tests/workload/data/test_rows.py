@@ -71,11 +71,11 @@ def images(count: int) -> list[Tensor]:
         (object(), 8, 8),
     ],
 )
-def test_rows_are_what_all_parts_of_a_batch_agree_on(batch: object, samples: int, rows: int) -> None:
+def test_the_row_count_of_a_batch_is_inferred_from_its_parts(batch: object, samples: int, rows: int) -> None:
     assert rows_of(batch, samples) == rows
 
 
-def test_a_batch_weighs_its_rows_where_the_collate_function_is_the_users() -> None:
+def test_the_weight_is_the_row_count_with_a_custom_collate_function() -> None:
     batch = [torch.zeros(5, 8), torch.zeros(5)]
     assert batch_weight(replace(a_task(), collate_fn=list), batch, 6) == 5.0
     assert batch_weight(a_task(), batch, 6) == 6.0, "torch's own collate function drops nothing"

@@ -72,7 +72,7 @@ SIZES_OF: dict[str, tuple[SizeOf, str, int]] = {
 
 
 @pytest.mark.parametrize("name", SIZES_OF)
-def test_the_largest_come_first_and_of_equals_the_first(name: str) -> None:
+def test_samples_are_ordered_by_size_with_ties_in_dataset_order(name: str) -> None:
     size_of, found, loaded = SIZES_OF[name]
     data = Texts()
     worst = WorstCase(data, pad, size_of)
@@ -81,7 +81,7 @@ def test_the_largest_come_first_and_of_equals_the_first(name: str) -> None:
     assert data.loaded == loaded
 
 
-def test_costs_may_come_as_arrays() -> None:
+def test_size_of_accepts_arrays() -> None:
     for costs in (torch.tensor(LENGTHS), numpy.array(LENGTHS)):
         data = Texts()
         task = task_of(data, size_of=costs)
@@ -89,27 +89,27 @@ def test_costs_may_come_as_arrays() -> None:
         assert data.loaded == 0
 
 
-def test_costs_may_be_tensors() -> None:
+def test_size_of_can_return_tensors_or_numpy_scalars() -> None:
     task = task_of(Texts(), size_of=lambda sample: torch.tensor(len(sample)))
     assert WorstCase.of(task, "train", limit_s=1, seed=0).order == BY_SIZE
     task = task_of(Texts(), size_of=lambda sample: numpy.float32(len(sample)))
     assert WorstCase.of(task, "train", limit_s=1, seed=0).order == BY_SIZE
 
 
-def test_a_batch_is_made_by_the_users_collate() -> None:
+def test_a_worst_case_batch_uses_the_collate_function_of_the_task() -> None:
     batch = WorstCase(Texts(), pad).batch(3)
     assert isinstance(batch, Tensor)
     assert batch.shape == (3, 9)
     assert batch[:, 0].tolist() == [1.0, 4.0, 3.0]
 
 
-def test_without_a_collate_it_is_torchs() -> None:
+def test_a_worst_case_batch_uses_the_default_collate_function_of_torch() -> None:
     batch = WorstCase(Texts((4, 4))).batch(2)
     assert isinstance(batch, Tensor)
     assert batch.shape == (2, 4)
 
 
-def test_beyond_the_dataset_the_largest_is_repeated() -> None:
+def test_a_batch_larger_than_the_dataset_repeats_the_largest_sample() -> None:
     worst = WorstCase(Texts(), pad)
     assert worst.indices(10) == [*BY_SIZE, 1, 1, 1]
     batch = worst.batch(10)
@@ -117,7 +117,7 @@ def test_beyond_the_dataset_the_largest_is_repeated() -> None:
     assert batch.shape == (10, 9)
 
 
-def test_a_scan_without_time_looks_at_some_and_says_so() -> None:
+def test_a_scan_that_runs_out_of_time_is_partial_with_a_note() -> None:
     data = Texts(tuple(range(1, 1001)), seconds=0.001)
     worst = WorstCase(data, pad, time_limit_s=0.02)
     assert worst.source == "partial-scan"
@@ -127,46 +127,46 @@ def test_a_scan_without_time_looks_at_some_and_says_so() -> None:
     assert len(set(worst.order)) == worst.looked_at
 
 
-def test_one_sample_is_always_looked_at() -> None:
+def test_a_scan_always_reads_at_least_one_sample() -> None:
     assert WorstCase(Texts(), pad, time_limit_s=0).looked_at == 1
 
 
-def test_a_partial_scan_is_random_and_told_by_its_seed() -> None:
+def test_a_partial_scan_is_random_and_determined_by_its_seed() -> None:
     lengths = tuple(range(1, 101))
     orders = [WorstCase(Texts(lengths), pad, time_limit_s=0, seed=seed).order for seed in (1, 1, 2, 3)]
     assert orders[0] == orders[1]
     assert len(set(orders)) > 1
 
 
-def test_indices_too_many_to_list_are_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indices_of_a_very_large_dataset_are_sampled_without_a_full_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worst_case, "LISTED_LIMIT", 20)
     worst = WorstCase(Texts(tuple(range(1, 1001))), pad)
     assert len(set(worst.order)) == worst.looked_at == 20
     assert worst.source == "partial-scan"
 
 
-def test_what_was_found_before_is_not_looked_for_again() -> None:
+def test_a_given_order_is_used_without_a_scan() -> None:
     data = Texts()
     worst = WorstCase(data, pad, order=[6, 0])
     assert data.loaded == 0
     assert worst.indices(3) == [6, 0, 6]
 
 
-def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worst_case_order_has_a_length_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worst_case, "ORDER_LIMIT", 2)
     for size_of in (None, list(LENGTHS)):
         assert WorstCase(Texts(), pad, size_of).order == (1, 4)
 
 
 @pytest.mark.parametrize("size_of", [None, len, list(LENGTHS)])
-def test_the_largest_of_every_group_comes_first(size_of: SizeOf) -> None:
+def test_the_largest_sample_of_every_group_comes_first(size_of: SizeOf) -> None:
     worst = WorstCase(Texts(), pad, size_of, lambda sample: "odd" if int(sample[0]) % 2 else "even")
     assert worst.order == (1, 4, 3, 6, 0, 5, 2)
     worst = WorstCase(Texts(), pad, size_of, lambda sample: "small" if len(sample) < 3 else "large")
     assert worst.order == (1, 5, 4, 3, 6, 0, 2)
 
 
-def test_groups_are_looked_for_among_the_largest_and_not_for_ever() -> None:
+def test_the_search_for_groups_has_a_sample_limit_and_a_time_limit() -> None:
     data = Texts(tuple(range(1, 2001)))
     WorstCase(data, pad, list(data.lengths), lambda sample: "all")
     assert data.loaded == worst_case.GROUP_LOOK_LIMIT
@@ -175,7 +175,7 @@ def test_groups_are_looked_for_among_the_largest_and_not_for_ever() -> None:
     assert slow.loaded == 1
 
 
-def test_a_stream_is_looked_at_from_its_start() -> None:
+def test_a_stream_is_scanned_from_its_start() -> None:
     worst = WorstCase(Stream(lambda: iter(LENGTHS)), pad)
     assert not worst.indexable
     assert (worst.source, worst.looked_at, worst.samples) == ("first-samples", 7, None)
@@ -186,14 +186,14 @@ def test_a_stream_is_looked_at_from_its_start() -> None:
     assert WorstCase(Stream(lambda: iter(LENGTHS)), pad, order=[5, 6]).order == BY_SIZE  # places of another look mean nothing
 
 
-def test_an_endless_stream_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scan_of_an_endless_stream_stops_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WorstCase(Stream(lambda: itertools.repeat(1)), pad).looked_at == worst_case.LOOK_LIMIT
     monkeypatch.setattr(worst_case, "LOOK_LIMIT_BYTES", 100)
     assert WorstCase(Stream(lambda: itertools.repeat(5)), pad).looked_at == 5
     assert WorstCase(Stream(lambda: itertools.repeat(1)), pad, time_limit_s=0).looked_at == 1
 
 
-def test_evaluation_has_its_own_data_and_no_costs_of_the_others() -> None:
+def test_evaluation_uses_its_own_data_and_ignores_training_sizes() -> None:
     train, evaluated = Texts(), Texts((2, 8))
     task = task_of(train, eval_data=evaluated, size_of=list(LENGTHS), collate_fn=pad)
     assert WorstCase.of(task, "eval", limit_s=1, seed=0).order == (1, 0)
@@ -228,7 +228,7 @@ class Neither:
         (Texts(), lambda sample: float("inf"), "size_of returned inf"),
     ],
 )
-def test_what_cannot_be_measured_is_the_users_to_mend(data: Dataset[object], size_of: SizeOf, what: str) -> None:
+def test_data_that_cannot_be_measured_is_a_user_error(data: Dataset[object], size_of: SizeOf, what: str) -> None:
     with pytest.raises(UserCodeError, match=what) as caught:
         WorstCase(data, pad, size_of)
     assert caught.value.known
@@ -288,11 +288,11 @@ class Holder:
         (7, 1, 0),
     ],
 )
-def test_elements_and_bytes_of_any_nest(sample: object, count: int, size: int) -> None:
+def test_elements_and_bytes_of_nested_samples_are_counted(sample: object, count: int, size: int) -> None:
     assert (elements(sample), nest_bytes(sample)) == (count, size)
 
 
-def test_the_facts_of_a_task() -> None:
+def test_task_facts_describe_data_and_model() -> None:
     task = task_of(Texts(), collate_fn=pad, eval_data=Texts((1, 2)))
     facts = WorstCase.of(task, "train", limit_s=1, seed=0).facts(task)
     assert (facts.train_samples, facts.eval_samples) == (7, 2)
@@ -304,7 +304,7 @@ def test_the_facts_of_a_task() -> None:
     assert facts.notes == ()
 
 
-def test_the_facts_of_large_samples_are_told_by_few() -> None:
+def test_facts_of_large_samples_are_measured_one_sample_at_a_time() -> None:
     """A volume of 200 MiB is not collated eight at a time to learn its size."""
     collated: list[int] = []
 
@@ -322,7 +322,7 @@ def test_the_facts_of_large_samples_are_told_by_few() -> None:
     assert set(collated) == {1}
 
 
-def test_the_facts_of_a_stream() -> None:
+def test_task_facts_describe_a_stream() -> None:
     task = task_of(Stream(lambda: iter((2, 3))), collate_fn=pad)
     facts = WorstCase.of(task, "train", limit_s=1, seed=0).facts(task)
     assert (facts.train_samples, facts.eval_samples, facts.worst_case) == (None, None, "first-samples")
@@ -339,7 +339,7 @@ class Holding(Texts):
 
 
 @pytest.mark.parametrize("held", [numpy.zeros(400_000), torch.zeros(800_000), b"x" * 3_200_000, list(range(900_000))])
-def test_a_dataset_that_carries_its_data_is_told_what_that_costs(held: object) -> None:
+def test_a_dataset_with_a_large_pickle_produces_a_note_about_its_cost(held: object) -> None:
     task = task_of(Holding(held), collate_fn=pad)
     facts = WorstCase.of(task, "train", limit_s=1, seed=0).facts(task)
     assert facts.dataset_pickle_bytes is not None
@@ -349,7 +349,7 @@ def test_a_dataset_that_carries_its_data_is_told_what_that_costs(held: object) -
     assert "keep the path" in note
 
 
-def test_samples_of_an_own_class_cost_what_they_hold() -> None:
+def test_samples_of_a_custom_class_are_measured_by_their_attributes() -> None:
     """Before, each cost 1, whatever it held."""
 
     class Graphs(Dataset[Graph]):
@@ -363,7 +363,7 @@ def test_samples_of_an_own_class_cost_what_they_hold() -> None:
     assert worst.order == BY_SIZE
 
 
-def test_samples_that_become_tensors_in_collate_cost_what_it_makes_of_them() -> None:
+def test_samples_that_collate_turns_into_tensors_are_measured_after_collate() -> None:
     class Places(Dataset[int]):
         def __len__(self) -> int:
             return 40
@@ -376,7 +376,7 @@ def test_samples_that_become_tensors_in_collate_cost_what_it_makes_of_them() -> 
     assert worst.order[0] == 17
 
 
-def test_a_collate_that_refuses_one_sample_leaves_the_samples_own_size() -> None:
+def test_samples_are_measured_directly_if_collate_rejects_a_single_sample() -> None:
     def pairs(samples: list[Tensor]) -> Tensor:
         if len(samples) % 2:
             raise ValueError("pairs only")
@@ -385,7 +385,7 @@ def test_a_collate_that_refuses_one_sample_leaves_the_samples_own_size() -> None
     assert WorstCase(Texts(), pairs).order == BY_SIZE
 
 
-def test_collate_runs_on_few_samples_alone_where_their_own_size_tells_the_order() -> None:
+def test_collate_runs_on_few_single_samples_if_their_size_gives_the_order() -> None:
     alone: list[int] = []
 
     def counting(samples: list[Tensor]) -> Tensor:
@@ -396,7 +396,7 @@ def test_collate_runs_on_few_samples_alone_where_their_own_size_tells_the_order(
     assert alone == [1] * 16
 
 
-def test_samples_without_a_size_are_unknown_and_that_is_said() -> None:
+def test_samples_without_a_size_are_unknown_with_a_note() -> None:
     class Locks(Dataset[object]):
         def __len__(self) -> int:
             return 5
@@ -409,7 +409,7 @@ def test_samples_without_a_size_are_unknown_and_that_is_said() -> None:
     assert "set size_of" in next(worst.notes())
 
 
-def test_what_was_not_looked_at_may_be_larger_where_sizes_differ_much() -> None:
+def test_a_partial_scan_of_very_different_sizes_has_a_factor_above_1() -> None:
     tailed = tuple(10_000 // (rank + 1) + 1 for rank in range(1000))
     worst = WorstCase(Texts(tailed, seconds=0.001), pad, time_limit_s=0.05)
     assert worst.source == "partial-scan"
@@ -418,13 +418,13 @@ def test_what_was_not_looked_at_may_be_larger_where_sizes_differ_much() -> None:
     assert WorstCase(Texts(tailed), pad).factor == 1
 
 
-def test_a_stream_that_ends_is_known() -> None:
+def test_a_stream_that_is_read_to_its_end_has_a_factor_of_1() -> None:
     assert WorstCase(Stream(lambda: iter((3, 50, 1, 2, 900))), pad).factor == 1
     endless = Stream(lambda: (10_000 // (1 + place * 7919 % 1000) + 1 for place in itertools.count()))
     assert WorstCase(endless, pad, time_limit_s=0.05).factor > 1
 
 
-def test_an_examination_loads_few_of_the_samples_that_take_long() -> None:
+def test_worst_case_batches_load_few_samples_if_loading_is_slow() -> None:
     data = Texts(tuple(range(1, 101)), seconds=0.05)
     worst = WorstCase(data, pad, time_limit_s=0.2)
     worst.spare()
@@ -437,6 +437,6 @@ def test_an_examination_loads_few_of_the_samples_that_take_long() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "change"), [((8,) * 64, False), ((8, 9) * 32, True), (tuple(range(1, 65)), True)])
-def test_shapes_change_where_samples_have_different_lengths(lengths: tuple[int, ...], change: bool) -> None:
+def test_batch_shapes_change_if_samples_have_different_lengths(lengths: tuple[int, ...], change: bool) -> None:
     worst = WorstCase(Texts(lengths), lambda texts: pad_sequence(texts, batch_first=True))
     assert worst.shapes_change(2, random.Random(0)) is change

@@ -88,7 +88,7 @@ TRAINS: dict[str, tuple[dict[str, Scalar], int, int, Callable[[dict[str, float]]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_training_teaches_something(name: str) -> None:
+def test_training_an_example_reduces_the_loss_and_improves_its_metric(name: str) -> None:
     arguments, batch, steps, learned = TRAINS[name]
     task = example(name, small=False, **arguments)
     losses = trained(task, batch, steps)
@@ -99,7 +99,7 @@ def test_training_teaches_something(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_samples_are_told_by_their_index_alone(name: str) -> None:
+def test_example_samples_are_determined_by_their_index(name: str) -> None:
     first, second = example(name).train_data, example(name).train_data
     collate = example(name).collate_fn or default_collate
     for index in (0, 5, 299):
@@ -130,7 +130,7 @@ def test_evaluation_and_metrics_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_datasets_end_and_travel_light(name: str) -> None:
+def test_example_datasets_are_finite_and_pickle_small(name: str) -> None:
     task = example(name, small=False)
     for data in (task.train_data, task.eval_data):
         assert data is not None
@@ -143,7 +143,7 @@ def test_datasets_end_and_travel_light(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_costs_are_known_without_loading_and_true(name: str) -> None:
+def test_example_sizes_match_a_scan_without_loading_samples(name: str) -> None:
     task = example(name)
     assert isinstance(task.size_of, list)
     assert len(task.size_of) == length(task.train_data)

@@ -26,7 +26,7 @@ def images(task: Task, index: int) -> Tensor:
     return image
 
 
-def test_the_shipped_digits_are_all_of_the_source_and_split_evenly() -> None:
+def test_the_shipped_digits_are_complete_and_split_evenly() -> None:
     counts = []
     for part in ("train", "eval"):
         pixels, labels = read_idx(SHIPPED / f"{part}-images-idx3-ubyte.gz"), read_idx(SHIPPED / f"{part}-labels-idx1-ubyte.gz")
@@ -40,7 +40,7 @@ def test_the_shipped_digits_are_all_of_the_source_and_split_evenly() -> None:
     assert all(word in source for word in ("UCI", "Alpaydin", "Kaynak", "CC BY 4.0", "1,797"))
 
 
-def test_repetition_gives_every_index_its_own_image() -> None:
+def test_repeated_digits_have_a_different_image_for_every_index() -> None:
     made = task(CPU, channels=8, repeat_to=60_000)
     assert isinstance(made.train_data, Digits)
     assert len(made.train_data) == 60_000
@@ -51,7 +51,7 @@ def test_repetition_gives_every_index_its_own_image() -> None:
     assert 0 <= images(made, 3).min() <= images(made, 3).max() <= 1
 
 
-def test_without_augmentation_images_are_those_of_the_file() -> None:
+def test_images_are_unchanged_without_augmentation() -> None:
     made = task(CPU, channels=8, repeat_to=0, augment=False)
     pixels = read_idx(SHIPPED / "train-images-idx3-ubyte.gz")
     assert isinstance(made.train_data, Digits)
@@ -72,7 +72,7 @@ def mnist(folder: Path, *, zipped: bool, side: int = 28, labels: int = 5) -> Non
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_mnists_own_files_are_taken(tmp_path: Path, zipped: bool) -> None:
+def test_the_original_mnist_files_are_read(tmp_path: Path, zipped: bool) -> None:
     mnist(tmp_path, zipped=zipped)
     made = task(CPU, data=str(tmp_path), channels=8, repeat_to=0)
     assert isinstance(made.train_data, Digits)
@@ -81,7 +81,7 @@ def test_mnists_own_files_are_taken(tmp_path: Path, zipped: bool) -> None:
     assert len(made.eval_data) == 5
 
 
-def test_a_relative_folder_is_found_from_another_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_data_folder_works_after_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mnist(tmp_path, zipped=True)
     monkeypatch.chdir(tmp_path.parent)
     made = task(CPU, data=tmp_path.name, channels=8)
@@ -90,13 +90,13 @@ def test_a_relative_folder_is_found_from_another_place_too(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("side", "labels"), [(27, 5), (28, 4), (28, 0)])
-def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, side: int, labels: int) -> None:
+def test_image_and_label_files_that_do_not_match_are_rejected(tmp_path: Path, side: int, labels: int) -> None:
     mnist(tmp_path, zipped=False, side=side, labels=labels)
     with pytest.raises(UsageError, match="do not belong together"):
         task(CPU, data=str(tmp_path))
 
 
-def test_a_folder_without_them_and_odd_arguments_are_refused(tmp_path: Path) -> None:
+def test_a_folder_without_mnist_files_and_invalid_arguments_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not contain the train part"):
         task(CPU, data=str(tmp_path))
     mnist(tmp_path, zipped=False)

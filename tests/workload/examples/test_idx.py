@@ -28,7 +28,7 @@ GOOD = idx(0x08, (2, 3), [1, 2, 3, 4, 5, 255])
 
 
 @given(code=st.sampled_from(sorted(CODES)), shape=st.lists(st.integers(0, 4), min_size=1, max_size=4), zipped=st.booleans())
-def test_every_type_and_shape_comes_back(
+def test_every_idx_type_and_shape_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, code: int, shape: list[int], zipped: bool
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "values-idx"
@@ -41,7 +41,7 @@ def test_every_type_and_shape_comes_back(
     assert read.element_size() == struct.calcsize(CODES[code])
 
 
-def test_values_of_every_size_keep_their_sign_and_order(tmp_path: Path) -> None:
+def test_idx_values_of_every_type_keep_their_sign_and_order(tmp_path: Path) -> None:
     for code, values in ((0x08, [0, 255]), (0x09, [-128, 127]), (0x0B, [-2, 258]), (0x0C, [-2, 70_000]), (0x0D, [-2, 3])):
         (tmp_path / "x").write_bytes(idx(code, (2,), values))
         assert read_idx(tmp_path / "x").tolist() == values
@@ -67,7 +67,7 @@ def test_values_of_every_size_keep_their_sign_and_order(tmp_path: Path) -> None:
         (gzip.compress(gzip.compress(GOOD, mtime=0), mtime=0), "with 1f 8b"),
     ],
 )
-def test_anything_else_is_refused(tmp_path: Path, data: bytes, known: str) -> None:
+def test_an_invalid_idx_file_is_rejected_with_the_reason(tmp_path: Path, data: bytes, known: str) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(data)
     with pytest.raises(UsageError, match="is not a complete IDX file") as caught:
@@ -76,14 +76,14 @@ def test_anything_else_is_refused(tmp_path: Path, data: bytes, known: str) -> No
     assert caught.value.try_
 
 
-def test_a_header_that_cannot_be_read_is_refused_without_the_values(tmp_path: Path) -> None:
+def test_an_unreadable_idx_header_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x1f\x8b\x08")
     with pytest.raises(UsageError, match="header cannot be read"):
         shape_of_idx(tmp_path / "x")
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_at_all_do_anything_else(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_random_bytes_are_read_as_idx_or_raise_usage_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "garbage-idx"
     for content in (data, b"\0\0" + data, b"\x1f\x8b" + data, gzip.compress(data)):
         path.write_bytes(content)
@@ -94,7 +94,7 @@ def test_no_bytes_at_all_do_anything_else(tmp_path_factory: pytest.TempPathFacto
         assert read.ndim >= 1
 
 
-def test_a_header_that_lies_allocates_nothing(tmp_path: Path) -> None:
+def test_an_idx_header_with_excessive_sizes_allocates_no_memory(tmp_path: Path) -> None:
     header = struct.pack(">HBB3I", 0, 0x0E, 3, 1 << 31, 1 << 31, 1 << 31)
     for data in (header, gzip.compress(header)):
         (tmp_path / "x").write_bytes(data)
@@ -105,7 +105,7 @@ def test_a_header_that_lies_allocates_nothing(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(gzip.compress(GOOD + bytes(64 << 20)))
     tracemalloc.start()
     with pytest.raises(UsageError, match="it has more"):
@@ -114,14 +114,14 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_idx_file_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path / "gone", tmp_path):
         with pytest.raises(UsageError, match="cannot be read") as caught:
             read_idx(path)
         assert "MNIST" in caught.value.known
 
 
-def test_values_are_ours_to_change(tmp_path: Path) -> None:
+def test_idx_values_are_writable(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(GOOD)
     values = read_idx(tmp_path / "x")
     values += 1

@@ -18,7 +18,7 @@ from batchcal.workload.examples.volumes import Studies
 CPU = torch.device("cpu")
 
 
-def test_lengths_are_long_tailed_and_true() -> None:
+def test_text_lengths_are_long_tailed_and_match_the_texts() -> None:
     pairs = Pairs(4000, vocabulary=512, median_length=24, longest=128, seed=0)
     both = [length for index in range(400) for length in (len(pairs[index].first), len(pairs[index].second))]
     assert sorted(both)[len(both) // 2] == pytest.approx(24, abs=3)
@@ -27,13 +27,13 @@ def test_lengths_are_long_tailed_and_true() -> None:
     assert sum(length == 128 for length in pairs.lengths) < 40  # the tail is thin
 
 
-def test_half_of_the_pairs_share_their_topic_and_no_token_is_padding() -> None:
+def test_half_of_the_text_pairs_share_a_topic_and_contain_no_padding() -> None:
     pairs = Pairs(1000, vocabulary=512, median_length=24, longest=64, seed=0)
     assert sum(pairs[index].same for index in range(1000)) == pytest.approx(500, abs=60)
     assert all(int(pairs[index].first.min()) > 0 and int(pairs[index].first.max()) < 512 for index in range(1000))
 
 
-def test_texts_are_padded_to_the_longest_and_padding_changes_nothing() -> None:
+def test_texts_are_padded_to_the_longest_without_changing_the_output() -> None:
     made = textpair.task(CPU, samples=100, d_model=16, n_layers=1)
     made.model.eval()
     short = Pair(torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6, 7, 8]), 1)
@@ -44,7 +44,7 @@ def test_texts_are_padded_to_the_longest_and_padding_changes_nothing() -> None:
         torch.testing.assert_close(made.model(together["tokens"])[:1], made.model(alone["tokens"]), rtol=1e-4, atol=1e-5)
 
 
-def test_the_worst_batch_of_texts_is_at_the_longest() -> None:
+def test_the_worst_case_batch_of_texts_has_the_maximum_length() -> None:
     made = textpair.task(CPU)
     batch = WorstCase.of(made, "train", limit_s=1, seed=0).batch(32)
     assert isinstance(batch, dict)
@@ -55,12 +55,12 @@ def test_the_worst_batch_of_texts_is_at_the_longest() -> None:
     "arguments",
     [{"samples": 0}, {"vocabulary": 16}, {"median_length": 3}, {"longest": 10}, {"longest": 1 << 15}, {"d_model": 30}],
 )
-def test_texts_that_cannot_be_are_refused(arguments: dict[str, int]) -> None:
+def test_invalid_text_arguments_are_rejected(arguments: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         textpair.task(CPU, **arguments)
 
 
-def test_studies_have_as_many_volumes_as_their_kind_asks_for() -> None:
+def test_multiimage_samples_have_the_volume_count_of_their_task_type() -> None:
     studies = Studies(300, seed=0)
     for index in range(300):
         study = studies[index]
@@ -75,7 +75,7 @@ def test_studies_have_as_many_volumes_as_their_kind_asks_for() -> None:
     assert studies.voxels() == [float(sum(volume.numel() for volume in studies[index].images)) for index in range(300)]
 
 
-def test_labels_are_what_the_volumes_show() -> None:
+def test_multiimage_labels_match_the_volumes() -> None:
     studies = Studies(600, seed=0)
     grown = [studies[index] for index in range(1, 600, 3)]
     sizes = torch.tensor([[float((volume > 0.5).float().mean()) for volume in study.images] for study in grown])
@@ -90,7 +90,7 @@ def batch_of(*indices: int) -> HeterogeneousBatch:
     return HeterogeneousCollator()([studies[index] for index in indices])
 
 
-def test_a_study_is_answered_the_same_in_any_company() -> None:
+def test_the_multiimage_output_of_a_sample_does_not_depend_on_its_batch() -> None:
     made = multiimage.task(CPU, samples=300, width=2)
     with torch.no_grad():
         together = made.model(batch_of(0, 1, 2, 17, 20))
@@ -98,7 +98,7 @@ def test_a_study_is_answered_the_same_in_any_company() -> None:
             torch.testing.assert_close(together[kind][:1], made.model(batch_of(index))[kind], rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_is_the_sum_of_the_kinds_and_the_mean_over_studies() -> None:
+def test_the_multiimage_loss_sums_task_types_and_averages_over_samples() -> None:
     made = multiimage.task(CPU, samples=300, width=2)
     assert made.losses is not None
     shares = made.losses(made.model, batch_of(0, 1, 2, 3))
@@ -110,7 +110,7 @@ def test_the_loss_is_the_sum_of_the_kinds_and_the_mean_over_studies() -> None:
     assert set(made.losses(made.model, batch_of(0, 3))) == {"T1"}
 
 
-def test_the_worst_batch_meets_every_head() -> None:
+def test_the_worst_case_batch_contains_every_task_type() -> None:
     made = multiimage.task(CPU, samples=300, width=2)
     batch = WorstCase.of(made, "train", limit_s=5, seed=0).batch(3)
     assert isinstance(batch, HeterogeneousBatch)
@@ -119,7 +119,7 @@ def test_the_worst_batch_meets_every_head() -> None:
     assert made.group_of(made.train_data[1]) == "T2"
 
 
-def test_the_metric_of_growth_is_an_error() -> None:
+def test_the_metric_of_a_regression_task_is_its_squared_error() -> None:
     made = multiimage.task(CPU, samples=30, width=2)
     assert made.metrics is not None
     with torch.no_grad():
@@ -132,6 +132,6 @@ def test_the_metric_of_growth_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"samples": 0}, {"width": 0}])
-def test_studies_that_cannot_be_are_refused(arguments: dict[str, int]) -> None:
+def test_invalid_multiimage_arguments_are_rejected(arguments: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         multiimage.task(CPU, **arguments)

@@ -21,7 +21,7 @@ def write(path: Path, rows: list[str]) -> Path:
     return path
 
 
-def test_columns_of_numbers_are_read_and_dates_left_out(tmp_path: Path) -> None:
+def test_numeric_csv_columns_are_read_and_dates_are_omitted(tmp_path: Path) -> None:
     path = write(tmp_path / "s.csv", ["date,a,b", "2026-01-01,1,-2.5", "", "2026-01-02,3,4e1"])
     assert read_csv(path).tolist() == [[1.0, -2.5], [3.0, 40.0]]
 
@@ -37,19 +37,19 @@ def test_columns_of_numbers_are_read_and_dates_left_out(tmp_path: Path) -> None:
         (["a", "1", "nan"], "row 3: a number is missing in 'nan'"),
     ],
 )
-def test_a_file_with_gaps_is_refused(tmp_path: Path, rows: list[str], what: str) -> None:
+def test_a_csv_file_with_missing_numbers_is_rejected(tmp_path: Path, rows: list[str], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         read_csv(write(tmp_path / "s.csv", rows))
 
 
-def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_an_unreadable_csv_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "gone.csv", tmp_path, tmp_path / "binary.csv"):
         with pytest.raises(UsageError, match="cannot be read"):
             read_csv(path)
 
 
-def test_a_generated_series_is_told_by_its_seed_and_repeats_daily() -> None:
+def test_a_generated_series_is_determined_by_its_seed_and_periodic() -> None:
     series = generated(24 * 100, 1)
     assert torch.equal(series, generated(24 * 100, 1))
     assert not torch.equal(series, generated(24 * 100, 2))
@@ -59,7 +59,7 @@ def test_a_generated_series_is_told_by_its_seed_and_repeats_daily() -> None:
     assert closeness > 0.9
 
 
-def test_windows_lie_one_step_apart_and_stay_within_their_part(tmp_path: Path) -> None:
+def test_windows_are_one_step_apart_and_stay_within_their_split(tmp_path: Path) -> None:
     path = write(tmp_path / "s.csv", ["a", *map(str, range(100))])
     train, evaluated = (Windows(path, 0, lookback=5, horizon=2, part=part, seed=0) for part in ("train", "eval"))
     assert (len(train), len(evaluated)) == (74, 14)
@@ -70,7 +70,7 @@ def test_windows_lie_one_step_apart_and_stay_within_their_part(tmp_path: Path) -
     torch.testing.assert_close(evaluated[0][0][0] * deviation + mean, torch.tensor([80.0]))
 
 
-def test_a_csv_is_forecast(tmp_path: Path) -> None:
+def test_a_model_forecasts_a_csv_series(tmp_path: Path) -> None:
     path = write(tmp_path / "s.csv", ["a,b", *(f"{step % 24},{step % 12}" for step in range(600))])
     made = task(CPU, data=str(path), lookback=48, horizon=12, d_model=8, n_layers=1, n_heads=2)
     past, future = (part.unsqueeze(0) for part in made.train_data[0]) if isinstance(made.train_data[0], tuple) else (None, None)
@@ -82,7 +82,7 @@ def test_a_csv_is_forecast(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lookback", "patch_length", "stride"), [(168, 16, 8), (100, 16, 7), (16, 16, 1), (17, 5, 20), (20, 1, 1)]
 )
-def test_any_patches_that_fit_work(lookback: int, patch_length: int, stride: int) -> None:
+def test_any_patch_length_and_stride_that_fit_are_accepted(lookback: int, patch_length: int, stride: int) -> None:
     made = task(
         CPU, steps=900, lookback=lookback, horizon=3, patch_length=patch_length, stride=stride, d_model=8, n_layers=1, n_heads=2
     )
@@ -101,7 +101,7 @@ def test_any_patches_that_fit_work(lookback: int, patch_length: int, stride: int
         ({"steps": 800}, "the eval part of the series has 160 steps"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(arguments: dict[str, Scalar], what: str) -> None:
+def test_invalid_series_arguments_are_rejected(arguments: dict[str, Scalar], what: str) -> None:
     spec = "batchcal.workload.examples.patchtst:task"
     with pytest.raises(UsageError, match=what):
         load_task(TaskReference(spec=spec, directory="/", arguments=arguments), device="cpu")

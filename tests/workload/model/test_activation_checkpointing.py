@@ -64,7 +64,7 @@ def gradients(model: Stack) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
-def test_gradients_are_the_same_with_dropout_too_and_each_block_is_computed_twice() -> None:
+def test_checkpointing_keeps_gradients_and_computes_each_block_twice() -> None:
     plain, checkpointed = stack(), stack()
     names = list(checkpointed.state_dict())
     manager = GradientCheckpointManager(checkpointed)
@@ -78,14 +78,14 @@ def test_gradients_are_the_same_with_dropout_too_and_each_block_is_computed_twic
     assert checkpointed.computed() == [3, 3, 3], "off again"
 
 
-def test_an_evaluation_computes_once() -> None:
+def test_an_evaluation_computes_each_block_once() -> None:
     model = stack()
     with GradientCheckpointManager(model), torch.no_grad():
         model(torch.randn(4, 8))
     assert model.computed() == [1, 1, 1]
 
 
-def test_turning_it_on_twice_is_turning_it_on() -> None:
+def test_enabling_checkpointing_twice_has_no_further_effect() -> None:
     model = stack()
     manager = GradientCheckpointManager(model, "blocks.1")
     manager.enable()
@@ -99,11 +99,11 @@ def test_turning_it_on_twice_is_turning_it_on() -> None:
 
 
 @pytest.mark.parametrize(("modules", "names"), [("blocks.0, head", ("blocks.0", "head")), ("first", ("first.0", "first.1"))])
-def test_modules_are_named_one_by_one_or_by_their_list(modules: str, names: tuple[str, ...]) -> None:
+def test_checkpointed_modules_can_be_named_individually_or_by_their_list(modules: str, names: tuple[str, ...]) -> None:
     assert GradientCheckpointManager(stack(), modules).names == names
 
 
-def test_what_cannot_be_is_refused_with_what_there_is() -> None:
+def test_modules_that_cannot_be_checkpointed_are_rejected() -> None:
     with pytest.raises(UsageError, match="no module 'layers'") as caught:
         GradientCheckpointManager(stack(), "layers")
     assert "blocks" in caught.value.known
@@ -113,7 +113,7 @@ def test_what_cannot_be_is_refused_with_what_there_is() -> None:
         GradientCheckpointManager(stack(normal=True))
 
 
-def test_what_it_saves_and_costs_is_measured() -> None:
+def test_memory_savings_and_time_cost_of_checkpointing_are_measured() -> None:
     torch.manual_seed(0)
     model = Stack(128, 4)
     inputs = torch.randn(16_384, 128)

@@ -19,7 +19,7 @@ from batchcal.workload.model.fake_step import LiveBlocks, TraceTimedOut, fake_st
 from batchcal.workload.task import Task
 
 
-def test_the_peak_is_the_fullest_moment_block_by_block() -> None:
+def test_live_blocks_records_the_blocks_at_the_peak() -> None:
     with LiveBlocks() as blocks:
         first = torch.empty(1024, dtype=torch.uint8)
         second = torch.empty(4096, dtype=torch.uint8)
@@ -35,7 +35,7 @@ def test_an_operation_after_the_time_is_up_raises() -> None:
         torch.ones(1)
 
 
-def test_a_view_is_no_block_of_its_own_and_what_was_there_is_not_counted() -> None:
+def test_live_blocks_counts_neither_views_nor_earlier_tensors() -> None:
     there = torch.ones(1000)
     with LiveBlocks() as blocks:
         blocks.ignore([there])
@@ -72,7 +72,7 @@ def task_of(model: nn.Module, optimizer: Optimizer | None = None, loss: Callable
     return Task(model=model, optimizer=optimizer, train_data=TensorDataset(torch.ones(4, 8)), loss=loss)
 
 
-def test_a_task_on_loan_comes_back_as_it_was() -> None:
+def test_a_fake_step_restores_the_task() -> None:
     model = Noisy()
     model.eval()
     task = task_of(model)
@@ -96,7 +96,7 @@ def test_a_task_on_loan_comes_back_as_it_was() -> None:
     assert task.optimizer.param_groups[0]["params"][0] is next(model.parameters())
 
 
-def test_it_comes_back_from_a_step_that_fails_too() -> None:
+def test_a_failed_fake_step_restores_the_task() -> None:
     def peeping(model: nn.Module, batch: object) -> Tensor:
         loss = mean_square(model, batch)
         return loss * loss.item()
@@ -108,7 +108,7 @@ def test_it_comes_back_from_a_step_that_fails_too() -> None:
     assert model.weight.grad is None
 
 
-def test_the_peak_is_what_a_real_step_allocates() -> None:
+def test_the_peak_of_a_fake_step_matches_a_real_step() -> None:
     """Above the gradients, which are there before on paper."""
     model = nn.Sequential(nn.Linear(8, 512), nn.Tanh(), nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 1))
     task = task_of(model)
@@ -122,7 +122,7 @@ def test_the_peak_is_what_a_real_step_allocates() -> None:
     assert told <= real[16] <= told + gradients
 
 
-def test_a_temperature_that_is_not_the_models_is_left_alone() -> None:
+def test_a_fake_step_does_not_modify_parameters_outside_the_model() -> None:
     temperature = nn.Parameter(torch.ones(()))
     model = nn.Linear(8, 8)
     task = task_of(
@@ -148,7 +148,7 @@ VALUES: dict[str, tuple[Callable[..., Optimizer], float]] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_what_an_optimizer_keeps_is_known_before_it_steps(name: str) -> None:
+def test_the_optimizer_state_size_is_predicted_before_the_first_step(name: str) -> None:
     make, values = VALUES[name]
     model = nn.Linear(64, 64)
     with fake_step(task_of(model, make(model.parameters()))) as paper:
@@ -156,7 +156,7 @@ def test_what_an_optimizer_keeps_is_known_before_it_steps(name: str) -> None:
     assert told.state_bytes == pytest.approx(values * 4 * (64 * 64 + 64), abs=100)
 
 
-def test_an_optimizer_that_cannot_be_stepped_on_paper_is_guessed_at_and_said_to_be() -> None:
+def test_an_optimizer_without_fake_tensor_support_is_estimated_with_a_note() -> None:
     model = nn.Linear(64, 64)
     with fake_step(task_of(model, torch.optim.LBFGS(model.parameters()))) as paper:
         told = paper.optimizer()

@@ -56,7 +56,7 @@ def even_only(model: nn.Module, batch: object) -> Tensor:
 
 
 @pytest.mark.parametrize("changes", [{}, {"train_data": InOrder()}, {"train_data": Holes()}, {"loss": even_only}])
-def test_lazy_modules_are_initialised_before_anything_inspects_them(changes: dict[str, object]) -> None:
+def test_lazy_modules_are_initialized_with_the_first_batch(changes: dict[str, object]) -> None:
     task = a_lazy_task(**changes)
     initialise_lazy(task, CPU)
     assert not any(is_lazy(parameter) for parameter in task.model.parameters())
@@ -69,7 +69,7 @@ def test_lazy_modules_are_initialised_before_anything_inspects_them(changes: dic
     assert not all(torch.equal(*pair) for pair in zip(before, after, strict=True)), "the optimizer holds the same parameters"
 
 
-def test_the_first_batch_leaves_no_trace_in_the_statistics() -> None:
+def test_initializing_lazy_modules_does_not_change_batch_norm_statistics() -> None:
     task = a_lazy_task()
     initialise_lazy(task, CPU)
     for name, buffer in task.model.named_buffers():
@@ -84,7 +84,7 @@ def test_a_model_without_lazy_modules_runs_no_batch() -> None:
     initialise_lazy(replace(a_task(), loss=fails), CPU)
 
 
-def test_a_first_batch_that_fails_is_the_users_error() -> None:
+def test_a_first_batch_that_fails_is_a_user_error() -> None:
     def fails(model: nn.Module, batch: object) -> Tensor:
         raise KeyError("pixels")
 
@@ -92,7 +92,7 @@ def test_a_first_batch_that_fails_is_the_users_error() -> None:
         initialise_lazy(a_lazy_task(loss=fails), CPU)
 
 
-def test_the_facts_of_an_initialised_task_count_its_parameters() -> None:
+def test_the_facts_of_an_initialized_task_include_its_parameter_count() -> None:
     task = a_lazy_task()
     initialise_lazy(task, CPU)
     assert WorstCase.of(task, "train", limit_s=1.0, seed=0).facts(task).parameters == 8 * 16 + 16 + 4 * 16 + 16 * 3 + 3
@@ -110,7 +110,7 @@ def sgd(task: Task) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("several", [list, tuple, lambda two: dict(zip("ab", two, strict=True))])
-def test_several_optimizers_are_refused_with_what_to_do(several: type) -> None:
+def test_several_optimizers_are_rejected_with_a_suggestion(several: type) -> None:
     held = several([sgd(a_task()), torch.optim.AdamW(a_task().model.parameters())])
     with pytest.raises(UserCodeError, match=r"2 optimizers \(SGD, AdamW\)") as refused:
         refuse_unsupported(changed(optimizer=held), "train.py:task")
@@ -118,13 +118,13 @@ def test_several_optimizers_are_refused_with_what_to_do(several: type) -> None:
 
 
 @pytest.mark.parametrize("name", ["train_data", "eval_data"])
-def test_a_loader_in_the_place_of_a_dataset_is_refused_with_what_to_do(name: str) -> None:
+def test_a_data_loader_instead_of_a_dataset_is_rejected_with_a_suggestion(name: str) -> None:
     with pytest.raises(UserCodeError, match=f"whose {name} is a DataLoader") as refused:
         refuse_unsupported(changed(**{name: DataLoader(TensorDataset(torch.zeros(4)))}), "train.py:task")
     assert f"{name}=loader.dataset" in refused.value.try_
 
 
-def test_a_closure_under_a_scaler_is_refused() -> None:
+def test_an_optimizer_with_a_closure_is_rejected_with_float16_autocast() -> None:
     task = a_task()
     optimizer = torch.optim.LBFGS(task.model.parameters())
     with pytest.raises(UserCodeError, match=r"LBFGS and autocast=torch\.float16"):

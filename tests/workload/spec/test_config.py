@@ -26,7 +26,7 @@ def test_arguments_keep_their_types(tmp_path: Path) -> None:
     assert [type(value) for value in config.reference.arguments.values()] == [int, float, bool, str]
 
 
-def test_tables_of_settings_are_handed_on_as_read(tmp_path: Path) -> None:
+def test_settings_tables_of_a_config_are_returned_unchanged(tmp_path: Path) -> None:
     config = read(tmp_path, '[calibrate]\nmargin = "15%"\n[plan]\neffective_batch = 512\n[train]\nnew = [1, 2]\n')
     assert config.reference is None
     assert config.tables == {"calibrate": {"margin": "15%"}, "plan": {"effective_batch": 512}, "train": {"new": [1, 2]}}
@@ -59,7 +59,7 @@ def test_tables_of_settings_are_handed_on_as_read(tmp_path: Path) -> None:
         ("a = " + "[" * 5000, "is not TOML", "quotes"),
     ],
 )
-def test_what_is_wrong_with_a_config_is_said(tmp_path: Path, text: str | bytes, what: str, try_: str) -> None:
+def test_an_invalid_config_is_rejected_with_the_reason(tmp_path: Path, text: str | bytes, what: str, try_: str) -> None:
     with pytest.raises(UsageError, match=what) as caught:
         read(tmp_path, text)
     assert "config.toml" in caught.value.what
@@ -67,7 +67,7 @@ def test_what_is_wrong_with_a_config_is_said(tmp_path: Path, text: str | bytes, 
     assert try_ in caught.value.try_
 
 
-def test_a_config_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_config_that_is_not_a_regular_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         read_config(tmp_path, directory=tmp_path)
     with pytest.raises(UsageError, match="there is no file"):
@@ -77,7 +77,7 @@ def test_a_config_that_is_no_file_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path / "fifo.toml", directory=tmp_path)
 
 
-def test_a_file_of_the_spec_may_lie_beside_its_config(tmp_path: Path) -> None:
+def test_a_spec_can_name_a_file_next_to_its_config(tmp_path: Path) -> None:
     folder = tmp_path / "experiment"
     folder.mkdir()
     (folder / "train.py").write_text("")
@@ -91,7 +91,7 @@ def test_a_file_of_the_spec_may_lie_beside_its_config(tmp_path: Path) -> None:
     assert reference.spec == "train.py:task"
 
 
-def test_a_config_elsewhere_is_named_absolutely(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_config_outside_the_project_has_an_absolute_path(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     project = tmp_path_factory.mktemp("project")
     (tmp_path / "c.toml").write_text('[task]\nspec = "m:t"\n')
     reference = read_config(tmp_path / "c.toml", directory=project).reference
@@ -99,7 +99,7 @@ def test_a_config_elsewhere_is_named_absolutely(tmp_path: Path, tmp_path_factory
     assert reference.config == (tmp_path / "c.toml").as_posix()
 
 
-def test_the_project_may_say_its_task(tmp_path: Path) -> None:
+def test_the_project_config_can_set_the_task(tmp_path: Path) -> None:
     assert project_config(tmp_path) is None
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text("[project]\nname = 'x'\n")
@@ -116,7 +116,7 @@ def test_the_project_may_say_its_task(tmp_path: Path) -> None:
     assert config.reference.spec == "b:t"
 
 
-def test_a_project_table_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_project_config_that_is_not_a_table_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[tool]\nbatchcal = 3\n")
     with pytest.raises(UsageError, match="not a table"):
         project_config(tmp_path)

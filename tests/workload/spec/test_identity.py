@@ -51,12 +51,12 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("spec", ["train.py:task", "train:task", "./train.py:task"])
-def test_every_module_of_the_project_that_it_imports_belongs_to_it(project: Path, spec: str) -> None:
+def test_a_task_includes_every_project_module_that_it_imports(project: Path, spec: str) -> None:
     assert set(identity(project, spec).sources) == EXPECTED
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_an_edited_source_is_another_task(project: Path, name: str) -> None:
+def test_an_edited_source_file_changes_the_task_digest(project: Path, name: str) -> None:
     before = identity(project)
     with (project / name).open("a") as file:
         file.write("edited = 1\n")
@@ -65,7 +65,7 @@ def test_an_edited_source_is_another_task(project: Path, name: str) -> None:
     assert {key for key in EXPECTED if after.sources[key] != before.sources[key]} == {name}
 
 
-def test_neither_data_nor_touching_nor_other_files_change_it(project: Path) -> None:
+def test_data_files_timestamps_and_unused_modules_do_not_change_the_task(project: Path) -> None:
     before = identity(project)
     (project / "data.csv").write_text("3,4\n")
     (project / "unused.py").write_text("changed = 1\n")
@@ -74,7 +74,7 @@ def test_neither_data_nor_touching_nor_other_files_change_it(project: Path) -> N
     assert identity(project) == before
 
 
-def test_arguments_and_the_factory_belong_to_it(project: Path) -> None:
+def test_arguments_and_the_factory_name_change_the_task_digest(project: Path) -> None:
     digests = [
         identity(project).digest,
         identity(project, width=1).digest,
@@ -86,33 +86,33 @@ def test_arguments_and_the_factory_belong_to_it(project: Path) -> None:
     assert len(set(digests)) == len(digests)
 
 
-def test_the_place_of_the_project_does_not(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_moving_the_project_does_not_change_the_task_digest(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     moved = tmp_path_factory.mktemp("moved") / "project"
     before = identity(project).digest
     project.rename(moved)
     assert identity(moved).digest == before
 
 
-def test_a_package_runs_its_own_init(project: Path) -> None:
+def test_a_module_in_a_package_includes_the_init_file(project: Path) -> None:
     assert set(identity(project, "pkg.part:task").sources) == {
         "pkg/__init__.py", "pkg/part.py", "pkg/sibling.py", "pkg/deep/__init__.py", "pkg/other.py",
     }  # fmt: skip
     assert set(identity(project, "pkg/other.py:task").sources) == {"pkg/__init__.py", "pkg/other.py"}
 
 
-def test_a_folder_without_init_is_looked_into(project: Path) -> None:
+def test_a_folder_without_an_init_file_is_searched_for_modules(project: Path) -> None:
     assert set(identity(project, "loose.inner:task").sources) == {"loose/inner.py"}
     (project / "one.py").write_text("from loose import inner\n")
     assert set(identity(project, "one:task").sources) == {"one.py", "loose/inner.py"}
 
 
-def test_what_is_installed_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_are_not_part_of_the_task(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(project / ".venv/lib/site-packages"))
     (project / "one.py").write_text("import installed, torch, pytest, batchcal.workload.task\n")
     assert set(identity(project, "one:task").sources) == {"one.py"}
 
 
-def test_a_source_folder_on_the_path_belongs_to_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_folder_on_sys_path_is_part_of_the_task(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "src").mkdir()
     (project / "src" / "mine_alone.py").write_text("")
     (project / "one.py").write_text("import mine_alone\n")
@@ -122,9 +122,7 @@ def test_a_source_folder_on_the_path_belongs_to_the_project(project: Path, monke
 
 @pytest.mark.parametrize("source", [b"def (:\n", b"x = '\0'\n", b"\xff\xfe\n"])
 @pytest.mark.parametrize("spec", ["bad.py:task", "bad:task"])
-def test_a_factory_in_a_file_that_python_cannot_read_is_an_error_of_the_users_code(
-    project: Path, source: bytes, spec: str
-) -> None:
+def test_a_factory_file_with_invalid_python_is_a_user_error(project: Path, source: bytes, spec: str) -> None:
     (project / "bad.py").write_bytes(source)
     with pytest.raises(UserCodeError, match=r"bad\.py is not valid Python: ") as caught:
         identity(project, spec)
@@ -132,14 +130,14 @@ def test_a_factory_in_a_file_that_python_cannot_read_is_an_error_of_the_users_co
     assert caught.value.try_ == "correct bad.py at that line, then run the same command"
 
 
-def test_the_error_of_the_syntax_shows_the_line(project: Path) -> None:
+def test_a_syntax_error_shows_the_line(project: Path) -> None:
     (project / "bad.py").write_text("x = 1\ndef task(:\n")
     with pytest.raises(UserCodeError) as caught:
         identity(project, "bad.py:task")
     assert [line.strip() for line in caught.value.known.splitlines()][:2] == ['File "bad.py", line 2', "def task(:"]
 
 
-def test_an_imported_file_that_python_cannot_read_is_compared_by_its_bytes(project: Path) -> None:
+def test_an_imported_file_with_invalid_python_is_compared_by_its_bytes(project: Path) -> None:
     before = identity(project)
     (project / "lazy.py").write_text("print 'Python 2'\n")
     after = identity(project)
@@ -158,7 +156,7 @@ EDITS = {
 
 @pytest.mark.parametrize("edited", EDITS.values(), ids=EDITS)
 @pytest.mark.parametrize("name", ["train.py", "pkg/part.py"])
-def test_comments_docstrings_and_formatting_do_not_change_it(project: Path, name: str, edited: str) -> None:
+def test_comments_docstrings_and_formatting_do_not_change_the_task(project: Path, name: str, edited: str) -> None:
     (project / name).write_text("import net\ndef task(width=1):\n    return net.x\n")
     before = identity(project)
     (project / name).write_text(edited)
@@ -184,11 +182,11 @@ def test_an_annotated_string_is_not_a_docstring(project: Path) -> None:
         ("/", "{}/train.py:task"),
     ],
 )
-def test_it_does_not_depend_on_where_the_command_is_started(project: Path, start: str, spec: str) -> None:
+def test_the_task_digest_does_not_depend_on_the_working_directory(project: Path, start: str, spec: str) -> None:
     assert identity(project / start, spec.format(project)).digest == identity(project).digest
 
 
-def test_a_copy_in_another_folder_is_the_same_task_and_its_folder_is_recorded(project: Path, tmp_path: Path) -> None:
+def test_a_project_copy_has_the_same_task_digest_and_records_its_folder(project: Path, tmp_path: Path) -> None:
     here = identity(project)
     copy = shutil.copytree(project, tmp_path.parent / f"{tmp_path.name}-copy")
     there = identity(copy)
@@ -196,12 +194,12 @@ def test_a_copy_in_another_folder_is_the_same_task_and_its_folder_is_recorded(pr
     assert (here.folder, there.folder) == (str(project), str(copy))
 
 
-def test_a_file_outside_of_the_project_brings_its_package(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_task_file_outside_the_project_includes_its_package(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     assert set(identity(elsewhere, f"{project}/pkg/other.py:task").sources) == {"pkg/__init__.py", "pkg/other.py"}
 
 
-def test_relative_imports_of_a_plain_folder_are_followed(project: Path) -> None:
+def test_relative_imports_in_a_folder_without_init_are_followed(project: Path) -> None:
     (project / "plain").mkdir()
     (project / "plain" / "train.py").write_text("from .model import Net\nfrom . import helper\nfrom ..net import x\n")
     (project / "plain" / "model.py").write_text("from .layers import Layer\n")
@@ -211,7 +209,7 @@ def test_relative_imports_of_a_plain_folder_are_followed(project: Path) -> None:
     assert names <= set(identity(project, "plain/train.py:task").sources)
 
 
-def test_it_costs_as_much_as_the_file_is_long(project: Path) -> None:
+def test_identifying_a_task_takes_time_linear_in_the_file_length(project: Path) -> None:
     def cost_of(lines: int) -> float:
         (project / "train.py").write_text("def task(a, b):\n" + "    x = a + b * 2\n" * lines)
         began = time.process_time()
@@ -233,13 +231,13 @@ def test_it_costs_as_much_as_the_file_is_long(project: Path) -> None:
         ("gone.py:task", "there is no file gone.py", ".py:task"),
     ],
 )
-def test_what_is_not_there_is_said(project: Path, spec: str, what: str, try_: str) -> None:
+def test_a_missing_module_or_file_is_an_error_with_a_suggestion(project: Path, spec: str, what: str, try_: str) -> None:
     with pytest.raises(UsageError, match=what) as caught:
         identity(project, spec)
     assert try_ in caught.value.try_
 
 
-def test_an_example_is_known_by_the_names_of_its_modules(tmp_path: Path) -> None:
+def test_an_example_task_is_identified_by_its_module_names(tmp_path: Path) -> None:
     here, there = (identity(folder, "batchcal.workload.examples.handwriting:task") for folder in (ROOT, tmp_path))
     assert here == there
     package = "batchcal.workload.examples"
@@ -247,7 +245,7 @@ def test_an_example_is_known_by_the_names_of_its_modules(tmp_path: Path) -> None
 
 
 @pytest.mark.child
-def test_nothing_of_the_task_is_imported(project: Path) -> None:
+def test_identifying_a_task_does_not_import_it(project: Path) -> None:
     (project / "train.py").write_text("raise SystemExit('imported')\n")
     (project / "pkg" / "__init__.py").write_text("raise SystemExit('imported')\n")
     code = (
@@ -260,7 +258,7 @@ def test_nothing_of_the_task_is_imported(project: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=project).returncode == 0
 
 
-def test_folders_without_an_init_file_within_each_other_are_packages_too(tmp_path: Path) -> None:
+def test_nested_folders_without_init_files_are_packages(tmp_path: Path) -> None:
     for name, text in {"train.py": "from a.b.net import x\nimport a.b.absent\n", "a/b/net.py": "", "a/c/net.py": ""}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -71,24 +71,24 @@ def seen(module: str = "train") -> dict[str, object]:
         ("my-train.py:task", "my-train.py"),
     ],
 )
-def test_a_module_or_a_file_is_loaded(load: Load, spec: str, file: str) -> None:
+def test_a_task_is_loaded_from_a_module_or_a_file(load: Load, spec: str, file: str) -> None:
     sample = load(GOOD.format(parameters=""), spec, file).train_data[0]
     assert isinstance(sample, torch.Tensor)
 
 
-def test_a_factory_gets_what_its_signature_names_and_no_more(load: Load) -> None:
+def test_a_factory_receives_only_the_arguments_in_its_signature(load: Load) -> None:
     load(GOOD.format(parameters="device, width=1, *, depth=2"), width=5)
     assert seen() == {"device": torch.device("cpu"), "width": 5, "depth": 2}
     load(GOOD.format(parameters="**rest"), "any:task", "any.py", width=5)
     assert seen("any") == {"rest": {"width": 5}}
 
 
-def test_a_class_method_may_be_the_factory(load: Load) -> None:
+def test_a_static_method_can_be_the_factory(load: Load) -> None:
     source = GOOD.format(parameters="") + "\nclass Maker:\n    @staticmethod\n    def make(): return task()\n"
     assert isinstance(load(source, "train:Maker.make"), Task)
 
 
-def test_a_file_in_a_package_may_import_relatively_and_its_neighbours(load: Load, tmp_path: Path) -> None:
+def test_a_file_in_a_package_supports_relative_and_sibling_imports(load: Load, tmp_path: Path) -> None:
     (tmp_path / "pkg" / "sub").mkdir(parents=True)
     for folder in ("pkg", "pkg/sub"):
         (tmp_path / folder / "__init__.py").write_text("")
@@ -108,14 +108,14 @@ def plain_folder(folder: Path) -> None:
     (folder / "helper.py").write_text("from .model import Net\nimport model\n")
 
 
-def test_a_file_in_a_plain_folder_may_import_relatively(load: Load, tmp_path: Path) -> None:
+def test_a_file_in_a_folder_without_init_supports_relative_imports(load: Load, tmp_path: Path) -> None:
     plain_folder(tmp_path / "my-code")
     load(RELATIVE, "my-code/train.py:task", "my-code/train.py")
     assert "my-code.train" in sys.modules
     assert sys.path[0] == str(tmp_path / "my-code")
 
 
-def test_a_plain_folder_named_as_a_module_of_python_refuses_relative_imports_and_says_why(load: Load, tmp_path: Path) -> None:
+def test_relative_imports_fail_in_a_folder_named_like_an_installed_module(load: Load, tmp_path: Path) -> None:
     plain_folder(tmp_path / "code")
     with pytest.raises(UserCodeError, match="attempted relative import") as caught:
         load(RELATIVE, "code/train.py:task", "code/train.py")
@@ -124,7 +124,7 @@ def test_a_plain_folder_named_as_a_module_of_python_refuses_relative_imports_and
     load(guarded, "code/train.py:task", "code/train.py")
 
 
-def test_the_folder_of_the_file_is_first_and_the_working_directory_last(load: Load, tmp_path: Path) -> None:
+def test_the_file_folder_is_first_and_the_working_directory_last_on_sys_path(load: Load, tmp_path: Path) -> None:
     for folder in (".", "deep"):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "both.py").write_text(f"where = {folder!r}\n")
@@ -135,7 +135,7 @@ def test_the_folder_of_the_file_is_first_and_the_working_directory_last(load: Lo
     assert (sys.path[0], sys.path[-1]) == (str(tmp_path / "deep"), str(tmp_path))
 
 
-def test_a_module_of_the_packages_name_in_it_does_not_hide_the_package(load: Load, tmp_path: Path) -> None:
+def test_a_module_with_the_name_of_its_package_does_not_hide_the_package(load: Load, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     for name in ("__init__.py", "model.py"):
         (tmp_path / "model" / name).write_text("")
@@ -144,7 +144,7 @@ def test_a_module_of_the_packages_name_in_it_does_not_hide_the_package(load: Loa
 
 
 @pytest.mark.parametrize(("spec", "script"), [("deep/train.py:task", "deep/train.py"), ("deep.train:task", "{}/deep/train.py")])
-def test_arguments_are_those_of_a_script_without_any(load: Load, tmp_path: Path, spec: str, script: str) -> None:
+def test_sys_argv_contains_only_the_script_path(load: Load, tmp_path: Path, spec: str, script: str) -> None:
     source = "import argparse, sys\nparser = argparse.ArgumentParser()\nparser.add_argument('--width', default=3)\n"
     source += "arguments = parser.parse_args()\nargv = list(sys.argv)\n" + GOOD.format(parameters="")
     load(source, spec, "deep/train.py")
@@ -161,7 +161,7 @@ PARSERS = {
 
 
 @pytest.mark.parametrize("name", sorted(PARSERS))
-def test_a_required_argument_is_named_with_the_ways_to_give_it(load: Load, name: str) -> None:
+def test_an_error_from_an_argument_parser_suggests_task_args(load: Load, name: str) -> None:
     pytest.importorskip(name)
     with pytest.raises(UserCodeError, match=rf"importing train.py ended in its argument parser, {name}") as caught:
         load(PARSERS[name])
@@ -170,13 +170,13 @@ def test_a_required_argument_is_named_with_the_ways_to_give_it(load: Load, name:
     assert "environment" in caught.value.try_
 
 
-def test_a_script_that_ends_when_it_is_imported_is_told_about_the_guard(load: Load) -> None:
+def test_the_error_for_sys_exit_during_import_suggests_the_main_guard(load: Load) -> None:
     with pytest.raises(UserCodeError, match=r"called sys.exit\(0\)") as caught:
         load("import sys\ndef main(): return 0\nsys.exit(main())\n")
     assert 'if __name__ == "__main__":' in caught.value.try_
 
 
-def test_threads_and_handlers_stay_what_they_were(load: Load) -> None:
+def test_loading_a_task_restores_threads_and_signal_handlers(load: Load) -> None:
     threads, handlers = torch.get_num_threads(), {number: signal.getsignal(number) for number in SIGNALS}
     source = "import signal, warnings\nwarnings.simplefilter('error')\nimport torch\n"
     source += f"torch.set_num_threads({threads + 3})\nfor each in range(2): torch.set_num_interop_threads(17)\n"
@@ -231,9 +231,7 @@ def test_workers_find_the_classes_of_a_file(load: Load, spec: str, file: str, me
         ("random.py:task", "random.py has the same name as another module", "random_task.py"),
     ],
 )
-def test_a_spec_that_leads_nowhere_is_the_users_spec_not_his_code(
-    load: Load, tmp_path: Path, spec: str, what: str, try_: str
-) -> None:
+def test_a_spec_that_cannot_be_resolved_is_a_usage_error(load: Load, tmp_path: Path, spec: str, what: str, try_: str) -> None:
     for name in ("train.v2.py", "random.py"):
         (tmp_path / name).write_text("")
     with pytest.raises(UsageError, match=what) as caught:
@@ -242,7 +240,7 @@ def test_a_spec_that_leads_nowhere_is_the_users_spec_not_his_code(
     assert try_ in caught.value.try_
 
 
-def test_a_module_without_functions_says_what_to_write(load: Load) -> None:
+def test_the_error_for_a_module_without_functions_shows_an_example(load: Load) -> None:
     with pytest.raises(UsageError, match=r"train\.py has no function task") as caught:
         load("x = 1\n")
     assert "batchcal.Task(" in caught.value.try_
@@ -265,7 +263,7 @@ def test_a_module_without_functions_says_what_to_write(load: Load) -> None:
         ("width, /", {}, "needs an argument 'width'", "width"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(
+def test_the_error_for_invalid_factory_arguments_names_them(
     load: Load, parameters: str, arguments: dict[str, Scalar], what: str, try_: str
 ) -> None:
     with pytest.raises(UsageError, match=what) as caught:
@@ -276,7 +274,7 @@ def test_arguments_that_do_not_fit_are_named(
 RAISES = "def inner():\n    raise ValueError('no such width')\ndef task():\n    inner()\n"
 
 
-def test_a_factory_that_raises_shows_its_own_traceback_and_none_of_ours(load: Load, tmp_path: Path) -> None:
+def test_the_traceback_of_a_factory_contains_only_user_code(load: Load, tmp_path: Path) -> None:
     with pytest.raises(UserCodeError, match=r"train\.py:task raised ValueError: no such width") as caught:
         load(RAISES)
     text = caught.value.known
@@ -287,7 +285,7 @@ def test_a_factory_that_raises_shows_its_own_traceback_and_none_of_ours(load: Lo
     assert isinstance(caught.value.__cause__, ValueError)  # what kind it was is not lost: it may be memory that ran out
 
 
-def test_where_an_error_came_from_is_shown_too(load: Load) -> None:
+def test_the_error_of_a_factory_shows_its_cause(load: Load) -> None:
     source = (
         "def task():\n    try:\n        int('x')\n    except ValueError as error:\n        raise KeyError('outer') from error\n"
     )
@@ -319,33 +317,33 @@ def test_where_an_error_came_from_is_shown_too(load: Load) -> None:
         ),
     ],
 )
-def test_code_that_fails_is_the_users(load: Load, source: str, what: str) -> None:
+def test_failing_task_code_is_a_user_error(load: Load, source: str, what: str) -> None:
     with pytest.raises(UserCodeError, match=what) as caught:
         load(source)
     assert caught.value.known
     assert caught.value.try_
 
 
-def test_errors_that_came_from_each_other_are_shown_once(load: Load) -> None:
+def test_a_cyclic_exception_context_is_shown_once(load: Load) -> None:
     source = "def task():\n    a, b = ValueError('a'), ValueError('b')\n    a.__context__, b.__context__ = b, a\n    raise a\n"
     with pytest.raises(UserCodeError, match="raised ValueError: a"):
         load(source)
 
 
 @pytest.mark.parametrize("spec", ["train:task", "train.py:task"])
-def test_a_module_that_the_users_code_lacks_is_not_the_specs(load: Load, spec: str) -> None:
+def test_a_missing_import_in_the_task_is_a_user_error(load: Load, spec: str) -> None:
     with pytest.raises(UserCodeError, match="No module named 'absent_thing'") as caught:
         load("import absent_thing.part\n", spec)
     assert "install absent_thing" in caught.value.try_
     assert 'train.py", line 1' in caught.value.known
 
 
-def test_a_module_that_imports_its_own_missing_part_is_the_users(load: Load) -> None:
+def test_a_module_that_imports_its_own_missing_submodule_is_a_user_error(load: Load) -> None:
     with pytest.raises(UserCodeError, match="raised ModuleNotFoundError"):
         load("import train.part\n", "train:task")
 
 
-def test_a_usage_error_of_the_task_is_let_pass(load: Load) -> None:
+def test_a_usage_error_of_the_task_is_propagated(load: Load) -> None:
     source = "from batchcal.core.errors import UsageError\n"
     with pytest.raises(UsageError, match="odd width"):
         load(source + "def task(): raise UsageError('odd width')\n")
@@ -365,7 +363,7 @@ def test_a_usage_error_of_the_task_is_let_pass(load: Load) -> None:
         ("optimizer=torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1)", "optimizer holds none of the model's parameters"),
     ],
 )
-def test_a_task_that_cannot_be_trained_is_refused_at_once(load: Load, changed: str, what: str) -> None:
+def test_a_task_that_cannot_be_trained_is_rejected_when_loaded(load: Load, changed: str, what: str) -> None:
     source = (
         GOOD.format(parameters="")
         + f"import dataclasses\nmade = task()\ndef task(): return dataclasses.replace(made, {changed})\n"

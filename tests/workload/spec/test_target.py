@@ -71,14 +71,14 @@ def test_an_absolute_path_works(project: Path, tmp_path_factory: pytest.TempPath
         ("settings.toml", "has no table", "spec = "),
     ],
 )
-def test_a_malformed_target_is_refused_in_three_parts(project: Path, target: str, what: str, try_: str) -> None:
+def test_a_malformed_target_is_an_error_with_reason_and_suggestion(project: Path, target: str, what: str, try_: str) -> None:
     with pytest.raises(UsageError, match=what) as caught:
         reference_of(target, directory=project)
     assert caught.value.known
     assert try_ in caught.value.try_
 
 
-def test_a_bare_file_shows_its_functions(project: Path) -> None:
+def test_the_error_for_a_file_without_a_function_lists_its_functions(project: Path) -> None:
     with pytest.raises(UsageError) as caught:
         reference_of("train.py", directory=project)
     assert caught.value.known == "functions in it: helper, make_task"
@@ -92,12 +92,12 @@ def test_a_bare_file_shows_its_functions(project: Path) -> None:
         ("path=a/b.csv", {"path": "a/b.csv"}),
     ],
 )
-def test_arguments_are_read_as_a_config_would_have_them(text: str, arguments: dict[str, Scalar]) -> None:
+def test_command_line_arguments_are_parsed_like_config_values(text: str, arguments: dict[str, Scalar]) -> None:
     assert parse_arguments(text, name="shape") == arguments
 
 
 @pytest.mark.parametrize("text", ["", "d_model", "=3", "d model=3", "a=1,,b=2", "a=", "a=1,a=2"])
-def test_what_is_no_argument_is_refused_with_an_example(text: str) -> None:
+def test_a_malformed_argument_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_arguments(text, name="shape")
     assert "--shape" in caught.value.try_
