@@ -81,7 +81,10 @@ VERBS: Final = {
     ),
     "calibrate": Verb(
         _calibrate,
-        "Measure the batch size that fits and the fastest settings, in fenced child processes, and write calibration.json.",
+        """Measure the batch size that fits and the fastest settings, in fenced child processes, and write calibration.json.
+
+        After -- comes a command that is measured instead of a task: calibrate -- python train.py --batch-size {batch_size}
+        """,
     ),
     "show": Verb(
         _show,
@@ -155,7 +158,7 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Raises nothing except Typer's own SystemExit."""
     stdout.be_lenient()
-    arguments, command = _without_command(arguments)
+    arguments, command = without_command(arguments)
     messages = Messages.of(arguments)
     messages.command = command
     messages.hold()
@@ -179,7 +182,7 @@ def run(arguments: Sequence[str]) -> int:
         return _report_error(misused(error) or unexpected(error, verbose=messages.verbose), messages)
 
 
-def _without_command(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...] | None]:
+def without_command(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...] | None]:
     """Return the arguments before `--`, and the command after it. None: this verb takes no command, or there is no `--`."""
     words = list(arguments)
     if words[:1] != [TAKES_COMMAND_OR_TASK] or "--" not in words:

@@ -23,7 +23,10 @@ from tests.support.commands import parse
 from tests.support.markdown import Block, anchors, blocks, links, without_installing
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/guide.md", "docs/containers.md", "docs/calibration.md", "docs/studies.md", "docs/contributing.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("guide", "commands", "containers", "calibration", "studies", "contributing")),
+)
 """Those with blocks, in the order in which a reader types them: each finds what the ones before left."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [(page, block) for page in PAGES for block in blocks((ROOT / page).read_text(encoding="utf-8"))]
@@ -115,7 +118,7 @@ def run_block(project: Path, block: Block) -> None:
 def batchcal_commands(line: str) -> list[list[str]]:
     """The arguments of each `batchcal` command in a line of a shell."""
     words = shlex.shlex(re.sub(r'^eval "\$\((.*)\)"$', r"\1", line), posix=True, punctuation_chars=True)
-    words.wordchars += ":,"
+    words.wordchars += ":,{}"
     commands: list[list[str]] = [[]]
     for word in words:
         if set(word) <= set("();<>|&"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import typer
 from typer.core import TyperGroup
 
-from batchcal.cli.app import VERBS, app_with
+from batchcal.cli.app import VERBS, app_with, without_command
 
 
 def parse(arguments: Sequence[str]) -> Mapping[str, object]:
@@ -15,7 +15,7 @@ def parse(arguments: Sequence[str]) -> Mapping[str, object]:
 
     Raises an exception where the command line refuses them: an unknown verb or option, a value of the wrong kind.
     """
-    command, name, rest = typer.main.get_command(app_with(*VERBS)), "batchcal", list(arguments)
+    command, name, rest = typer.main.get_command(app_with(*VERBS)), "batchcal", without_command(arguments)[0]
     context = command.make_context(name, rest)
     while isinstance(command, TyperGroup) and (rest := [*context._protected_args, *context.args]):
         found, verb, rest = command.resolve_command(context, rest)
