@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 import batchcal
 from batchcal.__main__ import main
-from batchcal.cli.app import VERBS, app_with
+from batchcal.cli.app import VERBS, app_with, without_command
 from tests.cli.bad_inputs import CASES, GOLDEN, HEAD, Case, in_folder, prepare, run, section
 
 PACKAGE = Path(batchcal.__file__).parent
@@ -129,7 +129,7 @@ def all_flags() -> set[str]:
 def parse(command: str) -> None:
     """Raises what Typer raises for a command line that it does not know."""
     group: object = typer.main.get_command(app_with(*VERBS))
-    words = shlex.split(command)[1:]
+    words, _ = without_command(shlex.split(command)[1:])
     while isinstance(group, TyperGroup):
         assert words, command
         if words[0] in ("--help", "--version"):
@@ -156,7 +156,9 @@ def test_every_flag_that_a_message_proposes_exists() -> None:
     # Of pip, of wsl, of docker.
     others = {"--upgrade", "--install", "--memory", "--memory-swap", "--shm-size", "--ulimit", "--pids-limit"}
     flags = all_flags() | others
-    wrong = [f"{where}: {flag}" for where, text in tries() for flag in _FLAG.findall(text) if flag not in flags]
+    wrong = [
+        f"{where}: {flag}" for where, text in tries() for flag in _FLAG.findall(text.partition(" -- ")[0]) if flag not in flags
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -67,7 +67,7 @@ def test_a_command_without_placeholders_is_observed_once_and_stopped(script: Pat
     assert sorted(path.name for path in script.iterdir()) == ["train.py"]  # not even its `finally` ran
 
 
-@pytest.mark.smoke("command")
+@pytest.mark.smoke
 def test_an_unmodified_script_is_calibrated_planned_and_started(script: Path) -> None:
     measured = batchcal(script, "calibrate", *LIMITS, "--allocator", "default", "--effective-batch", "384", "--", *COMMAND)
     assert measured.returncode == 0, measured.stderr

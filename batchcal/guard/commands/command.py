@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from batchcal.core.errors import GuardError
@@ -44,6 +45,15 @@ class CommandLauncher:
         self._home = PrivateFolder()
         self._numbers = itertools.count()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def make_scratch(self) -> Path:
+        """Return a new folder for temporary files of a command. It is removed with the launcher, however this process ends."""
+        path = self._home.path / f"scratch-{next(self._numbers)}"
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            raise no_room(error) from error
+        return path
 
     def start(self, job: CommandJob) -> StartedChild:
         """Start `job`. If its program does not exist, this becomes an exit status, as in a shell.

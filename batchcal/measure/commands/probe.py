@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -290,26 +290,22 @@ class CommandProbe:
     def _run(self, settings: CommandSettings, budget_bytes: int, *, allowed_bytes: int) -> CommandRun:
         """Start the command once, and stop it after its steps."""
         reports, start_s = Reports(), time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="batchcal-") as scratch:
-            command = self._template.filled(settings.values(scratch))
-            environment = environment_of(
-                self._environ,
-                resolve(settings.allocator),
-                scratch=scratch,
-                threads=settings.threads,
-                steps=self._steps,
-                keeps_loggers=self._keeps_loggers,
-            )
-            job = CommandJob(command.argv, environment | command.variables(), self._directory)
-
-            ending = run_command(
-                job,
-                self._launcher,
-                self._group,
-                self._limits(allowed_bytes),
-                reports.add,
-                is_complete=lambda: reports.is_complete,
-            )
+        scratch = self._launcher.make_scratch()
+        command = self._template.filled(settings.values(str(scratch)))
+        environment = environment_of(
+            self._environ,
+            resolve(settings.allocator),
+            scratch=str(scratch),
+            threads=settings.threads,
+            steps=self._steps,
+            keeps_loggers=self._keeps_loggers,
+        )
+        job = CommandJob(command.argv, environment | command.variables(), self._directory)
+        limits = self._limits(allowed_bytes)
+        try:
+            ending = run_command(job, self._launcher, self._group, limits, reports.add, is_complete=lambda: reports.is_complete)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         wall_s = time.monotonic() - start_s
         declared = settings.batch * settings.accumulation_steps * reports.world_size
         outcome = outcome_of(ending, reports, budget_bytes=budget_bytes, declared_batch=declared)

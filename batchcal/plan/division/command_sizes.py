@@ -55,7 +55,7 @@ def ranks_of_command(command: CommandRecord, requested: int) -> int:
     raise UsageError(
         f"the processes of the command were {command.world_size} when it was measured, not {requested}",
         known="they share the memory and the cores of this machine",
-        try_=f"batchcal calibrate -- the command that starts {requested} processes",
+        try_=f"a calibration of the command line that starts {requested} processes",
     )
 
 
