@@ -141,6 +141,8 @@ class CommandProbe:
         self._launcher = CommandLauncher()
         self._rule = SizeRule()
         self._examination: Examination | None = None
+        self._train_rows: int | None = None
+        """Samples of an epoch. None: unknown, or before the first run."""
         self._world_size = 1
         """Processes that train together. Known after the first run."""
         self._start_s: float | None = None
@@ -297,7 +299,7 @@ class CommandProbe:
             resolve(settings.allocator),
             scratch=str(scratch),
             threads=settings.threads,
-            steps=self._steps,
+            steps=self._steps_of(settings),
             keeps_loggers=self._keeps_loggers,
         )
         job = CommandJob(command.argv, environment | command.variables(), self._directory)
@@ -310,10 +312,17 @@ class CommandProbe:
         declared = settings.batch * settings.accumulation_steps * reports.world_size
         outcome = outcome_of(ending, reports, budget_bytes=budget_bytes, declared_batch=declared)
         if isinstance(outcome, Fits):
-            self._world_size = reports.world_size
+            self._world_size, self._train_rows = reports.world_size, reports.train_rows
             steps_s = outcome.step_s * max(0, outcome.steps - 2)
             self._start_s = max(self._start_s or 0.0, wall_s - steps_s)
         return CommandRun(outcome, reports, ending, wall_s)
+
+    def _steps_of(self, settings: CommandSettings) -> int:
+        """Return the optimizer steps of a run: no more than an epoch has, so that the command does not end by itself."""
+        if self._train_rows is None:
+            return self._steps
+        per_step = settings.batch * settings.accumulation_steps * self._world_size
+        return max(LEAST_STEPS, min(self._steps, self._train_rows // per_step))
 
     def _limits(self, allowed_bytes: int) -> ChildLimits:
         limit = self._group.limit_bytes
