@@ -7,7 +7,7 @@ from batchcal.workload.command.template import ACCUMULATION_STEPS, BATCH_SIZE, E
 
 
 def values_of(plan: Plan) -> dict[str, str]:
-    """Return the text for each placeholder. `{scratch}` is for probes: it stays as it is."""
+    """Return the text for each placeholder but `{scratch}`, which is not a part of a plan."""
     return {
         BATCH_SIZE: str(plan.micro_batch),
         "eval_batch_size": str(plan.eval_batch),

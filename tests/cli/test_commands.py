@@ -116,6 +116,13 @@ def test_a_batch_size_that_the_script_ignores_is_an_error(script: Path) -> None:
     assert "does not follow {batch_size}" in done.stderr
 
 
+def test_a_command_with_placeholders_is_not_started_without_a_plan(script: Path) -> None:
+    done = batchcal(script, "exec", "--on-stale", "default", "--", *COMMAND)
+    assert done.returncode == 2
+    assert "the command has placeholders, and without a plan they have no values" in done.stderr
+    assert not (script / "the end").exists()
+
+
 def test_the_sitecustomize_of_the_user_runs_too(script: Path) -> None:
     hidden = script / "site"
     hidden.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,14 @@ from batchcal.cli.commands.valid_calibration import open_valid, plan_of
 from batchcal.cli.flags import Flags, takes
 from batchcal.cli.invocation import open_invocation
 from batchcal.cli.output.messages import Messages
-from batchcal.core.errors import NoCalibration
+from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.machine.allocator import resolve
 from batchcal.measure.result import Need
 from batchcal.plan.command_values import values_of
 from batchcal.plan.formats import PREFIX, as_lines, variables
 from batchcal.runtime.exec import check_startable, replace_process
 from batchcal.values.settings import CalibrateSettings, PlanSettings
-from batchcal.workload.command.template import template_of
+from batchcal.workload.command.template import SCRATCH, template_of
 from batchcal.workload.spec.reference import TaskReference
 
 if TYPE_CHECKING:
@@ -72,13 +73,20 @@ def execute(
     except (NoCalibration, SeveralCalibrations) as error:
         if on_stale != "default":
             raise
+        if planned is not None:
+            raise UsageError(
+                "the command has placeholders, and without a plan they have no values",
+                known=f"{error.what} ({error.known})" if error.known else error.what,
+                try_=f"batchcal calibrate -- {template.text}",
+            ) from None
         why = f"{error.what} ({error.known})" if error.known else error.what
         messages.print(f" note: {why}; {command[0]} starts without a plan")
     else:
         policy = resolve(plan.allocator)
         environment = policy.process_environment(environment)
         environment |= variables(plan, policy.environment(environment)) | {"BATCHCAL_CALIBRATION": str(located.path.absolute())}
-        template = template.filled(values_of(plan))
+        scratch = tempfile.mkdtemp(prefix="batchcal-scratch-") if SCRATCH in template.placeholders else ""
+        template = template.filled(values_of(plan) | {SCRATCH: scratch})
         for line in (*(f" note: {notice}" for notice in plan.notices), *as_lines(plan)):
             messages.print(line)
     messages.release()

@@ -45,7 +45,7 @@ from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.outcomes import allowed_for, described
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
 from batchcal.values.command_observation import CommandObservation
-from batchcal.workload.command.template import ACCUMULATION_STEPS, BATCH_SIZE, EFFECTIVE_BATCH, Template
+from batchcal.workload.command.template import ACCUMULATION_STEPS, BATCH_SIZE, EFFECTIVE_BATCH, SCRATCH, Template
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.spec.reference import TaskReference
 
@@ -85,7 +85,7 @@ class CommandSettings:
             EFFECTIVE_BATCH: str(self.batch * self.accumulation_steps * self.world_size),
             "num_workers": str(self.num_workers),
             "threads": str(self.threads),
-            "scratch": scratch,
+            SCRATCH: scratch,
         }
 
 

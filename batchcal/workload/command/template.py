@@ -14,6 +14,7 @@ from batchcal.core.values import Frozen
 BATCH_SIZE: Final = "batch_size"
 ACCUMULATION_STEPS: Final = "accumulation_steps"
 EFFECTIVE_BATCH: Final = "effective_batch"
+SCRATCH: Final = "scratch"
 PLACEHOLDERS: Final = {
     BATCH_SIZE: "samples per forward pass of one process",
     "eval_batch_size": "samples per forward pass of an evaluation",
@@ -21,7 +22,7 @@ PLACEHOLDERS: Final = {
     EFFECTIVE_BATCH: "samples per optimizer step, over all processes",
     "num_workers": "DataLoader workers",
     "threads": "intra-op threads of one process",
-    "scratch": "a private folder, removed afterwards",
+    SCRATCH: "a private folder, removed after a probe",
 }
 HIDDEN: Final = "***"
 _FIELD: Final = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
