@@ -78,8 +78,7 @@ class KeptProbe(ChildProbe):
     """Shares its launchers with the probes before and after it."""
 
     def __init__(self, setting: ChildSetting, group: GroupMeter, budget_bytes: int, launchers: Launchers) -> None:
-        super().__init__({"cpu": setting}, group, host_budget_bytes=budget_bytes, note=self.noted)
-        self._launchers = launchers
+        super().__init__({"cpu": setting}, group, host_budget_bytes=budget_bytes, note=self.noted, launchers=launchers)
 
     def noted(self, text: str) -> None:
         sys.stderr.write(f"{text}\n")
