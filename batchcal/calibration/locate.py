@@ -201,7 +201,7 @@ def _is_superseded(earlier: Path, files: Sequence[Path], directory: Path, enviro
 
 
 def _is_of(reference: TaskReference, path: Path, environ: Mapping[str, str]) -> bool:
-    if not exists(path):
+    if not exists(path) or reference.command:
         return False
     loaded = load(path, trust=find_trust(environ))
     if not isinstance(loaded, Loaded):

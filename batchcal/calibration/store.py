@@ -25,6 +25,7 @@ from batchcal.core.files import FileRefused, read_guarded, why_not_written, writ
 from batchcal.core.values import Frozen
 from batchcal.detect.environment import Environment
 from batchcal.workload.spec.identity import TaskIdentity
+from batchcal.workload.spec.reference import calibrate_line
 
 PATH_VARIABLE: Final = "BATCHCAL_CALIBRATION"
 FOLDER: Final = ".batchcal"
@@ -213,7 +214,7 @@ def refusal(problem: Stale | Missing, path: Path, *, spec: str = "SPEC") -> NoCa
     """
     if isinstance(problem, Missing):
         in_project = path.parent.name == FOLDER
-        command = f"batchcal calibrate {quote(spec)}" + ("" if in_project else f" --output {quote(str(path))}")
+        command = calibrate_line(spec, "" if in_project else f"--output {quote(str(path))}")
         return NoCalibration(
             f"no calibration{'' if spec == 'SPEC' else f' of {spec}'} {f'in {path.parent}' if in_project else f'at {path}'}",
             known=f"commands look in this folder, unless an argument or {PATH_VARIABLE} names a file"
@@ -244,35 +245,33 @@ def check_settled(calibration: Calibration) -> None:
     raise NoCalibration(
         "the search of the calibration did not finish, and --require-settled was given",
         known="; ".join(part.text for part in calibration.undone),
-        try_=f"batchcal calibrate {quote(calibration.task.spec)} --time-limit {2 * calibration.options.time_limit_s:.0f}s    "
+        try_=f"{calibrate_line(calibration.task.spec, f'--time-limit {2 * calibration.options.time_limit_s:.0f}s')}    "
         "continues it, with the options that it was made with",
     )
 
 
 def _next_step(stale: Stale, path: Path, spec: str) -> str:
-    step = _step(stale, path, quote(spec))
+    step = _step(stale, path, spec)
     return f"{step}\nwhere SPEC is like train.py:task" if spec == "SPEC" else step
 
 
 def _step(stale: Stale, path: Path, spec: str) -> str:
+    line, force = calibrate_line(spec), calibrate_line(spec, "--force")
     match stale.reason:
         case "newer-format":
-            return f"pip install --upgrade batchcal\nbatchcal calibrate {spec} --force    measures again with this version"
+            return f"pip install --upgrade batchcal\n{force}    measures again with this version"
         case "not-ours":
-            return f"ls -l {path}\nbatchcal calibrate {spec} --force    measures again"
+            return f"ls -l {path}\n{force}    measures again"
         case "unsigned":
-            return f"batchcal calibrate {spec} --force    measures again, and signs with your key or BATCHCAL_KEY_FILE"
+            return f"{force}    measures again, and signs with your key or BATCHCAL_KEY_FILE"
         case "bad-signature":
-            return (
-                "BATCHCAL_KEY_FILE=FILE    FILE contains the key that signed it\n"
-                f"batchcal calibrate {spec} --force    measures again"
-            )
+            return f"BATCHCAL_KEY_FILE=FILE    FILE contains the key that signed it\n{force}    measures again"
         case "malformed":
-            return f"batchcal calibrate {spec}    measures again\nor name another file: show FILE, plan --calibration FILE"
+            return f"{line}    measures again\nor name another file: show FILE, plan --calibration FILE"
         case "other-options" | "other-memory":
-            return f"batchcal calibrate {spec}    with the options of this command, such as --memory-limit"
+            return f"{line}    with the options of this command, such as --memory-limit"
         case _:
-            return f"batchcal calibrate {spec}"
+            return f"{line}"
 
 
 def exists(path: Path) -> bool:

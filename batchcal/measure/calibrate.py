@@ -110,7 +110,7 @@ class Calibrator:
     def measure(self, start_s: float, notices: list[str], *, restart: bool) -> CalibrationResult:
         """Measure and write the result, complete or not."""
         measure_start_s = self.clock.monotonic()
-        budgets = budgets_of(self.environment, self.options)
+        budgets = self._budgets()
         meter = memory_meter()
         if self.probe is None:
             self._check_room(meter)
@@ -191,6 +191,11 @@ class Calibrator:
         calibration = calibration.model_copy(update={"status": "predicted"})
         self._report_end(device_search, calibration)
         return CalibrationResult(calibration=calibration, path=None, fresh=False)
+
+    def _budgets(self) -> dict[str, Budget]:
+        """Budgets of the devices to measure. A command is measured on the CPU only."""
+        options = self.options.model_copy(update={"device": "cpu"}) if self.reference.command else self.options
+        return budgets_of(self.environment, options)
 
     def _search_time(self, start_s: float) -> SearchTime:
         share = SHARE_OF_SEARCH[self.options.objective]

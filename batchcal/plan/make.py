@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shlex import quote
 from typing import get_args
 
 from batchcal.calibration.records.rehearsal import Rehearsal
@@ -11,7 +10,7 @@ from batchcal.core.errors import NoCalibration, UsageError
 from batchcal.guard.outcome import Fits
 from batchcal.plan import effective_batch as effective
 from batchcal.plan.division import size_rule
-from batchcal.plan.division.command_sizes import largest_of_command, ranks_of_command
+from batchcal.plan.division.command_sizes import check_equal, largest_of_command, ranks_of_command
 from batchcal.plan.division.last_group import group_limits, last_group_fails, last_group_notice, last_group_of
 from batchcal.plan.division.micro_batches import largest_of, limited_by, micro_batches_of
 from batchcal.plan.division.rules import DivisionRefused, division_of, has_consent
@@ -22,6 +21,7 @@ from batchcal.plan.reasons import reasons
 from batchcal.plan.rehearsals.rehearsed import is_conclusive, most_evaluated, most_rehearsed, rehearsal_of
 from batchcal.plan.workers import choose_workers
 from batchcal.values.settings import Objective
+from batchcal.workload.spec.reference import calibrate_line
 
 
 def make_plan(
@@ -67,7 +67,7 @@ def make_plan(
         raise NoCalibration(
             "the largest micro-batch was not measured: the calibration was made for throughput",
             known=f"it ended at {finding.train.batch} samples, because larger micro-batches are of no use for speed",
-            try_=f"batchcal calibrate {quote(calibration.task.spec)} --objective memory",
+            try_=calibrate_line(calibration.task.spec, "--objective memory"),
         )
     if world_size < 1:
         raise UsageError(f"world size {world_size} is below 1", try_="--world-size 1")
@@ -89,6 +89,8 @@ def make_plan(
         calibration, per_rank, world_size=world_size, accept_inexact=accept_inexact, min_micro_batch=min_micro_batch
     )
     chosen = micro_batches_of(calibration, finding, budget, per_rank, largest=largest, division=division, most=capacity)
+    if calibration.command is not None:
+        check_equal(chosen.sizes, world_size)
     micro, steps = chosen.sizes[0], len(chosen.sizes)
     eval_batch = (finding.eval or finding.train).batch
     most_eval = most_evaluated(calibration, finding)
@@ -255,8 +257,8 @@ def _suggestion(calibration: Calibration, device: str, allocator: str) -> str:
     """Suggest the measured settings, and a command that measures the missing ones if the machine has that device."""
     steps = [f"--device {finding.device} --allocator {finding.allocator}" for finding in calibration.findings[:1]]
     if device == "cpu" or any(device.startswith(accelerator.kind) for accelerator in calibration.environment.accelerators):
-        steps.append(f"batchcal calibrate {quote(calibration.task.spec)} --force --device {device} --allocator {allocator}")
-    return "\n".join(steps or [f"batchcal calibrate {quote(calibration.task.spec)} --force"])
+        steps.append(calibrate_line(calibration.task.spec, f"--force --device {device} --allocator {allocator}"))
+    return "\n".join(steps or [calibrate_line(calibration.task.spec, "--force")])
 
 
 def host_room(calibration: Calibration, plan: Plan) -> int:

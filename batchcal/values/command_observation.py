@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Literal
 
 from batchcal.core.values import Record
@@ -51,10 +53,15 @@ class CommandObservation(Record):
         words = list(self.words)
         name, equals, _ = words[place].rpartition("=")
         words[place] = f"{name}{equals}{{batch_size}}"
-        return " ".join(words)
+        return shlex.join(words).replace("'{batch_size}'", "{batch_size}")
 
     def _place(self) -> int | None:
         if self.rows is None:
             return None
         rows = round(self.rows / self.micro_batches / self.world_size)
-        return next((place for place, word in enumerate(self.words) if word.rpartition("=")[2] == str(rows)), None)
+        places = [place for place, word in enumerate(self.words) if word.rpartition("=")[2] == str(rows)]
+        return min(places, key=lambda place: not self._names_a_batch(place), default=None)
+
+    def _names_a_batch(self, place: int) -> bool:
+        """True if the word or the option before it is named like a batch size."""
+        return re.search(r"batch|bs", f"{self.words[place - 1] if place else ''} {self.words[place]}", re.IGNORECASE) is not None

@@ -80,6 +80,10 @@ def test_an_unmodified_script_is_calibrated_planned_and_started(script: Path) ->
     assert "still valid" in again.stderr
     started = batchcal(script, "exec", "--effective-batch", "384", "--", *COMMAND, "--epochs", "1")
     assert started.returncode == 3  # another command
+    (file,) = (script / ".batchcal").glob("train-*.json")
+    started = batchcal(script, "exec", "--calibration", str(file), "--effective-batch", "384", "--", *COMMAND, "--epochs", "1")
+    assert started.returncode == 3
+    assert "made for another command" in started.stderr
     started = batchcal(script, "exec", "--effective-batch", "384", "--", *COMMAND)
     assert started.returncode == 0, started.stderr
     assert f"batch {plan['micro_batch']} accumulate {plan['accumulation_steps']}" in started.stdout
@@ -113,7 +117,31 @@ def test_a_command_that_cannot_be_measured_ends_with_the_reason(
 def test_a_batch_size_that_the_script_ignores_is_an_error(script: Path) -> None:
     done = batchcal(script, "calibrate", *LIMITS, "--", "python", "train.py", "--epochs", "{batch_size}")
     assert done.returncode == 2
-    assert "does not follow {batch_size}" in done.stderr
+    assert "trained with 16 rows per optimizer step instead of 8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "rows"),
+    [
+        (("", ""), ("--accumulate", "4"), "32 rows per optimizer step instead of 8"),
+        (("=options.batch_size", "=2 * options.batch_size"), (), "16 rows per optimizer step instead of 8"),
+    ],
+)
+def test_a_script_that_trains_with_another_batch_than_its_command_line_is_rejected(
+    script: Path, change: tuple[str, str], words: tuple[str, ...], rows: str
+) -> None:
+    (script / "train.py").write_text(SCRIPT.replace(*change))
+    done = batchcal(script, "calibrate", *LIMITS, "--", "python", "train.py", "--batch-size", "{batch_size}", *words)
+    assert done.returncode == 2, done.stderr
+    assert rows in done.stderr
+
+
+def test_a_size_that_the_script_reduces_by_itself_is_not_verified(script: Path) -> None:
+    (script / "train.py").write_text(SCRIPT.replace("=options.batch_size", "=min(40, options.batch_size)"))
+    command = ("--", "python", "train.py", "--batch-size", "{batch_size}")
+    done = batchcal(script, "calibrate", *LIMITS, "--allocator", "default", "--max-probes", "6", *command)
+    assert "train  40" in done.stdout or "train  3" in done.stdout, done.stdout + done.stderr
+    assert "40 rows per optimizer step instead of" in done.stdout
 
 
 def test_a_command_with_placeholders_is_not_started_without_a_plan(script: Path) -> None:

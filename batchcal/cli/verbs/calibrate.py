@@ -58,7 +58,14 @@ def calibrate(
         _check_command_options(target, pipeline_only=pipeline_only, shape=shape, attribute=attribute, dry_run=dry_run)
     invocation = open_invocation(target, flags=flags, config=config, messages=messages, command=messages.command)
     place = None if output is None else Path(output).absolute()
-    if messages.command is not None and BATCH_SIZE not in template_of(messages.command).placeholders:
+    placeholders = () if messages.command is None else template_of(messages.command).placeholders
+    if placeholders and BATCH_SIZE not in placeholders:
+        raise UsageError(
+            f"the command has {{{placeholders[0]}}}, but no {{batch_size}}",
+            known="the samples per forward pass are what a calibration measures first",
+            try_="{batch_size} where the command sets its batch size; or a command without placeholders, to observe it as it is",
+        )
+    if messages.command is not None and not placeholders:
         _observe(invocation, messages, as_json=json)
         return
     if pipeline_only and dry_run:

@@ -25,12 +25,13 @@ from batchcal.plan.command_values import values_of
 from batchcal.plan.formats import PREFIX, as_lines, variables
 from batchcal.runtime.exec import check_startable, replace_process
 from batchcal.values.settings import CalibrateSettings, PlanSettings
-from batchcal.workload.command.template import SCRATCH, template_of
+from batchcal.workload.command.template import SCRATCH, Template, template_of
 from batchcal.workload.spec.reference import TaskReference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from batchcal.calibration.schema import Calibration
     from batchcal.cli.invocation import Invocation
 
 
@@ -51,7 +52,7 @@ def execute(
 ) -> None:
     """Run `batchcal exec`."""
     messages = context.ensure_object(Messages)
-    template = template_of(command)
+    template = template_of(command, is_measured=False)
     check_startable(template.argv, os.environ)
     planned = template.words if template.placeholders else None
     invocation = open_invocation(None, flags=flags, config=config, messages=messages, command=planned)
@@ -69,6 +70,8 @@ def execute(
             )
             located = _calibrate(invocation, located, file, need, messages=messages)
         valid = open_valid(located, require_signature=require_signature, require_settled=require_settled)
+        if planned is not None:
+            _check_same_command(valid.calibration, template)
         plan = plan_of(valid, invocation.settings, world_size=world_size)
     except (NoCalibration, SeveralCalibrations) as error:
         if on_stale != "default":
@@ -91,6 +94,20 @@ def execute(
             messages.print(line)
     messages.release()
     replace_process(template.argv, environment | template.variables())
+
+
+def _check_same_command(calibration: Calibration, template: Template) -> None:
+    """Check that the calibration was made for this command line: the values of another one would be wrong.
+
+    Raises:
+        NoCalibration: it was not.
+    """
+    if calibration.command is None or calibration.command.words != template.masked:
+        raise NoCalibration(
+            "the calibration was made for another command",
+            known=f"it is for {calibration.task.spec.removeprefix('-- ')}",
+            try_=f"batchcal calibrate -- {template.text}",
+        )
 
 
 def _calibrate(invocation: Invocation, located: Located, file: Path | None, need: Need, *, messages: Messages) -> Located:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -22,12 +23,11 @@ QUIET: Final = {
     "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
     "CLEARML_OFFLINE_MODE": "1",
     "NEPTUNE_MODE": "debug",
-    "PL_TRAINER_LOGGER": "False",
-    "PL_TRAINER_ENABLE_CHECKPOINTING": "False",
-    "PL_TRAINER_NUM_SANITY_VAL_STEPS": "0",
 }
-"""Variables that switch off loggers and uploads: Weights & Biases, Hugging Face, Comet, SwanLab, ClearML, Neptune, and the
-defaults of Lightning."""
+"""Variables that switch off loggers and uploads: Weights & Biases, Hugging Face, Comet, SwanLab, ClearML, Neptune."""
+IN_SCRATCH: Final = {"PL_TRAINER_DEFAULT_ROOT_DIR": "", "MLFLOW_TRACKING_URI": "file:", "TENSORBOARD_LOGGING_DIR": ""}
+"""Variables that send the files of Lightning, MLflow and Hugging Face's TensorBoard to the scratch folder, by the start of their
+value."""
 
 
 def environment_of(
@@ -44,5 +44,6 @@ def environment_of(
     variables = policy.process_environment(variables)
     path = variables.get("PYTHONPATH", "")
     variables["PYTHONPATH"] = os.pathsep.join([HOOK, path]) if path else HOOK
-    quiet = {} if keeps_loggers else QUIET
+    quiet = {} if keeps_loggers else QUIET | {name: f"{start}{scratch}" for name, start in IN_SCRATCH.items()}
+    variables.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_batchcal"))
     return variables | quiet | {"TMPDIR": scratch, "OMP_NUM_THREADS": str(threads), STEPS_VARIABLE: str(steps)}

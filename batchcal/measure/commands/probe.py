@@ -59,7 +59,7 @@ LATER_STARTS: Final = 3.0
 """Later runs may take this multiple of the first one until their second step, and `START_GRACE_S` more."""
 START_GRACE_S: Final = 30.0
 ROWS_TOLERANCE: Final = 0.02
-"""Difference between the rows per sample of two sizes from which rows do not follow the batch size."""
+"""Share by which the rows of a step may differ from those of the command line: a short last batch."""
 UPDATE_S: Final = 1e-9
 """Time of an optimizer step in a `StepTime`: that of a command is part of the time of its micro-batch."""
 
@@ -168,9 +168,7 @@ class CommandProbe:
                 self._raise(run, size)
             else:
                 break
-        rates = {size: self._rows_per_sample(run, size) for size, run in runs.items()}
-        self._check_rows(rates)
-        self._examination = self._examined(runs, rates[sizes[0]])
+        self._examination = self._examined(runs, self._rows_per_sample(runs[sizes[0]], sizes[0]))
         return self._examination
 
     def observe_once(self, allocator: str) -> CommandObservation:
@@ -311,6 +309,14 @@ class CommandProbe:
         wall_s = time.monotonic() - start_s
         declared = settings.batch * settings.accumulation_steps * reports.world_size
         outcome = outcome_of(ending, reports, budget_bytes=budget_bytes, declared_batch=declared)
+        if isinstance(outcome, Fits) and any(report.accelerator for report in reports.trained.values()):
+            raise UsageError(
+                "the command trains on an accelerator, and batchcal measures commands on the CPU only",
+                known="the memory of an accelerator is measured for tasks",
+                try_="a task: batchcal calibrate train.py:task; or CUDA_VISIBLE_DEVICES= before the command",
+            )
+        if isinstance(outcome, Fits) and (problem := self._mismatch(settings, reports)):
+            outcome = UserCodeFailed(phase="measure", error=problem, output=ending.output[-1000:])
         if isinstance(outcome, Fits):
             self._world_size, self._train_rows = reports.world_size, reports.train_rows
             steps_s = outcome.step_s * max(0, outcome.steps - 2)
@@ -331,33 +337,30 @@ class CommandProbe:
         left_s = math.inf if self._deadline is None else self._deadline.left_s()
         return ChildLimits(
             allowed_bytes=max(0, min(allowed_bytes, room, self._host_allowed)),
-            phase_s={"start": start_s, "load": start_s, "measure": start_s * 2},
+            phase_s={"start": start_s, "load": start_s, "measure": FIRST_START_LIMIT_S},
+            processes=self._world_size,
             total_s=None if left_s == math.inf else left_s,
             total_name="" if self._deadline is None else self._deadline.name,
         )
 
+    def _mismatch(self, settings: CommandSettings, reports: Reports) -> str:
+        """Return the difference between a run and its settings: the command trained with another batch. Empty: none."""
+        if BATCH_SIZE not in self._template.placeholders:
+            return ""
+        rows, expected = reports.rows_per_step, settings.batch * settings.accumulation_steps * reports.world_size
+        if rows is not None and abs(rows - expected) > ROWS_TOLERANCE * expected:
+            return (
+                f"the command trained with {rows:.0f} rows per optimizer step instead of {expected} ({{batch_size}} = "
+                f"{settings.batch}, {settings.accumulation_steps} micro-batches, {reports.world_size} processes)"
+            )
+        backwards = max((report.micro_batches for report in reports.trained.values()), default=1)
+        if rows is None and backwards != settings.accumulation_steps:
+            return f"the command made {backwards} backward passes per optimizer step instead of {settings.accumulation_steps}"
+        return ""
+
     def _rows_per_sample(self, run: CommandRun, size: int) -> float | None:
         rows = run.reports.rows_per_step
         return None if rows is None else rows / size
-
-    def _check_rows(self, rates: Mapping[int, float | None]) -> None:
-        """Check that the rows of a step follow the placeholder.
-
-        Raises:
-            UsageError: they do not.
-        """
-        known = {size: rate for size, rate in rates.items() if rate is not None}
-        if len(known) < 2:
-            return
-        low, high = min(known.values()), max(known.values())
-        if high - low <= ROWS_TOLERANCE * high:
-            return
-        observed = " and ".join(f"{size * rate:.0f} rows with {{batch_size}} = {size}" for size, rate in known.items())
-        raise UsageError(
-            "the batch size of the command does not follow {batch_size}",
-            known=f"its loaders returned {observed} per optimizer step",
-            try_="put {batch_size} where the command reads the samples per forward pass (another option or a config may win)",
-        )
 
     def _examined(self, runs: Mapping[int, CommandRun], rows_per_sample: float | None) -> Examination:
         sizes = sorted(runs)
@@ -409,6 +412,13 @@ class CommandProbe:
         """Raise the error of a first run that did not fit. `size` is its batch size; None: the command's own."""
         outcome = run.outcome
         if isinstance(outcome, UserCodeFailed):
+            if _IGNORES in outcome.error:
+                raise UsageError(
+                    outcome.error,
+                    known="the values of the command line must be those of the training, or its effective batch would be wrong",
+                    try_="put {batch_size} where the command reads the samples per forward pass of one process, and "
+                    "{accumulation_steps} where it reads its accumulation, or accumulate 1 batch",
+                )
             if run.ending.exit_status in (0, NOT_ALLOWED, NOT_FOUND):
                 reason = _NOT_STARTED if run.ending.exit_status else _why_not_observed(run.reports)
                 raise UsageError(outcome.error, known=outcome.evidence[-1000:].strip(), try_=reason)
@@ -434,7 +444,17 @@ def command_probe(
     *,
     deadline: Deadline | None = None,
 ) -> CommandProbe:
-    """Return the probe for the command of `reference`."""
+    """Return the probe for the command of `reference`.
+
+    Raises:
+        UsageError: an accelerator is requested.
+    """
+    if options.device not in ("auto", "cpu"):
+        raise UsageError(
+            f"--device {options.device} cannot be used with a command",
+            known="batchcal measures commands on the CPU only; the memory of an accelerator is measured for tasks",
+            try_="--device cpu, or a task: batchcal calibrate train.py:task",
+        )
     host = budgets.get("cpu") or host_budget_of(environment, options)
     return CommandProbe(
         Template(words=reference.command),
@@ -448,6 +468,7 @@ def command_probe(
     )
 
 
+_IGNORES: Final = " per optimizer step instead of "
 _NOT_STARTED: Final = "a program on PATH that can be executed"
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from batchcal.core.values import Frozen
 from batchcal.guard.channel.wire import Message
+from batchcal.guard.children.memory_errors import memory_error
 from batchcal.guard.children.report import Raised, RaisedLink
 
 DROPPED_STEPS: Final = 2
@@ -58,6 +59,8 @@ class RankReport(Frozen):
     """Number of samples by dataset, if it has one."""
     threads: int = 0
     preload: str = ""
+    accelerator: bool = False
+    """The process has used CUDA."""
     world_size: int = 1
     raised: RaisedReport | None = None
 
@@ -75,7 +78,7 @@ class RankReport(Frozen):
         data = self.train_data
         timed = self.steps[DROPPED_STEPS:] or self.steps
         rows = [dict(step.rows).get(data, 0) for step in timed] if data is not None else []
-        return statistics.fmean(rows) if rows and any(rows) else None
+        return statistics.median(rows) if rows and any(rows) else None
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -116,7 +119,8 @@ class Reports:
                 self.torch = report.torch
             before = self.by_rank.get(rank) if isinstance(rank, int) else None
             # A launcher has rank 0, too, and makes no steps.
-            if isinstance(rank, int) and (before is None or len(report.steps) >= len(before.steps)):
+            is_more = before is None or len(report.steps) > len(before.steps) or (before.raised is None and not before.steps)
+            if isinstance(rank, int) and is_more:
                 self.by_rank[rank] = report
 
     @property
@@ -161,7 +165,10 @@ class Reports:
     @property
     def raised(self) -> Raised | None:
         """The exception that ended a rank. None: none was reported."""
-        ended = next((report.raised for _, report in sorted(self.by_rank.items()) if report.raised is not None), None)
-        if ended is None or not ended.chain:
-            return None
-        return Raised(chain=ended.chain, traceback="", phase="measure")
+        errors = [
+            Raised(chain=report.raised.chain, traceback="", phase="measure")
+            for _, report in sorted(self.by_rank.items())
+            if report.raised is not None and report.raised.chain
+        ]
+        # A lack of memory in one rank makes the others fail, too, with errors of the connection.
+        return next((error for error in errors if memory_error(error) is not None), errors[0] if errors else None)

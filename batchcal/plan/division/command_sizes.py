@@ -38,7 +38,27 @@ def largest_of_command(
     divisor = next(size for size in range(min(largest.batch, per_rank), 0, -1) if per_rank % size == 0)
     if divisor == largest.batch:
         return largest
-    return Largest(divisor, f"the largest divisor of {per_rank} up to {largest.batch}, {largest.name},", largest.notices)
+    notices = largest.notices
+    if divisor * 2 < largest.batch:
+        notices += (
+            f"{per_rank} samples have no divisor between {divisor + 1} and {largest.batch}, so the micro-batches are small; "
+            f"an effective batch of {per_rank // largest.batch * largest.batch * command.world_size} would use {largest.batch}",
+        )
+    return Largest(divisor, f"the largest divisor of {per_rank} up to {largest.batch}, {largest.name},", notices)
+
+
+def check_equal(sizes: tuple[int, ...], world_size: int) -> None:
+    """Check that all micro-batches have the same size, because a command line gives one size.
+
+    Raises:
+        DivisionRefused: they differ.
+    """
+    if len(set(sizes)) > 1:
+        raise DivisionRefused(
+            f"an effective batch of {sum(sizes) * world_size} cannot be divided into equal micro-batches by these rules",
+            known=f"the sizes would be {', '.join(map(str, sizes))}; a command has one batch size",
+            try_=f"--effective-batch {sizes[0] * len(sizes) * world_size}",
+        )
 
 
 def ranks_of_command(command: CommandRecord, requested: int) -> int:

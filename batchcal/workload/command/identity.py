@@ -13,17 +13,15 @@ from batchcal.core.errors import BatchcalError
 from batchcal.guard.channel.wire import JSON
 from batchcal.workload.command.template import Template
 from batchcal.workload.spec.identity import TaskIdentity, hashes_of
-from batchcal.workload.spec.reference import TaskReference
+from batchcal.workload.spec.reference import COMMAND_MARK, TaskReference
 
-MARK: Final = "-- "
-"""Start of the `spec` of a command."""
 _LARGEST_FILE: Final = 4 << 20
 """Larger files in the arguments are data, bytes."""
 
 
 def command_reference(template: Template, directory: Path) -> TaskReference:
     """Return the reference of a command that starts in `directory`."""
-    return TaskReference(spec=f"{MARK}{template.text}", directory=str(directory.absolute()), command=template.words)
+    return TaskReference(spec=f"{COMMAND_MARK}{template.text}", directory=str(directory.absolute()), command=template.words)
 
 
 def identify_command(reference: TaskReference) -> TaskIdentity:
@@ -34,14 +32,15 @@ def identify_command(reference: TaskReference) -> TaskIdentity:
     """
     directory, words = Path(reference.directory), Template(words=reference.command).masked
     hashes: dict[str, str] = {}
-    for before, word in pairwise(("", *words)):
+    for before, text in pairwise(("", *words)):
+        word = text.rpartition("=")[2]
         spec = _spec_of(word, before)
         if spec:
             with contextlib.suppress(BatchcalError, OSError):  # another program will report it
                 hashes |= hashes_of(TaskReference(spec=spec, directory=reference.directory))
-        file = directory / word.rpartition("=")[2]
-        if not spec.startswith(word) and _is_small_file(file):
-            hashes[word.rpartition("=")[2]] = hashlib.sha256(file.read_bytes()).hexdigest()
+        file = directory / word
+        if not spec and word and _is_small_file(file):
+            hashes[word] = hashlib.sha256(file.read_bytes()).hexdigest()
     listed: list[JSON] = [*words]
     document: dict[str, JSON] = {"command": listed, "sources": dict(sorted(hashes.items()))}
     return TaskIdentity(

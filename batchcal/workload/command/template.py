@@ -27,7 +27,10 @@ PLACEHOLDERS: Final = {
 HIDDEN: Final = "***"
 _FIELD: Final = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=")
-_SECRET: Final = re.compile(r"token|key|secret|password|passwd|credential", re.IGNORECASE)
+_SECRET: Final = re.compile(
+    r"(?:^|[-_.])(?:token|secret|password|passwd|credentials?|(?:api|access|secret|private)[-_.]?key)$", re.IGNORECASE
+)
+"""Names of secrets. A masked value is no part of the identity, so that `--max-tokens` or `--text-key` must not be masked."""
 _USER_OF_URL: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _PYTHON: Final = re.compile(r"python(?:\d+(?:\.\d+)?)?")
 _SAFE: Final = re.compile(r"(?!.*\{[^}]*(?:,|\.\.)[^}]*\})[\w@%+=:,./{}-]+", re.ASCII)
@@ -76,10 +79,10 @@ class Template(Frozen):
         hides_next = False
         for word in self.words:
             name, equals, _ = word.partition("=")
-            is_named = name.startswith("-") or _ASSIGNMENT.match(word) is not None
-            if hides_next and not word.startswith("-"):
+            has_placeholder = _FIELD.search(word) is not None
+            if hides_next and not has_placeholder:
                 words.append(HIDDEN)
-            elif equals and is_named and _SECRET.search(name) and not _FIELD.search(word):
+            elif equals and _SECRET.search(name) and not has_placeholder:
                 words.append(f"{name}={HIDDEN}")
             else:
                 words.append(_USER_OF_URL.sub(HIDDEN, word))
@@ -95,8 +98,11 @@ class Template(Frozen):
         return next((place for place, word in enumerate(self.words) if not _ASSIGNMENT.match(word)), len(self.words))
 
 
-def template_of(words: Sequence[str]) -> Template:
+def template_of(words: Sequence[str], *, is_measured: bool = True) -> Template:
     """Return the template of a command line.
+
+    Args:
+        is_measured: the command will be observed. False: it is only started.
 
     Raises:
         UsageError: it names no program, or a placeholder is misspelled.
@@ -108,7 +114,8 @@ def template_of(words: Sequence[str]) -> Template:
             known="a command is the line that starts the training, with placeholders for what batchcal may choose",
             try_="batchcal calibrate -- python train.py --batch-size {batch_size}",
         )
-    _check_interpreter(template.argv)
+    if is_measured:
+        _check_interpreter(template.argv)
     for word in template.words:
         for match in _FIELD.finditer(word):
             name = match[2]
@@ -133,7 +140,7 @@ def _check_interpreter(argv: Sequence[str]) -> None:
     for word in argv[1:]:
         if not word.startswith("-") or word in ("-m", "-c"):
             return
-        if not word.startswith("--") and set(word) & set("IES"):
+        if not word.startswith(("--", "-W", "-X")) and set(word) & set("IES"):
             raise UsageError(
                 f"{argv[0]} {word} cannot be observed",
                 known="with -I, -E or -S, Python ignores PYTHONPATH or starts without its site module, where the observer starts",

@@ -25,6 +25,17 @@ class TaskReference(Frozen):
     """Words of the command, if the training is a command and not a task. `spec` is then `-- ` and its text."""
 
 
+COMMAND_MARK = "-- "
+"""Start of the `spec` of a command."""
+
+
+def calibrate_line(spec: str, options: str = "") -> str:
+    """Return the command line that calibrates a task or a command, as it is typed."""
+    is_command = spec.startswith(COMMAND_MARK)
+    words = ("batchcal calibrate", options, spec) if is_command else ("batchcal calibrate", quote(spec), options)
+    return " ".join(word for word in words if word)
+
+
 class Spec(NamedTuple):
     """The two halves of a SPEC."""
 

@@ -26,6 +26,16 @@ def test_micro_batches_are_equal_and_their_sum_is_the_effective_batch() -> None:
     assert plan.micro_batch * plan.accumulation_steps == 1200
 
 
+def test_an_effective_batch_without_equal_micro_batches_is_rejected() -> None:
+    calibration = of_command("batch_size", "accumulation_steps")
+    with pytest.raises(DivisionRefused, match="equal micro-batches") as refused:
+        make_plan(calibration, effective_batch=1009, min_micro_batch=300)
+    assert "--effective-batch 1" in refused.value.try_
+    prime = make_plan(calibration, effective_batch=1009)
+    assert prime.micro_batches == (1,) * 1009
+    assert any("have no divisor between 2 and" in text for text in prime.notices)
+
+
 def test_a_batch_that_does_not_fit_is_rejected_if_the_command_cannot_accumulate() -> None:
     with pytest.raises(DivisionRefused, match="sets no accumulation") as refused:
         make_plan(of_command("batch_size"), effective_batch=1200)

@@ -54,6 +54,8 @@ def test_commands_that_cannot_be_measured_are_rejected_before_they_start(words: 
 def test_options_of_the_script_are_not_options_of_python() -> None:
     assert template_of(["python", "-u", "t.py", "-I", "-E"]).argv[-1] == "-E"
     assert template_of(["python", "-m", "pkg", "-S"]).argv[0] == "python"
+    assert template_of(["python", "-Wignore::ImportWarning", "t.py"]).argv[2] == "t.py"
+    assert template_of(["python", "-I", "t.py"], is_measured=False).argv[1] == "-I"
 
 
 def test_secrets_are_hidden_and_do_not_change_the_identity(tmp_path: Path) -> None:
@@ -68,10 +70,19 @@ def test_secrets_are_hidden_and_do_not_change_the_identity(tmp_path: Path) -> No
     assert identity_of(reference).digest == identity_of(other).digest
 
 
+def test_values_that_change_the_training_are_not_taken_for_secrets(tmp_path: Path) -> None:
+    words = ("python", "t.py", "--max-tokens", "1024", "--tokenizer=gpt2", "--num-key-value-heads", "8", "--text-key", "text")
+    assert template_of(words).masked == words
+    assert template_of(["t", "--token", "{batch_size}"]).masked[-1] == "{batch_size}"
+
+
 def test_a_command_is_stale_if_its_sources_or_its_config_change(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import helper\n")
     (tmp_path / "helper.py").write_text("x = 1\n")
     (tmp_path / "run.yaml").write_text("lr: 1\n")
+    (tmp_path / "base.py").write_text("width = 1\n")
+    config = command_reference(template_of(["python", "train.py", "--config=base.py"]), tmp_path)
+    assert "base.py" in identity_of(config).sources
     reference = command_reference(template_of(["python", "train.py", "--config=run.yaml", "{batch_size}"]), tmp_path)
     first = identity_of(reference)
     assert set(first.sources) == {"train.py", "helper.py", "run.yaml"}

@@ -101,6 +101,7 @@ class Observer:
         """Number of samples by dataset. 0: unknown."""
         self._steps: list[dict[str, object]] = []
         self._is_done = False
+        self._is_ending = False
 
     def optimizer_created(self) -> None:
         """Count an optimizer."""
@@ -175,7 +176,7 @@ class Observer:
         if len(self._steps) == WARM_UP_STEPS:
             self._connection.send({"ready": self._rank})
             self._connection.wait()
-        if len(self._steps) >= self._wanted:
+        if len(self._steps) >= self._wanted and not self._is_ending:
             self.report("done")
             _wait_for_the_end()
 
@@ -183,8 +184,12 @@ class Observer:
         """Send all that was observed, once. `ended` is `done`, `exit` or `raised`."""
         if self._is_done or os.getpid() != self._pid:
             return
+        if self._fires:  # the program ended after this step
+            self._is_ending = True
+            self._end_step()
         self._is_done = True
         torch = sys.modules.get("torch")
+        rank, world_size = self._place()
         threads = getattr(torch, "get_num_threads", int)()
         content: dict[str, object] = {
             "ended": ended,
@@ -196,10 +201,19 @@ class Observer:
             "lengths": sorted(self._lengths.items()),
             "threads": threads,
             "preload": os.environ.get("LD_PRELOAD", ""),
-            "world_size": int(os.environ.get("WORLD_SIZE") or 1),
+            "accelerator": _uses_accelerator(torch),
+            "world_size": world_size,
             "raised": raised,
         }
-        self._connection.send({"tell": content, "rank": self._rank})
+        self._connection.send({"tell": content, "rank": rank})
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size of the process group, else those of the environment."""
+        distributed = sys.modules.get("torch.distributed")
+        with contextlib.suppress(Exception):
+            if getattr(distributed, "is_available", bool)() and getattr(distributed, "is_initialized", bool)():
+                return int(getattr(distributed, "get_rank", int)()), int(getattr(distributed, "get_world_size", int)())
+        return self._rank, int(os.environ.get("WORLD_SIZE") or 1)
 
     def torch_imported(self, version: str) -> None:
         """Report that this process has torch, so that its parent knows that it can be observed."""
@@ -214,6 +228,14 @@ def _wait_for_the_end() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     while True:
         time.sleep(3600)
+
+
+def safe_rows_of(batch: object) -> int:
+    """Return `rows_of`. 0 if the batch does not let itself be read: its class belongs to the user."""
+    try:
+        return rows_of(batch)
+    except Exception:  # noqa: BLE001 - see above
+        return 0
 
 
 def rows_of(batch: object, depth: int = 0) -> int:
@@ -234,6 +256,12 @@ def rows_of(batch: object, depth: int = 0) -> int:
     if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], (str, int, float)):
         return len(batch)
     return 0
+
+
+def _uses_accelerator(torch: object) -> bool:
+    with contextlib.suppress(Exception):
+        return bool(getattr(getattr(torch, "cuda", None), "is_initialized", bool)())
+    return False
 
 
 def _length(data: object) -> int:
@@ -269,7 +297,9 @@ def observe() -> None:
         began_s = time.perf_counter()
         batch: object = call(next_batch, self)
         waited_s = time.perf_counter() - began_s
-        observer.batch_returned(getattr(self, "_dataset", None), rows_of(batch), waited_s, int(getattr(self, "_num_workers", 0)))
+        observer.batch_returned(
+            getattr(self, "_dataset", None), safe_rows_of(batch), waited_s, int(getattr(self, "_num_workers", 0))
+        )
         return batch
 
     def stepped(optimizer: object, args: object, options: object) -> None:
