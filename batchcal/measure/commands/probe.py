@@ -349,10 +349,10 @@ class CommandProbe:
             return ""
         rows, expected = reports.rows_per_step, settings.batch * settings.accumulation_steps * reports.world_size
         if rows is not None and abs(rows - expected) > ROWS_TOLERANCE * expected:
-            return (
-                f"the command trained with {rows:.0f} rows per optimizer step instead of {expected} ({{batch_size}} = "
-                f"{settings.batch}, {settings.accumulation_steps} micro-batches, {reports.world_size} processes)"
-            )
+            factors = [f"{{batch_size}} = {settings.batch}"]
+            factors += [f"{settings.accumulation_steps} micro-batches"] if settings.accumulation_steps > 1 else []
+            factors += [f"{reports.world_size} processes"] if reports.world_size > 1 else []
+            return f"the command trained with {rows:.0f}{_IGNORES}{expected} ({', '.join(factors)})"
         backwards = max((report.micro_batches for report in reports.trained.values()), default=1)
         if rows is None and backwards != settings.accumulation_steps:
             return f"the command made {backwards} backward passes per optimizer step instead of {settings.accumulation_steps}"
@@ -468,7 +468,7 @@ def command_probe(
     )
 
 
-_IGNORES: Final = " per optimizer step instead of "
+_IGNORES: Final = " rows per optimizer step instead of "
 _NOT_STARTED: Final = "a program on PATH that can be executed"
 
 
