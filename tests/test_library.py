@@ -103,7 +103,7 @@ AT = ManualClock(MADE_AT + timedelta(hours=3))
 
 @pytest.mark.smoke
 @pytest.mark.child
-def test_a_script_with_its_own_loop_trains_by_the_plan(project: Path) -> None:
+def test_a_custom_training_loop_follows_the_plan(project: Path) -> None:
     now = SystemClock().now()
     calibrated_here(project, created_at=now, expires_at=now + timedelta(days=7))
     ran = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, check=False)
@@ -112,7 +112,7 @@ def test_a_script_with_its_own_loop_trains_by_the_plan(project: Path) -> None:
     assert ran.stdout.strip().endswith("True"), "the loss goes down"
 
 
-def test_every_public_name_is_there_and_listed() -> None:
+def test_every_public_name_exists_and_is_listed() -> None:
     for name in batchcal.__all__:
         assert getattr(batchcal, name) is not None
         assert name in dir(batchcal)
@@ -123,14 +123,14 @@ def test_every_public_name_is_there_and_listed() -> None:
     assert load_plan is batchcal.load_plan
 
 
-def test_a_name_that_is_not_public_is_missing_as_usual() -> None:
+def test_a_name_that_is_not_public_raises_attribute_error() -> None:
     misspelt = "calibarte"
     with pytest.raises(AttributeError, match="has no attribute 'calibarte'"):
         getattr(batchcal, misspelt)
     assert not hasattr(batchcal, "train_everything")
 
 
-def test_without_a_calibration_there_is_no_plan(project: Path) -> None:
+def test_load_plan_without_a_calibration_raises(project: Path) -> None:
     with pytest.raises(NoCalibration, match="no calibration in"):
         batchcal.load_plan(effective_batch=8)
 
@@ -143,21 +143,21 @@ def test_a_plan_follows_the_settings_of_the_project(project: Path) -> None:
     assert (plan.objective, plan.effective_batch) == ("memory", 50)
 
 
-def test_load_answers_with_what_was_saved(project: Path) -> None:
+def test_load_returns_the_saved_calibration(project: Path) -> None:
     calibration = calibrated_here(project)
     assert batchcal.load(clock=AT) == calibration
     assert batchcal.load(project / ".batchcal" / "calibration.json", clock=AT) == calibration
     assert batchcal.load(str(project / ".batchcal" / "calibration.json"), clock=AT) == calibration
 
 
-def test_a_calibration_is_found_from_a_folder_below(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_plan_works_from_a_subfolder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrated_here(project)
     (project / "scripts").mkdir()
     monkeypatch.chdir(project / "scripts")
     assert batchcal.load_plan(effective_batch=10, clock=AT).micro_batches == (10,)
 
 
-def test_a_calibration_elsewhere_still_knows_its_task(
+def test_load_plan_works_with_a_calibration_of_another_folder(
     project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrated_here(project)
@@ -166,7 +166,7 @@ def test_a_calibration_elsewhere_still_knows_its_task(
     assert batchcal.load_plan(effective_batch=10, clock=AT).micro_batches == (10,)
 
 
-def test_a_stale_calibration_is_refused_unless_it_is_asked_for(project: Path) -> None:
+def test_a_stale_calibration_is_rejected_unless_on_stale_is_use(project: Path) -> None:
     calibrated_here(project)
     later = ManualClock(MADE_AT + timedelta(days=8))
     with pytest.raises(NoCalibration, match="expired"):
@@ -175,7 +175,7 @@ def test_a_stale_calibration_is_refused_unless_it_is_asked_for(project: Path) ->
     assert any("stale (expired" in notice for notice in plan.notices)
 
 
-def test_a_changed_or_missing_task_makes_it_stale(project: Path) -> None:
+def test_a_changed_or_missing_task_makes_a_calibration_stale(project: Path) -> None:
     calibrated_here(project)
     (project / "train.py").write_text(SCRIPT + "\nlearning_rate = 1\n")
     with pytest.raises(NoCalibration, match="other-task"):
@@ -186,7 +186,7 @@ def test_a_changed_or_missing_task_makes_it_stale(project: Path) -> None:
     assert "the task train.py:task was not found" in caught.value.known
 
 
-def test_another_container_makes_it_stale(project: Path) -> None:
+def test_another_memory_limit_makes_a_calibration_stale(project: Path) -> None:
     calibration = calibrated_here(project)
     other = calibration.fingerprint.model_copy(update={"memory_limit_bytes": 3 * GIB})
     calibrated_here(project, fingerprint=other)
@@ -206,13 +206,13 @@ def test_a_tampered_calibration_is_never_used(project: Path) -> None:
         batchcal.load_plan(effective_batch=8, on_stale="use", clock=AT)
 
 
-def test_an_unknown_wish_about_stale_files_is_refused(project: Path) -> None:
+def test_an_invalid_on_stale_value_is_rejected(project: Path) -> None:
     script = "import batchcal\nbatchcal.load(on_stale='default')"  # as text: a type checker would refuse it
     with pytest.raises(UsageError, match="on_stale 'default'"):
         exec(script)
 
 
-def test_the_plan_is_for_the_allocator_that_this_process_runs_under(project: Path) -> None:
+def test_the_plan_uses_the_allocator_of_the_current_process(project: Path) -> None:
     calibration = calibrated_here(project, options=options(allocator="tcmalloc"))
     assert allocator_of_process(calibration, current="default") == "default"
     assert allocator_of_process(calibration, current="jemalloc") == "jemalloc", "nothing was measured for it: the plan shows that"
@@ -243,7 +243,7 @@ def test_a_process_under_an_unmeasured_allocator_gets_no_plan(project: Path) -> 
     assert ran.stdout.startswith("NoCalibration nothing was verified for cpu with allocator thp"), ran.stdout + ran.stderr
 
 
-def test_what_is_free_now_counts_what_this_process_holds_already() -> None:
+def test_free_memory_includes_the_memory_of_this_process() -> None:
     here = batchcal.detect()
     free = free_bytes_now(here, "cpu")
     assert free is not None

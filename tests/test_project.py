@@ -22,7 +22,7 @@ from tests.support.leftovers import Leftovers, look, settled
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_a_test_has_a_home_of_its_own(own_home: Path) -> None:
+def test_each_test_has_its_own_home_folder(own_home: Path) -> None:
     assert Path.home() == own_home
     assert user_config_path("batchcal").is_relative_to(own_home)
     assert user_cache_path("batchcal").is_relative_to(own_home)
@@ -85,7 +85,7 @@ def _mess(kind: str, directory: Path) -> Iterator[str]:
 @pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.parametrize("kind", ["processes", "orphans", "zombies", "descriptors", "shared_memory", "files"])
-def test_what_is_left_behind_is_found(kind: str, tmp_path: Path) -> None:
+def test_each_kind_of_leftover_is_detected(kind: str, tmp_path: Path) -> None:
     token, directory = os.environ["LEFTOVERS_TOKEN"], Path(tempfile.gettempdir())
     before = look(token=token, directory=directory)
     with _mess(kind, tmp_path) as name:
@@ -123,7 +123,7 @@ def _environment_without_coverage() -> dict[str, str]:
 
 @pytest.mark.smoke
 @pytest.mark.child
-def test_nox_reads_as_the_manual() -> None:
+def test_nox_lists_every_session_with_a_description() -> None:
     listing = subprocess.run([sys.executable, "-m", "nox", "-l"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     sessions = [line[2:].split(" -> ") for line in listing.splitlines() if line[:2] in {"* ", "- "} and " -> " in line]
     by_default = [line[2:].split(" -> ")[0] for line in listing.splitlines() if line.startswith("* ")]
@@ -132,17 +132,17 @@ def test_nox_reads_as_the_manual() -> None:
     assert all(description.strip() for _, description in sessions)
 
 
-def test_ci_runs_the_command_for_the_tests_and_then_all_tests() -> None:
+def test_ci_runs_the_documented_test_command_and_then_all_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-2:] == ["python -m pip install nox && python -m nox", "python -m nox -s full"]
 
 
-def test_the_changelog_knows_the_version() -> None:
+def test_the_changelog_contains_the_version() -> None:
     assert f"## [{batchcal.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_dependency_is_pinned_for_ci_and_open_for_users() -> None:
+def test_every_dependency_is_pinned_for_ci_but_not_for_users() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     pins = dict(
         line.lower().replace("_", "-").split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line

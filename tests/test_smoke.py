@@ -26,7 +26,7 @@ def choice(request: pytest.FixtureRequest) -> SmokeChoice:
     return collected
 
 
-def test_each_launcher_outcome_and_job_is_met(choice: SmokeChoice) -> None:
+def test_smoke_tests_cover_each_launcher_outcome_and_job(choice: SmokeChoice) -> None:
     kinds = [get_args(model.model_fields["kind"].annotation)[0] for model in get_args(get_args(outcome.Outcome)[0])]
     product = [path for path in (ROOT / "batchcal").rglob("*.py") if "examples" not in path.parts]
     jobs = {
@@ -40,6 +40,6 @@ def test_each_launcher_outcome_and_job_is_met(choice: SmokeChoice) -> None:
     assert choice.subjects == expected - set(NOT_HERE)
 
 
-def test_the_choice_stays_small(choice: SmokeChoice) -> None:
+def test_the_number_of_smoke_tests_stays_small(choice: SmokeChoice) -> None:
     """Two seconds a test: with 80 tests the default run would no longer end within its eight minutes."""
     assert 30 <= choice.tests <= 70

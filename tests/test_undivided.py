@@ -67,7 +67,7 @@ WEIGHED = ("lstm", "gru", "sequence-to-sequence", "documents", "compressed")
     ("name", "division"),
     [(name, division) for name in DIVISIBLE for division in (TAKE_WEIGHT_OF if name in WEIGHED else DIVISIONS)],
 )
-def test_a_divided_batch_makes_the_step_of_the_undivided_batch(name: str, division: str) -> None:
+def test_a_divided_batch_makes_the_same_step_as_the_undivided_batch(name: str, division: str) -> None:
     task = task_of(name)
     before, after = undivided(name)
     assert not torch.equal(before, after)
@@ -76,7 +76,7 @@ def test_a_divided_batch_makes_the_step_of_the_undivided_batch(name: str, divisi
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if not entry.mean_over_weight or entry.batch_statistics])
-def test_a_task_that_is_marked_as_not_divisible_is_not(name: str) -> None:
+def test_the_step_of_a_task_marked_as_not_divisible_changes_when_divided(name: str) -> None:
     task = task_of(name)
     before, after = undivided(name)
     by_step(task, [6, 5, 1] if ZOO[name].mean_over_weight is False else [6, 6])
@@ -85,7 +85,7 @@ def test_a_task_that_is_marked_as_not_divisible_is_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.batch_statistics])
-def test_batch_statistics_are_all_that_makes_a_division_differ(name: str) -> None:
+def test_only_batch_statistics_make_a_divided_step_differ(name: str) -> None:
     whole, divided = task_of(name), task_of(name)
     for task, sizes in ((whole, [12]), (divided, [6, 5, 1])):
         task.model.eval()

@@ -54,7 +54,7 @@ def outside(installed: Path, *command: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_wheel_carries_the_package_its_types_its_schema_and_its_data(wheel: Path) -> None:
+def test_the_wheel_contains_the_package_types_schema_and_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     packaged = {name for name in names if name.startswith("batchcal/")}
@@ -65,13 +65,13 @@ def test_the_wheel_carries_the_package_its_types_its_schema_and_its_data(wheel: 
     assert {name for name in present if "__pycache__" not in name} == packaged
 
 
-def test_the_wheel_carries_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_no_other_files(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
     assert tops == {"batchcal", f"batchcal-{batchcal.__version__}.dist-info"}
 
 
-def test_users_keep_the_torch_that_they_have(wheel: Path) -> None:
+def test_the_wheel_does_not_pin_torch(wheel: Path) -> None:
     """The published metadata pins nothing; a constraints file is for CI."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = message_from_bytes(archive.read(f"batchcal-{batchcal.__version__}.dist-info/METADATA"))
@@ -89,7 +89,7 @@ def test_the_command_works_from_the_wheel(installed: Path, tmp_path: Path) -> No
     assert batchcal.__version__ in outside(installed, sys.executable, "-m", "batchcal", "--version", cwd=tmp_path)
 
 
-def test_the_handwriting_example_trains_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+def test_the_handwriting_example_calibrates_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     """Its data comes out of the package, with nothing to download: a calibration without a checkout."""
     spec = "batchcal.workload.examples.handwriting:task"
     quick = ("--time-limit", "20s", "--max-batch", "8", "--allocator", "default", "--objective", "memory")
@@ -98,7 +98,7 @@ def test_the_handwriting_example_trains_from_the_wheel(installed: Path, tmp_path
     assert (tmp_path / "calibration.json").is_file()
 
 
-def test_users_of_the_library_get_its_types(installed: Path, tmp_path: Path) -> None:
+def test_the_installed_library_provides_types(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import batchcal\nversion: int = batchcal.__version__\n")
     command = [sys.executable, "-m", "mypy", "--no-incremental", "script.py"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTHON"))}

@@ -18,7 +18,7 @@ def test_an_epoch_has_every_sample_once_within_the_budget(name: str) -> None:
     assert abs(len(steps) - 4000 / STEP) < 2, "as many optimizer steps as the others"
 
 
-def test_sorting_wastes_less_than_chance_and_equal_lengths_nothing() -> None:
+def test_sorting_by_length_reduces_padding_waste() -> None:
     lengths: list[int] = lengths_of(0.6, 4000).tolist()
     waste = {name: waste_of(steps_of(name, lengths, BUDGET, STEP), lengths) for name in CONTENDERS}
     assert waste["max-tokens"] < waste["ours"] < waste["window-1"] < waste["random"]
@@ -26,7 +26,7 @@ def test_sorting_wastes_less_than_chance_and_equal_lengths_nothing() -> None:
     assert waste_of(steps_of("limit", [64] * 4000, BUDGET, STEP), [64] * 4000) == 0
 
 
-def test_the_summary_tells_the_worst() -> None:
+def test_the_batching_summary_reports_the_worst_values() -> None:
     rows: list[dict[str, object]] = [
         {"sigma": 0.6, "contender": "random", "ours_is": 2.0, "against_limit": 0.4, "waste": 0.5},
         {"sigma": 0.6, "contender": "ours", "ours_is": 1.0, "against_limit": 0.9, "waste": 0.04},

@@ -9,7 +9,7 @@ def row(seed: int, arm: str, *left: float) -> dict[str, object]:
     return {"seed": seed, "arm": arm, **{f"left_T{place}": share for place, share in enumerate(left, 1)}}
 
 
-def test_the_slowest_task_is_that_of_equal_weights_and_is_followed_through_the_arms() -> None:
+def test_all_arms_are_compared_on_the_slowest_task_of_equal_weights() -> None:
     summary = summed_up(
         [
             row(0, "equal", 0.1, 0.8, 0.2),

@@ -30,25 +30,25 @@ class Machine:
 
 
 @pytest.mark.parametrize("per_sample", [1, 3, 7, 100, 899, 900])
-def test_the_largest_within_the_budget_is_found(per_sample: int) -> None:
+def test_the_oracle_returns_the_largest_batch_within_the_budget(per_sample: int) -> None:
     largest, trials = largest_within(Machine(per_sample).run, BUDGET)
     assert largest == (BUDGET - 100) // per_sample
     assert any(tried.batch == largest + 1 and not tried.within(BUDGET) for tried in trials)
 
 
-def test_nothing_fits_is_zero() -> None:
+def test_the_oracle_returns_zero_when_no_batch_fits() -> None:
     assert largest_within(Machine(901).run, BUDGET)[0] == 0
 
 
-def test_a_batch_that_once_exceeds_is_out() -> None:
+def test_a_batch_that_exceeds_the_budget_in_any_run_is_excluded() -> None:
     assert largest_within(Machine(1, noisy=3).run, BUDGET)[0] == 850
 
 
-def test_death_is_not_within_any_budget() -> None:
+def test_a_batch_that_crashes_is_excluded() -> None:
     assert largest_within(Machine(1, limit=500).run, BUDGET)[0] == 400
 
 
-def test_a_good_answer_is_right() -> None:
+def test_an_answer_close_to_the_largest_batch_is_right() -> None:
     verdict = check_answer(Machine(1).run, BUDGET, 880, runs=20)
     assert (verdict.right, verdict.survived, verdict.within_budget, verdict.beyond, verdict.beyond_exceeded) == (
         True,
@@ -59,25 +59,25 @@ def test_a_good_answer_is_right() -> None:
     )
 
 
-def test_a_timid_answer_is_wrong() -> None:
+def test_a_too_small_answer_is_wrong() -> None:
     verdict = check_answer(Machine(1).run, BUDGET, 800, runs=5)
     assert (verdict.right, verdict.beyond_exceeded, verdict.beyond_runs) == (False, False, 5)
 
 
-def test_a_deadly_answer_is_wrong() -> None:
+def test_an_answer_that_runs_out_of_memory_is_wrong() -> None:
     verdict = check_answer(Machine(1, limit=700).run, BUDGET, 650, runs=5)
     assert not verdict.right
     assert verdict.survived == 0
 
 
-def test_an_answer_that_the_dataset_ended_is_judged_by_survival_alone() -> None:
+def test_an_answer_limited_by_the_dataset_is_checked_by_survival_only() -> None:
     verdict = check_answer(Machine(1).run, BUDGET, 100, runs=5, ask_beyond=False)
     assert verdict == Verdict(100, 108, 5, 5, 5, None, 0, 200)
     assert verdict.right
 
 
 @pytest.mark.cgroup
-def test_a_command_that_stays_within_its_limit_survives_and_its_peak_is_seen() -> None:
+def test_a_command_within_its_limit_survives_and_its_peak_is_recorded() -> None:
     code = f"import time; held = bytearray({100 * MIB}); time.sleep(0.3); print('held')"
     ended = run_limited(python("-c", code), limit_bytes=256 * MIB)
     assert ended.survived, ended
@@ -100,14 +100,14 @@ def test_a_command_under_an_rlimit_fails_without_being_killed() -> None:
 
 
 @pytest.mark.cgroup
-def test_a_command_that_does_not_end_is_ended() -> None:
+def test_a_command_that_exceeds_its_timeout_is_stopped() -> None:
     code = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
     ended = run_limited(python("-c", code), limit_bytes=None, timeout_s=0.5)
     assert ended.timed_out
     assert not ended.survived
 
 
-def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
+def test_a_benchmark_journal_continues_after_a_truncated_line(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "journal.jsonl"
     Journal(path).add({"config": "a", "answer": 1})
     Journal(path).add({"config": "b", "answer": 2})
@@ -118,12 +118,12 @@ def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
     assert again.find(config="c") is None
 
 
-def test_the_table_has_a_dash_for_what_is_not_known() -> None:
+def test_the_table_shows_a_dash_for_a_missing_value() -> None:
     lines = table([{"name": "a", "n": 1, "ok": True}, {"name": "long", "n": None, "ok": False}]).splitlines()
     assert lines == ["name  n  ok", "a     1  yes", "long  -  no"]
 
 
-def test_each_round_has_every_name_and_ratios_are_taken_within_a_round() -> None:
+def test_each_round_contains_every_name_and_ratios_are_per_round() -> None:
     order = list(rounds(["a", "b", "c"], 50))
     assert all(sorted(order[start : start + 3]) == ["a", "b", "c"] for start in range(0, 150, 3))
     assert len({tuple(order[start : start + 3]) for start in range(0, 150, 3)}) > 1

@@ -69,7 +69,7 @@ def _below(group: object, path: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_the_options_are_those_that_were_decided() -> None:
+def test_the_options_of_every_verb_match_the_frozen_list() -> None:
     assert {verb: " ".join(sorted(options)) for verb, options in commands().items()} == OPTIONS
 
 
@@ -91,7 +91,7 @@ def test_every_verb_and_every_option_has_help(capsys: pytest.CaptureFixture[str]
         ("plan", "(default: throughput)"),
     ],
 )
-def test_the_help_states_defaults(
+def test_the_help_shows_defaults(
     verb: str, default: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rich takes text in square brackets for markup: `[default: 60s]` was never printed."""
@@ -101,14 +101,14 @@ def test_the_help_states_defaults(
 
 
 @pytest.mark.parametrize("arguments", [[], ["hpo"]])
-def test_without_a_verb_the_help_is_shown_and_nothing_was_done(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_is_shown_when_the_verb_is_missing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert " ".join(["Usage: batchcal", *arguments]) in out
     assert err == ""
 
 
-def test_the_version_names_torch_and_python(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_output_shows_the_torch_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("batchcal 0.1.0, torch 2.")
 
@@ -130,7 +130,7 @@ def test_the_version_names_torch_and_python(capsys: pytest.CaptureFixture[str]) 
         (["calibrate", "task.py:task", "--config", "absent.toml"], "there is no file"),
     ],
 )
-def test_a_mistake_of_usage_is_told_in_parts_with_exit_2(
+def test_a_usage_error_prints_error_and_try_lines_and_exits_with_code_2(
     arguments: list[str], says: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -141,13 +141,13 @@ def test_a_mistake_of_usage_is_told_in_parts_with_exit_2(
     assert "  try: " in err
 
 
-def test_a_config_with_an_unknown_key_says_which_was_meant(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_config_key_gets_a_suggestion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "x.toml").write_text('[task]\nspec = "task.py:task"\n[calibrate]\nmemory_limt = "2GiB"\n')
     assert main(["calibrate", "x.toml"]) == 2
     assert "x.toml: unknown key 'memory_limt' in [calibrate] (did you mean memory_limit?)" in capsys.readouterr().err
 
 
-def test_without_a_task_five_lines_say_how_to_name_one(
+def test_the_error_for_a_missing_task_shows_how_to_specify_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".git").mkdir()
@@ -159,7 +159,7 @@ def test_without_a_task_five_lines_say_how_to_name_one(
     assert "batchcal calibrate train.py:task" in lines[2]
 
 
-def test_the_project_is_found_upwards_and_no_further_than_its_repository(
+def test_the_project_search_stops_at_the_repository_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "batchcal.toml").write_text('[task]\nspec = "absent.py:task"\n')
@@ -173,7 +173,7 @@ def test_the_project_is_found_upwards_and_no_further_than_its_repository(
     assert "no task is given" in capsys.readouterr().err
 
 
-def test_a_misspelt_variable_is_told(
+def test_plan_warns_about_a_misspelled_environment_variable(
     calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibrated()
@@ -182,7 +182,7 @@ def test_a_misspelt_variable_is_told(
     assert "BATCHCAL_MARGN is not known (did you mean BATCHCAL_MARGIN?)" in capsys.readouterr().err
 
 
-def test_verbose_says_where_a_setting_comes_from(
+def test_verbose_shows_the_source_of_a_setting(
     calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibrated()
@@ -193,7 +193,7 @@ def test_verbose_says_where_a_setting_comes_from(
     assert 'setting name=plan.effective_batch value=1024 origin="env BATCHCAL_EFFECTIVE_BATCH"' in err
 
 
-def test_a_fresh_calibration_is_taken_as_it_is(calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_reuses_a_valid_calibration(calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without_effective_batch(project)
     made = calibrated()
     assert main(["calibrate", "--allocator", "default"]) == 0
@@ -224,7 +224,7 @@ def without_effective_batch(project: Path) -> None:
         ["exec", "--on-stale", "default", "--", "true"],
     ],
 )
-def test_what_is_trained_with_needs_an_effective_batch_of_the_user(
+def test_commands_used_for_training_require_an_effective_batch(
     arguments: list[str], calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_effective_batch(project)
@@ -236,7 +236,7 @@ def test_what_is_trained_with_needs_an_effective_batch_of_the_user(
     assert "--effective-batch 512" in err
 
 
-def test_the_table_of_a_plan_answers_without_one_and_states_that(
+def test_the_plan_table_works_without_an_effective_batch_and_notes_it(
     calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_effective_batch(project)
@@ -250,7 +250,7 @@ def test_the_table_of_a_plan_answers_without_one_and_states_that(
     assert any("effective batch not set" in text for text in json.loads(capsys.readouterr().out)["notices"])
 
 
-def test_the_effective_batch_comes_from_flag_variable_file_and_task_in_this_order(
+def test_the_effective_batch_is_read_from_flag_variable_file_then_task(
     calibrated: Calibrated, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def planned(*arguments: str) -> int:
@@ -289,7 +289,7 @@ def test_a_plan_reads_device_and_allocator_from_variables_and_files(
     assert "nothing was verified for cuda" in capsys.readouterr().err
 
 
-def test_a_dry_run_starts_and_writes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_starts_no_child_and_writes_no_file(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--dry-run", "--memory-limit", "1GiB"]) == 0
     out, err = capsys.readouterr()
     assert "not saved" in out
@@ -305,7 +305,7 @@ def test_a_dry_run_starts_and_writes_nothing(project: Path, capsys: pytest.Captu
     assert not (project / ".batchcal").exists()
 
 
-def test_show_tells_a_fresh_calibration(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_displays_a_fresh_calibration(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
     calibrated()
     assert main(["show", "--why"]) == 0
     out = capsys.readouterr().out
@@ -314,7 +314,7 @@ def test_show_tells_a_fresh_calibration(calibrated: Calibrated, capsys: pytest.C
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-def test_show_of_a_stale_calibration_says_why_and_exits_0_and_check_exits_3(
+def test_show_explains_a_stale_calibration_and_check_exits_with_code_3(
     calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibrated()
@@ -334,9 +334,7 @@ def test_show_of_a_stale_calibration_says_why_and_exits_0_and_check_exits_3(
     assert "cannot be used: other-task" in capsys.readouterr().err
 
 
-def test_an_unfinished_search_is_refused_where_a_finished_one_is_required(
-    calibrated: Calibrated, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_require_settled_rejects_an_unfinished_search(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
     calibrated(status="unsettled", undone=(Undone(part="search", text="a batch of 528 was next"),))
     assert main(["show", "--check"]) == 0
     assert main(["show", "--check", "--require-settled"]) == 3
@@ -352,14 +350,16 @@ def test_an_unfinished_search_is_refused_where_a_finished_one_is_required(
     assert main(["show", "--require-settled"]) == 2
 
 
-def test_check_is_silent_about_everything(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_no_output(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "--check"]) == 3
     (project / "broken.json").write_text("{")
     assert main(["show", "--check", "broken.json"]) == 3
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_may_not_be_trusted_is_refused(calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_calibration_with_a_bad_digest_is_rejected(
+    calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     calibrated()
     path = project / ".batchcal" / "calibration.json"
     path.write_bytes(path.read_bytes().replace(b'"wall_s": 9.6', b'"wall_s": 8.6'))
@@ -370,9 +370,7 @@ def test_what_may_not_be_trusted_is_refused(calibrated: Calibrated, project: Pat
         assert "bad-digest" in err
 
 
-def test_an_unsigned_file_is_refused_where_signatures_are_required(
-    calibrated: Calibrated, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_require_signature_rejects_an_unsigned_file(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
     calibrated()
     for verb in ("show", "plan"):
         assert main([verb]) == 0
@@ -380,7 +378,9 @@ def test_an_unsigned_file_is_refused_where_signatures_are_required(
         assert "unsigned" in capsys.readouterr().err
 
 
-def test_a_calibration_without_an_answer_is_shown_with_exit_3(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_calibration_without_a_result_is_shown_with_exit_code_3(
+    calibrated: Calibrated, capsys: pytest.CaptureFixture[str]
+) -> None:
     calibrated(status="partial", findings=())
     assert main(["show"]) == 3
     out, err = capsys.readouterr()
@@ -388,7 +388,7 @@ def test_a_calibration_without_an_answer_is_shown_with_exit_3(calibrated: Calibr
     assert "no plan can be made from it" in err
 
 
-def test_the_page_is_written_whole_or_not_at_all(
+def test_show_html_replaces_only_a_page_of_batchcal(
     calibrated: Calibrated, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibrated()
@@ -412,7 +412,7 @@ def test_the_page_is_written_whole_or_not_at_all(
 
 
 @pytest.mark.parametrize("target", [".", ".batchcal/calibration.json"])
-def test_the_page_replaces_no_calibration_and_no_folder(target: str, calibrated: Calibrated, project: Path) -> None:
+def test_show_html_does_not_replace_a_calibration_or_a_folder(target: str, calibrated: Calibrated, project: Path) -> None:
     calibrated()
     before = (project / ".batchcal" / "calibration.json").read_bytes()
     assert main(["show", "--html", target]) == 2
@@ -435,7 +435,7 @@ def test_a_plan_is_printed_in_every_format(style: str, calibrated: Calibrated, c
             assert "2 x 500" in out
 
 
-def test_other_container_sizes_are_predicted(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_predicts_other_container_sizes(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
     calibrated()
     assert main(["plan", "--what-if", "512MiB,2GiB"]) == 0
     assert "predicted from the memory model" in capsys.readouterr().out
@@ -447,27 +447,25 @@ def test_other_container_sizes_are_predicted(calibrated: Calibrated, capsys: pyt
     assert main(["plan", "--what-if", "2GiB", "--format", "dotenv"]) == 2
 
 
-def test_a_policy_that_was_not_measured_has_no_plan(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_allocator_that_was_not_measured_has_no_plan(calibrated: Calibrated, capsys: pytest.CaptureFixture[str]) -> None:
     calibrated()
     assert main(["plan", "--allocator", "retain"]) == 3
     assert "nothing was verified for cpu with allocator retain" in capsys.readouterr().err
 
 
-def test_training_without_a_calibration_is_refused_where_none_may_be_made(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_with_no_calibrate_requires_an_existing_calibration(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--no-calibrate"]) == 3
     assert "no calibration of task.py:task in" in capsys.readouterr().err
 
 
-def test_two_formats_at_once_are_refused_in_both(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_format_conflict_is_reported_in_both_formats(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json", "--format", "sh"]) == 2
     out, err = capsys.readouterr()
     assert out == "(exit 2)\n"
     assert json.loads(err)["error"]["what"] == "--json and --format sh contradict each other"
 
 
-def test_errors_are_json_where_json_was_asked_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_json_when_json_is_requested(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "--json"]) == 3
     out, err = capsys.readouterr()
     assert out == ""
@@ -478,7 +476,7 @@ def test_errors_are_json_where_json_was_asked_for(project: Path, capsys: pytest.
     assert document["error"]["try"]
 
 
-def test_a_failing_plan_for_eval_prints_what_stops_the_shell(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_plan_in_sh_format_prints_a_failing_shell_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["plan", "--format", "sh"], ["plan", "--format=sh"]):
         assert main(arguments) == 3
         assert capsys.readouterr().out == "(exit 3)\n"
@@ -502,7 +500,7 @@ def test_a_result_that_is_not_saved_is_still_printed(
     assert json.loads(err)["error"]["known"] == "the disk is full"
 
 
-def test_what_nobody_foresaw_is_a_short_message_and_a_traceback_on_demand(
+def test_an_unexpected_error_shows_its_traceback_only_with_v(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*arguments: object, **others: object) -> None:

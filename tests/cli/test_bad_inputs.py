@@ -36,28 +36,26 @@ def name_of(position: int) -> str:
     return f"{position}-{CASES[position].command.replace(' ', '_')}"
 
 
-def test_the_golden_file_has_every_case_and_no_other() -> None:
+def test_the_golden_file_contains_exactly_the_cases() -> None:
     assert GOLDEN.read_text(encoding="utf-8").startswith(HEAD)
     assert len(golden()) == len(CASES) >= 60
 
 
 @pytest.mark.parametrize("position", FAST, ids=name_of)
-def test_a_bad_input_is_answered_as_agreed(position: int, tmp_path: Path) -> None:
+def test_the_error_for_a_bad_input_matches_the_golden_file(position: int, tmp_path: Path) -> None:
     case = CASES[position]
     assert section(case, *run(case, tmp_path)) == golden()[position]
 
 
 @pytest.mark.child
 @pytest.mark.parametrize("position", CHILD, ids=name_of)
-def test_a_bad_input_that_a_child_meets_is_answered_as_agreed(position: int, tmp_path: Path) -> None:
+def test_the_error_for_a_bad_input_in_a_child_matches_the_golden_file(position: int, tmp_path: Path) -> None:
     case = CASES[position]
     assert section(case, *run(case, tmp_path)) == golden()[position]
 
 
 @pytest.mark.child
-def test_no_line_of_progress_comes_before_a_usage_error_that_a_child_finds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_progress_is_printed_before_a_usage_error_in_a_child(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = Case("calibrate task.py:tsk")
     prepare(case, tmp_path)
     with in_folder(tmp_path, {}):
@@ -66,7 +64,7 @@ def test_no_line_of_progress_comes_before_a_usage_error_that_a_child_finds(
 
 
 @pytest.mark.parametrize("position", range(len(CASES)), ids=name_of)
-def test_every_answer_states_what_to_type_next(position: int) -> None:
+def test_every_error_suggests_the_next_command(position: int) -> None:
     text = golden()[position]
     assert "  try: " in text or '"try": "' in text
     code = int(re.findall(r"^exit (\d+)$", text, re.MULTILINE)[0])
@@ -140,7 +138,7 @@ def parse(command: str) -> None:
         group.make_context("batchcal", words)
 
 
-def test_every_command_that_a_message_proposes_parses() -> None:
+def test_every_suggested_command_parses() -> None:
     proposed = {(where, command) for where, text in tries() for command in commands_in(text)}
     assert len(proposed) > 30
     wrong = []
@@ -152,7 +150,7 @@ def test_every_command_that_a_message_proposes_parses() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_flag_that_a_message_proposes_exists() -> None:
+def test_every_suggested_flag_exists() -> None:
     # Of pip, of wsl, of docker.
     others = {"--upgrade", "--install", "--memory", "--memory-swap", "--shm-size", "--ulimit", "--pids-limit"}
     flags = all_flags() | others
@@ -162,7 +160,7 @@ def test_every_flag_that_a_message_proposes_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_case_runs_without_the_settings_of_whoever_runs_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_ignores_settings_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHCAL_MARGIN", "nonsense")
     code, text = run(Case("show"), tmp_path)
     assert code == 3

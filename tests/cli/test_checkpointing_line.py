@@ -44,15 +44,15 @@ def told(**back: object) -> Attribution:
     ],
     ids=["saves", "of-no-use", "does-not-fit"],
 )
-def test_what_it_saves_is_told_as_measured(back: dict[str, object], line: str) -> None:
+def test_the_line_shows_the_measured_effect_of_activation_checkpointing(back: dict[str, object], line: str) -> None:
     assert checkpointing_line(told(**back)) == line
 
 
-def test_where_it_is_off_nothing_is_said() -> None:
+def test_the_line_is_empty_without_activation_checkpointing() -> None:
     assert checkpointing_line(told(knob="allocator", chosen="retain", usual="default")) == ""
 
 
-def test_a_plan_says_that_a_loop_of_ones_own_has_to_turn_it_on() -> None:
+def test_a_plan_shows_how_to_enable_checkpointing_in_a_custom_loop() -> None:
     calibration = a_calibration()
     assert not any("checkpointing" in notice for notice in make_plan(calibration).notices)
     options = calibration.options.model_copy(update={"activation_checkpointing": "encoder.layers"})

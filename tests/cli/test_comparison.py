@@ -26,7 +26,7 @@ def moved() -> Calibration:
     return a_raced_calibration(environment=environment)
 
 
-def test_what_changed_is_told_with_its_ratio() -> None:
+def test_a_comparison_reports_changes_with_their_ratio() -> None:
     rows = {row.name: row for row in compare(a_raced_calibration(), moved())}
     assert {name for name, row in rows.items() if row.changed} == {"memory limit", "torch"}
     assert rows["memory limit"].ratio == 2.0
@@ -34,13 +34,13 @@ def test_what_changed_is_told_with_its_ratio() -> None:
     assert rows["micro-batch"].first == 128
 
 
-def test_what_one_of_them_does_not_know_is_missing_there() -> None:
+def test_a_comparison_shows_none_for_a_missing_value() -> None:
     rows = {row.name: row for row in compare(a_calibration(status="partial", findings=()), a_raced_calibration())}
     assert (rows["train capacity"].first, rows["train capacity"].second) == (None, 512)
     assert rows["train capacity"].changed
 
 
-def test_a_rate_that_differs_by_less_than_a_race_can_tell_is_as_before() -> None:
+def test_a_rate_difference_below_the_precision_of_a_race_is_not_a_change() -> None:
     (alike,) = (row for row in compare(a_raced_calibration(), a_raced_calibration()) if row.name == "samples/s")
     near = alike.model_copy(update={"second": 1.02 * float(alike.first or 0)})
     far = alike.model_copy(update={"second": 1.05 * float(alike.first or 0)})
@@ -65,7 +65,7 @@ def test_show_compares_two_files(two: tuple[str, str], capsys: pytest.CaptureFix
     assert capsys.readouterr().out.strip() == "no change that affects the plan"
 
 
-def test_for_programs_it_is_one_document(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_comparison_is_a_single_document(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", *two, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["kind"], document["first"], document["second"]) == ("comparison", *two)
@@ -74,13 +74,13 @@ def test_for_programs_it_is_one_document(two: tuple[str, str], capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("arguments", [["a.json", "b.json", "--why"], ["a.json", "b.json", "--html", "x.html"]])
-def test_two_are_neither_explained_nor_drawn(
+def test_why_and_html_are_rejected_for_a_comparison(
     arguments: list[str], two: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["show", *arguments]) == 2
     assert "try: batchcal show a.json b.json" in capsys.readouterr().err
 
 
-def test_a_second_one_that_is_not_there_is_exit_3(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_second_file_exits_with_code_3(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", two[0], "missing.json"]) == 3
     assert "missing.json" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def environment_of(*arguments: str, **environment: str) -> dict[str, str]:
 
 
 @pytest.mark.smoke
-def test_the_command_sees_the_plan(calibrated: Calibrated, project: Path) -> None:
+def test_the_command_receives_the_plan_in_its_environment(calibrated: Calibrated, project: Path) -> None:
     calibrated()
     seen = environment_of("--effective-batch", "1000", OMP_NUM_THREADS="7", BATCHCAL_PLAN_OF_LAST_WEEK="1")
     assert seen["BATCHCAL_PLAN_MICRO_BATCHES"] == "500,500"
@@ -51,7 +51,7 @@ def test_the_command_sees_the_plan(calibrated: Calibrated, project: Path) -> Non
     assert "BATCHCAL_PLAN_OF_LAST_WEEK" not in seen
 
 
-def test_of_several_calibrations_none_is_taken_unless_one_is_named(calibrated: Calibrated, project: Path) -> None:
+def test_exec_requires_a_choice_between_several_calibrations(calibrated: Calibrated, project: Path) -> None:
     first = calibrated()
     (project / "batchcal.toml").write_text("[plan]\neffective_batch = 96\n")
     other = first.task.model_copy(update={"spec": "other.py:task"})
@@ -66,7 +66,7 @@ def test_of_several_calibrations_none_is_taken_unless_one_is_named(calibrated: C
     assert seen["BATCHCAL_CALIBRATION"] == str(project / ".batchcal" / "calibration.json")
 
 
-def test_what_is_put_into_force_is_told_in_two_lines_and_the_output_is_the_command_s(calibrated: Calibrated) -> None:
+def test_exec_logs_the_plan_in_two_lines_and_leaves_stdout_to_the_command(calibrated: Calibrated) -> None:
     calibrated()
     done = execute("--effective-batch", "1000", "--", "echo", "--json", "-q")
     assert done.stdout == "--json -q\n"
@@ -77,7 +77,7 @@ def test_what_is_put_into_force_is_told_in_two_lines_and_the_output_is_the_comma
     assert execute("--quiet", "echo", "hello").stderr == ""
 
 
-def test_a_plan_under_another_allocator_is_found_by_the_script_that_was_started(calibrated: Calibrated) -> None:
+def test_the_started_script_loads_the_plan_of_the_selected_allocator(calibrated: Calibrated) -> None:
     finding = a_calibration().findings[0]
     calibrated(findings=(finding, finding.model_copy(update={"allocator": "retain"})))
     code = "import batchcal; print(batchcal.load_plan(effective_batch=1000).allocator)"
@@ -89,7 +89,7 @@ def test_a_plan_under_another_allocator_is_found_by_the_script_that_was_started(
     assert "MALLOC_MMAP_THRESHOLD_" not in environment_of("--allocator", "default", MALLOC_MMAP_THRESHOLD_="1")
 
 
-def test_the_process_is_the_same_and_so_is_how_it_ends(calibrated: Calibrated) -> None:
+def test_the_command_keeps_the_process_id_and_its_exit_code(calibrated: Calibrated) -> None:
     calibrated()
     command = [sys.executable, "-m", "batchcal", "exec", "-q", "--", "sh", "-c", "echo $$; read line; exit 7"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -98,7 +98,7 @@ def test_the_process_is_the_same_and_so_is_how_it_ends(calibrated: Calibrated) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_reach_the_command_and_nobody_else(number: signal.Signals, calibrated: Calibrated) -> None:
+def test_signals_reach_only_the_command(number: signal.Signals, calibrated: Calibrated) -> None:
     calibrated()
     command = [sys.executable, "-m", "batchcal", "exec", "-q", "--", "sh", "-c", "echo ready; exec sleep 60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -109,13 +109,13 @@ def test_signals_reach_the_command_and_nobody_else(number: signal.Signals, calib
     assert (process.returncode, told) == (-number, "")
 
 
-def test_what_python_ignores_for_itself_is_not_inherited(calibrated: Calibrated) -> None:
+def test_the_command_does_not_inherit_the_ignored_sigpipe_of_python(calibrated: Calibrated) -> None:
     calibrated()
     ignored = execute("-q", "--", "sed", "-n", "s/^SigIgn:\t//p", "/proc/self/status")
     assert int(ignored.stdout, 16) & SIGPIPE_BIT == 0
 
 
-def test_what_was_ignored_before_stays_ignored(calibrated: Calibrated) -> None:
+def test_the_command_inherits_signals_ignored_by_the_shell(calibrated: Calibrated) -> None:
     calibrated()
     script = f"trap '' INT; exec {sys.executable} -m batchcal exec -q -- sed -n 's/^SigIgn:\t//p' /proc/self/status"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
@@ -131,21 +131,21 @@ def test_what_was_ignored_before_stays_ignored(calibrated: Calibrated) -> None:
         (["--on-stale", "guess", "--", "true"], "error: --on-stale 'guess' is not valid"),
     ],
 )
-def test_what_cannot_be_started_is_a_usage_error(command: list[str], told: str, calibrated: Calibrated) -> None:
+def test_a_command_that_cannot_start_is_a_usage_error(command: list[str], told: str, calibrated: Calibrated) -> None:
     calibrated()
     done = execute(*command)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
 
 
-def test_without_a_calibration_nothing_is_started(project: Path) -> None:
+def test_the_command_does_not_start_without_a_calibration(project: Path) -> None:
     done = execute("--", "touch", "started")
     assert done.returncode == 3
     assert "try: batchcal calibrate" in done.stderr
     assert not (project / "started").exists()
 
 
-def test_a_stale_calibration_may_be_done_without(calibrated: Calibrated, project: Path) -> None:
+def test_on_stale_default_starts_the_command_without_a_plan(calibrated: Calibrated, project: Path) -> None:
     calibrated()
     (project / "task.py").write_text((project / "task.py").read_text() + "\nCHANGED = True\n")
     assert execute("--", "true").returncode == 3
@@ -157,7 +157,7 @@ def test_a_stale_calibration_may_be_done_without(calibrated: Calibrated, project
 
 
 @pytest.mark.slow
-def test_a_stale_calibration_is_made_again_and_then_the_command_starts(calibrated: Calibrated, project: Path) -> None:
+def test_on_stale_recalibrate_starts_the_command_with_a_new_plan(calibrated: Calibrated, project: Path) -> None:
     calibrated()
     (project / "task.py").write_text((project / "task.py").read_text() + "\nCHANGED = True\n")
     seen = environment_of("--on-stale=recalibrate")

@@ -14,14 +14,14 @@ UNSET = Settings(environ={})
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
-def test_where_nobody_sets_anything_it_is_asked_for_what_it_was_asked_for_before(device: str) -> None:
+def test_unset_options_keep_the_values_of_the_existing_calibration(device: str) -> None:
     before = options(GIB, device=device, samples=5, max_batch=64, workers=2, margin=0.2, headroom=0.5)
     assert options_from(UNSET, limit_bytes=GIB, existing=before) == before
     defaults = options(GIB, device=device)
     assert options_from(UNSET, limit_bytes=GIB, existing=defaults) == defaults
 
 
-def test_a_margin_that_is_set_holds_for_every_device() -> None:
+def test_a_given_margin_applies_to_every_device() -> None:
     asked = options_from(Settings(flags={"margin": "25%"}, environ={}), limit_bytes=GIB, existing=options(GIB))
     assert (asked.margin, asked.accelerator_margin) == (0.25, 0.25)
 
@@ -31,7 +31,7 @@ def test_a_margin_that_is_set_holds_for_every_device() -> None:
     [({}, None, None), ({}, 900 * MIB, 900 * MIB), ({"memory_limit": "700MiB"}, 900 * MIB, 700 * MIB)],
     ids=["none", "of the calibration", "a flag"],
 )
-def test_a_training_keeps_to_the_memory_limit(flags: dict[str, str | None], measured: int | None, expected: int | None) -> None:
+def test_a_training_respects_the_memory_limit(flags: dict[str, str | None], measured: int | None, expected: int | None) -> None:
     """Before, the limit was that of the calibration alone: a training took what the container had."""
     options = options_of(Settings(flags=flags, environ={}), margin=0.15, memory_limit_bytes=measured)
     assert options.memory_limit_bytes == expected

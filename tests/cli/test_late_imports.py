@@ -40,7 +40,7 @@ def late_imports(source: str) -> list[str]:
     return found
 
 
-def test_functions_of_the_command_line_import_only_what_is_slow_to_import() -> None:
+def test_cli_functions_import_only_slow_modules() -> None:
     unnecessary = {
         f"{path.name}: {name}"
         for path in Path(batchcal.cli.__file__).parent.rglob("*.py")

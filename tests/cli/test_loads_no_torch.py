@@ -65,7 +65,7 @@ for number, (code, forbidden) in enumerate(json.loads(sys.argv[1])):
 @pytest.mark.smoke
 @pytest.mark.child
 @pytest.mark.parametrize("steps", [LIBRARY, VERBS], ids=["library", "verbs"])
-def test_what_only_reads_loads_no_torch(steps: tuple[Step, ...], calibrated: Calibrated, project: Path) -> None:
+def test_reading_and_planning_do_not_import_torch(steps: tuple[Step, ...], calibrated: Calibrated, project: Path) -> None:
     calibrated()
     write_run(project / "run.jsonl")
     listed = json.dumps([(step.code, sorted(step.forbidden)) for step in steps])

@@ -15,7 +15,7 @@ from tests.cli.test_process import batchcal
 pytestmark = pytest.mark.child
 
 
-def test_it_tells_one_line_a_candidate_and_one_for_the_winner(project: Path) -> None:
+def test_pipeline_only_logs_a_line_per_candidate_and_a_line_for_the_winner(project: Path) -> None:
     done = batchcal("calibrate", "--pipeline-only", "--json")
     assert done.returncode == 0, done.stderr
     result = PipelineResult.model_validate_json(done.stdout)
@@ -28,7 +28,7 @@ def test_it_tells_one_line_a_candidate_and_one_for_the_winner(project: Path) -> 
     assert not (project / ".batchcal").exists()
 
 
-def test_it_is_kept_with_the_calibration_and_the_plan_uses_it(calibrated: Calibrated, project: Path) -> None:
+def test_the_plan_uses_the_saved_result_of_pipeline_only(calibrated: Calibrated, project: Path) -> None:
     calibrated()
     kept = project / ".batchcal" / "calibration.json"
     before = json.loads(kept.read_text())
@@ -44,7 +44,7 @@ def test_it_is_kept_with_the_calibration_and_the_plan_uses_it(calibrated: Calibr
     assert plan["why"]["num_workers"].startswith("fetching takes ")
 
 
-def test_a_plan_takes_workers_where_fetching_is_most_of_a_step(calibrated: Calibrated) -> None:
+def test_a_plan_uses_workers_when_fetching_dominates_a_step(calibrated: Calibrated) -> None:
     def timing(workers: int, rate: float) -> LoaderTiming:
         config = LoaderConfig(num_workers=workers, prefetch_factor=2 if workers else None, persistent_workers=workers > 0)
         return LoaderTiming(config=config, samples_per_s=rate, p95_s=0.1, rounds=3, left="")
@@ -66,7 +66,7 @@ def test_a_plan_takes_workers_where_fetching_is_most_of_a_step(calibrated: Calib
     assert plan["why"]["num_workers"].startswith("fetching takes 83% of a step: workers gain up to ")
 
 
-def test_data_that_fails_is_exit_5(project: Path) -> None:
+def test_a_failing_dataset_exits_with_code_5(project: Path) -> None:
     (project / "task.py").write_text(
         (project / "task.py").read_text().replace("data[:32]", "[]").replace("train_data=data", "train_data=[1, 'x']")
     )

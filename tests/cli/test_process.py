@@ -70,7 +70,7 @@ def sh(script: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.smoke
-def test_detect_tells_its_numbers_in_one_line_and_json(calibrated: Calibrated) -> None:
+def test_detect_prints_its_values_as_a_log_line_and_json(calibrated: Calibrated) -> None:
     calibrated()
     done = batchcal("detect", "--json")
     assert done.returncode == 0
@@ -101,7 +101,7 @@ def test_a_failing_plan_stops_a_script_that_evaluates_it(shell: str, arguments: 
     assert done.stderr.startswith("error: ")
 
 
-def test_a_reader_that_leaves_early_ends_it_quietly(calibrated: Calibrated) -> None:
+def test_a_closed_pipe_ends_the_command_without_an_error(calibrated: Calibrated) -> None:
     calibrated()
     # The reader is gone before the first byte is written.
     done = sh('batchcal show --why | true; echo "end"')
@@ -111,14 +111,14 @@ def test_a_reader_that_leaves_early_ends_it_quietly(calibrated: Calibrated) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_under_stdout_is_told(calibrated: Calibrated) -> None:
+def test_a_full_disk_at_stdout_is_reported(calibrated: Calibrated) -> None:
     calibrated()
     done = sh("batchcal show > /dev/full")
     assert done.returncode == 1
     assert done.stderr.startswith("error: the result could not be written to stdout\n note: No space left on device")
 
 
-def test_a_terminal_of_another_encoding_gets_plain_characters(calibrated: Calibrated) -> None:
+def test_an_ascii_terminal_gets_plain_characters(calibrated: Calibrated) -> None:
     calibrated()
     done = batchcal("show", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0
@@ -126,7 +126,7 @@ def test_a_terminal_of_another_encoding_gets_plain_characters(calibrated: Calibr
     assert "# result" in done.stdout
 
 
-def test_colours_are_for_terminals_that_want_them(calibrated: Calibrated) -> None:
+def test_colors_are_printed_only_on_terminals_that_allow_them(calibrated: Calibrated) -> None:
     calibrated()
     assert "\x1b[" in on_a_terminal("show", TERM="xterm-256color")
     assert "\x1b[3" not in on_a_terminal("show", TERM="xterm-256color", NO_COLOR="1")
@@ -135,7 +135,7 @@ def test_colours_are_for_terminals_that_want_them(calibrated: Calibrated) -> Non
     assert "\x1b" not in on_a_terminal("show", "absent.json", TERM="xterm", NO_COLOR="1")
 
 
-def test_progress_is_live_on_a_terminal_and_lines_elsewhere(project: Path) -> None:
+def test_progress_is_live_on_a_terminal_and_line_based_in_a_pipe(project: Path) -> None:
     dry = ("calibrate", "--dry-run", "--memory-limit", "1GiB")
     live = on_a_terminal(*dry, TERM="xterm", CI="")
     assert "calibrating task.py:task on cpu" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", live)
@@ -173,7 +173,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
 @pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured(number: int, code: int, project: Path) -> None:
+def test_a_signal_ends_a_calibration_and_keeps_its_measurements(number: int, code: int, project: Path) -> None:
     (project / "slow.py").write_text(SLOW)
     process = subprocess.Popen(
         [sys.executable, "-m", "batchcal", "calibrate", "slow.py:task", "--memory-limit", "2GiB"],
@@ -201,7 +201,7 @@ def test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured(num
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_a_calibration_from_nothing_and_a_training_that_uses_it(project: Path) -> None:
+def test_a_training_uses_a_new_calibration(project: Path) -> None:
     (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[plan]\neffective_batch = 96\n[train]\nepochs = 2\n')
     made = batchcal("calibrate", "--memory-limit", "2GiB", "--json")
     assert made.returncode == 0, made.stderr
@@ -228,7 +228,7 @@ def test_a_calibration_from_nothing_and_a_training_that_uses_it(project: Path) -
 
 
 @pytest.mark.slow
-def test_a_plan_for_another_allocator_starts_the_training_anew_once(project: Path) -> None:
+def test_a_plan_for_another_allocator_restarts_the_training_once(project: Path) -> None:
     done = batchcal("train", "--memory-limit", "2GiB", "--max-batch", "8", "--allocator", "thp", "--force-calibration", "-v")
     if "transparent huge pages" in done.stderr:
         pytest.skip("this kernel gives no huge pages")
@@ -238,7 +238,7 @@ def test_a_plan_for_another_allocator_starts_the_training_anew_once(project: Pat
 
 
 @pytest.mark.slow
-def test_a_calibration_that_cannot_be_saved_is_not_measured(project: Path) -> None:
+def test_an_unwritable_calibration_path_is_rejected_before_measuring(project: Path) -> None:
     nowhere = {"BATCHCAL_CALIBRATION": "/proc/nowhere/calibration.json"}
     for verb in ("train", "calibrate"):
         done = batchcal(verb, "--memory-limit", "2GiB", "--max-batch", "8", "--json", **nowhere)
@@ -247,7 +247,7 @@ def test_a_calibration_that_cannot_be_saved_is_not_measured(project: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_effective_batch_of_the_task_is_trained_with(project: Path) -> None:
+def test_training_uses_the_effective_batch_of_the_task(project: Path) -> None:
     (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n')
     text = (project / "task.py").read_text()
     (project / "task.py").write_text(text.replace("loss=loss", "loss=loss, effective_batch=24"))
@@ -265,7 +265,7 @@ def test_the_effective_batch_of_the_task_is_trained_with(project: Path) -> None:
 
 @pytest.mark.smoke
 @pytest.mark.slow
-def test_a_task_that_fails_is_exit_5_with_its_own_traceback(project: Path) -> None:
+def test_a_failing_task_exits_with_code_5_and_its_traceback(project: Path) -> None:
     (project / "batchcal.toml").write_text('[task]\nspec = "task.py:task"\n[task.args]\nfail = true\n')
     done = batchcal("calibrate", "--memory-limit", "2GiB")
     assert done.returncode == 5
@@ -274,7 +274,7 @@ def test_a_task_that_fails_is_exit_5_with_its_own_traceback(project: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_task_that_fails_in_training_only_is_exit_5_too(calibrated: Calibrated, project: Path) -> None:
+def test_a_task_that_fails_only_in_training_exits_with_code_5(calibrated: Calibrated, project: Path) -> None:
     (project / "task.py").write_text((project / "task.py").read_text().replace("fail: bool = False", "fail: bool = True"))
     calibrated()
     done = batchcal("train", "--no-calibrate")
@@ -283,7 +283,7 @@ def test_a_task_that_fails_in_training_only_is_exit_5_too(calibrated: Calibrated
 
 
 @pytest.mark.slow
-def test_the_fastest_allocator_is_raced_for_calibrated_under_and_used(project: Path) -> None:
+def test_auto_selects_the_fastest_allocator_and_training_uses_it(project: Path) -> None:
     fastest = ("--allocator", "auto", "--objective", "throughput", "--memory-limit", "2GiB", "--time-limit", "40s")
     made = batchcal("calibrate", *fastest, "--json")
     assert made.returncode == 0, made.stderr

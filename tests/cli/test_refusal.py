@@ -31,7 +31,7 @@ def limited(*, by: str = "model", rule: SizeRule | None = None) -> Calibration:
     return calibration.model_copy(update=changes)
 
 
-def test_the_error_at_the_smallest_refused_size_is_shown_with_its_traceback() -> None:
+def test_the_error_of_the_smallest_failing_size_is_shown_with_its_traceback() -> None:
     calibration = limited(rule=SizeRule(most=100))
     finding = calibration.finding()
     assert finding is not None
@@ -39,7 +39,7 @@ def test_the_error_at_the_smallest_refused_size_is_shown_with_its_traceback() ->
     assert text == f"the task's code fails at batch {finding.train.batch + 2}: IndexError: no more than 100\n{TRACEBACK}"
 
 
-def test_memory_and_a_rule_of_sizes_are_no_error_of_the_task() -> None:
+def test_memory_limits_and_size_rules_are_not_task_errors() -> None:
     assert limiting_error(limited(by="memory")) == ""
     assert limiting_error(limited(rule=SizeRule(multiple_of=2, least=2))) == ""
     assert limiting_error(a_calibration()) == ""

@@ -56,11 +56,11 @@ def a_diverged_run(path: Path) -> Run:
     return told(path, ("training_started", a_start(budget_bytes=None)), *steps)
 
 
-def test_a_run_looks_as_it_was_agreed(run: Run) -> None:
+def test_a_run_view_matches_the_golden_file(run: Run) -> None:
     assert text_of(show(seen(run))) == (GOLDEN / "run.txt").read_text(encoding="utf-8")
 
 
-def test_a_run_that_went_wrong_looks_as_it_was_agreed(tmp_path: Path) -> None:
+def test_the_view_of_a_diverged_run_matches_the_golden_file(tmp_path: Path) -> None:
     assert text_of(show(seen(a_diverged_run(tmp_path)))) == (GOLDEN / "run-diverged.txt").read_text(encoding="utf-8")
 
 
@@ -71,14 +71,14 @@ def test_skipped_steps_are_in_the_summary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_no_view_is_wider_than_the_terminal_or_has_escape_codes_in_a_pipe(width: int, run: Run, tmp_path: Path) -> None:
+def test_a_run_view_fits_the_terminal_width_and_has_no_escape_codes_in_a_pipe(width: int, run: Run, tmp_path: Path) -> None:
     for one in (run, a_diverged_run(tmp_path)):
         text = text_of(show(seen(one)), width=width)
         assert max(len(line) for line in text.splitlines()) <= width
         assert "\x1b" not in text
 
 
-def test_a_terminal_without_unicode_gets_plain_characters(run: Run) -> None:
+def test_a_run_view_uses_plain_characters_without_unicode(run: Run) -> None:
     text = text_of(show(seen(run)), encoding="ascii")
     assert "?" not in text, "nothing had to be replaced"
     assert "x ran out of memory  v smaller  ^ larger" in text
@@ -94,7 +94,7 @@ def test_a_terminal_without_unicode_gets_plain_characters(run: Run) -> None:
         [("training_started", a_start()), ("epoch_ended", {"epoch": 0}), ("training_ended", {"stopped_early": True})],
     ],
 )
-def test_whatever_a_run_tells_it_can_be_seen(events: list[Told], tmp_path: Path) -> None:
+def test_a_run_with_any_events_can_be_displayed(events: list[Told], tmp_path: Path) -> None:
     one = told(tmp_path, *events)
     assert text_of(show(seen(one)))
     parsed = _Page()
@@ -102,7 +102,7 @@ def test_whatever_a_run_tells_it_can_be_seen(events: list[Told], tmp_path: Path)
     assert parsed.open == []
 
 
-def test_the_state_says_how_it_ended(run: Run, tmp_path: Path) -> None:
+def test_the_state_shows_how_a_run_ended(run: Run, tmp_path: Path) -> None:
     assert seen(run).state == "ended"
     assert seen(a_diverged_run(tmp_path)).state == "not ended, last update 2 h 0 min ago"
     early: Told = ("training_ended", {"stopped_early": True, "stop_reason": "loss has not become better for 3 epochs"})
@@ -111,7 +111,7 @@ def test_the_state_says_how_it_ended(run: Run, tmp_path: Path) -> None:
     assert "has not become better for 3 epochs" in text_of(show(seen(one))).replace("\n", " ").replace("  ", "")
 
 
-def test_memory_is_drawn_against_the_budget_with_what_happened(run: Run) -> None:
+def test_the_memory_chart_of_a_run_shows_the_budget_and_events(run: Run) -> None:
     plot = charts.memory(run, 100)
     assert plot is not None
     assert [(rule.name, rule.y) for rule in plot.rules] == [("budget", 839 * MIB), ("limit", GIB)]
@@ -120,7 +120,7 @@ def test_memory_is_drawn_against_the_budget_with_what_happened(run: Run) -> None
     assert [series.name for series in plot.series] == ["predicted", "measured"]
 
 
-def test_a_far_limit_does_not_squeeze_the_memory(tmp_path: Path) -> None:
+def test_a_limit_far_above_the_memory_of_a_run_is_not_drawn(tmp_path: Path) -> None:
     step: Told = ("step", {"epoch": 0, "step": 1, "peak_bytes": 500 * MIB})
     plot = charts.memory(told(tmp_path, ("training_started", a_start(limit_bytes=64 * GIB)), step), 100)
     assert plot is not None
@@ -128,7 +128,7 @@ def test_a_far_limit_does_not_squeeze_the_memory(tmp_path: Path) -> None:
     assert plot.y.high < GIB
 
 
-def test_one_bad_step_among_many_is_seen(tmp_path: Path) -> None:
+def test_a_single_memory_peak_among_many_steps_is_drawn(tmp_path: Path) -> None:
     peaks = [400 * MIB] * 5000
     peaks[3210] = 900 * MIB
     steps: Iterator[Told] = (("step", {"global_step": place + 1, "peak_bytes": peak}) for place, peak in enumerate(peaks))
@@ -138,7 +138,7 @@ def test_one_bad_step_among_many_is_seen(tmp_path: Path) -> None:
     assert plot.y.high > 900 * MIB
 
 
-def test_the_worst_predictions_are_among_the_dots(tmp_path: Path) -> None:
+def test_the_worst_predictions_are_drawn(tmp_path: Path) -> None:
     def peak(place: int) -> int:
         return {1234: 700, 2345: 300}.get(place, 500) * MIB
 
@@ -149,7 +149,7 @@ def test_the_worst_predictions_are_among_the_dots(tmp_path: Path) -> None:
     assert dots == {300 * MIB, 500 * MIB, 700 * MIB}
 
 
-def test_losses_that_are_far_apart_get_a_logarithmic_axis(tmp_path: Path) -> None:
+def test_losses_of_different_magnitudes_get_a_logarithmic_axis(tmp_path: Path) -> None:
     plot = charts.loss(a_diverged_run(tmp_path), 100)
     assert plot is not None
     assert plot.y.logarithmic
@@ -169,12 +169,12 @@ def test_losses_that_are_far_apart_get_a_logarithmic_axis(tmp_path: Path) -> Non
         (Axis(1e-9, 1e9, "number", logarithmic=True), 4, (1e-9, 1e-4, 1e1, 1e6)),
     ],
 )
-def test_ticks_are_round_and_inside(axis: Axis, about: int, expected: tuple[float, ...]) -> None:
+def test_axis_ticks_are_round_numbers_within_the_range(axis: Axis, about: int, expected: tuple[float, ...]) -> None:
     assert axis.ticks(about) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("values", [[], [0.0], [5.0], [-1.0], [math.nan, 2.0], [1e-12, 1e12], [3.0, 3.0]])
-def test_an_axis_has_a_length_whatever_it_shows(values: list[float]) -> None:
+def test_an_axis_has_a_positive_length_for_any_values(values: list[float]) -> None:
     for from_zero in (True, False):
         axis = axis_over(values, "number", from_zero=from_zero, may_be_log=True)
         assert axis.low < axis.high
@@ -182,12 +182,12 @@ def test_an_axis_has_a_length_whatever_it_shows(values: list[float]) -> None:
         assert len(axis.ticks(5)) <= 12
 
 
-def test_numbers_have_four_digits_that_matter() -> None:
+def test_numbers_have_four_significant_digits() -> None:
     values = (0.25312, 1530.2, 3e-5, 12.0, 1234567.0, 1e9, -0.5, math.nan, 0.0)
     assert [number(value) for value in values] == ["0.2531", "1,530", "3e-05", "12", "1,234,567", "1e+09", "-0.5", "nan", "0"]
 
 
-def test_a_chart_in_characters_is_as_high_as_it_was_asked_to_be(run: Run) -> None:
+def test_a_text_chart_has_the_requested_height(run: Run) -> None:
     for chart in (charts.loss, charts.memory, charts.throughput, charts.sizes, charts.task_weights, charts.learning_rate):
         plot = chart(run, 100)
         assert plot is not None
@@ -195,7 +195,7 @@ def test_a_chart_in_characters_is_as_high_as_it_was_asked_to_be(run: Run) -> Non
         assert len(lines) in {12, 13}, "title, rows, axis, ticks; and a legend where there is something to tell apart"
 
 
-def test_the_page_needs_nothing_else_and_is_light_and_dark(run: Run) -> None:
+def test_the_run_page_is_self_contained_and_supports_dark_mode(run: Run) -> None:
     html = page(seen(run))
     parsed = _Page()
     parsed.feed(html)
@@ -230,7 +230,7 @@ def test_a_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
     assert "epochs, the last 200 of 300" in html
 
 
-def test_what_a_user_named_cannot_break_the_page(tmp_path: Path) -> None:
+def test_the_run_page_escapes_text_from_the_log(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>"
     step: Told = ("step", {"global_step": 1, f"loss_{evil}": 1.0, "loss_b": 2.0, f"weight_{evil}": 1.0})
     events: list[Told] = [
@@ -246,14 +246,14 @@ def test_what_a_user_named_cannot_break_the_page(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in html
 
 
-def test_a_scatter_of_one_dot_is_drawn(tmp_path: Path) -> None:
+def test_a_scatter_plot_with_a_single_point_is_drawn(tmp_path: Path) -> None:
     step: Told = ("step", {"predicted_bytes": 500 * MIB, "peak_bytes": 500 * MIB})
     plot = charts.predictions(told(tmp_path, ("training_started", a_start()), step))
     assert plot is not None
     assert "<circle" in draw_svg(plot, width=440, height=300)
 
 
-def test_show_finds_a_run_by_its_file_and_by_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_accepts_the_file_or_the_folder_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path / "first" / "run.jsonl")
     renamed = write_run(tmp_path / "log.txt")
     for named in (path, path.parent, renamed):
@@ -264,7 +264,7 @@ def test_show_finds_a_run_by_its_file_and_by_its_folder(tmp_path: Path, capsys: 
         assert max(len(line) for line in out.splitlines()) <= 80
 
 
-def test_a_run_is_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_json_prints_a_run_as_a_single_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path / "run.jsonl")
     assert main(["show", str(path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -277,7 +277,7 @@ def test_a_run_is_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert document["path"] == str(path)
 
 
-def test_a_document_has_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_document_of_a_run_contains_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.jsonl"
     with JsonlLog(path) as log:
         log.event("training_started", a_start())
@@ -293,7 +293,7 @@ def test_a_document_has_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert document["epochs"][0]["loss"] is None
 
 
-def test_the_page_is_written_and_replaces_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_page_does_not_replace_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path / "run.jsonl")
     before = path.read_bytes()
     assert main(["show", str(path), "--html", str(tmp_path / "page.html")]) == 0
@@ -312,7 +312,7 @@ def test_the_page_is_written_and_replaces_no_log(tmp_path: Path, capsys: pytest.
         (["calibration.json"], "compares calibrations only"),
     ],
 )
-def test_what_is_asked_of_calibrations_only_is_refused(
+def test_options_for_calibrations_are_rejected_for_a_run(
     arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_run(tmp_path / "run.jsonl")
@@ -323,7 +323,7 @@ def test_what_is_asked_of_calibrations_only_is_refused(
     assert f"  try: batchcal show {path}" in err
 
 
-def test_a_run_as_the_second_file_is_refused_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_as_the_second_file_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path / "run.jsonl")
     assert main(["show", "calibration.json", str(path)]) == 2
     assert "compares calibrations only" in capsys.readouterr().err
@@ -337,7 +337,9 @@ def test_a_run_as_the_second_file_is_refused_too(tmp_path: Path, capsys: pytest.
         ("other/x", "", "there is no run.jsonl in"),
     ],
 )
-def test_what_is_no_run_is_told(name: str, content: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_run_is_rejected(
+    name: str, content: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)

@@ -20,12 +20,12 @@ from tests.support.events import study_event
 from tests.support.studies import a_busy_study, a_study, a_trial
 
 
-def test_a_study_looks_as_it_was_agreed() -> None:
+def test_a_study_view_matches_the_golden_file() -> None:
     assert text_of(show(a_busy_study(), storage=".batchcal/first.journal")) == (GOLDEN / "study.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
-def test_no_line_is_wider_than_the_terminal_and_no_value_is_cut(width: int) -> None:
+def test_a_study_view_fits_the_terminal_width_without_truncated_values(width: int) -> None:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False)
     for part in show(a_busy_study()):
@@ -36,11 +36,11 @@ def test_no_line_is_wider_than_the_terminal_and_no_value_is_cut(width: int) -> N
     assert any("running" in line and "0.7" in line for line in lines)
 
 
-def test_an_empty_study_says_so() -> None:
+def test_an_empty_study_shows_zero_trials() -> None:
     assert "0 of 20" in text_of(show(a_study()))
 
 
-def test_the_winner_is_told_with_its_values() -> None:
+def test_the_best_trial_is_shown_with_its_values() -> None:
     seen = a_busy_study()
     best = seen.best()
     assert best is not None
@@ -50,7 +50,7 @@ def test_the_winner_is_told_with_its_values() -> None:
     assert "64 = 32x2" in told
 
 
-def test_while_it_runs_the_best_and_what_happened_are_seen() -> None:
+def test_live_progress_of_a_study_shows_the_best_trial_and_events() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, height=30, force_terminal=True, color_system=None)
     with StudyLive(console=console) as live:
@@ -66,7 +66,7 @@ def test_while_it_runs_the_best_and_what_happened_are_seen() -> None:
     assert "worker 1 killed by SIGKILL" in shown
 
 
-def test_the_page_has_all_of_it_and_is_whole() -> None:
+def test_the_study_page_is_complete_and_self_contained() -> None:
     text = page(a_busy_study(), {"learning_rate": 0.7, "d_model": 0.3}, ".batchcal/first.journal")
     read = _Page()
     read.feed(text)
@@ -77,11 +77,11 @@ def test_the_page_has_all_of_it_and_is_whole() -> None:
     assert "http" not in text, "nothing from elsewhere"
 
 
-def test_a_page_without_importances_says_why() -> None:
+def test_a_page_without_importances_shows_the_reason() -> None:
     assert "too few trials are complete" in page(a_busy_study(), {}, ".batchcal/first.journal")
 
 
-def test_names_from_a_config_are_shown_as_they_are() -> None:
+def test_the_study_page_escapes_names_from_a_config() -> None:
     odd: dict[str, Scalar] = {"<b>": "<script>", "rate": 0.1}
     seen = a_study(a_trial(0, parameters=odd), a_trial(1, parameters=odd))
     text = page(seen, {"<b>": 1.0}, "<where>")
@@ -89,12 +89,12 @@ def test_names_from_a_config_are_shown_as_they_are() -> None:
     assert "&lt;script&gt;" in text
 
 
-def test_coordinates_need_two_trials() -> None:
+def test_parallel_coordinates_need_two_trials() -> None:
     assert parallel_svg.draw(a_study(a_trial(0))) == ""
     assert parallel_svg.draw(a_study(a_trial(0), a_trial(1))).count("<polyline") == 2
 
 
-def test_json_has_every_trial() -> None:
+def test_the_json_document_of_a_study_contains_every_trial() -> None:
     told = json.loads(document.study(a_busy_study(), "x.journal"))
     assert told["kind"] == "study-view"
     assert len(told["trials"]) == 10

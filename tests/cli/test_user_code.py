@@ -73,7 +73,7 @@ def with_lines(project: Path, lines: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [PLACE, PROCESS, CLOSED, TEE], ids=["place", "process", "closed-streams", "tee"])
-def test_a_training_bears_what_the_users_module_changes(lines: str, calibrated: Calibrated, project: Path) -> None:
+def test_a_training_works_when_user_code_changes_the_process(lines: str, calibrated: Calibrated, project: Path) -> None:
     with_lines(project, lines)
     calibrated()
     (project / "kept").mkdir()
@@ -86,7 +86,7 @@ def test_a_training_bears_what_the_users_module_changes(lines: str, calibrated: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [PLACE, PROCESS, CLOSED], ids=["place", "process", "closed-streams"])
-def test_a_calibration_bears_it_too_and_shows_the_output_with_v(lines: str, project: Path) -> None:
+def test_a_calibration_works_when_user_code_changes_the_process(lines: str, project: Path) -> None:
     with_lines(project, "print('reading the data')\n" + lines)
     done = batchcal("calibrate", "-v", *QUICK)
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_output_of_a_calibration_is_not_shown_without_v(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_output_of_the_import_is_shown_with_v_on_stderr_and_capped(calibrated: Calibrated, project: Path) -> None:
+def test_import_output_is_shown_with_v_on_stderr_and_truncated(calibrated: Calibrated, project: Path) -> None:
     with_lines(project, "for number in range(100_000): print('line', number)\n")
     calibrated()
     done = batchcal("train", "--no-calibrate", "--json", "--epochs", "1", "-v")
@@ -127,7 +127,7 @@ def test_output_of_an_import_that_fails_is_shown_with_the_error(calibrated: Cali
 
 
 @pytest.mark.parametrize("verb", [("train", "--no-calibrate"), ("calibrate", "--memory-limit", "2GiB", "--time-limit", "40s")])
-def test_a_required_argument_ends_with_exit_5_and_the_ways_to_give_it(
+def test_a_missing_required_argument_exits_with_code_5_and_a_hint(
     verb: tuple[str, ...], calibrated: Calibrated, project: Path
 ) -> None:
     with_lines(
@@ -144,7 +144,7 @@ def test_a_required_argument_ends_with_exit_5_and_the_ways_to_give_it(
 
 
 @pytest.mark.slow
-def test_a_copy_elsewhere_takes_the_calibration_with_a_notice(
+def test_a_copied_task_uses_the_calibration_with_a_notice(
     calibrated: Calibrated, project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrated()
@@ -158,7 +158,7 @@ def test_a_copy_elsewhere_takes_the_calibration_with_a_notice(
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "train"])
-def test_a_file_that_is_not_python_is_exit_5_before_anything_starts(verb: str, project: Path) -> None:
+def test_a_task_file_with_a_syntax_error_exits_with_code_5(verb: str, project: Path) -> None:
     with_lines(project, "def (:\n")
     done = batchcal(verb)
     assert done.returncode == 5

@@ -86,39 +86,39 @@ VIEWS: dict[str, Iterable[RenderableType]] = {
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_looks_as_it_was_agreed(name: str) -> None:
+def test_a_view_matches_the_golden_file(name: str) -> None:
     assert text_of(VIEWS[name]) == (GOLDEN / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_no_view_is_wider_than_the_terminal_or_has_escape_codes_in_a_pipe(name: str, width: int) -> None:
+def test_a_view_fits_the_terminal_width_and_has_no_escape_codes_in_a_pipe(name: str, width: int) -> None:
     text = text_of(VIEWS[name], width=width)
     assert max(len(line) for line in text.splitlines()) <= width
     assert "\x1b" not in text
 
 
-def test_a_terminal_without_unicode_gets_plain_characters() -> None:
+def test_a_calibration_view_uses_plain_characters_without_unicode() -> None:
     text = text_of(answer(seen()), encoding="ascii")
     assert "?" not in text, "nothing had to be replaced"
     assert "# result" in text
     assert "x too large" in text
 
 
-def test_a_stale_calibration_says_why_in_its_header() -> None:
+def test_the_header_of_a_stale_calibration_shows_the_reason() -> None:
     text = text_of(show(seen(stale=Stale(reason="other-memory", detail="measured under 1.00 GiB, now it is 2.00 GiB"))))
     assert "stale: other-memory" in text.splitlines()[0]
     assert "measured under 1.00 GiB, now it is 2.00 GiB" in text
 
 
-def test_an_unsettled_calibration_says_so_and_what_is_undone() -> None:
+def test_an_unsettled_calibration_shows_its_unfinished_parts() -> None:
     unsettled = a_calibration(status="unsettled", undone=(Undone(part="search", text="cpu under default, train: bisect 528"),))
     text = text_of(show(seen(unsettled)))
     assert "unsettled: verified, but the search for better settings did not finish" in text
     assert "not finished: cpu under default, train: bisect 528" in text
 
 
-def test_an_unfinished_search_names_the_size_that_is_predicted_to_fit() -> None:
+def test_an_unfinished_search_shows_the_size_predicted_to_fit() -> None:
     nine = Capacity(
         batch=9,
         peak_bytes=300 * MIB,
@@ -133,7 +133,7 @@ def test_an_unfinished_search_names_the_size_that_is_predicted_to_fit() -> None:
     assert "predicted" in text
 
 
-def test_a_calibration_that_verified_nothing_shows_its_probes() -> None:
+def test_a_calibration_without_a_verified_size_shows_its_probes() -> None:
     partial = a_calibration(status="partial", findings=(), measurements=(measurement(),))
     text = text_of(show(seen(partial, path=None)))
     assert "no batch size is verified yet" in text
@@ -141,13 +141,13 @@ def test_a_calibration_that_verified_nothing_shows_its_probes() -> None:
     assert "profile" in text
 
 
-def test_an_empty_calibration_is_shown_too() -> None:
+def test_an_empty_calibration_can_be_displayed() -> None:
     empty = a_calibration(status="partial", findings=(), measurements=(), facts=None, budgets=(), notes=())
     assert "no batch size is verified yet" in text_of(show(seen(empty), why=True))
     assert "ended before a batch size was verified" in page(seen(empty))
 
 
-def test_other_policies_stand_under_the_answer() -> None:
+def test_other_allocators_are_listed_below_the_result() -> None:
     train = Capacity(batch=640, peak_bytes=800 * MIB, samples_per_s=2100.0, measured_by=5, limited_by="memory")
     both = a_calibration(findings=(a_finding(), a_finding(allocator="tcmalloc", train=train)))
     assert "cpu, tcmalloc: train 640, eval 360, 2,100 samples/s" in text_of(answer(seen(both)))
@@ -161,7 +161,7 @@ def test_the_parts_of_the_memory_bar_sum_to_the_limit() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_memory_that_is_kept_for_growth_is_a_part_of_the_bar(encoding: str) -> None:
+def test_memory_reserved_for_growth_is_a_part_of_the_bar(encoding: str) -> None:
     plain = a_calibration()
     budget = plain.budgets[0]
     smaller = budget.model_copy(update={"budget_bytes": budget.budget_bytes - 8 * MIB, "reserved_bytes": 8 * MIB})
@@ -170,14 +170,14 @@ def test_memory_that_is_kept_for_growth_is_a_part_of_the_bar(encoding: str) -> N
     assert 'class="growth"' in page(seen(calibration))
 
 
-def test_what_the_heap_will_have_grown_by_is_a_part_of_the_bar() -> None:
+def test_expected_heap_growth_is_a_part_of_the_bar() -> None:
     calibration = a_calibration(findings=(a_finding(heap_growth=1.1),))
     parts = dict(memory_parts(calibration, calibration.findings[0]))
     assert parts["growth"] > 0
     assert sum(parts.values()) == pytest.approx(calibration.budgets[0].limit_bytes)
 
 
-def test_a_probe_that_ran_out_stands_at_or_above_the_budget() -> None:
+def test_an_out_of_memory_probe_is_drawn_at_or_above_the_budget() -> None:
     calibration = a_calibration()
     chart = memory_chart(calibration, calibration.findings[0])
     assert chart is not None
@@ -187,7 +187,7 @@ def test_a_probe_that_ran_out_stands_at_or_above_the_budget() -> None:
     assert [(mark.x, mark.label) for mark in chart.marks if mark.kind == "result"] == [(512, "512"), (360, "360")]
 
 
-def test_a_far_limit_does_not_squeeze_the_curve() -> None:
+def test_a_limit_far_above_the_memory_curve_is_not_drawn() -> None:
     calibration = a_calibration()
     budget = calibration.budgets[0].model_copy(update={"limit_bytes": 64 * GIB})
     chart = memory_chart(calibration.model_copy(update={"budgets": (budget,)}), calibration.findings[0])
@@ -196,7 +196,7 @@ def test_a_far_limit_does_not_squeeze_the_curve() -> None:
     assert chart.y.high < 2 * GIB
 
 
-def test_a_far_budget_is_named_and_does_not_squeeze_the_curve() -> None:
+def test_a_budget_far_above_the_memory_curve_is_only_in_the_title() -> None:
     calibration = a_calibration()
     budget = calibration.budgets[0].model_copy(update={"limit_bytes": 24 * GIB, "budget_bytes": 20 * GIB})
     probes = tuple(probe for probe in calibration.measurements if probe.batch != 544)
@@ -215,7 +215,7 @@ def test_every_promise_can_be_shown(promise: PromiseName, result: Literal["ok", 
     assert PROMISES[promise] in page(seen(calibration))
 
 
-def test_train_and_evaluation_differ_without_colour() -> None:
+def test_train_and_eval_curves_differ_without_color() -> None:
     calibration = a_calibration()
     chart = memory_chart(calibration, calibration.findings[0])
     assert chart is not None
@@ -225,7 +225,7 @@ def test_train_and_evaluation_differ_without_colour() -> None:
     assert all(line.cell_len <= 60 for line in draw(chart, width=60, height=14))
 
 
-def test_a_probe_that_told_nothing_is_marked_apart() -> None:
+def test_an_inconclusive_probe_has_its_own_mark() -> None:
     odd = measurement(sequence=7, batch=100, predicted_bytes=400 * MIB, outcome=TimedOut(phase="measure", limit_s=10))
     blind = measurement(sequence=8, batch=100, outcome=KilledFromOutside(signal=9))
     calibration = a_calibration()
@@ -245,13 +245,13 @@ def test_a_line_on_the_canvas_has_no_gaps() -> None:
     assert all(columns)
 
 
-def test_what_lies_outside_of_the_canvas_is_not_drawn() -> None:
+def test_lines_outside_the_canvas_are_not_drawn() -> None:
     canvas = Canvas(10, 4)
     canvas.line([(0.5, 1.5), (0.5, 2.0)], "")
     assert "".join(row.plain for row in canvas.rows()).strip() == ""
 
 
-def test_no_two_ticks_have_one_label() -> None:
+def test_tick_labels_are_unique() -> None:
     labels = [text for _, text in Axis(1.0, 1.0004, "number").labels(10)]
     assert len(labels) == len(set(labels))
 
@@ -271,18 +271,18 @@ OUTCOMES: dict[str, tuple[Outcome, str, str]] = {
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_every_outcome_has_words(name: str) -> None:
+def test_every_outcome_has_a_description(name: str) -> None:
     outcome, expected_tone, words = OUTCOMES[name]
     assert tone(outcome) == expected_tone
     assert words in long(outcome)
     assert 0 < len(short(outcome)) <= 26
 
 
-def test_numbers_are_written_for_people() -> None:
+def test_counts_are_rounded_and_have_thousands_separators() -> None:
     assert [count(number) for number in (7, 60_000, 39.44, 0.5, 1530.2)] == ["7", "60,000", "39.4", "0.5", "1,530"]
 
 
-def test_the_reason_for_a_limit_names_the_size_that_was_too_much() -> None:
+def test_the_reason_for_a_limit_names_the_size_that_does_not_fit() -> None:
     calibration = a_calibration()
     assert limit_sentence(calibration, calibration.findings[0]) == "memory: 544 does not fit"
     fitting_only = tuple(one for one in calibration.measurements if one.outcome.kind == "fits")
@@ -290,7 +290,7 @@ def test_the_reason_for_a_limit_names_the_size_that_was_too_much() -> None:
     assert limit_sentence(calm, calm.findings[0]) == "memory: a larger batch is predicted not to fit"
 
 
-def test_a_size_that_fits_for_a_few_steps_only_is_named_as_that_and_explained() -> None:
+def test_a_size_that_fits_only_for_a_few_steps_is_explained() -> None:
     grown = a_finding(heap_growth=1.3)
     fitted = measurement(sequence=7, batch=530, outcome=fits(830, 1530.0, batch=530))
     calibration = a_calibration(findings=(grown,), measurements=(*a_calibration().measurements, fitted))
@@ -299,7 +299,7 @@ def test_a_size_that_fits_for_a_few_steps_only_is_named_as_that_and_explained() 
     assert "1.30 times" in reasons["why not all of the budget on cpu with allocator default"]
 
 
-def test_runs_of_one_size_and_where_the_time_went_are_told() -> None:
+def test_the_reasons_show_repeated_peaks_and_the_time_of_each_part() -> None:
     runs = [measurement(batch=64, outcome=fits(mebibytes, 640.0, batch=64)) for mebibytes in (400, 420)]
     slices = (TimeSlice(part="examination", wall_s=1.5), TimeSlice(part="rehearsal", wall_s=3.0))
     calibration = a_calibration(setups=summed_up(runs, num_workers=0), time_slices=slices, wall_s=10.0)
@@ -310,16 +310,16 @@ def test_runs_of_one_size_and_where_the_time_went_are_told() -> None:
     assert reasons["how the 10.0 s were used"] == "loading and examining the task 1.5 s, the rehearsal 3.0 s, the rest 5.5 s"
 
 
-def test_a_plan_of_uneven_sizes_is_told_in_runs() -> None:
+def test_a_plan_groups_equal_micro_batch_sizes() -> None:
     assert plan_view.in_runs((25, 24, 24, 24)) == "25 + 3 x 24"
     assert plan_view.in_runs((512,)) == "512"
 
 
-def test_a_plan_that_has_notices_tells_them() -> None:
+def test_the_plan_view_shows_notices() -> None:
     assert "less is free now" in text_of(plan_view.show(a_plan(8, notices=("less is free now",))))
 
 
-def test_accelerators_are_named_with_what_is_free() -> None:
+def test_accelerators_are_listed_with_their_free_memory() -> None:
     card = Accelerator(
         kind="cuda", index=0, name="H200", total_bytes=140 * GIB, free_bytes=100 * GIB, capability="9.0", mig=False
     )
@@ -327,7 +327,7 @@ def test_accelerators_are_named_with_what_is_free() -> None:
     assert re.search(r"cuda:0 +100 GiB of 140 GiB free +H200, capability 9\.0", text)
 
 
-def test_a_training_is_told_by_epoch_and_against_its_plan() -> None:
+def test_the_training_view_compares_the_epochs_with_the_plan() -> None:
     epochs = tuple(
         EpochResult(epoch=at, loss=1.5 - at, evaluation={"accuracy": 0.9}, steps=10, samples=80, wall_s=2.0, samples_per_s=40.0)
         for at in range(2)
@@ -365,7 +365,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_needs_nothing_else_and_is_light_and_dark() -> None:
+def test_the_calibration_page_is_self_contained_and_supports_dark_mode() -> None:
     html = page(seen())
     parsed = _Page()
     parsed.feed(html)
@@ -377,7 +377,7 @@ def test_the_page_needs_nothing_else_and_is_light_and_dark() -> None:
     assert "prefers-color-scheme: dark" in html
 
 
-def test_the_page_shows_the_answer_the_probes_and_the_reasons() -> None:
+def test_the_page_shows_the_result_the_probes_and_the_reasons() -> None:
     html = page(seen(stale=Stale(reason="expired", detail="made long ago")))
     wanted = ("512", "360", "killed by SIGSEGV", "why a budget of 839 MiB on cpu", "expired: made long ago", "DataLoader workers")
     assert [told for told in wanted if told not in html] == []
@@ -385,7 +385,7 @@ def test_the_page_shows_the_answer_the_probes_and_the_reasons() -> None:
     assert html.count("<tr>") == 1 + 6
 
 
-def test_what_a_user_named_cannot_break_the_page() -> None:
+def test_the_calibration_page_escapes_text_from_the_user() -> None:
     calibration = a_calibration(notes=("<script>alert(1)</script>",))
     task = calibration.task.model_copy(update={"spec": "a<b>&'\".py:task"})
     html = page(seen(calibration.model_copy(update={"task": task})))

@@ -38,7 +38,7 @@ TESTS_COMMAND = "python -m pip install nox && python -m nox"
 SECONDS_PER_BLOCK = 600
 
 
-def test_the_settings_page_is_that_of_the_tables() -> None:
+def test_the_settings_page_matches_the_settings_tables() -> None:
     assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.page(), "python -m tests.docs.settings_page"
 
 
@@ -135,7 +135,7 @@ def check_settings(config: Config, name: str) -> None:
         study_of(config, name)
 
 
-def test_every_page_with_blocks_is_run() -> None:
+def test_every_page_with_code_blocks_is_tested() -> None:
     with_blocks = {name for name in DOCUMENTS if blocks((ROOT / name).read_text(encoding="utf-8"))}
     assert with_blocks - {"CHANGELOG.md"} == set(PAGES)
 
@@ -194,7 +194,7 @@ def test_every_config_in_the_repository_calibrates(config: Path, project: Path, 
     assert calibration["findings"][0]["train"]["batch"] >= 1
 
 
-def test_there_is_a_config_for_each_example() -> None:
+def test_each_example_has_a_config() -> None:
     examples = ROOT / "batchcal" / "workload" / "examples"
     wanted = {"handwriting", "patchtst", "textpair", "multiimage"}
     present = {path.stem for path in examples.iterdir() if not path.name.startswith("_")}
@@ -205,7 +205,7 @@ def test_there_is_a_config_for_each_example() -> None:
 @pytest.mark.slow
 @pytest.mark.child
 @pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.name)
-def test_every_study_in_the_repository_can_be_begun(config: Path, project: Path, tmp_path: Path) -> None:
+def test_every_study_in_the_repository_can_be_started(config: Path, project: Path, tmp_path: Path) -> None:
     study = ["batchcal", "hpo", "run", f"configs/hpo/{config.name}"]
     run(project, *study, "--write-configs", str(tmp_path))
     if config.stem == "patchtst-small":
@@ -213,7 +213,7 @@ def test_every_study_in_the_repository_can_be_begun(config: Path, project: Path,
         assert json.loads(told.stdout)["done"] == 2
 
 
-def test_the_readme_shows_the_two_commands() -> None:
+def test_the_readme_shows_the_calibrate_and_test_commands() -> None:
     commands = [command for block in blocks(README) if block.language == "console" for command in block.commands()]
     assert any(command.endswith("batchcal calibrate configs/handwriting.toml") for command in commands[:1]), commands[:1]
     assert TESTS_COMMAND in commands
@@ -221,7 +221,7 @@ def test_the_readme_shows_the_two_commands() -> None:
 
 
 @pytest.mark.child
-def test_the_help_on_the_pages_is_the_real_one(project: Path) -> None:
+def test_the_help_in_the_docs_matches_the_command(project: Path) -> None:
     shown = [text for _, block in BLOCKS if (text := block.output_of("batchcal --help")) is not None]
     assert shown, "docs/guide.md shows `$ batchcal --help`"
     real = run(project, sys.executable, "-m", "batchcal", "--help").stdout
@@ -242,7 +242,7 @@ def test_every_verb_is_in_the_readme(project: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_link_leads_somewhere(name: str) -> None:
+def test_every_link_has_an_existing_target(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     broken = []
     for link in links(text):

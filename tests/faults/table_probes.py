@@ -171,14 +171,14 @@ PROBES: Final[dict[int, Row]] = {
         "SIGTERM to the parent, also as process 1 of a container",
         (
             *in_faults("processes", "test_process_1_of_a_container_ends_with_all_children_on_a_signal"),
-            "cli/test_process.py::test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured",
+            "cli/test_process.py::test_a_signal_ends_a_calibration_and_keeps_its_measurements",
         ),
     ),
     25: Row(
         "Ctrl-C",
         (
             *in_faults("processes", "test_process_1_of_a_container_ends_with_all_children_on_a_signal"),
-            "cli/test_process.py::test_a_signal_ends_a_calibration_in_one_line_and_keeps_what_was_measured",
+            "cli/test_process.py::test_a_signal_ends_a_calibration_and_keeps_its_measurements",
         ),
     ),
     26: Row(

@@ -117,13 +117,13 @@ def members(leader: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.smoke("job:batchcal.hpo.trials.job:run_trial")
-def test_a_study_of_two_trials_is_run_and_complete(home: Path) -> None:
+def test_a_study_of_two_trials_completes(home: Path) -> None:
     result = Study(home, "short", trials=2, epochs=1)("hpo run", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["counts"] == {"complete": 2}
 
 
-def test_a_study_runs_to_its_end_and_is_told(home: Path) -> None:
+def test_a_study_runs_all_trials_and_reports_its_result(home: Path) -> None:
     study = Study(home, "whole")
     result = study("hpo run")
     assert result.returncode == 0, result.stderr
@@ -172,7 +172,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_is_run_again(home: Pa
 
 
 @pytest.mark.slow
-def test_a_signal_leaves_a_study_that_goes_on(home: Path) -> None:
+def test_a_study_continues_after_a_signal(home: Path) -> None:
     study = Study(home, "signal", trials=3, epochs=40, arguments="samples = 1000")
     command = study.started()
     study.wait_until("running")
@@ -191,7 +191,7 @@ def test_a_signal_leaves_a_study_that_goes_on(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> None:
+def test_workers_end_with_their_parent_and_the_study_continues(home: Path) -> None:
     study = Study(home, "leader", trials=3, epochs=40, arguments="samples = 1000")
     command = study.started("--workers", "2")
     study.wait_until("running", least=2)
@@ -207,7 +207,7 @@ def test_workers_end_with_who_leads_them_and_the_study_goes_on(home: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare for a container")
-def test_a_container_that_is_made_anew_goes_on_with_its_study(home: Path) -> None:
+def test_another_container_reruns_the_trial_of_a_killed_container(home: Path) -> None:
     study = Study(home, "moved", trials=3, epochs=80, arguments="samples = 1000")
     contained = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c"]
     # What it has for temporary files goes with it; the study is on a volume.
@@ -228,7 +228,7 @@ def test_a_container_that_is_made_anew_goes_on_with_its_study(home: Path) -> Non
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_work_at_one_study(home: Path) -> None:
+def test_two_commands_run_the_same_study_in_parallel(home: Path) -> None:
     study = Study(home, "joined", trials=8, epochs=10)
     commands = [study.started(), study.started()]
     for command in commands:
@@ -241,7 +241,7 @@ def test_two_commands_at_once_work_at_one_study(home: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("presses", "code"), [(1, 0), (2, 6)])
-def test_q_stops_after_the_trial_that_runs_and_twice_at_once_with_exit_6(home: Path, presses: int, code: int) -> None:
+def test_q_stops_after_the_running_trial_and_a_second_q_stops_at_once(home: Path, presses: int, code: int) -> None:
     study = Study(home, f"pressed-{presses}", trials=30, epochs=30, arguments="samples = 1000")
     pid, terminal = pty.fork()
     if pid == 0:
@@ -276,7 +276,7 @@ def test_q_stops_after_the_trial_that_runs_and_twice_at_once_with_exit_6(home: P
 
 
 @pytest.mark.slow
-def test_a_study_with_another_space_is_refused_and_stays_as_it_is(home: Path) -> None:
+def test_a_study_with_a_changed_space_is_rejected_and_not_modified(home: Path) -> None:
     study = Study(home, "other", trials=2, epochs=2)
     assert study("hpo run").returncode == 0
     before = study.seen()
@@ -305,7 +305,7 @@ def test_a_study_with_another_space_is_refused_and_stays_as_it_is(home: Path) ->
     ],
     ids=["folder", "database", "argument", "too-large", "raises", "budget", "bounds"],
 )
-def test_what_cannot_run_is_told_with_its_exit_code(
+def test_a_study_that_cannot_run_exits_with_an_error_and_its_code(
     home: Path, settings: dict[str, str], code: int, said: str, request: pytest.FixtureRequest
 ) -> None:
     arguments, space, more = settings.get("arguments", ""), settings.get("space", SPACE), settings.get("more", "")
@@ -320,7 +320,7 @@ def test_what_cannot_run_is_told_with_its_exit_code(
 
 
 @pytest.mark.slow
-def test_a_family_is_written_as_plain_configs(home: Path) -> None:
+def test_write_configs_writes_a_config_for_each_study_of_a_matrix(home: Path) -> None:
     study = Study(home, "family", trials=2, epochs=2)
     result = study(
         "hpo run", "--matrix", "budget=2M,2B", "--matrix", "samples=200,300", "--set", "trials=3", "--write-configs", "family"

@@ -43,7 +43,7 @@ def test_a_study_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert largest(space, "epochs", default=3) == 27
 
 
-def test_the_command_line_changes_keys_of_the_study_and_arguments_of_the_task(tmp_path: Path) -> None:
+def test_set_changes_study_keys_and_task_arguments(tmp_path: Path) -> None:
     changed = with_changes(a_config(tmp_path), ["budget=2B", "horizon=5", "data=ETTh1.csv", "trials=3"])
     settings, _ = study_of(changed, "study.toml")
     assert (settings.budget, settings.trials) == (2_000_000_000, 3)
@@ -51,7 +51,7 @@ def test_the_command_line_changes_keys_of_the_study_and_arguments_of_the_task(tm
     assert changed.reference.arguments == {"horizon": 5, "data": "ETTh1.csv"}
 
 
-def test_four_budgets_and_three_horizons_are_twelve_studies_with_names_of_their_own(tmp_path: Path) -> None:
+def test_a_matrix_of_4_by_3_values_creates_12_named_studies(tmp_path: Path) -> None:
     family = members(a_config(tmp_path), ["budget=2M,20M,200M,2B", "horizon=5,10,20"])
     read = [study_of(member, "study.toml")[0] for member in family]
     assert len({settings.study for settings in read}) == 12
@@ -72,7 +72,7 @@ def test_four_budgets_and_three_horizons_are_twelve_studies_with_names_of_their_
         ('study = "a/b"', "study 'a/b' is not a valid name"),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path: Path, line: str, said: str) -> None:
+def test_an_invalid_study_setting_is_reported(tmp_path: Path, line: str, said: str) -> None:
     key = line.partition(" ")[0]
     kept = "\n".join(row for row in TEXT.splitlines() if not row.startswith(f"{key} ="))
     with pytest.raises(UsageError) as raised:
@@ -80,7 +80,7 @@ def test_what_cannot_be_is_told(tmp_path: Path, line: str, said: str) -> None:
     assert said in raised.value.what
 
 
-def test_a_config_without_a_study_and_one_without_a_name_are_told(tmp_path: Path) -> None:
+def test_a_config_without_a_study_table_or_name_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"study.toml has no table \[hpo\]"):
         study_of(a_config(tmp_path, TEXT.partition("[hpo]")[0]), "study.toml")
     with pytest.raises(UsageError, match="study: is missing"):
@@ -88,23 +88,23 @@ def test_a_config_without_a_study_and_one_without_a_name_are_told(tmp_path: Path
 
 
 @pytest.mark.parametrize("change", ["budget", "=3", "space=3", "a b=3"])
-def test_a_change_that_cannot_be_is_told(tmp_path: Path, change: str) -> None:
+def test_an_invalid_set_option_is_rejected(tmp_path: Path, change: str) -> None:
     with pytest.raises(UsageError, match="--set"):
         with_changes(a_config(tmp_path), [change])
 
 
 @pytest.mark.parametrize("axes", [["budget="], ["budget"], ["horizon=1,,2"], ["horizon=1", "horizon=2"]])
-def test_an_axis_that_cannot_be_is_told(tmp_path: Path, axes: list[str]) -> None:
+def test_an_invalid_matrix_axis_is_rejected(tmp_path: Path, axes: list[str]) -> None:
     with pytest.raises(UsageError, match="--matrix"):
         members(a_config(tmp_path), axes)
 
 
-def test_a_family_that_nobody_wants_is_refused(tmp_path: Path) -> None:
+def test_a_matrix_with_too_many_studies_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1100 studies"):
         members(a_config(tmp_path), [f"a={','.join(map(str, range(100)))}", f"b={','.join(map(str, range(11)))}"])
 
 
-def test_settings_of_the_training_are_changed_in_their_table(tmp_path: Path) -> None:
+def test_set_changes_training_settings_in_their_table(tmp_path: Path) -> None:
     changed = with_changes(a_config(tmp_path), ["epochs=5", "device=cpu", "effective_batch=64"])
     assert changed.tables["train"] == {"epochs": 5}
     assert changed.tables["calibrate"] == {"device": "cpu"}
@@ -113,13 +113,13 @@ def test_settings_of_the_training_are_changed_in_their_table(tmp_path: Path) -> 
     assert changed.reference.arguments == {"horizon": 24}
 
 
-def test_an_argument_of_no_task_is_refused(tmp_path: Path) -> None:
+def test_a_task_argument_without_a_task_is_rejected(tmp_path: Path) -> None:
     config = a_config(tmp_path, TEXT[TEXT.index("[hpo]") :])
     with pytest.raises(UsageError, match="has no"):
         with_changes(config, ["horizon=5"])
 
 
-def test_a_member_of_a_family_can_be_written_and_read_again(tmp_path: Path) -> None:
+def test_a_study_of_a_matrix_survives_a_toml_round_trip(tmp_path: Path) -> None:
     (member,) = members(a_config(tmp_path), ["horizon=5"])
     path = tmp_path / "member.toml"
     path.write_text(tomli_w.dumps(as_toml(member)), encoding="utf-8")
@@ -129,12 +129,12 @@ def test_a_member_of_a_family_can_be_written_and_read_again(tmp_path: Path) -> N
     assert again.reference.arguments == {"horizon": 5}
 
 
-def test_a_key_of_the_pruner_is_set_by_its_name(tmp_path: Path) -> None:
+def test_set_accepts_dotted_pruner_keys(tmp_path: Path) -> None:
     changed = with_changes(a_config(tmp_path), ["pruner.name=hyperband", "pruner.patience=5"])
     settings, _ = study_of(changed, "study.toml")
     assert (settings.pruner.name, settings.pruner.patience) == ("hyperband", 5)
 
 
-def test_a_key_that_the_pruner_would_not_heed_is_refused(tmp_path: Path) -> None:
+def test_a_key_that_the_pruner_does_not_use_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the pruner median does not use patience"):
         study_of(with_changes(a_config(tmp_path), ["pruner.patience=5"]), "study.toml")

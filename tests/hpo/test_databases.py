@@ -24,7 +24,7 @@ def database() -> Iterator[str]:
         yield url
 
 
-def test_workers_killed_on_postgresql_leave_every_trial_accounted_for(home: Path, database: str) -> None:
+def test_trials_of_killed_workers_run_again_on_postgresql(home: Path, database: str) -> None:
     study = Study(home, "postgres", trials=5, epochs=15, arguments="samples = 1000", more=f'storage = "{database}"')
     command = study.started("--workers", "2")
     for least in (1, 2):

@@ -37,7 +37,7 @@ def run_one(study: optuna.Study) -> None:
 
 
 @pytest.mark.parametrize("storage", [None, "sqlite:///{folder}/study.db"], ids=["journal", "sqlite"])
-def test_who_joins_finds_what_was_begun(tmp_path: Path, storage: str | None) -> None:
+def test_a_second_worker_joins_the_existing_study(tmp_path: Path, storage: str | None) -> None:
     blueprint = a_blueprint(tmp_path, storage=storage and storage.format(folder=tmp_path))
     first, _ = open_study(blueprint)
     run_one(first)
@@ -47,7 +47,7 @@ def test_who_joins_finds_what_was_begun(tmp_path: Path, storage: str | None) -> 
     assert (seen.name, seen.metric, seen.wanted, seen.resource) == ("first", "loss", 2_000, 9)
 
 
-def test_another_space_is_refused_and_so_is_another_training_once_a_trial_ran(tmp_path: Path) -> None:
+def test_settings_of_a_study_cannot_change_after_a_trial(tmp_path: Path) -> None:
     study, _ = open_study(a_blueprint(tmp_path))
     open_study(a_blueprint(tmp_path, metric="mse"))  # nothing ran: what was wrong may be mended
     run_one(study)
@@ -61,7 +61,7 @@ def test_another_space_is_refused_and_so_is_another_training_once_a_trial_ran(tm
     open_study(a_blueprint(tmp_path, metric="mse", trials=5, pruner={"name": "none"}))
 
 
-def test_a_space_that_no_trial_ran_with_is_mended_and_the_study_begins_anew(tmp_path: Path) -> None:
+def test_a_study_without_completed_trials_restarts_with_a_changed_space(tmp_path: Path) -> None:
     study, _ = open_study(a_blueprint(tmp_path))
     trial = study.ask()
     trial.suggest_float("rate", 0.01, 0.3, log=True)
@@ -74,14 +74,14 @@ def test_a_space_that_no_trial_ran_with_is_mended_and_the_study_begins_anew(tmp_
     assert mended.trials == []
 
 
-def test_a_study_of_somebody_else_is_let_be(tmp_path: Path) -> None:
+def test_a_study_not_created_by_batchcal_is_rejected(tmp_path: Path) -> None:
     blueprint = a_blueprint(tmp_path)
     run_one(optuna.create_study(study_name="first", storage=open_storage(blueprint.storage)))
     with pytest.raises(UsageError, match="batchcal did not create it"):
         open_study(blueprint)
 
 
-def test_a_study_of_somebody_else_whose_trials_failed_is_let_be_too(tmp_path: Path) -> None:
+def test_a_failed_study_not_created_by_batchcal_is_not_modified(tmp_path: Path) -> None:
     blueprint = a_blueprint(tmp_path)
     study = optuna.create_study(study_name="first", storage=open_storage(blueprint.storage))
     study.tell(study.ask(), state=TrialState.FAIL)
@@ -91,7 +91,7 @@ def test_a_study_of_somebody_else_whose_trials_failed_is_let_be_too(tmp_path: Pa
 
 
 @pytest.mark.parametrize("storage", ["{folder}/none.journal", "sqlite:///{folder}/none.db"])
-def test_to_look_at_what_is_not_there_begins_nothing(tmp_path: Path, storage: str) -> None:
+def test_reading_a_missing_study_creates_no_file(tmp_path: Path, storage: str) -> None:
     with pytest.raises(UsageError, match="there is no study"):
         read_study(storage.format(folder=tmp_path), "first")
     assert list(tmp_path.iterdir()) == []
@@ -107,18 +107,18 @@ def test_to_look_at_what_is_not_there_begins_nothing(tmp_path: Path, storage: st
         ("postgresql+psycopg://me@host/db", "postgresql+psycopg://me@host/db"),
     ],
 )
-def test_a_storage_is_the_same_from_any_folder(where: str, found: str) -> None:
+def test_a_relative_storage_path_becomes_absolute(where: str, found: str) -> None:
     assert absolute_storage(where, Path("/home/user")) == found
 
 
-def test_no_password_is_shown(tmp_path: Path) -> None:
+def test_errors_do_not_show_the_database_password(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_storage("postgresql+psycopg://me:secret@127.0.0.1:1/none")
     assert "secret" not in str(caught.value)
     assert without_password("journal.file") == "journal.file"
 
 
-def test_what_is_sampled_is_told_by_seed_and_number() -> None:
+def test_samples_depend_only_on_the_seed_and_the_trial_number() -> None:
     def sampled(seed: int, number: int) -> float:
         study = optuna.create_study(sampler=make_sampler(seed, number))
         return study.ask().suggest_float("x", 0, 1)
@@ -127,7 +127,7 @@ def test_what_is_sampled_is_told_by_seed_and_number() -> None:
     assert len({sampled(seed, number) for seed in (0, 1) for number in (0, 1, 2)}) == 6
 
 
-def test_a_trial_that_kills_whoever_runs_it_is_told_as_failed_and_the_study_is_done(tmp_path: Path) -> None:
+def test_a_trial_that_kills_every_worker_fails_and_the_study_completes(tmp_path: Path) -> None:
     study, _ = open_study(a_blueprint(tmp_path, trials=1))
     for _ in range(RETRIES + 1):
         trial = study.ask()

@@ -13,7 +13,7 @@ def test_a_trial_that_was_run_twice_counts_once() -> None:
     assert seen.counts()["lost"] == 1
 
 
-def test_the_best_is_the_first_of_the_best_complete_ones() -> None:
+def test_the_best_trial_is_the_first_complete_trial_with_the_best_value() -> None:
     trials = (
         a_trial(0, values=(0.5,)),
         a_trial(1, values=(0.3,)),
@@ -26,13 +26,13 @@ def test_the_best_is_the_first_of_the_best_complete_ones() -> None:
     assert a_study(a_trial(0, "pruned")).best() is None
 
 
-def test_what_pruning_saved_is_told_at_the_pace_of_each_trial() -> None:
+def test_the_time_saved_by_pruning_uses_the_pace_of_each_trial() -> None:
     seen = a_study(a_trial(0, "pruned", values=(0.9,), wall_s=2.0), a_trial(1, "pruned", values=(0.9, 0.8, 0.7), wall_s=30.0))
     assert seen.saved_epochs() == 8 + 6
     assert seen.saved_s() == pytest.approx(8 * 2.0 + 6 * 10.0)
 
 
-def test_what_is_left_is_shared_by_the_trials_that_run() -> None:
+def test_the_remaining_time_is_divided_by_the_running_trials() -> None:
     ended = [a_trial(number, wall_s=20.0) for number in range(4)]
     assert a_study(*ended, wanted=10).left_s() is None, "nothing runs"
     one = a_study(*ended, a_trial(4, "running"), wanted=10)

@@ -13,7 +13,7 @@ from tests.support.cgroups import memory_cgroup
 pytestmark = pytest.mark.cgroup
 
 
-def test_a_command_is_inside_from_its_first_instruction() -> None:
+def test_a_command_starts_inside_its_cgroup() -> None:
     with memory_cgroup(200 * MIB) as group:
         done = group.run(["cat", "/proc/self/cgroup"])
         assert group.path.name in done.stdout
@@ -22,7 +22,7 @@ def test_a_command_is_inside_from_its_first_instruction() -> None:
     assert not group.path.exists()
 
 
-def test_who_goes_over_the_limit_is_killed_and_counted() -> None:
+def test_a_process_above_the_cgroup_limit_is_killed_and_counted() -> None:
     with memory_cgroup(64 * MIB) as group:
         assert group.run([sys.executable, "-c", "b'1' * (40 << 20)"]).returncode == 0
         assert group.oom_kills() == 0
@@ -33,7 +33,7 @@ def test_who_goes_over_the_limit_is_killed_and_counted() -> None:
         assert group.peak_bytes() < 32 * MIB
 
 
-def test_the_limit_moves_both_ways() -> None:
+def test_the_cgroup_limit_can_be_raised_and_lowered() -> None:
     with memory_cgroup(None) as group:
         for size in (64, 32, 128):
             group.set_limit(size * MIB)
@@ -41,7 +41,7 @@ def test_the_limit_moves_both_ways() -> None:
             assert int((group.path / "memory.memsw.limit_in_bytes").read_text(encoding="ascii")) == size * MIB
 
 
-def test_what_is_still_running_ends_with_the_group() -> None:
+def test_a_running_process_ends_with_its_cgroup() -> None:
     with memory_cgroup(64 * MIB) as group:
         process = group.popen(["sleep", "60"])
         while not group.pids():

@@ -57,27 +57,27 @@ FREE = {
 
 
 @pytest.mark.parametrize("source", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_each_form_is_found(source: str) -> None:
+def test_each_forbidden_form_is_reported(source: str) -> None:
     found = findings_in(source, Path("sample.py"))
     assert found, source
     assert all(str(finding).startswith(f"sample.py:{finding.line}:") for finding in found)
 
 
 @pytest.mark.parametrize("source", FREE.values(), ids=FREE)
-def test_ordinary_code_is_left_alone(source: str) -> None:
+def test_ordinary_code_has_no_findings(source: str) -> None:
     assert findings_in(source, Path("sample.py")) == []
 
 
-def test_the_place_is_told() -> None:
+def test_a_finding_reports_its_line_and_column() -> None:
     (finding,) = findings_in("\nx = 1\nfrom typing import Any\n", Path("sample.py"))
     assert (finding.line, finding.column) == (3, 1)
 
 
-def test_the_repository_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_repository_has_no_forbidden_types(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0, capsys.readouterr().out
 
 
-def test_every_corner_of_the_repository_is_read(tmp_path: Path) -> None:
+def test_all_python_files_of_the_repository_are_checked(tmp_path: Path) -> None:
     read = {path.relative_to(ROOT).as_posix() for path in python_files([ROOT])}
     assert {"noxfile.py", "batchcal/__init__.py", "tests/conftest.py", "tests/support/forbidden_types.py"} <= read
 
@@ -88,7 +88,7 @@ def test_every_corner_of_the_repository_is_read(tmp_path: Path) -> None:
     assert [path.name for path in python_files([tmp_path])] == ["d.py", "e.pyi"]
 
 
-def test_a_finding_fails_the_run_and_nothing_read_does_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_type_check_fails_on_a_finding_or_without_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     (tmp_path / "bad.py").write_text("from typing import Any\n")
     assert main([str(tmp_path)]) == 1

@@ -13,7 +13,7 @@ import pytest
 from tests.support.leftovers import TOKEN, look, settled
 
 
-def test_what_is_left_in_folders_is_noticed(tmp_path: Path) -> None:
+def test_leftover_files_and_links_are_detected(tmp_path: Path) -> None:
     temporary, project = tmp_path / "tmp", tmp_path / "project"
     temporary.mkdir()
     project.mkdir()
@@ -30,7 +30,7 @@ def test_what_is_left_in_folders_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.child
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm")
-def test_a_semaphore_of_ours_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leftover_semaphore_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     before = look()
     semaphore = multiprocessing.get_context("spawn").Semaphore()
@@ -42,7 +42,7 @@ def test_a_semaphore_of_ours_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.child
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_process_is_noticed_by_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leftover_process_is_detected_by_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
     token = uuid.uuid4().hex
     monkeypatch.setenv(TOKEN, token)
     before = look(token=token)

@@ -45,7 +45,7 @@ docker run tool
 """
 
 
-def test_every_block_is_seen_with_its_language_and_line() -> None:
+def test_every_block_has_its_language_and_line() -> None:
     assert [(block.language, block.line) for block in blocks(DOCUMENT)] == [
         ("console", 5),
         ("python", 17),
@@ -54,31 +54,31 @@ def test_every_block_is_seen_with_its_language_and_line() -> None:
     ]
 
 
-def test_a_console_block_is_its_commands_without_the_output() -> None:
+def test_a_console_block_returns_commands_without_output() -> None:
     assert blocks(DOCUMENT)[0].commands() == ["tool run \\\n    --fast", "tool --help"]
 
 
-def test_the_output_of_a_command_ends_at_the_next() -> None:
+def test_the_output_of_a_command_ends_at_the_next_command() -> None:
     block = blocks(DOCUMENT)[0]
     assert block.output_of("tool --help") == "Usage: tool\n\n  ends here"
     assert block.output_of("tool --version") is None
 
 
-def test_a_comment_above_says_what_a_block_is_for() -> None:
+def test_a_comment_above_a_block_sets_its_file_or_skip_reason() -> None:
     console, python, shell, docker = blocks(DOCUMENT)
     assert (console.file, python.file, shell.not_run, docker.not_run) == ("", "train.py", "", "needs Docker")
 
 
-def test_a_block_in_a_list_loses_its_indent_and_keeps_its_own() -> None:
+def test_a_block_in_a_list_is_dedented() -> None:
     assert blocks(DOCUMENT)[2].text == "# not a heading\nif true; then\n  tool\nfi\n"
 
 
-def test_links_and_headings_in_blocks_are_none() -> None:
+def test_links_and_headings_inside_blocks_are_ignored() -> None:
     assert links(DOCUMENT) == ["configs/a.toml", "#two-words--more", "docs/a.svg", "b.png"]
     assert anchors(DOCUMENT) == {"a-tool", "two-words--more"}
 
 
-def test_an_open_fence_is_refused() -> None:
+def test_an_unclosed_code_block_is_rejected() -> None:
     with pytest.raises(ValueError, match="line 3"):
         blocks("text\n\n```sh\nls\n")
 
@@ -92,5 +92,5 @@ def test_an_open_fence_is_refused() -> None:
         ("python -m pip install -e .", "python -m pip install -e ."),
     ],
 )
-def test_what_installs_is_taken_off(typed: str, run: str) -> None:
+def test_install_commands_are_removed(typed: str, run: str) -> None:
     assert without_installing(typed) == run

@@ -22,7 +22,7 @@ PATH = Path("file.py")
         ("The number that the child told.", "told"),
     ],
 )
-def test_a_habit_is_found_with_its_line(text: str, habit: str) -> None:
+def test_a_discouraged_word_is_reported_with_its_line(text: str, habit: str) -> None:
     (finding,) = findings_in(3, text, PATH, docstring=True)
     assert finding.what.startswith(f"{habit!r}: ")
     assert finding.line == 3 + text.count("\n")
@@ -33,13 +33,13 @@ def test_names_examples_and_plain_texts_pass(text: str) -> None:
     assert list(findings_in(1, text, PATH, docstring=True)) == []
 
 
-def test_docstrings_attribute_docstrings_and_comments_are_read() -> None:
+def test_docstrings_attribute_docstrings_and_comments_are_checked() -> None:
     source = '"""Module."""\nLIMIT = 1\n"""Attribute."""\n\n\ndef f() -> None:\n    """Function."""  # Comment.\n'
     texts = [(line, text.strip("# ")) for line, text, _ in texts_of(source)]
     assert sorted(texts) == [(1, "Module."), (3, "Attribute."), (7, "Comment."), (7, "Function.")]
 
 
-def test_texts_of_the_program_are_read_but_not_names_and_docstrings() -> None:
+def test_string_literals_are_checked_without_names_and_docstrings() -> None:
     source = '"""Module."""\nraise ValueError(f"batch {size} told nothing", "out-of-memory")\n'
     assert [text for _, text in literals_of(source)] == [" told nothing"]
 
@@ -55,15 +55,15 @@ def test_texts_of_the_program_are_read_but_not_names_and_docstrings() -> None:
         ("self.heard = 1", "heard"),
     ],
 )
-def test_identifiers_of_all_kinds_are_read(source: str, name: str) -> None:
+def test_all_kinds_of_identifiers_are_checked(source: str, name: str) -> None:
     assert name in [found for _, found in identifiers_of(source)]
     assert reasons_against(name)
 
 
 @pytest.mark.parametrize("name", ["teller", "overlap", "profound", "samples_seen", "TimeSlices", "NOT_FOUND"])
-def test_other_words_pass(name: str) -> None:
+def test_similar_identifiers_pass(name: str) -> None:
     assert not reasons_against(name)
 
 
-def test_the_repository_passes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_repository_uses_plain_language(capsys: pytest.CaptureFixture[str]) -> None:
     assert main() == 0, capsys.readouterr().out

@@ -42,7 +42,7 @@ def elements(sample: object) -> int:
     return sum(map(elements, sample if isinstance(sample, tuple) else vars(sample).values()))
 
 
-def test_there_are_at_least_fourteen_and_each_factory_is_registered() -> None:
+def test_the_zoo_has_at_least_14_tasks_and_each_factory_is_registered() -> None:
     assert len(ZOO) >= 14
     factories = {
         f"tests.zoo.{path.stem}:{node.name}"
@@ -54,7 +54,7 @@ def test_there_are_at_least_fourteen_and_each_factory_is_registered() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_it_starts_fast_and_a_step_changes_it(name: str) -> None:
+def test_a_zoo_task_loads_fast_and_a_step_changes_its_parameters(name: str) -> None:
     task_of(name)  # imports the module, and what torch imports for the first optimizer
     began = time.thread_time()  # of the processor: other tests run beside
     task = task_of(name)
@@ -67,7 +67,7 @@ def test_it_starts_fast_and_a_step_changes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_the_registry_states_is_true(name: str) -> None:
+def test_the_registry_of_the_zoo_matches_its_tasks(name: str) -> None:
     entry, task = TASKS[name], task_of(name, **few_samples(name))
     assert any(isinstance(module, _BatchNorm) for module in task.model.modules()) == entry.batch_statistics
     assert isinstance(task.train_data, Sized)
@@ -76,7 +76,7 @@ def test_what_the_registry_states_is_true(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_sample_is_the_same_each_time(name: str) -> None:
+def test_a_zoo_sample_is_deterministic(name: str) -> None:
     first, second = (task_of(name, **few_samples(name)).train_data[7] for _ in range(2))
 
     def tensors(sample: object) -> list[Tensor]:

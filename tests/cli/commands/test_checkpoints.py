@@ -32,7 +32,7 @@ def invocation(folder: Path, tables: Mapping[str, object] | None = None, **flags
     return Invocation(settings=Settings(flags=flags, environ={}, files=files), reference=reference, directory=folder)
 
 
-def test_each_run_has_a_file_in_the_project_s_folder(tmp_path: Path) -> None:
+def test_each_run_has_its_own_checkpoint_in_the_project_folder(tmp_path: Path) -> None:
     kept = choose(invocation(tmp_path), resume=False, messages=Messages(quiet=True))
     assert kept.path is not None
     assert kept.path.parent == tmp_path / ".batchcal"
@@ -41,7 +41,7 @@ def test_each_run_has_a_file_in_the_project_s_folder(tmp_path: Path) -> None:
     assert (tmp_path / ".batchcal" / ".gitignore").read_text() == "*\n"
 
 
-def test_resume_takes_the_newest_and_goes_on_writing_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_continues_the_newest_checkpoint_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = choose(invocation(tmp_path), resume=True, messages=Messages())
     assert "no checkpoint of train.py:task yet" in capsys.readouterr().err
     assert first.path is not None
@@ -52,14 +52,14 @@ def test_resume_takes_the_newest_and_goes_on_writing_to_it(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("tables", [{"checkpoint": False}, {"checkpoint": "off"}])
-def test_checkpoints_can_be_off(tables: Mapping[str, object], tmp_path: Path) -> None:
+def test_checkpoints_can_be_disabled(tables: Mapping[str, object], tmp_path: Path) -> None:
     for off in (invocation(tmp_path, tables), invocation(tmp_path, checkpoint=OFF)):
         assert choose(off, resume=False, messages=Messages()).path is None
         with pytest.raises(UsageError, match="--resume needs checkpoints"):
             choose(off, resume=True, messages=Messages())
 
 
-def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_not_replaced(tmp_path: Path) -> None:
     source = tmp_path / "train.py"
     source.write_text("def task(): ...\n")
     with pytest.raises(UsageError, match=r"train\.py is an existing file that is not a checkpoint"):
@@ -68,14 +68,14 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
     assert choose(invocation(tmp_path, checkpoint="run.pt"), resume=False, messages=Messages()).path == tmp_path / "run.pt"
 
 
-def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
+def test_an_unwritable_checkpoint_path_is_an_immediate_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for given in ("file/run.pt", "/proc/nowhere/run.pt"):
         with pytest.raises(UsageError, match="cannot be written"):
             choose(invocation(tmp_path, checkpoint=given), resume=False, messages=Messages())
 
 
-def test_older_runs_go_with_the_first_checkpoint_of_this_one(tmp_path: Path) -> None:
+def test_the_first_checkpoint_of_a_run_deletes_old_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / ".batchcal"
     kept = choose(invocation(tmp_path), resume=False, messages=Messages())
     assert kept.path is not None

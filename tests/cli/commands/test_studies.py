@@ -26,7 +26,7 @@ batch_size = {{ kind = "categorical", choices = [16, 256, 64] }}
 """
 
 
-def test_a_journal_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+def test_a_journal_is_recognized_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "studies.log"
     optuna.create_study(study_name="first", storage=open_storage(path))
     assert names_a_study(str(path))
@@ -39,7 +39,7 @@ def test_a_journal_is_known_by_what_is_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("more", "seconds"), [("", SHAPE_S), ('[calibrate]\ntime_limit = "25s"', 25.0)])
-def test_a_shape_has_little_time_unless_the_config_says_otherwise(
+def test_a_shape_has_a_short_time_limit_unless_the_config_sets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, seconds: float
 ) -> None:
     monkeypatch.chdir(tmp_path)

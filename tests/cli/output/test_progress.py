@@ -67,7 +67,7 @@ class FakeTerminal:
         return captured.get()
 
 
-def test_the_live_table_has_a_row_a_probe_and_the_best_so_far() -> None:
+def test_the_live_table_shows_a_row_per_probe_and_the_best_size() -> None:
     terminal = FakeTerminal()
     live = CalibrationLive(console=terminal.console, ticking=False)
     with live:
@@ -97,7 +97,7 @@ def test_a_long_calibration_shows_its_last_probes() -> None:
     assert "\n  1 " not in text
 
 
-def test_a_training_shows_its_step_and_the_epochs_before() -> None:
+def test_a_training_shows_its_step_and_the_previous_epochs() -> None:
     terminal = FakeTerminal()
     live = TrainingLive(console=terminal.console)
     with live:
@@ -113,7 +113,7 @@ def test_a_training_shows_its_step_and_the_epochs_before() -> None:
     assert "1,530 samples/s" in text
 
 
-def test_a_training_shows_how_far_it_is_what_it_holds_and_what_happened() -> None:
+def test_a_training_shows_its_progress_memory_and_events() -> None:
     terminal, now = FakeTerminal(), [0.0]
     live = TrainingLive(console=terminal.console, clock=lambda: now[0])
     with live:
@@ -149,7 +149,7 @@ def test_a_peak_above_the_budget_is_red() -> None:
         assert style in styles
 
 
-def test_a_small_terminal_sees_the_last_epochs_and_where_it_is() -> None:
+def test_a_small_terminal_shows_the_last_epochs_and_the_progress() -> None:
     live = TrainingLive(console=Console(file=io.StringIO(), force_terminal=True, width=60, height=12))
     for epoch in range(100):
         live.note(training_event("epoch_ended", {"epoch": epoch, "loss": 1.0}))
@@ -201,7 +201,9 @@ def _stepped(pace: Pace, told: Fields) -> None:
         ({}, {"epoch": 0, "step": 5}, None, None),
     ],
 )
-def test_the_pace_says_how_far_and_how_long(start: Fields, at: Fields, share: float | None, left_s: float | None) -> None:
+def test_the_pace_estimates_the_progress_and_the_remaining_time(
+    start: Fields, at: Fields, share: float | None, left_s: float | None
+) -> None:
     pace = Pace()
     _started(pace, start, now_s=10.0)
     assert pace.left_s(now_s=10.0) is None
@@ -210,7 +212,7 @@ def test_the_pace_says_how_far_and_how_long(start: Fields, at: Fields, share: fl
     assert pace.left_s(now_s=40.0) == (None if left_s is None else pytest.approx(left_s))
 
 
-def test_the_first_epoch_of_a_stream_says_how_long_the_next_may_be() -> None:
+def test_the_length_of_a_stream_epoch_is_estimated_from_the_first_epoch() -> None:
     pace = Pace()
     _started(pace, {"epochs": 2}, now_s=0.0)
     ended = training_event("epoch_ended", {"epoch": 0, "steps": 20})
@@ -220,7 +222,7 @@ def test_the_first_epoch_of_a_stream_says_how_long_the_next_may_be() -> None:
     assert pace.share == pytest.approx(0.75)
 
 
-def test_elsewhere_each_event_is_a_line_and_steps_are_told_now_and_then() -> None:
+def test_line_output_prints_each_event_and_limits_step_lines() -> None:
     told: list[str] = []
     now = [0.0]
     lines = Lines(told.append, lambda: now[0])
@@ -232,7 +234,7 @@ def test_elsewhere_each_event_is_a_line_and_steps_are_told_now_and_then() -> Non
     assert [line.split()[:3] for line in told[1:]] == [["step", "epoch=0", "step=0"], ["step", "epoch=0", "step=2"]]
 
 
-def test_a_training_that_is_piped_tells_what_a_person_would_ask() -> None:
+def test_a_piped_training_prints_loss_memory_speed_and_remaining_time() -> None:
     told: list[str] = []
     now = [0.0]
     lines = Lines(told.append, lambda: now[0])
@@ -258,7 +260,7 @@ class Broken:
         raise self.error
 
 
-def test_a_terminal_that_goes_away_does_not_end_a_calibration() -> None:
+def test_a_closed_terminal_does_not_end_a_calibration() -> None:
     broken = Broken(OSError("gone"))
     listener = SafeListener(broken)
     listener.event(Note("all is well"))
@@ -266,12 +268,12 @@ def test_a_terminal_that_goes_away_does_not_end_a_calibration() -> None:
     assert broken.times == 1
 
 
-def test_a_signal_while_drawing_still_counts() -> None:
+def test_a_signal_during_drawing_is_raised() -> None:
     with pytest.raises(Interrupted):
         SafeListener(Broken(Interrupted(2))).event(Note("all is well"))
 
 
-def test_quiet_is_silent_and_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_prints_no_progress_and_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening_to_calibration(Messages(quiet=True)) as quiet:
         assert isinstance(quiet, Silent)
     with listening_to_training(Messages(verbose=True)) as piped:
@@ -279,7 +281,7 @@ def test_quiet_is_silent_and_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_output_of_the_users_code_is_shown_with_v_alone(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_user_code_is_shown_only_with_v(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
     with listening_to_calibration(Messages(verbose=verbose)) as progress:
         progress.event(Output("loading data\n100 %"))
         progress.event(Note("glibc"))
@@ -287,9 +289,7 @@ def test_output_of_the_users_code_is_shown_with_v_alone(verbose: bool, capsys: p
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_of_a_study_its_calibrations_and_their_output_are_shown_with_v_alone(
-    verbose: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_calibrations_of_a_study_are_shown_only_with_v(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
     with listening_to_study(Messages(verbose=verbose)) as listener:
         listener.progress.event(study_event("shape_calibrated", {"shape": "wide", "worker": 1}))
         listener.progress.event(study_event("best", {"mode": "train", "batch": 8, "worker": 1}))
@@ -301,7 +301,7 @@ def test_of_a_study_its_calibrations_and_their_output_are_shown_with_v_alone(
 @pytest.mark.parametrize(
     ("variables", "live"), [({"TERM": "xterm"}, True), ({"TERM": "xterm", "CI": "true"}, False), ({"TERM": "dumb"}, False)]
 )
-def test_only_a_terminal_that_somebody_looks_at_is_drawn_on(
+def test_live_progress_needs_an_interactive_terminal(
     variables: dict[str, str], live: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CI", raising=False)

@@ -28,7 +28,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
     os.close(inner)
 
 
-def test_q_stops_and_the_terminal_is_as_it_was(terminal: tuple[int, int]) -> None:
+def test_q_stops_the_run_and_restores_the_terminal_settings(terminal: tuple[int, int]) -> None:
     outer, inner = terminal
     before, pressed = termios.tcgetattr(inner), threading.Event()
     with stopping_at_q(pressed.set) as listens:
@@ -47,14 +47,14 @@ def test_other_keys_do_nothing(terminal: tuple[int, int]) -> None:
         assert not pressed.wait(0.5)
 
 
-def test_where_stdin_is_no_terminal_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stop_key_is_disabled_when_stdin_is_not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path(os.devnull).open(encoding="ascii") as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         with stopping_at_q(lambda: None) as listens:
             assert not listens
 
 
-def test_in_the_background_of_a_terminal_nobody_listens(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stop_key_is_disabled_in_a_background_process(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: 1)
     with stopping_at_q(lambda: None) as listens:
         assert not listens

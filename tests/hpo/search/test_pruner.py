@@ -50,7 +50,7 @@ def run(study: optuna.Study, trials: int, *, sign: float = 1.0) -> tuple[int, fl
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_hyperband_with_patience_spends_a_third_and_finds_what_all_epochs_find(sign: float) -> None:
+def test_hyperband_with_patience_saves_epochs_without_a_worse_result(sign: float) -> None:
     pruner, _ = make_pruner(PrunerSettings(), resource=EPOCHS, trials=60)
     all_spent, best = run(a_study(make_pruner(PrunerSettings(name="none"), resource=EPOCHS, trials=60)[0]), 60)
     spent, found = run(a_study(pruner, maximize=sign < 0), 60, sign=sign)
@@ -58,7 +58,7 @@ def test_hyperband_with_patience_spends_a_third_and_finds_what_all_epochs_find(s
     assert sign * found <= best + 0.01
 
 
-def test_a_curve_that_no_longer_falls_is_given_up_and_one_that_falls_slowly_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flat_curve_is_pruned_and_a_slowly_falling_curve_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HyperbandPruner, "prune", lambda *_: False)  # only patience speaks
     study = a_study(PatientHyperband(max_resource=EPOCHS, patience=2, min_delta=0.001))
     leading, flat, falling, second = study.ask(), study.ask(), study.ask(), study.ask()
@@ -73,7 +73,7 @@ def test_a_curve_that_no_longer_falls_is_given_up_and_one_that_falls_slowly_is_n
     assert not second.should_prune(), "and who is among the best third may still be the best"
 
 
-def test_nothing_is_given_up_before_the_least_resource() -> None:
+def test_no_trial_is_pruned_before_min_resource() -> None:
     study = a_study(PatientHyperband(min_resource=5, max_resource=EPOCHS, patience=1))
     trials = [study.ask() for _ in range(6)]
     for epoch in (1, 2, 3, 4):
@@ -82,7 +82,7 @@ def test_nothing_is_given_up_before_the_least_resource() -> None:
             assert not trial.should_prune()
 
 
-def test_a_run_that_died_is_no_rival_of_the_one_that_takes_its_place() -> None:
+def test_a_rerun_is_not_compared_with_failed_runs() -> None:
     study = a_study(PatientHyperband(max_resource=EPOCHS))
     for _ in range(4):
         died = study.ask({"x": FloatDistribution(0, 1)})
@@ -96,7 +96,7 @@ def test_a_run_that_died_is_no_rival_of_the_one_that_takes_its_place() -> None:
     assert not again.should_prune()
 
 
-def test_only_the_best_third_goes_on_in_every_bracket_once_there_are_rivals() -> None:
+def test_only_the_best_third_continues_in_every_bracket() -> None:
     study = a_study(PatientHyperband(max_resource=EPOCHS, patience=2))
     for value in (0.1, 0.2, 0.3, 0.4):
         trial = study.ask()
@@ -113,12 +113,12 @@ def test_only_the_best_third_goes_on_in_every_bracket_once_there_are_rivals() ->
         study.tell(better, state=TrialState.FAIL)
 
 
-def test_samplers_learn_from_trials_of_the_same_bracket() -> None:
+def test_samplers_recognize_the_pruner_as_hyperband() -> None:
     """Optuna's samplers ask for the class."""
     assert isinstance(make_pruner(PrunerSettings(), resource=EPOCHS, trials=40)[0], HyperbandPruner)
 
 
-def test_bootstrapping_is_left_out_where_it_would_prune_most_of_the_study_and_that_is_said() -> None:
+def test_bootstrapping_is_disabled_for_small_studies_with_a_notice() -> None:
     _, small = make_pruner(PrunerSettings(), resource=EPOCHS, trials=40)
     assert small.startswith("bootstrap_count is 0")
     _, large = make_pruner(PrunerSettings(), resource=EPOCHS, trials=2_000)
@@ -128,7 +128,7 @@ def test_bootstrapping_is_left_out_where_it_would_prune_most_of_the_study_and_th
 
 
 @pytest.mark.parametrize("name", ["hyperband", "halving", "median", "none"])
-def test_a_trial_that_reports_nothing_is_never_given_up(name: str) -> None:
+def test_a_trial_without_reports_is_never_pruned(name: str) -> None:
     pruner, _ = make_pruner(PrunerSettings.model_validate({"name": name}), resource=EPOCHS, trials=40)
     study = a_study(pruner)
     assert not study.ask().should_prune()

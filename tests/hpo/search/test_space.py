@@ -11,7 +11,7 @@ from batchcal.hpo.search.space import arguments_of, read_space, sample, shape_of
 PLACE = "x.toml [hpo.space]"
 
 
-def test_each_kind_becomes_the_distribution_of_its_name() -> None:
+def test_each_kind_maps_to_its_optuna_distribution() -> None:
     space = read_space(
         {
             "dropout": {"kind": "uniform", "low": 0.1, "high": 0.3},
@@ -33,7 +33,7 @@ def test_each_kind_becomes_the_distribution_of_its_name() -> None:
     }
 
 
-def test_whole_numbers_and_choices_are_the_shape_and_what_batchcal_uses_itself_is_not() -> None:
+def test_the_shape_consists_of_integer_and_categorical_task_arguments() -> None:
     space = read_space(
         {
             "dropout": {"kind": "uniform", "low": 0.0, "high": 0.3},
@@ -71,17 +71,17 @@ def test_whole_numbers_and_choices_are_the_shape_and_what_batchcal_uses_itself_i
         ({"epochs": {"kind": "categorical", "choices": [True, 2]}}, "epochs has values that are not valid counts"),
     ],
 )
-def test_what_cannot_be_searched_is_named(table: object, said: str) -> None:
+def test_an_invalid_search_parameter_is_named_in_the_error(table: object, said: str) -> None:
     with pytest.raises(UsageError) as raised:
         read_space(table, PLACE)
     assert raised.value.what.startswith(PLACE)
     assert said in raised.value.what
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_errors_of_a_search_space_are_reported_together() -> None:
     with pytest.raises(UsageError, match=r"x has no kind; y: low 2 is above high 1"):
         read_space({"x": {}, "y": {"kind": "int", "low": 2, "high": 1}}, PLACE)
 
 
-def test_true_and_one_are_two_choices() -> None:
+def test_true_and_1_are_different_choices() -> None:
     assert read_space({"x": {"kind": "categorical", "choices": [True, 1, 1.0]}}, PLACE)

@@ -23,7 +23,7 @@ from tests.hpo.workers.test_assignments import a_blueprint
 LINE = b'{"op_code":0,"study_name":"first"}\n'
 
 
-def test_what_a_full_disk_left_of_a_line_costs_nothing_that_was_written(tmp_path: Path) -> None:
+def test_a_study_journal_keeps_all_trials_after_a_truncated_line(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     study = optuna.create_study(study_name="first", storage=open_storage(path))
     study.add_trial(optuna.create_trial(value=1.0))
@@ -43,7 +43,7 @@ def test_what_a_full_disk_left_of_a_line_costs_nothing_that_was_written(tmp_path
     ("held", "left"),
     [(b"", b""), (LINE, LINE), (LINE + b"b", LINE), (LINE[:6], b""), (LINE[:-1], b""), (LINE + b"x" * 200_000, LINE)],
 )
-def test_only_what_has_no_end_is_cut_off(tmp_path: Path, held: bytes, left: bytes) -> None:
+def test_mend_removes_only_an_incomplete_last_line(tmp_path: Path, held: bytes, left: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(held)
     mend(path)
@@ -59,7 +59,7 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.child
-def test_the_lock_of_a_killed_process_is_taken_at_once_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_lock_of_a_killed_process_is_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("study.journal")
     study = optuna.create_study(study_name="first", storage=open_storage(path))
@@ -74,7 +74,7 @@ def test_the_lock_of_a_killed_process_is_taken_at_once_and_removed(tmp_path: Pat
     assert sorted(one.name for one in tmp_path.iterdir()) == ["study.journal"]
 
 
-def test_the_lock_of_a_living_process_is_waited_for(tmp_path: Path) -> None:
+def test_a_writer_waits_for_the_journal_lock_of_a_running_process(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     path.write_bytes(LINE)
     first, second, order = MendingLock(str(path)), MendingLock(str(path)), []
@@ -93,7 +93,7 @@ def test_the_lock_of_a_living_process_is_waited_for(tmp_path: Path) -> None:
     assert not lock_link(path).is_symlink()
 
 
-def test_a_lock_that_nothing_is_known_of_is_removed_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_lock_of_an_unknown_owner_is_removed_after_a_delay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "FOREIGN_GRACE_S", 0.2)
     path = tmp_path / "study.journal"
     path.write_bytes(LINE)
@@ -104,7 +104,7 @@ def test_a_lock_that_nothing_is_known_of_is_removed_after_a_while(tmp_path: Path
     assert not lock_link(path).is_symlink()
 
 
-def test_what_is_no_journal_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("to be kept", encoding="utf-8")
     with pytest.raises(UsageError, match="is an existing file that is not a journal of a study"):

@@ -25,7 +25,7 @@ def died(worker: str, folder: Path) -> None:
         raise SystemExit
 
 
-def test_this_process_lives_and_one_that_was_here_before_is_gone() -> None:
+def test_a_process_identity_distinguishes_running_and_ended_processes() -> None:
     host, boot, space, pid, began = identity().rsplit(":", 4)
     assert not has_ended(identity(), None)
     assert has_ended(f"{host}:{boot}:{space}:{pid}:{int(began) - 1}", None), "another process had its number"
@@ -34,7 +34,7 @@ def test_this_process_lives_and_one_that_was_here_before_is_gone() -> None:
     assert not has_ended(f"{host}:{boot}:1:{pid}:1", None), "nobody here sees the processes of another container"
 
 
-def test_a_worker_of_another_container_is_gone_once_nobody_holds_its_lock(folder: Path) -> None:
+def test_a_worker_of_another_container_has_ended_when_its_lock_is_free(folder: Path) -> None:
     assert not has_ended(ELSEWHERE, folder), "it has none: nobody can tell"
     with present(ELSEWHERE, folder):
         assert not has_ended(ELSEWHERE, folder)
@@ -43,19 +43,19 @@ def test_a_worker_of_another_container_is_gone_once_nobody_holds_its_lock(folder
     assert has_ended(ELSEWHERE, folder)
 
 
-def test_a_lock_on_a_file_system_of_others_tells_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_network_file_system_is_inconclusive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     died(ELSEWHERE, folder)
     monkeypatch.setattr("batchcal.hpo.storage.presence.file_system_of", lambda path: "nfs4")
     assert not has_ended(ELSEWHERE, folder)
 
 
-def test_who_ends_as_it_should_leaves_nothing(folder: Path) -> None:
+def test_a_worker_that_ends_normally_removes_its_lock_file(folder: Path) -> None:
     with present(ELSEWHERE, folder):
         pass
     assert list(folder.iterdir()) == []
 
 
-def test_locks_of_the_dead_are_swept_but_for_those_that_are_still_to_tell_something(folder: Path) -> None:
+def test_sweep_keeps_locks_of_running_and_listed_workers(folder: Path) -> None:
     died(ELSEWHERE, folder)
     died(f"{ELSEWHERE}6", folder)
     with present(identity(), folder):
@@ -66,7 +66,7 @@ def test_locks_of_the_dead_are_swept_but_for_those_that_are_still_to_tell_someth
         assert len(list(folder.iterdir())) == 1, "that of one who lives"
 
 
-def test_a_folder_that_cannot_be_written_to_stops_nobody(tmp_path: Path) -> None:
+def test_an_unwritable_lock_folder_does_not_stop_a_worker(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     worked = False
     with present(ELSEWHERE, tmp_path / "file" / "workers"):
@@ -75,5 +75,5 @@ def test_a_folder_that_cannot_be_written_to_stops_nobody(tmp_path: Path) -> None
     assert not has_ended(ELSEWHERE, tmp_path / "file" / "workers"), "nobody can tell"
 
 
-def test_the_innermost_mount_tells_the_file_system() -> None:
+def test_the_innermost_mount_determines_the_file_system() -> None:
     assert file_system_of(Path("/proc/self/status")) in ("proc", "")

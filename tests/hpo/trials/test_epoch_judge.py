@@ -15,7 +15,7 @@ def told(resource: int, value: float = 1.0) -> Message:
     return {"resource": resource, "value": value, "peak_bytes": 10 * resource}
 
 
-def test_what_is_said_is_judged_in_order_and_the_verdict_is_noticed_at_the_next_look() -> None:
+def test_reports_are_judged_by_sequence_and_check_raises_the_verdict() -> None:
     seen: list[int] = []
 
     def judge(reached: Reached) -> str | None:
@@ -32,7 +32,7 @@ def test_what_is_said_is_judged_in_order_and_the_verdict_is_noticed_at_the_next_
     assert listening.peak_bytes == 30
 
 
-def test_hearing_does_not_wait_for_a_judge_that_does() -> None:
+def test_adding_a_report_does_not_wait_for_a_slow_judge() -> None:
     release = threading.Event()
 
     def judge(reached: Reached) -> str | None:
@@ -47,7 +47,7 @@ def test_hearing_does_not_wait_for_a_judge_that_does() -> None:
     assert listening.error is None
 
 
-def test_what_the_judge_raises_is_raised_where_the_child_is_watched() -> None:
+def test_an_exception_of_the_judge_is_raised_by_check() -> None:
     def judge(reached: Reached) -> str | None:
         raise ConnectionError("the database is gone")
 
@@ -58,7 +58,7 @@ def test_what_the_judge_raises_is_raised_where_the_child_is_watched() -> None:
         listening.check()
 
 
-def test_what_is_no_report_is_let_pass() -> None:
+def test_a_message_that_is_not_a_report_is_ignored() -> None:
     judged: list[Reached] = []
 
     def judge(reached: Reached) -> str | None:

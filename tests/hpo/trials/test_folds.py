@@ -13,7 +13,7 @@ from batchcal.hpo.trials.folds import deal
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=5, max_size=200), st.integers(2, 5), st.integers(0, 3))
-def test_folds_hold_out_every_sample_once_and_their_share_of_every_label(labels: list[str], folds: int, seed: int) -> None:
+def test_folds_hold_out_every_sample_once_and_are_stratified(labels: list[str], folds: int, seed: int) -> None:
     dealt = deal(len(labels), folds, seed=seed, labels=labels)
     assert sorted(index for fold in dealt for index in fold) == list(range(len(labels)))
     sizes = [len(fold) for fold in dealt]
@@ -23,12 +23,12 @@ def test_folds_hold_out_every_sample_once_and_their_share_of_every_label(labels:
         assert max(counts) - min(counts) <= 1
 
 
-def test_the_same_seed_deals_the_same_folds_and_another_one_others() -> None:
+def test_the_seed_determines_the_folds() -> None:
     assert deal(100, 5, seed=1) == deal(100, 5, seed=1)
     assert deal(100, 5, seed=1) != deal(100, 5, seed=2)
 
 
 @pytest.mark.parametrize(("samples", "folds"), [(3, 5), (10, 1), (0, 2)])
-def test_too_few_samples_are_refused(samples: int, folds: int) -> None:
+def test_too_few_samples_for_the_folds_are_rejected(samples: int, folds: int) -> None:
     with pytest.raises(UsageError, match="cannot be divided into"):
         deal(samples, folds, seed=0)

@@ -25,7 +25,7 @@ def lost(study: optuna.Study, trial: optuna.Trial) -> None:
     run_again(study, study.get_trials(deepcopy=False)[trial.number])
 
 
-def test_a_second_run_has_the_values_of_the_first_and_does_not_count() -> None:
+def test_a_rerun_has_the_same_parameters_and_does_not_count() -> None:
     study = a_study()
     first = begun(study)
     assert not to_be_run(study.get_trials(), 1)
@@ -37,7 +37,7 @@ def test_a_second_run_has_the_values_of_the_first_and_does_not_count() -> None:
     assert len(counted(study.get_trials())) == 1
 
 
-def test_a_trial_that_kills_its_workers_is_given_up() -> None:
+def test_a_trial_that_kills_its_workers_has_limited_retries() -> None:
     study = a_study()
     for _ in range(RETRIES + 1):
         lost(study, begun(study))
@@ -45,7 +45,7 @@ def test_a_trial_that_kills_its_workers_is_given_up() -> None:
     assert len(study.get_trials()) == RETRIES + 1
 
 
-def test_who_is_stopped_is_run_again_however_often() -> None:
+def test_a_stopped_trial_always_runs_again() -> None:
     study = a_study()
     for _ in range(2 * RETRIES):
         trial = begun(study)
@@ -62,7 +62,7 @@ def test_a_lost_trial_is_queued_once() -> None:
     assert len(study.get_trials()) == 2
 
 
-def test_one_of_two_that_begin_the_last_trial_is_too_late() -> None:
+def test_only_the_first_of_two_workers_gets_the_last_trial() -> None:
     study = a_study()
     first, second = begun(study), begun(study)
     trials = study.get_trials()

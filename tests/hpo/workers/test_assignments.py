@@ -46,14 +46,14 @@ def machine() -> Environment:
     return there.model_copy(update={"memory": memory, "cpu": cpu})
 
 
-def test_one_worker_has_everything(machine: Environment) -> None:
+def test_a_single_worker_gets_all_memory_and_cores(machine: Environment) -> None:
     asked = options(4 * GIB)
     (only,) = share_out(a_blueprint(), asked, machine, 1)
     assert only.measure == asked
     assert only.cpus == ()
 
 
-def test_workers_share_the_memory_that_is_free_and_the_cores(machine: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_free_memory_and_cores(machine: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     parts = share_out(a_blueprint(), options(4 * GIB), machine, 3)
     assert [part.index for part in parts] == [0, 1, 2]
@@ -65,7 +65,7 @@ def test_workers_share_the_memory_that_is_free_and_the_cores(machine: Environmen
     assert {part.measure.device for part in parts} == {"cpu"}
 
 
-def test_a_share_stays_the_same_when_a_neighbour_takes_a_little(machine: Environment) -> None:
+def test_a_memory_share_ignores_small_changes_of_used_memory(machine: Environment) -> None:
     busier = machine.memory.model_copy(update={"used_bytes": machine.memory.used_bytes + 10 * MIB})
     first = share_out(a_blueprint(), options(4 * GIB), machine, 2)
     second = share_out(a_blueprint(), options(4 * GIB), machine.model_copy(update={"memory": busier}), 2)
@@ -75,7 +75,7 @@ def test_a_share_stays_the_same_when_a_neighbour_takes_a_little(machine: Environ
 @pytest.mark.parametrize(
     ("gib", "used", "limit", "workers", "least"), [(1024, 10, None, 64, 14), (512, 20, 16, 2, 7.4), (24, 20, 3, 2, 1.4)]
 )
-def test_a_share_is_near_what_there_is_for_it(
+def test_a_memory_share_is_close_to_the_available_memory_per_worker(
     machine: Environment, *, gib: int, used: int, limit: int | None, workers: int, least: float
 ) -> None:
     memory = machine.memory.model_copy(
@@ -94,7 +94,7 @@ def test_a_share_is_near_what_there_is_for_it(
     assert least * GIB <= share <= min(gib - used, limit or gib) * GIB / workers
 
 
-def test_more_workers_than_cores_share_all_of_them(machine: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_workers_than_cores_are_not_pinned_to_cores(machine: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert {part.cpus for part in share_out(a_blueprint(), options(4 * GIB), machine, 7)} == {()}
 
@@ -104,12 +104,12 @@ def test_too_many_workers_are_refused(machine: Environment) -> None:
         share_out(a_blueprint(), options(4 * GIB), machine, 20)
 
 
-def test_an_accelerator_is_not_divided(machine: Environment) -> None:
+def test_workers_cannot_share_an_accelerator(machine: Environment) -> None:
     with pytest.raises(UsageError, match="2 workers need 2 accelerators"):
         share_out(a_blueprint(), options(4 * GIB, device="cuda"), machine, 2)
 
 
-def test_each_worker_has_an_accelerator_of_its_own(machine: Environment) -> None:
+def test_each_worker_gets_its_own_accelerator(machine: Environment) -> None:
     cards = tuple(
         Accelerator(kind="cuda", index=index, name="H200", total_bytes=GIB, free_bytes=GIB, capability="9.0", mig=False)
         for index in range(2)
@@ -119,23 +119,23 @@ def test_each_worker_has_an_accelerator_of_its_own(machine: Environment) -> None
 
 
 @pytest.mark.parametrize("name", ["hyperband", "halving", "median", "none"])
-def test_what_a_worker_is_told_arrives_as_it_was(machine: Environment, name: str) -> None:
+def test_an_assignment_survives_a_json_round_trip(machine: Environment, name: str) -> None:
     (sent,) = share_out(a_blueprint(pruner={"name": name}, trials=7), options(4 * GIB), machine, 1)
     assert Assignment.model_validate_json(sent.model_dump_json()) == sent
 
 
-def test_a_study_is_the_same_with_more_trials_and_another_pruner() -> None:
+def test_trials_and_pruner_do_not_change_the_study_identity() -> None:
     was = a_blueprint(trials=10).identity()
     check_same("first", was, a_blueprint(trials=99, pruner={"name": "none"}).identity())
 
 
 @pytest.mark.parametrize("other", [a_blueprint(0.02), a_blueprint(metric="mse"), a_blueprint(folds=5)])
-def test_a_study_is_another_with_another_space_metric_or_folds(other: Blueprint) -> None:
+def test_space_metric_and_folds_change_the_study_identity(other: Blueprint) -> None:
     with pytest.raises(UsageError, match="study 'first' exists with other settings") as caught:
         check_same("first", a_blueprint().identity(), other.identity())
     assert "was" in caught.value.known
 
 
-def test_a_study_lies_beside_its_task_unless_it_says_where() -> None:
+def test_the_default_storage_is_in_the_folder_of_the_task() -> None:
     assert Path(a_blueprint().storage) == Path("/home/user/.batchcal/first.journal")
     assert a_blueprint(storage="postgresql://me:secret@host/db").shown_storage == "postgresql://me:***@host/db"

@@ -46,7 +46,7 @@ def led(
     return WorkerPool(workers, logs=tmp_path / "logs", progress=heard), heard
 
 
-def test_who_dies_is_replaced_but_not_for_ever_and_what_they_say_is_told_once(
+def test_a_dying_worker_is_replaced_a_limited_number_of_times(
     workers: tuple[Assignment, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f"""{NOTICE}\ncase "$assignment" in *'"index":0'*) echo gone wrong >&2; exit 1;; esac\nread -r order"""
@@ -63,7 +63,7 @@ def test_who_dies_is_replaced_but_not_for_ever_and_what_they_say_is_told_once(
     assert psutil.Process().children() == [], "the other one has stopped"
 
 
-def test_what_ends_one_for_good_ends_all_and_is_raised(
+def test_a_fatal_error_of_a_worker_stops_all_workers_and_is_raised(
     workers: tuple[Assignment, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f"""case "$assignment" in *'"index":0'*) {UNFIT}; exit 1;; esac\nread -r order; exit 0"""
@@ -74,7 +74,7 @@ def test_what_ends_one_for_good_ends_all_and_is_raised(
     assert "worker_died" not in [name for name, _ in heard.events]
 
 
-def test_who_does_not_stop_when_told_is_made_to(
+def test_a_worker_that_ignores_sigterm_is_killed(
     workers: tuple[Assignment, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "GRACE_S", 0.5)

@@ -94,7 +94,7 @@ def known(trial: optuna.trial.FrozenTrial) -> dict[str, object]:
     return facts
 
 
-def test_every_trial_trains_with_the_very_effective_batch_that_was_sampled(tmp_path: Path, shapes: Path) -> None:
+def test_every_trial_trains_with_its_sampled_effective_batch(tmp_path: Path, shapes: Path) -> None:
     space = {"learning_rate": RATE, "batch_size": {"kind": "categorical", "choices": [16, 60, 100]}}
     trials = run(a_worker(tmp_path, shapes, space))
     assert len(trials) == 6
@@ -117,7 +117,7 @@ def test_every_trial_trains_with_the_very_effective_batch_that_was_sampled(tmp_p
 
 
 @pytest.mark.slow
-def test_what_cannot_fit_is_a_constraint_and_no_crash(tmp_path: Path, shapes: Path) -> None:
+def test_a_trial_that_cannot_fit_is_pruned_with_a_memory_constraint(tmp_path: Path, shapes: Path) -> None:
     space = {"width": {"kind": "categorical", "choices": [8, 30_000_000_000]}, "learning_rate": RATE}
     trials = run(a_worker(tmp_path, shapes, space))
     large = [trial for trial in trials if trial.params["width"] > 8]
@@ -132,7 +132,7 @@ def test_what_cannot_fit_is_a_constraint_and_no_crash(tmp_path: Path, shapes: Pa
     assert any(trial.state is TrialState.COMPLETE for trial in small)
 
 
-def test_more_parameters_than_the_study_allows_are_refused_before_anything_is_measured(tmp_path: Path, shapes: Path) -> None:
+def test_a_trial_above_the_parameter_budget_is_pruned_before_measuring(tmp_path: Path, shapes: Path) -> None:
     worker = a_worker(tmp_path, shapes, {"width": {"kind": "int", "low": 1000, "high": 1001}}, trials=2, budget=100)
     worker.book.budget_parameters = 100
     with pytest.raises(NothingFits, match="none of 2 trials fits"):
@@ -144,9 +144,7 @@ def test_more_parameters_than_the_study_allows_are_refused_before_anything_is_me
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "kind"), [("kill", "killed-from-outside"), ("hang", "timed-out"), ("leak", "out-of-memory")])
-def test_a_trial_that_dies_hangs_or_raises_is_told_by_its_class_and_the_study_goes_on(
-    tmp_path: Path, shapes: Path, fault: str, kind: str
-) -> None:
+def test_a_failed_trial_is_classified_and_the_study_continues(tmp_path: Path, shapes: Path, fault: str, kind: str) -> None:
     space = {"fault": {"kind": "categorical", "choices": ["none", fault], "shape": False}, "learning_rate": RATE}
     worker = a_worker(tmp_path, shapes, space, trial_limit_s=4.0, trials=5)
     trials = run(worker)
@@ -159,7 +157,7 @@ def test_a_trial_that_dies_hangs_or_raises_is_told_by_its_class_and_the_study_go
     assert TrialState.FAIL not in {trial.state for trial in whole}
 
 
-def test_folds_are_reported_one_by_one_and_their_mean_is_the_value(tmp_path: Path, shapes: Path) -> None:
+def test_each_fold_is_reported_and_the_trial_value_is_the_mean(tmp_path: Path, shapes: Path) -> None:
     space = {"learning_rate": RATE}
     trials = run(a_worker(tmp_path, shapes, space, folds=4, trials=2, pruner={"name": "none"}))
     for trial in trials:
@@ -171,7 +169,7 @@ def test_folds_are_reported_one_by_one_and_their_mean_is_the_value(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_path: Path, shapes: Path) -> None:
+def test_an_interrupted_trial_runs_again_when_the_study_continues(tmp_path: Path, shapes: Path) -> None:
     class Interrupts(Recorded):
         def event(self, event: Named, /) -> None:
             super().event(event)
@@ -192,7 +190,7 @@ def test_a_trial_that_is_interrupted_is_run_again_when_the_study_goes_on(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Path, shapes: Path) -> None:
+def test_a_trial_continues_with_a_new_zygote_when_its_zygote_is_killed(tmp_path: Path, shapes: Path) -> None:
     class Kills(Recorded):
         def event(self, event: Named, /) -> None:
             super().event(event)
@@ -212,7 +210,7 @@ def test_a_trial_goes_on_with_another_zygote_when_its_own_is_killed(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_taken_for_dead_lets_go_of_its_trial_and_goes_on(tmp_path: Path, shapes: Path) -> None:
+def test_a_worker_wrongly_marked_as_dead_drops_its_trial_and_continues(tmp_path: Path, shapes: Path) -> None:
     class TakenForDead(Recorded):
         def event(self, event: Named, /) -> None:
             super().event(event)
@@ -229,7 +227,7 @@ def test_a_worker_that_was_taken_for_dead_lets_go_of_its_trial_and_goes_on(tmp_p
     assert [trial.user_attrs.get(AGAIN) for trial in others].count(0) == 1
 
 
-def test_a_batch_that_no_step_can_have_is_a_constraint_and_the_shape_trains_with_others(tmp_path: Path, shapes: Path) -> None:
+def test_an_infeasible_batch_size_does_not_affect_other_trials_of_a_shape(tmp_path: Path, shapes: Path) -> None:
     space = {"learning_rate": RATE, "batch_size": {"kind": "categorical", "choices": [16, 9_000_000]}}
     trials = run(a_worker(tmp_path, shapes, space, trials=5))
     large = [trial for trial in trials if trial.params["batch_size"] > 16]
@@ -252,7 +250,7 @@ os._exit(9)
 """
 
 
-def test_a_trial_whose_worker_died_is_failed_and_queued_again_and_one_that_runs_is_let_be(tmp_path: Path) -> None:
+def test_a_trial_of_a_dead_worker_is_requeued_and_a_running_trial_is_not(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     study = optuna.create_study(study_name="lost", storage=open_storage(path))
     subprocess.run([sys.executable, "-c", DIES, str(path)], check=False, cwd=REPOSITORY, env={**os.environ})
