@@ -13,7 +13,7 @@ from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.outcome import Fits, OutOfMemory, TimedOut
 from batchcal.guard.run import ChildLimits, Listener, run
-from batchcal.measure.children import child_probe
+from batchcal.measure.children import runner
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.deadline import GRACE_S, OVERRUN, Deadline
 from tests.support.children import probing, request
@@ -35,7 +35,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(ending.peak_anonymous_bytes)
         return ending
 
-    monkeypatch.setattr(child_probe, "run", watched)
+    monkeypatch.setattr(runner, "run", watched)
     return found
 
 

@@ -15,7 +15,7 @@ from batchcal.guard.launch import FunctionJob, Launcher
 from batchcal.guard.limits.watchdog import GroupMeter
 from batchcal.guard.outcome import Infrastructure, OutOfMemory
 from batchcal.guard.run import ChildLimits, Listener
-from batchcal.measure.children import child_probe
+from batchcal.measure.children import runner
 from batchcal.measure.children.child_memory import ChildMemory
 from batchcal.measure.children.child_probe import ChildProbe
 from batchcal.measure.children.probe import Observation
@@ -31,7 +31,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, value: JSON) -> None:
     def run(job: FunctionJob, launcher: Launcher, group: GroupMeter, limits: ChildLimits, listen: Listener | None) -> Ending:
         return Ending(returned=value, has_result=True, exit_status=0, layers=("watchdog",))
 
-    monkeypatch.setattr(child_probe, "run", run)
+    monkeypatch.setattr(runner, "run", run)
 
 
 HELD = ChildMemory(
