@@ -118,7 +118,7 @@ def test_no_child_is_started_once_the_time_limit_has_ended(monkeypatch: pytest.M
     def never(self: ChildProbe, allocator: str) -> None:
         pytest.fail("a launcher was requested")
 
-    monkeypatch.setattr(ChildProbe, "_launcher", never)
+    monkeypatch.setattr(runner.ChildRunner, "_launcher", never)
     with probing("wide", deadline=spent(4.0)) as probe:
         assert isinstance(probe.measure(request(8)).outcome, TimedOut)
         with pytest.raises(Partial):
