@@ -30,9 +30,7 @@ IN_SCRATCH: Final = {"PL_TRAINER_DEFAULT_ROOT_DIR": "", "MLFLOW_TRACKING_URI": "
 value."""
 
 
-def environment_of(
-    base: Mapping[str, str], policy: AllocatorPolicy, *, scratch: str, threads: int, steps: int, keeps_loggers: bool
-) -> dict[str, str]:
+def environment_of(base: Mapping[str, str], policy: AllocatorPolicy, *, scratch: str, threads: int, steps: int) -> dict[str, str]:
     """Return the environment of one run.
 
     Args:
@@ -44,6 +42,6 @@ def environment_of(
     variables = policy.process_environment(variables)
     path = variables.get("PYTHONPATH", "")
     variables["PYTHONPATH"] = os.pathsep.join([HOOK, path]) if path else HOOK
-    quiet = {} if keeps_loggers else QUIET | {name: f"{start}{scratch}" for name, start in IN_SCRATCH.items()}
+    quiet = QUIET | {name: f"{start}{scratch}" for name, start in IN_SCRATCH.items()}
     variables.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_batchcal"))
     return variables | quiet | {"TMPDIR": scratch, "OMP_NUM_THREADS": str(threads), STEPS_VARIABLE: str(steps)}

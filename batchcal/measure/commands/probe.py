@@ -6,9 +6,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from batchcal.calibration.records.command import CommandRecord
 from batchcal.calibration.records.memory_model import ShapePoint
@@ -16,15 +15,12 @@ from batchcal.calibration.records.promises import PromiseCheck
 from batchcal.calibration.records.size_rule import SizeRule
 from batchcal.calibration.records.speed import StepTime
 from batchcal.calibration.records.workers import LoaderWorkers
-from batchcal.calibration.schema import Budget, Isolation, Options
-from batchcal.core.errors import NothingFits, UsageError, UserCodeError
-from batchcal.core.units import format_bytes
+from batchcal.calibration.schema import Budget, Options
+from batchcal.core.errors import UsageError
 from batchcal.detect.environment import Environment
 from batchcal.guard.commands.command import CommandJob, CommandLauncher, run_command
-from batchcal.guard.commands.supervisor import NOT_ALLOWED, NOT_FOUND
-from batchcal.guard.ending import Ending
 from batchcal.guard.limits.watchdog import GroupMeter, trip_distance
-from batchcal.guard.outcome import Fits, Outcome, OutOfMemory, TimedOut, UserCodeFailed
+from batchcal.guard.outcome import Fits, UserCodeFailed
 from batchcal.guard.run import ChildLimits
 from batchcal.machine.allocator import AUTO, resolve
 from batchcal.measure.budget import host_budget_of
@@ -37,7 +33,9 @@ from batchcal.measure.children.probe import (
     TimingReport,
     TimingRequest,
 )
+from batchcal.measure.commands.command_run import CommandRun, CommandSettings
 from batchcal.measure.commands.environment import environment_of
+from batchcal.measure.commands.errors import IGNORED, error_of
 from batchcal.measure.commands.outcomes import outcome_of
 from batchcal.measure.commands.reports import LEAST_STEPS, Reports
 from batchcal.measure.deadline import Deadline
@@ -45,7 +43,7 @@ from batchcal.measure.heap.trial import HeapReport, HeapRequest
 from batchcal.measure.outcomes import allowed_for, described
 from batchcal.measure.workers.trial import WorkersReport, WorkersRequest
 from batchcal.values.command_observation import CommandObservation
-from batchcal.workload.command.template import ACCUMULATION_STEPS, BATCH_SIZE, EFFECTIVE_BATCH, SCRATCH, Template
+from batchcal.workload.command.template import ACCUMULATION_STEPS, BATCH_SIZE, EFFECTIVE_BATCH, Template
 from batchcal.workload.facts import TaskFacts
 from batchcal.workload.spec.reference import TaskReference
 
@@ -64,46 +62,6 @@ UPDATE_S: Final = 1e-9
 """Time of an optimizer step in a `StepTime`: that of a command is part of the time of its micro-batch."""
 
 
-@dataclass(frozen=True)
-class CommandSettings:
-    """One run of a command: values for its placeholders, and its process environment."""
-
-    allocator: str
-    batch: int
-    accumulation_steps: int
-    eval_batch: int
-    num_workers: int
-    threads: int
-    world_size: int
-
-    def values(self, scratch: str) -> dict[str, str]:
-        """Return the text for each placeholder."""
-        return {
-            BATCH_SIZE: str(self.batch),
-            "eval_batch_size": str(self.eval_batch),
-            ACCUMULATION_STEPS: str(self.accumulation_steps),
-            EFFECTIVE_BATCH: str(self.batch * self.accumulation_steps * self.world_size),
-            "num_workers": str(self.num_workers),
-            "threads": str(self.threads),
-            SCRATCH: scratch,
-        }
-
-
-@dataclass(frozen=True)
-class CommandRun:
-    """Result of one run."""
-
-    outcome: Outcome
-    reports: Reports
-    ending: Ending
-    wall_s: float
-
-    @property
-    def isolation(self) -> Isolation:
-        """Protection that the processes had."""
-        return Isolation(launcher="spawn", fence=("prediction", *self.ending.layers), missing=self.ending.missing)
-
-
 class CommandProbe:
     """Measures by starting the command. All sizes are those of one process."""
 
@@ -119,8 +77,6 @@ class CommandProbe:
         steps: int,
         deadline: Deadline | None = None,
         environ: Mapping[str, str] | None = None,
-        keeps_loggers: bool = False,
-        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Args:
         host_allowed_bytes: host memory that all processes together may never exceed.
@@ -136,11 +92,12 @@ class CommandProbe:
         self._steps = max(steps, LEAST_STEPS + 1)
         self._deadline = deadline
         self._environ = dict(os.environ if environ is None else environ)
-        self._keeps_loggers = keeps_loggers
-        self._note = note
         self._launcher = CommandLauncher()
         self._rule = SizeRule()
         self._examination: Examination | None = None
+        accumulates = {ACCUMULATION_STEPS, EFFECTIVE_BATCH} & set(template.placeholders)
+        self._accumulation_steps = 2 if accumulates else 1
+        """Micro-batches of a probe. Two, so that the gradients of the first are in memory during the second, as in a plan."""
         self._train_rows: int | None = None
         """Samples of an epoch. None: unknown, or before the first run."""
         self._world_size = 1
@@ -165,10 +122,10 @@ class CommandProbe:
             if isinstance(run.outcome, Fits):
                 runs[size] = run
             elif not runs:
-                self._raise(run, size)
+                raise error_of(run, size, self._host_budget)
             else:
                 break
-        self._examination = self._examined(runs, self._rows_per_sample(runs[sizes[0]], sizes[0]))
+        self._examination = self._examined(runs)
         return self._examination
 
     def observe_once(self, allocator: str) -> CommandObservation:
@@ -182,7 +139,7 @@ class CommandProbe:
         run = self._run(self._settings(name, 1), budget_bytes, allowed_bytes=allowed_for(budget_bytes))
         outcome, ranks = run.outcome, list(run.reports.trained.values())
         if not isinstance(outcome, Fits):
-            self._raise(run, None)
+            raise error_of(run, None, self._host_budget)
         rows = run.reports.rows_per_step
         return CommandObservation(
             words=self._template.masked,
@@ -280,7 +237,7 @@ class CommandProbe:
         return CommandSettings(
             allocator=allocator,
             batch=batch,
-            accumulation_steps=1,
+            accumulation_steps=self._accumulation_steps,
             eval_batch=batch,
             num_workers=0,
             threads=self._threads if threads is None else threads,
@@ -298,7 +255,6 @@ class CommandProbe:
             scratch=str(scratch),
             threads=settings.threads,
             steps=self._steps_of(settings),
-            keeps_loggers=self._keeps_loggers,
         )
         job = CommandJob(command.argv, environment | command.variables(), self._directory)
         limits = self._limits(allowed_bytes)
@@ -352,17 +308,13 @@ class CommandProbe:
             factors = [f"{{batch_size}} = {settings.batch}"]
             factors += [f"{settings.accumulation_steps} micro-batches"] if settings.accumulation_steps > 1 else []
             factors += [f"{reports.world_size} processes"] if reports.world_size > 1 else []
-            return f"the command trained with {rows:.0f}{_IGNORES}{expected} ({', '.join(factors)})"
+            return f"the command trained with {rows:.0f} rows{IGNORED}{expected} ({', '.join(factors)})"
         backwards = max((report.micro_batches for report in reports.trained.values()), default=1)
         if rows is None and backwards != settings.accumulation_steps:
-            return f"the command made {backwards} backward passes per optimizer step instead of {settings.accumulation_steps}"
+            return f"the command made {backwards} backward passes{IGNORED}{settings.accumulation_steps}"
         return ""
 
-    def _rows_per_sample(self, run: CommandRun, size: int) -> float | None:
-        rows = run.reports.rows_per_step
-        return None if rows is None else rows / size
-
-    def _examined(self, runs: Mapping[int, CommandRun], rows_per_sample: float | None) -> Examination:
+    def _examined(self, runs: Mapping[int, CommandRun]) -> Examination:
         sizes = sorted(runs)
         peaks = {size: run.ending.peak_anonymous_bytes for size, run in runs.items()}
         smallest = sizes[0]
@@ -372,12 +324,14 @@ class CommandProbe:
         shape = tuple(ShapePoint(batch=size, bytes=slope * size) for size in (smallest, smallest * SECOND_FACTOR))
         last = runs[sizes[-1]]
         rows = last.reports.train_rows
-        most_batch = None if rows is None else max(smallest, rows // (last.reports.world_size * LEAST_STEPS))
+        most_batch = (
+            None if rows is None else max(smallest, rows // (last.reports.world_size * self._accumulation_steps * LEAST_STEPS))
+        )
         rate = last.outcome.samples_per_s if isinstance(last.outcome, Fits) else 1.0
         reports = list(last.reports.trained.values())
         workers = max((count for report in reports for _, count in report.workers), default=0)
         notes = ["batches are those that the command reads first; larger samples may come later in an epoch"]
-        if rows_per_sample is None:
+        if last.reports.rows_per_step is None:
             notes.append("no DataLoader was observed: samples are counted as {batch_size} per backward pass")
         return Examination(
             facts=TaskFacts(
@@ -398,41 +352,12 @@ class CommandProbe:
             command=CommandRecord(
                 words=self._template.masked,
                 placeholders=self._template.placeholders,
-                rows_per_sample=rows_per_sample,
-                micro_batches=max((report.micro_batches for report in reports), default=1),
                 world_size=last.reports.world_size,
                 loader_workers=workers,
-                start_s=round(self._start_s or 0.0, 3),
             ),
             most_batch=most_batch,
             evaluates=False,
         )
-
-    def _raise(self, run: CommandRun, size: int | None) -> NoReturn:
-        """Raise the error of a first run that did not fit. `size` is its batch size; None: the command's own."""
-        outcome = run.outcome
-        if isinstance(outcome, UserCodeFailed):
-            if _IGNORES in outcome.error:
-                raise UsageError(
-                    outcome.error,
-                    known="the values of the command line must be those of the training, or its effective batch would be wrong",
-                    try_="put {batch_size} where the command reads the samples per forward pass of one process, and "
-                    "{accumulation_steps} where it reads its accumulation, or accumulate 1 batch",
-                )
-            if run.ending.exit_status in (0, NOT_ALLOWED, NOT_FOUND):
-                reason = _NOT_STARTED if run.ending.exit_status else _why_not_observed(run.reports)
-                raise UsageError(outcome.error, known=outcome.evidence[-1000:].strip(), try_=reason)
-            raise UserCodeError(outcome.error, known=outcome.evidence, try_=outcome.hint)
-        if isinstance(outcome, OutOfMemory):
-            raise NothingFits(
-                f"nothing fits: the command{'' if size is None else f' with {{batch_size}} = {size}'} needs more than "
-                f"the budget of {format_bytes(self._host_budget)}",
-                known=described(outcome),
-                try_="a larger container, a smaller model, or a smaller --margin",
-            )
-        if isinstance(outcome, TimedOut):
-            raise UsageError(f"the command made too few optimizer steps ({described(outcome)})", known=outcome.detail[-1000:])
-        raise UserCodeError(f"the command could not be measured: {described(outcome)}", known=run.ending.output[-1000:])
 
 
 def command_probe(
@@ -465,17 +390,4 @@ def command_probe(
         threads=environment.optimal_threads,
         steps=options.samples,
         deadline=deadline,
-    )
-
-
-_IGNORES: Final = " rows per optimizer step instead of "
-_NOT_STARTED: Final = "a program on PATH that can be executed"
-
-
-def _why_not_observed(reports: Reports) -> str:
-    if reports.torch:
-        return "a training that makes at least 3 optimizer steps, for example with more epochs or more data"
-    return (
-        "a command whose Python imports torch, without -I, -E or -S, and that passes its environment on "
-        "(sudo, env -i and containers do not)"
     )

@@ -47,18 +47,13 @@ class RankReport(Frozen):
     ended: str
     """`done`, `exit` or `raised`. Empty: the process has imported torch."""
     torch: str = ""
-    python: str = ""
     steps: tuple[StepReport, ...] = ()
-    fires: int = 0
-    """Calls of optimizers."""
-    optimizers: int = 0
     backwards: int = 0
     workers: tuple[tuple[int, int], ...] = ()
     """DataLoader workers by dataset."""
     lengths: tuple[tuple[int, int], ...] = ()
     """Number of samples by dataset, if it has one."""
     threads: int = 0
-    preload: str = ""
     accelerator: bool = False
     """The process has used CUDA."""
     world_size: int = 1

@@ -13,9 +13,7 @@ from tests.support.calibrations import TRAIN_CAPACITY, a_calibration
 
 
 def of_command(*placeholders: str, world_size: int = 1) -> Calibration:
-    record = CommandRecord(
-        words=("python", "t.py"), placeholders=placeholders, micro_batches=1, loader_workers=3, world_size=world_size
-    )
+    record = CommandRecord(words=("python", "t.py"), placeholders=placeholders, loader_workers=3, world_size=world_size)
     return a_calibration().model_copy(update={"command": record})
 
 

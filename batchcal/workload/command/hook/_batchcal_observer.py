@@ -194,13 +194,10 @@ class Observer:
         content: dict[str, object] = {
             "ended": ended,
             "steps": self._steps,
-            "fires": self._fires_in_all,
-            "optimizers": self._optimizers,
             "backwards": self._backwards_in_all,
             "workers": sorted(self._workers.items()),
             "lengths": sorted(self._lengths.items()),
             "threads": threads,
-            "preload": os.environ.get("LD_PRELOAD", ""),
             "accelerator": _uses_accelerator(torch),
             "world_size": world_size,
             "raised": raised,
@@ -217,7 +214,7 @@ class Observer:
 
     def torch_imported(self, version: str) -> None:
         """Report that this process has torch, so that its parent knows that it can be observed."""
-        content = {"ended": "", "torch": version, "python": sys.version.split()[0]}
+        content = {"ended": "", "torch": version}
         self._connection.send({"tell": content, "rank": self._rank})
         self._connection.close()
 
