@@ -22,6 +22,7 @@ LATE = (
     "platform",
     "rich",
     "termios",  # not on Windows
+    "tomli_w",  # of the extra hpo
     "tty",
 )
 # Names that the module uses otherwise: an option, or the result of another function.

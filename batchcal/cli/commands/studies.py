@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import tomli_w
-
 from batchcal.cli.commands.training import options_of
 from batchcal.cli.invocation import open_invocation, options_from
 from batchcal.cli.output import stdout
@@ -254,6 +252,8 @@ def write_family(configs: Sequence[Config], folder: Path, name: str) -> list[Pat
         UsageError: a config is not a study, or would replace the config it was made from.
         NotSaved: the folder cannot be written to.
     """
+    import tomli_w  # of the extra hpo
+
     written: list[Path] = []
     for config in configs:
         settings, _ = study_of(config, name)
