@@ -13,7 +13,8 @@ import pytest
 from tests.cli.conftest import Calibrated
 from tests.support.runs import write_run
 
-TORCH: Final = frozenset({"torch", "numpy", "optuna", "tensorboard"})
+TORCH: Final = frozenset({"torch", "numpy", "optuna", "sqlalchemy", "tensorboard", "tomli_w"})
+"""Slow to import, or of an extra that may not be installed."""
 TERMINAL: Final = frozenset({"typer", "rich"})
 PROCESSES: Final = frozenset({"multiprocessing", "asyncio", "filelock"})
 
